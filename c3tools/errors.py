@@ -1,0 +1,63 @@
+"""The exceptions that c3tools raises on purpose.
+
+    C3Error                    anything a user can act on; the CLI prints it without a traceback
+    ├── CorpusError            inputs: paths, images, captions files, columns
+    ├── EncoderError           models: unknown names, weights that cannot be had, wrong shapes
+    ├── StoreError             stores: missing, damaged, made with another model
+    ├── TransformError         pipelines: unfitted, wrong order, wrong dimension
+    ├── DecoderError           decoders: missing, damaged, made for other embeddings
+    ├── MetricError            scores: missing references, too few rows
+    └── MissingExtraError      an optional dependency is not installed
+
+Each message says what is wrong, where, and what would help.
+"""
+
+from __future__ import annotations
+
+
+class C3Error(Exception):
+    """Base class: something the user can act on.
+
+    Args:
+        message: what is wrong, and where.
+        remedy: what would help, one sentence; shown on a line of its own.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message if remedy is None else f"{message}\n{remedy}")
+        self.message = message
+        self.remedy = remedy
+
+
+class CorpusError(C3Error):
+    """A path, an image, a captions file or one of its columns cannot be used."""
+
+
+class EncoderError(C3Error):
+    """A model is unknown, its weights cannot be had, or it does not fit the input."""
+
+
+class StoreError(C3Error):
+    """A store is missing, damaged, or was made with another model."""
+
+
+class TransformError(C3Error):
+    """A pipeline is unfitted, in a wrong order, or of another dimension."""
+
+
+class DecoderError(C3Error):
+    """A decoder is missing, damaged, or was made for other embeddings."""
+
+
+class MetricError(C3Error):
+    """Scores cannot be computed from what was given."""
+
+
+class MissingExtraError(C3Error):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed.",
+            remedy=f'Install it with: pip install "c3tools[{extra}]"',
+        )

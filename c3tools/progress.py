@@ -1,0 +1,74 @@
+"""The one progress display: what is done, of how much, how fast, how long still, how many failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class Tracker(Protocol):
+    """What long-running functions report to."""
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Say that ``count`` more items are done; ``note`` replaces the text behind the bar."""
+
+
+class SilentTracker:
+    """Reports nowhere: the default of every library function."""
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Do nothing."""
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
+
+
+class _BarTracker:
+    def __init__(self, progress: Progress, task: int) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        fields = {} if note is None else {"note": note}
+        self._progress.update(self._task, advance=count, **fields)  # type: ignore[arg-type]
+
+
+@contextmanager
+def track(label: str, total: int | None, *, console: Console | None = None) -> Iterator[Tracker]:
+    """Show a progress bar on standard error while the block runs.
+
+    Args:
+        label: what is being done, as the user would say it.
+        total: number of items, or None when it is not known.
+        console: where to draw; standard error by default, so that standard output stays clean.
+    """
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=console or Console(stderr=True),
+    )
+    with progress:
+        yield _BarTracker(progress, progress.add_task(label, total=total, note=""))

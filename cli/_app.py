@@ -1,0 +1,85 @@
+"""The Typer application: registers the commands and turns expected errors into exit codes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from ._console import err
+
+COMMANDS = (
+    "embed",
+    "means",
+    "gap_report",
+    "export",
+    "train_decoder",
+    "caption",
+    "evaluate",
+    "demo",
+)
+
+
+class FriendlyGroup(TyperGroup):
+    """Commands in the order of the workflow; a `C3Error` becomes one message and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Workflow order rather than alphabetical."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; print expected errors without a traceback."""
+        from c3tools.errors import C3Error
+
+        try:
+            return super().invoke(ctx)
+        except C3Error as error:
+            err.print(f"[bold red]Error:[/] {_escaped(error.message)}")
+            if error.remedy:
+                err.print(_escaped(error.remedy))
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            err.print("Interrupted. What was finished is kept; the same command continues.")
+            raise typer.Exit(130) from None
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from c3tools import __version__
+
+        typer.echo(f"c3tools {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=FriendlyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Connect, Collapse, Corrupt: cross-modal tasks from uni-modal data, with CLIP-like embeddings.",
+)
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+for _name in COMMANDS:
+    importlib.import_module(f".{_name}", __package__).register(app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="c3")

@@ -1,0 +1,25 @@
+"""The two consoles: results go to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+out = Console()
+err = Console(stderr=True)
+
+
+def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str) -> None:
+    """Write ``value`` as JSON to the file ``destination``, or to standard output for ``-``."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if destination == "-":
+        sys.stdout.write(text + "\n")
+    else:
+        Path(destination).parent.mkdir(parents=True, exist_ok=True)
+        Path(destination).write_text(text + "\n", encoding="utf-8")
+        err.print(f"Wrote {destination}", highlight=False)
