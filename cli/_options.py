@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperCommand
 
 StoreOption = Annotated[
     Path,
@@ -36,3 +38,28 @@ SplitOption = Annotated[
 
 DEFAULT_STORE = Path("c3-store")
 DEFAULT_DECODER = Path("c3-decoder")
+
+
+class JsonCommand(TyperCommand):
+    """A command whose `--json` may stand alone (print) or be followed by a path that ends in .json (write)."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Turn a bare `--json` into `--json -`."""
+        rewritten = []
+        for position, argument in enumerate(args):
+            rewritten.append(argument)
+            following = args[position + 1] if position + 1 < len(args) else ""
+            if argument == "--json" and following != "-" and not following.endswith(".json"):
+                rewritten.append("-")
+        return super().parse_args(ctx, rewritten)
+
+
+JsonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="[PATH.json]",
+        help="Print the result as JSON, or write it to PATH.json.",
+        show_default=False,
+    ),
+]
