@@ -1,1 +1,19 @@
+"""Shards of embeddings on disk: schema, atomic writer, reader."""
 
+from __future__ import annotations
+
+from .info import StoreInfo
+from .reader import Rows, Store, embedding_matrix
+from .writer import Failure, Shard, create_store, write_failures, write_shard
+
+__all__ = [
+    "Failure",
+    "Rows",
+    "Shard",
+    "Store",
+    "StoreInfo",
+    "create_store",
+    "embedding_matrix",
+    "write_failures",
+    "write_shard",
+]

@@ -1,0 +1,48 @@
+"""Which split a row belongs to.
+
+Fitting uses train, checkpoints are chosen on val, scores come from test. A corpus may name its splits in its own
+way (``train2017``, ``restval``, ``validation``); one without splits is split by a stable hash of the key, the
+same on every machine and in every run.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..seeds import stable_fraction
+
+ALL = "all"
+HASH_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
+_ALIASES = {
+    "train": re.compile(r"(train|training|restval)[-_ ]?\d*"),
+    "val": re.compile(r"(val|valid|validation|dev)[-_ ]?\d*"),
+    "test": re.compile(r"(test|testing|eval|evaluation)[-_ ]?\d*"),
+}
+
+
+def split_role(split: str | None, key: str) -> str:
+    """The split of a row: ``train``, ``val``, ``test``, or the corpus' own name for something else.
+
+    Args:
+        split: what the corpus says, or None or an empty string where it says nothing.
+        key: the key that decides where the corpus says nothing: the image's key, so that an image and its captions
+            fall on the same side.
+    """
+    name = (split or "").strip().lower()
+    if not name:
+        return hashed_split(key)
+    for role, pattern in _ALIASES.items():
+        if pattern.fullmatch(name):
+            return role
+    return name
+
+
+def hashed_split(key: str) -> str:
+    """train (80 %), val (10 %) or test (10 %) by a stable hash of ``key``."""
+    position = stable_fraction(key, salt="c3tools split")
+    edge = 0.0
+    for role, fraction in HASH_FRACTIONS.items():
+        edge += fraction
+        if position < edge:
+            return role
+    return "test"

@@ -1,0 +1,106 @@
+"""What a store says about itself: `store.json`, repeated in the metadata of every shard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError
+
+FORMAT_VERSION = 1
+INFO_FILE = "store.json"
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """Identity of the embeddings in a store.
+
+    Attributes:
+        model: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init`` of the encoder; for
+            imported embeddings ``name`` alone.
+        dim: dimension d of the embeddings.
+        dtype: ``float16`` or ``float32``, as stored.
+        normalised: whether the embeddings have unit L2 norm.
+        preprocessing: how images were resized and scaled.
+        precision: in which the encoder computed: ``fp32``, ``bf16``, ``fp16``, or None where unknown.
+        extra: anything else worth keeping (for example where an import came from).
+    """
+
+    model: dict[str, Any]
+    dim: int
+    dtype: str = "float16"
+    normalised: bool = True
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of store.json."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Any, source: Path) -> StoreInfo:
+        """Read the content of store.json.
+
+        Raises:
+            StoreError: if it is not one, or comes from a newer format version.
+        """
+        try:
+            version = int(value["format_version"])
+            if version > FORMAT_VERSION:
+                raise StoreError(
+                    f"{source} has format version {version}; this c3tools reads up to {FORMAT_VERSION}.",
+                    remedy="Update c3tools: pip install -U c3tools",
+                )
+            known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+            info = cls(**known)
+            if not (isinstance(info.model, dict) and int(info.dim) > 0 and info.dtype in ("float16", "float32")):
+                raise ValueError("model, dim or dtype make no sense")
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{source} does not describe a store ({error!r}).") from error
+        return info
+
+    @classmethod
+    def load(cls, store: Path) -> StoreInfo:
+        """Read ``store/store.json``.
+
+        Raises:
+            StoreError: if there is no store, or its description cannot be read.
+        """
+        path = store / INFO_FILE
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")), path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(
+                f"There is no store at {store} ({INFO_FILE} is not there).",
+                remedy="Make one with `c3 embed PATH`, or name another with --store.",
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise StoreError(f"{path} is damaged ({error}).") from error
+
+    def describe_model(self) -> str:
+        """The model in words, with the beginning of its weights' hash."""
+        digest = self.model.get("weights_sha256")
+        return f"{self.model.get('name', 'unknown')}" + (f" ({digest[:12]})" if digest else "")
+
+    def require_same_model(self, model: dict[str, Any], *, where: str, what: str) -> None:
+        """Refuse to mix embeddings of two models.
+
+        Args:
+            model: the model identity to compare with.
+            where: what this store info belongs to, for the message.
+            what: what the other model belongs to, for the message.
+
+        Raises:
+            StoreError: if weights (or, where there are none, names) differ.
+        """
+        key = "weights_sha256" if self.model.get("weights_sha256") and model.get("weights_sha256") else "name"
+        if self.model.get(key) != model.get(key):
+            other = StoreInfo(model, self.dim)
+            raise StoreError(
+                f"{where} was made with {self.describe_model()}, {what} is {other.describe_model()}: "
+                "embeddings of different models cannot be mixed.",
+                remedy="Use the same --model, or another --store.",
+            )

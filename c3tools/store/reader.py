@@ -1,0 +1,206 @@
+"""Reading a store: moments without rows, rows in batches, or everything at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..corpus.splits import ALL, split_role
+from ..errors import StoreError
+from ..moments import Moments, load_moments
+from .info import StoreInfo
+from .writer import Failure, part_path
+
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one modality in memory.
+
+    Attributes:
+        keys: n unique keys.
+        embeddings: float32 (n, d).
+        table: the other columns as an Arrow table of n rows.
+    """
+
+    keys: list[str]
+    embeddings: Matrix
+    table: pa.Table
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.keys)
+
+    def column(self, name: str) -> list[Any]:
+        """One column as a list of n Python values."""
+        return self.table.column(name).to_pylist()  # type: ignore[no-any-return]
+
+
+class Store:
+    """A store of embeddings, opened for reading.
+
+    Only finished shards exist: a shard without its done marker is not seen.
+    """
+
+    def __init__(self, path: Path, info: StoreInfo) -> None:
+        self.path = path
+        self.info = info
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open the store in the folder ``path``.
+
+        Raises:
+            StoreError: if there is none, or it cannot be read.
+        """
+        folder = Path(path)
+        return cls(folder, StoreInfo.load(folder))
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the modalities that have finished shards, ``image`` and ``text`` first."""
+        names = [folder.name for folder in self.path.iterdir() if folder.is_dir() and self.parts(folder.name)]
+        known = [name for name in ("image", "text") if name in names]
+        return known + sorted(set(names) - set(known))
+
+    def parts(self, modality: str) -> list[int]:
+        """Numbers of the finished shards of ``modality``, ascending."""
+        markers = (self.path / modality).glob("part-*.json")
+        return sorted(int(marker.stem.removeprefix("part-")) for marker in markers)
+
+    def marker(self, modality: str, part: int) -> dict[str, Any]:
+        """The done marker of one shard: rows, failures, sha256, timings.
+
+        Raises:
+            StoreError: if it cannot be read.
+        """
+        path = part_path(self.path, modality, part, ".json")
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            value["rows"] = int(value["rows"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"The done marker {path} is damaged ({error!r}).",
+                remedy="Delete it and run `c3 embed` again: only this shard is made anew.",
+            ) from error
+        return value  # type: ignore[no-any-return]
+
+    def count(self, modality: str) -> int:
+        """Number of rows of ``modality``."""
+        return sum(int(self.marker(modality, part)["rows"]) for part in self.parts(modality))
+
+    def failures(self) -> list[Failure]:
+        """Every input that was not embedded, from the done markers."""
+        return [
+            Failure(**failure)
+            for modality in sorted(folder.name for folder in self.path.iterdir() if folder.is_dir())
+            for part in self.parts(modality)
+            for failure in self.marker(modality, part)["failures"]
+        ]
+
+    def moments(self, modality: str, split: str | None = None) -> Moments:
+        """Moments of ``modality`` over ``split`` (None or ``all``: every row), from the shards' moments alone.
+
+        Raises:
+            StoreError: if the modality is not there.
+        """
+        groups = self.moments_by_split(modality)
+        if split not in (None, ALL):
+            return groups.get(str(split), Moments.empty(self.info.dim))
+        return Moments.merge_all(groups.values(), self.info.dim)
+
+    def moments_by_split(self, modality: str) -> dict[str, Moments]:
+        """Moments of ``modality`` for each split; a corpus without splits is split by a stable hash of the key."""
+        self.require(modality)
+        total: dict[str, Moments] = {}
+        for part in self.parts(modality):
+            groups, _ = load_moments(part_path(self.path, modality, part, ".moments.safetensors"))
+            for name, moments in groups.items():
+                if moments.dim != self.info.dim:
+                    raise StoreError(
+                        f"{part_path(self.path, modality, part, '.moments.safetensors')} has dimension "
+                        f"{moments.dim}, the store {self.info.dim}.",
+                        remedy="Delete the shard's marker and run `c3 embed` again.",
+                    )
+                total[name] = total[name].merge(moments) if name in total else moments
+        return total
+
+    def batches(
+        self, modality: str, columns: Sequence[str] | None = None, *, batch_rows: int = 8192
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream the rows of ``modality`` in the order of the shards, at most ``batch_rows`` at a time.
+
+        Raises:
+            StoreError: if the modality is not there or a shard cannot be read.
+        """
+        self.require(modality)
+        for part in self.parts(modality):
+            path = part_path(self.path, modality, part, ".parquet")
+            try:
+                with pq.ParquetFile(path) as file:
+                    yield from file.iter_batches(batch_size=batch_rows, columns=columns)
+            except (OSError, pa.ArrowInvalid, pa.ArrowException) as error:
+                raise StoreError(
+                    f"The shard {path} cannot be read ({error}).",
+                    remedy=f"Delete {path.with_suffix('.json').name} beside it and run `c3 embed` again: "
+                    "only this shard is made anew.",
+                ) from error
+
+    def load(self, modality: str, split: str | None = None) -> Rows:
+        """All rows of ``modality`` (of ``split``, or of all splits) in memory, embeddings as float32.
+
+        Raises:
+            StoreError: if the modality is not there or a shard cannot be read.
+        """
+        batches, matrices = [], []
+        for batch in self.batches(modality):
+            matrix = embedding_matrix(batch)
+            rest = batch.drop_columns(["embedding"])
+            if split not in (None, ALL):
+                chosen = np.array([role == split for role in row_roles(rest)], dtype=bool)
+                matrix, rest = matrix[chosen], rest.filter(pa.array(chosen))
+            batches.append(rest)
+            matrices.append(matrix)
+        if not batches:
+            raise StoreError(f"The modality {modality!r} of the store {self.path} has no rows.")
+        table = pa.Table.from_batches(batches).replace_schema_metadata(None)
+        return Rows(table.column("key").to_pylist(), np.concatenate(matrices), table)
+
+    def require(self, modality: str) -> None:
+        """Raise a StoreError that names what is there if ``modality`` is not."""
+        if not self.parts(modality):
+            present = ", ".join(self.modalities) or "nothing finished yet"
+            raise StoreError(
+                f"The store {self.path} has no modality {modality!r}; it has: {present}.",
+                remedy="Run `c3 embed` on a corpus that has it.",
+            )
+
+
+def embedding_matrix(batch: pa.RecordBatch | pa.Table, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """The ``embedding`` column as a matrix (n, d) of ``dtype``."""
+    column = batch.column("embedding")
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    dim = column.type.list_size
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(-1, dim).astype(dtype, copy=False)
+
+
+def row_roles(batch: pa.RecordBatch | pa.Table) -> list[str]:
+    """The split of each row: as the corpus says, else by a stable hash of the image's key (or its own)."""
+    names = batch.schema.names
+    keys = batch.column("key").to_pylist()
+    splits = batch.column("split").to_pylist() if "split" in names else [None] * len(keys)
+    owner_column = next((name for name in ("image_key", "pair_key") if name in names), None)
+    owners = batch.column(owner_column).to_pylist() if owner_column else [None] * len(keys)
+    return [
+        split_role(split, owner or key) for split, owner, key in zip(splits, owners, keys, strict=True)
+    ]
