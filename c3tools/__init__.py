@@ -17,7 +17,7 @@ _HOMES = {
 }
 
 __version__ = "0.1.0"
-__all__ = ["C3Error", "Moments", "Pipeline", "Store", "__version__", "preset"]  # noqa: F822
+__all__ = ["C3Error", "Moments", "Pipeline", "Store", "__version__", "preset"]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,7 @@ def _best_device() -> torch.device:
 
 def _has_native_bf16(place: torch.device) -> bool:
     if place.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if place.type == "cpu":
         features = torch.backends.cpu.get_cpu_capability()
         return "AMX" in features or _cpu_flag("_is_avx512_bf16_supported") or _cpu_flag("_is_amx_tile_supported")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import click
+
 import typer
 from typer.core import TyperCommand
 
@@ -27,7 +27,8 @@ RandomInitOption = Annotated[
     typer.Option("--random-init", metavar="SEED", help="Use the architecture with random weights from this seed."),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.", show_default=False)
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.", show_default=False),
 ]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
@@ -43,7 +44,7 @@ DEFAULT_DECODER = Path("c3-decoder")
 class JsonCommand(TyperCommand):
     """A command whose `--json` may stand alone (print) or be followed by a path that ends in .json (write)."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Turn a bare `--json` into `--json -`."""
         rewritten = []
         for position, argument in enumerate(args):

@@ -38,7 +38,7 @@ def split_role(split: str | None, key: str) -> str:
 
 
 def hashed_split(key: str) -> str:
-    """train (80 %), val (10 %) or test (10 %) by a stable hash of ``key``."""
+    """Return train (80 %), val (10 %) or test (10 %) by a stable hash of ``key``."""
     position = stable_fraction(key, salt="c3tools split")
     edge = 0.0
     for role, fraction in HASH_FRACTIONS.items():

@@ -201,6 +201,4 @@ def row_roles(batch: pa.RecordBatch | pa.Table) -> list[str]:
     splits = batch.column("split").to_pylist() if "split" in names else [None] * len(keys)
     owner_column = next((name for name in ("image_key", "pair_key") if name in names), None)
     owners = batch.column(owner_column).to_pylist() if owner_column else [None] * len(keys)
-    return [
-        split_role(split, owner or key) for split, owner, key in zip(splits, owners, keys, strict=True)
-    ]
+    return [split_role(split, owner or key) for split, owner, key in zip(splits, owners, keys, strict=True)]

@@ -121,10 +121,7 @@ def _moments_by_split(
     n = len(embeddings)
     owners = columns.get("image_key") or columns.get("pair_key") or [None] * n
     splits = columns.get("split") or [None] * n
-    roles = [
-        split_role(split, owner or key)
-        for split, owner, key in zip(splits, owners, columns["key"], strict=True)
-    ]
+    roles = [split_role(split, owner or key) for split, owner, key in zip(splits, owners, columns["key"], strict=True)]
     groups: dict[str, Moments] = {}
     for role in sorted(set(roles)):
         chosen = np.fromiter((r == role for r in roles), dtype=bool, count=n)

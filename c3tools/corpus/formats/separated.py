@@ -1,0 +1,32 @@
+"""CSV and TSV with a header: `metadata.csv` of the ImageFolder convention, or texts alone."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...errors import CorpusError
+from ..items import CaptionRow
+from .columns import pick_image_column, pick_text_column, row_from_record
+
+
+def read(path: Path, text_column: str | None) -> Iterator[CaptionRow]:
+    """One row per record.
+
+    Raises:
+        CorpusError: if there is no header, a column is missing, or the file is not UTF-8.
+    """
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            reader = csv.DictReader(file, delimiter=delimiter)
+            names = [name for name in reader.fieldnames or [] if name]
+            chosen = pick_text_column(names, text_column, path)
+            image_column = pick_image_column(names)
+            for record in reader:
+                yield row_from_record(record, reader.line_num, chosen, image_column, path)
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
+        except csv.Error as error:
+            raise CorpusError(f"{path} is not a readable CSV file ({error}).") from error

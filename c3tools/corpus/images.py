@@ -1,0 +1,83 @@
+"""Finding image files in folders."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .items import Skipped
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+class FoundImage(NamedTuple):
+    """An image file, its name relative to the corpus, and its size in bytes."""
+
+    path: Path
+    relative: str
+    size: int
+
+
+def find_images(root: Path, *, follow_symlinks: bool = False) -> tuple[list[FoundImage], list[Skipped]]:
+    """Image files below ``root`` (any case of suffix), sorted by relative name; hidden files are left out.
+
+    Links to folders are not entered (a loop would not end), links to files outside ``root`` are skipped and said,
+    unless ``follow_symlinks``.
+    """
+    found: list[FoundImage] = []
+    skipped: list[Skipped] = []
+    inside = root.resolve()
+    for path in _walk(root, follow_symlinks):
+        relative = path.relative_to(root).as_posix()
+        try:
+            if not _is_utf8(relative):
+                skipped.append(Skipped(repr(relative), repr(str(path)), "UnicodeError", "the file name is not UTF-8"))
+            elif path.is_symlink() and not follow_symlinks and not path.resolve().is_relative_to(inside):
+                message = "a symbolic link that leads out of the corpus; --follow-symlinks takes it"
+                skipped.append(Skipped(relative, str(path), "SymlinkOutside", message))
+            else:
+                found.append(FoundImage(path, relative, path.stat().st_size))
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            skipped.append(Skipped(relative, str(path), type(error).__name__, reason))
+    return found, skipped
+
+
+def assign_keys(names: list[str]) -> list[str]:
+    """Unique keys for relative file names: the name without its suffix, or with it where that would not be unique."""
+    stems = Counter(_without_suffix(name) for name in names)
+    whole = set(names)
+    return [
+        stem if stems[stem] == 1 and (stem == name or stem not in whole) else name
+        for name, stem in ((name, _without_suffix(name)) for name in names)
+    ]
+
+
+def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=follow_symlinks):
+        if follow_symlinks:
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(folder) / name
+
+
+def _without_suffix(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if Path(name).suffix else name
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

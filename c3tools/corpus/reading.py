@@ -1,0 +1,233 @@
+"""From the paths a user gives to a corpus: images, their captions, and texts that stand alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from ..errors import CorpusError
+from .formats import plain, read_captions
+from .images import IMAGE_SUFFIXES, FoundImage, assign_keys, find_images
+from .items import CaptionRow, Corpus, ImageItem, Skipped, TextItem
+
+CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")
+IMAGES_FOLDER = "images"
+
+
+def read_corpus(
+    paths: Sequence[str | Path],
+    *,
+    captions: str | Path | None = None,
+    text_column: str | None = None,
+    follow_symlinks: bool = False,
+) -> Corpus:
+    """Find images, captions and texts.
+
+    A folder is searched recursively for images; its captions come from ``captions``, or from captions.jsonl,
+    metadata.jsonl or metadata.csv in the folder, below it or beside it, or from .txt files with the stems of the
+    images. A file is an image or a text file (.txt, .jsonl, .csv, .tsv, .parquet, COCO .json).
+
+    Args:
+        paths: folders and files.
+        captions: a captions file for the images, instead of those found by themselves.
+        text_column: the column with the text, where the usual names do not fit.
+        follow_symlinks: follow symbolic links out of the corpus.
+
+    Returns:
+        The corpus; images sorted by key, texts in the order of their images.
+
+    Raises:
+        CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs claim a key.
+    """
+    corpus = Corpus()
+    given = Path(captions) if captions is not None else None
+    roots = [Path(path) for path in paths]
+    for root in roots:
+        if not root.exists():
+            raise CorpusError(f"There is nothing at {root}.", remedy="Check the path; it is relative to where you are.")
+        prefix = f"{root.name}/" if sum(r.is_dir() for r in roots) > 1 and root.is_dir() else ""
+        if root.is_dir():
+            _read_folder(corpus, root, given, text_column, follow_symlinks, prefix)
+        elif root.suffix.lower() in IMAGE_SUFFIXES:
+            image = FoundImage(root, root.name, root.stat().st_size)
+            rows = _rows_with_base([given], text_column) if given else _sidecar(image)
+            _add_images(corpus, [image], root.parent, rows, prefix)
+        else:
+            _read_texts(corpus, root, text_column)
+    _check(corpus, roots, given)
+    corpus.images.sort(key=lambda item: item.key)
+    return corpus
+
+
+def _read_folder(
+    corpus: Corpus,
+    root: Path,
+    given: Path | None,
+    text_column: str | None,
+    follow_symlinks: bool,
+    prefix: str,
+) -> None:
+    found, skipped = find_images(root, follow_symlinks=follow_symlinks)
+    corpus.skipped += skipped
+    if not found:
+        hint = "Texts are given as files: c3 embed captions.txt"
+        suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+        raise CorpusError(f"No images in {root} or below it (looked for {suffixes}).", remedy=hint)
+    files = [given] if given else _captions_files(root)
+    corpus.captions_files += files
+    rows = _rows_with_base(files, text_column) if files else (row for image in found for row in _sidecar(image))
+    base = root / IMAGES_FOLDER if files and files[0].parent == root and (root / IMAGES_FOLDER).is_dir() else root
+    _add_images(corpus, found, base, rows, prefix)
+
+
+def _captions_files(root: Path) -> list[Path]:
+    """Captions files of a folder: inside it at any depth, else beside it where it is the images folder of a corpus."""
+    inside = sorted(path for name in CAPTIONS_NAMES for path in root.rglob(name) if path.is_file())
+    if inside:
+        return [path for path in inside if path == _first_in(path.parent)]
+    beside = _first_in(root.resolve().parent)
+    return [beside] if beside is not None and _names_files_in(beside, root) else []
+
+
+def _first_in(folder: Path) -> Path | None:
+    return next((folder / name for name in CAPTIONS_NAMES if (folder / name).is_file()), None)
+
+
+def _names_files_in(captions: Path, root: Path) -> bool:
+    """Whether a captions file beside ``root`` speaks of files in it; its first row decides."""
+    try:
+        row = next(read_captions(captions), None)
+    except CorpusError:
+        return False
+    if row is None or row.file_name is None:
+        return False
+    inside = root.resolve()
+    return any(path.resolve().is_relative_to(inside) for path in _candidates(captions.parent, row.file_name))
+
+
+def _candidates(base: Path, file_name: str) -> Iterator[Path]:
+    """Where a file name of a captions file may point: its folder, then that folder's images/."""
+    for path in (base / file_name, base / IMAGES_FOLDER / file_name):
+        if path.exists():
+            yield path
+
+
+def _rows_with_base(files: Iterable[Path], text_column: str | None) -> Iterator[tuple[Path, CaptionRow]]:
+    for file in files:
+        for row in read_captions(file, text_column):
+            if row.file_name is None:
+                raise CorpusError(
+                    f"{file}, line {row.line} names no image.",
+                    remedy="Captions of images need a column file_name or image; texts alone are given as PATH.",
+                )
+            yield file.parent, row
+
+
+def _sidecar(image: FoundImage) -> Iterator[tuple[Path, CaptionRow]]:
+    """Captions from a .txt file with the image's stem, one a line."""
+    text = image.path.with_suffix(".txt")
+    if text.is_file():
+        captions = [caption for row in plain.read(text) for caption in row.captions]
+        yield image.path.parent, CaptionRow(image.path.name, captions, None, 1)
+
+
+def _add_images(
+    corpus: Corpus,
+    found: Sequence[FoundImage],
+    base: Path,
+    rows: Iterable[tuple[Path, CaptionRow]],
+    prefix: str,
+) -> None:
+    names = [_relative(image, base) for image in found]
+    keys = [prefix + key for key in assign_keys(names)]
+    by_path = {str(image.path.absolute()): position for position, image in enumerate(found)}
+    by_name: dict[str, list[int]] = {}
+    for position, image in enumerate(found):
+        by_name.setdefault(image.path.name, []).append(position)
+    captions: dict[int, list[str]] = {}
+    splits: dict[int, str | None] = {}
+    for folder, row in rows:
+        match = _resolve(folder, row, by_path, by_name)
+        if match is None:
+            corpus.pairing.captions_without_image.append(row.file_name or "")
+            continue
+        captions.setdefault(match, []).extend(row.captions)
+        splits[match] = row.split or splits.get(match)
+    order = sorted(range(len(found)), key=lambda position: keys[position])
+    for position in order:
+        image, key, split = found[position], keys[position], splits.get(position)
+        corpus.images.append(ImageItem(key, str(image.path), split, image.size))
+        usable = _add_captions(corpus, key, captions.get(position, []), str(image.path), split)
+        if not usable:
+            corpus.pairing.images_without_caption.append(key)
+
+
+def _relative(image: FoundImage, base: Path) -> str:
+    if image.path.is_relative_to(base):
+        return image.path.relative_to(base).as_posix()
+    return image.relative
+
+
+def _resolve(folder: Path, row: CaptionRow, by_path: dict[str, int], by_name: dict[str, list[int]]) -> int | None:
+    """The image of a row: by its path against the captions file's folder and its images/, else by a unique file name."""
+    name = row.file_name or ""
+    for candidate in (folder / name, folder / IMAGES_FOLDER / name):
+        match = by_path.get(str(candidate.absolute()))
+        if match is not None:
+            return match
+    matches = by_name.get(PurePosixPath(name).name, [])
+    return matches[0] if len(matches) == 1 else None
+
+
+def _add_captions(corpus: Corpus, key: str, captions: Sequence[str], path: str, split: str | None) -> int:
+    usable = 0
+    for number, caption in enumerate(captions):
+        problem = _problem(caption)
+        if problem is None:
+            corpus.texts.append(TextItem(f"{key}#{number}", caption.strip(), key, split))
+            usable += 1
+        else:
+            corpus.skipped.append(Skipped(f"{key}#{number}", path, *problem))
+    return usable
+
+
+def _read_texts(corpus: Corpus, file: Path, text_column: str | None) -> None:
+    for row in read_captions(file, text_column):
+        owner = PurePosixPath(row.file_name).with_suffix("").as_posix() if row.file_name else None
+        start = f"{file.stem}:{row.line}"
+        for number, caption in enumerate(row.captions):
+            key = f"{owner}#{number}" if owner else start if len(row.captions) == 1 else f"{start}#{number}"
+            problem = _problem(caption)
+            if problem is None:
+                corpus.texts.append(TextItem(key, caption.strip(), owner, row.split))
+            else:
+                corpus.skipped.append(Skipped(key, str(file), *problem))
+
+
+def _problem(caption: str) -> tuple[str, str] | None:
+    """Why a caption cannot be used: (error, message), or None."""
+    if not caption.strip():
+        return "EmptyCaption", "the caption is empty"
+    try:
+        caption.encode("utf-8")
+    except UnicodeEncodeError:
+        return "UnicodeError", "the caption is not UTF-8"
+    return None
+
+
+def _check(corpus: Corpus, roots: Sequence[Path], given: Path | None) -> None:
+    if not corpus.images and not corpus.texts:
+        places = ", ".join(str(root) for root in roots)
+        raise CorpusError(f"Nothing to embed in {places}: no image and no text.")
+    if given is not None and corpus.images and len(corpus.pairing.images_without_caption) == len(corpus.images):
+        raise CorpusError(
+            f"{given} has a caption for none of the {len(corpus.images)} images.",
+            remedy="File names are resolved against the captions file's folder, then its images/.",
+        )
+    for kind, keys in (("images", [i.key for i in corpus.images]), ("texts", [t.key for t in corpus.texts])):
+        if len(set(keys)) != len(keys):
+            double = next(key for key in keys if keys.count(key) > 1)
+            raise CorpusError(
+                f"Two {kind} have the key {double!r}.",
+                remedy="Embed the folders that hold them by two commands with two stores, or rename one.",
+            )
