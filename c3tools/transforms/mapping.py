@@ -1,0 +1,185 @@
+"""Steps that move the rows of one modality into the other: statistics, maps from pairs, and memories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..errors import TransformError
+from .operations import Affine, Array, Operation, Recall, Rows, Unit
+from .steps import FitData, Step
+
+
+@dataclass(eq=False)
+class ReAlign(Step):
+    """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
+
+    Moves the modality y into the distribution of x with unpaired statistics alone: anchor (means), trace
+    (variances), and centroid, the last because normalising moves the mean again.
+
+    Attributes:
+        source: the modality y that is moved.
+        target: the modality x that it is moved to.
+    """
+
+    source: str = "image"
+    target: str = "text"
+
+    kind: ClassVar[str] = "realign"
+    needs_unit: ClassVar[bool] = True
+    needs_rows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.modalities = (self.source,)
+
+    def fit(self, data: FitData) -> None:
+        """Keep both means, the ratio of the spreads, and the mean that normalising leaves."""
+        x, y = data.moments_of(self.target, self.kind), data.moments_of(self.source, self.kind)
+        spread = float(np.trace(y.covariance))
+        if spread <= 0:
+            raise TransformError(f"The {self.source} rows that realign is fitted on are all the same.")
+        scale = np.sqrt(np.trace(x.covariance) / spread)
+        moved = (data.rows_of(self.source, self.kind) - y.mean) * scale + x.mean
+        moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+        drift = moved.mean(axis=0) - x.mean
+        self.state = {"target": x.mean, "source": y.mean, "scale": np.array(scale), "drift": drift}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Anchor and trace; normalisation; centroid."""
+        moved = Affine(self.tensor("source"), float(self.tensor("scale")), offset=self.tensor("target"))
+        return (moved, Unit(), Affine(centre=self.tensor("drift")))
+
+
+@dataclass(eq=False)
+class RidgeMap(Step):
+    """The linear map from source to target with least squared error, penalised (ridge regression).
+
+    W = (X^T X + penalty n I)^(-1) X^T Y on centred pairs; e -> (e - mean_x) W + mean_y.
+
+    Attributes:
+        source: the modality that is mapped.
+        target: the modality that it is mapped to.
+        penalty: strength of the ridge, per row.
+    """
+
+    source: str = "image"
+    target: str = "text"
+    penalty: float = 1e-3
+
+    kind: ClassVar[str] = "ridge-map"
+    needs_unit: ClassVar[bool] = True
+    needs_rows: ClassVar[bool] = True
+    needs_pairs: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.modalities = (self.source,)
+
+    def fit(self, data: FitData) -> None:
+        """Solve the normal equations in float64."""
+        x, y = _centred_pairs(data, self.source, self.target, self.kind)
+        gram = x.rows.T @ x.rows + self.penalty * len(x.rows) * np.eye(x.rows.shape[1])
+        if np.linalg.cond(gram) > 1 / np.finfo(np.float64).eps:
+            raise TransformError(
+                f"The covariance of the {len(x.rows)} {self.source} rows is singular, so no map can be fitted.",
+                remedy="Set a penalty above 0 (0.001 is the default), or fit on more pairs.",
+            )
+        self.state = {
+            "source": x.mean,
+            "target": y.mean,
+            "matrix": np.linalg.solve(gram, x.rows.T @ y.rows),
+        }
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """The fitted map."""
+        return (Affine(self.tensor("source"), matrix=self.tensor("matrix"), offset=self.tensor("target")),)
+
+
+@dataclass(eq=False)
+class Procrustes(Step):
+    """The rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+
+    Q = U V^T from the singular vectors of X^T Y; e -> (e - mean_x) Q + mean_y.
+
+    Attributes:
+        source: the modality that is rotated.
+        target: the modality that it is rotated onto.
+    """
+
+    source: str = "image"
+    target: str = "text"
+
+    kind: ClassVar[str] = "procrustes"
+    needs_unit: ClassVar[bool] = True
+    needs_rows: ClassVar[bool] = True
+    needs_pairs: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.modalities = (self.source,)
+
+    def fit(self, data: FitData) -> None:
+        """Singular value decomposition of the cross-covariance, in float64."""
+        x, y = _centred_pairs(data, self.source, self.target, self.kind)
+        left, _, right = np.linalg.svd(x.rows.T @ y.rows)
+        self.state = {"source": x.mean, "target": y.mean, "matrix": left @ right}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """The fitted rotation."""
+        return (Affine(self.tensor("source"), matrix=self.tensor("matrix"), offset=self.tensor("target")),)
+
+
+@dataclass(eq=False)
+class MemoryProjection(Step):
+    """softmax(cos(e, M) / tau)-weighted mean of a memory M of the other modality (DeCap, Li et al., ICLR 2023).
+
+    Attributes:
+        source: the modality that is projected.
+        memory: the modality whose train rows are the memory.
+        tau: temperature; 0 takes the nearest row, which is CLIPRe (Su et al., 2022).
+        neighbours: weigh only this many nearest rows; None weighs the whole memory.
+        limit: at most this many memory rows, the first ones.
+    """
+
+    source: str = "image"
+    memory: str = "text"
+    tau: float = 0.01
+    neighbours: int | None = None
+    limit: int = 500_000
+
+    kind: ClassVar[str] = "memory-projection"
+    needs_unit: ClassVar[bool] = True
+    needs_rows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.modalities = (self.source,)
+        if self.tau < 0 or self.limit < 1 or (self.neighbours is not None and self.neighbours < 1):
+            raise TransformError(
+                f"memory-projection has tau {self.tau}, neighbours {self.neighbours} and limit {self.limit}.",
+                remedy="tau is 0 or more, the other two at least 1.",
+            )
+
+    def fit(self, data: FitData) -> None:
+        """Keep the memory's rows."""
+        self.state = {"memory": np.ascontiguousarray(data.rows_of(self.memory, self.kind)[: self.limit])}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Attention over the memory."""
+        memory: Rows = self.state["memory"]  # type: ignore[assignment]
+        return (Recall(memory, self.tau, self.neighbours),)
+
+
+@dataclass(frozen=True)
+class _Centred:
+    mean: Array
+    rows: Array
+
+
+def _centred_pairs(data: FitData, source: str, target: str, step: str) -> tuple[_Centred, _Centred]:
+    first, second = data.pairs_of(source, target, step)
+    x, y = first.astype(np.float64), second.astype(np.float64)
+    return _Centred(x.mean(axis=0), x - x.mean(axis=0)), _Centred(y.mean(axis=0), y - y.mean(axis=0))

@@ -1,0 +1,214 @@
+"""The primitive operations that every step is made of, in numpy.
+
+A fitted step describes itself as a short tuple of these, so that one interpreter per array library is enough:
+this module applies them to numpy arrays, `torch_module` to torch tensors. All work in float32, row by row:
+no row depends on another, so a block may be cut anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import TransformError
+from ..moments import Moments
+
+Rows = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float64]
+_SCORE_CELLS = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """x / |x|."""
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """(x - centre) * scale @ matrix + offset; what is None is left out.
+
+    Attributes:
+        centre: float64 (d,).
+        scale: a number, or float64 (d,).
+        matrix: float64 (d, d), applied from the right.
+        offset: float64 (d,).
+    """
+
+    centre: Array | None = None
+    scale: float | Array | None = None
+    matrix: Array | None = None
+    offset: Array | None = None
+
+    def moments_after(self, moments: Moments) -> Moments:
+        """The exact moments of the mapped rows, from the moments of the rows."""
+        mean, scatter = moments.mean, moments.scatter
+        if self.centre is not None:
+            mean = mean - self.centre
+        if self.scale is not None:
+            factor = np.broadcast_to(self.scale, mean.shape)
+            mean = mean * factor
+            scatter = scatter * np.outer(factor, factor)
+        if self.matrix is not None:
+            mean = mean @ self.matrix
+            scatter = self.matrix.T @ scatter @ self.matrix
+        if self.offset is not None:
+            mean = mean + self.offset
+        return Moments(moments.n, mean, scatter)
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """x + z * scale @ matrix, z standard normal; ``matrix`` float64 (d, d) or None."""
+
+    scale: float
+    matrix: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MixNoise:
+    """(1 - mix) x + mix |x| z / |z|, z standard normal."""
+
+    mix: float
+
+
+@dataclass(frozen=True, eq=False)
+class Recall:
+    """The softmax(x . m_i / tau)-weighted mean of the memory rows m_i; tau = 0 takes the nearest one.
+
+    Attributes:
+        memory: float32 (m, d), unit rows.
+        tau: temperature.
+        neighbours: weigh only this many nearest rows; None weighs all.
+    """
+
+    memory: Rows
+    tau: float
+    neighbours: int | None = None
+
+
+Operation = Unit | Affine | Noise | MixNoise | Recall
+
+
+def apply(operation: Operation, x: Rows, noise: Rows | None = None) -> Rows:
+    """Apply one operation to ``x`` (n, d) float32, which may be overwritten.
+
+    Args:
+        operation: what to do.
+        x: float32 (n, d), owned by the caller; the result may be the same array.
+        noise: float32 (n, d) standard normal, for the two noise operations; may be overwritten.
+
+    Raises:
+        TransformError: if a row of norm 0 is to be normalised.
+    """
+    match operation:
+        case Unit():
+            return _unit(x)
+        case Affine():
+            return _affine(operation, x)
+        case Noise() if noise is not None:
+            noise *= np.float32(operation.scale)
+            x += noise if operation.matrix is None else noise @ operation.matrix.astype(np.float32)
+            return x
+        case MixNoise() if noise is not None:
+            noise *= (operation.mix * row_norms(x) / row_norms(noise))[:, None]
+            x *= np.float32(1 - operation.mix)
+            x += noise
+            return x
+        case Recall():
+            return _recall(operation, x)
+        case _:
+            raise ValueError(f"{type(operation).__name__} needs noise")
+
+
+def row_norms(x: Rows) -> Rows:
+    """Euclidean norms (n,) of the rows of ``x`` (n, d)."""
+    norms: Rows = np.sqrt(np.einsum("ij,ij->i", x, x))
+    return norms
+
+
+def _unit(x: Rows) -> Rows:
+    norms = row_norms(x)
+    # Squares of numbers below 1e-19 are lost in float32: measure such rows again after scaling them.
+    for row in np.flatnonzero((norms < 1e-15) | ~np.isfinite(norms)):
+        peak = np.abs(x[row]).max()
+        if peak == 0:
+            raise TransformError(
+                f"Row {row} has norm 0 where it is to be normalised.",
+                remedy="A zero vector has no direction: leave such rows out, or fit the means on more rows.",
+            )
+        x[row] /= peak
+        norms[row] = row_norms(x[row : row + 1])[0]
+    x /= norms[:, None]
+    return x
+
+
+def _affine(operation: Affine, x: Rows) -> Rows:
+    if operation.centre is not None:
+        x -= operation.centre.astype(np.float32)
+    if operation.scale is not None:
+        x *= np.asarray(operation.scale, dtype=np.float32)
+    if operation.matrix is not None:
+        x = x @ operation.matrix.astype(np.float32)
+    if operation.offset is not None:
+        x += operation.offset.astype(np.float32)
+    return x
+
+
+def _recall(operation: Recall, x: Rows) -> Rows:
+    memory = operation.memory
+    step = max(1, _SCORE_CELLS // len(memory))
+    for start in range(0, len(x), step):
+        block = x[start : start + step]
+        scores = block @ memory.T  # (b, m)
+        if operation.tau == 0:
+            block[:] = memory[scores.argmax(axis=1)]
+            continue
+        if operation.neighbours is None or operation.neighbours >= len(memory):
+            block[:] = _softmax(scores, operation.tau) @ memory
+            continue
+        nearest = np.argpartition(scores, -operation.neighbours, axis=1)[:, -operation.neighbours :]
+        weights = _softmax(np.take_along_axis(scores, nearest, axis=1), operation.tau)  # (b, k)
+        block[:] = np.einsum("bk,bkd->bd", weights, memory[nearest])
+    return x
+
+
+def _softmax(scores: Rows, tau: float) -> Rows:
+    scores -= scores.max(axis=1, keepdims=True)
+    scores /= np.float32(tau)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=1, keepdims=True)
+    return scores
+
+
+def check_finite(x: Rows, *, first_row: int = 0) -> None:
+    """Refuse NaN and infinity, naming the first row that has one.
+
+    Raises:
+        TransformError: if any element is not finite.
+    """
+    # One pass without a temporary: a NaN or an infinity survives every sum.
+    if np.isfinite(x.sum()):
+        return
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise TransformError(
+            f"{len(bad)} of {len(x)} rows hold NaN or infinity; the first is row {first_row + bad[0]}.",
+            remedy="Leave these rows out, or embed them again.",
+        )
+
+
+def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Rows:
+    """A new float32 (n, d) array of ``x``.
+
+    Raises:
+        TransformError: if ``x`` has not two dimensions, or is not of numbers.
+    """
+    source = np.asarray(x)
+    if source.ndim != 2 or source.dtype.kind not in "fiu":
+        raise TransformError(
+            f"{name} must be numbers of shape (n, d), not {source.dtype} of shape {source.shape}.",
+            remedy="A single vector v is passed as v[None, :].",
+        )
+    return np.array(source, dtype=np.float32, order="C")
