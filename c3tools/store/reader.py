@@ -135,15 +135,22 @@ class Store:
         return total
 
     def batches(
-        self, modality: str, columns: Sequence[str] | None = None, *, batch_rows: int = 8192
+        self,
+        modality: str,
+        columns: Sequence[str] | None = None,
+        *,
+        batch_rows: int = 8192,
+        parts: Sequence[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Stream the rows of ``modality`` in the order of the shards, at most ``batch_rows`` at a time.
+
+        ``parts`` takes these shards only.
 
         Raises:
             StoreError: if the modality is not there or a shard cannot be read.
         """
         self.require(modality)
-        for part in self.parts(modality):
+        for part in self.parts(modality) if parts is None else parts:
             path = part_path(self.path, modality, part, ".parquet")
             try:
                 with pq.ParquetFile(path) as file:
