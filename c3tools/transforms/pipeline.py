@@ -116,7 +116,7 @@ class Pipeline:
             rows: (n, d) embeddings of each modality, for the steps that need them (`needs_rows`); where pairs are
                 needed, row i of one modality belongs to row i of the other. Also the source of the moments
                 when these are not given.
-            provenance: kept in the recipe: ``model`` (any JSON value), ``split``, ....
+            provenance: kept in the recipe: ``model`` (identity as a store keeps it), ``split``, ....
 
         Raises:
             TransformError: if something is missing, of another dimension, not finite, or of a split that is not
@@ -194,19 +194,24 @@ class Pipeline:
                 remedy="Use embeddings of the same model, or fit the pipeline on these.",
             )
 
-    def check_model(self, model: object) -> None:
+    def check_model(self, model: Mapping[str, Any] | None) -> None:
         """Refuse embeddings of another model than the one the pipeline was fitted for.
 
         Args:
-            model: identity as in the provenance (any JSON value); nothing is checked where either is unknown.
+            model: identity of the embeddings' model, as a store keeps it: the weights' hashes are compared where
+                both are known, else the names; nothing is compared where either model is unknown.
 
         Raises:
             TransformError: with both identities.
         """
         own = self.provenance.get("model")
-        if own is not None and model is not None and own != model:
+        if not own or not model:
+            return
+        key = "weights_sha256" if own.get("weights_sha256") and model.get("weights_sha256") else "name"
+        if own.get(key) != model.get(key):
             raise TransformError(
-                f"The pipeline {self.name!r} was fitted for the model {own}; these embeddings are of {model}.",
+                f"The pipeline {self.name!r} was fitted for the model {own.get('name')} ({key} {own.get(key)}); "
+                f"these embeddings are of {model.get('name')} ({model.get(key)}).",
                 remedy="Fit the pipeline again on a store of this model.",
             )
 
@@ -273,6 +278,7 @@ class Pipeline:
 
 
 def _fit_data(moments: Mapping[str, Moments], rows: Mapping[str, npt.ArrayLike]) -> FitData:
+    moments = {name: value for name, value in moments.items() if value.n > 0}
     data = FitData(dict(moments), {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()})
     dims = {f"moments of {name}": value.dim for name, value in data.moments.items()}
     dims |= {f"rows of {name}": value.shape[1] for name, value in data.rows.items()}

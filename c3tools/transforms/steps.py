@@ -51,16 +51,12 @@ class FitData:
 
     def _moments_in(self, moments: dict[str, Moments], modality: str, step: str) -> Moments:
         if modality in moments:
-            if moments[modality].n == 0:
-                raise TransformError(
-                    f"The step {step} cannot be fitted: there are no {modality} rows in the split it is fitted on.",
-                    remedy="Check the splits of the store, or load means of another corpus with `c3 means --load`.",
-                )
             return moments[modality]
         known = ", ".join(sorted(moments)) or "nothing"
         raise TransformError(
             f"The step {step} needs the moments of {modality!r}; it was given those of {known}.",
-            remedy=f"Fit on a store that has {modality} embeddings, or pass rows={{{modality!r}: array}}.",
+            remedy=f"Fit on a store that has {modality} rows in its train split, or load their means with "
+            "`c3 means --load`.",
         )
 
     def rows_of(self, modality: str, step: str) -> Rows:
