@@ -1,0 +1,156 @@
+"""Figures in one style, as inline SVG that follows the page's light or dark colours, or as files."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib as mpl
+from cycler import cycler
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..errors import C3Error
+from . import palette
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 8.5,
+    "axes.labelcolor": palette.MUTED,
+    "axes.edgecolor": palette.RULE,
+    "axes.titlecolor": palette.INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.unicode_minus": True,
+    "axes.prop_cycle": cycler(color=palette.SERIES),
+    "grid.color": palette.RULE,
+    "grid.linewidth": 0.6,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.labelcolor": palette.INK,
+    "lines.linewidth": 1.6,
+    "patch.linewidth": 0,
+    "text.color": palette.INK,
+    "text.parse_math": False,
+    "xtick.color": palette.RULE,
+    "ytick.color": palette.RULE,
+    "xtick.labelcolor": palette.MUTED,
+    "ytick.labelcolor": palette.MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "c3tools",
+}
+_PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that draws, so that titles, labels and legends get the shared style too."""
+
+    @wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        with mpl.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def new_figure(
+    width: float = 4.6, height: float = 2.9, rows: int = 1, columns: int = 1, **grid: Any
+) -> tuple[Figure, Any]:
+    """A figure in the shared style.
+
+    Args:
+        width: in inches (a page column is about 4.6, the full width about 9.4).
+        height: in inches.
+        rows: of axes.
+        columns: of axes.
+        grid: passed on to `Figure.subplots`.
+
+    Returns:
+        The figure, and its axes: one `Axes`, or an array of them.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, **grid)
+    return figure, axes
+
+
+def close_up(axes: Axes, *, grid: str | None = None, ticks: bool = True) -> None:
+    """Tidy axes that show positions rather than amounts: choose the grid, or drop the ticks."""
+    axes.grid(False)
+    if grid is not None:
+        axes.grid(True, axis=grid)  # type: ignore[arg-type]
+    if not ticks:
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+
+def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
+    """The figure as inline SVG, its colours as CSS variables.
+
+    Args:
+        figure: made by `new_figure`.
+        name: unique in the page; prefixes every id, so that figures do not clip or fill each other.
+        label: what the figure shows, for screen readers.
+    """
+    svg = _svg_text(figure)
+    svg = svg[svg.index("<svg") :]
+    for role, (light, _) in palette.ROLES.items():
+        svg = svg.replace(light, f"var(--{role})")
+    svg = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "inherit", svg)
+    svg = re.sub(r"font: (?:(\d+|bold) )?([\d.]+px) inherit", _font_properties, svg)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    head = f'<svg role="img" aria-label="{escape(label)}" '
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda match: f"{head}{match[1]}>", svg, count=1)
+    return Markup(svg)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG (200 dpi), SVG or PDF, chosen by the ending of ``path``, in the light colours.
+
+    Raises:
+        C3Error: for another ending.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise C3Error(f"Figures are written as .png, .svg or .pdf, not as {path.name}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({**_STYLE, "svg.fonttype": "path"}):
+        metadata = {"Software": None} if kind == "png" else _NO_METADATA if kind == "svg" else {"CreationDate": None}
+        figure.savefig(path, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
+
+
+def _svg_text(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    return buffer.getvalue()
+
+
+def _font_properties(match: re.Match[str]) -> str:
+    weight = f"font-weight: {match[1]}; " if match[1] else ""
+    return f"{weight}font-size: {match[2]}; font-family: {_PAGE_FONT}".replace('"', "'")
