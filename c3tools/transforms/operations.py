@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
+from ..float16 import to_float32
 from ..moments import Moments
 
 Rows = npt.NDArray[np.float32]
@@ -211,4 +212,4 @@ def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Rows:
             f"{name} must be numbers of shape (n, d), not {source.dtype} of shape {source.shape}.",
             remedy="A single vector v is passed as v[None, :].",
         )
-    return np.array(source, dtype=np.float32, order="C")
+    return to_float32(source)

@@ -255,6 +255,16 @@ class Pipeline:
         steps = [{"step": step.kind, **step.settings} for step in self.steps]
         return {"name": self.name, "strict": self.strict, "steps": steps}
 
+    def record(self) -> dict[str, Any]:
+        """What `save` writes to transform.json: settings, provenance, checksums.
+
+        Raises:
+            TransformError: if the pipeline is not fitted.
+        """
+        from .recipe import pipeline_record
+
+        return pipeline_record(self)[0]
+
     def _check_split(self, split: object) -> None:
         if split in ("test", "val", "validation", "dev"):
             text = (

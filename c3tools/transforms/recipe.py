@@ -38,6 +38,20 @@ def save_pipeline(pipeline: Pipeline, directory: Path) -> Path:
     Raises:
         TransformError: if the pipeline is not fitted.
     """
+    record, payload = pipeline_record(pipeline)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_atomically(directory / TENSORS_NAME, payload)
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    _write_atomically(directory / JSON_NAME, text.encode())
+    return directory
+
+
+def pipeline_record(pipeline: Pipeline) -> tuple[dict[str, Any], bytes]:
+    """The content of both files of a fitted pipeline.
+
+    Raises:
+        TransformError: if the pipeline is not fitted.
+    """
     if not pipeline.fitted:
         raise TransformError(
             f"The pipeline {pipeline.name!r} is not fitted, so there is nothing to save.",
@@ -56,12 +70,10 @@ def save_pipeline(pipeline: Pipeline, directory: Path) -> Path:
         "provenance": pipeline.provenance,
         "tensors": {"file": TENSORS_NAME, "sha256": hashlib.sha256(payload).hexdigest()},
     }
+    # what a reader of the JSON will see: tuples are lists there
+    record = json.loads(json.dumps(record))
     record["checksum"] = _checksum(record)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_atomically(directory / TENSORS_NAME, payload)
-    text = json.dumps(record, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
-    _write_atomically(directory / JSON_NAME, text.encode())
-    return directory
+    return record, payload
 
 
 def load_pipeline(directory: Path) -> Pipeline:

@@ -1,0 +1,112 @@
+"""`c3 export`: transformed embeddings for other programs, with the recipe beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._console import err, out, write_json
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, StoreOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("export", cls=JsonCommand)(export)
+
+
+def export(
+    preset: Annotated[
+        str, typer.Option("--preset", "-p", help="c1, c2-collapse, c2-corrupt, c3, ...: see --list.")
+    ] = "c3",
+    pipeline: Annotated[
+        Path | None,
+        typer.Option(
+            "--pipeline",
+            help="Instead of a preset: a pipeline of your own (.yaml or .json), or a folder with a fitted one.",
+            show_default=False,
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")] = Path("c3-export"),
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="parquet, npy, safetensors, hf (a datasets folder) or faiss.")
+    ] = "parquet",
+    modality: Annotated[
+        list[str] | None,
+        typer.Option("--modality", help="This modality only; may be repeated.", show_default=False),
+    ] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option("--sigma", help="Noise per dimension, where the preset has it.", show_default="√0.016"),
+    ] = None,
+    role: Annotated[
+        str,
+        typer.Option(
+            "--role",
+            help="Which rows are training inputs, the only ones that get noise. auto: the train split of --train-on; "
+            "training: all; inference: none.",
+        ),
+    ] = "auto",
+    train_on: Annotated[str, typer.Option("--train-on", help="Modality of the training inputs.")] = "text",
+    dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32.")] = "float16",
+    seed: SeedOption = 0,
+    epoch: Annotated[int, typer.Option("--epoch", help="Another epoch, other noise.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Parts written at the same time.")] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another export in --output.")] = False,
+    list_presets: Annotated[bool, typer.Option("--list", help="List the presets and stop.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Write transformed embeddings, and the fitted pipeline that made them, to c3-export/."""
+    if list_presets:
+        _show_presets(json)
+        return
+    from c3tools.errors import C3Error
+    from c3tools.jobs.export import ExportSettings, export_store
+    from c3tools.jobs.fitting import fit_on_store, open_pipeline
+    from c3tools.progress import track
+    from c3tools.store import Store
+
+    source = Store.open(store)
+    if pipeline is not None and sigma is not None:
+        raise C3Error("--sigma belongs to presets.", remedy=f"Set sigma in {pipeline}.")
+    infer_on = "image" if train_on == "text" else "text"
+    chosen = open_pipeline(preset, pipeline, sigma=sigma, train_on=train_on, infer_on=infer_on)
+    settings = ExportSettings(format, dtype, role, train_on, seed, epoch)
+    if not chosen.fitted:
+        fit_on_store(chosen, source)
+    total = sum(source.count(name) for name in (modality or source.modalities))
+    with track(f"Exporting {chosen.name}", total) as tracker:
+        report = export_store(
+            source,
+            chosen,
+            output,
+            settings=settings,
+            modalities=modality,
+            workers=workers,
+            overwrite=overwrite,
+            tracker=tracker,
+        )
+    if json:
+        write_json(report.to_json(), json)
+    for name, counts in report.rows.items():
+        noise = f", {counts['training']:,} of them as training inputs" if chosen.noisy else ""
+        err.print(f"{name}: {sum(counts.values()):,} rows{noise}", highlight=False)
+    kept = f" ({report.kept} parts were finished before)" if report.kept else ""
+    err.print(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}", highlight=False)
+    err.print(f'The recipe is beside it: c3tools.Pipeline.load("{report.output}")', highlight=False)
+
+
+def _show_presets(json: str | None) -> None:
+    from c3tools.transforms import PRESETS
+
+    if json:
+        write_json([{"name": n, "summary": p.summary, "source": p.source} for n, p in PRESETS.items()], json)
+        return
+    from rich.table import Table
+
+    table = Table("preset", "embedding", "source")
+    for name, entry in PRESETS.items():
+        table.add_row(name, entry.summary, entry.source)
+    out.print(table)
