@@ -1,1 +1,18 @@
+"""Caption scores, without Java, with their uncertainty."""
 
+from __future__ import annotations
+
+from .captions import METRICS, CaptionScores, score_captions
+from .significance import Comparison, Interval, bootstrap_interval, compare
+from .tokenizer import tokenize
+
+__all__ = [
+    "METRICS",
+    "CaptionScores",
+    "Comparison",
+    "Interval",
+    "bootstrap_interval",
+    "compare",
+    "score_captions",
+    "tokenize",
+]

@@ -1,0 +1,250 @@
+"""Batched generation with a key-value cache: greedy, beam search, nucleus sampling.
+
+Rows are independent: the caption of an embedding does not depend on what else is in its batch, and samples are
+drawn from (seed, key).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..errors import DecoderError
+from ..seeds import generator
+from .model import CaptionDecoder, KeyValueCache
+from .tokenizer import END_ID, PAD_ID
+
+Method = Literal["greedy", "beam", "nucleus"]
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How captions are written.
+
+    Attributes:
+        method: ``greedy`` (the paper's), ``beam`` or ``nucleus``.
+        beams: hypotheses kept per caption by ``beam``.
+        length_penalty: ``beam`` compares hypotheses by log-probability / length ** this.
+        top_p: ``nucleus`` samples from the smallest set of tokens that has this probability.
+        temperature: ``nucleus`` divides the scores by this.
+        max_tokens: longest caption, end-of-text included; None for what the decoder was built for.
+        batch_size: embeddings per batch.
+        seed: of ``nucleus``.
+    """
+
+    method: Method = "greedy"
+    beams: int = 5
+    length_penalty: float = 0.7
+    top_p: float = 0.9
+    temperature: float = 1.0
+    max_tokens: int | None = None
+    batch_size: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise DecoderError(f"Unknown generation method {self.method!r}.", remedy="Choose greedy, beam or nucleus.")
+        for name in ("beams", "batch_size", "temperature", "top_p"):
+            if getattr(self, name) <= 0:
+                raise DecoderError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        if self.top_p > 1:
+            raise DecoderError(f"top_p is a probability, at most 1, not {self.top_p}.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise DecoderError(f"max_tokens must be at least 1, not {self.max_tokens}.")
+
+
+@torch.inference_mode()
+def generate(
+    model: CaptionDecoder,
+    inputs: npt.NDArray[np.float32],
+    config: GenerationConfig | None = None,
+    keys: Sequence[str] | None = None,
+) -> list[list[int]]:
+    """Token ids of one caption per input, without the end-of-text token.
+
+    Args:
+        model: a trained decoder, in evaluation mode.
+        inputs: float32 (n, d), transformed as the decoder's pipeline says.
+        config: method and its settings; greedy by default.
+        keys: one per input; needed by ``nucleus``, which draws from (seed, key).
+
+    Raises:
+        DecoderError: if the inputs have another dimension than the decoder, or keys are missing.
+    """
+    config = config or GenerationConfig()
+    if inputs.ndim != 2 or inputs.shape[1] != model.config.dim:
+        raise DecoderError(
+            f"The decoder reads embeddings of {model.config.dim} dimensions; the input has shape {inputs.shape}.",
+            remedy="Use embeddings of the model that the decoder was trained on.",
+        )
+    if config.method == "nucleus" and (keys is None or len(keys) != len(inputs)):
+        raise DecoderError(f"Sampling draws from keys: pass one per input ({len(inputs)}).")
+    limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
+    device = model.positions.device
+    captions: list[list[int]] = []
+    for start in range(0, len(inputs), config.batch_size):
+        batch = torch.from_numpy(np.ascontiguousarray(inputs[start : start + config.batch_size])).to(device)
+        if config.method == "beam":
+            captions += _beam(model, batch, config, limit)
+        elif config.method == "nucleus":
+            assert keys is not None
+            draws = [generator(config.seed, "nucleus", key).random(limit) for key in keys[start : start + len(batch)]]
+            captions += _stepwise(model, batch, limit, _Nucleus(config, np.array(draws)))
+        else:
+            captions += _stepwise(model, batch, limit, _Greedy())
+    return captions
+
+
+def log_likelihood(
+    model: CaptionDecoder, inputs: npt.NDArray[np.float32], tokens: Sequence[Sequence[int]]
+) -> npt.NDArray[np.float64]:
+    """Log-probability (n,), in nats, of each caption (token ids with end-of-text) given its input, without cache."""
+    device = model.positions.device
+    scores = np.empty(len(tokens))
+    with torch.inference_mode():
+        for row, ids in enumerate(tokens):
+            target = torch.tensor([list(ids)], device=device)
+            logits = model(torch.from_numpy(inputs[row : row + 1]).to(device), target)[0]
+            scores[row] = float(logits.double().log_softmax(-1).gather(1, target.T).sum())
+    return scores
+
+
+class _Greedy:
+    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        return logits.argmax(dim=-1)
+
+
+class _Nucleus:
+    """Holtzman et al. (2020), by inverse transform of one uniform number per (row, step)."""
+
+    def __init__(self, config: GenerationConfig, draws: npt.NDArray[np.float64]) -> None:
+        self.config, self.draws = config, torch.from_numpy(draws)
+
+    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        probabilities, order = (logits.double() / self.config.temperature).softmax(-1).sort(-1, descending=True)
+        cumulative = probabilities.cumsum(-1)  # (B, V)
+        kept = cumulative - probabilities < self.config.top_p  # the first token is always kept
+        mass = (probabilities * kept).sum(-1)  # (B,)
+        target = self.draws[rows.cpu(), step].to(mass.device) * mass  # (B,)
+        choice = torch.searchsorted(cumulative, target[:, None], right=True)  # (B, 1)
+        choice = torch.minimum(choice, kept.sum(-1, keepdim=True) - 1)
+        return order.gather(1, choice)[:, 0]
+
+
+def _start(model: CaptionDecoder, batch: Tensor) -> tuple[Tensor, KeyValueCache]:
+    """Run the prefix: scores of the first token (B, V) and the cache."""
+    cache = KeyValueCache(model.config, len(batch), batch.dtype, batch.device)
+    hidden = model.run(model.embed_prefix(batch), cache)[:, -1]  # (B, W)
+    return _allowed(model.logits(hidden)), cache
+
+
+def _next(model: CaptionDecoder, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+    """Scores (B, V) of the token after ``tokens`` (B,)."""
+    return _allowed(model.logits(model.run(model.tokens(tokens[:, None]), cache)[:, 0]))
+
+
+def _allowed(logits: Tensor) -> Tensor:
+    logits[:, PAD_ID] = -torch.inf  # padding is never trained, so its score means nothing
+    return logits
+
+
+def _stepwise(model: CaptionDecoder, batch: Tensor, limit: int, choose: _Greedy | _Nucleus) -> list[list[int]]:
+    captions: list[list[int]] = [[] for _ in range(len(batch))]
+    rows = torch.arange(len(batch), device=batch.device)  # rows of the batch that are not finished
+    logits, cache = _start(model, batch)
+    for step in range(limit):
+        tokens = choose(logits, rows, step)  # (B,)
+        going = tokens != END_ID
+        for row, token in zip(rows[going].tolist(), tokens[going].tolist(), strict=True):
+            captions[row].append(token)
+        if step + 1 == limit or not bool(going.any()):
+            break
+        if not bool(going.all()):
+            kept = going.nonzero()[:, 0]
+            rows, tokens = rows[kept], tokens[kept]
+            cache.select(kept)
+        logits = _next(model, tokens, cache)
+    return captions
+
+
+def _beam(model: CaptionDecoder, batch: Tensor, config: GenerationConfig, limit: int) -> list[list[int]]:
+    """Beam search with K beams; a caption is done when no open beam can beat its best finished one."""
+    B, K, V = len(batch), config.beams, model.config.vocab_size
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]
+    logits, cache = _start(model, batch)
+    scores, first = logits.log_softmax(-1).topk(min(2 * K, V), dim=-1)  # (B, 2K)
+    history = torch.empty(B, 0, 0, dtype=torch.long)
+    rows = list(range(B))
+    parents = torch.zeros_like(first)  # all candidates of the first step come from the one prefix
+    candidates, step = first, 0
+    while True:
+        open_scores, open_tokens, open_parents, kept = [], [], [], []
+        for i, row in enumerate(rows):
+            line: list[tuple[float, int, int]] = []
+            for score, token, parent in zip(
+                scores[i].tolist(), candidates[i].tolist(), parents[i].tolist(), strict=True
+            ):
+                if score == -np.inf:
+                    continue
+                if token == END_ID:
+                    # an end counts only while it is among the K best, as in the usual formulation
+                    if len(line) < K:
+                        ids = history[i, parent].tolist() if step else []
+                        finished[row].append((score / (step + 1) ** config.length_penalty, ids))
+                elif len(line) < K:
+                    line.append((score, token, parent))
+            if step + 1 == limit:
+                for score, token, parent in line:
+                    ids = history[i, parent].tolist() if step else []
+                    finished[row].append((score / (step + 1) ** config.length_penalty, [*ids, token]))
+                continue
+            if _can_improve(line, finished[row], config, step, limit):
+                line += [(-np.inf, PAD_ID, 0)] * (K - len(line))
+                kept.append(i)
+                open_scores.append([score for score, _, _ in line])
+                open_tokens.append([token for _, token, _ in line])
+                open_parents.append([parent for _, _, parent in line])
+        if not kept:
+            break
+        tokens = torch.tensor(open_tokens)  # (B, K)
+        parent = torch.tensor(open_parents)  # (B, K)
+        rows = [rows[i] for i in kept]
+        if step:
+            history = history[torch.tensor(kept)[:, None], parent]  # (B, K, step)
+            select = (torch.tensor(kept)[:, None] * K + parent).flatten()
+        else:
+            history = torch.empty(len(kept), K, 0, dtype=torch.long)
+            select = torch.tensor(kept).repeat_interleave(K)
+        history = torch.cat([history, tokens[:, :, None]], dim=2)  # (B, K, step + 1)
+        cache.select(select.to(batch.device))
+        logits = _next(model, tokens.flatten().to(batch.device), cache)  # (B * K, V)
+        total = (
+            logits.log_softmax(-1).view(len(kept), K, V) + torch.tensor(open_scores, device=batch.device)[:, :, None]
+        )
+        scores, flat = total.flatten(1).topk(min(2 * K, K * V), dim=-1)  # (B, 2K)
+        parents, candidates = flat // V, flat % V
+        step += 1
+    return [max(options, key=lambda option: option[0])[1] for options in finished]
+
+
+def _can_improve(
+    line: list[tuple[float, int, int]],
+    finished: list[tuple[float, list[int]]],
+    config: GenerationConfig,
+    step: int,
+    limit: int,
+) -> bool:
+    """Whether an open beam could still end above the best finished caption; scores only fall, lengths only grow."""
+    if not line:
+        return False
+    if not finished:
+        return True
+    longest = limit if config.length_penalty > 0 else step + 2
+    best = max(score for score, _ in finished)
+    return bool(line[0][0] / longest**config.length_penalty > best)

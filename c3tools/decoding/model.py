@@ -1,0 +1,153 @@
+"""The built-in caption decoder: a small Transformer behind an MLP prefix.
+
+An embedding becomes P prefix positions by a two-layer MLP (the mapping of ClipCap and of C3, in small); the
+Transformer continues them with the tokens of a caption and an end-of-text token. Token embeddings are tied to
+the output layer, positions are learned, blocks are pre-norm (GPT-2). Captions are padded on the right, so causal
+attention alone keeps padding away from real tokens, and no mask is needed.
+
+Shapes: B captions, T tokens, P prefix positions, S = positions in this call, W width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import DecoderConfig
+
+
+class KeyValueCache:
+    """Keys and values of the positions that were already computed, one pair of buffers per block."""
+
+    def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+        positions = config.prefix_length + config.max_tokens
+        shape = (config.layers, batch, config.heads, positions, config.width // config.heads)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, P + T, W / H)
+        self.values = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, P + T, W / H)
+        self.length = 0
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the keys and values (B, H, S, W / H) of one block; returns those of all positions so far."""
+        end = self.length + key.shape[2]
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep or repeat the given rows of the batch (finished captions leave, beams are reordered)."""
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention, with or without a cache."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+        """(B, S, W) -> (B, S, W)."""
+        B, S, W = x.shape
+        qkv = self.qkv(x).view(B, S, 3, self.heads, W // self.heads)  # (B, S, 3, H, W / H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, S, W / H)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)  # (B, H, all so far, W / H)
+        # written out: for sequences this short, batched products are 4x faster in bf16 than torch's fused kernels
+        scores = (q * (W // self.heads) ** -0.5) @ k.transpose(-1, -2)  # (B, H, S, all so far)
+        if S > 1:  # the whole sequence, or the whole prefix; a single new position sees everything
+            scores = scores + torch.full((S, S), -torch.inf, dtype=scores.dtype, device=x.device).triu(1)
+        y = scores.softmax(dim=-1) @ v  # (B, H, S, W / H)
+        joined: Tensor = self.out(y.transpose(1, 2).reshape(B, S, W))  # (B, S, W)
+        return joined
+
+
+class Block(nn.Module):
+    """One pre-norm Transformer block."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, 4 * config.width)
+        self.down = nn.Linear(4 * config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+        """(B, S, W) -> (B, S, W)."""
+        x = x + self.dropout(self.attention(self.norm1(x), cache, layer))  # (B, S, W)
+        y: Tensor = self.down(F.gelu(self.up(self.norm2(x))))  # (B, S, W)
+        return x + self.dropout(y)
+
+
+class CaptionDecoder(nn.Module):
+    """Captions from embeddings; see the module's docstring."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.width * max(1, config.prefix_length // 2)
+        self.prefix = nn.Sequential(
+            nn.Linear(config.dim, hidden), nn.Tanh(), nn.Linear(hidden, config.prefix_length * config.width)
+        )
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Parameter(torch.empty(config.prefix_length + config.max_tokens, config.width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.tokens.weight, std=1 / math.sqrt(self.config.width))
+        nn.init.normal_(self.positions, std=1 / math.sqrt(self.config.width))
+        residual = 1 / math.sqrt(2 * self.config.layers)  # keeps the residual stream's scale at any depth
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.out.weight", "down.weight")):
+                parameter.data *= residual
+
+    def embed_prefix(self, embeddings: Tensor) -> Tensor:
+        """Map embeddings (B, d) to prefix positions (B, P, W)."""
+        # unit vectors have entries of about 1 / sqrt(d); the first layer wants entries of about 1
+        x: Tensor = self.prefix(embeddings * math.sqrt(self.config.dim))  # (B, P * W)
+        return x.view(len(embeddings), self.config.prefix_length, self.config.width)  # (B, P, W)
+
+    def run(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Blocks and final norm over inputs (B, S, W) -> hidden states (B, S, W); extends the cache."""
+        start = 0 if cache is None else cache.length
+        x = self.dropout(x + self.positions[start : start + x.shape[1]])  # (B, S, W)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache, layer)  # (B, S, W)
+        if cache is not None:
+            cache.length += x.shape[1]
+        hidden: Tensor = self.norm(x)  # (B, S, W)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token: (..., W) -> (..., V), by the tied token embeddings."""
+        return F.linear(hidden, self.tokens.weight)
+
+    def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Teacher forcing: the scores that predict each token.
+
+        Args:
+            embeddings: (B, d), transformed as the decoder's pipeline says.
+            tokens: int64 (B, T), right-padded, each caption ending in the end-of-text token.
+            seen: the tokens that the decoder is shown, ``tokens`` by default; training hides some.
+
+        Returns:
+            (B, T, V): entry t predicts ``tokens[:, t]`` from the embedding and ``tokens[:, :t]``.
+        """
+        P = self.config.prefix_length
+        shown = tokens if seen is None else seen
+        x = torch.cat([self.embed_prefix(embeddings), self.tokens(shown[:, :-1])], dim=1)  # (B, P + T - 1, W)
+        return self.logits(self.run(x)[:, P - 1 :])  # (B, T, V)

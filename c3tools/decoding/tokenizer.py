@@ -1,0 +1,113 @@
+"""The decoder's own tokenizer: byte-level BPE, learned from the training captions.
+
+Byte-level, so any script can be written and read back; small, because captions use few words and the output layer
+is a large part of a small decoder. Padding and end-of-text are tokens of their own: no real token is ever ignored
+by the loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from ..errors import DecoderError
+
+PAD, END = "<pad>", "<end>"
+PAD_ID, END_ID = 0, 1
+_SPACE = re.compile(r"\s+")
+_SPACE_BEFORE_PUNCTUATION = re.compile(r"\s+([.,;:!?%)])")
+
+
+def clean_caption(caption: str) -> str:
+    """One line, single spaces, no space before punctuation, no full stop at the end.
+
+    Corpora differ in these (Flickr8k writes ``A dog runs .``, COCO both ``A dog runs.`` and ``a dog runs``), and
+    a decoder should spend nothing on the difference.
+    """
+    line = _SPACE_BEFORE_PUNCTUATION.sub(r"\1", _SPACE.sub(" ", caption).strip())
+    return line.rstrip(". ") if not line.endswith("...") else line
+
+
+class CaptionTokenizer:
+    """Captions to token ids and back."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        if tokenizer.token_to_id(PAD) != PAD_ID or tokenizer.token_to_id(END) != END_ID:
+            raise DecoderError(
+                f"The tokenizer does not reserve {PAD} as id {PAD_ID} and {END} as id {END_ID}.",
+                remedy="Use a tokenizer.json that c3 train-decoder wrote.",
+            )
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int = 4096, *, lowercase: bool = True) -> CaptionTokenizer:
+        """Learn a vocabulary of at most ``vocab_size`` tokens; the same captions give the same vocabulary.
+
+        Args:
+            captions: the training captions.
+            vocab_size: upper limit; at least 258 are needed for the 256 bytes and the two special tokens.
+            lowercase: fold case, as caption corpora are scored; kept in tokenizer.json.
+        """
+        tokenizer = Tokenizer(models.BPE())
+        steps: list[normalizers.Normalizer] = [normalizers.NFC()]
+        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Lowercase()] if lowercase else steps)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[PAD, END],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator((clean_caption(caption) for caption in captions), trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: Path) -> CaptionTokenizer:
+        """Read a tokenizer.json.
+
+        Raises:
+            DecoderError: if the file is missing or damaged.
+        """
+        try:
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise DecoderError(f"There is no tokenizer at {path}.") from None
+        except DecoderError:
+            raise
+        except Exception as error:  # the library raises bare Exception for a damaged file
+            raise DecoderError(f"{path} is not a readable tokenizer ({error}).") from error
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
+        path.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The content of tokenizer.json."""
+        return str(self._tokenizer.to_str(pretty=True))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, the special ones included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """Token ids per caption, cut to ``max_tokens`` with the end-of-text token, which is always there."""
+        encoded = self._tokenizer.encode_batch_fast(
+            [clean_caption(caption) for caption in captions], add_special_tokens=False
+        )
+        return [[*item.ids[: max_tokens - 1], END_ID] for item in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The caption of token ids, up to the first end-of-text token."""
+        kept: list[int] = []
+        for token in ids:
+            if token == END_ID:
+                break
+            if token != PAD_ID:
+                kept.append(token)
+        return str(self._tokenizer.decode(kept, skip_special_tokens=False)).strip()
