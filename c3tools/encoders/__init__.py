@@ -1,1 +1,18 @@
+"""Connect: embeddings of images and texts from a contrastive model (open_clip)."""
 
+from __future__ import annotations
+
+from .encoder import Encoder
+from .images import ImagePreprocessor, open_image
+from .loading import load_encoder, load_recorded_encoder
+from .names import DEFAULT_MODEL, ModelName
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "Encoder",
+    "ImagePreprocessor",
+    "ModelName",
+    "load_encoder",
+    "load_recorded_encoder",
+    "open_image",
+]

@@ -1,0 +1,181 @@
+"""Loading a model by its name, with errors a user can act on."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import nn
+
+from ..devices import Compute, pick
+from ..errors import EncoderError
+from .encoder import Encoder
+from .images import ImagePreprocessor
+from .names import DEFAULT_MODEL, ModelName
+
+_TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
+_AGREEMENT = 0.999
+_REMEDY = "Offline, use the bundled --model c3-mini, or --model local-dir:PATH with a folder on this machine."
+
+
+def load_encoder(
+    model: str = DEFAULT_MODEL,
+    *,
+    random_init: int | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+) -> Encoder:
+    """Load a contrastive model for inference.
+
+    Args:
+        model: ``c3-mini`` (bundled), ``ARCH/PRETRAINED`` as open_clip lists them (PRETRAINED may be the path of a
+            weights file), ``local-dir:PATH`` or ``hf-hub:ORG/NAME``.
+        random_init: take the architecture alone, with random weights from this seed.
+        device: see `c3tools.devices.pick`.
+        precision: see `c3tools.devices.pick`; ``auto`` takes bf16 only where the model's embeddings agree with
+            those of fp32 to a cosine of 0.999 on a probe.
+
+    Raises:
+        EncoderError: for an unknown name, or weights that cannot be had.
+    """
+    name = ModelName.parse(model)
+    _check_known(name, random_init)
+    network, transform, tokenizer = _create(name, random_init)
+    network.eval().requires_grad_(False)
+    identity = {
+        "name": name.name,
+        "architecture": name.name if name.has_schema or model == DEFAULT_MODEL else name.architecture,
+        "pretrained": name.pretrained,
+        "random_init": random_init,
+        "weights_sha256": weights_sha256(network),
+    }
+    preprocess = _preprocessor(network, transform)
+    compute = pick(device, precision)
+    encoder = Encoder(network, tokenizer, preprocess, identity=identity, compute=Compute(compute.device, "fp32"))
+    if compute.precision == "fp32":
+        return encoder
+    candidate = encoder.in_precision(compute)
+    return candidate if precision != "auto" or _agree(encoder, candidate) else encoder
+
+
+def load_recorded_encoder(
+    identity: dict[str, Any], *, device: str | None = None, precision: str | None = None
+) -> Encoder:
+    """Load the model that made a store or a decoder, from the identity recorded there.
+
+    Raises:
+        EncoderError: if it cannot be loaded, or its weights are not the recorded ones.
+    """
+    encoder = load_encoder(
+        identity["name"], random_init=identity.get("random_init"), device=device, precision=precision or "auto"
+    )
+    recorded = identity.get("weights_sha256")
+    if recorded and recorded != encoder.identity["weights_sha256"]:
+        raise EncoderError(
+            f"The model {identity['name']} has other weights now ({encoder.identity['weights_sha256'][:12]}) than "
+            f"those recorded ({recorded[:12]}).",
+            remedy="Bring the old weights back, or embed again into another --store.",
+        )
+    return encoder
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values of all weights: the same for any file format."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _check_known(name: ModelName, random_init: int | None) -> None:
+    if name.has_schema:
+        return
+    known = open_clip.list_models()
+    if name.architecture not in known:
+        close = difflib.get_close_matches(name.architecture, [*known, DEFAULT_MODEL], n=3)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise EncoderError(
+            f"Unknown model {name.name!r}.",
+            remedy=f"{hint}Models are named c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH or "
+            "hf-hub:ORG/NAME.",
+        )
+    if random_init is not None:
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name.architecture)
+    if name.pretrained is None:
+        raise EncoderError(
+            f"{name.name!r} names an architecture without weights.",
+            remedy=f"Add pretrained weights ({', '.join(f'{name.architecture}/{tag}' for tag in tags[:4]) or 'a file'}"
+            f"{', …' if len(tags) > 4 else ''}), or ask for random ones with --random-init SEED.",
+        )
+    if name.pretrained not in tags and not Path(name.pretrained).is_file():
+        raise EncoderError(
+            f"{name.architecture} has no pretrained weights {name.pretrained!r}, and there is no such file.",
+            remedy=f"Known are: {', '.join(tags) or 'none'}.",
+        )
+
+
+def _create(name: ModelName, random_init: int | None) -> tuple[nn.Module, Any, Any]:
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_init or 0)
+            network, _, transform = open_clip.create_model_and_transforms(
+                name.architecture,
+                pretrained=name.pretrained if random_init is None else None,
+                load_weights=random_init is None,
+                pretrained_image=False,
+                precision="fp32",
+                device="cpu",
+            )
+            tokenizer = open_clip.get_tokenizer(name.architecture)
+    except Exception as error:
+        # open_clip and the hubs raise whatever their layers raise: no common base class, so all are turned into one
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(
+            f"The model {name.name} could not be loaded: {type(error).__name__}: {reason}", remedy=_REMEDY
+        ) from error
+    return network, transform, tokenizer
+
+
+def _preprocessor(network: nn.Module, transform: Any) -> ImagePreprocessor:
+    config = dict(network.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+    steps = tuple(step for step in transform.transforms[:-_TENSOR_STEPS] if type(step).__name__ != "MaybeConvertMode")
+    return ImagePreprocessor(steps, (height, width), tuple(config["mean"]), tuple(config["std"]), config)
+
+
+def _agree(reference: Encoder, candidate: Encoder) -> bool:
+    """Whether two precisions of one model give the same embeddings, measured on smooth random images and texts."""
+    height, width = reference.preprocess.size
+    coarse = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+    pixels = (smooth * 255).byte().permute(0, 2, 3, 1).contiguous()
+    probe = ["a dog runs on the grass", "two people at a table", "an old red train in the snow", "food"]
+    pairs = (
+        (reference.encode_pixels(pixels), candidate.encode_pixels(pixels)),
+        (reference.encode_texts(probe), candidate.encode_texts(probe)),
+    )
+    return all(bool(((a * b).sum(axis=1) >= _AGREEMENT).all()) for a, b in pairs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip's log lines and the hubs' warnings from the user's terminal while a model is loaded."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
