@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-
 import typer
 from typer.core import TyperGroup
 
@@ -13,6 +12,7 @@ from ._console import err
 
 COMMANDS = (
     "embed",
+    "import_",
     "means",
     "gap_report",
     "export",
@@ -26,11 +26,11 @@ COMMANDS = (
 class FriendlyGroup(TyperGroup):
     """Commands in the order of the workflow; a `C3Error` becomes one message and exit code 1."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Workflow order rather than alphabetical."""
         return list(self.commands)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command; print expected errors without a traceback."""
         from c3tools.errors import C3Error
 

@@ -82,7 +82,8 @@ class RidgeMap(Step):
         """Solve the normal equations in float64."""
         x, y = _centred_pairs(data, self.source, self.target, self.kind)
         gram = x.rows.T @ x.rows + self.penalty * len(x.rows) * np.eye(x.rows.shape[1])
-        if np.linalg.cond(gram) > 1 / np.finfo(np.float64).eps:
+        spectrum = np.linalg.eigvalsh(gram)
+        if spectrum[0] <= spectrum[-1] * len(gram) * np.finfo(np.float64).eps:
             raise TransformError(
                 f"The covariance of the {len(x.rows)} {self.source} rows is singular, so no map can be fitted.",
                 remedy="Set a penalty above 0 (0.001 is the default), or fit on more pairs.",

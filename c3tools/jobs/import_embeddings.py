@@ -1,0 +1,237 @@
+"""Foreign embeddings into a store of the same format as `c3 embed` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import StoreError
+from ..progress import SilentTracker, Tracker
+from ..store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
+from ..store.files import sha256_of
+from ..store.importers import (
+    ColumnNames,
+    Modality,
+    pair,
+    read_clip_retrieval,
+    read_pickle,
+    read_table,
+    read_vectors,
+)
+from ..transforms.operations import row_norms
+
+SHARD_ROWS = 32_768
+_TOLERANCE = 1e-3
+UNKNOWN_MODEL = "unknown"
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did.
+
+    Attributes:
+        store: the folder.
+        rows: rows written, per modality.
+        pairs: texts whose image is there.
+        failures: rows left out, and why.
+        notes: how rows were paired, and what else the user should know, a sentence each.
+    """
+
+    store: Path
+    rows: dict[str, int]
+    pairs: int
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "store": str(self.store),
+            "rows": self.rows,
+            "pairs": self.pairs,
+            "failures": len(self.failures),
+            "notes": self.notes,
+        }
+
+
+def import_embeddings(
+    store: str | Path,
+    *,
+    source: Path | None = None,
+    image: Path | None = None,
+    text: Path | None = None,
+    others: Mapping[str, Path] | None = None,
+    image_array: str | None = None,
+    text_array: str | None = None,
+    meta: Path | None = None,
+    text_meta: Path | None = None,
+    names: ColumnNames | None = None,
+    model: str | None = None,
+    dtype: str = "float16",
+    normalise: bool = True,
+    tracker: Tracker | None = None,
+) -> ImportReport:
+    """Write embeddings from files into a new store.
+
+    Args:
+        store: the folder; it must not hold rows of these modalities yet, except of an interrupted import of the same.
+        source: a clip-retrieval folder, or a released pickle, instead of single files.
+        image: file of image vectors.
+        text: file of text vectors.
+        others: files of further modalities.
+        image_array: array, tensor or column in ``image``.
+        text_array: array, tensor or column in ``text``.
+        meta: table with one row per image (per text where there are no images).
+        text_meta: table with one row per text.
+        names: columns to use.
+        model: name of the model that made them.
+        dtype: ``float16`` or ``float32``, as stored.
+        normalise: divide each row by its norm; False keeps the norms, and says so in the store.
+        tracker: told about each block of rows.
+
+    Raises:
+        StoreError: if a file cannot be read, rows cannot be paired, dimensions differ, or the store is in use.
+    """
+    if dtype not in ("float16", "float32"):
+        raise StoreError(f"Unknown dtype {dtype!r}.", remedy="Choose float16 or float32.")
+    modalities, notes = _read(source, image, text, others or {}, image_array, text_array, meta, text_meta, names)
+    dims = {modality.name: modality.vectors.shape[1] for modality in modalities}
+    if len(set(dims.values())) > 1:
+        listing = " and ".join(f"{name} has {dim}" for name, dim in dims.items())
+        raise StoreError(
+            f"Embeddings in one store have one dimension; {listing}.", remedy="Import vectors of one model."
+        )
+    for modality in modalities:
+        if len(modality) == 0:
+            raise StoreError(f"There are no {modality.name} rows to import.")
+    path = Path(store)
+    files = {"image": image, "text": text, "source": source, "meta": meta, "text_meta": text_meta, **(others or {})}
+    origin: dict[str, Any] = {
+        "rows": {modality.name: len(modality) for modality in modalities},
+        "files": {name: _fingerprint(file) for name, file in sorted(files.items()) if file is not None},
+        "arrays": [image_array, text_array],
+        "columns": asdict(names or ColumnNames()),
+    }
+    info = StoreInfo(
+        model={"name": model or UNKNOWN_MODEL},
+        dim=next(iter(dims.values())),
+        dtype=dtype,
+        normalised=normalise,
+        extra={"imported": origin},
+    )
+    _require_free(path, info, modalities)
+    create_store(path, info)
+    tracker = tracker or SilentTracker()
+    failures: list[Failure] = []
+    rows = {}
+    for modality in modalities:
+        bad, off = _write(path, info, modality, tracker)
+        failures += bad
+        rows[modality.name] = len(modality) - len(bad)
+        if off:
+            kept = "divided by their norms" if normalise else "kept as they are"
+            notes.append(f"{off:,} of {len(modality):,} {modality.name} rows were not of unit norm; they were {kept}.")
+    write_failures(path, Store.open(path).failures())
+    return ImportReport(path, rows, _pairs(modalities), failures, notes)
+
+
+def _read(
+    source: Path | None,
+    image: Path | None,
+    text: Path | None,
+    others: Mapping[str, Path],
+    image_array: str | None,
+    text_array: str | None,
+    meta: Path | None,
+    text_meta: Path | None,
+    names: ColumnNames | None,
+) -> tuple[list[Modality], list[str]]:
+    if source is not None:
+        if image or text or others:
+            raise StoreError("Give either a folder or pickle, or single files, not both.")
+        return _read_source(source, names)
+    if not (image or text or others):
+        raise StoreError("There is nothing to import.", remedy="c3 import --image FILE --text FILE")
+    return pair(
+        read_vectors(image, image_array) if image else None,
+        read_vectors(text, text_array) if text else None,
+        {name: read_vectors(file) for name, file in others.items()},
+        meta=read_table(meta) if meta else None,
+        text_meta=read_table(text_meta) if text_meta else None,
+        names=names,
+    )
+
+
+def _read_source(source: Path, names: ColumnNames | None) -> tuple[list[Modality], list[str]]:
+    if not source.exists():
+        raise StoreError(f"There is nothing at {source}.", remedy="Check the path; it is relative to where you are.")
+    if source.is_dir():
+        files, columns = read_clip_retrieval(source)
+        return pair(files.get("image"), files.get("text"), {}, meta=columns, names=names)
+    if source.suffix.lower() in (".pkl", ".pickle"):
+        images, texts = read_pickle(source)
+        return pair(images, texts, {}, names=names)
+    raise StoreError(f"{source} says nothing about its modality.", remedy=f"Use --image {source} or --text {source}.")
+
+
+def _require_free(path: Path, info: StoreInfo, modalities: list[Modality]) -> None:
+    if not (path / "store.json").exists():
+        return
+    store = Store.open(path)
+    if store.info.extra == info.extra:
+        return  # an interrupted import of the same files
+    taken = [modality.name for modality in modalities if store.parts(modality.name)]
+    if taken:
+        raise StoreError(
+            f"The store {path} has {' and '.join(taken)} rows already.",
+            remedy="Import into another store: --store NAME.",
+        )
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    """Name and hash of an imported file, so that a changed file is not taken for an interrupted import."""
+    if path.is_dir():
+        return {"name": path.name}
+    return {"name": path.name, "sha256": sha256_of(path)}
+
+
+def _write(path: Path, info: StoreInfo, modality: Modality, tracker: Tracker) -> tuple[list[Failure], int]:
+    """Write the shards that are not there yet: the rows left out, and how many were not of unit norm."""
+    finished = set(Store.open(path).parts(modality.name))
+    failures: list[Failure] = []
+    off_unit = 0
+    for part, start in enumerate(range(0, len(modality), SHARD_ROWS)):
+        stop = min(start + SHARD_ROWS, len(modality))
+        block = np.array(modality.vectors[start:stop], dtype=np.float32)
+        columns = {name: values[start:stop] for name, values in modality.columns.items()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = row_norms(block)
+        good = np.isfinite(norms) & (norms > 0)
+        bad = [_failure(columns["key"][row], start + int(row), float(norms[row])) for row in np.flatnonzero(~good)]
+        failures += bad
+        off_unit += int((np.abs(norms[good] - 1) > _TOLERANCE).sum())
+        if part not in finished:
+            kept = block[good]
+            if info.normalised:
+                kept /= norms[good][:, None]
+            rows = {name: [v for v, g in zip(values, good, strict=True) if g] for name, values in columns.items()}
+            write_shard(path, info, Shard(modality.name, part, kept, rows, bad))
+        tracker.advance(stop - start)
+    return failures, off_unit
+
+
+def _failure(key: str, row: int, norm: float) -> Failure:
+    message = "the vector is zero" if norm == 0 else "the vector holds NaN or infinity"
+    return Failure(key, f"row {row}", "import", "BadVector", message)
+
+
+def _pairs(modalities: list[Modality]) -> int:
+    by_name = {modality.name: modality for modality in modalities}
+    if "image" not in by_name or "text" not in by_name:
+        return 0
+    keys = set(by_name["image"].columns["key"])
+    return sum(owner in keys for owner in by_name["text"].columns["image_key"])

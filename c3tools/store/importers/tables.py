@@ -1,0 +1,136 @@
+"""Tables of ids, captions and vectors: JSON lines, CSV, TSV, Parquet."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from ...errors import StoreError
+
+Columns = dict[str, list[Any]]
+_NUMBERED = re.compile(r"(emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d+)", re.IGNORECASE)
+_VECTOR_NAMES = ("embedding", "embeddings", "vector", "emb", "image_embedding", "text_embedding")
+
+
+def read_table(path: Path) -> Columns:
+    """All columns of a .jsonl, .csv, .tsv or .parquet file as lists.
+
+    Raises:
+        StoreError: if the file is missing, of another kind, or damaged.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        return _read_jsonl(path)
+    return {name: column.to_pylist() for name, column in _arrow(path).items()}
+
+
+def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floating[Any]], Columns]:
+    """Vectors (n, d) and the other columns of a .csv, .tsv or .parquet file.
+
+    The vectors are one column of lists (in CSV: of JSON lists), or one numeric column per dimension (``e0``,
+    ``e1``, ...).
+
+    Args:
+        path: the file.
+        name: the column of lists; None looks for the usual names.
+
+    Raises:
+        StoreError: if there are no vectors, or they differ in length.
+    """
+    table = _arrow(path)
+    if name is not None and name not in table:
+        raise StoreError(f"{path} has no column {name!r}; it has {', '.join(table)}.")
+    column = name or next((usual for usual in _VECTOR_NAMES if usual in table), None)
+    column = column or next((n for n, c in table.items() if _is_list(c.type)), None)
+    if column is not None:
+        vectors = _list_column(path, column, table.pop(column))
+    else:
+        numbered = sorted(
+            (int(match[2]), n)
+            for n, c in table.items()
+            if (match := _NUMBERED.fullmatch(n)) and (pa.types.is_floating(c.type) or pa.types.is_integer(c.type))
+        )
+        if not numbered:
+            raise StoreError(
+                f"{path} has no vectors: neither a column of lists nor numbered columns (e0, e1, ...).",
+                remedy=f"Its columns are {', '.join(table)}; name one with --image-array or --text-array.",
+            )
+        vectors = np.stack([table.pop(n).to_numpy() for _, n in numbered], axis=1)
+    return vectors, {n: c.to_pylist() for n, c in table.items()}
+
+
+def _arrow(path: Path) -> dict[str, pa.ChunkedArray]:
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.read_table(path)
+        elif path.suffix.lower() in (".csv", ".tsv"):
+            table = _read_csv(path)
+        else:
+            raise StoreError(f"{path} is not a .jsonl, .csv, .tsv or .parquet file.")
+    except FileNotFoundError:
+        raise StoreError(f"There is no file {path}.") from None
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path} cannot be read ({error}).") from error
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _read_csv(path: Path) -> pa.Table:
+    parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
+    table = pa.csv.read_csv(path, parse_options=parse)
+    if all(_is_number(name) for name in table.column_names):
+        # no header: what was taken for names are the first row's numbers
+        return pa.csv.read_csv(
+            path, parse_options=parse, read_options=pa.csv.ReadOptions(autogenerate_column_names=True)
+        )
+    return table
+
+
+def _read_jsonl(path: Path) -> Columns:
+    rows: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise StoreError(f"Line {number} of {path} is not an object.")
+                    rows.append(row)
+    except FileNotFoundError:
+        raise StoreError(f"There is no file {path}.") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read as JSON lines ({error}).") from error
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _list_column(path: Path, name: str, column: pa.ChunkedArray) -> npt.NDArray[np.floating[Any]]:
+    if column.null_count:
+        raise StoreError(f"The column {name!r} of {path} has {column.null_count} rows without a vector.")
+    try:
+        if pa.types.is_string(column.type):
+            values = [json.loads(text) for text in column.to_pylist()]
+            return np.array(values, dtype=np.float32)
+        flat = pa.concat_arrays([chunk.flatten() for chunk in column.chunks]).to_numpy(zero_copy_only=False)
+        return np.asarray(flat).reshape(len(column), -1)
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"The column {name!r} of {path} does not hold vectors of one length ({error}).") from error
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,167 @@
+"""Files of vectors: npy, npz, pt, safetensors, csv, Parquet."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import StoreError
+from .tables import Columns, read_vector_table
+
+SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".parquet")
+_USUAL = ("embedding", "embeddings", "clip_embedding", "vectors", "features", "arr_0")
+_KEY_NAMES = ("key", "keys", "ids", "id", "image_id", "names")
+
+
+class Vectors(Protocol):
+    """Rows that are read when they are asked for: a numpy array, a memory map, or several of them in a row."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]:
+        """Rows (m, d), any float dtype."""
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """What one file holds.
+
+    Attributes:
+        vectors: (n, d), any float dtype; npy files are mapped, not read.
+        columns: ids, captions and the like that the file itself holds, n values each.
+    """
+
+    vectors: Vectors
+    columns: Columns = field(default_factory=dict)
+
+
+def read_vectors(path: Path, name: str | None = None) -> VectorFile:
+    """Read or map the vectors of a file.
+
+    Args:
+        path: .npy, .npz, .pt, .safetensors, .csv, .tsv or .parquet.
+        name: the array, tensor or column in the file, where there are several.
+
+    Raises:
+        StoreError: if the file is missing, of another kind, damaged, would need unpickling, or holds no vectors.
+    """
+    if not path.exists():
+        raise StoreError(f"There is no file {path}.", remedy="Check the path; it is relative to where you are.")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise StoreError(
+            f"{path} is not a file of vectors that can be imported.", remedy=f"These can be: {', '.join(SUFFIXES)}."
+        )
+    columns: Columns = {}
+    vectors: Any
+    if suffix == ".npy":
+        vectors = _read_npy(path)
+    elif suffix == ".npz":
+        vectors, columns = _read_npz(path, name)
+    elif suffix in (".pt", ".pth"):
+        vectors = _read_torch(path, name)
+    elif suffix == ".safetensors":
+        vectors = _read_safetensors(path, name)
+    else:
+        vectors, columns = read_vector_table(path, name)
+    if vectors.ndim == 3 and vectors.shape[1] == 1:
+        vectors = vectors[:, 0]
+    if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":
+        raise StoreError(
+            f"{path} holds {vectors.dtype} of shape {tuple(vectors.shape)}; vectors are numbers of shape (n, d)."
+        )
+    return VectorFile(vectors, columns)
+
+
+def _read_npy(path: Path) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise _unreadable(path, error) from error
+    return array
+
+
+def _read_npz(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from error
+    vectors = _choose(path, {key: a for key, a in arrays.items() if a.ndim >= 2}, name)
+    columns = {
+        key: array.tolist()
+        for key, array in arrays.items()
+        if array.ndim == 1 and len(array) == len(vectors) and array.dtype.kind in "USiu"
+    }
+    for usual in _KEY_NAMES:
+        if usual in columns and "key" not in columns:
+            columns["key"] = columns.pop(usual)
+    return vectors, columns
+
+
+def _read_torch(path: Path, name: str | None) -> npt.NDArray[Any]:
+    import torch
+
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise StoreError(
+            f"{path} was not read: it is damaged, or holds more than tensors ({str(error).splitlines()[0]}).",
+            remedy="Save the tensors alone: torch.save(tensor, path), or use safetensors.",
+        ) from error
+    tensors = value if isinstance(value, Mapping) else {"tensor": value}
+    arrays = {
+        str(key): (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
+        for key, t in tensors.items()
+        if isinstance(t, torch.Tensor) and t.ndim >= 2
+    }
+    return _choose(path, arrays, name)
+
+
+def _read_safetensors(path: Path, name: str | None) -> npt.NDArray[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # numpy has no bfloat16, torch has
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    import torch
+
+    arrays = {k: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for k, t in tensors.items() if t.ndim >= 2}
+    return _choose(path, arrays, name)
+
+
+def _choose(path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str | None) -> npt.NDArray[Any]:
+    if name is not None:
+        if name not in arrays:
+            raise StoreError(f"{path} has no array {name!r}; it has {', '.join(arrays) or 'none'}.")
+        return arrays[name]
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    for usual in _USUAL:
+        if usual in arrays:
+            return arrays[usual]
+    raise StoreError(
+        f"{path} holds {len(arrays)} arrays of vectors ({', '.join(arrays) or 'none'}).",
+        remedy="Name the one to take with --image-array or --text-array.",
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    if "pickle" in str(error).lower():
+        return StoreError(
+            f"{path} holds Python objects, which would have to be unpickled: refused, since that can run code.",
+            remedy="Save plain arrays: np.save(path, array.astype(np.float32)).",
+        )
+    return StoreError(f"{path} cannot be read ({error}).", remedy="The file may be truncated: make it again.")

@@ -1,0 +1,117 @@
+"""`c3 import`: foreign embeddings into a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._console import err, write_json
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, StoreOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("import", cls=JsonCommand)(import_)
+
+
+def import_(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A clip-retrieval folder, or a released pickle (read without running code).", metavar="[SOURCE]"
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="Image vectors: npy, npz, pt, safetensors, csv, parquet.", show_default=False),
+    ] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Text vectors, likewise.", show_default=False)] = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option("--other", metavar="NAME=FILE", help="Vectors of another modality.", show_default=False),
+    ] = None,
+    meta: Annotated[
+        Path | None,
+        typer.Option(
+            "--meta",
+            help="Ids, captions, splits: jsonl, csv or parquet with one row per image (per text without images).",
+            show_default=False,
+        ),
+    ] = None,
+    text_meta: Annotated[
+        Path | None,
+        typer.Option(
+            "--text-meta", help="The same with one row per text, with a column image_key.", show_default=False
+        ),
+    ] = None,
+    image_array: Annotated[
+        str | None,
+        typer.Option("--image-array", help="The array, tensor or column in --image.", show_default=False),
+    ] = None,
+    text_array: Annotated[
+        str | None, typer.Option("--text-array", help="The array, tensor or column in --text.", show_default=False)
+    ] = None,
+    key_column: Annotated[str | None, typer.Option("--key-column", help="Column of ids.", show_default=False)] = None,
+    image_key_column: Annotated[
+        str | None,
+        typer.Option("--image-key-column", help="Column that names a text's image.", show_default=False),
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option("--caption-column", help="Column of captions.", show_default=False)
+    ] = None,
+    split_column: Annotated[
+        str | None, typer.Option("--split-column", help="Column of splits.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Name of the model that made them.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32, as stored.")] = "float16",
+    normalise: Annotated[bool, typer.Option("--normalise/--keep-norms", help="Divide each vector by its norm.")] = True,
+    store: StoreOption = DEFAULT_STORE,
+    json: JsonOption = None,
+) -> None:
+    """Bring embeddings made elsewhere into a store; without ids, rows are paired by order."""
+    from c3tools.errors import C3Error
+    from c3tools.jobs.import_embeddings import import_embeddings
+    from c3tools.progress import track
+    from c3tools.store.importers import ColumnNames
+
+    others = {}
+    for item in other or []:
+        name, _, path = item.partition("=")
+        if not name.isidentifier() or not path:
+            raise C3Error(f"--other {item} is not NAME=FILE.", remedy="For example: --other audio=audio.npy")
+        others[name] = Path(path)
+    with track("Importing", None) as tracker:
+        report = import_embeddings(
+            store,
+            source=source,
+            image=image,
+            text=text,
+            others=others,
+            image_array=image_array,
+            text_array=text_array,
+            meta=meta,
+            text_meta=text_meta,
+            names=ColumnNames(key_column, image_key_column, caption_column, split_column),
+            model=model,
+            dtype=dtype,
+            normalise=normalise,
+            tracker=tracker,
+        )
+    if json:
+        write_json(report.to_json(), json)
+    for note in report.notes:
+        err.print(note, highlight=False, markup=False)
+    if report.failures:
+        first = report.failures[0]
+        err.print(
+            f"{len(report.failures):,} rows were left out and are listed in {report.store}/failures.parquet, "
+            f"the first ({first.path}) because {first.message}.",
+            highlight=False,
+            markup=False,
+        )
+    listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
+    err.print(f"Imported {listing} rows into {report.store} ({report.pairs:,} pairs).", highlight=False, markup=False)
