@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -18,7 +17,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="c3-mini (bundled, the default), ARCH/PRETRAINED as open_clip lists them, local-dir:PATH, hf-hub:ORG/NAME.",
+        help="c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH, hf-hub:ORG/NAME.",
         show_default=False,
     ),
 ]
@@ -44,7 +43,7 @@ DEFAULT_DECODER = Path("c3-decoder")
 class JsonCommand(TyperCommand):
     """A command whose `--json` may stand alone (print) or be followed by a path that ends in .json (write)."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Turn a bare `--json` into `--json -`."""
         rewritten = []
         for position, argument in enumerate(args):

@@ -169,7 +169,7 @@ def _relative(image: FoundImage, base: Path) -> str:
 
 
 def _resolve(folder: Path, row: CaptionRow, by_path: dict[str, int], by_name: dict[str, list[int]]) -> int | None:
-    """The image of a row: by its path against the captions file's folder and its images/, else by a unique file name."""
+    """Find the image of a row: by path from the captions file's folder and its images/, else by a unique file name."""
     name = row.file_name or ""
     for candidate in (folder / name, folder / IMAGES_FOLDER / name):
         match = by_path.get(str(candidate.absolute()))

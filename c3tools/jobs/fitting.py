@@ -27,13 +27,17 @@ def fit_on_store(pipeline: Pipeline, store: Store, *, split: str = "train", max_
         StoreError: if the store cannot be read.
         TransformError: if what a step needs is not in the store.
     """
-    moments = {modality: fit_moments(store, modality, split) for modality in store.modalities}
+    borrowed, _ = store.borrowed_moments()
+    modalities = dict.fromkeys([*store.modalities, *borrowed])
+    moments = {modality: fit_moments(store, modality, split) for modality in modalities}
     rows: dict[str, Rows] = {}
     if pipeline.needs_pairs:
         rows = paired_rows(store, split=split, max_rows=max_rows)
     elif pipeline.needs_rows:
         rows = {modality: _first_rows(store, modality, split, max_rows)[1] for modality in store.modalities}
     provenance: dict[str, Any] = {"model": store.info.model, "split": split, "source": "store"}
+    if borrowed:
+        provenance["source"] = f"loaded moments ({', '.join(borrowed)}), else store"
     if rows:
         provenance["rows"] = {modality: len(value) for modality, value in rows.items()}
     return pipeline.fit(moments, {k: v for k, v in rows.items() if len(v)}, provenance=provenance)
@@ -62,10 +66,10 @@ def open_pipeline(
 def fit_moments(store: Store, modality: str, split: str) -> Moments:
     """Moments of the L2-normalised embeddings of one split.
 
-    A store of normalised embeddings has them; for another, the rows are read once, in blocks.
+    Moments taken from another corpus (`c3 means --load`) come first. A store of normalised embeddings has its own; for another, the rows are read once, in blocks.
     """
-    if store.info.normalised:
-        return store.moments(modality, split)
+    if store.info.normalised or modality in store.borrowed_moments()[0]:
+        return store.fitting_moments(modality, split)
     total = Moments.empty(store.info.dim)
     for batch in store.batches(modality):
         chosen = np.array([role == split for role in row_roles(batch)], dtype=bool)

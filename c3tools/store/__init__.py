@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .info import StoreInfo
 from .reader import Rows, Store, embedding_matrix
-from .writer import Failure, Shard, create_store, write_failures, write_shard
+from .writer import Failure, Shard, create_store, rewrite_failures, write_failures, write_shard
 
 __all__ = [
     "Failure",
@@ -14,6 +14,7 @@ __all__ = [
     "StoreInfo",
     "create_store",
     "embedding_matrix",
+    "rewrite_failures",
     "write_failures",
     "write_shard",
 ]

@@ -17,8 +17,9 @@ from ..corpus.splits import ALL, split_role
 from ..errors import StoreError
 from ..moments import Moments, load_moments
 from .info import StoreInfo
-from .writer import Failure, part_path
+from .writer import FAILURES_FILE, Failure, part_path
 
+BORROWED_FILE = "borrowed-moments.safetensors"
 Matrix = npt.NDArray[np.float32]
 
 
@@ -98,14 +99,26 @@ class Store:
         """Number of rows of ``modality``."""
         return sum(int(self.marker(modality, part)["rows"]) for part in self.parts(modality))
 
+    def shard_failures(self, modality: str, part: int) -> list[Failure]:
+        """The inputs of one shard that were not embedded, from its done marker."""
+        return [Failure(**failure) for failure in self.marker(modality, part)["failures"]]
+
     def failures(self) -> list[Failure]:
         """Every input that was not embedded, from the done markers."""
-        return [
-            Failure(**failure)
-            for modality in sorted(folder.name for folder in self.path.iterdir() if folder.is_dir())
-            for part in self.parts(modality)
-            for failure in self.marker(modality, part)["failures"]
-        ]
+        folders = sorted(folder.name for folder in self.path.iterdir() if folder.is_dir())
+        return [f for modality in folders for part in self.parts(modality) for f in self.shard_failures(modality, part)]
+
+    def recorded_failures(self) -> list[Failure]:
+        """The rows of failures.parquet; none where it is not there."""
+        path = self.path / FAILURES_FILE
+        if not path.exists():
+            return []
+        try:
+            return [Failure(**row) for row in pq.read_table(path).to_pylist()]
+        except (pa.ArrowInvalid, pa.ArrowException, TypeError) as error:
+            raise StoreError(
+                f"{path} cannot be read ({error}).", remedy="Delete it and run `c3 embed` again: it is made anew."
+            ) from error
 
     def moments(self, modality: str, split: str | None = None) -> Moments:
         """Moments of ``modality`` over ``split`` (None or ``all``: every row), from the shards' moments alone.
@@ -117,6 +130,23 @@ class Store:
         if split not in (None, ALL):
             return groups.get(str(split), Moments.empty(self.info.dim))
         return Moments.merge_all(groups.values(), self.info.dim)
+
+    @property
+    def borrowed_path(self) -> Path:
+        """Where moments taken from another corpus are kept."""
+        return self.path / BORROWED_FILE
+
+    def borrowed_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
+        """Moments taken from another corpus by `c3 means --load`, by modality, and what is said of them; else none."""
+        if not self.borrowed_path.exists():
+            return {}, {}
+        groups, header = load_moments(self.borrowed_path)
+        return groups, dict(header)
+
+    def fitting_moments(self, modality: str, split: str = "train") -> Moments:
+        """The moments that transforms are fitted on: those taken from another corpus, else those of ``split``."""
+        borrowed, _ = self.borrowed_moments()
+        return borrowed[modality] if modality in borrowed else self.moments(modality, split)
 
     def moments_by_split(self, modality: str) -> dict[str, Moments]:
         """Moments of ``modality`` for each split; a corpus without splits is split by a stable hash of the key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,6 +106,14 @@ def write_shard(store: Path, info: StoreInfo, shard: Shard) -> None:
         "timings": {stage: round(seconds, 3) for stage, seconds in shard.timings.items()},
     }
     write_json_atomically(part_path(store, shard.modality, shard.index, ".json"), marker)
+
+
+def rewrite_failures(store: Path, modality: str, index: int, failures: Iterable[Failure]) -> None:
+    """Replace the failures in a shard's done marker, when some of its inputs were embedded later."""
+    path = part_path(store, modality, index, ".json")
+    marker = json.loads(path.read_text(encoding="utf-8"))
+    marker["failures"] = [asdict(failure) for failure in failures]
+    write_json_atomically(path, marker)
 
 
 def write_failures(store: Path, failures: Iterable[Failure]) -> None:

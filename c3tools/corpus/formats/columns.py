@@ -56,7 +56,7 @@ def row_from_record(
     captions = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise CorpusError(
-            f"{path}, line {line}: the column {text_column!r} holds {type(value).__name__}, not text or a list of texts.",
+            f"{path}, line {line}: the column {text_column!r} holds {type(value).__name__}, not text or texts.",
             remedy="Name the column with the text by --text-column.",
         )
     name = record.get(image_column) if image_column else None
