@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from c3tools.errors import StoreError
+from c3tools.moments import Moments, load_moments, save_moments
+
+shapes = st.tuples(st.integers(1, 60), st.integers(1, 8), st.integers(0, 2**32 - 1))
+
+
+def rows_of(shape: tuple[int, int, int]) -> np.ndarray:
+    n, dim, seed = shape
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, dim)) * 10.0 ** rng.integers(-3, 4) + rng.normal(size=dim)
+
+
+def assert_same(a: Moments, b: Moments) -> None:
+    assert a.n == b.n
+    scale = np.abs(b.scatter).max() + np.abs(b.mean).max() + 1e-12
+    np.testing.assert_allclose(a.mean, b.mean, rtol=1e-9, atol=1e-9 * scale)
+    np.testing.assert_allclose(a.scatter, b.scatter, rtol=1e-8, atol=1e-9 * scale)
+
+
+@given(shapes)
+@settings(max_examples=50, deadline=None)
+def test_against_numpy(shape: tuple[int, int, int]) -> None:
+    x = rows_of(shape)
+    moments = Moments.from_rows(x)
+    expected = Moments(len(x), x.mean(axis=0), np.atleast_2d(np.cov(x.T, bias=True)) * len(x))
+    assert_same(moments, expected)
+
+
+@given(shapes, st.lists(st.integers(0, 60), max_size=6), st.randoms())
+@settings(max_examples=80, deadline=None)
+def test_merging_in_any_order_and_partition(shape: tuple[int, int, int], cuts: list[int], random: st.randoms) -> None:
+    x = rows_of(shape)
+    order = np.random.default_rng(0).permutation(len(x))
+    pieces = [Moments.from_rows(p) for p in np.split(x[order], sorted({min(c, len(x)) for c in cuts}))]
+    random.shuffle(pieces)
+    assert_same(Moments.merge_all(pieces), Moments.from_rows(x))
+
+
+def test_float16_rows_are_summed_in_double_precision() -> None:
+    ones = np.ones((200_000, 1), dtype=np.float16)
+    with np.errstate(over="ignore"):
+        assert np.isinf(ones.sum(axis=0, dtype=np.float16)).all()
+    moments = Moments.from_rows(ones)
+    assert (moments.n, moments.mean[0], moments.scatter[0, 0]) == (200_000, 1.0, 0.0)
+
+
+def test_far_from_the_origin() -> None:
+    # the textbook formula E x^2 - (E x)^2 gives 0 or less here
+    x = 1e8 + np.array([[1.0], [2.0], [3.0]])
+    assert Moments.from_rows(x[:1]).merge(Moments.from_rows(x[1:])).covariance[0, 0] == pytest.approx(2 / 3)
+
+
+def test_empty_is_neutral() -> None:
+    x = Moments.from_rows(np.arange(6.0).reshape(3, 2))
+    empty = Moments.empty(2)
+    assert empty.merge(x) is x
+    assert x.merge(empty) is x
+    assert Moments.merge_all([], dim=2).n == 0
+    with pytest.raises(ValueError, match="no dimension"):
+        Moments.merge_all([])
+
+
+def test_shapes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="two dimensions"):
+        Moments.from_rows(np.zeros(3))
+    with pytest.raises(ValueError, match="dimensions 2 and 3"):
+        Moments.empty(2).merge(Moments.empty(3))
+
+
+def test_saved_moments_are_exact(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    groups = {"train": Moments.from_rows(rng.normal(size=(50, 5))), "val": Moments.empty(5)}
+    save_moments(tmp_path / "m.safetensors", groups, {"modality": "text"})
+    loaded, header = load_moments(tmp_path / "m.safetensors")
+    assert header == {"modality": "text"}
+    assert loaded["train"].n == 50
+    assert (loaded["train"].mean == groups["train"].mean).all()
+    np.testing.assert_allclose(loaded["train"].scatter, groups["train"].scatter, rtol=1e-14)
+    assert loaded["val"].n == 0
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(StoreError, match="no moments file"):
+        load_moments(path)
+    save_moments(path, {"train": Moments.empty(3)}, {})
+    payload = path.read_bytes()
+    for damaged in (b"", payload[:20], json.dumps({}).encode()):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match="not a readable moments file"):
+            load_moments(path)

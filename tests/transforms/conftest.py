@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from c3tools.moments import Moments
+
+Array = npt.NDArray[np.float64]
+
+
+class Pairs(NamedTuple):
+    """Synthetic pairs with a modality gap: x of images, y of texts, unit rows."""
+
+    x: Array
+    y: Array
+
+    @property
+    def moments(self) -> dict[str, Moments]:
+        return {"image": Moments.from_rows(self.x), "text": Moments.from_rows(self.y)}
+
+    @property
+    def rows(self) -> dict[str, Array]:
+        return {"image": self.x, "text": self.y}
+
+    @property
+    def keys(self) -> list[str]:
+        return [f"row {i}" for i in range(len(self.x))]
+
+
+def unit(rows: Array) -> Array:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def make_pairs(n: int = 120, dim: int = 24, seed: int = 0) -> Pairs:
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=(n, dim)) * np.linspace(0.4, 1.2, dim)
+    gap = rng.normal(size=dim)
+    x = shared + gap + 0.3 * rng.normal(size=(n, dim))
+    y = shared - gap + 0.2 * rng.normal(size=(n, dim))
+    # float32 values, so that the float64 formulas start from the same numbers
+    return Pairs(*(unit(v).astype(np.float32).astype(np.float64) for v in (x, y)))
+
+
+@pytest.fixture
+def pairs() -> Pairs:
+    return make_pairs()
