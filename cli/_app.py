@@ -19,6 +19,9 @@ COMMANDS = (
     "train_decoder",
     "caption",
     "evaluate",
+    "ablate",
+    "index",
+    "search",
     "demo",
 )
 

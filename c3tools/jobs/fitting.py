@@ -20,8 +20,9 @@ MAX_FIT_ROWS = 500_000
 def fit_on_store(pipeline: Pipeline, store: Store, *, split: str = "train", max_rows: int = MAX_FIT_ROWS) -> Pipeline:
     """Fit ``pipeline`` on the embeddings of one split of ``store``; returns the pipeline itself.
 
-    Steps that need moments alone are fitted without reading a row; those that need rows (or pairs: each text with
-    its image, by key) get the first ``max_rows`` of the split.
+    Moments that `c3 means --load` took from another corpus stand in for the store's own. Steps that need moments
+    alone are fitted without reading a row; those that need rows (or pairs: each text with its image, by key) get
+    the first ``max_rows`` of the split.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -35,7 +36,7 @@ def fit_on_store(pipeline: Pipeline, store: Store, *, split: str = "train", max_
         rows = paired_rows(store, split=split, max_rows=max_rows)
     elif pipeline.needs_rows:
         rows = {modality: _first_rows(store, modality, split, max_rows)[1] for modality in store.modalities}
-    provenance: dict[str, Any] = {"model": store.info.model, "split": split, "source": "store"}
+    provenance: dict[str, Any] = {"model": store.info.model, "split": split}
     if borrowed:
         provenance["source"] = f"loaded moments ({', '.join(borrowed)}), else store"
     if rows:
@@ -66,7 +67,8 @@ def open_pipeline(
 def fit_moments(store: Store, modality: str, split: str) -> Moments:
     """Moments of the L2-normalised embeddings of one split.
 
-    Moments taken from another corpus (`c3 means --load`) come first. A store of normalised embeddings has its own; for another, the rows are read once, in blocks.
+    Moments taken from another corpus (`c3 means --load`) come first. A store of normalised embeddings has its own;
+    for another, the rows are read once, in blocks.
     """
     if store.info.normalised or modality in store.borrowed_moments()[0]:
         return store.fitting_moments(modality, split)
