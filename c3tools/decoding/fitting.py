@@ -88,6 +88,7 @@ def fit_captioner(
     tokenizer: CaptionTokenizer | None = None,
     run: RunFolder | None = None,
     progress: Progress = silent,
+    say: Callable[[str], None] = lambda message: None,
     label: str = "Training",
 ) -> Captioner:
     """Train a captioner; text-only when both sets are of texts.
@@ -103,6 +104,7 @@ def fit_captioner(
         tokenizer: learned from the training captions when None.
         run: where the run is saved, to be continued after it was interrupted; None saves nothing.
         progress: opens the display.
+        say: told whether a saved run is continued.
         label: what the display calls it.
 
     Raises:
@@ -133,6 +135,8 @@ def fit_captioner(
     identity = fingerprint(config, training, pipeline, train, val)
     if run is not None:
         run.resume(trainer, identity)
+        for message in run.messages:
+            say(message)
     with progress(label, trainer.total_steps) as tracker:
         history = trainer.run(tracker, None if run is None else lambda t: run.save(t, identity))
     content = {

@@ -82,8 +82,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
         """(B, S, W) -> (B, S, W)."""
         x = x + self.dropout(self.attention(self.norm1(x), cache, layer))  # (B, S, W)
-        y: Tensor = self.down(F.gelu(self.up(self.norm2(x))))  # (B, S, W)
-        return x + self.dropout(y)
+        y: Tensor = self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))  # (B, S, W)
+        return x + y
 
 
 class CaptionDecoder(nn.Module):

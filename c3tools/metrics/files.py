@@ -1,0 +1,131 @@
+"""Captions and references as files: this project's, COCO's, and plain lists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import MetricError
+
+_KEY_NAMES = ("key", "image_id", "image", "file_name", "image_key")
+_LAYOUTS = 'Expected a list of {"key", "caption"} or {"image_id", "caption"} (COCO results), or {key: caption}.'
+_REFERENCE_LAYOUTS = (
+    'Expected rows of {"image", "captions": [...]} (.jsonl or a list), COCO\'s {"images", "annotations"}, or '
+    "{key: [captions]}."
+)
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """One caption per key from a JSON or JSON-lines file; keys as written there.
+
+    Raises:
+        MetricError: if the file is missing, of another layout, or has two captions for one key.
+    """
+    value = _read(path)
+    if isinstance(value, dict) and isinstance(value.get("captions"), list | dict):
+        value = value["captions"]  # what c3 evaluate --json writes
+    pairs: Iterable[tuple[str, Any]]
+    try:
+        pairs = value.items() if isinstance(value, dict) else [(_key(row), row["caption"]) for row in value]
+        captions: dict[str, str] = {}
+        for key, caption in pairs:
+            if not isinstance(caption, str):
+                raise TypeError(f"the caption of {key} is {type(caption).__name__}")
+            if key in captions:
+                raise MetricError(f"{path} has two captions for {key}.", remedy="Keep one caption per image.")
+            captions[str(key)] = caption
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MetricError(f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS) from error
+    if not captions:
+        raise MetricError(f"{path} holds no captions.", remedy=_LAYOUTS)
+    return captions
+
+
+def read_references(path: Path) -> dict[str, list[str]]:
+    """Reference captions by key from a JSON or JSON-lines file, COCO's included.
+
+    Raises:
+        MetricError: if the file is missing or of another layout.
+    """
+    value = _read(path)
+    references: dict[str, list[str]] = {}
+    try:
+        if isinstance(value, dict) and "annotations" in value:
+            names = {image["id"]: str(image.get("file_name", image["id"])) for image in value.get("images", [])}
+            for annotation in value["annotations"]:
+                owner = annotation["image_id"]
+                references.setdefault(names.get(owner, str(owner)), []).append(str(annotation["caption"]))
+        else:
+            rows = value.items() if isinstance(value, dict) else [(_key(row), _texts(row)) for row in value]
+            for key, texts in rows:
+                listed = [texts] if isinstance(texts, str) else [str(text) for text in texts]
+                references.setdefault(str(key), []).extend(listed)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MetricError(f"{path} is not a file of references ({error}).", remedy=_REFERENCE_LAYOUTS) from error
+    if not references:
+        raise MetricError(f"{path} holds no references.", remedy=_REFERENCE_LAYOUTS)
+    return references
+
+
+def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """The references of each wanted key, where the two sides name images differently.
+
+    A key matches itself; else, where that is unambiguous, the same name without folder and suffix, or the same
+    number (COCO's image_id 397133 is 000000397133.jpg).
+    """
+    aliases: dict[str, list[str]] = {}
+    for key in known:
+        for alias in {_stem(key), _number(key)} - {""}:
+            aliases.setdefault(alias, []).append(key)
+    found: dict[str, Sequence[str]] = {}
+    for key in wanted:
+        matches = [key] if key in known else aliases.get(_stem(key)) or aliases.get(_number(key)) or []
+        if len(matches) == 1:
+            found[key] = known[matches[0]]
+    return found
+
+
+def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Captions as COCO's evaluation reads them; image ids are numbers where the keys end in one."""
+    return [
+        {"image_id": int(number) if (number := _number(key)) else key, "caption": caption}
+        for key, caption in captions.items()
+    ]
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MetricError(f"{path} cannot be read ({error}).", remedy="Check the path.") from error
+    try:
+        if path.suffix.lower() == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text)
+    except ValueError as error:
+        raise MetricError(f"{path} is not JSON ({error}).") from error
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    for name in _KEY_NAMES:
+        if name in row:
+            return str(row[name])
+    raise KeyError(f"no {', '.join(_KEY_NAMES)} in a row")
+
+
+def _texts(row: Mapping[str, Any]) -> Any:
+    return row["captions"] if "captions" in row else row["caption"]
+
+
+def _stem(key: str) -> str:
+    name = PurePosixPath(key).name
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix and not suffix[1:].isdigit() else name
+
+
+def _number(key: str) -> str:
+    """The number a name consists of (``000000397133.jpg``) or ends in after an underscore, without leading zeros."""
+    last = _stem(key).rpartition("_")[2]
+    return str(int(last)) if last.isascii() and last.isdigit() else ""

@@ -1,0 +1,100 @@
+"""`c3 train-decoder`: the caption decoder, from text embeddings alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._console import err, out, write_json
+from ._options import (
+    DEFAULT_DECODER,
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonCommand,
+    JsonOption,
+    PrecisionOption,
+    SeedOption,
+    StoreOption,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("train-decoder", cls=JsonCommand)(train_decoder)
+
+
+def train_decoder(
+    sigma: Annotated[
+        str,
+        typer.Option(
+            "--sigma", help="Noise per dimension; auto takes it from how far captions of one image lie apart."
+        ),
+    ] = "auto",
+    preset: Annotated[str, typer.Option("--preset", "-p", help="c3, c1, c2-collapse, c2-corrupt, capdec, ...")] = "c3",
+    store: StoreOption = DEFAULT_STORE,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The decoder's folder.")] = DEFAULT_DECODER,
+    size: Annotated[str, typer.Option("--size", help="tiny, small or base.")] = "small",
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Passes over the captions.", show_default="by size")
+    ] = None,
+    train_split: Annotated[str, typer.Option("--train-split", help="The split to learn from.")] = "train",
+    train_fraction: Annotated[float, typer.Option("--train-fraction", help="Use this share of its images.")] = 1.0,
+    patience: Annotated[
+        int | None,
+        typer.Option("--patience", min=0, help="Stop after so many epochs without gain.", show_default=False),
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    precision: PrecisionOption = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Train the caption decoder on transformed text embeddings alone, and write it to c3-decoder/.
+
+    An interrupted training is continued by the same command.
+    """
+    from c3tools import devices
+    from c3tools.jobs import train_decoder as job
+    from c3tools.progress import track
+    from c3tools.store import Store
+
+    settings = job.DecoderSettings(
+        preset=preset,
+        sigma=job.parse_sigma(sigma),
+        size=size,
+        epochs=epochs,
+        train_split=train_split,
+        train_fraction=train_fraction,
+        patience=patience,
+        seed=seed,
+    )
+    captioner = job.train_decoder(
+        Store.open(store),
+        output,
+        settings,
+        compute=devices.pick(device, precision),
+        progress=track,
+        say=lambda message: err.print(message, highlight=False, markup=False),
+    )
+    record = job.summary(captioner)
+    if json:
+        write_json(record, json)
+    if json != "-":
+        _show(record)
+    err.print(f"Wrote {output}/. Next: c3 caption PATH, or c3 evaluate.", highlight=False)
+
+
+def _show(record: dict[str, object]) -> None:
+    from rich.table import Table
+
+    table = Table("epoch", "training loss", "validation loss", "tokens/s")
+    history = record["history"]
+    assert isinstance(history, list)
+    for epoch in history:
+        best = " (kept)" if epoch["val_loss"] == record["best_val_loss"] else ""
+        rate = epoch["tokens"] / max(epoch["seconds"], 1e-9)
+        table.add_row(
+            str(epoch["epoch"]), f"{epoch['train_loss']:.3f}", f"{epoch['val_loss']:.3f}{best}", f"{rate:,.0f}"
+        )
+    out.print(table)
