@@ -1,0 +1,245 @@
+"""Does `e_x - e_y = c_perp + eps, eps ~ N(0, sigma^2 I)` hold here? Four questions, each with a number and a verdict.
+
+The paper's model of a contrastive space (Zhang et al., ICLR 2024): the gap is constant, it is orthogonal to the
+spans of both modalities, and what is left of a pair is isotropic Gaussian noise. The thresholds below are effect
+sizes rather than significance levels: with enough rows every test rejects every model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import erf, sqrt
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..seeds import generator
+from .pairing import Indices
+from .reading import Rows
+from .spectrum import eigenvalues, participation_ratio
+from .stream import PairSums
+
+Array = npt.NDArray[np.float64]
+Answer = Literal["yes", "partly", "no", "unknown"]
+
+CONSTANT = "Is the gap constant?"
+ORTHOGONAL = "Is the gap orthogonal to both modalities?"
+GAUSSIAN = "Is what is left of a pair Gaussian?"
+ISOTROPIC = "Is what is left of a pair isotropic?"
+MAX_DIRECTIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One question about the data.
+
+    Attributes:
+        name: key in the report's JSON.
+        question: in words.
+        answer: ``yes``, ``partly``, ``no``, or ``unknown``.
+        number: what the answer rests on; None where unknown.
+        because: one sentence with the number in it.
+    """
+
+    name: str
+    question: str
+    answer: Answer
+    number: float | None
+    because: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As the report's JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """The alignment noise ``(x - y) - mean`` of the pairs of the working set.
+
+    Attributes:
+        spectrum: float64 (d,), eigenvalues of its covariance, descending.
+        per_dimension: float64 (d,), standard deviation per dimension.
+        skewness: float64 (d,), per dimension.
+        kurtosis: float64 (d,), excess, per dimension.
+        distance: largest distance between the distribution function of the pooled standardised marginals and the
+            normal one (Kolmogorov's).
+        cosines: cosines between residuals of different items.
+        isotropy: share of the dimensions that the noise fills: the participation ratio over d, corrected for the
+            number of pairs, 1 for isotropic noise.
+        pairs: how many.
+        standardised: a histogram of the pooled standardised marginals: densities and bin edges.
+    """
+
+    spectrum: Array
+    per_dimension: Array
+    skewness: Array
+    kurtosis: Array
+    distance: float
+    cosines: Array
+    isotropy: float
+    pairs: int
+    standardised: tuple[Array, Array]
+
+
+def residuals(differences: Rows, owner: Indices, *, seed: int = 0) -> Residuals:
+    """Measure the alignment noise.
+
+    Args:
+        differences: (k, d), ``x - y`` of every pair.
+        owner: int64 (k,), its item.
+        seed: of the pairs of residuals that are compared.
+    """
+    noise = differences.astype(np.float64) - differences.mean(axis=0, dtype=np.float64)
+    pairs, dim = noise.shape
+    deviation = noise.std(axis=0)
+    standard = noise / np.where(deviation > 0, deviation, 1.0)
+    values = eigenvalues(noise.T @ noise / pairs)
+    # a sample of n isotropic Gaussian rows has a participation ratio of d / (1 + (d + 1) / n), not d
+    isotropy = participation_ratio(values) * (1 + (dim + 1) / pairs) / dim
+    edges = np.linspace(-5, 5, 61)
+    counts, _ = np.histogram(standard, bins=edges)
+    left, right = different_items(owner, seed, "residual cosines")
+    return Residuals(
+        spectrum=values,
+        per_dimension=deviation,
+        skewness=(standard**3).mean(axis=0),
+        kurtosis=(standard**4).mean(axis=0) - 3,
+        distance=_distance_to_normal(standard),
+        cosines=row_cosines(noise[left], noise[right]),
+        isotropy=min(float(isotropy), 1.0),
+        pairs=pairs,
+        standardised=(counts / (standard.size * np.diff(edges)), edges),
+    )
+
+
+def different_items(owner: Indices, seed: int, purpose: str) -> tuple[Indices, Indices]:
+    """Up to 10,000 random pairs of rows that belong to different items."""
+    count = len(owner)
+    rng = generator(seed, purpose)
+    wanted = min(MAX_DIRECTIONS, count * (count - 1) // 2)
+    left = rng.integers(count, size=wanted)
+    right = (left + rng.integers(1, max(count, 2), size=wanted)) % count
+    different = owner[left] != owner[right]
+    return left[different], right[different]
+
+
+def orthogonality(rows: Rows, owner: Indices, gap: Array, *, seed: int = 0) -> Array:
+    """Cosines of same-modality differences ``x_i - x_j``, of distinct items, with the mean gap.
+
+    Args:
+        rows: (n, d) of one modality.
+        owner: int64 (n,), the item of each row; rows of one item are not compared.
+        gap: float64 (d,).
+        seed: of the pairs.
+    """
+    left, right = different_items(owner, seed, "orthogonality")
+    length = float(np.linalg.norm(gap))
+    if not len(left) or length == 0:
+        return np.empty(0)
+    difference = rows[left].astype(np.float64) - rows[right]
+    norms = np.linalg.norm(difference, axis=1)
+    cosines: Array = (difference[norms > 0] @ gap) / (norms[norms > 0] * length)
+    return cosines
+
+
+def group_directions(groups: Array) -> Array:
+    """Cosine of each group's mean difference with the next one's (the paper's gap direction)."""
+    return row_cosines(groups[:-1], groups[1:])
+
+
+def all_assumptions(
+    sums: PairSums | None, items: int, noise: Residuals | None, orthogonal: dict[str, Array], dim: int
+) -> list[Assumption]:
+    """The four questions, in the order of the paper's model; without pairs, three of them cannot be answered."""
+    if sums is None or noise is None:
+        absent = "This needs pairs, and the store has none."
+        return [
+            Assumption("constant", CONSTANT, "unknown", None, absent),
+            is_orthogonal(orthogonal, dim),
+            Assumption("gaussian", GAUSSIAN, "unknown", None, absent),
+            Assumption("isotropic", ISOTROPIC, "unknown", None, absent),
+        ]
+    return [is_constant(sums, items), is_orthogonal(orthogonal, dim), is_gaussian(noise), is_isotropic(noise)]
+
+
+def is_constant(sums: PairSums, items: int) -> Assumption:
+    """Whether the gap is the same vector everywhere: over groups of pairs, in the order of the store."""
+    if len(sums.groups) < 2:
+        return Assumption("constant", CONSTANT, "unknown", None, f"{len(sums.owner)} pairs make fewer than two groups.")
+    directions, lengths = group_directions(sums.groups), np.linalg.norm(sums.groups, axis=1)
+    cosine, spread = float(directions.mean()), float(lengths.std() / max(lengths.mean(), 1e-12))
+    answer: Answer = "yes" if cosine >= 0.95 and spread <= 0.05 else "partly" if cosine >= 0.8 else "no"
+    return Assumption(
+        "constant",
+        CONSTANT,
+        answer,
+        cosine,
+        f"Means of {sums.group_pairs} pairs point the same way with cosine {cosine:.3f}, and their lengths vary by "
+        f"{100 * spread:.1f} % ({len(lengths)} groups, {items} items).",
+    )
+
+
+def is_orthogonal(cosines: dict[str, Array], dim: int) -> Assumption:
+    """Whether the gap is orthogonal to the spans of both modalities."""
+    spreads = {name: float(np.sqrt(np.mean(values**2))) for name, values in cosines.items() if len(values)}
+    if not spreads:
+        return Assumption("orthogonal", ORTHOGONAL, "unknown", None, "There is no gap, or no differences to compare.")
+    worst = max(spreads.values())
+    answer: Answer = "yes" if worst <= 0.1 else "partly" if worst <= 0.2 else "no"
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in spreads.items())
+    return Assumption(
+        "orthogonal",
+        ORTHOGONAL,
+        answer,
+        worst,
+        f"Differences within a modality have a cosine of 0 ± {worst:.3f} with the gap ({listed}; directions at random "
+        f"in {dim} dimensions would have {1 / sqrt(dim):.3f}).",
+    )
+
+
+def is_gaussian(noise: Residuals) -> Assumption:
+    """Whether the marginals of the alignment noise are Gaussian."""
+    kurtosis, skewness = float(np.median(np.abs(noise.kurtosis))), float(np.median(np.abs(noise.skewness)))
+    # the spread of these statistics for n Gaussian values (24 / n and 6 / n are their variances)
+    allowed = 3 * sqrt(24 / noise.pairs)
+    close = kurtosis <= max(0.5, allowed) and skewness <= max(0.3, allowed / 2) and noise.distance <= 0.03
+    answer: Answer = "yes" if close else "partly" if kurtosis <= 1.5 and noise.distance <= 0.06 else "no"
+    return Assumption(
+        "gaussian",
+        GAUSSIAN,
+        answer,
+        noise.distance,
+        f"The standardised marginals differ from a normal distribution by at most {noise.distance:.3f}; the median "
+        f"dimension has skewness {skewness:.2f} and excess kurtosis {kurtosis:.2f} in size ({noise.pairs} pairs).",
+    )
+
+
+def is_isotropic(noise: Residuals) -> Assumption:
+    """Whether the alignment noise has the same size in every direction."""
+    smallest, largest = float(noise.per_dimension.min()), float(noise.per_dimension.max())
+    ratio = largest / smallest if smallest > 0 else float("inf")
+    answer: Answer = "yes" if noise.isotropy >= 0.9 and ratio <= 2 else "partly" if noise.isotropy >= 0.6 else "no"
+    return Assumption(
+        "isotropic",
+        ISOTROPIC,
+        answer,
+        noise.isotropy,
+        f"It fills {100 * noise.isotropy:.0f} % of the dimensions (100 % if isotropic); the standard deviation per "
+        f"dimension runs from {smallest:.3f} to {largest:.3f}.",
+    )
+
+
+def row_cosines(left: Array, right: Array) -> Array:
+    """Cosine of each row of ``left`` (n, d) with the same row of ``right``; rows of norm 0 are left out."""
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosines: Array = np.einsum("ij,ij->i", left, right)[norms > 0] / norms[norms > 0]
+    return cosines
+
+
+def _distance_to_normal(standard: Array) -> float:
+    grid = np.linspace(-4, 4, 161)
+    normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in grid])
+    # counted by bins: sorting all values of a large sample would cost more than everything else
+    below = np.histogram(standard, bins=np.concatenate([[-np.inf], grid, [np.inf]]))[0].cumsum()[:-1] / standard.size
+    return float(np.abs(below - normal).max())

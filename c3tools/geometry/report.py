@@ -1,0 +1,170 @@
+"""The gap report: its numbers as one JSON object with stable keys."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .. import __version__
+from ..store.reader import Store
+from .collect import collected_facts
+from .measures import Measured
+from .spectrum import ModalityMeasures
+
+DIGITS = 9
+SCHEMA = 1
+
+
+@dataclass
+class GapReport:
+    """A finished report.
+
+    Attributes:
+        values: what `--json` prints; keys documented in docs/geometry.md, floats with 9 significant digits.
+        measured: the arrays behind it, for figures; None where only one modality was there.
+    """
+
+    values: dict[str, Any]
+    measured: Measured | None
+
+
+def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[str, Any]:
+    """The report's JSON object."""
+    gap, pairs = measured.gap, measured.pairs
+    facts = collected_facts(measured.collected)
+    values: dict[str, Any] = {
+        "schema": SCHEMA,
+        "modalities": {name: modality_values(found) for name, found in measured.modalities.items()},
+        "gap": {
+            "length": gap.length,
+            "length_interval": gap.length_interval,
+            "instance_distance": gap.instance_distance,
+            "instance_distance_interval": gap.instance_distance_interval,
+            "rmg": gap.rmg,
+            "direction": gap.direction,
+            "group_length": gap.group_length,
+            "variance_along": gap.variance_along,
+        },
+        "pairs": None
+        if pairs is None
+        else {
+            "n": pairs.n,
+            "items": pairs.items,
+            "paired_cosine": pairs.paired_cosine,
+            "paired_cosine_interval": pairs.paired_cosine_interval,
+            "unpaired_cosine": pairs.unpaired_cosine,
+            "residual_rms": pairs.residual_rms,
+            "alignment": pairs.alignment,
+        },
+        "retrieval": {name: space.recall for name, space in measured.spaces.items() if space.recall},
+        "retrieval_intervals": {name: space.intervals for name, space in measured.spaces.items() if space.intervals},
+        "spaces": {
+            name: {
+                "gap": space.gap,
+                "separability": space.separability,
+                "modality_bias@10": space.modality_bias,
+                "uniformity": space.uniformity,
+            }
+            for name, space in measured.spaces.items()
+        },
+        "assumptions": {found.name: found.to_json() for found in measured.assumptions},
+        "noise": _noise_values(measured),
+        "subsets": measured.subsets,
+        "sigma": {
+            "candidates": {rule.name: rule.to_json() for rule in measured.sigmas},
+            "recommended": measured.recommended[0].name,
+            "value": measured.recommended[0].sigma,
+            "why": measured.recommended[1],
+        },
+        "provenance": {**facts, "split": split or "all", "seed": seed, "c3tools": __version__},
+        "notes": measured.notes,
+    }
+    return stable(values)  # type: ignore[no-any-return]
+
+
+def single_report(store: Store, found: ModalityMeasures, modality: str, *, split: str | None) -> GapReport:
+    """The report of a store with one modality: what can be said about it alone, and what cannot."""
+    notes = [
+        f"The store has one modality, {modality}: there is no gap, and no pairs, to measure. Embed the other modality "
+        "into the same store for the full report."
+    ]
+    if found.limited_by_rows:
+        notes.append(f"{found.n} rows span at most {found.n - 1} of {found.dim} dimensions.")
+    values = {
+        "schema": SCHEMA,
+        "modalities": {modality: modality_values(found)},
+        "gap": None,
+        "pairs": None,
+        "retrieval": {},
+        "provenance": {
+            "store": str(store.path),
+            "model": store.info.describe_model(),
+            "dim": store.info.dim,
+            "dtype": store.info.dtype,
+            "rows": {modality: found.n},
+            "split": split or "all",
+            "c3tools": __version__,
+        },
+        "notes": notes,
+    }
+    return GapReport(stable(values), None)
+
+
+def comparison_notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """What two reports that are laid side by side differ in."""
+    values = (first, second)
+    models = [report["provenance"]["model"] for report in values]
+    notes = []
+    if models[0] != models[1]:
+        notes.append(
+            f"The stores hold embeddings of two models, {models[0]} and {models[1]}: compare the measures, not the "
+            "vectors."
+        )
+    rows = [report["provenance"]["rows"] for report in values]
+    if rows[0] != rows[1]:
+        notes.append(f"The stores differ in rows ({rows[0]} and {rows[1]}): recall depends on the size of the gallery.")
+    return notes
+
+
+def modality_values(found: ModalityMeasures) -> dict[str, Any]:
+    """One modality's part of the JSON object."""
+    return {
+        "n": found.n,
+        "dim": found.dim,
+        "effective_dimension": found.effective_dimension,
+        "effective_rank": found.effective_rank,
+        "participation_ratio": found.participation_ratio,
+        "mean_norm": found.mean_norm,
+        "mean_norm_error": found.mean_norm_error,
+        "mean_direction_error_degrees": found.direction_error,
+        "rows_for_one_degree": found.rows_for_one_degree,
+        "independent_rows": found.independent,
+        "limited_by_rows": found.limited_by_rows,
+    }
+
+
+def stable(value: Any) -> Any:
+    """Numbers with 9 significant digits, so that rounding in the last bits does not show; no NaN, no infinity."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): stable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [stable(item) for item in value]
+    return value
+
+
+def _noise_values(measured: Measured) -> dict[str, Any] | None:
+    noise = measured.noise
+    if noise is None:
+        return None
+    return {
+        "pairs": noise.pairs,
+        "isotropy": noise.isotropy,
+        "std_smallest": float(noise.per_dimension.min()),
+        "std_largest": float(noise.per_dimension.max()),
+        "direction_mean": float(noise.cosines.mean()) if len(noise.cosines) else None,
+        "direction_std": float(noise.cosines.std()) if len(noise.cosines) else None,
+        "distance_to_normal": noise.distance,
+    }

@@ -1,0 +1,150 @@
+"""How many dimensions a modality uses, and how well its mean is known: all from moments alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..moments import Moments
+
+Array = npt.NDArray[np.float64]
+
+EXPLAINED = 0.99
+
+
+@dataclass(frozen=True, eq=False)
+class ModalityMeasures:
+    """What the moments of one modality say.
+
+    Attributes:
+        n: rows.
+        dim: d.
+        effective_dimension: see `effective_dimension`.
+        effective_rank: see `effective_rank`.
+        participation_ratio: see `participation_ratio`.
+        mean_norm: length of the mean of the rows, not the mean of their lengths.
+        mean_norm_error: standard error of that length.
+        direction_error: standard error of the mean's direction, in degrees; None where the mean is zero.
+        rows_for_one_degree: independent rows at which that error falls to one degree; None likewise.
+        independent: the number of rows the errors count as independent (captions of one image are not).
+        limited_by_rows: whether n, not the encoder, bounds the dimensions (``n - 1 < d``).
+        spectrum: float64 (d,), eigenvalues of the covariance, descending.
+    """
+
+    n: int
+    dim: int
+    effective_dimension: int
+    effective_rank: float
+    participation_ratio: float
+    mean_norm: float
+    mean_norm_error: float
+    direction_error: float | None
+    rows_for_one_degree: int | None
+    independent: int
+    limited_by_rows: bool
+    spectrum: Array
+
+
+def eigenvalues(covariance: Array) -> Array:
+    """Eigenvalues of a covariance (d, d), descending, rounding errors below zero set to zero."""
+    values: Array = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0)
+    return values
+
+
+def effective_dimension(values: Array, explained: float = EXPLAINED) -> int:
+    """The smallest k whose k largest singular values make up more than ``explained`` of their sum.
+
+    The paper's measure of dimensional collapse (Zhang et al., ICLR 2024), with the singular values of the
+    covariance of L2-normalised rows. 0 where there is no variance at all.
+
+    Args:
+        values: (d,) eigenvalues of the covariance, descending.
+        explained: the share of the sum.
+    """
+    total = values.sum()
+    if total <= 0:
+        return 0
+    return int(np.argmax(np.cumsum(values) > explained * total)) + 1
+
+
+def effective_rank(values: Array) -> float:
+    """``exp(-sum p log p)``, ``p = s / sum(s)`` (Roy and Vetterli, 2007); 0 where there is no variance."""
+    total = values.sum()
+    if total <= 0:
+        return 0.0
+    p = values[values > 0] / total
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def participation_ratio(values: Array) -> float:
+    """``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 where there is no variance."""
+    square = float(np.sum(values**2))
+    return float(values.sum()) ** 2 / square if square > 0 else 0.0
+
+
+def measure_modality(moments: Moments, independent: int | None = None) -> ModalityMeasures:
+    """Everything that the moments of one modality say about it.
+
+    The errors of the mean treat ``independent`` rows as independent draws: the mean's length has the variance of
+    the rows along the mean over that number, its direction the variance across it.
+
+    Args:
+        moments: of the L2-normalised rows.
+        independent: how many rows count as independent; all of them by default. For captions, the images.
+    """
+    rows = moments.n if independent is None else min(independent, moments.n)
+    covariance = moments.covariance
+    values = eigenvalues(covariance)
+    length = float(np.linalg.norm(moments.mean))
+    along = across = float("nan")
+    direction_error: float | None = None
+    enough: int | None = None
+    if length > 0 and rows > 1:
+        unit = moments.mean / length
+        along = float(unit @ covariance @ unit)
+        across = max(float(np.trace(covariance)) - along, 0.0)
+        direction_error = float(np.degrees(np.arctan(np.sqrt(across / (rows - 1)) / length)))
+        enough = int(np.ceil(across / (length * np.tan(np.radians(1.0))) ** 2)) + 1
+    return ModalityMeasures(
+        n=moments.n,
+        dim=moments.dim,
+        effective_dimension=effective_dimension(values),
+        effective_rank=effective_rank(values),
+        participation_ratio=participation_ratio(values),
+        mean_norm=length,
+        mean_norm_error=float(np.sqrt(max(along, 0.0) / (rows - 1))) if rows > 1 and length > 0 else float("nan"),
+        direction_error=direction_error,
+        rows_for_one_degree=enough,
+        independent=rows,
+        limited_by_rows=moments.n - 1 < moments.dim,
+        spectrum=values,
+    )
+
+
+def gap_vector(first: Moments, second: Moments) -> Array:
+    """The modality gap ``mu_x - mu_y`` (d,) (Liang et al., NeurIPS 2022); its norm is the gap's length."""
+    return first.mean - second.mean
+
+
+def within_cosine(moments: Moments) -> float | None:
+    """Mean cosine between different rows of one modality, exactly, from moments of unit rows.
+
+    ``(n^2 |mu|^2 - sum |x|^2) / (n (n - 1))``; None for fewer than two rows.
+    """
+    n = moments.n
+    if n < 2:
+        return None
+    squared_mean = float(moments.mean @ moments.mean)
+    squares = float(np.trace(moments.scatter)) + n * squared_mean
+    return (n * n * squared_mean - squares) / (n * (n - 1))
+
+
+def variance_along(moments: Moments, direction: Array) -> float:
+    """Share of a modality's variance along ``direction`` (d,); ``1 / d`` for isotropic rows."""
+    total = float(np.trace(moments.scatter))
+    squared = float(direction @ direction)
+    if total <= 0 or squared <= 0:
+        return 0.0
+    return float(direction @ moments.scatter @ direction) / squared / total

@@ -1,0 +1,91 @@
+"""The report in sentences: what Collapse and Corrupt will do to these embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .measures import COLLAPSE, RAW, Measured
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a reader takes away.
+
+    Attributes:
+        summary: one or two sentences about the space as it is.
+        collapse: what Collapse will do.
+        corrupt: what Corrupt will do.
+    """
+
+    summary: str
+    collapse: str
+    corrupt: str
+
+
+def advise(measured: Measured) -> Advice:
+    """Put the numbers into words."""
+    return Advice(_summary(measured), _collapse(measured), _corrupt(measured))
+
+
+def _summary(measured: Measured) -> str:
+    gap, pairs = measured.gap, measured.pairs
+    first, second = measured.collected.first, measured.collected.second
+    text = f"The means of {first} and {second} embeddings lie {gap.length:.2f} apart, on a sphere of radius 1."
+    if pairs is None or pairs.unpaired_cosine is None:
+        return text
+    return (
+        f"{text} A {second} has a cosine of {pairs.paired_cosine:.2f} with its own {first} and of "
+        f"{pairs.unpaired_cosine:.2f} with any other: what belongs together is told apart by the difference, not by "
+        "the size, of these numbers."
+    )
+
+
+def _collapse(measured: Measured) -> str:
+    raw, collapsed = measured.spaces.get(RAW), measured.spaces.get(COLLAPSE)
+    if raw is None or collapsed is None:
+        return "Collapse cannot be applied to these embeddings."
+    text = f"Subtracting each modality's mean takes the distance of the means from {raw.gap:.2f} to {collapsed.gap:.2f}"
+    if raw.separability is not None and collapsed.separability is not None:
+        text += (
+            f", and a linear probe that tells the modalities apart falls from {100 * raw.separability:.0f} % to "
+            f"{100 * collapsed.separability:.0f} % (50 % is a coin)"
+        )
+    text += "."
+    if raw.modality_bias and collapsed.modality_bias:
+        before, after = (float(np.mean(list(bias.values()))) for bias in (raw.modality_bias, collapsed.modality_bias))
+        text += f" Among the ten nearest of both modalities, {100 * before:.0f} % are of the query's own before it and "
+        text += f"{100 * after:.0f} % after it."
+    if raw.recall and collapsed.recall:
+        changes = [
+            100 * (collapsed.recall[direction]["recall@1"] - raw.recall[direction]["recall@1"])
+            for direction in raw.recall
+        ]
+        listed = " and ".join(f"{change:+.1f}".replace("-", "−") for change in changes)
+        text += f" Recall@1 changes by {listed} points in the two directions: "
+        text += (
+            "closing the gap costs retrieval here."
+            if max(changes) < -1
+            else "closing the gap also helps retrieval here."
+            if min(changes) > 1
+            else "closing the gap hardly touches retrieval, which compares within one direction at a time."
+        )
+    return text
+
+
+def _corrupt(measured: Measured) -> str:
+    rule, why = measured.recommended
+    sigma = float(rule.sigma or 0.0)
+    dim = next(iter(measured.modalities.values())).dim
+    norm = float(np.sqrt(np.trace(measured.collected.fit_moments[measured.collected.second].covariance)))
+    cosine = norm / float(np.hypot(norm, sigma * np.sqrt(dim))) if norm > 0 else 0.0
+    text = (
+        f"The rule of --sigma auto gives {sigma:.3f}: {why}. Noise of this size has a norm of "
+        f"{sigma * np.sqrt(dim):.2f} on centred vectors of {norm:.2f}, so a noised {measured.collected.second} keeps a "
+        f"cosine of {cosine:.2f} with itself."
+    )
+    if measured.pairs is not None and measured.pairs.residual_rms > 0:
+        ratio = float(np.sqrt(0.016)) / measured.pairs.residual_rms
+        text += f" The published {np.sqrt(0.016):.4f} is {ratio:.1f} times the alignment noise measured here."
+    return text

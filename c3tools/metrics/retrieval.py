@@ -1,0 +1,139 @@
+"""Recall@k between two modalities, in both directions, with any number of captions per image.
+
+A query has one or more positives in the gallery (an image has its own captions, a caption its own image). Recall@k
+is the share of queries with at least one positive among their k nearest gallery rows by inner product (cosine, for
+unit rows). Exact: every query meets every gallery row, in blocks of bounded memory.
+
+Ties are broken at random and the expected value is counted: identical captions of two images, or embeddings that a
+transform made equal, neither help nor hurt by the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import MetricError
+
+Floats = npt.NDArray[np.floating]
+Hits = npt.NDArray[np.float64]
+
+DEFAULT_KS = (1, 5, 10)
+_BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the best positive of each query stands in the gallery.
+
+    Attributes:
+        better: int64 (n,), gallery rows that score strictly higher than the best positive.
+        tied_negatives: int64 (n,), negatives that score the same.
+        tied_positives: int64 (n,), positives that score the same, itself included (at least 1).
+        gallery: number of gallery rows.
+    """
+
+    better: npt.NDArray[np.int64]
+    tied_negatives: npt.NDArray[np.int64]
+    tied_positives: npt.NDArray[np.int64]
+    gallery: int
+
+    def hits(self, k: int) -> Hits:
+        """float64 (n,): the probability, over the order of ties, that a positive is among the first ``k``."""
+        free = k - self.better
+        hits = (free > 0).astype(np.float64)
+        for row in np.flatnonzero((free > 0) & (self.tied_negatives > 0)):
+            negatives, positives = int(self.tied_negatives[row]), int(self.tied_positives[row])
+            drawn = min(int(free[row]), negatives + positives)
+            hits[row] = 1 - comb(negatives, drawn) / comb(negatives + positives, drawn)
+        return hits
+
+
+def ranks(
+    queries: Floats, gallery: Floats, query_items: npt.NDArray[np.int64], gallery_items: npt.NDArray[np.int64]
+) -> Ranks:
+    """Rank of the best positive of every query.
+
+    Args:
+        queries: (n, d), any float dtype; the products are computed in it.
+        gallery: (m, d), the same dtype.
+        query_items: int64 (n,); a gallery row is a positive of a query when their items are equal.
+        gallery_items: int64 (m,).
+
+    Raises:
+        MetricError: if shapes do not fit, or a query has no positive in the gallery.
+    """
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise MetricError(f"Queries {queries.shape} and gallery {gallery.shape} do not have one dimension.")
+    if len(queries) != len(query_items) or len(gallery) != len(gallery_items):
+        raise MetricError("Every query and every gallery row needs its item.")
+    orphans = int(np.sum(~np.isin(query_items, gallery_items)))
+    if orphans:
+        raise MetricError(
+            f"{orphans} of {len(queries)} queries have no matching row in the gallery.",
+            remedy="Leave them out, or add what they match.",
+        )
+    positives = _positives_by_item(gallery_items)
+    better = np.zeros(len(queries), dtype=np.int64)
+    tied_negatives, tied_positives = np.zeros_like(better), np.zeros_like(better)
+    block = max(1, _BLOCK_BYTES // max(1, len(gallery) * queries.dtype.itemsize))
+    for start in range(0, len(queries), block):
+        scores = queries[start : start + block] @ gallery.T  # (block, m)
+        for row, item in enumerate(query_items[start : start + block]):
+            # the positive's score is read from the same product, so that rounding cannot rank it against itself
+            own = scores[row, positives[int(item)]]
+            best = own.max()
+            at_least = int(np.count_nonzero(scores[row] >= best))
+            above = int(np.count_nonzero(scores[row] > best)) if at_least > 1 else 0
+            better[start + row] = above
+            tied_positives[start + row] = int(np.count_nonzero(own == best))
+            tied_negatives[start + row] = at_least - above - tied_positives[start + row]
+    return Ranks(better, tied_negatives, tied_positives, len(gallery))
+
+
+def recall_at(found: Ranks, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
+    """``{"recall@1": ...}`` as fractions, for each k.
+
+    Raises:
+        MetricError: if there is no query, or a k is below 1.
+    """
+    if not len(found.better):
+        raise MetricError("Recall needs at least one query.")
+    if min(ks) < 1:
+        raise MetricError(f"Recall@k needs k of at least 1, not {min(ks)}.")
+    return {f"recall@{k}": float(found.hits(k).mean()) for k in ks}
+
+
+def pair_ranks(first: Floats, second: Floats, owner: npt.NDArray[np.int64]) -> tuple[Ranks, Ranks]:
+    """Ranks in both directions between items and the rows that belong to them.
+
+    Args:
+        first: (n, d), one row per item (images).
+        second: (m, d), any number of rows per item (captions).
+        owner: int64 (m,), the row of ``first`` that each row of ``second`` belongs to.
+
+    Returns:
+        first → second, where any row of the item counts as a hit, and second → first. Items without rows in
+        ``second`` are no queries, but stay in the gallery.
+    """
+    items = np.arange(len(first), dtype=np.int64)
+    with_rows = np.unique(owner)
+    return ranks(first[with_rows], second, with_rows, owner), ranks(second, first, owner, items)
+
+
+def pair_recall(
+    first: Floats, second: Floats, owner: npt.NDArray[np.int64], ks: Sequence[int] = DEFAULT_KS
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Recall@k in both directions, as `recall_at` gives it, from the arguments of `pair_ranks`."""
+    forward, backward = pair_ranks(first, second, owner)
+    return recall_at(forward, ks), recall_at(backward, ks)
+
+
+def _positives_by_item(gallery_items: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.int64]]:
+    order = np.argsort(gallery_items, kind="stable")
+    values, starts = np.unique(gallery_items[order], return_index=True)
+    return {int(v): rows for v, rows in zip(values, np.split(order, starts[1:]), strict=True)}
