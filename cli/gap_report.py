@@ -156,7 +156,7 @@ def _measures(values: dict[str, Any]) -> Any:
                 "instance distance",
                 gap["instance_distance"],
                 gap["instance_distance_interval"],
-                "mean distance of pairs",
+                "mean, over pairs",
             ),
             ("relative gap (RMG)", gap["rmg"], None, "pairs against distances within a modality; 0 is aligned"),
             ("paired cosine", pairs["paired_cosine"], pairs["paired_cosine_interval"], f"over {pairs['n']:,} pairs"),
@@ -175,10 +175,11 @@ def _recall(values: dict[str, Any]) -> Any:
     directions = list(next(iter(values["retrieval"].values())))
     table = _table(
         "preset",
-        *(f"{direction.replace('_to_', ' → ')} @{k}" for direction in directions for k in (1, 5, 10)),
+        *(f"to {direction.split('_to_')[-1]} @{k}" for direction in directions for k in (1, 5, 10)),
         "gap left",
         title="Recall, %",
     )
+    table.columns[0].no_wrap = True
     for name, found in values["retrieval"].items():
         scores = [100 * found[direction][f"recall@{k}"] for direction in directions for k in (1, 5, 10)]
         table.add_row(escape(name), *(f"{score:.1f}" for score in scores), f"{values['spaces'][name]['gap']:.3f}")
