@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..assets.paths import C3_MINI
 from ..errors import EncoderError
 
 DEFAULT_MODEL = "c3-mini"
-C3_MINI_FOLDER = Path(__file__).parent.parent / "assets" / "c3-mini"
+
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 
 
@@ -34,7 +35,7 @@ class ModelName:
             EncoderError: for a name of none of the forms, or a ``local-dir:`` that is not a folder.
         """
         if name == DEFAULT_MODEL:
-            return cls(name, f"{_LOCAL}{C3_MINI_FOLDER}")
+            return cls(name, f"{_LOCAL}{C3_MINI}")
         if name.startswith(_LOCAL):
             folder = Path(name.removeprefix(_LOCAL)).expanduser()
             if not (folder / "open_clip_config.json").is_file():

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..assets.paths import C3_MINI_MOMENTS
 from ..errors import StoreError
 from ..moments import Moments, load_moments, save_moments
 from ..store import Store, StoreInfo
 from ..store.files import write_atomically
 
-BUNDLED = {"c3-mini": Path(__file__).parent.parent / "assets" / "c3-mini" / "moments.safetensors"}
+BUNDLED = {"c3-mini": C3_MINI_MOMENTS}
 
 
 @dataclass(frozen=True)

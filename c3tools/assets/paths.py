@@ -1,0 +1,11 @@
+"""Where the data that ships with the package lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent
+C3_MINI = ASSETS / "c3-mini"
+C3_MINI_MOMENTS = C3_MINI / "moments.safetensors"
+PHOTOS = ASSETS / "coco-cc"
+CAPTIONS = ASSETS / "coco-captions" / "val2017.jsonl"
