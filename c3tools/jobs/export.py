@@ -16,9 +16,10 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -135,14 +136,7 @@ def export_store(
     identity = _prepare(output, store, pipeline, settings, overwrite)
     job = _Job(store, pipeline, settings, output, identity, tracker or SilentTracker())
     tasks = [(modality, part) for modality in chosen for part in store.parts(modality)]
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        futures = [pool.submit(job.run, *task) for task in tasks]
-        try:
-            done = [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+    done = _run_all(job, tasks, workers)
     rows: dict[str, dict[str, int]] = {m: {"training": 0, "inference": 0} for m in chosen}
     for (modality, _), (marker, _) in zip(tasks, done, strict=True):
         for role, count in marker["roles"].items():
@@ -153,6 +147,25 @@ def export_store(
     return ExportReport(output, rows, fresh, len(done) - fresh, size)
 
 
+class _StoppedError(Exception):
+    """Another part failed, or the user interrupted: this one is given up."""
+
+
+def _run_all(job: _Job, tasks: list[tuple[str, int]], workers: int) -> list[tuple[dict[str, Any], bool]]:
+    """Run every part; the first failure stops the others at their next block."""
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        futures = [pool.submit(job.run, *task) for task in tasks]
+        try:
+            wait(futures)
+        except BaseException:
+            job.stop.set()
+            raise
+    errors = [error for error in (future.exception() for future in futures) if error is not None]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, _StoppedError)), errors[0])
+    return [future.result() for future in futures]
+
+
 @dataclass(frozen=True)
 class _Job:
     store: Store
@@ -161,9 +174,18 @@ class _Job:
     output: Path
     identity: dict[str, Any]
     tracker: Tracker
+    stop: Event = field(default_factory=Event)
 
     def run(self, modality: str, part: int) -> tuple[dict[str, Any], bool]:
         """Write one part, or find it finished: its marker, and whether it was written now."""
+        try:
+            return self._run(modality, part)
+        except BaseException:
+            self.stop.set()
+            raise
+
+    def _run(self, modality: str, part: int) -> tuple[dict[str, Any], bool]:
+        self._check_stop()
         source = self.store.marker(modality, part)
         made_from = {"identity": self.identity["digest"], "source": source["sha256"]}
         folder = self.output / modality
@@ -178,6 +200,7 @@ class _Job:
         counts = {"training": 0, "inference": 0}
         with PART_WRITERS[self.settings.format](folder, part, source["rows"], schema) as writer:
             for batch in self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part]):
+                self._check_stop()
                 self._write_block(writer, modality, batch, counts)
                 self.tracker.advance(len(batch))
         if sum(counts.values()) != source["rows"]:
@@ -198,6 +221,10 @@ class _Job:
         }
         write_json_atomically(marker_path, marker)
         return marker, True
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
 
     def _write_block(self, writer: PartWriter, modality: str, batch: pa.RecordBatch, counts: dict[str, int]) -> None:
         training = self._training_rows(modality, batch)

@@ -242,11 +242,15 @@ def search_shards(
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     scores, rows, start = [], [], 0
     for shard in shards:
-        span = None if between is None else (between[0] - start, between[1] - start)
-        found_scores, found = shard.search(queries, k, params=_parameters(shard, nprobe, span))
-        missing = found < 0
-        scores.append(np.where(missing, -np.inf, found_scores))
-        rows.append(np.where(missing, -1, found + start))
+        span = None
+        if between is not None:
+            # FAISS trusts the range: beyond its vectors it reads other memory
+            span = (min(max(between[0] - start, 0), shard.ntotal), min(max(between[1] - start, 0), shard.ntotal))
+        if span is None or span[0] < span[1]:
+            found_scores, found = shard.search(queries, k, params=_parameters(shard, nprobe, span))
+            missing = found < 0
+            scores.append(np.where(missing, -np.inf, found_scores))
+            rows.append(np.where(missing, -1, found + start))
         start += shard.ntotal
     all_scores, all_rows = np.hstack(scores), np.hstack(rows)
     best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
@@ -258,7 +262,7 @@ def _parameters(index: Any, nprobe: int | None, span: tuple[int, int] | None) ->
     faiss = load_faiss()
     options: dict[str, Any] = {}
     if span is not None:
-        options["sel"] = faiss.IDSelectorRange(max(span[0], 0), max(span[1], 0))
+        options["sel"] = faiss.IDSelectorRange(*span)
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         inner = _parameters(index.index, nprobe, span)

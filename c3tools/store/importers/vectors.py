@@ -92,7 +92,7 @@ def _read_npy(path: Path) -> npt.NDArray[Any]:
 
 def _read_npz(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise _unreadable(path, error) from error
@@ -159,7 +159,7 @@ def _choose(path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str | None
 
 
 def _unreadable(path: Path, error: Exception) -> StoreError:
-    if "pickle" in str(error).lower():
+    if "pickle" in str(error) or "Python objects" in str(error):
         return StoreError(
             f"{path} holds Python objects, which would have to be unpickled: refused, since that can run code.",
             remedy="Save plain arrays: np.save(path, array.astype(np.float32)).",

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from c3tools.cli import app
+from typer.testing import CliRunner, Result
+
+import c3tools.encoders
+
+from .synthetic import make_store, make_vectors
+
+pytest.importorskip("faiss", reason="faiss is an extra")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    make_store(folder / "c3-store")
+    arguments = ["index", "--store", str(folder / "c3-store"), "-o", str(folder / "c3-index")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["search", *arguments])
+
+
+def hits_of(*arguments: str) -> list[dict]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refused(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split())
+
+
+def test_a_row_finds_itself_and_its_texts() -> None:
+    (found,) = hits_of("--key", "img004", "-k", "3")
+    assert found["query"] == "img004"
+    assert {hit["key"] for hit in found["hits"]} == {"img004", "img004#0", "img004#1"}
+    assert found["hits"][0]["score"] == pytest.approx(1, abs=1e-3)
+
+
+def test_within_one_modality() -> None:
+    (found,) = hits_of("--key", "img010#1", "--in", "image", "-k", "2")
+    assert [hit["modality"] for hit in found["hits"]] == ["image", "image"]
+    assert found["hits"][0] == {
+        "score": found["hits"][0]["score"],
+        "key": "img010",
+        "modality": "image",
+        "path": "img010.jpg",
+    }
+
+
+def test_vectors_from_a_file(here: Path) -> None:
+    images, texts = make_vectors()
+    np.save("q.npy", images[:4])
+    found = hits_of("--vector", "q.npy", "--modality", "image", "--in", "text", "-k", "2")
+    assert [{hit["key"] for hit in entry["hits"]} for entry in found] == [
+        {f"img{i:03d}#0", f"img{i:03d}#1"} for i in range(4)
+    ]
+    np.save("one.npy", texts[8])
+    (found_one,) = hits_of("--vector", "one.npy", "-k", "1")
+    assert found_one["hits"][0]["key"] == "img004#0"
+
+
+def test_text_and_image_queries_go_through_the_recorded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, texts = make_vectors()
+    asked = []
+
+    def load(identity: dict, *, device: str | None = None) -> SimpleNamespace:
+        asked.append(identity["name"])
+        return SimpleNamespace(
+            encode_texts=lambda queries: texts[[int(q) for q in queries]],
+            encode_images=lambda paths: images[[int(p.stem) for p in paths]],
+        )
+
+    monkeypatch.setattr(c3tools.encoders, "load_recorded_encoder", load)
+    found = hits_of("12", "20", "--in", "image", "-k", "1")
+    assert [entry["hits"][0]["key"] for entry in found] == ["img006", "img010"]
+    (by_image,) = hits_of("--image", "7.jpg", "-k", "1")
+    assert by_image["hits"][0]["key"] == "img007"
+    assert asked == ["synthetic", "synthetic"]
+
+
+def test_printed_lines() -> None:
+    result = run("--key", "img004#0", "-k", "1")
+    assert result.stdout.split()[1:] == ["text", "img004#0", "caption", "0", "of", "image", "4"]
+
+
+class TestBadInput:
+    def test_queries(self) -> None:
+        assert "One kind of query is needed; given: none" in refused()
+        assert "given: text, --key" in refused("a dog", "--key", "img001")
+        assert "No row of the store c3-store has the key 'x'" in refused("--key", "x")
+        assert "no audio rows; it has image, text" in refused("--key", "img001", "--in", "audio")
+
+    def test_dimension(self) -> None:
+        np.save("wrong.npy", np.eye(3))
+        assert "16 dimensions; these have 3" in refused("--vector", "wrong.npy")
+
+    def test_no_index(self) -> None:
+        assert "no index at none" in refused("--key", "img001", "--index", "none")
+
+    def test_damaged_index(self, here: Path, tmp_path: Path) -> None:
+        import shutil
+
+        copy = tmp_path / "copy"
+        shutil.copytree(here / "c3-index", copy)
+        shard = copy / "part-00000.faiss"
+        shard.write_bytes(shard.read_bytes()[:500])
+        assert "is damaged" in refused("--key", "img001", "--index", str(copy))
