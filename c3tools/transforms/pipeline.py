@@ -182,6 +182,11 @@ class Pipeline:
         """The steps that take part for inputs of this modality and role, in order."""
         return [step for step in self.steps if step.applies(modality, training)]
 
+    @staticmethod
+    def noise_keys(keys: Sequence[str], draw: int) -> Sequence[str]:
+        """The keys that noise is drawn from at the ``draw``-th noisy step: a second one must not repeat the first."""
+        return keys if draw == 0 else [f"{draw}\x1f{key}" for key in keys]
+
     def check_dim(self, dim: int) -> None:
         """Refuse embeddings of another dimension.
 
@@ -282,9 +287,7 @@ class Pipeline:
             )
         if len(keys) != len(rows):
             raise TransformError(f"There are {len(keys)} keys for {len(rows)} rows.", remedy="Pass one key per row.")
-        # A second noisy step must not repeat the first one's draw.
-        scoped = keys if draw == 0 else [f"{draw}\x1f{key}" for key in keys]
-        return keyed_normal(seed, epoch, scoped, rows.shape[1])
+        return keyed_normal(seed, epoch, self.noise_keys(keys, draw), rows.shape[1])
 
 
 def _fit_data(moments: Mapping[str, Moments], rows: Mapping[str, npt.ArrayLike]) -> FitData:

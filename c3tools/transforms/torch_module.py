@@ -1,0 +1,228 @@
+"""Pipelines inside torch: a module for use in a model, and a data set of transformed embeddings.
+
+The only file of this package that imports torch; import it by its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..errors import TransformError
+from ..seeds import keyed_normal
+from .operations import Affine, MixNoise, Noise, Recall, Rows, Unit
+from .pipeline import Pipeline
+
+_BUFFERS = ("centre", "scale", "matrix", "offset", "memory")
+
+
+class TransformModule(nn.Module):
+    """A fitted pipeline for inputs of one modality, as a torch module.
+
+    In training mode (`module.train()`) inputs are training inputs and get the pipeline's noise; in evaluation mode
+    they never do. The fitted tensors are buffers: they move with the module and are saved with it.
+
+    Args:
+        pipeline: fitted.
+        modality: what the inputs are.
+        seed: of noise that is drawn from keys.
+
+    Raises:
+        TransformError: if the pipeline is not fitted, or not for this modality.
+    """
+
+    def __init__(self, pipeline: Pipeline, modality: str = "text", *, seed: int = 0) -> None:
+        super().__init__()
+        if not pipeline.fitted:
+            raise TransformError(f"The pipeline {pipeline.name!r} is not fitted.", remedy="Call fit(moments) first.")
+        self.pipeline = pipeline
+        self.modality = modality
+        self.seed = seed
+        self._steps: list[tuple[Any, bool, bool]] = []
+        for training in (True, False):
+            for step in pipeline.active_steps(modality, training):
+                for operation in step.operations(modality):
+                    self._add(operation, training, not training)
+        self.train(False)
+
+    def forward(self, x: Tensor, keys: Sequence[str] | None = None, epoch: int = 0) -> Tensor:
+        """Transformed embeddings, float32 (n, d), differentiable in ``x`` (n, d).
+
+        Args:
+            x: embeddings.
+            keys: one per row: noise is then drawn from (seed, epoch, key), the same as in the numpy path; without
+                keys it comes from torch's own generator.
+            epoch: training epoch.
+
+        Raises:
+            TransformError: if the dimension is another.
+        """
+        self.pipeline.check_dim(x.shape[-1])
+        x = x.float()
+        draws = 0
+        for number, (operation, in_training, in_inference) in enumerate(self._steps):
+            if not (in_training if self.training else in_inference):
+                continue
+            noise = None
+            if isinstance(operation, Noise | MixNoise):
+                noise = self._noise(x, keys, epoch, draws)
+                draws += 1
+            x = self._run(number, operation, x, noise)
+        return x
+
+    def _add(self, operation: Any, training: bool, inference: bool) -> None:
+        number = len(self._steps)
+        self._steps.append((operation, training, inference))
+        for name in _BUFFERS:
+            value = getattr(operation, name, None)
+            if value is not None and not isinstance(value, float):
+                self.register_buffer(f"{name}_{number}", torch.tensor(np.asarray(value), dtype=torch.float32))
+
+    def _buffer(self, name: str, number: int) -> Tensor | None:
+        value = getattr(self, f"{name}_{number}", None)
+        return value if isinstance(value, Tensor) else None
+
+    def _noise(self, x: Tensor, keys: Sequence[str] | None, epoch: int, draw: int) -> Tensor:
+        if keys is None:
+            return torch.randn_like(x)
+        if len(keys) != len(x):
+            raise TransformError(f"There are {len(keys)} keys for {len(x)} rows.", remedy="Pass one key per row.")
+        scoped = self.pipeline.noise_keys(keys, draw)
+        return torch.from_numpy(keyed_normal(self.seed, epoch, scoped, x.shape[1])).to(x.device)
+
+    def _run(self, number: int, operation: Any, x: Tensor, noise: Tensor | None) -> Tensor:
+        centre, scale, matrix, offset, memory = (self._buffer(name, number) for name in _BUFFERS)
+        match operation:
+            case Unit():
+                unit: Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+                return unit
+            case Affine():
+                x = x if centre is None else x - centre
+                factor: Any = operation.scale if scale is None else scale
+                x = x if factor is None else x * factor
+                x = x if matrix is None else x @ matrix
+                return x if offset is None else x + offset
+            case Noise() if noise is not None:
+                noise = noise * operation.scale
+                return x + (noise if matrix is None else noise @ matrix)
+            case MixNoise() if noise is not None:
+                size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+                direction = noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True)
+                mixed: Tensor = (1 - operation.mix) * x + operation.mix * size * direction
+                return mixed
+            case Recall() if memory is not None:
+                scores = x @ memory.T  # (n, m)
+                if operation.tau == 0:
+                    return memory[scores.argmax(dim=1)]
+                if operation.neighbours is not None and operation.neighbours < len(memory):
+                    best = scores.topk(operation.neighbours, dim=1)
+                    weights = (best.values / operation.tau).softmax(dim=1)  # (n, k)
+                    return torch.einsum("nk,nkd->nd", weights, memory[best.indices])
+                return (scores / operation.tau).softmax(dim=1) @ memory
+        raise TypeError(f"unknown operation {operation!r}")
+
+
+class EmbeddingDataset(Dataset[dict[str, Any]]):
+    """Transformed embeddings with their keys and captions, for a DataLoader.
+
+    Noise is drawn from (seed, epoch, key): the batches are the same with any number of workers. Call `set_epoch`
+    before each epoch; workers that persist see it.
+
+    Args:
+        keys: n keys.
+        embeddings: (n, d), as the model gives them.
+        pipeline: fitted.
+        captions: n texts, or None.
+        modality: what the embeddings are.
+        training: whether they are training inputs.
+        seed: of the noise.
+
+    Raises:
+        TransformError: if lengths differ.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        embeddings: Rows,
+        pipeline: Pipeline,
+        *,
+        captions: Sequence[str | None] | None = None,
+        modality: str = "text",
+        training: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if len(keys) != len(embeddings) or (captions is not None and len(captions) != len(keys)):
+            counts = f"{len(keys)} keys, {len(embeddings)} embeddings" + (
+                "" if captions is None else f", {len(captions)} captions"
+            )
+            raise TransformError(f"A data set needs as many of each: there are {counts}.")
+        self.keys = list(keys)
+        self.embeddings = embeddings
+        self.captions = captions
+        self.pipeline = pipeline
+        self.modality = modality
+        self.training = training
+        self.seed = seed
+        self._epoch: Tensor = torch.zeros(1, dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_store(
+        cls,
+        store: Any,
+        pipeline: Pipeline,
+        *,
+        modality: str = "text",
+        split: str = "train",
+        training: bool | None = None,
+        seed: int = 0,
+    ) -> EmbeddingDataset:
+        """Rows of one split of a store; they are training inputs if the split is ``train``, unless said otherwise."""
+        rows = store.load(modality, split=split)
+        captions = rows.column("caption") if "caption" in rows.table.column_names else None
+        as_training = split == "train" if training is None else training
+        return cls(
+            rows.keys,
+            rows.embeddings,
+            pipeline,
+            captions=captions,
+            modality=modality,
+            training=as_training,
+            seed=seed,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on, draw the noise of this epoch."""
+        self._epoch[0] = epoch
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.keys)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """``key``, ``embedding`` (float32 tensor (d,)), and ``caption`` where there are captions."""
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        """Several rows at once, which DataLoader asks for."""
+        transformed = self.pipeline.transform(
+            self.embeddings[rows],
+            modality=self.modality,
+            training=self.training,
+            keys=[self.keys[row] for row in rows],
+            seed=self.seed,
+            epoch=int(self._epoch[0]),
+        )
+        items = []
+        for place, row in enumerate(rows):
+            item: dict[str, Any] = {"key": self.keys[row], "embedding": torch.from_numpy(transformed[place])}
+            if self.captions is not None:
+                item["caption"] = self.captions[row] or ""
+            items.append(item)
+        return items

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from c3tools.errors import TransformError
+from c3tools.transforms import PRESETS, MemoryProjection, Normalize, Pipeline, preset
+from c3tools.transforms.torch_module import EmbeddingDataset, TransformModule
+
+from .conftest import Pairs
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_agrees_with_numpy(name: str, pairs: Pairs) -> None:
+    pipeline = preset(name, sigma=0.1).fit(pairs.moments, pairs.rows)
+    for modality, rows in pairs.rows.items():
+        module = TransformModule(pipeline, modality, seed=4)
+        x = torch.from_numpy(rows)
+        expected = pipeline.transform(rows, modality=modality)
+        np.testing.assert_allclose(module(x).numpy(), expected, atol=1e-6)
+        module.train()
+        noised = pipeline.transform(rows, modality=modality, training=True, keys=pairs.keys, seed=4, epoch=2)
+        np.testing.assert_allclose(module(x, keys=pairs.keys, epoch=2).numpy(), noised, atol=1e-6)
+
+
+def test_memory_of_neighbours_agrees_with_numpy(pairs: Pairs) -> None:
+    steps = [Normalize(), MemoryProjection(neighbours=9, role="inference"), Normalize()]
+    pipeline = Pipeline(steps).fit(pairs.moments, pairs.rows)
+    got = TransformModule(pipeline, "image")(torch.from_numpy(pairs.x))
+    np.testing.assert_allclose(got.numpy(), pipeline.transform(pairs.x, modality="image"), atol=1e-6)
+
+
+def test_noise_without_keys_only_in_training(pairs: Pairs) -> None:
+    module = TransformModule(preset("c3").fit(pairs.moments), "text")
+    x = torch.from_numpy(pairs.y)
+    assert torch.equal(module(x), module(x))
+    module.train()
+    torch.manual_seed(0)
+    first, second = module(x), module(x)
+    assert not torch.allclose(first, second, atol=1e-2)
+    torch.manual_seed(0)
+    assert torch.equal(first, module(x))
+
+
+def test_state_dict_holds_the_fit_and_gradients_flow(pairs: Pairs) -> None:
+    module = TransformModule(preset("ridge").fit(pairs.moments, pairs.rows), "image")
+    assert any(value.shape == (24, 24) for value in module.state_dict().values())
+    x = torch.from_numpy(pairs.x).float().requires_grad_()
+    module(x).square().sum().backward()
+    # outputs have unit norm whatever x is, so their squared norm has no gradient
+    assert x.grad is not None and x.grad.abs().max() < 1e-5
+    assert torch.isfinite(x.grad).all()
+
+
+def test_the_fit_moves_with_the_module(pairs: Pairs) -> None:
+    module = TransformModule(preset("c3").fit(pairs.moments), "text").to("meta")
+    assert {buffer.device.type for buffer in module.buffers()} == {"meta"}
+    assert module(torch.zeros(2, 24, device="meta")).device.type == "meta"
+
+
+def test_module_refusals(pairs: Pairs) -> None:
+    with pytest.raises(TransformError, match="not fitted"):
+        TransformModule(preset("c3"))
+    pipeline = preset("c3").fit({"text": pairs.moments["text"]})
+    with pytest.raises(TransformError, match="not fitted for the modality 'image'"):
+        TransformModule(pipeline, "image")
+    module = TransformModule(pipeline).train()
+    with pytest.raises(TransformError, match="24 dimensions; these have 3"):
+        module(torch.zeros(2, 3))
+    with pytest.raises(TransformError, match="1 keys for 2 rows"):
+        module(torch.ones(2, 24), keys=["a"])
+
+
+@pytest.fixture
+def dataset(pairs: Pairs) -> EmbeddingDataset:
+    pipeline = preset("c3").fit(pairs.moments)
+    captions = [f"caption {i}" for i in range(120)]
+    return EmbeddingDataset(pairs.keys, pairs.y.astype(np.float32), pipeline, captions=captions, training=True, seed=3)
+
+
+def collected(loader: DataLoader) -> dict[str, torch.Tensor]:
+    return {key: row for batch in loader for key, row in zip(batch["key"], batch["embedding"], strict=True)}
+
+
+def test_loader_gives_the_pipelines_rows(dataset: EmbeddingDataset, pairs: Pairs) -> None:
+    dataset.set_epoch(7)
+    batch = next(iter(DataLoader(dataset, batch_size=5)))
+    assert batch["caption"] == [f"caption {i}" for i in range(5)]
+    expected = dataset.pipeline.transform(
+        pairs.y[:5].astype(np.float32), training=True, keys=pairs.keys[:5], seed=3, epoch=7
+    )
+    assert torch.equal(batch["embedding"], torch.from_numpy(expected))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_same_rows_with_any_number_of_workers(dataset: EmbeddingDataset) -> None:
+    alone = DataLoader(dataset, batch_size=16, shuffle=True)
+    workers = DataLoader(dataset, batch_size=7, num_workers=2, persistent_workers=True)
+    epochs = []
+    for epoch in (1, 2):
+        dataset.set_epoch(epoch)
+        first, second = collected(alone), collected(workers)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        epochs.append(first)
+    assert not torch.allclose(epochs[0]["row 0"], epochs[1]["row 0"], atol=1e-3)
+
+
+def test_validation_sets_have_no_noise(pairs: Pairs) -> None:
+    pipeline = preset("c3").fit(pairs.moments)
+    rows = EmbeddingDataset(pairs.keys, pairs.y.astype(np.float32), pipeline)
+    before = rows[3]["embedding"]
+    rows.set_epoch(1)
+    assert torch.equal(before, rows[3]["embedding"])
+    assert "caption" not in rows[3]
+
+
+def test_lengths_that_differ(pairs: Pairs) -> None:
+    with pytest.raises(TransformError, match="2 keys, 120 embeddings"):
+        EmbeddingDataset(["a", "b"], pairs.y.astype(np.float32), preset("c1").fit())
+
+
+def test_from_store(tmp_path: object) -> None:
+    from c3tools import Store
+    from c3tools.jobs.fitting import fit_on_store
+    from tests.cli.synthetic import make_store
+
+    store = Store.open(make_store(tmp_path / "store"))  # type: ignore[operator]
+    pipeline = fit_on_store(preset("c3"), store)
+    train = EmbeddingDataset.from_store(store, pipeline)
+    assert (len(train), train.training) == (120, True)
+    test = EmbeddingDataset.from_store(store, pipeline, modality="image", split="test")
+    assert (len(test), test.training) == (30, False)
