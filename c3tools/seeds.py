@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+_WORD = 2**64 - 1
+
 
 def generator(seed: int, *scope: object) -> np.random.Generator:
     """A generator that depends on ``seed`` and on ``scope`` (any printable values) alone."""
@@ -22,10 +24,17 @@ def keyed_normal(
     seed: int, epoch: int, keys: Sequence[str], dim: int, dtype: npt.DTypeLike = np.float32
 ) -> npt.NDArray[np.float32]:
     """Standard normal noise (len(keys), dim), each row drawn from (seed, epoch, its key)."""
-    noise = np.empty((len(keys), dim), dtype=dtype)
+    noise = np.empty((len(keys), dim), dtype=np.float32)
+    # One generator whose key is set for each row: the numbers of `generator(seed, epoch, key)` at half the cost.
+    bits = np.random.Philox(key=0)
+    draw = np.random.Generator(bits)
+    state = bits.state
     for row, key in enumerate(keys):
-        noise[row] = generator(seed, epoch, key).standard_normal(dim, dtype=np.float32)
-    return noise
+        digest = _digest(seed, epoch, key)
+        state["state"]["key"] = np.array([digest & _WORD, digest >> 64], dtype=np.uint64)
+        bits.state = state
+        draw.standard_normal(out=noise[row], dtype=np.float32)
+    return noise.astype(dtype, copy=False)
 
 
 def stable_fraction(key: str, salt: str = "") -> float:
