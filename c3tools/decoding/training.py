@@ -31,6 +31,7 @@ from .model import CaptionDecoder
 from .tokenizer import PAD_ID
 
 FloatArray = npt.NDArray[np.float32]
+PAUSE_SECONDS = 30.0
 _VALIDATION_BATCH = 512
 
 
@@ -183,15 +184,12 @@ class Trainer:
         """Optimiser steps taken so far."""
         return self.state.epoch * self.steps_per_epoch + self.state.batch
 
-    def run(
-        self, tracker: Tracker | None = None, on_pause: Callable[[Trainer], None] | None = None, pause_s: float = 30.0
-    ) -> list[Epoch]:
+    def run(self, tracker: Tracker | None = None, on_pause: Callable[[Trainer], None] | None = None) -> list[Epoch]:
         """Train to the end (or until patience runs out) and load the best weights into the model.
 
         Args:
             tracker: told of every step, with losses, tokens per second in its note.
-            on_pause: called after each epoch and every ``pause_s`` seconds, to save the run.
-            pause_s: seconds between two calls within an epoch.
+            on_pause: called after each epoch and every ``PAUSE_SECONDS`` within one, to save the run.
 
         Returns:
             One entry per epoch.
@@ -214,7 +212,7 @@ class Trainer:
                     state.seconds += time.perf_counter() - started
                     state.batch += 1
                     tracker.advance(1, note=self._note())
-                    if on_pause and state.batch < len(batches) and time.monotonic() - last_pause > pause_s:
+                    if on_pause and state.batch < len(batches) and time.monotonic() - last_pause > PAUSE_SECONDS:
                         on_pause(self)
                         last_pause = time.monotonic()
                 self._end_epoch()

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import builtins
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from c3tools.errors import MetricError, MissingExtraError
+from c3tools.metrics import METRICS, score_captions
+from c3tools.metrics.captions import corpus_bleu
+from c3tools.metrics.tokenizer import tokenize_all
+
+pytest.importorskip("pycocoevalcap")
+
+REFERENCES = {
+    "a": ["A dog runs on the beach.", "The brown dog is running near the sea."],
+    "b": ["Two children play with a ball in the park.", "kids playing football"],
+    "c": ["A red train at the station", "the train's doors aren't open", "A train waits."],
+    "d": ["A bowl of soup on a table."],
+}
+PREDICTIONS = {
+    "a": "a dog runs near the beach",
+    "b": "two kids play with a red ball",
+    "c": "a red train is at a station",
+    "d": "a cat sleeps",
+}
+
+
+def test_scores_equal_those_of_pycocoevalcap() -> None:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    targets = {key: tokenize_all(texts) for key, texts in REFERENCES.items()}
+    written = {key: tokenize_all([text]) for key, text in PREDICTIONS.items()}
+    expected = dict(zip(METRICS, Bleu(4).compute_score(targets, written, verbose=0)[0], strict=False))
+    expected["ROUGE-L"] = Rouge().compute_score(targets, written)[0]
+    expected["CIDEr"] = Cider().compute_score(targets, written)[0]
+    scores = score_captions(PREDICTIONS, REFERENCES)
+    assert set(scores.corpus) == set(METRICS) == set(expected)
+    for name, value in expected.items():
+        assert scores.corpus[name] == pytest.approx(100 * value, abs=1e-6), name
+    assert scores.per_image["CIDEr"].mean() == pytest.approx(scores.corpus["CIDEr"])
+
+
+def test_bleu_by_hand() -> None:
+    # candidate "a b c d e" (5), reference "a b c x e f" (6): 4/5 unigrams, 2/4 bigrams, 1/3 trigrams, 0/2
+    scores = score_captions({"k": "a b c d e"}, {"k": ["a b c x e f"]})
+    penalty = math.exp(1 - 6 / 5)
+    assert scores.corpus["BLEU-1"] == pytest.approx(100 * penalty * 0.8, rel=1e-6)
+    assert scores.corpus["BLEU-2"] == pytest.approx(100 * penalty * math.sqrt(0.8 * 0.5), rel=1e-6)
+    assert scores.corpus["BLEU-3"] == pytest.approx(100 * penalty * (0.8 * 0.5 / 3) ** (1 / 3), rel=1e-6)
+    assert scores.corpus["BLEU-4"] < 0.1
+
+
+def test_a_perfect_caption_has_full_bleu_and_rouge() -> None:
+    scores = score_captions({key: texts[0] for key, texts in REFERENCES.items()}, REFERENCES)
+    assert scores.corpus["ROUGE-L"] == pytest.approx(100)
+    for n in range(1, 5):
+        assert scores.corpus[f"BLEU-{n}"] == pytest.approx(100, abs=1e-4)
+
+
+def test_bleu_pools_counts_over_the_corpus() -> None:
+    scores = score_captions(PREDICTIONS, REFERENCES)
+    np.testing.assert_allclose(
+        corpus_bleu(scores.bleu_counts.sum(axis=0)), [scores.corpus[f"BLEU-{n}"] for n in range(1, 5)]
+    )
+    rows = np.array([0, 0, 2])
+    again = score_captions(
+        {"x": PREDICTIONS["a"], "y": PREDICTIONS["a"], "z": PREDICTIONS["c"]},
+        {"x": REFERENCES["a"], "y": REFERENCES["a"], "z": REFERENCES["c"]},
+    )
+    assert scores.resampled("BLEU-4", rows) == pytest.approx(again.corpus["BLEU-4"])
+    assert scores.resampled("ROUGE-L", rows) == pytest.approx(again.corpus["ROUGE-L"])
+
+
+def test_case_and_punctuation_do_not_count() -> None:
+    plain = score_captions(PREDICTIONS, REFERENCES).corpus
+    shouted = score_captions({key: f"{text.upper()} !" for key, text in PREDICTIONS.items()}, REFERENCES).corpus
+    assert plain == pytest.approx(shouted)
+
+
+def test_an_empty_caption_scores_nothing_and_one_image_is_noted() -> None:
+    scores = score_captions({"a": ""}, REFERENCES)
+    assert scores.corpus["CIDEr"] == 0
+    assert scores.corpus["ROUGE-L"] == 0
+    assert "with one image it is 0" in scores.notes[0]
+
+
+def test_missing_references_are_listed() -> None:
+    predictions = {f"k{i}": "a dog" for i in range(8)} | {"a": "a dog"}
+    with pytest.raises(MetricError, match="8 of 9 captions have no reference.*: k0, k1, k2, k3, k4, …"):
+        score_captions(predictions, {**REFERENCES, "k0": ["  "]})
+    with pytest.raises(MetricError, match="no caption to score"):
+        score_captions({}, REFERENCES)
+
+
+def test_without_pycocoevalcap_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+    import importlib
+
+    def refuse(name: str, *args: Any, **options: Any) -> Any:
+        if name.startswith("pycocoevalcap"):
+            raise ModuleNotFoundError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(MissingExtraError, match=r"(?s)pycocoevalcap.*c3tools\[eval\]"):
+        score_captions(PREDICTIONS, REFERENCES)
+
+
+def test_java_scores_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MetricError, match="METEOR runs in Java, and Java is not installed"):
+        score_captions(PREDICTIONS, REFERENCES, java=["METEOR"])
+    with pytest.raises(MetricError, match="Unknown metric 'SMATCH'"):
+        score_captions(PREDICTIONS, REFERENCES, java=["SMATCH"])

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from c3tools.errors import MetricError
+from c3tools.metrics import CaptionScores, bootstrap_interval, compare
+
+
+def made_up(values: np.ndarray, keys: list[str] | None = None) -> CaptionScores:
+    n = len(values)
+    counts = np.ones((n, 10))
+    return CaptionScores(
+        keys or [str(i) for i in range(n)], {"CIDEr": float(values.mean())}, {"CIDEr": values}, counts, []
+    )
+
+
+def test_the_interval_is_that_of_the_central_limit_theorem() -> None:
+    values = np.random.default_rng(0).normal(50, 10, size=2000)
+    interval = bootstrap_interval(made_up(values), "CIDEr", resamples=2000)
+    half = stats.norm.ppf(0.975) * values.std() / np.sqrt(len(values))
+    assert interval.score == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.06)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.06)
+
+
+def test_a_paired_comparison_sees_a_difference_that_intervals_hide() -> None:
+    rng = np.random.default_rng(1)
+    images = rng.normal(50, 20, size=400)
+    first, second = images + rng.normal(0, 1, 400), images + 0.5 + rng.normal(0, 1, 400)
+    found = compare(made_up(first), made_up(second), "CIDEr", resamples=2000)
+    assert found.difference == pytest.approx(second.mean() - first.mean())
+    assert found.p_value < 0.01
+    assert found.low > 0
+    other = compare(made_up(second), made_up(first), "CIDEr", resamples=2000)
+    assert other.difference == pytest.approx(-found.difference)
+    assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_p_values_agree_with_a_t_test_where_both_hold() -> None:
+    rng = np.random.default_rng(2)
+    first = rng.normal(50, 5, size=500)
+    second = first + rng.normal(0.12, 1.5, 500)
+    expected = stats.ttest_rel(second, first).pvalue
+    found = compare(made_up(first), made_up(second), "CIDEr", resamples=5000).p_value
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_the_same_captions_do_not_differ() -> None:
+    values = np.arange(10.0)
+    same = compare(made_up(values), made_up(values), "CIDEr", resamples=100)
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+
+
+def test_other_images_are_refused() -> None:
+    with pytest.raises(MetricError, match="not on the same images"):
+        compare(made_up(np.ones(2)), made_up(np.ones(2), ["x", "y"]), "CIDEr")

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from c3tools.assets.paths import CAPTIONS
+from c3tools.metrics import tokenize
+
+
+@pytest.mark.parametrize(
+    ("caption", "tokens"),
+    [
+        ("A man's dog doesn't bark!", "a man 's dog does n't bark"),
+        ("The dogs' toys; it's big.", "the dogs toys it 's big"),
+        ("They're, we've, I'd, she'll, can't, won't", "they 're we 've i 'd she 'll ca n't wo n't"),
+        ("I'm gonna wanna cannot gotta", "i 'm gon na wan na can not got ta"),
+        ("He said \"hello\" and 'bye' ...", "he said hello and bye"),
+        ("U.S. flag at 5 p.m. on St. John's road.", "u.s. flag at 5 p.m. on st. john 's road"),
+        ("a 1,000 m/s w/ & 50% off $5.00 #1", "a 1,000 m/s w / & 50 % off $ 5.00 # 1"),
+        ("well-known T-shirt - dash -- double", "well-known t-shirt dash double"),
+        ("it is (very) big", "it is -lrb- very -rrb- big"),
+        ("café “quoted” it’s … here", "café quoted it 's here"),
+        ("wait...what e.g. this", "wait what e.g. this"),
+        ("one,two three.Four", "one two three.four"),
+        ("10:30am 5-year-old 1/2", "10:30 am 5-year-old 1/2"),
+        ("", ""),
+    ],
+)
+def test_tokens_are_those_of_the_java_tokenizer(caption: str, tokens: str) -> None:
+    """The expected tokens are what pycocoevalcap's Java tokenizer printed for these captions."""
+    assert " ".join(tokenize(caption)) == tokens
+
+
+@given(st.text(max_size=80))
+def test_any_text_gives_tokens_without_spaces(text: str) -> None:
+    assert all(token and not any(character.isspace() for character in token) for token in tokenize(text))
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="the reference tokenizer runs in Java")
+def test_real_captions_are_tokenised_as_in_java() -> None:
+    reference = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
+    with CAPTIONS.open(encoding="utf-8") as lines:
+        captions = [" ".join(text.split()) for line in lines for text in json.loads(line)["captions"]]
+    chosen = captions[::2]
+    expected = reference.PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(chosen)})
+    different = [text for i, text in enumerate(chosen) if " ".join(tokenize(text)) != expected[i][0]]
+    assert len(different) <= 0.0005 * len(chosen), different[:10]
