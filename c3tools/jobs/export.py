@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError, TransformError
-from ..float16 import to_float32
+from ..float16 import to_float16
 from ..progress import SilentTracker, Tracker
 from ..store import Store, embedding_matrix
 from ..store.files import sha256_of, write_json_atomically
@@ -228,11 +228,11 @@ class _Job:
 
     def _write_block(self, writer: PartWriter, modality: str, batch: pa.RecordBatch, counts: dict[str, int]) -> None:
         training = self._training_rows(modality, batch)
-        x = to_float32(embedding_matrix(batch, self.store.info.dtype))
+        x = embedding_matrix(batch, self.store.info.dtype)
         if training.all() or not training.any():
             y = self._transform(x, modality, batch, bool(training.any()) and len(batch) > 0)
         else:
-            y = np.empty_like(x)
+            y = np.empty(x.shape, np.float32)
             for role in (True, False):
                 where = training == role
                 y[where] = self._transform(x[where], modality, batch.filter(pa.array(where)), role)
@@ -240,7 +240,7 @@ class _Job:
         counts["inference"] += int((~training).sum())
         columns = {name: batch.column(name) for name in batch.schema.names if name != "embedding"}
         columns[ROLE_COLUMN] = pa.array(np.where(training, "training", "inference"), type=pa.string())
-        writer.write(y.astype(self.settings.dtype), columns)
+        writer.write(to_float16(y) if self.settings.dtype == "float16" else y, columns)
 
     def _transform(self, x: Any, modality: str, batch: pa.RecordBatch, training: bool) -> Any:
         keys = batch.column("key").to_pylist() if training and self.pipeline.noisy else None

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ..corpus.splits import ALL, split_role
 from ..errors import StoreError
+from ..float16 import to_float32
 from ..moments import Moments, load_moments
 from .info import StoreInfo
 from .writer import FAILURES_FILE, Failure, part_path
@@ -227,8 +228,13 @@ def embedding_matrix(batch: pa.RecordBatch | pa.Table, dtype: npt.DTypeLike = np
     column = batch.column("embedding")
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    dim = column.type.list_size
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(-1, dim).astype(dtype, copy=False)
+    flat = column.flatten()
+    # a view of the buffer: Array.to_numpy would import pandas where it is installed
+    values = np.frombuffer(flat.buffers()[1], dtype=flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]
+    matrix = values.reshape(-1, column.type.list_size)
+    if matrix.dtype == np.float16 and np.dtype(dtype) == np.float32:
+        return to_float32(matrix)
+    return matrix.astype(dtype, copy=False)
 
 
 def row_roles(batch: pa.RecordBatch | pa.Table) -> list[str]:
