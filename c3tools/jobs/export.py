@@ -23,6 +23,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import StoreError, TransformError
@@ -30,7 +31,7 @@ from ..float16 import to_float16
 from ..progress import SilentTracker, Tracker
 from ..store import Store, embedding_matrix
 from ..store.files import sha256_of, write_json_atomically
-from ..store.part_writers import PART_WRITERS, ROLE_COLUMN, PartWriter
+from ..store.part_writers import PART_WRITERS, ROLE_COLUMN, Block, PartWriter
 from ..store.reader import row_roles
 from ..store.schema import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
 from ..transforms import Pipeline
@@ -38,6 +39,8 @@ from ..transforms import Pipeline
 EXPORT_FILE = "export.json"
 FORMATS = tuple(PART_WRITERS)
 ROLES = ("auto", "training", "inference")
+_CACHED_ROWS = 512  # rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -229,26 +232,36 @@ class _Job:
     def _write_block(self, writer: PartWriter, modality: str, batch: pa.RecordBatch, counts: dict[str, int]) -> None:
         training = self._training_rows(modality, batch)
         x = embedding_matrix(batch, self.store.info.dtype)
-        if training.all() or not training.any():
-            y = self._transform(x, modality, batch, bool(training.any()) and len(batch) > 0)
-        else:
-            y = np.empty(x.shape, np.float32)
-            for role in (True, False):
-                where = training == role
-                y[where] = self._transform(x[where], modality, batch.filter(pa.array(where)), role)
+        keys = batch.column("key").to_pylist() if self.pipeline.noisy and training.any() else None
+        y = np.empty(x.shape, self.settings.dtype)
+        for start in range(0, len(x), _CACHED_ROWS):
+            rows = slice(start, start + _CACHED_ROWS)
+            y[rows] = self._transform(x[rows], modality, training[rows], keys[rows] if keys else None)
         counts["training"] += int(training.sum())
         counts["inference"] += int((~training).sum())
         columns = {name: batch.column(name) for name in batch.schema.names if name != "embedding"}
         columns[ROLE_COLUMN] = pa.array(np.where(training, "training", "inference"), type=pa.string())
-        writer.write(to_float16(y) if self.settings.dtype == "float16" else y, columns)
+        writer.write(y, columns)
 
-    def _transform(self, x: Any, modality: str, batch: pa.RecordBatch, training: bool) -> Any:
-        keys = batch.column("key").to_pylist() if training and self.pipeline.noisy else None
+    def _transform(self, x: Block, modality: str, training: Mask, keys: list[str] | None) -> Block:
+        """Rows (n, d) in the output dtype; those where ``training`` (n,) is true as training inputs."""
+        if training.all() or not training.any():
+            y = self._apply(x, modality, bool(training.all()), keys)
+        else:
+            y = np.empty(x.shape, np.float32)
+            for role in (True, False):
+                where = training == role
+                chosen = [key for key, taken in zip(keys, where, strict=True) if taken] if keys else None
+                y[where] = self._apply(x[where], modality, role, chosen)
+        return to_float16(y) if self.settings.dtype == "float16" else y
+
+    def _apply(self, x: Block, modality: str, training: bool, keys: list[str] | None) -> Block:
+        settings = self.settings
         return self.pipeline.transform(
-            x, modality=modality, training=training, keys=keys, seed=self.settings.seed, epoch=self.settings.epoch
+            x, modality=modality, training=training, keys=keys, seed=settings.seed, epoch=settings.epoch
         )
 
-    def _training_rows(self, modality: str, batch: pa.RecordBatch) -> Any:
+    def _training_rows(self, modality: str, batch: pa.RecordBatch) -> Mask:
         settings = self.settings
         if settings.role != "auto" or modality != settings.train_on:
             return np.full(len(batch), settings.role == "training")
