@@ -22,7 +22,7 @@ from .images import ImagePreprocessor
 from .names import DEFAULT_MODEL, ModelName
 
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
-_AGREEMENT = 0.999
+AGREEMENT = 0.999
 _REMEDY = "Offline, use the bundled --model c3-mini, or --model local-dir:PATH with a folder on this machine."
 
 
@@ -63,7 +63,7 @@ def load_encoder(
     if compute.precision == "fp32":
         return encoder
     candidate = encoder.in_precision(compute)
-    return candidate if precision != "auto" or _agree(encoder, candidate) else encoder
+    return candidate if precision != "auto" or agree(encoder, candidate) else encoder
 
 
 def load_recorded_encoder(
@@ -154,7 +154,7 @@ def _preprocessor(network: nn.Module, transform: Any) -> ImagePreprocessor:
     return ImagePreprocessor(steps, (height, width), tuple(config["mean"]), tuple(config["std"]), config)
 
 
-def _agree(reference: Encoder, candidate: Encoder) -> bool:
+def agree(reference: Encoder, candidate: Encoder) -> bool:
     """Whether two precisions of one model give the same embeddings, measured on smooth random images and texts."""
     height, width = reference.preprocess.size
     coarse = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -165,7 +165,7 @@ def _agree(reference: Encoder, candidate: Encoder) -> bool:
         (reference.encode_pixels(pixels), candidate.encode_pixels(pixels)),
         (reference.encode_texts(probe), candidate.encode_texts(probe)),
     )
-    return all(bool(((a * b).sum(axis=1) >= _AGREEMENT).all()) for a, b in pairs)
+    return all(bool(((a * b).sum(axis=1) >= AGREEMENT).all()) for a, b in pairs)
 
 
 @contextmanager

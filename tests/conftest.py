@@ -1,0 +1,107 @@
+"""Doubles and data that several tests share; everything here works offline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from c3tools.assets.paths import PHOTOS
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+
+SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+MODEL = {"name": "test-model", "weights_sha256": "0" * 64}
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real data that developers have beside the repository; without it the test is skipped."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the development data is not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Run `c3 ARGUMENTS` in an empty folder; the result has exit_code, stdout and stderr."""
+    from c3tools.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("C3_STORE", raising=False)
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="c3")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """The bundled model, loaded once."""
+    from c3tools.encoders import load_encoder
+
+    return load_encoder(precision="fp32")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of four bundled photos with their captions (20), split into train and val."""
+    return copy_photos(tmp_path / "photos", 4)
+
+
+def copy_photos(folder: Path, count: int) -> Path:
+    """Copy the first bundled photos with their captions."""
+    folder.mkdir(parents=True)
+    lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = sorted((json.loads(line) for line in lines), key=lambda row: row["image"])[:count]
+    for number, row in enumerate(rows):
+        shutil.copyfile(PHOTOS / "images" / row["image"], folder / row["image"])
+        row["split"] = "val" if number % 4 == 3 else "train"
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def make_store(
+    path: Path,
+    image: np.ndarray,
+    text: np.ndarray,
+    *,
+    owners: Sequence[int | None] | None = None,
+    split: str | None = "train",
+    dtype: str = "float32",
+    part_rows: int = 1000,
+) -> Store:
+    """A store of given embeddings: image rows ``image0``…, text row i belongs to image ``owners[i]`` (i by default)."""
+    info = StoreInfo(dict(MODEL), image.shape[1], dtype=dtype)
+    create_store(path, info)
+    owners = range(len(text)) if owners is None else owners
+    columns = {
+        "image": {
+            "key": [f"image{i}" for i in range(len(image))],
+            "path": [f"image{i}.jpg" for i in range(len(image))],
+            "split": [split] * len(image),
+        },
+        "text": {
+            "key": [f"text{i}" for i in range(len(text))],
+            "caption": [f"caption {i}" for i in range(len(text))],
+            "image_key": [None if owner is None else f"image{owner}" for owner in owners],
+            "split": [split] * len(text),
+        },
+    }
+    for modality, rows in (("image", image), ("text", text)):
+        for part, start in enumerate(range(0, len(rows), part_rows)):
+            chosen = slice(start, start + part_rows)
+            part_columns = {name: values[chosen] for name, values in columns[modality].items()}
+            write_shard(path, info, Shard(modality, part, rows[chosen], part_columns))
+    return Store.open(path)
+
+
+def unit_rows(n: int, dim: int, seed: int = 0) -> np.ndarray:
+    """Random unit vectors, float32 (n, dim)."""
+    rows = np.random.default_rng(seed).normal(size=(n, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

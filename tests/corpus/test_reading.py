@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from c3tools.corpus import read_corpus
+from c3tools.errors import CorpusError
+
+
+def image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(path, format="PNG")
+    return path
+
+
+def jsonl(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def pairs(corpus) -> list[tuple[str, str | None]]:
+    return [(text.caption, text.image_key) for text in corpus.texts]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "webp", "bmp", "gif", "tiff", "TIF"])
+def test_every_suffix_is_found_in_any_case_and_depth(tmp_path: Path, suffix: str) -> None:
+    image(tmp_path / "a" / "b" / f"x.{suffix}")
+    assert [item.key for item in read_corpus([tmp_path]).images] == ["a/b/x"]
+
+
+def test_captions_beside_an_images_folder(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "one.png")
+    jsonl(tmp_path / "captions.jsonl", {"image": "one.png", "captions": ["a", "b"], "split": "test"})
+    for root in (tmp_path, tmp_path / "images"):
+        corpus = read_corpus([root])
+        assert [(i.key, i.split) for i in corpus.images] == [("one", "test")]
+        assert [t.key for t in corpus.texts] == ["one#0", "one#1"]
+        assert pairs(corpus) == [("a", "one"), ("b", "one")]
+
+
+def test_metadata_of_the_image_folder_convention(tmp_path: Path) -> None:
+    image(tmp_path / "train" / "one.png")
+    image(tmp_path / "two.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\ntrain/one.png,first\ntwo.png,second\n")
+    assert pairs(read_corpus([tmp_path])) == [("first", "train/one"), ("second", "two")]
+
+
+def test_metadata_jsonl_in_a_subfolder(tmp_path: Path) -> None:
+    image(tmp_path / "train" / "one.png")
+    jsonl(tmp_path / "train" / "metadata.jsonl", {"file_name": "one.png", "text": "first"})
+    assert pairs(read_corpus([tmp_path])) == [("first", "train/one")]
+
+
+def test_text_files_with_the_stem_of_the_image(tmp_path: Path) -> None:
+    image(tmp_path / "one.png")
+    image(tmp_path / "two.png")
+    (tmp_path / "one.txt").write_text("first\n\nsecond\n", encoding="utf-8")
+    corpus = read_corpus([tmp_path])
+    assert pairs(corpus) == [("first", "one"), ("second", "one")]
+    assert corpus.pairing.images_without_caption == ["two"]
+
+
+def test_coco_captions_are_given_by_an_option(tmp_path: Path) -> None:
+    image(tmp_path / "photos" / "000001.jpg")
+    value = {
+        "images": [{"id": 7, "file_name": "000001.jpg"}, {"id": 8, "file_name": "missing.jpg"}],
+        "annotations": [{"image_id": 7, "caption": "first"}, {"image_id": 7, "caption": "second"}],
+    }
+    captions = tmp_path / "captions_val2017.json"
+    captions.write_text(json.dumps(value))
+    corpus = read_corpus([tmp_path / "photos"], captions=captions)
+    assert pairs(corpus) == [("first", "000001"), ("second", "000001")]
+    assert corpus.pairing.captions_without_image == ["missing.jpg"]
+
+
+def test_karpathy_file(tmp_path: Path) -> None:
+    image(tmp_path / "p" / "a.jpg")
+    rows = [{"filename": "a.jpg", "split": "restval", "sentences": [{"raw": "first"}]}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": rows}))
+    corpus = read_corpus([tmp_path / "p"], captions=tmp_path / "dataset.json")
+    assert corpus.images[0].split == "restval"
+    assert pairs(corpus) == [("first", "a")]
+
+
+def test_two_files_with_one_stem_keep_their_suffix(tmp_path: Path) -> None:
+    image(tmp_path / "x.jpg")
+    image(tmp_path / "x.png")
+    image(tmp_path / "y.png")
+    assert [item.key for item in read_corpus([tmp_path]).images] == ["x.jpg", "x.png", "y"]
+
+
+def test_names_in_other_scripts_and_with_newlines(tmp_path: Path) -> None:
+    image(tmp_path / "сон 夢.png")
+    image(tmp_path / "two\nlines.png")
+    assert {item.key for item in read_corpus([tmp_path]).images} == {"сон 夢", "two\nlines"}
+
+
+def test_a_folder_named_like_an_image_and_hidden_files(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").mkdir()
+    image(tmp_path / "x.jpg" / "inside.png")
+    image(tmp_path / ".hidden.png")
+    assert [item.key for item in read_corpus([tmp_path]).images] == ["x.jpg/inside"]
+
+
+def test_symlinks_do_not_loop_and_do_not_lead_out(tmp_path: Path) -> None:
+    image(tmp_path / "corpus" / "in.png")
+    image(tmp_path / "secret.png")
+    (tmp_path / "corpus" / "loop").symlink_to(tmp_path / "corpus")
+    (tmp_path / "corpus" / "out.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "corpus" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    corpus = read_corpus([tmp_path / "corpus"])
+    assert [item.key for item in corpus.images] == ["in"]
+    assert {(s.key, s.error) for s in corpus.skipped} == {("out.png", "SymlinkOutside"), ("gone.png", "SymlinkOutside")}
+    followed = read_corpus([tmp_path / "corpus"], follow_symlinks=True)
+    assert {item.key for item in followed.images} == {"in", "out"}
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.csv", "t.tsv", "t.parquet"])
+def test_texts_alone(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    texts = ["a dog, running", 'a "cat"', "ein Hündchen"]
+    if name == "t.txt":
+        path.write_text("\n".join(texts), encoding="utf-8")
+    elif name == "t.jsonl":
+        jsonl(path, *({"text": text} for text in texts))
+    elif name == "t.parquet":
+        pq.write_table(pa.table({"text": texts}), path)
+    else:
+        import csv
+
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter="\t" if name == "t.tsv" else ",")
+            writer.writerows([["text"], *([text] for text in texts)])
+    corpus = read_corpus([path])
+    assert [text.caption for text in corpus.texts] == texts
+    assert all(text.image_key is None for text in corpus.texts)
+    assert len({text.key for text in corpus.texts}) == 3
+
+
+def test_a_captions_file_as_texts_keeps_its_images_as_keys(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "c.jsonl", {"image": "dir/one.jpg", "captions": ["a", "b"]})
+    corpus = read_corpus([path])
+    assert [(t.key, t.image_key) for t in corpus.texts] == [("dir/one#0", "dir/one"), ("dir/one#1", "dir/one")]
+
+
+def test_the_text_column_can_be_named(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "c.jsonl", {"id": 1, "alt": "a dog"})
+    assert [t.caption for t in read_corpus([path], text_column="alt").texts] == ["a dog"]
+
+
+def test_empty_and_undecodable_captions_are_skipped_and_said(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"good\n\xff\xfe bad\nlast\n")
+    corpus = read_corpus([tmp_path / "t.txt"])
+    assert [t.caption for t in corpus.texts] == ["good", "last"]
+    assert [(s.error, s.key) for s in corpus.skipped] == [("UnicodeError", "t:2")]
+    path = jsonl(tmp_path / "c.jsonl", {"text": ["", "  ", "x"]})
+    corpus = read_corpus([path])
+    assert len(corpus.texts) == 1
+    assert len(corpus.skipped) == 2
+
+
+def test_several_folders_do_not_mix_up_their_keys(tmp_path: Path) -> None:
+    image(tmp_path / "a" / "x.png")
+    image(tmp_path / "b" / "x.png")
+    assert [item.key for item in read_corpus([tmp_path / "a", tmp_path / "b"]).images] == ["a/x", "b/x"]
+
+
+class TestErrors:
+    def check(self, match: str, *arguments, **options) -> None:
+        with pytest.raises(CorpusError, match=match):
+            read_corpus(*arguments, **options)
+
+    def test_missing_path(self, tmp_path: Path) -> None:
+        self.check("nothing at", [tmp_path / "nowhere"])
+
+    def test_empty_folder(self, tmp_path: Path) -> None:
+        self.check("No images in", [tmp_path])
+
+    def test_unknown_format(self, tmp_path: Path) -> None:
+        (tmp_path / "a.doc").write_text("x")
+        self.check("no known text format", [tmp_path / "a.doc"])
+
+    def test_wrong_column(self, tmp_path: Path) -> None:
+        path = jsonl(tmp_path / "c.jsonl", {"text": "a", "n": 3})
+        self.check("no column 'alt'; its columns are: text, n", [path], text_column="alt")
+        self.check("holds int", [path], text_column="n")
+
+    def test_no_text_column(self, tmp_path: Path) -> None:
+        image(tmp_path / "x.png")
+        (tmp_path / "metadata.csv").write_text("file_name,words\nx.png,hello\n")
+        self.check("--text-column", [tmp_path])
+
+    def test_bad_json(self, tmp_path: Path) -> None:
+        image(tmp_path / "x.png")
+        (tmp_path / "captions.jsonl").write_text('{"image": "x.png", "captions": ["a"]}\n{oops\n')
+        self.check("line 2 is not JSON", [tmp_path])
+
+    def test_bad_coco(self, tmp_path: Path) -> None:
+        image(tmp_path / "x.png")
+        (tmp_path / "c.json").write_text("[]")
+        self.check("not a COCO captions file", [tmp_path], captions=tmp_path / "c.json")
+
+    def test_captions_of_other_images(self, tmp_path: Path) -> None:
+        image(tmp_path / "x.png")
+        path = jsonl(tmp_path / "c.jsonl", {"image": "y.png", "captions": ["a"]})
+        self.check("for none of the 1 images", [tmp_path], captions=path)
+
+    def test_captions_that_name_no_image(self, tmp_path: Path) -> None:
+        image(tmp_path / "x.png")
+        path = jsonl(tmp_path / "c.jsonl", {"text": "a"})
+        self.check("names no image", [tmp_path], captions=path)
+
+    def test_damaged_parquet(self, tmp_path: Path) -> None:
+        (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
+        self.check("not a readable Parquet", [tmp_path / "t.parquet"])
+
+    def test_nothing_but_blank_lines(self, tmp_path: Path) -> None:
+        (tmp_path / "t.txt").write_text("\n\n")
+        self.check("Nothing to embed", [tmp_path / "t.txt"])
+
+    def test_two_text_files_with_one_name(self, tmp_path: Path) -> None:
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "t.txt").write_text("x\n")
+        self.check("have the key", [tmp_path / "a" / "t.txt", tmp_path / "b" / "t.txt"])

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from c3tools.corpus import hashed_split, split_role
+from c3tools.corpus.images import assign_keys
+
+
+@pytest.mark.parametrize(
+    ("said", "role"),
+    [("train", "train"), ("train2017", "train"), ("restval", "train"), ("validation", "val"), ("val2014", "val"),
+     ("dev", "val"), ("TEST", "test"), ("unused", "unused")],
+)  # fmt: skip
+def test_names_of_splits(said: str, role: str) -> None:
+    assert split_role(said, "any") == role
+
+
+def test_without_a_split_the_key_decides_and_always_the_same() -> None:
+    # written down once: a change here would move the rows of every store without splits
+    assert [hashed_split(f"photo{i}") for i in range(12)].count("train") >= 6
+    assert split_role(None, "photo1") == split_role("", "photo1") == hashed_split("photo1")
+    shares = [hashed_split(str(i)) for i in range(20_000)]
+    assert shares.count("train") / 20_000 == pytest.approx(0.8, abs=0.01)
+    assert shares.count("val") / 20_000 == pytest.approx(0.1, abs=0.01)
+
+
+@given(st.lists(st.text("ab.", min_size=1, max_size=4), unique=True))
+def test_keys_are_unique_for_any_unique_names(names: list[str]) -> None:
+    keys = assign_keys(names)
+    assert len(set(keys)) == len(names)

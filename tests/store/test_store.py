@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from c3tools.errors import StoreError
+from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
+from c3tools.store.files import write_atomically
+from tests.conftest import MODEL, make_store, unit_rows
+
+
+def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
+    image, text = unit_rows(7, 16), unit_rows(12, 16, 1)
+    store = make_store(tmp_path / "s", image, text, owners=[i % 7 for i in range(12)], part_rows=5)
+    assert store.modalities == ["image", "text"]
+    assert store.parts("text") == [0, 1, 2]
+    assert store.count("text") == 12
+    rows = store.load("text")
+    np.testing.assert_array_equal(rows.embeddings, text)
+    assert rows.column("image_key")[7:9] == ["image0", "image1"]
+    assert rows.keys[3] == "text3"
+
+
+def test_moments_are_those_of_the_stored_rows(tmp_path: Path) -> None:
+    rows = unit_rows(500, 24)
+    store = make_store(tmp_path / "s", rows, rows, dtype="float16", part_rows=130)
+    stored = store.load("image").embeddings.astype(np.float64)
+    moments = store.moments("image")
+    np.testing.assert_allclose(moments.mean, stored.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(stored.T, bias=True), atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    n=st.integers(1, 60), dim=st.integers(1, 9), part=st.integers(1, 25), dtype=st.sampled_from(["float16", "float32"])
+)
+def test_any_shape_survives(tmp_path_factory: pytest.TempPathFactory, n: int, dim: int, part: int, dtype: str) -> None:
+    rows = unit_rows(n, dim, n)
+    store = make_store(tmp_path_factory.mktemp("s") / "s", rows, rows, dtype=dtype, part_rows=part)
+    loaded = store.load("image")
+    np.testing.assert_array_equal(loaded.embeddings, rows.astype(dtype).astype(np.float32))
+    assert store.moments("image").n == n
+
+
+def test_splits_select_rows_and_moments(tmp_path: Path) -> None:
+    info = StoreInfo(dict(MODEL), 8)
+    create_store(tmp_path / "s", info)
+    rows = unit_rows(6, 8)
+    splits = ["train", "restval", "val", "test", "test", None]
+    write_shard(tmp_path / "s", info, Shard("image", 0, rows, {"key": list("abcdef"), "split": splits}))
+    store = Store.open(tmp_path / "s")
+    assert store.load("image", "test").keys[:2] == ["d", "e"]
+    assert store.moments("image", "train").n >= 2
+    groups = store.moments_by_split("image")
+    assert sum(m.n for m in groups.values()) == 6
+    for name, moments in groups.items():
+        own = store.load("image", name).embeddings
+        np.testing.assert_allclose(moments.mean, own.mean(axis=0), atol=1e-7)
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    rows = unit_rows(50, 8)
+    for name in ("a", "b"):
+        make_store(tmp_path / name, rows, rows)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) == 7
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_a_shard_explains_itself(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", unit_rows(5, 8), unit_rows(5, 8))
+    schema = pq.read_schema(tmp_path / "s" / "image" / "part-00000.parquet")
+    assert json.loads(schema.metadata[b"c3"]) == json.loads((tmp_path / "s" / "store.json").read_text())
+    columns = pq.ParquetFile(tmp_path / "s" / "image" / "part-00000.parquet").metadata.row_group(0)
+    by_name = {columns.column(i).path_in_schema: columns.column(i) for i in range(columns.num_columns)}
+    assert "BYTE_STREAM_SPLIT" in by_name["embedding.list.element"].encodings
+    assert by_name["embedding.list.element"].statistics is None
+    assert by_name["key"].compression == "ZSTD"
+
+
+def test_a_shard_without_its_marker_does_not_exist(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", unit_rows(10, 8), unit_rows(10, 8), part_rows=5)
+    (tmp_path / "s" / "image" / "part-00001.json").unlink()
+    assert store.count("image") == 5
+    assert len(store.load("image")) == 5
+
+
+def test_failures_are_rows(tmp_path: Path) -> None:
+    info = StoreInfo(dict(MODEL), 4)
+    create_store(tmp_path / "s", info)
+    failure = Failure("k", "p.jpg", "decode", "OSError", "truncated")
+    write_shard(tmp_path / "s", info, Shard("image", 0, np.zeros((0, 4)), {"key": []}, [failure]))
+    store = Store.open(tmp_path / "s")
+    assert store.failures() == [failure]
+    assert store.moments("image").n == 0
+    write_failures(tmp_path / "s", store.failures())
+    assert store.recorded_failures() == [failure]
+    write_failures(tmp_path / "s", [])
+    assert store.recorded_failures() == []
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_text("old")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, fail)
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+class TestErrors:
+    def test_no_store(self, tmp_path: Path) -> None:
+        with pytest.raises(StoreError, match="no store at"):
+            Store.open(tmp_path)
+
+    def test_damaged_description(self, tmp_path: Path) -> None:
+        (tmp_path / "store.json").write_text("{")
+        with pytest.raises(StoreError, match="damaged"):
+            Store.open(tmp_path)
+        (tmp_path / "store.json").write_text('{"format_version": 1}')
+        with pytest.raises(StoreError, match="does not describe a store"):
+            Store.open(tmp_path)
+
+    def test_newer_format(self, tmp_path: Path) -> None:
+        (tmp_path / "store.json").write_text('{"format_version": 99}')
+        with pytest.raises(StoreError, match="format version 99"):
+            Store.open(tmp_path)
+
+    def test_another_model(self, tmp_path: Path) -> None:
+        make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
+        other = StoreInfo({"name": "other", "weights_sha256": "1" * 64}, 4, dtype="float32")
+        with pytest.raises(StoreError, match=r"test-model \(000000000000\).*other \(111111111111\)"):
+            create_store(tmp_path / "s", other)
+
+    def test_another_dtype(self, tmp_path: Path) -> None:
+        make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
+        with pytest.raises(StoreError, match="dtype = float32"):
+            create_store(tmp_path / "s", StoreInfo(dict(MODEL), 4))
+
+    def test_missing_modality(self, tmp_path: Path) -> None:
+        store = make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
+        with pytest.raises(StoreError, match="no modality 'audio'; it has: image, text"):
+            store.load("audio")
+
+    def test_damaged_shard_is_named_with_the_remedy(self, tmp_path: Path) -> None:
+        store = make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
+        path = tmp_path / "s" / "image" / "part-00000.parquet"
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(StoreError, match=r"part-00000.parquet cannot be read"):
+            store.load("image")
+
+    def test_damaged_marker(self, tmp_path: Path) -> None:
+        store = make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
+        (tmp_path / "s" / "image" / "part-00000.json").write_text("[]")
+        with pytest.raises(StoreError, match="done marker"):
+            store.count("image")
