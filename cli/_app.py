@@ -22,6 +22,7 @@ COMMANDS = (
     "ablate",
     "index",
     "search",
+    "simulate",
     "demo",
 )
 

@@ -1,0 +1,182 @@
+"""`c3 simulate`: the theory of the modality gap, run: a table, a figure, and what the paper found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ._console import err, out, write_json
+from ._options import DeviceOption, JsonCommand, JsonOption, SeedOption
+
+if TYPE_CHECKING:
+    from c3tools.jobs.simulate import Simulation
+
+FigureOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--figure", metavar="PATH", help="Where to draw: .svg, .png or .pdf.", show_default="simulate-NAME.svg"
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    group = typer.Typer(no_args_is_help=True, help="The theory of the modality gap, run.")
+    group.command("init-gap", cls=JsonCommand)(init_gap)
+    group.command("depth", cls=JsonCommand)(depth)
+    group.command("gap-after-training", cls=JsonCommand)(gap_after_training)
+    group.command("stable-region", cls=JsonCommand)(stable_region)
+    group.command("temperature", cls=JsonCommand)(temperature)
+    app.add_typer(group, name="simulate")
+
+
+def init_gap(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Images with captions.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="An open_clip architecture, or another model.")] = "ViT-B-32",
+    toy: Annotated[bool, typer.Option("--toy", help="The closed-form toy instead of an encoder.")] = False,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="So many random encoders.")] = 3,
+    limit: Annotated[int, typer.Option("--limit", min=3, help="At most so many images.")] = 500,
+    device: DeviceOption = None,
+    figure: FigureOption = None,
+    json: JsonOption = None,
+) -> None:
+    """The gap of encoders with random weights, on real images and texts."""
+    from c3tools.jobs import simulate
+    from c3tools.progress import track
+
+    with track("Random encoders", seeds) as tracker:
+        result = simulate.initial_gap(
+            model=None if toy else model,
+            paths=paths or (),
+            seeds=range(seeds),
+            limit=limit,
+            device=device,
+            tracker=tracker,
+        )
+    _show(result, "init-gap", figure, json)
+
+
+def depth(
+    width: Annotated[int, typer.Option("--width", min=1, help="Of every layer.")] = 512,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="How many.")] = 50,
+    rows: Annotated[int, typer.Option("--rows", min=3, help="Inputs.")] = 10_000,
+    every: Annotated[int, typer.Option("--every", min=1, help="Measure each so many layers.")] = 5,
+    seed: SeedOption = 0,
+    figure: FigureOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Effective dimension by layer of a deep random ReLU network."""
+    from c3tools.jobs import simulate
+    from c3tools.progress import track
+
+    with track("Layers", layers) as tracker:
+        result = simulate.depth(width=width, layers=layers, rows=rows, every=every, seed=seed, tracker=tracker)
+    _show(result, "depth", figure, json)
+
+
+def gap_after_training(
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of gradient descent.")] = 100_000,
+    fast: Annotated[bool, typer.Option("--fast", help="Long second-order steps: half a minute, within 0.1 %.")] = False,
+    pairs: Annotated[int, typer.Option("--pairs", min=2, help="n.")] = 500,
+    dim: Annotated[int, typer.Option("--dim", min=2, help="d.")] = 512,
+    spans: Annotated[tuple[int, int], typer.Option("--spans", help="Dimensions in which the two modalities vary.")] = (
+        25,
+        230,
+    ),
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of gradient descent.")] = 0.1,
+    logit_scale: Annotated[
+        float | None, typer.Option("--logit-scale", help="Inverse temperature.", show_default="exp(2.6593)")
+    ] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="Steps between two rows of the table.")] = 20_000,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the draw.", show_default="1179, which starts as the paper's")
+    ] = None,
+    figure: FigureOption = None,
+    json: JsonOption = None,
+) -> None:
+    """The paper's optimisation: the loss falls, the gap stays. About ten minutes on two cores."""
+    from c3tools.geometry.optimisation import LOGIT_SCALE, PAPER_LIKE_SEED, TwoSpans
+    from c3tools.jobs import simulate
+    from c3tools.progress import track
+
+    start = TwoSpans(pairs, dim, spans[0], spans[1], PAPER_LIKE_SEED if seed is None else seed)
+    with track("Steps", steps) as tracker:
+        result = simulate.gap_after_training(
+            spans=start,
+            steps=steps,
+            learning_rate=learning_rate,
+            logit_scale=LOGIT_SCALE if logit_scale is None else logit_scale,
+            flow=fast,
+            every=every,
+            tracker=tracker,
+        )
+    _show(result, "gap-after-training", figure, json)
+
+
+def stable_region(
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Random queries.")] = 10_000,
+    tau: Annotated[
+        list[float] | None, typer.Option("--tau", help="A temperature; repeat it.", show_default="0.01 … 0.1")
+    ] = None,
+    largest_n: Annotated[int, typer.Option("--largest-n", min=2, help="Most candidates of a query.")] = 1_000,
+    seed: SeedOption = 0,
+    figure: FigureOption = None,
+    json: JsonOption = None,
+) -> None:
+    """The bound of the loss against temperature, candidates and lead, with simulated points under it."""
+    from c3tools.geometry.stable_region import TAUS
+    from c3tools.jobs import simulate
+
+    result = simulate.stable_region(draws=draws, taus=tau or TAUS, largest_n=largest_n, seed=seed)
+    _show(result, "stable-region", figure, json)
+
+
+def temperature(
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", envvar="C3_STORE", help="Features: the pairs of this store.", show_default="synthetic"),
+    ] = None,
+    scale: Annotated[
+        list[float] | None, typer.Option("--scale", help="A logit scale; repeat it.", show_default="5 … 100")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training per scale.")] = 1_000,
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Pairs per step.")] = 256,
+    seed: SeedOption = 0,
+    figure: FigureOption = None,
+    json: JsonOption = None,
+) -> None:
+    """The gap that survives training, as a function of the logit scale."""
+    from c3tools.geometry.temperature import SCALES
+    from c3tools.jobs import simulate
+    from c3tools.progress import track
+
+    scales = scale or list(SCALES)
+    with track("Steps", steps * len(scales)) as tracker:
+        result = simulate.temperature(store, scales=scales, steps=steps, batch=batch, seed=seed, tracker=tracker)
+    _show(result, "temperature", figure, json)
+
+
+def _show(result: Simulation, name: str, figure: Path | None, json_path: str | None) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from c3tools.pages import save_figure
+
+    if json_path != "-":
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in result.columns:
+            table.add_column(column, justify="right")
+        for row in result.rows:
+            table.add_row(*row)
+        out.print(table)
+        out.print(result.found, highlight=False)
+        out.print(f"The paper: {result.paper}", highlight=False, style="dim")
+    if json_path is not None:
+        write_json(result.values, json_path)
+    path = figure or Path(f"simulate-{name}.svg")
+    save_figure(result.figure, path)
+    err.print(f"Wrote {path}", highlight=False, markup=False)
