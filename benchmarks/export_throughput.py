@@ -63,7 +63,7 @@ def copy_with_pyarrow(store: Path, output: Path, workers: int) -> None:
     def copy(path: Path) -> None:
         target = output / path.relative_to(store)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetFile(path) as file, parquet_writer(target, file.schema_arrow) as writer:
+        with pq.ParquetFile(path) as file, parquet_writer(target, file.schema_arrow, split_bytes=False) as writer:
             for batch in file.iter_batches(batch_size=8192):
                 writer.write_batch(batch)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ._console import err, out, write_json
 from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, StoreOption
+
+if TYPE_CHECKING:
+    from c3tools.store import Store
+    from c3tools.transforms import Pipeline
 
 
 def register(app: typer.Typer) -> None:
@@ -73,6 +77,9 @@ def export(
         raise C3Error("--sigma belongs to presets.", remedy=f"Set sigma in {pipeline}.")
     infer_on = "image" if train_on == "text" else "text"
     chosen = open_pipeline(preset, pipeline, sigma=sigma, train_on=train_on, infer_on=infer_on)
+    if format == "faiss":
+        _export_index(source, chosen, output, modality, seed, json)
+        return
     settings = ExportSettings(format, dtype, role, train_on, seed, epoch)
     if not chosen.fitted:
         fit_on_store(chosen, source)
@@ -96,6 +103,22 @@ def export(
     kept = f" ({report.kept} parts were finished before)" if report.kept else ""
     err.print(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}", highlight=False)
     err.print(f'The recipe is beside it: c3tools.Pipeline.load("{report.output}")', highlight=False)
+
+
+def _export_index(
+    source: Store, chosen: Pipeline, output: Path, modality: list[str] | None, seed: int, json: str | None
+) -> None:
+    """A FAISS index is written by the job of `c3 index`: inference inputs, the keys and the recipe beside them."""
+    from c3tools.jobs.fitting import fit_on_store
+    from c3tools.jobs.index import index_store
+
+    if not chosen.fitted:
+        fit_on_store(chosen, source)
+    report = index_store(source, chosen, output, modalities=modality, seed=seed)
+    if json:
+        write_json(report.to_json(), json)
+    record = report.record
+    err.print(f"Indexed {record['rows']:,} rows as {record['factory']} in {report.output}.", highlight=False)
 
 
 def _show_presets(json: str | None) -> None:

@@ -2,7 +2,8 @@
 
 Each writer takes batches in order and leaves its files whole or not at all. The formats:
 
-    parquet       text/part-00000.parquet: the store's columns, the embedding transformed
+    parquet       text/part-00000.parquet: the store's columns, the embedding transformed; plain values, since DuckDB
+                  does not read the store's byte-stream split of float16
     npy           text/embeddings/part-00000.npy + text/metadata/part-00000.parquet: the layout that
                   embedding-reader (file format parquet_npy) and autofaiss read
     safetensors   text/part-00000.safetensors (tensor "embedding") + text/metadata/part-00000.parquet
@@ -102,14 +103,14 @@ class PartWriter:
 
 
 class ParquetPart(PartWriter):
-    """One Parquet file, laid out like the store's shards."""
+    """One Parquet file, laid out like the store's shards but for the plain values of the embedding."""
 
     name = "parquet"
 
     def start(self) -> None:
         """Open the file."""
         path = self.folder / f"{self.stem}.parquet"
-        self._writer = parquet_writer(self._temporary(path), self.schema)
+        self._writer = parquet_writer(self._temporary(path), self.schema, split_bytes=False)
 
     def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
         """Append one row group."""
@@ -136,7 +137,7 @@ class HfPart(PartWriter):
         for role in sorted(set(roles)):
             if role not in self._writers:
                 path = self.folder / _folder_name(role) / f"{self.stem}.parquet"
-                self._writers[role] = parquet_writer(self._temporary(path), self.schema)
+                self._writers[role] = parquet_writer(self._temporary(path), self.schema, split_bytes=False)
             self._writers[role].write_batch(batch.filter(pa.array(roles == role)))
 
     def finish(self) -> None:

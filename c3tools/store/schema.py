@@ -68,16 +68,17 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
 
 
-def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def parquet_writer(path: Path, schema: pa.Schema, *, split_bytes: bool = True) -> pq.ParquetWriter:
     """A writer of shards: zstd, byte-stream split on the embedding, dictionary on the key only.
 
-    Measured on CLIP embeddings, this is the smallest of the layouts and as fast to read as any.
+    Measured on CLIP embeddings, this is the smallest of the layouts and as fast to read as any. DuckDB does not read
+    it for float16: ``split_bytes=False`` writes plain values, for files that other programs are to read.
     """
     return pq.ParquetWriter(
         path,
         schema,
         compression="zstd",
         use_dictionary=["key"],
-        use_byte_stream_split=["embedding.list.element"],
+        use_byte_stream_split=["embedding.list.element"] if split_bytes else False,
         write_statistics=[name for name in schema.names if name != "embedding"],
     )

@@ -64,7 +64,7 @@ PRESETS: dict[str, Preset] = {
         lambda s: _between(GaussianNoise(s.sigma)),
     ),
     "lafite": Preset(
-        "training: norm((1 - l) e + l z / |z|), l = 0.75",
+        "training: norm((1 - l) e + l unit(z)), l = 0.75",
         "LAFITE_G (Zhou et al., CVPR 2022)",
         lambda s: _between(AdaptiveNoise()),
     ),

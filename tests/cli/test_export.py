@@ -145,6 +145,18 @@ def test_hf_layout_has_a_folder_per_split(here: Path) -> None:
     assert "path: image/test/*.parquet" in card
 
 
+def test_faiss_index_of_a_preset(here: Path) -> None:
+    pytest.importorskip("faiss", reason="faiss is an extra")
+    from c3tools.store.faiss_index import FaissIndex
+
+    assert "Indexed 180 rows as Flat" in ok("--format", "faiss", "--modality", "text").stderr
+    expected = expected_text(Store.open("c3-store"), 0.0)
+    scores, rows = FaissIndex.open("c3-export").search(expected[:5].astype(np.float32), 1)
+    assert rows[:, 0].tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(scores, 1, atol=1e-5)
+    assert Pipeline.load("c3-export").name == "c3"
+
+
 def test_same_bytes_with_one_worker_and_four(here: Path) -> None:
     ok("-o", "one", "--workers", "1")
     ok("-o", "four", "--workers", "4")

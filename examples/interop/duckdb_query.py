@@ -1,0 +1,46 @@
+"""Captions nearest to the first one, and the provenance, in SQL alone.
+
+    c3 export && python duckdb_query.py c3-export
+
+Costs a second; prints the model, the preset, and five captions with their cosines.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+NEAREST = """
+    WITH rows AS (SELECT key, caption, embedding::FLOAT[{dim}] AS e FROM read_parquet(?)),
+         query AS (SELECT e FROM rows WHERE key = ?)
+    SELECT rows.key, rows.caption, array_inner_product(rows.e, query.e) AS cosine
+    FROM rows, query ORDER BY cosine DESC, rows.key LIMIT 5
+"""
+
+
+def provenance(export: Path) -> dict[str, Any]:
+    """What the first shard says about itself."""
+    pattern = str(export / "text" / "*.parquet")
+    (value,) = duckdb.execute(
+        "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = 'c3' LIMIT 1", [pattern]
+    ).fetchone()
+    return json.loads(value)
+
+
+def nearest(export: Path, key: str) -> list[tuple[str, str, float]]:
+    """Key, caption and cosine of the five rows nearest to one."""
+    dim = provenance(export)["store"]["dim"]
+    return duckdb.execute(NEAREST.format(dim=int(dim)), [str(export / "text" / "*.parquet"), key]).fetchall()
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    origin = provenance(folder)
+    print(origin["store"]["model"]["name"], origin["transform"]["name"])
+    first = duckdb.execute("SELECT key FROM read_parquet(?) LIMIT 1", [str(folder / "text" / "*.parquet")]).fetchone()
+    for row in nearest(folder, first[0]):
+        print(row)

@@ -1,0 +1,31 @@
+"""An export as a Hugging Face data set.
+
+    c3 export --format hf && python hf_datasets.py c3-export
+
+Costs a few seconds; prints the splits and the provenance.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+
+def load(export: Path, modality: str, cache: Path | None = None) -> datasets.DatasetDict:
+    """The splits of one modality, by the configuration of that name."""
+    return datasets.load_dataset(str(export), modality, cache_dir=None if cache is None else str(cache))
+
+
+def provenance(export: Path) -> dict[str, Any]:
+    """What the export says about itself."""
+    return json.loads((export / "export.json").read_text())["provenance"]
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    print(load(folder, "text"))
+    print(provenance(folder)["transform"]["name"])

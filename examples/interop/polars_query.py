@@ -1,0 +1,42 @@
+"""Rows per split and role, the embeddings as numpy, and the provenance, with Polars.
+
+    c3 export && python polars_query.py c3-export
+
+Costs a second; prints the preset and a small table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+
+def read(export: Path) -> pl.DataFrame:
+    """All text rows; `embedding` is an Array column."""
+    return pl.read_parquet(sorted((export / "text").glob("*.parquet")))
+
+
+def counts(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows per split and role."""
+    return frame.group_by("split", "input_role").len().sort("split", "input_role")
+
+
+def embeddings(frame: pl.DataFrame) -> np.ndarray:
+    """The embeddings, float32 (n, d)."""
+    return np.array(frame["embedding"].to_list(), dtype=np.float32)
+
+
+def provenance(export: Path) -> dict[str, Any]:
+    """What the first shard says about itself."""
+    return json.loads(pl.read_parquet_metadata(min((export / "text").glob("*.parquet")))["c3"])
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    print(provenance(folder)["transform"]["name"])
+    print(counts(read(folder)))
