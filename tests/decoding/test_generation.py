@@ -106,15 +106,11 @@ def test_samples_depend_on_seed_and_key_and_a_small_nucleus_is_greedy(tiny_model
 def test_log_likelihood_sums_the_scores(tiny_model: CaptionDecoder) -> None:
     x = inputs(4)
     tokens = [[2, 3, END_ID], [END_ID], [4, 4, 4, 4], [5, END_ID]]
-    with torch.no_grad():
-        expected = [
-            float(
-                tiny_model(torch.from_numpy(x[i : i + 1]), torch.tensor([ids]))[0]
-                .log_softmax(-1)[range(len(ids)), ids]
-                .sum()
-            )
-            for i, ids in enumerate(tokens)
-        ]
+    expected = []
+    for row, ids in enumerate(tokens):
+        with torch.no_grad():
+            scores = tiny_model(torch.from_numpy(x[row : row + 1]), torch.tensor([ids]))[0].log_softmax(-1)
+        expected.append(float(scores[range(len(ids)), ids].sum()))
     np.testing.assert_allclose(log_likelihood(tiny_model, x, tokens), expected, rtol=1e-5)
 
 

@@ -18,7 +18,7 @@ STEPS = 15  # 3 epochs of 5 batches
 WORLD = make_world()
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -42,7 +42,7 @@ class Killer:
     def advance(self, count: int = 1, note: str | None = None) -> None:
         self.done += count
         if note is not None and self.done >= self.at:
-            raise Killed
+            raise KilledError
 
 
 def train(run: RunFolder | None, killer: Killer | None = None, learning_rate: float = 1e-3) -> Captioner:
@@ -67,7 +67,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     for kill in sorted(kills):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(RunFolder(folder), Killer(kill))
     resumed = train(RunFolder(folder))
     for name, value in uninterrupted.decoder.state_dict().items():
@@ -89,7 +89,7 @@ def test_a_run_saved_within_an_epoch_is_continued_there(
 
     monkeypatch.setattr(RunFolder, "save", save)
     monkeypatch.setattr("c3tools.decoding.training.PAUSE_SECONDS", 0.0)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(run, Killer(8))
     assert saved[-1] == 7
     resumed = train(RunFolder(tmp_path))
@@ -100,7 +100,7 @@ def test_a_run_saved_within_an_epoch_is_continued_there(
 def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(
     uninterrupted: Captioner, tmp_path: Path
 ) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(RunFolder(tmp_path), Killer(12))
     newest = sorted(tmp_path.glob("state-*.safetensors"))[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])
@@ -113,7 +113,7 @@ def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(
 
 
 def test_a_run_with_other_settings_starts_anew(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(RunFolder(tmp_path), Killer(12))
     run = RunFolder(tmp_path)
     train(run, learning_rate=2e-3)

@@ -71,7 +71,7 @@ def test_frequent_words_become_tokens() -> None:
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    with pytest.raises(DecoderError, match="no tokenizer at .*tokenizer.json"):
+    with pytest.raises(DecoderError, match=r"no tokenizer at .*tokenizer.json"):
         CaptionTokenizer.load(path)
     path.write_text(TOKENIZER.to_json()[:200])
     with pytest.raises(DecoderError, match="not a readable tokenizer"):

@@ -91,7 +91,7 @@ def test_an_empty_caption_scores_nothing_and_one_image_is_noted() -> None:
 
 def test_missing_references_are_listed() -> None:
     predictions = {f"k{i}": "a dog" for i in range(8)} | {"a": "a dog"}
-    with pytest.raises(MetricError, match="8 of 9 captions have no reference.*: k0, k1, k2, k3, k4, …"):
+    with pytest.raises(MetricError, match=r"8 of 9 captions have no reference.*: k0, k1, k2, k3, k4, …"):
         score_captions(predictions, {**REFERENCES, "k0": ["  "]})
     with pytest.raises(MetricError, match="no caption to score"):
         score_captions({}, REFERENCES)

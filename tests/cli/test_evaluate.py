@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from c3tools.decoding import Captioner
+from c3tools.metrics import score_captions
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+
+from .captions_store import TOY, make_captions_store
+
+pytest.importorskip("pycocoevalcap")
+C3 = Callable[..., Result]
+
+
+@pytest.fixture
+def store(c3: C3, tmp_path: Path) -> Store:
+    return make_captions_store(tmp_path / "c3-store")[0]
+
+
+def train(c3: C3) -> None:
+    result = c3("train-decoder", "--sigma", "0.02", "--size", "tiny", "--epochs", "3", "--precision", "fp32")
+    assert result.exit_code == 0, result.stderr
+
+
+def references_of(store: Store) -> dict[str, list[str]]:
+    rows = store.load("text", split="test")
+    found: dict[str, list[str]] = {}
+    for owner, caption in zip(rows.column("image_key"), rows.column("caption"), strict=True):
+        found.setdefault(owner, []).append(caption)
+    return found
+
+
+def test_the_test_images_are_captioned_and_scored(c3: C3, store: Store, tmp_path: Path) -> None:
+    train(c3)
+    result = c3("evaluate", "--json", "scores.json", "--coco", "coco.json")
+    assert result.exit_code == 0, result.stderr
+    assert "16 captions" in result.stdout
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    captions = {row["key"]: row["caption"] for row in scores["captions"]}
+    images = store.load("image", split="test")
+    assert list(captions) == images.keys
+    captioner = Captioner.load(tmp_path / "c3-decoder")
+    assert list(captions.values()) == captioner.caption(images.embeddings)
+    expected = score_captions(captions, references_of(store)).corpus
+    assert scores["scores"] == pytest.approx(expected)
+    for name, (low, high) in scores["intervals"].items():
+        assert low <= expected[name] <= high
+    results = json.loads((tmp_path / "coco.json").read_text())
+    assert [row["caption"] for row in results] == list(captions.values())
+    # what was written can be scored again, in both layouts
+    for file in ("scores.json",):
+        again = c3("evaluate", "--captions", file, "--json", "again.json")
+        assert again.exit_code == 0, again.stderr
+        assert json.loads((tmp_path / "again.json").read_text())["scores"] == pytest.approx(expected)
+
+
+def test_perfect_captions_from_a_file_against_references_in_a_file(c3: C3, store: Store, tmp_path: Path) -> None:
+    references = references_of(store)
+    (tmp_path / "mine.json").write_text(json.dumps([{"key": k, "caption": v[0]} for k, v in references.items()]))
+    (tmp_path / "theirs.jsonl").write_text(
+        "".join(json.dumps({"image": f"{k}.png", "captions": v}) + "\n" for k, v in references.items())
+    )
+    for options in ((), ("--references", "theirs.jsonl", "--store", "none")):
+        result = c3("evaluate", "--captions", "mine.json", *options, "--resamples", "0", "--json")
+        assert result.exit_code == 0, result.stderr
+        scores = json.loads(result.stdout)["scores"]
+        assert scores["BLEU-4"] == pytest.approx(100, abs=1e-4)
+        assert scores["ROUGE-L"] == pytest.approx(100)
+
+
+def test_two_sets_of_captions_are_compared(c3: C3, store: Store, tmp_path: Path) -> None:
+    references = references_of(store)
+    (tmp_path / "good.json").write_text(json.dumps({k: v[0] for k, v in references.items()}))
+    (tmp_path / "bad.json").write_text(json.dumps(dict.fromkeys(references, "a photo of something")))
+    result = c3("evaluate", "--captions", "good.json", "--against", "bad.json", "--json", "out.json")
+    assert result.exit_code == 0, result.stderr
+    value = json.loads((tmp_path / "out.json").read_text())
+    cider = value["differences"]["CIDEr"]
+    assert cider["difference"] == pytest.approx(value["scores"]["CIDEr"], abs=5)
+    assert cider["p_value"] < 0.01
+
+
+def test_captions_without_references_are_listed(c3: C3, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({"elsewhere": "a dog", "image00": "a dog"}))
+    result = c3("evaluate", "--captions", "mine.json")
+    assert result.exit_code == 1
+    assert "1 of 2 captions have no reference to be scored against: elsewhere" in " ".join(result.stderr.split())
+
+
+def test_a_store_of_another_model_is_refused_with_both_names(c3: C3, store: Store, tmp_path: Path) -> None:
+    train(c3)
+    for name, changes, message in (
+        ("other", {"weights_sha256": "2" * 64, "name": "other-model"}, "embeddings of toy-model (111111111111); these"),
+        ("wider", {}, "trained on embeddings of 32 dimensions (toy-model (111111111111)); these have 5"),
+    ):
+        dim = 32 if changes else 5
+        info = StoreInfo({**TOY, **changes}, dim, dtype="float32")
+        create_store(tmp_path / name, info)
+        columns = {"key": ["a"], "path": ["a.png"], "width": [1], "height": [1], "split": ["test"]}
+        import numpy as np
+
+        write_shard(tmp_path / name, info, Shard("image", 0, np.eye(1, dim, dtype=np.float32), columns))
+        columns = {"key": ["a#0"], "caption": ["a dog"], "image_key": ["a"], "split": ["test"]}
+        write_shard(tmp_path / name, info, Shard("text", 0, np.eye(1, dim, dtype=np.float32), columns))
+        result = c3("evaluate", "--store", name)
+        assert result.exit_code == 1
+        assert message in " ".join(result.stderr.split())
+
+
+def test_a_missing_decoder_and_a_damaged_one_are_named(c3: C3, store: Store, tmp_path: Path) -> None:
+    result = c3("evaluate")
+    assert result.exit_code == 1
+    assert "no trained decoder at c3-decoder" in " ".join(result.stderr.split())
+    train(c3)
+    train(c3)
+    weights = tmp_path / "c3-decoder" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = c3("evaluate")
+    assert result.exit_code == 1
+    message = " ".join(result.stderr.split())
+    assert "weights.safetensors is damaged or was cut short" in message
+    assert "--decoder c3-decoder.previous" in message
+    assert c3("evaluate", "--decoder", "c3-decoder.previous").exit_code == 0
+
+
+def test_an_empty_split_is_said(c3: C3, store: Store) -> None:
+    train(c3)
+    result = c3("evaluate", "--split", "restval")
+    assert result.exit_code == 1
+    assert "no images in the split 'restval'; it has test: 16, train: 56, val: 8" in " ".join(result.stderr.split())
