@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import c3tools
+
+HEAVY = ("torch", "open_clip", "pyarrow", "matplotlib", "numpy")
+PROBE = "import sys; {code}; print(sorted(set({heavy}) & set(sys.modules)))"
+
+
+def loaded_by(code: str) -> str:
+    command = [sys.executable, "-c", PROBE.format(code=code, heavy=HEAVY)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+
+def test_import_loads_nothing_heavy() -> None:
+    assert loaded_by("import c3tools") == "[]"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(SystemExit): app(['--help'])"
+    assert loaded_by(f"exec({code!r})") == "[]"
+
+
+def test_the_probe_can_fail() -> None:
+    assert "pyarrow" in loaded_by("import c3tools; c3tools.Store")
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert c3tools.__all__ == sorted(c3tools.__all__)
+    for name in c3tools.__all__:
+        assert getattr(c3tools, name) is not None
+    assert dir(c3tools) == c3tools.__all__
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = c3tools.nonsense
+
+
+def test_the_version_is_that_of_the_package(c3) -> None:
+    from importlib.metadata import version
+
+    assert c3("--version").stdout.strip() == f"c3tools {version('c3tools')}" == f"c3tools {c3tools.__version__}"
+
+
+def test_every_command_has_a_help_text(c3) -> None:
+    from c3tools.cli._app import COMMANDS
+
+    names = re.findall(r"│ ([a-z][a-z-]+) ", c3("--help").stdout)
+    assert len(names) == len(COMMANDS)
+    for name in names:
+        result = c3(name, "--help")
+        assert result.exit_code == 0
+        assert "Usage" in result.stdout
+
+
+def test_an_error_is_one_message_without_a_traceback(c3) -> None:
+    result = c3("means")
+    assert result.exit_code == 1
+    assert "no store at c3-store" in result.stderr
+    assert "c3 embed PATH" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_usage_error_exits_with_2(c3) -> None:
+    assert c3("embed").exit_code == 2
+    assert c3("nonsense").exit_code == 2

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import make_store, unit_rows
+
+
+def test_shows_saves_loads_and_merges(c3, tmp_path: Path) -> None:
+    make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
+    assert "Length of the modality gap" in c3("means").stdout
+    assert c3("means", "--save", "m.safetensors").exit_code == 0
+    assert (
+        c3("means", "--merge", "m.safetensors", "--merge", "m.safetensors", "--save", "two.safetensors").exit_code == 0
+    )
+    assert c3("means", "--load", "two.safetensors").exit_code == 0
+    rows = json.loads(c3("means", "--json").stdout)["means"]
+    assert [row["n"] for row in rows if row["source"] != "store"] == [40, 60]
+    assert c3("means", "--unload").exit_code == 0
+    assert all(row["source"] == "store" for row in json.loads(c3("means", "--json").stdout)["means"])
+
+
+def test_what_cannot_be_done_is_said(c3, tmp_path: Path) -> None:
+    make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
+    assert "--save" in c3("means", "--merge", "m.safetensors").stderr
+    assert "no moments file" in c3("means", "--load", "nowhere").stderr
+    assert "c3-mini" in c3("means", "--load", "c3-mini").stderr
