@@ -167,7 +167,11 @@ def is_constant(sums: PairSums, items: int) -> Assumption:
     """Whether the gap is the same vector everywhere: over groups of pairs, in the order of the store."""
     if len(sums.groups) < 2:
         return Assumption("constant", CONSTANT, "unknown", None, f"{len(sums.owner)} pairs make fewer than two groups.")
-    directions, lengths = group_directions(sums.groups), np.linalg.norm(sums.groups, axis=1)
+    # with the overall gap rather than with the next group: a gap that turns slowly agrees with its neighbours
+    overall = np.broadcast_to(sums.mean, sums.groups.shape)
+    directions, lengths = row_cosines(sums.groups, overall), np.linalg.norm(sums.groups, axis=1)
+    if not len(directions):
+        return Assumption("constant", CONSTANT, "unknown", None, "There is no gap.")
     cosine, spread = float(directions.mean()), float(lengths.std() / max(lengths.mean(), 1e-12))
     answer: Answer = "yes" if cosine >= 0.95 and spread <= 0.05 else "partly" if cosine >= 0.8 else "no"
     return Assumption(
@@ -175,8 +179,9 @@ def is_constant(sums: PairSums, items: int) -> Assumption:
         CONSTANT,
         answer,
         cosine,
-        f"Means of {sums.group_pairs} pairs point the same way with cosine {cosine:.3f}, and their lengths vary by "
-        f"{100 * spread:.1f} % ({len(lengths)} groups, {items} items).",
+        f"Means of {sums.group_pairs} pairs have a cosine of {cosine:.3f} with the gap (at least "
+        f"{float(directions.min()):.3f}), and their lengths vary by {100 * spread:.1f} % ({len(lengths)} groups, "
+        f"{items} items).",
     )
 
 
@@ -186,7 +191,9 @@ def is_orthogonal(cosines: dict[str, Array], dim: int) -> Assumption:
     if not spreads:
         return Assumption("orthogonal", ORTHOGONAL, "unknown", None, "There is no gap, or no differences to compare.")
     worst = max(spreads.values())
-    answer: Answer = "yes" if worst <= 0.1 else "partly" if worst <= 0.2 else "no"
+    # in few dimensions even directions at random are not nearly orthogonal
+    allowed = max(0.1, 1.25 / sqrt(dim))
+    answer: Answer = "yes" if worst <= allowed else "partly" if worst <= 2 * allowed else "no"
     listed = ", ".join(f"{name} {value:.3f}" for name, value in spreads.items())
     return Assumption(
         "orthogonal",

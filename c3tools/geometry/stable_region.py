@@ -89,6 +89,6 @@ def simulate_draws(
         positive = np.clip(negatives.max() + rng.uniform(-0.1, 0.9), -1, 1)
         differences = (negatives - positive) / tau[row]
         lead[row] = positive - negatives.max()
-        highest = max(float(differences.max()), 0.0)
-        loss[row] = highest + np.log(np.exp(-highest) + np.exp(differences - highest).sum())
+        highest = float(differences.max())
+        loss[row] = np.logaddexp(0.0, highest + np.log(np.exp(differences - highest).sum()))
     return StableDraws(tau, n, lead, loss, loss_bound(lead, tau, n))

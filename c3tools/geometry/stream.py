@@ -170,9 +170,10 @@ def stream_pairs(
                 sums.add(window.rows(owners[chosen]), mine, position + chosen)
             position += len(rows)
         window.finish()
+        pair_sums = None if sums is None else sums.result(first.used_sum, second.used_sum)
     return Pass(
         checks={pairing.first: first.check, pairing.second: second.check},
-        sums=None if sums is None else sums.result(first.used_sum, second.used_sum),
+        sums=pair_sums,
         first_rows=first.sample,
         second_rows=second.sample,
         moments={pairing.first: first.moments, pairing.second: second.moments} if train else {},

@@ -1,0 +1,77 @@
+"""Synthetic pairs of modalities with known geometry, and the measures computed in plain float64 numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def paper_model(items: int, dim: int, *, gap: float = 0.8, sigma: float = 0.03, captions: int = 1, seed: int = 0):
+    """`e_x - e_y = c + eps`, c constant and orthogonal to what varies: (images, texts, owner), not normalised."""
+    rng = np.random.default_rng(seed)
+    content = rng.normal(size=(items, dim)) * 0.05
+    content[:, 0] = 0
+    direction = np.eye(dim)[0]
+    owner = np.repeat(np.arange(items), captions)
+    image = content + gap / 2 * direction
+    text = content[owner] - gap / 2 * direction + rng.normal(size=(len(owner), dim)) * sigma
+    return image, text, owner
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64."""
+    rows = rows.astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def plain_measures(
+    image: np.ndarray, text: np.ndarray, owner: np.ndarray, fit: np.ndarray, fit_text: np.ndarray
+) -> dict:
+    """Every number that must agree, from the definitions, on all cosines at once."""
+    x, y = unit(image), unit(text)
+    cosines = x @ y.T
+    matching = np.arange(len(x))[:, None] == owner[None, :]
+    difference = x[owner] - y
+    num = np.mean((1 - cosines[owner, np.arange(len(y))]) / 2)
+    within = []
+    for rows in (x, y):
+        own = rows @ rows.T
+        within.append(np.mean((1 - own[~np.eye(len(rows), dtype=bool)]) / 2))
+    result = {
+        "length": np.linalg.norm(x.mean(axis=0) - y.mean(axis=0)),
+        "instance_distance": np.linalg.norm(difference, axis=1).mean(),
+        "rmg": num / (num + np.mean(within)),
+        "paired_cosine": cosines[matching].mean(),
+        "unpaired_cosine": cosines[~matching].mean(),
+        "residual_rms": np.sqrt(np.mean((difference - difference.mean(axis=0)) ** 2)),
+    }
+    for name, rows in (("image", x), ("text", y)):
+        s = np.linalg.svd(np.cov(rows.T, bias=True), compute_uv=False)
+        p = s / s.sum()
+        result[f"{name}_effective_dimension"] = int(np.flatnonzero(np.cumsum(s) / s.sum() > 0.99)[0]) + 1
+        result[f"{name}_effective_rank"] = np.exp(-np.sum(p[p > 0] * np.log(p[p > 0])))
+        result[f"{name}_participation_ratio"] = s.sum() ** 2 / np.sum(s**2)
+        result[f"{name}_mean_norm"] = np.linalg.norm(rows.mean(axis=0))
+    collapsed = unit(x - x[fit].mean(axis=0)), unit(y - y[fit_text].mean(axis=0))
+    for preset, (a, b) in (("raw", (x, y)), ("c2-collapse", collapsed)):
+        for direction, scores, positive in (
+            ("image_to_text", a @ b.T, matching),
+            ("text_to_image", b @ a.T, matching.T),
+        ):
+            order = np.argsort(-scores, axis=1)
+            for k in (1, 5, 10):
+                hits = [positive[row, order[row, :k]].any() for row in range(len(scores))]
+                result[f"{preset} {direction} recall@{k}"] = np.mean(hits)
+    return result
+
+
+def reported_measures(values: dict) -> dict:
+    """The same numbers, out of a report."""
+    result = {name: values["gap"][name] for name in ("length", "instance_distance", "rmg")}
+    result |= {name: values["pairs"][name] for name in ("paired_cosine", "unpaired_cosine", "residual_rms")}
+    for name, found in values["modalities"].items():
+        for key in ("effective_dimension", "effective_rank", "participation_ratio", "mean_norm"):
+            result[f"{name}_{key}"] = found[key]
+    for preset in ("raw", "c2-collapse"):
+        for direction, scores in values["retrieval"][preset].items():
+            result |= {f"{preset} {direction} {key}": value for key, value in scores.items()}
+    return result

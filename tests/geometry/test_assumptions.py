@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from c3tools.geometry.assumptions import different_items, orthogonality, residuals
+from c3tools.geometry.bootstrap import mean_interval
+from c3tools.geometry.neighbours import modality_bias, separability, uniformity
+from c3tools.jobs.gap_report import gap_report
+from tests.conftest import make_store, unit_rows
+from tests.geometry.spaces import paper_model, unit
+
+ONLY_TWO = ("raw", "c2-collapse")
+
+
+def answers(path):
+    return {name: found["answer"] for name, found in gap_report(path, presets=ONLY_TWO).values["assumptions"].items()}
+
+
+def test_the_papers_model_passes_every_test(tmp_path):
+    image, text, _ = paper_model(3000, 32, sigma=0.05)
+    # a common large norm in a further dimension: normalising then hardly bends the model
+    image, text = (np.c_[rows, np.full(len(rows), 20.0)] for rows in (image, text))
+    make_store(tmp_path / "s", unit(image).astype(np.float32), unit(text).astype(np.float32))
+    found = answers(tmp_path / "s")
+    assert (found["constant"], found["orthogonal"], found["gaussian"]) == ("yes", "yes", "yes")
+
+
+def test_noise_in_a_few_dimensions_is_not_isotropic():
+    rng = np.random.default_rng(0)
+    isotropic = rng.normal(size=(2000, 20))
+    assert residuals(isotropic, np.arange(2000)).isotropy > 0.95
+    squeezed = isotropic * np.r_[np.full(4, 5.0), np.full(16, 0.5)]
+    # participation ratio (4 * 25 + 16 / 4)^2 / (4 * 625 + 16 / 16) of 20 dimensions
+    assert residuals(squeezed, np.arange(2000)).isotropy == pytest.approx(104**2 / 2501 / 20, rel=0.03)
+
+
+def test_isotropy_is_corrected_for_few_pairs():
+    noise = np.random.default_rng(1).normal(size=(60, 100))
+    assert residuals(noise, np.arange(60)).isotropy > 0.9
+
+
+def test_heavy_tails_are_seen():
+    rng = np.random.default_rng(2)
+    normal, heavy = rng.normal(size=(4000, 8)), rng.standard_t(3, size=(4000, 8))
+    assert residuals(normal, np.arange(4000)).distance < 0.01
+    assert residuals(heavy, np.arange(4000)).distance > 0.05
+    assert np.median(residuals(heavy, np.arange(4000)).kurtosis) > 3
+
+
+def test_residuals_of_one_item_are_not_compared():
+    owner = np.repeat(np.arange(5), 4)
+    left, right = different_items(owner, 0, "test")
+    assert len(left)
+    assert np.all(owner[left] != owner[right])
+    assert len(different_items(np.zeros(10, int), 0, "test")[0]) == 0
+
+
+def test_orthogonality_of_a_gap_inside_the_span():
+    rows = np.zeros((200, 3))
+    rows[:, 0] = np.random.default_rng(0).normal(size=200)
+    assert np.allclose(np.abs(orthogonality(rows, np.arange(200), np.array([1.0, 0, 0]))), 1)
+    assert np.allclose(orthogonality(rows, np.arange(200), np.array([0, 1.0, 0])), 0)
+    assert len(orthogonality(rows, np.arange(200), np.zeros(3))) == 0
+
+
+def test_a_gap_that_turns_is_not_constant(tmp_path):
+    x = np.tile([0.0, 0.0, 1.0, 0.0], (1000, 1)) + np.random.default_rng(0).normal(size=(1000, 4)) * 0.02
+    y = x.copy()
+    angle = np.linspace(0, np.pi, 1000)
+    y[:, 0], y[:, 1] = np.cos(angle), np.sin(angle)
+    make_store(tmp_path / "s", unit(x).astype(np.float32), unit(y).astype(np.float32))
+    found = gap_report(tmp_path / "s", presets=ONLY_TWO).values["assumptions"]["constant"]
+    assert found["answer"] == "partly"
+    # the cosine of (-cos t, -sin t, 1) with its mean (0, -2 / pi, 1), averaged over a half turn
+    assert found["number"] == pytest.approx(((2 / np.pi) ** 2 + 1) / np.sqrt(2 * (1 + (2 / np.pi) ** 2)), abs=0.02)
+
+
+def test_bootstrap_interval_is_that_of_the_standard_error():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 4000)
+    low, high = mean_interval(values)
+    assert (high - low) / 2 == pytest.approx(1.96 * 2.0 / np.sqrt(4000), rel=0.12)
+    assert low < values.mean() < high
+
+
+def test_bootstrap_draws_the_captions_of_an_image_together():
+    items = np.repeat(np.arange(300), 5)
+    values = np.random.default_rng(0).normal(size=300)[items]
+    low, high = mean_interval(values, items)
+    assert (high - low) / 2 == pytest.approx(1.96 / np.sqrt(300), rel=0.12)
+    assert mean_interval(values[:10], items[:10]) is None
+
+
+def test_uniformity_is_the_definition():
+    rows = unit_rows(40, 5).astype(np.float64)
+    squared = np.sum((rows[:, None] - rows[None]) ** 2, axis=2)
+    expected = np.log(np.exp(-2 * squared)[~np.eye(40, dtype=bool)].mean())
+    assert uniformity(rows) == (pytest.approx(expected), 40)
+
+
+def test_separability_is_1_across_a_gap_and_one_half_without():
+    x, y = unit_rows(400, 12), unit_rows(400, 12, seed=1)
+    assert separability(x + np.eye(12)[0] * 9, y - np.eye(12)[0] * 9)[0] == 1.0
+    assert separability(x, y)[0] == pytest.approx(0.5, abs=0.07)
+    assert separability(unit(x + np.eye(12)[0]), y, collapse=True)[0] == pytest.approx(0.5, abs=0.08)
+
+
+def test_modality_bias_is_1_across_a_gap_and_one_half_without():
+    x, y = unit_rows(400, 12), unit_rows(400, 12, seed=1)
+    away = np.eye(12)[0] * 3
+    assert modality_bias(unit(x + away), unit(y - away))[:2] == (1.0, 1.0)
+    assert modality_bias(x, y)[:2] == pytest.approx((0.5, 0.5), abs=0.05)

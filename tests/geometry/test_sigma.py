@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from c3tools.errors import TransformError
+from c3tools.geometry.sigma import (
+    PUBLISHED,
+    auto_sigma,
+    caption_spread,
+    pair_cosine,
+    recommend,
+    residual_rms,
+    sibling_cosine,
+    sigma_for_cosine,
+)
+
+
+@given(st.floats(0.05, 0.99), st.floats(0.1, 2.0), st.integers(2, 1024))
+def test_noise_of_this_size_gives_this_cosine(cosine, norm, dim):
+    sigma = sigma_for_cosine(cosine, norm, dim)
+    assert norm / np.hypot(norm, sigma * np.sqrt(dim)) == pytest.approx(cosine)
+
+
+def test_no_noise_gives_a_cosine_of_zero_or_less():
+    assert sigma_for_cosine(0.0, 1.0, 8) is None
+    assert sigma_for_cosine(-0.3, 1.0, 8) is None
+
+
+def test_sibling_cosine_is_the_mean_over_pairs_of_one_item():
+    rng = np.random.default_rng(0)
+    rows, owner = rng.normal(size=(7, 4)), np.array([2, 0, 2, 0, 2, 5, 0])
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    per_item = []
+    for item in (0, 2):
+        cosines = unit[owner == item] @ unit[owner == item].T
+        per_item.append(cosines[~np.eye(3, dtype=bool)].mean())
+    assert sibling_cosine(rows, owner) == pytest.approx(np.mean(per_item))
+    assert sibling_cosine(rows[:2], np.array([0, 1])) is None
+
+
+def test_caption_spread_finds_the_noise_that_made_the_captions():
+    """Captions are a centre plus noise of sigma each; two of them meet at the cosine |e|^2 / (|e|^2 + sigma^2 d)."""
+    rng = np.random.default_rng(1)
+    dim, sigma = 64, 0.04
+    centres = rng.normal(size=(800, dim)) * 0.08
+    owner = np.repeat(np.arange(800), 5)
+    texts = centres[owner] + rng.normal(size=(4000, dim)) * sigma
+    cosine = 0.08**2 / (0.08**2 + sigma**2)
+    norm = np.sqrt(dim * (0.08**2 + sigma**2))
+    expected = norm * np.sqrt((1 / cosine**2 - 1) / dim)
+    assert caption_spread(texts, owner, np.zeros(dim)).sigma == pytest.approx(expected, rel=0.02)
+
+
+def test_pair_cosine_and_residual_are_their_formulas():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(50, 6))
+    y = x + rng.normal(size=(50, 6)) * 0.5
+    owner = np.arange(50)
+    a, b = x - x.mean(axis=0), y - y.mean(axis=0)
+    cosine = np.mean(np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+    expected = np.linalg.norm(b, axis=1).mean() * np.sqrt((1 / cosine**2 - 1) / 6)
+    assert pair_cosine(x, y, owner, [x.mean(axis=0), y.mean(axis=0)]).sigma == pytest.approx(expected)
+    assert residual_rms((x - y).var(axis=0)).sigma == pytest.approx(np.sqrt((x - y).var(axis=0).mean()))
+
+
+def test_auto_takes_the_captions_then_the_pairs_then_the_constant():
+    rng = np.random.default_rng(3)
+    texts, mean = rng.normal(size=(40, 8)), np.zeros(8)
+    several, one, variance = np.repeat(np.arange(20), 2), np.arange(40), np.full(8, 0.09)
+    texts[1::2] = texts[::2] + rng.normal(size=(20, 8)) * 0.2
+    sigma, why = auto_sigma(texts, several, mean, variance)
+    assert sigma == caption_spread(texts, several, mean).sigma
+    assert "captions of one image" in why
+    sigma, why = auto_sigma(texts, one, mean, variance)
+    assert sigma == pytest.approx(0.3)
+    assert "every image has one caption" in why
+    sigma, why = auto_sigma(texts, one, mean)
+    assert sigma == PUBLISHED
+    assert "no pairs" in why
+    assert recommend([])[0].sigma == PUBLISHED
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(TransformError, match="do not fit"):
+        auto_sigma(np.ones((3, 4)), np.arange(2), np.zeros(4))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from c3tools.errors import C3Error
+from c3tools.geometry.depth import span_by_layer
+from c3tools.geometry.initialisation import simulate_toy, toy_gap
+from c3tools.geometry.optimisation import PAPER_TRACE, TwoSpans, train_pairs
+from c3tools.geometry.stable_region import loss_bound, simulate_draws, stable_lead
+from c3tools.geometry.temperature import gap_by_scale, synthetic_features
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors only get slower by sharing them among threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+SMALL = TwoSpans(n=24, dim=32, first=4, second=12, seed=3)
+
+
+def plain_descent(x: np.ndarray, y: np.ndarray, steps: int, rate: float, scale: float) -> tuple[list, np.ndarray]:
+    """The loop as one writes it first: torch.optim.SGD over the points in all dimensions."""
+    a, b = (torch.tensor(rows, requires_grad=True) for rows in (x, y))
+    optimiser = torch.optim.SGD([a, b], lr=rate)
+    own, trace = torch.arange(len(x)), []
+    for _ in range(steps + 1):
+        ua, ub = torch.nn.functional.normalize(a), torch.nn.functional.normalize(b)
+        logits = scale * ua @ ub.T
+        loss = (torch.nn.functional.cross_entropy(logits, own) + torch.nn.functional.cross_entropy(logits.T, own)) / 2
+        trace.append((loss.item(), (ua.mean(0) - ub.mean(0)).norm().item()))
+        optimiser.zero_grad()
+        loss.backward()
+        if len(trace) <= steps:
+            optimiser.step()
+    return trace, a.detach().numpy()
+
+
+def test_training_in_the_span_is_training_in_all_dimensions():
+    x, y = SMALL.draw()
+    expected, points = plain_descent(x, y, 40, 5.0, 14.0)
+    trace, moved, _ = train_pairs(x, y, steps=40, learning_rate=5.0, logit_scale=14.0, every=10, dtype=torch.float64)
+    for point in trace:
+        assert (point.loss, point.gap) == pytest.approx(expected[point.step], abs=1e-9)
+    np.testing.assert_allclose(moved, points, atol=1e-8)
+
+
+def test_long_steps_follow_the_short_ones():
+    x, y = SMALL.draw()
+    arguments = {"steps": 1000, "learning_rate": 0.1, "logit_scale": 14.0, "every": 500}
+    plain, _, _ = train_pairs(x, y, **arguments)
+    flow, _, _ = train_pairs(x, y, flow=True, **arguments)
+    for one, other in zip(plain, flow, strict=True):
+        assert (other.loss, other.gap) == pytest.approx((one.loss, one.gap), rel=3e-3)
+    assert plain[-1].loss < 0.9 * plain[0].loss
+
+
+def test_the_default_draw_starts_where_the_papers_did():
+    x, y = TwoSpans().draw()
+    trace, _, _ = train_pairs(x, y, steps=1, every=1)
+    assert (trace[0].loss, trace[0].gap) == pytest.approx(PAPER_TRACE[0], rel=1e-3)
+
+
+def test_spans_must_fit():
+    with pytest.raises(C3Error, match="do not fit into 32"):
+        TwoSpans(n=4, dim=32, first=20, second=20).draw()
+
+
+def test_the_toy_agrees_with_its_closed_form():
+    assert toy_gap(512, (257, 257)) == pytest.approx(1.0, abs=0.01)
+    gaps = [simulate_toy(512, (257, 257), n=100, seed=seed).length for seed in range(6)]
+    assert np.mean(gaps) == pytest.approx(toy_gap(512, (257, 257)), abs=0.05)
+    with pytest.raises(C3Error, match="can be constant"):
+        toy_gap(8, (9, 0))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.floats(-1, 1), st.floats(0.01, 1.0))
+def test_the_loss_never_exceeds_the_bound(negatives, positive, tau):
+    differences = (np.array(negatives) - positive) / tau
+    loss = np.logaddexp.reduce(np.r_[0.0, differences])
+    bound = float(loss_bound(positive - max(negatives), tau, len(negatives) + 1))
+    assert loss <= bound * (1 + 1e-12) + 1e-12
+
+
+@given(st.floats(0.005, 1.0), st.integers(2, 100_000), st.floats(1e-4, 5.0))
+def test_the_stable_lead_is_where_the_bound_meets_delta(tau, n, delta):
+    assert float(loss_bound(stable_lead(tau, n, delta), tau, n)) == pytest.approx(delta, rel=1e-6)
+
+
+def test_no_simulated_point_lies_above_the_bound():
+    draws = simulate_draws(draws=10_000)
+    assert draws.above == 0
+    assert (draws.lead < 0).any()
+    assert (draws.lead > 0).any()
+    # one negative: the bound is the loss
+    pairs = draws.n == 2
+    np.testing.assert_allclose(draws.loss[pairs], draws.bound[pairs], rtol=1e-9)
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 10, 0.1), (0.1, 1, 0.1), (0.1, 10, 0.0)])
+def test_the_stable_lead_needs_sensible_numbers(arguments):
+    with pytest.raises(C3Error, match="stable region"):
+        stable_lead(*arguments)
+
+
+def test_depth_loses_dimensions():
+    spans = span_by_layer(width=48, layers=24, rows=1500, every=8)
+    assert [span.layer for span in spans] == [0, 8, 16, 24]
+    dimensions = [span.effective_dimension for span in spans]
+    assert dimensions == sorted(dimensions, reverse=True)
+    assert dimensions[0] == 48
+    # two standard normal inputs: after one ReLU layer their cosine is 1 / pi in the limit of width
+    first = span_by_layer(width=256, layers=2, rows=600, every=1, seed=1)
+    assert first[2].cosine == pytest.approx(1 / np.pi, abs=0.03)
+
+
+@settings(deadline=None)
+@given(st.just(0))
+def test_depth_is_reproducible(seed):
+    one, other = (span_by_layer(width=16, layers=3, rows=50, every=1, seed=seed) for _ in range(2))
+    assert [s.cosine for s in one] == [s.cosine for s in other]
+
+
+def test_more_of_the_gap_survives_at_a_higher_scale():
+    x, y = synthetic_features(n=400, dim=32, shared=8)
+    low, high = gap_by_scale(x, y, scales=(5.0, 100.0), steps=150, batch=64, hidden=64, out=32, learning_rate=3e-3)
+    assert low.start_gap == high.start_gap
+    assert low.gap < 0.5 * high.gap
+    assert low.recall > 0.3
+
+
+def test_training_needs_pairs():
+    with pytest.raises(C3Error, match="at least 20 pairs"):
+        gap_by_scale(np.ones((5, 3)), np.ones((5, 3)))
