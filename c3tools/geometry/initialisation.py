@@ -78,7 +78,7 @@ def toy_gap(dim: int, constant: Sequence[int]) -> float:
     return float(np.sqrt(sum(constant) / dim))
 
 
-def simulate_toy(dim: int, constant: tuple[int, int], *, n: int = 2_000, seed: int = 0) -> InitialGap:
+def simulate_toy(dim: int, constant: tuple[int, int], *, n: int = 500, seed: int = 0) -> InitialGap:
     """Draw the toy of `toy_gap` and measure it."""
     rows = {}
     for name, k in zip(("image", "text"), constant, strict=True):

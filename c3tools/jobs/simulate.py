@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from ..assets.paths import PHOTOS
 from ..corpus import read_corpus
-from ..encoders import load_encoder
 from ..errors import C3Error
 from ..geometry import simulation_figures as drawn
 from ..geometry.collect import collect
@@ -74,7 +73,7 @@ def initial_gap(
         model: an architecture of open_clip, or another model name; None for the toy.
         paths: images with captions; by default the photos that come with the package.
         seeds: of the weights, one encoder each.
-        limit: at most so many images, each with its first caption as the paper's pairs.
+        limit: at most so many images, with all their captions.
         constant: constant dimensions of the toy's modalities.
         device: see `c3tools.devices.pick`.
         tracker: told about encoders done.
@@ -278,22 +277,23 @@ def temperature(
 
 def _pairs_of(paths: Sequence[str | Path], limit: int) -> tuple[list[str], list[str]]:
     corpus = read_corpus(list(paths) or [PHOTOS])
-    captions: dict[str, str] = {}
-    for text in corpus.texts:
-        if text.image_key is not None:
-            captions.setdefault(text.image_key, text.caption)
-    chosen = [image for image in corpus.images if image.key in captions][:limit]
+    captioned = {text.image_key for text in corpus.texts}
+    chosen = [image for image in corpus.images if image.key in captioned][:limit]
     if len(chosen) < 3:
         raise C3Error(
             f"{len(chosen)} images have a caption; the gap needs at least 3.",
             remedy="Name a folder of images with captions, or none for the photos that come with the package.",
         )
-    return [image.path for image in chosen], [captions[image.key] for image in chosen]
+    keys = {image.key for image in chosen}
+    return [image.path for image in chosen], [text.caption for text in corpus.texts if text.image_key in keys]
 
 
 def _random_encoder(
     model: str, seed: int, images: list[str], texts: list[str], device: str | None, tracker: Tracker
 ) -> InitialGap:
+    # the other simulations do without open_clip, which takes seconds to import
+    from ..encoders import load_encoder
+
     encoder = load_encoder(model, random_init=seed, device=device, precision="fp32")
     rows = {"image": encoder.encode_images(images), "text": encoder.encode_texts(texts)}
     tracker.advance()
@@ -303,12 +303,12 @@ def _random_encoder(
 def _compare_spans(results: Sequence[InitialGap]) -> str:
     gaps = [result.length for result in results]
     spans = {name: float(np.mean([result.effective[name] for result in results])) for name in results[0].effective}
-    n, dim = next(iter(results[0].rows.values())), results[0].dim
-    limit = f" {n} pairs span at most {n - 1} dimensions." if n - 1 < dim else ""
-    listed = " and ".join(f"{value:.0f} ({name})" for name, value in spans.items())
+    rows, dim = results[0].rows, results[0].dim
+    limits = "".join(f" {n} {name} rows span at most {n - 1} dimensions." for name, n in rows.items() if n - 1 < dim)
+    listed = " and ".join(f"{value:.0f} ({name}, {rows[name]} rows)" for name, value in spans.items())
     return (
         f"Without any training the modalities lie {np.mean(gaps):.2f} apart, and vary in {listed} of {dim} dimensions."
-        + limit
+        + limits
     )
 
 

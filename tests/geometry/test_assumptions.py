@@ -71,9 +71,10 @@ def test_a_gap_that_turns_is_not_constant(tmp_path):
     y[:, 0], y[:, 1] = np.cos(angle), np.sin(angle)
     make_store(tmp_path / "s", unit(x).astype(np.float32), unit(y).astype(np.float32))
     found = gap_report(tmp_path / "s", presets=ONLY_TWO).values["assumptions"]["constant"]
-    assert found["answer"] == "partly"
-    # the cosine of (-cos t, -sin t, 1) with its mean (0, -2 / pi, 1), averaged over a half turn
-    assert found["number"] == pytest.approx(((2 / np.pi) ** 2 + 1) / np.sqrt(2 * (1 + (2 / np.pi) ** 2)), abs=0.02)
+    assert found["answer"] == "no"
+    # differences (-cos t, -sin t) / sqrt 2 and 1 - 1 / sqrt 2 further, over a half turn: |mean| / |difference|
+    along = (1 - np.sqrt(0.5)) ** 2
+    assert found["number"] == pytest.approx(np.sqrt((0.5 * (2 / np.pi) ** 2 + along) / (0.5 + along)), abs=0.02)
 
 
 def test_bootstrap_interval_is_that_of_the_standard_error():

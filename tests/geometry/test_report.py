@@ -189,7 +189,9 @@ def test_invalid_rows_are_named_and_can_be_left_out(tmp_path):
     )
     x[7, 0], y[30] = np.nan, 0.0
     make_store(tmp_path / "s", x, y, owners=list(owner))
-    with pytest.raises(StoreError, match="image: 1 with NaN or infinity, 0 of norm 0 .image7.; text: 0 .* 1 of norm 0"):
+    with pytest.raises(
+        StoreError, match=r"image: 1 with NaN or infinity, 0 of norm 0 .image7.; text: 0 .* 1 of norm 0"
+    ):
         gap_report(tmp_path / "s")
     values = gap_report(tmp_path / "s", skip_invalid=True, presets=ONLY_TWO).values
     assert values["modalities"]["image"]["n"] == 59
@@ -210,7 +212,7 @@ def test_overflow_of_float16_is_explained(tmp_path):
 
 
 def test_vectors_of_other_lengths_are_normalised_and_that_is_said(tmp_path):
-    image, text, owner = paper_model(50, 8)
+    image, text, _ = paper_model(50, 8)
     make_store(tmp_path / "loose", image.astype(np.float32), text.astype(np.float32))
     make_store(tmp_path / "unit", unit(image).astype(np.float32), unit(text).astype(np.float32))
     loose = gap_report(tmp_path / "loose", presets=ONLY_TWO).values

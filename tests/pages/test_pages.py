@@ -54,7 +54,7 @@ def test_figures_are_written_by_their_ending(tmp_path, ending):
 
 
 def test_other_endings_are_refused(tmp_path):
-    with pytest.raises(C3Error, match="not as f.bmp"):
+    with pytest.raises(C3Error, match="not as f"):
         save_figure(drawing(), tmp_path / "f.bmp")
 
 

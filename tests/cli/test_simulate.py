@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import make_store
+from tests.geometry.spaces import paper_model, unit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("init-gap", "--toy", "--seeds", 2), "closed form"),
+        (("depth", "--width", 16, "--layers", 4, "--rows", 50, "--every", 2), "eff. dim"),
+        (("gap-after-training", "--pairs", 12, "--dim", 16, "--spans", 3, 5, "--steps", 40, "--every", 20), "loss"),
+        (("stable-region", "--draws", 200), "0 of 200 random draws lie above the bound"),
+        (("temperature", "--steps", 2, "--scale", 5, "--scale", 50, "--batch", 16), "logit scale"),
+    ],
+)
+def test_each_prints_a_table_and_draws_a_figure(c3, tmp_path, arguments, words):
+    result = c3("simulate", *arguments)
+    assert result.exit_code == 0, result.output
+    assert words in " ".join(result.stdout.split())
+    assert "The paper:" in result.stdout
+    assert (tmp_path / f"simulate-{arguments[0]}.svg").read_text().startswith("<?xml")
+    printed = c3("simulate", *arguments, "--json", "--figure", "f.png")
+    assert printed.exit_code == 0, printed.output
+    assert isinstance(json.loads(printed.stdout), dict)
+    assert (tmp_path / "f.png").is_file()
+
+
+def test_init_gap_of_a_random_encoder(c3, photos, tmp_path):
+    """The architecture of the bundled model, random weights, four photos."""
+    result = c3("simulate", "init-gap", photos, "--model", "c3-mini", "--seeds", 1, "--json")
+    assert result.exit_code == 0, result.output
+    run = json.loads(result.stdout)["runs"][0]
+    assert run["rows"] == {"image": 4, "text": 20}
+    assert run["length"] > 0.3
+    assert run["effective"]["image"] <= 3
+
+
+def test_temperature_of_a_store(c3, tmp_path):
+    image, text, owner = paper_model(30, 8, captions=2)
+    make_store(tmp_path / "s", unit(image).astype("float32"), unit(text).astype("float32"), owners=list(owner))
+    result = c3("simulate", "temperature", "--store", "s", "--steps", 2, "--scale", 10, "--json")
+    assert json.loads(result.stdout)["pairs"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("init-gap", "nowhere"), "nothing at nowhere"),
+        (("init-gap", "--model", "no-such-model"), "Unknown model"),
+        (("gap-after-training", "--dim", 16), "do not fit into 16"),
+        (("stable-region", "--tau", 0), "temperatures above 0"),
+        (("temperature", "--scale", -1), "above 0"),
+        (("temperature", "--store", "nowhere"), "no store"),
+        (("depth", "--width", 8, "--layers", 1, "--rows", 9, "--figure", "f.bmp"), "f.bmp"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_error(c3, arguments, message):
+    result = c3("simulate", *arguments)
+    assert result.exit_code == 1, result.output
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
