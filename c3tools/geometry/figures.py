@@ -9,7 +9,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..pages import close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
@@ -151,8 +151,14 @@ def spectra(measured: Measured) -> Figure:
         if k:
             left.plot([k], [found.spectrum[k - 1]], "o", color=colour, markersize=5)
             right.plot([k], [share[k - 1]], "o", color=colour, markersize=5)
+            lower = k <= min(other.effective_dimension for other in measured.modalities.values())
             right.annotate(
-                f"{k}", (k, share[k - 1]), xytext=(0, -13), textcoords="offset points", color=colour, ha="center"
+                f"{k}",
+                (k, share[k - 1]),
+                xytext=(2, -13) if not lower else (-2, -13),
+                textcoords="offset points",
+                color=colour,
+                ha="right" if lower else "left",
             )
     left.set_yscale("log")
     left.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
@@ -227,6 +233,7 @@ def _histogram(axes, groups, colours, *, low: float, high: float, bins: int = 60
         axes.stairs(share, edges, fill=True, color=colour, alpha=0.35)
         axes.stairs(share, edges, color=colour, linewidth=1.1)
     axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yticks([])
     axes.set_ylim(bottom=0)
 

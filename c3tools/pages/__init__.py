@@ -32,7 +32,8 @@ Making a page::
 - Macros, by ``{% import "parts.html" as parts %}``: ``parts.figure(svg, caption)``, ``parts.tile(value, name,
   meaning, unit)``, ``parts.verdict(answer)``, ``parts.swatch(role)``.
 - Classes of the style sheet: ``tiles``, ``figures`` (a grid of figures), ``wide``, ``note``, ``facts`` (a definition
-  list), ``scroll`` (around a wide table), ``num`` (a column of numbers), ``best``, ``muted``.
+  list), ``scroll`` (around a wide table), ``num`` (a column of numbers), ``short`` (a cell that must not
+  wrap), ``best``, ``muted``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,166 @@
+"""How fast a gap report is: against merely reading the shards, against n, and against the notebook's way.
+
+Writes synthetic stores (unit vectors that follow the paper's model, d = 512, one caption per image, float16), then
+measures each task in a process of its own, alternating, and prints medians:
+
+- moments: gap, effective dimensions and mean errors from the shards' moments alone;
+- read: iterate over every shard with pyarrow, nothing else;
+- report: the full `c3 gap-report` measures in one streaming pass (without drawing the page);
+- notebook: everything in memory as float32, as the paper's notebooks do (only with --notebook).
+
+    python benchmarks/geometry_throughput.py --folder /tmp/bench --sizes 100000 300000 1000000
+
+Expect some 2 GB of disk and ten minutes for a million pairs. Targets: moments under 2 s, report at 0.6 or more of the
+speed of reading, peak memory under 1.5 GiB, time linear in n (exponent at most 1.05).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+DIM = 512
+PART_ROWS = 65_536
+TASKS = ("moments", "read", "report")
+
+
+def write_store(folder: Path, pairs: int) -> None:
+    """Two sets of shards of ``pairs`` rows each, unless they are there."""
+    from c3tools.store import Shard, StoreInfo, create_store, write_shard
+
+    parts = math.ceil(pairs / PART_ROWS)
+    if (folder / "text" / f"part-{parts - 1:05d}.json").exists():
+        return
+    info = StoreInfo({"name": "synthetic"}, DIM)
+    create_store(folder, info)
+    scale = np.exp(-np.arange(DIM) / 120).astype(np.float32) * 0.08
+    for part in range(parts):
+        rng = np.random.default_rng(part)
+        count = min(PART_ROWS, pairs - part * PART_ROWS)
+        content = rng.standard_normal((count, DIM), dtype=np.float32) * scale
+        keys = [f"{part * PART_ROWS + row:09d}" for row in range(count)]
+        columns = {
+            "image": {"key": keys, "split": ["train"] * count},
+            "text": {"key": [f"{key}#0" for key in keys], "image_key": keys, "split": ["train"] * count},
+        }
+        for modality, sign in (("image", 1), ("text", -1)):
+            rows = content + rng.standard_normal((count, DIM), dtype=np.float32) * 0.02
+            rows[:, 0] += sign * 0.4
+            rows[:, 1] += 0.6
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            write_shard(folder, info, Shard(modality, part, rows, columns[modality]))
+
+
+def run_moments(folder: Path) -> object:
+    """What moments say, without a single row."""
+    from c3tools.geometry.spectrum import gap_vector, measure_modality
+    from c3tools.store import Store
+
+    store = Store.open(folder)
+    moments = {name: store.moments(name) for name in ("image", "text")}
+    found = {name: measure_modality(m) for name, m in moments.items()}
+    return [float(np.linalg.norm(gap_vector(*moments.values()))), *(m.effective_dimension for m in found.values())]
+
+
+def run_read(folder: Path) -> object:
+    """The limit: pyarrow decodes every column of every shard."""
+    rows = 0
+    for modality in ("image", "text"):
+        for shard in sorted((folder / modality).glob("*.parquet")):
+            with pq.ParquetFile(shard) as file:
+                for batch in file.iter_batches(batch_size=8192):
+                    rows += batch.num_rows
+    return rows
+
+
+def run_report(folder: Path) -> object:
+    """Every measure of the report."""
+    from c3tools.jobs.gap_report import gap_report
+
+    values = gap_report(folder).values
+    return [values["gap"]["length"], values["pairs"]["paired_cosine"], values["pairs"]["residual_rms"]]
+
+
+def run_notebook(folder: Path) -> object:
+    """The notebooks' way: both matrices in memory, means, covariances and differences of all pairs."""
+    from c3tools.store import Store
+
+    store = Store.open(folder)
+    image, text = (store.load(name).embeddings for name in ("image", "text"))
+    gap = np.linalg.norm(image.mean(axis=0) - text.mean(axis=0))
+    spans = []
+    for rows in (image, text):
+        s = np.linalg.svd(np.cov(rows.T), compute_uv=False)
+        spans.append(int(np.argmax(np.cumsum(s) / s.sum() > 0.99)) + 1)
+    difference = image - text
+    return [float(gap), *spans, float((image * text).sum(axis=1).mean()), float(difference.std(axis=0).mean())]
+
+
+def one_task(task: str, folder: Path) -> None:
+    """Run one task and print its seconds, beyond imports, and its peak memory as JSON."""
+    run = {"moments": run_moments, "read": run_read, "report": run_report, "notebook": run_notebook}[task]
+    if task != "read":
+        import c3tools.jobs.gap_report  # noqa: F401  (start-up is not what is measured)
+    start = time.perf_counter()
+    result = run(folder)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": seconds, "peak_gib": peak, "result": result}))
+
+
+def measured(task: str, folder: Path) -> dict:
+    """One task in a process of its own."""
+    command = [sys.executable, __file__, "--task", task, "--store", str(folder)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Write the stores, run the tasks, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("geometry-benchmark"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--notebook", action="store_true", help="also the notebook's way (4 GB for a million pairs)")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task:
+        one_task(arguments.task, arguments.store)
+        return
+    tasks = [*TASKS, *(["notebook"] if arguments.notebook else [])]
+    print(f"{'pairs':>10}  {'task':<9} {'seconds':>8} {'rows/s':>12} {'of reading':>10} {'peak GiB':>9}")
+    times: dict[str, list[float]] = {}
+    for pairs in arguments.sizes:
+        folder = arguments.folder / str(pairs)
+        write_store(folder, pairs)
+        runs = {task: [] for task in tasks}
+        for _ in range(arguments.repeats):
+            for task in tasks:
+                runs[task].append(measured(task, folder))
+        medians = {task: statistics.median(run["seconds"] for run in found) for task, found in runs.items()}
+        for task in tasks:
+            ratio = medians["read"] / medians[task]
+            peak = max(run["peak_gib"] for run in runs[task])
+            rate = 2 * pairs / medians[task]
+            print(
+                f"{pairs:>10,}  {task:<9} {medians[task]:>8.2f} {rate:>12,.0f} {ratio:>10.2f} {peak:>9.2f}", flush=True
+            )
+            times.setdefault(task, []).append(medians[task])
+    if len(arguments.sizes) > 1:
+        for task in ("read", "report"):
+            slope = np.polyfit(np.log(arguments.sizes), np.log(times[task]), 1)[0]
+            print(f"time of {task} grows with n to the power {slope:.2f}")
+
+
+if __name__ == "__main__":
+    main()
