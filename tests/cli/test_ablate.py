@@ -13,6 +13,7 @@ from c3tools.jobs.ablate import METHODS, AblationData, AblationRun, run_ablation
 from c3tools.jobs.ablation_cells import markdown_table, store_data, table_rows
 from c3tools.metrics import score_captions
 
+from ..decoding.conftest import one_thread  # noqa: F401 - used by every test
 from .captions_store import make_captions_store
 
 pytest.importorskip("pycocoevalcap")

@@ -12,6 +12,7 @@ from c3tools.decoding import Captioner
 from c3tools.geometry.sigma import auto_sigma
 from c3tools.jobs.train_decoder import DecoderSettings, hold_out, plan, split_texts
 
+from ..decoding.conftest import one_thread  # noqa: F401 - used by every test
 from .captions_store import TOY, make_captions_store
 
 C3 = Callable[..., Result]
