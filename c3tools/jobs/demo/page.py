@@ -24,7 +24,6 @@ METRICS = ("CIDEr", "BLEU-4", "BLEU-1", "ROUGE-L")
 _PHOTO_SIDE = 360
 _FIGURES = {
     "projection": "Photos and captions in two dimensions, pairs joined, before and after Collapse.",
-    "gap-length": "Length of the gap, over groups of 100 pairs: nearly constant.",
     "spectra": "How many dimensions each modality uses.",
     "recall": "Retrieval before and after.",
 }
