@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,17 +18,17 @@ LEVEL = 0.95
 _MAX_BLOCKS = 2000
 
 
-def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0, name: str = "") -> Interval | None:
+def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0) -> Interval | None:
     """95 % interval of the mean of ``values`` by the percentile bootstrap (Efron, 1979).
 
     Items are drawn with replacement, each with all its values. More than 2,000 items are first put together in
-    2,000 blocks at random, which leaves the interval of a mean as it is.
+    2,000 blocks at random, which leaves the interval of a mean as it is. The same seed draws the same items for every
+    mean, so that two presets are compared on the same resamples.
 
     Args:
         values: float64 (n,).
         items: int64 (n,), the item of each value; each value is its own item by default.
         seed: seed of the resampling.
-        name: what is resampled; other names draw other numbers.
 
     Returns:
         Lower and upper end, or None for fewer than 3 items.
@@ -35,14 +37,23 @@ def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0,
     count = int(numbers.max()) + 1 if len(numbers) else 0
     if count < 3:
         return None
-    rng = generator(seed, "bootstrap", name)
     if count > _MAX_BLOCKS:
-        numbers = (rng.permutation(count) % _MAX_BLOCKS)[numbers]
+        numbers = (generator(seed, "bootstrap blocks").permutation(count) % _MAX_BLOCKS)[numbers]
         count = _MAX_BLOCKS
     sums = np.bincount(numbers, weights=values, minlength=count)
     sizes = np.bincount(numbers, minlength=count).astype(np.float64)
-    drawn = rng.integers(count, size=(RESAMPLES, count)) + np.arange(RESAMPLES)[:, None] * count
-    draws = np.bincount(drawn.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count).astype(np.float64)
+    draws = _draws(seed, count)
     means = (draws @ sums) / (draws @ sizes)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _draws(seed: int, count: int) -> Array:
+    """How often each item is drawn in each resample, float64 (resamples, items)."""
+    drawn = (
+        generator(seed, "bootstrap").integers(count, size=(RESAMPLES, count)) + np.arange(RESAMPLES)[:, None] * count
+    )
+    counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * count)
+    draws: Array = counts.reshape(RESAMPLES, count).astype(np.float64)
+    return draws

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ MIN_ROWS = 3
 MIN_FIT_ROWS = 100
 EXACT_SCORES = 400_000_000
 EXACT_ROWS = 100_000
-SAMPLE_ITEMS = 4_000
-SAMPLE_ROWS = 20_000
+SAMPLE_ITEMS = 2_500
+SAMPLE_ROWS = 12_500
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Collected:
     normalised: bool
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def items(self) -> int:
         """Number of items that have pairs."""
         return 0 if self.sums is None else len(np.unique(self.sums.owner))

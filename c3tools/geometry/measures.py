@@ -234,10 +234,7 @@ def _space(name: str, collected: Collected, x: Rows, y: Rows, seed: int) -> Spac
         directions = ((f"{first}_to_{second}", forward, None), (f"{second}_to_{first}", backward, working.owner))
         for direction, ranks, items in directions:
             recall[direction] = {f"recall@{k}": float(ranks.hits(k).mean()) for k in DEFAULT_KS}
-            intervals[direction] = {
-                f"recall@{k}": mean_interval(ranks.hits(k), items, seed=seed, name=f"{name} {direction} {k}")
-                for k in DEFAULT_KS
-            }
+            intervals[direction] = {f"recall@{k}": mean_interval(ranks.hits(k), items, seed=seed) for k in DEFAULT_KS}
     gap = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)))
     if name not in (RAW, COLLAPSE):
         return SpaceMeasures(name, recall, intervals, gap)
@@ -265,7 +262,7 @@ def _gap(collected: Collected, gap: Array, seed: int) -> GapMeasures:
         length=length,
         length_interval=_length_interval(collected, gap, seed),
         instance_distance=float(sums.distance.mean()),
-        instance_distance_interval=mean_interval(sums.distance, sums.owner, seed=seed, name="distance"),
+        instance_distance_interval=mean_interval(sums.distance, sums.owner, seed=seed),
         rmg=relative_gap(float(sums.cosine.mean()), first, second),
         direction=float(directions.mean()) if len(directions) else None,
         group_length=(float(lengths.mean()), float(lengths.std())) if len(lengths) else None,
@@ -282,7 +279,7 @@ def _length_interval(collected: Collected, gap: Array, seed: int) -> Interval | 
     if not working.paired or length == 0:
         return None
     along = working.differences() @ (gap / length)
-    interval = mean_interval(along.astype(np.float64), working.owner, seed=seed, name="length")
+    interval = mean_interval(along.astype(np.float64), working.owner, seed=seed)
     if interval is None:
         return None
     shrink = float(np.sqrt(len(working.first) / max(collected.items, 1)))
@@ -298,7 +295,7 @@ def _pairs(collected: Collected, seed: int) -> PairMeasures | None:
         n=len(sums.owner),
         items=collected.items,
         paired_cosine=float(sums.cosine.mean()),
-        paired_cosine_interval=mean_interval(sums.cosine, sums.owner, seed=seed, name="cosine"),
+        paired_cosine_interval=mean_interval(sums.cosine, sums.owner, seed=seed),
         unpaired_cosine=unpaired_cosine(collected),
         residual_rms=float(np.sqrt(sums.variance.mean())),
         alignment=float(np.mean(sums.distance**2)),

@@ -10,9 +10,9 @@ from .reading import Rows
 
 Array = npt.NDArray[np.float64]
 
-MAX_UNIFORMITY_ROWS = 4_000
-MAX_PROBE_ROWS = 2_000
-MAX_BIAS_ROWS = 2_000
+MAX_UNIFORMITY_ROWS = 2_500
+MAX_PROBE_ROWS = 1_500
+MAX_BIAS_ROWS = 1_000
 BIAS_K = 10
 _RIDGE = 1e-2
 _NEWTON_STEPS = 25
@@ -23,7 +23,7 @@ def uniformity(rows: Rows, *, seed: int = 0) -> tuple[float, int]:
 
     Args:
         rows: (n, d), L2-normalised, n at least 2.
-        seed: of the sample of 4,000 rows, where there are more.
+        seed: of the sample of 2,500 rows, where there are more.
 
     Returns:
         The value (0 when all rows are equal, lower when they spread), and the number of rows it rests on.
@@ -43,7 +43,7 @@ def uniformity(rows: Rows, *, seed: int = 0) -> tuple[float, int]:
 def separability(first: Rows, second: Rows, *, collapse: bool = False, seed: int = 0) -> tuple[float, int]:
     """Held-out accuracy of a logistic probe that tells the modalities apart: 1.0 with a gap, 0.5 ideally.
 
-    Balanced halves, at most 2,000 rows per modality; L2-regularised logistic regression by Newton's method, fitted
+    Balanced halves, at most 1,500 rows per modality; L2-regularised logistic regression by Newton's method, fitted
     on one half and scored on the other, and the other way round.
 
     Args:
@@ -79,7 +79,7 @@ def separability(first: Rows, second: Rows, *, collapse: bool = False, seed: int
 def modality_bias(first: Rows, second: Rows, k: int = BIAS_K, *, seed: int = 0) -> tuple[float, float, int]:
     """Share of the top-k neighbours, in a corpus of both, that have the query's own modality.
 
-    The corpus is balanced (as many rows of each, at most 2,000), the query itself left out; without any bias the
+    The corpus is balanced (as many rows of each, at most 1,000), the query itself left out; without any bias the
     share is close to one half.
 
     Returns:
@@ -94,7 +94,7 @@ def modality_bias(first: Rows, second: Rows, k: int = BIAS_K, *, seed: int = 0) 
         scores = corpus[start : start + 1024] @ corpus.T  # (block, corpus)
         rows = np.arange(len(scores))
         scores[rows, start + rows] = -np.inf
-        nearest = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        nearest = np.argpartition(scores, 2 * count - k, axis=1)[:, -k:]
         shares[start : start + 1024] = (own[nearest] == own[start + rows, None]).mean(axis=1)
     return float(shares[:count].mean()), float(shares[count:].mean()), 2 * count
 

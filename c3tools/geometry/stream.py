@@ -29,6 +29,7 @@ UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-5}
 """How far a norm may be from 1 for rounding to the store's dtype to explain it."""
 EXACT_VALUES = 2**25
 _NAMED_KEYS = 5
+_SUM_ROWS = 128
 
 
 @dataclass
@@ -207,7 +208,8 @@ class _Intake:
         good = self._note(keys, norms, start)
         if self._common.normalise:
             rows = rows / np.where(norms > 0, norms, 1.0).astype(rows.dtype)[:, None]
-        self.used_sum += self._used[start:stop].astype(rows.dtype) @ rows
+        used = self._used[start:stop]
+        self.used_sum += column_sums(rows if used.all() else rows[used])
         if self._train is not None:
             self.moments = self.moments.merge(Moments.from_rows(rows[good]))
             self.train_moments = self.train_moments.merge(Moments.from_rows(rows[good & self._train[start:stop]]))
@@ -242,6 +244,14 @@ def _through(batches: Batches, intake: _Intake) -> Iterator[Rows]:
         yield intake.take(keys, rows)
 
 
+def column_sums(rows: Rows) -> Array:
+    """Sum over the rows (n, d) as float64 (d,): blocks are summed in their own dtype, the blocks in float64."""
+    whole = len(rows) // _SUM_ROWS * _SUM_ROWS
+    blocks = rows[:whole].reshape(-1, _SUM_ROWS, rows.shape[1]).sum(axis=1)
+    total: Array = blocks.sum(axis=0, dtype=np.float64) + rows[whole:].sum(axis=0, dtype=np.float64)
+    return total
+
+
 class _PairAccumulator:
     def __init__(self, pairing: Pairing, dim: int) -> None:
         count = pairing.pairs
@@ -260,20 +270,32 @@ class _PairAccumulator:
         self._cosine[start:stop] = np.einsum("ij,ij->i", first, second)
         difference = first - second
         self._distance[start:stop] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
-        bounds = np.arange(-(-start // self._group_pairs) * self._group_pairs, stop, self._group_pairs) - start
-        bounds = bounds if len(bounds) and bounds[0] == 0 else np.concatenate([[0], bounds]).astype(np.int64)
-        numbers = (start + bounds) // self._group_pairs
-        self._groups[numbers] += np.add.reduceat(difference, bounds, axis=0)
+        self._add_to_groups(difference, start)
         if self._subset is not None:
             codes = self._subset[second_numbers]
             for code in np.unique(codes[codes >= 0]):
                 self._subset_sums[code] += difference[codes == code].sum(axis=0, dtype=np.float64)
                 self._subset_pairs[code] += int(np.count_nonzero(codes == code))
-        ones = np.ones(len(difference), dtype=difference.dtype)
-        self._sum += ones @ difference
+        self._sum += column_sums(difference)
         np.square(difference, out=difference)
-        self._squares += ones @ difference
+        self._squares += column_sums(difference)
         self._done = stop
+
+    def _add_to_groups(self, difference: Rows, start: int) -> None:
+        """Add rows, the first of which is pair number ``start``, to the sums of their groups."""
+        size, end = self._group_pairs, start + len(difference)
+        first, last = -(-start // size), end // size  # groups that begin, and that are complete, within these rows
+        if first > last:
+            self._groups[last] += difference.sum(axis=0, dtype=np.float64)
+            return
+        head, tail = first * size - start, last * size - start
+        if head:
+            self._groups[first - 1] += difference[:head].sum(axis=0, dtype=np.float64)
+        if last > first:
+            whole = difference[head:tail].reshape(last - first, size, -1)
+            self._groups[first:last] += whole.sum(axis=1)
+        if end > last * size:
+            self._groups[last] += difference[tail:].sum(axis=0, dtype=np.float64)
 
     def result(self, first_sum: Array, second_sum: Array) -> PairSums:
         count = self._done

@@ -77,21 +77,23 @@ def ranks(
             f"{orphans} of {len(queries)} queries have no matching row in the gallery.",
             remedy="Leave them out, or add what they match.",
         )
-    positives = _positives_by_item(gallery_items)
+    columns, bounds = _positives(query_items, gallery_items)
     better = np.zeros(len(queries), dtype=np.int64)
     tied_negatives, tied_positives = np.zeros_like(better), np.zeros_like(better)
     block = max(1, _BLOCK_BYTES // max(1, len(gallery) * queries.dtype.itemsize))
     for start in range(0, len(queries), block):
-        scores = queries[start : start + block] @ gallery.T  # (block, m)
-        for row, item in enumerate(query_items[start : start + block]):
-            # the positive's score is read from the same product, so that rounding cannot rank it against itself
-            own = scores[row, positives[int(item)]]
-            best = own.max()
-            at_least = int(np.count_nonzero(scores[row] >= best))
-            above = int(np.count_nonzero(scores[row] > best)) if at_least > 1 else 0
-            better[start + row] = above
-            tied_positives[start + row] = int(np.count_nonzero(own == best))
-            tied_negatives[start + row] = at_least - above - tied_positives[start + row]
+        stop = min(start + block, len(queries))
+        scores = queries[start:stop] @ gallery.T  # (block, m)
+        # positives' scores are read from the same product, so that rounding cannot rank them against themselves
+        starts = bounds[start:stop] - bounds[start]
+        counts = np.diff(bounds[start : stop + 1])
+        own = scores[np.repeat(np.arange(stop - start), counts), columns[bounds[start] : bounds[stop]]]
+        best = np.maximum.reduceat(own, starts)
+        at_least = np.count_nonzero(scores >= best[:, None], axis=1)
+        above = np.count_nonzero(scores > best[:, None], axis=1)
+        tied = np.add.reduceat((own == np.repeat(best, counts)).astype(np.int64), starts)
+        better[start:stop], tied_positives[start:stop] = above, tied
+        tied_negatives[start:stop] = at_least - above - tied
     return Ranks(better, tied_negatives, tied_positives, len(gallery))
 
 
@@ -133,7 +135,13 @@ def pair_recall(
     return recall_at(forward, ks), recall_at(backward, ks)
 
 
-def _positives_by_item(gallery_items: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.int64]]:
+def _positives(
+    query_items: npt.NDArray[np.int64], gallery_items: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Gallery rows that match each query, one query after another, and where each query's begin (n + 1 bounds)."""
     order = np.argsort(gallery_items, kind="stable")
-    values, starts = np.unique(gallery_items[order], return_index=True)
-    return {int(v): rows for v, rows in zip(values, np.split(order, starts[1:]), strict=True)}
+    first = np.searchsorted(gallery_items[order], query_items, side="left")
+    counts = np.searchsorted(gallery_items[order], query_items, side="right") - first
+    bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], counts)
+    return order[np.repeat(first, counts) + within], bounds
