@@ -1,4 +1,4 @@
-"""The demo with several seeds: does each step of the method earn its place?
+"""Run the demo with several seeds, to see whether each step of the method earns its place.
 
     python benchmarks/demo_seeds.py            3 seeds, about 15 minutes on 2 cores, below 4 GiB
 
@@ -20,6 +20,7 @@ from c3tools.progress import track
 
 
 def main() -> None:
+    """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sigma", type=float, default=None)

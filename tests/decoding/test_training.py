@@ -88,6 +88,7 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
     expected = trainer.model(
         torch.from_numpy(trainer.train.embeddings), trainer.train.token_batch(np.arange(20))
     ).log_softmax(-1)
+    expected = expected.detach()
     tokens = trainer.train.token_batch(np.arange(20))
     real = tokens != PAD_ID
     mean = float(-expected.gather(2, tokens[:, :, None])[:, :, 0][real].mean())

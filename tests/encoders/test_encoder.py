@@ -101,7 +101,7 @@ def local_model(folder: Path, **text_changes: object) -> str:
     config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    torch.manual_seed(1)
+    torch.manual_seed(71)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
     return f"local-dir:{folder}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -73,15 +74,18 @@ def pixel_batches(
         for number, items in shards.items()
         for start in range(0, len(items), batch_size)
     ]
-    loader: DataLoader[PixelBatch] = DataLoader(
-        _Batches(jobs, preprocess),
-        batch_size=None,
-        shuffle=False,
-        num_workers=min(workers, len(jobs)),
-        prefetch_factor=_BATCHES_AHEAD if workers and jobs else None,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
-    )
+    with warnings.catch_warnings():
+        # more workers than cores is for the user to decide
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader: DataLoader[PixelBatch] = DataLoader(
+            _Batches(jobs, preprocess),
+            batch_size=None,
+            shuffle=False,
+            num_workers=min(workers, len(jobs)),
+            prefetch_factor=_BATCHES_AHEAD if workers and jobs else None,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_interrupts_to_the_main_process,
+        )
     try:
         yield from loader
     except RuntimeError as error:
