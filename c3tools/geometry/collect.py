@@ -90,7 +90,7 @@ class Collected:
     @cached_property
     def items(self) -> int:
         """Number of items that have pairs."""
-        return 0 if self.sums is None else len(np.unique(self.sums.owner))
+        return 0 if self.sums is None else int(np.count_nonzero(np.bincount(self.sums.owner)))
 
 
 def collect(

@@ -5,6 +5,7 @@ Definitions and sources are those of docs/geometry.md; exact unless a sample is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ RAW = "raw"
 COLLAPSE = "c2-collapse"
 RECALL_PRESETS = (RAW, COLLAPSE, "gap-shift", "project-out-gap", "standardize", "whiten", "realign")
 """The noise-free presets that moments suffice for; ``c2-collapse`` is also what GR-CLIP does to two modalities."""
+ALL_PRESETS_SCORES = 50_000_000
+"""Up to so many cosines per space, recall is measured under all of them."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +126,26 @@ class Measured:
 
 
 def measure(
-    collected: Collected, *, presets: tuple[str, ...] = RECALL_PRESETS, seed: int = 0, tracker: Tracker | None = None
+    collected: Collected, *, presets: Sequence[str] | None = None, seed: int = 0, tracker: Tracker | None = None
 ) -> Measured:
     """Measure a pair of modalities.
 
     Args:
         collected: what was read.
-        presets: the spaces recall is measured in; ``raw`` and ``c2-collapse`` are always among them.
+        presets: the spaces recall is measured in; ``raw`` and ``c2-collapse`` are always among them. By default all of
+            `RECALL_PRESETS` where that is cheap, else these two.
         seed: of samples and resampling.
         tracker: told when a space is done.
     """
     tracker = tracker or SilentTracker()
     first, second, working = collected.first, collected.second, collected.working
     independent = collected.items or None
+    skipped: list[str] = []
+    if presets is None:
+        cheap = working.complete and len(working.first) * len(working.second) <= ALL_PRESETS_SCORES
+        presets = RECALL_PRESETS if cheap else ()
+        if not cheap:
+            skipped.append("Recall is given raw and after Collapse; the other presets, on request, with --presets.")
     modalities = {
         name: measure_modality(moments, independent if name == second else None)
         for name, moments in collected.moments.items()
@@ -173,7 +183,7 @@ def measure(
         sigmas=sigmas,
         recommended=sigma_rules.recommend(sigmas),
         transformed=transformed,
-        notes=[*collected.notes, *_limits(collected, modalities), *failed],
+        notes=[*collected.notes, *_limits(collected, modalities), *failed, *skipped],
     )
 
 

@@ -10,8 +10,8 @@ from .reading import Rows
 
 Array = npt.NDArray[np.float64]
 
-MAX_UNIFORMITY_ROWS = 2_500
-MAX_PROBE_ROWS = 1_500
+MAX_UNIFORMITY_ROWS = 2_000
+MAX_PROBE_ROWS = 1_000
 MAX_BIAS_ROWS = 1_000
 BIAS_K = 10
 _RIDGE = 1e-2
@@ -23,7 +23,7 @@ def uniformity(rows: Rows, *, seed: int = 0) -> tuple[float, int]:
 
     Args:
         rows: (n, d), L2-normalised, n at least 2.
-        seed: of the sample of 2,500 rows, where there are more.
+        seed: of the sample of 2,000 rows, where there are more.
 
     Returns:
         The value (0 when all rows are equal, lower when they spread), and the number of rows it rests on.
@@ -43,7 +43,7 @@ def uniformity(rows: Rows, *, seed: int = 0) -> tuple[float, int]:
 def separability(first: Rows, second: Rows, *, collapse: bool = False, seed: int = 0) -> tuple[float, int]:
     """Held-out accuracy of a logistic probe that tells the modalities apart: 1.0 with a gap, 0.5 ideally.
 
-    Balanced halves, at most 1,500 rows per modality; L2-regularised logistic regression by Newton's method, fitted
+    Balanced halves, at most 1,000 rows per modality; L2-regularised logistic regression by Newton's method, fitted
     on one half and scored on the other, and the other way round.
 
     Args:
@@ -125,7 +125,7 @@ def _logistic(x: Array, y: Array) -> Array:
         hessian = (design * np.maximum(p * (1 - p), 1e-9)[:, None]).T @ design
         step = np.linalg.solve(hessian + np.diag(penalty), gradient)
         weights -= step
-        if np.abs(step).max() < 1e-6:
+        if np.abs(step).max() < 1e-3:
             break
     weights[:-1] /= scale
     return weights

@@ -52,7 +52,14 @@ class Pairing:
     @property
     def items(self) -> Indices:
         """Rows of ``first`` that have at least one row of ``second``, ascending."""
-        return np.unique(self.owner[self.owner >= 0])
+        return np.flatnonzero(self.used)
+
+    @property
+    def used(self) -> Mask:
+        """bool (rows of first,), whether a row has at least one row of ``second``."""
+        used = np.zeros(len(self.keep_first), dtype=bool)
+        used[self.owner[self.owner >= 0]] = True
+        return used
 
 
 def pair_rows(store: Store, first: str, second: str, *, split: str | None = None, by: str | None = None) -> Pairing:

@@ -150,11 +150,9 @@ def stream_pairs(
     values = (len(pairing.keep_first) + len(pairing.keep_second)) * dim
     dtype = np.dtype(np.float64 if values <= EXACT_VALUES else np.float32)
     tolerance = UNIT_TOLERANCE[store.info.dtype]
-    used = np.zeros(len(pairing.keep_first), dtype=bool)
-    used[pairing.items] = True
     common = _Common(dim, dtype, normalise, tolerance, tracker or SilentTracker())
     train = train or {}
-    first = _Intake(common, pairing.keep_first, used, first_sample, train.get(pairing.first))
+    first = _Intake(common, pairing.keep_first, pairing.used, first_sample, train.get(pairing.first))
     second = _Intake(common, pairing.keep_second, pairing.owner >= 0, second_sample, train.get(pairing.second))
     sums = _PairAccumulator(pairing, dim) if pairing.pairs else None
     with np.errstate(all="ignore"), ExitStack() as stack:  # NaN and infinity are counted, not warned about

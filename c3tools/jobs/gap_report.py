@@ -35,7 +35,7 @@ def gap_report(
         by: a column that divides the pairs into subsets, each with its own gap.
         skip_invalid: leave rows with NaN, infinity or norm 0 out, instead of refusing them.
         presets: the noise-free presets recall is measured under, besides ``raw`` and ``c2-collapse``; by default all
-            that can be fitted without pairs.
+            that can be fitted without pairs where that is cheap.
         seed: of samples and resampling.
         tracker: told about rows read.
 
@@ -67,16 +67,14 @@ def compare(first: GapReport, second: GapReport) -> dict[str, Any]:
     return {"stores": values, "notes": comparison_notes(*values)}
 
 
-def _checked_presets(names: Sequence[str] | None) -> tuple[str, ...]:
-    if names is None:
-        return RECALL_PRESETS
-    for name in names:
+def _checked_presets(names: Sequence[str] | None) -> Sequence[str] | None:
+    for name in names or ():
         if name not in RECALL_PRESETS:
             raise StoreError(
                 f"Recall is not measured under {name!r} here.",
                 remedy=f"Choose among {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
             )
-    return tuple(names)
+    return names
 
 
 def _choose(store: Store, modalities: Sequence[str] | None) -> list[str]:
