@@ -56,7 +56,7 @@ class Pairing:
 
     @property
     def used(self) -> Mask:
-        """bool (rows of first,), whether a row has at least one row of ``second``."""
+        """Whether each row of ``first`` has at least one row of ``second``: bool (rows of first,)."""
         used = np.zeros(len(self.keep_first), dtype=bool)
         used[self.owner[self.owner >= 0]] = True
         return used
