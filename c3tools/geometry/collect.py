@@ -15,9 +15,9 @@ from ..moments import Moments
 from ..progress import Tracker
 from ..seeds import generator
 from ..store.reader import Store
-from .pairing import Indices, Mask, Pairing, pair_rows, train_rows
+from .pairing import Indices, Mask, Pairing, kept_rows, pair_rows
 from .reading import Rows
-from .stream import PairSums, Pass, RowCheck, stream_pairs
+from .stream import PairSums, Pass, RowCheck, stream_pairs, stream_rows
 
 MIN_ROWS = 3
 MIN_FIT_ROWS = 100
@@ -132,7 +132,7 @@ def collect(
         pairing = _only_valid(pairing, found.checks)
         for name, kept in ((pairing.first, pairing.keep_first), (pairing.second, pairing.keep_second)):
             require_rows(store, name, int(np.count_nonzero(kept)), split)
-        train = {name: train_rows(store, name) for name in (pairing.first, pairing.second)}
+        train = {name: kept_rows(store, name, "train") for name in (pairing.first, pairing.second)}
         again, working = _read(store, pairing, seed, normalise or loose, train, tracker)
         again.checks = found.checks
         found = again
@@ -154,6 +154,25 @@ def collect(
         normalised=normalise or loose,
         notes=[*pairing.notes, *row_notes(found.checks, normalise or loose)],
     )
+
+
+def collect_single(
+    store: Store, modality: str, *, split: str | None = None, skip_invalid: bool = False
+) -> tuple[Moments, list[str]]:
+    """Moments of one modality's valid rows, L2-normalised, and notes about them.
+
+    Raises:
+        StoreError: if the modality is missing or has fewer than 3 rows, or a row is invalid.
+    """
+    keep = kept_rows(store, modality, split)
+    require_rows(store, modality, int(np.count_nonzero(keep)), split)
+    check, moments = stream_rows(store, modality, keep)
+    refuse_invalid(store, {modality: check}, skip_invalid)
+    loose = check.not_unit > 0
+    if loose:
+        _, moments = stream_rows(store, modality, keep, normalise=True)
+    require_rows(store, modality, moments.n, split)
+    return moments, row_notes({modality: check}, loose)
 
 
 def require_rows(store: Store, modality: str, count: int, split: str | None) -> None:

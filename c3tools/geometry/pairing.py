@@ -99,9 +99,9 @@ def pair_rows(store: Store, first: str, second: str, *, split: str | None = None
     return pairing
 
 
-def train_rows(store: Store, modality: str) -> Mask:
-    """Bool (n,), the rows of the train split."""
-    return _kept(_columns(store, modality, "train", None), "train")
+def kept_rows(store: Store, modality: str, split: str | None) -> Mask:
+    """The rows of a split, or all: bool (n,)."""
+    return _kept(_columns(store, modality, split, None), split)
 
 
 def _columns(store: Store, modality: str, split: str | None, by: str | None) -> pa.Table:

@@ -180,6 +180,24 @@ def stream_pairs(
     )
 
 
+def stream_rows(store: Store, modality: str, keep: Mask, *, normalise: bool = False) -> tuple[RowCheck, Moments]:
+    """Read one modality alone: what was found about its rows, and the moments of the valid ones.
+
+    Args:
+        store: the store.
+        modality: its name.
+        keep: bool (n,), the rows of the chosen split.
+        normalise: L2-normalise every row first.
+    """
+    common = _Common(store.info.dim, np.dtype(np.float32), normalise, UNIT_TOLERANCE[store.info.dtype], SilentTracker())
+    nothing = np.zeros(len(keep), dtype=bool)
+    intake = _Intake(common, keep, nothing, np.empty(0, dtype=np.int64), nothing)
+    with np.errstate(all="ignore"), Batches(store, modality, common.dtype) as batches:
+        for keys, rows in batches:
+            intake.take(keys, rows)
+    return intake.check, intake.moments
+
+
 @dataclass(frozen=True)
 class _Common:
     dim: int

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
-from ..geometry.collect import collect, require_rows
+from ..geometry.collect import collect, collect_single
 from ..geometry.measures import RECALL_PRESETS, measure
 from ..geometry.report import GapReport, comparison_notes, report_values, single_report
 from ..geometry.spectrum import measure_modality
@@ -45,9 +45,10 @@ def gap_report(
     store = Store.open(store_path)
     chosen = _choose(store, modalities)
     if len(chosen) == 1:
-        moments = store.moments(chosen[0], split)
-        require_rows(store, chosen[0], moments.n, split)
-        return single_report(store, measure_modality(moments), chosen[0], split=split)
+        moments, notes = collect_single(store, chosen[0], split=split, skip_invalid=skip_invalid)
+        report = single_report(store, measure_modality(moments), chosen[0], split=split)
+        report.values["notes"] += notes
+        return report
     collected = collect(
         store, chosen[0], chosen[1], split=split, by=by, skip_invalid=skip_invalid, seed=seed, tracker=tracker
     )

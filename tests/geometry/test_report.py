@@ -161,6 +161,24 @@ def test_one_modality_says_what_cannot_be_said(tmp_path):
     assert "one modality" in values["notes"][0]
 
 
+def test_one_modality_is_checked_too(tmp_path):
+    info = StoreInfo({"name": "m"}, 4, dtype="float32")
+    create_store(tmp_path / "s", info)
+    rows = 2 * unit_rows(9, 4)
+    rows[3] = np.nan
+    with np.errstate(all="ignore"):
+        write_shard(tmp_path / "s", info, Shard("text", 0, rows, {"key": list("abcdefghi")}))
+    with pytest.raises(StoreError, match=r"text: 1 with NaN or infinity, 0 of norm 0 \(d\)"):
+        gap_report(tmp_path / "s")
+    values = gap_report(tmp_path / "s", skip_invalid=True).values
+    found = values["modalities"]["text"]
+    expected = np.delete(unit_rows(9, 4), 3, axis=0).mean(axis=0)
+    assert found["n"] == 8
+    assert found["mean_norm"] == pytest.approx(np.linalg.norm(expected), abs=1e-6)
+    assert any("left out" in note for note in values["notes"])
+    assert any("unit length" in note for note in values["notes"])
+
+
 def test_other_modalities_can_be_chosen(tmp_path):
     x, y, _ = paper_model(30, 8)
     store = make_store(tmp_path / "s", unit(x).astype(np.float32), unit(y).astype(np.float32))
