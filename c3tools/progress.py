@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 
@@ -34,10 +35,21 @@ class SilentTracker:
         """Do nothing."""
 
 
+def _rigid() -> Column:
+    return Column(no_wrap=True)
+
+
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
+
+
+class _NoteColumn(ProgressColumn):
+    """The only column that gives way where the terminal is narrow."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields["note"]), style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class _BarTracker:
@@ -61,13 +73,13 @@ def track(label: str, total: int | None, *, console: Console | None = None) -> I
     """
     progress = Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(),
-        TimeElapsedColumn(),
+        BarColumn(bar_width=20, table_column=_rigid()),
+        MofNCompleteColumn(table_column=_rigid()),
+        _RateColumn(table_column=_rigid()),
+        TimeElapsedColumn(table_column=_rigid()),
         TextColumn("eta"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TimeRemainingColumn(table_column=_rigid()),
+        _NoteColumn(),
         console=console or Console(stderr=True),
     )
     with progress:
