@@ -218,7 +218,11 @@ def unpaired_cosine(collected: Collected) -> float | None:
     rest = collected.items * len(sums.owner) - len(sums.owner)
     if rest <= 0:
         return None
-    return float((sums.first_sum @ sums.second_sum - sums.cosine.sum()) / rest)
+    first, second = (
+        collected.moments[name].n * collected.moments[name].mean if total is None else total
+        for name, total in ((collected.first, sums.first_sum), (collected.second, sums.second_sum))
+    )
+    return float((first @ second - sums.cosine.sum()) / rest)
 
 
 def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float | None:

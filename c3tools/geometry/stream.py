@@ -29,7 +29,7 @@ UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-5}
 """How far a norm may be from 1 for rounding to the store's dtype to explain it."""
 EXACT_VALUES = 2**25
 _NAMED_KEYS = 5
-_SUM_ROWS = 128
+_BLOCK_ROWS = 256
 
 
 @dataclass
@@ -81,8 +81,9 @@ class PairSums:
         group_pairs: pairs per group.
         subset_means: float64 (s, d), mean difference per subset of the user's column.
         subset_pairs: int64 (s,), pairs per subset.
-        first_sum: float64 (d,), sum of the paired rows of the first modality, each once.
-        second_sum: float64 (d,), sum of the paired rows of the second.
+        first_sum: float64 (d,), sum of the paired rows of the first modality, each once; None where every row is
+            paired, so that the moments have it.
+        second_sum: float64 (d,), sum of the paired rows of the second; None likewise.
     """
 
     owner: Indices
@@ -94,8 +95,8 @@ class PairSums:
     group_pairs: int
     subset_means: Array
     subset_pairs: Indices
-    first_sum: Array
-    second_sum: Array
+    first_sum: Array | None
+    second_sum: Array | None
 
 
 @dataclass
@@ -212,7 +213,7 @@ class _Intake:
 
     def __init__(self, common: _Common, keep: Mask, used: Mask, sample: Indices, train: Mask | None) -> None:
         self.check = RowCheck(valid=keep.copy())
-        self.used_sum = np.zeros(common.dim)
+        self.used_sum: Array | None = None if np.array_equal(used, keep) else np.zeros(common.dim)
         self.sample: Rows = np.empty((len(sample), common.dim), dtype=common.dtype)
         self.moments = self.train_moments = Moments.empty(common.dim)
         self._common, self._keep, self._used, self._wanted, self._train = common, keep, used, sample, train
@@ -224,8 +225,8 @@ class _Intake:
         good = self._note(keys, norms, start)
         if self._common.normalise:
             rows = rows / np.where(norms > 0, norms, 1.0).astype(rows.dtype)[:, None]
-        used = self._used[start:stop]
-        self.used_sum += column_sums(rows if used.all() else rows[used])
+        if self.used_sum is not None:
+            self.used_sum += rows[self._used[start:stop]].sum(axis=0, dtype=np.float64)
         if self._train is not None:
             self.moments = self.moments.merge(Moments.from_rows(rows[good]))
             self.train_moments = self.train_moments.merge(Moments.from_rows(rows[good & self._train[start:stop]]))
@@ -260,21 +261,13 @@ def _through(batches: Batches, intake: _Intake) -> Iterator[Rows]:
         yield intake.take(keys, rows)
 
 
-def column_sums(rows: Rows) -> Array:
-    """Sum over the rows (n, d) as float64 (d,): blocks are summed in their own dtype, the blocks in float64."""
-    whole = len(rows) // _SUM_ROWS * _SUM_ROWS
-    blocks = rows[:whole].reshape(-1, _SUM_ROWS, rows.shape[1]).sum(axis=1)
-    total: Array = blocks.sum(axis=0, dtype=np.float64) + rows[whole:].sum(axis=0, dtype=np.float64)
-    return total
-
-
 class _PairAccumulator:
     def __init__(self, pairing: Pairing, dim: int) -> None:
         count = pairing.pairs
         self._owner = pairing.owner[pairing.owner >= 0]
         self._subset = pairing.subset
         self._cosine, self._distance = np.empty(count), np.empty(count)
-        self._sum, self._squares = np.zeros(dim), np.zeros(dim)
+        self._squares = np.zeros(dim)
         self._group_pairs = GROUP_PAIRS if count >= 5 * GROUP_PAIRS else max(1, count // 5)
         self._groups = np.zeros((-(-count // self._group_pairs), dim))
         self._subset_sums = np.zeros((len(pairing.subset_names), dim))
@@ -282,6 +275,12 @@ class _PairAccumulator:
         self._done = 0
 
     def add(self, first: Rows, second: Rows, second_numbers: Indices) -> None:
+        # in blocks that stay in the cache, as every row is looked at several times
+        for low in range(0, len(first), _BLOCK_ROWS):
+            high = min(low + _BLOCK_ROWS, len(first))
+            self._add_block(first[low:high], second[low:high], second_numbers[low:high])
+
+    def _add_block(self, first: Rows, second: Rows, second_numbers: Indices) -> None:
         start, stop = self._done, self._done + len(first)
         self._cosine[start:stop] = np.einsum("ij,ij->i", first, second)
         difference = first - second
@@ -292,9 +291,8 @@ class _PairAccumulator:
             for code in np.unique(codes[codes >= 0]):
                 self._subset_sums[code] += difference[codes == code].sum(axis=0, dtype=np.float64)
                 self._subset_pairs[code] += int(np.count_nonzero(codes == code))
-        self._sum += column_sums(difference)
         np.square(difference, out=difference)
-        self._squares += column_sums(difference)
+        self._squares += difference.sum(axis=0)
         self._done = stop
 
     def _add_to_groups(self, difference: Rows, start: int) -> None:
@@ -302,20 +300,20 @@ class _PairAccumulator:
         size, end = self._group_pairs, start + len(difference)
         first, last = -(-start // size), end // size  # groups that begin, and that are complete, within these rows
         if first > last:
-            self._groups[last] += difference.sum(axis=0, dtype=np.float64)
+            self._groups[last] += difference.sum(axis=0)
             return
         head, tail = first * size - start, last * size - start
         if head:
-            self._groups[first - 1] += difference[:head].sum(axis=0, dtype=np.float64)
+            self._groups[first - 1] += difference[:head].sum(axis=0)
         if last > first:
             whole = difference[head:tail].reshape(last - first, size, -1)
             self._groups[first:last] += whole.sum(axis=1)
         if end > last * size:
-            self._groups[last] += difference[tail:].sum(axis=0, dtype=np.float64)
+            self._groups[last] += difference[tail:].sum(axis=0)
 
-    def result(self, first_sum: Array, second_sum: Array) -> PairSums:
+    def result(self, first_sum: Array | None, second_sum: Array | None) -> PairSums:
         count = self._done
-        mean = self._sum / count
+        mean = self._groups.sum(axis=0) / count
         full = count // self._group_pairs
         return PairSums(
             owner=self._owner,
