@@ -8,7 +8,7 @@ measures each task in a process of its own, alternating, and prints medians:
 - report: the full `c3 gap-report` measures in one streaming pass (without drawing the page);
 - notebook: everything in memory as float32, as the paper's notebooks do (only with --notebook).
 
-    python benchmarks/geometry_throughput.py --folder /tmp/bench --sizes 100000 300000 1000000
+    python benchmarks/geometry_throughput.py --folder geometry-benchmark --sizes 100000 300000 1000000
 
 Expect some 2 GB of disk and ten minutes for a million pairs. Targets: moments under 2 s, report at 0.6 or more of the
 speed of reading, peak memory under 1.5 GiB, time linear in n (exponent at most 1.05).

@@ -80,7 +80,7 @@ def depth(
 
 def gap_after_training(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of gradient descent.")] = 100_000,
-    fast: Annotated[bool, typer.Option("--fast", help="Long second-order steps: half a minute, within 0.1 %.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Long second-order steps: a minute, within 0.1 %.")] = False,
     pairs: Annotated[int, typer.Option("--pairs", min=2, help="n.")] = 500,
     dim: Annotated[int, typer.Option("--dim", min=2, help="d.")] = 512,
     spans: Annotated[tuple[int, int], typer.Option("--spans", help="Dimensions in which the two modalities vary.")] = (

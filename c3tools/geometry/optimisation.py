@@ -9,7 +9,7 @@ paper's is one draw; the default seed is one that starts where the paper's did (
 
 Cost: the gradient never leaves the span of the initial points, 25 + 230 + 2 = 257 dimensions instead of 512, so the
 loop runs in coordinates of that span, exactly. 100,000 steps take some ten minutes on two cores; ``flow`` integrates
-the same descent in longer, second-order steps, in half a minute.
+the same descent in longer, second-order steps, in a minute.
 """
 
 from __future__ import annotations

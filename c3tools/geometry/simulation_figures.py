@@ -77,8 +77,8 @@ def training_trace(trace: Sequence[TracePoint], *, paper: bool) -> Figure:
             axes.plot(inside, [PAPER_TRACE[step][column] for step in inside], "o", color=palette.INK, markersize=4)
     left.set_title("Loss" + ("; dots: the paper" if paper else ""))
     right.set_title("Gap" + ("; dots: the paper" if paper else ""))
-    for axes in (left, right):
-        axes.set_ylim(bottom=0)
+    for axes, highest in ((left, max(p.loss for p in trace)), (right, max(p.gap for p in trace))):
+        axes.set_ylim(0, 1.08 * highest)
         axes.set_xlabel("step of gradient descent")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -176,7 +176,8 @@ def gap_after_training(
     columns = ["step", "loss", "gap"] + (["paper's loss", "paper's gap"] if paper else [])
     rows = []
     for point in shown:
-        theirs = [f"{value:.4g}" for value in PAPER_TRACE.get(point.step, ())] or ["", ""]
+        loss, gap = PAPER_TRACE.get(point.step, (None, None))
+        theirs = ["" if loss is None else f"{loss:.3f}", "" if gap is None else f"{gap:.4f}"]
         rows.append([f"{point.step:,}", f"{point.loss:.3f}", f"{point.gap:.4f}", *(theirs if paper else [])])
     first, last = trace[0], trace[-1]
     draw = (
