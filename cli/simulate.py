@@ -93,7 +93,7 @@ def gap_after_training(
     ] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Steps between two rows of the table.")] = 20_000,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Of the draw.", show_default="1179, which starts as the paper's")
+        int | None, typer.Option("--seed", help="Of the draw.", show_default="1179, selected to match the paper's run")
     ] = None,
     figure: FigureOption = None,
     json: JsonOption = None,
