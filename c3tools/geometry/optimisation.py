@@ -6,7 +6,7 @@ hardly does: the gradient of one modality lies in the span of the other's differ
 
 Where the trace starts depends on the draw: over seeds, the initial loss is 6.264 ± 0.005 and the gap 1.226 ± 0.024. The
 paper's is one draw. The default seed was selected among 3,000 to match it: in initial loss (6.267), initial gap (1.248)
-and how fast the loss falls. So agreement with the paper's trace is not evidence of its own; most seeds start at another gap.
+and how fast the loss falls: agreement with its trace is by selection, and most seeds start at another gap.
 
 Cost: the gradient never leaves the span of the initial points, 25 + 230 + 2 = 257 dimensions instead of 512, so the
 loop runs in coordinates of that span, exactly. 100,000 steps take some ten minutes on two cores; ``flow`` integrates

@@ -181,7 +181,7 @@ def gap_after_training(
         rows.append([f"{point.step:,}", f"{point.loss:.3f}", f"{point.gap:.4f}", *(theirs if paper else [])])
     first, last = trace[0], trace[-1]
     draw = (
-        " The seed was selected among 3,000 to match the paper's start and speed; others start at a gap of 1.226 ± 0.024."
+        " The seed was selected among 3,000 to match the paper's run; others start at a gap of 1.226 ± 0.024."
         if paper and start.seed == PAPER_LIKE_SEED
         else ""
     )
