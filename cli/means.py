@@ -56,7 +56,7 @@ def means(
         groups = job.save_means(opened, save, split=split)
         err.print(f"Wrote {save}: " + ", ".join(f"{m.n:,} {name} rows" for name, m in groups.items()), highlight=False)
     rows = job.mean_rows(opened)
-    gap = job.gap_length(rows, opened)
+    gap = job.gap_length(opened)
     if json is not None:
         write_json({"means": [asdict(row) for row in rows], "gap_length": gap}, json)
     if json != "-":

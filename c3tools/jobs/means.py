@@ -55,7 +55,7 @@ def mean_rows(store: Store) -> list[MeanRow]:
     return rows
 
 
-def gap_length(rows: Sequence[MeanRow], store: Store) -> float | None:
+def gap_length(store: Store) -> float | None:
     """Distance of the two means over all rows of the store, or None without exactly two modalities."""
     names = store.modalities
     if len(names) != 2:

@@ -22,7 +22,7 @@ def test_the_table_is_that_of_the_rows(tmp_path: Path) -> None:
     expected = np.sqrt((image.std(axis=0, ddof=1) ** 2 / 400).sum())
     assert row.standard_error == pytest.approx(expected, rel=1e-4)
     gap = np.linalg.norm(image.mean(axis=0) - text.mean(axis=0))
-    assert gap_length([], store) == pytest.approx(gap, abs=1e-6)
+    assert gap_length(store) == pytest.approx(gap, abs=1e-6)
 
 
 def test_saved_means_load_into_another_store_and_are_fitted_on(tmp_path: Path) -> None:

@@ -228,10 +228,11 @@ def _finish(store: Store, shard: Shard) -> None:
 
 def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
     """Bring failures.parquet up to date: what the shards say, and what was refused before encoding."""
+    any_failure = bool(corpus.skipped or store.failures() or store.recorded_failures())
     embedded = {
         key
-        for modality in store.modalities
-        for batch in (store.batches(modality, ["key"]) if _has_failures(store, corpus) else ())
+        for modality in (store.modalities if any_failure else ())
+        for batch in store.batches(modality, ["key"])
         for key in batch.column("key").to_pylist()
     }
     for modality in store.modalities:
@@ -246,10 +247,6 @@ def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
     failures = [unique[name] for name in sorted(unique)]
     write_failures(store.path, failures)
     return failures
-
-
-def _has_failures(store: Store, corpus: Corpus) -> bool:
-    return bool(corpus.skipped or store.failures() or store.recorded_failures())
 
 
 @contextmanager
