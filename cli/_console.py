@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 out = Console()
-err = Console(stderr=True)
+# messages hold paths and commands that people copy: the terminal may wrap them, no line break is put into them
+err = Console(stderr=True, soft_wrap=True)
 
 
 def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str) -> None:
