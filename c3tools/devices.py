@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
 
 from .errors import C3Error
 
-PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+# Some CPUs have the bf16 instructions and run them slower than fp32 (Intel with amx switched off by the hypervisor),
+# others run them at twice its speed: the instruction set alone does not tell.
+_BF16_PAYS_FROM = 1.2
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which precision a model runs."""
+    """Where and in which precision a model runs.
+
+    ``int8`` is for encoders alone: 8-bit matrix products, everything around them in float32.
+    """
 
     device: torch.device
     precision: str
@@ -26,27 +34,68 @@ class Compute:
         return _DTYPES[self.precision]
 
 
-def pick(device: str | None = None, precision: str = "auto") -> Compute:
+def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = False) -> Compute:
     """Pick device and precision.
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or None for the best one there is.
-        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the hardware computes in it
-            natively (CPU with avx512_bf16 or amx, GPU from Ampere on), else fp32.
+        precision: ``fp32``, ``bf16``, ``fp16``, ``int8``, or ``auto``: bf16 where the hardware computes in it natively
+            (GPU from Ampere on; CPU with avx512_bf16 or amx, and there only if a matrix product is measured to be
+            faster in it), else fp32.
+        encoder: whether it is for an encoder, which may run in int8.
 
     Raises:
-        C3Error: for an unknown precision, or a device that is not there.
+        C3Error: for an unknown precision, a device that is not there, or a precision that it has not.
     """
     if precision not in get_args(PrecisionName):
-        raise C3Error(f"Unknown precision {precision!r}.", remedy="Choose auto, fp32, bf16 or fp16.")
-    place = torch.device(device) if device else _best_device()
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise C3Error(f"The device {place} is not there: this torch sees no CUDA GPU.", remedy="Use --device cpu.")
+        raise C3Error(f"Unknown precision {precision!r}.", remedy="Choose auto, fp32, bf16, fp16 or int8.")
+    if precision == "int8" and not encoder:
+        raise C3Error("int8 is for encoders alone.", remedy="Choose auto, fp32, bf16 or fp16.")
+    place = _device(device)
     if precision == "auto":
-        precision = "bf16" if _has_native_bf16(place) else "fp32"
+        precision = "bf16" if _bf16_pays(place) else "fp32"
     if precision == "fp16" and place.type == "cpu":
         raise C3Error("fp16 is not computed natively by CPUs.", remedy="Use --precision bf16 or fp32 here.")
+    if precision == "int8" and not (place.type == "cpu" and has_int8()):
+        raise C3Error(
+            f"int8 is for CPUs with avx512_vnni, which {place} {'has not' if place.type == 'cpu' else 'is not'}.",
+            remedy="Use --precision auto.",
+        )
     return Compute(place, precision)
+
+
+def pick_devices(devices: str | None = None) -> list[str]:
+    """The devices to spread work over, one process each: those named, or every CUDA GPU, or the best one there is.
+
+    Args:
+        devices: names with commas between them (``cuda:0,cuda:1``), or None.
+
+    Raises:
+        C3Error: if one is not there.
+    """
+    if devices is not None:
+        names = [name.strip() for name in devices.split(",") if name.strip()]
+        return [str(_device(name)) for name in names] or pick_devices()
+    if torch.cuda.device_count() > 1:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [str(_best_device())]
+
+
+def has_int8() -> bool:
+    """Whether the CPU multiplies 8-bit integers natively (avx512_vnni)."""
+    return _cpu_flag("_is_vnni_supported")
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        place = torch.device(name) if name else _best_device()
+    except RuntimeError as error:
+        raise C3Error(f"Unknown device {name!r}.", remedy="Choose cpu, cuda, cuda:1 or mps.") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise C3Error(f"The device {place} is not there: this torch sees no CUDA GPU.", remedy="Use --device cpu.")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise C3Error(f"The device {place} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs.")
+    return place
 
 
 def _best_device() -> torch.device:
@@ -57,13 +106,28 @@ def _best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _has_native_bf16(place: torch.device) -> bool:
+def _bf16_pays(place: torch.device) -> bool:
     if place.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if place.type == "cpu":
         features = torch.backends.cpu.get_cpu_capability()
-        return "AMX" in features or _cpu_flag("_is_avx512_bf16_supported") or _cpu_flag("_is_amx_tile_supported")
+        native = "AMX" in features or _cpu_flag("_is_avx512_bf16_supported") or _cpu_flag("_is_amx_tile_supported")
+        return native and cpu_bf16_speed() >= _BF16_PAYS_FROM
     return False
+
+
+@cache
+def cpu_bf16_speed() -> float:
+    """Speed of a bf16 matrix product relative to fp32 on this CPU: best of six, a tenth of a second."""
+    left, right = torch.ones(1024, 768), torch.ones(768, 768)
+    best: dict[torch.dtype, float] = {}
+    for _ in range(6):  # in turn, so that another process on the machine slows both; the first product warms up
+        for dtype in (torch.float32, torch.bfloat16):
+            a, b = left.to(dtype), right.to(dtype)
+            start = time.perf_counter()
+            torch.mm(a, b)
+            best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - start)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def _cpu_flag(name: str) -> bool:

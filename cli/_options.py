@@ -29,7 +29,9 @@ DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.", show_default=False),
 ]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="auto, fp32, bf16, fp16, or int8 (encoders on a CPU).")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
 SplitOption = Annotated[
     str | None,

@@ -49,7 +49,7 @@ def caption(
     from c3tools.progress import track
 
     find(paths)  # a wrong path is said before any model is loaded
-    captioner = Captioner.load(decoder, devices.pick(device, precision).device)
+    captioner = Captioner.load(decoder, devices.pick(device).device)
     recorded = captioner.record.get("model")
     if model is None and random_init is None and recorded:
         encoder = load_recorded_encoder(recorded, device=device, precision=precision)

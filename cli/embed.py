@@ -10,7 +10,6 @@ import typer
 from ._console import err, out, write_json
 from ._options import (
     DEFAULT_STORE,
-    DeviceOption,
     JsonCommand,
     JsonOption,
     ModelOption,
@@ -40,8 +39,17 @@ def embed(
     text_column: Annotated[str | None, typer.Option(help="The column that holds the text.")] = None,
     model: ModelOption = None,
     random_init: RandomInitOption = None,
-    device: DeviceOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda, cuda:1, mps, or several with commas, one process each (cuda:0,cuda:1).",
+            show_default="every GPU, or the best there is",
+        ),
+    ] = None,
     precision: PrecisionOption = "auto",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Run the model through torch.compile: a minute first, faster then.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="Storage type of the embeddings: float16 or float32.")] = "float16",
     shard_size: Annotated[int, typer.Option(min=1, help="Inputs per shard: what a kill can lose at most.")] = 4096,
     workers: Annotated[
@@ -63,6 +71,7 @@ def embed(
     a .txt file with the stem of the image. Run it again to continue what was interrupted or to add what is new.
     """
     from c3tools.corpus import read_corpus
+    from c3tools.devices import pick_devices
     from c3tools.errors import StoreError
     from c3tools.jobs.embedding import EmbedOptions
     from c3tools.jobs.embedding import embed as run
@@ -72,9 +81,15 @@ def embed(
         raise StoreError(f"Unknown storage type {dtype!r}.", remedy="Choose float16 or float32.")
     corpus = read_corpus(paths, captions=captions, text_column=text_column, follow_symlinks=follow_symlinks)
     err.print(f"Found {len(corpus.images):,} images and {len(corpus.texts):,} texts.", highlight=False)
-    encoder = load_for_store(store, model, random_init, device, precision)
+    devices = pick_devices(device)
+    encoder = load_for_store(store, model, random_init, devices[0], precision, compile_)
     options = EmbedOptions(
-        shard_size=shard_size, workers=workers, batch_size=batch_size, dtype=dtype, retry_failed=retry_failed
+        shard_size=shard_size,
+        workers=workers,
+        batch_size=batch_size,
+        dtype=dtype,
+        retry_failed=retry_failed,
+        devices=tuple(devices),
     )
     summary = run(corpus, store, encoder, options, track=track)
     if json is not None:
@@ -86,7 +101,7 @@ def embed(
 
 
 def load_for_store(
-    store: Path, model: str | None, random_init: int | None, device: str | None, precision: str
+    store: Path, model: str | None, random_init: int | None, device: str, precision: str, compiled: bool
 ) -> Encoder:
     """The encoder asked for; where none is, that of the store; where there is none, the bundled one, and say so."""
     from c3tools.encoders import DEFAULT_MODEL, load_encoder, load_recorded_encoder
@@ -96,14 +111,16 @@ def load_for_store(
     if known is not None and precision == "auto" and known.precision is not None:
         precision = known.precision
     if model is None and random_init is None and known is not None:
-        return load_recorded_encoder(known.model, device=device, precision=precision)
+        return load_recorded_encoder(known.model, device=device, precision=precision, compiled=compiled)
     if model is None:
         err.print(
             f"Using the bundled model {DEFAULT_MODEL}: small, for trying things out. "
             "For real work name one, for example --model ViT-B-32/openai.",
             highlight=False,
         )
-    return load_encoder(model or DEFAULT_MODEL, random_init=random_init, device=device, precision=precision)
+    return load_encoder(
+        model or DEFAULT_MODEL, random_init=random_init, device=device, precision=precision, compiled=compiled
+    )
 
 
 def _show(summary: EmbedSummary) -> None:
@@ -114,9 +131,7 @@ def _show(summary: EmbedSummary) -> None:
         table.add_column(heading, justify="left" if not heading else "right")
     for name, m in summary.modalities.items():
         failed = m.failed + m.failed_before
-        table.add_row(
-            name, f"{m.embedded:,}", f"{m.already:,}", f"{failed:,}", f"{m.rate:,.1f}", f"{m.total_seconds:,.1f}"
-        )
+        table.add_row(name, f"{m.embedded:,}", f"{m.already:,}", f"{failed:,}", f"{m.rate:,.1f}", f"{m.elapsed:,.1f}")
     out.print(table)
     _list("images have no caption", summary.images_without_caption)
     _list("captions name an image that was not found", summary.captions_without_image)

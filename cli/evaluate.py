@@ -90,7 +90,7 @@ def evaluate(
     if captions is not None:
         written = read_predictions(captions)
     else:
-        captioner = Captioner.load(decoder, devices.pick(device, precision).device)
+        captioner = Captioner.load(decoder, devices.pick(device).device)
         generation = generation_config(beams, top_p, temperature, seed)
         written = job.caption_store(source, captioner, split=split, generation=generation)
         written, notes = job.with_references(written, known)

@@ -38,6 +38,10 @@ def find_images(root: Path, *, follow_symlinks: bool = False) -> tuple[list[Foun
             elif path.is_symlink() and not follow_symlinks and not path.resolve().is_relative_to(inside):
                 message = "a symbolic link that leads out of the corpus; --follow-symlinks takes it"
                 skipped.append(Skipped(relative, str(path), "SymlinkOutside", message))
+            elif not path.is_file():
+                # opening a pipe or a socket would wait for somebody to write into it
+                kind = "a link that leads nowhere" if path.is_symlink() else "not a regular file"
+                skipped.append(Skipped(relative, str(path), "NotAFile", kind))
             else:
                 found.append(FoundImage(path, relative, path.stat().st_size))
         except (OSError, RuntimeError) as error:

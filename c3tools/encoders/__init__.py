@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .encoder import Encoder
+from .encoder import Encoder, fetch
 from .images import ImagePreprocessor, open_image
 from .loading import load_encoder, load_recorded_encoder
 from .names import DEFAULT_MODEL, ModelName
@@ -12,6 +12,7 @@ __all__ = [
     "Encoder",
     "ImagePreprocessor",
     "ModelName",
+    "fetch",
     "load_encoder",
     "load_recorded_encoder",
     "open_image",

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,13 @@ MAX_ASPECT_RATIO = 16
 SCALED_DECODING_MARGIN = 2
 
 
-def open_image(path: str | Path, target_size: tuple[int, int] | None = None) -> tuple[Image.Image, int, int]:
+def open_image(
+    source: str | Path | BinaryIO, target_size: tuple[int, int] | None = None
+) -> tuple[Image.Image, int, int]:
     """Decode an image file: first frame, EXIF rotation applied, RGB.
 
     Args:
-        path: the file.
+        source: the file's path, or its content as a binary stream.
         target_size: (height, width) the model takes; large JPEGs are then decoded at a lower scale that keeps at
             least twice that.
 
@@ -40,7 +42,7 @@ def open_image(path: str | Path, target_size: tuple[int, int] | None = None) -> 
     with warnings.catch_warnings():
         # metadata that Pillow finds odd, and images between 89 and 179 million pixels, are no reason to stop
         warnings.simplefilter("ignore")
-        with Image.open(path) as file:
+        with Image.open(source) as file:
             width, height = file.size
             if target_size is not None and file.format == "JPEG":
                 needed = SCALED_DECODING_MARGIN * max(target_size)
@@ -75,13 +77,13 @@ class ImagePreprocessor:
             image = step(image)
         return np.array(image, dtype=np.uint8)
 
-    def load(self, path: str | Path) -> tuple[Pixels, int, int]:
-        """Pixels (height, width, 3) of an image file, and the width and height of the original.
+    def load(self, source: str | Path | BinaryIO) -> tuple[Pixels, int, int]:
+        """Pixels (height, width, 3) of an image file (a path or a stream), and width and height of the original.
 
         Raises:
             OSError, Image.DecompressionBombError, SyntaxError, ValueError: as `open_image`.
         """
-        image, width, height = open_image(path, self.size)
+        image, width, height = open_image(source, self.size)
         return self(image), width, height
 
 

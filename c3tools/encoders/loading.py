@@ -23,6 +23,7 @@ from .names import DEFAULT_MODEL, ModelName
 
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
 AGREEMENT = 0.999
+INT8_AGREEMENT = 0.99
 _REMEDY = "Offline, use the bundled --model c3-mini, or --model local-dir:PATH with a folder on this machine."
 
 
@@ -32,6 +33,7 @@ def load_encoder(
     random_init: int | None = None,
     device: str | None = None,
     precision: str = "auto",
+    compiled: bool = False,
 ) -> Encoder:
     """Load a contrastive model for inference.
 
@@ -41,10 +43,12 @@ def load_encoder(
         random_init: take the architecture alone, with random weights from this seed.
         device: see `c3tools.devices.pick`.
         precision: see `c3tools.devices.pick`; ``auto`` takes bf16 only where the model's embeddings agree with
-            those of fp32 to a cosine of 0.999 on a probe.
+            those of fp32 to a cosine of 0.999 on a probe; ``int8`` is refused where they fall below 0.99.
+        compiled: run the model through `torch.compile`.
 
     Raises:
-        EncoderError: for an unknown name, or weights that cannot be had.
+        EncoderError: for an unknown name, weights that cannot be had, or a precision or compilation that the model
+            does not bear.
     """
     name = ModelName.parse(model)
     _check_known(name, random_init)
@@ -58,16 +62,31 @@ def load_encoder(
         "weights_sha256": weights_sha256(network),
     }
     preprocess = _preprocessor(network, transform)
-    compute = pick(device, precision)
+    compute = pick(device, precision, encoder=True)
     encoder = Encoder(network, tokenizer, preprocess, identity=identity, compute=Compute(compute.device, "fp32"))
-    if compute.precision == "fp32":
-        return encoder
+    if compute.precision != "fp32":
+        encoder = _in_precision(encoder, compute, precision)
+    return encoder.through_compiler() if compiled else encoder
+
+
+def _in_precision(encoder: Encoder, compute: Compute, asked: str) -> Encoder:
     candidate = encoder.in_precision(compute)
-    return candidate if precision != "auto" or agree(encoder, candidate) else encoder
+    if asked not in ("auto", "int8"):
+        return candidate
+    cosine = agreement(encoder, candidate)
+    if asked == "auto":
+        return candidate if cosine >= AGREEMENT else encoder
+    if cosine < INT8_AGREEMENT:
+        raise EncoderError(
+            f"{encoder.identity['name']} does not bear int8: the cosine with its fp32 embeddings falls to "
+            f"{cosine:.4f} on a probe (at least {INT8_AGREEMENT} is asked for).",
+            remedy="Use --precision auto.",
+        )
+    return candidate
 
 
 def load_recorded_encoder(
-    identity: dict[str, Any], *, device: str | None = None, precision: str | None = None
+    identity: dict[str, Any], *, device: str | None = None, precision: str | None = None, compiled: bool = False
 ) -> Encoder:
     """Load the model that made a store or a decoder, from the identity recorded there.
 
@@ -75,7 +94,11 @@ def load_recorded_encoder(
         EncoderError: if it cannot be loaded, or its weights are not the recorded ones.
     """
     encoder = load_encoder(
-        identity["name"], random_init=identity.get("random_init"), device=device, precision=precision or "auto"
+        identity["name"],
+        random_init=identity.get("random_init"),
+        device=device,
+        precision=precision or "auto",
+        compiled=compiled,
     )
     recorded = identity.get("weights_sha256")
     if recorded and recorded != encoder.identity["weights_sha256"]:
@@ -154,8 +177,8 @@ def _preprocessor(network: nn.Module, transform: Any) -> ImagePreprocessor:
     return ImagePreprocessor(steps, (height, width), tuple(config["mean"]), tuple(config["std"]), config)
 
 
-def agree(reference: Encoder, candidate: Encoder) -> bool:
-    """Whether two precisions of one model give the same embeddings, measured on smooth random images and texts."""
+def agreement(reference: Encoder, candidate: Encoder) -> float:
+    """Smallest cosine between the embeddings of two precisions of one model, on smooth random images and on texts."""
     height, width = reference.preprocess.size
     coarse = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
@@ -165,7 +188,7 @@ def agree(reference: Encoder, candidate: Encoder) -> bool:
         (reference.encode_pixels(pixels), candidate.encode_pixels(pixels)),
         (reference.encode_texts(probe), candidate.encode_texts(probe)),
     )
-    return all(bool(((a * b).sum(axis=1) >= AGREEMENT).all()) for a, b in pairs)
+    return min(float((a * b).sum(axis=1).min()) for a, b in pairs)
 
 
 @contextmanager

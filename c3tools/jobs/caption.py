@@ -57,7 +57,7 @@ def caption_images(
     images = find(paths)
     result = Captions()
     with progress("Captioning", len(images)) as tracker:
-        for chunk in _chunks(list(images.items()), encoder.image_batch):
+        for chunk in _chunks(list(images.items()), encoder.batch_size("image")):
             keys, pixels = [], []
             for key, path in chunk:
                 try:

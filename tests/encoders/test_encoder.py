@@ -9,11 +9,11 @@ import open_clip
 import pytest
 import torch
 
+from c3tools import devices
 from c3tools.assets.paths import C3_MINI, PHOTOS
 from c3tools.devices import Compute, pick
 from c3tools.encoders import ModelName, load_encoder, load_recorded_encoder, open_image
-from c3tools.encoders import encoder as encoder_module
-from c3tools.encoders.loading import agree, weights_sha256
+from c3tools.encoders.loading import agreement, weights_sha256
 from c3tools.errors import C3Error, EncoderError
 
 TEXTS = ["a dog", "two people ride bicycles along a river", "word " * 200, "", "snow on a hill"]
@@ -45,7 +45,7 @@ def test_texts_without_padding_are_embedded_as_with_it(encoder, plain) -> None:
 
 
 def test_truncated_texts_are_counted(encoder) -> None:
-    assert encoder.truncated(encoder.tokenise(TEXTS)) == 1
+    assert encoder.truncated(TEXTS, encoder.tokenise(TEXTS)) == 1
 
 
 def test_nothing_gives_an_empty_matrix(encoder) -> None:
@@ -59,7 +59,7 @@ def test_a_file_that_is_no_image_is_named(encoder, tmp_path: Path) -> None:
         encoder.encode_images([tmp_path / "x.jpg"])
 
 
-def test_an_out_of_memory_error_halves_the_batch(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_of_memory_error_halves_the_batch_and_those_that_follow(encoder, monkeypatch) -> None:
     sizes: list[int] = []
     whole = encoder._text_features
 
@@ -70,28 +70,59 @@ def test_an_out_of_memory_error_halves_the_batch(encoder, monkeypatch: pytest.Mo
         return whole(tokens)
 
     expected = encoder.encode_texts(TEXTS)
-    monkeypatch.setattr(encoder, "_text_features", limited)
+    monkeypatch.setitem(encoder._forward, "text", limited)
+    monkeypatch.setattr(encoder, "_limits", {})
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
-    assert sizes == [5, 2, 3, 1, 2]
+    assert sizes == [5, 2, 2, 1]
+    encoder.encode_texts(TEXTS)
+    assert sizes[4:] == [2, 2, 1]
 
 
-def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
+def test_other_errors_are_not_taken_for_lack_of_memory(encoder, monkeypatch) -> None:
     def broken(batch: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("shapes differ")
 
+    monkeypatch.setitem(encoder._forward, "text", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        encoder_module._halving(broken, torch.zeros(4, 2))
+        encoder.encode_texts(TEXTS)
+
+
+def test_one_input_that_does_not_fit_is_an_error(encoder, monkeypatch) -> None:
+    def full(batch: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(encoder._forward, "text", full)
+    monkeypatch.setattr(encoder, "_limits", {})
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.encode_texts(TEXTS)
+
+
+def test_a_text_that_just_fits_is_not_counted_as_truncated(encoder) -> None:
+    texts = ["dog " * 75, "dog " * 76]  # 77 tokens with the start and the end, and one more
+    assert encoder.truncated(texts, encoder.tokenise(texts)) == 1
 
 
 def test_bf16_is_taken_only_where_the_model_bears_it(encoder) -> None:
-    if pick("cpu").precision != "bf16":
-        pytest.skip("this CPU has no native bf16")
     forced = encoder.in_precision(Compute(torch.device("cpu"), "bf16"))
     paths = sorted((PHOTOS / "images").iterdir())[:8]
     cosines = (forced.encode_images(paths) * encoder.encode_images(paths)).sum(axis=1)
     # the probe must be at least as strict as photos are
-    assert not agree(encoder, forced) or cosines.min() >= 0.999
-    assert agree(encoder, encoder)
+    assert agreement(encoder, forced) < 0.999 or cosines.min() >= 0.999
+    assert agreement(encoder, encoder) == pytest.approx(1, abs=1e-6)
+
+
+def test_bf16_that_is_slower_than_fp32_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_cpu_flag", lambda name: name == "_is_avx512_bf16_supported")
+    for speed, expected in ((0.5, "fp32"), (2.0, "bf16")):
+        monkeypatch.setattr(devices, "cpu_bf16_speed", lambda speed=speed: speed)
+        assert pick("cpu").precision == expected
+    monkeypatch.setattr(devices, "_cpu_flag", lambda name: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert pick("cpu").precision == "fp32"
+
+
+def test_the_speed_of_bf16_is_a_ratio() -> None:
+    assert 0.01 < devices.cpu_bf16_speed() < 100
 
 
 def local_model(folder: Path, **text_changes: object) -> str:
@@ -198,6 +229,43 @@ def test_devices_and_precisions() -> None:
         pick("cpu", "fp8")
     with pytest.raises(C3Error, match="not computed natively"):
         pick("cpu", "fp16")
+    with pytest.raises(C3Error, match="int8 is for encoders alone"):
+        pick("cpu", "int8")
+    with pytest.raises(C3Error, match="Unknown device 'tpuu'"):
+        pick("tpuu")
     if not torch.cuda.is_available():
         with pytest.raises(C3Error, match="--device cpu"):
             pick("cuda")
+
+
+def test_several_devices() -> None:
+    assert devices.pick_devices("cpu, cpu") == ["cpu", "cpu"]
+    assert len(devices.pick_devices()) >= 1
+    if not torch.cuda.is_available():
+        with pytest.raises(C3Error, match="this torch sees no CUDA GPU"):
+            devices.pick_devices("cpu,cuda:0")
+
+
+def test_every_gpu_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert devices.pick_devices() == ["cuda:0", "cuda:1", "cuda:2"]
+
+
+def test_a_model_through_the_compiler_gives_the_same(tmp_path: Path) -> None:
+    encoder = load_encoder(local_model(tmp_path / "m"), precision="fp32")
+    compiled = encoder.through_compiler()
+    assert compiled.compiled
+    np.testing.assert_allclose(compiled.encode_texts(TEXTS), encoder.encode_texts(TEXTS), atol=1e-5)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_allclose(compiled.encode_pixels(pixels), encoder.encode_pixels(pixels), atol=1e-5)
+
+
+def test_a_compiler_that_fails_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = load_encoder(local_model(tmp_path / "m"), precision="fp32")
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(EncoderError, match=r"(?s)No working C\+\+ compiler.*--compile"):
+        encoder.through_compiler()

@@ -13,6 +13,7 @@ from c3tools.corpus import Corpus, ImageItem, TextItem, read_corpus
 from c3tools.errors import StoreError
 from c3tools.jobs.embedding import EmbedOptions, embed
 from c3tools.jobs.embedding import run as run_module
+from c3tools.jobs.embedding import shards as shards_module
 from c3tools.jobs.embedding.plan import plan_modality
 from c3tools.store import Store
 from tests.conftest import copy_photos
@@ -78,7 +79,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     corpus = read_corpus([photos])
     embed(corpus, tmp_path / "whole", encoder, SMALL)
     calls = 0
-    write = run_module.write_shard
+    write = shards_module.write_shard
 
     def stopping(*arguments) -> None:
         nonlocal calls
@@ -88,7 +89,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_shard", stopping)
+        patch.setattr(shards_module, "write_shard", stopping)
         with pytest.raises(KeyboardInterrupt):
             embed(corpus, tmp_path / "parts", encoder, SMALL)
     embed(corpus, tmp_path / "parts", encoder, SMALL)
@@ -206,7 +207,7 @@ def test_two_runs_on_one_store_do_not_meet(encoder, photos: Path, tmp_path: Path
 def test_a_full_disk_keeps_what_was_finished(
     encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = run_module.write_shard
+    write = shards_module.write_shard
 
     def full(store, info, shard) -> None:
         if shard.modality == "text":
@@ -215,7 +216,7 @@ def test_a_full_disk_keeps_what_was_finished(
 
     corpus = read_corpus([photos])
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_shard", full)
+        patch.setattr(shards_module, "write_shard", full)
         with pytest.raises(StoreError, match=r"(?s)No space left on device.*run the same command again"):
             embed(corpus, tmp_path / "s", encoder, SMALL)
     assert Store.open(tmp_path / "s").count("image") == 4
@@ -227,7 +228,7 @@ def test_the_summary_says_what_held_it_up(encoder, photos: Path, tmp_path: Path)
     start = time.perf_counter()
     summary = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
     took = time.perf_counter() - start
-    assert 0 < sum(m.total_seconds for m in summary.modalities.values()) <= took
+    assert 0 < sum(m.elapsed for m in summary.modalities.values()) <= took
     assert "of the time" in (summary.bottleneck() or "")
     value = json.loads(json.dumps(summary.to_json()))
     assert value["modalities"]["image"]["rate"] > 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .run import EmbedOptions, embed
+from .options import EmbedOptions
+from .run import embed
 from .summary import EmbedSummary, ModalitySummary
 
 __all__ = ["EmbedOptions", "EmbedSummary", "ModalitySummary", "embed"]

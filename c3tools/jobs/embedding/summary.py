@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-_STAGES = ("reading", "decoding", "encoding", "writing")
+_STAGES = ("reading", "decoding", "waiting", "tokenising", "encoding", "writing")
 
 
 @dataclass
@@ -19,8 +19,9 @@ class ModalitySummary:
         failed_before: not embedded in an earlier run, and not tried again.
         truncated: texts longer than the model's context, cut.
         changed: keys of inputs that changed since they were embedded.
-        seconds: wall-clock time by stage. ``decoding`` is time in the worker processes, beside the other stages.
-        waiting: seconds the model waited for inputs.
+        seconds: by stage, summed over devices. ``reading`` and ``decoding`` are spent in the worker processes,
+            beside the other stages; ``waiting`` is for them.
+        elapsed: wall-clock seconds.
     """
 
     embedded: int = 0
@@ -30,17 +31,20 @@ class ModalitySummary:
     truncated: int = 0
     changed: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
-    waiting: float = 0.0
-
-    @property
-    def total_seconds(self) -> float:
-        """Wall-clock seconds: waiting, encoding and writing follow one another."""
-        return self.waiting + self.seconds["reading"] + self.seconds["encoding"] + self.seconds["writing"]
+    elapsed: float = 0.0
 
     @property
     def rate(self) -> float:
         """Embedded inputs per second, 0 when nothing was embedded."""
-        return self.embedded / self.total_seconds if self.embedded and self.total_seconds else 0.0
+        return self.embedded / self.elapsed if self.embedded and self.elapsed else 0.0
+
+    def add(self, other: ModalitySummary) -> None:
+        """Count in what another device did."""
+        self.embedded += other.embedded
+        self.failed += other.failed
+        self.truncated += other.truncated
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
 
 
 @dataclass
@@ -75,33 +79,31 @@ class EmbedSummary:
 
     def bottleneck(self) -> str | None:
         """Which stage held the others up, and what would help; None when nothing was embedded."""
-        busy = {name: summary for name, summary in self.modalities.items() if summary.embedded}
-        if not busy:
-            return None
         stages = {
-            (name, stage): seconds
-            for name, summary in busy.items()
-            for stage, seconds in (
-                ("waiting", summary.waiting),
-                ("encoding", summary.seconds["encoding"]),
-                ("writing", summary.seconds["writing"]),
-                ("reading", summary.seconds["reading"]),
-            )
+            (name, stage): summary.seconds[stage]
+            for name, summary in self.modalities.items()
+            if summary.embedded
+            for stage in _HELP
         }
+        if not stages:
+            return None
         (name, stage), seconds = max(stages.items(), key=lambda entry: entry[1])
         share = seconds / max(sum(stages.values()), 1e-9)
-        return f"{_WORDS[stage].format(name=name)} took {share:.0%} of the time: {_HELP[stage]}"
+        help_ = _HELP[stage]
+        if stage == "waiting" and self.modalities[name].seconds["reading"] > self.modalities[name].seconds["decoding"]:
+            help_ = "reading the files is the slow part; a faster disk, or a copy nearer to this machine, would help."
+        return f"{_WORDS[stage].format(name=name)} took {share:.0%} of the time: {help_}"
 
 
 _WORDS = {
     "waiting": "Waiting for decoded {name}s",
     "encoding": "The model, on {name}s,",
     "writing": "Writing {name} shards",
-    "reading": "Splitting {name}s into tokens",
+    "tokenising": "Splitting {name}s into tokens",
 }
 _HELP = {
-    "waiting": "more --workers, a faster disk, or smaller image files would help.",
-    "encoding": "a GPU, --precision bf16 where the hardware has it, or a smaller model would help.",
+    "waiting": "decoding is the slow part; more --workers or smaller image files would help.",
+    "encoding": "a GPU, a lower --precision where the hardware has it, or a smaller model would help.",
     "writing": "a faster disk or larger shards (--shard-size) would help.",
-    "reading": "nothing simple would help; it is done once.",
+    "tokenising": "nothing simple would help; it is done once.",
 }

@@ -1,0 +1,50 @@
+"""How to embed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from ...progress import Tracker
+
+DEFAULT_SHARD_SIZE = 4096
+_MOST_WORKERS = 16
+TrackFactory = Callable[[str, int], AbstractContextManager[Tracker]]
+Report = Callable[[int, int], None]  # so many more inputs are done, so many of them failed
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How to embed.
+
+    Attributes:
+        shard_size: inputs per shard: what a kill can lose at most.
+        workers: processes that decode images, for each device; None for as many as the machine has cores to spare.
+        batch_size: images or texts run at a time; None for the encoder's own.
+        dtype: ``float16`` or ``float32``, for storage.
+        retry_failed: try again what failed in an earlier run.
+        devices: spread the shards over these, one process each; with fewer than two the encoder given is used.
+    """
+
+    shard_size: int = DEFAULT_SHARD_SIZE
+    workers: int | None = None
+    batch_size: int | None = None
+    dtype: str = "float16"
+    retry_failed: bool = False
+    devices: tuple[str, ...] = ()
+
+    def worker_count(self, device: torch.device) -> int:
+        """Number of decoding processes beside one encoder: on a CPU one core is left to the model."""
+        if self.workers is not None:
+            return self.workers
+        share = max(1, cores() // max(1, len(self.devices)))
+        return max(1, share - 1) if device.type == "cpu" else min(share, _MOST_WORKERS)
+
+
+def cores() -> int:
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
