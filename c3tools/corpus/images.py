@@ -32,22 +32,33 @@ def find_images(root: Path, *, follow_symlinks: bool = False) -> tuple[list[Foun
     inside = root.resolve()
     for path in _walk(root, follow_symlinks):
         relative = path.relative_to(root).as_posix()
+        if not _is_utf8(relative):
+            skipped.append(Skipped(repr(relative), repr(str(path)), "UnicodeError", "the file name is not UTF-8"))
+            continue
         try:
-            if not _is_utf8(relative):
-                skipped.append(Skipped(repr(relative), repr(str(path)), "UnicodeError", "the file name is not UTF-8"))
-            elif path.is_symlink() and not follow_symlinks and not path.resolve().is_relative_to(inside):
-                message = "a symbolic link that leads out of the corpus; --follow-symlinks takes it"
-                skipped.append(Skipped(relative, str(path), "SymlinkOutside", message))
-            elif not path.is_file():
-                # opening a pipe or a socket would wait for somebody to write into it
-                kind = "a link that leads nowhere" if path.is_symlink() else "not a regular file"
-                skipped.append(Skipped(relative, str(path), "NotAFile", kind))
-            else:
+            problem = _problem(path, None if follow_symlinks else inside)
+            if problem is None:
                 found.append(FoundImage(path, relative, path.stat().st_size))
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            skipped.append(Skipped(relative, str(path), type(error).__name__, reason))
+            else:
+                skipped.append(Skipped(relative, str(path), *problem))
+        except OSError as error:
+            skipped.append(Skipped(relative, str(path), type(error).__name__, error.strerror or str(error)))
     return found, skipped
+
+
+def _problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
+    """Why a file is not looked at: (error, message), or None; links may not lead out of ``inside``."""
+    if path.is_symlink():
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # missing, or a loop
+            return "BrokenLink", "a symbolic link that leads nowhere"
+        if inside is not None and not target.is_relative_to(inside):
+            return "SymlinkOutside", "a symbolic link that leads out of the corpus; --follow-symlinks takes it"
+    if not path.is_file():
+        # opening a pipe or a socket would wait for somebody to write into it
+        return "NotAFile", "not a regular file"
+    return None
 
 
 def assign_keys(names: list[str]) -> list[str]:
