@@ -107,3 +107,11 @@ def _as_nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+def test_a_link_that_was_mended_is_no_failure_any_more(encoder, photos: Path, tmp_path: Path) -> None:
+    (photos / "link.jpg").symlink_to(photos / "later.jpg")
+    assert embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(workers=0)).failures_in_store == 1
+    (photos / "later.jpg").write_bytes(next(photos.glob("0*.jpg")).read_bytes())
+    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(workers=0))
+    assert (summary.modalities["image"].embedded, summary.failures_in_store) == (2, 0)

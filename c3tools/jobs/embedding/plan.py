@@ -25,14 +25,12 @@ class Plan(Generic[Item]):
         done: how many inputs are embedded already.
         failed_before: how many failed in an earlier run and are left alone.
         changed: keys of inputs that are embedded, but have changed since.
-        retried: keys that failed before and are tried again.
     """
 
     shards: dict[int, list[Item]] = field(default_factory=dict)
     done: int = 0
     failed_before: int = 0
     changed: list[str] = field(default_factory=list)
-    retried: set[str] = field(default_factory=set)
 
     @property
     def pending(self) -> int:
@@ -57,8 +55,6 @@ def plan_modality(
         elif item.key in failed and not retry_failed:
             plan.failed_before += 1
         else:
-            if item.key in failed:
-                plan.retried.add(item.key)
             pending.append(item)
     numbers = _free_numbers(set(store.parts(modality)))
     for start in range(0, len(pending), shard_size):

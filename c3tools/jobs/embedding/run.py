@@ -123,7 +123,8 @@ def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
             if len(left) != len(present):
                 rewrite_failures(store.path, modality, part, left)
     refused = [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
-    before = [failure for failure in store.recorded_failures() if failure.stage == "list"]
+    usable_now = {item.path for item in corpus.images}
+    before = [f for f in store.recorded_failures() if f.stage == "list" and f.path not in usable_now]
     unique = {(f.stage, f.key): f for f in [*before, *refused, *store.failures()] if f.key not in embedded}
     failures = [unique[name] for name in sorted(unique)]
     write_failures(store.path, failures)

@@ -1,0 +1,151 @@
+"""Images per second of `c3 embed` against clip-retrieval, a plain open_clip loop, and the bare forward pass.
+
+    python benchmarks/embed_images.py FOLDER --peer ../clip-retrieval/bin/clip-retrieval
+
+FOLDER holds photos (2,000 of them are taken); the model is ViT-B/32 with random weights from one file, which all read.
+clip-retrieval 2.45 needs an environment of its own: `pip install "setuptools<70" clip-retrieval==2.45`. It is given
+images only. Everything runs in turn, once a round; medians are printed. Rates leave out loading the model (and
+clip-retrieval's warm-up, by its own clock); the last column is the whole command. The bare pass is `encode_image` on
+ready tensors at the batch size of `c3 embed`. At the end: the cosine of every embedding with that of fp32.
+
+Costs about 6 minutes a round on 2 cores without bf16. Where bf16 pays, auto should be at least 2.5 times clip-retrieval,
+fp32 at least 1.2 times, and `c3 embed` at least 0.92 of the bare pass in the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from measuring import MODEL, c3_embed, clip_retrieval, link_files, peer_option, print_table, random_weights, run, timed
+
+BARE_BATCHES = 8
+
+
+def plain_loop(folder: Path, weights: Path, batch: int = 64) -> None:
+    """What people write: open, preprocess, stack, encode, normalise."""
+    import open_clip
+    import torch
+    from PIL import Image
+
+    model, _, preprocess = open_clip.create_model_and_transforms(MODEL, pretrained=str(weights))
+    model.eval()
+    files = sorted(folder.iterdir())
+
+    def work() -> int:
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(files), batch):
+                images = torch.stack([preprocess(Image.open(f).convert("RGB")) for f in files[start : start + batch]])
+                parts.append(model.encode_image(images, normalize=True).numpy())
+        return len(np.concatenate(parts))
+
+    print(timed(work))
+
+
+def bare_pass(weights: Path, precision: str) -> None:
+    """`encode_image` alone, on tensors that are ready, in the weights' precision."""
+    import torch
+
+    from c3tools.encoders import load_encoder
+
+    encoder = load_encoder(f"{MODEL}/{weights}", precision=precision)
+    size = encoder.batch_size("image")
+    pixels = torch.randn(size, 3, *encoder.preprocess.size).to(encoder.compute.dtype)
+    pixels = pixels.to(memory_format=torch.channels_last)
+
+    def work() -> int:
+        with torch.inference_mode():
+            for _ in range(BARE_BATCHES):
+                encoder._model.encode_image(pixels)
+        return BARE_BATCHES * size
+
+    work()
+    print(statistics.median(timed(work) for _ in range(3)))
+
+
+def embeddings(store: Path) -> dict[str, np.ndarray]:
+    """Vectors of a store by key."""
+    from c3tools import Store
+
+    rows = Store.open(store).load("image")
+    return dict(zip(rows.keys, rows.embeddings, strict=True))
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    """All contestants in turn, round after round; then the table."""
+    weights = random_weights(folder / "weights.pt")
+    photos = link_files(sorted(arguments.folder.iterdir())[: arguments.count], folder / "photos")
+    model = ["--model", f"{MODEL}/{weights}"]
+    rates: dict[str, list[float]] = {}
+    whole: dict[str, list[float]] = {}
+
+    def note(name: str, rate: float, seconds: float | None = None) -> None:
+        rates.setdefault(name, []).append(rate)
+        if seconds is not None:
+            whole.setdefault(name, []).append(seconds)
+
+    for number in range(arguments.rounds):
+        for precision in arguments.precisions:
+            store = folder / f"{precision}-{number}"
+            result, done = c3_embed(photos, store, model, "--precision", precision)
+            note(f"c3 embed, {precision} ({result['precision']})", result["modalities"]["image"]["rate"], done.seconds)
+            note(f"bare pass, {precision}", child_rate("bare", precision, weights))
+        if arguments.peer:
+            rate, done = clip_retrieval(arguments.peer, photos, folder / f"peer-{number}", weights, "image")
+            note("clip-retrieval", rate, done.seconds)
+        note("plain open_clip loop", child_rate("plain", photos, weights))
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    rows = []
+    for name, rate in middle.items():
+        bare = middle.get(f"bare pass, {name.split()[2]}") if name.startswith("c3 embed") else None
+        rows.append(
+            (
+                name,
+                f"{rate:.1f}",
+                f"{min(rates[name]):.1f} to {max(rates[name]):.1f}",
+                f"{rate / middle['clip-retrieval']:.2f}" if arguments.peer else "",
+                f"{rate / bare:.2f}" if bare else "",
+                f"{statistics.median(whole[name]):.0f}" if name in whole else "",
+            )
+        )
+    print(f"{arguments.count} photos, {MODEL} with random weights, {arguments.rounds} rounds")
+    print_table(("", "images/s", "range", "of clip-retrieval", "of the bare pass", "command, s"), rows)
+    exact = embeddings(folder / "fp32-0")
+    for precision in arguments.precisions:
+        cosines = [vector @ exact[key] for key, vector in embeddings(folder / f"{precision}-0").items()]
+        print(f"{precision}: smallest cosine with fp32 over {len(cosines):,} photos {min(cosines):.5f}")
+
+
+def child_rate(task: str, argument: object, weights: Path) -> float:
+    """Images per second of one of this script's own contestants, in a process of its own."""
+    return float(run([sys.executable, __file__, "--task", task, argument, weights]).stdout.split()[-1])
+
+
+def main() -> None:
+    """Parse, measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--precisions", nargs="+", default=["auto", "fp32", "int8"], help="fp32 has to be among them")
+    parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
+    peer_option(parser)
+    arguments = parser.parse_args()
+    if arguments.task:
+        task, argument, weights = arguments.task
+        if task == "plain":
+            plain_loop(Path(argument), Path(weights))
+        else:
+            bare_pass(Path(weights), argument)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(arguments, Path(temporary))
+
+
+if __name__ == "__main__":
+    main()
