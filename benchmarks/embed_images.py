@@ -8,8 +8,8 @@ images only. Everything runs in turn, once a round; medians are printed. Rates l
 clip-retrieval's warm-up, by its own clock); the last column is the whole command. The bare pass is `encode_image` on
 ready tensors at the batch size of `c3 embed`. At the end: the cosine of every embedding with that of fp32.
 
-Costs about 6 minutes a round on 2 cores without bf16. Where bf16 pays, auto should be at least 2.5 times clip-retrieval,
-fp32 at least 1.2 times, and `c3 embed` at least 0.92 of the bare pass in the same precision.
+Costs about 6 minutes a round on 2 cores without bf16. Where bf16 pays, auto should be at least 2.5 times
+clip-retrieval, fp32 at least 1.2 times, and `c3 embed` at least 0.92 of the bare pass in the same precision.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/embed_texts.py captions.jsonl --peer ../clip-retrieval/bin/clip-retrieval
 
-Takes the first 20,000 captions; the slow contestants get the first ``--few`` of them (4,000), rates do not depend on
-that. ViT-B/32 with random weights from one file, which all read. Rates leave out loading the model (and clip-retrieval's
-warm-up, by its own clock); the last column is the whole command. At the end: the largest difference of any number
-of an embedding from the padded result in fp32, over the few captions.
+Takes the first 20,000 captions; the slow contestants get the first ``--few`` of them (4,000). ViT-B/32 with random
+weights from one file, which all read. Rates leave out loading the model (and clip-retrieval's warm-up, by its own
+clock); the last column is the whole command. At the end: the largest difference of any number of an embedding from the
+padded result in fp32, over the few captions.
 
 Costs about 8 minutes a round on 2 cores. It should print at least 8 times clip-retrieval at auto where bf16 pays, at
 least 4 times in fp32, and a difference of at most 1e-5 in fp32.

@@ -3,8 +3,8 @@
     python benchmarks/kill_and_continue.py --runs 20
 
 Embeds the bundled photos and their captions once without interruption; then, again and again into a new store, kills
-the command at a random moment of its run one to three times, and lets it end. Done markers are compared without their
-timings. Costs about 8 minutes on 2 cores; it should end with "20 of 20".
+the command one to three times at a random moment, and lets it end. Done markers are compared without their
+timings. Costs about 10 minutes on 2 cores; it should end with "20 of 20".
 """
 
 from __future__ import annotations
@@ -37,6 +37,29 @@ def content(store: Path) -> dict[str, bytes]:
     return found
 
 
+def shards_of(store: Path) -> int:
+    """Number of finished shards."""
+    return len(list(store.glob("*/part-*.json")))
+
+
+def kill_at(command: list[str | Path], store: Path, draw: random.Random, total: int) -> int | None:
+    """Start the command, kill it at a random moment of its work; how many shards there were, None if it had ended.
+
+    A moment is a number of shards, at least what is there, then up to half a second.
+    """
+    enough = draw.randint(min(shards_of(store), total - 1), total - 1)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and shards_of(store) < enough:
+        time.sleep(0.01)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(draw.uniform(0.0, 0.5))
+    if process.poll() is not None:
+        return None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return shards_of(store)
+
+
 def main() -> None:
     """Kill, continue, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,27 +71,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         command = [*C3, "embed", str(PHOTOS), "--shard-size", "8", "--store"]
-        start = time.perf_counter()
         run([*command, folder / "whole"])
-        took = time.perf_counter() - start
         expected = content(folder / "whole")
+        total = shards_of(folder / "whole")
         for number in range(arguments.runs):
             store = folder / str(number)
-            killed_at = []
-            for _ in range(draw.randint(1, 3)):
-                moment = draw.uniform(0.2, 1.0) * took
-                process = subprocess.Popen([*command, store], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(moment)
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
-                    process.wait()
-                    killed_at.append(f"{moment:.1f} s ({len(list(store.glob('*/part-*.json')))} shards)")
+            kills = [kill_at([*command, store], store, draw, total) for _ in range(draw.randint(1, 3))]
+            killed_at = [str(count) for count in kills if count is not None]
             run([*command, store])
             equal = content(store) == expected
             same += equal
             print(
-                f"run {number}: killed at {', '.join(killed_at) or 'no time'}: {'same' if equal else 'DIFFERENT'}",
+                f"run {number}: killed with {' and '.join(killed_at) or 'no'} of {total} shards done: "
+                f"{'same' if equal else 'DIFFERENT'}",
                 flush=True,
             )
     print(f"{same} of {arguments.runs} stores equal the uninterrupted one byte for byte")
