@@ -14,8 +14,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ..pages import close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
 from .assumptions import group_directions
-from .measures import COLLAPSE, RAW, Measured, SpaceMeasures
+from .measures import Measured
 from .reading import Rows
+from .spaces import COLLAPSE, RAW, SpaceMeasures
 
 Array = npt.NDArray[np.float64]
 

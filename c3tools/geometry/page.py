@@ -11,8 +11,8 @@ import numpy as np
 from ..pages import render_page, save_figure
 from .collect import Collected
 from .figures import all_figures, figure_svgs
-from .measures import describe_preset
 from .report import GapReport, comparison_notes
+from .spaces import describe_preset
 from .words import advise
 
 _TEMPLATES = Path(__file__).parent / "templates"

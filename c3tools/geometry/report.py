@@ -10,6 +10,7 @@ from .. import __version__
 from ..store.reader import Store
 from .collect import collected_facts
 from .measures import Measured
+from .spaces import SpaceMeasures
 from .spectrum import ModalityMeasures
 
 DIGITS = 9
@@ -42,6 +43,7 @@ def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[s
             "instance_distance": gap.instance_distance,
             "instance_distance_interval": gap.instance_distance_interval,
             "rmg": gap.rmg,
+            "rmg_interval": gap.rmg_interval,
             "direction": gap.direction,
             "group_length": gap.group_length,
             "variance_along": gap.variance_along,
@@ -54,20 +56,15 @@ def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[s
             "paired_cosine": pairs.paired_cosine,
             "paired_cosine_interval": pairs.paired_cosine_interval,
             "unpaired_cosine": pairs.unpaired_cosine,
+            "unpaired_cosine_interval": pairs.unpaired_cosine_interval,
             "residual_rms": pairs.residual_rms,
+            "residual_rms_interval": pairs.residual_rms_interval,
             "alignment": pairs.alignment,
+            "alignment_interval": pairs.alignment_interval,
         },
         "retrieval": {name: space.recall for name, space in measured.spaces.items() if space.recall},
         "retrieval_intervals": {name: space.intervals for name, space in measured.spaces.items() if space.intervals},
-        "spaces": {
-            name: {
-                "gap": space.gap,
-                "separability": space.separability,
-                "modality_bias@10": space.modality_bias,
-                "uniformity": space.uniformity,
-            }
-            for name, space in measured.spaces.items()
-        },
+        "spaces": {name: _space_values(space) for name, space in measured.spaces.items()},
         "assumptions": {found.name: found.to_json() for found in measured.assumptions},
         "noise": _noise_values(measured),
         "subsets": measured.subsets,
@@ -153,6 +150,18 @@ def stable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [stable(item) for item in value]
     return value
+
+
+def _space_values(space: SpaceMeasures) -> dict[str, Any]:
+    values: dict[str, Any] = {"gap": space.gap, "separability": None, "modality_bias@10": None, "uniformity": None}
+    if space.separability is None or space.modality_bias is None or space.uniformity is None:
+        return values
+    values |= {"separability": space.separability.value, "separability_interval": space.separability.interval}
+    for name, found in (("modality_bias@10", space.modality_bias), ("uniformity", space.uniformity)):
+        values[name] = {modality: estimate.value for modality, estimate in found.items()}
+        values[f"{name}_interval"] = {modality: estimate.interval for modality, estimate in found.items()}
+        values[f"{name}_rows"] = {modality: estimate.rows for modality, estimate in found.items()}
+    return values
 
 
 def _noise_values(measured: Measured) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .measures import COLLAPSE, RAW, Measured
+from .measures import Measured
+from .spaces import COLLAPSE, RAW
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,15 @@ def _collapse(measured: Measured) -> str:
     text = f"Subtracting each modality's mean takes the distance of the means from {raw.gap:.2f} to {collapsed.gap:.2f}"
     if raw.separability is not None and collapsed.separability is not None:
         text += (
-            f", and a linear probe that tells the modalities apart falls from {100 * raw.separability:.0f} % to "
-            f"{100 * collapsed.separability:.0f} % (50 % is a coin)"
+            f", and a linear probe that tells the modalities apart falls from {100 * raw.separability.value:.0f} % to "
+            f"{100 * collapsed.separability.value:.0f} % (50 % is a coin)"
         )
     text += "."
     if raw.modality_bias and collapsed.modality_bias:
-        before, after = (float(np.mean(list(bias.values()))) for bias in (raw.modality_bias, collapsed.modality_bias))
+        before, after = (
+            float(np.mean([estimate.value for estimate in bias.values()]))
+            for bias in (raw.modality_bias, collapsed.modality_bias)
+        )
         text += f" Among the ten nearest of both modalities, {100 * before:.0f} % are of the query's own before it and "
         text += f"{100 * after:.0f} % after it."
     if raw.recall and collapsed.recall:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..errors import StoreError
 from ..geometry.collect import collect, collect_single
-from ..geometry.measures import RECALL_PRESETS, measure
+from ..geometry.measures import measure
 from ..geometry.report import GapReport, comparison_notes, report_values, single_report
+from ..geometry.spaces import RECALL_PRESETS
 from ..geometry.spectrum import measure_modality
 from ..progress import Tracker
 from ..store.reader import Store
