@@ -242,7 +242,7 @@ def _limits(collected: Collected, modalities: dict[str, ModalityMeasures]) -> li
             )
     if collected.sums is None:
         notes.append(
-            f"No {collected.second} row belongs to a {collected.first} row, so distances of pairs, RMG, alignment "
+            f"No {collected.second} row belongs to any {collected.first} row, so distances of pairs, RMG, alignment "
             "noise and recall cannot be given; the gap, the spectra and the modality bias can."
         )
     elif not collected.working.complete:

@@ -52,11 +52,35 @@ def comparison_page(first: GapReport, second: GapReport) -> str:
     )
 
 
+def pair_pages(reports: Sequence[GapReport], page_name: str) -> dict[str, str]:
+    """A page that lays the pairs of modalities of a store side by side, and the page of each, by name suffix.
+
+    Args:
+        reports: one per pair of modalities.
+        page_name: file name of the first page; the others are linked as files beside it.
+    """
+    name = Path(page_name)
+    suffixes = ["-" + "-".join(report.values["modalities"]) for report in reports]
+    first = render_page(
+        _TEMPLATES / "pairs.html",
+        title="Every pair of modalities",
+        reports=[report.values for report in reports],
+        links=[f"{name.stem}{suffix}{name.suffix}" for suffix in suffixes],
+    )
+    return {"": first} | {suffix: report_page(report) for suffix, report in zip(suffixes, reports, strict=True)}
+
+
 def save_figures(reports: Sequence[GapReport], folder: Path) -> list[Path]:
     """Write every figure as PNG and SVG into ``folder``, in a folder of its own per report where there are two."""
     written = []
+    stores = {report.values["provenance"]["store"] for report in reports}
     for number, report in enumerate(reports, start=1):
-        target = folder if len(reports) == 1 else folder / f"{number}-{Path(report.values['provenance']['store']).name}"
+        name = (
+            Path(report.values["provenance"]["store"]).name
+            if len(stores) > 1
+            else "-".join(report.values["modalities"])
+        )
+        target = folder if len(reports) == 1 else folder / f"{number}-{name}"
         figures = {} if report.measured is None else all_figures(report.measured)
         for name, (figure, _) in figures.items():
             for ending in ("png", "svg"):

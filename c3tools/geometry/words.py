@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .measures import Measured
-from .spaces import COLLAPSE, RAW
+from .spaces import COLLAPSE, RAW, SpaceMeasures
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,29 @@ def _collapse(measured: Measured) -> str:
         ]
         listed = " and ".join(f"{change:+.1f}".replace("-", "−") for change in changes)
         text += f" Recall@1 changes by {listed} points in the two directions: "
-        text += (
-            "closing the gap costs retrieval here."
-            if max(changes) < -1
-            else "closing the gap also helps retrieval here."
-            if min(changes) > 1
-            else "closing the gap hardly touches retrieval, which compares within one direction at a time."
-        )
+        text += _change_in_words(changes, _within_intervals(raw, collapsed))
     return text
+
+
+def _change_in_words(changes: list[float], uncertain: bool) -> str:
+    if max(abs(change) for change in changes) <= 1:
+        return "closing the gap hardly touches retrieval, which compares within one direction at a time."
+    if uncertain:
+        return "no more than so few rows leave uncertain."
+    if max(changes) < -1:
+        return "closing the gap costs retrieval here."
+    if min(changes) > 1:
+        return "closing the gap also helps retrieval here."
+    return "closing the gap does not do the same to both."
+
+
+def _within_intervals(raw: SpaceMeasures, collapsed: SpaceMeasures) -> bool:
+    """Whether recall@1 after Collapse lies, in both directions, in the interval of the one before."""
+    for direction, scores in collapsed.recall.items():
+        interval = raw.intervals[direction]["recall@1"]
+        if interval is None or not interval[0] <= scores["recall@1"] <= interval[1]:
+            return False
+    return True
 
 
 def _corrupt(measured: Measured) -> str:

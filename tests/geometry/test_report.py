@@ -134,7 +134,7 @@ def test_unpaired_modalities_still_have_a_gap(tmp_path):
     assert values["gap"]["length"] > 0
     assert values["pairs"] is None
     assert values["retrieval"] == {}
-    assert any("No text row belongs to a image row" in note or "cannot be given" in note for note in values["notes"])
+    assert any("No text row belongs to any image row" in note and "cannot be given" in note for note in values["notes"])
     assert values["assumptions"]["isotropic"]["answer"] == "unknown"
     assert values["sigma"]["recommended"] == "published"
 
