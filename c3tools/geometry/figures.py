@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from .assumptions import group_directions
 from .measures import Measured
 from .reading import Rows
 from .spaces import COLLAPSE, RAW, SpaceMeasures
+from .spectrum import ModalityMeasures
 
 Array = npt.NDArray[np.float64]
 
@@ -42,7 +43,7 @@ def all_figures(measured: Measured) -> dict[str, tuple[Figure, str]]:
         figures["noise-marginals"] = (noise_marginals(measured), "Alignment noise against a normal distribution")
         figures["noise-size"] = (noise_size(measured), "Standard deviation of the alignment noise per dimension")
         figures["noise-direction"] = (noise_direction(measured), "Histogram of cosines between residuals")
-    figures["spectra"] = (spectra(measured), f"Covariance spectra of {first} and {second}")
+    figures["spectra"] = (spectra(measured.modalities), f"Covariance spectra of {first} and {second}")
     figures["projection"] = (projection(measured), f"{first} and {second} in two dimensions, before and after Collapse")
     if measured.collected.working.paired:
         figures["recall"] = (recall(list(measured.spaces.values()), (first, second)), "Recall@1 under each preset")
@@ -139,10 +140,10 @@ def noise_direction(measured: Measured) -> Figure:
 
 
 @styled
-def spectra(measured: Measured) -> Figure:
+def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
     """Covariance eigenvalues and their cumulative share, the effective dimensions marked."""
     figure, (left, right) = new_figure(9.4, 3.1, columns=2)
-    for (name, found), colour in zip(measured.modalities.items(), _COLOURS, strict=True):
+    for (name, found), colour in zip(modalities.items(), _COLOURS, strict=False):
         values = found.spectrum[found.spectrum > found.spectrum[0] * 1e-9]
         index = np.arange(1, len(values) + 1)
         share = np.cumsum(found.spectrum) / max(found.spectrum.sum(), 1e-30)
@@ -152,7 +153,7 @@ def spectra(measured: Measured) -> Figure:
         if k:
             left.plot([k], [found.spectrum[k - 1]], "o", color=colour, markersize=5)
             right.plot([k], [share[k - 1]], "o", color=colour, markersize=5)
-            lower = k <= min(other.effective_dimension for other in measured.modalities.values())
+            lower = k <= min(other.effective_dimension for other in modalities.values())
             right.annotate(
                 f"{k}",
                 (k, share[k - 1]),

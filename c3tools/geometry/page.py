@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..pages import render_page, save_figure
+from ..pages import figure_svg, render_page, save_figure
 from .collect import Collected
-from .figures import all_figures, figure_svgs
+from .figures import all_figures, figure_svgs, spectra
 from .report import GapReport, comparison_notes
 from .spaces import describe_preset
 from .words import advise
@@ -22,7 +22,12 @@ EXTREMES = 5
 def report_page(report: GapReport) -> str:
     """The HTML page of a report."""
     if report.measured is None:
-        return render_page(_TEMPLATES / "single_report.html", title="Geometry of one modality", values=report.values)
+        return render_page(
+            _TEMPLATES / "single_report.html",
+            title="The geometry of one modality",
+            values=report.values,
+            chart=figure_svg(spectra(report.alone), name="spectrum", label="Covariance spectrum"),
+        )
     measured = report.measured
     first, second = measured.collected.first, measured.collected.second
     return render_page(
@@ -44,6 +49,7 @@ def comparison_page(first: GapReport, second: GapReport) -> str:
         _TEMPLATES / "comparison.html",
         title="Two spaces, side by side",
         reports=[first.values, second.values],
+        names=[name for name in first.values["modalities"] if name in second.values["modalities"]],
         notes=comparison_notes(first.values, second.values),
         figures=[
             {} if report.measured is None else figure_svgs(report.measured, prefix=f"store{number}")
@@ -81,7 +87,7 @@ def save_figures(reports: Sequence[GapReport], folder: Path) -> list[Path]:
             else "-".join(report.values["modalities"])
         )
         target = folder if len(reports) == 1 else folder / f"{number}-{name}"
-        figures = {} if report.measured is None else all_figures(report.measured)
+        figures = all_figures(report.measured) if report.measured else {"spectrum": (spectra(report.alone), "")}
         for name, (figure, _) in figures.items():
             for ending in ("png", "svg"):
                 save_figure(figure, target / f"{name}.{ending}")

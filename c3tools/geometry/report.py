@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__
@@ -23,11 +23,13 @@ class GapReport:
 
     Attributes:
         values: what `--json` prints; keys documented in docs/geometry.md, floats with 9 significant digits.
-        measured: the arrays behind it, for figures; None where only one modality was there.
+        measured: the arrays behind it, for figures; None where only one modality was measured.
+        alone: that modality, then.
     """
 
     values: dict[str, Any]
     measured: Measured | None
+    alone: dict[str, ModalityMeasures] = field(default_factory=dict)
 
 
 def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[str, Any]:
@@ -83,8 +85,8 @@ def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[s
 def single_report(store: Store, found: ModalityMeasures, modality: str, *, split: str | None) -> GapReport:
     """The report of a store with one modality: what can be said about it alone, and what cannot."""
     notes = [
-        f"The store has one modality, {modality}: there is no gap, and no pairs, to measure. Embed the other modality "
-        "into the same store for the full report."
+        f"This is one modality, {modality}: there is no gap, and no pairs, to measure."
+        + (" Embed another modality into the same store for the full report." if len(store.modalities) == 1 else "")
     ]
     if found.limited_by_rows:
         notes.append(f"{found.n} rows span at most {found.n - 1} of {found.dim} dimensions.")
@@ -94,6 +96,8 @@ def single_report(store: Store, found: ModalityMeasures, modality: str, *, split
         "gap": None,
         "pairs": None,
         "retrieval": {},
+        "spaces": {},
+        "assumptions": {},
         "provenance": {
             "store": str(store.path),
             "model": store.info.describe_model(),
@@ -105,7 +109,7 @@ def single_report(store: Store, found: ModalityMeasures, modality: str, *, split
         },
         "notes": notes,
     }
-    return GapReport(stable(values), None)
+    return GapReport(stable(values), None, {modality: found})
 
 
 def comparison_notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
@@ -120,7 +124,10 @@ def comparison_notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]
         )
     rows = [report["provenance"]["rows"] for report in values]
     if rows[0] != rows[1]:
-        notes.append(f"The stores differ in rows ({rows[0]} and {rows[1]}): recall depends on the size of the gallery.")
+        listed = (", ".join(f"{n:,} {name}" for name, n in counts.items()) for counts in rows)
+        notes.append(
+            f"The stores differ in rows ({' against '.join(listed)}): recall depends on the size of the gallery."
+        )
     return notes
 
 

@@ -37,10 +37,14 @@ def _summary(measured: Measured) -> str:
     if pairs is None or pairs.unpaired_cosine is None:
         return text
     return (
-        f"{text} A {second} has a cosine of {pairs.paired_cosine:.2f} with its own {first} and of "
-        f"{pairs.unpaired_cosine:.2f} with any other: what belongs together is told apart by the difference, not by "
-        "the size, of these numbers."
+        f"{text} The cosine of a {second} row is {_signed(pairs.paired_cosine)} with its own {first} row and "
+        f"{_signed(pairs.unpaired_cosine)} with any other: what belongs together is told apart by the difference, "
+        "not by the size, of these numbers."
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _collapse(measured: Measured) -> str:

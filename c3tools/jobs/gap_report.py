@@ -150,7 +150,7 @@ def gap_report(
     if others and modalities is None:
         measured.notes.append(
             f"The store also has {', '.join(others)}; this is {chosen[0]} against {chosen[1]}. Choose two with "
-            "--modalities, or `all` for a page of every pair."
+            "--modalities A,B, or every pair with --modalities all."
         )
     values = report_values(measured, seed=seed, split=split)
     values["modality_gaps"] = stable(gaps_between_modalities(store, split=split)) if others else []

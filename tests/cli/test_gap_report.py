@@ -103,7 +103,7 @@ def test_the_page_of_one_modality(c3, tmp_path):
     result = c3("gap-report")
     assert result.exit_code == 0, result.output
     assert "one modality" in result.stdout
-    assert "Geometry of one modality" in (tmp_path / "gap-report.html").read_text()
+    assert "The geometry of one modality" in (tmp_path / "gap-report.html").read_text()
 
 
 def test_the_page_without_pairs(c3, tmp_path):
