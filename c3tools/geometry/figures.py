@@ -9,7 +9,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ..pages import close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
@@ -164,6 +164,10 @@ def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
             )
     left.set_yscale("log")
     left.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+    left.yaxis.set_minor_formatter(NullFormatter())
+    low, high = left.get_ylim()
+    if high < 30 * low:  # at least one labelled power of ten on either side
+        left.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
     left.set_title("Spectrum")
     left.set_xlabel("dimension, by size")
     left.set_ylabel("variance")
