@@ -167,7 +167,8 @@ def main() -> None:
         for task in ("read", "report"):
             seconds = np.array(times[task])
             whole = np.polyfit(np.log(pairs), np.log(seconds[1:]), 1)[0]
-            beyond = np.polyfit(np.log(pairs - BASE), np.log(seconds[1:] - seconds[0]), 1)[0]
+            further = seconds[1:] - seconds[0]
+            beyond = np.polyfit(np.log(pairs - BASE), np.log(further), 1)[0] if (further > 0).all() else math.nan
             print(f"time of {task} grows with n to the power {whole:.2f}; beyond {BASE:,} pairs {beyond:.2f}")
 
 
