@@ -28,6 +28,10 @@ ORTHOGONAL = "Is the gap orthogonal to both modalities?"
 GAUSSIAN = "Is what is left of a pair Gaussian?"
 ISOTROPIC = "Is what is left of a pair isotropic?"
 MAX_DIRECTIONS = 10_000
+_FURTHEST = 5.0
+_FINE_PER_SHOWN = 8
+_FINE_BINS = 60 * _FINE_PER_SHOWN
+_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -93,23 +97,26 @@ def residuals(differences: Rows, owner: Indices, *, seed: int = 0) -> Residuals:
     noise = differences.astype(np.float64) - differences.mean(axis=0, dtype=np.float64)
     pairs, dim = noise.shape
     deviation = noise.std(axis=0)
-    standard = noise / np.where(deviation > 0, deviation, 1.0)
     values = eigenvalues(noise.T @ noise / pairs)
     # a sample of n isotropic Gaussian rows has a participation ratio of d / (1 + (d + 1) / n), not d
     isotropy = participation_ratio(values) * (1 + (dim + 1) / pairs) / dim
-    edges = np.linspace(-5, 5, 61)
-    counts, _ = np.histogram(standard, bins=edges)
     left, right = different_items(owner, seed, "residual cosines")
+    cosines = row_cosines(noise[left], noise[right])
+    standard = np.divide(noise, np.where(deviation > 0, deviation, 1.0), out=noise)
+    squares = standard * standard
+    counts, edges = np.histogram(standard, bins=_FINE_BINS, range=(-_FURTHEST, _FURTHEST))
+    below = int(np.count_nonzero(standard < -_FURTHEST))
+    coarse, shown = counts.reshape(-1, _FINE_PER_SHOWN).sum(axis=1), edges[::_FINE_PER_SHOWN]
     return Residuals(
         spectrum=values,
         per_dimension=deviation,
-        skewness=(standard**3).mean(axis=0),
-        kurtosis=(standard**4).mean(axis=0) - 3,
-        distance=_distance_to_normal(standard),
-        cosines=row_cosines(noise[left], noise[right]),
+        skewness=np.einsum("ij,ij->j", squares, standard) / pairs,
+        kurtosis=np.einsum("ij,ij->j", squares, squares) / pairs - 3,
+        distance=_distance_to_normal(below, counts, edges, standard.size),
+        cosines=cosines,
         isotropy=min(float(isotropy), 1.0),
         pairs=pairs,
-        standardised=(counts / (standard.size * np.diff(edges)), edges),
+        standardised=(coarse / (standard.size * np.diff(shown)), shown),
     )
 
 
@@ -137,9 +144,13 @@ def orthogonality(rows: Rows, owner: Indices, gap: Array, *, seed: int = 0) -> A
     length = float(np.linalg.norm(gap))
     if not len(left) or length == 0:
         return np.empty(0)
-    difference = rows[left].astype(np.float64) - rows[right]
-    norms = np.linalg.norm(difference, axis=1)
-    cosines: Array = (difference[norms > 0] @ gap) / (norms[norms > 0] * length)
+    norms, along = np.empty(len(left)), np.empty(len(left))
+    for start in range(0, len(left), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        difference = rows[left[block]] - rows[right[block]]
+        norms[block] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+        along[block] = difference @ gap.astype(difference.dtype)
+    cosines: Array = along[norms > 0] / (norms[norms > 0] * length)
     return cosines
 
 
@@ -244,9 +255,8 @@ def row_cosines(left: Array, right: Array) -> Array:
     return cosines
 
 
-def _distance_to_normal(standard: Array) -> float:
-    grid = np.linspace(-4, 4, 161)
-    normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in grid])
-    # counted by bins: sorting all values of a large sample would cost more than everything else
-    below = np.histogram(standard, bins=np.concatenate([[-np.inf], grid, [np.inf]]))[0].cumsum()[:-1] / standard.size
-    return float(np.abs(below - normal).max())
+def _distance_to_normal(below: int, counts: npt.NDArray[np.int64], edges: Array, size: int) -> float:
+    # from bins: sorting all values of a large sample would cost more than everything else
+    share = (below + np.concatenate([[0], np.cumsum(counts)])) / size
+    normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in edges])
+    return float(np.abs(share - normal).max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,21 @@ Interval = tuple[float, float]
 RESAMPLES = 1000
 LEVEL = 0.95
 _MAX_BLOCKS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number that rests on a sample.
+
+    Attributes:
+        value: the number.
+        interval: 95 % bootstrap interval; None for fewer than 3 items.
+        rows: rows it rests on.
+    """
+
+    value: float
+    interval: Interval | None
+    rows: int
 
 
 def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0) -> Interval | None:
@@ -48,7 +64,7 @@ def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0)
     return float(low), float(high)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _draws(seed: int, count: int) -> Array:
     """How often each item is drawn in each resample, float64 (resamples, items)."""
     drawn = (

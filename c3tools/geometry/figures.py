@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ..pages import close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
 from .assumptions import group_directions
-from .measures import COLLAPSE, RAW, Measured, SpaceMeasures
+from .measures import Measured
 from .reading import Rows
+from .spaces import COLLAPSE, RAW, SpaceMeasures
+from .spectrum import ModalityMeasures
 
 Array = npt.NDArray[np.float64]
 
@@ -41,7 +43,7 @@ def all_figures(measured: Measured) -> dict[str, tuple[Figure, str]]:
         figures["noise-marginals"] = (noise_marginals(measured), "Alignment noise against a normal distribution")
         figures["noise-size"] = (noise_size(measured), "Standard deviation of the alignment noise per dimension")
         figures["noise-direction"] = (noise_direction(measured), "Histogram of cosines between residuals")
-    figures["spectra"] = (spectra(measured), f"Covariance spectra of {first} and {second}")
+    figures["spectra"] = (spectra(measured.modalities), f"Covariance spectra of {first} and {second}")
     figures["projection"] = (projection(measured), f"{first} and {second} in two dimensions, before and after Collapse")
     if measured.collected.working.paired:
         figures["recall"] = (recall(list(measured.spaces.values()), (first, second)), "Recall@1 under each preset")
@@ -138,10 +140,10 @@ def noise_direction(measured: Measured) -> Figure:
 
 
 @styled
-def spectra(measured: Measured) -> Figure:
+def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
     """Covariance eigenvalues and their cumulative share, the effective dimensions marked."""
     figure, (left, right) = new_figure(9.4, 3.1, columns=2)
-    for (name, found), colour in zip(measured.modalities.items(), _COLOURS, strict=True):
+    for (name, found), colour in zip(modalities.items(), _COLOURS, strict=False):
         values = found.spectrum[found.spectrum > found.spectrum[0] * 1e-9]
         index = np.arange(1, len(values) + 1)
         share = np.cumsum(found.spectrum) / max(found.spectrum.sum(), 1e-30)
@@ -151,7 +153,7 @@ def spectra(measured: Measured) -> Figure:
         if k:
             left.plot([k], [found.spectrum[k - 1]], "o", color=colour, markersize=5)
             right.plot([k], [share[k - 1]], "o", color=colour, markersize=5)
-            lower = k <= min(other.effective_dimension for other in measured.modalities.values())
+            lower = k <= min(other.effective_dimension for other in modalities.values())
             right.annotate(
                 f"{k}",
                 (k, share[k - 1]),
@@ -162,6 +164,10 @@ def spectra(measured: Measured) -> Figure:
             )
     left.set_yscale("log")
     left.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+    left.yaxis.set_minor_formatter(NullFormatter())
+    low, high = left.get_ylim()
+    if high < 30 * low:  # at least one labelled power of ten on either side
+        left.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
     left.set_title("Spectrum")
     left.set_xlabel("dimension, by size")
     left.set_ylabel("variance")

@@ -31,6 +31,7 @@ class InitialGap:
         seed: of the weights, or of the draw.
         length: of the gap, after normalisation.
         effective: effective dimension per modality.
+        matched: the same on equally many rows of each, one text per image, as n rows span at most n - 1 dimensions.
         mean_norm: norm of the mean per modality.
         rows: rows per modality.
         dim: d.
@@ -39,20 +40,33 @@ class InitialGap:
     seed: int
     length: float
     effective: dict[str, int]
+    matched: dict[str, int]
     mean_norm: dict[str, float]
     rows: dict[str, int]
     dim: int
 
 
-def measure_initial_gap(seed: int, rows: dict[str, npt.NDArray[np.floating]]) -> InitialGap:
-    """Measure the embeddings (n, d) of two modalities, in order: first image, then text."""
+def measure_initial_gap(
+    seed: int, rows: dict[str, npt.NDArray[np.floating]], owner: Sequence[int] | None = None
+) -> InitialGap:
+    """Measure the embeddings (n, d) of two modalities.
+
+    Args:
+        seed: of the weights, or of the draw.
+        rows: images (m, d) and texts (n, d), in this order.
+        owner: the image of each text, for equally many rows of both; by default as many texts as there are images.
+    """
     moments = {name: Moments.from_rows(_unit(x)) for name, x in rows.items()}
     first, second = moments.values()
     found = {name: measure_modality(m) for name, m in moments.items()}
+    texts = np.unique(owner, return_index=True)[1] if owner is not None else np.arange(min(first.n, second.n))
+    chosen = dict(zip(rows, (np.arange(len(texts)), texts), strict=True))
+    matched = {name: measure_modality(Moments.from_rows(_unit(x[chosen[name]]))) for name, x in rows.items()}
     return InitialGap(
         seed=seed,
         length=float(np.linalg.norm(gap_vector(first, second))),
         effective={name: m.effective_dimension for name, m in found.items()},
+        matched={name: m.effective_dimension for name, m in matched.items()},
         mean_norm={name: m.mean_norm for name, m in found.items()},
         rows={name: m.n for name, m in found.items()},
         dim=first.dim,

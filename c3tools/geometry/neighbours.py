@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..seeds import generator
+from .bootstrap import Estimate, mean_interval
+from .pairing import Indices
 from .reading import Rows
 
 Array = npt.NDArray[np.float64]
@@ -18,29 +20,38 @@ _RIDGE = 1e-2
 _NEWTON_STEPS = 25
 
 
-def uniformity(rows: Rows, *, seed: int = 0) -> tuple[float, int]:
+def uniformity(rows: Rows, items: Indices | None = None, *, seed: int = 0) -> Estimate:
     """``log E exp(-2 |x_i - x_j|^2)`` over pairs of different rows (Wang and Isola, ICML 2020).
+
+    0 when all rows are equal, lower when they spread. The interval is that of the mean over rows of each row's own
+    mean, counted twice because every row stands on both sides of a pair (Hoeffding, 1948).
 
     Args:
         rows: (n, d), L2-normalised, n at least 2.
-        seed: of the sample of 2,000 rows, where there are more.
-
-    Returns:
-        The value (0 when all rows are equal, lower when they spread), and the number of rows it rests on.
+        items: int64 (n,), the item of each row; each row is its own item by default.
+        seed: of the sample of 2,000 rows, where there are more, and of the resampling.
     """
-    x = subsample(rows, MAX_UNIFORMITY_ROWS, seed, "uniformity")
-    n = len(x)
+    chosen = _chosen(len(rows), MAX_UNIFORMITY_ROWS, seed, "uniformity")
+    x, n = rows[chosen], len(chosen)
     squares = np.einsum("ij,ij->i", x, x)
-    total = 0.0
+    own = np.empty(n)
     for start in range(0, n, 1024):
         block = x[start : start + 1024]
         squared = squares[start : start + 1024, None] + squares[None, :] - 2 * (block @ x.T)  # (block, n)
-        total += float(np.exp(-2 * np.maximum(squared, 0), out=squared).sum(dtype=np.float64))
-    # each row meets itself at distance zero: exp(0) = 1
-    return float(np.log((total - n) / (n * (n - 1)))), n
+        total = np.exp(-2 * np.maximum(squared, 0), out=squared).sum(axis=1, dtype=np.float64)
+        # each row meets itself at distance zero: exp(0) = 1
+        own[start : start + 1024] = (total - 1) / (n - 1)
+    mean = float(own.mean())
+    value = float(np.log(mean))
+    interval = mean_interval(own, None if items is None else items[chosen], seed=seed)
+    if interval is not None:
+        interval = value + 2 * (interval[0] - mean) / mean, value + 2 * (interval[1] - mean) / mean
+    return Estimate(value, interval, n)
 
 
-def separability(first: Rows, second: Rows, *, collapse: bool = False, seed: int = 0) -> tuple[float, int]:
+def separability(
+    first: Rows, second: Rows, items: tuple[Indices, Indices] | None = None, *, collapse: bool = False, seed: int = 0
+) -> Estimate:
     """Held-out accuracy of a logistic probe that tells the modalities apart: 1.0 with a gap, 0.5 ideally.
 
     Balanced halves, at most 1,000 rows per modality; L2-regularised logistic regression by Newton's method, fitted
@@ -49,44 +60,56 @@ def separability(first: Rows, second: Rows, *, collapse: bool = False, seed: int
     Args:
         first: (m, d).
         second: (k, d).
+        items: int64 (m,) and (k,), the item of each row, for the interval; each row is its own by default.
         collapse: subtract each modality's mean first and normalise again, the mean being that of the half the probe
             is fitted on: a mean that includes the held-out rows pushes the accuracy below one half.
-        seed: of the sample and the halves.
-
-    Returns:
-        Accuracy, and the number of rows it rests on.
+        seed: of the sample, the halves and the resampling.
     """
-    count = min(len(first), len(second), MAX_PROBE_ROWS)
-    halves = []
-    for label, rows in ((1, first), (0, second)):
-        chosen = subsample(rows, count, seed, f"probe {label}").astype(np.float64)
-        chosen = chosen[generator(seed, "probe halves", label).permutation(count)]
-        halves.append((chosen[: count // 2], chosen[count // 2 : 2 * (count // 2)]))
-    count = 2 * (count // 2)
-    labels = np.repeat([1.0, 0.0], count // 2)
-    right = 0
+    half = min(len(first), len(second), MAX_PROBE_ROWS) // 2
+    halves, owners = [], []
+    for number, rows in enumerate((first, second)):
+        chosen = _chosen(len(rows), min(len(first), len(second), MAX_PROBE_ROWS), seed, f"probe {number}")
+        chosen = chosen[generator(seed, "probe halves", number).permutation(len(chosen))]
+        sides = chosen[:half], chosen[half : 2 * half]
+        halves.append([rows[side].astype(np.float64) for side in sides])
+        known = np.arange(len(rows)) + number * len(first) if items is None else items[number]
+        owners.append([known[side] for side in sides])
+    labels = np.repeat([1.0, 0.0], half)
+    right, tested = [], []
     for fit, held in ((0, 1), (1, 0)):
-        means = [half[fit].mean(axis=0) if collapse else np.zeros(half[fit].shape[1]) for half in halves]
+        means = [rows[fit].mean(axis=0) if collapse else np.zeros(rows[fit].shape[1]) for rows in halves]
         fit_rows, held_rows = (
-            _unit(np.concatenate([half[side] - mean for half, mean in zip(halves, means, strict=True)]))
+            _unit(np.concatenate([rows[side] - mean for rows, mean in zip(halves, means, strict=True)]))
             for side in (fit, held)
         )
         weights = _logistic(fit_rows, labels)
-        right += int(np.sum((held_rows @ weights[:-1] + weights[-1] > 0) == (labels > 0.5)))
-    return right / (2 * count), 2 * count
+        right.append((held_rows @ weights[:-1] + weights[-1] > 0) == (labels > 0.5))
+        tested += [owner[held] for owner in owners]
+    hits = np.concatenate(right).astype(np.float64)
+    return Estimate(float(hits.mean()), mean_interval(hits, np.concatenate(tested), seed=seed), len(hits))
 
 
-def modality_bias(first: Rows, second: Rows, k: int = BIAS_K, *, seed: int = 0) -> tuple[float, float, int]:
+def modality_bias(
+    first: Rows, second: Rows, k: int = BIAS_K, *, items: tuple[Indices, Indices] | None = None, seed: int = 0
+) -> tuple[Estimate, Estimate]:
     """Share of the top-k neighbours, in a corpus of both, that have the query's own modality.
 
     The corpus is balanced (as many rows of each, at most 1,000), the query itself left out; without any bias the
     share is close to one half.
 
+    Args:
+        first: (m, d), L2-normalised.
+        second: (n, d), likewise.
+        k: neighbours.
+        items: int64 (m,) and (n,), the item of each row, for the intervals; each row is its own by default.
+        seed: of the sample and the resampling.
+
     Returns:
-        The share for queries of the first modality, of the second, and the number of rows of the corpus.
+        The share for queries of the first modality, and of the second; the intervals draw queries, not the corpus.
     """
     count = min(len(first), len(second), MAX_BIAS_ROWS)
-    corpus = np.concatenate([subsample(first, count, seed, "bias"), subsample(second, count, seed, "bias")])
+    sides = [_chosen(len(rows), count, seed, "bias") for rows in (first, second)]
+    corpus = np.concatenate([first[sides[0]], second[sides[1]]])
     own = np.arange(2 * count) < count
     k = min(k, 2 * count - 1)
     shares = np.empty(2 * count)
@@ -96,15 +119,18 @@ def modality_bias(first: Rows, second: Rows, k: int = BIAS_K, *, seed: int = 0) 
         scores[rows, start + rows] = -np.inf
         nearest = np.argpartition(scores, 2 * count - k, axis=1)[:, -k:]
         shares[start : start + 1024] = (own[nearest] == own[start + rows, None]).mean(axis=1)
-    return float(shares[:count].mean()), float(shares[count:].mean()), 2 * count
+    estimates = []
+    for number, values in enumerate((shares[:count], shares[count:])):
+        owners = None if items is None else items[number][sides[number]]
+        estimates.append(Estimate(float(values.mean()), mean_interval(values, owners, seed=seed), count))
+    return estimates[0], estimates[1]
 
 
-def subsample(rows: Rows, count: int, seed: int, purpose: str) -> Rows:
-    """At most ``count`` rows, chosen by seed, in their order."""
-    if len(rows) <= count:
-        return rows
-    chosen = generator(seed, "subsample", purpose, len(rows)).choice(len(rows), count, replace=False)
-    return rows[np.sort(chosen)]
+def _chosen(rows: int, count: int, seed: int, purpose: str) -> Indices:
+    """At most ``count`` row numbers, chosen by seed, ascending."""
+    if rows <= count:
+        return np.arange(rows)
+    return np.sort(generator(seed, "subsample", purpose, rows).choice(rows, count, replace=False))
 
 
 def _unit(rows: Array) -> Array:
@@ -122,7 +148,8 @@ def _logistic(x: Array, y: Array) -> Array:
     for _ in range(_NEWTON_STEPS):
         p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
         gradient = design.T @ (p - y) + penalty * weights
-        hessian = (design * np.maximum(p * (1 - p), 1e-9)[:, None]).T @ design
+        weighted = design * np.sqrt(np.maximum(p * (1 - p), 1e-9))[:, None]
+        hessian = weighted.T @ weighted
         step = np.linalg.solve(hessian + np.diag(penalty), gradient)
         weights -= step
         if np.abs(step).max() < 1e-3:

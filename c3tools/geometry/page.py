@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..pages import render_page, save_figure
+from ..pages import figure_svg, render_page, save_figure
 from .collect import Collected
-from .figures import all_figures, figure_svgs
-from .measures import describe_preset
+from .figures import all_figures, figure_svgs, spectra
 from .report import GapReport, comparison_notes
+from .spaces import describe_preset
 from .words import advise
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -22,7 +22,12 @@ EXTREMES = 5
 def report_page(report: GapReport) -> str:
     """The HTML page of a report."""
     if report.measured is None:
-        return render_page(_TEMPLATES / "single_report.html", title="Geometry of one modality", values=report.values)
+        return render_page(
+            _TEMPLATES / "single_report.html",
+            title="The geometry of one modality",
+            values=report.values,
+            chart=figure_svg(spectra(report.alone), name="spectrum", label="Covariance spectrum"),
+        )
     measured = report.measured
     first, second = measured.collected.first, measured.collected.second
     return render_page(
@@ -44,6 +49,7 @@ def comparison_page(first: GapReport, second: GapReport) -> str:
         _TEMPLATES / "comparison.html",
         title="Two spaces, side by side",
         reports=[first.values, second.values],
+        names=[name for name in first.values["modalities"] if name in second.values["modalities"]],
         notes=comparison_notes(first.values, second.values),
         figures=[
             {} if report.measured is None else figure_svgs(report.measured, prefix=f"store{number}")
@@ -52,12 +58,36 @@ def comparison_page(first: GapReport, second: GapReport) -> str:
     )
 
 
+def pair_pages(reports: Sequence[GapReport], page_name: str) -> dict[str, str]:
+    """A page that lays the pairs of modalities of a store side by side, and the page of each, by name suffix.
+
+    Args:
+        reports: one per pair of modalities.
+        page_name: file name of the first page; the others are linked as files beside it.
+    """
+    name = Path(page_name)
+    suffixes = ["-" + "-".join(report.values["modalities"]) for report in reports]
+    first = render_page(
+        _TEMPLATES / "pairs.html",
+        title="Every pair of modalities",
+        reports=[report.values for report in reports],
+        links=[f"{name.stem}{suffix}{name.suffix}" for suffix in suffixes],
+    )
+    return {"": first} | {suffix: report_page(report) for suffix, report in zip(suffixes, reports, strict=True)}
+
+
 def save_figures(reports: Sequence[GapReport], folder: Path) -> list[Path]:
     """Write every figure as PNG and SVG into ``folder``, in a folder of its own per report where there are two."""
     written = []
+    stores = {report.values["provenance"]["store"] for report in reports}
     for number, report in enumerate(reports, start=1):
-        target = folder if len(reports) == 1 else folder / f"{number}-{Path(report.values['provenance']['store']).name}"
-        figures = {} if report.measured is None else all_figures(report.measured)
+        name = (
+            Path(report.values["provenance"]["store"]).name
+            if len(stores) > 1
+            else "-".join(report.values["modalities"])
+        )
+        target = folder if len(reports) == 1 else folder / f"{number}-{name}"
+        figures = all_figures(report.measured) if report.measured else {"spectrum": (spectra(report.alone), "")}
         for name, (figure, _) in figures.items():
             for ending in ("png", "svg"):
                 save_figure(figure, target / f"{name}.{ending}")

@@ -143,16 +143,23 @@ def _kept(table: pa.Table, split: str | None) -> Mask:
 
 
 def _add_subsets(pairing: Pairing, tables: dict[str, pa.Table], by: str) -> None:
-    owners = np.maximum(pairing.owner, 0)
-    if by in tables[pairing.second].schema.names:
-        values = _flat(tables[pairing.second], by)
-    elif by in tables[pairing.first].schema.names:
-        values = _flat(tables[pairing.first], by).take(pa.array(owners)) if pairing.pairs else pa.array([], pa.string())
-    else:
+    found = [name for name in (pairing.second, pairing.first) if by in tables[name].schema.names]
+    if not found:
         there: set[Any] = {name for table in tables.values() for name in table.schema.names}
         raise StoreError(
             f"There is no column {by!r} in the store.",
             remedy=f"Columns of {pairing.first} and {pairing.second}: {', '.join(sorted(there))}.",
+        )
+    owners = pa.array(np.where(pairing.owner >= 0, pairing.owner, 0), mask=pairing.owner < 0)
+    columns = [
+        _flat(tables[name], by) if name == pairing.second else _flat(tables[name], by).take(owners) for name in found
+    ]
+    # a pair has the value of its own row, or else that of its item
+    values = pc.coalesce(*columns)
+    if values.null_count == len(values):
+        raise StoreError(
+            f"The column {by!r} is empty for every pair of {pairing.first} and {pairing.second}.",
+            remedy="Choose a column that has values, or leave --by out.",
         )
     encoded = values.dictionary_encode()
     if len(encoded.dictionary) > MAX_SUBSETS:
@@ -161,5 +168,5 @@ def _add_subsets(pairing: Pairing, tables: dict[str, pa.Table], by: str) -> None
             remedy="Choose a column that names a few groups, such as split.",
         )
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    pairing.subset = np.where(pairing.owner >= 0, codes, -1).astype(np.int32) if len(codes) else None
+    pairing.subset = np.where(pairing.owner >= 0, codes, -1).astype(np.int32)
     pairing.subset_names = encoded.dictionary.to_pylist()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__
 from ..store.reader import Store
 from .collect import collected_facts
 from .measures import Measured
+from .spaces import SpaceMeasures
 from .spectrum import ModalityMeasures
 
 DIGITS = 9
@@ -22,11 +23,13 @@ class GapReport:
 
     Attributes:
         values: what `--json` prints; keys documented in docs/geometry.md, floats with 9 significant digits.
-        measured: the arrays behind it, for figures; None where only one modality was there.
+        measured: the arrays behind it, for figures; None where only one modality was measured.
+        alone: that modality, then.
     """
 
     values: dict[str, Any]
     measured: Measured | None
+    alone: dict[str, ModalityMeasures] = field(default_factory=dict)
 
 
 def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[s
             "instance_distance": gap.instance_distance,
             "instance_distance_interval": gap.instance_distance_interval,
             "rmg": gap.rmg,
+            "rmg_interval": gap.rmg_interval,
             "direction": gap.direction,
             "group_length": gap.group_length,
             "variance_along": gap.variance_along,
@@ -54,20 +58,15 @@ def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[s
             "paired_cosine": pairs.paired_cosine,
             "paired_cosine_interval": pairs.paired_cosine_interval,
             "unpaired_cosine": pairs.unpaired_cosine,
+            "unpaired_cosine_interval": pairs.unpaired_cosine_interval,
             "residual_rms": pairs.residual_rms,
+            "residual_rms_interval": pairs.residual_rms_interval,
             "alignment": pairs.alignment,
+            "alignment_interval": pairs.alignment_interval,
         },
         "retrieval": {name: space.recall for name, space in measured.spaces.items() if space.recall},
         "retrieval_intervals": {name: space.intervals for name, space in measured.spaces.items() if space.intervals},
-        "spaces": {
-            name: {
-                "gap": space.gap,
-                "separability": space.separability,
-                "modality_bias@10": space.modality_bias,
-                "uniformity": space.uniformity,
-            }
-            for name, space in measured.spaces.items()
-        },
+        "spaces": {name: _space_values(space) for name, space in measured.spaces.items()},
         "assumptions": {found.name: found.to_json() for found in measured.assumptions},
         "noise": _noise_values(measured),
         "subsets": measured.subsets,
@@ -86,8 +85,8 @@ def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[s
 def single_report(store: Store, found: ModalityMeasures, modality: str, *, split: str | None) -> GapReport:
     """The report of a store with one modality: what can be said about it alone, and what cannot."""
     notes = [
-        f"The store has one modality, {modality}: there is no gap, and no pairs, to measure. Embed the other modality "
-        "into the same store for the full report."
+        f"This is one modality, {modality}: there is no gap, and no pairs, to measure."
+        + (" Embed another modality into the same store for the full report." if len(store.modalities) == 1 else "")
     ]
     if found.limited_by_rows:
         notes.append(f"{found.n} rows span at most {found.n - 1} of {found.dim} dimensions.")
@@ -97,6 +96,8 @@ def single_report(store: Store, found: ModalityMeasures, modality: str, *, split
         "gap": None,
         "pairs": None,
         "retrieval": {},
+        "spaces": {},
+        "assumptions": {},
         "provenance": {
             "store": str(store.path),
             "model": store.info.describe_model(),
@@ -108,7 +109,7 @@ def single_report(store: Store, found: ModalityMeasures, modality: str, *, split
         },
         "notes": notes,
     }
-    return GapReport(stable(values), None)
+    return GapReport(stable(values), None, {modality: found})
 
 
 def comparison_notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
@@ -123,7 +124,10 @@ def comparison_notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]
         )
     rows = [report["provenance"]["rows"] for report in values]
     if rows[0] != rows[1]:
-        notes.append(f"The stores differ in rows ({rows[0]} and {rows[1]}): recall depends on the size of the gallery.")
+        listed = (", ".join(f"{n:,} {name}" for name, n in counts.items()) for counts in rows)
+        notes.append(
+            f"The stores differ in rows ({' against '.join(listed)}): recall depends on the size of the gallery."
+        )
     return notes
 
 
@@ -153,6 +157,18 @@ def stable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [stable(item) for item in value]
     return value
+
+
+def _space_values(space: SpaceMeasures) -> dict[str, Any]:
+    values: dict[str, Any] = {"gap": space.gap, "separability": None, "modality_bias@10": None, "uniformity": None}
+    if space.separability is None or space.modality_bias is None or space.uniformity is None:
+        return values
+    values |= {"separability": space.separability.value, "separability_interval": space.separability.interval}
+    for name, found in (("modality_bias@10", space.modality_bias), ("uniformity", space.uniformity)):
+        values[name] = {modality: estimate.value for modality, estimate in found.items()}
+        values[f"{name}_interval"] = {modality: estimate.interval for modality, estimate in found.items()}
+        values[f"{name}_rows"] = {modality: estimate.rows for modality, estimate in found.items()}
+    return values
 
 
 def _noise_values(measured: Measured) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ..pages import new_figure, palette, styled
 from .depth import LayerSpan
@@ -52,6 +52,7 @@ def depth(layers: Sequence[LayerSpan]) -> Figure:
         left.plot(np.arange(1, len(values) + 1), values, color=palette.FIRST, alpha=1 - 0.75 * share, linewidth=1.1)
     left.set_yscale("log")
     left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left.yaxis.set_minor_formatter(NullFormatter())
     left.set_title("Spectrum by layer, paler with depth")
     left.set_xlabel("dimension, by size")
     left.set_ylabel("variance, relative")

@@ -81,6 +81,7 @@ class PairSums:
         group_pairs: pairs per group.
         subset_means: float64 (s, d), mean difference per subset of the user's column.
         subset_pairs: int64 (s,), pairs per subset.
+        subset_items: int64 (s,), items these belong to.
         first_sum: float64 (d,), sum of the paired rows of the first modality, each once; None where every row is
             paired, so that the moments have it.
         second_sum: float64 (d,), sum of the paired rows of the second; None likewise.
@@ -95,6 +96,7 @@ class PairSums:
     group_pairs: int
     subset_means: Array
     subset_pairs: Indices
+    subset_items: Indices
     first_sum: Array | None
     second_sum: Array | None
 
@@ -266,6 +268,7 @@ class _PairAccumulator:
         count = pairing.pairs
         self._owner = pairing.owner[pairing.owner >= 0]
         self._subset = pairing.subset
+        self._subset_items = _items_by_subset(pairing)
         self._cosine, self._distance = np.empty(count), np.empty(count)
         self._squares = np.zeros(dim)
         self._group_pairs = GROUP_PAIRS if count >= 5 * GROUP_PAIRS else max(1, count // 5)
@@ -325,6 +328,16 @@ class _PairAccumulator:
             group_pairs=self._group_pairs,
             subset_means=self._subset_sums / np.maximum(self._subset_pairs, 1)[:, None],
             subset_pairs=self._subset_pairs,
+            subset_items=self._subset_items,
             first_sum=first_sum,
             second_sum=second_sum,
         )
+
+
+def _items_by_subset(pairing: Pairing) -> Indices:
+    count = len(pairing.subset_names)
+    if pairing.subset is None:
+        return np.zeros(count, dtype=np.int64)
+    chosen = (pairing.owner >= 0) & (pairing.subset >= 0)
+    items = np.unique(pairing.owner[chosen] * count + pairing.subset[chosen])
+    return np.bincount(items % count, minlength=count)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .measures import COLLAPSE, RAW, Measured
+from .measures import Measured
+from .spaces import COLLAPSE, RAW, SpaceMeasures
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,14 @@ def _summary(measured: Measured) -> str:
     if pairs is None or pairs.unpaired_cosine is None:
         return text
     return (
-        f"{text} A {second} has a cosine of {pairs.paired_cosine:.2f} with its own {first} and of "
-        f"{pairs.unpaired_cosine:.2f} with any other: what belongs together is told apart by the difference, not by "
-        "the size, of these numbers."
+        f"{text} The cosine of a {second} row is {_signed(pairs.paired_cosine)} with its own {first} row and "
+        f"{_signed(pairs.unpaired_cosine)} with any other: what belongs together is told apart by the difference, "
+        "not by the size, of these numbers."
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _collapse(measured: Measured) -> str:
@@ -49,12 +54,15 @@ def _collapse(measured: Measured) -> str:
     text = f"Subtracting each modality's mean takes the distance of the means from {raw.gap:.2f} to {collapsed.gap:.2f}"
     if raw.separability is not None and collapsed.separability is not None:
         text += (
-            f", and a linear probe that tells the modalities apart falls from {100 * raw.separability:.0f} % to "
-            f"{100 * collapsed.separability:.0f} % (50 % is a coin)"
+            f", and a linear probe that tells the modalities apart falls from {100 * raw.separability.value:.0f} % to "
+            f"{100 * collapsed.separability.value:.0f} % (50 % is a coin)"
         )
     text += "."
     if raw.modality_bias and collapsed.modality_bias:
-        before, after = (float(np.mean(list(bias.values()))) for bias in (raw.modality_bias, collapsed.modality_bias))
+        before, after = (
+            float(np.mean([estimate.value for estimate in bias.values()]))
+            for bias in (raw.modality_bias, collapsed.modality_bias)
+        )
         text += f" Among the ten nearest of both modalities, {100 * before:.0f} % are of the query's own before it and "
         text += f"{100 * after:.0f} % after it."
     if raw.recall and collapsed.recall:
@@ -64,14 +72,29 @@ def _collapse(measured: Measured) -> str:
         ]
         listed = " and ".join(f"{change:+.1f}".replace("-", "−") for change in changes)
         text += f" Recall@1 changes by {listed} points in the two directions: "
-        text += (
-            "closing the gap costs retrieval here."
-            if max(changes) < -1
-            else "closing the gap also helps retrieval here."
-            if min(changes) > 1
-            else "closing the gap hardly touches retrieval, which compares within one direction at a time."
-        )
+        text += _change_in_words(changes, _within_intervals(raw, collapsed))
     return text
+
+
+def _change_in_words(changes: list[float], uncertain: bool) -> str:
+    if max(abs(change) for change in changes) <= 1:
+        return "closing the gap hardly touches retrieval, which compares within one direction at a time."
+    if uncertain:
+        return "no more than so few rows leave uncertain."
+    if max(changes) < -1:
+        return "closing the gap costs retrieval here."
+    if min(changes) > 1:
+        return "closing the gap also helps retrieval here."
+    return "closing the gap does not do the same to both."
+
+
+def _within_intervals(raw: SpaceMeasures, collapsed: SpaceMeasures) -> bool:
+    """Whether recall@1 after Collapse lies, in both directions, in the interval of the one before."""
+    for direction, scores in collapsed.recall.items():
+        interval = raw.intervals[direction]["recall@1"]
+        if interval is None or not interval[0] <= scores["recall@1"] <= interval[1]:
+            return False
+    return True
 
 
 def _corrupt(measured: Measured) -> str:

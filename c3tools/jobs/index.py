@@ -173,7 +173,7 @@ def _bias(store: Store, pipeline: Pipeline, modalities: list[str], seed: int) ->
     for label, used in (("before", Pipeline(_normalize_only())), ("after", pipeline)):
         x, y = (used.transform(samples[name], modality=name) for name in modalities)
         shares = modality_bias(x, y, seed=seed)
-        result[label] = {first: round(shares[0], 4), second: round(shares[1], 4)}
+        result[label] = {first: round(shares[0].value, 4), second: round(shares[1].value, 4)}
     return result
 
 

@@ -86,21 +86,28 @@ def initial_gap(
         results = [simulate_toy(512, constant, seed=seed) for seed in seeds]
         found = f"In closed form the toy's gap is {toy_gap(512, constant):.2f}."
     else:
-        images, texts = _pairs_of(paths, limit)
-        results = [_random_encoder(model, seed, images, texts, device, tracker) for seed in seeds]
+        pairs = _pairs_of(paths, limit)
+        results = [_random_encoder(model, seed, *pairs, device, tracker) for seed in seeds]
         found = _compare_spans(results)
     rows = [
         [
             str(result.seed),
             f"{result.length:.3f}",
             *(f"{k} of {result.dim}" for k in result.effective.values()),
+            " / ".join(str(k) for k in result.matched.values()),
             *(f"{norm:.3f}" for norm in result.mean_norm.values()),
         ]
         for result in results
     ]
     names = list(results[0].effective)
     return Simulation(
-        columns=["seed", "gap", *(f"eff. dim {name}" for name in names), *(f"|mean| {name}" for name in names)],
+        columns=[
+            "seed",
+            "gap",
+            *(f"eff. dim {name}" for name in names),
+            "on equal rows",
+            *(f"|mean| {name}" for name in names),
+        ],
         rows=rows,
         values=stable({"model": model or "toy", "runs": [asdict(result) for result in results]}),
         figure=drawn.initial_gap(results),
@@ -276,7 +283,8 @@ def temperature(
     )
 
 
-def _pairs_of(paths: Sequence[str | Path], limit: int) -> tuple[list[str], list[str]]:
+def _pairs_of(paths: Sequence[str | Path], limit: int) -> tuple[list[str], list[str], list[int]]:
+    """Paths of images, captions, and the number of each caption's image."""
     corpus = read_corpus(list(paths) or [PHOTOS])
     captioned = {text.image_key for text in corpus.texts}
     chosen = [image for image in corpus.images if image.key in captioned][:limit]
@@ -285,12 +293,19 @@ def _pairs_of(paths: Sequence[str | Path], limit: int) -> tuple[list[str], list[
             f"{len(chosen)} images have a caption; the gap needs at least 3.",
             remedy="Name a folder of images with captions, or none for the photos that come with the package.",
         )
-    keys = {image.key for image in chosen}
-    return [image.path for image in chosen], [text.caption for text in corpus.texts if text.image_key in keys]
+    numbers = {image.key: number for number, image in enumerate(chosen)}
+    texts = [text for text in corpus.texts if text.image_key in numbers]
+    return [image.path for image in chosen], [t.caption for t in texts], [numbers[str(t.image_key)] for t in texts]
 
 
 def _random_encoder(
-    model: str, seed: int, images: list[str], texts: list[str], device: str | None, tracker: Tracker
+    model: str,
+    seed: int,
+    images: list[str],
+    texts: list[str],
+    owner: list[int],
+    device: str | None,
+    tracker: Tracker,
 ) -> InitialGap:
     # the other simulations do without open_clip, which takes seconds to import
     from ..encoders import load_encoder
@@ -298,7 +313,7 @@ def _random_encoder(
     encoder = load_encoder(model, random_init=seed, device=device, precision="fp32")
     rows = {"image": encoder.encode_images(images), "text": encoder.encode_texts(texts)}
     tracker.advance()
-    return measure_initial_gap(seed, dict(rows))
+    return measure_initial_gap(seed, dict(rows), owner)
 
 
 def _compare_spans(results: Sequence[InitialGap]) -> str:
@@ -307,9 +322,10 @@ def _compare_spans(results: Sequence[InitialGap]) -> str:
     rows, dim = results[0].rows, results[0].dim
     limits = "".join(f" {n} {name} rows span at most {n - 1} dimensions." for name, n in rows.items() if n - 1 < dim)
     listed = " and ".join(f"{value:.0f} ({name}, {rows[name]} rows)" for name, value in spans.items())
+    equal = " and ".join(f"{np.mean([result.matched[name] for result in results]):.0f} ({name})" for name in spans)
     return (
         f"Without any training the modalities lie {np.mean(gaps):.2f} apart, and vary in {listed} of {dim} dimensions."
-        + limits
+        f"{limits} On {min(rows.values())} rows of each it is {equal}."
     )
 
 

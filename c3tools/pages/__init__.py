@@ -30,9 +30,11 @@ Making a page::
   blocks ``title``, ``header``, ``content`` and ``footer``. Filters: ``number(digits)``, ``percent(digits)``,
   ``count``, ``signed(digits)``.
 - Macros, by ``{% import "parts.html" as parts %}``: ``parts.figure(svg, caption)``, ``parts.tile(value, name,
-  meaning, unit)``, ``parts.verdict(answer)``, ``parts.swatch(role)``.
+  meaning, unit)``, ``parts.verdict(answer)``, ``parts.swatch(role)``, and below a number in a table
+  ``parts.interval(ends, digits)`` or ``parts.shares(ends)``.
 - Classes of the style sheet: ``tiles``, ``figures`` (a grid of figures), ``wide``, ``note``, ``facts`` (a definition
-  list), ``scroll`` (around a wide table), ``num`` (a column of numbers), ``short`` (a cell that must not
+  list), ``scroll`` (around a wide table), ``broad`` (a table
+  that scrolls rather than folds on a narrow screen), ``num`` (a column of numbers), ``short`` (a cell that must not
   wrap), ``best``, ``muted``.
 """
 

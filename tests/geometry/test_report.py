@@ -118,6 +118,60 @@ def test_split_narrows_and_subsets_are_compared(tmp_path):
         gap_report(tmp_path / "s", by="image_key")
 
 
+def store_with_topics(path, turn):
+    """200 pairs, half of them of the topic ``b``, whose gap is turned by the angle ``turn``."""
+    image, text, _ = paper_model(200, 8, gap=0.8, sigma=0.02)
+    image[:, 7], text[:, 7] = 1.0, 1.0
+    half = np.arange(200) >= 100
+    for rows, sign in ((image, 0.4), (text, -0.4)):
+        rows[half, 0], rows[half, 1] = sign * np.cos(turn), sign * np.sin(turn)
+    info = StoreInfo({"name": "m"}, 8, dtype="float32")
+    create_store(path, info)
+    keys, topics = [f"i{k}" for k in range(200)], ["a"] * 100 + ["b"] * 100
+    write_shard(path, info, Shard("image", 0, unit(image).astype(np.float32), {"key": keys, "split": topics}))
+    columns = {"key": [f"{k}#0" for k in keys], "image_key": keys}
+    write_shard(path, info, Shard("text", 0, unit(text).astype(np.float32), columns))
+
+
+@pytest.mark.parametrize(("turn", "answer"), [(0.0, "yes"), (np.pi / 3, "partly"), (np.pi / 2, "no")])
+def test_a_gap_that_turns_with_a_column_is_seen(tmp_path, turn, answer):
+    store_with_topics(tmp_path / "s", turn)
+    values = gap_report(tmp_path / "s", by="split", presets=ONLY_TWO).values
+    found = values["assumptions"]["subsets"]
+    assert found["answer"] == answer
+    # two vectors of one length at an angle: each is off their mean by tan(angle / 2) of its length
+    assert found["number"] == pytest.approx(np.tan(turn / 2), abs=0.02)
+    assert [row["items"] for row in values["subsets"]] == [100, 100]
+
+
+def test_chance_differences_of_small_subsets_are_taken_off(tmp_path):
+    x, y, _ = paper_model(400, 16, gap=0.3, sigma=0.2)
+    info = StoreInfo({"name": "m"}, 16, dtype="float32")
+    create_store(tmp_path / "s", info)
+    keys, topics = [f"i{k}" for k in range(400)], [f"topic {k % 40}" for k in range(400)]
+    write_shard(tmp_path / "s", info, Shard("image", 0, unit(x).astype(np.float32), {"key": keys, "split": topics}))
+    columns = {"key": [f"{k}#0" for k in keys], "image_key": keys}
+    write_shard(tmp_path / "s", info, Shard("text", 0, unit(y).astype(np.float32), columns))
+    rows = gap_report(tmp_path / "s", by="split", presets=ONLY_TWO).values["subsets"]
+    # 40 subsets of ten items with the same gap: what is left beyond chance is half of the time nothing
+    assert np.mean([row["difference"] == 0 for row in rows]) > 0.3
+    assert np.mean([row["difference"] for row in rows]) < 0.25
+
+
+def test_a_column_without_values_is_refused(tmp_path):
+    make_store(tmp_path / "s", unit_rows(20, 4), unit_rows(20, 4, seed=1), split=None)
+    with pytest.raises(StoreError, match="is empty for every pair"):
+        gap_report(tmp_path / "s", by="split")
+
+
+def test_fewer_rows_than_dimensions_are_said_to_limit_the_dimension(tmp_path):
+    make_store(tmp_path / "s", unit_rows(12, 32), unit_rows(12, 32, seed=1))
+    values = gap_report(tmp_path / "s").values
+    assert values["modalities"]["image"]["limited_by_rows"]
+    assert values["modalities"]["image"]["effective_dimension"] <= 11
+    assert any("image: 12 rows span at most 11 of 32 dimensions" in note for note in values["notes"])
+
+
 def test_collapse_is_fitted_on_train_where_there_is_enough_of_it(tmp_path):
     x, y, _ = paper_model(150, 8)
     make_store(tmp_path / "many", unit(x).astype(np.float32), unit(y).astype(np.float32))
@@ -134,7 +188,7 @@ def test_unpaired_modalities_still_have_a_gap(tmp_path):
     assert values["gap"]["length"] > 0
     assert values["pairs"] is None
     assert values["retrieval"] == {}
-    assert any("No text row belongs to a image row" in note or "cannot be given" in note for note in values["notes"])
+    assert any("No text row belongs to any image row" in note and "cannot be given" in note for note in values["notes"])
     assert values["assumptions"]["isotropic"]["answer"] == "unknown"
     assert values["sigma"]["recommended"] == "published"
 
@@ -188,7 +242,18 @@ def test_other_modalities_can_be_chosen(tmp_path):
     assert set(values["modalities"]) == {"audio", "text"}
     assert values["pairs"]["n"] == 30
     assert "audio_to_text" in values["retrieval"]["raw"]
-    assert any("also has audio" in note for note in gap_report(tmp_path / "s").values["notes"])
+    default = gap_report(tmp_path / "s").values
+    assert set(default["modalities"]) == {"image", "text"}
+    assert any("also has audio" in note for note in default["notes"])
+    means = {"image": unit(x), "text": unit(y), "audio": unit(x[:, ::-1])}
+    assert [(row["first"], row["second"]) for row in default["modality_gaps"]] == [
+        ("image", "text"),
+        ("image", "audio"),
+        ("text", "audio"),
+    ]
+    for row in default["modality_gaps"]:
+        expected = np.linalg.norm(means[row["first"]].mean(axis=0) - means[row["second"]].mean(axis=0))
+        assert row["length"] == pytest.approx(expected, abs=1e-6)
     with pytest.raises(StoreError, match="two different modalities"):
         gap_report(tmp_path / "s", modalities=("text", "text"))
     with pytest.raises(StoreError, match="no modality 'video'"):
