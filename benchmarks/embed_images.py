@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from measuring import MODEL, c3_embed, clip_retrieval, link_files, peer_option, print_table, random_weights, run, timed
+from measuring import MODEL, c3_embed, clip_retrieval, copy_files, peer_option, print_table, random_weights, run, timed
 
 BARE_BATCHES = 8
 
@@ -79,7 +79,7 @@ def embeddings(store: Path) -> dict[str, np.ndarray]:
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """All contestants in turn, round after round; then the table."""
     weights = random_weights(folder / "weights.pt")
-    photos = link_files(sorted(arguments.folder.iterdir())[: arguments.count], folder / "photos")
+    photos = copy_files(sorted(arguments.folder.iterdir())[: arguments.count], folder / "photos")
     model = ["--model", f"{MODEL}/{weights}"]
     rates: dict[str, list[float]] = {}
     whole: dict[str, list[float]] = {}

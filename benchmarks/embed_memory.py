@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from embed_texts import read_captions
-from measuring import MODEL, Run, c3_embed, clip_retrieval, link_files, peer_option, print_table, random_weights
+from measuring import MODEL, Run, c3_embed, clip_retrieval, copy_files, peer_option, print_table, random_weights
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
@@ -29,7 +29,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         inputs[f"{count:,} captions"] = (folder / f"{count}.txt", count)
         (folder / f"{count}.txt").write_text("\n".join(captions[:count]) + "\n", encoding="utf-8")
     for count in (500, min(5_000, len(photos))):
-        inputs[f"{count:,} photos"] = (link_files(photos[:count], folder / f"photos-{count}"), count)
+        inputs[f"{count:,} photos"] = (copy_files(photos[:count], folder / f"photos-{count}"), count)
 
     def row(who: str, what: str, done: Run) -> None:
         rows.append((who, what, f"{done.peak_mib:,.0f}", f"{done.tree_mib:,.0f}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -97,11 +98,11 @@ def timed(work: Callable[[], int]) -> float:
     return work() / (time.perf_counter() - start)
 
 
-def link_files(sources: Sequence[Path], folder: Path) -> Path:
-    """A folder with hard or symbolic links to these files, for a part of a corpus."""
+def copy_files(sources: Sequence[Path], folder: Path) -> Path:
+    """A folder with copies of these files: a part of a corpus."""
     folder.mkdir(parents=True)
     for source in sources:
-        (folder / source.name).symlink_to(source.resolve())
+        shutil.copyfile(source, folder / source.name)
     return folder
 
 
