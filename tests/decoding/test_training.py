@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from c3tools import devices
-from c3tools.decoding import CaptionDecoder, CaptionRows, DecoderConfig, Trainer, TrainingConfig, fit_captioner
+from c3tools.decoding import SIZES, CaptionDecoder, CaptionRows, DecoderConfig, Trainer, TrainingConfig, fit_captioner
 from c3tools.decoding.tokenizer import END_ID, PAD_ID
-from c3tools.decoding.training import CaptionSet, _schedule
+from c3tools.decoding.training import CaptionSet, schedule
 from c3tools.errors import DecoderError
 from c3tools.transforms import preset
 
@@ -86,10 +86,10 @@ def test_validation_loss_is_the_mean_over_real_tokens_end_included() -> None:
 def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
     trainer = make_trainer(TrainingConfig(epochs=1, batch_size=20))
     expected = trainer.model(
-        torch.from_numpy(trainer.train.embeddings), trainer.train.token_batch(np.arange(20))
+        torch.from_numpy(trainer.train.embeddings), trainer.train.token_batch(np.arange(20), PAD_ID)
     ).log_softmax(-1)
     expected = expected.detach()
-    tokens = trainer.train.token_batch(np.arange(20))
+    tokens = trainer.train.token_batch(np.arange(20), PAD_ID)
     real = tokens != PAD_ID
     mean = float(-expected.gather(2, tokens[:, :, None])[:, :, 0][real].mean())
     loss, count = trainer._step(np.arange(20))
@@ -98,9 +98,19 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
-    assert [_schedule(step, 100, 0.1) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert _schedule(55, 100, 0.1) == pytest.approx(0.5)
-    assert _schedule(99, 100, 0.1) == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    config = TrainingConfig(warmup=0.1)
+    assert [schedule(step, 100, config) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert schedule(55, 100, config) == pytest.approx(0.5)
+    assert schedule(99, 100, config) == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+
+
+def test_the_papers_schedule_warms_up_for_a_number_of_steps_and_falls_linearly() -> None:
+    config = SIZES["paper"].training
+    assert [schedule(step, 20_000, config) for step in (0, 2499, 4999)] == pytest.approx([1 / 5000, 0.5, 1.0])
+    assert schedule(12_500, 20_000, config) == pytest.approx(0.5)
+    assert schedule(19_999, 20_000, config) == pytest.approx(1 / 15_000)
+    # a corpus too small for it: half of the steps
+    assert schedule(499, 1000, config) == 1.0
 
 
 def test_the_best_weights_are_kept_and_patience_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
