@@ -118,8 +118,7 @@ def train_decoder(
 
     With ``settings.pairs`` it learns from images instead, transformed as at inference: from scratch, or on top of
     a decoder trained on texts (``settings.start``), the low-data regime of the paper. A run that was interrupted is
-    continued by the same call: its state is kept in a folder beside ``output`` until
-    the decoder is written.
+    continued by the same call: its state is kept in a folder beside ``output`` until the decoder is written.
 
     Args:
         store: holds text embeddings with their captions.
@@ -335,12 +334,17 @@ def _pairs(
 def _sigma(settings: DecoderSettings, store: Store, train: TextRows, say: Callable[[str], None]) -> float:
     if not isinstance(settings.sigma, str):
         return float(settings.sigma)
+    sigma, why = sigma_from_texts(store, train, settings.train_split)
+    say(f"{why}; --sigma sets another.")
+    return sigma
+
+
+def sigma_from_texts(store: Store, train: TextRows, split: str) -> tuple[float, str]:
+    """Sigma by the rule of ``--sigma auto``, and a sentence on what it rests on."""
     numbers = {owner: number for number, owner in enumerate(dict.fromkeys(train.owners))}
     owners = np.array([numbers[owner] for owner in train.owners], dtype=np.int64)
-    mean = fit_moments(store, "text", settings.train_split).mean
-    sigma, why = auto_sigma(train.rows.embeddings, owners, mean)
-    say(f"{why[:1].upper()}{why[1:]}; --sigma sets another.")
-    return sigma
+    sigma, why = auto_sigma(train.rows.embeddings, owners, fit_moments(store, "text", split).mean)
+    return sigma, f"{why[:1].upper()}{why[1:]}"
 
 
 def summary(captioner: Captioner) -> dict[str, Any]:

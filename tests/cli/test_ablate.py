@@ -10,7 +10,8 @@ from typer.testing import Result
 
 from c3tools import devices
 from c3tools.jobs.ablate import METHODS, AblationData, AblationRun, run_ablation
-from c3tools.jobs.ablation_cells import markdown_table, store_data, table_rows
+from c3tools.jobs.ablation_cells import store_data
+from c3tools.jobs.ablation_table import markdown_table, table_rows
 from c3tools.metrics import score_captions
 
 from ..decoding.conftest import one_thread  # noqa: F401 - used by every test
