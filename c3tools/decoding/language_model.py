@@ -10,6 +10,7 @@ Shapes: B captions, T tokens, P prefix positions, W width of the model, V vocabu
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -100,6 +101,9 @@ class LanguageModelDecoder(Decoder):
         self.mapper = MAPPERS[config.mapper](config.dim, width, config.prefix_length)
         if config.frozen:
             self.language_model.requires_grad_(False)
+        # its name changed with the version of transformers
+        known = inspect.signature(self.language_model.forward).parameters
+        self._cache_argument = "cache" if "cache" in known else "past_key_values"
 
     @property
     def shape(self) -> LanguageModelConfig:
@@ -143,17 +147,16 @@ class LanguageModelDecoder(Decoder):
         return self._step(self.embed_tokens(tokens[:, None]), cache)
 
     def _step(self, x: Tensor, cache: _Cache) -> tuple[Tensor, Tensor]:
-        out = self.language_model(
-            inputs_embeds=x, past_key_values=cache.past, use_cache=True, output_hidden_states=True
-        )
-        cache.past = out.past_key_values
+        remembered = {self._cache_argument: cache.past}
+        out = self.language_model(inputs_embeds=x, use_cache=True, output_hidden_states=True, **remembered)
         return out.logits[:, -1], out.hidden_states[-1][:, -1]  # (B, V), (B, W)
 
 
 class _Cache:
-    """The model's own cache."""
+    """The model's own cache, which it extends in place."""
 
-    past: Any = None
+    def __init__(self) -> None:
+        self.past = _transformers().DynamicCache()
 
     def select(self, rows: Tensor) -> None:
         self.past.batch_select_indices(rows)
