@@ -29,14 +29,16 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
     losses = [epoch["val_loss"] for epoch in history]
     label = _MONITORS.get(str(record.get("monitor")), "validation")
     axes.plot(ends, losses, "o-", color=palette.SECOND, markersize=4, label=label)
-    kept = min(range(len(losses)), key=losses.__getitem__)
-    axes.plot(ends[kept], losses[kept], "o", color=palette.SECOND, markersize=8)
+    best = record["best_val_loss"]
+    # the weights that training started from may have been the best
+    kept = ends[losses.index(best)] if best in losses else 0
+    axes.plot(kept, best, "o", color=palette.SECOND, markersize=8)
     axes.annotate(
-        f"kept: {losses[kept]:.3f}",
-        (ends[kept], losses[kept]),
-        xytext=(-2, 9),
+        f"kept: {best:.3f}",
+        (kept, best),
+        xytext=(-2 if kept else 6, 9),
         textcoords="offset points",
-        ha="right",
+        ha="right" if kept else "left",
         color=palette.SECOND,
     )
     axes.set_title(f"{record.get('preset', 'decoder')}, sigma {record.get('sigma', 0):.3g}")

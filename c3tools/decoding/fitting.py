@@ -133,7 +133,7 @@ def fit_captioner(
         training: settings; those of the size when None.
         compute: device and precision; the best there is when None.
         record: kept in the captioner's record, beside what is known here.
-        start: continue from its weights, with its tokenizer.
+        start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
         corrupt: whether training inputs get the pipeline's noise; without, they are transformed as at inference.
         run: where the run is saved, to be continued after it was interrupted; None saves nothing.
         recorder: told of the losses.
@@ -172,10 +172,11 @@ def fit_captioner(
         compute,
     )
     identity = fingerprint(config, training, pipeline, train, val, corrupt, start and start.digest())
-    if run is not None:
-        run.resume(trainer, identity)
-        for message in run.messages:
-            say(message)
+    resumed = run is not None and run.resume(trainer, identity)
+    for message in run.messages if run is not None else ():
+        say(message)
+    if start is not None and not resumed:
+        trainer.keep_start()
     with progress(label, trainer.total_steps) as tracker:
         history = trainer.run(tracker, None if run is None else lambda t: run.save(t, identity), recorder)
     content = {

@@ -215,6 +215,11 @@ class Trainer:
         self.model.eval()
         return state.history
 
+    def keep_start(self) -> None:
+        """Let the weights as they are compete for the best: training on little may only make them worse."""
+        self.state.best_val_loss = self.validation_loss()
+        self.state.best_weights = copy.deepcopy(self.model.state_dict())
+
     def validation_loss(self) -> float:
         """Mean loss per token over the validation captions, without any noise or dropout."""
         self.model.eval()

@@ -39,7 +39,7 @@ HELD_OUT = 0.1
 _MIN_STEPS = 600
 _MAX_STRETCHED_EPOCHS = 60
 _PATIENCE = 5
-_FINE_TUNING = 0.3  # of the size's learning rate: the weights are good already
+_FINE_TUNING = 0.1  # of the size's learning rate: the weights are good already
 
 
 @dataclass(frozen=True)
