@@ -84,6 +84,8 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[set[str
     rows = [json.loads(line) for line in (folder / "meta.jsonl").read_text().splitlines()]
     owner, captions, kept = [], [], []
     for row in rows:
+        if row.get("text_rows") == []:  # an image whose captions were not embedded
+            continue
         pairs = (
             zip(row["text_rows"], row["captions"], strict=True)
             if "text_rows" in row

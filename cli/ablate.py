@@ -101,7 +101,8 @@ def ablate(
     ):
         runs.append(run)
         err.print(f"{run.method}, seed {run.seed}: CIDEr {run.scores['CIDEr']:.1f}", highlight=False)
-    rows = write_tables(runs, job.store_data(opened, split=split), output, settings, store)
+    also = [*(["--device", device] if device else []), *(["--precision", precision] if precision != "auto" else [])]
+    rows = write_tables(runs, job.store_data(opened, split=split), output, settings, store, also)
     if json:
         write_json(runs_to_json(runs, rows), json)
     if json != "-":

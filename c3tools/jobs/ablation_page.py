@@ -15,11 +15,25 @@ _EXAMPLES = 60
 
 
 def write_tables(
-    runs: Sequence[AblationRun], data: AblationData, folder: Path, settings: TableSettings, store: Path
+    runs: Sequence[AblationRun],
+    data: AblationData,
+    folder: Path,
+    settings: TableSettings,
+    store: Path,
+    also: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Write ``table.md`` and ``table.html`` to ``folder``; returns the rows of the table."""
+    """Write ``table.md`` and ``table.html`` to ``folder``; returns the rows of the table.
+
+    Args:
+        runs: all of the table.
+        data: what they were computed from.
+        folder: is made.
+        settings: of the table, for the command of each row.
+        store: its path, for the same.
+        also: further options of these commands.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = table_rows(runs, settings, store)
+    rows = table_rows(runs, settings, store, also)
     (folder / "table.md").write_text(markdown_table(rows), encoding="utf-8")
     (folder / "table.html").write_text(ablation_page(runs, rows, data), encoding="utf-8")
     return rows

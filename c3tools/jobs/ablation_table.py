@@ -17,11 +17,14 @@ _BY = "CIDEr"
 
 
 def table_rows(
-    runs: Sequence[AblationRun], settings: TableSettings | None = None, store: Path | None = None
+    runs: Sequence[AblationRun],
+    settings: TableSettings | None = None,
+    store: Path | None = None,
+    also: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """One row per method, sigma and train fraction: mean and sample standard deviation over seeds, by metric.
 
-    With the settings of the table and its store, each row has the command that makes it.
+    With the settings of the table and its store, each row has the command that makes it, which ends in ``also``.
     """
     groups: dict[tuple[object, ...], list[AblationRun]] = {}
     for run in runs:
@@ -43,7 +46,7 @@ def table_rows(
             "scores": scores,
         }
         if settings is not None:
-            row["command"] = command(row, settings, store)
+            row["command"] = command(row, settings, store, also)
         rows.append(row)
     return rows
 
@@ -59,7 +62,7 @@ def _row_of(plain: dict[str, Any]) -> tuple[object, ...]:
     return tuple(plain[name] for name in ("method", "sigma", "sigma_from", "train_fraction"))
 
 
-def command(row: dict[str, Any], settings: TableSettings, store: Path | None = None) -> str:
+def command(row: dict[str, Any], settings: TableSettings, store: Path | None = None, also: Sequence[str] = ()) -> str:
     """What to type to make one row."""
     parts = ["c3", "ablate", "--methods", row["method"], "--seeds", str(row["seeds"])]
     if METHODS[row["method"]].noisy:
@@ -80,7 +83,7 @@ def command(row: dict[str, Any], settings: TableSettings, store: Path | None = N
         parts += ["--split", settings.split]
     if store is not None:
         parts += ["--store", str(store)]
-    return shlex.join(parts)
+    return shlex.join([*parts, *also])
 
 
 def markdown_table(rows: Sequence[dict[str, Any]]) -> str:

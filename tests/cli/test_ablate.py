@@ -88,7 +88,7 @@ def test_the_command_prints_a_table_and_continues(c3: C3, tmp_path: Path) -> Non
     assert len(commands) == 3
     assert commands == list(dict.fromkeys(row["command"] for row in rows))
     assert all(command in result.stdout and command in page for command in commands)
-    again = c3(*commands[-1].split()[1:], "--precision", "fp32", "-o", "elsewhere", "--json", "elsewhere.json")
+    again = c3(*commands[-1].split()[1:], "-o", "elsewhere", "--json", "elsewhere.json")
     assert again.exit_code == 0, again.stderr
     remade = {row["seed"]: row["scores"] for row in json.loads((tmp_path / "elsewhere.json").read_text())}
     assert remade == {row["seed"]: row["scores"] for row in rows if row["command"] == commands[-1]}
@@ -167,7 +167,7 @@ def test_train_fractions_are_rows(c3: C3, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "runs.json").read_text())
     assert [(row["train_fraction"], row["seed"]) for row in rows] == [(0.25, 0), (0.25, 1), (1.0, 0), (1.0, 1)]
     assert "--train-fraction 0.25" in rows[0]["command"]
-    assert "train fraction" in result.stdout
+    assert "0.25" in result.stdout
     assert "| C3 | 0.1 | 0.25 | 2 |" in (tmp_path / "c3-ablation" / "table.md").read_text()
     again = c3("ablate", "--methods", "C3", *QUICK, *fractions)
     assert again.stderr.count("finished before") == 4
