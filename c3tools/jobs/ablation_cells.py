@@ -20,7 +20,8 @@ from ..store.files import write_json_atomically
 from .ablate import ABLATION, METHODS, AblationData, AblationRun, ScoredImages, check_methods, run_ablation
 from .evaluate import store_references
 from .fitting import fit_moments
-from .train_decoder import TextRows, share_of, sigma_from_texts, split_texts
+from .train_decoder import sigma_from_texts
+from .training_rows import TextRows, share_of, split_texts
 
 Say = Callable[[str], None]
 Sigma = float | Literal["auto", "best"]

@@ -10,7 +10,8 @@ from typer.testing import Result
 
 from c3tools.decoding import Captioner
 from c3tools.geometry.sigma import auto_sigma
-from c3tools.jobs.train_decoder import DecoderSettings, hold_out, plan, split_texts
+from c3tools.jobs.train_decoder import DecoderSettings, plan
+from c3tools.jobs.training_rows import hold_out, share_of, split_texts
 
 from ..decoding.conftest import one_thread  # noqa: F401 - used by every test
 from .captions_store import TOY, make_captions_store
@@ -176,8 +177,6 @@ def test_few_pairs_from_scratch_and_on_top_of_texts(c3: C3, tmp_path: Path) -> N
 
 
 def test_pairs_are_drawn_by_the_seed_and_more_hold_fewer() -> None:
-    from c3tools.jobs.train_decoder import share_of
-
     owners = [f"image{i // 2}" for i in range(200)]
     few, more, other = share_of(owners, 0.05, "a"), share_of(owners, 0.2, "a"), share_of(owners, 0.05, "b")
     assert (few.sum(), more.sum()) == (10, 40)
@@ -266,6 +265,36 @@ def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "c3-decoder").exists()
+
+
+def write_texts(path: Path, captions: list[str]) -> None:
+    from c3tools.store import Shard, StoreInfo, create_store, write_shard
+
+    info = StoreInfo(dict(TOY), 8, dtype="float32")
+    create_store(path, info)
+    keys = [f"t{i}" for i in range(len(captions))]
+    columns = {"key": keys, "caption": captions, "image_key": [None] * len(keys), "split": ["train"] * len(keys)}
+    rows = np.random.default_rng(0).normal(size=(len(keys), 8)).astype(np.float32)
+    write_shard(path, info, Shard("text", 0, rows / np.linalg.norm(rows, axis=1, keepdims=True), columns))
+
+
+def test_captions_that_are_empty_or_in_no_known_script_are_left_out_and_listed(c3: C3, tmp_path: Path) -> None:
+    good = ["a dog on grass", "собака на траве", "草の上の犬", "كلب على العشب"] * 5
+    write_texts(tmp_path / "c3-store", ["", "\ue000\ue001", *good])
+    result = c3("train-decoder", "--sigma", "0.1", *QUICK, "--json", "run.json")
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stderr.split())
+    assert "captions are empty or hold no letter of any script, and are left out: t0" in said
+    assert sum(json.loads((tmp_path / "run.json").read_text())["captions"].values()) == 20
+
+
+def test_a_corpus_without_a_single_word_is_refused(c3: C3, tmp_path: Path) -> None:
+    write_texts(tmp_path / "c3-store", ["", "...", "\ue000", "!?"] * 5)
+    result = c3("train-decoder", "--sigma", "0.1")
+    assert result.exit_code == 1
+    message = " ".join(result.stderr.split())
+    assert "has 0 and 0 of different images or texts" in message
+    assert "hold no letter of any script" in message
 
 
 def test_one_caption_alone_is_too_few(c3: C3, tmp_path: Path) -> None:
