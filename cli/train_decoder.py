@@ -120,6 +120,9 @@ def _show(record: dict[str, object]) -> None:
     table = Table("epoch", "training loss", "validation loss", "tokens/s")
     history = record["history"]
     assert isinstance(history, list)
+    start = record["start_val_loss"]
+    if isinstance(start, float):
+        table.add_row("before", "", f"{start:.3f}{' (kept)' if start == record['best_val_loss'] else ''}", "")
     for epoch in history:
         best = " (kept)" if epoch["val_loss"] == record["best_val_loss"] else ""
         rate = epoch["tokens"] / max(epoch["seconds"], 1e-9)

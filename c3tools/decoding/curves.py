@@ -27,11 +27,12 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
     else:
         axes.plot(ends, [epoch["train_loss"] for epoch in history], color=palette.FIRST, label="training")
     losses = [epoch["val_loss"] for epoch in history]
+    if record.get("start_val_loss") is not None:
+        ends, losses = [0, *ends], [record["start_val_loss"], *losses]
     label = _MONITORS.get(str(record.get("monitor")), "validation")
     axes.plot(ends, losses, "o-", color=palette.SECOND, markersize=4, label=label)
     best = record["best_val_loss"]
-    # the weights that training started from may have been the best
-    kept = ends[losses.index(best)] if best in losses else 0
+    kept = ends[losses.index(best)]
     axes.plot(kept, best, "o", color=palette.SECOND, markersize=8)
     axes.annotate(
         f"kept: {best:.3f}",

@@ -192,6 +192,7 @@ def fit_captioner(
         "training": {**asdict(training), "precision": compute.precision},
         "history": [asdict(epoch) for epoch in history],
         "trace": [list(point) for point in trainer.state.trace],
+        "start_val_loss": trainer.state.start_val_loss,
         "best_val_loss": trainer.state.best_val_loss,
     }
     return Captioner(trainer.model, tokenizer, pipeline, content)

@@ -120,6 +120,7 @@ class TrainingState:
     token_sum: int = 0
     seconds: float = 0.0
     best_val_loss: float = math.inf
+    start_val_loss: float | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
@@ -217,7 +218,7 @@ class Trainer:
 
     def keep_start(self) -> None:
         """Let the weights as they are compete for the best: training on little may only make them worse."""
-        self.state.best_val_loss = self.validation_loss()
+        self.state.best_val_loss = self.state.start_val_loss = self.validation_loss()
         self.state.best_weights = copy.deepcopy(self.model.state_dict())
 
     def validation_loss(self) -> float:

@@ -162,6 +162,8 @@ def test_few_pairs_from_scratch_and_on_top_of_texts(c3: C3, tmp_path: Path) -> N
         assert (record["modality"], record["monitor"], record["pairs"]) == ("image", "cross-modal", 0.25)
     assert "28 captions of 14 images" in " ".join(tuned.stderr.split())
     assert records[0]["from"] == "c3-decoder"
+    assert "before" in tuned.stdout
+    assert records[0]["best_val_loss"] <= records[0]["start_val_loss"]
     assert records[0]["sigma"] == 0.05
     assert records[1]["sigma"] == 0.0
     assert records[0]["training"]["learning_rate"] == pytest.approx(0.1 * records[1]["training"]["learning_rate"])

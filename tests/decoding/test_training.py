@@ -256,6 +256,8 @@ def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World)
     third = fit_captioner(train, val, pipeline, training=wild, compute=FP32, start=first)
     assert third.digest() == before
     assert third.record["best_val_loss"] == pytest.approx(first.record["best_val_loss"])
+    assert third.record["start_val_loss"] == third.record["best_val_loss"]
+    assert first.record["start_val_loss"] is None
     assert min(epoch["val_loss"] for epoch in third.record["history"]) > third.record["best_val_loss"]
 
 
