@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,20 +47,22 @@ def main() -> None:
         run(*settings, "--output", folder / "whole")
         whole = time.monotonic() - started
         draw = random.Random(options.seed)
-        resumed = 0
-        for number in range(options.kills):
+        kills = resumed = 0
+        while kills < options.kills:
+            begun = time.monotonic()
             process = start(*settings, "--output", folder / "killed")
-            moment = draw.uniform(0.25, 0.8) * whole
             try:
-                process.communicate(timeout=moment)
-                print(f"kill {number + 1}: not needed, it had ended")
-                break
+                process.communicate(timeout=draw.uniform(0.25, 0.8) * whole)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.communicate()
+                kills += 1
                 saved = sorted((folder / ".killed.run").glob("state-*.safetensors"))
-                print(f"kill {number + 1} after {moment:.1f} s; saved: {[path.stem for path in saved]}")
+                print(f"kill {kills} after {time.monotonic() - begun:.1f} s; saved: {[path.stem for path in saved]}")
                 resumed += bool(saved)
+            else:  # continued training may be short: begin again, and kill sooner
+                shutil.rmtree(folder / "killed")
+                whole = time.monotonic() - begun
         run(*settings, "--output", folder / "killed")
         digests = [digest(folder / name / "weights.safetensors") for name in ("whole", "killed")]
         print(f"whole   {digests[0]}\nkilled  {digests[1]}\n{resumed} of the kills left a state to continue from")
