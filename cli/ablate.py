@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._console import err, out, write_json
-from ._generation import BeamsOption, generation_config
+from ._generation import BeamsOption, LengthPenaltyOption, MagicOption, generation_config
 from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, PrecisionOption, StoreOption
+from ._training import EpochsOption, SetOption, SizeOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,30 +28,47 @@ def ablate(
         str, typer.Option("--methods", help="Comma-separated: C1, C2_1, C2_2, C3, CapDec, ...: see --list; or all.")
     ] = "C1,C2_1,C2_2,C3",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds: 0, 1, ....")] = 3,
-    sigma: Annotated[list[float], typer.Option("--sigma", help="Noise per dimension; may be repeated.")] = [0.1],  # noqa: B006
+    sigma: Annotated[
+        list[str],
+        typer.Option(
+            "--sigma",
+            help="Noise per dimension: a number, auto (from the captions), or best (of --grid, for each method, on "
+            "the val split); may be repeated.",
+        ),
+    ] = ["0.1"],  # noqa: B006
+    grid: Annotated[
+        str, typer.Option("--grid", help="What --sigma best chooses from, comma-separated.")
+    ] = "0.03,0.045,0.06,0.08,0.1",
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where finished cells are kept, and table.md and table.html written.")
     ] = DEFAULT_FOLDER,
     split: Annotated[str, typer.Option("--split", help="The images that are captioned and scored.")] = "test",
-    size: Annotated[str, typer.Option("--size", help="Of the decoder: tiny, small or base.")] = "small",
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Passes over the captions.", show_default="by size")
-    ] = None,
+    size: SizeOption = "small",
+    changes: SetOption = [],  # noqa: B006
+    epochs: EpochsOption = None,
     train_fraction: Annotated[
-        float, typer.Option("--train-fraction", help="Use this share of the images' captions.")
-    ] = 1.0,
+        list[float],
+        typer.Option("--train-fraction", help="Use this share of the images' captions; may be repeated."),
+    ] = [1.0],  # noqa: B006
     beams: BeamsOption = 1,
+    length_penalty: LengthPenaltyOption = 0.7,
+    magic: MagicOption = False,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
     list_methods: Annotated[bool, typer.Option("--list", help="List the methods and stop.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Train, caption and score each method with each seed on the store: one table, scores in percent."""
+    """Train, caption and score each method with each seed on the store: one table, scores in percent.
+
+    What is finished is kept: the same command continues, and one with more methods, seeds or sigmas adds to it.
+    """
     from c3tools import devices
+    from c3tools.encoders import load_recorded_encoder
     from c3tools.jobs import ablation_cells as job
     from c3tools.jobs.ablate import METHODS
     from c3tools.jobs.ablation_page import write_tables
+    from c3tools.jobs.ablation_table import runs_to_json
     from c3tools.progress import track
     from c3tools.store import Store
 
@@ -61,12 +79,14 @@ def ablate(
     settings = job.TableSettings(
         methods=names,
         seeds=tuple(range(seeds)),
-        sigmas=tuple(sigma),
+        sigmas=tuple(job.parse_sigma(text) for text in sigma),
+        grid=job.parse_grid(grid),
         size=size,
+        changes=tuple(changes),
         epochs=epochs,
         split=split,
-        train_fraction=train_fraction,
-        generation=generation_config(beams, None, 1.0, 0),
+        train_fractions=tuple(train_fraction),
+        generation=generation_config(beams=beams, length_penalty=length_penalty, magic=magic),
     )
     runs = []
     opened = Store.open(store)
@@ -74,16 +94,17 @@ def ablate(
         opened,
         settings,
         output,
+        encoder=load_recorded_encoder(opened.info.model, device=device, precision=precision) if magic else None,
         compute=devices.pick(device, precision),
         progress=track,
         say=lambda message: err.print(message, highlight=False, markup=False),
     ):
         runs.append(run)
         err.print(f"{run.method}, seed {run.seed}: CIDEr {run.scores['CIDEr']:.1f}", highlight=False)
-    rows = job.table_rows(runs)
-    write_tables(runs, job.store_data(opened, split=split), output)
+    also = [*(["--device", device] if device else []), *(["--precision", precision] if precision != "auto" else [])]
+    rows = write_tables(runs, job.store_data(opened, split=split), output, settings, store, also)
     if json:
-        write_json([run.to_json() for run in runs], json)
+        write_json(runs_to_json(runs, rows), json)
     if json != "-":
         _show(rows)
     err.print(f"Wrote {output}/table.md and {output}/table.html", highlight=False)
@@ -92,13 +113,19 @@ def ablate(
 def _show(rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from c3tools.jobs.ablation_cells import cell_text
+    from c3tools.jobs.ablation_table import cell_text, order_notes, sigma_text
 
-    table = Table("method", "sigma", *rows[0]["scores"])
+    fractions = len({row["train_fraction"] for row in rows}) > 1
+    table = Table("method", "sigma", *(["train fraction"] if fractions else []), *rows[0]["scores"])
     for row in rows:
         cells = [cell_text(score) for score in row["scores"].values()]
-        table.add_row(row["method"], f"{row['sigma']:g}" if row["sigma"] else "–", *cells)
+        table.add_row(row["method"], sigma_text(row), *([f"{row['train_fraction']:g}"] if fractions else []), *cells)
     out.print(table)
+    for note in order_notes(rows):
+        out.print(note, highlight=False)
+    out.print("\nEach row is made by:", highlight=False)
+    for row in rows:
+        out.print(row["command"], style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_methods() -> None:

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._generation import BeamsOption, TemperatureOption, TopPOption, generation_config
+from ._generation import (
+    BeamsOption,
+    LengthPenaltyOption,
+    MagicOption,
+    TemperatureOption,
+    TopPOption,
+    generation_config,
+)
 from ._options import (
     DEFAULT_DECODER,
     DecoderOption,
@@ -31,8 +38,10 @@ def caption(
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders that are searched for them.")],
     decoder: DecoderOption = DEFAULT_DECODER,
     beams: BeamsOption = 1,
+    length_penalty: LengthPenaltyOption = 0.7,
     top_p: TopPOption = None,
     temperature: TemperatureOption = 1.0,
+    magic: MagicOption = False,
     seed: SeedOption = 0,
     model: ModelOption = None,
     random_init: RandomInitOption = None,
@@ -48,6 +57,9 @@ def caption(
     from c3tools.jobs.caption import caption_images, find
     from c3tools.progress import track
 
+    generation = generation_config(
+        beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
+    )
     find(paths)  # a wrong path is said before any model is loaded
     captioner = Captioner.load(decoder, devices.pick(device).device)
     recorded = captioner.record.get("model")
@@ -59,7 +71,7 @@ def caption(
         paths,
         captioner,
         encoder,
-        generation=generation_config(beams, top_p, temperature, seed),
+        generation=generation,
         progress=track,
     )
     if json:
@@ -67,7 +79,7 @@ def caption(
     if json != "-" and result.captions:
         _show(result.captions)
     for path, reason in result.failures:
-        err.print(f"Not read: {path} ({reason})", highlight=False, markup=False)
+        err.print(f"Not read: {path} ({reason})", highlight=False, markup=False, soft_wrap=True)
     if result.failures:
         total = len(result.failures) + len(result.captions)
         raise CorpusError(

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._generation import BeamsOption, TemperatureOption, TopPOption, generation_config
+from ._generation import (
+    BeamsOption,
+    LengthPenaltyOption,
+    MagicOption,
+    TemperatureOption,
+    TopPOption,
+    generation_config,
+)
 from ._options import (
     DEFAULT_DECODER,
     DEFAULT_STORE,
@@ -24,6 +31,7 @@ from ._options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from c3tools.encoders import Encoder
     from c3tools.jobs.evaluate import Evaluation
     from c3tools.metrics import Comparison
 
@@ -58,8 +66,10 @@ def evaluate(
     decoder: DecoderOption = DEFAULT_DECODER,
     split: Annotated[str, typer.Option("--split", help="Images of this split: train, val, test, or all.")] = "test",
     beams: BeamsOption = 1,
+    length_penalty: LengthPenaltyOption = 0.7,
     top_p: TopPOption = None,
     temperature: TemperatureOption = 1.0,
+    magic: MagicOption = False,
     seed: SeedOption = 0,
     meteor: Annotated[bool, typer.Option("--meteor", help="Add METEOR (needs Java).")] = False,
     spice: Annotated[bool, typer.Option("--spice", help="Add SPICE (needs Java and the Stanford models).")] = False,
@@ -86,18 +96,25 @@ def evaluate(
     if captions is None or references is None or clip_score:
         source = Store.open(store)
     known: Mapping[str, list[str]] = read_references(references) if references else job.store_references(source)
-    notes: list[str] = []
+    left_out: list[str] = []
+    encoder: Encoder | None = None
     if captions is not None:
         written = read_predictions(captions)
     else:
         captioner = Captioner.load(decoder, devices.pick(device).device)
-        generation = generation_config(beams, top_p, temperature, seed)
-        written = job.caption_store(source, captioner, split=split, generation=generation)
-        written, notes = job.with_references(written, known)
+        generation = generation_config(
+            beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
+        )
+        if magic:
+            encoder = load_recorded_encoder(source.info.model, device=device, precision=precision)
+        written = job.caption_store(source, captioner, split=split, generation=generation, encoder=encoder)
+        written, left_out = job.with_references(written, known)
     result = job.evaluate_captions(written, known, java=java, resamples=resamples)
-    result.notes.extend(notes)
+    if left_out:
+        result.left_out.extend(left_out)
+        result.notes.append(job.note_on(left_out))
     if clip_score:
-        encoder = load_recorded_encoder(source.info.model, device=device, precision=precision)
+        encoder = encoder or load_recorded_encoder(source.info.model, device=device, precision=precision)
         result.scores.update(job.clip_scores(source, encoder, written, known))
     differences: dict[str, Comparison] = {}
     if against is not None:

@@ -18,6 +18,7 @@ from ._options import (
     SeedOption,
     StoreOption,
 )
+from ._training import EpochsOption, SetOption, SizeOption
 
 
 def register(app: typer.Typer) -> None:
@@ -35,26 +36,45 @@ def train_decoder(
     preset: Annotated[str, typer.Option("--preset", "-p", help="c3, c1, c2-collapse, c2-corrupt, capdec, ...")] = "c3",
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[Path, typer.Option("--output", "-o", help="The decoder's folder.")] = DEFAULT_DECODER,
-    size: Annotated[str, typer.Option("--size", help="tiny, small or base.")] = "small",
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Passes over the captions.", show_default="by size")
-    ] = None,
+    size: SizeOption = "small",
+    changes: SetOption = [],  # noqa: B006
+    epochs: EpochsOption = None,
     train_split: Annotated[str, typer.Option("--train-split", help="The split to learn from.")] = "train",
     train_fraction: Annotated[float, typer.Option("--train-fraction", help="Use this share of its images.")] = 1.0,
     patience: Annotated[
         int | None,
         typer.Option("--patience", min=0, help="Stop after so many epochs without gain.", show_default=False),
     ] = None,
+    monitor: Annotated[
+        str,
+        typer.Option(
+            "--monitor", help="Choose the checkpoint on text (captions alone) or cross-modal (captions of val images)."
+        ),
+    ] = "text",
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Continue from this decoder, with its transform.", show_default=False),
+    ] = None,
+    pairs: Annotated[
+        float | None,
+        typer.Option("--pairs", help="Learn from images and captions of this share of the images.", show_default=False),
+    ] = None,
     seed: SeedOption = 0,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option("--tensorboard", metavar="FOLDER", help="Also write the losses there for TensorBoard."),
+    ] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:
     """Train the caption decoder on transformed text embeddings alone, and write it to c3-decoder/.
 
-    An interrupted training is continued by the same command.
+    With few pairs: train on texts first, then --from c3-decoder --pairs 0.01. An interrupted training is continued
+    by the same command.
     """
     from c3tools import devices
+    from c3tools.decoding.tensorboard import tensorboard as recording
     from c3tools.jobs import train_decoder as job
     from c3tools.progress import track
     from c3tools.store import Store
@@ -63,26 +83,35 @@ def train_decoder(
         preset=preset,
         sigma=job.parse_sigma(sigma),
         size=size,
+        changes=tuple(changes),
         epochs=epochs,
         train_split=train_split,
         train_fraction=train_fraction,
         patience=patience,
+        monitor=monitor,
+        start=start,
+        pairs=pairs,
         seed=seed,
     )
-    captioner = job.train_decoder(
-        Store.open(store),
-        output,
-        settings,
-        compute=devices.pick(device, precision),
-        progress=track,
-        say=lambda message: err.print(message, highlight=False, markup=False),
-    )
+    with recording(tensorboard) as recorder:
+        captioner = job.train_decoder(
+            Store.open(store),
+            output,
+            settings,
+            compute=devices.pick(device, precision),
+            recorder=recorder,
+            progress=track,
+            say=lambda message: err.print(message, highlight=False, markup=False),
+        )
     record = job.summary(captioner)
     if json:
         write_json(record, json)
     if json != "-":
         _show(record)
-    err.print(f"Wrote {output}/. Next: c3 caption PATH, or c3 evaluate.", highlight=False)
+    err.print(
+        f"Wrote {output}/, its training in {output}/{job.CURVES_FILE}. Next: c3 caption PATH, or c3 evaluate.",
+        highlight=False,
+    )
 
 
 def _show(record: dict[str, object]) -> None:
@@ -91,6 +120,9 @@ def _show(record: dict[str, object]) -> None:
     table = Table("epoch", "training loss", "validation loss", "tokens/s")
     history = record["history"]
     assert isinstance(history, list)
+    start = record["start_val_loss"]
+    if isinstance(start, float):
+        table.add_row("before", "", f"{start:.3f}{' (kept)' if start == record['best_val_loss'] else ''}", "")
     for epoch in history:
         best = " (kept)" if epoch["val_loss"] == record["best_val_loss"] else ""
         rate = epoch["tokens"] / max(epoch["seconds"], 1e-9)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from .captioner import Captioner
-from .config import SIZES, DecoderConfig, Size, size
+from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, size
+from .decoder import Decoder
 from .fitting import CaptionRows, Progress, fit_captioner, silent, training_config
-from .generation import GenerationConfig, generate
+from .generation import GenerationConfig, TextEncoder, generate
 from .model import CaptionDecoder
 from .retrieval import NearestCaption, nearest
 from .runs import RunFolder
 from .tokenizer import CaptionTokenizer
-from .training import Epoch, Trainer, TrainingConfig
+from .training import Epoch, Recorder, Trainer
 
 __all__ = [
     "SIZES",
@@ -18,13 +19,17 @@ __all__ = [
     "CaptionRows",
     "CaptionTokenizer",
     "Captioner",
+    "Decoder",
     "DecoderConfig",
     "Epoch",
     "GenerationConfig",
+    "LanguageModelSize",
     "NearestCaption",
     "Progress",
+    "Recorder",
     "RunFolder",
     "Size",
+    "TextEncoder",
     "Trainer",
     "TrainingConfig",
     "fit_captioner",

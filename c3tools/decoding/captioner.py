@@ -3,7 +3,7 @@
 Saved as a folder, without any pickle:
 
     c3-decoder/
-      decoder.json            architecture, record, sha256 of the other files
+      decoder.json            kind, architecture, record, sha256 of the other files
       weights.safetensors     the weights with the best validation loss, float32
       tokenizer.json          the BPE tokenizer
       transform.json, transform.safetensors   the fitted pipeline
@@ -11,6 +11,7 @@ Saved as a folder, without any pickle:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,17 +24,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 
 from ..errors import DecoderError
 from ..store.files import sha256_of, write_json_atomically
 from ..transforms import Pipeline
 from .config import DecoderConfig
-from .generation import GenerationConfig, generate
+from .decoder import Decoder
+from .generation import GenerationConfig, TextEncoder, generate
+from .magic import magic
 from .model import CaptionDecoder
 from .tokenizer import CaptionTokenizer
 
 FORMAT_VERSION = 1
+BUILT_IN, LANGUAGE_MODEL = "built-in", "language-model"
 DECODER_FILE = "decoder.json"
 WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
@@ -45,14 +49,14 @@ class Captioner:
     """Writes captions from embeddings.
 
     Attributes:
-        decoder: the trained Transformer.
+        decoder: the built-in Transformer, or a language model behind a mapper.
         tokenizer: its tokenizer.
         pipeline: the fitted transform of its inputs.
         record: how it was trained: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``seed``,
             ``captions``, ``training``, ``history``, ``best_val_loss``.
     """
 
-    decoder: CaptionDecoder
+    decoder: Decoder
     tokenizer: CaptionTokenizer
     pipeline: Pipeline
     record: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +68,7 @@ class Captioner:
         modality: str = "image",
         keys: Sequence[str] | None = None,
         generation: GenerationConfig | None = None,
+        encoder: TextEncoder | None = None,
     ) -> list[str]:
         """One caption per embedding.
 
@@ -72,16 +77,21 @@ class Captioner:
             modality: whose embeddings they are.
             keys: one per row, needed by nucleus sampling.
             generation: method and settings; greedy by default.
+            encoder: of the decoder's model; ``magic`` has it score what is written.
 
         Raises:
-            DecoderError: if the dimension is another than the decoder's.
+            DecoderError: if the dimension is another than the decoder's, or ``magic`` is given no encoder.
         """
         self.check_dim(embeddings.shape[1])
         if not len(embeddings):
             return []
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         self.decoder.eval()
-        return [self.tokenizer.decode(ids) for ids in generate(self.decoder, inputs, generation, keys)]
+        if generation is not None and generation.method == "magic":
+            written = magic(self.decoder, self.tokenizer, inputs, embeddings, generation, encoder)
+        else:
+            written = generate(self.decoder, inputs, generation, keys)
+        return [self.tokenizer.decode(ids) for ids in written]
 
     def check_dim(self, dim: int) -> None:
         """Refuse embeddings of another dimension.
@@ -89,9 +99,9 @@ class Captioner:
         Raises:
             DecoderError: with both dimensions and the decoder's model.
         """
-        if dim != self.decoder.config.dim:
+        if dim != self.decoder.shape.dim:
             raise DecoderError(
-                f"The decoder was trained on embeddings of {self.decoder.config.dim} dimensions "
+                f"The decoder was trained on embeddings of {self.decoder.shape.dim} dimensions "
                 f"({_describe(self.record.get('model'))}); these have {dim}.",
                 remedy="Use embeddings of the same model, or train a decoder on these: `c3 train-decoder`.",
             )
@@ -113,6 +123,14 @@ class Captioner:
                 )
         self.check_dim(dim)
 
+    def digest(self) -> str:
+        """A digest of the weights."""
+        found = hashlib.sha256()
+        for name, value in self.decoder.state_dict().items():
+            found.update(name.encode())
+            found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
     def save(self, folder: Path) -> None:
         """Write the folder, whole or not at all; one that is there is replaced."""
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -120,13 +138,13 @@ class Captioner:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            weights = {name: value.detach().cpu().contiguous() for name, value in self.decoder.state_dict().items()}
-            save_file(weights, temporary / WEIGHTS_FILE)
+            save_model(self.decoder, str(temporary / WEIGHTS_FILE))  # tied weights are written once
             self.tokenizer.save(temporary / TOKENIZER_FILE)
             self.pipeline.save(temporary)
             content = {
                 "format_version": FORMAT_VERSION,
-                "config": asdict(self.decoder.config),
+                "kind": BUILT_IN if isinstance(self.decoder, CaptionDecoder) else LANGUAGE_MODEL,
+                "config": asdict(self.decoder.shape),  # type: ignore[call-overload]
                 "record": self.record,
                 "files": {name: sha256_of(temporary / name) for name in _PARTS if (temporary / name).is_file()},
             }
@@ -152,8 +170,8 @@ class Captioner:
                     remedy="Update c3tools: pip install -U c3tools",
                 )
             _check_files(folder, content["files"])
-            decoder = CaptionDecoder(DecoderConfig(**content["config"]))
-            decoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
+            decoder = _build(content.get("kind", BUILT_IN), content["config"])
+            load_model(decoder, folder / WEIGHTS_FILE)
         except (FileNotFoundError, NotADirectoryError):
             raise DecoderError(
                 f"There is no trained decoder at {folder} ({DECODER_FILE} is not there).",
@@ -164,8 +182,16 @@ class Captioner:
                 f"The decoder at {folder} is damaged ({error}).", remedy="Train it again: `c3 train-decoder`."
             ) from error
         decoder.to(device or torch.device("cpu")).eval()
-        tokenizer = CaptionTokenizer.load(folder / TOKENIZER_FILE)
+        tokenizer = CaptionTokenizer.load(folder / TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
         return cls(decoder, tokenizer, Pipeline.load(folder), content["record"])
+
+
+def _build(kind: str, config: Mapping[str, Any]) -> Decoder:
+    if kind == BUILT_IN:
+        return CaptionDecoder(DecoderConfig(**config))
+    from .language_model import LanguageModelConfig, LanguageModelDecoder
+
+    return LanguageModelDecoder(LanguageModelConfig(**config))
 
 
 def _check_files(folder: Path, expected: Mapping[str, str]) -> None:

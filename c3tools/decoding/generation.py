@@ -1,4 +1,4 @@
-"""Batched generation with a key-value cache: greedy, beam search, nucleus sampling.
+"""Batched generation with a key-value cache: greedy, beam search, nucleus sampling (`magic` has a module of its own).
 
 Rows are independent: the caption of an embedding does not depend on what else is in its batch, and samples are
 drawn from (seed, key).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,16 @@ from torch import Tensor
 
 from ..errors import DecoderError
 from ..seeds import generator
-from .model import CaptionDecoder, KeyValueCache
-from .tokenizer import END_ID, PAD_ID
+from .decoder import Cache, Decoder
 
-Method = Literal["greedy", "beam", "nucleus"]
+Method = Literal["greedy", "beam", "nucleus", "magic"]
+
+
+class TextEncoder(Protocol):
+    """What ``magic`` needs of an encoder."""
+
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """L2-normalised embeddings, float32 (n, d)."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,15 @@ class GenerationConfig:
     """How captions are written.
 
     Attributes:
-        method: ``greedy`` (the paper's), ``beam`` or ``nucleus``.
+        method: ``greedy`` (the paper's), ``beam``, ``nucleus``, or ``magic`` (the encoder re-scores each word).
         beams: hypotheses kept per caption by ``beam``.
         length_penalty: ``beam`` compares hypotheses by log-probability / length ** this.
         top_p: ``nucleus`` samples from the smallest set of tokens that has this probability.
         temperature: ``nucleus`` divides the scores by this.
+        candidates: tokens that ``magic`` considers at each step (k).
+        alpha: weight of ``magic``'s penalty on repetition.
+        beta: weight of ``magic``'s similarity of the text so far with the image.
+        similarity_scale: ``magic`` multiplies cosines by this before their softmax; CLIP's own logit scale.
         max_tokens: longest caption, end-of-text included; None for what the decoder was built for.
         batch_size: embeddings per batch.
         seed: of ``nucleus``.
@@ -43,14 +53,20 @@ class GenerationConfig:
     length_penalty: float = 0.7
     top_p: float = 0.9
     temperature: float = 1.0
+    candidates: int = 45
+    alpha: float = 0.1
+    beta: float = 2.0
+    similarity_scale: float = 100.0
     max_tokens: int | None = None
     batch_size: int = 250
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
-            raise DecoderError(f"Unknown generation method {self.method!r}.", remedy="Choose greedy, beam or nucleus.")
-        for name in ("beams", "batch_size", "temperature", "top_p"):
+            raise DecoderError(
+                f"Unknown generation method {self.method!r}.", remedy=f"Choose from {', '.join(get_args(Method))}."
+            )
+        for name in ("beams", "batch_size", "temperature", "top_p", "candidates"):
             if getattr(self, name) <= 0:
                 raise DecoderError(f"{name} must be greater than 0, not {getattr(self, name)}.")
         if self.top_p > 1:
@@ -61,7 +77,7 @@ class GenerationConfig:
 
 @torch.inference_mode()
 def generate(
-    model: CaptionDecoder,
+    model: Decoder,
     inputs: npt.NDArray[np.float32],
     config: GenerationConfig | None = None,
     keys: Sequence[str] | None = None,
@@ -78,15 +94,15 @@ def generate(
         DecoderError: if the inputs have another dimension than the decoder, or keys are missing.
     """
     config = config or GenerationConfig()
-    if inputs.ndim != 2 or inputs.shape[1] != model.config.dim:
+    if inputs.ndim != 2 or inputs.shape[1] != model.shape.dim:
         raise DecoderError(
-            f"The decoder reads embeddings of {model.config.dim} dimensions; the input has shape {inputs.shape}.",
+            f"The decoder reads embeddings of {model.shape.dim} dimensions; the input has shape {inputs.shape}.",
             remedy="Use embeddings of the model that the decoder was trained on.",
         )
     if config.method == "nucleus" and (keys is None or len(keys) != len(inputs)):
         raise DecoderError(f"Sampling draws from keys: pass one per input ({len(inputs)}).")
-    limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
-    device = model.positions.device
+    limit = min(config.max_tokens or model.shape.max_tokens, model.shape.max_tokens)
+    device = model.device
     captions: list[list[int]] = []
     for start in range(0, len(inputs), config.batch_size):
         batch = torch.from_numpy(np.ascontiguousarray(inputs[start : start + config.batch_size])).to(device)
@@ -102,10 +118,10 @@ def generate(
 
 
 def log_likelihood(
-    model: CaptionDecoder, inputs: npt.NDArray[np.float32], tokens: Sequence[Sequence[int]]
+    model: Decoder, inputs: npt.NDArray[np.float32], tokens: Sequence[Sequence[int]]
 ) -> npt.NDArray[np.float64]:
     """Log-probability (n,), in nats, of each caption (token ids with end-of-text) given its input, without cache."""
-    device = model.positions.device
+    device = model.device
     scores = np.empty(len(tokens))
     with torch.inference_mode():
         for row, ids in enumerate(tokens):
@@ -137,30 +153,32 @@ class _Nucleus:
         return order.gather(1, choice)[:, 0]
 
 
-def _start(model: CaptionDecoder, batch: Tensor) -> tuple[Tensor, KeyValueCache]:
+def _start(model: Decoder, batch: Tensor) -> tuple[Tensor, Cache]:
     """Run the prefix: scores of the first token (B, V) and the cache."""
-    cache = KeyValueCache(model.config, len(batch), batch.dtype, batch.device)
-    hidden = model.run(model.embed_prefix(batch), cache)[:, -1]  # (B, W)
-    return _allowed(model.logits(hidden)), cache
+    logits, _, cache = model.start(batch)
+    return allowed(model, logits), cache
 
 
-def _next(model: CaptionDecoder, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+def _next(model: Decoder, tokens: Tensor, cache: Cache) -> Tensor:
     """Scores (B, V) of the token after ``tokens`` (B,)."""
-    return _allowed(model.logits(model.run(model.tokens(tokens[:, None]), cache)[:, 0]))
+    return allowed(model, model.following(tokens, cache)[0])
 
 
-def _allowed(logits: Tensor) -> Tensor:
-    logits[:, PAD_ID] = -torch.inf  # padding is never trained, so its score means nothing
-    return logits
+def allowed(model: Decoder, logits: Tensor) -> Tensor:
+    """The scores (B, V) in float32, padding ruled out: it is never trained, so its score means nothing."""
+    scores = logits.float()
+    if model.pad_id < scores.shape[1]:
+        scores[:, model.pad_id] = -torch.inf
+    return scores
 
 
-def _stepwise(model: CaptionDecoder, batch: Tensor, limit: int, choose: _Greedy | _Nucleus) -> list[list[int]]:
+def _stepwise(model: Decoder, batch: Tensor, limit: int, choose: _Greedy | _Nucleus) -> list[list[int]]:
     captions: list[list[int]] = [[] for _ in range(len(batch))]
     rows = torch.arange(len(batch), device=batch.device)  # rows of the batch that are not finished
     logits, cache = _start(model, batch)
     for step in range(limit):
         tokens = choose(logits, rows, step)  # (B,)
-        going = tokens != END_ID
+        going = tokens != model.end_id
         for row, token in zip(rows[going].tolist(), tokens[going].tolist(), strict=True):
             captions[row].append(token)
         if step + 1 == limit or not bool(going.any()):
@@ -173,9 +191,9 @@ def _stepwise(model: CaptionDecoder, batch: Tensor, limit: int, choose: _Greedy 
     return captions
 
 
-def _beam(model: CaptionDecoder, batch: Tensor, config: GenerationConfig, limit: int) -> list[list[int]]:
+def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -> list[list[int]]:
     """Beam search with K beams; a caption is done when no open beam can beat its best finished one."""
-    B, K, V = len(batch), config.beams, model.config.vocab_size
+    B, K, V = len(batch), config.beams, model.shape.vocab_size
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]
     logits, cache = _start(model, batch)
     scores, first = logits.log_softmax(-1).topk(min(2 * K, V), dim=-1)  # (B, 2K)
@@ -192,7 +210,7 @@ def _beam(model: CaptionDecoder, batch: Tensor, config: GenerationConfig, limit:
             ):
                 if score == -np.inf:
                     continue
-                if token == END_ID:
+                if token == model.end_id:
                     # an end counts only while it is among the K best, as in the usual formulation
                     if len(line) < K:
                         ids = history[i, parent].tolist() if step else []
@@ -205,7 +223,7 @@ def _beam(model: CaptionDecoder, batch: Tensor, config: GenerationConfig, limit:
                     finished[row].append((score / (step + 1) ** config.length_penalty, [*ids, token]))
                 continue
             if _can_improve(line, finished[row], config, step, limit):
-                line += [(-np.inf, PAD_ID, 0)] * (K - len(line))
+                line += [(-np.inf, model.end_id, 0)] * (K - len(line))
                 kept.append(i)
                 open_scores.append([score for score, _, _ in line])
                 open_tokens.append([token for _, token, _ in line])

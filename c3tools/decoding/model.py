@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import DecoderConfig
+from .decoder import Cache, Decoder
+from .tokenizer import END_ID, PAD_ID
 
 
 class KeyValueCache:
@@ -86,8 +88,10 @@ class Block(nn.Module):
         return x + y
 
 
-class CaptionDecoder(nn.Module):
+class CaptionDecoder(Decoder):
     """Captions from embeddings; see the module's docstring."""
+
+    pad_id, end_id = PAD_ID, END_ID
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -102,6 +106,11 @@ class CaptionDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self._initialise()
+
+    @property
+    def shape(self) -> DecoderConfig:
+        """Its configuration."""
+        return self.config
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -137,17 +146,20 @@ class CaptionDecoder(nn.Module):
         return F.linear(hidden, self.tokens.weight)
 
     def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Teacher forcing: the scores that predict each token.
-
-        Args:
-            embeddings: (B, d), transformed as the decoder's pipeline says.
-            tokens: int64 (B, T), right-padded, each caption ending in the end-of-text token.
-            seen: the tokens that the decoder is shown, ``tokens`` by default; training hides some.
-
-        Returns:
-            (B, T, V): entry t predicts ``tokens[:, t]`` from the embedding and ``tokens[:, :t]``.
-        """
+        """Teacher forcing; see `Decoder.forward`."""
         P = self.config.prefix_length
         shown = tokens if seen is None else seen
         x = torch.cat([self.embed_prefix(embeddings), self.tokens(shown[:, :-1])], dim=1)  # (B, P + T - 1, W)
         return self.logits(self.run(x)[:, P - 1 :])  # (B, T, V)
+
+    def start(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
+        """Run the prefix; see `Decoder.start`."""
+        cache = KeyValueCache(self.config, len(embeddings), embeddings.dtype, embeddings.device)
+        hidden = self.run(self.embed_prefix(embeddings), cache)[:, -1]  # (B, W)
+        return self.logits(hidden), hidden, cache
+
+    def following(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """One token further; see `Decoder.following`."""
+        assert isinstance(cache, KeyValueCache)
+        hidden = self.run(self.tokens(tokens[:, None]), cache)[:, 0]  # (B, W)
+        return self.logits(hidden), hidden

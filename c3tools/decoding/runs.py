@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ..store.files import remove_leftovers, write_atomically
 from ..transforms import Pipeline
-from .config import DecoderConfig
-from .training import Epoch, Trainer, TrainingConfig
+from .config import TrainingConfig
+from .decoder import Shape
+from .training import Epoch, Trainer
 
 _KEPT = 2
 
@@ -39,12 +40,11 @@ class _Captions(Protocol):
 
 
 def fingerprint(
-    config: DecoderConfig, training: TrainingConfig, pipeline: Pipeline, train: _Captions, val: _Captions
+    config: Shape, training: TrainingConfig, pipeline: Pipeline, train: _Captions, val: _Captions, *more: object
 ) -> str:
     """A digest of all that a run depends on; a run is continued only by one with the same."""
-    digest = hashlib.sha256(
-        json.dumps([asdict(config), asdict(training), pipeline.config()], sort_keys=True, default=str).encode()
-    )
+    plain = [asdict(config), asdict(training), pipeline.config(), *more]  # type: ignore[call-overload]
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     for rows in (train, val):
         digest.update("\x1f".join([*rows.keys, *rows.captions]).encode())
         digest.update(np.ascontiguousarray(rows.embeddings).tobytes())
@@ -67,6 +67,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         tensors = {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
         tensors |= {f"best/{name}": value for name, value in trainer.state.best_weights.items()}
+        tensors |= {f"average/{name}": value for name, value in trainer.state.average.items()}
         for number, moments in trainer.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{name}": value for name, value in moments.items()}
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -112,7 +113,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _restore(trainer: Trainer, position: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "average": {}}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         kind, _, rest = name.partition("/")
@@ -131,3 +132,4 @@ def _restore(trainer: Trainer, position: dict[str, Any], tensors: dict[str, Tens
         setattr(trainer.state, name, value)
     trainer.state.history = history
     trainer.state.best_weights = {name: value.to(device) for name, value in groups["best"].items()}
+    trainer.state.average = {name: value.to(device) for name, value in groups["average"].items()}

@@ -2,12 +2,13 @@
 
 Byte-level, so any script can be written and read back; small, because captions use few words and the output layer
 is a large part of a small decoder. Padding and end-of-text are tokens of their own: no real token is ever ignored
-by the loss.
+by the loss. The tokenizer of a language model is used in the same way, with its own end-of-text token.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -31,16 +32,27 @@ def clean_caption(caption: str) -> str:
     return line.rstrip(". ") if not line.endswith("...") else line
 
 
-class CaptionTokenizer:
-    """Captions to token ids and back."""
+def has_words(caption: str) -> bool:
+    """Whether a caption holds a letter or a digit of any script: else there is nothing to learn from it."""
+    return any(unicodedata.category(character)[0] in "LN" for character in caption)
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        if tokenizer.token_to_id(PAD) != PAD_ID or tokenizer.token_to_id(END) != END_ID:
+
+class CaptionTokenizer:
+    """Captions to token ids and back.
+
+    Attributes:
+        pad_id: fills captions on the right.
+        end_id: the end-of-text token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, pad_id: int = PAD_ID, end_id: int = END_ID) -> None:
+        if pad_id == PAD_ID and (tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)) != (PAD_ID, END_ID):
             raise DecoderError(
                 f"The tokenizer does not reserve {PAD} as id {PAD_ID} and {END} as id {END_ID}.",
                 remedy="Use a tokenizer.json that c3 train-decoder wrote.",
             )
         self._tokenizer = tokenizer
+        self.pad_id, self.end_id = pad_id, end_id
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 4096, *, lowercase: bool = True) -> CaptionTokenizer:
@@ -67,14 +79,14 @@ class CaptionTokenizer:
         return cls(tokenizer)
 
     @classmethod
-    def load(cls, path: Path) -> CaptionTokenizer:
+    def load(cls, path: Path, pad_id: int = PAD_ID, end_id: int = END_ID) -> CaptionTokenizer:
         """Read a tokenizer.json.
 
         Raises:
             DecoderError: if the file is missing or damaged.
         """
         try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), pad_id, end_id)
         except FileNotFoundError:
             raise DecoderError(f"There is no tokenizer at {path}.") from None
         except DecoderError:
@@ -100,14 +112,14 @@ class CaptionTokenizer:
         encoded = self._tokenizer.encode_batch_fast(
             [clean_caption(caption) for caption in captions], add_special_tokens=False
         )
-        return [[*item.ids[: max_tokens - 1], END_ID] for item in encoded]
+        return [[*item.ids[: max_tokens - 1], self.end_id] for item in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The caption of token ids, up to the first end-of-text token."""
         kept: list[int] = []
         for token in ids:
-            if token == END_ID:
+            if token == self.end_id:
                 break
-            if token != PAD_ID:
+            if token != self.pad_id:
                 kept.append(token)
         return str(self._tokenizer.decode(kept, skip_special_tokens=False)).strip()

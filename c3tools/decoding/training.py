@@ -27,12 +27,14 @@ from ..errors import DecoderError
 from ..progress import SilentTracker, Tracker
 from ..seeds import generator
 from .batches import length_bucketed
-from .model import CaptionDecoder
-from .tokenizer import PAD_ID
+from .config import TrainingConfig
+from .decoder import Decoder
 
 FloatArray = npt.NDArray[np.float32]
 PAUSE_SECONDS = 30.0
+TRACE_STEPS = 25
 _VALIDATION_BATCH = 512
+_NOT_PLAIN = ("best_weights", "average", "history")
 
 
 class Transform(Protocol):
@@ -51,34 +53,11 @@ class Transform(Protocol):
         """Embeddings (n, d) to decoder inputs (n, d); noise only when ``training``."""
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a decoder is trained.
+class Recorder(Protocol):
+    """Told of the losses as training goes on, for example to write them for TensorBoard."""
 
-    Attributes:
-        epochs: passes over the captions, at most.
-        batch_size: captions per step.
-        learning_rate: peak of the schedule (linear warm-up, then cosine to zero).
-        warmup: share of all steps spent warming up.
-        weight_decay: AdamW's, on matrices only.
-        word_dropout: probability that the decoder is not shown a word it has to continue from; it then leans on
-            the embedding more (Bowman et al., 2016).
-        label_smoothing: share of the target's probability spread over the vocabulary; not in validation.
-        clip_norm: gradients are scaled down to this norm.
-        patience: stop after this many epochs without a better validation loss; 0 never stops early.
-        seed: seed of initialisation, order, noise and dropout.
-    """
-
-    epochs: int = 8
-    batch_size: int = 128
-    learning_rate: float = 1.5e-3
-    warmup: float = 0.05
-    weight_decay: float = 0.05
-    word_dropout: float = 0.0
-    label_smoothing: float = 0.0
-    clip_norm: float = 1.0
-    patience: int = 0
-    seed: int = 0
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """One value at one optimiser step."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +87,10 @@ class CaptionSet:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def token_batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Token ids of ``rows``, right-padded: int64 (B, T)."""
+    def token_batch(self, rows: npt.NDArray[np.int64], pad_id: int) -> Tensor:
+        """Token ids of ``rows``, right-padded with ``pad_id``: int64 (B, T)."""
         width = max(len(self.tokens[row]) for row in rows)
-        batch = np.full((len(rows), width), PAD_ID, dtype=np.int64)
+        batch = np.full((len(rows), width), pad_id, dtype=np.int64)
         for i, row in enumerate(rows):
             batch[i, : len(self.tokens[row])] = self.tokens[row]
         return torch.from_numpy(batch)
@@ -130,7 +109,10 @@ class Epoch:
 
 @dataclass
 class TrainingState:
-    """All that a run needs to continue exactly; position is (epoch, batch) of the next step."""
+    """All that a run needs to continue exactly; position is (epoch, batch) of the next step.
+
+    ``trace`` has (step, mean training loss since the last entry), every `TRACE_STEPS` steps.
+    """
 
     epoch: int = 0
     batch: int = 0
@@ -138,12 +120,16 @@ class TrainingState:
     token_sum: int = 0
     seconds: float = 0.0
     best_val_loss: float = math.inf
+    start_val_loss: float | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
+    trace: list[tuple[int, float]] = field(default_factory=list)
+    traced: tuple[float, int] = (0.0, 0)
 
     def position(self) -> dict[str, Any]:
         """The state without its tensors, for JSON."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("best_weights", "history")}
+        plain = {name: value for name, value in vars(self).items() if name not in _NOT_PLAIN}
         return {**plain, "history": [asdict(epoch) for epoch in self.history]}
 
 
@@ -152,7 +138,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: CaptionDecoder,
+        model: Decoder,
         train: CaptionSet,
         val: CaptionSet,
         transform: Transform,
@@ -184,12 +170,18 @@ class Trainer:
         """Optimiser steps taken so far."""
         return self.state.epoch * self.steps_per_epoch + self.state.batch
 
-    def run(self, tracker: Tracker | None = None, on_pause: Callable[[Trainer], None] | None = None) -> list[Epoch]:
+    def run(
+        self,
+        tracker: Tracker | None = None,
+        on_pause: Callable[[Trainer], None] | None = None,
+        recorder: Recorder | None = None,
+    ) -> list[Epoch]:
         """Train to the end (or until patience runs out) and load the best weights into the model.
 
         Args:
             tracker: told of every step, with losses, tokens per second in its note.
             on_pause: called after each epoch and every ``PAUSE_SECONDS`` within one, to save the run.
+            recorder: told of the losses.
 
         Returns:
             One entry per epoch.
@@ -211,11 +203,12 @@ class Trainer:
                     state.token_sum += tokens
                     state.seconds += time.perf_counter() - started
                     state.batch += 1
+                    self._trace(loss, tokens, recorder)
                     tracker.advance(1, note=self._note())
                     if on_pause and state.batch < len(batches) and time.monotonic() - last_pause > PAUSE_SECONDS:
                         on_pause(self)
                         last_pause = time.monotonic()
-                self._end_epoch()
+                self._end_epoch(recorder)
                 if on_pause:
                     on_pause(self)
                     last_pause = time.monotonic()
@@ -223,24 +216,29 @@ class Trainer:
         self.model.eval()
         return state.history
 
+    def keep_start(self) -> None:
+        """Let the weights as they are compete for the best: training on little may only make them worse."""
+        self.state.best_val_loss = self.state.start_val_loss = self.validation_loss()
+        self.state.best_weights = copy.deepcopy(self.model.state_dict())
+
     def validation_loss(self) -> float:
         """Mean loss per token over the validation captions, without any noise or dropout."""
         self.model.eval()
-        total, count = 0.0, 0
+        total, count, pad = 0.0, 0, self.model.pad_id
         order = np.argsort([len(ids) for ids in self.val.tokens], kind="stable")
         with torch.no_grad():
             for start in range(0, len(order), _VALIDATION_BATCH):
                 rows = order[start : start + _VALIDATION_BATCH]
-                tokens = self.val.token_batch(rows).to(self.compute.device)
+                tokens = self.val.token_batch(rows, pad).to(self.compute.device)
                 inputs = torch.from_numpy(self._val_inputs[rows]).to(self.compute.device)
                 with self._autocast():
                     logits = self.model(inputs, tokens)
-                total += float(_cross_entropy(logits, tokens, reduction="sum"))
-                count += int((tokens != PAD_ID).sum())
+                total += float(_cross_entropy(logits, tokens, pad, reduction="sum"))
+                count += int((tokens != pad).sum())
         return total / count
 
     def _step(self, rows: npt.NDArray[np.int64]) -> tuple[float, int]:
-        config, state = self.config, self.state
+        config, state, pad = self.config, self.state, self.model.pad_id
         rng = generator(config.seed, "step", state.epoch, state.batch)
         torch.manual_seed(int(rng.integers(2**62)))
         inputs = self.transform.transform(
@@ -251,21 +249,22 @@ class Trainer:
             seed=config.seed,
             epoch=state.epoch,
         )
-        tokens = self.train.token_batch(rows)
+        tokens = self.train.token_batch(rows, pad)
         seen = tokens
         if config.word_dropout:
             hidden = torch.from_numpy(rng.random(tokens.shape) < config.word_dropout)
-            seen = tokens.masked_fill(hidden, PAD_ID)
+            seen = tokens.masked_fill(hidden, pad)
         device = self.compute.device
         tokens = tokens.to(device)
         with self._autocast():
             logits = self.model(torch.from_numpy(inputs).to(device), tokens, seen.to(device))
-        loss = _cross_entropy(logits, tokens, label_smoothing=config.label_smoothing)
+        loss = _cross_entropy(logits, tokens, pad, label_smoothing=config.label_smoothing)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(self.done_steps, self.total_steps, config.warmup)
+            group["lr"] = config.learning_rate * schedule(self.done_steps, self.total_steps, config)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -273,10 +272,40 @@ class Trainer:
                 f"The training loss became {value} in epoch {state.epoch + 1}, step {state.batch + 1}.",
                 remedy="Lower the learning rate, or train with --precision fp32.",
             )
-        return value, int((tokens != PAD_ID).sum())
+        if config.ema:
+            self._average()
+        return value, int((tokens != pad).sum())
 
-    def _end_epoch(self) -> None:
+    def _average(self) -> None:
+        """Move the averaged weights towards those of this step, faster in the first steps (as Polyak averaging)."""
+        weights, average = self.model.state_dict(), self.state.average
+        if not average:
+            average.update({name: value.clone() for name, value in weights.items()})
+        step = self.done_steps + 1
+        weight = 1 - min(self.config.ema, step / (step + 9))
+        for name, value in weights.items():
+            if value.is_floating_point():
+                average[name].lerp_(value, weight)
+
+    def _trace(self, loss: float, tokens: int, recorder: Recorder | None) -> None:
+        state, step = self.state, self.done_steps
+        total, count = state.traced
+        state.traced = (total + loss * tokens, count + tokens)
+        if step % TRACE_STEPS and step != self.total_steps:
+            return
+        value = state.traced[0] / state.traced[1]
+        state.trace.append((step, value))
+        state.traced = (0.0, 0)
+        if recorder:
+            recorder.scalar("loss/training", value, step)
+            recorder.scalar("learning rate", self.optimizer.param_groups[0]["lr"], step)
+            recorder.scalar("tokens per second", state.token_sum / max(state.seconds, 1e-9), step)
+
+    def _end_epoch(self, recorder: Recorder | None) -> None:
         state = self.state
+        current = copy.deepcopy(self.model.state_dict()) if state.average else {}
+        if current:
+            self.model.load_state_dict(state.average)
         val_loss = self.validation_loss()
         state.history.append(
             Epoch(state.epoch + 1, state.loss_sum / state.token_sum, val_loss, state.seconds, state.token_sum)
@@ -284,6 +313,10 @@ class Trainer:
         if val_loss < state.best_val_loss:
             state.best_val_loss = val_loss
             state.best_weights = copy.deepcopy(self.model.state_dict())
+        if current:
+            self.model.load_state_dict(current)
+        if recorder:
+            recorder.scalar("loss/validation", val_loss, self.done_steps)
         state.epoch, state.batch = state.epoch + 1, 0
         state.loss_sum, state.token_sum, state.seconds = 0.0, 0, 0.0
 
@@ -305,26 +338,32 @@ class Trainer:
         return torch.autocast(compute.device.type, dtype=compute.dtype, enabled=compute.precision != "fp32")
 
 
-def _cross_entropy(logits: Tensor, tokens: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
+def _cross_entropy(
+    logits: Tensor, tokens: Tensor, pad_id: int, reduction: str = "mean", label_smoothing: float = 0.0
+) -> Tensor:
     return F.cross_entropy(
         logits.flatten(0, 1).float(),
         tokens.flatten(),
-        ignore_index=PAD_ID,
+        ignore_index=pad_id,
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
 
 
-def _optimizer(model: CaptionDecoder, config: TrainingConfig) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+def _optimizer(model: Decoder, config: TrainingConfig) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
 
 
-def _schedule(step: int, total: int, warmup: float) -> float:
-    """Linear from 0 to 1 over the warm-up, then cosine to 0."""
-    rise = max(1, round(total * warmup))
+def schedule(step: int, total: int, config: TrainingConfig) -> float:
+    """The learning rate of a step as a share of its peak: linear warm-up from 0, then the decay to 0."""
+    rise = max(1, round(total * config.warmup))
+    if config.warmup_steps:
+        rise = max(1, min(config.warmup_steps, total // 2))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+    done = (step - rise) / max(1, total - rise)
+    return 1 - done if config.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))

@@ -7,7 +7,7 @@ decoders of one training recipe are trained once and shared (CapDec trains as C2
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..decoding import (
     GenerationConfig,
     NearestCaption,
     Progress,
-    TrainingConfig,
+    TextEncoder,
     fit_captioner,
     nearest,
     silent,
@@ -63,6 +63,7 @@ METHODS: Mapping[str, Method] = {
     "C2_2": Method("c2-corrupt", "c2-corrupt", "text", True, "Connect, Corrupt"),
     "C3": Method("c3", "c3", "text", True, "Connect, Collapse, Corrupt"),
     "CapDec": Method("c2-corrupt", "capdec", "text", True, "noise on training texts (Nukrai et al., 2022)"),
+    "LAFITE": Method("lafite", "lafite", "text", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
     "DeCap": Method("c1", "decap", "text", False, "images projected on a memory of texts (Li et al., 2023)"),
     "CLIPRe": Method(None, "c1", "text", False, "the nearest training caption (Su et al., 2022)"),
     "WS-ClipCap": Method("c1", "c1", "pseudo-pairs", False, "training images with their nearest captions"),
@@ -70,6 +71,21 @@ METHODS: Mapping[str, Method] = {
     "paired": Method("c1", "c1", "pairs", False, "trained on real pairs: the upper bound"),
 }
 ABLATION = ("C1", "C2_1", "C2_2", "C3")
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """Images to caption, and what people wrote about them.
+
+    Attributes:
+        embeddings: float32 (n, d).
+        keys: n keys.
+        references: captions by key.
+    """
+
+    embeddings: FloatArray
+    keys: Sequence[str]
+    references: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,7 @@ class AblationData:
         train_images: image embeddings by key, for the methods that learn from images; else empty.
         train_owners: for each training caption the key of its image.
         val_owners: the same for the validation captions.
+        choice: other images that every method captions too, to choose sigma on; None for none.
     """
 
     train: CaptionRows
@@ -97,11 +114,31 @@ class AblationData:
     train_images: Mapping[str, FloatArray] = field(default_factory=dict)
     train_owners: Sequence[str] = ()
     val_owners: Sequence[str] = ()
+    choice: ScoredImages | None = None
+
+    @property
+    def scored(self) -> ScoredImages:
+        """The images of the table."""
+        return ScoredImages(self.images, self.image_keys, self.references)
 
 
 @dataclass(frozen=True)
 class AblationRun:
-    """One cell of the table: scores in percent by metric, captions by image key."""
+    """One training with its captions.
+
+    Attributes:
+        method: a key of `METHODS`.
+        seed: of the training.
+        sigma: standard deviation of the noise per dimension; 0 where there is none.
+        scores: in percent, by metric.
+        captions: by image key.
+        best_val_loss: the loss that the checkpoint was chosen by; None where nothing was trained.
+        history: the epochs.
+        seconds: wall-clock, training included.
+        train_fraction: share of the training images whose captions were used.
+        sigma_from: ``given``, ``auto`` (a rule) or ``best`` (chosen on the val split).
+        choice_scores: of the images that sigma is chosen on.
+    """
 
     method: str
     seed: int
@@ -111,6 +148,9 @@ class AblationRun:
     best_val_loss: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    train_fraction: float = 1.0
+    sigma_from: str = "given"
+    choice_scores: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """What `c3 ablate --json` writes of it."""
@@ -118,7 +158,10 @@ class AblationRun:
             "method": self.method,
             "seed": self.seed,
             "sigma": self.sigma,
+            "sigma_from": self.sigma_from,
+            "train_fraction": self.train_fraction,
             "scores": self.scores,
+            "val_scores": self.choice_scores,
             "best_val_loss": self.best_val_loss,
             "seconds": round(self.seconds, 1),
         }
@@ -131,8 +174,10 @@ def run_ablation(
     seeds: Sequence[int] = (0,),
     sigma: float = 0.1,
     size_name: str = "tiny",
+    changes: Sequence[str] = (),
     epochs: int | None = None,
     generation: GenerationConfig | None = None,
+    encoder: TextEncoder | None = None,
     compute: Compute | None = None,
     progress: Progress = silent,
 ) -> Iterator[AblationRun]:
@@ -144,8 +189,10 @@ def run_ablation(
         seeds: of initialisation, order, noise.
         sigma: standard deviation of the noise per dimension, for the methods that have it.
         size_name: size of the decoder, a key of ``decoding.SIZES``.
+        changes: settings of the size that are changed, ``name=value``.
         epochs: passes over the captions; the size's own when None.
         generation: how captions are written; greedy when None.
+        encoder: of the embeddings' model; needed by ``magic`` alone.
         compute: device and precision; the best there is when None.
         progress: opens the display of each training, for example `c3tools.progress.track`.
 
@@ -156,38 +203,56 @@ def run_ablation(
     check_methods(methods)
     if not len(data.images):
         raise MetricError("There is no image to caption and score.", remedy="Give at least one image with references.")
+    sets = [data.scored] if data.choice is None else [data.scored, data.choice]
     for seed in seeds:
         trained: dict[tuple[str, str, float], Captioner] = {}
         for name in methods:
             method = METHODS[name]
             started = time.perf_counter()
             strength = sigma if method.noisy else 0.0
-            captioner = None
-            if method.training is None:
-                captions = NearestCaption(data.train.embeddings, data.train.captions).caption(data.images)
-            else:
+            captioner: Captioner | None = None
+            if method.training is not None:
                 recipe = (method.training, method.learns_from, strength)
                 if recipe not in trained:
-                    config = training_config(size(size_name), seed=seed, epochs=epochs)
-                    trained[recipe] = _train(
-                        data, method, strength, size_name, config, compute, progress, f"{name}, seed {seed}"
-                    )
+                    config = training_config(size(size_name, changes), seed=seed, epochs=epochs)
+                    options = {"size_name": size_name, "changes": changes, "training": config, "compute": compute}
+                    label = f"{name}, seed {seed}"
+                    trained[recipe] = _train(data, method, strength, progress=progress, label=label, **options)
                 captioner = trained[recipe]
-                pipeline = _fitted(data, method.inference, strength)
-                inference = Captioner(captioner.decoder, captioner.tokenizer, pipeline, captioner.record)
-                captions = inference.caption(data.images, keys=data.image_keys, generation=generation)
-            written = dict(zip(data.image_keys, captions, strict=True))
-            scores = score_captions(written, data.references)
+            write = _writer(data, method, strength, captioner, generation, encoder)
+            written = [dict(zip(images.keys, write(images), strict=True)) for images in sets]
+            scores = [
+                score_captions(captions, images.references).corpus
+                for captions, images in zip(written, sets, strict=True)
+            ]
             yield AblationRun(
                 name,
                 seed,
                 strength,
-                scores.corpus,
-                written,
+                scores[0],
+                written[0],
                 None if captioner is None else captioner.record["best_val_loss"],
                 [] if captioner is None else captioner.record["history"],
                 time.perf_counter() - started,
+                choice_scores=scores[1] if len(scores) > 1 else {},
             )
+
+
+def _writer(
+    data: AblationData,
+    method: Method,
+    sigma: float,
+    captioner: Captioner | None,
+    generation: GenerationConfig | None,
+    encoder: TextEncoder | None,
+) -> Callable[[ScoredImages], list[str]]:
+    """What captions images by the method: its trained decoder, or the nearest training caption."""
+    if captioner is None:
+        memory = NearestCaption(data.train.embeddings, data.train.captions)
+        return lambda images: memory.caption(images.embeddings)
+    pipeline = _fitted(data, method.inference, sigma)
+    inference = Captioner(captioner.decoder, captioner.tokenizer, pipeline, captioner.record)
+    return lambda images: inference.caption(images.embeddings, keys=images.keys, generation=generation, encoder=encoder)
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -201,34 +266,16 @@ def check_methods(methods: Sequence[str]) -> None:
         raise DecoderError(f"Unknown method {', '.join(unknown)}.", remedy=f"Choose from {', '.join(METHODS)}.")
 
 
-def _train(
-    data: AblationData,
-    method: Method,
-    sigma: float,
-    size_name: str,
-    config: TrainingConfig,
-    compute: Compute | None,
-    progress: Progress,
-    label: str,
-) -> Captioner:
+def _train(data: AblationData, method: Method, sigma: float, **options: Any) -> Captioner:
     assert method.training is not None
     train, val = data.train, data.val
     if method.learns_from == "pairs":
         train = _image_rows(data, data.train, data.train_owners)
         val = _image_rows(data, data.val, data.val_owners)
     elif method.learns_from == "pseudo-pairs":
-        train = _pseudo_pairs(data)
-    return fit_captioner(
-        train,
-        val,
-        _fitted(data, method.training, sigma, train_on=train.modality),
-        size_name=size_name,
-        training=config,
-        compute=compute,
-        record={"sigma": sigma},
-        progress=progress,
-        label=label,
-    )
+        train, val = _pseudo_pairs(data)
+    pipeline = _fitted(data, method.training, sigma, train_on=train.modality)
+    return fit_captioner(train, val, pipeline, record={"sigma": sigma}, **options)
 
 
 def _fitted(data: AblationData, name: str, sigma: float, train_on: str = "text") -> Pipeline:
@@ -248,11 +295,24 @@ def _image_rows(data: AblationData, rows: CaptionRows, owners: Sequence[str]) ->
     return CaptionRows(chosen.keys, embeddings, chosen.captions, "image")
 
 
-def _pseudo_pairs(data: AblationData) -> CaptionRows:
-    """Each training image with the captions nearest to it, whoever wrote them."""
+def _pseudo_pairs(data: AblationData) -> tuple[CaptionRows, CaptionRows]:
+    """Each training image with the captions nearest to it, whoever wrote them; and the same of held-out images.
+
+    The checkpoint is chosen on pseudo pairs too: the method has no others, and a decoder that reads images says
+    little about texts.
+    """
     _need_images(data)
     held_out = set(data.val_owners)
-    keys = [key for key in data.train_images if key not in held_out]
+    train = [key for key in data.train_images if key not in held_out]
+    val = [key for key in data.train_images if key in held_out]
+    if not train or not val:
+        raise DecoderError(
+            f"WS-ClipCap needs images to learn from and others to validate on; there are {len(train)} and {len(val)}."
+        )
+    return _retrieved(data, train), _retrieved(data, val)
+
+
+def _retrieved(data: AblationData, keys: Sequence[str]) -> CaptionRows:
     images = np.stack([data.train_images[key] for key in keys])
     found = nearest(images, data.train.embeddings, min(PSEUDO_CAPTIONS, len(data.train)))
     rows = [(image, rank, caption) for image, ranks in enumerate(found) for rank, caption in enumerate(ranks)]

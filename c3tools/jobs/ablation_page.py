@@ -4,27 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..pages import render_page
 from .ablate import METHODS, AblationData, AblationRun
-from .ablation_cells import cell_text, markdown_table, table_rows
+from .ablation_cells import TableSettings
+from .ablation_table import cell_text, markdown_table, order_notes, sigma_text, table_rows
 
 _EXAMPLES = 60
 
 
-def write_tables(runs: Sequence[AblationRun], data: AblationData, folder: Path) -> None:
-    """Write ``table.md`` and ``table.html`` to ``folder``."""
+def write_tables(
+    runs: Sequence[AblationRun],
+    data: AblationData,
+    folder: Path,
+    settings: TableSettings,
+    store: Path,
+    also: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Write ``table.md`` and ``table.html`` to ``folder``; returns the rows of the table.
+
+    Args:
+        runs: all of the table.
+        data: what they were computed from.
+        folder: is made.
+        settings: of the table, for the command of each row.
+        store: its path, for the same.
+        also: further options of these commands.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(markdown_table(table_rows(runs)), encoding="utf-8")
-    (folder / "table.html").write_text(ablation_page(runs, data), encoding="utf-8")
+    rows = table_rows(runs, settings, store, also)
+    (folder / "table.md").write_text(markdown_table(rows), encoding="utf-8")
+    (folder / "table.html").write_text(ablation_page(runs, rows, data), encoding="utf-8")
+    return rows
 
 
-def ablation_page(runs: Sequence[AblationRun], data: AblationData) -> str:
+def ablation_page(runs: Sequence[AblationRun], rows: Sequence[dict[str, Any]], data: AblationData) -> str:
     """One self-contained HTML page: the table, and the captions of the first images by every method."""
-    rows = table_rows(runs)
     first: dict[str, AblationRun] = {}
     for run in runs:
-        first.setdefault(f"{run.method} ({run.sigma:g})" if METHODS[run.method].noisy else run.method, run)
+        fraction = "" if run.train_fraction == 1 else f", {run.train_fraction:g} of the images"
+        sigma = f", sigma {run.sigma:.3g}" if METHODS[run.method].noisy else ""
+        first.setdefault(f"{run.method}{sigma}{fraction}", run)
     return render_page(
         Path(__file__).parent / "templates" / "ablation.html",
         title="Ablation",
@@ -32,10 +53,14 @@ def ablation_page(runs: Sequence[AblationRun], data: AblationData) -> str:
         captions=len(data.train),
         seeds=max((row["seeds"] for row in rows), default=0),
         metrics=list(rows[0]["scores"]) if rows else [],
+        fractions=len({row["train_fraction"] for row in rows}) > 1,
+        notes=order_notes(rows),
         rows=[
             {
                 "method": row["method"],
-                "sigma": f"{row['sigma']:g}" if METHODS[row["method"]].noisy else "–",
+                "sigma": sigma_text(row),
+                "fraction": f"{row['train_fraction']:g}",
+                "command": row.get("command", ""),
                 "cells": [cell_text(score) for score in row["scores"].values()],
                 "summary": METHODS[row["method"]].summary,
             }

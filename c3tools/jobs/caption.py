@@ -69,7 +69,7 @@ def caption_images(
                 result.paths[key] = path
             if keys:
                 embeddings = encoder.encode_pixels(np.stack(pixels))
-                written = captioner.caption(embeddings, keys=keys, generation=generation)
+                written = captioner.caption(embeddings, keys=keys, generation=generation, encoder=encoder)
                 result.captions.update(zip(keys, written, strict=True))
             tracker.advance(len(chunk))
     return result

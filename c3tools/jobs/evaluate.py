@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import Captioner, GenerationConfig
+from ..decoding import Captioner, GenerationConfig, TextEncoder
 from ..encoders import Encoder
 from ..errors import MetricError
 from ..metrics import CaptionScores, Comparison, Interval, bootstrap_interval, compare, score_captions
@@ -29,6 +29,7 @@ class Evaluation:
         intervals: 95 % bootstrap intervals over images, by metric.
         details: the scores per image, for comparisons.
         notes: what a reader should know.
+        left_out: keys of the captions that were not scored.
     """
 
     captions: dict[str, str]
@@ -36,6 +37,7 @@ class Evaluation:
     intervals: dict[str, Interval]
     details: CaptionScores
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """What `c3 evaluate --json` writes."""
@@ -44,6 +46,7 @@ class Evaluation:
             "scores": self.scores,
             "intervals": {name: [interval.low, interval.high] for name, interval in self.intervals.items()},
             "notes": self.notes,
+            "left_out": self.left_out,
             "captions": [{"key": key, "caption": caption} for key, caption in self.captions.items()],
         }
 
@@ -74,6 +77,7 @@ def caption_store(
     *,
     split: str = "test",
     generation: GenerationConfig | None = None,
+    encoder: TextEncoder | None = None,
 ) -> dict[str, str]:
     """Captions of the store's images of one split, from their stored embeddings.
 
@@ -90,7 +94,7 @@ def caption_store(
             f"The store {store.path} has no images in the split {split!r}; it has {there or 'none'}.",
             remedy="Name another with --split, or `--split all`.",
         )
-    written = captioner.caption(images.embeddings, keys=images.keys, generation=generation)
+    written = captioner.caption(images.embeddings, keys=images.keys, generation=generation, encoder=encoder)
     return dict(zip(images.keys, written, strict=True))
 
 
@@ -108,13 +112,15 @@ def store_references(store: Store) -> dict[str, list[str]]:
 def with_references(
     captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, str], list[str]]:
-    """Only the captions of images that people described, and a note on the others."""
+    """Only the captions of images that people described, and the keys of the others."""
     kept = {key: caption for key, caption in captions.items() if references.get(key)}
-    left_out = [key for key in captions if key not in kept]
-    if not left_out:
-        return kept, []
+    return kept, [key for key in captions if key not in kept]
+
+
+def note_on(left_out: Sequence[str]) -> str:
+    """What to say about images without references."""
     named = ", ".join(left_out[:_NAMED_KEYS]) + (", …" if len(left_out) > _NAMED_KEYS else "")
-    return kept, [f"{len(left_out):,} images have no captions to score against and are left out: {named}."]
+    return f"{len(left_out):,} images have no captions to score against and are left out: {named}."
 
 
 def clip_scores(

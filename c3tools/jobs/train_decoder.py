@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..decoding import (
     Captioner,
     CaptionRows,
     Progress,
+    Recorder,
     RunFolder,
+    Size,
     TrainingConfig,
     fit_captioner,
     silent,
@@ -25,16 +26,18 @@ from ..decoding import (
 from ..devices import Compute
 from ..errors import DecoderError
 from ..geometry.sigma import auto_sigma
-from ..seeds import stable_fraction
 from ..store import Store
-from ..transforms import preset
+from ..transforms import Pipeline, preset
 from .fitting import fit_moments, fit_on_store
+from .training_rows import TextRows, image_rows, share_of, split_texts
 
 AUTO = "auto"
-HELD_OUT = 0.1
+MONITORS = ("text", "cross-modal")
+CURVES_FILE = "curves.png"
 _MIN_STEPS = 600
 _MAX_STRETCHED_EPOCHS = 60
 _PATIENCE = 5
+_FINE_TUNING = 0.1  # of the size's learning rate: the weights are good already
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,30 @@ class DecoderSettings:
         preset: the pipeline, a key of `c3tools.transforms.PRESETS`.
         sigma: noise per dimension, or ``auto``: from the captions of one image (`auto_sigma`).
         size: of the decoder, a key of `c3tools.decoding.SIZES`.
+        changes: settings of the size that are changed, ``name=value``.
         epochs: passes over the captions; the size's own when None.
         train_split: the split to learn from.
         train_fraction: share of its images (by a stable hash of their keys) whose captions are used.
         patience: epochs without a better validation loss before training stops; None for the default.
+        monitor: what the checkpoint is chosen on: ``text``, the noise-free loss of other captions from their own
+            embeddings (the method may not look at pairs), or ``cross-modal``, their loss from their images.
+        start: the folder of a decoder to continue from, with its pipeline.
+        pairs: share of the training images (drawn by the seed) to learn from as pairs, image to caption; None to
+            learn from texts.
         seed: of everything random.
     """
 
     preset: str = "c3"
     sigma: float | str = AUTO
     size: str = "small"
+    changes: tuple[str, ...] = ()
     epochs: int | None = None
     train_split: str = "train"
     train_fraction: float = 1.0
     patience: int | None = None
+    monitor: str = "text"
+    start: Path | None = None
+    pairs: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,21 +81,12 @@ class DecoderSettings:
             raise DecoderError(f"sigma must be 0 or more, not {self.sigma}.", remedy="For example --sigma 0.1.")
         if not 0 < self.train_fraction <= 1:
             raise DecoderError(f"The train fraction must be above 0 and at most 1, not {self.train_fraction}.")
+        if self.pairs is not None and not 0 < self.pairs <= 1:
+            raise DecoderError(f"The share of pairs must be above 0 and at most 1, not {self.pairs}.")
+        if self.monitor not in MONITORS:
+            raise DecoderError(f"There is no monitor {self.monitor!r}.", remedy=f"Choose from {', '.join(MONITORS)}.")
         if self.epochs is not None and self.epochs < 1:
             raise DecoderError(f"The number of epochs must be at least 1, not {self.epochs}.")
-
-
-@dataclass(frozen=True)
-class TextRows:
-    """Captions of a store with their text embeddings, and what each is about."""
-
-    rows: CaptionRows
-    owners: list[str]
-
-    def select(self, kept: npt.NDArray[np.bool_]) -> TextRows:
-        """The rows where ``kept`` is true."""
-        chosen = np.flatnonzero(kept)
-        return TextRows(self.rows.select(chosen), [self.owners[row] for row in chosen])
 
 
 def train_decoder(
@@ -91,134 +95,162 @@ def train_decoder(
     settings: DecoderSettings | None = None,
     *,
     compute: Compute | None = None,
+    recorder: Recorder | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda message: None,
 ) -> Captioner:
     """Train a decoder on the text embeddings of a store and write it to the folder ``output``.
 
-    A run that was interrupted is continued by the same call: its state is kept in a folder beside ``output`` until
-    the decoder is written.
+    With ``settings.pairs`` it learns from images instead, transformed as at inference: from scratch, or on top of
+    a decoder trained on texts (``settings.start``), the low-data regime of the paper. A run that was interrupted is
+    continued by the same call: its state is kept in a folder beside ``output`` until the decoder is written.
 
     Args:
         store: holds text embeddings with their captions.
         output: the decoder's folder; a decoder that is there is kept as ``<output>.previous``.
         settings: see `DecoderSettings`.
         compute: device and precision; the best there is when None.
+        recorder: told of the losses.
         progress: opens the display of the training.
         say: told what the user should know, one line at a time.
 
     Raises:
-        StoreError: if the store has no texts.
-        DecoderError: if there are too few captions, or the settings make no sense.
+        StoreError: if the store has no texts, or no images where they are needed.
+        DecoderError: if there are too few captions, the settings make no sense, or the decoder to continue from
+            is of another model.
     """
     settings = settings or DecoderSettings()
+    start = _start(settings, store)
     train, val, notes = split_texts(store, settings.train_split)
     if settings.train_fraction < 1:
-        kept = [stable_fraction(owner, salt="train fraction") < settings.train_fraction for owner in train.owners]
-        train = train.select(np.array(kept, dtype=bool))
+        train = train.select(share_of(train.owners, settings.train_fraction))
         notes.append(f"Using {len(train.rows):,} captions: {settings.train_fraction:.0%} of the images.")
+    learned, validated = train.rows, val.rows
+    if settings.pairs is not None:
+        learned, validated, note = _pairs(store, train, val, settings)
+        notes.append(note)
+    elif settings.monitor == "cross-modal":
+        validated = image_rows(store, val)
+        notes.append(f"The checkpoint is chosen on {len(validated):,} captions from the embeddings of their images.")
     for note in notes:
         say(note)
-    pipeline = preset(settings.preset, sigma=0.0)
-    sigma = 0.0
-    if pipeline.noisy:
-        sigma = _sigma(settings, store, train, say)
-        pipeline = preset(settings.preset, sigma=sigma)
-    fit_on_store(pipeline, store, split=settings.train_split)
+    pipeline, sigma = _pipeline(settings, store, train, start, say)
     run = RunFolder(output.with_name(f".{output.name}.run"))
-    training = plan(settings, len(train.rows))
+    record = {"model": dict(store.info.model), "sigma": sigma, "notes": notes}
+    if settings.pairs is not None:
+        record["pairs"] = settings.pairs
+    if settings.start is not None:
+        record["from"] = str(settings.start)
     captioner = fit_captioner(
-        train.rows,
-        val.rows,
+        learned,
+        validated,
         pipeline,
-        size_name=settings.size,
-        training=training,
+        size_name=settings.size if start is None else str(start.record.get("size", settings.size)),
+        changes=settings.changes,
+        training=plan(settings, len(learned), start),
         compute=compute,
-        record={"model": dict(store.info.model), "sigma": sigma, "notes": notes},
+        record=record,
+        start=start,
+        corrupt=settings.pairs is None,
         run=run,
+        recorder=recorder,
         progress=progress,
         say=say,
-        label=f"Training {settings.preset}",
+        label=f"Training {pipeline.name}",
     )
     captioner.save(output)
+    draw_curves(captioner, output)
     run.clear()
     return captioner
 
 
-def plan(settings: DecoderSettings, captions: int) -> TrainingConfig:
-    """The training settings for a corpus of this many captions: a small one gets more epochs, and stops early."""
-    chosen = size(settings.size)
-    epochs, patience = settings.epochs, settings.patience
-    if epochs is None:
-        steps = math.ceil(max(captions, 1) / chosen.batch_size)
-        epochs = max(chosen.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
-        if patience is None and epochs > chosen.epochs:
-            patience = _PATIENCE
-    config = training_config(chosen, seed=settings.seed, epochs=epochs)
-    return replace(config, patience=patience or 0)
+def draw_curves(captioner: Captioner, folder: Path) -> None:
+    """Write the course of the training as a figure beside the decoder."""
+    from ..decoding.curves import training_curves
+    from ..pages.figures import save_figure
+
+    save_figure(training_curves(captioner.record), folder / CURVES_FILE)
 
 
-def split_texts(store: Store, train_split: str = "train") -> tuple[TextRows, TextRows, list[str]]:
-    """Captions to learn from and others to validate on, and what to say about them.
+def plan(settings: DecoderSettings, captions: int, start: Captioner | None = None) -> TrainingConfig:
+    """The training settings for a corpus of this many captions: a small one gets more epochs, and stops early.
 
-    Where the store has no ``val`` split, a tenth of the training images (by a stable hash of their keys) is held
-    out with all their captions.
+    A decoder that training continues from is trained at a lower rate than a new one.
 
     Raises:
-        StoreError: if the store has no texts.
-        DecoderError: if the split has no captions, or too few to hold some out.
+        DecoderError: if a setting is unknown, or one of the architecture is changed where it is given.
     """
-    train = text_rows(store, train_split)
-    if not len(train.rows):
-        there = ", ".join(f"{name}: {m.n:,}" for name, m in sorted(store.moments_by_split("text").items()))
-        raise DecoderError(
-            f"The store {store.path} has no captions in the split {train_split!r}; it has {there or 'none'}.",
-            remedy="Name the split to learn from with --train-split.",
-        )
-    notes = []
-    if train_split != "val" and store.moments("text", split="val").n:
-        val = text_rows(store, "val")
-    else:
-        held_out = hold_out(train.owners)
-        train, val = train.select(~held_out), train.select(held_out)
-        notes.append(
-            f"There is no val split: {len(val.rows):,} captions of {len(set(val.owners)):,} images are held out."
-        )
-    if not len(train.rows) or not len(val.rows):
-        raise DecoderError(
-            f"Training needs captions to learn from and others to validate on; the store {store.path} has "
-            f"{len(train.rows) + len(val.rows)} in the split {train_split!r}, of one image or text.",
-            remedy="Embed a corpus with more captions.",
-        )
-    return train, val, notes
+    name = settings.size if start is None else str(start.record.get("size", settings.size))
+    chosen = size(name, settings.changes)
+    if start is not None:
+        if replace(chosen, training=size(name).training) != size(name):
+            raise DecoderError("The architecture is that of the decoder to continue from; it cannot be changed.")
+        if not any(change.startswith("learning_rate=") for change in settings.changes):
+            rate = _FINE_TUNING * chosen.training.learning_rate
+            chosen = replace(chosen, training=replace(chosen.training, learning_rate=rate))
+    own = chosen.training
+    epochs = settings.epochs
+    patience = own.patience if settings.patience is None else settings.patience
+    if epochs is None and isinstance(chosen, Size):
+        steps = math.ceil(max(captions, 1) / own.batch_size)
+        epochs = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
+        if settings.patience is None and epochs > own.epochs:
+            patience = _PATIENCE
+    return training_config(chosen, seed=settings.seed, epochs=epochs, patience=patience)
 
 
-def hold_out(owners: Sequence[str], share: float = HELD_OUT) -> npt.NDArray[np.bool_]:
-    """Which rows to hold out: all of about ``share`` of the owners, at least one owner of two, the same everywhere."""
-    ranked = sorted(set(owners), key=lambda owner: stable_fraction(owner, salt="validation"))
-    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
-    chosen = set(ranked[:count]) if count > 0 else set()
-    return np.array([owner in chosen for owner in owners], dtype=bool)
+def _start(settings: DecoderSettings, store: Store) -> Captioner | None:
+    if settings.start is None:
+        return None
+    start = Captioner.load(settings.start)
+    start.check_model(store.info.model, store.info.dim)
+    return start
 
 
-def text_rows(store: Store, split: str) -> TextRows:
-    """The captions of one split with their embeddings; a text without an image is its own owner."""
-    loaded = store.load("text", split=split)
-    owners = loaded.column("image_key") if "image_key" in loaded.table.column_names else [None] * len(loaded)
-    captions = [caption or "" for caption in loaded.column("caption")]
-    filled = [owner or key for owner, key in zip(owners, loaded.keys, strict=True)]
-    return TextRows(CaptionRows(loaded.keys, loaded.embeddings, captions), filled)
+def _pipeline(
+    settings: DecoderSettings, store: Store, train: TextRows, start: Captioner | None, say: Callable[[str], None]
+) -> tuple[Pipeline, float]:
+    """The fitted pipeline and its sigma: those of the decoder to continue from, else the preset's."""
+    if start is not None:
+        return start.pipeline, float(start.record.get("sigma", 0.0))
+    pipeline, sigma = preset(settings.preset, sigma=0.0), 0.0
+    if pipeline.noisy and settings.pairs is None:
+        sigma = _sigma(settings, store, train, say)
+        pipeline = preset(settings.preset, sigma=sigma)
+    return fit_on_store(pipeline, store, split=settings.train_split), sigma
+
+
+def _pairs(
+    store: Store, train: TextRows, val: TextRows, settings: DecoderSettings
+) -> tuple[CaptionRows, CaptionRows, str]:
+    """Pairs to learn from and others to validate on: the same share of both, or few pairs would be no few."""
+    assert settings.pairs is not None
+    salt = f"pairs {settings.seed}"
+    chosen = [part.select(share_of(part.owners, settings.pairs, salt)) for part in (train, val)]
+    learned, validated = (image_rows(store, part) for part in chosen)
+    counts = [len(set(part.owners)) for part in chosen]
+    return (
+        learned,
+        validated,
+        f"Learning from pairs: {len(learned):,} captions of {counts[0]:,} images; the checkpoint is chosen on "
+        f"{len(validated):,} captions of {counts[1]:,} others.",
+    )
 
 
 def _sigma(settings: DecoderSettings, store: Store, train: TextRows, say: Callable[[str], None]) -> float:
     if not isinstance(settings.sigma, str):
         return float(settings.sigma)
+    sigma, why = sigma_from_texts(store, train, settings.train_split)
+    say(f"{why}; --sigma sets another.")
+    return sigma
+
+
+def sigma_from_texts(store: Store, train: TextRows, split: str) -> tuple[float, str]:
+    """Sigma by the rule of ``--sigma auto``, and a sentence on what it rests on."""
     numbers = {owner: number for number, owner in enumerate(dict.fromkeys(train.owners))}
     owners = np.array([numbers[owner] for owner in train.owners], dtype=np.int64)
-    mean = fit_moments(store, "text", settings.train_split).mean
-    sigma, why = auto_sigma(train.rows.embeddings, owners, mean)
-    say(f"{why[:1].upper()}{why[1:]}; --sigma sets another.")
-    return sigma
+    sigma, why = auto_sigma(train.rows.embeddings, owners, fit_moments(store, "text", split).mean)
+    return sigma, f"{why[:1].upper()}{why[1:]}"
 
 
 def summary(captioner: Captioner) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 The scorers are pycocoevalcap's own pure-Python ones, on the tokens of `c3tools.metrics.tokenizer`. Its CIDEr has
 the clipping and the length penalty of CIDEr-D (Vedantam et al., 2015), with document frequencies from the
-references given; it is what papers on COCO call CIDEr. METEOR and SPICE run in Java, on request.
+references given; it is what papers on COCO call CIDEr. METEOR and SPICE run in Java, on request (`java_scores`).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MetricError, MissingExtraError
+from .java_scores import JAVA_METRICS, java_score, missing_for
 from .tokenizer import tokenize_all
 
 Floats = npt.NDArray[np.float64]
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 METRICS = (*BLEU, "ROUGE-L", "CIDEr")
-JAVA_METRICS = ("METEOR", "SPICE")
 _NAMED_KEYS = 5
 
 
@@ -33,7 +32,7 @@ class CaptionScores:
         keys: the n scored images, in order.
         corpus: score by metric, in percent.
         per_image: float64 (n,) by metric, in percent; their mean is the corpus score, except for BLEU, which
-            pools counts over the corpus (sentence BLEU is not kept).
+            pools counts over the corpus (sentence BLEU is not kept), and METEOR, which pools statistics.
         bleu_counts: float64 (n, 10): caption length, closest reference length, then matches and n-grams for
             n = 1 to 4: corpus BLEU of any subset follows from the column sums.
         notes: what a reader of the scores should know.
@@ -46,10 +45,14 @@ class CaptionScores:
     notes: list[str]
 
     def resampled(self, metric: str, rows: npt.NDArray[np.int64]) -> float:
-        """The corpus score of ``metric`` over ``rows``, repeated rows counting repeatedly."""
+        """The corpus score of ``metric`` over ``rows``, repeated rows counting repeatedly.
+
+        METEOR's pooled score is moved by as much as its mean over images is.
+        """
         if metric in BLEU:
             return float(corpus_bleu(self.bleu_counts[rows].sum(axis=0))[BLEU.index(metric)])
-        return float(self.per_image[metric][rows].mean())
+        values = self.per_image[metric]
+        return float(self.corpus[metric] + (values[rows].mean() - values.mean()))
 
 
 def score_captions(
@@ -60,13 +63,17 @@ def score_captions(
     Args:
         predictions: caption by image key.
         references: the captions that people wrote, by image key; others than the predicted keys are not used.
-        java: which of METEOR and SPICE to add.
+        java: which of METEOR and SPICE to add; one that cannot run here is left out, and a note says what it lacks.
 
     Raises:
-        MetricError: if there is nothing to score, references are missing or empty for some keys (listed), or Java
-            is asked for and not there.
+        MetricError: if there is nothing to score, references are missing or empty for some keys (listed), or a
+            metric is unknown.
         MissingExtraError: if pycocoevalcap is not installed.
     """
+    unknown = [name for name in java if name not in JAVA_METRICS]
+    if unknown:
+        known = ", ".join((*METRICS, *JAVA_METRICS))
+        raise MetricError(f"Unknown metric {unknown[0]!r}.", remedy=f"Choose from {known}.")
     missing = [key for key in predictions if not any(text.strip() for text in references.get(key, ()))]
     if missing:
         named = ", ".join(missing[:_NAMED_KEYS]) + (", …" if len(missing) > _NAMED_KEYS else "")
@@ -85,12 +92,16 @@ def score_captions(
         # CiderScorer's scale is already 10 times a cosine, and papers print it times 100
         "CIDEr": _pure_python("cider.cider", "Cider")().compute_score(targets, hypotheses)[1] * 100,
     }
-    for name in java:
-        per_image[name] = _java_score(name, targets, hypotheses)
     bleu = corpus_bleu(counts.sum(axis=0))
     corpus = {name: float(value) for name, value in zip(BLEU, bleu, strict=True)}
     corpus |= {name: float(values.mean()) for name, values in per_image.items()}
     notes = []
+    for name in java:
+        lacking = missing_for(name)
+        if lacking:
+            notes.append(f"{name} is left out: {lacking}")
+        else:
+            corpus[name], per_image[name] = java_score(name, targets, hypotheses)
     if len(keys) == 1:
         notes.append("CIDEr weighs words by how few images have them: with one image it is 0 whatever the caption.")
     return CaptionScores(keys, corpus, per_image, counts, notes)
@@ -106,11 +117,6 @@ def corpus_bleu(counts: Floats) -> Floats:
     ratio = (length + 1e-15) / (reference_length + 1e-9)
     penalty = np.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     return np.asarray(100 * scores * penalty)
-
-
-def missing_for_java() -> str | None:
-    """What METEOR and SPICE lack on this machine, in words; None if nothing."""
-    return None if shutil.which("java") else "Java is not installed (no `java` on the PATH)"
 
 
 def _bleu_counts(hypotheses: Mapping[str, list[str]], targets: Mapping[str, list[str]]) -> Floats:
@@ -133,24 +139,3 @@ def _pure_python(module: str, name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(f"pycocoevalcap.{module}"), name)  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         raise MissingExtraError("pycocoevalcap", extra="eval", purpose="Scoring captions") from error
-
-
-def _java_score(name: str, targets: Mapping[str, list[str]], hypotheses: Mapping[str, list[str]]) -> Floats:
-    if name not in JAVA_METRICS:
-        raise MetricError(f"Unknown metric {name!r}.", remedy=f"Choose from {', '.join((*METRICS, *JAVA_METRICS))}.")
-    lacking = missing_for_java()
-    if lacking:
-        raise MetricError(f"{name} runs in Java, and {lacking}.", remedy="Install a Java runtime, or leave it out.")
-    scorer = _pure_python(name.lower() + "." + name.lower(), name.capitalize())
-    try:
-        values = scorer().compute_score(targets, hypotheses)[1]
-        if name == "SPICE":
-            values = [item["All"]["f"] for item in values]
-    except Exception as error:  # whatever the Java process or its missing models come to
-        raise MetricError(
-            f"{name} could not be computed: pycocoevalcap's Java program failed ({type(error).__name__}: {error}).",
-            remedy="SPICE fetches the Stanford models when it first runs; leave it out where they cannot be had."
-            if name == "SPICE"
-            else "Check that `java -version` works.",
-        ) from error
-    return np.asarray(values, dtype=np.float64) * 100

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import Result
 
 from c3tools import devices
-from c3tools.decoding import Captioner, CaptionRows, TrainingConfig, fit_captioner
+from c3tools.decoding import Captioner, CaptionRows, GenerationConfig, TrainingConfig, fit_captioner
 from c3tools.encoders import Encoder
 from c3tools.jobs.caption import find
 from c3tools.moments import Moments
@@ -55,6 +55,18 @@ def test_one_file_prints_json_alone(c3: C3, captioner: Captioner, photos: Path, 
     result = c3("caption", path, "--json", "--beams", "3")
     assert result.exit_code == 0, result.stderr
     assert [row["key"] for row in json.loads(result.stdout)] == [path.stem]
+
+
+def test_magic_asks_the_encoder_at_every_word(
+    c3: C3, captioner: Captioner, encoder: Encoder, photos: Path, tmp_path: Path
+) -> None:
+    captioner.save(tmp_path / "c3-decoder")
+    path = min(photos.glob("*.jpg"))
+    result = c3("caption", path, "--magic", "--precision", "fp32", "--json")
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)
+    magic = GenerationConfig("magic")
+    assert [row["caption"]] == captioner.caption(encoder.encode_images([path]), generation=magic, encoder=encoder)
 
 
 def test_a_broken_image_is_named_and_the_others_are_captioned(

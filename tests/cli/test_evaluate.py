@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_the_test_images_are_captioned_and_scored(c3: C3, store: Store, tmp_path
     results = json.loads((tmp_path / "coco.json").read_text())
     assert [row["caption"] for row in results] == list(captions.values())
     # what was written can be scored again, in both layouts
-    for file in ("scores.json",):
+    for file in ("scores.json", "coco.json"):
         again = c3("evaluate", "--captions", file, "--json", "again.json")
         assert again.exit_code == 0, again.stderr
         assert json.loads((tmp_path / "again.json").read_text())["scores"] == pytest.approx(expected)
@@ -127,6 +128,69 @@ def test_a_missing_decoder_and_a_damaged_one_are_named(c3: C3, store: Store, tmp
     assert "weights.safetensors is damaged or was cut short" in message
     assert "--decoder c3-decoder.previous" in message
     assert c3("evaluate", "--decoder", "c3-decoder.previous").exit_code == 0
+
+
+def test_java_scores_are_added_or_said_to_be_missing(
+    c3: C3, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({k: v[0] for k, v in references_of(store).items()}))
+    options = ("evaluate", "--captions", "mine.json", "--json", "out.json", "--meteor", "--spice", "--resamples", "20")
+    if shutil.which("java"):
+        result = c3(*options)
+        assert result.exit_code == 0, result.stderr
+        value = json.loads((tmp_path / "out.json").read_text())
+        assert value["scores"]["METEOR"] == pytest.approx(100, abs=1)
+        assert "METEOR" in result.stdout
+        assert value["intervals"]["METEOR"][0] <= value["scores"]["METEOR"] + 1e-9
+    monkeypatch.setattr("c3tools.metrics.java_scores.shutil.which", lambda name: None)
+    result = c3(*options)
+    assert result.exit_code == 0, result.stderr
+    value = json.loads((tmp_path / "out.json").read_text())
+    assert "METEOR" not in value["scores"]
+    assert "CIDEr" in value["scores"]
+    assert "METEOR is left out: it runs in Java" in " ".join(result.stderr.split())
+
+
+def test_images_without_captions_are_left_out_and_listed(c3: C3, store: Store, tmp_path: Path) -> None:
+    train(c3)
+    known = references_of(store)
+    named = list(known)
+    (tmp_path / "some.json").write_text(json.dumps({key: known[key] for key in named[3:]}))
+    result = c3("evaluate", "--references", "some.json", "--json", "out.json", "--resamples", "0")
+    assert result.exit_code == 0, result.stderr
+    value = json.loads((tmp_path / "out.json").read_text())
+    assert (value["n"], value["left_out"]) == (13, named[:3])
+    assert f"3 images have no captions to score against and are left out: {', '.join(named[:3])}." in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_one_caption_only_is_scored_and_said(c3: C3, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({"image": "a dog"}))
+    (tmp_path / "theirs.json").write_text(json.dumps({"image": ["a dog", "a brown dog"]}))
+    result = c3("evaluate", "--captions", "mine.json", "--references", "theirs.json", "--json", "out.json")
+    assert result.exit_code == 0, result.stderr
+    scores = json.loads((tmp_path / "out.json").read_text())["scores"]
+    assert scores["BLEU-2"] == pytest.approx(100, abs=1e-4)
+    assert scores["CIDEr"] == 0
+    assert "with one image it is 0" in " ".join(result.stderr.split())
+
+
+def test_longer_beams_and_their_length_penalty(c3: C3, store: Store, tmp_path: Path) -> None:
+    train(c3)
+    for penalty, name in (("0", "short"), ("3", "long")):
+        result = c3(
+            "evaluate", "--beams", "4", "--length-penalty", penalty, "--resamples", "0", "--json", f"{name}.json"
+        )
+        assert result.exit_code == 0, result.stderr
+    lengths = [
+        sum(len(row["caption"]) for row in json.loads((tmp_path / f"{name}.json").read_text())["captions"])
+        for name in ("short", "long")
+    ]
+    assert lengths[0] < lengths[1]
+    both = c3("evaluate", "--beams", "4", "--magic")
+    assert both.exit_code == 1
+    assert "three ways to write a caption" in " ".join(both.stderr.split())
 
 
 def test_an_empty_split_is_said(c3: C3, store: Store) -> None:

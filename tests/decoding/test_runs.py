@@ -45,10 +45,12 @@ class Killer:
             raise KilledError
 
 
-def train(run: RunFolder | None, killer: Killer | None = None, learning_rate: float = 1e-3) -> Captioner:
+def train(
+    run: RunFolder | None, killer: Killer | None = None, learning_rate: float = 1e-3, ema: float = 0.0
+) -> Captioner:
     train_rows, val_rows = WORLD.split(held_out=40)
     pipeline = preset("c3", sigma=0.1).fit(WORLD.moments)
-    training = TrainingConfig(epochs=3, batch_size=16, word_dropout=0.2, learning_rate=learning_rate, seed=4)
+    training = TrainingConfig(epochs=3, batch_size=16, word_dropout=0.2, learning_rate=learning_rate, ema=ema, seed=4)
     options = {} if killer is None else {"progress": killer}
     return fit_captioner(
         train_rows, val_rows, pipeline, size_name="tiny", training=training, compute=FP32, run=run, **options
@@ -95,6 +97,16 @@ def test_a_run_saved_within_an_epoch_is_continued_there(
     resumed = train(RunFolder(tmp_path))
     torch.testing.assert_close(resumed.decoder.tokens.weight, uninterrupted.decoder.tokens.weight, rtol=0, atol=0)
     assert len(list(tmp_path.glob("state-*.safetensors"))) == 2
+
+
+def test_averaged_weights_are_continued_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("c3tools.decoding.training.PAUSE_SECONDS", 0.0)
+    whole = train(None, ema=0.9)
+    with pytest.raises(KilledError):
+        train(RunFolder(tmp_path), Killer(8), ema=0.9)
+    resumed = train(RunFolder(tmp_path), ema=0.9)
+    assert resumed.digest() == whole.digest()
+    assert resumed.record["trace"] == whole.record["trace"]
 
 
 def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from c3tools import devices
-from c3tools.decoding import CaptionDecoder, CaptionRows, DecoderConfig, Trainer, TrainingConfig, fit_captioner
+from c3tools.decoding import SIZES, CaptionDecoder, CaptionRows, DecoderConfig, Trainer, TrainingConfig, fit_captioner
 from c3tools.decoding.tokenizer import END_ID, PAD_ID
-from c3tools.decoding.training import CaptionSet, _schedule
+from c3tools.decoding.training import CaptionSet, schedule
 from c3tools.errors import DecoderError
 from c3tools.transforms import preset
 
@@ -86,10 +86,10 @@ def test_validation_loss_is_the_mean_over_real_tokens_end_included() -> None:
 def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
     trainer = make_trainer(TrainingConfig(epochs=1, batch_size=20))
     expected = trainer.model(
-        torch.from_numpy(trainer.train.embeddings), trainer.train.token_batch(np.arange(20))
+        torch.from_numpy(trainer.train.embeddings), trainer.train.token_batch(np.arange(20), PAD_ID)
     ).log_softmax(-1)
     expected = expected.detach()
-    tokens = trainer.train.token_batch(np.arange(20))
+    tokens = trainer.train.token_batch(np.arange(20), PAD_ID)
     real = tokens != PAD_ID
     mean = float(-expected.gather(2, tokens[:, :, None])[:, :, 0][real].mean())
     loss, count = trainer._step(np.arange(20))
@@ -98,9 +98,19 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
-    assert [_schedule(step, 100, 0.1) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert _schedule(55, 100, 0.1) == pytest.approx(0.5)
-    assert _schedule(99, 100, 0.1) == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    config = TrainingConfig(warmup=0.1)
+    assert [schedule(step, 100, config) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert schedule(55, 100, config) == pytest.approx(0.5)
+    assert schedule(99, 100, config) == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+
+
+def test_the_papers_schedule_warms_up_for_a_number_of_steps_and_falls_linearly() -> None:
+    config = SIZES["paper"].training
+    assert [schedule(step, 20_000, config) for step in (0, 2499, 4999)] == pytest.approx([1 / 5000, 0.5, 1.0])
+    assert schedule(12_500, 20_000, config) == pytest.approx(0.5)
+    assert schedule(19_999, 20_000, config) == pytest.approx(1 / 15_000)
+    # a corpus too small for it: half of the steps
+    assert schedule(499, 1000, config) == 1.0
 
 
 def test_the_best_weights_are_kept_and_patience_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +154,137 @@ def test_hidden_words_are_drawn_at_the_asked_rate(monkeypatch: pytest.MonkeyPatc
         trainer._step(np.arange(20))
         trainer.state.batch += 1
     assert float(torch.cat(seen).float().mean()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_averaged_weights_are_what_is_validated_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(TrainingConfig(epochs=2, batch_size=10, ema=0.5))
+    raw: list[torch.Tensor] = []
+    validated: list[torch.Tensor] = []
+    step = trainer._step
+
+    def spy(rows: np.ndarray) -> tuple[float, int]:
+        result = step(rows)
+        raw.append(trainer.model.tokens.weight.detach().clone())
+        return result
+
+    def loss() -> float:
+        validated.append(trainer.model.tokens.weight.detach().clone())
+        return -float(len(validated))
+
+    monkeypatch.setattr(trainer, "_step", spy)
+    monkeypatch.setattr(trainer, "validation_loss", loss)
+    trainer.run()
+    average = raw[0]
+    averages = [average]
+    for number, weights in enumerate(raw[1:], start=2):
+        decay = min(0.5, number / (number + 9))
+        average = decay * average + (1 - decay) * weights
+        averages.append(average)
+    torch.testing.assert_close(validated[0], averages[1])
+    torch.testing.assert_close(validated[1], averages[3])
+    torch.testing.assert_close(trainer.model.tokens.weight, averages[3])
+
+
+def test_the_course_is_written_down_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("c3tools.decoding.training.TRACE_STEPS", 3)
+    trainer = make_trainer(TrainingConfig(epochs=2, batch_size=5))  # 8 steps
+    losses: list[tuple[float, int]] = []
+    step = trainer._step
+
+    def spy(rows: np.ndarray) -> tuple[float, int]:
+        losses.append(step(rows))
+        return losses[-1]
+
+    class Told:
+        def scalar(self, name: str, value: float, step: int) -> None:
+            told.setdefault(name, []).append((value, step))
+
+    told: dict[str, list[tuple[float, int]]] = {}
+    monkeypatch.setattr(trainer, "_step", spy)
+    history = trainer.run(recorder=Told())
+    expected = []
+    for end, part in ((3, losses[:3]), (6, losses[3:6]), (8, losses[6:])):
+        expected.append((end, sum(loss * n for loss, n in part) / sum(n for _, n in part)))
+    assert [point[0] for point in trainer.state.trace] == [3, 6, 8]
+    assert [point[1] for point in trainer.state.trace] == pytest.approx([value for _, value in expected])
+    assert [step for _, step in told["loss/training"]] == [3, 6, 8]
+    assert told["loss/validation"] == [(history[0].val_loss, 4), (history[1].val_loss, 8)]
+    assert "tokens per second" in told
+
+
+def test_without_corruption_training_inputs_are_those_of_inference(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, val = world.split(held_out=40)
+    pipeline = preset("c3", sigma=0.5).fit(world.moments)
+    seen: list[np.ndarray] = []
+    forward = CaptionDecoder.forward
+
+    def spy(self: CaptionDecoder, embeddings: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if self.training:
+            seen.append(embeddings.numpy().copy())
+        return forward(self, embeddings, *rest)
+
+    monkeypatch.setattr(CaptionDecoder, "forward", spy)
+    training = TrainingConfig(epochs=1, batch_size=80)
+    inputs = {}
+    for corrupt in (False, True):
+        seen.clear()
+        fit_captioner(train, val, pipeline, size_name="tiny", training=training, compute=FP32, corrupt=corrupt)
+        inputs[corrupt] = np.concatenate(seen)
+    clean = pipeline.transform(train.embeddings, modality="text", training=False)
+    order = np.lexsort(clean.T)
+    np.testing.assert_allclose(inputs[False][np.lexsort(inputs[False].T)], clean[order], atol=1e-6)
+    assert np.abs(np.sort(inputs[True], axis=0) - np.sort(clean, axis=0)).max() > 0.1
+
+
+def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World) -> None:
+    train, val = world.split(held_out=40)
+    pipeline = preset("c3", sigma=0.02).fit(world.moments)
+    training = TrainingConfig(epochs=6, batch_size=16, learning_rate=3e-3)
+    first = fit_captioner(train, val, pipeline, size_name="tiny", training=training, compute=FP32)
+    before = first.digest()
+    short = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-5)
+    second = fit_captioner(train, val, pipeline, training=short, compute=FP32, start=first)
+    assert first.digest() == before  # a copy is trained
+    assert second.tokenizer is first.tokenizer
+    assert second.record["size"] == "tiny"
+    assert second.record["best_val_loss"] == pytest.approx(first.record["best_val_loss"], abs=0.02)
+    assert second.digest() != before
+    # a rate that spoils everything: what training started from is kept
+    wild = TrainingConfig(epochs=2, batch_size=16, learning_rate=3.0, clip_norm=0.0)
+    third = fit_captioner(train, val, pipeline, training=wild, compute=FP32, start=first)
+    assert third.digest() == before
+    assert third.record["best_val_loss"] == pytest.approx(first.record["best_val_loss"])
+    assert third.record["start_val_loss"] == third.record["best_val_loss"]
+    assert first.record["start_val_loss"] is None
+    assert min(epoch["val_loss"] for epoch in third.record["history"]) > third.record["best_val_loss"]
+
+
+def test_captions_without_a_letter_are_left_out_and_listed(world: World) -> None:
+    train, val = world.split(held_out=40)
+    captions = ["", " . ", "\ue000\ue001", "\U0001f642", "\u0378", *train.captions[5:]]
+    rows = CaptionRows(train.keys, train.embeddings, captions)
+    said: list[str] = []
+    captioner = fit_captioner(
+        rows,
+        val,
+        preset("c1").fit({}),
+        size_name="tiny",
+        training=TrainingConfig(epochs=1),
+        compute=FP32,
+        say=said.append,
+    )
+    assert captioner.record["captions"]["train"] == len(train) - 5
+    named = ", ".join(train.keys[:5])
+    assert said == [f"5 of {len(train)} captions are empty or hold no letter of any script, and are left out: {named}."]
+
+
+@pytest.mark.parametrize("caption", ["\u72ac", "\u0441\u043e\u0431\u0430\u043a\u0430", "\u0643\u0644\u0628", "7"])
+def test_captions_of_every_script_are_kept(caption: str) -> None:
+    rows = CaptionRows(["a"], np.ones((1, 4), np.float32), [caption])
+    assert len(rows.written()) == 1
+    assert rows.unwritten() is None
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:

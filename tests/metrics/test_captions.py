@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import builtins
 import math
+import re
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from c3tools.errors import MetricError, MissingExtraError
-from c3tools.metrics import METRICS, score_captions
+from c3tools.metrics import METRICS, java_scores, score_captions
+from c3tools.metrics import captions as captions_module
 from c3tools.metrics.captions import corpus_bleu
 from c3tools.metrics.tokenizer import tokenize_all
 
@@ -43,6 +48,45 @@ def test_scores_equal_those_of_pycocoevalcap() -> None:
     for name, value in expected.items():
         assert scores.corpus[name] == pytest.approx(100 * value, abs=1e-6), name
     assert scores.per_image["CIDEr"].mean() == pytest.approx(scores.corpus["CIDEr"])
+
+
+def test_bleu_equals_that_of_sacrebleu() -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    keys = list(PREDICTIONS)
+    written = tokenize_all([PREDICTIONS[key] for key in keys])
+    targets = [tokenize_all(REFERENCES[key]) for key in keys]
+    # one list per reference number; None where an image has fewer
+    columns = [[texts[i] if i < len(texts) else None for texts in targets] for i in range(3)]
+    scores = score_captions(PREDICTIONS, REFERENCES).corpus
+    for n in (1, 2, 3, 4):
+        metric = sacrebleu.BLEU(max_ngram_order=n, tokenize="none", smooth_method="none", force=True)
+        expected = metric.corpus_score(written, columns).score
+        # pycocoevalcap keeps a zero above zero: 1e-15 matches instead of none
+        assert scores[f"BLEU-{n}"] == pytest.approx(expected, abs=1e-6 if expected else 0.01), n
+    assert sum(scores[f"BLEU-{n}"] > 1 for n in (1, 2, 3)) == 3
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
+def test_meteor_equals_that_of_pycocoevalcap() -> None:
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    predictions = {**PREDICTIONS, "c": ""}
+    targets = {key: tokenize_all(texts) for key, texts in REFERENCES.items()}
+    written = {key: tokenize_all([text]) for key, text in predictions.items()}
+    scorer = Meteor()
+    corpus, each = scorer.compute_score(targets, written)
+    scorer.meteor_p.kill()
+    scorer.meteor_p.wait()
+    for stream in (scorer.meteor_p.stdin, scorer.meteor_p.stdout, scorer.meteor_p.stderr):
+        stream.close()
+    scores = score_captions(predictions, REFERENCES, java=["METEOR"])
+    assert scores.corpus["METEOR"] == pytest.approx(100 * corpus, abs=1e-6)
+    np.testing.assert_allclose(scores.per_image["METEOR"], 100 * np.array(each), atol=1e-6)
+    assert scores.per_image["METEOR"][2] == 0
+    assert scores.notes == []
+    # it pools statistics, so that its corpus score is not the mean; a resample moves it by the mean's change
+    assert abs(scores.per_image["METEOR"].mean() - scores.corpus["METEOR"]) > 0.01
+    assert scores.resampled("METEOR", np.arange(4)) == pytest.approx(scores.corpus["METEOR"])
 
 
 def test_bleu_by_hand() -> None:
@@ -111,9 +155,51 @@ def test_without_pycocoevalcap_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
         score_captions(PREDICTIONS, REFERENCES)
 
 
-def test_java_scores_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(MetricError, match="METEOR runs in Java, and Java is not installed"):
+def test_java_scores_that_cannot_run_are_left_out_and_say_what_they_lack(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = score_captions(PREDICTIONS, REFERENCES)
+    monkeypatch.setattr(java_scores, "_MODELS", ("no-such-model.jar",))
+    monkeypatch.setattr(java_scores.shutil, "which", lambda name: "/usr/bin/java")
+    scores = score_captions(PREDICTIONS, REFERENCES, java=["SPICE"])
+    assert scores.corpus == plain.corpus
+    assert re.fullmatch(
+        r"SPICE is left out: the Stanford models are not in .*lib \(no-such-model.jar\)\..*", *scores.notes
+    )
+    monkeypatch.setattr(java_scores.shutil, "which", lambda name: None)
+    scores = score_captions(PREDICTIONS, REFERENCES, java=["METEOR", "SPICE"])
+    assert scores.corpus == plain.corpus
+    for name, note in zip(("METEOR", "SPICE"), scores.notes, strict=True):
+        assert note.startswith(f"{name} is left out: it runs in Java, and there is no `java` on the PATH")
+        assert "\n" not in note
+
+
+def test_spice_is_read_in_the_order_of_the_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spice:
+        def compute_score(self, targets: dict[str, Any], written: dict[str, Any]) -> tuple[float, list[Any]]:
+            return 0.25, [{"All": {"f": float(ord(key))}} for key in sorted(targets)]
+
+    monkeypatch.setattr(java_scores, "missing_for", lambda name: None)
+    monkeypatch.setattr(captions_module, "missing_for", lambda name: None)
+    module = type(sys)("pycocoevalcap.spice.spice")
+    module.Spice = Spice  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", module)
+    order = {key: PREDICTIONS[key] for key in ("c", "a", "d", "b")}
+    scores = score_captions(order, REFERENCES, java=["SPICE"])
+    assert scores.corpus["SPICE"] == 25
+    assert scores.per_image["SPICE"].tolist() == [100.0 * ord(key) for key in order]
+
+
+def test_a_java_program_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no number")
+
+    monkeypatch.setattr(captions_module, "missing_for", lambda name: None)
+    monkeypatch.setattr(java_scores, "_meteor", fail)
+    with pytest.raises(MetricError, match=r"METEOR could not be computed.*ValueError: no number"):
         score_captions(PREDICTIONS, REFERENCES, java=["METEOR"])
+
+
+def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(MetricError, match="Unknown metric 'SMATCH'"):
         score_captions(PREDICTIONS, REFERENCES, java=["SMATCH"])

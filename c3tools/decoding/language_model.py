@@ -1,0 +1,219 @@
+"""A causal language model of transformers behind a mapper: ClipCap's decoder, and the paper's (the extra ``hf``).
+
+A mapper turns an embedding into P prefix positions of the model's width; the model continues them with a caption and
+its own end-of-text token. The model is fine-tuned with the mapper, or frozen. Any causal model that takes
+``inputs_embeds`` and has a fast tokenizer will do. Padding is the id after the last token: no token of the model is
+ever ignored by the loss.
+
+Shapes: B captions, T tokens, P prefix positions, W width of the model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DecoderError, MissingExtraError
+from .config import LanguageModelSize
+from .decoder import Cache, Decoder
+from .tokenizer import CaptionTokenizer
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Architecture of a language model behind a mapper.
+
+    Attributes:
+        dim: dimension d of the embeddings it reads.
+        vocab_size: number V of tokens that the model scores.
+        end_id: its end-of-text token.
+        architecture: the model's own configuration, as transformers writes it.
+        mapper: a key of `MAPPERS`.
+        prefix_length: number P of positions that the embedding is mapped to.
+        max_tokens: longest caption in tokens, the end-of-text token included.
+        frozen: whether the mapper alone is trained.
+    """
+
+    dim: int
+    vocab_size: int
+    end_id: int
+    architecture: dict[str, Any]
+    mapper: str = "mlp"
+    prefix_length: int = 10
+    max_tokens: int = 40
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mapper not in MAPPERS:
+            raise DecoderError(f"There is no mapper {self.mapper!r}.", remedy=f"Choose from {', '.join(MAPPERS)}.")
+
+
+class TransformerMapper(nn.Module):
+    """ClipCap's: the embedding as P positions beside P learned ones, which a Transformer reads from it."""
+
+    def __init__(self, dim: int, width: int, length: int, layers: int = 8, heads: int = 8) -> None:
+        super().__init__()
+        self.length = length
+        self.spread = nn.Linear(dim, length * width)
+        self.queries = nn.Parameter(torch.randn(length, width) / math.sqrt(width))
+        heads = math.gcd(heads, width)
+        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, d) -> (B, P * W)."""
+        read = self.spread(embeddings).view(len(embeddings), self.length, -1)  # (B, P, W)
+        x = torch.cat([read, self.queries.expand(len(embeddings), -1, -1)], dim=1)  # (B, 2P, W)
+        written: Tensor = self.encoder(x)[:, self.length :].flatten(1)  # (B, P * W)
+        return written
+
+
+def _mlp(dim: int, width: int, length: int) -> nn.Module:
+    hidden = length * width // 2
+    return nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, length * width))
+
+
+def _linear(dim: int, width: int, length: int) -> nn.Module:
+    return nn.Linear(dim, length * width)
+
+
+MAPPERS: Mapping[str, Callable[[int, int, int], nn.Module]] = MappingProxyType(
+    {"mlp": _mlp, "transformer": TransformerMapper, "linear": _linear}
+)
+
+
+class LanguageModelDecoder(Decoder):
+    """Captions from embeddings by a language model; see the module's docstring."""
+
+    def __init__(self, config: LanguageModelConfig, language_model: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.pad_id, self.end_id = config.vocab_size, config.end_id
+        self.language_model = language_model if language_model is not None else _from_config(config.architecture)
+        width = self.language_model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        self.mapper = MAPPERS[config.mapper](config.dim, width, config.prefix_length)
+        if config.frozen:
+            self.language_model.requires_grad_(False)
+        # its name changed with the version of transformers
+        known = inspect.signature(self.language_model.forward).parameters
+        self._cache_argument = "cache" if "cache" in known else "past_key_values"
+
+    @property
+    def shape(self) -> LanguageModelConfig:
+        """Its configuration."""
+        return self.config
+
+    def train(self, mode: bool = True) -> LanguageModelDecoder:
+        """Training mode; a frozen model stays without dropout."""
+        super().train(mode)
+        if self.config.frozen:
+            self.language_model.eval()
+        return self
+
+    def embed_prefix(self, embeddings: Tensor) -> Tensor:
+        """Map embeddings (B, d) to prefix positions (B, P, W)."""
+        x: Tensor = self.mapper(embeddings)  # (B, P * W)
+        return x.view(len(embeddings), self.config.prefix_length, -1)  # (B, P, W)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Token embeddings (B, T, W); padding and hidden words look like end-of-text."""
+        known = tokens.masked_fill(tokens == self.pad_id, self.end_id)
+        embedded: Tensor = self.language_model.get_input_embeddings()(known)  # type: ignore[operator]
+        return embedded
+
+    def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Teacher forcing; see `Decoder.forward`."""
+        shown = tokens if seen is None else seen
+        x = torch.cat([self.embed_prefix(embeddings), self.embed_tokens(shown[:, :-1])], dim=1)  # (B, P + T - 1, W)
+        logits: Tensor = self.language_model(inputs_embeds=x, use_cache=False).logits  # (B, P + T - 1, V)
+        return logits[:, self.config.prefix_length - 1 :]  # (B, T, V)
+
+    def start(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
+        """Run the prefix; see `Decoder.start`."""
+        cache = _Cache()
+        logits, hidden = self._step(self.embed_prefix(embeddings), cache)
+        return logits, hidden, cache
+
+    def following(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """One token further; see `Decoder.following`."""
+        assert isinstance(cache, _Cache)
+        return self._step(self.embed_tokens(tokens[:, None]), cache)
+
+    def _step(self, x: Tensor, cache: _Cache) -> tuple[Tensor, Tensor]:
+        remembered = {self._cache_argument: cache.past}
+        out = self.language_model(inputs_embeds=x, use_cache=True, output_hidden_states=True, **remembered)
+        return out.logits[:, -1], out.hidden_states[-1][:, -1]  # (B, V), (B, W)
+
+
+class _Cache:
+    """The model's own cache, which it extends in place."""
+
+    def __init__(self) -> None:
+        self.past = _transformers().DynamicCache()
+
+    def select(self, rows: Tensor) -> None:
+        self.past.batch_select_indices(rows)
+
+
+def pretrained(size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder, CaptionTokenizer]:
+    """A language model with its weights and tokenizer, behind a fresh mapper for embeddings of ``dim`` dimensions.
+
+    Raises:
+        MissingExtraError: if transformers is not installed.
+        DecoderError: if there is no such model, or it has no fast tokenizer or end-of-text token.
+    """
+    transformers = _transformers()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(size.model).float()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(size.model)
+    except (OSError, ValueError, KeyError) as error:
+        raise DecoderError(
+            f"The language model {size.model!r} cannot be loaded ({_first_line(error)}).",
+            remedy="Name a folder that save_pretrained wrote, with its tokenizer (--set model=PATH), or a model of the "
+            "Hugging Face hub where it can be reached; the sizes tiny, small and base need neither.",
+        ) from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
+    if backend is None or end_id is None:
+        raise DecoderError(f"The language model {size.model!r} has no fast tokenizer with an end-of-text token.")
+    backend.no_padding()
+    backend.no_truncation()
+    vocab_size = int(model.get_output_embeddings().weight.shape[0])
+    config = LanguageModelConfig(
+        dim=dim,
+        vocab_size=vocab_size,
+        end_id=int(end_id),
+        architecture=model.config.to_dict(),
+        mapper=size.mapper,
+        prefix_length=size.prefix_length,
+        max_tokens=size.max_tokens,
+        frozen=size.frozen,
+    )
+    return LanguageModelDecoder(config, model), CaptionTokenizer(backend, vocab_size, int(end_id))
+
+
+def _from_config(architecture: Mapping[str, Any]) -> nn.Module:
+    transformers = _transformers()
+    settings = dict(architecture)
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config).float()
+    return model
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("transformers", extra="hf", purpose="A language-model decoder") from error
+    return transformers
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
