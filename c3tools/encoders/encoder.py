@@ -44,6 +44,7 @@ class Encoder:
         identity: dict[str, Any],
         compute: Compute,
         compiled: bool = False,
+        trims_texts: bool | None = None,
     ) -> None:
         self.identity = identity
         self.compute = compute
@@ -51,9 +52,10 @@ class Encoder:
         self.preprocess = preprocess
         self._tokenizer = tokenizer
         self._model = model.to(compute.device, compute.dtype)
+        # measured in float32: rounding would hide whether the padding matters
+        self.trims_texts = text_tower.can_trim(self._model, tokenizer) if trims_texts is None else trims_texts
         if compute.precision == "int8":
             use_int8(self._model)
-        self.trims_texts = text_tower.can_trim(self._model, tokenizer)
         if compute.device.type in ("cpu", "cuda"):
             self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         shape = (1, 1, 1, 3)
@@ -91,7 +93,13 @@ class Encoder:
     def _remade(self, compute: Compute, compiled: bool) -> Encoder:
         model = copy.deepcopy(self._model)
         return Encoder(
-            model, self._tokenizer, self.preprocess, identity=self.identity, compute=compute, compiled=compiled
+            model,
+            self._tokenizer,
+            self.preprocess,
+            identity=self.identity,
+            compute=compute,
+            compiled=compiled,
+            trims_texts=self.trims_texts,
         )
 
     def batch_size(self, modality: str) -> int:

@@ -111,6 +111,17 @@ def test_bf16_is_taken_only_where_the_model_bears_it(encoder) -> None:
     assert agreement(encoder, encoder) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_texts_are_run_without_padding_in_every_precision(encoder, precision: str) -> None:
+    rounded = encoder.in_precision(Compute(torch.device("cpu"), precision))
+    widths: list[int] = []
+    whole = rounded._forward["text"]
+    rounded._forward["text"] = lambda tokens: widths.append(tokens.shape[1]) or whole(tokens)
+    cosines = (rounded.encode_texts(TEXTS[:2]) * encoder.encode_texts(TEXTS[:2])).sum(axis=1)
+    assert cosines.min() > 0.99
+    assert max(widths) < 20
+
+
 def test_bf16_that_is_slower_than_fp32_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_cpu_flag", lambda name: name == "_is_avx512_bf16_supported")
     for speed, expected in ((0.5, "fp32"), (2.0, "bf16")):
