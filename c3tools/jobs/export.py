@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
@@ -31,7 +32,7 @@ from ..float16 import to_float16
 from ..progress import SilentTracker, Tracker
 from ..store import Store, embedding_matrix
 from ..store.files import sha256_of, write_json_atomically
-from ..store.part_writers import PART_WRITERS, ROLE_COLUMN, Block, PartWriter
+from ..store.part_writers import PART_WRITERS, ROLE_COLUMN, Block
 from ..store.reader import row_roles
 from ..store.schema import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
 from ..transforms import Pipeline
@@ -150,6 +151,22 @@ def export_store(
     return ExportReport(output, rows, fresh, len(done) - fresh, size)
 
 
+@contextmanager
+def _behind() -> Iterator[Callable[..., None]]:
+    """A function that runs a call in a thread: a block is written, in order, while the next one is made."""
+    pending: list[Future[None]] = []
+
+    def run(call: Callable[..., None], *arguments: Any) -> None:
+        if pending:
+            pending.pop().result()
+        pending.append(thread.submit(call, *arguments))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        yield run
+        if pending:
+            pending.pop().result()
+
+
 class _StoppedError(Exception):
     """Another part failed, or the user interrupted: this one is given up."""
 
@@ -201,10 +218,10 @@ class _Job:
         start = time.perf_counter()
         schema = self._schema(modality)
         counts = {"training": 0, "inference": 0}
-        with PART_WRITERS[self.settings.format](folder, part, source["rows"], schema) as writer:
+        with PART_WRITERS[self.settings.format](folder, part, source["rows"], schema) as writer, _behind() as behind:
             for batch in self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part]):
                 self._check_stop()
-                self._write_block(writer, modality, batch, counts)
+                behind(writer.write, *self._block(modality, batch, counts))
                 self.tracker.advance(len(batch))
         if sum(counts.values()) != source["rows"]:
             raise StoreError(
@@ -229,7 +246,8 @@ class _Job:
         if self.stop.is_set():
             raise _StoppedError
 
-    def _write_block(self, writer: PartWriter, modality: str, batch: pa.RecordBatch, counts: dict[str, int]) -> None:
+    def _block(self, modality: str, batch: pa.RecordBatch, counts: dict[str, int]) -> tuple[Block, dict[str, pa.Array]]:
+        """What is written for one batch: the embeddings (n, d) and the other columns."""
         training = self._training_rows(modality, batch)
         x = embedding_matrix(batch, self.store.info.dtype)
         keys = batch.column("key").to_pylist() if self.pipeline.noisy and training.any() else None
@@ -241,7 +259,7 @@ class _Job:
         counts["inference"] += int((~training).sum())
         columns = {name: batch.column(name) for name in batch.schema.names if name != "embedding"}
         columns[ROLE_COLUMN] = pa.array(np.where(training, "training", "inference"), type=pa.string())
-        writer.write(y, columns)
+        return y, columns
 
     def _transform(self, x: Block, modality: str, training: Mask, keys: list[str] | None) -> Block:
         """Rows (n, d) in the output dtype; those where ``training`` (n,) is true as training inputs."""

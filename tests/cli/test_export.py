@@ -165,21 +165,21 @@ def test_same_bytes_with_one_worker_and_four(here: Path) -> None:
 
 def test_interrupted_export_is_continued(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ok("-o", "whole")
-    real, calls = job._Job._write_block, []
+    real, calls = job._Job._block, []
 
-    def failing(self: job._Job, writer: object, modality: str, *rest: object) -> None:
+    def failing(self: job._Job, modality: str, *rest: object) -> object:
         calls.append(modality)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        real(self, writer, modality, *rest)  # type: ignore[arg-type]
+        return real(self, modality, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job._Job, "_write_block", failing)
+    monkeypatch.setattr(job._Job, "_block", failing)
     result = run("--workers", "1")
     assert result.exit_code == 130
     finished = sorted(path.name for path in (here / "c3-export").glob("*/part-*.json"))
     assert len(finished) == 4
     assert not list((here / "c3-export").rglob("*.tmp"))
-    monkeypatch.setattr(job._Job, "_write_block", real)
+    monkeypatch.setattr(job._Job, "_block", real)
     assert "4 parts were finished before" in ok().stderr
     assert digests(here / "c3-export") == digests(here / "whole")
 
