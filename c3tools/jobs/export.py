@@ -306,7 +306,7 @@ def _prepare(
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
     present = _read_json(output / EXPORT_FILE)
     if present.get("digest") != digest:
-        leftovers = present or (output.is_dir() and any(output.iterdir()))
+        leftovers = present or (output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()))
         if leftovers and not overwrite:
             what = present.get("provenance", {}).get("transform", {}).get("name")
             described = f"another export ({what})" if what else "other files"
@@ -315,10 +315,12 @@ def _prepare(
                 remedy="Name another folder with --output, or replace it with --overwrite.",
             )
         _clear(output)
-    pipeline.save(output)
+    for leftover in output.glob("**/.*.tmp"):  # of an export that was killed
+        leftover.unlink()
     identity = {"digest": digest, "provenance": provenance}
-    if not present or present.get("digest") != digest:
+    if present.get("digest") != digest:
         write_json_atomically(output / EXPORT_FILE, {**identity, "complete": False})
+    pipeline.save(output)
     return identity
 
 
@@ -328,8 +330,6 @@ def _clear(output: Path) -> None:
         for name in _read_json(marker_path).get("files", {}):
             (output / name).unlink(missing_ok=True)
         marker_path.unlink()
-    for leftover in output.glob("**/.part-*.tmp"):
-        leftover.unlink()
 
 
 def _finish(output: Path, identity: dict[str, Any], rows: dict[str, dict[str, int]], settings: ExportSettings) -> None:

@@ -54,22 +54,17 @@ class ReAlign(Step):
 
 
 @dataclass(eq=False)
-class RidgeMap(Step):
-    """The linear map from source to target with least squared error, penalised (ridge regression).
-
-    W = (X^T X + penalty n I)^(-1) X^T Y on centred pairs; e -> (e - mean_x) W + mean_y.
+class PairedMap(Step):
+    """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y.
 
     Attributes:
-        source: the modality that is mapped.
-        target: the modality that it is mapped to.
-        penalty: strength of the ridge, per row.
+        source: the modality x that is mapped.
+        target: the modality y that it is mapped to.
     """
 
     source: str = "image"
     target: str = "text"
-    penalty: float = 1e-3
 
-    kind: ClassVar[str] = "ridge-map"
     needs_unit: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = True
     needs_pairs: ClassVar[bool] = True
@@ -79,20 +74,14 @@ class RidgeMap(Step):
         self.modalities = (self.source,)
 
     def fit(self, data: FitData) -> None:
-        """Solve the normal equations in float64."""
-        x, y = _centred_pairs(data, self.source, self.target, self.kind)
-        gram = x.rows.T @ x.rows + self.penalty * len(x.rows) * np.eye(x.rows.shape[1])
-        spectrum = np.linalg.eigvalsh(gram)
-        if spectrum[0] <= spectrum[-1] * len(gram) * np.finfo(np.float64).eps:
-            raise TransformError(
-                f"The covariance of the {len(x.rows)} {self.source} rows is singular, so no map can be fitted.",
-                remedy="Set a penalty above 0 (0.001 is the default), or fit on more pairs.",
-            )
-        self.state = {
-            "source": x.mean,
-            "target": y.mean,
-            "matrix": np.linalg.solve(gram, x.rows.T @ y.rows),
-        }
+        """Centre the pairs in float64, keep both means and the matrix."""
+        x, y = (rows.astype(np.float64) for rows in data.pairs_of(self.source, self.target, self.kind))
+        source, target = x.mean(axis=0), y.mean(axis=0)
+        self.state = {"source": source, "target": target, "matrix": self.matrix(x - source, y - target)}
+
+    def matrix(self, x: Array, y: Array) -> Array:
+        """The matrix (d, d) from centred pairs, both (n, d)."""
+        raise NotImplementedError
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """The fitted map."""
@@ -100,37 +89,44 @@ class RidgeMap(Step):
 
 
 @dataclass(eq=False)
-class Procrustes(Step):
-    """The rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+class RidgeMap(PairedMap):
+    """The linear map from source to target with least squared error, penalised (ridge regression).
 
-    Q = U V^T from the singular vectors of X^T Y; e -> (e - mean_x) Q + mean_y.
+    M = (X^T X + penalty n I)^(-1) X^T Y.
 
     Attributes:
-        source: the modality that is rotated.
-        target: the modality that it is rotated onto.
+        penalty: strength of the ridge, per row.
     """
 
-    source: str = "image"
-    target: str = "text"
+    penalty: float = 1e-3
+
+    kind: ClassVar[str] = "ridge-map"
+
+    def matrix(self, x: Array, y: Array) -> Array:
+        """Solve the normal equations."""
+        gram = x.T @ x + self.penalty * len(x) * np.eye(x.shape[1])
+        spectrum = np.linalg.eigvalsh(gram)
+        if spectrum[0] <= spectrum[-1] * len(gram) * np.finfo(np.float64).eps:
+            raise TransformError(
+                f"The covariance of the {len(x)} {self.source} rows is singular, so no map can be fitted.",
+                remedy="Set a penalty above 0 (0.001 is the default), or fit on more pairs.",
+            )
+        return np.asarray(np.linalg.solve(gram, x.T @ y), dtype=np.float64)
+
+
+@dataclass(eq=False)
+class Procrustes(PairedMap):
+    """The rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+
+    M = U V^T from the singular vectors of X^T Y.
+    """
 
     kind: ClassVar[str] = "procrustes"
-    needs_unit: ClassVar[bool] = True
-    needs_rows: ClassVar[bool] = True
-    needs_pairs: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.modalities = (self.source,)
-
-    def fit(self, data: FitData) -> None:
-        """Singular value decomposition of the cross-covariance, in float64."""
-        x, y = _centred_pairs(data, self.source, self.target, self.kind)
-        left, _, right = np.linalg.svd(x.rows.T @ y.rows)
-        self.state = {"source": x.mean, "target": y.mean, "matrix": left @ right}
-
-    def operations(self, modality: str) -> tuple[Operation, ...]:
-        """The fitted rotation."""
-        return (Affine(self.tensor("source"), matrix=self.tensor("matrix"), offset=self.tensor("target")),)
+    def matrix(self, x: Array, y: Array) -> Array:
+        """Singular value decomposition of the cross-covariance."""
+        left, _, right = np.linalg.svd(x.T @ y)
+        return np.asarray(left @ right, dtype=np.float64)
 
 
 @dataclass(eq=False)
@@ -172,15 +168,3 @@ class MemoryProjection(Step):
         """Attention over the memory."""
         memory: Rows = self.state["memory"]  # type: ignore[assignment]
         return (Recall(memory, self.tau, self.neighbours),)
-
-
-@dataclass(frozen=True)
-class _Centred:
-    mean: Array
-    rows: Array
-
-
-def _centred_pairs(data: FitData, source: str, target: str, step: str) -> tuple[_Centred, _Centred]:
-    first, second = data.pairs_of(source, target, step)
-    x, y = first.astype(np.float64), second.astype(np.float64)
-    return _Centred(x.mean(axis=0), x - x.mean(axis=0)), _Centred(y.mean(axis=0), y - y.mean(axis=0))

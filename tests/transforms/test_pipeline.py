@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,14 +47,39 @@ def test_centred_means_are_zero(shape: tuple[int, int, int]) -> None:
         np.testing.assert_allclose(centred.astype(np.float64).mean(axis=0), 0, atol=1e-6)
 
 
-@given(shapes, st.sampled_from(["c1", "c3", "capdec", "lafite", "standardize", "gap-shift", "whiten"]))
-@settings(max_examples=60, deadline=None)
+@given(shapes, st.sampled_from(sorted(PRESETS)))
+@settings(max_examples=100, deadline=None)
 def test_output_norms_are_one(shape: tuple[int, int, int], name: str) -> None:
     n, dim, seed = shape
     pairs = make_pairs(max(n, 3), dim, seed)
-    pipeline = preset(name).fit(pairs.moments)
-    out = pipeline.transform(pairs.y, training=True, keys=pairs.keys)
-    np.testing.assert_allclose(np.linalg.norm(out.astype(np.float64), axis=1), 1, atol=1e-6)
+    pipeline = preset(name).fit(pairs.moments, pairs.rows)
+    for modality, rows in pairs.rows.items():
+        out = pipeline.transform(rows, modality=modality, training=True, keys=pairs.keys)
+        np.testing.assert_allclose(np.linalg.norm(out.astype(np.float64), axis=1), 1, atol=1e-6)
+        out = pipeline.transform(rows, modality=modality)
+        np.testing.assert_allclose(np.linalg.norm(out.astype(np.float64), axis=1), 1, atol=1e-6)
+
+
+@given(shapes, st.sampled_from(sorted(PRESETS)), st.integers(0, 2**40))
+@settings(max_examples=60, deadline=None)
+def test_saved_loaded_and_torch_agree(shape: tuple[int, int, int], name: str, seed: int) -> None:
+    import torch
+
+    from c3tools.transforms.torch_module import TransformModule
+
+    n, dim, data_seed = shape
+    pairs = make_pairs(max(n, 3), dim, data_seed)
+    pipeline = preset(name).fit(pairs.moments, pairs.rows)
+    with TemporaryDirectory() as folder:
+        loaded = Pipeline.load(pipeline.save(folder))
+    for modality, rows in pairs.rows.items():
+        module = TransformModule(pipeline, modality, seed=seed)
+        for training in (False, True):
+            options = {"modality": modality, "training": training, "keys": pairs.keys, "seed": seed, "epoch": 3}
+            expected = pipeline.transform(rows, **options)
+            assert (loaded.transform(rows, **options) == expected).all()
+            got = module.train(training)(torch.from_numpy(rows), keys=pairs.keys, epoch=3)
+            np.testing.assert_allclose(got.numpy(), expected, atol=1e-6)
 
 
 @given(shapes, st.lists(st.integers(0, 40), max_size=5), st.randoms())
