@@ -60,15 +60,15 @@ def test_output_norms_are_one(shape: tuple[int, int, int], name: str) -> None:
         np.testing.assert_allclose(np.linalg.norm(out.astype(np.float64), axis=1), 1, atol=1e-6)
 
 
-@given(shapes, st.sampled_from(sorted(PRESETS)), st.integers(0, 2**40))
+# in fewer dimensions a row can lie on its mean, where what float32 rounds is all that is left of it
+@given(st.integers(10, 40), st.integers(8, 24), st.sampled_from(sorted(PRESETS)), st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
-def test_saved_loaded_and_torch_agree(shape: tuple[int, int, int], name: str, seed: int) -> None:
+def test_saved_loaded_and_torch_agree(n: int, dim: int, name: str, seed: int) -> None:
     import torch
 
     from c3tools.transforms.torch_module import TransformModule
 
-    n, dim, data_seed = shape
-    pairs = make_pairs(max(n, 3), dim, data_seed)
+    pairs = make_pairs(n, dim, seed)
     pipeline = preset(name).fit(pairs.moments, pairs.rows)
     with TemporaryDirectory() as folder:
         loaded = Pipeline.load(pipeline.save(folder))
@@ -79,7 +79,8 @@ def test_saved_loaded_and_torch_agree(shape: tuple[int, int, int], name: str, se
             expected = pipeline.transform(rows, **options)
             assert (loaded.transform(rows, **options) == expected).all()
             got = module.train(training)(torch.from_numpy(rows), keys=pairs.keys, epoch=3)
-            np.testing.assert_allclose(got.numpy(), expected, atol=1e-6)
+            # decap divides cosines by 0.01, and what float32 rounds with them
+            np.testing.assert_allclose(got.numpy(), expected, atol=1e-5 if name == "decap" else 1e-6)
 
 
 @given(shapes, st.lists(st.integers(0, 40), max_size=5), st.randoms())
