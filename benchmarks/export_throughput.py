@@ -136,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, help="where to put the data; a temporary folder by default")
     parser.add_argument("--task", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -150,7 +151,7 @@ def main() -> None:
             make_store(store, arguments.rows)
         print(f"{arguments.rows:,} rows of {DIM} dimensions, float16, median of {arguments.rounds} rounds")
         print(f"{'task':32} {'workers':>7} {'rows/s':>10} {'ratio':>6} {'CPU ratio':>9} {'peak MiB':>9}")
-        for workers in (1, 2):
+        for workers in arguments.workers:
             runs: dict[str, list[dict[str, float]]] = {task: [] for task in TASKS}
             for _ in range(arguments.rounds):
                 for task, results in runs.items():

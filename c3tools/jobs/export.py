@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -138,7 +139,9 @@ def export_store(
     pipeline.check_model(store.info.model)
     pipeline.check_dim(store.info.dim)
     identity = _prepare(output, store, pipeline, settings, overwrite)
-    job = _Job(store, pipeline, settings, output, identity, tracker or SilentTracker())
+    # where every processor has a part of its own to do, a thread more would only take turns with it
+    overlap = workers < (os.cpu_count() or 1)
+    job = _Job(store, pipeline, settings, output, identity, tracker or SilentTracker(), overlap)
     tasks = [(modality, part) for modality in chosen for part in store.parts(modality)]
     done = _run_all(job, tasks, workers)
     rows: dict[str, dict[str, int]] = {m: {"training": 0, "inference": 0} for m in chosen}
@@ -165,6 +168,12 @@ def _behind() -> Iterator[Callable[..., None]]:
         yield run
         if pending:
             pending.pop().result()
+
+
+@contextmanager
+def _at_once() -> Iterator[Callable[..., None]]:
+    """A function that runs a call."""
+    yield lambda call, *arguments: call(*arguments)
 
 
 class _StoppedError(Exception):
@@ -194,6 +203,7 @@ class _Job:
     output: Path
     identity: dict[str, Any]
     tracker: Tracker
+    overlap: bool
     stop: Event = field(default_factory=Event)
 
     def run(self, modality: str, part: int) -> tuple[dict[str, Any], bool]:
@@ -218,10 +228,11 @@ class _Job:
         start = time.perf_counter()
         schema = self._schema(modality)
         counts = {"training": 0, "inference": 0}
-        with PART_WRITERS[self.settings.format](folder, part, source["rows"], schema) as writer, _behind() as behind:
+        running = _behind() if self.overlap else _at_once()
+        with PART_WRITERS[self.settings.format](folder, part, source["rows"], schema) as writer, running as run:
             for batch in self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part]):
                 self._check_stop()
-                behind(writer.write, *self._block(modality, batch, counts))
+                run(writer.write, *self._block(modality, batch, counts))
                 self.tracker.advance(len(batch))
         if sum(counts.values()) != source["rows"]:
             raise StoreError(

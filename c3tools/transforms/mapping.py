@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import TransformError
+from .memory import Search, memory_search
 from .operations import Affine, Array, Operation, Recall, Rows, Unit
 from .steps import FitData, Step
 
@@ -139,6 +140,9 @@ class MemoryProjection(Step):
         tau: temperature; 0 takes the nearest row, which is CLIPRe (Su et al., 2022).
         neighbours: weigh only this many nearest rows; None weighs the whole memory.
         limit: at most this many memory rows, the first ones.
+        index: FAISS index string for a large memory, such as ``IVF1024,Flat``: ``neighbours`` are searched with it,
+            which is approximate, once it was built at the first use; None compares with every row, in numpy.
+            `TransformModule` always compares with every row.
     """
 
     source: str = "image"
@@ -146,6 +150,7 @@ class MemoryProjection(Step):
     tau: float = 0.01
     neighbours: int | None = None
     limit: int = 500_000
+    index: str | None = None
 
     kind: ClassVar[str] = "memory-projection"
     needs_unit: ClassVar[bool] = True
@@ -154,6 +159,12 @@ class MemoryProjection(Step):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.modalities = (self.source,)
+        self._search: tuple[Rows, Search] | None = None
+        if self.index is not None and self.neighbours is None and self.tau > 0:
+            raise TransformError(
+                f"memory-projection has the index {self.index!r} and no neighbours: the whole memory would be weighed.",
+                remedy="Set neighbours, for example 100.",
+            )
         if self.tau < 0 or self.limit < 1 or (self.neighbours is not None and self.neighbours < 1):
             raise TransformError(
                 f"memory-projection has tau {self.tau}, neighbours {self.neighbours} and limit {self.limit}.",
@@ -167,4 +178,11 @@ class MemoryProjection(Step):
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Attention over the memory."""
         memory: Rows = self.state["memory"]  # type: ignore[assignment]
-        return (Recall(memory, self.tau, self.neighbours),)
+        return (Recall(memory, self.tau, self.neighbours, self._searching(memory)),)
+
+    def _searching(self, memory: Rows) -> Search | None:
+        if self.index is None:
+            return None
+        if self._search is None or self._search[0] is not memory:
+            self._search = memory, memory_search(memory, self.index)
+        return self._search[1]
