@@ -24,13 +24,6 @@ from c3tools.store.reader import embedding_matrix
 from .synthetic import make_store, make_vectors, unit
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    make_store(tmp_path / "c3-store")
-    return tmp_path
-
-
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["export", *arguments])
 
