@@ -30,6 +30,12 @@ import numpy as np
 
 SHARD_ROWS = 65_536
 DIM = 512
+TASKS = {
+    "pyarrow": "pyarrow read + write",
+    "inference": "c3 export, inference inputs",
+    "auto": "c3 export, texts noised",
+    "training": "c3 export, all rows noised",
+}
 
 
 def make_store(folder: Path, rows: int) -> None:
@@ -130,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, help="where to put the data; a temporary folder by default")
     parser.add_argument("--task", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -144,8 +151,8 @@ def main() -> None:
             make_store(store, arguments.rows)
         print(f"{arguments.rows:,} rows of {DIM} dimensions, float16, median of {arguments.rounds} rounds")
         print(f"{'task':32} {'workers':>7} {'rows/s':>10} {'ratio':>6} {'CPU ratio':>9} {'peak MiB':>9}")
-        for workers in (1, 2):
-            runs: dict[str, list[dict[str, float]]] = {"pyarrow": [], "inference": [], "auto": []}
+        for workers in arguments.workers:
+            runs: dict[str, list[dict[str, float]]] = {task: [] for task in TASKS}
             for _ in range(arguments.rounds):
                 for task, results in runs.items():
                     results.append(measured(task, store, output, workers))
@@ -155,10 +162,7 @@ def main() -> None:
                 cpu = statistics.median(bare["cpu"] / run["cpu"] for bare, run in pairs)
                 speed = arguments.rows / statistics.median(run["seconds"] for run in results)
                 peak = max(run["peak"] for run in results)
-                label = {"pyarrow": "pyarrow read + write", "auto": "c3 export, texts noised"}.get(
-                    task, "c3 export, inference inputs"
-                )
-                print(f"{label:32} {workers:7} {speed:10,.0f} {ratio:6.2f} {cpu:9.2f} {peak:9.0f}", flush=True)
+                print(f"{TASKS[task]:32} {workers:7} {speed:10,.0f} {ratio:6.2f} {cpu:9.2f} {peak:9.0f}", flush=True)
         digests = set()
         for workers in (1, 4):
             measured("auto", store, output, workers)

@@ -7,17 +7,19 @@ Both go through blocks that stay in the cache.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-_BLOCK = 16384
-_SIGN = np.uint32(0x80000000)
-_LARGEST = np.uint32(0x477FEFFF)  # the largest float32 that rounds to a finite float16
-_SMALLEST_NORMAL = np.uint32(113 << 23)  # 2^-14
-_REBIAS = np.uint32((112 << 23) - 0xFFF)  # between the exponents' biases, less all but the last bit of one half
+_BLOCK = 65536
+_HIGH_HALF = 1 if sys.byteorder == "little" else 0  # where the upper 16 bits of 32 stand
+_SIGN, _MAGNITUDE = np.uint16(0x8000), np.uint16(0x7FFF)
+_LARGE = np.uint16(0x477F)  # upper half of the first float32 that rounds to infinity
+_SMALLEST_NORMAL = np.uint16(113 << 7)  # upper half of 2^-14
+_REBIAS = np.uint32(2**32 + 0xFFF - (112 << 23))  # to the other exponent's bias, and all but the last bit of one half
 _ALIGNING = np.float32(0.5)  # added to a number below 2^-14, it moves the bits to keep to the end of the mantissa
 
 Bits = npt.NDArray[np.uint32]
@@ -42,33 +44,34 @@ def to_float16(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float16]
         return np.array(values, dtype=np.float16, order="C")
     source = np.ascontiguousarray(values).reshape(-1)
     out = np.empty(source.shape, np.uint16)
-    scratch = [np.empty(min(_BLOCK, len(source)), np.uint32) for _ in range(3)]
+    scratch = np.empty(min(_BLOCK, len(source)), np.uint32)
     for start in range(0, len(source), _BLOCK):
         bits = source[start : start + _BLOCK].view(np.uint32)
-        magnitude, work, rounding = (array[: len(bits)] for array in scratch)
-        _encode(bits, out[start : start + _BLOCK], magnitude, work, rounding)
+        _encode(bits, out[start : start + _BLOCK], scratch[: len(bits)])
     return out.view(np.float16).reshape(values.shape)
 
 
-def _encode(bits: Bits, out: npt.NDArray[np.uint16], magnitude: Bits, work: Bits, rounding: Bits) -> None:
-    np.bitwise_and(bits, ~_SIGN, out=magnitude)
-    if magnitude.max() > _LARGEST:  # infinity, NaN, or too large: rare, left to numpy
+def _encode(bits: Bits, out: npt.NDArray[np.uint16], work: Bits) -> None:
+    """float16 codes of float32 ``bits`` (n,); signs and special cases show in the upper halves, which are less work."""
+    upper = bits.view(np.uint16)[_HIGH_HALF::2]
+    magnitude = upper & _MAGNITUDE
+    if magnitude.max() >= _LARGE:  # infinity, NaN, or too large, or nearly so: rare, left to numpy
         with np.errstate(over="ignore", invalid="ignore"):
             out[:] = bits.view(np.float32).astype(np.float16).view(np.uint16)
         return
-    np.right_shift(magnitude, np.uint32(13), out=rounding)
-    np.bitwise_and(rounding, np.uint32(1), out=rounding)
-    np.subtract(magnitude, _REBIAS, out=work)
-    np.add(work, rounding, out=work)
+    np.right_shift(bits, np.uint32(13), out=work)
+    np.bitwise_and(work, np.uint32(1), out=work)
+    np.add(work, bits, out=work)
+    np.add(work, _REBIAS, out=work)
     np.right_shift(work, np.uint32(13), out=work)
+    np.copyto(out, work, casting="unsafe")
     small = np.flatnonzero(magnitude < _SMALLEST_NORMAL)
     if len(small):
-        shifted = magnitude[small].view(np.float32) + _ALIGNING
-        work[small] = shifted.view(np.uint32) - _ALIGNING.view(np.uint32)
-    np.bitwise_and(bits, _SIGN, out=rounding)
-    np.right_shift(rounding, np.uint32(16), out=rounding)
-    np.bitwise_or(work, rounding, out=work)
-    np.copyto(out, work, casting="unsafe")
+        shifted = np.abs(bits.view(np.float32)[small]) + _ALIGNING
+        out[small] = shifted.view(np.uint32) - _ALIGNING.view(np.uint32)
+    np.bitwise_and(upper, _SIGN, out=magnitude)
+    np.bitwise_and(out, _MAGNITUDE, out=out)
+    np.bitwise_or(out, magnitude, out=out)
 
 
 @cache

@@ -7,12 +7,18 @@ whatever the order of the rows and however many workers draw it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
+from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-_WORD = 2**64 - 1
+Words = npt.NDArray[np.uint64]
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+_CODES = 1 << 16
+_CACHED_ROWS = 128  # drawn at a time: a block of 512 dimensions stays in the cache
 
 
 def generator(seed: int, *scope: object) -> np.random.Generator:
@@ -23,18 +29,29 @@ def generator(seed: int, *scope: object) -> np.random.Generator:
 def keyed_normal(
     seed: int, epoch: int, keys: Sequence[str], dim: int, dtype: npt.DTypeLike = np.float32
 ) -> npt.NDArray[np.float32]:
-    """Standard normal noise (len(keys), dim), each row drawn from (seed, epoch, its key)."""
-    noise = np.empty((len(keys), dim), dtype=np.float32)
-    # One generator whose key is set for each row: the numbers of `generator(seed, epoch, key)` at half the cost.
-    bits = np.random.Philox(key=0)
-    draw = np.random.Generator(bits)
-    state = bits.state
-    for row, key in enumerate(keys):
-        digest = _digest(seed, epoch, key)
-        state["state"]["key"] = np.array([digest & _WORD, digest >> 64], dtype=np.uint64)
-        bits.state = state
-        draw.standard_normal(out=noise[row], dtype=np.float32)
-    return noise.astype(dtype, copy=False)
+    """Standard normal noise (len(keys), dim), each row drawn from (seed, epoch, its key).
+
+    A hash of the three starts a stream of 64-bit words (`_words`). They are cut into codes of 16 bits, each code looks
+    up one of 65,536 quantiles of the normal distribution, and four values at a time are rotated by the 4 x 4 Hadamard
+    matrix (a rotation of independent normals gives independent normals; Wallace, ACM TOMS 22, 1996). So every number
+    is half the sum or difference of four quantiles: variance 1, excess kurtosis -2.6e-5, largest value 8.8, tail
+    beyond 5 short by 1.2 %.
+
+    Whole blocks are drawn at once, which numpy's generators cannot do for rows of different keys. All is integer
+    arithmetic, look-ups and float32 sums, so no version of numpy and no processor gives other numbers.
+    """
+    quarter = -(-dim // 4)
+    noise = np.empty((len(keys), 4 * quarter), dtype=np.float32)
+    prefix = _hash(seed, epoch, "")
+    for start in range(0, len(keys), _CACHED_ROWS):
+        block = keys[start : start + _CACHED_ROWS]
+        codes = _words(_continued(prefix, block), quarter).view("<u2").reshape(len(block), 4, quarter)
+        values = np.empty((4, len(block), quarter), np.float32)
+        for place in range(4):
+            # every code is a valid index; "wrap" spares the bounds check's temporary
+            np.take(_quantiles(), codes[:, place], out=values[place], mode="wrap")
+        _rotate(values, noise[start : start + len(block)].reshape(len(block), 4, quarter))
+    return noise[:, :dim].astype(dtype, order="C", copy=False)
 
 
 def stable_fraction(key: str, salt: str = "") -> float:
@@ -42,6 +59,55 @@ def stable_fraction(key: str, salt: str = "") -> float:
     return _digest(salt, key) / 2**128
 
 
+@cache
+def _quantiles() -> npt.NDArray[np.float32]:
+    """Half of the normal quantile at the middle of each of 65,536 equal shares, ascending.
+
+    The outermost value, which stands for the whole tail, is the one that makes the variance of all exactly 1/4.
+    """
+    inverse = NormalDist().inv_cdf
+    upper = [inverse((code + 0.5) / _CODES) for code in range(_CODES // 2, _CODES)]
+    upper[-1] = math.sqrt(_CODES / 2 - math.fsum(value * value for value in upper[:-1]))
+    half = np.array(upper) / 2
+    return np.concatenate([-half[::-1], half]).astype(np.float32)
+
+
+def _words(digests: Words, count: int) -> Words:
+    """``count`` words for each of the digests (n, 2): SplitMix64, its start and its step being the two halves.
+
+    Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    """
+    odd = np.bitwise_or(digests[:, 1:], np.uint64(1))
+    words = np.multiply(odd, np.arange(1, count + 1, dtype=np.uint64), dtype=np.uint64)  # (n, count)
+    words += digests[:, :1]
+    for shift, factor in _MIX:
+        words ^= words >> shift
+        words *= factor
+    words ^= words >> np.uint64(31)
+    return words.astype("<u8", copy=False)
+
+
+def _rotate(values: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+    """``out[:, i]`` is the sum of ``values[j]``, both (n, q), with the signs of row i of the Hadamard matrix."""
+    sums, differences = values[:2] + values[2:], values[:2] - values[2:]
+    for place, half in enumerate((sums, differences)):
+        np.add(half[0], half[1], out=out[:, 2 * place])
+        np.subtract(half[0], half[1], out=out[:, 2 * place + 1])
+
+
+def _continued(prefix: hashlib.blake2b, keys: Sequence[str]) -> Words:
+    """The digests (n, 2) of what ``prefix`` has hashed so far and each of the keys."""
+    digests = []
+    for key in keys:
+        hashed = prefix.copy()
+        hashed.update(key.encode())
+        digests.append(hashed.digest())
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64, copy=False).reshape(-1, 2)
+
+
 def _digest(*parts: object) -> int:
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+    return int.from_bytes(_hash(*parts).digest(), "little")
+
+
+def _hash(*parts: object) -> hashlib.blake2b:
+    return hashlib.blake2b("\x1f".join(str(part) for part in parts).encode(), digest_size=16)

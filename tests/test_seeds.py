@@ -1,32 +1,122 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+from scipy.linalg import hadamard
 
-from c3tools.seeds import generator, keyed_normal, stable_fraction
+from c3tools.seeds import _quantiles, _words, generator, keyed_normal, stable_fraction
+
+KEYS = [f"k{i}" for i in range(2000)]
 
 
-def test_keyed_normal_is_the_generator_of_each_key() -> None:
+def splitmix64(z: int) -> int:
+    """Java's SplittableRandom.mix64."""
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def independent(seed: int, epoch: int, key: str, dim: int) -> np.ndarray:
+    """One row by another route: Python's integers, scipy's quantiles, a matrix product."""
+    quarter = -(-dim // 4)
+    digest = int.from_bytes(hashlib.blake2b(f"{seed}\x1f{epoch}\x1f{key}".encode(), digest_size=16).digest(), "little")
+    words = [splitmix64((digest + (digest >> 64 | 1) * (place + 1)) % 2**64) for place in range(quarter)]
+    codes = [(word >> shift) & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
+    quantiles = stats.norm.ppf((np.arange(65536) + 0.5) / 65536)
+    quantiles[[0, -1]] = np.array([-1, 1]) * np.sqrt((65536 - (quantiles[1:-1] ** 2).sum()) / 2)
+    values = quantiles[codes].reshape(4, quarter)
+    return (hadamard(4) / 2 @ values).reshape(-1)[:dim]
+
+
+def test_the_words_are_those_of_splitmix64() -> None:
+    # published: the stream of seed 1234567 (https://rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64)
+    digests = np.array([[1234567, 0x9E3779B97F4A7C15]], dtype=np.uint64)
+    assert _words(digests, 3).tolist() == [[6457827717110365317, 3203168211198807973, 9817491932198370423]]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 33, 512])
+def test_keyed_normal_is_what_its_docstring_says(dim: int) -> None:
     keys = ["a", "img 1#0", "naïve", ""]
-    noise = keyed_normal(3, 7, keys, 33)
-    expected = [generator(3, 7, key).standard_normal(33, dtype=np.float32) for key in keys]
+    noise = keyed_normal(3, 7, keys, dim)
     assert noise.dtype == np.float32
-    assert (noise == np.stack(expected)).all()
+    np.testing.assert_allclose(noise, [independent(3, 7, key, dim) for key in keys], atol=2e-6)
 
 
 def test_known_values() -> None:
     # fixed: recipes and reports depend on these numbers staying the same from version to version
-    np.testing.assert_allclose(keyed_normal(0, 0, ["key"], 3), [[0.7796549, 0.76180226, 1.4803252]], rtol=1e-6)
+    np.testing.assert_allclose(keyed_normal(0, 0, ["key"], 3), [[-1.1672176, 1.6905304, 0.11065296]], rtol=1e-6)
     assert stable_fraction("key") == pytest.approx(0.36444743768619714)
 
 
-def test_noise_is_standard_normal_and_independent() -> None:
-    noise = keyed_normal(0, 0, [f"k{i}" for i in range(400)], 64).astype(np.float64)
+def test_the_table_is_the_same_on_every_machine() -> None:
+    assert hashlib.sha256(_quantiles().astype("<f4").tobytes()).hexdigest().startswith("3f977bc91c08a512")
+
+
+def test_the_table_has_the_moments_that_the_docstring_gives() -> None:
+    table = 2 * _quantiles().astype(np.float64)
+    assert (table**2).mean() == pytest.approx(1, abs=1e-7)
+    # the sum of four, halved, has a quarter of the excess kurtosis, and four times half the largest value
+    assert ((table**4).mean() - 3) / 4 == pytest.approx(-2.6e-5, abs=1e-6)
+    assert 2 * table[-1] == pytest.approx(8.8, abs=0.01)
+
+
+@given(
+    st.lists(st.text(max_size=12), unique=True, min_size=1, max_size=150),
+    st.lists(st.integers(0, 150), max_size=4),
+    st.integers(1, 20),
+    st.integers(0, 2**63),
+)
+@settings(max_examples=40, deadline=None)
+def test_rows_do_not_depend_on_their_batch(keys: list[str], cuts: list[int], dim: int, seed: int) -> None:
+    whole = keyed_normal(seed, 1, keys, dim)
+    order = np.random.default_rng(len(keys)).permutation(len(keys))
+    for rows in np.split(order, sorted(min(cut, len(keys)) for cut in cuts)):
+        assert (keyed_normal(seed, 1, [keys[row] for row in rows], dim) == whole[rows]).all()
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = keyed_normal(0, 0, KEYS, 512).astype(np.float64)
+    n = noise.size
     assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
-    correlation = np.corrcoef(noise)
-    off_diagonal = correlation[~np.eye(400, dtype=bool)]
-    assert off_diagonal.std() == pytest.approx(1 / np.sqrt(64), rel=0.05)
+    assert abs(noise.mean()) < 4 / np.sqrt(n)
+    assert abs(noise.var() - 1) < 4 * np.sqrt(2 / n)
+    assert abs(stats.skew(noise.ravel())) < 4 * np.sqrt(6 / n)
+    assert abs(stats.kurtosis(noise.ravel())) < 4 * np.sqrt(24 / n)
+    for edge in (3, 4):
+        expected = 2 * stats.norm.sf(edge) * n
+        assert abs((np.abs(noise) > edge).sum() - expected) < 4 * np.sqrt(expected)
+    assert stats.kstest((noise**2).sum(axis=1), stats.chi2(512).cdf).pvalue > 1e-3
+
+
+def test_dimensions_are_independent() -> None:
+    noise = keyed_normal(0, 0, KEYS, 64).astype(np.float64)
+    off_diagonal = np.corrcoef(noise.T)[~np.eye(64, dtype=bool)]
+    assert off_diagonal.std() == pytest.approx(1 / np.sqrt(2000), rel=0.05)
+    # four values come from the same four codes: not even their squares may be related
+    squares = np.corrcoef((noise**2).T)[~np.eye(64, dtype=bool)]
+    assert squares.std() == pytest.approx(1 / np.sqrt(2000), rel=0.05)
+    assert np.abs(squares).max() < 5 / np.sqrt(2000)
+
+
+@pytest.mark.parametrize("other", [(0, 1), (1, 0), (2**40, 0)])
+def test_keys_epochs_and_seeds_are_independent(other: tuple[int, int]) -> None:
+    noise = keyed_normal(0, 0, KEYS[:400], 64).astype(np.float64)
+    correlation = np.corrcoef(noise)[~np.eye(400, dtype=bool)]
+    assert correlation.std() == pytest.approx(1 / np.sqrt(64), rel=0.05)
+    again = keyed_normal(*other, KEYS[:400], 64).astype(np.float64)
+    assert abs((noise * again).mean()) < 4 / np.sqrt(noise.size)
+    # key "1" of seed 0, epoch 1 is not key "1" of seed 1, epoch 0
+    assert not np.isclose(noise, again).all(axis=1).any()
+
+
+def test_generators_differ_by_scope() -> None:
+    draws = {tuple(generator(*scope).integers(2**32, size=2)) for scope in [(0,), (1,), (0, "a"), (0, "b"), (0, 1)]}
+    assert len(draws) == 5
 
 
 def test_fractions_are_uniform() -> None:

@@ -8,6 +8,7 @@ same on every machine and in every run.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from ..seeds import stable_fraction
 
@@ -29,8 +30,11 @@ def split_role(split: str | None, key: str) -> str:
             fall on the same side.
     """
     name = (split or "").strip().lower()
-    if not name:
-        return hashed_split(key)
+    return _role_of(name) if name else hashed_split(key)
+
+
+@lru_cache(maxsize=1024)  # a corpus has few names and many rows
+def _role_of(name: str) -> str:
     for role, pattern in _ALIASES.items():
         if pattern.fullmatch(name):
             return role

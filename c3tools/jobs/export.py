@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
@@ -31,7 +33,7 @@ from ..float16 import to_float16
 from ..progress import SilentTracker, Tracker
 from ..store import Store, embedding_matrix
 from ..store.files import sha256_of, write_json_atomically
-from ..store.part_writers import PART_WRITERS, ROLE_COLUMN, Block, PartWriter
+from ..store.part_writers import PART_WRITERS, ROLE_COLUMN, Block
 from ..store.reader import row_roles
 from ..store.schema import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
 from ..transforms import Pipeline
@@ -137,7 +139,9 @@ def export_store(
     pipeline.check_model(store.info.model)
     pipeline.check_dim(store.info.dim)
     identity = _prepare(output, store, pipeline, settings, overwrite)
-    job = _Job(store, pipeline, settings, output, identity, tracker or SilentTracker())
+    # where every processor has a part of its own to do, a thread more would only take turns with it
+    overlap = workers < (os.cpu_count() or 1)
+    job = _Job(store, pipeline, settings, output, identity, tracker or SilentTracker(), overlap)
     tasks = [(modality, part) for modality in chosen for part in store.parts(modality)]
     done = _run_all(job, tasks, workers)
     rows: dict[str, dict[str, int]] = {m: {"training": 0, "inference": 0} for m in chosen}
@@ -148,6 +152,28 @@ def export_store(
     size = sum(entry["bytes"] for marker, _ in done for entry in marker["files"].values())
     fresh = sum(new for _, new in done)
     return ExportReport(output, rows, fresh, len(done) - fresh, size)
+
+
+@contextmanager
+def _behind() -> Iterator[Callable[..., None]]:
+    """A function that runs a call in a thread: a block is written, in order, while the next one is made."""
+    pending: list[Future[None]] = []
+
+    def run(call: Callable[..., None], *arguments: Any) -> None:
+        if pending:
+            pending.pop().result()
+        pending.append(thread.submit(call, *arguments))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        yield run
+        if pending:
+            pending.pop().result()
+
+
+@contextmanager
+def _at_once() -> Iterator[Callable[..., None]]:
+    """A function that runs a call."""
+    yield lambda call, *arguments: call(*arguments)
 
 
 class _StoppedError(Exception):
@@ -177,6 +203,7 @@ class _Job:
     output: Path
     identity: dict[str, Any]
     tracker: Tracker
+    overlap: bool
     stop: Event = field(default_factory=Event)
 
     def run(self, modality: str, part: int) -> tuple[dict[str, Any], bool]:
@@ -201,10 +228,11 @@ class _Job:
         start = time.perf_counter()
         schema = self._schema(modality)
         counts = {"training": 0, "inference": 0}
-        with PART_WRITERS[self.settings.format](folder, part, source["rows"], schema) as writer:
+        running = _behind() if self.overlap else _at_once()
+        with PART_WRITERS[self.settings.format](folder, part, source["rows"], schema) as writer, running as run:
             for batch in self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part]):
                 self._check_stop()
-                self._write_block(writer, modality, batch, counts)
+                run(writer.write, *self._block(modality, batch, counts))
                 self.tracker.advance(len(batch))
         if sum(counts.values()) != source["rows"]:
             raise StoreError(
@@ -229,7 +257,8 @@ class _Job:
         if self.stop.is_set():
             raise _StoppedError
 
-    def _write_block(self, writer: PartWriter, modality: str, batch: pa.RecordBatch, counts: dict[str, int]) -> None:
+    def _block(self, modality: str, batch: pa.RecordBatch, counts: dict[str, int]) -> tuple[Block, dict[str, pa.Array]]:
+        """What is written for one batch: the embeddings (n, d) and the other columns."""
         training = self._training_rows(modality, batch)
         x = embedding_matrix(batch, self.store.info.dtype)
         keys = batch.column("key").to_pylist() if self.pipeline.noisy and training.any() else None
@@ -241,7 +270,7 @@ class _Job:
         counts["inference"] += int((~training).sum())
         columns = {name: batch.column(name) for name in batch.schema.names if name != "embedding"}
         columns[ROLE_COLUMN] = pa.array(np.where(training, "training", "inference"), type=pa.string())
-        writer.write(y, columns)
+        return y, columns
 
     def _transform(self, x: Block, modality: str, training: Mask, keys: list[str] | None) -> Block:
         """Rows (n, d) in the output dtype; those where ``training`` (n,) is true as training inputs."""
@@ -288,7 +317,7 @@ def _prepare(
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
     present = _read_json(output / EXPORT_FILE)
     if present.get("digest") != digest:
-        leftovers = present or (output.is_dir() and any(output.iterdir()))
+        leftovers = present or (output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()))
         if leftovers and not overwrite:
             what = present.get("provenance", {}).get("transform", {}).get("name")
             described = f"another export ({what})" if what else "other files"
@@ -297,10 +326,12 @@ def _prepare(
                 remedy="Name another folder with --output, or replace it with --overwrite.",
             )
         _clear(output)
-    pipeline.save(output)
+    for leftover in output.glob("**/.*.tmp"):  # of an export that was killed
+        leftover.unlink()
     identity = {"digest": digest, "provenance": provenance}
-    if not present or present.get("digest") != digest:
+    if present.get("digest") != digest:
         write_json_atomically(output / EXPORT_FILE, {**identity, "complete": False})
+    pipeline.save(output)
     return identity
 
 
@@ -310,8 +341,6 @@ def _clear(output: Path) -> None:
         for name in _read_json(marker_path).get("files", {}):
             (output / name).unlink(missing_ok=True)
         marker_path.unlink()
-    for leftover in output.glob("**/.part-*.tmp"):
-        leftover.unlink()
 
 
 def _finish(output: Path, identity: dict[str, Any], rows: dict[str, dict[str, int]], settings: ExportSettings) -> None:

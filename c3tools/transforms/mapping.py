@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import TransformError
+from .memory import Search, memory_search
 from .operations import Affine, Array, Operation, Recall, Rows, Unit
 from .steps import FitData, Step
 
@@ -54,22 +55,17 @@ class ReAlign(Step):
 
 
 @dataclass(eq=False)
-class RidgeMap(Step):
-    """The linear map from source to target with least squared error, penalised (ridge regression).
-
-    W = (X^T X + penalty n I)^(-1) X^T Y on centred pairs; e -> (e - mean_x) W + mean_y.
+class PairedMap(Step):
+    """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y.
 
     Attributes:
-        source: the modality that is mapped.
-        target: the modality that it is mapped to.
-        penalty: strength of the ridge, per row.
+        source: the modality x that is mapped.
+        target: the modality y that it is mapped to.
     """
 
     source: str = "image"
     target: str = "text"
-    penalty: float = 1e-3
 
-    kind: ClassVar[str] = "ridge-map"
     needs_unit: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = True
     needs_pairs: ClassVar[bool] = True
@@ -79,20 +75,14 @@ class RidgeMap(Step):
         self.modalities = (self.source,)
 
     def fit(self, data: FitData) -> None:
-        """Solve the normal equations in float64."""
-        x, y = _centred_pairs(data, self.source, self.target, self.kind)
-        gram = x.rows.T @ x.rows + self.penalty * len(x.rows) * np.eye(x.rows.shape[1])
-        spectrum = np.linalg.eigvalsh(gram)
-        if spectrum[0] <= spectrum[-1] * len(gram) * np.finfo(np.float64).eps:
-            raise TransformError(
-                f"The covariance of the {len(x.rows)} {self.source} rows is singular, so no map can be fitted.",
-                remedy="Set a penalty above 0 (0.001 is the default), or fit on more pairs.",
-            )
-        self.state = {
-            "source": x.mean,
-            "target": y.mean,
-            "matrix": np.linalg.solve(gram, x.rows.T @ y.rows),
-        }
+        """Centre the pairs in float64, keep both means and the matrix."""
+        x, y = (rows.astype(np.float64) for rows in data.pairs_of(self.source, self.target, self.kind))
+        source, target = x.mean(axis=0), y.mean(axis=0)
+        self.state = {"source": source, "target": target, "matrix": self.matrix(x - source, y - target)}
+
+    def matrix(self, x: Array, y: Array) -> Array:
+        """The matrix (d, d) from centred pairs, both (n, d)."""
+        raise NotImplementedError
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """The fitted map."""
@@ -100,37 +90,44 @@ class RidgeMap(Step):
 
 
 @dataclass(eq=False)
-class Procrustes(Step):
-    """The rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+class RidgeMap(PairedMap):
+    """The linear map from source to target with least squared error, penalised (ridge regression).
 
-    Q = U V^T from the singular vectors of X^T Y; e -> (e - mean_x) Q + mean_y.
+    M = (X^T X + penalty n I)^(-1) X^T Y.
 
     Attributes:
-        source: the modality that is rotated.
-        target: the modality that it is rotated onto.
+        penalty: strength of the ridge, per row.
     """
 
-    source: str = "image"
-    target: str = "text"
+    penalty: float = 1e-3
+
+    kind: ClassVar[str] = "ridge-map"
+
+    def matrix(self, x: Array, y: Array) -> Array:
+        """Solve the normal equations."""
+        gram = x.T @ x + self.penalty * len(x) * np.eye(x.shape[1])
+        spectrum = np.linalg.eigvalsh(gram)
+        if spectrum[0] <= spectrum[-1] * len(gram) * np.finfo(np.float64).eps:
+            raise TransformError(
+                f"The covariance of the {len(x)} {self.source} rows is singular, so no map can be fitted.",
+                remedy="Set a penalty above 0 (0.001 is the default), or fit on more pairs.",
+            )
+        return np.asarray(np.linalg.solve(gram, x.T @ y), dtype=np.float64)
+
+
+@dataclass(eq=False)
+class Procrustes(PairedMap):
+    """The rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+
+    M = U V^T from the singular vectors of X^T Y.
+    """
 
     kind: ClassVar[str] = "procrustes"
-    needs_unit: ClassVar[bool] = True
-    needs_rows: ClassVar[bool] = True
-    needs_pairs: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.modalities = (self.source,)
-
-    def fit(self, data: FitData) -> None:
-        """Singular value decomposition of the cross-covariance, in float64."""
-        x, y = _centred_pairs(data, self.source, self.target, self.kind)
-        left, _, right = np.linalg.svd(x.rows.T @ y.rows)
-        self.state = {"source": x.mean, "target": y.mean, "matrix": left @ right}
-
-    def operations(self, modality: str) -> tuple[Operation, ...]:
-        """The fitted rotation."""
-        return (Affine(self.tensor("source"), matrix=self.tensor("matrix"), offset=self.tensor("target")),)
+    def matrix(self, x: Array, y: Array) -> Array:
+        """Singular value decomposition of the cross-covariance."""
+        left, _, right = np.linalg.svd(x.T @ y)
+        return np.asarray(left @ right, dtype=np.float64)
 
 
 @dataclass(eq=False)
@@ -143,6 +140,9 @@ class MemoryProjection(Step):
         tau: temperature; 0 takes the nearest row, which is CLIPRe (Su et al., 2022).
         neighbours: weigh only this many nearest rows; None weighs the whole memory.
         limit: at most this many memory rows, the first ones.
+        index: FAISS index string for a large memory, such as ``IVF1024,Flat``: ``neighbours`` are searched with it,
+            which is approximate, once it was built at the first use; None compares with every row, in numpy.
+            `TransformModule` always compares with every row.
     """
 
     source: str = "image"
@@ -150,6 +150,7 @@ class MemoryProjection(Step):
     tau: float = 0.01
     neighbours: int | None = None
     limit: int = 500_000
+    index: str | None = None
 
     kind: ClassVar[str] = "memory-projection"
     needs_unit: ClassVar[bool] = True
@@ -158,6 +159,12 @@ class MemoryProjection(Step):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.modalities = (self.source,)
+        self._search: tuple[Rows, Search] | None = None
+        if self.index is not None and self.neighbours is None and self.tau > 0:
+            raise TransformError(
+                f"memory-projection has the index {self.index!r} and no neighbours: the whole memory would be weighed.",
+                remedy="Set neighbours, for example 100.",
+            )
         if self.tau < 0 or self.limit < 1 or (self.neighbours is not None and self.neighbours < 1):
             raise TransformError(
                 f"memory-projection has tau {self.tau}, neighbours {self.neighbours} and limit {self.limit}.",
@@ -171,16 +178,11 @@ class MemoryProjection(Step):
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Attention over the memory."""
         memory: Rows = self.state["memory"]  # type: ignore[assignment]
-        return (Recall(memory, self.tau, self.neighbours),)
+        return (Recall(memory, self.tau, self.neighbours, self._searching(memory)),)
 
-
-@dataclass(frozen=True)
-class _Centred:
-    mean: Array
-    rows: Array
-
-
-def _centred_pairs(data: FitData, source: str, target: str, step: str) -> tuple[_Centred, _Centred]:
-    first, second = data.pairs_of(source, target, step)
-    x, y = first.astype(np.float64), second.astype(np.float64)
-    return _Centred(x.mean(axis=0), x - x.mean(axis=0)), _Centred(y.mean(axis=0), y - y.mean(axis=0))
+    def _searching(self, memory: Rows) -> Search | None:
+        if self.index is None:
+            return None
+        if self._search is None or self._search[0] is not memory:
+            self._search = memory, memory_search(memory, self.index)
+        return self._search[1]

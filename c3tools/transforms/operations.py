@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..errors import TransformError
 from ..float16 import to_float32
 from ..moments import Moments
+from .memory import Search
 
 Rows = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
@@ -82,11 +83,13 @@ class Recall:
         memory: float32 (m, d), unit rows.
         tau: temperature.
         neighbours: weigh only this many nearest rows; None weighs all.
+        search: finds them; None compares with every row.
     """
 
     memory: Rows
     tau: float
     neighbours: int | None = None
+    search: Search | None = None
 
 
 Operation = Unit | Affine | Noise | MixNoise | Recall
@@ -159,6 +162,10 @@ def _affine(operation: Affine, x: Rows) -> Rows:
 
 def _recall(operation: Recall, x: Rows) -> Rows:
     memory = operation.memory
+    if operation.search is not None:
+        count = 1 if operation.tau == 0 else min(operation.neighbours or 1, len(memory))
+        scores, nearest = operation.search(x, count)
+        return _weighed(scores, memory[nearest], operation.tau) if operation.tau else memory[nearest[:, 0]]
     step = max(1, _SCORE_CELLS // len(memory))
     for start in range(0, len(x), step):
         block = x[start : start + step]
@@ -170,9 +177,14 @@ def _recall(operation: Recall, x: Rows) -> Rows:
             block[:] = _softmax(scores, operation.tau) @ memory
             continue
         nearest = np.argpartition(scores, -operation.neighbours, axis=1)[:, -operation.neighbours :]
-        weights = _softmax(np.take_along_axis(scores, nearest, axis=1), operation.tau)  # (b, k)
-        block[:] = np.einsum("bk,bkd->bd", weights, memory[nearest])
+        block[:] = _weighed(np.take_along_axis(scores, nearest, axis=1), memory[nearest], operation.tau)
     return x
+
+
+def _weighed(scores: Rows, rows: npt.NDArray[np.float32], tau: float) -> Rows:
+    """The mean (b, d) of ``rows`` (b, k, d), weighed by the softmax of ``scores`` (b, k) over tau."""
+    mean: Rows = np.einsum("bk,bkd->bd", _softmax(scores, tau), rows)
+    return mean
 
 
 def _softmax(scores: Rows, tau: float) -> Rows:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,6 @@ from c3tools.seeds import keyed_normal
 from c3tools.store.reader import embedding_matrix
 
 from .synthetic import make_store, make_vectors, unit
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    make_store(tmp_path / "c3-store")
-    return tmp_path
 
 
 def run(*arguments: str) -> Result:
@@ -165,23 +161,57 @@ def test_same_bytes_with_one_worker_and_four(here: Path) -> None:
 
 def test_interrupted_export_is_continued(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ok("-o", "whole")
-    real, calls = job._Job._write_block, []
+    real, calls = job._Job._block, []
 
-    def failing(self: job._Job, writer: object, modality: str, *rest: object) -> None:
+    def failing(self: job._Job, modality: str, *rest: object) -> object:
         calls.append(modality)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        real(self, writer, modality, *rest)  # type: ignore[arg-type]
+        return real(self, modality, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job._Job, "_write_block", failing)
+    monkeypatch.setattr(job._Job, "_block", failing)
     result = run("--workers", "1")
     assert result.exit_code == 130
     finished = sorted(path.name for path in (here / "c3-export").glob("*/part-*.json"))
     assert len(finished) == 4
     assert not list((here / "c3-export").rglob("*.tmp"))
-    monkeypatch.setattr(job._Job, "_write_block", real)
+    monkeypatch.setattr(job._Job, "_block", real)
     assert "4 parts were finished before" in ok().stderr
     assert digests(here / "c3-export") == digests(here / "whole")
+
+
+KILLED = """
+import os, signal, sys
+import c3tools.store.part_writers as parts
+from c3tools.cli import app
+
+place, count = sys.argv.pop(1), int(sys.argv.pop(1))
+owner = {"write": parts.ParquetPart, "finish": parts.ParquetPart, "replace": parts.Path}[place]
+real, calls = getattr(owner, place), []
+
+def dying(*arguments):
+    calls.append(place)
+    if len(calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+
+setattr(owner, place, dying)
+app(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+@pytest.mark.parametrize(
+    ("place", "count"), [("write", 1), ("write", 4), ("finish", 3), *[("replace", i) for i in range(1, 9)]]
+)
+def test_a_killed_export_is_continued_to_the_same_bytes(here: Path, place: str, count: int) -> None:
+    ok("-o", "whole")
+    command = [sys.executable, "-c", KILLED, place, str(count), "export", "--workers", "1"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    ok()
+    assert digests(here / "c3-export") == digests(here / "whole")
+    assert not list((here / "c3-export").rglob("*.tmp"))
+    assert json.loads((here / "c3-export" / "export.json").read_text())["complete"] is True
 
 
 def test_a_damaged_part_is_made_again(here: Path) -> None:

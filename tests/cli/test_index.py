@@ -12,16 +12,9 @@ from typer.testing import CliRunner, Result
 from c3tools import Store
 from c3tools.store.faiss_index import FaissIndex, choose_factory
 
-from .synthetic import make_store, unit
+from .synthetic import unit
 
 pytest.importorskip("faiss", reason="faiss is an extra")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    make_store(tmp_path / "c3-store")
-    return tmp_path
 
 
 def run(*arguments: str) -> Result:
