@@ -69,11 +69,12 @@ def bare_pass(weights: Path, precision: str) -> None:
 
 
 def embeddings(store: Path) -> dict[str, np.ndarray]:
-    """Vectors of a store by key."""
+    """Unit vectors of a store by key; storage in float16 has moved their lengths a little."""
     from c3tools import Store
 
     rows = Store.open(store).load("image")
-    return dict(zip(rows.keys, rows.embeddings, strict=True))
+    unit = rows.embeddings / np.linalg.norm(rows.embeddings, axis=1, keepdims=True)
+    return dict(zip(rows.keys, unit, strict=True))
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
