@@ -12,6 +12,9 @@ import torch
 # beyond these a GPU gains nothing, and images in flight cost memory; a CPU is as fast with few, which stay in its cache
 LARGEST = {"image": 256, "text": 1024}
 ON_CPU = {"image": 32, "text": 128}
+USUAL_TEXT_LENGTH = (
+    16  # tokens up to which a batch of texts is full; longer ones come in proportionally smaller batches
+)
 _SHARE_OF_MEMORY = 0.5
 _PROBES = (4, 8)
 

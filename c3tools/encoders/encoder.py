@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..devices import Compute
 from ..errors import EncoderError
 from . import texts as text_tower
-from .batching import find_batch_size
+from .batching import USUAL_TEXT_LENGTH, find_batch_size
 from .images import ImagePreprocessor, Pixels
 from .int8 import use_int8
 
@@ -164,10 +164,14 @@ class Encoder:
             lengths = np.full(len(tokens), tokens.shape[1])
         order = np.argsort(lengths, kind="stable")
         size = batch_size or self.batch_size("text")
-        for start in range(0, len(order), size):
+        start = 0
+        while start < len(order):
             rows = order[start : start + size]
+            if batch_size is None:  # long texts in smaller batches, so that they take no more memory than short ones
+                rows = rows[: max(1, size * USUAL_TEXT_LENGTH // int(lengths[rows].max()))]
             cut = tokens[torch.from_numpy(rows), : int(lengths[rows].max())]
             yield rows, fetch(self._features("text", cut))
+            start += len(rows)
 
     def encode_pixels(self, pixels: Pixels | Tensor) -> Matrix:
         """L2-normalised embeddings, float32 (n, d), of pixels, uint8 (n, height, width, 3)."""

@@ -78,6 +78,19 @@ def test_an_out_of_memory_error_halves_the_batch_and_those_that_follow(encoder, 
     assert sizes[4:] == [2, 2, 1]
 
 
+def test_long_texts_come_in_smaller_batches(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, int]] = []
+    whole = encoder._forward["text"]
+    monkeypatch.setitem(encoder._forward, "text", lambda t: shapes.append(tuple(t.shape)) or whole(t))
+    texts = ["dog " * (1 + number % 90) for number in range(300)]
+    expected = encoder.encode_texts(texts, batch_size=300)
+    shapes.clear()
+    np.testing.assert_allclose(encoder.encode_texts(texts), expected, atol=1e-5)
+    assert sum(n for n, _ in shapes) == 300
+    room = encoder.batch_size("text") * 16
+    assert all(n * length <= room for n, length in shapes)
+
+
 def test_other_errors_are_not_taken_for_lack_of_memory(encoder, monkeypatch) -> None:
     def broken(batch: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("shapes differ")
