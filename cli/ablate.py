@@ -54,6 +54,14 @@ def ablate(
     beams: BeamsOption = 1,
     length_penalty: LengthPenaltyOption = 0.7,
     magic: MagicOption = False,
+    keep_decoders: Annotated[
+        bool,
+        typer.Option(
+            "--keep-decoders/--no-keep-decoders",
+            help="Keep the trained decoders beside the cells: captions can then be written in another way without "
+            "training again.",
+        ),
+    ] = True,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
     list_methods: Annotated[bool, typer.Option("--list", help="List the methods and stop.")] = False,
@@ -87,6 +95,7 @@ def ablate(
         split=split,
         train_fractions=tuple(train_fraction),
         generation=generation_config(beams=beams, length_penalty=length_penalty, magic=magic),
+        keep_decoders=keep_decoders,
     )
     runs = []
     opened = Store.open(store)

@@ -32,6 +32,7 @@ from ..errors import DecoderError, MetricError
 from ..metrics import score_captions
 from ..moments import Moments
 from ..transforms import Pipeline, preset
+from .ablation_decoders import KeptDecoders, Recipe
 
 FloatArray = npt.NDArray[np.float32]
 PSEUDO_CAPTIONS = 5
@@ -179,7 +180,9 @@ def run_ablation(
     generation: GenerationConfig | None = None,
     encoder: TextEncoder | None = None,
     compute: Compute | None = None,
+    decoders: KeptDecoders | None = None,
     progress: Progress = silent,
+    say: Callable[[str], None] = lambda message: None,
 ) -> Iterator[AblationRun]:
     """Train, caption and score each method with each seed; yields each cell as soon as it is there.
 
@@ -194,7 +197,9 @@ def run_ablation(
         generation: how captions are written; greedy when None.
         encoder: of the embeddings' model; needed by ``magic`` alone.
         compute: device and precision; the best there is when None.
+        decoders: where trained decoders are kept and looked for; in memory when None.
         progress: opens the display of each training, for example `c3tools.progress.track`.
+        say: told whether an interrupted training is continued.
 
     Raises:
         DecoderError: if a method or a size is unknown, or training data is missing that a method needs.
@@ -204,21 +209,22 @@ def run_ablation(
     if not len(data.images):
         raise MetricError("There is no image to caption and score.", remedy="Give at least one image with references.")
     sets = [data.scored] if data.choice is None else [data.scored, data.choice]
+    decoders = decoders or KeptDecoders()
     for seed in seeds:
-        trained: dict[tuple[str, str, float], Captioner] = {}
         for name in methods:
             method = METHODS[name]
             started = time.perf_counter()
             strength = sigma if method.noisy else 0.0
             captioner: Captioner | None = None
             if method.training is not None:
-                recipe = (method.training, method.learns_from, strength)
-                if recipe not in trained:
+                recipe = Recipe(method.training, method.learns_from, strength, seed)
+                captioner = decoders.get(recipe)
+                if captioner is None:
                     config = training_config(size(size_name, changes), seed=seed, epochs=epochs)
                     options = {"size_name": size_name, "changes": changes, "training": config, "compute": compute}
-                    label = f"{name}, seed {seed}"
-                    trained[recipe] = _train(data, method, strength, progress=progress, label=label, **options)
-                captioner = trained[recipe]
+                    options |= {"run": decoders.run(recipe), "label": f"{name}, seed {seed}"}
+                    captioner = _train(data, method, strength, progress=progress, say=say, **options)
+                    decoders.put(recipe, captioner)
             write = _writer(data, method, strength, captioner, generation, encoder)
             written = [dict(zip(images.keys, write(images), strict=True)) for images in sets]
             scores = [

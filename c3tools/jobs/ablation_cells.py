@@ -18,6 +18,7 @@ from ..errors import DecoderError, MetricError
 from ..store import Store
 from ..store.files import write_json_atomically
 from .ablate import ABLATION, METHODS, AblationData, AblationRun, ScoredImages, check_methods, run_ablation
+from .ablation_decoders import KeptDecoders
 from .evaluate import store_references
 from .fitting import fit_moments
 from .train_decoder import sigma_from_texts
@@ -27,6 +28,7 @@ Say = Callable[[str], None]
 Sigma = float | Literal["auto", "best"]
 GRID = (0.03, 0.045, 0.06, 0.08, 0.1)
 _CHOOSE_BY = "CIDEr"
+_NAMED_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class TableSettings:
         split: the images that are captioned and scored.
         train_fractions: shares of the training images whose captions are used; one row each.
         generation: how captions are written.
+        keep_decoders: keep the trained decoders too, so that captions can be written in another way without training.
     """
 
     methods: tuple[str, ...] = ABLATION
@@ -57,6 +60,7 @@ class TableSettings:
     split: str = "test"
     train_fractions: tuple[float, ...] = (1.0,)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    keep_decoders: bool = True
 
     def __post_init__(self) -> None:
         check_methods(self.methods)
@@ -213,7 +217,10 @@ class _Cells:
     ) -> None:
         self.folder, self.data, self.settings, self.options, self.say = folder, data, settings, options, say
         self.fraction = fraction
-        self.identity = _identity(data, settings)
+        trained = _training_identity(data, settings)
+        self.identity = _cell_identity(trained, data, settings)
+        self.cells = folder / "cells" / self.identity[:_NAMED_DIGITS]
+        self.decoders = KeptDecoders(folder / "decoders" / trained[:_NAMED_DIGITS] if settings.keep_decoders else None)
 
     def runs(self, strengths: dict[str, float], seed: int) -> Iterator[AblationRun]:
         """One run per method, each at its sigma; methods of one sigma are run together and share trainings."""
@@ -236,6 +243,8 @@ class _Cells:
                 changes=settings.changes,
                 epochs=settings.epochs,
                 generation=settings.generation,
+                decoders=self.decoders,
+                say=self.say,
                 **self.options,
             ):
                 content = {"identity": self.identity, "run": asdict(run)}
@@ -259,8 +268,7 @@ class _Cells:
 
     def _path(self, method: str, seed: int, sigma: float) -> Path:
         strength = sigma if METHODS[method].noisy else 0.0
-        part = "" if self.fraction == 1 else f"-fraction{self.fraction:g}"
-        return self.folder / "cells" / f"{method}-sigma{strength:g}{part}-seed{seed}.json"
+        return self.cells / f"{method}-sigma{strength:g}-seed{seed}.json"
 
     def _read(self, method: str, seed: int, sigma: float) -> AblationRun | None:
         try:
@@ -288,19 +296,29 @@ def _scored(store: Store, split: str, known: dict[str, list[str]]) -> tuple[Scor
     return ScoredImages(images.embeddings[rows], keys, {key: known[key] for key in keys}), notes
 
 
-def _identity(data: AblationData, settings: TableSettings) -> str:
-    """A digest of all that a cell depends on beside method, seed and sigma."""
+def _training_identity(data: AblationData, settings: TableSettings) -> str:
+    """A digest of all that a trained decoder depends on beside its `Recipe`."""
     plain: dict[str, Any] = {
         "size": settings.size,
         "changes": settings.changes,
         "epochs": settings.epochs,
-        "generation": asdict(settings.generation),
         "captions": [data.train.captions, data.val.captions],
-        "references": {key: list(texts) for key, texts in data.references.items()},
     }
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for array in (data.train.embeddings, data.val.embeddings, data.images):
+    for array in (data.train.embeddings, data.val.embeddings, *data.train_images.values()):
         digest.update(np.ascontiguousarray(array).tobytes())
     for _, moments in sorted(data.moments.items()):
         digest.update(moments.mean.tobytes())
+    return digest.hexdigest()
+
+
+def _cell_identity(trained: str, data: AblationData, settings: TableSettings) -> str:
+    """A digest of all that a cell depends on beside method, seed and sigma."""
+    plain: dict[str, Any] = {
+        "trained": trained,
+        "generation": asdict(settings.generation),
+        "references": {key: list(texts) for key, texts in data.references.items()},
+    }
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(data.images).tobytes())
     return digest.hexdigest()
