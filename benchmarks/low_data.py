@@ -51,11 +51,11 @@ def main() -> None:
     started = time.monotonic()
     for seed in range(options.seeds):
         texts = options.out / f"texts-{seed}"
-        shared = {"size": options.size, "sigma": sigma, "epochs": options.epochs, "seed": seed}
-        jobs = {f"texts alone/0/{seed}": (texts, DecoderSettings(**shared))}
+        shared = {"size": options.size, "epochs": options.epochs, "seed": seed}
+        jobs = {f"texts alone/0/{seed}": (texts, DecoderSettings(**shared, sigma=sigma))}
         for share in (float(text) for text in options.shares.split(",")):
             pretrained = DecoderSettings(**shared, start=texts, pairs=share)
-            scratch = DecoderSettings(**shared, pairs=share)
+            scratch = DecoderSettings(**shared, sigma=sigma, pairs=share)
             jobs[f"texts, then pairs/{share:g}/{seed}"] = (options.out / "tuned", pretrained)
             jobs[f"pairs from scratch/{share:g}/{seed}"] = (options.out / "scratch", scratch)
         for name, (folder, settings) in jobs.items():

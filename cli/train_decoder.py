@@ -28,12 +28,17 @@ def register(app: typer.Typer) -> None:
 
 def train_decoder(
     sigma: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--sigma", help="Noise per dimension; auto takes it from how far captions of one image lie apart."
+            "--sigma",
+            help="Noise per dimension; auto takes it from how far captions of one image lie apart.",
+            show_default="auto",
         ),
-    ] = "auto",
-    preset: Annotated[str, typer.Option("--preset", "-p", help="c3, c1, c2-collapse, c2-corrupt, capdec, ...")] = "c3",
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", "-p", help="c3, c1, c2-collapse, c2-corrupt, capdec, ...", show_default="c3"),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[Path, typer.Option("--output", "-o", help="The decoder's folder.")] = DEFAULT_DECODER,
     size: SizeOption = "small",
@@ -81,7 +86,7 @@ def train_decoder(
 
     settings = job.DecoderSettings(
         preset=preset,
-        sigma=job.parse_sigma(sigma),
+        sigma=None if sigma is None else job.parse_sigma(sigma),
         size=size,
         changes=tuple(changes),
         epochs=epochs,

@@ -137,10 +137,12 @@ def store_data(
     overlap = set(train.owners) & set(scored.keys)
     if overlap:
         notes.append(f"{len(overlap):,} of the scored images have their captions among the training captions.")
+    if set(val.owners) & set(scored.keys):
+        notes.append("The scored images have their captions among those that checkpoints are chosen on.")
     for line in notes:
         say(line)
     others = store.load("image")
-    wanted = (set(train.owners) | set(val.owners)) - set(scored.keys)
+    wanted = (set(train.owners) - set(scored.keys)) | set(val.owners)
     return AblationData(
         train.rows,
         val.rows,

@@ -32,6 +32,7 @@ from .fitting import fit_moments, fit_on_store
 from .training_rows import TextRows, image_rows, share_of, split_texts
 
 AUTO = "auto"
+DEFAULT_PRESET = "c3"
 MONITORS = ("text", "cross-modal")
 CURVES_FILE = "curves.png"
 _MIN_STEPS = 600
@@ -45,8 +46,9 @@ class DecoderSettings:
     """What `train_decoder` depends on beside the store.
 
     Attributes:
-        preset: the pipeline, a key of `c3tools.transforms.PRESETS`.
-        sigma: noise per dimension, or ``auto``: from the captions of one image (`auto_sigma`).
+        preset: the pipeline, a key of `c3tools.transforms.PRESETS`; None for ``c3``, or for that of ``start``.
+        sigma: noise per dimension, or ``auto``: from the captions of one image (`auto_sigma`); None for ``auto``, or
+            for that of ``start``.
         size: of the decoder, a key of `c3tools.decoding.SIZES`.
         changes: settings of the size that are changed, ``name=value``.
         epochs: passes over the captions; the size's own when None.
@@ -61,8 +63,8 @@ class DecoderSettings:
         seed: of everything random.
     """
 
-    preset: str = "c3"
-    sigma: float | str = AUTO
+    preset: str | None = None
+    sigma: float | str | None = None
     size: str = "small"
     changes: tuple[str, ...] = ()
     epochs: int | None = None
@@ -77,8 +79,13 @@ class DecoderSettings:
     def __post_init__(self) -> None:
         if isinstance(self.sigma, str) and self.sigma != AUTO:
             raise DecoderError(f"sigma is a number or {AUTO!r}, not {self.sigma!r}.", remedy="For example --sigma 0.1.")
-        if not isinstance(self.sigma, str) and not (self.sigma >= 0 and math.isfinite(self.sigma)):
+        if isinstance(self.sigma, float | int) and not (self.sigma >= 0 and math.isfinite(self.sigma)):
             raise DecoderError(f"sigma must be 0 or more, not {self.sigma}.", remedy="For example --sigma 0.1.")
+        if self.start is not None and not (self.preset is None and self.sigma is None):
+            raise DecoderError(
+                "The transform, with its sigma, is that of the decoder to continue from; it cannot be changed.",
+                remedy="Leave out --preset and --sigma, or train a new decoder without --from.",
+            )
         if not 0 < self.train_fraction <= 1:
             raise DecoderError(f"The train fraction must be above 0 and at most 1, not {self.train_fraction}.")
         if self.pairs is not None and not 0 < self.pairs <= 1:
@@ -213,10 +220,11 @@ def _pipeline(
     """The fitted pipeline and its sigma: those of the decoder to continue from, else the preset's."""
     if start is not None:
         return start.pipeline, float(start.record.get("sigma", 0.0))
-    pipeline, sigma = preset(settings.preset, sigma=0.0), 0.0
+    name = settings.preset or DEFAULT_PRESET
+    pipeline, sigma = preset(name, sigma=0.0), 0.0
     if pipeline.noisy and settings.pairs is None:
         sigma = _sigma(settings, store, train, say)
-        pipeline = preset(settings.preset, sigma=sigma)
+        pipeline = preset(name, sigma=sigma)
     return fit_on_store(pipeline, store, split=settings.train_split), sigma
 
 
@@ -238,7 +246,7 @@ def _pairs(
 
 
 def _sigma(settings: DecoderSettings, store: Store, train: TextRows, say: Callable[[str], None]) -> float:
-    if not isinstance(settings.sigma, str):
+    if isinstance(settings.sigma, float | int):
         return float(settings.sigma)
     sigma, why = sigma_from_texts(store, train, settings.train_split)
     say(f"{why}; --sigma sets another.")

@@ -159,6 +159,38 @@ def test_sigma_is_chosen_on_the_val_split_for_each_method(c3: C3, tmp_path: Path
     assert "cannot be what the table is scored on" in " ".join(refused.stderr.split())
 
 
+def test_the_val_split_can_be_scored_by_every_method(c3: C3, tmp_path: Path) -> None:
+    make_captions_store(tmp_path / "c3-store")
+    result = c3("ablate", "--methods", "C3,paired,WS-ClipCap", *QUICK, "--split", "val", "--json", "runs.json")
+    assert result.exit_code == 0, result.stderr
+    assert "among those that checkpoints are chosen on" in " ".join(result.stderr.split())
+    assert len(json.loads((tmp_path / "runs.json").read_text())) == 6
+
+
+def test_another_way_to_write_captions_needs_no_training(c3: C3, tmp_path: Path) -> None:
+    make_captions_store(tmp_path / "c3-store")
+    greedy = c3("ablate", "--methods", "C3", *QUICK, "--json", "greedy.json")
+    assert greedy.exit_code == 0, greedy.stderr
+    folders = sorted(path.name for path in (tmp_path / "c3-ablation" / "decoders").glob("*/*"))
+    assert folders == ["c3-text-sigma0.1-seed0", "c3-text-sigma0.1-seed1"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c3-ablation").rglob("weights.safetensors")}
+    beams = c3("ablate", "--methods", "C3", *QUICK, "--beams", "3", "--json", "beams.json")
+    assert beams.exit_code == 0, beams.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "c3-ablation").rglob("weights.safetensors")} == before
+    losses = [
+        [run["best_val_loss"] for run in json.loads((tmp_path / f"{name}.json").read_text())]
+        for name in ("greedy", "beams")
+    ]
+    assert losses[0] == losses[1]
+    # a damaged one is trained again, and an unkept one was never there
+    next(iter(before)).write_bytes(b"cut")
+    again = c3("ablate", "--methods", "C3", *QUICK, "--beams", "2", "--json", "again.json")
+    assert again.exit_code == 0, again.stderr
+    assert [run["best_val_loss"] for run in json.loads((tmp_path / "again.json").read_text())] == losses[0]
+    assert c3("ablate", "--methods", "C3", *QUICK, "--no-keep-decoders", "-o", "bare").exit_code == 0
+    assert not (tmp_path / "bare" / "decoders").exists()
+
+
 def test_train_fractions_are_rows(c3: C3, tmp_path: Path) -> None:
     make_captions_store(tmp_path / "c3-store")
     fractions = ("--train-fraction", "0.25", "--train-fraction", "1")

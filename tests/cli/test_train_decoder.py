@@ -199,6 +199,8 @@ def test_pairs_that_cannot_be_are_refused(c3: C3, tmp_path: Path) -> None:
     write_shard(tmp_path / "other", other, Shard("text", 0, texts.embeddings, columns))
     for arguments, message in (
         (("--from", "c3-decoder", "--store", "other"), "of toy-model (111111111111); these are of other-model"),
+        (("--from", "c3-decoder", "--sigma", "0.1"), "The transform, with its sigma, is that of the decoder"),
+        (("--from", "c3-decoder", "--preset", "c3"), "The transform, with its sigma, is that of the decoder"),
         (("--from", "nowhere"), "no trained decoder at nowhere"),
         (("--from", "c3-decoder", "--pairs", "0.5", "--set", "width=48"), "The architecture is that of the decoder"),
         (("--pairs", "0"), "The share of pairs must be above 0"),
