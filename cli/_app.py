@@ -24,6 +24,8 @@ COMMANDS = (
     "search",
     "simulate",
     "demo",
+    "models",
+    "info",
 )
 
 
