@@ -127,16 +127,18 @@ def import_embeddings(
     create_store(path, info)
     tracker = tracker or SilentTracker()
     failures: list[Failure] = []
-    rows = {}
+    rows: dict[str, int] = {}
+    left_out: dict[str, set[str]] = {}
     for modality in modalities:
         bad, off = _write(path, info, modality, tracker)
         failures += bad
         rows[modality.name] = len(modality) - len(bad)
+        left_out[modality.name] = {failure.key for failure in bad}
         if off:
             kept = "divided by their norms" if normalise else "kept as they are"
             notes.append(f"{off:,} of {len(modality):,} {modality.name} rows were not of unit norm; they were {kept}.")
     write_failures(path, Store.open(path).failures())
-    return ImportReport(path, rows, _pairs(modalities), failures, notes)
+    return ImportReport(path, rows, _pairs(modalities, left_out), failures, notes)
 
 
 def _read(
@@ -229,9 +231,11 @@ def _failure(key: str, row: int, norm: float) -> Failure:
     return Failure(key, f"row {row}", "import", "BadVector", message)
 
 
-def _pairs(modalities: list[Modality]) -> int:
-    by_name = {modality.name: modality for modality in modalities}
+def _pairs(modalities: list[Modality], left_out: Mapping[str, set[str]]) -> int:
+    """Texts that were imported, of images that were imported."""
+    by_name = {modality.name: modality.columns for modality in modalities}
     if "image" not in by_name or "text" not in by_name:
         return 0
-    keys = set(by_name["image"].columns["key"])
-    return sum(owner in keys for owner in by_name["text"].columns["image_key"])
+    images = set(by_name["image"]["key"]) - left_out["image"]
+    texts = zip(by_name["text"]["key"], by_name["text"]["image_key"], strict=True)
+    return sum(owner in images and key not in left_out["text"] for key, owner in texts)

@@ -208,6 +208,15 @@ def test_bad_rows_are_left_out_and_listed(here: Path) -> None:
     assert pq.read_table(here / "c3-store" / "failures.parquet").num_rows == 2
 
 
+def test_pairs_are_counted_without_the_rows_left_out(here: Path) -> None:
+    images, texts = make_vectors(8)
+    images[2, 5] = np.nan
+    texts[4] = 0
+    np.save("i.npy", images)
+    np.save("t.npy", texts)
+    assert "Imported 7 image, 7 text rows into c3-store (6 pairs)" in ok("--image", "i.npy", "--text", "t.npy")
+
+
 def test_norms_can_be_kept(here: Path) -> None:
     images, _ = make_vectors(5)
     np.save("i.npy", images * 3)
