@@ -213,7 +213,7 @@ def test_pairs_are_counted_without_the_rows_left_out(here: Path) -> None:
     images[2, 5] = np.nan
     texts[4] = 0
     np.save("i.npy", images)
-    np.save("t.npy", texts)
+    np.save("t.npy", texts[:8])
     assert "Imported 7 image, 7 text rows into c3-store (6 pairs)" in ok("--image", "i.npy", "--text", "t.npy")
 
 
