@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,20 +123,38 @@ def import_embeddings(
         normalised=normalise,
         extra={"imported": origin},
     )
+    rows, failures, off = write_modalities(path, info, modalities, tracker)
+    for modality in modalities:
+        if off[modality.name]:
+            kept = "divided by their norms" if normalise else "kept as they are"
+            notes.append(
+                f"{off[modality.name]:,} of {len(modality):,} {modality.name} rows were not of unit norm; they were {kept}."
+            )
+    return ImportReport(path, rows, _pairs(modalities), failures, notes)
+
+
+def write_modalities(
+    path: Path, info: StoreInfo, modalities: Sequence[Modality], tracker: Tracker | None = None
+) -> tuple[dict[str, int], list[Failure], dict[str, int]]:
+    """Write modalities into a new store, or go on with an interrupted call of the same ``info``.
+
+    Returns:
+        Rows written per modality, rows left out and why, and per modality how many rows were not of unit norm.
+
+    Raises:
+        StoreError: if the store holds rows of one of them from elsewhere.
+    """
     _require_free(path, info, modalities)
     create_store(path, info)
     tracker = tracker or SilentTracker()
     failures: list[Failure] = []
-    rows = {}
+    rows, off = {}, {}
     for modality in modalities:
-        bad, off = _write(path, info, modality, tracker)
+        bad, off[modality.name] = _write(path, info, modality, tracker)
         failures += bad
         rows[modality.name] = len(modality) - len(bad)
-        if off:
-            kept = "divided by their norms" if normalise else "kept as they are"
-            notes.append(f"{off:,} of {len(modality):,} {modality.name} rows were not of unit norm; they were {kept}.")
     write_failures(path, Store.open(path).failures())
-    return ImportReport(path, rows, _pairs(modalities), failures, notes)
+    return rows, failures, off
 
 
 def _read(
@@ -178,7 +196,7 @@ def _read_source(source: Path, names: ColumnNames | None) -> tuple[list[Modality
     raise StoreError(f"{source} says nothing about its modality.", remedy=f"Use --image {source} or --text {source}.")
 
 
-def _require_free(path: Path, info: StoreInfo, modalities: list[Modality]) -> None:
+def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -> None:
     if not (path / "store.json").exists():
         return
     store = Store.open(path)
