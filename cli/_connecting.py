@@ -96,7 +96,7 @@ def read_sides(
             f"--modalities {modalities} does not name two.", remedy="For example --modalities audio,text."
         )
     second = Store.open(second_store) if second_store else None
-    return sides_of_stores(Store.open(store), second, chosen)  # type: ignore[arg-type]
+    return sides_of_stores(Store.open(store), second, chosen)
 
 
 def named_files(items: list[str] | None) -> dict[str, Path]:

@@ -84,12 +84,13 @@ class Head(nn.Module):
     @torch.no_grad()
     def fit(self, features: npt.NDArray[np.floating[Any]], numbers: npt.NDArray[np.int64]) -> None:
         """Take mean and spread of the rows ``numbers`` of features (n, e); a constant feature has the spread 1."""
-        total = squares = np.zeros(features.shape[1])
+        total = np.zeros(features.shape[1])
         for block in _blocks(numbers):
-            total = total + features[block].sum(axis=0, dtype=np.float64)
+            total += features[block].sum(axis=0, dtype=np.float64)
         mean = total / len(numbers)
+        squares = np.zeros(features.shape[1])
         for block in _blocks(numbers):
-            squares = squares + np.square(features[block] - mean).sum(axis=0)
+            squares += np.square(features[block] - mean).sum(axis=0)
         spread = np.sqrt(squares / len(numbers))
         self.mean.copy_(torch.from_numpy(mean))
         self.spread.copy_(torch.from_numpy(np.where(spread > 1e-12, spread, 1.0)))
@@ -104,7 +105,7 @@ class Head(nn.Module):
         self.train(training)
         spread = (outputs - outputs.mean(dim=0)).square().sum(dim=1).mean().sqrt()
         direction = nn.functional.normalize(torch.randn(len(last.bias), generator=generator), dim=0)
-        last.bias += cone * spread * direction - outputs.mean(dim=0)
+        last.bias.add_(cone * spread * direction - outputs.mean(dim=0))
 
 
 class ConnectedHeads:

@@ -105,12 +105,12 @@ class ContrastiveLoss(nn.Module):
     @property
     def logit_scale(self) -> float:
         """The logit scale as it is now."""
-        return math.exp(float(self.log_scale))
+        return math.exp(float(self.log_scale.detach()))
 
     @property
     def clamped(self) -> bool:
         """Whether a learned scale stands at its limit."""
-        return self.scale.learned and float(self.log_scale) >= math.log(self.scale.limit) - 1e-6
+        return self.scale.learned and float(self.log_scale.detach()) >= math.log(self.scale.limit) - 1e-6
 
     @torch.no_grad()
     def move_scale(self, progress: float) -> None:

@@ -124,12 +124,11 @@ def import_embeddings(
         extra={"imported": origin},
     )
     rows, failures, off = write_modalities(path, info, modalities, tracker)
+    kept = "divided by their norms" if normalise else "kept as they are"
     for modality in modalities:
-        if off[modality.name]:
-            kept = "divided by their norms" if normalise else "kept as they are"
-            notes.append(
-                f"{off[modality.name]:,} of {len(modality):,} {modality.name} rows were not of unit norm; they were {kept}."
-            )
+        name, count = modality.name, off[modality.name]
+        if count:
+            notes.append(f"{count:,} of {len(modality):,} {name} rows were not of unit norm; they were {kept}.")
     return ImportReport(path, rows, _pairs(modalities), failures, notes)
 
 

@@ -70,4 +70,4 @@ def apply_heads(
 
 def _digest(side: Modality) -> dict[str, int]:
     """What tells an interrupted call from one with other features: the number of rows, and of different ones."""
-    return {"rows": len(side), "different": int(ids_of_rows(side.vectors).max(initial=-1)) + 1}
+    return {"rows": len(side), "different": int(ids_of_rows(side.vectors[:]).max(initial=-1)) + 1}

@@ -31,6 +31,7 @@ class Sides:
         owner: int64 (rows of second,), the row of ``first`` it belongs to, or -1.
         roles: the split of each row of ``second``.
         notes: how rows were paired, and what else the user should know.
+        features: the vectors of both.
     """
 
     first: Modality
@@ -47,8 +48,8 @@ class Sides:
     def pairs(self, rows: Indices) -> Pairs:
         """The pairs of these rows of the second side, as training draws from them."""
         return Pairs(
-            FeatureInputs(self.first.vectors),
-            FeatureInputs(self.second.vectors),
+            FeatureInputs(self.features[0]),
+            FeatureInputs(self.features[1]),
             self.owner[rows],
             rows,
             self._first_ids,
@@ -82,14 +83,14 @@ class Sides:
         return train, val
 
     def __post_init__(self) -> None:
-        self._first_ids = ids_of_rows(self.first.vectors)
+        # slices of memory maps are not read yet
+        self.features = self.first.vectors[:], self.second.vectors[:]
+        self._first_ids = ids_of_rows(self.features[0])
         captions = self.second.columns.get("caption") or []
         known = len(captions) > 0 and all(captions)
         # a sentence is the same item even where its features differ by rounding
         self._second_ids = (
-            ids_of([str(caption).strip().lower() for caption in captions])
-            if known
-            else ids_of_rows(self.second.vectors)
+            ids_of([str(caption).strip().lower() for caption in captions]) if known else ids_of_rows(self.features[1])
         )
 
 

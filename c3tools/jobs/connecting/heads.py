@@ -16,6 +16,7 @@ import torch
 from ...connect import (
     COLLAPSED,
     ConnectedHeads,
+    FeatureInputs,
     Geometry,
     Head,
     HeadShape,
@@ -122,8 +123,8 @@ def new_heads(train: Pairs, shape: HeadShape, seed: int) -> tuple[Head, Head]:
     """Heads fitted to the features of the training pairs, with random weights from the seed."""
     heads = []
     for side, inputs, rows in ((0, train.first, train.first_rows), (1, train.second, train.second_rows)):
-        numbers = np.unique(rows)
-        values = inputs.values  # type: ignore[attr-defined]
+        assert isinstance(inputs, FeatureInputs)
+        numbers, values = np.unique(rows), inputs.values
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(seed, "head", side).integers(2**62)))
             head = Head(values.shape[1], shape)
@@ -193,8 +194,10 @@ def scores_of(geometry: Geometry, names: tuple[str, str]) -> dict[str, Any]:
 def _scores(heads: ConnectedHeads, sides: Sides, role: str) -> dict[str, Any]:
     rows = sides.rows_of(role)
     items = np.unique(sides.owner[rows])
-    first = heads.embed(sides.first.name, np.asarray(sides.first.vectors[items]))  # type: ignore[index]
-    second = heads.embed(sides.second.name, np.asarray(sides.second.vectors[rows]))  # type: ignore[index]
+    first, second = (
+        heads.embed(name, features[numbers])
+        for name, features, numbers in zip(sides.names, sides.features, (items, rows), strict=True)
+    )
     return scores_of(measure(first, second, np.searchsorted(items, sides.owner[rows])), sides.names)
 
 
