@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,20 @@ _EMBED_ROWS = 256
 _STUCK_POINTS = 3
 _STUCK_LOSS = 0.98  # of the loss of chance
 _STUCK_COSINE = 0.01
+
+
+class Batch(NamedTuple):
+    """One step's share of this process.
+
+    Attributes:
+        inputs: of both sides, row by row a pair.
+        same: bool (n, n) of the whole batch, see `same_items`.
+        false_negatives: how many pairs of pairs are of one item.
+    """
+
+    inputs: tuple[Tensor, Tensor]
+    same: Tensor
+    false_negatives: int
 
 
 @dataclass
@@ -129,6 +144,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
         self._told: set[str] = set()
         self._batches: tuple[int, list[Indices]] = (-1, [])
+        self._loader = ThreadPoolExecutor(1)
+        self._loading: Future[Batch] | None = None
 
     def run(self, folder: RunFolder | None = None, identity: str = "", tracker: Tracker | None = None) -> Progress:
         """Train to the end, leave the best weights in the towers, and say how it went.
@@ -156,6 +173,7 @@ class Trainer:
             if folder is not None and due and processes.rank() == 0:
                 self._save(folder, identity)
                 saved = time.monotonic()
+        self._loader.shutdown(cancel_futures=True)
         self._restore_best()
         self._say_outcome()
         return self.progress
@@ -178,22 +196,27 @@ class Trainer:
                 parts.append(self.towers.embed(rows, side, self.compute).cpu().numpy())
         return np.concatenate(parts)
 
-    def _step(self) -> None:
-        step = self.progress.step
+    def _load(self, step: int) -> Batch:
+        """What the step needs; runs in a thread, while the step before is computed."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._batches[0] != epoch:
             self._batches = epoch, self.train.batches(self.settings.batch_size, self.settings.seed, epoch)
         batch = self._batches[1][place]
-        same = same_items(*self.train.ids(batch))
-        false = (int(same.sum()) - len(batch)) // 2
-        self.progress.repeated += false > 0
-        self.progress.false_negatives += false
         size = len(batch) // processes.world()
         mine = batch[processes.rank() * size :][:size]
         inputs = (
             self.train.first.rows(self.train.first_rows[mine], epoch),
             self.train.second.rows(self.train.second_rows[mine], epoch),
         )
+        same = same_items(*self.train.ids(batch))
+        return Batch(inputs, same, (int(same.sum()) - len(batch)) // 2)
+
+    def _step(self) -> None:
+        step = self.progress.step
+        batch = (self._loading or self._loader.submit(self._load, step)).result()
+        self._loading = self._loader.submit(self._load, step + 1) if step + 1 < self.total_steps else None
+        self.progress.repeated += batch.false_negatives > 0
+        self.progress.false_negatives += batch.false_negatives
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         self.towers.train()
@@ -201,7 +224,7 @@ class Trainer:
         self.optimizer.zero_grad()
         scope = (self.settings.seed, step)
         value = contrastive_backward(
-            self.towers, self.loss, inputs, same, self.compute, chunk=self.settings.chunk, scope=scope
+            self.towers, self.loss, batch.inputs, batch.same, self.compute, chunk=self.settings.chunk, scope=scope
         )
         self.progress.step += 1
         if not math.isfinite(value):
