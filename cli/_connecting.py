@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._console import out
+from ._console import err, out
 
 if TYPE_CHECKING:
     from c3tools.connect import TrainingSettings
-    from c3tools.jobs.connecting import Sides
+    from c3tools.jobs.connecting import Sides, TowerSettings
 
 ImageOption = Annotated[
     Path | None,
@@ -117,6 +117,16 @@ def training_settings(logit_scale: str, max_logit_scale: float, **values: Any) -
     from c3tools.connect import LogitScale, TrainingSettings
 
     return TrainingSettings(scale=LogitScale.parse(logit_scale, max_logit_scale), **values)
+
+
+def tower_settings(mode: str, model: str | None, **values: Any) -> TowerSettings:
+    """The settings of towers that the options stand for; without a model, one line names the default."""
+    from c3tools.encoders import DEFAULT_MODEL
+    from c3tools.jobs.connecting import TowerSettings
+
+    if model is None:
+        err.print(f"Starting from the bundled model {DEFAULT_MODEL}; --model names another.", highlight=False)
+    return TowerSettings(mode, model or DEFAULT_MODEL, **values)
 
 
 def show_scores(record: dict[str, Any]) -> None:

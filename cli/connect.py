@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,13 +31,38 @@ from ._connecting import (
     WeightDecayOption,
     read_sides,
     show_scores,
+    tower_settings,
     training_settings,
 )
 from ._console import err, write_json
-from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, PrecisionOption, SeedOption, StoreOption
+from ._options import (
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonCommand,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    RandomInitOption,
+    SeedOption,
+    StoreOption,
+)
+
+if TYPE_CHECKING:
+    from c3tools.connect import TrainingSettings
+    from c3tools.jobs.connecting import TowerSettings
 
 DEFAULT_HEADS = Path("c3-heads")
+DEFAULT_MODEL_FOLDER = Path("c3-model")
 HeadsOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the heads.")]
+ModelFolderOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the trained model.")]
+PathsArgument = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Photos with captions.")]
+CaptionsOption = Annotated[
+    Path | None, typer.Option("--captions", help="A captions file, instead of those found.", show_default=False)
+]
+AugmentOption = Annotated[
+    bool, typer.Option("--augment/--no-augment", help="Show a random part of each photo, mirrored half the time.")
+]
+HalfOption = Annotated[bool, typer.Option("--half", help="Store the weights as float16.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,6 +70,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Contrastive training from pairs, with a log of the geometry.")
     group.command("heads", cls=JsonCommand)(heads)
     group.command("apply", cls=JsonCommand)(apply)
+    group.command("lit", cls=JsonCommand)(lit)
+    group.command("full", cls=JsonCommand)(full)
     app.add_typer(group, name="connect")
 
 
@@ -178,6 +205,133 @@ def apply(
         _say(note)
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
     _say(f"Wrote {listing} rows into {output} ({report.pairs:,} pairs). Next: c3 gap-report {output}")
+
+
+def lit(
+    paths: PathsArgument,
+    output: ModelFolderOption = DEFAULT_MODEL_FOLDER,
+    captions: CaptionsOption = None,
+    model: ModelOption = None,
+    random_init: RandomInitOption = None,
+    half: HalfOption = False,
+    loss: LossOption = "infonce",
+    logit_scale: LogitScaleOption = "learned",
+    max_logit_scale: MaxLogitScaleOption = 100.0,
+    batch_size: BatchOption = 256,
+    chunk: ChunkOption = 64,
+    epochs: ConnectEpochsOption = 20,
+    learning_rate: LearningRateOption = 5e-4,
+    weight_decay: WeightDecayOption = 0.05,
+    warmup: WarmupOption = 0.05,
+    patience: PatienceOption = 5,
+    log_every: LogEveryOption = None,
+    train_split: TrainSplitOption = "train",
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    precision: PrecisionOption = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Train the text tower of an open_clip model towards its frozen image tower, on photos with captions.
+
+    The photos are encoded once. The folder is a model for every command (--model local-dir:c3-model), with a card and
+    the log of the geometry. Interrupted, the same command continues; `torchrun` shares it among GPUs.
+    """
+    settings = training_settings(
+        logit_scale,
+        max_logit_scale,
+        loss=loss,
+        batch_size=batch_size,
+        chunk=chunk,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        patience=patience,
+        log_every=log_every,
+        seed=seed,
+    )
+    towers = tower_settings("lit", model, random_init=random_init, augment=False, half=half, train_split=train_split)
+    _train(paths, output, towers, settings, captions, device, precision, json)
+
+
+def full(
+    paths: PathsArgument,
+    output: ModelFolderOption = DEFAULT_MODEL_FOLDER,
+    captions: CaptionsOption = None,
+    model: ModelOption = None,
+    random_init: RandomInitOption = None,
+    augment: AugmentOption = True,
+    half: HalfOption = False,
+    loss: LossOption = "infonce",
+    logit_scale: LogitScaleOption = "learned",
+    max_logit_scale: MaxLogitScaleOption = 100.0,
+    batch_size: BatchOption = 256,
+    chunk: ChunkOption = 64,
+    epochs: ConnectEpochsOption = 10,
+    learning_rate: LearningRateOption = 1e-4,
+    weight_decay: WeightDecayOption = 0.05,
+    warmup: WarmupOption = 0.05,
+    patience: PatienceOption = 5,
+    log_every: LogEveryOption = None,
+    train_split: TrainSplitOption = "train",
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    precision: PrecisionOption = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Train both towers of an open_clip model on photos with captions.
+
+    Large batches fit: --chunk pairs are embedded at a time (gradient caching). The folder is a model for every command
+    (--model local-dir:c3-model), with a card and the log of the geometry. Interrupted, the same command continues;
+    `torchrun` shares it among GPUs.
+    """
+    settings = training_settings(
+        logit_scale,
+        max_logit_scale,
+        loss=loss,
+        batch_size=batch_size,
+        chunk=chunk,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        patience=patience,
+        log_every=log_every,
+        seed=seed,
+    )
+    towers = tower_settings("full", model, random_init=random_init, augment=augment, half=half, train_split=train_split)
+    _train(paths, output, towers, settings, captions, device, precision, json)
+
+
+def _train(
+    paths: list[Path],
+    output: Path,
+    towers: TowerSettings,
+    settings: TrainingSettings,
+    captions: Path | None,
+    device: str | None,
+    precision: str,
+    json: str | None,
+) -> None:
+    from c3tools import devices
+    from c3tools.jobs.connecting import connect_towers
+    from c3tools.progress import track
+
+    record = connect_towers(
+        paths,
+        output,
+        towers,
+        settings,
+        captions=captions,
+        compute=devices.pick(device, precision),
+        progress=track,
+        say=_say,
+    )
+    if json:
+        write_json(record, json)
+    if json != "-":
+        show_scores(record)
+    _say(f"Wrote {output}/, its geometry by step in {output}/geometry.svg. Next: c3 embed --model local-dir:{output} …")
 
 
 def _say(message: str) -> None:

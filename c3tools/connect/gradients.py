@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +23,9 @@ from ..devices import Compute
 from ..seeds import generator
 from . import processes
 from .losses import ContrastiveLoss
+from .pairs import Indices, Inputs
+
+_EMBED_ROWS = 128
 
 
 class TwoTowers(nn.Module):
@@ -48,6 +53,16 @@ class TwoTowers(nn.Module):
         with torch.autocast(compute.device.type, dtype=compute.dtype, enabled=compute.precision != "fp32"):
             rows = tower(inputs.to(compute.device))
         return F.normalize(rows.float(), dim=1)
+
+    @torch.inference_mode()
+    def embed_rows(self, inputs: Inputs, side: int, numbers: Indices, compute: Compute) -> npt.NDArray[np.float32]:
+        """Unit rows (n, d) of one side as the towers are now; leaves them in evaluation mode."""
+        self.eval()
+        parts = [
+            self.embed(inputs.rows(numbers[start : start + _EMBED_ROWS]), side, compute).cpu().numpy()
+            for start in range(0, len(numbers), _EMBED_ROWS)
+        ]
+        return np.concatenate(parts)
 
 
 def contrastive_backward(

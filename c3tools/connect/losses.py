@@ -139,8 +139,8 @@ class ContrastiveLoss(nn.Module):
         target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    def of_chance(self, n: int) -> float:
-        """The loss in a batch of ``n`` pairs if all cosines are equal: where a collapsed run stays.
+    def of_chance(self, n: float) -> float:
+        """The loss in a batch with ``n`` entries in a row if all cosines are equal: where a collapsed run stays.
 
         ``log n`` for infonce; for the sigmoid loss, with the best bias, n times the entropy of a share of 1/n.
         """

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,15 +24,14 @@ from . import processes
 from .geometry import LogPoint, measure
 from .gradients import TwoTowers, contrastive_backward
 from .losses import ContrastiveLoss, same_items
-from .pairs import Indices, Inputs, Pairs
+from .pairs import Indices, Pairs
 from .settings import TrainingSettings
 from .state import RunFolder
 
 FINISHED, EARLY, DIVERGED, COLLAPSED = "finished", "stopped early", "diverged", "collapsed"
 SAVE_SECONDS = 60.0
-_EMBED_ROWS = 256
 _STUCK_POINTS = 3
-_STUCK_LOSS = 0.98  # of the loss of chance
+_STUCK_LOSS = 0.02  # from the loss of chance, as a share of it
 _STUCK_COSINE = 0.01
 
 
@@ -63,6 +61,8 @@ class Progress:
         seconds: of training.
         loss_sum: over the batches since the last point.
         loss_count: how many these are.
+        false_since: false negatives in them.
+        chance: the loss of equal cosines in batches like these.
         repeated: batches in which an item came more than once.
         false_negatives: pairs of pairs that were left out for that.
         outcome: how it ended, or an empty string.
@@ -75,6 +75,8 @@ class Progress:
     seconds: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
+    false_since: int = 0
+    chance: float = 0.0
     repeated: int = 0
     false_negatives: int = 0
     outcome: str = ""
@@ -186,16 +188,6 @@ class Trainer:
         share = (step - warm) / max(1, self.total_steps - warm)
         return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
-    def embedded(self, inputs: Inputs, side: int, numbers: Indices) -> npt.NDArray[np.float32]:
-        """Unit rows (n, d) of one side as the towers are now."""
-        self.towers.eval()
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, len(numbers), _EMBED_ROWS):
-                rows = inputs.rows(numbers[start : start + _EMBED_ROWS])
-                parts.append(self.towers.embed(rows, side, self.compute).cpu().numpy())
-        return np.concatenate(parts)
-
     def _load(self, step: int) -> Batch:
         """What the step needs; runs in a thread, while the step before is computed."""
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -217,6 +209,7 @@ class Trainer:
         self._loading = self._loader.submit(self._load, step + 1) if step + 1 < self.total_steps else None
         self.progress.repeated += batch.false_negatives > 0
         self.progress.false_negatives += batch.false_negatives
+        self.progress.false_since += batch.false_negatives
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         self.towers.train()
@@ -240,7 +233,10 @@ class Trainer:
         if progress.outcome:
             return
         mean = progress.loss_sum / progress.loss_count
-        progress.loss_sum, progress.loss_count = 0.0, 0
+        # every pair of pairs that is left out is one entry less in two rows
+        n = self.settings.batch_size
+        progress.chance = self.loss.of_chance(n - 2 * progress.false_since / (n * progress.loss_count))
+        progress.loss_sum, progress.loss_count, progress.false_since = 0.0, 0, 0
         if not self._add_point(mean):
             progress.outcome = DIVERGED
             return
@@ -248,15 +244,14 @@ class Trainer:
         if point.geometry.recall_at_1 > progress.best_point.geometry.recall_at_1 or len(progress.log) == 2:
             progress.best = len(progress.log) - 1
             self._best = self._copied()
-        chance = self.loss.of_chance(self.settings.batch_size)
         apart = point.geometry.paired_cosine - point.geometry.unpaired_cosine
-        stuck = mean >= _STUCK_LOSS * chance and apart < _STUCK_COSINE
+        stuck = abs(mean / progress.chance - 1) < _STUCK_LOSS and apart < _STUCK_COSINE
         progress.stuck = progress.stuck + 1 if stuck else 0
         lowest = min(p.loss for p in progress.log if p.loss is not None)
         done = progress.step == self.total_steps
-        if mean > lowest + chance:
+        if mean > lowest + progress.chance:
             progress.outcome = DIVERGED
-        elif progress.stuck >= _STUCK_POINTS or (stuck and done):
+        elif progress.stuck >= _STUCK_POINTS:
             progress.outcome = COLLAPSED
         elif done:
             progress.outcome = FINISHED
@@ -268,8 +263,8 @@ class Trainer:
     def _add_point(self, loss: float | None) -> bool:
         """Measure the validation pairs; False if the embeddings are no numbers any more."""
         items = self.val.items
-        first = self.embedded(self.val.first, 0, items)
-        second = self.embedded(self.val.second, 1, self.val.second_rows)
+        first = self.towers.embed_rows(self.val.first, 0, items, self.compute)
+        second = self.towers.embed_rows(self.val.second, 1, self.val.second_rows, self.compute)
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             return False
         owner = np.searchsorted(items, self.val.first_rows)

@@ -59,8 +59,8 @@ def test_training_connects_and_keeps_the_best_point() -> None:
     assert state.log[-1].loss < state.log[1].loss
     # the towers hold the weights of that point
     items = run.val.items
-    first = run.embedded(run.val.first, 0, items)
-    second = run.embedded(run.val.second, 1, run.val.second_rows)
+    first = run.towers.embed_rows(run.val.first, 0, items, CPU)
+    second = run.towers.embed_rows(run.val.second, 1, run.val.second_rows, CPU)
     again = measure(first, second, np.searchsorted(items, run.val.first_rows))
     assert again == state.best_point.geometry
     # with two texts per image a batch of 40 of 160 nearly always has an image twice

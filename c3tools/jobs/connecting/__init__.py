@@ -5,5 +5,16 @@ from __future__ import annotations
 from .apply import apply_heads
 from .columns import Sides, sides_of_files, sides_of_stores
 from .heads import connect_heads
+from .towers import FULL, LIT, TowerSettings, connect_towers
 
-__all__ = ["Sides", "apply_heads", "connect_heads", "sides_of_files", "sides_of_stores"]
+__all__ = [
+    "FULL",
+    "LIT",
+    "Sides",
+    "TowerSettings",
+    "apply_heads",
+    "connect_heads",
+    "connect_towers",
+    "sides_of_files",
+    "sides_of_stores",
+]

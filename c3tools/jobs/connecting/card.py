@@ -21,6 +21,22 @@ def heads_card(heads: ConnectedHeads) -> str:
     return "\n".join(["# Connected heads", "", *table(rows), "", *scores_table(record["scores"]), "", _USE])
 
 
+def towers_card(name: str, record: dict[str, Any]) -> str:
+    """A card in Markdown for an open_clip model."""
+    start = record["start"]
+    weights = f"random weights, seed {start['random_init']}" if start["random_init"] is not None else "its weights"
+    trained = "the text tower, towards the frozen image tower" if record["mode"] == "lit" else "both towers"
+    augmented = "; random parts of the photos, mirrored half the time" if record["augment"] else ""
+    rows = [
+        ("start", f"{start['name']}, {weights}"),
+        ("trained", f"{trained}{augmented}"),
+        ("photos", f"{record['photos']:,}, and {record['unreadable']:,} that could not be decoded"),
+        *training_rows(record),
+    ]
+    use = f'`c3 embed PATH --model local-dir:{name}`, or `open_clip.create_model_and_transforms("local-dir:{name}")`.'
+    return "\n".join([f"# {name}", "", *table(rows), "", *scores_table(record["scores"]), "", use, ""])
+
+
 def training_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     """What a card says about the training."""
     settings = record["settings"]

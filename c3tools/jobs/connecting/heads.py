@@ -56,7 +56,7 @@ def connect_heads(
             session.say(note)
         train, val = sides.pairs(train_rows), sides.pairs(val_rows)
         heads = new_heads(train, shape, settings.seed)
-        trained = train_towers(TwoTowers(*heads), train, val, settings, output, sides.names, session, asdict(shape))
+        trained, _ = train_towers(TwoTowers(*heads), train, val, settings, output, sides.names, session, asdict(shape))
         features = {name: values.shape[1] for name, values in zip(sides.names, sides.features, strict=True)}
         record = {"modalities": list(sides.names), "features": features, **trained}
         connected = ConnectedHeads(dict(zip(sides.names, heads, strict=True)), shape, record)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...connect import (
     COLLAPSED,
+    ContrastiveLoss,
     Geometry,
     Pairs,
     Progress,
@@ -78,8 +79,8 @@ def train_towers(
     names: tuple[str, str],
     session: Session,
     *identity: object,
-) -> dict[str, Any]:
-    """Train, leave the best weights in the towers, write the log into ``output``, and give the record of the run.
+) -> tuple[dict[str, Any], ContrastiveLoss]:
+    """Train, leave the best weights in the towers, write the log into ``output``; the record of the run, and the loss.
 
     The state of the run is kept in a folder beside ``output``; ``identity`` is what it depends on beside the
     arguments.
@@ -97,11 +98,12 @@ def train_towers(
         run.clear()
     if state.outcome == COLLAPSED:
         raise collapsed(state, trainer, output)
-    return {
+    record = {
         "pairs": {"train": len(train), "val": len(val)},
         "settings": {**asdict(trainer.settings), "scale": str(trainer.settings.scale)},
         **outcome(state),
     }
+    return record, trainer.loss
 
 
 def outcome(state: Progress) -> dict[str, Any]:
@@ -126,11 +128,10 @@ def write_log(output: Path, state: Progress, names: tuple[str, str]) -> None:
 def collapsed(state: Progress, trainer: Trainer, output: Path) -> ConnectError:
     """The error of a run whose loss stays at chance."""
     last = state.log[-1]
-    n = trainer.settings.batch_size
     return ConnectError(
-        f"The run collapsed: after {state.step:,} steps the loss is {last.loss:.3f}, that of chance in batches of {n} "
-        f"({trainer.loss.of_chance(n):.3f}), and pairs are no nearer than other rows. Nothing was written but the log "
-        f"in {output}.",
+        f"The run collapsed: after {state.step:,} steps the loss is {last.loss:.3f}, that of chance in batches of "
+        f"{trainer.settings.batch_size} ({state.chance:.3f}), and pairs are no nearer than other rows. Nothing was "
+        f"written but the log in {output}.",
         remedy="Lower --learning-rate, start at a lower --logit-scale, and check that the rows of a pair match.",
     )
 
