@@ -131,7 +131,11 @@ def two_processes(command: list[str], result: Path) -> dict[str, object]:
         subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in ("0", "1")
     ]
-    for run in runs:
-        _, errors = run.communicate(timeout=120)
-        assert run.returncode == 0, errors
+    try:
+        for run in runs:
+            _, errors = run.communicate(timeout=240)
+            assert run.returncode == 0, errors
+    finally:
+        for run in runs:
+            run.kill()  # one that failed leaves the other waiting
     return json.loads(result.read_text())
