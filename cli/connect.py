@@ -117,7 +117,7 @@ def heads(
     training is continued by the same command. `c3 connect apply` makes a store of the result.
     """
     from c3tools import devices
-    from c3tools.connect import HeadShape
+    from c3tools.connect import HeadShape, processes
     from c3tools.jobs.connecting import connect_heads
     from c3tools.progress import track
 
@@ -156,6 +156,8 @@ def heads(
         progress=track,
         say=_say,
     )
+    if not processes.leads():
+        return
     if json:
         write_json(connected.record, json)
     if json != "-":
@@ -314,6 +316,7 @@ def _train(
     json: str | None,
 ) -> None:
     from c3tools import devices
+    from c3tools.connect import processes
     from c3tools.jobs.connecting import connect_towers
     from c3tools.progress import track
 
@@ -327,6 +330,8 @@ def _train(
         progress=track,
         say=_say,
     )
+    if not processes.leads():
+        return
     if json:
         write_json(record, json)
     if json != "-":

@@ -21,10 +21,11 @@ def geometry_figure(log: Sequence[LogPoint], names: tuple[str, str], kept: int) 
     first, second = names
     gap.plot(steps, [g.gap for g in found], color=palette.THIRD, label="gap")
     gap.plot(steps, [g.rmg for g in found], color=palette.FOURTH, linestyle=(0, (4, 2)), label="relative gap (RMG)")
-    gap.set_title(f"Gap: {found[0].gap:.2f} at initialisation, {found[-1].gap:.2f} at the end")
+    gap.set_title(f"Gap: {found[0].gap:.2f} at initialisation, {found[-1].gap:.2f} at the end; dashed: kept")
     cosine.plot(steps, [g.paired_cosine for g in found], color=palette.FIRST, label="pairs")
     cosine.plot(steps, [g.unpaired_cosine for g in found], color=palette.SECOND, label="others")
-    cosine.set_title(f"Cosine; logit scale {log[0].logit_scale:.0f} to {log[-1].logit_scale:.0f}")
+    scales = dict.fromkeys(f"{point.logit_scale:.0f}" for point in (log[0], log[-1]))
+    cosine.set_title(f"Cosine; logit scale {' to '.join(scales)}")
     for forward, label, colour in (
         (0, f"{first} → {second}", palette.FIRST),
         (1, f"{second} → {first}", palette.SECOND),

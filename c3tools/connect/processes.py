@@ -15,6 +15,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def leads() -> bool:
+    """Whether this process is the one that speaks for all; known without joining them."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def rank() -> int:
     """The number of this process, 0 where there is one."""
     return distributed.get_rank() if _joined() else 0

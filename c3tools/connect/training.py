@@ -156,13 +156,19 @@ class Trainer:
             folder: where the run is saved, and continued from.
             identity: a digest of all that the run depends on.
             tracker: told about steps done.
+
+        Raises:
+            ConnectError: if the embeddings are no numbers from the start.
         """
         tracker = tracker or SilentTracker()
         if folder is not None:
             self._resume(folder, identity)
         tracker.advance(self.progress.step, self._note())
-        if not self.progress.log:
-            self._add_point(None)
+        if not self.progress.log and not self._add_point(None):
+            raise ConnectError(
+                "The embeddings of the validation pairs are no numbers before the first step.",
+                remedy="Look for NaN, infinity or very large values in the inputs or the weights.",
+            )
         saved = time.monotonic()
         while not self.progress.outcome:
             start = time.monotonic()

@@ -162,3 +162,20 @@ def test_features_of_another_tower_are_refused_before_anything_is_written(c3: C3
     assert result.exit_code == 1
     assert "takes 12 features per row, not 13" in result.stderr
     assert not (tmp_path / "connected").exists()
+
+
+def test_rows_with_nan_are_left_out_of_training_and_of_the_store(c3: C3, tmp_path: Path) -> None:
+    files = write_files(tmp_path / "features")
+    path = tmp_path / "features" / "image.npy"
+    rows = np.load(path)
+    rows[3, 5] = np.nan  # an image of the train split: its two captions go as well
+    np.save(path, rows)
+    result = c3("connect", "heads", *files, *QUICK, "--json", "run.json")
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 120 image rows hold NaN or infinity" in result.stderr
+    assert json.loads((tmp_path / "run.json").read_text())["pairs"]["train"] == 166
+    made = c3("connect", "apply", *files, "-o", "connected", "--json", "made.json")
+    assert made.exit_code == 0, made.stderr
+    assert json.loads((tmp_path / "made.json").read_text())["rows"] == {"image": 119, "text": 240}
+    store = Store.open(tmp_path / "connected")
+    assert [failure.key for failure in store.failures()] == ["photo003"]

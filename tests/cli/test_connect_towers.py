@@ -101,6 +101,7 @@ def test_photos_without_captions_or_split_are_one_message(c3: C3, tmp_path: Path
     assert "test: 16, train: 64, val: 16" in result.stderr
 
 
+@pytest.mark.timeout(600)
 def test_two_processes_train_the_model_of_one(c3: C3, tmp_path: Path) -> None:
     save_photos(tmp_path / "photos", 4)
     tiny = save_tiny_clip(tmp_path / "tiny")

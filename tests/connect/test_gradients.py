@@ -108,6 +108,7 @@ with processes.joined():
 """
 
 
+@pytest.mark.timeout(600)
 def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     inputs, same = batch()
     alone, loss = towers(), ContrastiveLoss("infonce", LogitScale(20, learned=True))
@@ -133,9 +134,10 @@ def two_processes(command: list[str], result: Path) -> dict[str, object]:
     ]
     try:
         for run in runs:
-            _, errors = run.communicate(timeout=240)
+            _, errors = run.communicate(timeout=500)
             assert run.returncode == 0, errors
     finally:
         for run in runs:
             run.kill()  # one that failed leaves the other waiting
+            run.communicate()
     return json.loads(result.read_text())

@@ -19,6 +19,7 @@ from ..training_rows import hold_out
 
 Indices = npt.NDArray[np.int64]
 _NOT_COLUMNS = ("width", "height", "size")
+_BLOCK_ROWS = 8192
 
 
 @dataclass
@@ -77,7 +78,8 @@ class Sides:
                 remedy="Check that the keys of the two sides match, or name the split with --train-split.",
             )
         if not len(val) or split == "val":
-            held = hold_out([str(self.owner[row]) for row in train])
+            keys = self.first.columns["key"]
+            held = hold_out([keys[owner] for owner in self.owner[train]])
             train, val = train[~held], train[held]
             self.notes.append(f"There is no val split: {len(val):,} pairs of the split {split!r} are held out.")
         return train, val
@@ -85,6 +87,12 @@ class Sides:
     def __post_init__(self) -> None:
         # slices of memory maps are not read yet
         self.features = self.first.vectors[:], self.second.vectors[:]
+        bad = [~finite_rows(values) for values in self.features]
+        for name, rows in zip(self.names, bad, strict=True):
+            if rows.any():
+                count, n = int(rows.sum()), len(rows)
+                self.notes.append(f"{count:,} of {n:,} {name} rows hold NaN or infinity; they are not trained on.")
+        self.owner = np.where(bad[1] | ((self.owner >= 0) & bad[0][self.owner]), -1, self.owner)
         self._first_ids = ids_of_rows(self.features[0])
         captions = self.second.columns.get("caption") or []
         known = len(captions) > 0 and all(captions)
@@ -92,6 +100,14 @@ class Sides:
         self._second_ids = (
             ids_of([str(caption).strip().lower() for caption in captions]) if known else ids_of_rows(self.features[1])
         )
+
+
+def finite_rows(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which rows (n, e) hold finite numbers alone."""
+    parts = [
+        np.isfinite(values[start : start + _BLOCK_ROWS]).all(axis=1) for start in range(0, len(values), _BLOCK_ROWS)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
 
 
 def sides_of_files(
