@@ -62,6 +62,9 @@ CaptionsOption = Annotated[
 AugmentOption = Annotated[
     bool, typer.Option("--augment/--no-augment", help="Show a random part of each photo, mirrored half the time.")
 ]
+ImageHeadOption = Annotated[
+    bool, typer.Option("--image-head", help="Train the projection head of the image tower too (towers from timm).")
+]
 HalfOption = Annotated[bool, typer.Option("--half", help="Store the weights as float16.")]
 
 
@@ -215,6 +218,7 @@ def lit(
     captions: CaptionsOption = None,
     model: ModelOption = None,
     random_init: RandomInitOption = None,
+    image_head: ImageHeadOption = False,
     half: HalfOption = False,
     loss: LossOption = "infonce",
     logit_scale: LogitScaleOption = "learned",
@@ -252,7 +256,15 @@ def lit(
         log_every=log_every,
         seed=seed,
     )
-    towers = tower_settings("lit", model, random_init=random_init, augment=False, half=half, train_split=train_split)
+    towers = tower_settings(
+        "lit",
+        model,
+        random_init=random_init,
+        image_head=image_head,
+        augment=False,
+        half=half,
+        train_split=train_split,
+    )
     _train(paths, output, towers, settings, captions, device, precision, json)
 
 

@@ -49,10 +49,14 @@ class TwoTowers(nn.Module):
 
     def embed(self, inputs: Tensor, side: int, compute: Compute) -> Tensor:
         """Unit rows, float32 (n, d), of the inputs of side 0 or 1; normalised in float32, whatever the precision."""
+        return F.normalize(self.project(inputs, side, compute), dim=1)
+
+    def project(self, inputs: Tensor, side: int, compute: Compute) -> Tensor:
+        """As `embed`, not normalised."""
         tower = self.second if side else self.first
         with torch.autocast(compute.device.type, dtype=compute.dtype, enabled=compute.precision != "fp32"):
-            rows = tower(inputs.to(compute.device))
-        return F.normalize(rows.float(), dim=1)
+            rows: Tensor = tower(inputs.to(compute.device))
+        return rows.float()
 
     @torch.inference_mode()
     def embed_rows(self, inputs: Inputs, side: int, numbers: Indices, compute: Compute) -> npt.NDArray[np.float32]:

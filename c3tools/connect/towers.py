@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..encoders import ImagePreprocessor, ModelName, Network, open_image
 from ..encoders.texts import can_trim, end_positions, trimmed_forward
+from ..errors import ConnectError
 from ..seeds import generator
 from ..store.files import write_atomically, write_json_atomically
 from .losses import ContrastiveLoss
@@ -28,14 +29,20 @@ _READERS = 4
 
 
 class ImageTower(nn.Module):
-    """From pixels, uint8 (n, height, width, 3), to features (n, d)."""
+    """From pixels, uint8 (n, height, width, 3), to features (n, d).
+
+    Args:
+        network: whose image tower it is.
+        trunk: stop before the projection head: features (n, e).
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, trunk: bool = False) -> None:
         super().__init__()
         self.model = network.model
+        self.trunk = image_trunk(network)[0] if trunk else None
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(network.preprocess.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(network.preprocess.std).view(shape), persistent=False)
@@ -43,7 +50,25 @@ class ImageTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Scale and encode."""
         x = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        if self.trunk is not None:
+            return self.trunk(x)  # type: ignore[no-any-return]
         return self.model.encode_image(x)  # type: ignore[operator,no-any-return]
+
+
+def image_trunk(network: Network) -> tuple[nn.Module, nn.Module]:
+    """Trunk and projection head of the image tower, the head being applied to what the trunk gives.
+
+    Raises:
+        ConnectError: if the tower is not divided so; those from timm are.
+    """
+    visual = network.model.visual
+    trunk, head = getattr(visual, "trunk", None), getattr(visual, "head", None)
+    if not (isinstance(trunk, nn.Module) and isinstance(head, nn.Module) and any(True for _ in head.parameters())):
+        raise ConnectError(
+            f"The image tower of {network.identity['name']} has no projection head of its own to train.",
+            remedy="Leave --image-head away, or use `c3 connect full`.",
+        )
+    return trunk, head
 
 
 class TextTower(nn.Module):
@@ -125,10 +150,12 @@ def augmented(image: Image.Image, size: tuple[int, int], rng: np.random.Generato
     return np.array(part, dtype=np.uint8)
 
 
-def choose_trained(network: Network, *, image_tower: bool) -> None:
-    """Let gradients into the text tower and, if asked for, the image tower; the loss has the logit scale."""
+def choose_trained(network: Network, *, image_tower: bool, image_head: bool = False) -> None:
+    """Let gradients into the text tower and, if asked for, the image tower or its head; the loss has the scale."""
     network.model.requires_grad_(True)
     network.model.visual.requires_grad_(image_tower)
+    if image_head:
+        image_trunk(network)[1].requires_grad_(True)
     for name in ("logit_scale", "logit_bias"):
         parameter = getattr(network.model, name, None)
         if parameter is not None:

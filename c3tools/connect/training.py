@@ -299,6 +299,7 @@ class Trainer:
     def _restore_best(self) -> None:
         for name, value in self._weights.items():
             value.copy_(self._best[name])
+        self.loss.log_scale.fill_(math.log(self.progress.best_point.logit_scale))  # a scheduled one is no weight
         self.towers.eval()
 
     def _save(self, folder: RunFolder, identity: str) -> None:

@@ -3,13 +3,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from c3tools.connect import FeatureInputs, TwoTowers, processes
-from c3tools.connect.towers import ImageTower, PhotoInputs, TextTower, TokenInputs, augmented, choose_trained
+from c3tools.connect.towers import (
+    ImageTower,
+    PhotoInputs,
+    TextTower,
+    TokenInputs,
+    augmented,
+    choose_trained,
+    image_trunk,
+)
 from c3tools.devices import Compute
 from c3tools.encoders import load_encoder, load_network
+from c3tools.errors import ConnectError
 
 from .photos import save_photos, save_tiny_clip
 
@@ -73,3 +83,19 @@ def test_one_process_gathers_its_own_rows() -> None:
     assert processes.gathered(rows) is rows
     assert (processes.rank(), processes.world()) == (0, 1)
     assert FeatureInputs(np.ones((3, 2), np.float16)).rows(np.array([0, 2])).dtype == torch.float32
+
+
+def test_a_projection_head_is_trained_on_the_trunk(tmp_path: Path) -> None:
+    network = load_network("c3-mini")
+    choose_trained(network, image_tower=False, image_head=True)
+    trained = {name for name, p in network.model.visual.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(name.startswith("head.") for name in trained)
+    photos = sorted(save_photos(tmp_path / "photos", 1).glob("*.png"))[:2]
+    pixels = PhotoInputs([str(path) for path in photos], ["a", "b"], network.preprocess).rows(np.arange(2))
+    with torch.inference_mode():
+        whole = ImageTower(network)(pixels)
+        parts = image_trunk(network)[1](ImageTower(network, trunk=True)(pixels))
+    torch.testing.assert_close(parts, whole)
+    with pytest.raises(ConnectError, match="no projection head of its own"):
+        image_trunk(load_network(save_tiny_clip(tmp_path / "tiny")))

@@ -25,7 +25,9 @@ def towers_card(name: str, record: dict[str, Any]) -> str:
     """A card in Markdown for an open_clip model."""
     start = record["start"]
     weights = f"random weights, seed {start['random_init']}" if start["random_init"] is not None else "its weights"
-    trained = "the text tower, towards the frozen image tower" if record["mode"] == "lit" else "both towers"
+    head = " and the image tower's projection head, its trunk frozen" if record["image_head"] else ""
+    lit = f"the text tower{head or ', towards the frozen image tower'}"
+    trained = lit if record["mode"] == "lit" else "both towers"
     augmented = "; random parts of the photos, mirrored half the time" if record["augment"] else ""
     rows = [
         ("start", f"{start['name']}, {weights}"),

@@ -24,7 +24,15 @@ from ...connect import (
     measure,
     processes,
 )
-from ...connect.towers import ImageTower, PhotoInputs, TextTower, TokenInputs, choose_trained, save_open_clip
+from ...connect.towers import (
+    ImageTower,
+    PhotoInputs,
+    TextTower,
+    TokenInputs,
+    choose_trained,
+    image_trunk,
+    save_open_clip,
+)
 from ...corpus import Corpus, ImageItem, read_corpus, split_role
 from ...devices import Compute
 from ...encoders import DEFAULT_MODEL, Network, load_network, open_image
@@ -47,6 +55,7 @@ class TowerSettings:
         mode: ``lit`` trains the text tower towards the frozen image tower (Zhai et al., 2022), ``full`` both.
         model: to start from, see `c3tools.encoders.load_network`.
         random_init: start from random weights of this seed instead of the model's.
+        image_head: in ``lit``, train the projection head of the image tower too.
         augment: show a random part of each photo, mirrored half the time; not in ``lit``, whose photos are encoded
             once.
         half: store the weights as float16.
@@ -56,6 +65,7 @@ class TowerSettings:
     mode: str = LIT
     model: str = DEFAULT_MODEL
     random_init: int | None = None
+    image_head: bool = False
     augment: bool = True
     half: bool = False
     train_split: str = "train"
@@ -63,6 +73,8 @@ class TowerSettings:
     def __post_init__(self) -> None:
         if self.mode not in (LIT, FULL):
             raise ConnectError(f"There is no mode {self.mode!r}.", remedy=f"Choose {LIT} or {FULL}.")
+        if self.image_head and self.mode == FULL:
+            raise ConnectError("The whole image tower is trained in the mode full, its head with it.")
 
 
 @dataclass
@@ -125,7 +137,7 @@ def connect_towers(
     with together(compute, progress, say) as session:
         data, unreadable = readable(read_corpus(paths, captions=captions), network, session)
         train_rows, val_rows = _training_rows(data, towers.train_split, session)
-        choose_trained(network, image_tower=towers.mode == FULL)
+        choose_trained(network, image_tower=towers.mode == FULL, image_head=towers.image_head)
         two, photos = _two_towers(network, data, towers, settings.seed, session)
         texts = TokenInputs(network, data.captions)
         first_ids = ids_of_rows(photos.values) if isinstance(photos, FeatureInputs) else np.arange(len(data.photos))
@@ -135,6 +147,7 @@ def connect_towers(
         trained, loss = train_towers(two, train, val, settings, output, NAMES, session, *identity)
         record: dict[str, Any] = {
             "mode": towers.mode,
+            "image_head": towers.image_head,
             "start": network.identity,
             "photos": len(data.photos),
             "unreadable": unreadable,
@@ -208,23 +221,24 @@ def _two_towers(
         network.preprocess,
         seed if towers.augment else None,
     )
-    text, image = TextTower(network), ImageTower(network)
+    text, image = TextTower(network), ImageTower(network, trunk=towers.image_head)
     if towers.mode == FULL:
         return TwoTowers(image, text), photos
     frozen = TwoTowers(image, text).to(session.compute.device).eval()
-    return TwoTowers(nn.Identity(), text), FeatureInputs(_encoded(frozen, photos, session))
+    features = FeatureInputs(_encoded(frozen, photos, session))
+    return TwoTowers(image_trunk(network)[1] if towers.image_head else nn.Identity(), text), features
 
 
 @torch.inference_mode()
 def _encoded(towers: TwoTowers, photos: Inputs, session: Session) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Embeddings (n, d) of all photos by the frozen tower; several processes share them."""
+    """Features (n, d) of all photos by the frozen tower, not normalised; several processes share them."""
     step = _ENCODED * processes.world()
     parts = []
     with session.progress("Photos through the frozen tower", len(photos)) as tracker:
         for start in range(0, len(photos), step):
             mine = np.arange(_ENCODED) + start + _ENCODED * processes.rank()
             # every process gathers as many rows; those beyond the end are cut off below
-            rows = towers.embed(photos.rows(np.minimum(mine, len(photos) - 1)), 0, session.compute)
+            rows = towers.project(photos.rows(np.minimum(mine, len(photos) - 1)), 0, session.compute)
             parts.append(processes.gathered(rows).cpu().numpy())
             tracker.advance(min(step, len(photos) - start))
     embedded: np.ndarray[Any, np.dtype[np.float32]] = np.concatenate(parts)[: len(photos)]
