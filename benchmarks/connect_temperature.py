@@ -8,8 +8,8 @@ seed. The table has the gap before training and in the kept checkpoint, and reca
 deviation over the seeds. With --stores, the first seed's embeddings become a store per scale, for
 `c3 ablate --methods C2_2,C3 --store STORES/100`. What is finished is kept in --work and not trained again.
 
-Cost: about a minute a run on one thread (OMP_NUM_THREADS=1), 12 runs. Expected on Flickr8k: of a gap of 1.13, 0.08 is left
-at a fixed scale of 14 and 0.77 at 100 (docs/connect.md has the table).
+Cost: about a minute a run on one thread (OMP_NUM_THREADS=1), 12 runs. Expected on Flickr8k: of a gap of 1.13,
+0.08 is left at a fixed scale of 14 and 0.77 at 100 (docs/connect.md has the table).
 """
 
 from __future__ import annotations
