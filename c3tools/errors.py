@@ -5,6 +5,7 @@
     ├── EncoderError           models: unknown names, weights that cannot be had, wrong shapes
     ├── StoreError             stores: missing, damaged, made with another model
     ├── TransformError         pipelines: unfitted, wrong order, wrong dimension
+    ├── ConnectError           contrastive training: too few pairs, settings that make no sense, runs that fail
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
     ├── MetricError            scores: missing references, too few rows
     └── MissingExtraError      an optional dependency is not installed
@@ -43,6 +44,10 @@ class StoreError(C3Error):
 
 class TransformError(C3Error):
     """A pipeline is unfitted, in a wrong order, or of another dimension."""
+
+
+class ConnectError(C3Error):
+    """Contrastive training cannot start or went wrong, or what it wrote is missing or damaged."""
 
 
 class DecoderError(C3Error):

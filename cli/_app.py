@@ -13,6 +13,7 @@ from ._console import err
 COMMANDS = (
     "embed",
     "import_",
+    "connect",
     "means",
     "gap_report",
     "export",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .encoder import Encoder, fetch
 from .images import ImagePreprocessor, open_image
-from .loading import load_encoder, load_recorded_encoder
+from .loading import Network, load_encoder, load_network, load_recorded_encoder
 from .names import DEFAULT_MODEL, ModelName
 
 __all__ = [
@@ -12,8 +12,10 @@ __all__ = [
     "Encoder",
     "ImagePreprocessor",
     "ModelName",
+    "Network",
     "fetch",
     "load_encoder",
+    "load_network",
     "load_recorded_encoder",
     "open_image",
 ]

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a t
 AGREEMENT = 0.999
 INT8_AGREEMENT = 0.99
 _REMEDY = "Offline, use the bundled --model c3-mini, or --model local-dir:PATH with a folder on this machine."
+
+
+@dataclass(frozen=True)
+class Network:
+    """A loaded model.
+
+    Attributes:
+        model: open_clip's module.
+        tokenizer: from texts to token ids.
+        preprocess: from an image to pixels.
+        identity: ``name``, ``architecture``, ``pretrained``, ``random_init``.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    preprocess: ImagePreprocessor
+    identity: dict[str, Any]
 
 
 def load_encoder(
@@ -50,6 +68,27 @@ def load_encoder(
         EncoderError: for an unknown name, weights that cannot be had, or a precision or compilation that the model
             does not bear.
     """
+    network = load_network(model, random_init=random_init)
+    identity = {**network.identity, "weights_sha256": weights_sha256(network.model)}
+    compute = pick(device, precision, encoder=True)
+    encoder = Encoder(
+        network.model,
+        network.tokenizer,
+        network.preprocess,
+        identity=identity,
+        compute=Compute(compute.device, "fp32"),
+    )
+    if compute.precision != "fp32":
+        encoder = _in_precision(encoder, compute, precision)
+    return encoder.through_compiler() if compiled else encoder
+
+
+def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
+    """A contrastive model in float32, with what it needs; its weights require no gradient yet.
+
+    Raises:
+        EncoderError: for an unknown name, or weights that cannot be had.
+    """
     name = ModelName.parse(model)
     _check_known(name, random_init)
     network, transform, tokenizer = _create(name, random_init)
@@ -59,14 +98,8 @@ def load_encoder(
         "architecture": name.name if name.has_schema or model == DEFAULT_MODEL else name.architecture,
         "pretrained": name.pretrained,
         "random_init": random_init,
-        "weights_sha256": weights_sha256(network),
     }
-    preprocess = _preprocessor(network, transform)
-    compute = pick(device, precision, encoder=True)
-    encoder = Encoder(network, tokenizer, preprocess, identity=identity, compute=Compute(compute.device, "fp32"))
-    if compute.precision != "fp32":
-        encoder = _in_precision(encoder, compute, precision)
-    return encoder.through_compiler() if compiled else encoder
+    return Network(network, tokenizer, _preprocessor(network, transform), identity)
 
 
 def _in_precision(encoder: Encoder, compute: Compute, asked: str) -> Encoder:

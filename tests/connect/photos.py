@@ -1,0 +1,50 @@
+"""A tiny open_clip model, and photos of plain colours whose captions name the colour: quick to learn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 50, 200), "yellow": (220, 210, 40)}
+SHADES = {"dark": 0.5, "plain": 1.0}
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def save_tiny_clip(folder: Path) -> str:
+    """Write the model with random weights; gives its name."""
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**CONFIG)
+    folder.mkdir(parents=True)
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    value = {"model_cfg": CONFIG, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(value), encoding="utf-8")
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def save_photos(folder: Path, per_kind: int = 6) -> Path:
+    """Noisy squares of eight colours, ``per_kind`` of each, two captions each, split into train, val and test."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(per_kind):
+        for shade, factor in SHADES.items():
+            for colour, rgb in COLOURS.items():
+                name = f"{shade}-{colour}-{number}.png"
+                pixels = np.clip(factor * np.array(rgb) + rng.normal(0, 8, size=(40, 40, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
+                captions = [f"a {shade} {colour} square", f"{colour}, {shade}, number {number}"]
+                split = "val" if number == 0 else "test" if number == 1 else "train"
+                lines.append(json.dumps({"image": name, "captions": captions, "split": split}))
+    (folder / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
