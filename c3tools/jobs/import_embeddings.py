@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..progress import SilentTracker, Tracker
-from ..store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
+from ..store import Failure, Shard, Store, StoreInfo, create_store, locked, write_failures, write_shard
 from ..store.files import sha256_of
 from ..store.importers import (
     ColumnNames,
@@ -123,19 +123,22 @@ def import_embeddings(
         normalised=normalise,
         extra={"imported": origin},
     )
-    _require_free(path, info, modalities)
-    create_store(path, info)
     tracker = tracker or SilentTracker()
     failures: list[Failure] = []
     rows = {}
-    for modality in modalities:
-        bad, off = _write(path, info, modality, tracker)
-        failures += bad
-        rows[modality.name] = len(modality) - len(bad)
-        if off:
-            kept = "divided by their norms" if normalise else "kept as they are"
-            notes.append(f"{off:,} of {len(modality):,} {modality.name} rows were not of unit norm; they were {kept}.")
-    write_failures(path, Store.open(path).failures())
+    with locked(path):
+        _require_free(path, info, modalities)
+        create_store(path, info)
+        for modality in modalities:
+            bad, off = _write(path, info, modality, tracker)
+            failures += bad
+            rows[modality.name] = len(modality) - len(bad)
+            if off:
+                kept = "divided by their norms" if normalise else "kept as they are"
+                notes.append(
+                    f"{off:,} of {len(modality):,} {modality.name} rows were not of unit norm; they were {kept}."
+                )
+        write_failures(path, Store.open(path).failures())
     return ImportReport(path, rows, _pairs(modalities), failures, notes)
 
 
