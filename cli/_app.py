@@ -22,6 +22,9 @@ COMMANDS = (
     "ablate",
     "index",
     "search",
+    "verify",
+    "merge",
+    "split",
     "simulate",
     "demo",
 )

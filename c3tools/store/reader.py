@@ -182,7 +182,7 @@ class Store:
                 ) from error
 
     def _check_schema(self, modality: str, schema: pa.Schema, columns: Sequence[str]) -> None:
-        """Raise a ValueError if a shard lacks a column it should have, or its embeddings are not those of this store."""
+        """Raise a ValueError if a column is missing, or the embeddings are not of this store's dimension and dtype."""
         should = shard_schema(modality, self.info)
         missing = {"key", "embedding", *(name for name in columns if name in should.names)} - set(schema.names)
         if missing:
@@ -221,6 +221,13 @@ class Store:
                 f"The store {self.path} has no modality {modality!r}; it has: {present}.",
                 remedy="Run `c3 embed` on a corpus that has it.",
             )
+
+
+def all_parts(store: Store) -> Iterator[tuple[str, int]]:
+    """Every finished shard: modality and number."""
+    for modality in store.modalities:
+        for part in store.parts(modality):
+            yield modality, part
 
 
 def embedding_matrix(batch: pa.RecordBatch | pa.Table, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
