@@ -20,14 +20,20 @@ def locked(store: Path) -> Iterator[None]:
     The folder is made where it is not there.
 
     Raises:
-        StoreError: if another run is writing to it, or a file is in the way.
+        StoreError: if another run is writing to it, it cannot be written, or a file is in the way.
     """
     try:
         store.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise StoreError(f"{store} is a file, not a folder.", remedy="Name another store with --store.") from None
-    # never through a link: opening it for writing would touch a file elsewhere
-    descriptor = os.open(store / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        # never through a link: opening it for writing would touch a file elsewhere
+        descriptor = os.open(store / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise StoreError(
+            f"The lock {store / LOCK_FILE} cannot be opened ({error.strerror}).",
+            remedy="Make the folder writable; if the lock is a link, remove it.",
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
