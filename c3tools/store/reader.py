@@ -174,7 +174,9 @@ class Store:
             try:
                 with pq.ParquetFile(path) as file:
                     self._check_schema(modality, file.schema_arrow, columns or ())
-                    yield from file.iter_batches(batch_size=batch_rows, columns=columns)
+                    for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
+                        batch.validate(full=True)  # text that is not UTF-8 would fail far from here
+                        yield batch
             except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as error:
                 raise StoreError(
                     f"The shard {path} cannot be read ({error}).",

@@ -40,18 +40,32 @@ class _Unpickler(pickle._Unpickler):
             import torch._utils
 
             return getattr(torch._utils, name)
-        if (module, name) == ("collections", "OrderedDict"):
-            return super().find_class(module, name)
         raise StoreError(
             f"The pickle asks for {module}.{name}, which is neither an array, a number nor a string: refused, since "
             "unpickling it could run code.",
             remedy="Convert it where it was made: np.savez(path, embedding=array), or safetensors.",
         )
 
-    def load_bytearray8(self) -> None:
-        raise pickle.UnpicklingError("byte arrays are not read")
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_key(key)] = value
 
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        self.stack[-1].update(_pairs(zip(items[::2], items[1::2], strict=True)))
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append(_pairs(zip(items[::2], items[1::2], strict=True)))
+
+    def load_refused(self) -> None:
+        raise pickle.UnpicklingError("sets and byte arrays are not read")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    for _code in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
+        dispatch[_code[0]] = load_refused
 
 
 class _Bounded:
@@ -66,6 +80,17 @@ class _Bounded:
 
     def readinto(self, buffer: bytearray) -> int:
         return self._file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
+
+
+def _key(key: Any) -> Any:
+    """The key of a dictionary; a nest of tuples could take for ever to be hashed."""
+    if not isinstance(key, (str, int, float, np.generic)):
+        raise pickle.UnpicklingError(f"{type(key).__name__} as a key")
+    return key
+
+
+def _pairs(pairs: Iterable[tuple[Any, Any]] = ()) -> dict[Any, Any]:
+    return {_key(key): value for key, value in pairs}
 
 
 def _new_array(*_: object) -> npt.NDArray[Any]:
@@ -103,6 +128,7 @@ _REPLACED: dict[tuple[str, str], Any] = {
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("torch.storage", "_load_from_bytes"): _load_storage,
     ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): _pairs,
 }
 
 
