@@ -1,0 +1,118 @@
+"""Stores of millions of rows: memory and time of `c3 means`, the moments of `c3 gap-report`, `c3 verify --sample`.
+
+    python benchmarks/large_store.py --rows 1000000,10000000
+
+Makes a store of synthetic rows, images and texts half each, in 100 shards for each number of rows (keys are real and
+all differ; the embeddings are one block, repeated; `--dim` is 64 to spare the disk), then runs each command in a
+process of its own and prints its time and its largest resident memory. Making ten million rows takes some minutes of
+one core. Expected: memory under 1.5 GiB, time proportional to the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from measuring import C3, print_table
+
+from c3tools.store import StoreInfo, create_store
+from c3tools.store.rewriting import write_batches
+from c3tools.store.schema import ROW_GROUP_ROWS, shard_schema
+
+SHARDS = 100
+MOMENTS = """
+import sys
+from c3tools.geometry.overview import gaps_between_modalities
+from c3tools.geometry.spectrum import measure_modality
+from c3tools.store import Store
+store = Store.open(sys.argv[1])
+for name in store.modalities:
+    measure_modality(store.moments(name))
+gaps_between_modalities(store, split=None)
+"""
+
+
+def make(path: Path, rows: int, dim: int) -> None:
+    """A store of as many image rows and texts, half each, in 100 shards."""
+    info = StoreInfo({"name": "synthetic"}, dim)
+    create_store(path, info)
+    draw = np.random.default_rng(0)
+    block = draw.normal(size=(ROW_GROUP_ROWS, dim))
+    block = (block / np.linalg.norm(block, axis=1, keepdims=True)).astype(np.float16)
+    for modality in ("image", "text"):
+        for part in range(SHARDS // 2):
+            write_batches(path, info, modality, part, batches(info, modality, part, rows // SHARDS, block))
+
+
+def batches(info: StoreInfo, modality: str, part: int, rows: int, block: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """The rows of one shard."""
+    schema = shard_schema(modality, info)
+    for start in range(0, rows, ROW_GROUP_ROWS):
+        count = min(ROW_GROUP_ROWS, rows - start)
+        images = [f"{part:05d}/{number:09d}" for number in range(start, start + count)]
+        columns = {
+            "key": images if modality == "image" else [f"{key}#0" for key in images],
+            "image_key": images,
+            "split": ["train"] * count,
+        }
+        arrays = [
+            pa.FixedSizeListArray.from_arrays(pa.array(block[:count].reshape(-1)), info.dim)
+            if field.name == "embedding"
+            else pa.array(columns.get(field.name, [None] * count), type=field.type)
+            for field in schema
+        ]
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Seconds and the largest resident memory in MiB of a command that ends well."""
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        _, status, usage = _wait(process)
+    if status != 0:
+        raise SystemExit(f"{' '.join(command)} ended with {status}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, resource.struct_rusage]:
+    pid, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return pid, process.returncode, usage
+
+
+def main() -> None:
+    """Make, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="1000000,10000000", help="numbers of rows, with commas")
+    parser.add_argument("--dim", type=int, default=64)
+    arguments = parser.parse_args()
+    table = []
+    for rows in map(int, arguments.rows.split(",")):
+        with tempfile.TemporaryDirectory() as temporary:
+            store = Path(temporary) / "store"
+            start = time.perf_counter()
+            make(store, rows, arguments.dim)
+            size = sum(path.stat().st_size for path in store.rglob("*")) / 2**30
+            print(f"{rows:,} rows made in {time.perf_counter() - start:,.0f} s, {size:.2f} GiB", file=sys.stderr)
+            for name, command in (
+                ("c3 means", [*C3, "means", "--store", str(store)]),
+                ("moments of c3 gap-report", [sys.executable, "-c", MOMENTS, str(store)]),
+                ("c3 verify --sample", [*C3, "verify", "--sample", "0.1", str(store)]),
+            ):
+                seconds, memory = measure(command)
+                per_million = f"{seconds / rows * 1e6:.2f}"
+                table.append((f"{rows:,}", name, f"{seconds:.1f}", per_million, f"{memory:,.0f}"))
+    print_table(("rows", "command", "seconds", "seconds per million rows", "peak memory, MiB"), table)
+
+
+if __name__ == "__main__":
+    main()
