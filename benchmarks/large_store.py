@@ -11,8 +11,6 @@ one core. Expected: memory under 1.5 GiB, time proportional to the rows.
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,15 +20,23 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from measuring import C3, print_table
+from measuring import print_table
 
 from c3tools.store import StoreInfo, create_store
 from c3tools.store.rewriting import write_batches
 from c3tools.store.schema import ROW_GROUP_ROWS, shard_schema
 
 SHARDS = 100
-MOMENTS = """
-import sys
+# a process knows its own peak; the one that its parent sees begins with the parent's
+PEAK = """
+import atexit, pathlib, sys
+def peak():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    print(next(line.split()[1] for line in lines if line.startswith("VmHWM")), file=sys.stderr)
+atexit.register(peak)
+"""
+COMMAND = f"{PEAK}\nfrom c3tools.cli import main; main()"
+MOMENTS = f"""{PEAK}
 from c3tools.geometry.overview import gaps_between_modalities
 from c3tools.geometry.spectrum import measure_modality
 from c3tools.store import Store
@@ -73,20 +79,14 @@ def batches(info: StoreInfo, modality: str, part: int, rows: int, block: np.ndar
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds and the largest resident memory in MiB of a command that ends well."""
+def measure(code: str, *arguments: object) -> tuple[float, float]:
+    """Seconds and the largest resident memory in MiB of Python code that ends well."""
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        _, status, usage = _wait(process)
-    if status != 0:
-        raise SystemExit(f"{' '.join(command)} ended with {status}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
-
-
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, resource.struct_rusage]:
-    pid, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return pid, process.returncode, usage
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{arguments} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return time.perf_counter() - start, int(done.stderr.split()[-1]) / 1024
 
 
 def main() -> None:
@@ -103,12 +103,12 @@ def main() -> None:
             make(store, rows, arguments.dim)
             size = sum(path.stat().st_size for path in store.rglob("*")) / 2**30
             print(f"{rows:,} rows made in {time.perf_counter() - start:,.0f} s, {size:.2f} GiB", file=sys.stderr)
-            for name, command in (
-                ("c3 means", [*C3, "means", "--store", str(store)]),
-                ("moments of c3 gap-report", [sys.executable, "-c", MOMENTS, str(store)]),
-                ("c3 verify --sample", [*C3, "verify", "--sample", "0.1", str(store)]),
+            for name, code, *words in (
+                ("c3 means", COMMAND, "means", "--store", store),
+                ("moments of c3 gap-report", MOMENTS, store),
+                ("c3 verify --sample", COMMAND, "verify", "--sample", "0.1", store),
             ):
-                seconds, memory = measure(command)
+                seconds, memory = measure(code, *words)
                 per_million = f"{seconds / rows * 1e6:.2f}"
                 table.append((f"{rows:,}", name, f"{seconds:.1f}", per_million, f"{memory:,.0f}"))
     print_table(("rows", "command", "seconds", "seconds per million rows", "peak memory, MiB"), table)

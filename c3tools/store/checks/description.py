@@ -35,8 +35,8 @@ def check_description(path: Path) -> list[Finding]:
     value = info.to_json()
     if (path / INFO_FILE).read_text(encoding="utf-8") != json_text(value):
         return [_finding("it is not as it was written")]
-    repeated = [shard_description(path, modality, part) for modality, part in all_parts(Store(path, info))]
-    if repeated and value not in repeated:
+    shards = list(all_parts(Store(path, info)))
+    if shards and not any(shard_description(path, *shard) == value for shard in shards):
         return [_finding("no shard repeats it: it was changed, or it belongs to another store")]
     return []
 

@@ -15,7 +15,7 @@ import os
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,11 @@ class _Unpickler(pickle._Unpickler):
     """The unpickler written in Python: the one in C takes memory for any place a file says it will store at."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    if TYPE_CHECKING:  # what typeshed leaves out
+        stack: list[Any]
+
+        def append(self, value: Any) -> None: ...
+        def pop_mark(self) -> list[Any]: ...
 
     def find_class(self, module: str, name: str) -> Any:
         package = module.replace("numpy._core", "numpy.core")
