@@ -29,10 +29,11 @@ from c3tools.store.schema import ROW_GROUP_ROWS, shard_schema
 SHARDS = 100
 # a process knows its own peak; the one that its parent sees begins with the parent's
 PEAK = """
-import atexit, pathlib, sys
+import atexit, pathlib, sys, time
 def peak():
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    print(next(line.split()[1] for line in lines if line.startswith("VmHWM")), file=sys.stderr)
+    peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+    print(time.process_time(), peak, file=sys.stderr)
 atexit.register(peak)
 """
 COMMAND = f"{PEAK}\nfrom c3tools.cli import main; main()"
@@ -79,14 +80,15 @@ def batches(info: StoreInfo, modality: str, part: int, rows: int, block: np.ndar
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def measure(code: str, *arguments: object) -> tuple[float, float]:
-    """Seconds and the largest resident memory in MiB of Python code that ends well."""
+def measure(code: str, *arguments: object) -> tuple[float, float, float]:
+    """Seconds by the clock and of the processor, and the largest memory in MiB, of Python code that ends well."""
     start = time.perf_counter()
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{arguments} ended with {done.returncode}: {done.stderr[-2000:]}")
-    return time.perf_counter() - start, int(done.stderr.split()[-1]) / 1024
+    processor, peak = done.stderr.split()[-2:]
+    return time.perf_counter() - start, float(processor), int(peak) / 1024
 
 
 def main() -> None:
@@ -108,10 +110,9 @@ def main() -> None:
                 ("moments of c3 gap-report", MOMENTS, store),
                 ("c3 verify --sample", COMMAND, "verify", "--sample", "0.1", store),
             ):
-                seconds, memory = measure(code, *words)
-                per_million = f"{seconds / rows * 1e6:.2f}"
-                table.append((f"{rows:,}", name, f"{seconds:.1f}", per_million, f"{memory:,.0f}"))
-    print_table(("rows", "command", "seconds", "seconds per million rows", "peak memory, MiB"), table)
+                seconds, processor, memory = measure(code, *words)
+                table.append((f"{rows:,}", name, f"{seconds:.1f}", f"{processor:.1f}", f"{memory:,.0f}"))
+    print_table(("rows", "command", "seconds", "of the processor", "peak memory, MiB"), table)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ def key_hashes(keys: Sequence[str]) -> Hashes:
 
 
 def repeated(hashes: Hashes) -> Hashes:
-    """The hashes that stand in ``hashes`` more than once, ascending."""
-    ordered = np.sort(hashes)
-    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    """The hashes that stand in ``hashes`` more than once, ascending; sorts ``hashes`` in place."""
+    hashes.sort()
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
 
 def contains(ordered: Hashes, hashes: Hashes) -> npt.NDArray[np.bool_]:
@@ -57,7 +57,7 @@ def check_keys(store: Store, parts: Parts) -> Iterator[Finding]:
         again = repeated(hashes)
         if len(again):
             yield from _duplicates(store, modality, numbers, again)
-        known[modality] = np.sort(hashes)
+        known[modality] = hashes
     failed = _failed_keys(store)
     for modality, numbers in parts.items():
         yield from _pairing(store, modality, numbers, known, failed)
