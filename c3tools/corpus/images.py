@@ -46,8 +46,8 @@ def find_images(root: Path, *, follow_symlinks: bool = False) -> tuple[list[Foun
     return found, skipped
 
 
-def _problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
-    """Why a file is not looked at: (error, message), or None; links may not lead out of ``inside``."""
+def link_problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
+    """Why a link is not followed: (error, message), or None; it may not lead out of the folder ``inside``."""
     if path.is_symlink():
         try:
             target = path.resolve(strict=True)
@@ -55,6 +55,14 @@ def _problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
             return "BrokenLink", "a symbolic link that leads nowhere"
         if inside is not None and not target.is_relative_to(inside):
             return "SymlinkOutside", "a symbolic link that leads out of the corpus; --follow-symlinks takes it"
+    return None
+
+
+def _problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
+    """Why a file is not looked at: (error, message), or None."""
+    problem = link_problem(path, inside)
+    if problem is not None:
+        return problem
     if not path.is_file():
         # opening a pipe or a socket would wait for somebody to write into it
         return "NotAFile", "not a regular file"

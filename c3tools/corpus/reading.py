@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import CorpusError
 from .formats import plain, read_captions
-from .images import IMAGE_SUFFIXES, FoundImage, assign_keys, find_images
+from .images import IMAGE_SUFFIXES, FoundImage, assign_keys, find_images, link_problem
 from .items import CaptionRow, Corpus, ImageItem, Skipped, TextItem
 
 CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")
@@ -50,7 +50,8 @@ def read_corpus(
             _read_folder(corpus, root, given, text_column, follow_symlinks, prefix)
         elif root.suffix.lower() in IMAGE_SUFFIXES:
             image = FoundImage(root, root.name, root.stat().st_size)
-            rows = _rows_with_base([given], text_column) if given else _sidecar(image)
+            inside = None if follow_symlinks else root.parent.resolve()
+            rows = _rows_with_base([given], text_column) if given else _sidecar(corpus, image, inside)
             _add_images(corpus, [image], root.parent, rows, prefix)
         else:
             _read_texts(corpus, root, text_column)
@@ -73,20 +74,23 @@ def _read_folder(
         hint = "Texts are given as files: c3 embed captions.txt"
         suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
         raise CorpusError(f"No images in {root} or below it (looked for {suffixes}).", remedy=hint)
-    files = [given] if given else _captions_files(root)
+    inside = None if follow_symlinks else root.resolve()
+    files = [given] if given else _captions_files(corpus, root, inside)
     corpus.captions_files += files
-    rows = _rows_with_base(files, text_column) if files else (row for image in found for row in _sidecar(image))
+    rows = _rows_with_base(files, text_column) if files else _sidecars(corpus, found, inside)
     base = root / IMAGES_FOLDER if files and files[0].parent == root and (root / IMAGES_FOLDER).is_dir() else root
     _add_images(corpus, found, base, rows, prefix)
 
 
-def _captions_files(root: Path) -> list[Path]:
-    """Captions files of a folder: inside it at any depth, else beside it where it is the images folder of a corpus."""
-    inside = sorted(path for name in CAPTIONS_NAMES for path in root.rglob(name) if path.is_file())
-    if inside:
-        return [path for path in inside if path == _first_in(path.parent)]
+def _captions_files(corpus: Corpus, root: Path, inside: Path | None) -> list[Path]:
+    """Captions files of a folder: in it at any depth, else beside it where it is the images folder of a corpus."""
+    found = sorted(path for name in CAPTIONS_NAMES for path in root.rglob(name) if path.is_file())
+    if found:
+        return [path for path in found if path == _first_in(path.parent) and _may_be_read(corpus, path, inside)]
     beside = _first_in(root.resolve().parent)
-    return [beside] if beside is not None and _names_files_in(beside, root) else []
+    if beside is None or not _may_be_read(corpus, beside, inside if inside is None else inside.parent):
+        return []
+    return [beside] if _names_files_in(beside, root) else []
 
 
 def _first_in(folder: Path) -> Path | None:
@@ -123,10 +127,23 @@ def _rows_with_base(files: Iterable[Path], text_column: str | None) -> Iterator[
             yield file.parent, row
 
 
-def _sidecar(image: FoundImage) -> Iterator[tuple[Path, CaptionRow]]:
+def _may_be_read(corpus: Corpus, file: Path, inside: Path | None) -> bool:
+    """Whether a captions file that was found is no link that leads out of the corpus; one that does is listed."""
+    problem = link_problem(file, inside)
+    if problem is not None:
+        corpus.skipped.append(Skipped(file.name, str(file), *problem))
+    return problem is None
+
+
+def _sidecars(corpus: Corpus, found: Sequence[FoundImage], inside: Path | None) -> Iterator[tuple[Path, CaptionRow]]:
+    for image in found:
+        yield from _sidecar(corpus, image, inside)
+
+
+def _sidecar(corpus: Corpus, image: FoundImage, inside: Path | None) -> Iterator[tuple[Path, CaptionRow]]:
     """Captions from a .txt file with the image's stem, one a line."""
     text = image.path.with_suffix(".txt")
-    if text.is_file():
+    if text.is_file() and _may_be_read(corpus, text, inside):
         captions = [caption for row in plain.read(text) for caption in row.captions]
         yield image.path.parent, CaptionRow(image.path.name, captions, None, 1)
 

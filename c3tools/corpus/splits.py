@@ -13,6 +13,7 @@ from functools import lru_cache
 from ..seeds import stable_fraction
 
 ALL = "all"
+SALT = "c3tools split"
 HASH_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 _ALIASES = {
     "train": re.compile(r"(train|training|restval)[-_ ]?\d*"),
@@ -43,7 +44,7 @@ def _role_of(name: str) -> str:
 
 def hashed_split(key: str) -> str:
     """Return train (80 %), val (10 %) or test (10 %) by a stable hash of ``key``."""
-    position = stable_fraction(key, salt="c3tools split")
+    position = stable_fraction(key, salt=SALT)
     edge = 0.0
     for role, fraction in HASH_FRACTIONS.items():
         edge += fraction

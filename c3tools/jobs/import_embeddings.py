@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..progress import SilentTracker, Tracker
-from ..store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
+from ..store import Failure, Shard, Store, StoreInfo, create_store, locked, write_failures, write_shard
 from ..store.files import sha256_of
 from ..store.importers import (
     ColumnNames,
@@ -154,19 +154,20 @@ def write_modalities(
     """Write modalities into a new store, or go on with an interrupted call of the same ``info``.
 
     Raises:
-        StoreError: if the store holds rows of one of them from elsewhere.
+        StoreError: if the store holds rows of one of them from elsewhere, or another process writes to it.
     """
-    _require_free(path, info, modalities)
-    create_store(path, info)
     tracker = tracker or SilentTracker()
     failures: list[Failure] = []
     rows, off, left_out = {}, {}, {}
-    for modality in modalities:
-        bad, off[modality.name] = _write(path, info, modality, tracker)
-        failures += bad
-        rows[modality.name] = len(modality) - len(bad)
-        left_out[modality.name] = {failure.key for failure in bad}
-    write_failures(path, Store.open(path).failures())
+    with locked(path):
+        _require_free(path, info, modalities)
+        create_store(path, info)
+        for modality in modalities:
+            bad, off[modality.name] = _write(path, info, modality, tracker)
+            failures += bad
+            rows[modality.name] = len(modality) - len(bad)
+            left_out[modality.name] = {failure.key for failure in bad}
+        write_failures(path, Store.open(path).failures())
     return Written(rows, _pairs(modalities, left_out), failures, off)
 
 

@@ -14,6 +14,7 @@ from ..errors import StoreError
 from ..moments import Moments, load_moments, save_moments
 from ..store import Store, StoreInfo
 from ..store.files import write_atomically
+from ..store.seals import SEAL_PLACE, seal
 
 BUNDLED = {"c3-mini": C3_MINI_MOMENTS}
 
@@ -94,7 +95,7 @@ def load_means(store: Store, source: str | Path) -> dict[str, Moments]:
     if isinstance(model, dict):
         store.info.require_same_model(model, where=f"The store {store.path}", what=f"the moments file {path}")
     check_dim(store.info, groups, path)
-    write_atomically(store.borrowed_path, lambda temporary: save_moments(temporary, groups, header))
+    write_atomically(store.borrowed_path, lambda temporary: _save_sealed(temporary, groups, header))
     return groups
 
 
@@ -128,6 +129,11 @@ def check_dim(info: StoreInfo, groups: dict[str, Moments], path: Path) -> None:
                 f"The {name} moments in {path} have dimension {moments.dim}, the store has {info.dim}.",
                 remedy="Use moments of the same model.",
             )
+
+
+def _save_sealed(path: Path, groups: dict[str, Moments], header: dict[str, Any]) -> None:
+    save_moments(path, groups, {**header, "seal": SEAL_PLACE})
+    seal(path)
 
 
 def _row(modality: str, split: str, moments: Moments, source: str) -> MeanRow:

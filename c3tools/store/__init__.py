@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .failures import Failure, write_failures
 from .info import StoreInfo
+from .lock import locked
 from .reader import Rows, Store, embedding_matrix
-from .writer import Failure, Shard, create_store, rewrite_failures, write_failures, write_shard
+from .writer import Shard, create_store, rewrite_failures, write_shard
 
 __all__ = [
     "Failure",
@@ -14,6 +16,7 @@ __all__ = [
     "StoreInfo",
     "create_store",
     "embedding_matrix",
+    "locked",
     "rewrite_failures",
     "write_failures",
     "write_shard",

@@ -38,9 +38,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
-    """Write ``value`` as sorted, indented JSON, whole or not at all."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """Write `json_text` of ``value``, whole or not at all."""
+    text = json_text(value)
     write_atomically(path, lambda temporary: _write_text(temporary, text))
+
+
+def json_text(value: Any) -> str:
+    """The one way ``value`` is written as JSON: sorted, indented, ended by a newline."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -11,6 +11,7 @@ from ..errors import StoreError
 
 FORMAT_VERSION = 1
 INFO_FILE = "store.json"
+LARGEST_DIM = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,37 @@ class StoreInfo:
             StoreError: if it is not one, or comes from a newer format version.
         """
         try:
-            version = int(value["format_version"])
+            version = value["format_version"]
+            if type(version) is not int or version < 1:
+                raise ValueError(f"format_version is {version!r}")
             if version > FORMAT_VERSION:
                 raise StoreError(
                     f"{source} has format version {version}; this c3tools reads up to {FORMAT_VERSION}.",
                     remedy="Update c3tools: pip install -U c3tools",
                 )
-            known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-            info = cls(**known)
-            if not (isinstance(info.model, dict) and int(info.dim) > 0 and info.dtype in ("float16", "float32")):
-                raise ValueError("model, dim or dtype make no sense")
+            info = cls(**{name: value[name] for name in cls.__dataclass_fields__ if name in value})
+            info._check()
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{source} does not describe a store ({error!r}).") from error
+            raise StoreError(
+                f"{source} does not describe a store ({error!r}).",
+                remedy="The shards repeat it: `c3 verify --repair` writes it anew from them.",
+            ) from error
         return info
+
+    def _check(self) -> None:
+        """Raise a ValueError if a value makes no sense."""
+        sensible = {
+            "model": isinstance(self.model, dict),
+            "dim": type(self.dim) is int and 0 < self.dim <= LARGEST_DIM,
+            "dtype": self.dtype in ("float16", "float32"),
+            "normalised": isinstance(self.normalised, bool),
+            "preprocessing": isinstance(self.preprocessing, dict),
+            "precision": self.precision is None or isinstance(self.precision, str),
+            "extra": isinstance(self.extra, dict),
+        }
+        wrong = [name for name, fine in sensible.items() if not fine]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}")
 
     @classmethod
     def load(cls, store: Path) -> StoreInfo:
@@ -77,13 +96,16 @@ class StoreInfo:
                 f"There is no store at {store} ({INFO_FILE} is not there).",
                 remedy="Make one with `c3 embed PATH`, or name another with --store.",
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise StoreError(f"{path} is damaged ({error}).") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise StoreError(
+                f"{path} is damaged ({error}).",
+                remedy="The shards repeat it: `c3 verify --repair` writes it anew from them.",
+            ) from error
 
     def describe_model(self) -> str:
         """The model in words, with the beginning of its weights' hash."""
         digest = self.model.get("weights_sha256")
-        return f"{self.model.get('name', 'unknown')}" + (f" ({digest[:12]})" if digest else "")
+        return f"{self.model.get('name', 'unknown')}" + (f" ({str(digest)[:12]})" if digest else "")
 
     def require_same_model(self, model: dict[str, Any], *, where: str, what: str) -> None:
         """Refuse to mix embeddings of two models.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,15 @@ from ..corpus.splits import ALL, split_role
 from ..errors import StoreError
 from ..float16 import to_float32
 from ..moments import Moments, load_moments
+from .failures import Failure, read_failures
 from .info import StoreInfo
-from .writer import FAILURES_FILE, Failure, part_path
+from .markers import read_marker
+from .schema import shard_schema
+from .writer import part_path
 
 BORROWED_FILE = "borrowed-moments.safetensors"
+_MARKER = re.compile(r"part-(\d{5,9})\.json")
+_TEXT_TYPES = (pa.string(), pa.large_string())
 Matrix = npt.NDArray[np.float32]
 
 
@@ -76,8 +81,8 @@ class Store:
 
     def parts(self, modality: str) -> list[int]:
         """Numbers of the finished shards of ``modality``, ascending."""
-        markers = (self.path / modality).glob("part-*.json")
-        return sorted(int(marker.stem.removeprefix("part-")) for marker in markers)
+        names = (marker.name for marker in (self.path / modality).glob("part-*.json"))
+        return sorted(int(match[1]) for match in map(_MARKER.fullmatch, names) if match)
 
     def marker(self, modality: str, part: int) -> dict[str, Any]:
         """The done marker of one shard: rows, failures, sha256, timings.
@@ -85,16 +90,7 @@ class Store:
         Raises:
             StoreError: if it cannot be read.
         """
-        path = part_path(self.path, modality, part, ".json")
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            value["rows"] = int(value["rows"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"The done marker {path} is damaged ({error!r}).",
-                remedy="Delete it and run `c3 embed` again: only this shard is made anew.",
-            ) from error
-        return value  # type: ignore[no-any-return]
+        return read_marker(part_path(self.path, modality, part, ".json"))
 
     def count(self, modality: str) -> int:
         """Number of rows of ``modality``."""
@@ -111,15 +107,7 @@ class Store:
 
     def recorded_failures(self) -> list[Failure]:
         """The rows of failures.parquet; none where it is not there."""
-        path = self.path / FAILURES_FILE
-        if not path.exists():
-            return []
-        try:
-            return [Failure(**row) for row in pq.read_table(path).to_pylist()]
-        except (pa.ArrowInvalid, pa.ArrowException, TypeError) as error:
-            raise StoreError(
-                f"{path} cannot be read ({error}).", remedy="Delete it and run `c3 embed` again: it is made anew."
-            ) from error
+        return read_failures(self.path)
 
     def moments(self, modality: str, split: str | None = None) -> Moments:
         """Moments of ``modality`` over ``split`` (None or ``all``: every row), from the shards' moments alone.
@@ -142,7 +130,7 @@ class Store:
         if not self.borrowed_path.exists():
             return {}, {}
         groups, header = load_moments(self.borrowed_path)
-        return groups, dict(header)
+        return groups, {name: value for name, value in header.items() if name != "seal"}
 
     def fitting_moments(self, modality: str, split: str = "train") -> Moments:
         """The moments that transforms are fitted on: those taken from another corpus, else those of ``split``."""
@@ -160,7 +148,7 @@ class Store:
                     raise StoreError(
                         f"{part_path(self.path, modality, part, '.moments.safetensors')} has dimension "
                         f"{moments.dim}, the store {self.info.dim}.",
-                        remedy="Delete the shard's marker and run `c3 embed` again.",
+                        remedy="Run `c3 verify --repair`.",
                     )
                 total[name] = total[name].merge(moments) if name in total else moments
         return total
@@ -185,13 +173,27 @@ class Store:
             path = part_path(self.path, modality, part, ".parquet")
             try:
                 with pq.ParquetFile(path) as file:
-                    yield from file.iter_batches(batch_size=batch_rows, columns=columns)
-            except (OSError, pa.ArrowInvalid, pa.ArrowException) as error:
+                    self._check_schema(modality, file.schema_arrow, columns or ())
+                    for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
+                        batch.validate(full=True)  # text that is not UTF-8 would fail far from here
+                        yield batch
+            except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as error:
                 raise StoreError(
                     f"The shard {path} cannot be read ({error}).",
-                    remedy=f"Delete {path.with_suffix('.json').name} beside it and run `c3 embed` again: "
-                    "only this shard is made anew.",
+                    remedy="Run `c3 verify --repair`, then the same `c3 embed` again: only this shard is made anew.",
                 ) from error
+
+    def _check_schema(self, modality: str, schema: pa.Schema, columns: Sequence[str]) -> None:
+        """Raise a ValueError if a column is missing, or the embeddings are not of this store's dimension and dtype."""
+        should = shard_schema(modality, self.info)
+        missing = {"key", "embedding", *(name for name in columns if name in should.names)} - set(schema.names)
+        if missing:
+            raise ValueError(f"it has no column {min(missing)!r}")
+        wanted = should.field("embedding").type
+        if schema.field("embedding").type != wanted:
+            raise ValueError(f"its embeddings are {schema.field('embedding').type}, the store's {wanted}")
+        if schema.field("key").type not in _TEXT_TYPES:
+            raise ValueError(f"its keys are {schema.field('key').type}, not text")
 
     def load(self, modality: str, split: str | None = None) -> Rows:
         """All rows of ``modality`` (of ``split``, or of all splits) in memory, embeddings as float32.
@@ -223,11 +225,20 @@ class Store:
             )
 
 
+def all_parts(store: Store) -> Iterator[tuple[str, int]]:
+    """Every finished shard: modality and number."""
+    for modality in store.modalities:
+        for part in store.parts(modality):
+            yield modality, part
+
+
 def embedding_matrix(batch: pa.RecordBatch | pa.Table, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
     """The ``embedding`` column as a matrix (n, d) of ``dtype``."""
     column = batch.column("embedding")
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
+    if column.null_count:
+        raise StoreError(f"{column.null_count:,} rows have no embedding.", remedy="Check the store with `c3 verify`.")
     flat = column.flatten()
     # a view of the buffer: Array.to_numpy would import pandas where it is installed
     values = np.frombuffer(flat.buffers()[1], dtype=flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..corpus.splits import split_role
 from ..errors import StoreError
 from ..moments import Moments, save_moments
+from .failures import Failure
 from .files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
 from .info import INFO_FILE, StoreInfo
+from .markers import read_marker, write_marker
 from .schema import shard_table, write_parquet
-
-FAILURES_FILE = "failures.parquet"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An input that was not embedded, and why."""
-
-    key: str
-    path: str
-    stage: str
-    error: str
-    message: str
 
 
 @dataclass
@@ -101,27 +87,17 @@ def write_shard(store: Path, info: StoreInfo, shard: Shard) -> None:
 
     marker = {
         "rows": n,
-        "failures": [asdict(failure) for failure in shard.failures],
+        "failures": shard.failures,
         "sha256": {rows.name: sha256_of(rows), moments.name: sha256_of(moments)},
         "timings": {stage: round(seconds, 3) for stage, seconds in shard.timings.items()},
     }
-    write_json_atomically(part_path(store, shard.modality, shard.index, ".json"), marker)
+    write_marker(part_path(store, shard.modality, shard.index, ".json"), marker)
 
 
 def rewrite_failures(store: Path, modality: str, index: int, failures: Iterable[Failure]) -> None:
     """Replace the failures in a shard's done marker, when some of its inputs were embedded later."""
     path = part_path(store, modality, index, ".json")
-    marker = json.loads(path.read_text(encoding="utf-8"))
-    marker["failures"] = [asdict(failure) for failure in failures]
-    write_json_atomically(path, marker)
-
-
-def write_failures(store: Path, failures: Iterable[Failure]) -> None:
-    """Write failures.parquet: one row per input that was not embedded."""
-    names = [*Failure.__dataclass_fields__]
-    rows = [asdict(failure) for failure in failures]
-    table = pa.table({name: pa.array([row[name] for row in rows], type=pa.string()) for name in names})
-    write_atomically(store / FAILURES_FILE, lambda path: pq.write_table(table, path))
+    write_marker(path, {**read_marker(path), "failures": list(failures)})
 
 
 def _moments_by_split(

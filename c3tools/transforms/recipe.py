@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -87,13 +88,17 @@ def load_pipeline(directory: Path) -> Pipeline:
     record = _read_record(path)
     payload = _read_tensors(directory / TENSORS_NAME, record)
     pipeline = pipeline_from_config({key: record[key] for key in ("name", "strict", "steps")})
+    pipeline.dim = record["dim"]
+    pipeline.provenance = record["provenance"]
     for key, value in payload.items():
         position, _, name = key.partition("/")
+        if not (position.isdecimal() and int(position) < len(pipeline.steps) and value.dtype.kind == "f"):
+            raise _damaged(path, f"it has a tensor {key!r} that belongs to no step")
+        if value.ndim and value.shape[-1] != pipeline.dim:
+            raise _damaged(path, f"the tensor {key!r} has shape {value.shape}, the pipeline {pipeline.dim} dimensions")
         pipeline.steps[int(position)].state[name] = value
     if not pipeline.fitted:
         raise _damaged(path, "the tensors of a step are missing")
-    pipeline.dim = record["dim"]
-    pipeline.provenance = record["provenance"]
     return pipeline
 
 
@@ -106,27 +111,34 @@ def pipeline_from_config(source: str | Path | Mapping[str, Any]) -> Pipeline:
         raise TransformError(
             f"{place} has no list of steps.", remedy="Write steps: [{step: normalize}, {step: collapse}, ...]."
         )
-    unknown = sorted(set(config) - {"name", "strict", "steps"})
+    unknown = sorted(map(str, set(config) - {"name", "strict", "steps"}))
     if unknown:
-        raise TransformError(f"{place} has the unknown keys {', '.join(map(str, unknown))}.")
+        raise TransformError(f"{place} has the unknown keys {', '.join(unknown)}.")
+    name = config.get("name", "custom")
+    if not isinstance(name, str):
+        raise TransformError(f"{place} has the name {reprlib.repr(name)}, which is no text.")
     return Pipeline(
         [_step(entry, place) for entry in listed],
-        name=str(config.get("name", "custom")),
+        name=name,
         strict=bool(config.get("strict", True)),
     )
 
 
 def _step(entry: object, place: str) -> Step:
     settings = {"step": entry} if isinstance(entry, str) else entry
-    if not isinstance(settings, Mapping) or settings.get("step") not in STEPS:
-        raise TransformError(f"{place} has an unknown step {entry!r}.", remedy=f"Steps: {', '.join(STEPS)}.")
-    kind = STEPS[settings["step"]]
+    name = settings.get("step") if isinstance(settings, Mapping) else None
+    if not isinstance(settings, Mapping) or not isinstance(name, str) or name not in STEPS:
+        # shortened: a few lines of YAML can stand for billions of entries
+        raise TransformError(
+            f"{place} has an unknown step {reprlib.repr(entry)}.", remedy=f"Steps: {', '.join(STEPS)}."
+        )
+    kind = STEPS[name]
     known = {f.name: f.type for f in fields(kind)}
     given = {key: value for key, value in settings.items() if key != "step"}
-    unknown = sorted(set(given) - set(known))
+    unknown = sorted(map(str, set(given) - set(known)))
     if unknown:
         raise TransformError(
-            f"{place} gives the step {kind.kind} the unknown settings {', '.join(map(str, unknown))}.",
+            f"{place} gives the step {kind.kind} the unknown settings {', '.join(unknown)}.",
             remedy=f"It has {', '.join(known)}.",
         )
     for key, value in given.items():
@@ -148,7 +160,7 @@ def _check_type(value: object, annotation: str, place: str) -> None:
     else:
         fine = isinstance(value, str)
     if not fine:
-        raise TransformError(f"{place} is {value!r}, not {annotation}.")
+        raise TransformError(f"{place} is {reprlib.repr(value)}, not {annotation}.")
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -163,12 +175,12 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             raise MissingExtraError("pyyaml", extra="yaml", purpose="Reading a pipeline from YAML") from None
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise TransformError(f"{path} is not valid YAML ({error}).") from error
     else:
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TransformError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(value, dict):
         raise TransformError(f"{path} holds no mapping.", remedy="Write steps: [{step: normalize}, ...].")
@@ -183,7 +195,7 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"There is no saved pipeline at {path.parent} ({path.name} is missing).",
             remedy="Save one with Pipeline.save(folder), or with `c3 export`.",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise _damaged(path, f'it does not say "format": "{_FORMAT}"')
@@ -194,6 +206,17 @@ def _read_record(path: Path) -> dict[str, Any]:
         )
     if record.get("checksum") != _checksum(record):
         raise _damaged(path, "its checksum does not match its content")
+    sensible = {
+        "name": isinstance(record.get("name"), str),
+        "strict": isinstance(record.get("strict"), bool),
+        "steps": isinstance(record.get("steps"), list),
+        "dim": record.get("dim", 0) is None or (type(record.get("dim")) is int and record["dim"] > 0),
+        "provenance": isinstance(record.get("provenance"), dict),
+        "tensors": isinstance(record.get("tensors"), dict) and isinstance(record["tensors"].get("sha256"), str),
+    }
+    wrong = [name for name, fine in sensible.items() if not fine]
+    if wrong:
+        raise _damaged(path, f"{wrong[0]} makes no sense")
     return record
 
 
@@ -206,14 +229,16 @@ def _read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, npt.NDArra
         raise _damaged(path, "its checksum does not match the one in the recipe")
     try:
         tensors: dict[str, npt.NDArray[np.generic]] = load_tensors(payload)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, str(error)) from error
     return tensors
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
     body = {key: value for key, value in record.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(body, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def _damaged(path: Path, why: str) -> TransformError:

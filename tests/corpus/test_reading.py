@@ -120,6 +120,28 @@ def test_symlinks_do_not_loop_and_do_not_lead_out(tmp_path: Path) -> None:
     assert {item.key for item in followed.images} == {"in", "out"}
 
 
+@pytest.mark.parametrize("name", ["captions.jsonl", "metadata.csv", "in.txt"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_captions_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path, name: str, beside: bool) -> None:
+    folder = tmp_path / "corpus" / ("images" if beside else "")
+    image(folder / "in.png")
+    content = {
+        "captions.jsonl": '{"image": "in.png", "captions": ["secret"]}\n',
+        "metadata.csv": "file_name,text\nin.png,secret\n",
+        "in.txt": "secret\n",
+    }
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / name).write_text(content[name])
+    link = (folder if name == "in.txt" else tmp_path / "corpus") / name
+    link.symlink_to(tmp_path / "secret" / name)
+    corpus = read_corpus([folder])
+    assert corpus.texts == []
+    assert [(s.path, s.error) for s in corpus.skipped] == [(str(link), "SymlinkOutside")]
+    assert len(read_corpus([folder], follow_symlinks=True).images) == 1
+    if name == "in.txt":
+        assert [text.caption for text in read_corpus([folder], follow_symlinks=True).texts] == ["secret"]
+
+
 @pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.csv", "t.tsv", "t.parquet"])
 def test_texts_alone(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

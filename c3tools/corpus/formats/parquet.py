@@ -30,5 +30,5 @@ def read(path: Path, text_column: str | None) -> Iterator[CaptionRow]:
                 for record in batch.to_pylist():
                     line += 1
                     yield row_from_record(record, line, chosen, image_column, path)
-    except (pa.ArrowInvalid, pa.ArrowException) as error:
+    except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
         raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error

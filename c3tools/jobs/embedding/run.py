@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ...corpus import Corpus
 from ...encoders import Encoder
 from ...errors import StoreError
 from ...progress import SilentTracker
-from ...store import Failure, Store, StoreInfo, create_store, rewrite_failures, write_failures
+from ...store import Failure, Store, StoreInfo, create_store, locked, rewrite_failures, write_failures
 from .options import EmbedOptions, TrackFactory
 from .plan import plan_modality
 from .processes import embed_on_devices
@@ -49,8 +48,8 @@ def embed(
     show: TrackFactory = lambda label, total: (track if track and total else silent)(label, total)  # noqa: E731
     folder = Path(store)
     try:
-        create_store(folder, store_info(encoder, options.dtype))
-        with _lock(folder):
+        with locked(folder):
+            create_store(folder, store_info(encoder, options.dtype))
             opened = Store.open(folder)
             summaries = {
                 modality: _embed_modality(opened, modality, items, encoder, options, show)
@@ -129,16 +128,3 @@ def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
     failures = [unique[name] for name in sorted(unique)]
     write_failures(store.path, failures)
     return failures
-
-
-@contextmanager
-def _lock(store: Path) -> Iterator[None]:
-    """Keep a second run off the store; the lock goes with the process, however it ends."""
-    with (store / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(
-                f"Another run is writing to {store}.", remedy="Wait for it to end, or use another --store."
-            ) from None
-        yield

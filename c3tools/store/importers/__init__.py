@@ -7,7 +7,7 @@ unpickler that knows arrays, numbers and strings and refuses everything else.
 from __future__ import annotations
 
 from .clip_retrieval import read_clip_retrieval
-from .pairing import ColumnNames, Modality, pair
+from .pairing import ColumnNames, Modality, key_and_split, pair
 from .pickles import read_pickle
 from .tables import read_table
 from .vectors import SUFFIXES, VectorFile, Vectors, read_vectors
@@ -18,6 +18,7 @@ __all__ = [
     "Modality",
     "VectorFile",
     "Vectors",
+    "key_and_split",
     "pair",
     "read_clip_retrieval",
     "read_pickle",

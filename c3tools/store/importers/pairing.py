@@ -108,6 +108,21 @@ def pair(
     return modalities, notes
 
 
+def key_and_split(table: Columns, names: ColumnNames, source: object) -> tuple[list[str], list[str | None]]:
+    """The keys and the splits of a table, n each.
+
+    Raises:
+        StoreError: if it has no column of keys or none of splits.
+    """
+    key, split = _column(table, names.key, _KEYS), _column(table, names.split, ("split",))
+    if key is None or split is None:
+        raise StoreError(
+            f"{source} has no column of {'keys' if key is None else 'splits'}; it has {', '.join(table) or 'none'}.",
+            remedy="Name the columns with --key-column and --split-column.",
+        )
+    return _as_keys(table[key], key), _splits(table, names, len(table[key]))
+
+
 def _image(images: VectorFile, table: Columns, names: ColumnNames) -> Modality:
     n = images.vectors.shape[0]
     column = _column(table, names.key, _KEYS)

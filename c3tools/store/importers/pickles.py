@@ -1,7 +1,8 @@
 """Released pickles of embeddings, without running what is in them.
 
 A pickle is a program. This unpickler knows how to build arrays, tensors, numbers, strings and containers, and
-refuses every other name, so a pickle that would run code raises an error instead. Two layouts are understood:
+refuses every other name, so a pickle that would run code raises an error instead. Nor can a small file ask for much
+memory: what it holds may not be larger than itself. Two layouts are understood:
 
     {"images": {id: {"embed", "img_path"}}, "captions": {id: {"embed", "caption", "img_id"}}}   C3, one per split
     {"clip_embedding": (n, d), "captions": [{"caption", "image_id", "clip_embedding": row}]}     ClipCap, CapDec
@@ -10,10 +11,11 @@ refuses every other name, so a pickle that would run code raises an error instea
 from __future__ import annotations
 
 import io
+import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,38 +24,117 @@ from ...errors import StoreError
 from .tables import Columns
 from .vectors import VectorFile
 
-_ALLOWED = {
-    "collections": ("OrderedDict",),
-    "numpy": ("ndarray", "dtype"),
-    "numpy.core.multiarray": ("_reconstruct", "scalar"),
-    "numpy._core.multiarray": ("_reconstruct", "scalar"),
-    "numpy.core.numeric": ("_frombuffer",),
-    "numpy._core.numeric": ("_frombuffer",),
-    "_codecs": ("encode",),
-}
+_ARRAY = object()  # stands for the class numpy.ndarray, which a pickle may name but not call
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The unpickler written in Python: the one in C takes memory for any place a file says it will store at."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    if TYPE_CHECKING:  # what typeshed leaves out
+        stack: list[Any]
+
+        def append(self, value: Any) -> None: ...
+        def pop_mark(self) -> list[Any]: ...
+
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch.storage" and name == "_load_from_bytes":
-            return _load_storage
+        package = module.replace("numpy._core", "numpy.core")
+        if (package, name) in _REPLACED:
+            return _REPLACED[package, name]
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
             import torch._utils
 
             return getattr(torch._utils, name)
-        if name in _ALLOWED.get(module, ()):
-            return super().find_class(module, name)
         raise StoreError(
             f"The pickle asks for {module}.{name}, which is neither an array, a number nor a string: refused, since "
             "unpickling it could run code.",
             remedy="Convert it where it was made: np.savez(path, embedding=array), or safetensors.",
         )
 
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_key(key)] = value
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        self.stack[-1].update(_pairs(zip(items[::2], items[1::2], strict=True)))
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append(_pairs(zip(items[::2], items[1::2], strict=True)))
+
+    def load_refused(self) -> None:
+        raise pickle.UnpicklingError("sets and byte arrays are not read")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    for _code in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
+        dispatch[_code[0]] = load_refused
+
+
+class _Bounded:
+    """A file of which no more is asked than is there."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self.readline = file.readline
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, self._size))
+
+    def readinto(self, buffer: bytearray) -> int:
+        return self._file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
+
+
+def _key(key: Any) -> Any:
+    """The key of a dictionary; a nest of tuples could take for ever to be hashed."""
+    if not isinstance(key, (str, int, float, np.generic)):
+        raise pickle.UnpicklingError(f"{type(key).__name__} as a key")
+    return key
+
+
+def _pairs(pairs: Iterable[tuple[Any, Any]] = ()) -> dict[Any, Any]:
+    return {_key(key): value for key, value in pairs}
+
+
+def _new_array(*_: object) -> npt.NDArray[Any]:
+    """An array without values, which the pickle then fills; numpy checks that it brings all of them."""
+    return np.empty(0)
+
+
+def _scalar(dtype: np.dtype[Any], value: bytes) -> Any:
+    if dtype.kind not in "fiub":
+        raise pickle.UnpicklingError(f"a scalar of type {dtype}")
+    return np.frombuffer(value, dtype, 1)[0]
+
+
+def _from_buffer(buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> npt.NDArray[Any]:
+    return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":  # how bytes stand in pickles of protocol 2
+        raise pickle.UnpicklingError(f"an encoding {encoding!r}")
+    return text.encode("latin1")
+
 
 def _load_storage(payload: bytes) -> Any:
     import torch
 
     return torch.load(io.BytesIO(payload), weights_only=True)
+
+
+_REPLACED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _ARRAY,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _new_array,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("torch.storage", "_load_from_bytes"): _load_storage,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): _pairs,
+}
 
 
 def load_plain_pickle(path: Path) -> Any:
@@ -64,14 +145,14 @@ def load_plain_pickle(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _Unpickler(file).load()
+            return _Unpickler(_Bounded(file, os.fstat(file.fileno()).st_size)).load()
     except FileNotFoundError:
         raise StoreError(f"There is no file {path}.") from None
     except StoreError as error:
         raise StoreError(f"{path}: {error.message}", remedy=error.remedy) from error
     except Exception as error:
         # a damaged pickle can raise nearly anything
-        raise StoreError(f"{path} is not a readable pickle ({error!r}).") from error
+        raise StoreError(f"{path} is not a readable pickle ({type(error).__name__}: {error}).") from error
 
 
 def read_pickle(path: Path, *, split: str | None = None) -> tuple[VectorFile | None, VectorFile]:
@@ -88,10 +169,10 @@ def read_pickle(path: Path, *, split: str | None = None) -> tuple[VectorFile | N
     split = split or next((s for s in ("train", "val", "test") if s in path.stem.lower().split("_")), None)
     try:
         if isinstance(value, Mapping) and "images" in value and "captions" in value:
-            return _c3_layout(value, split)
+            return _c3_layout(value, split, path.stat().st_size)
         if isinstance(value, Mapping) and "clip_embedding" in value:
-            return None, _clipcap_layout(value, split)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+            return None, _clipcap_layout(value, split, path.stat().st_size)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
         raise StoreError(
             f"{path} looks like a released pickle of embeddings, but is not intact ({error!r})."
         ) from error
@@ -101,37 +182,63 @@ def read_pickle(path: Path, *, split: str | None = None) -> tuple[VectorFile | N
     )
 
 
-def _c3_layout(value: Mapping[str, Any], split: str | None) -> tuple[VectorFile, VectorFile]:
+def _c3_layout(value: Mapping[str, Any], split: str | None, most: int) -> tuple[VectorFile, VectorFile]:
     images, captions = value["images"], value["captions"]
     image_columns: Columns = {
-        "key": [str(key) for key in images],
-        "path": [str(entry.get("img_path", "")) for entry in images.values()],
+        "key": [_text(key) for key in images],
+        "path": [_text(entry.get("img_path", "")) for entry in images.values()],
         "split": [split] * len(images),
     }
     text_columns: Columns = {
-        "key": [str(key) for key in captions],
-        "caption": [entry["caption"] for entry in captions.values()],
-        "image_key": [str(entry["img_id"]) for entry in captions.values()],
+        "key": [_text(key) for key in captions],
+        "caption": [_text(entry["caption"]) for entry in captions.values()],
+        "image_key": [_text(entry["img_id"]) for entry in captions.values()],
         "split": [split] * len(captions),
     }
     return (
-        VectorFile(_stack(entry["embed"] for entry in images.values()), image_columns),
-        VectorFile(_stack(entry["embed"] for entry in captions.values()), text_columns),
+        VectorFile(_stack((entry["embed"] for entry in images.values()), most), image_columns),
+        VectorFile(_stack((entry["embed"] for entry in captions.values()), most), text_columns),
     )
 
 
-def _clipcap_layout(value: Mapping[str, Any], split: str | None) -> VectorFile:
-    vectors = np.asarray(value["clip_embedding"])
+def _clipcap_layout(value: Mapping[str, Any], split: str | None, most: int) -> VectorFile:
+    vectors = _array(value["clip_embedding"])
     captions = list(value["captions"])
     rows = [int(entry.get("clip_embedding", row)) for row, entry in enumerate(captions)]
     columns: Columns = {
-        "key": [str(entry.get("id", row)) for row, entry in enumerate(captions)],
-        "caption": [entry["caption"] for entry in captions],
-        "image_key": [str(entry["image_id"]) if "image_id" in entry else None for entry in captions],
+        "key": [_text(entry.get("id", row)) for row, entry in enumerate(captions)],
+        "caption": [_text(entry["caption"]) for entry in captions],
+        "image_key": [_text(entry["image_id"]) if "image_id" in entry else None for entry in captions],
         "split": [split] * len(captions),
     }
-    return VectorFile(vectors.reshape(len(vectors), -1)[rows], columns)
+    vectors = vectors.reshape(len(vectors), -1)
+    _check_size(len(rows) * vectors.shape[1], most)
+    return VectorFile(vectors[rows], columns)
 
 
-def _stack(embeddings: Any) -> npt.NDArray[Any]:
-    return np.stack([np.asarray(value).reshape(-1) for value in embeddings])
+def _text(value: Any) -> str:
+    """A string, or a number as one; anything else could be a nest without end."""
+    if not isinstance(value, (str, int, float, np.generic)):
+        raise TypeError(f"{type(value).__name__} where a text or number should be")
+    return str(value)
+
+
+def _array(value: Any) -> npt.NDArray[Any]:
+    """An array of numbers from an array, a tensor or a flat list."""
+    if isinstance(value, (list, tuple)) and not all(isinstance(number, (int, float)) for number in value):
+        raise TypeError("nested lists where vectors should be")
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{array.dtype} where vectors should be")
+    return array
+
+
+def _stack(embeddings: Iterable[Any], most: int) -> npt.NDArray[Any]:
+    arrays = [_array(value).reshape(-1) for value in embeddings]
+    _check_size(sum(array.size for array in arrays), most)
+    return np.stack(arrays)
+
+
+def _check_size(values: int, most: int) -> None:
+    if values > most:
+        raise ValueError(f"{values:,} numbers are more than a file of {most:,} bytes can hold")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ...errors import StoreError
 
 Columns = dict[str, list[Any]]
-_NUMBERED = re.compile(r"(emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d+)", re.IGNORECASE)
+_NUMBERED = re.compile(r"(emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d{1,9})", re.IGNORECASE)
 _VECTOR_NAMES = ("embedding", "embeddings", "vector", "emb", "image_embedding", "text_embedding")
 
 
@@ -29,7 +29,7 @@ def read_table(path: Path) -> Columns:
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         return _read_jsonl(path)
-    return {name: column.to_pylist() for name, column in _arrow(path).items()}
+    return _lists(path, _arrow(path))
 
 
 def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floating[Any]], Columns]:
@@ -64,7 +64,7 @@ def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floa
                 remedy=f"Its columns are {', '.join(table)}; name one with --image-array or --text-array.",
             )
         vectors = np.stack([table.pop(n).to_numpy() for _, n in numbered], axis=1)
-    return vectors, {n: c.to_pylist() for n, c in table.items()}
+    return vectors, _lists(path, table)
 
 
 def _arrow(path: Path) -> dict[str, pa.ChunkedArray]:
@@ -75,11 +75,22 @@ def _arrow(path: Path) -> dict[str, pa.ChunkedArray]:
             table = _read_csv(path)
         else:
             raise StoreError(f"{path} is not a .jsonl, .csv, .tsv or .parquet file.")
+        return dict(zip(table.column_names, table.columns, strict=True))
     except FileNotFoundError:
         raise StoreError(f"There is no file {path}.") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise StoreError(f"{path} cannot be read ({error}).") from error
-    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _lists(path: Path, table: dict[str, pa.ChunkedArray]) -> Columns:
+    try:
+        return {name: column.to_pylist() for name, column in table.items()}
+    except (
+        ValueError,
+        OverflowError,
+        pa.ArrowException,
+    ) as error:  # text that is not UTF-8, dates beyond all calendars
+        raise StoreError(f"{path} cannot be read ({error}).") from error
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -105,7 +116,7 @@ def _read_jsonl(path: Path) -> Columns:
                     rows.append(row)
     except FileNotFoundError:
         raise StoreError(f"There is no file {path}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read as JSON lines ({error}).") from error
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
@@ -118,9 +129,11 @@ def _list_column(path: Path, name: str, column: pa.ChunkedArray) -> npt.NDArray[
         if pa.types.is_string(column.type):
             values = [json.loads(text) for text in column.to_pylist()]
             return np.array(values, dtype=np.float32)
+        if not _is_list(column.type):
+            raise TypeError(f"it is {column.type}")
         flat = pa.concat_arrays([chunk.flatten() for chunk in column.chunks]).to_numpy(zero_copy_only=False)
         return np.asarray(flat).reshape(len(column), -1)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError, OverflowError, pa.ArrowException) as error:
         raise StoreError(f"The column {name!r} of {path} does not hold vectors of one length ({error}).") from error
 
 

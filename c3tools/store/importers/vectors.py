@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from .tables import Columns, read_vector_table
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".parquet")
 _USUAL = ("embedding", "embeddings", "clip_embedding", "vectors", "features", "arr_0")
+_ANY_SIZE, _MOST_PACKED = 1 << 26, 100
 _KEY_NAMES = ("key", "keys", "ids", "id", "image_id", "names")
 
 
@@ -85,16 +85,19 @@ def read_vectors(path: Path, name: str | None = None) -> VectorFile:
 def _read_npy(path: Path) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy reads the header as Python text: a damaged one can raise nearly anything
         raise _unreadable(path, error) from error
     return array
 
 
 def _read_npz(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns]:
     try:
+        _check_unpacked_size(path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it holds other things than arrays")
+    except Exception as error:  # zip, zlib and numpy each have errors of their own
         raise _unreadable(path, error) from error
     vectors = _choose(path, {key: a for key, a in arrays.items() if a.ndim >= 2}, name)
     columns = {
@@ -112,18 +115,21 @@ def _read_torch(path: Path, name: str | None) -> npt.NDArray[Any]:
     import torch
 
     try:
+        if zipfile.is_zipfile(path):
+            _check_unpacked_size(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        tensors = value if isinstance(value, Mapping) else {"tensor": value}
+        arrays = {
+            str(key): (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
+            for key, t in tensors.items()
+            if isinstance(key, (str, int)) and isinstance(t, torch.Tensor) and t.ndim >= 2
+        }
+    except Exception as error:  # what is damaged can raise nearly anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StoreError(
-            f"{path} was not read: it is damaged, or holds more than tensors ({str(error).splitlines()[0]}).",
+            f"{path} was not read: it is damaged, or holds more than tensors ({reason}).",
             remedy="Save the tensors alone: torch.save(tensor, path), or use safetensors.",
         ) from error
-    tensors = value if isinstance(value, Mapping) else {"tensor": value}
-    arrays = {
-        str(key): (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
-        for key, t in tensors.items()
-        if isinstance(t, torch.Tensor) and t.ndim >= 2
-    }
     return _choose(path, arrays, name)
 
 
@@ -134,12 +140,20 @@ def _read_safetensors(path: Path, name: str | None) -> npt.NDArray[Any]:
         # numpy has no bfloat16, torch has
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         raise _unreadable(path, error) from error
     import torch
 
     arrays = {k: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for k, t in tensors.items() if t.ndim >= 2}
     return _choose(path, arrays, name)
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Refuse an archive whose members say they unpack to far more than embeddings can be packed to."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max(_ANY_SIZE, _MOST_PACKED * path.stat().st_size):
+        raise ValueError(f"it would unpack to {unpacked:,} bytes, from {path.stat().st_size:,}")
 
 
 def _choose(path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str | None) -> npt.NDArray[Any]:

@@ -1,0 +1,44 @@
+"""New stores that appear whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import StoreError
+from .lock import LOCK_FILE, locked
+
+
+@contextmanager
+def new_store(path: Path) -> Iterator[Path]:
+    """A hidden folder beside ``path`` to build a store in; renamed to ``path`` when the block ends well.
+
+    What a killed run left of the same is cleared away first.
+
+    Raises:
+        StoreError: if something is at ``path``, another run is building it, or it cannot be written.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise StoreError(f"There is something at {path} already.", remedy="Name a new folder for the store.")
+    building = path.absolute().parent / f".{path.absolute().name}.unfinished"
+    try:
+        with locked(building):
+            for left in building.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != LOCK_FILE:
+                    left.unlink()
+            try:
+                yield building
+            except BaseException:
+                shutil.rmtree(building, ignore_errors=True)
+                raise
+            (building / LOCK_FILE).unlink()
+            building.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"The store {path} cannot be written ({error.strerror or error}).",
+            remedy="Nothing was left behind. Make room, or mend the disk, then run the same command again.",
+        ) from error

@@ -1,0 +1,84 @@
+"""store.json against what the shards repeat of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...errors import StoreError
+from ..files import json_text, sha256_of
+from ..info import FORMAT_VERSION, INFO_FILE, StoreInfo
+from ..markers import read_marker
+from ..reader import Store, all_parts
+from ..schema import METADATA_KEY
+from ..writer import part_path
+from .findings import Finding, Repair
+
+
+def check_description(path: Path) -> list[Finding]:
+    """Whether store.json can be read, is written as c3 writes it, and stands in at least one shard.
+
+    Raises:
+        StoreError: if there is no store, it is of a newer format version, or no shard says what it should be.
+    """
+    try:
+        info = StoreInfo.load(path)
+    except StoreError as error:
+        # what a newer version wrote is not damage, whatever older shards in it say
+        if _is_newer(path) or described_by_shards(path) is None:
+            raise
+        return [_finding(error.message)]
+    value = info.to_json()
+    if (path / INFO_FILE).read_text(encoding="utf-8") != json_text(value):
+        return [_finding("it is not as it was written")]
+    shards = list(all_parts(Store(path, info)))
+    if shards and not any(shard_description(path, *shard) == value for shard in shards):
+        return [_finding("no shard repeats it: it was changed, or it belongs to another store")]
+    return []
+
+
+def described_by_shards(path: Path) -> dict[str, Any] | None:
+    """The store.json that the first intact shard repeats, or None where there is none."""
+    for marker in sorted(path.glob("*/part-*.json")):
+        modality, stem = marker.parent.name, marker.stem
+        try:
+            digests = read_marker(marker)["sha256"]
+            rows = marker.with_suffix(".parquet")
+            if digests.get(rows.name) != sha256_of(rows):
+                continue
+            return shard_description(path, modality, int(stem.removeprefix("part-")))
+        except (StoreError, OSError, ValueError):
+            continue
+    return None
+
+
+def shard_description(path: Path, modality: str, part: int) -> dict[str, Any] | None:
+    """What a shard's metadata says of its store, or None where it cannot be read."""
+    try:
+        metadata = pq.read_schema(part_path(path, modality, part, ".parquet")).metadata or {}
+        value = json.loads(metadata[METADATA_KEY])
+    except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_newer(path: Path) -> bool:
+    try:
+        version = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))["format_version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return isinstance(version, int) and version > FORMAT_VERSION
+
+
+def _finding(what: str) -> Finding:
+    return Finding(
+        "description",
+        INFO_FILE,
+        what,
+        "Write it anew from the shards, which repeat it: c3 verify --repair",
+        Repair.DESCRIPTION,
+    )

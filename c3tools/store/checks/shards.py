@@ -1,0 +1,205 @@
+"""One shard: marker, checksums, schema, counts, moments, and, where asked for, every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...errors import StoreError
+from ...moments import Moments, load_moments
+from ..files import sha256_of
+from ..info import StoreInfo
+from ..markers import marker_problem
+from ..reader import Store, embedding_matrix
+from ..rewriting import add_rows
+from ..schema import shard_schema
+from ..writer import part_path
+from .description import shard_description
+from .findings import Finding, Repair
+
+# half a unit in the last place of each component, and a little for what was computed before it was stored
+NORM_TOLERANCE = {"float16": 1e-3, "float32": 1e-4}
+MOMENTS_TOLERANCE = 1e-9
+_SAME = ("format_version", "dim", "dtype", "normalised")
+
+
+class _Shard:
+    def __init__(self, store: Store, modality: str, part: int) -> None:
+        self.store, self.modality, self.part = store, modality, part
+        self.marker_path, self.rows_path, self.moments_path = (
+            part_path(store.path, modality, part, suffix) for suffix in (".json", ".parquet", ".moments.safetensors")
+        )
+        self.again = "c3 import" if "imported" in store.info.extra else "c3 embed"
+
+    def finding(self, check: str, path: Path, what: str, repair: Repair = Repair.REDO) -> Finding:
+        where = path.relative_to(self.store.path).as_posix()
+        remedies = {
+            Repair.REDO: f"Drop this shard with `c3 verify --repair`, then run the `{self.again}` that made it again: "
+            "only what was dropped is made anew.",
+            Repair.MOMENTS: "Compute the moments anew from the rows: c3 verify --repair",
+        }
+        return Finding(check, where, what, remedies[repair], repair, self.modality, self.part)
+
+
+def check_shard(store: Store, modality: str, part: int, *, rows: bool = True) -> Iterator[Finding]:
+    """What is wrong with a shard; of a file that is damaged only the first thing.
+
+    Args:
+        store: the store.
+        modality: of the shard.
+        part: its number.
+        rows: also read the embeddings and the checksum of their file: NaN, norms, and the moments against the rows.
+    """
+    shard = _Shard(store, modality, part)
+    problem = marker_problem(shard.marker_path)
+    if problem is not None:
+        yield shard.finding("marker", shard.marker_path, problem)
+        return
+    marker = store.marker(modality, part)
+    named = {path.name: path for path in (shard.rows_path, shard.moments_path)}
+    if set(marker["sha256"]) != set(named):
+        yield shard.finding("marker", shard.marker_path, "the done marker names other files than the shard's")
+        return
+    if not shard.rows_path.is_file():
+        yield shard.finding("files", shard.rows_path, "the file is missing")
+        return
+    if rows and sha256_of(shard.rows_path) != marker["sha256"][shard.rows_path.name]:
+        yield shard.finding("checksum", shard.rows_path, "its sha256 is not the one in the done marker")
+        return
+    problems = list(_check_footer(shard, marker["rows"]))
+    yield from problems
+    if problems:
+        return
+    expected, problems = _check_moments(shard, marker)
+    yield from problems
+    if rows:
+        yield from _check_rows(shard, expected)
+
+
+def _check_footer(shard: _Shard, rows: int) -> Iterator[Finding]:
+    info = shard.store.info
+    try:
+        with pq.ParquetFile(shard.rows_path) as file:
+            count, schema = file.metadata.num_rows, file.schema_arrow
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+        yield shard.finding("schema", shard.rows_path, f"it cannot be read ({error})")
+        return
+    wanted = shard_schema(shard.modality, info)
+    for field in wanted:
+        found = schema.field(field.name).type if field.name in schema.names else None
+        if found != field.type:
+            what = f"the column {field.name!r} is {found or 'missing'}, not {field.type}"
+            yield shard.finding("schema", shard.rows_path, what)
+            return
+    described = shard_description(shard.store.path, shard.modality, shard.part)
+    if described is None or not _same_kind(described, info):
+        yield shard.finding("schema", shard.rows_path, "its metadata describe another store")
+    elif count != rows:
+        yield shard.finding("count", shard.rows_path, f"it has {count:,} rows, the done marker says {rows:,}")
+
+
+def _same_kind(described: dict[str, Any], info: StoreInfo) -> bool:
+    own = info.to_json()
+    if any(described.get(name) != own[name] for name in _SAME) or not isinstance(described.get("model"), dict):
+        return False
+    try:
+        info.require_same_model(described["model"], where="", what="")
+    except StoreError:
+        return False
+    return True
+
+
+def _check_moments(shard: _Shard, marker: dict[str, Any]) -> tuple[dict[str, Moments] | None, list[Finding]]:
+    """The moments in the shard's file, None where they are not to be trusted."""
+
+    def wrong(check: str, what: str) -> tuple[None, list[Finding]]:
+        return None, [shard.finding(check, shard.moments_path, what, Repair.MOMENTS)]
+
+    if not shard.moments_path.is_file():
+        return wrong("files", "the file is missing")
+    if sha256_of(shard.moments_path) != marker["sha256"][shard.moments_path.name]:
+        return wrong("checksum", "its sha256 is not the one in the done marker")
+    try:
+        groups, _ = load_moments(shard.moments_path)
+    except StoreError as error:
+        return wrong("moments", error.message)
+    if any(moments.dim != shard.store.info.dim for moments in groups.values()):
+        return wrong("moments", f"they are not of dimension {shard.store.info.dim}")
+    total = sum(moments.n for moments in groups.values())
+    if total != marker["rows"]:
+        return wrong("moments", f"they are of {total:,} rows, the done marker says {marker['rows']:,}")
+    return groups, []
+
+
+def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[Finding]:
+    info = shard.store.info
+    columns = [name for name in shard_schema(shard.modality, info).names if name in _ROLE_COLUMNS]
+    seen: dict[str, Moments] = {}
+    invalid, off, worst = _Examples(), _Examples(), 0.0
+    try:
+        for batch in shard.store.batches(shard.modality, columns, parts=[shard.part]):
+            keys = batch.column("key").to_pylist()
+            matrix = embedding_matrix(batch)
+            with np.errstate(all="ignore"):
+                norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
+            finite = np.isfinite(norms) & (norms > 0)
+            invalid.add(keys, ~finite)
+            if info.normalised:
+                distance = np.where(finite, np.abs(norms - 1), 0)
+                off.add(keys, distance > NORM_TOLERANCE[info.dtype])
+                worst = max(worst, float(distance.max(initial=0)))
+            if expected is not None and not invalid.count:
+                add_rows(seen, batch)
+    except StoreError as error:
+        yield shard.finding("schema", shard.rows_path, error.message)
+        return
+    if invalid.count:
+        yield shard.finding("values", shard.rows_path, f"{invalid} with NaN, infinity or norm 0")
+    if off.count:
+        what = f"{off} whose norm is not 1 (off by up to {worst:.2g}), though the store says they are normalised"
+        yield shard.finding("norms", shard.rows_path, what)
+    if expected is not None and not invalid.count:
+        difference = _difference(expected, seen)
+        if difference:
+            what = f"they are not those of the rows ({difference})"
+            yield shard.finding("moments", shard.moments_path, what, Repair.MOMENTS)
+
+
+_ROLE_COLUMNS = ("key", "embedding", "split", "image_key", "pair_key")
+
+
+class _Examples:
+    """How many rows, and the key of the first."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ""
+
+    def add(self, keys: list[str], chosen: npt.NDArray[np.bool_]) -> None:
+        rows = np.flatnonzero(chosen)
+        if len(rows) and not self.count:
+            self.first = keys[int(rows[0])]
+        self.count += len(rows)
+
+    def __str__(self) -> str:
+        return f"{self.count:,} row{'s' * (self.count > 1)} (key {self.first!r}{', …' * (self.count > 1)})"
+
+
+def _difference(expected: dict[str, Moments], seen: dict[str, Moments]) -> str | None:
+    for role in sorted({**expected, **seen}):
+        file, rows = (groups.get(role) for groups in (expected, seen))
+        if (file.n if file else 0) != (rows.n if rows else 0):
+            return f"{file.n if file else 0:,} {role} rows instead of {rows.n if rows else 0:,}"
+        if file is None or rows is None:
+            continue
+        scale = max(1.0, float(np.abs(rows.mean).max()), float(np.abs(rows.scatter).max()))
+        for name in ("mean", "scatter"):
+            error = float(np.abs(getattr(file, name) - getattr(rows, name)).max(initial=0))
+            if not error <= MOMENTS_TOLERANCE * scale:
+                return f"the {name} of {role} is off by {error:.2g}"
+    return None

@@ -1,0 +1,98 @@
+"""`c3 verify`: whether a store is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._console import err, out, write_json
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption
+
+if TYPE_CHECKING:
+    from c3tools.jobs.verify import Verification
+
+_SAMPLE = "0.1"
+
+
+class _VerifyCommand(JsonCommand):
+    """A command whose `--sample` may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Turn a bare `--sample` into `--sample 0.1`."""
+        rewritten = []
+        for position, argument in enumerate(args):
+            rewritten.append(argument)
+            following = args[position + 1] if position + 1 < len(args) else ""
+            if argument == "--sample" and not following[:1].isdigit() and not following.startswith("."):
+                rewritten.append(_SAMPLE)
+        return super().parse_args(ctx, rewritten)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("verify", cls=_VerifyCommand)(verify)
+
+
+def verify(
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="[STORE]", help="The store.", envvar="C3_STORE", show_default=str(DEFAULT_STORE)),
+    ] = None,
+    store: Annotated[Path | None, typer.Option("--store", help="The same, as other commands take it.")] = None,
+    sample: Annotated[
+        float | None,
+        typer.Option(
+            metavar=f"[FRACTION={_SAMPLE}]",
+            help="Read the rows of this fraction of the shards only; the rest is checked in all of them.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be mended, drop the shards that have to be made again.")
+    ] = False,
+    json: JsonOption = None,
+) -> None:
+    """Check a store: files, checksums, schema, counts, keys, pairs, norms, NaN, moments against rows, failures.
+
+    Each defect is told with its place and with what to run. Exit code 1 if anything is wrong, also where --repair
+    dropped shards: the `c3 embed` (or `c3 import`) that made the store makes exactly those again.
+    """
+    from c3tools.jobs import verify as job
+    from c3tools.progress import track
+
+    chosen = store or path or DEFAULT_STORE
+    with track("Checking shards", None) as tracker:
+        result = job.verify(chosen, sample=sample, seed=seed, tracker=tracker)
+    if repair and result.defects:
+        job.repair(result)
+    if json is not None:
+        write_json(result.to_json(), json)
+    if json != "-":
+        _show(result)
+    if not result.whole:
+        raise typer.Exit(1)
+
+
+def _show(result: Verification) -> None:
+    for name, shards in result.shards.items():
+        read = result.read[name]
+        rows_read = "read" if read == shards else f"of {read:,} shards read"
+        out.print(f"{name}: {result.rows[name]:,} rows in {shards:,} shards, rows {rows_read}", highlight=False)
+    for finding in result.findings:
+        colour = "yellow" if finding.warning else "red"
+        level = "warning" if finding.warning else "defect"
+        err.print(f"[bold {colour}]{level}[/] ({finding.check})", end=" ", highlight=False)
+        err.print(f"{result.store / finding.where}: {finding.what}", markup=False, highlight=False)
+        err.print(f"  {finding.remedy}", markup=False, highlight=False)
+    for line in result.repaired:
+        out.print(f"Repaired: {line}.", markup=False, highlight=False)
+    if not result.findings:
+        out.print(f"{result.store} is whole.", markup=False, highlight=False)
+    elif result.whole:
+        done = "whole again" if result.repaired else "whole"
+        out.print(f"{result.store} is {done}; {len(result.findings):,} findings above.", markup=False, highlight=False)
+    else:
+        out.print(f"{result.store} is not whole: {result.open:,} defects.", markup=False, highlight=False)
