@@ -123,12 +123,17 @@ def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
             if len(left) != len(present):
                 rewrite_failures(store.path, modality, part, left)
     refused = [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
-    usable_now = {item.path for item in corpus.images}
-    before = [f for f in store.recorded_failures() if f.stage == "list" and f.path not in usable_now]
+    looked_at = {item.path for item in corpus.images} | set(corpus.containers)
+    before = [f for f in store.recorded_failures() if f.stage == "list" and not _is_of(f.path, looked_at)]
     unique = {(f.stage, f.key): f for f in [*before, *refused, *store.failures()] if f.key not in embedded}
     failures = [unique[name] for name in sorted(unique)]
     write_failures(store.path, failures)
     return failures
+
+
+def _is_of(path: str, places: set[str]) -> bool:
+    """Whether a path is one of these places, or ``place#…`` of a tar, table or list among them."""
+    return path in places or any(path[:i] in places for i, letter in enumerate(path) if letter == "#")
 
 
 @contextmanager

@@ -1,0 +1,271 @@
+"""Where inputs are: paths on this machine, or URLs read through fsspec.
+
+A local path needs neither fsspec nor universal_pathlib. A URL (``s3://``, ``gs://``, ``hf://``, ``http(s)://``) becomes
+an object with the interface of `pathlib.Path`, so that readers do not tell the difference; its bytes are read in
+stateless ranges, each tried again with growing pauses. Credentials come from the environment alone, as each store's own
+client reads them.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeVar, cast
+
+from .errors import CorpusError, MissingExtraError
+
+ATTEMPTS = 6
+FIRST_PAUSE = 0.2  # seconds; doubled after each attempt
+BLOCK = 4 * 2**20  # bytes asked for at a time
+_LARGEST_WHOLE = 2**30  # bytes kept in memory of a file whose server gives no parts
+_MOST_NAMES = 1_000_000
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_GLOB = re.compile(r"[*?\[]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_NO_USE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # to try these again
+_PERMANENT = (*_NO_USE, ImportError, ValueError, TypeError)
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "url"}
+T = TypeVar("T")
+
+
+def is_url(text: str | Path) -> bool:
+    """Whether this names something by URL."""
+    return _URL.match(str(text)) is not None
+
+
+def location(text: str | Path) -> Path:
+    """A local path, or the like of one for a URL.
+
+    Raises:
+        CorpusError: if the URL is of an unknown kind.
+        MissingExtraError: if what reads it is not installed.
+    """
+    if not is_url(text) or not isinstance(text, str):
+        return Path(text) if isinstance(text, str) else text
+    scheme = text.split("://", 1)[0].lower()
+    extra = _EXTRAS.get(scheme, "url")
+    try:
+        from upath import UPath
+
+        path = UPath(text)
+        path.fs  # noqa: B018 - loads the package that the scheme needs
+    except ImportError as error:
+        package = error.name or scheme
+        raise MissingExtraError(package, extra=extra, purpose=f"Reading {scheme}:// locations") from error
+    except ValueError as error:
+        raise CorpusError(
+            f"{text} is of a kind that cannot be read ({error}).", remedy="Known are s3://, gs://, hf://, http(s)://."
+        ) from error
+    return cast(Path, path)
+
+
+def expand(text: str | Path) -> list[Path]:
+    """The locations that a path or pattern stands for: ``{000..012}`` and ``{a,b}`` are spelled out, ``*`` looked up.
+
+    What is there under the very name is taken as it is.
+
+    Raises:
+        CorpusError: if a pattern with ``*``, ``?`` or ``[`` matches nothing, or cannot be looked up.
+    """
+    if isinstance(text, Path) or (not is_url(text) and Path(text).exists()):
+        return [location(text)]
+    found: list[Path] = []
+    for name in expand_braces(text):
+        found += _matches(name) if _GLOB.search(name) and not _is_web(name) else [location(name)]
+    return found
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Spell out ``{000..012}`` (with its zeros, up or down) and ``{a,b}``, as a shell does.
+
+    Raises:
+        CorpusError: if there are more than a million names.
+    """
+    names = [pattern]
+    done: list[str] = []
+    while names:
+        name = names.pop()
+        match = next((m for m in _BRACES.finditer(name) if _choices(m[1]) is not None), None)
+        if match is None:
+            done.append(name)
+            continue
+        choices = _choices(match[1]) or []
+        if len(names) + len(done) + len(choices) > _MOST_NAMES:
+            raise CorpusError(f"{pattern} stands for more than {_MOST_NAMES:,} names.")
+        names += [name[: match.start()] + choice + name[match.end() :] for choice in reversed(choices)]
+    return done
+
+
+def _choices(inside: str) -> list[str] | None:
+    """What a pair of braces offers, or None where it is no pattern."""
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2])
+        if abs(last - first) >= _MOST_NAMES:
+            raise CorpusError(f"{{{inside}}} stands for more than {_MOST_NAMES:,} names.")
+        width = max(len(numbers[1]), len(numbers[2])) if numbers[1].startswith("0") or numbers[2].startswith("0") else 0
+        step = 1 if last >= first else -1
+        return [str(number).zfill(width) for number in range(first, last + step, step)]
+    return inside.split(",") if "," in inside else None
+
+
+def _matches(pattern: str) -> list[Path]:
+    if is_url(pattern):
+        filesystem = location(pattern).fs  # type: ignore[attr-defined]
+        names = retrying(lambda: filesystem.glob(pattern), pattern)
+        found = [location(filesystem.unstrip_protocol(name)) for name in sorted(names)]
+    else:
+        found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - absolute patterns
+    if not found:
+        raise CorpusError(f"Nothing matches {pattern}.", remedy="Check the path before the first *, ? or [.")
+    return found
+
+
+def _is_web(name: str) -> bool:
+    """Whether ``*`` and ``?`` are parts of an address rather than patterns: a web server lists no files."""
+    return name.lower().startswith(("http://", "https://"))
+
+
+def kind_of(path: Path) -> Literal["file", "folder"] | None:
+    """What is there; None if nothing is.
+
+    Raises:
+        OSError: if it cannot be looked up.
+    """
+    if isinstance(path, Path):
+        return "folder" if path.is_dir() else "file" if path.exists() else None
+    filesystem: Any = path.fs
+    try:
+        # what fsspec offers for this takes any error for an absence
+        info = retrying(lambda: filesystem.info(path.path), str(path))
+    except FileNotFoundError:
+        return None
+    return "folder" if info["type"] == "directory" else "file"
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Open for reading, seekable: a local file as it is, a URL in ranges of `BLOCK` bytes.
+
+    Raises:
+        OSError: if it cannot be read; after `ATTEMPTS` for what may pass.
+    """
+    if isinstance(path, Path):
+        return path.open("rb")
+    return cast(BinaryIO, io.BufferedReader(_Ranges(path), BLOCK))
+
+
+def read_all(path: Path, limit: int | None = None) -> bytes:
+    """The whole content, or its first ``limit`` bytes."""
+    with open_binary(path) as file:
+        return file.read(-1 if limit is None else limit)
+
+
+@contextmanager
+def open_text(path: Path, *, errors: str = "strict", newline: str | None = None) -> Iterator[io.TextIOWrapper]:
+    """Open as UTF-8 text, with or without a byte order mark."""
+    with open_binary(path) as file:
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline=newline)
+
+
+def retrying(call: Callable[[], T], where: str) -> T:
+    """The result of ``call``; what may pass (a server error, a lost connection) is tried again with growing pauses.
+
+    Raises:
+        FileNotFoundError, PermissionError, ValueError: at once, as they come.
+        OSError: when `ATTEMPTS` have failed; its message says where and what would help.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return call()
+        except _PERMANENT:
+            raise
+        except Exception as error:  # each client has exceptions of its own
+            if getattr(error, "status", None) in (400, 401, 403, 404, 405, 410):
+                raise _refused(error, where) from error
+            if attempt == ATTEMPTS - 1:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ConnectionError(
+                    f"{where} could not be read in {ATTEMPTS} attempts ({reason}). "
+                    "Check the address and the credentials in the environment, then run the same command again."
+                ) from error
+        time.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))
+    raise AssertionError("not reached")
+
+
+def _refused(error: Exception, where: str) -> OSError:
+    status = getattr(error, "status", None)
+    kind = FileNotFoundError if status in (404, 410) else PermissionError
+    return kind(0, f"{where}: the server answers {status}")
+
+
+class _Ranges(io.RawIOBase):
+    """A file behind a URL, read range by range; nothing is kept open in between."""
+
+    def __init__(self, path: Any) -> None:
+        self._url = str(path)
+        self._filesystem, self._name = path.fs, path.path
+        self._position = 0
+        self._whole: bytes | None = None
+        size = retrying(lambda: self._filesystem.info(self._name)["size"], self._url)
+        # a server may not say how long a file is
+        self._size = len(self._fetch_whole()) if size is None else int(size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"negative position in {self._url}")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._position + len(buffer), self._size)
+        if stop <= self._position:
+            return 0
+        content = self._fetch(self._position, stop)
+        buffer[: len(content)] = content
+        self._position = stop
+        return len(content)
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        if self._whole is None:
+            content = retrying(lambda: self._part(start, stop), self._url)
+            if len(content) == stop - start:
+                return content
+            self._keep(content)
+        assert self._whole is not None
+        return self._whole[start:stop]
+
+    def _part(self, start: int, stop: int) -> bytes:
+        content: bytes = self._filesystem.cat_file(self._name, start=start, end=stop)
+        if len(content) not in (stop - start, self._size):
+            raise ConnectionError(f"{len(content):,} bytes came where {stop - start:,} were asked for")
+        return content
+
+    def _fetch_whole(self) -> bytes:
+        self._keep(retrying(lambda: self._filesystem.cat_file(self._name), self._url))
+        assert self._whole is not None
+        return self._whole
+
+    def _keep(self, content: bytes) -> None:
+        """Keep a file whose server knows no ranges, and sends all of it whatever is asked for."""
+        if len(content) > _LARGEST_WHOLE:
+            raise OSError(
+                0,
+                f"the server of {self._url} gives no parts of files, and this is large; download it, embed the copy",
+            )
+        self._whole = content
