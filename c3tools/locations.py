@@ -24,10 +24,10 @@ ATTEMPTS = 6
 FIRST_PAUSE = 0.2  # seconds; doubled after each attempt
 BLOCK = 4 * 2**20  # bytes asked for at a time
 _LARGEST_WHOLE = 2**30  # bytes kept in memory of a file whose server gives no parts
-_MOST_NAMES = 1_000_000
+_MOST_NAMES = 100_000
+_MOST_BRACES = 20
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
-_BRACES = re.compile(r"\{([^{}]*)\}")
 _NO_USE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # to try these again
 _PERMANENT = (*_NO_USE, ImportError, ValueError, TypeError)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "url"}
@@ -51,17 +51,18 @@ def location(text: str | Path) -> Path:
     scheme = text.split("://", 1)[0].lower()
     extra = _EXTRAS.get(scheme, "url")
     try:
+        from fsspec import available_protocols
         from upath import UPath
 
+        if scheme not in available_protocols():
+            raise CorpusError(
+                f"{text} is of a kind that is not known.", remedy="Known are s3://, gs://, hf://, http:// and https://."
+            )
         path = UPath(text)
         path.fs  # noqa: B018 - loads the package that the scheme needs
     except ImportError as error:
         package = error.name or scheme
         raise MissingExtraError(package, extra=extra, purpose=f"Reading {scheme}:// locations") from error
-    except ValueError as error:
-        raise CorpusError(
-            f"{text} is of a kind that cannot be read ({error}).", remedy="Known are s3://, gs://, hf://, http(s)://."
-        ) from error
     return cast(Path, path)
 
 
@@ -82,37 +83,53 @@ def expand(text: str | Path) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Spell out ``{000..012}`` (with its zeros, up or down) and ``{a,b}``, as a shell does.
+    """Spell out ``{000..012}`` (with its zeros, up or down) and ``{a,b}``, one in another too, as a shell does.
 
     Raises:
-        CorpusError: if there are more than a million names.
+        CorpusError: if there are more than 100,000 names.
     """
-    names = [pattern]
-    done: list[str] = []
-    while names:
-        name = names.pop()
-        match = next((m for m in _BRACES.finditer(name) if _choices(m[1]) is not None), None)
-        if match is None:
-            done.append(name)
-            continue
-        choices = _choices(match[1]) or []
-        if len(names) + len(done) + len(choices) > _MOST_NAMES:
-            raise CorpusError(f"{pattern} stands for more than {_MOST_NAMES:,} names.")
-        names += [name[: match.start()] + choice + name[match.end() :] for choice in reversed(choices)]
-    return done
+    start = pattern.find("{")
+    end = _matching_brace(pattern, start)
+    if end is None:
+        return [pattern]
+    if pattern.count("{") > _MOST_BRACES:
+        raise CorpusError(f"{pattern[:200]} has more than {_MOST_BRACES} pairs of braces.")
+    choices = _choices(pattern[start + 1 : end], pattern)
+    rest = expand_braces(pattern[end + 1 :])
+    if len(choices) * len(rest) > _MOST_NAMES:
+        raise CorpusError(f"{pattern[:200]} stands for more than {_MOST_NAMES:,} names.")
+    return [pattern[:start] + choice + after for choice in choices for after in rest]
 
 
-def _choices(inside: str) -> list[str] | None:
-    """What a pair of braces offers, or None where it is no pattern."""
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+def _choices(inside: str, pattern: str) -> list[str]:
+    """What a pair of braces offers; itself, where it is no pattern."""
+    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
     if numbers:
         first, last = int(numbers[1]), int(numbers[2])
         if abs(last - first) >= _MOST_NAMES:
-            raise CorpusError(f"{{{inside}}} stands for more than {_MOST_NAMES:,} names.")
-        width = max(len(numbers[1]), len(numbers[2])) if numbers[1].startswith("0") or numbers[2].startswith("0") else 0
+            raise CorpusError(f"{pattern[:200]} stands for more than {_MOST_NAMES:,} names.")
+        width = max(map(len, numbers.groups())) if any(text.startswith("0") for text in numbers.groups()) else 0
         step = 1 if last >= first else -1
         return [str(number).zfill(width) for number in range(first, last + step, step)]
-    return inside.split(",") if "," in inside else None
+    parts, depth = [""], 0
+    for letter in inside:
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    if len(parts) == 1:
+        return [f"{{{name}}}" for name in expand_braces(inside)]
+    return [name for part in parts for name in expand_braces(part)]
+
+
+def _matching_brace(pattern: str, start: int) -> int | None:
+    depth = 0
+    for position in range(max(start, 0), len(pattern)) if start >= 0 else ():
+        depth += (pattern[position] == "{") - (pattern[position] == "}")
+        if depth == 0:
+            return position
+    return None
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -183,19 +200,28 @@ def retrying(call: Callable[[], T], where: str) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return call()
-        except _PERMANENT:
-            raise
         except Exception as error:  # each client has exceptions of its own
+            if isinstance(error, _PERMANENT) and not _hides_what_may_pass(error):
+                raise
             if getattr(error, "status", None) in (400, 401, 403, 404, 405, 410):
                 raise _refused(error, where) from error
             if attempt == ATTEMPTS - 1:
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
                 raise ConnectionError(
                     f"{where} could not be read in {ATTEMPTS} attempts ({reason}). "
                     "Check the address and the credentials in the environment, then run the same command again."
                 ) from error
         time.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError("not reached")
+
+
+def _hides_what_may_pass(error: Exception) -> bool:
+    """Whether an absence is none: fsspec says of a web server that is down that there is no such file."""
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if status is not None:
+        return int(status) == 429 or int(status) >= 500
+    return isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, _NO_USE)
 
 
 def _refused(error: Exception, where: str) -> OSError:

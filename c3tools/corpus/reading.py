@@ -62,7 +62,10 @@ def read_corpus(
     )  # fmt: skip
     corpus = Corpus()
     roots = [root for path in paths for root in expand(path)]
-    kinds = {root: kind_of(root) for root in roots}
+    try:
+        kinds = {root: kind_of(root) for root in roots}
+    except OSError as error:
+        raise CorpusError(str(error)) from error
     missing = [root for root in roots if kinds[root] is None]
     if missing:
         more = f" (and at {len(missing) - 1:,} more)" if len(missing) > 1 else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import Result
 
 from c3tools.corpus import ImageItem, read_corpus
@@ -116,42 +118,37 @@ def test_the_commands_own_options(c3: Callable[..., Result], photos: Path, tmp_p
     assert Store.open(tmp_path / "list").count("image") == 4
 
 
-class SlowPreprocessor(ImagePreprocessor):
-    """Hangs on images of a certain size, as a decoder may on a hostile one."""
+def slow_jpeg() -> bytes:
+    """A photo of 3 MB that takes many minutes to decode: its last scan is said 50,000 times over.
 
-    def load(self, source):
-        content = source.read()
-        if len(content) == 5:
-            time.sleep(3600)
-        source.seek(0)
-        return super().load(source)
+    libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or a thread would wait.
+    """
+    buffer = io.BytesIO()
+    Image.new("L", (3000, 3000), 128).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * 50_000 + content[-2:]
 
 
 def test_an_image_that_takes_too_long_is_a_failure_and_stops_nobody(encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 6)
-    for name in ("000000000300.jpg", "zzz.jpg"):
-        (folder / name).write_bytes(b"slow!")
-    corpus = read_corpus([folder])
-    p = encoder.preprocess
-    slow = SlowPreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
-    batches = list(pixel_batches({0: corpus.images}, slow, batch_size=3, workers=2, time_limit=1.0))
-    assert [len(batch.items) for batch in batches] == [2, 3, 1]
-    failures = [(f.key, f.stage, f.error) for batch in batches for f in batch.failures]
-    assert failures == [
-        ("000000000300", "decode", "DecodingTimeoutError"),
-        ("zzz", "decode", "DecodingTimeoutError"),
-    ]
-    assert "longer than 1 s" in batches[0].failures[0].message
-    assert "--image-timeout" in batches[0].failures[0].message
-    assert [batch.last for batch in batches] == [False, False, True]
+    embed(read_corpus([folder]), tmp_path / "without", encoder, OPTIONS)
+    (folder / "000000000300.jpg").write_bytes(slow_jpeg())
+    options = EmbedOptions(shard_size=6, workers=2, batch_size=3, image_timeout=2.0)
+    summary = embed(read_corpus([folder]), tmp_path / "s", encoder, options)
+    assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (6, 1)
+    (failure,) = Store.open(tmp_path / "s").recorded_failures()
+    assert (failure.key, failure.stage, failure.error) == ("000000000300", "decode", "DecodingTimeoutError")
+    assert "longer than 2 s" in failure.message
+    assert "--image-timeout" in failure.message
+    for key, embedding in by_key(tmp_path / "without", "image").items():
+        np.testing.assert_allclose(by_key(tmp_path / "s", "image")[key], embedding, atol=2e-3)
 
 
 class DyingPreprocessor(ImagePreprocessor):
     """Ends its process, as one does that runs out of memory."""
 
     def load(self, source):
-        import os
-
         os._exit(9)
 
 
