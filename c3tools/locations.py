@@ -166,6 +166,17 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
     return "folder" if info["type"] == "directory" else "file"
 
 
+def version_of(path: Path) -> str | None:
+    """What tells a file from a later one at the same place: size and time or tag; None where nothing does."""
+    if isinstance(path, Path):
+        status = path.stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+    filesystem: Any = path.fs
+    info = retrying(lambda: filesystem.info(path.path), str(path))
+    mark = next((info[name] for name in ("ETag", "etag", "LastModified", "mtime", "updated") if info.get(name)), None)
+    return None if mark is None else f"{info['size']} {mark}"
+
+
 def open_binary(path: Path) -> BinaryIO:
     """Open for reading, seekable: a local file as it is, a URL in ranges of `BLOCK` bytes.
 

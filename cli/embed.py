@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from c3tools.jobs.embedding import EmbedSummary
 
 NAMES_SHOWN = 5
+INDEX_FOLDER = ".inputs"  # in the store: where the members of tars are
 
 
 def register(app: typer.Typer) -> None:
@@ -111,6 +112,7 @@ def embed(
         prefix_keys=prefix_keys,
         follow_symlinks=follow_symlinks,
         download=download,
+        index_folder=store / INDEX_FOLDER,
     )
     err.print(f"Found {len(corpus.images):,} images and {len(corpus.texts):,} texts.", highlight=False)
     for note in corpus.notes:

@@ -21,6 +21,7 @@ class ReadOptions:
         prefix_keys: put the name of the tar or table before each key, for those whose keys repeat.
         follow_symlinks: follow links and paths out of the corpus.
         download: fetch images that are given by URL.
+        index_folder: where the indexes of tars are kept from one run to the next; nowhere where it is None.
     """
 
     captions: str | Path | None = None
@@ -31,6 +32,7 @@ class ReadOptions:
     prefix_keys: bool = False
     follow_symlinks: bool = False
     download: bool = False
+    index_folder: Path | None = None
 
     @property
     def caption_columns(self) -> Wanted:

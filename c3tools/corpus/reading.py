@@ -28,6 +28,7 @@ def read_corpus(
     prefix_keys: bool = False,
     follow_symlinks: bool = False,
     download: bool = False,
+    index_folder: str | Path | None = None,
 ) -> Corpus:
     """Find images, captions and texts.
 
@@ -47,6 +48,7 @@ def read_corpus(
         prefix_keys: put the name of its tar or table before each key.
         follow_symlinks: follow symbolic links, and paths in lists, out of the corpus.
         download: fetch images that are given by URL.
+        index_folder: where the indexes of tars are kept from one run to the next, if anywhere.
 
     Returns:
         The corpus; images in files sorted by key, then those of tars, tables and lists, in the order of their paths;
@@ -57,9 +59,16 @@ def read_corpus(
     """
     given = location(captions) if captions is not None else None
     options = ReadOptions(
-        given, text_column, image_column, key_column, location(images_root) if images_root is not None else None,
-        prefix_keys, follow_symlinks, download,
-    )  # fmt: skip
+        captions=given,
+        text_column=text_column,
+        image_column=image_column,
+        key_column=key_column,
+        images_root=location(images_root) if images_root is not None else None,
+        prefix_keys=prefix_keys,
+        follow_symlinks=follow_symlinks,
+        download=download,
+        index_folder=Path(index_folder) if index_folder is not None else None,
+    )
     corpus = Corpus()
     roots = [root for path in paths for root in expand(path)]
     try:
@@ -69,8 +78,8 @@ def read_corpus(
     missing = [root for root in roots if kinds[root] is None]
     if missing:
         more = f" (and at {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-        hint = "Check the address and the credentials." if is_url(missing[0]) else "it is relative to where you are."
-        hint = hint if is_url(missing[0]) else f"Check the path; {hint}"
+        local = "Check the path; it is relative to where you are."
+        hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
         raise CorpusError(f"There is nothing at {missing[0]}{more}.", remedy=hint)
     folders = sum(kind == "folder" for kind in kinds.values())
     containers: list[Container] = []

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from c3tools.corpus import Corpus, PlaceReader, read_corpus
-from c3tools.corpus.containers.tar import split_member
+from c3tools.corpus.containers import tar_index
+from c3tools.corpus.containers.tar_index import scan, split_member
 from c3tools.errors import CorpusError
 from tests.corpus.packing import photos_of, webdataset, write_tar
 
@@ -245,6 +246,25 @@ def test_damaged_bytes_never_raise_and_never_read_past_the_end(tmp_path: Path, d
     for item in corpus.images:
         assert item.place.offset + item.place.length <= len(content)  # type: ignore[union-attr]
     assert {key: len(content) for key, content in contents(corpus).items()} == {i.key: i.size for i in corpus.images}
+
+
+def test_the_index_of_a_tar_is_made_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "x.tar", [*webdataset(photos_of(photos)), ("../up.jpg", b"x")])
+    scans = []
+    monkeypatch.setattr(tar_index, "scan", lambda path: scans.append(path) or scan(path))
+    first = read_corpus([path], index_folder=tmp_path / "i")
+    (kept,) = (tmp_path / "i").iterdir()
+    for _ in range(2):
+        again = read_corpus([path], index_folder=tmp_path / "i")
+        assert (again.images, again.texts, again.skipped) == (first.images, first.texts, first.skipped)
+    assert len(scans) == 1
+    kept.write_bytes(kept.read_bytes()[:-50])  # damaged: made anew
+    assert read_corpus([path], index_folder=tmp_path / "i").images == first.images
+    assert len(scans) == 2
+    write_tar(path, webdataset(photos_of(photos)[:1]))  # another file at the same place
+    assert len(read_corpus([path], index_folder=tmp_path / "i").images) == 1
+    (tmp_path / "file").write_text("in the way")
+    assert len(read_corpus([path], index_folder=tmp_path / "file").images) == 1
 
 
 @pytest.mark.parametrize(
