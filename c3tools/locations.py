@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
 
-from .errors import CorpusError, MissingExtraError
+from .errors import CorpusError, MissingExtraError, UnreachableError
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.2  # seconds; doubled after each attempt
@@ -157,13 +158,65 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
     """
     if isinstance(path, Path):
         return "folder" if path.is_dir() else "file" if path.exists() else None
-    filesystem: Any = path.fs
     try:
-        # what fsspec offers for this takes any error for an absence
-        info = retrying(lambda: filesystem.info(path.path), str(path))
+        info = _info(path)
     except FileNotFoundError:
         return None
     return "folder" if info["type"] == "directory" else "file"
+
+
+def _info(path: Any) -> dict[str, Any]:
+    """What a store says about a file or folder; `exists` and its like of fsspec take any error for an absence."""
+
+    def ask() -> dict[str, Any]:
+        path.fs.invalidate_cache(path.path)  # others write there too
+        return dict(path.fs.info(path.path))
+
+    return retrying(ask, str(path))
+
+
+def names_in(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in a folder, sorted; none where it is not there.
+
+    Raises:
+        OSError: if it cannot be looked up.
+    """
+    if isinstance(folder, Path):
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
+        return [e.name for e in entries if e.is_dir()], [e.name for e in entries if not e.is_dir()]
+    place: Any = folder
+
+    def ask() -> list[dict[str, Any]]:
+        place.fs.invalidate_cache(place.path)
+        return list(place.fs.ls(place.path, detail=True))
+
+    try:
+        found = retrying(ask, str(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    names = [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry["type"]) for entry in found]
+    folders = sorted(name for name, kind in names if kind == "directory")
+    return folders, sorted(name for name, kind in names if kind != "directory")
+
+
+def upload(source: Path, target: Path) -> None:
+    """Put a local file at a URL: whole or not at all, as the store promises for one object.
+
+    Raises:
+        OSError: if it cannot be put there.
+    """
+    place: Any = target
+    retrying(lambda: place.fs.put_file(str(source), place.path), str(target))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+        return
+    place: Any = path
+    with suppress(FileNotFoundError):
+        retrying(lambda: place.fs.rm_file(place.path), str(path))
 
 
 def version_of(path: Path) -> str | None:
@@ -171,8 +224,7 @@ def version_of(path: Path) -> str | None:
     if isinstance(path, Path):
         status = path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
-    filesystem: Any = path.fs
-    info = retrying(lambda: filesystem.info(path.path), str(path))
+    info = _info(path)
     mark = next((info[name] for name in ("ETag", "etag", "LastModified", "mtime", "updated") if info.get(name)), None)
     return None if mark is None else f"{info['size']} {mark}"
 
@@ -188,8 +240,21 @@ def open_binary(path: Path) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Ranges(path), BLOCK))
 
 
+@contextmanager
+def name_or_file(path: Path) -> Iterator[Path | BinaryIO]:
+    """For libraries that read local files faster by name: the path of one, or the open file behind a URL."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with open_binary(path) as file:
+        yield file
+
+
 def read_all(path: Path, limit: int | None = None) -> bytes:
     """The whole content, or its first ``limit`` bytes."""
+    if limit is None and not isinstance(path, Path):
+        place: Any = path
+        return retrying(lambda: bytes(place.fs.cat_file(place.path)), str(path))
     with open_binary(path) as file:
         return file.read(-1 if limit is None else limit)
 
@@ -206,7 +271,7 @@ def retrying(call: Callable[[], T], where: str) -> T:
 
     Raises:
         FileNotFoundError, PermissionError, ValueError: at once, as they come.
-        OSError: when `ATTEMPTS` have failed; its message says where and what would help.
+        UnreachableError: when `ATTEMPTS` have failed.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -218,9 +283,9 @@ def retrying(call: Callable[[], T], where: str) -> T:
                 raise _refused(error, where) from error
             if attempt == ATTEMPTS - 1:
                 reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-                raise ConnectionError(
-                    f"{where} could not be read in {ATTEMPTS} attempts ({reason}). "
-                    "Check the address and the credentials in the environment, then run the same command again."
+                raise UnreachableError(
+                    f"{where} could not be reached in {ATTEMPTS} attempts ({reason}).",
+                    remedy="Check the address and the credentials in the environment, then run the same command again.",
                 ) from error
         time.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError("not reached")
@@ -249,7 +314,7 @@ class _Ranges(io.RawIOBase):
         self._filesystem, self._name = path.fs, path.path
         self._position = 0
         self._whole: bytes | None = None
-        size = retrying(lambda: self._filesystem.info(self._name)["size"], self._url)
+        size = _info(path)["size"]
         # a server may not say how long a file is
         self._size = len(self._fetch_whole()) if size is None else int(size)
 

@@ -142,9 +142,10 @@ def load_for_store(
 ) -> Encoder:
     """The encoder asked for; where none is, that of the store; where there is none, the bundled one, and say so."""
     from c3tools.encoders import DEFAULT_MODEL, load_encoder, load_recorded_encoder
+    from c3tools.locations import kind_of
     from c3tools.store import StoreInfo
 
-    known = StoreInfo.load(store) if (store / "store.json").exists() else None
+    known = StoreInfo.load(store) if kind_of(store / "store.json") == "file" else None
     if known is not None and precision == "auto" and known.precision is not None:
         precision = known.precision
     if model is None and random_init is None and known is not None:

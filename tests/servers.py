@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import re
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -97,7 +98,11 @@ def s3_server(faults: Faults) -> Iterator[str]:
 
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
     with _running(server.serve_forever, server.shutdown, server.server_close):
-        yield f"http://127.0.0.1:{server.server_port}"
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        # what moto keeps belongs to the process, not to the server
+        with urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b""):
+            pass
+        yield endpoint
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CorpusError
-from ..locations import is_url, location, retrying
+from ..locations import is_url, location, name_or_file, retrying
 from .containers import CONTAINER_SUFFIXES, Reader, container_reader
 from .containers.cells import name_as_key
 from .formats import read_captions
@@ -201,8 +201,6 @@ def _is_data(path: Path) -> bool:
 def _without_images(path: Path) -> str:
     import pyarrow.parquet as pq
 
-    from ..locations import open_binary
-
-    with open_binary(path) as file:
-        names = pq.read_schema(file).names
+    with name_or_file(path) as source:
+        names = pq.read_schema(source).names
     return f"no column with images; the columns are: {', '.join(names)}; --image-column names one"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..locations import is_url, location, open_binary, read_all, retrying
+from ..locations import is_url, location, name_or_file, open_binary, read_all, retrying
 
 LARGEST_IMAGE_FILE = 2**31 - 1
 LARGEST_DOWNLOAD = 2**28
@@ -171,7 +171,7 @@ class _Cells:
             return
         import pyarrow.parquet as pq
 
-        with open_binary(location(place.file)) as file, pq.ParquetFile(file) as table:
+        with name_or_file(location(place.file)) as source, pq.ParquetFile(source) as table:
             for batch in table.iter_batches(
                 batch_size=_ROWS_AT_A_TIME, row_groups=[place.group], columns=[place.column]
             ):

@@ -67,14 +67,11 @@ def read_corpus(
         prefix_keys=prefix_keys,
         follow_symlinks=follow_symlinks,
         download=download,
-        index_folder=Path(index_folder) if index_folder is not None else None,
+        index_folder=location(index_folder) if index_folder is not None else None,
     )
     corpus = Corpus()
     roots = [root for path in paths for root in expand(path)]
-    try:
-        kinds = {root: kind_of(root) for root in roots}
-    except OSError as error:
-        raise CorpusError(str(error)) from error
+    kinds = {root: kind_of(root) for root in roots}
     missing = [root for root in roots if kinds[root] is None]
     if missing:
         more = f" (and at {len(missing) - 1:,} more)" if len(missing) > 1 else ""

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ..corpus.splits import ALL, split_role
 from ..errors import StoreError
 from ..float16 import to_float32
+from ..locations import kind_of, location, name_or_file, names_in, read_all
 from ..moments import Moments, load_moments
 from .info import StoreInfo
 from .writer import FAILURES_FILE, Failure, part_path
@@ -59,25 +60,25 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
-        """Open the store in the folder ``path``.
+        """Open the store in the folder, or at the URL, ``path``.
 
         Raises:
             StoreError: if there is none, or it cannot be read.
         """
-        folder = Path(path)
+        folder = location(path)
         return cls(folder, StoreInfo.load(folder))
 
     @property
     def modalities(self) -> list[str]:
         """Names of the modalities that have finished shards, ``image`` and ``text`` first."""
-        names = [folder.name for folder in self.path.iterdir() if folder.is_dir() and self.parts(folder.name)]
+        names = [name for name in names_in(self.path)[0] if self.parts(name)]
         known = [name for name in ("image", "text") if name in names]
         return known + sorted(set(names) - set(known))
 
     def parts(self, modality: str) -> list[int]:
         """Numbers of the finished shards of ``modality``, ascending."""
-        markers = (self.path / modality).glob("part-*.json")
-        return sorted(int(marker.stem.removeprefix("part-")) for marker in markers)
+        names = names_in(self.path / modality)[1]
+        return sorted(int(name[5:-5]) for name in names if name.startswith("part-") and name.endswith(".json"))
 
     def marker(self, modality: str, part: int) -> dict[str, Any]:
         """The done marker of one shard: rows, failures, sha256, timings.
@@ -87,7 +88,7 @@ class Store:
         """
         path = part_path(self.path, modality, part, ".json")
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(read_all(path))
             value["rows"] = int(value["rows"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
@@ -106,16 +107,17 @@ class Store:
 
     def failures(self) -> list[Failure]:
         """Every input that was not embedded, from the done markers."""
-        folders = sorted(folder.name for folder in self.path.iterdir() if folder.is_dir())
+        folders = names_in(self.path)[0]
         return [f for modality in folders for part in self.parts(modality) for f in self.shard_failures(modality, part)]
 
     def recorded_failures(self) -> list[Failure]:
         """The rows of failures.parquet; none where it is not there."""
         path = self.path / FAILURES_FILE
-        if not path.exists():
+        if kind_of(path) is None:
             return []
         try:
-            return [Failure(**row) for row in pq.read_table(path).to_pylist()]
+            with name_or_file(path) as file:
+                return [Failure(**row) for row in pq.read_table(file).to_pylist()]
         except (pa.ArrowInvalid, pa.ArrowException, TypeError) as error:
             raise StoreError(
                 f"{path} cannot be read ({error}).", remedy="Delete it and run `c3 embed` again: it is made anew."
@@ -139,7 +141,7 @@ class Store:
 
     def borrowed_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
         """Moments taken from another corpus by `c3 means --load`, by modality, and what is said of them; else none."""
-        if not self.borrowed_path.exists():
+        if kind_of(self.borrowed_path) is None:
             return {}, {}
         groups, header = load_moments(self.borrowed_path)
         return groups, dict(header)
@@ -184,7 +186,7 @@ class Store:
         for part in self.parts(modality) if parts is None else parts:
             path = part_path(self.path, modality, part, ".parquet")
             try:
-                with pq.ParquetFile(path) as file:
+                with name_or_file(path) as source, pq.ParquetFile(source) as file:
                     yield from file.iter_batches(batch_size=batch_rows, columns=columns)
             except (OSError, pa.ArrowInvalid, pa.ArrowException) as error:
                 raise StoreError(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ..corpus.splits import split_role
 from ..errors import StoreError
+from ..locations import kind_of, names_in, read_all
 from ..moments import Moments, save_moments
 from .files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
 from .info import INFO_FILE, StoreInfo
@@ -66,9 +67,10 @@ def create_store(path: Path, info: StoreInfo) -> None:
     Raises:
         StoreError: if a store of another model, dimension or dtype is there, or a file is in the way.
     """
-    if path.is_file():
+    kind = kind_of(path)
+    if kind == "file":
         raise StoreError(f"{path} is a file, not a folder.", remedy="Name another store with --store.")
-    if (path / INFO_FILE).exists():
+    if kind_of(path / INFO_FILE) == "file":
         present = StoreInfo.load(path)
         present.require_same_model(info.model, where=f"The store {path}", what="the model asked for")
         for name in ("dim", "dtype", "normalised"):
@@ -77,11 +79,9 @@ def create_store(path: Path, info: StoreInfo) -> None:
                     f"The store {path} has {name} = {getattr(present, name)}, asked for was {getattr(info, name)}.",
                     remedy="Use the same options as before, or another --store.",
                 )
-        for modality in path.iterdir():
-            if modality.is_dir():
-                remove_leftovers(modality)
+        for modality in names_in(path)[0]:
+            remove_leftovers(path / modality)
         return
-    path.mkdir(parents=True, exist_ok=True)
     write_json_atomically(path / INFO_FILE, info.to_json())
 
 
@@ -111,7 +111,7 @@ def write_shard(store: Path, info: StoreInfo, shard: Shard) -> None:
 def rewrite_failures(store: Path, modality: str, index: int, failures: Iterable[Failure]) -> None:
     """Replace the failures in a shard's done marker, when some of its inputs were embedded later."""
     path = part_path(store, modality, index, ".json")
-    marker = json.loads(path.read_text(encoding="utf-8"))
+    marker = json.loads(read_all(path))
     marker["failures"] = [asdict(failure) for failure in failures]
     write_json_atomically(path, marker)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import CorpusError
-from ...locations import open_binary
+from ...locations import name_or_file
 from ..items import Sample, Skipped
 from ..options import ReadOptions
 from .cells import RowReader, image_table, pick_image_cells
@@ -22,8 +22,8 @@ def holds_images(path: Path, options: ReadOptions) -> bool:
         CorpusError: if it cannot be read, or the image column asked for is not there.
     """
     try:
-        with open_binary(path) as file:
-            schema = pq.read_schema(file)
+        with name_or_file(path) as source:
+            schema = pq.read_schema(source)
     except (OSError, pa.ArrowException) as error:
         raise CorpusError(
             f"{path} is not a readable Parquet file ({error}).",
@@ -39,7 +39,7 @@ def read(path: Path, options: ReadOptions) -> Iterator[Sample | Skipped]:
         CorpusError: if it is not Parquet, or a column is missing.
     """
     try:
-        with open_binary(path) as opened, pq.ParquetFile(opened) as file:
+        with name_or_file(path) as source, pq.ParquetFile(source) as file:
             table = image_table(file.schema_arrow, options, path)
             rows = RowReader(path, table, options)
             columns = [*table.names, *([f"{table.image}.path"] if table.has_path else [])]

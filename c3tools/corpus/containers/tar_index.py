@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...locations import open_binary, version_of
+from ...locations import name_or_file, open_binary, upload, version_of
 from ..images import IMAGE_SUFFIXES
 from ..items import Skipped
 
@@ -164,7 +166,8 @@ def _printable(name: str) -> str:
 def _load(kept: Path, known: str | None) -> TarIndex | None:
     """The index that was kept, if it is whole and of this version of the file."""
     try:
-        table = pq.read_table(kept)
+        with name_or_file(kept) as source:
+            table = pq.read_table(source)
         header = json.loads(table.schema.metadata[b"c3"])
         if known is None or header["version"] != _VERSION or header["file"] != known:
             return None
@@ -182,11 +185,14 @@ def _save(index: TarIndex, kept: Path, known: str) -> None:
         for position, (name, kind) in enumerate(zip(Member._fields, kinds, strict=True))
     }
     table = pa.table(columns).replace_schema_metadata({"c3": json.dumps(header)})
-    temporary = kept.with_suffix(".tmp")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    # an index saves time; nothing depends on it
+    with suppress(OSError), tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / kept.name
         pq.write_table(table, temporary, compression="zstd")
-        temporary.replace(kept)
-    except OSError:  # an index saves time; nothing depends on it
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if isinstance(kept, Path):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            beside = kept.with_suffix(".tmp")
+            shutil.copyfile(temporary, beside)
+            beside.replace(kept)
+        else:
+            upload(temporary, kept)

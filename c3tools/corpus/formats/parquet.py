@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import CorpusError
-from ...locations import open_binary
+from ...locations import name_or_file
 from ..items import CaptionRow
 from .columns import Wanted, pick_columns, row_from_record
 
@@ -21,7 +21,7 @@ def read(path: Path, wanted: Wanted) -> Iterator[CaptionRow]:
         CorpusError: if the file is not Parquet or a column is missing.
     """
     try:
-        with open_binary(path) as opened, pq.ParquetFile(opened) as file:
+        with name_or_file(path) as source, pq.ParquetFile(source) as file:
             names = file.schema_arrow.names
             columns = pick_columns(names, wanted, path)
             line = 0

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ...corpus import Corpus
 from ...encoders import Encoder
 from ...errors import StoreError
+from ...locations import location
 from ...progress import SilentTracker
 from ...store import Failure, Store, StoreInfo, create_store, rewrite_failures, write_failures
+from .lock import only_writer
 from .options import EmbedOptions, TrackFactory
 from .plan import plan_modality
 from .processes import embed_on_devices
@@ -47,10 +48,10 @@ def embed(
     options = options or EmbedOptions()
     silent: TrackFactory = lambda label, total: nullcontext(SilentTracker())  # noqa: E731
     show: TrackFactory = lambda label, total: (track if track and total else silent)(label, total)  # noqa: E731
-    folder = Path(store)
+    folder = location(store)
     try:
         create_store(folder, store_info(encoder, options.dtype))
-        with _lock(folder):
+        with only_writer(folder):
             opened = Store.open(folder)
             summaries = {
                 modality: _embed_modality(opened, modality, items, encoder, options, show)
@@ -134,16 +135,3 @@ def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
 def _is_of(path: str, places: set[str]) -> bool:
     """Whether a path is one of these places, or ``place#…`` of a tar, table or list among them."""
     return path in places or any(path[:i] in places for i, letter in enumerate(path) if letter == "#")
-
-
-@contextmanager
-def _lock(store: Path) -> Iterator[None]:
-    """Keep a second run off the store; the lock goes with the process, however it ends."""
-    with (store / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(
-                f"Another run is writing to {store}.", remedy="Wait for it to end, or use another --store."
-            ) from None
-        yield
