@@ -12,7 +12,7 @@ from ..locations import is_url, location, name_or_file, retrying
 from .containers import CONTAINER_SUFFIXES, Reader, container_reader
 from .containers.cells import name_as_key
 from .formats import read_captions
-from .images import find_files
+from .images import find_files, is_utf8
 from .items import Corpus, ImageItem, Sample, Skipped, TextItem
 from .options import ReadOptions
 
@@ -73,7 +73,8 @@ def add_containers(corpus: Corpus, containers: Sequence[Container], options: Rea
         return
     samples = _Samples(corpus, options)
     alone = len(containers) == 1 and not corpus.images and not corpus.texts
-    for path, read in sorted(containers, key=lambda container: str(container.path)):
+    by_path = {str(container.path): container for container in containers}  # a pattern and a name may mean one file
+    for _, (path, read) in sorted(by_path.items()):
         corpus.containers.append(str(path))
         try:
             for found in read(path, options):
@@ -102,6 +103,10 @@ class _Samples:
             self._corpus.skipped.append(sample)
             return
         key = f"{container.stem}/{sample.key}" if self._options.prefix_keys else sample.key
+        if not is_utf8(f"{key}{sample.path}{sample.split}"):
+            where = (repr(sample.key), repr(sample.path))
+            self._corpus.skipped.append(Skipped(*where, "UnicodeError", "the key, path or split is not UTF-8"))
+            return
         if key in self._seen:
             self._corpus.skipped.append(self._duplicate(container, sample, key))
             return

@@ -39,7 +39,7 @@ def find_files(
     inside = root.resolve()
     for path in _walk(root, suffixes, follow_symlinks):
         relative = path.relative_to(root).as_posix()
-        if not _is_utf8(relative):
+        if not is_utf8(relative):
             skipped.append(Skipped(repr(relative), repr(str(path)), "UnicodeError", "the file name is not UTF-8"))
             continue
         try:
@@ -98,7 +98,8 @@ def without_suffix(name: str) -> str:
     return name[: -len(Path(name).suffix)] if Path(name).suffix else name
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Whether a text can be stored: file names and JSON may hold halves of characters."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

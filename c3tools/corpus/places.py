@@ -143,7 +143,10 @@ class PlaceReader:
             if not place.download:
                 raise UrlNotAskedForError(str(value))
             return download(str(value))
-        return read_file(inside(Path(place.folder), str(value), anywhere=place.anywhere))
+        try:
+            return read_file(inside(location(place.folder), str(value), anywhere=place.anywhere))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(0, f"the row has no bytes, and its path {str(value)[:200]} is not there") from error
 
 
 class _Cells:
@@ -204,6 +207,10 @@ def inside(folder: Path, name: str, *, anywhere: bool) -> Path:
     Raises:
         OutsideError: if it does, by itself or through a link, and may not.
     """
+    if not isinstance(folder, Path):  # behind a URL there are no links, and nothing but what is below it is meant
+        if name.startswith("/") or ".." in name.split("/"):
+            raise OutsideError(f"the path {name[:200]} leads out of {folder}")
+        return location(f"{str(folder).rstrip('/')}/{name}")
     path = folder / name
     if not anywhere and not path.resolve().is_relative_to(folder.resolve()):
         raise OutsideError(

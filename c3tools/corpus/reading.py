@@ -9,7 +9,7 @@ from ..errors import CorpusError
 from ..locations import expand, is_url, kind_of, location
 from .collecting import Container, add_captions, add_containers, as_container, caption_problem, find_containers
 from .formats import plain, read_captions
-from .images import IMAGE_SUFFIXES, FoundImage, assign_keys, find_images
+from .images import IMAGE_SUFFIXES, FoundImage, assign_keys, find_images, is_utf8
 from .items import CaptionRow, Corpus, ImageItem, Skipped, TextItem
 from .options import ReadOptions
 
@@ -230,6 +230,10 @@ def _read_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         owner = PurePosixPath(row.file_name).with_suffix("").as_posix() if row.file_name else None
         named += owner is not None
         start = row.key if options.key_column and row.key else f"{file.stem}:{row.line}"
+        if not is_utf8(f"{owner}{start}{row.split}"):
+            where = f"{file.stem}:{row.line}", str(file)
+            corpus.skipped.append(Skipped(*where, "UnicodeError", "the file name, key or split is not UTF-8"))
+            continue
         for number, caption in enumerate(row.captions):
             key = f"{owner}#{number}" if owner else start if len(row.captions) == 1 else f"{start}#{number}"
             problem = caption_problem(caption)

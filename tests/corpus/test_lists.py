@@ -101,3 +101,17 @@ def test_a_wrong_column_names_those_there_are(photos: Path) -> None:
         read_corpus([path], image_column="img")
     with pytest.raises(CorpusError, match="no column 'k'; its columns are: image, text"):
         read_corpus([path], image_column="image", key_column="k")
+
+
+def test_halves_of_characters_are_told_and_do_not_end_the_run(photos: Path) -> None:
+    name = photos_of(photos)[0].name
+    path = photos / "l.jsonl"
+    rows = [{"image": name, "text": "a", "key": "\ud800"}, {"image": name, "text": "b", "key": "good"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = read_corpus([path], image_column="image")
+    assert [i.key for i in corpus.images] == ["good"]
+    assert [s.error for s in corpus.skipped] == ["UnicodeError"]
+    path.write_text(
+        json.dumps({"image": "\udfff.jpg", "text": "a"}) + "\n" + json.dumps({"image": "b.jpg", "text": "b"})
+    )
+    assert [t.key for t in read_corpus([path]).texts] == ["b#0"]

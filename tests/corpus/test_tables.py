@@ -155,7 +155,8 @@ class TestErrors:
         assert [s.error for s in corpus.skipped] == ["DamagedTable"]
         assert "row group 1 (2 rows)" in corpus.skipped[0].message
         assert [t.caption for t in corpus.texts] == [f"caption {n}" for n in (0, 1, 4, 5)]
-        assert {"a", "b", "e", "f"} <= {item.key for item in corpus.images}
+        assert [item.key for item in corpus.images] == ["a", "b", "e", "f"]
+        assert [item.path for item in corpus.images] == [f"{path}#{row}" for row in (0, 1, 4, 5)]
 
 
 class TestArrow:
@@ -205,6 +206,17 @@ class TestArrow:
         path.write_bytes(b"no arrow at all")
         with pytest.raises(CorpusError, match="Arrow"):
             read_corpus([path])
+
+    def test_damaged_lengths_are_noticed(self, tmp_path: Path) -> None:
+        offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 10**9, 2)))
+        cells = pa.Array.from_buffers(pa.binary(), 2, [None, offsets, pa.py_buffer(b"12")])
+        path = tmp_path / "x.arrow"
+        with pa.ipc.new_stream(path, pa.schema([("image", pa.binary())])) as writer:
+            writer.write_batch(pa.record_batch([pa.array([b"1"], pa.binary())], ["image"]))
+            writer.write_batch(pa.RecordBatch.from_arrays([cells], ["image"]))
+        corpus = read_corpus([path])
+        assert list(contents(corpus).values()) == [b"1"]
+        assert [s.error for s in corpus.skipped] == ["DamagedTable"]
 
     def test_an_index_over_the_rows_is_refused(self, saved: Path) -> None:
         state = saved / "train" / "state.json"

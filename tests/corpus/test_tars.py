@@ -58,6 +58,8 @@ def test_patterns(tmp_path: Path) -> None:
     for pattern in ("{008..012}.tar", "{008,009,01{0,1,2}}.tar", "*.tar", "**/*.tar", "0[01]?.tar"):
         assert [item.key for item in read_corpus([f"{tmp_path}/{pattern}"]).images] == keys
     assert [item.key for item in read_corpus([tmp_path]).images] == keys
+    twice = read_corpus([f"{tmp_path}/*.tar", tmp_path / "009.tar"])
+    assert ([item.key for item in twice.images], twice.skipped) == (keys, [])
     with pytest.raises(CorpusError, match=r"nothing at .*013\.tar \(and at 1 more\)"):
         read_corpus([f"{tmp_path}/{{010..014}}.tar"])
     with pytest.raises(CorpusError, match="Nothing matches"):
@@ -89,6 +91,21 @@ def test_captions_from_json_txt_and_the_table_of_img2dataset(tmp_path: Path) -> 
     assert [(t.key, t.caption) for t in other.texts] == [("a#0", "other"), ("b#0", "other b")]
     with pytest.raises(CorpusError, match=r"has 'title'; they have: alt, caption, split"):
         read_corpus([tmp_path / "00000.tar"], text_column="title")
+
+
+def test_the_files_of_img2dataset_are_a_folder_of_images(tmp_path: Path) -> None:
+    folder = tmp_path / "00000"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"00000000{number}.jpg").write_bytes(b"x")
+        (folder / f"00000000{number}.txt").write_text(f"caption {number}")
+        (folder / f"00000000{number}.json").write_text("{}")
+    pq.write_table(pa.table({"key": ["000000000"], "caption": ["c"]}), tmp_path / "00000.parquet")
+    corpus = read_corpus([tmp_path])
+    assert [(t.key, t.caption) for t in corpus.texts] == [
+        ("00000/000000000#0", "caption 0"),
+        ("00000/000000001#0", "caption 1"),
+    ]
 
 
 def test_captions_given_by_a_file_are_paired_by_key(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,13 @@ def test_the_lease_of_a_dead_writer_is_taken_over_and_a_lost_one_is_told(
     with pytest.raises(StoreError, match="took over"), lock.only_writer(place):
         place.fs.pipe(f"{place.path}/.lock", b'{"token": "another"}')  # type: ignore[attr-defined]
         threading.Event().wait(1.0)
+
+
+def test_a_missing_package_is_named(c3: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "upath", None)
+    result = c3("means", "--store", "s3://bucket/x")
+    assert result.exit_code == 1
+    assert 'pip install "c3tools[s3]"' in result.output
 
 
 def test_a_server_that_stays_down_is_named_with_what_to_do(

@@ -73,13 +73,23 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch | Skipped]:
             if source.read(6) == b"ARROW1":
                 file = pa.ipc.open_file(source)
                 for number in range(file.num_record_batches):
-                    yield file.get_batch(number)
+                    yield _checked(file.get_batch(number))
                     count += 1
                 return
             source.seek(0)
             for batch in pa.ipc.open_stream(source):
-                yield batch
+                yield _checked(batch)
                 count += 1
     except (OSError, pa.ArrowException) as error:
         message = f"cut or damaged after {count:,} record batches ({error}); get it again, then run the same command"
         yield Skipped(path.name, str(path), "DamagedTable", message)
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, if its lengths and texts are sound: what is mapped is taken as it lies in the file.
+
+    Raises:
+        ArrowInvalid: if they are not.
+    """
+    batch.validate(full=True)
+    return batch

@@ -125,6 +125,10 @@ class RowReader:
         self._samples[key] = Sample(key, where, None, place, captions, str(split) if split else None)
         return problem
 
+    def skip(self, count: int) -> None:
+        """Leave out rows; those that follow keep their numbers."""
+        self._row += count
+
     def samples(self) -> Iterator[Sample]:
         """What has come in, in order."""
         yield from self._samples.values()

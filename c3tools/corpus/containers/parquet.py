@@ -59,7 +59,8 @@ def _read_group(
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         where = f"row group {group} ({count:,} rows) cannot be read ({error}); get the file again"
         yield Skipped(path.name, f"{path}#group {group}", "DamagedTable", where)
-        records = [{}] * count
+        rows.skip(count)  # their keys are not known
+        return
     for row, record in enumerate(records):
         cell = record.get(image) if image else None
         problem = rows.add(group, row, record, cell.get("path") if isinstance(cell, dict) else None)
