@@ -266,14 +266,18 @@ def open_text(path: Path, *, errors: str = "strict", newline: str | None = None)
         yield io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline=newline)
 
 
-def retrying(call: Callable[[], T], where: str) -> T:
+def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> T:
     """The result of ``call``; what may pass (a server error, a lost connection) is tried again with growing pauses.
+
+    Args:
+        attempts: how many; `ATTEMPTS` where it is None.
 
     Raises:
         FileNotFoundError, PermissionError, ValueError: at once, as they come.
-        UnreachableError: when `ATTEMPTS` have failed.
+        UnreachableError: when all attempts have failed.
     """
-    for attempt in range(ATTEMPTS):
+    attempts = ATTEMPTS if attempts is None else attempts
+    for attempt in range(attempts):
         try:
             return call()
         except Exception as error:  # each client has exceptions of its own
@@ -281,10 +285,10 @@ def retrying(call: Callable[[], T], where: str) -> T:
                 raise
             if getattr(error, "status", None) in (400, 401, 403, 404, 405, 410):
                 raise _refused(error, where) from error
-            if attempt == ATTEMPTS - 1:
+            if attempt == attempts - 1:
                 reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
                 raise UnreachableError(
-                    f"{where} could not be reached in {ATTEMPTS} attempts ({reason}).",
+                    f"{where} could not be reached in {attempts} attempts ({reason}).",
                     remedy="Check the address and the credentials in the environment, then run the same command again.",
                 ) from error
         time.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import http.server
 import re
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         if self._refused():
             return
+        if self.path == "/drip":
+            self._drip()
+            return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if not self.ranges or wanted is None or not path.is_file():
@@ -56,6 +60,16 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(stop + 1 - start))
         self.end_headers()
         self.wfile.write(content[start : stop + 1])
+
+    def _drip(self) -> None:
+        """Send a byte now and then, and never end."""
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.05)
 
     def _refused(self) -> bool:
         if not self.faults.next_fails():

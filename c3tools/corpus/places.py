@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ LARGEST_IMAGE_FILE = 2**31 - 1
 LARGEST_DOWNLOAD = 2**28
 DOWNLOAD_SCHEMES = ("http://", "https://", "s3://", "gs://", "hf://")
 _DOWNLOAD_SECONDS = 30
+_SLOWEST_DOWNLOAD = 120  # seconds for one image
+_PART = 2**16
+_DOWNLOAD_ATTEMPTS = 3  # a list of many addresses has some behind which nobody is any more
 _ROWS_AT_A_TIME = 64
 
 
@@ -69,6 +73,10 @@ class NullImageError(ValueError):
 
 class OutsideError(ValueError):
     """A path leads out of the folder it may point into."""
+
+
+class SlowServerError(ValueError):
+    """A server sends an image too slowly."""
 
 
 class UrlNotAskedForError(ValueError):
@@ -229,19 +237,33 @@ def download(url: str) -> bytes:
     """
     if not url.lower().startswith(DOWNLOAD_SCHEMES):
         raise ValueError(f"images are fetched from {', '.join(DOWNLOAD_SCHEMES)} only, not from {url[:200]}")
-    web = url.lower().startswith("http")
-    content = retrying(lambda: _fetch(url), url) if web else read_all(location(url), LARGEST_DOWNLOAD + 1)
+    if url.lower().startswith("http"):
+        content = retrying(lambda: _fetch(url), url, _DOWNLOAD_ATTEMPTS)
+    else:
+        content = read_all(location(url), LARGEST_DOWNLOAD + 1)
     if len(content) > LARGEST_DOWNLOAD:
         raise OSError(0, f"more than {LARGEST_DOWNLOAD:,} bytes")
     return content
+
+
+def _within_limits(answer: BinaryIO, url: str) -> bytes:
+    """What a server sends, if it is neither too much nor too slow: one may send a byte now and then for days."""
+    content = bytearray()
+    end = time.monotonic() + _SLOWEST_DOWNLOAD
+    while part := answer.read1(_PART):  # type: ignore[attr-defined]
+        content += part
+        if len(content) > LARGEST_DOWNLOAD:
+            break
+        if time.monotonic() > end:
+            raise SlowServerError(f"{url[:200]} sent {len(content):,} bytes in {_SLOWEST_DOWNLOAD} s and did not end")
+    return bytes(content)
 
 
 def _fetch(url: str) -> bytes:
     request = urllib.request.Request(url, headers={"User-Agent": "c3tools"})
     try:
         with urllib.request.urlopen(request, timeout=_DOWNLOAD_SECONDS) as answer:
-            content: bytes = answer.read(LARGEST_DOWNLOAD + 1)
-            return content
+            return _within_limits(answer, url)
     except urllib.error.HTTPError as error:
         if error.code in (404, 410):
             raise FileNotFoundError(0, f"{url}: the server answers {error.code}") from error

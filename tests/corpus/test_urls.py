@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from c3tools import locations
-from c3tools.corpus import Corpus, PlaceReader, read_corpus
+from c3tools.corpus import Corpus, PlaceReader, places, read_corpus
 from c3tools.errors import C3Error, CorpusError, MissingExtraError
 from c3tools.locations import expand_braces, location, open_binary, retrying
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
@@ -126,6 +126,12 @@ def test_images_by_url_only_when_asked_for(photos: Path, packed: Path) -> None:
         (item,) = read_corpus([packed / "u.csv"], image_column="url", download=True).images
         with PlaceReader() as reader, pytest.raises(ValueError, match="only, not from"):
             reader.read(item.path, item.place)
+
+
+def test_a_server_that_sends_a_byte_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_SLOWEST_DOWNLOAD", 0.5)
+    with web_server(tmp_path, Faults()) as base, pytest.raises(ValueError, match="did not end"):
+        places.download(f"{base}/drip")
 
 
 def test_unknown_kinds_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 from c3tools.corpus import Corpus, ImageItem, TextItem, read_corpus
 from c3tools.errors import StoreError
 from c3tools.jobs.embedding import EmbedOptions, embed
-from c3tools.jobs.embedding import run as run_module
 from c3tools.jobs.embedding import shards as shards_module
+from c3tools.jobs.embedding.lock import only_writer
 from c3tools.jobs.embedding.plan import plan_modality
 from c3tools.store import Store
 from tests.conftest import copy_photos
@@ -200,7 +200,7 @@ def test_a_store_of_another_model_is_refused(encoder, photos: Path, tmp_path: Pa
 def test_two_runs_on_one_store_do_not_meet(encoder, photos: Path, tmp_path: Path) -> None:
     corpus = read_corpus([photos])
     embed(corpus, tmp_path / "s", encoder, SMALL)
-    with run_module._lock(tmp_path / "s"), pytest.raises(StoreError, match="Another run is writing"):
+    with only_writer(tmp_path / "s"), pytest.raises(StoreError, match="Another run is writing"):
         embed(corpus, tmp_path / "s", encoder, SMALL)
 
 
