@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..errors import CorpusError
-from ..locations import expand, is_url, kind_of, location
+from ..locations import is_url, kind_of, location
+from ..patterns import expand
 from .collecting import Container, add_captions, add_containers, as_container, caption_problem, find_containers
 from .formats import plain, read_captions
 from .images import IMAGE_SUFFIXES, FoundImage, assign_keys, find_images, is_utf8

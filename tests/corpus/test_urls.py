@@ -12,7 +12,8 @@ import pytest
 from c3tools import locations
 from c3tools.corpus import Corpus, PlaceReader, places, read_corpus
 from c3tools.errors import C3Error, CorpusError, MissingExtraError
-from c3tools.locations import expand_braces, location, open_binary, retrying
+from c3tools.locations import location, open_binary, retrying
+from c3tools.patterns import expand_braces
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
 from tests.servers import Faults, web_server
 
