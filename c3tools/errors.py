@@ -8,6 +8,7 @@
     ├── ConnectError           contrastive training: too few pairs, settings that make no sense, runs that fail
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
     ├── MetricError            scores: missing references, too few rows
+    ├── UnreachableError       URLs: a server that stays down, wrong credentials; also an OSError
     └── MissingExtraError      an optional dependency is not installed
 
 Each message says what is wrong, where, and what would help.
@@ -56,6 +57,10 @@ class DecoderError(C3Error):
 
 class MetricError(C3Error):
     """Scores cannot be computed from what was given."""
+
+
+class UnreachableError(C3Error, ConnectionError):
+    """What is behind a URL cannot be read or written, after several attempts."""
 
 
 class MissingExtraError(C3Error):

@@ -8,9 +8,12 @@ Chan, Golub and LeVeque (1983). A float16 sum of 200,000 ones is inf; these sums
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .errors import StoreError
+from .locations import read_all
 
 Array = npt.NDArray[np.float64]
 _BLOCK_ROWS = 8192
@@ -108,6 +112,20 @@ def save_moments(path: Path, groups: Mapping[str, Moments], metadata: Mapping[st
     save_file(tensors, path, metadata={"c3": json.dumps(header, sort_keys=True)})
 
 
+@contextmanager
+def _open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, copied to this machine first where it is behind a URL."""
+    if isinstance(path, Path):
+        with safe_open(path, framework="numpy") as file:
+            yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "moments.safetensors"
+        local.write_bytes(read_all(path))
+        with safe_open(local, framework="numpy") as file:
+            yield file
+
+
 def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, object]]:
     """Read what ``save_moments`` wrote: the named moments and the metadata.
 
@@ -115,7 +133,7 @@ def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, object]]:
         StoreError: if the file is missing, damaged, or not a moments file.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
+        with _open_tensors(path) as file:
             header = json.loads((file.metadata() or {})["c3"])
             groups = {}
             for name, n in header.pop("groups").items():

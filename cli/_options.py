@@ -8,9 +8,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from c3tools.locations import location
+
 StoreOption = Annotated[
     Path,
-    typer.Option("--store", envvar="C3_STORE", help="The store of embeddings.", show_envvar=True),
+    typer.Option(
+        "--store",
+        parser=location,
+        metavar="PATH",
+        envvar="C3_STORE",
+        help="The store of embeddings: a folder, or a URL (s3://, gs://).",
+        show_envvar=True,
+    ),
 ]
 DecoderOption = Annotated[Path, typer.Option("--decoder", help="The folder of a trained decoder.")]
 ModelOption = Annotated[

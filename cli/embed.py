@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from c3tools.jobs.embedding import EmbedSummary
 
 NAMES_SHOWN = 5
+INDEX_FOLDER = ".inputs"  # in the store: where the members of tars are
 
 
 def register(app: typer.Typer) -> None:
@@ -31,12 +32,30 @@ def register(app: typer.Typer) -> None:
 
 
 def embed(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders of images, image files, text files.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Folders of images, image files, WebDataset tars, Parquet or Arrow tables, text files; "
+            "{000..012} and * are spelled out; s3://, gs://, hf://, http(s):// too.",
+        ),
+    ],
     store: StoreOption = DEFAULT_STORE,
     captions: Annotated[
-        Path | None, typer.Option(help="Captions of the images: .jsonl, .csv, .tsv, .parquet, or COCO .json.")
+        str | None, typer.Option(help="Captions of the images: .jsonl, .csv, .tsv, .parquet, or COCO .json.")
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="The column that holds the text.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="The column that holds the images, or their paths or URLs.")
+    ] = None,
+    key_column: Annotated[str | None, typer.Option(help="The column that holds the keys.")] = None,
+    images_root: Annotated[
+        str | None, typer.Option(help="Folder that paths in lists start from.", show_default="that of the list")
+    ] = None,
+    prefix_keys: Annotated[
+        bool, typer.Option("--prefix-keys", help="Put the name of its tar or table before each key.")
+    ] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch images that are given by URL.")] = False,
     model: ModelOption = None,
     random_init: RandomInitOption = None,
     device: Annotated[
@@ -58,17 +77,21 @@ def embed(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images or texts at a time.", show_default="by the device")
     ] = None,
+    image_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that one image may take to decode (0: any time).")
+    ] = 60.0,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything was not embedded.")] = False,
     follow_symlinks: Annotated[
-        bool, typer.Option("--follow-symlinks", help="Follow symbolic links out of the corpus.")
+        bool, typer.Option("--follow-symlinks", help="Follow symbolic links, and paths in lists, out of the corpus.")
     ] = False,
     json: JsonOption = None,
 ) -> None:
     """Embed images and their captions, or texts, into a store.
 
     Captions are found by themselves: captions.jsonl, metadata.jsonl or metadata.csv in the folder or beside it, or
-    a .txt file with the stem of the image. Run it again to continue what was interrupted or to add what is new.
+    a .txt file with the stem of the image. Tars and tables bring theirs along. Run it again to continue what was
+    interrupted or to add what is new.
     """
     from c3tools.corpus import read_corpus
     from c3tools.devices import pick_devices
@@ -79,8 +102,21 @@ def embed(
 
     if dtype not in ("float16", "float32"):
         raise StoreError(f"Unknown storage type {dtype!r}.", remedy="Choose float16 or float32.")
-    corpus = read_corpus(paths, captions=captions, text_column=text_column, follow_symlinks=follow_symlinks)
+    corpus = read_corpus(
+        paths,
+        captions=captions,
+        text_column=text_column,
+        image_column=image_column,
+        key_column=key_column,
+        images_root=images_root,
+        prefix_keys=prefix_keys,
+        follow_symlinks=follow_symlinks,
+        download=download,
+        index_folder=store / INDEX_FOLDER,
+    )
     err.print(f"Found {len(corpus.images):,} images and {len(corpus.texts):,} texts.", highlight=False)
+    for note in corpus.notes:
+        err.print(note, markup=False, highlight=False)
     devices = pick_devices(device)
     encoder = load_for_store(store, model, random_init, devices[0], precision, compile_)
     options = EmbedOptions(
@@ -89,6 +125,7 @@ def embed(
         batch_size=batch_size,
         dtype=dtype,
         retry_failed=retry_failed,
+        image_timeout=image_timeout,
         devices=tuple(devices),
     )
     summary = run(corpus, store, encoder, options, track=track)
@@ -105,9 +142,10 @@ def load_for_store(
 ) -> Encoder:
     """The encoder asked for; where none is, that of the store; where there is none, the bundled one, and say so."""
     from c3tools.encoders import DEFAULT_MODEL, load_encoder, load_recorded_encoder
+    from c3tools.locations import kind_of
     from c3tools.store import StoreInfo
 
-    known = StoreInfo.load(store) if (store / "store.json").exists() else None
+    known = StoreInfo.load(store) if kind_of(store / "store.json") == "file" else None
     if known is not None and precision == "auto" and known.precision is not None:
         precision = known.precision
     if model is None and random_init is None and known is not None:

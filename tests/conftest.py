@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from c3tools.assets.paths import PHOTOS
 from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+from tests.servers import Faults, s3_server
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 MODEL = {"name": "test-model", "weights_sha256": "0" * 64}
@@ -38,6 +39,31 @@ def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]
         return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="c3")
 
     return run
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """An S3 on this machine with an empty ``bucket``; what is yielded says which requests fail.
+
+    Credentials and endpoint are in the environment, where users have them.
+    """
+    pytest.importorskip("moto.server", reason="moto is not installed")
+    pytest.importorskip("upath", reason="the extra url is not installed")
+    s3fs = pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    faults = Faults()
+    with s3_server(faults) as endpoint:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": endpoint,
+        }.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield faults
+        faults.every = 0
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .items import CaptionRow, Corpus, ImageItem, Pairing, Skipped, TextItem
+from .places import PlaceReader
 from .reading import read_corpus
 from .splits import hashed_split, split_role
 
@@ -11,6 +12,7 @@ __all__ = [
     "Corpus",
     "ImageItem",
     "Pairing",
+    "PlaceReader",
     "Skipped",
     "TextItem",
     "hashed_split",

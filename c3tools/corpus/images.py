@@ -27,12 +27,19 @@ def find_images(root: Path, *, follow_symlinks: bool = False) -> tuple[list[Foun
     Links to folders are not entered (a loop would not end), links to files outside ``root`` are skipped and said,
     unless ``follow_symlinks``.
     """
+    return find_files(root, IMAGE_SUFFIXES, follow_symlinks=follow_symlinks)
+
+
+def find_files(
+    root: Path, suffixes: frozenset[str], *, follow_symlinks: bool = False
+) -> tuple[list[FoundImage], list[Skipped]]:
+    """As `find_images`, for files with other suffixes."""
     found: list[FoundImage] = []
     skipped: list[Skipped] = []
     inside = root.resolve()
-    for path in _walk(root, follow_symlinks):
+    for path in _walk(root, suffixes, follow_symlinks):
         relative = path.relative_to(root).as_posix()
-        if not _is_utf8(relative):
+        if not is_utf8(relative):
             skipped.append(Skipped(repr(relative), repr(str(path)), "UnicodeError", "the file name is not UTF-8"))
             continue
         try:
@@ -71,15 +78,15 @@ def _problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
 
 def assign_keys(names: list[str]) -> list[str]:
     """Unique keys for relative file names: the name without its suffix, or with it where that would not be unique."""
-    stems = Counter(_without_suffix(name) for name in names)
+    stems = Counter(without_suffix(name) for name in names)
     whole = set(names)
     return [
         stem if stems[stem] == 1 and (stem == name or stem not in whole) else name
-        for name, stem in ((name, _without_suffix(name)) for name in names)
+        for name, stem in ((name, without_suffix(name)) for name in names)
     ]
 
 
-def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
+def _walk(root: Path, suffixes: frozenset[str], follow_symlinks: bool) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=follow_symlinks):
         if follow_symlinks:
@@ -90,15 +97,17 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
             seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 yield Path(folder) / name
 
 
-def _without_suffix(name: str) -> str:
+def without_suffix(name: str) -> str:
+    """A file name without its last suffix."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix else name
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Whether a text can be stored: file names and JSON may hold halves of characters."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

@@ -6,21 +6,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from .places import Place
+
 
 class ImageItem(NamedTuple):
-    """An image file that was found.
+    """An image that was found.
 
     Attributes:
-        key: unique in the corpus; the path relative to the corpus without its suffix.
-        path: where the file is.
+        key: unique in the corpus; for a file, the path relative to the corpus without its suffix.
+        path: where it is, for people: a file, ``x.tar#member``, ``x.parquet#row``, or a URL.
         split: what the corpus says, or None.
-        size: bytes on disk, to notice a file that changed.
+        size: bytes, to notice an image that changed; None where they are not known before it is read.
+        place: where its bytes are, for `PlaceReader`; None for the whole of the file at ``path``.
     """
 
     key: str
     path: str
     split: str | None
-    size: int
+    size: int | None
+    place: Place | None = None
 
 
 class TextItem(NamedTuple):
@@ -47,12 +51,31 @@ class CaptionRow(NamedTuple):
         captions: its texts, in order.
         split: what the file says, or None.
         line: where in the file the row stands, for messages (1 = first).
+        key: the row's own key, where a key column was asked for or is known by name.
     """
 
     file_name: str | None
     captions: list[str]
     split: str | None
     line: int
+    key: str | None = None
+
+
+class Sample(NamedTuple):
+    """An image of a tar, a table or a list, with its captions.
+
+    Attributes:
+        key: unique in its container.
+        path, size, place, split: as of `ImageItem`.
+        captions: its texts, in order.
+    """
+
+    key: str
+    path: str
+    size: int | None
+    place: Place | None
+    captions: list[str]
+    split: str | None
 
 
 class Skipped(NamedTuple):
@@ -82,11 +105,13 @@ class Corpus:
     """Everything that was found, in a fixed order.
 
     Attributes:
-        images: image items, sorted by key.
+        images: image items; those in files sorted by key, then those in containers in the containers' order.
         texts: text items, in the order of their images and captions.
         captions_files: where captions came from; empty when they lay beside the images as .txt files.
         skipped: inputs that cannot be used, and why.
         pairing: images without captions and captions without images.
+        containers: the tars, tables and lists that were read; what is in them has a path like ``container#…``.
+        notes: what the user may want to know about how the inputs were read.
     """
 
     images: list[ImageItem] = field(default_factory=list)
@@ -94,3 +119,5 @@ class Corpus:
     captions_files: list[Path] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     pairing: Pairing = field(default_factory=Pairing)
+    containers: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)

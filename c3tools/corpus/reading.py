@@ -6,9 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..errors import CorpusError
+from ..locations import is_url, kind_of, location
+from ..patterns import expand
+from .collecting import Container, add_captions, add_containers, as_container, caption_problem, find_containers
 from .formats import plain, read_captions
-from .images import IMAGE_SUFFIXES, FoundImage, assign_keys, find_images, link_problem
+from .images import IMAGE_SUFFIXES, FoundImage, assign_keys, find_images, is_utf8, link_problem
 from .items import CaptionRow, Corpus, ImageItem, Skipped, TextItem
+from .options import ReadOptions
 
 CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")
 IMAGES_FOLDER = "images"
@@ -19,67 +23,109 @@ def read_corpus(
     *,
     captions: str | Path | None = None,
     text_column: str | None = None,
+    image_column: str | None = None,
+    key_column: str | None = None,
+    images_root: str | Path | None = None,
+    prefix_keys: bool = False,
     follow_symlinks: bool = False,
+    download: bool = False,
+    index_folder: str | Path | None = None,
 ) -> Corpus:
     """Find images, captions and texts.
 
     A folder is searched recursively for images; its captions come from ``captions``, or from captions.jsonl,
     metadata.jsonl or metadata.csv in the folder, below it or beside it, or from .txt files with the stems of the
-    images. A file is an image or a text file (.txt, .jsonl, .csv, .tsv, .parquet, COCO .json).
+    images. A folder without images is searched for tars and tables. A file is an image, a WebDataset tar, a Parquet or
+    Arrow table of images, a list of images (with ``image_column``), or a text file (.txt, .jsonl, .csv, .tsv, .parquet,
+    COCO .json).
 
     Args:
-        paths: folders and files.
+        paths: folders, files and URLs; ``{000..012}``, ``{a,b}`` and ``*`` are spelled out.
         captions: a captions file for the images, instead of those found by themselves.
         text_column: the column with the text, where the usual names do not fit.
-        follow_symlinks: follow symbolic links out of the corpus.
+        image_column: the column with images, or with their paths or URLs.
+        key_column: the column with the keys.
+        images_root: the folder that paths in lists and tables start from, instead of that of the list.
+        prefix_keys: put the name of its tar or table before each key.
+        follow_symlinks: follow symbolic links, and paths in lists, out of the corpus.
+        download: fetch images that are given by URL.
+        index_folder: where the indexes of tars are kept from one run to the next, if anywhere.
 
     Returns:
-        The corpus; images sorted by key, texts in the order of their images.
+        The corpus; images in files sorted by key, then those of tars, tables and lists, in the order of their paths;
+        texts in the order of their images.
 
     Raises:
         CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs claim a key.
     """
+    given = location(captions) if captions is not None else None
+    options = ReadOptions(
+        captions=given,
+        text_column=text_column,
+        image_column=image_column,
+        key_column=key_column,
+        images_root=location(images_root) if images_root is not None else None,
+        prefix_keys=prefix_keys,
+        follow_symlinks=follow_symlinks,
+        download=download,
+        index_folder=location(index_folder) if index_folder is not None else None,
+    )
     corpus = Corpus()
-    given = Path(captions) if captions is not None else None
-    roots = [Path(path) for path in paths]
+    roots = [root for path in paths for root in expand(path)]
+    kinds = {root: kind_of(root) for root in roots}
+    missing = [root for root in roots if kinds[root] is None]
+    if missing:
+        more = f" (and at {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+        local = "Check the path; it is relative to where you are."
+        hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
+        raise CorpusError(f"There is nothing at {missing[0]}{more}.", remedy=hint)
+    folders = sum(kind == "folder" for kind in kinds.values())
+    containers: list[Container] = []
     for root in roots:
-        if not root.exists():
-            raise CorpusError(f"There is nothing at {root}.", remedy="Check the path; it is relative to where you are.")
-        prefix = f"{root.name}/" if sum(r.is_dir() for r in roots) > 1 and root.is_dir() else ""
-        if root.is_dir():
-            _read_folder(corpus, root, given, text_column, follow_symlinks, prefix)
-        elif root.suffix.lower() in IMAGE_SUFFIXES:
+        prefix = f"{root.name}/" if folders > 1 and kinds[root] == "folder" else ""
+        if kinds[root] == "folder":
+            containers += _read_folder(corpus, root, given, options, prefix)
+        elif root.suffix.lower() in IMAGE_SUFFIXES and not is_url(root):
             image = FoundImage(root, root.name, root.stat().st_size)
             inside = None if follow_symlinks else root.parent.resolve()
-            rows = _rows_with_base([given], text_column) if given else _sidecar(corpus, image, inside)
+            rows = _rows_with_base([given], options) if given else _sidecar(corpus, image, inside)
             _add_images(corpus, [image], root.parent, rows, prefix)
         else:
-            _read_texts(corpus, root, text_column)
-    _check(corpus, roots, given)
+            container = as_container(root, options, alone=len(roots) == 1)
+            if isinstance(container, Container):
+                containers.append(container)
+            elif isinstance(container, Skipped):
+                corpus.skipped.append(container)
+            else:
+                _read_texts(corpus, root, options)
     corpus.images.sort(key=lambda item: item.key)
+    add_containers(corpus, containers, options)
+    _check(corpus, roots, given)
     return corpus
 
 
-def _read_folder(
-    corpus: Corpus,
-    root: Path,
-    given: Path | None,
-    text_column: str | None,
-    follow_symlinks: bool,
-    prefix: str,
-) -> None:
-    found, skipped = find_images(root, follow_symlinks=follow_symlinks)
+def _read_folder(corpus: Corpus, root: Path, given: Path | None, options: ReadOptions, prefix: str) -> list[Container]:
+    """Add the images of a folder; the containers of one that has no images are returned."""
+    found, skipped = ([], []) if is_url(root) else find_images(root, follow_symlinks=options.follow_symlinks)
     corpus.skipped += skipped
     if not found:
-        hint = "Texts are given as files: c3 embed captions.txt"
+        inside, refused = find_containers(root, options)
+        corpus.skipped += refused
+        if inside:
+            return inside
         suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
-        raise CorpusError(f"No images in {root} or below it (looked for {suffixes}).", remedy=hint)
-    inside = None if follow_symlinks else root.resolve()
-    files = [given] if given else _captions_files(corpus, root, inside)
+        raise CorpusError(
+            f"No images in {root} or below it (looked for {suffixes}, and tar, parquet and arrow files with images)"
+            + (f". {refused[0].path}: {refused[0].message}" if refused else "."),
+            remedy="Texts are given as files: c3 embed captions.txt",
+        )
+    within = None if options.follow_symlinks else root.resolve()
+    files = [given] if given else _captions_files(corpus, root, within)
     corpus.captions_files += files
-    rows = _rows_with_base(files, text_column) if files else _sidecars(corpus, found, inside)
+    rows = _rows_with_base(files, options) if files else _sidecars(corpus, found, within)
     base = root / IMAGES_FOLDER if files and files[0].parent == root and (root / IMAGES_FOLDER).is_dir() else root
     _add_images(corpus, found, base, rows, prefix)
+    return []
 
 
 def _captions_files(corpus: Corpus, root: Path, inside: Path | None) -> list[Path]:
@@ -116,9 +162,9 @@ def _candidates(base: Path, file_name: str) -> Iterator[Path]:
             yield path
 
 
-def _rows_with_base(files: Iterable[Path], text_column: str | None) -> Iterator[tuple[Path, CaptionRow]]:
+def _rows_with_base(files: Iterable[Path], options: ReadOptions) -> Iterator[tuple[Path, CaptionRow]]:
     for file in files:
-        for row in read_captions(file, text_column):
+        for row in read_captions(file, options.caption_columns):
             if row.file_name is None:
                 raise CorpusError(
                     f"{file}, line {row.line} names no image.",
@@ -174,7 +220,7 @@ def _add_images(
     for position in order:
         image, key, split = found[position], keys[position], splits.get(position)
         corpus.images.append(ImageItem(key, str(image.path), split, image.size))
-        usable = _add_captions(corpus, key, captions.get(position, []), str(image.path), split)
+        usable = add_captions(corpus, key, captions.get(position, []), str(image.path), split)
         if not usable:
             corpus.pairing.images_without_caption.append(key)
 
@@ -196,46 +242,34 @@ def _resolve(folder: Path, row: CaptionRow, by_path: dict[str, int], by_name: di
     return matches[0] if len(matches) == 1 else None
 
 
-def _add_captions(corpus: Corpus, key: str, captions: Sequence[str], path: str, split: str | None) -> int:
-    usable = 0
-    for number, caption in enumerate(captions):
-        problem = _problem(caption)
-        if problem is None:
-            corpus.texts.append(TextItem(f"{key}#{number}", caption.strip(), key, split))
-            usable += 1
-        else:
-            corpus.skipped.append(Skipped(f"{key}#{number}", path, *problem))
-    return usable
-
-
-def _read_texts(corpus: Corpus, file: Path, text_column: str | None) -> None:
-    for row in read_captions(file, text_column):
+def _read_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
+    named = 0
+    for row in read_captions(file, options.caption_columns):
         owner = PurePosixPath(row.file_name).with_suffix("").as_posix() if row.file_name else None
-        start = f"{file.stem}:{row.line}"
+        named += owner is not None
+        start = row.key if options.key_column and row.key else f"{file.stem}:{row.line}"
+        if not is_utf8(f"{owner}{start}{row.split}"):
+            where = f"{file.stem}:{row.line}", str(file)
+            corpus.skipped.append(Skipped(*where, "UnicodeError", "the file name, key or split is not UTF-8"))
+            continue
         for number, caption in enumerate(row.captions):
             key = f"{owner}#{number}" if owner else start if len(row.captions) == 1 else f"{start}#{number}"
-            problem = _problem(caption)
+            problem = caption_problem(caption)
             if problem is None:
                 corpus.texts.append(TextItem(key, caption.strip(), owner, row.split))
             else:
                 corpus.skipped.append(Skipped(key, str(file), *problem))
-
-
-def _problem(caption: str) -> tuple[str, str] | None:
-    """Why a caption cannot be used: (error, message), or None."""
-    if not caption.strip():
-        return "EmptyCaption", "the caption is empty"
-    try:
-        caption.encode("utf-8")
-    except UnicodeEncodeError:
-        return "UnicodeError", "the caption is not UTF-8"
-    return None
+    if named:
+        corpus.notes.append(
+            f"{file} names {named:,} images; only its texts are used. --image-column takes it as a list of images."
+        )
 
 
 def _check(corpus: Corpus, roots: Sequence[Path], given: Path | None) -> None:
     if not corpus.images and not corpus.texts:
         places = ", ".join(str(root) for root in roots)
-        raise CorpusError(f"Nothing to embed in {places}: no image and no text.")
+        reason = f" The first of {len(corpus.skipped):,} reasons: {corpus.skipped[0].message}" if corpus.skipped else ""
+        raise CorpusError(f"Nothing to embed in {places}: no image and no text.{reason}")
     if given is not None and corpus.images and len(corpus.pairing.images_without_caption) == len(corpus.images):
         raise CorpusError(
             f"{given} has a caption for none of the {len(corpus.images)} images.",

@@ -21,6 +21,8 @@ _ALIASES = {
     "test": re.compile(r"(test|testing|eval|evaluation)[-_ ]?\d*"),
 }
 
+_NAMED = re.compile(r"(train|val|valid|validation|dev|test)(?:[-_.]?\d.*)?$")
+
 
 def split_role(split: str | None, key: str) -> str:
     """The split of a row: ``train``, ``val``, ``test``, or the corpus' own name for something else.
@@ -40,6 +42,12 @@ def _role_of(name: str) -> str:
         if pattern.fullmatch(name):
             return role
     return name
+
+
+def split_in_name(stem: str) -> str | None:
+    """The split that a file is named after: ``train`` of train-00000-of-00002, train_001 or train, else None."""
+    match = _NAMED.match(stem)
+    return match[1] if match else None
 
 
 def hashed_split(key: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import StoreError
+from ..locations import kind_of, location
 from ..progress import SilentTracker, Tracker
 from ..store import Failure, Shard, Store, StoreInfo, create_store, locked, write_failures, write_shard
 from ..store.files import sha256_of
@@ -124,7 +125,7 @@ def import_embeddings(
     for modality in modalities:
         if len(modality) == 0:
             raise StoreError(f"There are no {modality.name} rows to import.")
-    path = Path(store)
+    path = location(store)
     files = {"image": image, "text": text, "source": source, "meta": meta, "text_meta": text_meta, **(others or {})}
     origin: dict[str, Any] = {
         "rows": {modality.name: len(modality) for modality in modalities},
@@ -211,7 +212,7 @@ def _read_source(source: Path, names: ColumnNames | None) -> tuple[list[Modality
 
 
 def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -> None:
-    if not (path / "store.json").exists():
+    if kind_of(path / "store.json") is None:
         return
     store = Store.open(path)
     if store.info.extra == info.extra:
@@ -261,7 +262,7 @@ def _failure(key: str, row: int, norm: float) -> Failure:
     return Failure(key, f"row {row}", "import", "BadVector", message)
 
 
-def _pairs(modalities: list[Modality], left_out: Mapping[str, set[str]]) -> int:
+def _pairs(modalities: Sequence[Modality], left_out: Mapping[str, set[str]]) -> int:
     """Texts that were imported, of images that were imported."""
     by_name = {modality.name: modality.columns for modality in modalities}
     if "image" not in by_name or "text" not in by_name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..assets.paths import PHOTOS
-from ..corpus import read_corpus
+from ..corpus import PlaceReader, read_corpus
 from ..errors import C3Error
 from ..geometry import simulation_figures as drawn
 from ..geometry.collect import collect
@@ -283,8 +285,8 @@ def temperature(
     )
 
 
-def _pairs_of(paths: Sequence[str | Path], limit: int) -> tuple[list[str], list[str], list[int]]:
-    """Paths of images, captions, and the number of each caption's image."""
+def _pairs_of(paths: Sequence[str | Path], limit: int) -> tuple[list[str | Image.Image], list[str], list[int]]:
+    """Images, captions, and the number of each caption's image."""
     corpus = read_corpus(list(paths) or [PHOTOS])
     captioned = {text.image_key for text in corpus.texts}
     chosen = [image for image in corpus.images if image.key in captioned][:limit]
@@ -293,15 +295,23 @@ def _pairs_of(paths: Sequence[str | Path], limit: int) -> tuple[list[str], list[
             f"{len(chosen)} images have a caption; the gap needs at least 3.",
             remedy="Name a folder of images with captions, or none for the photos that come with the package.",
         )
+    # as below: only this simulation pays for the import
+    from ..encoders import open_image
+
+    with PlaceReader() as reader:
+        images: list[str | Image.Image] = [
+            open_image(io.BytesIO(reader.read(image.path, image.place)))[0] if image.place else image.path
+            for image in chosen
+        ]
     numbers = {image.key: number for number, image in enumerate(chosen)}
     texts = [text for text in corpus.texts if text.image_key in numbers]
-    return [image.path for image in chosen], [t.caption for t in texts], [numbers[str(t.image_key)] for t in texts]
+    return images, [t.caption for t in texts], [numbers[str(t.image_key)] for t in texts]
 
 
 def _random_encoder(
     model: str,
     seed: int,
-    images: list[str],
+    images: list[str | Image.Image],
     texts: list[str],
     owner: list[int],
     device: str | None,

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError
-from .lock import LOCK_FILE, locked
+from .lease import LOCK_FILE
+from .lock import locked
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import StoreError
+from ..locations import kind_of, name_or_file
 from .files import write_atomically
 from .seals import SEAL_PLACE, seal
 
@@ -48,10 +49,11 @@ def read_failures(store: Path) -> list[Failure]:
         StoreError: if it cannot be read.
     """
     path = store / FAILURES_FILE
-    if not path.exists():
+    if kind_of(path) is None:
         return []
     try:
-        failures = [Failure(**row) for row in pq.read_table(path).to_pylist()]
+        with name_or_file(path) as file:
+            failures = [Failure(**row) for row in pq.read_table(file).to_pylist()]
         if not all(isinstance(value, str) for failure in failures for value in asdict(failure).values()):
             raise TypeError("a value is missing or no text")
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:

@@ -5,22 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from ..locations import open_binary, upload
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, fsync it, and rename it to ``path``.
 
     A reader sees the old file or the new one, never a part of one; after a crash only a temporary name is left,
-    which `remove_leftovers` clears away.
+    which `remove_leftovers` clears away. Where ``path`` is a URL, the file is filled on this machine and put there as
+    one object, which stores do whole or not at all.
 
     Raises:
         OSError: if it cannot be written, for example since the disk is full.
     """
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "object"
+            write(local)
+            upload(local, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -49,15 +59,17 @@ def json_text(value: Any) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed writer left in ``folder``."""
+    """Remove the temporary files that a killed writer left in ``folder``, if it is on this machine."""
+    if not isinstance(folder, Path):
+        return
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_binary(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _umask() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from ..locations import read_all
 
 FORMAT_VERSION = 1
 INFO_FILE = "store.json"
@@ -90,7 +91,7 @@ class StoreInfo:
         """
         path = store / INFO_FILE
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")), path)
+            return cls.from_json(json.loads(read_all(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(
                 f"There is no store at {store} ({INFO_FILE} is not there).",

@@ -1,4 +1,4 @@
-"""One writer at a time."""
+"""One writer at a time: a lock of the operating system in a folder, a lease in an object store."""
 
 from __future__ import annotations
 
@@ -9,19 +9,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError
-
-LOCK_FILE = ".lock"
+from .lease import LOCK_FILE, Lease, taken
 
 
 @contextmanager
 def locked(store: Path) -> Iterator[None]:
-    """Keep other writers off a store while the block runs; the lock goes with the process, however it ends.
+    """Keep other writers off a store while the block runs.
 
-    The folder is made where it is not there.
+    A lock in a folder goes with the process, however it ends; the folder is made where it is not there.
 
     Raises:
-        StoreError: if another run is writing to it, it cannot be written, or a file is in the way.
+        StoreError: if another run is writing to it, it cannot be written, or a file is in the way; where the store is
+            a URL, also if another run took over.
     """
+    with _locked_folder(store) if isinstance(store, Path) else _leased(store):
+        yield
+
+
+@contextmanager
+def _leased(store: Path) -> Iterator[None]:
+    lease = Lease(store)
+    lease.take()
+    try:
+        yield
+    finally:
+        lost = lease.end()
+    if lost:
+        raise StoreError(
+            f"Another run took over {store} while this one was cut off from it.",
+            remedy="Run the same command again when the other has ended: it adds what is missing.",
+        )
+
+
+@contextmanager
+def _locked_folder(store: Path) -> Iterator[None]:
     try:
         store.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -38,9 +59,7 @@ def locked(store: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StoreError(
-                f"Another run is writing to {store}.", remedy="Wait for it to end, or use another --store."
-            ) from None
+            raise taken(store) from None
         yield
     finally:
         os.close(descriptor)

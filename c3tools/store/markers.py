@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from ..locations import read_all
 from .failures import Failure
 from .files import json_text, write_json_atomically
 
@@ -40,7 +41,7 @@ def read_marker(path: Path) -> dict[str, Any]:
         StoreError: if it cannot be read, something is missing or of another type, or its checksum does not match.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_all(path))
         _check(value)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
@@ -54,7 +55,7 @@ def marker_problem(path: Path) -> str | None:
     """What is wrong with a marker, down to the last byte; None where nothing is."""
     try:
         marker = read_marker(path)
-        text = path.read_text(encoding="utf-8")
+        text = read_all(path).decode("utf-8")
     except StoreError as error:
         return error.message
     unknown = sorted(set(marker) - _FIELDS - {CHECKSUM})

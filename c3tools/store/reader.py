@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ..corpus.splits import ALL, split_role
 from ..errors import StoreError
 from ..float16 import to_float32
+from ..locations import kind_of, location, name_or_file, names_in
 from ..moments import Moments, load_moments
 from .failures import Failure, read_failures
 from .info import StoreInfo
@@ -64,24 +65,24 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
-        """Open the store in the folder ``path``.
+        """Open the store in the folder, or at the URL, ``path``.
 
         Raises:
             StoreError: if there is none, or it cannot be read.
         """
-        folder = Path(path)
+        folder = location(path)
         return cls(folder, StoreInfo.load(folder))
 
     @property
     def modalities(self) -> list[str]:
         """Names of the modalities that have finished shards, ``image`` and ``text`` first."""
-        names = [folder.name for folder in self.path.iterdir() if folder.is_dir() and self.parts(folder.name)]
+        names = [name for name in names_in(self.path)[0] if self.parts(name)]
         known = [name for name in ("image", "text") if name in names]
         return known + sorted(set(names) - set(known))
 
     def parts(self, modality: str) -> list[int]:
         """Numbers of the finished shards of ``modality``, ascending."""
-        names = (marker.name for marker in (self.path / modality).glob("part-*.json"))
+        names = names_in(self.path / modality)[1]
         return sorted(int(match[1]) for match in map(_MARKER.fullmatch, names) if match)
 
     def marker(self, modality: str, part: int) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class Store:
 
     def failures(self) -> list[Failure]:
         """Every input that was not embedded, from the done markers."""
-        folders = sorted(folder.name for folder in self.path.iterdir() if folder.is_dir())
+        folders = names_in(self.path)[0]
         return [f for modality in folders for part in self.parts(modality) for f in self.shard_failures(modality, part)]
 
     def recorded_failures(self) -> list[Failure]:
@@ -127,7 +128,7 @@ class Store:
 
     def borrowed_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
         """Moments taken from another corpus by `c3 means --load`, by modality, and what is said of them; else none."""
-        if not self.borrowed_path.exists():
+        if kind_of(self.borrowed_path) is None:
             return {}, {}
         groups, header = load_moments(self.borrowed_path)
         return groups, {name: value for name, value in header.items() if name != "seal"}
@@ -172,7 +173,7 @@ class Store:
         for part in self.parts(modality) if parts is None else parts:
             path = part_path(self.path, modality, part, ".parquet")
             try:
-                with pq.ParquetFile(path) as file:
+                with name_or_file(path) as source, pq.ParquetFile(source) as file:
                     self._check_schema(modality, file.schema_arrow, columns or ())
                     for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
                         batch.validate(full=True)  # text that is not UTF-8 would fail far from here

@@ -10,6 +10,8 @@ import hashlib
 import re
 from pathlib import Path
 
+from ..locations import read_all
+
 _DIGITS = 64
 _BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"
 _BLANK = b"-" * _DIGITS
@@ -37,7 +39,7 @@ def seal_state(path: Path) -> bool | None:
     Raises:
         OSError: if it cannot be read.
     """
-    content = path.read_bytes()
+    content = read_all(path)
     found = list(_SEAL.finditer(content))
     if not found:
         # half a seal is a damaged one: the other half of it was hit

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..corpus.splits import split_role
 from ..errors import StoreError
+from ..locations import kind_of, names_in
 from ..moments import Moments, save_moments
 from .failures import Failure
 from .files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
@@ -52,9 +53,10 @@ def create_store(path: Path, info: StoreInfo) -> None:
     Raises:
         StoreError: if a store of another model, dimension or dtype is there, or a file is in the way.
     """
-    if path.is_file():
+    kind = kind_of(path)
+    if kind == "file":
         raise StoreError(f"{path} is a file, not a folder.", remedy="Name another store with --store.")
-    if (path / INFO_FILE).exists():
+    if kind_of(path / INFO_FILE) == "file":
         present = StoreInfo.load(path)
         present.require_same_model(info.model, where=f"The store {path}", what="the model asked for")
         for name in ("dim", "dtype", "normalised"):
@@ -63,11 +65,9 @@ def create_store(path: Path, info: StoreInfo) -> None:
                     f"The store {path} has {name} = {getattr(present, name)}, asked for was {getattr(info, name)}.",
                     remedy="Use the same options as before, or another --store.",
                 )
-        for modality in path.iterdir():
-            if modality.is_dir():
-                remove_leftovers(modality)
+        for modality in names_in(path)[0]:
+            remove_leftovers(path / modality)
         return
-    path.mkdir(parents=True, exist_ok=True)
     write_json_atomically(path / INFO_FILE, info.to_json())
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ...errors import CorpusError
+from ...locations import kind_of
 from ..items import CaptionRow
 from . import coco, jsonl, parquet, plain, separated
+from .columns import Wanted
 
-Reader = Callable[[Path, str | None], Iterator[CaptionRow]]
+Reader = Callable[[Path, Wanted], Iterator[CaptionRow]]
 
 READERS: dict[str, Reader] = {
     ".json": coco.read,
@@ -21,11 +23,11 @@ READERS: dict[str, Reader] = {
 }
 
 
-def read_captions(path: Path, text_column: str | None = None) -> Iterator[CaptionRow]:
+def read_captions(path: Path, wanted: Wanted | None = None) -> Iterator[CaptionRow]:
     """Rows of a captions or text file, by its suffix.
 
     Args:
-        text_column: the column that holds the text, where the format has columns and the usual names do not fit.
+        wanted: the columns to use, where the format has columns and the usual names do not fit.
 
     Raises:
         CorpusError: if the file is missing, of an unknown format, unreadable, or has no such column.
@@ -34,11 +36,11 @@ def read_captions(path: Path, text_column: str | None = None) -> Iterator[Captio
     if reader is None:
         raise CorpusError(
             f"{path} has no known text format.",
-            remedy=f"Known are: {', '.join(READERS)} and folders of images.",
+            remedy=f"Known are: {', '.join(READERS)}, .tar, .arrow, and folders of these or of images.",
         )
-    if not path.is_file():
+    if kind_of(path) != "file":
         raise CorpusError(f"There is no file {path}.")
     try:
-        yield from reader(path, text_column)
+        yield from reader(path, wanted or Wanted())
     except OSError as error:
         raise CorpusError(f"{path} cannot be read ({error.strerror or error}).") from error

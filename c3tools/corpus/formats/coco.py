@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CorpusError
+from ...locations import read_all
 from ..items import CaptionRow
+from .columns import Wanted
 
 
-def read(path: Path, text_column: str | None = None) -> Iterator[CaptionRow]:
+def read(path: Path, wanted: Wanted | None = None) -> Iterator[CaptionRow]:
     """One row per image, captions in the order of the annotations.
 
     Raises:
         CorpusError: if the file is not JSON, or neither of the two layouts.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_all(path))
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path} is not JSON ({error}).") from error
     try:

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import CorpusError
+from ...locations import open_binary
 from ..items import CaptionRow
-from .columns import pick_image_column, pick_text_column, row_from_record
+from .columns import Columns, Wanted, pick_columns, row_from_record
 
 
-def read(path: Path, text_column: str | None) -> Iterator[CaptionRow]:
+def read(path: Path, wanted: Wanted) -> Iterator[CaptionRow]:
     """One row per line; the columns are those of the first line.
 
     Raises:
         CorpusError: for a line that is not a JSON object, or a missing column.
     """
-    chosen: str | None = None
-    image_column: str | None = None
-    with path.open("rb") as file:
+    columns: Columns | None = None
+    with open_binary(path) as file:
         for line, raw in enumerate(file, start=1):
             if not raw.strip():
                 continue
@@ -32,7 +32,6 @@ def read(path: Path, text_column: str | None) -> Iterator[CaptionRow]:
                 ) from error
             if not isinstance(record, dict):
                 raise CorpusError(f"{path}, line {line} is not a JSON object.")
-            if chosen is None:
-                chosen = pick_text_column(record, text_column, path)
-                image_column = pick_image_column(record)
-            yield row_from_record(record, line, chosen, image_column, path)
+            if columns is None:
+                columns = pick_columns(record, wanted, path)
+            yield row_from_record(record, line, columns, path)

@@ -7,25 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import CorpusError
+from ...locations import open_text
 from ..items import CaptionRow
-from .columns import pick_image_column, pick_text_column, row_from_record
+from .columns import Wanted, pick_columns, row_from_record
 
 
-def read(path: Path, text_column: str | None) -> Iterator[CaptionRow]:
+def read(path: Path, wanted: Wanted) -> Iterator[CaptionRow]:
     """One row per record.
 
     Raises:
         CorpusError: if there is no header, a column is missing, or the file is not UTF-8.
     """
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path, newline="") as file:
         try:
             reader = csv.DictReader(file, delimiter=delimiter)
             names = [name for name in reader.fieldnames or [] if name]
-            chosen = pick_text_column(names, text_column, path)
-            image_column = pick_image_column(names)
+            columns = pick_columns(names, wanted, path)
             for record in reader:
-                yield row_from_record(record, reader.line_num, chosen, image_column, path)
+                yield row_from_record(record, reader.line_num, columns, path)
         except UnicodeDecodeError as error:
             raise CorpusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
         except csv.Error as error:

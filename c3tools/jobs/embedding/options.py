@@ -12,6 +12,7 @@ import torch
 from ...progress import Tracker
 
 DEFAULT_SHARD_SIZE = 4096
+DEFAULT_IMAGE_TIMEOUT = 60.0
 _MOST_WORKERS = 16
 TrackFactory = Callable[[str, int], AbstractContextManager[Tracker]]
 Report = Callable[[int, int], None]  # so many more inputs are done, so many of them failed
@@ -27,6 +28,7 @@ class EmbedOptions:
         batch_size: images or texts run at a time; None for the encoder's own.
         dtype: ``float16`` or ``float32``, for storage.
         retry_failed: try again what failed in an earlier run.
+        image_timeout: seconds that decoding one image may take (0: any time); needs at least one worker.
         devices: spread the shards over these, one process each; with fewer than two the encoder given is used.
     """
 
@@ -35,6 +37,7 @@ class EmbedOptions:
     batch_size: int | None = None
     dtype: str = "float16"
     retry_failed: bool = False
+    image_timeout: float = DEFAULT_IMAGE_TIMEOUT
     devices: tuple[str, ...] = ()
 
     def worker_count(self, device: torch.device) -> int:

@@ -50,7 +50,8 @@ def plan_modality(
     for item in items:
         if item.key in present:
             plan.done += 1
-            if present[item.key] not in (None, _fingerprint(item)):
+            before, now = present[item.key], _fingerprint(item)
+            if None not in (before, now) and before != now:
                 plan.changed.append(item.key)
         elif item.key in failed and not retry_failed:
             plan.failed_before += 1
@@ -62,8 +63,8 @@ def plan_modality(
     return plan
 
 
-def _fingerprint(item: ImageItem | TextItem) -> int | str:
-    """What tells a changed input: the size of an image file, the text of a caption."""
+def _fingerprint(item: ImageItem | TextItem) -> int | str | None:
+    """What tells a changed input: the size of an image where it is known, the text of a caption."""
     return item.size if isinstance(item, ImageItem) else item.caption
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ...corpus import Corpus
 from ...encoders import Encoder
 from ...errors import StoreError
+from ...locations import location
 from ...progress import SilentTracker
 from ...store import Failure, Store, StoreInfo, create_store, locked, rewrite_failures, write_failures
 from .options import EmbedOptions, TrackFactory
@@ -46,7 +47,7 @@ def embed(
     options = options or EmbedOptions()
     silent: TrackFactory = lambda label, total: nullcontext(SilentTracker())  # noqa: E731
     show: TrackFactory = lambda label, total: (track if track and total else silent)(label, total)  # noqa: E731
-    folder = Path(store)
+    folder = location(store)
     try:
         with locked(folder):
             create_store(folder, store_info(encoder, options.dtype))
@@ -122,9 +123,14 @@ def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
             if len(left) != len(present):
                 rewrite_failures(store.path, modality, part, left)
     refused = [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
-    usable_now = {item.path for item in corpus.images}
-    before = [f for f in store.recorded_failures() if f.stage == "list" and f.path not in usable_now]
+    looked_at = {item.path for item in corpus.images} | set(corpus.containers)
+    before = [f for f in store.recorded_failures() if f.stage == "list" and not _is_of(f.path, looked_at)]
     unique = {(f.stage, f.key): f for f in [*before, *refused, *store.failures()] if f.key not in embedded}
     failures = [unique[name] for name in sorted(unique)]
     write_failures(store.path, failures)
     return failures
+
+
+def _is_of(path: str, places: set[str]) -> bool:
+    """Whether a path is one of these places, or ``place#…`` of a tar, table or list among them."""
+    return path in places or any(path[:i] in places for i, letter in enumerate(path) if letter == "#")

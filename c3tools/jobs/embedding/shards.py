@@ -49,6 +49,7 @@ def _embed_images(
         batch_size=options.batch_size or encoder.batch_size("image"),
         workers=options.worker_count(encoder.compute.device),
         pin_memory=encoder.compute.device.type == "cuda",
+        time_limit=options.image_timeout or None,
     )
     for batch, features in _encoded(batches, encoder, summary):
         start = time.perf_counter()

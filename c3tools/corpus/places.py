@@ -1,0 +1,272 @@
+"""Where the bytes of an image are, and how a worker process gets at them without searching again."""
+
+from __future__ import annotations
+
+import stat
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from ..locations import is_url, location, name_or_file, open_binary, read_all, retrying
+
+LARGEST_IMAGE_FILE = 2**31 - 1
+LARGEST_DOWNLOAD = 2**28
+DOWNLOAD_SCHEMES = ("http://", "https://", "s3://", "gs://", "hf://")
+_DOWNLOAD_SECONDS = 30
+_SLOWEST_DOWNLOAD = 120  # seconds for one image
+_PART = 2**16
+_DOWNLOAD_ATTEMPTS = 3  # a list of many addresses has some behind which nobody is any more
+_ROWS_AT_A_TIME = 64
+
+
+class ByteRange(NamedTuple):
+    """Part of a file: a member of a tar.
+
+    Attributes:
+        file: path or URL of the tar.
+        offset: where the member's content begins, in bytes.
+        length: of the content, in bytes.
+    """
+
+    file: str
+    offset: int
+    length: int
+
+
+class TableCell(NamedTuple):
+    """A cell of a Parquet or Arrow file.
+
+    Attributes:
+        file: path or URL of the table.
+        column: its name.
+        group: number of the row group (Parquet) or record batch (Arrow).
+        row: number of the row within the group.
+        folder: paths in cells are relative to it.
+        anywhere: paths in cells may lead out of the folder.
+        download: URLs in cells may be downloaded.
+    """
+
+    file: str
+    column: str
+    group: int
+    row: int
+    folder: str
+    anywhere: bool = False
+    download: bool = False
+
+
+class Download(NamedTuple):
+    """A file that is fetched from a URL."""
+
+    url: str
+
+
+Place = ByteRange | TableCell | Download
+
+
+class NullImageError(ValueError):
+    """The image column has no value in this row."""
+
+
+class OutsideError(ValueError):
+    """A path leads out of the folder it may point into."""
+
+
+class SlowServerError(ValueError):
+    """A server sends an image too slowly."""
+
+
+class UrlNotAskedForError(ValueError):
+    """An image is given by URL, and downloading was not asked for."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"the image is given by the URL {url[:200]}; --download fetches it")
+
+
+class PlaceReader:
+    """Reads images one after the other; keeps the last tar open and the last rows of a table in memory."""
+
+    def __init__(self) -> None:
+        self._tar: tuple[str, BinaryIO] | None = None
+        self._table: tuple[tuple[str, str, int], _Cells] | None = None
+
+    def read(self, path: str, place: Place | None) -> bytes:
+        """The bytes of one image.
+
+        Args:
+            path: the file, where ``place`` is None.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: if the row is null, or leads to where it may not.
+        """
+        if place is None:
+            return read_file(location(path))
+        if isinstance(place, Download):
+            return download(place.url)
+        if isinstance(place, ByteRange):
+            return self._read_range(place)
+        return self._read_cell(place)
+
+    def __enter__(self) -> PlaceReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        if self._tar is not None:
+            self._tar[1].close()
+        self._tar = self._table = None
+
+    def _read_range(self, place: ByteRange) -> bytes:
+        if place.length > LARGEST_IMAGE_FILE:
+            raise OSError(0, f"{place.length:,} bytes are more than an image can have")
+        if self._tar is None or self._tar[0] != place.file:
+            self.close()
+            self._tar = (place.file, open_binary(location(place.file)))
+        file = self._tar[1]
+        file.seek(place.offset)
+        content = file.read(place.length)
+        if len(content) != place.length:
+            raise OSError(0, f"only {len(content):,} of {place.length:,} bytes are left; the file became shorter")
+        return content
+
+    def _read_cell(self, place: TableCell) -> bytes:
+        name = (place.file, place.column, place.group)
+        if self._table is None or self._table[0] != name or self._table[1].next_row > place.row:
+            self._table = (name, _Cells(place))
+        value = self._table[1].value(place.row)
+        if isinstance(value, dict):
+            value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+        if value is None:
+            raise NullImageError(f"the column {place.column!r} is null in this row")
+        if isinstance(value, bytes):
+            return value
+        if is_url(str(value)):
+            if not place.download:
+                raise UrlNotAskedForError(str(value))
+            return download(str(value))
+        try:
+            return read_file(inside(location(place.folder), str(value), anywhere=place.anywhere))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(0, f"the row has no bytes, and its path {str(value)[:200]} is not there") from error
+
+
+class _Cells:
+    """The cells of one group, forwards; a few rows in memory at a time."""
+
+    def __init__(self, place: TableCell) -> None:
+        self.next_row = 0
+        self._batches = self._open(place)
+        self._batch: Any = None
+        self._first = 0
+
+    def value(self, row: int) -> Any:
+        """The value of a row; rows are asked for in ascending order."""
+        while self._batch is None or row >= self._first + len(self._batch):
+            self._first += 0 if self._batch is None else len(self._batch)
+            self._batch = next(self._batches)
+            self.next_row = self._first
+        return self._batch[row - self._first].as_py()
+
+    def _open(self, place: TableCell) -> Iterator[Any]:
+        if place.file.lower().endswith(".arrow"):
+            from .containers.arrow import column_of_batch
+
+            yield column_of_batch(Path(place.file), place.group, place.column)
+            return
+        import pyarrow.parquet as pq
+
+        with name_or_file(location(place.file)) as source, pq.ParquetFile(source) as table:
+            for batch in table.iter_batches(
+                batch_size=_ROWS_AT_A_TIME, row_groups=[place.group], columns=[place.column]
+            ):
+                yield batch.column(0)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        OSError: if it is missing, no regular file, too large for an image, or cannot be read.
+    """
+    if not isinstance(path, Path):
+        return read_all(path, LARGEST_DOWNLOAD)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "not a regular file")  # a pipe would never end
+    if status.st_size > LARGEST_IMAGE_FILE:
+        raise OSError(0, f"{status.st_size:,} bytes are more than an image can have")
+    return path.read_bytes()
+
+
+def inside(folder: Path, name: str, *, anywhere: bool) -> Path:
+    """The file that a path in a list or table means.
+
+    Args:
+        folder: relative paths start here.
+        anywhere: the path may lead out of the folder.
+
+    Raises:
+        OutsideError: if it does, by itself or through a link, and may not.
+    """
+    if not isinstance(folder, Path):  # behind a URL there are no links, and nothing but what is below it is meant
+        if name.startswith("/") or ".." in name.split("/"):
+            raise OutsideError(f"the path {name[:200]} leads out of {folder}")
+        return location(f"{str(folder).rstrip('/')}/{name}")
+    path = folder / name
+    if not anywhere and not path.resolve().is_relative_to(folder.resolve()):
+        raise OutsideError(
+            f"the path {name[:200]} leads out of {folder}; --images-root names the folder to start from, "
+            "--follow-symlinks takes it as it is"
+        )
+    return path
+
+
+def download(url: str) -> bytes:
+    """Fetch an image by its URL.
+
+    Raises:
+        OSError: if it cannot be had after several attempts, or is larger than 256 MiB.
+        ValueError: if the URL is of a kind that images are not fetched from.
+    """
+    if not url.lower().startswith(DOWNLOAD_SCHEMES):
+        raise ValueError(f"images are fetched from {', '.join(DOWNLOAD_SCHEMES)} only, not from {url[:200]}")
+    if url.lower().startswith("http"):
+        content = retrying(lambda: _fetch(url), url, _DOWNLOAD_ATTEMPTS)
+    else:
+        content = read_all(location(url), LARGEST_DOWNLOAD + 1)
+    if len(content) > LARGEST_DOWNLOAD:
+        raise OSError(0, f"more than {LARGEST_DOWNLOAD:,} bytes")
+    return content
+
+
+def _within_limits(answer: BinaryIO, url: str) -> bytes:
+    """What a server sends, if it is neither too much nor too slow: one may send a byte now and then for days."""
+    content = bytearray()
+    end = time.monotonic() + _SLOWEST_DOWNLOAD
+    while part := answer.read1(_PART):  # type: ignore[attr-defined]
+        content += part
+        if len(content) > LARGEST_DOWNLOAD:
+            break
+        if time.monotonic() > end:
+            raise SlowServerError(f"{url[:200]} sent {len(content):,} bytes in {_SLOWEST_DOWNLOAD} s and did not end")
+    return bytes(content)
+
+
+def _fetch(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "c3tools"})
+    try:
+        with urllib.request.urlopen(request, timeout=_DOWNLOAD_SECONDS) as answer:
+            return _within_limits(answer, url)
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            raise FileNotFoundError(0, f"{url}: the server answers {error.code}") from error
+        if error.code in (400, 401, 403, 405, 451):
+            raise PermissionError(0, f"{url}: the server answers {error.code}") from error
+        raise

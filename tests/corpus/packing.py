@@ -1,0 +1,77 @@
+"""The same photos as a folder, in the other forms that a corpus comes in."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HF_IMAGE = {"info": {"features": {"image": {"_type": "Image"}}}}
+IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+class Photo(NamedTuple):
+    """An image file with its captions."""
+
+    name: str
+    content: bytes
+    captions: list[str]
+    split: str | None
+
+    @property
+    def key(self) -> str:
+        return self.name.rpartition(".")[0]
+
+
+def photos_of(folder: Path, captions: Path | None = None) -> list[Photo]:
+    """The photos of a folder with a captions.jsonl, sorted by name."""
+    lines = (captions or folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = sorted((json.loads(line) for line in lines), key=lambda row: row["image"])
+    return [
+        Photo(row["image"], (folder / row["image"]).read_bytes(), row["captions"], row.get("split")) for row in rows
+    ]
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """A tar of these members, in their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def webdataset(photos: Sequence[Photo]) -> list[tuple[str, bytes]]:
+    """Members of a WebDataset tar: image, .txt with a caption a line, .json with the split."""
+    members = []
+    for photo in photos:
+        members += [
+            (photo.name, photo.content),
+            (f"{photo.key}.txt", "\n".join(photo.captions).encode()),
+            (f"{photo.key}.json", json.dumps({"split": photo.split, "width": 1}).encode()),
+        ]
+    return members
+
+
+def write_hf_parquet(path: Path, photos: Sequence[Photo], *, rows_per_group: int = 100, **columns: Any) -> Path:
+    """A table as `datasets` writes it: a struct of bytes and file name, captions, split."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [{"bytes": photo.content, "path": photo.name} for photo in photos]
+    table = pa.table(
+        {
+            "image": pa.array(cells, type=IMAGE_STRUCT),
+            "captions": [photo.captions for photo in photos],
+            "split": [photo.split for photo in photos],
+            **columns,
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps(HF_IMAGE)})
+    pq.write_table(table, path, row_group_size=rows_per_group)
+    return path

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from c3tools.corpus import Corpus, PlaceReader, read_corpus
+from c3tools.errors import CorpusError
+from tests.corpus.packing import IMAGE_STRUCT, photos_of, write_hf_parquet
+
+
+def contents(corpus: Corpus) -> dict[str, bytes]:
+    with PlaceReader() as reader:
+        return {item.key: reader.read(item.path, item.place) for item in corpus.images}
+
+
+def write(path: Path, **columns: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("rows_per_group", [1, 3, 100])
+def test_a_hugging_face_table_is_what_its_folder_is(photos: Path, tmp_path: Path, rows_per_group: int) -> None:
+    path = write_hf_parquet(tmp_path / "x.parquet", photos_of(photos), rows_per_group=rows_per_group)
+    folder, table = read_corpus([photos]), read_corpus([path])
+    assert [(i.key, i.split) for i in table.images] == [(i.key, i.split) for i in folder.images]
+    assert table.texts == folder.texts
+    assert contents(table) == contents(folder)
+    assert [item.path for item in table.images] == [f"{path}#{row}" for row in range(4)]
+    with PlaceReader() as reader:  # against the order of the rows
+        backwards = [reader.read(item.path, item.place) for item in reversed(table.images)]
+    assert backwards == [photo.content for photo in reversed(photos_of(photos))]
+
+
+def test_many_rows_in_one_group_are_read_in_pieces(tmp_path: Path) -> None:
+    images = [bytes([number % 251]) * (number + 1) for number in range(300)]
+    path = write(tmp_path / "x.parquet", jpg=images, key=[f"{number:09d}" for number in range(300)])
+    assert list(contents(read_corpus([path])).values()) == images
+
+
+def test_the_parquet_files_of_img2dataset(tmp_path: Path) -> None:
+    write(
+        tmp_path / "00000.parquet",
+        url=["u1", "u2", "u3"],
+        key=["000000000", "000000001", "000000002"],
+        status=["success", "failed_to_download", "success"],
+        caption=["one", "two", None],
+        jpg=[b"1", None, b"3"],
+    )
+    corpus = read_corpus([tmp_path])
+    assert [item.key for item in corpus.images] == ["000000000", "000000001", "000000002"]
+    assert [(t.key, t.caption) for t in corpus.texts] == [("000000000#0", "one"), ("000000001#0", "two")]
+    with PlaceReader() as reader, pytest.raises(ValueError, match="'jpg' is null in this row"):
+        reader.read(corpus.images[1].path, corpus.images[1].place)
+
+
+@pytest.mark.parametrize(
+    ("columns", "keys"),
+    [
+        ({"key": ["b", "a"], "file_name": ["x.jpg", "y.jpg"]}, ["b", "a"]),
+        ({"file_name": ["d/x.v2.jpg", "/abs/y.png"], "id": [7, 8]}, ["d/x.v2", "y"]),
+        ({"image_id": [7, 8]}, ["7", "8"]),
+        ({"id": [0.5, 1.5]}, ["train-00000-of-00001:0", "train-00000-of-00001:1"]),
+    ],
+)
+def test_where_keys_come_from(tmp_path: Path, columns: dict[str, list], keys: list[str]) -> None:
+    path = write(tmp_path / "train-00000-of-00001.parquet", image=[b"1", b"2"], text=["a", "b"], **columns)
+    corpus = read_corpus([path])
+    assert [(item.key, item.split) for item in corpus.images] == [(key, "train") for key in keys]
+    assert [item.image_key for item in corpus.texts] == keys
+    named = write(tmp_path / "y.parquet", image=[b"1", b"2"], name=["p", "q"], **columns)
+    assert [item.key for item in read_corpus([named], key_column="name").images] == ["p", "q"]
+
+
+def test_several_captions_in_columns_lists_and_rows(tmp_path: Path) -> None:
+    columns = write(tmp_path / "a.parquet", image=[b"1"], key=["a"], caption_0=["x"], caption_1=["y"], caption_2=[None])
+    lists = write(tmp_path / "b.parquet", image=[b"1"], key=["b"], text=[["x", "y"]])
+    rows = write(tmp_path / "c.parquet", image=[b"1", b"1"], key=["c", "c"], text=["x", "y"])
+    corpus = read_corpus([columns, lists, rows])
+    assert [item.key for item in corpus.images] == ["a", "b", "c"]
+    assert [(t.key, t.caption) for t in corpus.texts] == [
+        (f"{key}#{number}", caption) for key in "abc" for number, caption in enumerate("xy")
+    ]
+
+
+def test_paths_in_cells_stay_in_the_folder(photos: Path, tmp_path: Path) -> None:
+    photo = photos_of(photos)[0]
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    (photos / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    names = [photo.name, "../secret.jpg", "link.jpg", str(tmp_path / "secret.jpg"), "http://127.0.0.1:9/x.jpg", None]
+    cells = pa.array([{"bytes": None, "path": name} for name in names], type=IMAGE_STRUCT)
+    path = write(photos / "x.parquet", image=cells, id=list(range(6)))
+    corpus = read_corpus([path])
+    with PlaceReader() as reader:
+        assert reader.read(*_where(corpus, 0)) == photo.content
+        for row in (1, 2, 3):
+            with pytest.raises(ValueError, match=r"leads out of .*--images-root"):
+                reader.read(*_where(corpus, row))
+        with pytest.raises(ValueError, match="--download"):
+            reader.read(*_where(corpus, 4))
+        with pytest.raises(ValueError, match="null in this row"):
+            reader.read(*_where(corpus, 5))
+        followed = read_corpus([path], follow_symlinks=True)
+        assert [reader.read(*_where(followed, row)) for row in (1, 2, 3)] == [b"secret"] * 3
+        moved = read_corpus([path], images_root=tmp_path)
+        assert reader.read(*_where(moved, 3)) == b"secret"
+
+
+def _where(corpus: Corpus, row: int):
+    return corpus.images[row].path, corpus.images[row].place
+
+
+class TestErrors:
+    def test_no_image_column_names_those_there_are(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.parquet", picture=["a"], words=["b"])
+        with pytest.raises(CorpusError, match=r"columns are: picture, words.*\n.*--image-column"):
+            read_corpus([path])
+        with pytest.raises(
+            CorpusError, match=r"no column 'img'; its columns are: picture, words.\nName .*--image-column"
+        ):
+            read_corpus([path], image_column="img")
+        with pytest.raises(CorpusError, match="columns are: picture, words"):
+            read_corpus([tmp_path])
+
+    def test_one_table_of_many_without_images_stops_nobody(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.parquet", image=[b"1"], key=["a"])
+        write(tmp_path / "b.parquet", picture=["a"], words=["b"])
+        (tmp_path / "c.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+        corpus = read_corpus([tmp_path])
+        assert [item.key for item in corpus.images] == ["a"]
+        assert [(s.key, s.error) for s in corpus.skipped] == [
+            ("b.parquet", "NoImageColumn"),
+            ("c.parquet", "UnreadableContainer"),
+        ]
+        assert "picture, words" in corpus.skipped[0].message
+        assert "get it again" in corpus.skipped[1].message
+        with pytest.raises(CorpusError, match="not a readable Parquet file"):
+            read_corpus([tmp_path / "c.parquet"])
+
+    def test_a_damaged_row_group_leaves_the_others(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.parquet"
+        table = pa.table({"image": [b"1"] * 6, "key": list("abcdef"), "text": [f"caption {n}" for n in range(6)]})
+        pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
+        with pq.ParquetFile(path) as file:
+            column = file.metadata.row_group(1).column(2)
+            start, length = column.data_page_offset, column.total_compressed_size
+        content = bytearray(path.read_bytes())
+        content[start : start + length] = b"\xff" * length
+        path.write_bytes(bytes(content))
+        corpus = read_corpus([path])
+        assert [s.error for s in corpus.skipped] == ["DamagedTable"]
+        assert "row group 1 (2 rows)" in corpus.skipped[0].message
+        assert [t.caption for t in corpus.texts] == [f"caption {n}" for n in (0, 1, 4, 5)]
+        assert [item.key for item in corpus.images] == ["a", "b", "e", "f"]
+        assert [item.path for item in corpus.images] == [f"{path}#{row}" for row in (0, 1, 4, 5)]
+
+
+class TestArrow:
+    @pytest.fixture
+    def saved(self, photos: Path, tmp_path: Path) -> Path:
+        """What `DatasetDict.save_to_disk` writes, two splits."""
+        folder = tmp_path / "saved"
+        chosen = photos_of(photos)
+        for split, part in (("train", chosen[:3]), ("validation", chosen[3:])):
+            (folder / split).mkdir(parents=True)
+            cells = pa.array([{"bytes": p.content, "path": p.name} for p in part], type=IMAGE_STRUCT)
+            table = pa.table({"image": cells, "captions": [p.captions for p in part]})
+            with pa.ipc.new_stream(folder / split / "data-00000-of-00001.arrow", table.schema) as writer:
+                writer.write_table(table, max_chunksize=2)
+            state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_data_files": None}
+            (folder / split / "state.json").write_text(json.dumps(state))
+            (folder / split / "cache-123.arrow").write_bytes(b"")
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
+        return folder
+
+    def test_a_saved_dataset_is_what_its_folder_is(self, photos: Path, saved: Path) -> None:
+        folder, table = read_corpus([photos]), read_corpus([saved])
+        assert contents(table) == contents(folder)
+        assert {i.key: i.split for i in table.images} == {
+            i.key: "validation" if i.split == "val" else "train" for i in folder.images
+        }
+        assert [(t.key, t.caption) for t in table.texts] == [(t.key, t.caption) for t in folder.texts]
+
+    def test_rows_without_names(self, tmp_path: Path) -> None:
+        for split in ("train", "test"):
+            folder = tmp_path / "s" / split
+            folder.mkdir(parents=True)
+            table = pa.table({"image": pa.array([{"bytes": b"1", "path": None}] * 2, type=IMAGE_STRUCT)})
+            with pa.ipc.new_file(folder / "data-00000-of-00001.arrow", table.schema) as writer:
+                writer.write_table(table)
+        (tmp_path / "s" / "dataset_dict.json").write_text("{}")
+        keys = [item.key for item in read_corpus([tmp_path / "s"]).images]
+        assert keys == [f"{split}/data-00000-of-00001:{row}" for split in ("test", "train") for row in (0, 1)]
+
+    def test_a_cut_file_gives_what_is_before_the_cut(self, saved: Path) -> None:
+        path = saved / "train" / "data-00000-of-00001.arrow"
+        keys = [item.key for item in read_corpus([path]).images]
+        path.write_bytes(path.read_bytes()[:-2000])
+        corpus = read_corpus([path])
+        assert list(contents(corpus)) == keys[:2]
+        assert [s.error for s in corpus.skipped] == ["DamagedTable"]
+        path.write_bytes(b"no arrow at all")
+        with pytest.raises(CorpusError, match="Arrow"):
+            read_corpus([path])
+
+    def test_damaged_lengths_are_noticed(self, tmp_path: Path) -> None:
+        offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 10**9, 2)))
+        cells = pa.Array.from_buffers(pa.binary(), 2, [None, offsets, pa.py_buffer(b"12")])
+        path = tmp_path / "x.arrow"
+        with pa.ipc.new_stream(path, pa.schema([("image", pa.binary())])) as writer:
+            writer.write_batch(pa.record_batch([pa.array([b"1"], pa.binary())], ["image"]))
+            writer.write_batch(pa.RecordBatch.from_arrays([cells], ["image"]))
+        corpus = read_corpus([path])
+        assert list(contents(corpus).values()) == [b"1"]
+        assert [s.error for s in corpus.skipped] == ["DamagedTable"]
+
+    def test_an_index_over_the_rows_is_refused(self, saved: Path) -> None:
+        state = saved / "train" / "state.json"
+        value = json.loads(state.read_text())
+        state.write_text(json.dumps({**value, "_indices_data_files": [{"filename": "indices.arrow"}]}))
+        with pytest.raises(CorpusError, match="flatten_indices"):
+            read_corpus([saved])
+
+
+def test_what_hugging_face_datasets_writes(photos: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra interop is not installed")
+    chosen = photos_of(photos)
+    records = {
+        "image": [{"bytes": None, "path": str(photos / photo.name)} for photo in chosen],
+        "caption": [photo.captions for photo in chosen],
+    }
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Sequence(datasets.Value("string"))})
+    dataset = datasets.Dataset.from_dict(records, features=features)
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    dataset.to_parquet(str(tmp_path / "x.parquet"))
+    for source in (tmp_path / "saved", tmp_path / "x.parquet"):
+        corpus = read_corpus([source])
+        assert contents(corpus) == {photo.key: photo.content for photo in chosen}
+        assert len(corpus.texts) == 20

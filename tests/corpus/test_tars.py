@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from c3tools.corpus import Corpus, PlaceReader, read_corpus
+from c3tools.corpus.containers import tar_index
+from c3tools.corpus.containers.tar_index import scan, split_member
+from c3tools.errors import CorpusError
+from tests.corpus.packing import photos_of, webdataset, write_tar
+
+
+def contents(corpus: Corpus) -> dict[str, bytes]:
+    with PlaceReader() as reader:
+        return {item.key: reader.read(item.path, item.place) for item in corpus.images}
+
+
+def errors(corpus: Corpus) -> dict[str, str]:
+    return {skipped.key: skipped.error for skipped in corpus.skipped}
+
+
+def test_a_tar_is_what_its_folder_is(photos: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", webdataset(photos_of(photos)))
+    folder, packed = read_corpus([photos]), read_corpus([tmp_path / "x.tar"])
+    assert [(i.key, i.split, i.size) for i in packed.images] == [(i.key, i.split, i.size) for i in folder.images]
+    assert packed.texts == folder.texts
+    assert contents(packed) == contents(folder)
+    assert packed.skipped == []
+    first = packed.images[0]
+    assert first.path == f"{tmp_path / 'x.tar'}#{first.key}.jpg"
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_dialect_long_names_and_other_scripts(tmp_path: Path, form: int) -> None:
+    names = ["d/" * 40 + "сон.jpg" if form != tarfile.USTAR_FORMAT else "d/" * 40 + "x.jpg", "./b.PNG"]
+    with tarfile.open(tmp_path / "x.tar", "w", format=form) as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b"abc"))
+    corpus = read_corpus([tmp_path / "x.tar"])
+    assert [item.key for item in corpus.images] == [names[0].removesuffix(".jpg"), "b"]
+    assert set(contents(corpus).values()) == {b"abc"}
+
+
+def test_patterns(tmp_path: Path) -> None:
+    for number in range(8, 13):
+        write_tar(tmp_path / f"{number:03d}.tar", [(f"k{number}.jpg", b"x")])
+    keys = [f"k{number}" for number in range(8, 13)]
+    for pattern in ("{008..012}.tar", "{008,009,01{0,1,2}}.tar", "*.tar", "**/*.tar", "0[01]?.tar"):
+        assert [item.key for item in read_corpus([f"{tmp_path}/{pattern}"]).images] == keys
+    assert [item.key for item in read_corpus([tmp_path]).images] == keys
+    twice = read_corpus([f"{tmp_path}/*.tar", tmp_path / "009.tar"])
+    assert ([item.key for item in twice.images], twice.skipped) == (keys, [])
+    with pytest.raises(CorpusError, match=r"nothing at .*013\.tar \(and at 1 more\)"):
+        read_corpus([f"{tmp_path}/{{010..014}}.tar"])
+    with pytest.raises(CorpusError, match="Nothing matches"):
+        read_corpus([f"{tmp_path}/z*.tar"])
+
+
+def test_captions_from_json_txt_and_the_table_of_img2dataset(tmp_path: Path) -> None:
+    members = [
+        ("a.jpg", b"1"),
+        ("a.json", json.dumps({"caption": "from json", "alt": "other", "split": "val"}).encode()),
+        ("b.jpg", b"2"),
+        ("b.txt", b"from txt\nsecond\n"),
+        ("b.json", json.dumps({"caption": "not this", "alt": "other b"}).encode()),
+        ("c.jpg", b"3"),
+    ]
+    write_tar(tmp_path / "00000.tar", members)
+    table = {"key": ["a", "c", "d"], "caption": ["x", "from table", None], "url": ["u"] * 3}
+    pq.write_table(pa.table(table), tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    corpus = read_corpus([tmp_path])
+    assert [(t.key, t.caption) for t in corpus.texts] == [
+        ("a#0", "from json"),
+        ("b#0", "from txt"),
+        ("b#1", "second"),
+        ("c#0", "from table"),
+    ]
+    assert [i.split for i in corpus.images] == ["val", None, None]
+    other = read_corpus([tmp_path / "00000.tar"], text_column="alt")
+    assert [(t.key, t.caption) for t in other.texts] == [("a#0", "other"), ("b#0", "other b")]
+    with pytest.raises(CorpusError, match=r"has 'title'; they have: alt, caption, split"):
+        read_corpus([tmp_path / "00000.tar"], text_column="title")
+
+
+def test_the_files_of_img2dataset_are_a_folder_of_images(tmp_path: Path) -> None:
+    folder = tmp_path / "00000"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"00000000{number}.jpg").write_bytes(b"x")
+        (folder / f"00000000{number}.txt").write_text(f"caption {number}")
+        (folder / f"00000000{number}.json").write_text("{}")
+    pq.write_table(pa.table({"key": ["000000000"], "caption": ["c"]}), tmp_path / "00000.parquet")
+    corpus = read_corpus([tmp_path])
+    assert [(t.key, t.caption) for t in corpus.texts] == [
+        ("00000/000000000#0", "caption 0"),
+        ("00000/000000001#0", "caption 1"),
+    ]
+
+
+def test_captions_given_by_a_file_are_paired_by_key(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("d/a.jpg", b"1"), ("b.jpg", b"2")])
+    rows = [{"file_name": "d/a.jpg", "text": "first"}, {"file_name": "gone.jpg", "text": "none"}]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = read_corpus([tmp_path / "x.tar"], captions=tmp_path / "c.jsonl")
+    assert [(t.key, t.caption) for t in corpus.texts] == [("d/a#0", "first")]
+    assert corpus.pairing.images_without_caption == ["b"]
+    assert corpus.pairing.captions_without_image == ["gone"]
+
+
+def test_a_split_in_the_name(tmp_path: Path) -> None:
+    for name in ("train-00000", "val_1", "test", "testing-photos", "training"):
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}.jpg", b"x")])
+    splits = {item.key: item.split for item in read_corpus([tmp_path]).images}
+    assert splits == {"train-00000": "train", "val_1": "val", "test": "test", "testing-photos": None, "training": None}
+
+
+def test_unsafe_members_are_refused_and_told(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in (
+            "good.jpg",
+            "/etc/passwd.jpg",
+            "../up.jpg",
+            "a/../../up.jpg",
+            "c:\\x\\..\\..\\y.jpg",
+            ".hidden.jpg",
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"x"))
+        for name, kind in (("s.jpg", tarfile.SYMTYPE), ("h.jpg", tarfile.LNKTYPE), ("d.jpg", tarfile.CHRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    corpus = read_corpus([tmp_path / "x.tar"])
+    assert [item.key for item in corpus.images] == ["good"]
+    assert errors(corpus) == {
+        "x.tar#/etc/passwd.jpg": "UnsafePath",
+        "x.tar#../up.jpg": "UnsafePath",
+        "x.tar#a/../../up.jpg": "UnsafePath",
+        "x.tar#c:\\x\\..\\..\\y.jpg": "UnsafePath",
+        "x.tar#s.jpg": "LinkInTar",
+        "x.tar#h.jpg": "LinkInTar",
+        "x.tar#d.jpg": "NotAFile",
+    }
+
+
+def test_second_images_bad_json_and_samples_without_image(tmp_path: Path) -> None:
+    members = [
+        ("a.seg.png", b"1"),
+        ("a.jpg", b"22"),
+        ("a.png", b"3"),
+        ("b.txt", b"alone"),
+        ("a.json", b"{"),
+        ("a.cls", b"7"),
+    ]
+    corpus = read_corpus([write_tar(tmp_path / "x.tar", members)])
+    assert contents(corpus) == {"a": b"22"}
+    assert errors(corpus) == {"x.tar#a.png": "SecondImage", "x.tar#b": "NoImage", "x.tar#a.json": "JSONDecodeError"}
+
+
+def test_keys_that_repeat_across_tars(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.jpg", b"first"), ("0.txt", b"one")])
+    write_tar(tmp_path / "b.tar", [("0.jpg", b"second"), ("0.txt", b"two"), ("1.jpg", b"x")])
+    for paths in ([tmp_path], [tmp_path / "b.tar", tmp_path / "a.tar"]):
+        corpus = read_corpus(paths)
+        assert contents(corpus) == {"0": b"first", "1": b"x"}
+        assert [t.caption for t in corpus.texts] == ["one"]
+        assert errors(corpus) == {"b.tar#0.jpg": "DuplicateKey"}
+        assert "--prefix-keys" in corpus.skipped[0].message
+    prefixed = read_corpus([tmp_path], prefix_keys=True)
+    assert list(contents(prefixed)) == ["a/0", "b/0", "b/1"]
+    assert [t.key for t in prefixed.texts] == ["a/0#0", "b/0#0"]
+    assert prefixed.skipped == []
+
+
+def test_a_compressed_tar_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(CorpusError, match="gunzip"):
+        read_corpus([tmp_path / "x.tar.gz"])
+
+
+class TestCutTars:
+    @pytest.fixture
+    def whole(self, photos: Path, tmp_path: Path) -> Path:
+        return write_tar(tmp_path / "x.tar", webdataset(photos_of(photos)))
+
+    def test_cut_in_the_middle_of_an_image(self, whole: Path) -> None:
+        items = read_corpus([whole]).images
+        third = items[2].place
+        whole.write_bytes(whole.read_bytes()[: third.offset + third.length // 2])  # type: ignore[union-attr]
+        corpus = read_corpus([whole])
+        assert [item.key for item in corpus.images] == [item.key for item in items[:2]]
+        (skipped,) = corpus.skipped
+        assert skipped.error == "DamagedTar"
+        assert f"cut in the middle of {items[2].key}.jpg" in skipped.message
+        assert "run the same command" in skipped.message
+
+    def test_every_cut_is_told_and_what_is_whole_is_read(self, whole: Path) -> None:
+        content = whole.read_bytes()
+        # the two zero blocks that end the members, and the padding of the last record
+        with tarfile.open(whole) as archive:
+            end = max(item.offset_data + (item.size + 511) // 512 * 512 for item in archive)
+        ends = {i.key: i.place.offset + i.place.length for i in read_corpus([whole]).images}  # type: ignore[union-attr]
+        for cut in [*range(1, 4000, 137), *range(4000, end + 1, 9973), end - 1, end, end + 100]:
+            whole.write_bytes(content[:cut])
+            corpus = read_corpus_or_nothing(whole)
+            assert {item.key for item in corpus.images} == {key for key, stop in ends.items() if stop <= cut}
+            assert ("DamagedTar" in errors(corpus).values()) == (cut <= end), cut
+
+    def test_a_damaged_header_in_the_middle(self, whole: Path) -> None:
+        content = bytearray(whole.read_bytes())
+        second = read_corpus([whole]).images[1].place
+        content[second.offset - 512 + 148] ^= 0xFF  # type: ignore[union-attr] # in the header's checksum
+        whole.write_bytes(bytes(content))
+        corpus = read_corpus([whole])
+        assert len(corpus.images) == 1
+        assert [s.error for s in corpus.skipped] == ["DamagedTar"]
+        assert "at byte" in corpus.skipped[0].message
+
+    def test_an_empty_tar_and_no_tar(self, tmp_path: Path) -> None:
+        (tmp_path / "x.tar").write_bytes(b"")
+        with pytest.raises(CorpusError, match=r"Nothing to embed.*damaged or cut"):
+            read_corpus([tmp_path / "x.tar"])
+        (tmp_path / "x.tar").write_bytes(b"hello" * 1000)
+        with pytest.raises(CorpusError, match=r"Nothing to embed.*damaged or cut"):
+            read_corpus([tmp_path / "x.tar"])
+        write_tar(tmp_path / "y.tar", [("a.jpg", b"1")])
+        assert [s.error for s in read_corpus([tmp_path]).skipped] == ["DamagedTar"]
+
+
+def read_corpus_or_nothing(path: Path) -> Corpus:
+    from c3tools.corpus.collecting import Container, add_containers
+    from c3tools.corpus.containers import tar
+    from c3tools.corpus.options import ReadOptions
+
+    corpus = Corpus()
+    add_containers(corpus, [Container(path, tar.read)], ReadOptions())
+    return corpus
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_bytes_never_raise_and_never_read_past_the_end(tmp_path: Path, data: st.DataObject) -> None:
+    path = write_tar(
+        tmp_path / "x.tar", [("a.jpg", b"1" * 700), ("a.txt", b"one"), ("b.png", b"2" * 10), ("b.json", b"{}")]
+    )
+    content = bytearray(path.read_bytes()[:4608])
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content))
+    corpus = read_corpus_or_nothing(path)
+    for item in corpus.images:
+        assert item.place.offset + item.place.length <= len(content)  # type: ignore[union-attr]
+    assert {key: len(content) for key, content in contents(corpus).items()} == {i.key: i.size for i in corpus.images}
+
+
+def test_the_index_of_a_tar_is_made_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "x.tar", [*webdataset(photos_of(photos)), ("../up.jpg", b"x")])
+    scans = []
+    monkeypatch.setattr(tar_index, "scan", lambda path: scans.append(path) or scan(path))
+    first = read_corpus([path], index_folder=tmp_path / "i")
+    (kept,) = (tmp_path / "i").iterdir()
+    for _ in range(2):
+        again = read_corpus([path], index_folder=tmp_path / "i")
+        assert (again.images, again.texts, again.skipped) == (first.images, first.texts, first.skipped)
+    assert len(scans) == 1
+    kept.write_bytes(kept.read_bytes()[:-50])  # damaged: made anew
+    assert read_corpus([path], index_folder=tmp_path / "i").images == first.images
+    assert len(scans) == 2
+    write_tar(path, webdataset(photos_of(photos)[:1]))  # another file at the same place
+    assert len(read_corpus([path], index_folder=tmp_path / "i").images) == 1
+    (tmp_path / "file").write_text("in the way")
+    assert len(read_corpus([path], index_folder=tmp_path / "file").images) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.jpg", ("a", "jpg")), ("d.x/a.seg.PNG", ("d.x/a", "seg.png")), ("a", ("a", "")), ("d/.x", ("d/", "x"))],
+)
+def test_keys_of_members(name: str, expected: tuple[str, str]) -> None:
+    assert split_member(name) == expected

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from c3tools import locations
+from c3tools.corpus import Corpus, PlaceReader, places, read_corpus
+from c3tools.errors import C3Error, CorpusError, MissingExtraError
+from c3tools.locations import location, open_binary, retrying
+from c3tools.patterns import expand_braces
+from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
+from tests.servers import Faults, web_server
+
+pytest.importorskip("upath", reason="the extra url is not installed")
+
+
+def contents(corpus: Corpus) -> dict[str, bytes]:
+    with PlaceReader() as reader:
+        return {item.key: reader.read(item.path, item.place) for item in corpus.images}
+
+
+@pytest.fixture
+def packed(photos: Path, tmp_path: Path) -> Path:
+    """Tars, a table, a list and texts of the same four photos."""
+    folder = tmp_path / "packed"
+    chosen = photos_of(photos)
+    write_tar(folder / "x-0.tar", webdataset(chosen[:2]))
+    write_tar(folder / "x-1.tar", webdataset(chosen[2:]))
+    write_hf_parquet(folder / "x.parquet", chosen, rows_per_group=2)
+    for photo in chosen:
+        (folder / photo.name).write_bytes(photo.content)
+    (folder / "list.csv").write_text("image,text\n" + "".join(f"{photo.name},{photo.key}\n" for photo in chosen))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(locations, "BLOCK", 10_000)
+
+
+def check(photos: Path, base: str) -> None:
+    """Every form below ``base`` gives the photos."""
+    folder = read_corpus([photos])
+    expected = contents(folder)
+    for form in ("x-{0..1}.tar", "x.parquet"):
+        corpus = read_corpus([f"{base}/{form}"])
+        assert contents(corpus) == expected
+        assert corpus.texts == folder.texts
+        assert corpus.skipped == []
+        assert corpus.images[0].path.startswith(f"{base}/x")
+    listed = read_corpus([f"{base}/list.csv"], image_column="image")
+    assert contents(listed) == expected
+    assert [text.caption for text in read_corpus([f"{base}/list.csv"]).texts] == list(expected)
+    given = read_corpus([f"{base}/x-0.tar"], captions=f"{base}/list.csv")
+    assert [text.caption for text in given.texts] == list(expected)[:2]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("every", [0, 3])
+def test_http_with_and_without_ranges_and_errors(photos: Path, packed: Path, ranges: bool, every: int) -> None:
+    faults = Faults(every)
+    with web_server(packed, faults, ranges=ranges) as base:
+        check(photos, base)
+    assert faults.failed == (faults.requests // every if every else 0)
+    assert not every or faults.failed > 5
+
+
+def test_memory_with_patterns_and_folders(photos: Path, packed: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for path in packed.iterdir():
+        memory.pipe(f"/bucket/{path.name}", path.read_bytes())
+    check(photos, "memory://bucket")
+    expected = contents(read_corpus([photos]))
+    assert contents(read_corpus(["memory://bucket/x-*.tar"])) == expected
+    memory.rm("/bucket/x.parquet")
+    assert contents(read_corpus(["memory://bucket"])) == expected
+    with pytest.raises(CorpusError, match="Nothing matches memory://bucket/z"):
+        read_corpus(["memory://bucket/z*.tar"])
+    memory.store.clear()
+
+
+def test_s3_with_every_seventh_request_failing(photos: Path, packed: Path, s3: Faults) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem().put(str(packed), "bucket/x", recursive=True)
+    s3.every = 7
+    check(photos, "s3://bucket/x")
+    assert contents(read_corpus(["s3://bucket/x/x-[01].tar"])) == contents(read_corpus([photos]))
+    assert s3.failed > 5
+    with pytest.raises(CorpusError, match=r"nothing at s3://bucket/x/gone\.tar"):
+        read_corpus(["s3://bucket/x/gone.tar"])
+
+
+def test_a_server_that_stays_broken_is_named_with_what_to_do(packed: Path) -> None:
+    with web_server(packed, Faults(1)) as base, pytest.raises(C3Error) as raised:
+        read_corpus([f"{base}/x-0.tar"])
+    message = str(raised.value)
+    assert f"{base}/x-0.tar could not be reached in 6 attempts" in message
+    assert "run the same command again" in message
+
+
+def test_images_by_url_only_when_asked_for(photos: Path, packed: Path) -> None:
+    chosen = photos_of(photos)
+    with web_server(packed, Faults(4)) as base:
+        urls = [*(f"{base}/{photo.name}" for photo in chosen), f"{base}/gone.jpg"]
+        pq.write_table(pa.table({"url": urls, "key": [*"abcde"], "caption": ["t"] * 5}), packed / "urls.parquet")
+        with pytest.raises(CorpusError, match=r"Nothing to embed.*5 reasons.*--download fetches it"):
+            read_corpus([packed / "urls.parquet"], image_column="url")
+        corpus = read_corpus([packed / "urls.parquet"], image_column="url", download=True)
+        with PlaceReader() as reader:
+            for item, photo in zip(corpus.images, chosen, strict=False):
+                assert reader.read(item.path, item.place) == photo.content
+            with pytest.raises(FileNotFoundError, match="answers 404"):
+                reader.read(corpus.images[4].path, corpus.images[4].place)
+    for url in ("file:///etc/passwd", "ftp://x/y.jpg"):
+        (packed / "u.csv").write_text(f"url,text\n{url},t\n")
+        (item,) = read_corpus([packed / "u.csv"], image_column="url", download=True).images
+        with PlaceReader() as reader, pytest.raises(ValueError, match="only, not from"):
+            reader.read(item.path, item.place)
+
+
+def test_a_server_that_sends_a_byte_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_SLOWEST_DOWNLOAD", 0.5)
+    with web_server(tmp_path, Faults()) as base, pytest.raises(ValueError, match="did not end"):
+        places.download(f"{base}/drip")
+
+
+def test_unknown_kinds_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CorpusError, match="not known"):
+        location("nothing-like-it://x/y")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(MissingExtraError, match=r"c3tools\[s3\]"):
+        location("s3://x/y")
+
+
+def test_local_paths_load_no_fsspec(photos: Path) -> None:
+    code = (
+        "import sys; from c3tools.corpus import read_corpus; read_corpus([sys.argv[1]]);"
+        "assert not {'upath', 's3fs', 'aiohttp'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(photos)], check=True)
+
+
+def test_seeking_and_reading_a_file_behind_a_url(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 300
+    (tmp_path / "x.bin").write_bytes(content)
+    with web_server(tmp_path, Faults(5)) as base, open_binary(location(f"{base}/x.bin")) as file:
+        assert file.read(10) == content[:10]
+        assert file.seek(-7, io.SEEK_END) == len(content) - 7
+        assert file.read() == content[-7:]
+        assert file.seek(30_000) == 30_000
+        assert file.seek(5, io.SEEK_CUR) == 30_005
+        assert file.read(20_000) == content[30_005:50_005]
+        assert file.seek(10**9) == 10**9
+        assert file.read(1) == b""
+        with pytest.raises(ValueError, match="negative"):
+            file.seek(-1)
+
+
+def test_retrying_pauses_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(locations, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(locations.time, "sleep", pauses.append)
+
+    def broken() -> None:
+        raise RuntimeError("down")
+
+    with pytest.raises(ConnectionError, match=r"there could not be reached in 6 attempts \(down\)"):
+        retrying(broken, "there")
+    assert len(pauses) == 5
+    for number, pause in enumerate(pauses):
+        assert 0.5 <= pause / (0.2 * 2**number) <= 1.5
+    with pytest.raises(FileNotFoundError):
+        retrying(lambda: Path("/nowhere/at/all").read_bytes(), "there")
+    assert len(pauses) == 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a", ["a"]),
+        ("{000..002}", ["000", "001", "002"]),
+        ("{8..11}", ["8", "9", "10", "11"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("x{a,b}{1..2}", ["xa1", "xa2", "xb1", "xb2"]),
+        ("{a,{0..1}}b", ["ab", "0b", "1b"]),
+        ("{x{1,2}}", ["{x1}", "{x2}"]),
+        ("{a", ["{a"]),
+        ("{a}{}", ["{a}{}"]),
+    ],
+)
+def test_braces(pattern: str, names: list[str]) -> None:
+    assert expand_braces(pattern) == names
+
+
+def test_braces_without_end_are_refused() -> None:
+    for pattern in ("{0..99999999999}", "{0..999}{0..999}{0..999}", "{0..999}" * 50):
+        with pytest.raises(CorpusError, match=r"more than 100,000 names|pairs of braces"):
+            expand_braces(pattern)

@@ -1,0 +1,190 @@
+"""A store in an object store, on a server whose every seventh request fails, against the same on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import Result
+
+from c3tools import locations
+from c3tools.corpus import read_corpus
+from c3tools.errors import C3Error, StoreError
+from c3tools.jobs.embedding import EmbedOptions, embed
+from c3tools.jobs.embedding import shards as shards_module
+from c3tools.store import Store, lease, locked
+from tests.conftest import copy_photos
+from tests.corpus.packing import photos_of, webdataset, write_tar
+from tests.jobs.test_embed import files
+from tests.servers import Faults
+
+OPTIONS = EmbedOptions(shard_size=3, workers=2, batch_size=2)
+URL = "s3://bucket/runs/store"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # the client's own retries pause for seconds; those here are tested
+    for name, seconds in {"BEAT": 0.2, "PATIENCE": 20.0, "SETTLING": 0.05}.items():
+        monkeypatch.setattr(lease, name, seconds)
+
+
+def fetched(folder: Path, faults: Faults) -> dict[str, bytes]:
+    """All bytes of the store at `URL`, as of one on disk."""
+    import s3fs
+
+    faults.every = 0
+    s3fs.S3FileSystem(use_listings_cache=False).get(URL.removeprefix("s3://"), str(folder), recursive=True)
+    return files(folder)
+
+
+def test_the_store_has_the_bytes_of_one_on_disk(encoder, tmp_path: Path, s3: Faults) -> None:
+    folder = copy_photos(tmp_path / "p", 7)
+    (folder / "broken.jpg").write_text("no image")
+    s3.every = 7
+    for store in (tmp_path / "disk", URL):
+        summary = embed(read_corpus([folder]), store, encoder, OPTIONS)
+        assert (summary.modalities["image"].embedded, summary.modalities["text"].embedded) == (7, 35)
+        assert (summary.store, summary.failures_in_store) == (str(store), 1)
+    assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk")
+    s3.every = 7
+    again = embed(read_corpus([folder]), URL, encoder, OPTIONS)
+    assert (again.modalities["image"].already, again.modalities["image"].embedded) == (7, 0)
+    assert fetched(tmp_path / "copy2", s3) == files(tmp_path / "disk")
+    disk, remote = Store.open(tmp_path / "disk"), Store.open(URL)
+    assert remote.modalities == disk.modalities
+    np.testing.assert_array_equal(remote.load("text").embeddings, disk.load("text").embeddings)
+    np.testing.assert_array_equal(remote.moments("image").scatter, disk.moments("image").scatter)
+    assert remote.recorded_failures() == disk.recorded_failures()
+    assert s3.failed > 10
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_an_interrupted_run_continues_to_the_same_bytes(
+    encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    corpus = read_corpus([copy_photos(tmp_path / "p", 4)])
+    embed(corpus, tmp_path / "disk", encoder, OPTIONS)
+    s3.every = 7
+    calls = 0
+    write = shards_module.write_shard
+
+    def stopping(*arguments) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == stop_at:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "write_shard", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            embed(corpus, URL, encoder, OPTIONS)
+    embed(corpus, URL, encoder, OPTIONS)
+    assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk")
+
+
+def test_commands_on_a_store_by_url_from_tars_by_url(
+    c3: Callable[..., Result], tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    folder = copy_photos(tmp_path / "p", 6)
+    chosen = photos_of(folder)
+    for number in (0, 1):
+        path = write_tar(tmp_path / f"{number}.tar", webdataset(chosen[number * 3 : number * 3 + 3]))
+        s3fs.S3FileSystem().put(str(path), f"bucket/{number}.tar")
+    s3.every = 7
+
+    def run(*arguments: object) -> str:
+        result = c3(*arguments)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    run("embed", folder, "--store", "disk", "--workers", 1)
+    run("embed", "s3://bucket/{0..1}.tar", "--store", URL, "--workers", 1)
+    for command in (["means"], ["gap-report", "--split", "all"]):
+        one, other = (json.loads(run(*command, "--store", store, "--json")) for store in ("disk", URL))
+        assert without_store(one) == without_store(other)
+    run("export", "--store", "disk", "--output", "e1")
+    monkeypatch.setenv("C3_STORE", URL)
+    run("export", "--output", "e2")
+    tables = sorted(path.relative_to(tmp_path / "e1") for path in (tmp_path / "e1").rglob("*.parquet"))
+    assert len(tables) >= 2
+    for name in tables:
+        one, other = (pq.read_table(tmp_path / folder / name) for folder in ("e1", "e2"))
+        if "path" in one.column_names:  # where the images were: in the folder, in the tars
+            one, other = one.drop_columns(["path"]), other.drop_columns(["path"])
+        assert one.num_rows > 0
+        assert one.equals(other)
+    assert s3.failed > 10
+
+
+def without_store(value: dict) -> dict:
+    """A report without the name of its store."""
+    return {
+        name: without_store(inner) if isinstance(inner, dict) else inner
+        for name, inner in value.items()
+        if name != "store"
+    }
+
+
+def test_two_writers(encoder, tmp_path: Path, s3: Faults) -> None:
+    corpus = read_corpus([copy_photos(tmp_path / "p", 1)])
+    place = locations.location(URL)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(place):
+            entered.set()
+            leave.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert entered.wait(30)
+    with pytest.raises(StoreError, match="Another run is writing to s3://"):
+        embed(corpus, URL, encoder, OPTIONS)
+    leave.set()
+    holder.join()
+    embed(corpus, URL, encoder, OPTIONS)
+
+
+def test_the_lease_of_a_dead_writer_is_taken_over_and_a_lost_one_is_told(
+    encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE", 1.0)
+    corpus = read_corpus([copy_photos(tmp_path / "p", 1)])
+    place = locations.location(URL)
+    place.fs.pipe(f"{place.path}/.lock", b'{"token": "of somebody who is gone"}')  # type: ignore[attr-defined]
+    embed(corpus, URL, encoder, OPTIONS)
+    assert lease.Lease(place)._read() is None
+    with pytest.raises(StoreError, match="took over"), locked(place):
+        place.fs.pipe(f"{place.path}/.lock", b'{"token": "another"}')  # type: ignore[attr-defined]
+        threading.Event().wait(1.0)
+
+
+def test_a_missing_package_is_named(c3: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "upath", None)
+    result = c3("means", "--store", "s3://bucket/x")
+    assert result.exit_code == 1
+    assert 'pip install "c3tools[s3]"' in result.output
+
+
+def test_a_server_that_stays_down_is_named_with_what_to_do(
+    c3: Callable[..., Result], photos: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "ATTEMPTS", 2)
+    with pytest.raises(C3Error, match="There is no store at s3://bucket/nothing"):
+        Store.open("s3://bucket/nothing")
+    s3.every = 1
+    result = c3("embed", photos, "--store", URL)
+    assert result.exit_code == 1
+    assert URL in result.output.replace("\n", "")
+    assert "credentials in the environment" in result.output.replace("\n", " ")
