@@ -13,6 +13,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
@@ -24,7 +26,29 @@ from ...errors import StoreError
 from .tables import Columns
 from .vectors import VectorFile
 
-_ARRAY = object()  # stands for the class numpy.ndarray, which a pickle may name but not call
+
+class _Dtype:
+    """Stands for numpy.dtype: a number type, nothing else. Numpy's own can crash on a state that is made up."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
+        if not (isinstance(code, str) and re.fullmatch("[fiub][1248]", code)):
+            raise pickle.UnpicklingError(f"an array of type {reprlib.repr(code)}")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] == ">":
+            self.value = self.value.newbyteorder(">")
+
+
+class _Array:
+    """Stands for numpy.ndarray, for the same reason."""
+
+    def __init__(self, *_: object) -> None:
+        self.value: npt.NDArray[Any] = np.empty(0)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        self.value = _from_buffer(content, dtype, shape, "F" if fortran else "C")
 
 
 class _Unpickler(pickle._Unpickler):
@@ -63,12 +87,19 @@ class _Unpickler(pickle._Unpickler):
         items = self.pop_mark()
         self.append(_pairs(zip(items[::2], items[1::2], strict=True)))
 
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], (_Array, _Dtype)):
+            raise pickle.UnpicklingError(f"a state for {type(self.stack[-1]).__name__}")
+        self.stack[-1].__setstate__(state)
+
     def load_refused(self) -> None:
         raise pickle.UnpicklingError("sets and byte arrays are not read")
 
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.BUILD[0]] = load_build
     for _code in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
         dispatch[_code[0]] = load_refused
 
@@ -98,19 +129,18 @@ def _pairs(pairs: Iterable[tuple[Any, Any]] = ()) -> dict[Any, Any]:
     return {_key(key): value for key, value in pairs}
 
 
-def _new_array(*_: object) -> npt.NDArray[Any]:
-    """An array without values, which the pickle then fills; numpy checks that it brings all of them."""
-    return np.empty(0)
+def _no_array(*_: object) -> None:
+    raise pickle.UnpicklingError("an array without its content")
 
 
-def _scalar(dtype: np.dtype[Any], value: bytes) -> Any:
-    if dtype.kind not in "fiub":
-        raise pickle.UnpicklingError(f"a scalar of type {dtype}")
-    return np.frombuffer(value, dtype, 1)[0]
+def _scalar(dtype: _Dtype, value: bytes) -> Any:
+    return _from_buffer(value, dtype, (1,), "C")[0]
 
 
-def _from_buffer(buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> npt.NDArray[Any]:
-    return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C")
+def _from_buffer(buffer: bytes, dtype: Any, shape: Any, order: str) -> npt.NDArray[Any]:
+    if not (isinstance(buffer, bytes) and isinstance(dtype, _Dtype)):
+        raise pickle.UnpicklingError("an array whose content is not numbers")
+    return np.frombuffer(buffer, dtype.value).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -126,9 +156,9 @@ def _load_storage(payload: bytes) -> Any:
 
 
 _REPLACED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _ARRAY,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _new_array,
+    ("numpy", "ndarray"): _no_array,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("torch.storage", "_load_from_bytes"): _load_storage,
@@ -225,6 +255,7 @@ def _text(value: Any) -> str:
 
 def _array(value: Any) -> npt.NDArray[Any]:
     """An array of numbers from an array, a tensor or a flat list."""
+    value = value.value if isinstance(value, _Array) else value
     if isinstance(value, (list, tuple)) and not all(isinstance(number, (int, float)) for number in value):
         raise TypeError("nested lists where vectors should be")
     array = np.asarray(value)
@@ -234,9 +265,9 @@ def _array(value: Any) -> npt.NDArray[Any]:
 
 
 def _stack(embeddings: Iterable[Any], most: int) -> npt.NDArray[Any]:
-    arrays = [_array(value).reshape(-1) for value in embeddings]
+    arrays = [_array(value) for value in embeddings]
     _check_size(sum(array.size for array in arrays), most)
-    return np.stack(arrays)
+    return np.stack([array.reshape(-1) for array in arrays])
 
 
 def _check_size(values: int, most: int) -> None:
