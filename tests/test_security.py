@@ -31,6 +31,8 @@ FORBIDDEN = re.compile(
     r"|os\.(system|popen|exec\w*|spawn\w*)|subprocess\.(getoutput|getstatusoutput)|eval|exec|compile|__import__"
     r"|(urllib\.request|requests|httpx|aiohttp|http\.client)(\.\w+)*"
 )
+# the one place that fetches an address which a list names, where --download asks for it
+DOWNLOADS = ROOT / "c3tools" / "corpus" / "places.py"
 PICKLES = ROOT / "c3tools" / "store" / "importers" / "pickles.py"
 
 
@@ -70,7 +72,8 @@ def _is(node: ast.AST | None, value: object) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_unpickles_or_starts_a_shell(path: Path) -> None:
-    assert list(offences(path.read_text(encoding="utf-8"))) == []
+    expected = {"urllib.request", "urllib.request.Request", "urllib.request.urlopen"} if path == DOWNLOADS else set()
+    assert set(offences(path.read_text(encoding="utf-8"))) == expected
 
 
 @pytest.mark.parametrize(
