@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 
 from c3tools.corpus import read_corpus
 from c3tools.corpus.formats import read_captions
+from c3tools.corpus.places import PlaceReader
 from c3tools.errors import C3Error, StoreError
 from c3tools.jobs.verify import verify
 from c3tools.moments import Moments, load_moments, save_moments
@@ -28,6 +30,7 @@ from c3tools.store.seals import SEAL_PLACE
 from c3tools.transforms import Pipeline, preset
 from c3tools.transforms.recipe import load_pipeline, pipeline_from_config
 from tests.conftest import unit_rows
+from tests.corpus.packing import Photo, webdataset, write_hf_parquet, write_tar
 from tests.stores import whole_store
 
 from .mutations import Mutation, mutate_bytes, mutate_json, mutate_lines
@@ -108,11 +111,55 @@ def _caption_target(name: str, content: bytes, *mutations: Mutation, share: int 
     return Target(f"captions {name}", _file(name, content), {name: mutations}, _captions(name), share=share)
 
 
-def _folder_corpus(folder: Path) -> None:
+def _png() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (2, 2)).save(stream, "png")
+    return stream.getvalue()
+
+
+def _photos() -> list[Photo]:
+    return [Photo(f"{name}.png", _png(), [f"a {name}", "いぬ"], "train") for name in ("dog", "cat")]
+
+
+def _images_in(name: str, **options: Any) -> Callable[[Path], None]:
+    """Index a tar, table or list, and read what it says its images are, as the worker processes do."""
+
+    def read(folder: Path) -> None:
+        corpus = read_corpus([folder / name], **options)
+        with PlaceReader() as reader:
+            for item in corpus.images:
+                with suppress(Exception):  # the loader makes a failure of whatever an image raises
+                    reader.read(item.path, item.place)
+
+    return read
+
+
+def _tar(folder: Path) -> None:
+    write_tar(folder / "x.tar", webdataset(_photos()))
+
+
+def _agree_tar(folder: Path) -> None:
+    """Make the checksum of every header that still looks like one that of its bytes."""
+    content = bytearray((folder / "x.tar").read_bytes())
+    for start in range(0, len(content) - 511, 512):
+        if content[start + 257 : start + 262] == b"ustar":
+            content[start + 148 : start + 156] = b" " * 8
+            content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
+    (folder / "x.tar").write_bytes(content)
+
+
+def _listed_images(folder: Path) -> None:
     for name in ("a.png", "b.png"):
-        (folder / name).write_bytes(stream.getvalue())
+        (folder / name).write_bytes(_png())
+    (folder / "x.csv").write_text(
+        "image,text,split\na.png,a dog,train\n../b.png,a cat,\nb.png,いぬ,\nhttp://localhost/c.png,,val\n",
+        encoding="utf-8",
+    )
+
+
+def _folder_corpus(folder: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(_png())
     (folder / "captions.jsonl").write_bytes(_LINES)
 
 
@@ -277,6 +324,28 @@ def targets() -> tuple[Target, ...]:
             {"p.yaml": (mutate_bytes,)},
             lambda folder: pipeline_from_config(folder / "p.yaml"),
             share=30,
+        ),
+        Target(
+            "tar",
+            _tar,
+            {"x.tar": (mutate_bytes,)},
+            _images_in("x.tar"),
+            share=30,
+        ),
+        Target("tar, checksums mended", _tar, {"x.tar": (mutate_bytes,)}, _images_in("x.tar"), _agree_tar, share=60),
+        Target(
+            "table of images",
+            lambda folder: write_hf_parquet(folder / "x.parquet", _photos()) and None,
+            {"x.parquet": (mutate_bytes,)},
+            _images_in("x.parquet"),
+            share=60,
+        ),
+        Target(
+            "list of images",
+            _listed_images,
+            {"x.csv": (mutate_bytes,)},
+            _images_in("x.csv", image_column="image"),
+            share=40,
         ),
         _store_target("store, read", _read_store, share=80),
         _store_target("store, c3 verify", _verify, share=30),
