@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import pyarrow as pa
 
-from tests.fuzz.harness import peak_memory, run_target
+from tests.fuzz.harness import MOST_MEMORY, peak_memory, run_target
 from tests.fuzz.targets import targets
 
 
@@ -53,7 +53,7 @@ def main() -> None:
             print(f"  {count} x {problem}\n    {outcome.problems[problem]}", file=sys.stderr, flush=True)
     print_table(("reader", "runs", "refused", "slowest, s", "failures"), rows)
     print(f"{total:,} runs, {failures} failures, peak memory {peak_memory() / 2**20:,.0f} MiB")
-    sys.exit(1 if failures else 0)
+    sys.exit(1 if failures or peak_memory() > MOST_MEMORY else 0)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def _watched(read: Callable[[], object], outcome: Outcome) -> None:
     before = {number: signal.signal(number, _hang) for number in (signal.SIGPROF, signal.SIGALRM)}
     signal.setitimer(signal.ITIMER_PROF, LONGEST, 1.0)
     signal.setitimer(signal.ITIMER_REAL, _WAITING * LONGEST, 1.0)
-    begin = time.process_time()
+    begin, peak = time.process_time(), peak_memory()
     outcome.runs += 1
     try:
         with warnings.catch_warnings():
@@ -130,8 +130,8 @@ def _watched(read: Callable[[], object], outcome: Outcome) -> None:
         outcome.slowest = max(outcome.slowest, took)
     if took > LONGEST:
         raise HangError(f"took {took:.1f} s")
-    if peak_memory() > MOST_MEMORY:
-        raise MemoryError(f"the process has needed {peak_memory() / 2**20:,.0f} MiB")
+    if peak_memory() - peak > MOST_MEMORY:
+        raise MemoryError(f"the peak of the process grew by {(peak_memory() - peak) / 2**20:,.0f} MiB")
 
 
 def peak_memory() -> int:
