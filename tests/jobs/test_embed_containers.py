@@ -17,6 +17,7 @@ from c3tools.encoders import ImagePreprocessor
 from c3tools.errors import C3Error
 from c3tools.jobs.embedding import EmbedOptions, embed
 from c3tools.jobs.embedding.loader import pixel_batches
+from c3tools.jobs.verify import verify
 from c3tools.store import Store
 from tests.conftest import copy_photos
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
@@ -116,6 +117,16 @@ def test_the_commands_own_options(c3: Callable[..., Result], photos: Path, tmp_p
     result = c3("embed", photos / "captions.jsonl", "--image-column", "image", "--store", "list", "--workers", 0)
     assert result.exit_code == 0, result.output
     assert Store.open(tmp_path / "list").count("image") == 4
+
+
+def test_verification_knows_a_store_made_of_tars(encoder, tmp_path: Path) -> None:
+    members = webdataset(photos_of(copy_photos(tmp_path / "p", 3)))
+    tar = write_tar(tmp_path / "x.tar", [*members, ("../out.png", b"refused"), ("alone.txt", b"a text without image")])
+    store = tmp_path / "s"
+    summary = embed(read_corpus([tar], index_folder=store / ".inputs"), store, encoder, OPTIONS)
+    assert summary.skipped == 2
+    assert (store / ".inputs").is_dir()
+    assert verify(store).findings == []
 
 
 def slow_jpeg() -> bytes:
