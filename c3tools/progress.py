@@ -27,11 +27,17 @@ class Tracker(Protocol):
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Say that ``count`` more items are done; ``note`` replaces the text behind the bar."""
 
+    def expect(self, total: int) -> None:
+        """Say how many items there will be, where that was not known at the start."""
+
 
 class SilentTracker:
     """Reports nowhere: the default of every library function."""
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Do nothing."""
+
+    def expect(self, total: int) -> None:
         """Do nothing."""
 
 
@@ -60,6 +66,9 @@ class _BarTracker:
     def advance(self, count: int = 1, note: str | None = None) -> None:
         fields = {} if note is None else {"note": note}
         self._progress.update(self._task, advance=count, **fields)  # type: ignore[arg-type]
+
+    def expect(self, total: int) -> None:
+        self._progress.update(self._task, total=total)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -80,7 +80,8 @@ def _show(result: Verification) -> None:
     for name, shards in result.shards.items():
         read = result.read[name]
         rows_read = "read" if read == shards else f"of {read:,} shards read"
-        out.print(f"{name}: {result.rows[name]:,} rows in {shards:,} shards, rows {rows_read}", highlight=False)
+        counted = f"{shards:,} {'shard' if shards == 1 else 'shards'}"
+        out.print(f"{name}: {result.rows[name]:,} rows in {counted}, rows {rows_read}", highlight=False)
     for finding in result.findings:
         colour = "yellow" if finding.warning else "red"
         level = "warning" if finding.warning else "defect"
@@ -95,4 +96,5 @@ def _show(result: Verification) -> None:
         done = "whole again" if result.repaired else "whole"
         out.print(f"{result.store} is {done}; {len(result.findings):,} findings above.", markup=False, highlight=False)
     else:
-        out.print(f"{result.store} is not whole: {result.open:,} defects.", markup=False, highlight=False)
+        counted = f"{result.open:,} {'defect' if result.open == 1 else 'defects'}"
+        out.print(f"{result.store} is not whole: {counted}.", markup=False, highlight=False)

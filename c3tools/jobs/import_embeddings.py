@@ -160,6 +160,7 @@ def write_modalities(
     tracker = tracker or SilentTracker()
     failures: list[Failure] = []
     rows, off, left_out = {}, {}, {}
+    tracker.expect(sum(len(modality) for modality in modalities))
     with locked(path):
         _require_free(path, info, modalities)
         create_store(path, info)

@@ -91,6 +91,7 @@ def merge(
         new = Store(building, filled.info)
         numbers: dict[str, int] = {}
         seen: dict[str, set[str]] = {}
+        tracker.expect(sum(len(store.parts(modality)) for store in stores for modality in store.modalities))
         for store, name in zip(stores, names, strict=True):
             for modality, part in all_parts(store):
                 number = numbers.get(modality, 0)

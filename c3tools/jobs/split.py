@@ -127,6 +127,7 @@ def split(
     report = SplitReport(Path(destination))
     with new_store(report.store) as building:
         create_store(building, store.info)
+        tracker.expect(sum(len(store.parts(modality)) for modality in store.modalities))
         for modality, part in all_parts(store):
             require_intact(store, modality, part)
             counts = Counter(report.rows.get(modality, {}))

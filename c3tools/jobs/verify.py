@@ -101,6 +101,7 @@ def verify(
     result.findings += check_description(path)
     opened = _open(path, result.findings)
     readable: dict[str, list[int]] = {}
+    tracker.expect(sum(len(opened.parts(modality)) for modality in opened.modalities))
     for modality in opened.modalities:
         parts = opened.parts(modality)
         chosen = _sampled(parts, sample, seed, modality)
