@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
+from ..locations import kind_of
 from ..moments import Moments, save_moments
 from .failures import Failure
 from .files import sha256_of, write_atomically
@@ -73,7 +74,7 @@ def require_intact(store: Store, modality: str, part: int) -> None:
         StoreError: if the file is missing or its checksum differs.
     """
     path = part_path(store.path, modality, part, ".parquet")
-    if not path.is_file() or sha256_of(path) != store.marker(modality, part)["sha256"].get(path.name):
+    if kind_of(path) != "file" or sha256_of(path) != store.marker(modality, part)["sha256"].get(path.name):
         raise StoreError(
             f"{path} is not what its done marker says.",
             remedy=f"Check and mend the store first: c3 verify {store.path}",

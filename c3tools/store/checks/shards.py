@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,21 +10,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import StoreError
+from ...errors import StoreError, UnreachableError
+from ...locations import kind_of, name_or_file
 from ...moments import Moments, load_moments
 from ..files import sha256_of
 from ..info import StoreInfo
-from ..markers import marker_problem
+from ..markers import inspect_marker
 from ..reader import Store, embedding_matrix
 from ..rewriting import add_rows
 from ..schema import shard_schema
-from ..writer import part_path
-from .description import shard_description
+from ..writer import part_name, part_path
+from .description import description_in
 from .findings import Finding, Repair
 
 # half a unit in the last place of each component, and a little for what was computed before it was stored
 NORM_TOLERANCE = {"float16": 1e-3, "float32": 1e-4}
 MOMENTS_TOLERANCE = 1e-9
+_MARKER, _ROWS, _MOMENTS = ".json", ".parquet", ".moments.safetensors"
 _SAME = ("format_version", "dim", "dtype", "normalised")
 
 
@@ -33,12 +34,12 @@ class _Shard:
     def __init__(self, store: Store, modality: str, part: int) -> None:
         self.store, self.modality, self.part = store, modality, part
         self.marker_path, self.rows_path, self.moments_path = (
-            part_path(store.path, modality, part, suffix) for suffix in (".json", ".parquet", ".moments.safetensors")
+            part_path(store.path, modality, part, suffix) for suffix in (_MARKER, _ROWS, _MOMENTS)
         )
         self.again = "c3 import" if "imported" in store.info.extra else "c3 embed"
 
-    def finding(self, check: str, path: Path, what: str, repair: Repair = Repair.REDO) -> Finding:
-        where = path.relative_to(self.store.path).as_posix()
+    def finding(self, check: str, suffix: str, what: str, repair: Repair = Repair.REDO) -> Finding:
+        where = part_name(self.modality, self.part, suffix)
         remedies = {
             Repair.REDO: f"Drop this shard with `c3 verify --repair`, then run the `{self.again}` that made it again: "
             "only what was dropped is made anew.",
@@ -47,8 +48,10 @@ class _Shard:
         return Finding(check, where, what, remedies[repair], repair, self.modality, self.part)
 
 
-def check_shard(store: Store, modality: str, part: int, *, rows: bool = True) -> Iterator[Finding]:
-    """What is wrong with a shard; of a file that is damaged only the first thing.
+def check_shard(
+    store: Store, modality: str, part: int, *, rows: bool = True
+) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """The done marker of a shard, None where it cannot be read; and what is wrong, of a damaged file the first thing.
 
     Args:
         store: the store.
@@ -57,20 +60,22 @@ def check_shard(store: Store, modality: str, part: int, *, rows: bool = True) ->
         rows: also read the embeddings and the checksum of their file: NaN, norms, and the moments against the rows.
     """
     shard = _Shard(store, modality, part)
-    problem = marker_problem(shard.marker_path)
-    if problem is not None:
-        yield shard.finding("marker", shard.marker_path, problem)
-        return
-    marker = store.marker(modality, part)
+    marker, problem = inspect_marker(shard.marker_path)
+    if marker is None or problem is not None:
+        return marker, [shard.finding("marker", _MARKER, str(problem))]
+    return marker, list(_check_files(shard, marker, rows))
+
+
+def _check_files(shard: _Shard, marker: dict[str, Any], rows: bool) -> Iterator[Finding]:
     named = {path.name: path for path in (shard.rows_path, shard.moments_path)}
     if set(marker["sha256"]) != set(named):
-        yield shard.finding("marker", shard.marker_path, "the done marker names other files than the shard's")
+        yield shard.finding("marker", _MARKER, "the done marker names other files than the shard's")
         return
-    if not shard.rows_path.is_file():
-        yield shard.finding("files", shard.rows_path, "the file is missing")
+    if kind_of(shard.rows_path) != "file":
+        yield shard.finding("files", _ROWS, "the file is missing")
         return
     if rows and sha256_of(shard.rows_path) != marker["sha256"][shard.rows_path.name]:
-        yield shard.finding("checksum", shard.rows_path, "its sha256 is not the one in the done marker")
+        yield shard.finding("checksum", _ROWS, "its sha256 is not the one in the done marker")
         return
     problems = list(_check_footer(shard, marker["rows"]))
     yield from problems
@@ -85,23 +90,25 @@ def check_shard(store: Store, modality: str, part: int, *, rows: bool = True) ->
 def _check_footer(shard: _Shard, rows: int) -> Iterator[Finding]:
     info = shard.store.info
     try:
-        with pq.ParquetFile(shard.rows_path) as file:
+        with name_or_file(shard.rows_path) as source, pq.ParquetFile(source) as file:
             count, schema = file.metadata.num_rows, file.schema_arrow
+    except UnreachableError:
+        raise
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        yield shard.finding("schema", shard.rows_path, f"it cannot be read ({error})")
+        yield shard.finding("schema", _ROWS, f"it cannot be read ({error})")
         return
     wanted = shard_schema(shard.modality, info)
     for field in wanted:
         found = schema.field(field.name).type if field.name in schema.names else None
         if found != field.type:
             what = f"the column {field.name!r} is {found or 'missing'}, not {field.type}"
-            yield shard.finding("schema", shard.rows_path, what)
+            yield shard.finding("schema", _ROWS, what)
             return
-    described = shard_description(shard.store.path, shard.modality, shard.part)
+    described = description_in(schema)
     if described is None or not _same_kind(described, info):
-        yield shard.finding("schema", shard.rows_path, "its metadata describe another store")
+        yield shard.finding("schema", _ROWS, "its metadata describe another store")
     elif count != rows:
-        yield shard.finding("count", shard.rows_path, f"it has {count:,} rows, the done marker says {rows:,}")
+        yield shard.finding("count", _ROWS, f"it has {count:,} rows, the done marker says {rows:,}")
 
 
 def _same_kind(described: dict[str, Any], info: StoreInfo) -> bool:
@@ -119,9 +126,9 @@ def _check_moments(shard: _Shard, marker: dict[str, Any]) -> tuple[dict[str, Mom
     """The moments in the shard's file, None where they are not to be trusted."""
 
     def wrong(check: str, what: str) -> tuple[None, list[Finding]]:
-        return None, [shard.finding(check, shard.moments_path, what, Repair.MOMENTS)]
+        return None, [shard.finding(check, _MOMENTS, what, Repair.MOMENTS)]
 
-    if not shard.moments_path.is_file():
+    if kind_of(shard.moments_path) != "file":
         return wrong("files", "the file is missing")
     if sha256_of(shard.moments_path) != marker["sha256"][shard.moments_path.name]:
         return wrong("checksum", "its sha256 is not the one in the done marker")
@@ -157,18 +164,18 @@ def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[
             if expected is not None and not invalid.count:
                 add_rows(seen, batch)
     except StoreError as error:
-        yield shard.finding("schema", shard.rows_path, error.message)
+        yield shard.finding("schema", _ROWS, error.message)
         return
     if invalid.count:
-        yield shard.finding("values", shard.rows_path, f"{invalid} with NaN, infinity or norm 0")
+        yield shard.finding("values", _ROWS, f"{invalid} with NaN, infinity or norm 0")
     if off.count:
         what = f"{off} whose norm is not 1 (off by up to {worst:.2g}), though the store says they are normalised"
-        yield shard.finding("norms", shard.rows_path, what)
+        yield shard.finding("norms", _ROWS, what)
     if expected is not None and not invalid.count:
         difference = _difference(expected, seen)
         if difference:
             what = f"they are not those of the rows ({difference})"
-            yield shard.finding("moments", shard.moments_path, what, Repair.MOMENTS)
+            yield shard.finding("moments", _MOMENTS, what, Repair.MOMENTS)
 
 
 _ROLE_COLUMNS = ("key", "embedding", "split", "image_key", "pair_key")
