@@ -138,6 +138,9 @@ def download(source: Path, target: Path) -> None:
     Raises:
         OSError: if it cannot be read or written.
     """
+    if isinstance(source, Path):
+        shutil.copyfile(source, target)
+        return
     with open_binary(source) as file, target.open("wb") as copy:
         shutil.copyfileobj(file, copy, BLOCK)
 

@@ -11,12 +11,10 @@ from collections.abc import Iterator, Sequence, Set
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ...errors import StoreError, UnreachableError
-from ...locations import name_or_file
+from ...errors import StoreError
 from ..reader import Store
-from ..writer import part_name, part_path
+from ..writer import part_name
 from .findings import Finding, Repair
 
 Hashes = npt.NDArray[np.int64]
@@ -101,7 +99,7 @@ def _pairing(
 ) -> Iterator[Finding]:
     for part in parts:
         missing, example = 0, ""
-        for batch in _readable(store, modality, None, part):
+        for batch in _readable(store, modality, ["key", *_OWNERS], part):
             owner = next((name for name in _OWNERS if name in batch.schema.names), None)
             candidates = [known["image"]] if owner == "image_key" and "image" in known else []
             if owner == "pair_key":
@@ -129,25 +127,12 @@ def _pairing(
             )
 
 
-def _readable(store: Store, modality: str, columns: Sequence[str] | None, part: int) -> Iterator[pa.RecordBatch]:
+def _readable(store: Store, modality: str, columns: Sequence[str], part: int) -> Iterator[pa.RecordBatch]:
     """The batches of a shard, without the embeddings; none where it cannot be read, which was said before."""
     try:
-        if columns is None:
-            names = _names(store, modality, part)
-            columns = [name for name in ("key", *_OWNERS) if name in names]
         yield from store.batches(modality, columns, parts=[part])
     except (StoreError, UnicodeDecodeError):
         return
-
-
-def _names(store: Store, modality: str, part: int) -> list[str]:
-    try:
-        with name_or_file(part_path(store.path, modality, part, ".parquet")) as source:
-            return list(pq.read_schema(source).names)
-    except UnreachableError:
-        raise
-    except (OSError, pa.ArrowException):
-        return []
 
 
 def _finding(store: Store, modality: str, part: int, check: str, what: str) -> Finding:

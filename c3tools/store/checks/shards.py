@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from ...moments import Moments, load_moments
 from ..files import sha256_of
 from ..info import StoreInfo
 from ..markers import inspect_marker
+from ..nearby import shard_nearby
 from ..reader import Store, embedding_matrix
 from ..rewriting import add_rows
 from ..schema import shard_schema
@@ -30,18 +33,32 @@ _MARKER, _ROWS, _MOMENTS = ".json", ".parquet", ".moments.safetensors"
 _SAME = ("format_version", "dim", "dtype", "normalised")
 
 
+@dataclass
 class _Shard:
-    def __init__(self, store: Store, modality: str, part: int) -> None:
-        self.store, self.modality, self.part = store, modality, part
-        self.marker_path, self.rows_path, self.moments_path = (
-            part_path(store.path, modality, part, suffix) for suffix in (_MARKER, _ROWS, _MOMENTS)
-        )
-        self.again = "c3 import" if "imported" in store.info.extra else "c3 embed"
+    """A shard, and where its rows and moments are read: in its store, or in a copy on this machine."""
+
+    rows_in: Store
+    moments_in: Store
+    modality: str
+    part: int
+
+    @property
+    def rows_path(self) -> Path:
+        return part_path(self.rows_in.path, self.modality, self.part, _ROWS)
+
+    @property
+    def moments_path(self) -> Path:
+        return part_path(self.moments_in.path, self.modality, self.part, _MOMENTS)
+
+    @property
+    def info(self) -> StoreInfo:
+        return self.rows_in.info
 
     def finding(self, check: str, suffix: str, what: str, repair: Repair = Repair.REDO) -> Finding:
         where = part_name(self.modality, self.part, suffix)
+        again = "c3 import" if "imported" in self.info.extra else "c3 embed"
         remedies = {
-            Repair.REDO: f"Drop this shard with `c3 verify --repair`, then run the `{self.again}` that made it again: "
+            Repair.REDO: f"Drop this shard with `c3 verify --repair`, then run the `{again}` that made it again: "
             "only what was dropped is made anew.",
             Repair.MOMENTS: "Compute the moments anew from the rows: c3 verify --repair",
         }
@@ -59,11 +76,12 @@ def check_shard(
         part: its number.
         rows: also read the embeddings and the checksum of their file: NaN, norms, and the moments against the rows.
     """
-    shard = _Shard(store, modality, part)
-    marker, problem = inspect_marker(shard.marker_path)
+    marker, problem = inspect_marker(part_path(store.path, modality, part, _MARKER))
     if marker is None or problem is not None:
-        return marker, [shard.finding("marker", _MARKER, str(problem))]
-    return marker, list(_check_files(shard, marker, rows))
+        return marker, [_Shard(store, store, modality, part).finding("marker", _MARKER, str(problem))]
+    with shard_nearby(store, modality, part, (_ROWS, _MOMENTS) if rows else (_MOMENTS,)) as nearby:
+        shard = _Shard(nearby if rows else store, nearby, modality, part)
+        return marker, list(_check_files(shard, marker, rows))
 
 
 def _check_files(shard: _Shard, marker: dict[str, Any], rows: bool) -> Iterator[Finding]:
@@ -88,7 +106,7 @@ def _check_files(shard: _Shard, marker: dict[str, Any], rows: bool) -> Iterator[
 
 
 def _check_footer(shard: _Shard, rows: int) -> Iterator[Finding]:
-    info = shard.store.info
+    info = shard.info
     try:
         with name_or_file(shard.rows_path) as source, pq.ParquetFile(source) as file:
             count, schema = file.metadata.num_rows, file.schema_arrow
@@ -135,9 +153,9 @@ def _check_moments(shard: _Shard, marker: dict[str, Any]) -> tuple[dict[str, Mom
     try:
         groups, _ = load_moments(shard.moments_path)
     except StoreError as error:
-        return wrong("moments", error.message)
-    if any(moments.dim != shard.store.info.dim for moments in groups.values()):
-        return wrong("moments", f"they are not of dimension {shard.store.info.dim}")
+        return wrong("moments", f"they cannot be read ({error.__cause__ or error.message})")
+    if any(moments.dim != shard.info.dim for moments in groups.values()):
+        return wrong("moments", f"they are not of dimension {shard.info.dim}")
     total = sum(moments.n for moments in groups.values())
     if total != marker["rows"]:
         return wrong("moments", f"they are of {total:,} rows, the done marker says {marker['rows']:,}")
@@ -145,12 +163,12 @@ def _check_moments(shard: _Shard, marker: dict[str, Any]) -> tuple[dict[str, Mom
 
 
 def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[Finding]:
-    info = shard.store.info
+    info = shard.info
     columns = [name for name in shard_schema(shard.modality, info).names if name in _ROLE_COLUMNS]
     seen: dict[str, Moments] = {}
     invalid, off, worst = _Examples(), _Examples(), 0.0
     try:
-        for batch in shard.store.batches(shard.modality, columns, parts=[shard.part]):
+        for batch in shard.rows_in.batches(shard.modality, columns, parts=[shard.part]):
             keys = batch.column("key").to_pylist()
             matrix = embedding_matrix(batch)
             with np.errstate(all="ignore"):
@@ -164,7 +182,7 @@ def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[
             if expected is not None and not invalid.count:
                 add_rows(seen, batch)
     except StoreError as error:
-        yield shard.finding("schema", _ROWS, error.message)
+        yield shard.finding("schema", _ROWS, f"it cannot be read ({error.__cause__ or error.message})")
         return
     if invalid.count:
         yield shard.finding("values", _ROWS, f"{invalid} with NaN, infinity or norm 0")
