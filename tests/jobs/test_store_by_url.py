@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +88,35 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
             embed(corpus, URL, encoder, OPTIONS)
     embed(corpus, URL, encoder, OPTIONS)
     assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk")
+
+
+KILLED = """
+from c3tools import locations
+from c3tools.cli import main
+from c3tools.store import lease
+locations.FIRST_PAUSE = 0.001
+lease.BEAT, lease.PATIENCE, lease.SETTLING = 0.2, 1.0, 0.05
+main()
+"""
+
+
+def test_a_run_that_is_killed_continues_to_the_same_bytes(encoder, tmp_path: Path, s3: Faults) -> None:
+    folder = copy_photos(tmp_path / "p", 4)
+    embed(read_corpus([folder]), tmp_path / "disk", encoder, EmbedOptions(shard_size=2, workers=0))
+    s3.every = 7
+    options = ["--workers", "0", "--shard-size", "2", "--precision", "fp32"]
+    command = [sys.executable, "-c", KILLED, "embed", str(folder), "--store", URL, *options]
+    limit = random.Random().randrange(5, 90)
+    stop_at = s3.requests + limit
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while s3.requests < stop_at and run.poll() is None:
+            time.sleep(0.001)
+        run.kill()
+    assert run.returncode == -signal.SIGKILL, limit
+    if locations.kind_of(locations.location(f"{URL}/store.json")) is not None:
+        assert verify(URL).defects == [], limit
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk"), limit
 
 
 def test_commands_on_a_store_by_url_from_tars_by_url(
