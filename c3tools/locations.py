@@ -25,6 +25,7 @@ from .errors import CorpusError, MissingExtraError, UnreachableError
 ATTEMPTS = 6
 FIRST_PAUSE = 0.2  # seconds; doubled after each attempt
 BLOCK = 4 * 2**20  # bytes asked for at a time
+SMALL_BLOCK = 2**16  # where little of a file is wanted: its footer, one column
 _LARGEST_WHOLE = 2**30  # bytes kept in memory of a file whose server gives no parts
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _REFUSED = (400, 401, 403, 405)
@@ -181,24 +182,24 @@ def version_of(path: Path) -> str | None:
     return None if mark is None else f"{info['size']} {mark}"
 
 
-def open_binary(path: Path) -> BinaryIO:
-    """Open for reading, seekable: a local file as it is, a URL in ranges of `BLOCK` bytes.
+def open_binary(path: Path, block: int | None = None) -> BinaryIO:
+    """Open for reading, seekable: a local file as it is, a URL in ranges of ``block`` bytes (by default `BLOCK`).
 
     Raises:
         OSError: if it cannot be read; after `ATTEMPTS` for what may pass.
     """
     if isinstance(path, Path):
         return path.open("rb")
-    return cast(BinaryIO, io.BufferedReader(_Ranges(path), BLOCK))
+    return cast(BinaryIO, io.BufferedReader(_Ranges(path), block or BLOCK))
 
 
 @contextmanager
-def name_or_file(path: Path) -> Iterator[Path | BinaryIO]:
+def name_or_file(path: Path, block: int | None = None) -> Iterator[Path | BinaryIO]:
     """For libraries that read local files faster by name: the path of one, or the open file behind a URL."""
     if isinstance(path, Path):
         yield path
         return
-    with open_binary(path) as file:
+    with open_binary(path, block) as file:
         yield file
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ..corpus.splits import ALL, split_role
 from ..errors import StoreError, UnreachableError
 from ..float16 import to_float32
-from ..locations import kind_of, location, name_or_file, names_in
+from ..locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
 from ..moments import Moments, load_moments
 from .failures import Failure, read_failures
 from .info import StoreInfo
@@ -171,10 +171,11 @@ class Store:
         if parts is None:
             self.require(modality)
             parts = self.parts(modality)
+        block = SMALL_BLOCK if columns and "embedding" not in columns else None
         for part in parts:
             path = part_path(self.path, modality, part, ".parquet")
             try:
-                with name_or_file(path) as source, pq.ParquetFile(source) as file:
+                with name_or_file(path, block) as source, pq.ParquetFile(source) as file:
                     self._check_schema(modality, file.schema_arrow, columns or ())
                     for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
                         batch.validate(full=True)  # text that is not UTF-8 would fail far from here

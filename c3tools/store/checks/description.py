@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import StoreError, UnreachableError
-from ...locations import name_or_file, names_in, read_all
+from ...locations import SMALL_BLOCK, name_or_file, names_in, read_all
 from ..files import json_text, sha256_of
 from ..info import FORMAT_VERSION, INFO_FILE, StoreInfo
 from ..markers import read_marker
@@ -61,7 +61,7 @@ def described_by_shards(path: Path) -> dict[str, Any] | None:
 def shard_description(path: Path, modality: str, part: int) -> dict[str, Any] | None:
     """What a shard's metadata says of its store, or None where it cannot be read."""
     try:
-        with name_or_file(part_path(path, modality, part, ".parquet")) as source:
+        with name_or_file(part_path(path, modality, part, ".parquet"), SMALL_BLOCK) as source:
             return description_in(pq.read_schema(source))
     except UnreachableError:
         raise

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import StoreError, UnreachableError
-from ...locations import kind_of, name_or_file
+from ...locations import SMALL_BLOCK, kind_of, name_or_file
 from ...moments import Moments, load_moments
 from ..files import sha256_of
 from ..info import StoreInfo
@@ -108,7 +108,7 @@ def _check_files(shard: _Shard, marker: dict[str, Any], rows: bool) -> Iterator[
 def _check_footer(shard: _Shard, rows: int) -> Iterator[Finding]:
     info = shard.info
     try:
-        with name_or_file(shard.rows_path) as source, pq.ParquetFile(source) as file:
+        with name_or_file(shard.rows_path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
             count, schema = file.metadata.num_rows, file.schema_arrow
     except UnreachableError:
         raise
