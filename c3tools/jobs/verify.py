@@ -102,6 +102,11 @@ def verify(
     result = Verification(path)
     result.findings += check_description(path)
     opened = _open(path, result.findings)
+    if str(path).startswith(("http://", "https://")) and not opened.modalities:
+        raise StoreError(
+            f"{path} lists no shards; many web servers list nothing.",
+            remedy="Copy the store to this machine, or to an object store.",
+        )
     readable: dict[str, list[int]] = {}
     failures: list[Failure] = []
     tracker.expect(sum(len(opened.parts(modality)) for modality in opened.modalities))

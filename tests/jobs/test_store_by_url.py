@@ -175,7 +175,7 @@ def test_what_cannot_be_reached_is_no_damage(
     assert verify(URL).whole
     needed = s3.requests - before
     assert needed > 50
-    for last in range(0, needed, 7):
+    for last in range(0, needed, 11):
         s3.last = s3.requests + last
         with pytest.raises(UnreachableError, match="s3://bucket/runs/store"):
             verify(place)

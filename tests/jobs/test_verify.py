@@ -22,6 +22,7 @@ from c3tools.store.files import json_text, sha256_of
 from c3tools.store.markers import write_marker
 from tests.conftest import MODEL, store_files, unit_rows
 from tests.jobs.test_embed import files
+from tests.servers import Faults, web_server
 from tests.stores import corruptions, one_byte_changed, whole_store
 
 Put = Callable[[Path], Path]
@@ -49,6 +50,17 @@ def test_a_whole_store_has_no_findings(tmp_path: Path, put: Put, dtype: str) -> 
     assert result.rows == {"image": 30, "text": 60}
     assert result.shards == result.read == {"image": 3, "text": 3}
     assert {file: file.read_bytes() for file in store_files(tmp_path / "s")} == before
+
+
+def test_a_store_behind_a_web_server(tmp_path: Path) -> None:
+    pytest.importorskip("upath", reason="the extra url is not installed")
+    whole_store(tmp_path / "s")
+    (tmp_path / "unlisted").mkdir()
+    shutil.copyfile(tmp_path / "s" / "store.json", tmp_path / "unlisted" / "store.json")
+    with web_server(tmp_path, Faults()) as base:
+        assert verify(f"{base}/s").rows == {"image": 30, "text": 60}
+        with pytest.raises(StoreError, match="many web servers list nothing"):
+            verify(f"{base}/unlisted")
 
 
 @pytest.mark.parametrize(("put", "count"), [("disk", 60), ("s3", 6)], indirect=["put"])
