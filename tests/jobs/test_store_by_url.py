@@ -23,7 +23,7 @@ from c3tools.errors import C3Error, StoreError, UnreachableError
 from c3tools.jobs import verify as verify_module
 from c3tools.jobs.embedding import EmbedOptions, embed
 from c3tools.jobs.embedding import shards as shards_module
-from c3tools.jobs.verify import verify
+from c3tools.jobs.verify import repair, verify
 from c3tools.store import Store, lease, locked
 from tests.conftest import copy_photos, put_store
 from tests.corpus.packing import photos_of, webdataset, write_tar
@@ -179,6 +179,32 @@ def test_what_cannot_be_reached_is_no_damage(
         s3.last = s3.requests + last
         with pytest.raises(UnreachableError, match="s3://bucket/runs/store"):
             verify(place)
+
+
+def test_a_repair_that_is_cut_off_leaves_no_half_shard_and_is_continued(
+    tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "ATTEMPTS", 1)
+    monkeypatch.setattr(lease, "PATIENCE", 0.3)
+    path = whole_store(tmp_path / "s", images=4, part_rows=2).path
+    (path / "image" / "part-00001.moments.safetensors").write_bytes(b"x")
+    (path / "text" / "part-00001.parquet").write_bytes(b"x")
+    cut = 0
+    for last in range(4, 60, 11):
+        put_store(path, URL)
+        result = verify(URL)
+        s3.last = s3.requests + last
+        try:
+            repair(result)
+        except UnreachableError:
+            cut += 1
+        s3.last = None
+        left = {(finding.check, finding.where) for finding in verify(URL).defects}
+        assert left <= {("checksum", "image/part-00001.moments.safetensors"), ("checksum", "text/part-00001.parquet")}
+        repair(verify(URL))
+        assert verify(URL).defects == []
+        assert Store.open(URL).parts("text") == [0]
+    assert cut >= 2
 
 
 def test_a_defect_is_told_and_dropped_marker_first(
