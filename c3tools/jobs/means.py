@@ -11,6 +11,7 @@ import numpy as np
 
 from ..assets.paths import C3_MINI_MOMENTS
 from ..errors import StoreError
+from ..locations import location
 from ..moments import Moments, load_moments, save_moments
 from ..store import Store, StoreInfo
 from ..store.files import write_atomically
@@ -66,7 +67,7 @@ def gap_length(store: Store) -> float | None:
 
 
 def save_means(store: Store, path: Path, *, split: str = "train") -> dict[str, Moments]:
-    """Write the moments of every modality over ``split`` to one file, with the model they belong to.
+    """Write the moments of every modality over ``split`` to one file, here or by URL, with the model they belong to.
 
     Raises:
         StoreError: if no modality has rows in the split.
@@ -84,12 +85,12 @@ def load_means(store: Store, source: str | Path) -> dict[str, Moments]:
     """Take the means of another corpus: from now on Collapse in this store is fitted on them.
 
     Args:
-        source: a file made by `save_means`, or ``c3-mini`` for the moments of its training data.
+        source: a file made by `save_means`, here or by URL, or ``c3-mini`` for the moments of its training data.
 
     Raises:
         StoreError: if the file is not readable, or belongs to another model or dimension.
     """
-    path = BUNDLED.get(str(source), Path(source))
+    path = BUNDLED.get(str(source)) or location(source)
     groups, header = load_moments(path)
     model = header.get("model")
     if isinstance(model, dict):
