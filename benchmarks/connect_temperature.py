@@ -1,6 +1,6 @@
 """How much of the gap survives contrastive training, by logit scale: heads on frozen features, with seeds.
 
-    python examples/frozen_towers/features.py CORPUS FEATURES      # or any image.npy, text.npy and meta.jsonl
+    python examples/c3_mini/features.py CORPUS FEATURES      # or any image.npy, text.npy and meta.jsonl
     python benchmarks/connect_temperature.py FEATURES --stores STORES
 
 For each logit scale and seed, `c3 connect heads` with the settings of docs/connect.md, all from the same start for one

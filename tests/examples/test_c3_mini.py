@@ -1,0 +1,156 @@
+"""The steps that make c3-mini, on a small world in which captions are known from the features of their photo."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+
+FOLDER = Path(__file__).parents[2] / "examples" / "c3_mini"
+COLOURS, THINGS = ["red", "green", "blue", "black"], ["dog", "boat", "horse", "house", "tree"]
+PHOTOS = 120
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import make
+
+        make.MODEL = {**make.MODEL, "text_cfg": {**make.MODEL["text_cfg"], "layers": 1}}
+        trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        make.image_tower = lambda: trunk  # the packaged weights are not needed for what is tested
+        yield make
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 photos (nothing reads them), half of the last 40 held out, and a file of captions alone."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = []
+    for i in range(PHOTOS):
+        what = f"{COLOURS[i % 4]} {THINGS[i % 5]}"
+        split = "train" if i < 80 else ("val" if i % 2 else "test")
+        rows.append({"image": f"{i}.jpg", "captions": [f"A {what}.", f"There is a {what} here"], "split": split})
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    alone = [{"captions": ["A dog in a boat"] * 3}, {"captions": ["secret"], "has_photo_in_coco_cc": True}]
+    (folder / "alone.jsonl").write_text("\n".join(map(json.dumps, alone)))
+    return folder
+
+
+def run_of(made: ModuleType, corpus: Path, work: Path, text_epochs: int = 3) -> object:
+    arguments = Namespace(
+        pairs=corpus, out=work / "out", captions=[corpus / "alone.jsonl"], views=1, seed=0, work=work, members=2,
+        teacher_epochs=40, image_steps=20, text_epochs=text_epochs, pair_epochs=10,
+    )  # fmt: skip
+    run = made.make_run(arguments)
+    run.work.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def features_of(run: object) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """What `make.features` gives, without the packages of weights."""
+    from student import text_inputs
+    from words import word_vectors
+
+    rng = np.random.default_rng(0)
+    basis = {word: np.abs(rng.normal(size=1280)) for word in COLOURS + THINGS}
+    plain = np.array([basis[COLOURS[i % 4]] + basis[THINGS[i % 5]] for i in range(PHOTOS)], np.float32)
+    views = [torch.from_numpy(plain[:80] + 0.1 * rng.random((80, 1280), np.float32)) for _ in range(2)]
+    corpora = run.corpora  # type: ignore[attr-defined]
+    words = word_vectors(corpora.captions, corpora.caption_rows(corpora.photo_rows()), dim=10)
+    return torch.from_numpy(plain), views, torch.from_numpy(words), text_inputs(corpora.captions)
+
+
+def test_nothing_held_out_is_trained_on(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
+    corpora = run_of(made, corpus, tmp_path).corpora  # type: ignore[attr-defined]
+    assert corpora.photo_rows().tolist() == list(range(80))
+    assert corpora.training_captions.tolist() == [*range(160), 240, 241, 242]
+    assert not any("secret" in caption for caption in corpora.captions)
+    assert corpora.photo_rows("val").tolist() == list(range(81, 120, 2))
+
+
+def test_words_weigh_by_rarity_and_captions_alike_are_near() -> None:
+    sys.path.insert(0, str(FOLDER))
+    from words import word_vectors
+
+    captions = [f"a {word}" for word in ("dog", "cat") for _ in range(10)] + ["a Dog!", "an unknown thing"]
+    vectors = word_vectors(captions, np.arange(20), dim=3)
+    np.testing.assert_allclose(vectors[20], vectors[0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors[0]), np.log(2), rtol=1e-5)  # "a" is in all: no weight
+    np.testing.assert_allclose(vectors[0] @ vectors[10], 0, atol=1e-6)
+    np.testing.assert_allclose(vectors[21], 0)
+
+
+def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
+    run = run_of(made, corpus, tmp_path, text_epochs=60)
+    plain, views, texts, tokens = features_of(run)
+    model, log, seconds = made.train(run, plain, views, texts, tokens, 0.0)
+    assert log[0].step == 0
+    assert log[0].geometry.gap == pytest.approx(1.13, abs=0.1)
+    assert log[-1].geometry.gap > 0.3
+    chance = 1 / 20
+    assert log[-1].geometry.recall[0]["recall@10"] > 10 * chance * 0.9
+    assert log[-1].geometry.recall[1]["recall@1"] > 2 * chance
+    assert [point.step for point in log] == sorted(point.step for point in log)
+    made.write(tmp_path / "out", run, model, log, seconds)
+    loaded = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")[0]
+    assert loaded.visual.trunk.conv_head.weight.shape[0] == 1280
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
+    with torch.no_grad():
+        sentence = tokenizer(["A red dog.", "zyzzyva"])
+        np.testing.assert_allclose(loaded.eval().encode_text(sentence), model.encode_text(sentence), atol=2e-2)
+        given = loaded.visual.head(plain[:5])
+        np.testing.assert_allclose(given, model.visual.head(plain[:5]), atol=3e-2)
+
+
+def test_an_interrupted_run_continues_to_the_same_model(
+    made: ModuleType, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = run_of(made, corpus, tmp_path / "whole"), run_of(made, corpus, tmp_path / "cut")
+    first, log, _ = made.train(whole, *features_of(whole), 0.0)
+
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(made, "train_on_pairs", stopped)
+        made.train(cut, *features_of(cut), 0.0)
+    second, again, _ = made.train(cut, *features_of(cut), 0.0)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert [point.geometry for point in again] == [point.geometry for point in log]
+
+
+def test_other_settings_do_not_take_up_what_was_kept(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
+    run = run_of(made, corpus, tmp_path)
+    (corpus / "alone.jsonl").write_text(json.dumps({"captions": ["another"]}))
+    assert run_of(made, corpus, tmp_path).work != run.work  # type: ignore[attr-defined]
+
+
+def test_the_student_is_the_same_inside_and_outside_the_model(made: ModuleType) -> None:
+    from student import Student, Vocabulary, text_inputs
+
+    tokens = text_inputs(["a red dog", "two boats and a horse"])
+    vocabulary = Vocabulary(tokens)
+    features = torch.rand(50, 1280) * 3 + 1
+    student = Student(made.MODEL, vocabulary, features, seed=3).eval()
+    student.start_in_cones(features, vocabulary(tokens))
+    trunk = open_clip.CLIP(**made.MODEL).visual.trunk
+    model = student.whole(made.MODEL, vocabulary, trunk, 100.0)
+    with torch.no_grad():
+        np.testing.assert_allclose(model.visual.head(features), student.images(features), atol=1e-4)
+        np.testing.assert_allclose(model.encode_text(tokens), student.texts(vocabulary(tokens)), atol=1e-4)
+    assert model.logit_scale.exp().item() == pytest.approx(100)
