@@ -115,6 +115,22 @@ def _where(corpus: Corpus, row: int):
 
 
 class TestErrors:
+    @pytest.mark.parametrize("kind", ["parquet", "stream"])
+    @pytest.mark.parametrize("name", ["image", "file_name"])
+    def test_a_name_that_is_no_text(self, tmp_path: Path, kind: str, name: str) -> None:
+        path = write(tmp_path / "x.parquet", image=[b"1"], file_name=["a"])
+        if kind == "stream":
+            table = pq.read_table(path)
+            path = tmp_path / "x.arrow"
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+        whole = path.read_bytes()
+        damaged = whole.replace(name.encode(), b"\xff" + name.encode()[1:])
+        assert damaged != whole
+        path.write_bytes(damaged)
+        with pytest.raises(CorpusError, match="not a readable"):
+            read_corpus([path])
+
     def test_no_image_column_names_those_there_are(self, tmp_path: Path) -> None:
         path = write(tmp_path / "x.parquet", picture=["a"], words=["b"])
         with pytest.raises(CorpusError, match=r"columns are: picture, words.*\n.*--image-column"):

@@ -10,7 +10,7 @@ import pyarrow as pa
 from ...errors import CorpusError
 from ..items import Sample, Skipped
 from ..options import ReadOptions
-from .cells import RowReader, image_table
+from .cells import UNREADABLE, RowReader, image_table
 
 DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
 
@@ -80,16 +80,29 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch | Skipped]:
             for batch in pa.ipc.open_stream(source):
                 yield _checked(batch)
                 count += 1
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         message = f"cut or damaged after {count:,} record batches ({error}); get it again, then run the same command"
         yield Skipped(path.name, str(path), "DamagedTable", message)
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch, if its lengths and texts are sound: what is mapped is taken as it lies in the file.
+    """The batch, if its lengths, texts and names are sound: what is mapped is taken as it lies in the file.
 
     Raises:
-        ArrowInvalid: if they are not.
+        ArrowInvalid, UnicodeDecodeError: if they are not.
     """
     batch.validate(full=True)
+    for field in batch.schema:
+        _decode_names(field)
     return batch
+
+
+def _decode_names(field: pa.Field) -> None:
+    """Decode the name of a field and of those in it, which pyarrow does only when it is asked for them.
+
+    Raises:
+        UnicodeDecodeError: if one is not UTF-8.
+    """
+    assert isinstance(field.name, str)
+    for number in range(field.type.num_fields):
+        _decode_names(field.type.field(number))

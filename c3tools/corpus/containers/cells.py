@@ -27,6 +27,7 @@ from ..options import ReadOptions
 from ..places import TableCell
 from ..splits import split_in_name
 
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)  # what pyarrow raises on damaged tables
 # how tables of images name the column, Hugging Face and img2dataset among them
 IMAGE_CELLS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "pixels")
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import CorpusError
 from ...locations import name_or_file
 from ..items import Sample, Skipped
 from ..options import ReadOptions
-from .cells import RowReader, image_table, pick_image_cells
+from .cells import UNREADABLE, RowReader, image_table, pick_image_cells
 
 
 def holds_images(path: Path, options: ReadOptions) -> bool:
@@ -23,13 +22,12 @@ def holds_images(path: Path, options: ReadOptions) -> bool:
     """
     try:
         with name_or_file(path) as source:
-            schema = pq.read_schema(source)
-    except (OSError, pa.ArrowException) as error:
+            return pick_image_cells(pq.read_schema(source), options.image_column, path) is not None
+    except UNREADABLE as error:
         raise CorpusError(
             f"{path} is not a readable Parquet file ({error}).",
             remedy="A Parquet file that is cut has lost its end, and with it the place of every row: get it again.",
         ) from error
-    return pick_image_cells(schema, options.image_column, path) is not None
 
 
 def read(path: Path, options: ReadOptions) -> Iterator[Sample | Skipped]:
@@ -45,7 +43,7 @@ def read(path: Path, options: ReadOptions) -> Iterator[Sample | Skipped]:
             columns = [*table.names, *([f"{table.image}.path"] if table.has_path else [])]
             for group in range(file.num_row_groups):
                 yield from _read_group(file, group, columns, table.image if table.has_path else None, rows, path)
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error
     yield from rows.samples()
 
@@ -56,7 +54,7 @@ def _read_group(
     count = file.metadata.row_group(group).num_rows
     try:
         records = file.read_row_group(group, columns=columns).to_pylist() if columns else [{}] * count
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         where = f"row group {group} ({count:,} rows) cannot be read ({error}); get the file again"
         yield Skipped(path.name, f"{path}#group {group}", "DamagedTable", where)
         rows.skip(count)  # their keys are not known
