@@ -6,8 +6,8 @@ with open_executor("ray", address="head:6379") as executor:
 
 from __future__ import annotations
 
-from .base import Executor, Place, Report, Work, cores
+from .base import Executor, Place, Report, Tasks, Work, cores
 from .choice import EXECUTORS, open_executor
 from .local import LocalExecutor
 
-__all__ = ["EXECUTORS", "Executor", "LocalExecutor", "Place", "Report", "Work", "cores", "open_executor"]
+__all__ = ["EXECUTORS", "Executor", "LocalExecutor", "Place", "Report", "Tasks", "Work", "cores", "open_executor"]

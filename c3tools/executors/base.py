@@ -5,15 +5,24 @@ from __future__ import annotations
 import os
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from ..errors import C3Error
 
 Task = TypeVar("Task")
+Task_co = TypeVar("Task_co", covariant=True)
 Result = TypeVar("Result")
 Report = Callable[[int, int], None]  # so many more inputs are done, so many of them failed; may raise to end a task
+
+
+class Tasks(Protocol[Task_co]):
+    """Tasks by their position, such as a list; one that is large may be made when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Task_co: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Work(ABC, Generic[Task, Result]):
 class Executor(Protocol):
     """Has tasks done."""
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> list[Result]:
+    def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
         """Do all tasks; their results, in their order.
 
         Args:

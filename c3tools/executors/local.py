@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from ..errors import C3Error
-from .base import Message, Place, Report, Result, Task, Work, cores, failure
+from .base import Message, Place, Report, Result, Task, Tasks, Work, cores, failure
 
 
 class LocalExecutor:
@@ -30,20 +30,20 @@ class LocalExecutor:
         self._devices = tuple(devices)
         self._threads = threads
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> list[Result]:
+    def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
         """See `Executor.run`."""
-        if len(self._devices) > 1 and tasks:
+        if len(self._devices) > 1 and len(tasks):
             return _in_processes(self._devices[: len(tasks)], work, tasks, report)
         if self._threads > 1:
             return _in_threads(self._threads, work, tasks, report)
-        return list(work.run(tasks, report))
+        return list(work.run((tasks[position] for position in range(len(tasks))), report))
 
 
 class _StoppedError(Exception):
     """Another task failed, or the user interrupted: this one is given up."""
 
 
-def _in_threads(count: int, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> list[Result]:
+def _in_threads(count: int, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
     """The first failure stops the others at their next report."""
     stop = threading.Event()
 
@@ -83,9 +83,7 @@ class _Request:
     tasks: dict[int, Any]
 
 
-def _in_processes(
-    devices: Sequence[str], work: Work[Task, Result], tasks: Sequence[Task], report: Report
-) -> list[Result]:
+def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
     processes: list[SpawnProcess] = []
     ends: dict[Connection, str] = {}

@@ -12,12 +12,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NamedTuple
 
 from .. import __version__
 from ..errors import C3Error, MissingExtraError, UnreachableError
-from .base import Message, Place, Report, Result, Task, Work, failure
+from .base import Message, Place, Report, Result, Task, Tasks, Work, failure
 
 ATTEMPTS = 3  # at one task, or at starting workers
 ANSWER_TIMEOUT = 5.0  # seconds for a cluster to answer
@@ -83,7 +84,7 @@ class RayExecutor:
         """End the workers, and the cluster if it was started here."""
         self._leave()
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> list[Result]:
+    def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
         """See `Executor.run`. Workers stay for the next call, with what they have loaded."""
         run = _Run(self._workers, self._room.processes, self._start_worker, work, tasks, report)
         try:
@@ -97,7 +98,7 @@ class RayExecutor:
         ray = _ray()
         options = {"num_cpus": self._room.cores, "num_gpus": int(self._gpu), "max_restarts": 0, "max_task_retries": 0}
         place = Place("cuda" if self._gpu else "cpu", max(1, int(self._room.cores)))
-        process = ray.remote(_Process).options(**options).remote(place, os.getcwd())  # noqa: PTH109 - for elsewhere
+        process = ray.remote(_Process).options(**options).remote(place)
         return _Worker(process, process.start.remote())
 
     def _leave(self) -> None:
@@ -148,25 +149,20 @@ def room(nodes: Sequence[Mapping[str, Any]], processes: int | None, cores: int |
 class _Process:
     """The body of a worker process."""
 
-    def __init__(self, place: Place, folder: str) -> None:
+    def __init__(self, place: Place) -> None:
         self._place = place
-        self._folder = folder
 
-    def start(self) -> Message:
-        """Go to the folder that relative paths start from; says which c3tools is here."""
-        try:
-            os.chdir(self._folder)
-        except OSError as error:
-            return Message(
-                "refused",
-                text=f"The machine {socket.gethostname()} has no folder {self._folder} ({error.strerror}).",
-                remedy="Run c3 in a folder that all machines of the cluster share, as they have to share inputs and "
-                "outputs; or run it in / and name them by URL.",
-            )
-        return Message("end", text=f"{__version__} on {socket.gethostname()}")
+    def start(self) -> str:
+        """Which c3tools is here."""
+        return f"{__version__} on {socket.gethostname()}"
 
-    def run(self, work: Work[Any, Any], task: Any, again: bool) -> Message:
-        """Do one task; ``again``: an earlier attempt may have finished it."""
+    def run(self, work: Work[Any, Any], task: Any, again: bool, folder: str) -> Message:
+        """Do one task.
+
+        Args:
+            again: an earlier attempt may have finished it.
+            folder: where relative paths start.
+        """
         counts = [0, 0]
 
         def report(done: int, failed: int) -> None:
@@ -174,6 +170,7 @@ class _Process:
             counts[1] += failed
 
         try:
+            _go_to(folder)
             work.load(self._place)
             result = work.finished(task, report) if again else None
             if result is None:
@@ -181,6 +178,17 @@ class _Process:
         except Exception as error:
             return failure(error)
         return Message("result", count=counts[0], failed=counts[1], result=result)
+
+
+def _go_to(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise C3Error(
+            f"The machine {socket.gethostname()} has no folder {folder} ({error.strerror}).",
+            remedy="Run c3 in a folder that all machines of the cluster share, as they have to share inputs and "
+            "outputs; or run it in / and name them by URL.",
+        ) from error
 
 
 @dataclass
@@ -212,7 +220,7 @@ class _Run(Generic[Task, Result]):
         most: int,
         start_worker: Callable[[], _Worker],
         work: Work[Task, Result],
-        tasks: Sequence[Task],
+        tasks: Tasks[Task],
         report: Report,
     ) -> None:
         self._workers = workers
@@ -258,7 +266,7 @@ class _Run(Generic[Task, Result]):
             again = self._attempts[position] > 0
             self._attempts[position] += 1
             worker.position, worker.since = position, time.monotonic()
-            worker.pending = worker.process.run.remote(shared, self._tasks[position], again)
+            worker.pending = worker.process.run.remote(shared, self._tasks[position], again, str(Path.cwd()))
 
     def _straggler(self) -> int | None:
         """A task that takes far longer than the others did, on a machine that may be gone; each is given once more."""
@@ -281,7 +289,7 @@ class _Run(Generic[Task, Result]):
         ray = _ray()
         position = worker.position
         try:
-            message: Message = ray.get(worker.pending)
+            said: Message | str = ray.get(worker.pending)
         except ray.exceptions.RayError as error:
             self._workers.remove(worker)
             worker.end()
@@ -289,27 +297,20 @@ class _Run(Generic[Task, Result]):
             self._try_again(position, reason, "Memory may have been short: see `ray status` and the logs of Ray.")
             return
         worker.pending = worker.position = None
-        if position is None:
-            self._check_version(message)
-        elif message.kind == "result":
+        if position is None or isinstance(said, str):
+            if str(said).split(" on ")[0] != __version__:
+                raise C3Error(
+                    f"There is c3tools {said}, here {__version__}.", remedy="Install the same version on all machines."
+                )
+        elif said.kind == "result":
             if position not in self._results:
                 self._durations.append(time.monotonic() - worker.since)
-                self._results[position] = message.result
-                self._report(message.count, message.failed)
-        elif message.kind == "refused":
-            raise C3Error(f"{self._work.name(self._tasks[position])}: {message.text}", remedy=message.remedy)
+                self._results[position] = said.result
+                self._report(said.count, said.failed)
+        elif said.kind == "refused":
+            raise C3Error(f"{self._work.name(self._tasks[position])}: {said.text}", remedy=said.remedy)
         else:
-            self._try_again(position, message.text, None)
-
-    def _check_version(self, message: Message) -> None:
-        if message.kind == "refused":
-            raise C3Error(message.text, remedy=message.remedy)
-        version, _, machine = message.text.partition(" on ")
-        if version != __version__:
-            raise C3Error(
-                f"The machine {machine} has c3tools {version}, this one {__version__}.",
-                remedy="Install the same version on all machines.",
-            )
+            self._try_again(position, said.text, None)
 
     def _try_again(self, position: int | None, reason: str, remedy: str | None) -> None:
         if position is None:
