@@ -137,9 +137,7 @@ def _prepare(
                 remedy="Name another folder with --output, or replace it with --overwrite.",
             )
         _clear(output)
-    if isinstance(output, Path):
-        for leftover in output.glob("**/.*.tmp"):  # of an export that was killed
-            leftover.unlink()
+    _remove_leftovers(output)
     identity = {"digest": digest, "provenance": provenance}
     if present.get("digest") != digest:
         write_json_atomically(output / EXPORT_FILE, {**identity, "complete": False})
@@ -156,6 +154,13 @@ def _save_recipe(pipeline: Pipeline, output: Path) -> None:
             upload(path, output / path.name)
 
 
+def _remove_leftovers(output: Path) -> None:
+    """Remove what an export, or a worker, that was killed left on this machine."""
+    if isinstance(output, Path):
+        for leftover in output.glob("**/.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
 def _clear(output: Path) -> None:
     """Remove what an export wrote, and nothing else."""
     for folder in names_in(output)[0]:
@@ -168,6 +173,7 @@ def _clear(output: Path) -> None:
 
 
 def _finish(output: Path, identity: dict[str, Any], rows: dict[str, dict[str, int]], settings: ExportSettings) -> None:
+    _remove_leftovers(output)
     write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": rows})
     if settings.format == "hf":
         card = _dataset_card(output, identity, rows)

@@ -15,7 +15,7 @@ from ..executors import Executor, LocalExecutor, Report, Tasks, Work
 from ..locations import kind_of, location
 from ..progress import SilentTracker, Tracker
 from ..store import Failure, Shard, Store, StoreInfo, create_store, locked, write_failures, write_shard
-from ..store.files import sha256_of
+from ..store.files import remove_leftovers, sha256_of
 from ..store.importers import (
     ColumnNames,
     Modality,
@@ -189,6 +189,7 @@ def write_modalities(
             for left, count in executor.run(work, _Blocks(modality, finished), report):
                 bad += left
                 off[modality.name] += count
+            remove_leftovers(path / modality.name)  # of workers that were lost
             failures += bad
             rows[modality.name] = len(modality) - len(bad)
             left_out[modality.name] = {failure.key for failure in bad}

@@ -13,21 +13,24 @@ from c3tools.jobs.embedding.work import EmbedWork, ShardTask
 
 
 class KilledOnce(EmbedWork):
-    """Embedding whose process is killed once, in the middle of shard 1 of each modality, or ``after`` it."""
+    """Embedding whose process is killed once: in the middle of the images of shard 1, or after its texts.
+
+    Attributes:
+        folder: where it notes what happened; set on the class, in the main process.
+    """
 
     folder = Path()
-    after = False
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
-        self.folder, self.after = KilledOnce.folder, KilledOnce.after  # of the class, in the main process
+        self.folder = KilledOnce.folder
 
     def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
         tasks = list(tasks)
         wanted = tasks[0][0] == 1 and not self._flag("killed").exists()
 
         def report_or_die(done: int, failed: int) -> None:
-            if wanted and not self.after:
+            if wanted and self._modality == "image":
                 self._die()
             report(done, failed)
 
@@ -43,4 +46,5 @@ class KilledOnce(EmbedWork):
 
     def _die(self) -> None:
         self._flag("killed").touch()
+        (self._store.path / self._modality / ".part-00001.parquet.0.tmp").touch()  # as one that is killed in a write
         os.kill(os.getpid(), signal.SIGKILL)

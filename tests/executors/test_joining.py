@@ -16,8 +16,14 @@ from c3tools.executors.ray import RayExecutor
 from tests.servers import Faults, web_server
 
 
-def test_nobody_there() -> None:
-    pytest.importorskip("ray", reason="the extra ray is not installed")
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no cluster had been joined, whatever tests before did."""
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
+def test_nobody_there(outside) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"  # nobody listens
@@ -27,8 +33,7 @@ def test_nobody_there() -> None:
         assert time.monotonic() - start < 10
 
 
-def test_somebody_who_says_nothing(monkeypatch) -> None:
-    pytest.importorskip("ray", reason="the extra ray is not installed")
+def test_somebody_who_says_nothing(outside, monkeypatch) -> None:
     monkeypatch.setattr(on_ray, "ANSWER_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
@@ -36,8 +41,7 @@ def test_somebody_who_says_nothing(monkeypatch) -> None:
             RayExecutor().__enter__()
 
 
-def test_another_kind_of_server(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="the extra ray is not installed")
+def test_another_kind_of_server(outside, tmp_path: Path) -> None:
     with web_server(tmp_path, Faults()) as address, pytest.raises(UnreachableError, match="not Ray"):
         RayExecutor(address.removeprefix("http://")).__enter__()
 

@@ -15,6 +15,7 @@ from ...executors import Executor, LocalExecutor
 from ...locations import location
 from ...progress import SilentTracker
 from ...store import Failure, Store, StoreInfo, create_store, locked, rewrite_failures, write_failures
+from ...store.files import remove_leftovers
 from .options import EmbedOptions, TrackFactory
 from .plan import plan_modality
 from .summary import EmbedSummary, ModalitySummary
@@ -114,6 +115,7 @@ def _embed_modality(
         summary = ModalitySummary()
         for part in executor.run(work, list(plan.shards.items()), report):
             summary.add(part)
+    remove_leftovers(store.path / modality)  # of workers that were lost
     summary.elapsed = time.perf_counter() - start
     summary.already, summary.failed_before, summary.changed = plan.done, plan.failed_before, plan.changed
     return summary
