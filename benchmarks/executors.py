@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -126,6 +127,8 @@ def main() -> None:
             for name, measure in contestants.items():
                 stores[name] = Path(folder) / f"{name}-{number}"
                 times[name].append(measure(stores[name]))
+                started, then = times[name][-1]
+                print(f"round {number + 1}, {name}: {started:.1f} s, then {then:.2f} s", file=sys.stderr, flush=True)
         _, local, ray = (content(store) for store in stores.values())
     _, local_name, ray_name = contestants
     print(
