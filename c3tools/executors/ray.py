@@ -302,11 +302,12 @@ class _Run(Generic[Task, Result]):
                 raise C3Error(
                     f"There is c3tools {said}, here {__version__}.", remedy="Install the same version on all machines."
                 )
+        elif position in self._results:
+            pass  # another worker was faster
         elif said.kind == "result":
-            if position not in self._results:
-                self._durations.append(time.monotonic() - worker.since)
-                self._results[position] = said.result
-                self._report(said.count, said.failed)
+            self._durations.append(time.monotonic() - worker.since)
+            self._results[position] = said.result
+            self._report(said.count, said.failed)
         elif said.kind == "refused":
             raise C3Error(f"{self._work.name(self._tasks[position])}: {said.text}", remedy=said.remedy)
         else:

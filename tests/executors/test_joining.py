@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 import time
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from c3tools.errors import C3Error, MissingExtraError, UnreachableError
-from c3tools.executors import open_executor
+from c3tools.executors import Place, open_executor
 from c3tools.executors import ray as on_ray
 from c3tools.executors.ray import RayExecutor
+from tests.executors.works import Squares
 from tests.servers import Faults, web_server
 
 
@@ -44,6 +46,15 @@ def test_somebody_who_says_nothing(outside, monkeypatch) -> None:
 def test_another_kind_of_server(outside, tmp_path: Path) -> None:
     with web_server(tmp_path, Faults()) as address, pytest.raises(UnreachableError, match="not Ray"):
         RayExecutor(address.removeprefix("http://")).__enter__()
+
+
+def test_a_machine_without_the_folder_says_so(tmp_path: Path) -> None:
+    work = Squares(tmp_path)
+    said = on_ray._Process(Place("cpu", 1)).run(work, 2, False, str(tmp_path / "nowhere"))
+    assert said.kind == "refused"
+    assert re.search(rf"The machine .* has no folder {tmp_path}/nowhere \(No such file", said.text)
+    assert "all machines of the cluster share" in str(said.remedy)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_missing_extra_is_named(monkeypatch) -> None:
