@@ -5,7 +5,7 @@
 The first 20,000 captions, with the bundled model, by as many processes as there are cores, of one thread each, and by
 as many Ray workers. Rounds go through both in turn. Start-up is what one caption for each process takes: for local
 processes, which are started by each call, it is measured in a call of its own and subtracted; Ray workers, whose
-start-up has that of the cluster in it, stay for the second call. What is left is told by the clock and by the processor,
+start-up has that of the cluster in it, stay for the second call. The rest is told by the clock and by the processor,
 for all processes together. Where other programs run, the processor tells more. The stores are compared byte by byte.
 
 Costs about a minute a round on 2 idle cores. It should print an overhead of at most 15 %, and that the stores are the
