@@ -58,7 +58,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 f"The store {here.path} is another one on this machine.",
                 remedy="Keep it on storage that all machines share, or at a URL.",
             )
-        torch.set_num_threads(place.threads)
+        torch.set_num_threads(min(place.threads, torch.get_num_threads()))  # fewer where OMP_NUM_THREADS says so
         self._encoder = _encoder_of_this_process(self._identity, place.device, self._precision, self._compiled)
         workers = self._options.worker_count(self._encoder.compute.device, place.threads)
         self._options = replace(self._options, workers=workers)
