@@ -12,6 +12,8 @@ import io
 import os
 import random
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,8 +25,11 @@ from .errors import CorpusError, MissingExtraError, UnreachableError
 ATTEMPTS = 6
 FIRST_PAUSE = 0.2  # seconds; doubled after each attempt
 BLOCK = 4 * 2**20  # bytes asked for at a time
+SMALL_BLOCK = 2**16  # where little of a file is wanted: its footer, one column
 _LARGEST_WHOLE = 2**30  # bytes kept in memory of a file whose server gives no parts
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_REFUSED = (400, 401, 403, 405)
+_WITHOUT_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
 _NO_USE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # to try these again
 _PERMANENT = (*_NO_USE, ImportError, ValueError, TypeError)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "url"}
@@ -116,10 +121,45 @@ def upload(source: Path, target: Path) -> None:
     """Put a local file at a URL: whole or not at all, as the store promises for one object.
 
     Raises:
-        OSError: if it cannot be put there.
+        UnreachableError: if it cannot be put there.
     """
     place: Any = target
-    retrying(lambda: place.fs.put_file(str(source), place.path), str(target))
+    try:
+        retrying(lambda: place.fs.put_file(str(source), place.path), str(target))
+    except (FileNotFoundError, NotImplementedError) as error:
+        raise UnreachableError(
+            f"{target} cannot be written ({_reason(error)}).",
+            remedy="Check the address: the bucket has to be there, and web servers take no files.",
+        ) from error
+
+
+def download(source: Path, target: Path) -> None:
+    """Copy a file, from wherever it is, to this machine, in bounded memory.
+
+    Raises:
+        OSError: if it cannot be read or written.
+    """
+    if isinstance(source, Path):
+        shutil.copyfile(source, target)
+        return
+    with open_binary(source) as file, target.open("wb") as copy:
+        shutil.copyfileobj(file, copy, BLOCK)
+
+
+def write_all(path: Path, content: bytes) -> None:
+    """Write a result: a file on this machine, with the folders above it, or one object at a URL.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "object"
+        local.write_bytes(content)
+        upload(local, path)
 
 
 def remove(path: Path) -> None:
@@ -150,24 +190,24 @@ def version_of(path: Path) -> str | None:
     return None if mark is None else f"{info['size']} {mark}"
 
 
-def open_binary(path: Path) -> BinaryIO:
-    """Open for reading, seekable: a local file as it is, a URL in ranges of `BLOCK` bytes.
+def open_binary(path: Path, block: int | None = None) -> BinaryIO:
+    """Open for reading, seekable: a local file as it is, a URL in ranges of ``block`` bytes (by default `BLOCK`).
 
     Raises:
         OSError: if it cannot be read; after `ATTEMPTS` for what may pass.
     """
     if isinstance(path, Path):
         return path.open("rb")
-    return cast(BinaryIO, io.BufferedReader(_Ranges(path), BLOCK))
+    return cast(BinaryIO, io.BufferedReader(_Ranges(path), block or BLOCK))
 
 
 @contextmanager
-def name_or_file(path: Path) -> Iterator[Path | BinaryIO]:
+def name_or_file(path: Path, block: int | None = None) -> Iterator[Path | BinaryIO]:
     """For libraries that read local files faster by name: the path of one, or the open file behind a URL."""
     if isinstance(path, Path):
         yield path
         return
-    with open_binary(path) as file:
+    with open_binary(path, block) as file:
         yield file
 
 
@@ -194,22 +234,27 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
         attempts: how many; `ATTEMPTS` where it is None.
 
     Raises:
-        FileNotFoundError, PermissionError, ValueError: at once, as they come.
-        UnreachableError: when all attempts have failed.
+        FileNotFoundError, ValueError: at once, as they come.
+        UnreachableError: at once where access is refused; else when all attempts have failed.
     """
     attempts = ATTEMPTS if attempts is None else attempts
     for attempt in range(attempts):
         try:
             return call()
         except Exception as error:  # each client has exceptions of its own
+            if _is_refusal(error):
+                raise UnreachableError(
+                    f"Access to {where} is refused ({_reason(error)}).",
+                    remedy="Check the address, the credentials in the environment (for s3://: AWS_ACCESS_KEY_ID, "
+                    "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL), and what they allow.",
+                ) from error
+            if getattr(error, "status", None) in (404, 410):
+                raise FileNotFoundError(0, f"{where}: the server answers {getattr(error, 'status', '')}") from error
             if isinstance(error, _PERMANENT) and not _hides_what_may_pass(error):
                 raise
-            if getattr(error, "status", None) in (400, 401, 403, 404, 405, 410):
-                raise _refused(error, where) from error
             if attempt == attempts - 1:
-                reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
                 raise UnreachableError(
-                    f"{where} could not be reached in {attempts} attempts ({reason}).",
+                    f"{where} could not be reached in {attempts} attempts ({_reason(error)}).",
                     remedy="Check the address and the credentials in the environment, then run the same command again.",
                 ) from error
         time.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))
@@ -225,10 +270,14 @@ def _hides_what_may_pass(error: Exception) -> bool:
     return isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, _NO_USE)
 
 
-def _refused(error: Exception, where: str) -> OSError:
-    status = getattr(error, "status", None)
-    kind = FileNotFoundError if status in (404, 410) else PermissionError
-    return kind(0, f"{where}: the server answers {status}")
+def _is_refusal(error: Exception) -> bool:
+    """Whether asking again is of no use until somebody gives access."""
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    return isinstance(error, PermissionError) or status in _REFUSED or type(error).__name__ in _WITHOUT_CREDENTIALS
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split()) or type(error).__name__
 
 
 class _Ranges(io.RawIOBase):

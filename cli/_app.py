@@ -34,7 +34,7 @@ COMMANDS = (
 
 
 class FriendlyGroup(TyperGroup):
-    """Commands in the order of the workflow; a `C3Error` becomes one message and exit code 1."""
+    """Commands in the order of the workflow; a `C3Error`, or a file in the way, becomes one message and exit code 1."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Workflow order rather than alphabetical."""
@@ -50,6 +50,12 @@ class FriendlyGroup(TyperGroup):
             err.print(f"[bold red]Error:[/] {_escaped(error.message)}")
             if error.remedy:
                 err.print(_escaped(error.remedy))
+            raise typer.Exit(1) from error
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            err.print(f"[bold red]Error:[/] {_escaped(str(error))}")
+            err.print("Check the path, its permissions and the space on its disk, then run the same command again.")
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             err.print("Interrupted. What was finished is kept; the same command continues.")

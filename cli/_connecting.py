@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c3tools.locations import location
+
 from ._console import err, out
 
 if TYPE_CHECKING:
@@ -37,7 +39,13 @@ TextArrayOption = Annotated[
 ]
 SecondStoreOption = Annotated[
     Path | None,
-    typer.Option("--second-store", help="Take the second modality from this store.", show_default=False),
+    typer.Option(
+        "--second-store",
+        parser=location,
+        metavar="PATH",
+        help="Take the second modality from this store: a folder, or a URL.",
+        show_default=False,
+    ),
 ]
 ModalitiesOption = Annotated[
     str | None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from c3tools.locations import location, write_all
 
 out = Console()
 # messages hold paths and commands that people copy: the terminal may wrap them, no line break is put into them
@@ -16,11 +17,10 @@ err = Console(stderr=True, soft_wrap=True)
 
 
 def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str) -> None:
-    """Write ``value`` as JSON to the file ``destination``, or to standard output for ``-``."""
+    """Write ``value`` as JSON to the file or URL ``destination``, or to standard output for ``-``."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if destination == "-":
         sys.stdout.write(text + "\n")
     else:
-        Path(destination).parent.mkdir(parents=True, exist_ok=True)
-        Path(destination).write_text(text + "\n", encoding="utf-8")
+        write_all(location(destination), f"{text}\n".encode())
         err.print(f"Wrote {destination}", highlight=False)

@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from c3tools.locations import location
+from c3tools.errors import C3Error
+from c3tools.locations import is_url, location
+
+
+def local_path(text: str | Path) -> Path:
+    """The parser of paths that cannot be URLs.
+
+    Raises:
+        C3Error: for a URL, which would otherwise be the name of a folder.
+    """
+    if is_url(text):
+        raise C3Error(f"{text} is a URL; here a path on this machine is needed.", remedy="Name a folder, and copy it.")
+    return Path(text)
+
 
 StoreOption = Annotated[
     Path,
@@ -21,7 +34,9 @@ StoreOption = Annotated[
         show_envvar=True,
     ),
 ]
-DecoderOption = Annotated[Path, typer.Option("--decoder", help="The folder of a trained decoder.")]
+DecoderOption = Annotated[
+    Path, typer.Option("--decoder", parser=local_path, metavar="PATH", help="The folder of a trained decoder.")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(

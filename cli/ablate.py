@@ -9,7 +9,7 @@ import typer
 
 from ._console import err, out, write_json
 from ._generation import BeamsOption, LengthPenaltyOption, MagicOption, generation_config
-from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, PrecisionOption, StoreOption
+from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, PrecisionOption, StoreOption, local_path
 from ._training import EpochsOption, SetOption, SizeOption
 
 if TYPE_CHECKING:
@@ -41,7 +41,14 @@ def ablate(
     ] = "0.03,0.045,0.06,0.08,0.1",
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where finished cells are kept, and table.md and table.html written.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=local_path,
+            metavar="PATH",
+            help="Where finished cells are kept, and table.md and table.html written.",
+        ),
     ] = DEFAULT_FOLDER,
     split: Annotated[str, typer.Option("--split", help="The images that are captioned and scored.")] = "test",
     size: SizeOption = "small",

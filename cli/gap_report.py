@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from c3tools.locations import location
+
 from ._console import err, write_json
 from ._gap_tables import show_reports
 from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption
@@ -21,7 +23,12 @@ def register(app: typer.Typer) -> None:
     def gap_report(
         stores: Annotated[
             list[Path] | None,
-            typer.Argument(metavar="[STORE] [OTHER]", help="One store, or two to compare.", show_default=False),
+            typer.Argument(
+                metavar="[STORE] [OTHER]",
+                parser=location,
+                help="One store, or two to compare: folders, or URLs (s3://, gs://).",
+                show_default=False,
+            ),
         ] = None,
         store: StoreOption = DEFAULT_STORE,
         split: SplitOption = None,
@@ -42,10 +49,15 @@ def register(app: typer.Typer) -> None:
         skip_invalid: Annotated[
             bool, typer.Option("--skip-invalid", help="Leave rows with NaN, infinity or norm 0 out.")
         ] = False,
-        html: Annotated[Path, typer.Option("--html", metavar="PATH", help="Where to write the page.")] = DEFAULT_PAGE,
+        html: Annotated[
+            Path,
+            typer.Option("--html", parser=location, metavar="PATH", help="Where to write the page, here or by URL."),
+        ] = DEFAULT_PAGE,
         figures: Annotated[
             Path | None,
-            typer.Option("--figures", metavar="FOLDER", help="Also write every figure there, as PNG and SVG."),
+            typer.Option(
+                "--figures", parser=location, metavar="FOLDER", help="Also write every figure there, as PNG and SVG."
+            ),
         ] = None,
         seed: SeedOption = 0,
         json_path: JsonOption = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import err, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption, local_path
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +21,9 @@ def index(
         str, typer.Argument(help="auto (by size: Flat, then IVF,SQfp16, then OPQ,IVF,PQ), or a FAISS index string.")
     ] = "auto",
     store: StoreOption = DEFAULT_STORE,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")] = Path("c3-index"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="The folder to write to.")
+    ] = Path("c3-index"),
     modality: Annotated[
         list[str] | None,
         typer.Option("--modality", help="Index this modality only; default: all in one index.", show_default=False),

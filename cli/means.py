@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from c3tools.locations import location, remove
+
 from ._console import err, out, write_json
 from ._options import (
     DEFAULT_STORE,
@@ -29,15 +31,21 @@ def register(app: typer.Typer) -> None:
 
 def means(
     store: StoreOption = DEFAULT_STORE,
-    save: Annotated[Path | None, typer.Option(help="Write the moments of a split to this file.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(parser=location, metavar="PATH", help="Write the moments of a split to this file or URL."),
+    ] = None,
     split: Annotated[str, typer.Option(help="The split that --save writes: train, val, test or all.")] = "train",
     load: Annotated[
         str | None,
-        typer.Option(help="Fit Collapse on the moments in this file instead (c3-mini: those of its training data)."),
+        typer.Option(help="Fit Collapse on the moments in this file or URL (c3-mini: those of its training data)."),
     ] = None,
     unload: Annotated[bool, typer.Option("--unload", help="Forget loaded moments.")] = False,
     merge: Annotated[
-        list[Path] | None, typer.Option(help="Merge this moments file with the others named; needs --save.")
+        list[Path] | None,
+        typer.Option(
+            parser=location, metavar="PATH", help="Merge this moments file with the others named; needs --save."
+        ),
     ] = None,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
@@ -60,7 +68,7 @@ def means(
         return
     opened = Store.open(store)
     if unload:
-        opened.borrowed_path.unlink(missing_ok=True)
+        remove(opened.borrowed_path)
     if load is not None:
         groups = job.load_means(opened, load)
         err.print(f"Collapse now uses the means in {load}: {', '.join(groups)}.", highlight=False)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from c3tools.locations import location
+
 from ._console import err, write_json
 from ._options import JsonCommand, JsonOption
 
@@ -17,8 +19,15 @@ def register(app: typer.Typer) -> None:
 
 
 def merge(
-    destination: Annotated[Path, typer.Argument(metavar="OUT", help="The new store.")],
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores of one model, two or more.")],
+    destination: Annotated[str, typer.Argument(metavar="OUT", help="The folder of the new store.")],
+    stores: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="STORE...",
+            parser=location,
+            help="Stores of one model, two or more: folders, or URLs (s3://, gs://).",
+        ),
+    ],
     keep: Annotated[
         str | None,
         typer.Option(metavar="first", help="Of keys that several stores have, keep the row of the first store."),

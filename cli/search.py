@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, StoreOption
+from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, StoreOption, local_path
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +36,9 @@ def search(
         int | None,
         typer.Option("--nprobe", min=1, help="Inverted lists to visit.", show_default="as the index was tuned"),
     ] = None,
-    index: Annotated[Path, typer.Option("--index", help="The folder of the index.")] = Path("c3-index"),
+    index: Annotated[
+        Path, typer.Option("--index", parser=local_path, metavar="PATH", help="The folder of the index.")
+    ] = Path("c3-index"),
     store: StoreOption = DEFAULT_STORE,
     device: DeviceOption = None,
     json: JsonOption = None,

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def split(
-    destination: Annotated[Path, typer.Argument(metavar="OUT", help="The new store.")],
+    destination: Annotated[str, typer.Argument(metavar="OUT", help="The folder of the new store.")],
     store: StoreOption = DEFAULT_STORE,
     fractions: Annotated[
         str | None,

@@ -17,6 +17,7 @@ from ._options import (
     PrecisionOption,
     SeedOption,
     StoreOption,
+    local_path,
 )
 from ._training import EpochsOption, SetOption, SizeOption
 
@@ -40,7 +41,9 @@ def train_decoder(
         typer.Option("--preset", "-p", help="c3, c1, c2-collapse, c2-corrupt, capdec, ...", show_default="c3"),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The decoder's folder.")] = DEFAULT_DECODER,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="The decoder's folder.")
+    ] = DEFAULT_DECODER,
     size: SizeOption = "small",
     changes: SetOption = [],  # noqa: B006
     epochs: EpochsOption = None,

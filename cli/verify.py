@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c3tools.locations import location
+
 from ._console import err, out, write_json
 from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption
 
@@ -38,9 +40,18 @@ def register(app: typer.Typer) -> None:
 def verify(
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="[STORE]", help="The store.", envvar="C3_STORE", show_default=str(DEFAULT_STORE)),
+        typer.Argument(
+            metavar="[STORE]",
+            parser=location,
+            help="The store: a folder, or a URL (s3://, gs://).",
+            envvar="C3_STORE",
+            show_default=str(DEFAULT_STORE),
+        ),
     ] = None,
-    store: Annotated[Path | None, typer.Option("--store", help="The same, as other commands take it.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", parser=location, metavar="PATH", help="The same, as other commands take it."),
+    ] = None,
     sample: Annotated[
         float | None,
         typer.Option(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from c3tools import locations
 from c3tools.assets.paths import PHOTOS
-from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.store import Shard, Store, StoreInfo, create_store, lease, write_shard
 from tests.servers import Faults, s3_server
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -45,7 +46,7 @@ def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """An S3 on this machine with an empty ``bucket``; what is yielded says which requests fail.
 
-    Credentials and endpoint are in the environment, where users have them.
+    Credentials and endpoint are in the environment, where users have them. Pauses are short.
     """
     pytest.importorskip("moto.server", reason="moto is not installed")
     pytest.importorskip("upath", reason="the extra url is not installed")
@@ -57,13 +58,36 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ENDPOINT_URL": endpoint,
+            "AWS_MAX_ATTEMPTS": "1",  # the client's own retries pause for seconds; those of c3tools are tested
         }.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
+        for name, seconds in {"BEAT": 0.2, "PATIENCE": 20.0, "SETTLING": 0.05}.items():
+            monkeypatch.setattr(lease, name, seconds)
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("bucket")
         yield faults
         faults.every = 0
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def put(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
+    """Where a test has its stores: on disk, as they were made, or in an object store whose every seventh request fails.
+
+    What is yielded takes the folder of a store and gives its place.
+    """
+    if request.param == "disk":
+        return lambda folder: folder
+    faults: Faults = request.getfixturevalue("s3")
+
+    def to_s3(folder: Path) -> Path:
+        faults.every = 0
+        place = put_store(folder, f"s3://bucket/{folder.name}")
+        faults.every = 7
+        return place
+
+    return to_s3
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +149,19 @@ def make_store(
             part_columns = {name: values[chosen] for name, values in columns[modality].items()}
             write_shard(path, info, Shard(modality, part, rows[chosen], part_columns))
     return Store.open(path)
+
+
+def store_files(folder: Path) -> list[Path]:
+    """The files of a store that hold something, sorted."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+
+
+def put_store(folder: Path, url: str) -> Path:
+    """Put a store on disk to a URL, whose place is returned."""
+    place = locations.location(url)
+    for file in store_files(folder):
+        locations.upload(file, place / file.relative_to(folder).as_posix())
+    return place
 
 
 def unit_rows(n: int, dim: int, seed: int = 0) -> np.ndarray:

@@ -15,10 +15,12 @@ from typing import Any
 
 
 class Faults:
-    """Which requests fail: every ``every``-th, none for 0."""
+    """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer."""
 
     def __init__(self, every: int = 0) -> None:
         self.every = every
+        self.last: int | None = None
+        self.answer = "500 Internal Server Error"
         self.requests = 0
         self.failed = 0
         self._lock = threading.Lock()
@@ -27,6 +29,7 @@ class Faults:
         with self._lock:
             self.requests += 1
             fails = bool(self.every) and self.requests % self.every == 0
+            fails = fails or (self.last is not None and self.requests > self.last)
             self.failed += fails
             return fails
 
@@ -106,7 +109,7 @@ def s3_server(faults: Faults) -> Iterator[str]:
         if faults.next_fails():
             # a server that closes the connection without reading what was sent leaves the client with a broken pipe
             environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
-            start_response("500 Internal Server Error", [("Content-Length", "0")])
+            start_response(faults.answer, [("Content-Length", "0")])
             return [b""]
         return store(environment, start_response)
 

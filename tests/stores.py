@@ -10,7 +10,7 @@ from pathlib import Path
 from c3tools.jobs.means import load_means, save_means
 from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
 
-from .conftest import MODEL, unit_rows
+from .conftest import MODEL, store_files, unit_rows
 
 DIM = 12
 FAILURE = Failure("broken", "photos/broken.jpg", "decode", "OSError", "image file is truncated")
@@ -49,11 +49,6 @@ def whole_store(path: Path, *, images: int = 30, part_rows: int = 10, dtype: str
     save_means(store, path.parent / "elsewhere.safetensors")
     load_means(store, path.parent / "elsewhere.safetensors")
     return store
-
-
-def store_files(path: Path) -> list[Path]:
-    """The files of a store that hold something, sorted."""
-    return sorted(file for file in path.rglob("*") if file.is_file() and file.name != ".lock")
 
 
 @contextmanager

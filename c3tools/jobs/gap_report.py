@@ -15,6 +15,7 @@ from ..geometry.overview import gaps_between_modalities
 from ..geometry.report import GapReport, comparison_notes, report_values, single_report, stable
 from ..geometry.spaces import RECALL_PRESETS
 from ..geometry.spectrum import measure_modality
+from ..locations import write_all
 from ..progress import Tracker
 from ..store.reader import Store
 
@@ -36,12 +37,11 @@ class GapDocument:
     pages: dict[str, str]
 
     def write_pages(self, path: Path) -> list[Path]:
-        """Write the pages, the first to ``path``, the others beside it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the pages, the first to ``path``, the others beside it; here or by URL."""
         written = []
         for suffix, page in self.pages.items():
             target = path.with_name(f"{path.stem}{suffix}{path.suffix}")
-            target.write_text(page, encoding="utf-8")
+            write_all(target, page.encode())
             written.append(target)
         return written
 

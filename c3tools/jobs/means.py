@@ -12,6 +12,7 @@ import numpy as np
 from ..assets.paths import C3_MINI_MOMENTS
 from ..errors import StoreError
 from ..executors import Executor
+from ..locations import location
 from ..moments import Moments, load_moments, save_moments
 from ..store import Store, StoreInfo
 from ..store.files import write_atomically
@@ -69,7 +70,7 @@ def gap_length(store: Store, executor: Executor | None = None) -> float | None:
 def save_means(
     store: Store, path: Path, *, split: str = "train", executor: Executor | None = None
 ) -> dict[str, Moments]:
-    """Write the moments of every modality over ``split`` to one file, with the model they belong to.
+    """Write the moments of every modality over ``split`` to one file, here or by URL, with the model they belong to.
 
     Raises:
         StoreError: if no modality has rows in the split.
@@ -87,12 +88,12 @@ def load_means(store: Store, source: str | Path) -> dict[str, Moments]:
     """Take the means of another corpus: from now on Collapse in this store is fitted on them.
 
     Args:
-        source: a file made by `save_means`, or ``c3-mini`` for the moments of its training data.
+        source: a file made by `save_means`, here or by URL, or ``c3-mini`` for the moments of its training data.
 
     Raises:
         StoreError: if the file is not readable, or belongs to another model or dimension.
     """
-    path = BUNDLED.get(str(source), Path(source))
+    path = BUNDLED.get(str(source)) or location(source)
     groups, header = load_moments(path)
     model = header.get("model")
     if isinstance(model, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -13,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
+from ..locations import download, kind_of
 from ..progress import SilentTracker, Tracker
 from ..store import Failure, Store, create_store, write_failures
-from ..store.building import new_store
+from ..store.building import new_folder, new_store
 from ..store.checks.keys import Hashes, contains, key_hashes, repeated
 from ..store.files import sha256_of, write_atomically
 from ..store.markers import write_marker
 from ..store.reader import all_parts
-from ..store.rewriting import require_intact, with_column, write_batches
+from ..store.rewriting import intact_shard, not_intact, with_column, write_batches
 from ..store.writer import part_path
 
 _KEY_COLUMNS = ("key", "image_key", "pair_key")
@@ -66,17 +66,18 @@ def merge(
     """Join stores of one model into a new one; shards that need no change are copied as they are.
 
     Args:
-        destination: the new store; it appears when it is whole.
-        sources: two stores or more.
+        destination: the folder of the new store; it appears when it is whole.
+        sources: two stores or more, folders or URLs.
         duplicates: refuse keys that several stores have, keep the row of the first, or put the name of its store
             before every key.
         tracker: told of each shard.
 
     Raises:
         StoreError: if there are fewer than two stores, they are of different models, keys repeat, a shard does not
-            match its checksum, or something is at ``destination``.
+            match its checksum, something is at ``destination``, or that is a URL.
     """
     tracker = tracker or SilentTracker()
+    report = MergeReport(new_folder(destination))
     stores = [Store.open(source) for source in sources]
     _check(stores)
     names = _prefixes(stores) if duplicates is Duplicates.PREFIX else [""] * len(stores)
@@ -85,7 +86,6 @@ def merge(
         _refuse_doubles(stores, doubles)
     embedded = _embedded_after_all(stores, names)
     filled = next((store for store in stores if store.modalities), stores[0])
-    report = MergeReport(Path(destination))
     with new_store(report.store) as building:
         create_store(building, filled.info)
         new = Store(building, filled.info)
@@ -117,7 +117,7 @@ def merge(
     report.notes += [
         f"Moments that {store.path} took from another corpus were not taken over; `c3 means --load` takes them again."
         for store in stores
-        if store.borrowed_path.exists()
+        if kind_of(store.borrowed_path) is not None
     ]
     return report
 
@@ -201,19 +201,16 @@ def _copy(store: Store, new: Store, modality: str, part: int, number: int, failu
         write_atomically(target, lambda path, source=source: _copy_file(source, path))  # type: ignore[misc]
         digests[target.name] = sha256_of(target)
         if digests[target.name] != marker["sha256"].get(source.name):
-            raise StoreError(
-                f"{source} is not what its done marker says.",
-                remedy=f"Check and mend the store first: c3 verify {store.path}",
-            )
+            raise not_intact(store, source)
     path = part_path(new.path, modality, number, ".json")
     write_marker(path, {**marker, "sha256": digests, "failures": list(failures)})
     return int(marker["rows"])
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    if source.is_file():
-        shutil.copyfile(source, target)
-    else:
+    try:
+        download(source, target)
+    except FileNotFoundError:
         target.touch()  # whose checksum is then not the one in the marker
 
 
@@ -221,21 +218,21 @@ def _rewritten(
     store: Store, modality: str, part: int, prefix: str, hit: Hashes, seen: set[str]
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a shard, keys prefixed, without those whose key is in ``seen``; it grows by keys of ``hit``."""
-    require_intact(store, modality, part)
-    for batch in store.batches(modality, parts=[part]):
-        if prefix:
-            for name in _KEY_COLUMNS:
-                if name in batch.schema.names:
-                    values = batch.column(name).to_pylist()
-                    batch = with_column(batch, name, [value and prefix + value for value in values])  # noqa: PLW2901
-        if len(hit):
-            keys = batch.column("key").to_pylist()
-            keep = np.ones(len(keys), bool)
-            for row in np.flatnonzero(contains(hit, key_hashes(keys))):
-                keep[row] = keys[row] not in seen
-                seen.add(keys[row])
-            batch = batch.filter(pa.array(keep))  # noqa: PLW2901
-        yield batch
+    with intact_shard(store, modality, part) as nearby:
+        for batch in nearby.batches(modality, parts=[part]):
+            if prefix:
+                for name in _KEY_COLUMNS:
+                    if name in batch.schema.names:
+                        values = batch.column(name).to_pylist()
+                        batch = with_column(batch, name, [value and prefix + value for value in values])  # noqa: PLW2901
+            if len(hit):
+                keys = batch.column("key").to_pylist()
+                keep = np.ones(len(keys), bool)
+                for row in np.flatnonzero(contains(hit, key_hashes(keys))):
+                    keep[row] = keys[row] not in seen
+                    seen.add(keys[row])
+                batch = batch.filter(pa.array(keep))  # noqa: PLW2901
+            yield batch
 
 
 def _embedded_after_all(stores: Sequence[Store], names: Sequence[str]) -> set[str]:

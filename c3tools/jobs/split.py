@@ -17,12 +17,12 @@ from ..errors import StoreError
 from ..progress import SilentTracker, Tracker
 from ..seeds import stable_fraction
 from ..store import Store, create_store, write_failures
-from ..store.building import new_store
+from ..store.building import new_folder, new_store
 from ..store.checks.keys import key_hashes
 from ..store.importers import ColumnNames, key_and_split
 from ..store.importers.tables import read_table
 from ..store.reader import all_parts
-from ..store.rewriting import require_intact, with_column, write_batches
+from ..store.rewriting import intact_shard, with_column, write_batches
 from ..store.schema import shard_schema
 
 Chosen = list[str | None]
@@ -97,8 +97,8 @@ def split(
     Without ``column`` or ``file`` a stable hash of the key decides, the same on every machine.
 
     Args:
-        destination: the new store; it appears when it is whole.
-        source: the store; it is left as it is.
+        destination: the folder of the new store; it appears when it is whole.
+        source: the store, a folder or a URL; it is left as it is.
         fractions: of the rows, by split; by default those that stores without splits are read with.
         seed: another hash.
         column: a column of the store's images (or of what has no image) that says the split.
@@ -108,9 +108,10 @@ def split(
 
     Raises:
         StoreError: if there is no store, options contradict each other, the column is not there, the file names none
-            of the keys, or something is at ``destination``.
+            of the keys, something is at ``destination``, or that is a URL.
     """
     tracker = tracker or SilentTracker()
+    report = SplitReport(new_folder(destination))
     store = Store.open(source)
     if column is not None and file is not None:
         raise StoreError("Either a column or a file says the splits, not both.")
@@ -124,17 +125,16 @@ def split(
         choose = _by_hash(fractions or HASH_FRACTIONS, seed)
     # by hash, the key of the image says all
     images = SplitTable.collect(_image_splits(store, choose) if file or column else ())
-    report = SplitReport(Path(destination))
     with new_store(report.store) as building:
         create_store(building, store.info)
         tracker.expect(sum(len(store.parts(modality)) for modality in store.modalities))
         for modality, part in all_parts(store):
-            require_intact(store, modality, part)
             counts = Counter(report.rows.get(modality, {}))
-            batches = (
-                _resplit(batch, choose, images, counts, report) for batch in store.batches(modality, parts=[part])
-            )
-            write_batches(building, store.info, modality, part, batches, store.shard_failures(modality, part))
+            failures = store.shard_failures(modality, part)
+            with intact_shard(store, modality, part) as nearby:
+                rows = nearby.batches(modality, parts=[part])
+                batches = (_resplit(batch, choose, images, counts, report) for batch in rows)
+                write_batches(building, store.info, modality, part, batches, failures)
             report.rows[modality] = dict(sorted(counts.items()))
             tracker.advance()
         write_failures(building, store.recorded_failures())

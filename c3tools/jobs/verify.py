@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from ..locations import location, names_in, remove
 from ..moments import save_moments
 from ..progress import SilentTracker, Tracker
 from ..seeds import generator
@@ -23,7 +24,7 @@ from ..store.checks import (
     check_unfinished,
 )
 from ..store.checks.description import described_by_shards
-from ..store.failures import FAILURES_FILE
+from ..store.failures import FAILURES_FILE, Failure
 from ..store.files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
 from ..store.info import INFO_FILE, StoreInfo
 from ..store.markers import write_marker
@@ -38,7 +39,7 @@ class Verification:
     """What `verify` found.
 
     Attributes:
-        store: the folder.
+        store: the folder, or the like of one for a URL.
         shards: how many shards were looked at, by modality.
         rows: rows that their markers speak of, by modality.
         read: how many shards were read row by row, by modality.
@@ -84,7 +85,7 @@ def verify(
     """Check everything in a store; no file is changed.
 
     Args:
-        store: its folder.
+        store: its folder or URL.
         sample: the fraction of the shards of each modality, at least one, whose rows and their checksums are read;
             None reads all. Markers, moments, schema, counts and keys are checked in all shards either way.
         seed: which shards the sample takes.
@@ -92,30 +93,42 @@ def verify(
 
     Raises:
         StoreError: if there is no store, it is of a newer format version, or nothing says what it holds.
+        UnreachableError: if part of it cannot be read for now, which says nothing of what is there.
     """
     if sample is not None and not 0 < sample <= 1:
         raise StoreError(f"--sample is {sample:g}; it is a fraction of the shards.", remedy="For example: --sample 0.1")
     tracker = tracker or SilentTracker()
-    path = Path(store)
+    path = location(store)
     result = Verification(path)
     result.findings += check_description(path)
     opened = _open(path, result.findings)
+    if str(path).startswith(("http://", "https://")) and not opened.modalities:
+        raise StoreError(
+            f"{path} lists no shards; many web servers list nothing.",
+            remedy="Copy the store to this machine, or to an object store.",
+        )
     readable: dict[str, list[int]] = {}
+    failures: list[Failure] = []
     tracker.expect(sum(len(opened.parts(modality)) for modality in opened.modalities))
     for modality in opened.modalities:
         parts = opened.parts(modality)
         chosen = _sampled(parts, sample, seed, modality)
         result.shards[modality], result.read[modality], result.rows[modality] = len(parts), len(chosen), 0
         for part in parts:
-            found = list(check_shard(opened, modality, part, rows=part in chosen))
+            marker, found = check_shard(opened, modality, part, rows=part in chosen)
             result.findings += found
+            tracker.advance()
+            if marker is None:
+                continue
+            failures += (Failure(**failure) for failure in marker["failures"])
             if not any(finding.check in _CHECKS_OF_ROWS and finding.repair is Repair.REDO for finding in found):
                 readable.setdefault(modality, []).append(part)
-                result.rows[modality] += opened.marker(modality, part)["rows"]
-            tracker.advance()
-    result.findings += check_keys(opened, readable)
-    for check in (check_failures, check_borrowed, check_unfinished):
-        result.findings += check(opened)
+                result.rows[modality] += marker["rows"]
+    failed = {failure.key for failure in (*failures, *_recorded(opened))}
+    result.findings += check_keys(opened, readable, failed)
+    result.findings += check_failures(opened, failures)
+    result.findings += check_borrowed(opened)
+    result.findings += check_unfinished(opened)
     result.open = len(result.defects)
     return result
 
@@ -125,11 +138,11 @@ def repair(result: Verification) -> None:
 
     Raises:
         StoreError: if another run is writing to the store.
+        UnreachableError: if it cannot be read or written any more; the same command continues.
     """
     with locked(result.store):
-        for folder in result.store.iterdir():
-            if folder.is_dir():
-                remove_leftovers(folder)
+        for name in names_in(result.store)[0]:
+            remove_leftovers(result.store / name)
         dropped: set[tuple[str, int]] = set()
         if any(finding.repair is Repair.DESCRIPTION for finding in result.findings):
             write_json_atomically(result.store / INFO_FILE, described_by_shards(result.store))
@@ -183,7 +196,7 @@ def _mended(result: Verification, what: str) -> None:
 def _drop(store: Path, modality: str, part: int) -> None:
     # the marker first: without it the shard does not exist, whatever happens next
     for suffix in (".json", ".moments.safetensors", ".parquet"):
-        part_path(store, modality, part, suffix).unlink(missing_ok=True)
+        remove(part_path(store, modality, part, suffix))
 
 
 def _write_moments(store: Store, modality: str, part: int) -> None:
@@ -197,9 +210,14 @@ def _write_moments(store: Store, modality: str, part: int) -> None:
 
 def _write_failures(store: Store) -> None:
     """What the shards say, and what is still readable of what was refused before encoding."""
-    try:
-        refused = [failure for failure in store.recorded_failures() if failure.stage == "list"]
-    except StoreError:
-        refused = []
+    refused = [failure for failure in _recorded(store) if failure.stage == "list"]
     unique = {(f.stage, f.key): f for f in [*refused, *store.failures()]}
     write_failures(store.path, [unique[name] for name in sorted(unique)])
+
+
+def _recorded(store: Store) -> list[Failure]:
+    """What failures.parquet says, if it can be read."""
+    try:
+        return store.recorded_failures()
+    except StoreError:
+        return []

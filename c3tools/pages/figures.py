@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import C3Error
+from ..locations import write_all
 from . import palette
 
 P = ParamSpec("P")
@@ -130,7 +131,7 @@ def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG (200 dpi), SVG or PDF, chosen by the ending of ``path``, in the light colours.
+    """Write the figure as PNG (200 dpi), SVG or PDF, chosen by the ending of ``path`` (or URL), in the light colours.
 
     Raises:
         C3Error: for another ending.
@@ -138,10 +139,11 @@ def save_figure(figure: Figure, path: Path) -> None:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise C3Error(f"Figures are written as .png, .svg or .pdf, not as {path.name}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     with mpl.rc_context({**_STYLE, "svg.fonttype": "path"}):
         metadata = {"Software": None} if kind == "png" else _NO_METADATA if kind == "svg" else {"CreationDate": None}
-        figure.savefig(path, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
+        figure.savefig(content, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
+    write_all(path, content.getvalue())
 
 
 def _svg_text(figure: Figure) -> str:

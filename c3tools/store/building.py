@@ -7,9 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import StoreError
+from ..errors import StoreError, UnreachableError
+from ..locations import is_url
 from .lease import LOCK_FILE
 from .lock import locked
+
+
+def new_folder(destination: str | Path) -> Path:
+    """Where a new store goes: a folder on this machine.
+
+    Raises:
+        StoreError: for a URL. An object store renames nothing, so half of a new store could be seen there.
+    """
+    if is_url(destination):
+        raise StoreError(
+            f"A new store is built in a folder on this machine, not at {destination}: there it could not appear whole "
+            "or not at all.",
+            remedy="Name a folder, and copy it when it is there, for example: aws s3 cp --recursive FOLDER s3://…",
+        )
+    return Path(destination)
 
 
 @contextmanager
@@ -38,6 +54,8 @@ def new_store(path: Path) -> Iterator[Path]:
                 raise
             (building / LOCK_FILE).unlink()
             building.replace(path)
+    except UnreachableError:  # what it is built from is elsewhere
+        raise
     except OSError as error:
         raise StoreError(
             f"The store {path} cannot be written ({error.strerror or error}).",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import StoreError
+from ..errors import StoreError, UnreachableError
 from ..locations import kind_of, name_or_file
 from .files import write_atomically
 from .seals import SEAL_PLACE, seal
@@ -56,6 +56,8 @@ def read_failures(store: Path) -> list[Failure]:
             failures = [Failure(**row) for row in pq.read_table(file).to_pylist()]
         if not all(isinstance(value, str) for failure in failures for value in asdict(failure).values()):
             raise TypeError("a value is missing or no text")
+    except UnreachableError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise StoreError(
             f"{path} cannot be read ({error}).", remedy="Delete it and run `c3 embed` again: it is made anew."

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
+from ..errors import StoreError, UnreachableError
 from ..locations import read_all
 
 FORMAT_VERSION = 1
@@ -97,6 +97,8 @@ class StoreInfo:
                 f"There is no store at {store} ({INFO_FILE} is not there).",
                 remedy="Make one with `c3 embed PATH`, or name another with --store.",
             ) from None
+        except UnreachableError:  # says nothing of what is there
+            raise
         except (OSError, ValueError, RecursionError) as error:
             raise StoreError(
                 f"{path} is damaged ({error}).",

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
+from ..errors import StoreError, UnreachableError
 from ..locations import read_all
 from .failures import Failure
 from .files import json_text, write_json_atomically
@@ -40,32 +40,38 @@ def read_marker(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: if it cannot be read, something is missing or of another type, or its checksum does not match.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
-        value = json.loads(read_all(path))
+        content = read_all(path)
+        value = json.loads(content)
         _check(value)
+    except UnreachableError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
             f"The done marker {path} is damaged ({error!r}).",
             remedy="Run `c3 verify --repair`, then the same `c3 embed` again: only this shard is made anew.",
         ) from error
-    return value  # type: ignore[no-any-return]
+    return value, content
 
 
-def marker_problem(path: Path) -> str | None:
-    """What is wrong with a marker, down to the last byte; None where nothing is."""
+def inspect_marker(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """A marker, None where it cannot be read; and what is wrong with it, down to the last byte, None for nothing."""
     try:
-        marker = read_marker(path)
-        text = read_all(path).decode("utf-8")
+        marker, content = _read(path)
     except StoreError as error:
-        return error.message
+        return None, error.message
     unknown = sorted(set(marker) - _FIELDS - {CHECKSUM})
     if unknown:
-        return f"the done marker has the unknown field {unknown[0]!r}"
-    if text != json_text(marker):
-        return "the done marker is not as it was written"
+        return marker, f"the done marker has the unknown field {unknown[0]!r}"
+    if content != json_text(marker).encode("utf-8", "surrogatepass"):
+        return marker, "the done marker is not as it was written"
     if CHECKSUM in marker and marker["timings"].get(CHECKSUM) != _digest(_plain_timings(marker)):
-        return "the timings in the done marker do not match their checksum"
-    return None
+        return marker, "the timings in the done marker do not match their checksum"
+    return marker, None
 
 
 def _check(value: Any) -> None:

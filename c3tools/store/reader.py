@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..corpus.splits import ALL, split_role
-from ..errors import StoreError
+from ..errors import StoreError, UnreachableError
 from ..executors import Executor
 from ..float16 import to_float32
-from ..locations import kind_of, location, name_or_file, names_in
+from ..locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
 from ..moments import Moments, load_moments
 from .failures import Failure, read_failures
 from .info import StoreInfo
@@ -84,8 +84,7 @@ class Store:
 
     def parts(self, modality: str) -> list[int]:
         """Numbers of the finished shards of ``modality``, ascending."""
-        names = names_in(self.path / modality)[1]
-        return sorted(int(match[1]) for match in map(_MARKER.fullmatch, names) if match)
+        return finished_parts(self.path / modality)
 
     def marker(self, modality: str, part: int) -> dict[str, Any]:
         """The done marker of one shard: rows, failures, sha256, timings.
@@ -186,15 +185,20 @@ class Store:
         Raises:
             StoreError: if the modality is not there or a shard cannot be read.
         """
-        self.require(modality)
-        for part in self.parts(modality) if parts is None else parts:
+        if parts is None:
+            self.require(modality)
+            parts = self.parts(modality)
+        block = SMALL_BLOCK if columns and "embedding" not in columns else None
+        for part in parts:
             path = part_path(self.path, modality, part, ".parquet")
             try:
-                with name_or_file(path) as source, pq.ParquetFile(source) as file:
+                with name_or_file(path, block) as source, pq.ParquetFile(source) as file:
                     self._check_schema(modality, file.schema_arrow, columns or ())
                     for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
                         batch.validate(full=True)  # text that is not UTF-8 would fail far from here
                         yield batch
+            except UnreachableError:
+                raise
             except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as error:
                 raise StoreError(
                     f"The shard {path} cannot be read ({error}).",
@@ -241,6 +245,11 @@ class Store:
                 f"The store {self.path} has no modality {modality!r}; it has: {present}.",
                 remedy="Run `c3 embed` on a corpus that has it.",
             )
+
+
+def finished_parts(folder: Path) -> list[int]:
+    """Numbers of the shards in a modality's folder that have their done marker, ascending."""
+    return sorted(int(match[1]) for match in map(_MARKER.fullmatch, names_in(folder)[1]) if match)
 
 
 def all_parts(store: Store) -> Iterator[tuple[str, int]]:

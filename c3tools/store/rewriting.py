@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from .failures import Failure
 from .files import sha256_of, write_atomically
 from .info import StoreInfo
 from .markers import write_marker
+from .nearby import shard_nearby
 from .reader import Store, embedding_matrix, row_roles
 from .schema import ROW_GROUP_ROWS, parquet_writer, shard_schema
 from .writer import part_path
@@ -66,18 +68,27 @@ def write_batches(
     return count
 
 
-def require_intact(store: Store, modality: str, part: int) -> None:
-    """Refuse a shard whose rows are not those that its done marker was written for: damage is not copied on.
+@contextmanager
+def intact_shard(store: Store, modality: str, part: int) -> Iterator[Store]:
+    """A store on this machine with the rows of a shard, those that its done marker was written for.
 
     Raises:
-        StoreError: if the file is missing or its checksum differs.
+        StoreError: if the file is missing or its checksum differs: damage is not copied on.
     """
-    path = part_path(store.path, modality, part, ".parquet")
-    if not path.is_file() or sha256_of(path) != store.marker(modality, part)["sha256"].get(path.name):
-        raise StoreError(
-            f"{path} is not what its done marker says.",
-            remedy=f"Check and mend the store first: c3 verify {store.path}",
-        )
+    marker = store.marker(modality, part)
+    with shard_nearby(store, modality, part, (".parquet",)) as nearby:
+        path = part_path(nearby.path, modality, part, ".parquet")
+        if not path.is_file() or sha256_of(path) != marker["sha256"].get(path.name):
+            raise not_intact(store, part_path(store.path, modality, part, ".parquet"))
+        yield nearby
+
+
+def not_intact(store: Store, path: Path) -> StoreError:
+    """What is said of a file whose checksum is not the one in its done marker."""
+    return StoreError(
+        f"{path} is not what its done marker says.",
+        remedy=f"Check and mend the store first: c3 verify {store.path}",
+    )
 
 
 def moments_of_rows(store: Store, modality: str, part: int) -> dict[str, Moments]:

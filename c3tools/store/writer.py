@@ -44,7 +44,12 @@ class Shard:
 
 def part_path(store: Path, modality: str, index: int, suffix: str) -> Path:
     """Path of one file of a shard: ``part-00000.parquet``, ``.json`` or ``.moments.safetensors``."""
-    return store / modality / f"part-{index:05d}{suffix}"
+    return store / part_name(modality, index, suffix)
+
+
+def part_name(modality: str, index: int, suffix: str) -> str:
+    """The same below the store."""
+    return f"{modality}/part-{index:05d}{suffix}"
 
 
 def create_store(path: Path, info: StoreInfo) -> None:

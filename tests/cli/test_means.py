@@ -25,3 +25,12 @@ def test_what_cannot_be_done_is_said(c3, tmp_path: Path) -> None:
     assert "--save" in c3("means", "--merge", "m.safetensors").stderr
     assert "no moments file" in c3("means", "--load", "nowhere").stderr
     assert "c3-mini" in c3("means", "--load", "c3-mini").stderr
+
+
+def test_what_cannot_be_written_is_said(c3, tmp_path: Path) -> None:
+    make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
+    (tmp_path / "file").touch()
+    result = c3("means", "--save", "file/m.safetensors")
+    assert result.exit_code == 1
+    assert "Not a directory: 'file'" in result.stderr or "File exists: 'file'" in result.stderr
+    assert "Check the path" in result.stderr

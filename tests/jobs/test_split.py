@@ -14,7 +14,8 @@ from c3tools.jobs.verify import verify
 from c3tools.moments import Moments
 from c3tools.store import Store
 from c3tools.store.reader import row_roles
-from tests.stores import store_files, whole_store
+from tests.conftest import store_files
+from tests.stores import whole_store
 
 
 def roles(store: Store, modality: str) -> dict[str, str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,25 +19,20 @@ from typer.testing import Result
 
 from c3tools import locations
 from c3tools.corpus import read_corpus
-from c3tools.errors import C3Error, StoreError
+from c3tools.errors import C3Error, StoreError, UnreachableError
+from c3tools.jobs import verify as verify_module
 from c3tools.jobs.embedding import EmbedOptions, embed
 from c3tools.jobs.embedding import shards as shards_module
+from c3tools.jobs.verify import repair, verify
 from c3tools.store import Store, lease, locked
-from tests.conftest import copy_photos
+from tests.conftest import copy_photos, put_store
 from tests.corpus.packing import photos_of, webdataset, write_tar
 from tests.jobs.test_embed import files
 from tests.servers import Faults
+from tests.stores import whole_store
 
 OPTIONS = EmbedOptions(shard_size=3, workers=2, batch_size=2)
 URL = "s3://bucket/runs/store"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # the client's own retries pause for seconds; those here are tested
-    for name, seconds in {"BEAT": 0.2, "PATIENCE": 20.0, "SETTLING": 0.05}.items():
-        monkeypatch.setattr(lease, name, seconds)
 
 
 def fetched(folder: Path, faults: Faults) -> dict[str, bytes]:
@@ -91,6 +90,35 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk")
 
 
+KILLED = """
+from c3tools import locations
+from c3tools.cli import main
+from c3tools.store import lease
+locations.FIRST_PAUSE = 0.001
+lease.BEAT, lease.PATIENCE, lease.SETTLING = 0.2, 1.0, 0.05
+main()
+"""
+
+
+def test_a_run_that_is_killed_continues_to_the_same_bytes(encoder, tmp_path: Path, s3: Faults) -> None:
+    folder = copy_photos(tmp_path / "p", 4)
+    embed(read_corpus([folder]), tmp_path / "disk", encoder, EmbedOptions(shard_size=2, workers=0))
+    s3.every = 7
+    options = ["--workers", "0", "--shard-size", "2", "--precision", "fp32"]
+    command = [sys.executable, "-c", KILLED, "embed", str(folder), "--store", URL, *options]
+    limit = random.Random().randrange(5, 90)
+    stop_at = s3.requests + limit
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while s3.requests < stop_at and run.poll() is None:
+            time.sleep(0.001)
+        run.kill()
+    assert run.returncode == -signal.SIGKILL, limit
+    if locations.kind_of(locations.location(f"{URL}/store.json")) is not None:
+        assert verify(URL).defects == [], limit
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk"), limit
+
+
 def test_commands_on_a_store_by_url_from_tars_by_url(
     c3: Callable[..., Result], tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +162,78 @@ def without_store(value: dict) -> dict:
         for name, inner in value.items()
         if name != "store"
     }
+
+
+@pytest.mark.parametrize("answer", ["500 Internal Server Error", "403 Forbidden"])
+def test_what_cannot_be_reached_is_no_damage(
+    tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr(locations, "ATTEMPTS", 1)
+    place = put_store(whole_store(tmp_path / "s", images=4, part_rows=2).path, URL)
+    s3.answer = answer
+    before = s3.requests
+    assert verify(URL).whole
+    needed = s3.requests - before
+    assert needed > 50
+    for last in range(0, needed, 11):
+        s3.last = s3.requests + last
+        with pytest.raises(UnreachableError, match="s3://bucket/runs/store"):
+            verify(place)
+
+
+def test_a_repair_that_is_cut_off_leaves_no_half_shard_and_is_continued(
+    tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "ATTEMPTS", 1)
+    monkeypatch.setattr(lease, "PATIENCE", 0.3)
+    path = whole_store(tmp_path / "s", images=4, part_rows=2).path
+    (path / "image" / "part-00001.moments.safetensors").write_bytes(b"x")
+    (path / "text" / "part-00001.parquet").write_bytes(b"x")
+    cut = 0
+    for last in range(6, 40, 11):
+        put_store(path, URL)
+        result = verify(URL)
+        s3.last = s3.requests + last
+        try:
+            repair(result)
+        except UnreachableError:
+            cut += 1
+        s3.last = None
+        left = {(finding.check, finding.where) for finding in verify(URL).defects}
+        assert left <= {("checksum", "image/part-00001.moments.safetensors"), ("checksum", "text/part-00001.parquet")}
+        repair(verify(URL))
+        assert verify(URL).defects == []
+        assert Store.open(URL).parts("text") == [0]
+    assert cut >= 2
+
+
+def test_a_defect_is_told_and_dropped_marker_first(
+    c3: Callable[..., Result], tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = whole_store(tmp_path / "s").path
+    content = (path / "text" / "part-00001.parquet").read_bytes()
+    (path / "text" / "part-00001.parquet").write_bytes(content[:60] + b"\0" + content[61:])
+    place = put_store(path, URL)
+    monkeypatch.setenv("C3_STORE", URL)
+    s3.every = 7
+    result = c3("verify", "--json")
+    assert result.exit_code == 1
+    value = json.loads(result.stdout)
+    assert value["store"] == URL
+    assert [(f["check"], f["where"]) for f in value["findings"]] == [("checksum", "text/part-00001.parquet")]
+    assert c3("verify", URL, "--sample", "0.1", "--seed", "2").exit_code == 0  # reads another shard
+    removed: list[str] = []
+    remove = locations.remove
+    monkeypatch.setattr(verify_module, "remove", lambda path: (removed.append(path.name), remove(path)))
+    result = c3("verify", "--store", URL, "--repair")
+    assert result.exit_code == 1
+    assert f"{URL}/text/part-00001.parquet: its sha256" in result.stderr
+    assert "text shard 1 was dropped" in result.stdout
+    assert removed == ["part-00001.json", "part-00001.moments.safetensors", "part-00001.parquet"]
+    assert len(locations.names_in(place / "text")[1]) == 6
+    again = c3("verify", URL)
+    assert again.exit_code == 0
+    assert "not finished, or was dropped" in again.stderr
 
 
 def test_two_writers(encoder, tmp_path: Path, s3: Faults) -> None:

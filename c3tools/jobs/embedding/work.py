@@ -14,7 +14,7 @@ from ...encoders import Encoder, load_recorded_encoder
 from ...errors import StoreError
 from ...executors import Place, Report, Work
 from ...store import Store
-from ...store.rewriting import require_intact
+from ...store.rewriting import intact_shard
 from .options import EmbedOptions
 from .shards import embed_shards
 from .summary import ModalitySummary
@@ -73,9 +73,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         if number not in self._store.parts(self._modality):
             return None
         try:
-            require_intact(self._store, self._modality, number)
             failures = self._store.shard_failures(self._modality, number)
-            batches = list(self._store.batches(self._modality, ["key"], parts=[number]))
+            with intact_shard(self._store, self._modality, number) as whole:
+                batches = list(whole.batches(self._modality, ["key"], parts=[number]))
         except StoreError:
             return None
         keys = [key for batch in batches for key in batch.column("key").to_pylist()]

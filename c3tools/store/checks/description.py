@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import StoreError
+from ...errors import StoreError, UnreachableError
+from ...locations import SMALL_BLOCK, name_or_file, names_in, read_all
 from ..files import json_text, sha256_of
 from ..info import FORMAT_VERSION, INFO_FILE, StoreInfo
 from ..markers import read_marker
-from ..reader import Store, all_parts
+from ..reader import Store, all_parts, finished_parts
 from ..schema import METADATA_KEY
 from ..writer import part_path
 from .findings import Finding, Repair
@@ -33,7 +34,7 @@ def check_description(path: Path) -> list[Finding]:
             raise
         return [_finding(error.message)]
     value = info.to_json()
-    if (path / INFO_FILE).read_text(encoding="utf-8") != json_text(value):
+    if read_all(path / INFO_FILE) != json_text(value).encode("utf-8", "surrogatepass"):
         return [_finding("it is not as it was written")]
     shards = list(all_parts(Store(path, info)))
     if shards and not any(shard_description(path, *shard) == value for shard in shards):
@@ -43,15 +44,16 @@ def check_description(path: Path) -> list[Finding]:
 
 def described_by_shards(path: Path) -> dict[str, Any] | None:
     """The store.json that the first intact shard repeats, or None where there is none."""
-    for marker in sorted(path.glob("*/part-*.json")):
-        modality, stem = marker.parent.name, marker.stem
+    shards = ((modality, part) for modality in names_in(path)[0] for part in finished_parts(path / modality))
+    for modality, part in shards:
+        rows = part_path(path, modality, part, ".parquet")
         try:
-            digests = read_marker(marker)["sha256"]
-            rows = marker.with_suffix(".parquet")
-            if digests.get(rows.name) != sha256_of(rows):
-                continue
-            return shard_description(path, modality, int(stem.removeprefix("part-")))
-        except (StoreError, OSError, ValueError):
+            digests = read_marker(part_path(path, modality, part, ".json"))["sha256"]
+            if digests.get(rows.name) == sha256_of(rows):
+                return shard_description(path, modality, part)
+        except UnreachableError:
+            raise
+        except (StoreError, OSError):
             continue
     return None
 
@@ -59,16 +61,26 @@ def described_by_shards(path: Path) -> dict[str, Any] | None:
 def shard_description(path: Path, modality: str, part: int) -> dict[str, Any] | None:
     """What a shard's metadata says of its store, or None where it cannot be read."""
     try:
-        metadata = pq.read_schema(part_path(path, modality, part, ".parquet")).metadata or {}
-        value = json.loads(metadata[METADATA_KEY])
-    except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException):
+        with name_or_file(part_path(path, modality, part, ".parquet"), SMALL_BLOCK) as source:
+            return description_in(pq.read_schema(source))
+    except UnreachableError:
+        raise
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+
+
+def description_in(schema: pa.Schema) -> dict[str, Any] | None:
+    """What a shard's schema says of its store, or None where it says nothing."""
+    try:
+        value = json.loads((schema.metadata or {})[METADATA_KEY])
+    except (ValueError, KeyError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def _is_newer(path: Path) -> bool:
     try:
-        version = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))["format_version"]
+        version = json.loads(read_all(path / INFO_FILE))["format_version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return isinstance(version, int) and version > FORMAT_VERSION

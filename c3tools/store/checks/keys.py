@@ -6,18 +6,15 @@ text, so a duplicate is never reported by accident.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...errors import StoreError
 from ..reader import Store
-from ..writer import part_path
+from ..writer import part_name
 from .findings import Finding, Repair
 
 Hashes = npt.NDArray[np.int64]
@@ -43,12 +40,13 @@ def contains(ordered: Hashes, hashes: Hashes) -> npt.NDArray[np.bool_]:
     return ordered[np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)] == hashes  # type: ignore[no-any-return]
 
 
-def check_keys(store: Store, parts: Parts) -> Iterator[Finding]:
+def check_keys(store: Store, parts: Parts, failed: Set[str]) -> Iterator[Finding]:
     """What is wrong with the keys of these shards.
 
     Args:
         store: the store.
         parts: modality → numbers of the shards that can be read.
+        failed: keys that are listed as failed.
     """
     known: dict[str, Hashes] = {}
     for modality, numbers in parts.items():
@@ -58,7 +56,6 @@ def check_keys(store: Store, parts: Parts) -> Iterator[Finding]:
         if len(again):
             yield from _duplicates(store, modality, numbers, again)
         known[modality] = hashes
-    failed = _failed_keys(store)
     for modality, numbers in parts.items():
         yield from _pairing(store, modality, numbers, known, failed)
 
@@ -98,11 +95,11 @@ def _duplicates(store: Store, modality: str, parts: Sequence[int], again: Hashes
 
 
 def _pairing(
-    store: Store, modality: str, parts: Sequence[int], known: dict[str, Hashes], failed: set[str]
+    store: Store, modality: str, parts: Sequence[int], known: dict[str, Hashes], failed: Set[str]
 ) -> Iterator[Finding]:
     for part in parts:
         missing, example = 0, ""
-        for batch in _readable(store, modality, None, part):
+        for batch in _readable(store, modality, ["key", *_OWNERS], part):
             owner = next((name for name in _OWNERS if name in batch.schema.names), None)
             candidates = [known["image"]] if owner == "image_key" and "image" in known else []
             if owner == "pair_key":
@@ -119,7 +116,7 @@ def _pairing(
             foreign = "imported" in store.info.extra
             yield Finding(
                 "pairing",
-                _where(store, modality, part),
+                part_name(modality, part, ".parquet"),
                 f"{missing:,} rows belong to what is neither there nor listed as failed, for example {example!r}",
                 "The import's tables name them; give the images too, if they are wanted."
                 if foreign
@@ -130,41 +127,15 @@ def _pairing(
             )
 
 
-def _readable(store: Store, modality: str, columns: Sequence[str] | None, part: int) -> Iterator[pa.RecordBatch]:
+def _readable(store: Store, modality: str, columns: Sequence[str], part: int) -> Iterator[pa.RecordBatch]:
     """The batches of a shard, without the embeddings; none where it cannot be read, which was said before."""
     try:
-        if columns is None:
-            columns = [name for name in ("key", *_OWNERS) if name in _names(store, modality, part)]
         yield from store.batches(modality, columns, parts=[part])
     except (StoreError, UnicodeDecodeError):
         return
 
 
-def _names(store: Store, modality: str, part: int) -> list[str]:
-    try:
-        return list(pq.read_schema(part_path(store.path, modality, part, ".parquet")).names)
-    except (OSError, pa.ArrowException):
-        return []
-
-
-def _failed_keys(store: Store) -> set[str]:
-    """Keys of what was not embedded, from whatever can be read."""
-    keys: set[str] = set()
-    lists = [store.recorded_failures]
-    lists += [
-        partial(store.shard_failures, modality, part) for modality in store.modalities for part in store.parts(modality)
-    ]
-    for read in lists:
-        with suppress(StoreError):
-            keys |= {failure.key for failure in read()}
-    return keys
-
-
-def _where(store: Store, modality: str, part: int) -> str:
-    return part_path(store.path, modality, part, ".parquet").relative_to(store.path).as_posix()
-
-
 def _finding(store: Store, modality: str, part: int, check: str, what: str) -> Finding:
     again = "c3 import" if "imported" in store.info.extra else "c3 embed"
     remedy = f"Drop this shard with `c3 verify --repair`, then run the `{again}` that made it again."
-    return Finding(check, _where(store, modality, part), what, remedy, Repair.REDO, modality, part)
+    return Finding(check, part_name(modality, part, ".parquet"), what, remedy, Repair.REDO, modality, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +12,63 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import StoreError
+from ...errors import StoreError, UnreachableError
+from ...locations import SMALL_BLOCK, kind_of, name_or_file
 from ...moments import Moments, load_moments
 from ..files import sha256_of
 from ..info import StoreInfo
-from ..markers import marker_problem
+from ..markers import inspect_marker
+from ..nearby import shard_nearby
 from ..reader import Store, embedding_matrix
 from ..rewriting import add_rows
 from ..schema import shard_schema
-from ..writer import part_path
-from .description import shard_description
+from ..writer import part_name, part_path
+from .description import description_in
 from .findings import Finding, Repair
 
 # half a unit in the last place of each component, and a little for what was computed before it was stored
 NORM_TOLERANCE = {"float16": 1e-3, "float32": 1e-4}
 MOMENTS_TOLERANCE = 1e-9
+_MARKER, _ROWS, _MOMENTS = ".json", ".parquet", ".moments.safetensors"
 _SAME = ("format_version", "dim", "dtype", "normalised")
 
 
+@dataclass
 class _Shard:
-    def __init__(self, store: Store, modality: str, part: int) -> None:
-        self.store, self.modality, self.part = store, modality, part
-        self.marker_path, self.rows_path, self.moments_path = (
-            part_path(store.path, modality, part, suffix) for suffix in (".json", ".parquet", ".moments.safetensors")
-        )
-        self.again = "c3 import" if "imported" in store.info.extra else "c3 embed"
+    """A shard, and where its rows and moments are read: in its store, or in a copy on this machine."""
 
-    def finding(self, check: str, path: Path, what: str, repair: Repair = Repair.REDO) -> Finding:
-        where = path.relative_to(self.store.path).as_posix()
+    rows_in: Store
+    moments_in: Store
+    modality: str
+    part: int
+
+    @property
+    def rows_path(self) -> Path:
+        return part_path(self.rows_in.path, self.modality, self.part, _ROWS)
+
+    @property
+    def moments_path(self) -> Path:
+        return part_path(self.moments_in.path, self.modality, self.part, _MOMENTS)
+
+    @property
+    def info(self) -> StoreInfo:
+        return self.rows_in.info
+
+    def finding(self, check: str, suffix: str, what: str, repair: Repair = Repair.REDO) -> Finding:
+        where = part_name(self.modality, self.part, suffix)
+        again = "c3 import" if "imported" in self.info.extra else "c3 embed"
         remedies = {
-            Repair.REDO: f"Drop this shard with `c3 verify --repair`, then run the `{self.again}` that made it again: "
+            Repair.REDO: f"Drop this shard with `c3 verify --repair`, then run the `{again}` that made it again: "
             "only what was dropped is made anew.",
             Repair.MOMENTS: "Compute the moments anew from the rows: c3 verify --repair",
         }
         return Finding(check, where, what, remedies[repair], repair, self.modality, self.part)
 
 
-def check_shard(store: Store, modality: str, part: int, *, rows: bool = True) -> Iterator[Finding]:
-    """What is wrong with a shard; of a file that is damaged only the first thing.
+def check_shard(
+    store: Store, modality: str, part: int, *, rows: bool = True
+) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """The done marker of a shard, None where it cannot be read; and what is wrong, of a damaged file the first thing.
 
     Args:
         store: the store.
@@ -56,21 +76,24 @@ def check_shard(store: Store, modality: str, part: int, *, rows: bool = True) ->
         part: its number.
         rows: also read the embeddings and the checksum of their file: NaN, norms, and the moments against the rows.
     """
-    shard = _Shard(store, modality, part)
-    problem = marker_problem(shard.marker_path)
-    if problem is not None:
-        yield shard.finding("marker", shard.marker_path, problem)
-        return
-    marker = store.marker(modality, part)
+    marker, problem = inspect_marker(part_path(store.path, modality, part, _MARKER))
+    if marker is None or problem is not None:
+        return marker, [_Shard(store, store, modality, part).finding("marker", _MARKER, str(problem))]
+    with shard_nearby(store, modality, part, (_ROWS, _MOMENTS) if rows else (_MOMENTS,)) as nearby:
+        shard = _Shard(nearby if rows else store, nearby, modality, part)
+        return marker, list(_check_files(shard, marker, rows))
+
+
+def _check_files(shard: _Shard, marker: dict[str, Any], rows: bool) -> Iterator[Finding]:
     named = {path.name: path for path in (shard.rows_path, shard.moments_path)}
     if set(marker["sha256"]) != set(named):
-        yield shard.finding("marker", shard.marker_path, "the done marker names other files than the shard's")
+        yield shard.finding("marker", _MARKER, "the done marker names other files than the shard's")
         return
-    if not shard.rows_path.is_file():
-        yield shard.finding("files", shard.rows_path, "the file is missing")
+    if kind_of(shard.rows_path) != "file":
+        yield shard.finding("files", _ROWS, "the file is missing")
         return
     if rows and sha256_of(shard.rows_path) != marker["sha256"][shard.rows_path.name]:
-        yield shard.finding("checksum", shard.rows_path, "its sha256 is not the one in the done marker")
+        yield shard.finding("checksum", _ROWS, "its sha256 is not the one in the done marker")
         return
     problems = list(_check_footer(shard, marker["rows"]))
     yield from problems
@@ -83,25 +106,27 @@ def check_shard(store: Store, modality: str, part: int, *, rows: bool = True) ->
 
 
 def _check_footer(shard: _Shard, rows: int) -> Iterator[Finding]:
-    info = shard.store.info
+    info = shard.info
     try:
-        with pq.ParquetFile(shard.rows_path) as file:
+        with name_or_file(shard.rows_path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
             count, schema = file.metadata.num_rows, file.schema_arrow
+    except UnreachableError:
+        raise
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        yield shard.finding("schema", shard.rows_path, f"it cannot be read ({error})")
+        yield shard.finding("schema", _ROWS, f"it cannot be read ({error})")
         return
     wanted = shard_schema(shard.modality, info)
     for field in wanted:
         found = schema.field(field.name).type if field.name in schema.names else None
         if found != field.type:
             what = f"the column {field.name!r} is {found or 'missing'}, not {field.type}"
-            yield shard.finding("schema", shard.rows_path, what)
+            yield shard.finding("schema", _ROWS, what)
             return
-    described = shard_description(shard.store.path, shard.modality, shard.part)
+    described = description_in(schema)
     if described is None or not _same_kind(described, info):
-        yield shard.finding("schema", shard.rows_path, "its metadata describe another store")
+        yield shard.finding("schema", _ROWS, "its metadata describe another store")
     elif count != rows:
-        yield shard.finding("count", shard.rows_path, f"it has {count:,} rows, the done marker says {rows:,}")
+        yield shard.finding("count", _ROWS, f"it has {count:,} rows, the done marker says {rows:,}")
 
 
 def _same_kind(described: dict[str, Any], info: StoreInfo) -> bool:
@@ -119,18 +144,18 @@ def _check_moments(shard: _Shard, marker: dict[str, Any]) -> tuple[dict[str, Mom
     """The moments in the shard's file, None where they are not to be trusted."""
 
     def wrong(check: str, what: str) -> tuple[None, list[Finding]]:
-        return None, [shard.finding(check, shard.moments_path, what, Repair.MOMENTS)]
+        return None, [shard.finding(check, _MOMENTS, what, Repair.MOMENTS)]
 
-    if not shard.moments_path.is_file():
+    if kind_of(shard.moments_path) != "file":
         return wrong("files", "the file is missing")
     if sha256_of(shard.moments_path) != marker["sha256"][shard.moments_path.name]:
         return wrong("checksum", "its sha256 is not the one in the done marker")
     try:
         groups, _ = load_moments(shard.moments_path)
     except StoreError as error:
-        return wrong("moments", error.message)
-    if any(moments.dim != shard.store.info.dim for moments in groups.values()):
-        return wrong("moments", f"they are not of dimension {shard.store.info.dim}")
+        return wrong("moments", f"they cannot be read ({error.__cause__ or error.message})")
+    if any(moments.dim != shard.info.dim for moments in groups.values()):
+        return wrong("moments", f"they are not of dimension {shard.info.dim}")
     total = sum(moments.n for moments in groups.values())
     if total != marker["rows"]:
         return wrong("moments", f"they are of {total:,} rows, the done marker says {marker['rows']:,}")
@@ -138,12 +163,12 @@ def _check_moments(shard: _Shard, marker: dict[str, Any]) -> tuple[dict[str, Mom
 
 
 def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[Finding]:
-    info = shard.store.info
+    info = shard.info
     columns = [name for name in shard_schema(shard.modality, info).names if name in _ROLE_COLUMNS]
     seen: dict[str, Moments] = {}
     invalid, off, worst = _Examples(), _Examples(), 0.0
     try:
-        for batch in shard.store.batches(shard.modality, columns, parts=[shard.part]):
+        for batch in shard.rows_in.batches(shard.modality, columns, parts=[shard.part]):
             keys = batch.column("key").to_pylist()
             matrix = embedding_matrix(batch)
             with np.errstate(all="ignore"):
@@ -157,18 +182,18 @@ def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[
             if expected is not None and not invalid.count:
                 add_rows(seen, batch)
     except StoreError as error:
-        yield shard.finding("schema", shard.rows_path, error.message)
+        yield shard.finding("schema", _ROWS, f"it cannot be read ({error.__cause__ or error.message})")
         return
     if invalid.count:
-        yield shard.finding("values", shard.rows_path, f"{invalid} with NaN, infinity or norm 0")
+        yield shard.finding("values", _ROWS, f"{invalid} with NaN, infinity or norm 0")
     if off.count:
         what = f"{off} whose norm is not 1 (off by up to {worst:.2g}), though the store says they are normalised"
-        yield shard.finding("norms", shard.rows_path, what)
+        yield shard.finding("norms", _ROWS, what)
     if expected is not None and not invalid.count:
         difference = _difference(expected, seen)
         if difference:
             what = f"they are not those of the rows ({difference})"
-            yield shard.finding("moments", shard.moments_path, what, Repair.MOMENTS)
+            yield shard.finding("moments", _MOMENTS, what, Repair.MOMENTS)
 
 
 _ROLE_COLUMNS = ("key", "embedding", "split", "image_key", "pair_key")
