@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def run(command: Sequence[object], **options: Any) -> Run:
             break
         except subprocess.TimeoutExpired:
             peak = max(peak, _status(process.pid, "status", "VmHWM"))
-            tree = max(tree, sum(_status(pid, "smaps_rollup", "Pss") for pid in _family(process.pid)))
+            tree = max(tree, sum(_status(pid, "smaps_rollup", "Pss") for pid in family(process.pid)))
     seconds = time.perf_counter() - start
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(words)} ended with {process.returncode}:\n{stderr[-3000:]}")
@@ -106,6 +107,18 @@ def copy_files(sources: Sequence[Path], folder: Path) -> Path:
     return folder
 
 
+def processor_seconds() -> float:
+    """Processor time that this process, those it started and those that they started have taken; of Linux."""
+    ticks = 0
+    for pid in family(os.getpid()):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(int(field) for field in fields[11:15])  # own, and of children that have ended
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def peer_option(parser: argparse.ArgumentParser) -> None:
     """The option that names the peer's command."""
     parser.add_argument(
@@ -130,7 +143,8 @@ def _status(pid: int, file: str, name: str) -> float:
         return 0.0
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it and still run."""
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):

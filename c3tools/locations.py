@@ -172,6 +172,14 @@ def remove(path: Path) -> None:
         retrying(lambda: place.fs.rm_file(place.path), str(path))
 
 
+def size_of(path: Path) -> int | None:
+    """Size of a file in bytes; None where it is not there."""
+    try:
+        return path.stat().st_size if isinstance(path, Path) else int(_info(path)["size"])
+    except FileNotFoundError:
+        return None
+
+
 def version_of(path: Path) -> str | None:
     """What tells a file from a later one at the same place: size and time or tag; None where nothing does."""
     if isinstance(path, Path):

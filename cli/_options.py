@@ -61,6 +61,20 @@ SplitOption = Annotated[
     str | None,
     typer.Option("--split", help="Rows of this split only: train, val, test, or all.", show_default=False),
 ]
+ExecutorOption = Annotated[str, typer.Option("--executor", help="local: this machine; ray: a Ray cluster (extra ray).")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="The Ray cluster.",
+        show_default="RAY_ADDRESS, that of this machine, or a new one on it",
+    ),
+]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option("--processes", min=1, help="Worker processes on the cluster.", show_default="as many as fit"),
+]
 
 DEFAULT_STORE = Path("c3-store")
 DEFAULT_DECODER = Path("c3-decoder")

@@ -10,10 +10,13 @@ import typer
 from ._console import err, out, write_json
 from ._options import (
     DEFAULT_STORE,
+    AddressOption,
+    ExecutorOption,
     JsonCommand,
     JsonOption,
     ModelOption,
     PrecisionOption,
+    ProcessesOption,
     RandomInitOption,
     StoreOption,
 )
@@ -85,6 +88,9 @@ def embed(
     follow_symlinks: Annotated[
         bool, typer.Option("--follow-symlinks", help="Follow symbolic links, and paths in lists, out of the corpus.")
     ] = False,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    processes: ProcessesOption = None,
     json: JsonOption = None,
 ) -> None:
     """Embed images and their captions, or texts, into a store.
@@ -96,6 +102,7 @@ def embed(
     from c3tools.corpus import read_corpus
     from c3tools.devices import pick_devices
     from c3tools.errors import StoreError
+    from c3tools.executors import open_executor
     from c3tools.jobs.embedding import EmbedOptions
     from c3tools.jobs.embedding import embed as run
     from c3tools.progress import track
@@ -126,9 +133,10 @@ def embed(
         dtype=dtype,
         retry_failed=retry_failed,
         image_timeout=image_timeout,
-        devices=tuple(devices),
     )
-    summary = run(corpus, store, encoder, options, track=track)
+    gpu = encoder.compute.device.type == "cuda"
+    with open_executor(executor, devices=devices, address=address, processes=processes, gpu=gpu) as chosen:
+        summary = run(corpus, store, encoder, options, track=track, executor=chosen)
     if json is not None:
         write_json(summary.to_json(), json)
     if json != "-":

@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from c3tools.locations import location
+
 from ._console import err, out, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, StoreOption
+from ._options import (
+    DEFAULT_STORE,
+    AddressOption,
+    ExecutorOption,
+    JsonCommand,
+    JsonOption,
+    ProcessesOption,
+    SeedOption,
+    StoreOption,
+)
 
 if TYPE_CHECKING:
     from c3tools.store import Store
@@ -33,7 +44,10 @@ def export(
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")] = Path("c3-export"),
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", parser=location, metavar="PATH", help="The folder, or the URL, to write to."),
+    ] = Path("c3-export"),
     format: Annotated[
         str, typer.Option("--format", "-f", help="parquet, npy, safetensors, hf (a datasets folder) or faiss.")
     ] = "parquet",
@@ -60,6 +74,9 @@ def export(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Parts written at the same time.")] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another export in --output.")] = False,
     list_presets: Annotated[bool, typer.Option("--list", help="List the presets and stop.")] = False,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    processes: ProcessesOption = None,
     json: JsonOption = None,
 ) -> None:
     """Write transformed embeddings, and the fitted pipeline that made them, to c3-export/."""
@@ -67,6 +84,7 @@ def export(
         _show_presets(json)
         return
     from c3tools.errors import C3Error
+    from c3tools.executors import open_executor
     from c3tools.jobs.export import ExportSettings, export_store
     from c3tools.jobs.fitting import fit_on_store, open_pipeline
     from c3tools.progress import track
@@ -81,20 +99,22 @@ def export(
         _export_index(source, chosen, output, modality, seed, json)
         return
     settings = ExportSettings(format, dtype, role, train_on, seed, epoch)
-    if not chosen.fitted:
-        fit_on_store(chosen, source)
     total = sum(source.count(name) for name in (modality or source.modalities))
-    with track(f"Exporting {chosen.name}", total) as tracker:
-        report = export_store(
-            source,
-            chosen,
-            output,
-            settings=settings,
-            modalities=modality,
-            workers=workers,
-            overwrite=overwrite,
-            tracker=tracker,
-        )
+    with open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where:
+        if not chosen.fitted:
+            fit_on_store(chosen, source, executor=where)
+        with track(f"Exporting {chosen.name}", total) as tracker:
+            report = export_store(
+                source,
+                chosen,
+                output,
+                settings=settings,
+                modalities=modality,
+                workers=workers,
+                overwrite=overwrite,
+                tracker=tracker,
+                executor=where,
+            )
     if json:
         write_json(report.to_json(), json)
     for name, counts in report.rows.items():
@@ -102,16 +122,20 @@ def export(
         err.print(f"{name}: {sum(counts.values()):,} rows{noise}", highlight=False)
     kept = f" ({report.kept} parts were finished before)" if report.kept else ""
     err.print(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}", highlight=False)
-    err.print(f'The recipe is beside it: c3tools.Pipeline.load("{report.output}")', highlight=False)
+    if isinstance(report.output, Path):
+        err.print(f'The recipe is beside it: c3tools.Pipeline.load("{report.output}")', highlight=False)
 
 
 def _export_index(
     source: Store, chosen: Pipeline, output: Path, modality: list[str] | None, seed: int, json: str | None
 ) -> None:
     """A FAISS index is written by the job of `c3 index`: inference inputs, the keys and the recipe beside them."""
+    from c3tools.errors import C3Error
     from c3tools.jobs.fitting import fit_on_store
     from c3tools.jobs.index import index_store
 
+    if not isinstance(output, Path):
+        raise C3Error(f"A FAISS index is not written to {output}.", remedy="Name a folder of this machine.")
     if not chosen.fitted:
         fit_on_store(chosen, source)
     report = index_store(source, chosen, output, modalities=modality, seed=seed)

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from ._console import err, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, StoreOption
+from ._options import (
+    DEFAULT_STORE,
+    AddressOption,
+    ExecutorOption,
+    JsonCommand,
+    JsonOption,
+    ProcessesOption,
+    StoreOption,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -70,10 +78,14 @@ def import_(
     dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32, as stored.")] = "float16",
     normalise: Annotated[bool, typer.Option("--normalise/--keep-norms", help="Divide each vector by its norm.")] = True,
     store: StoreOption = DEFAULT_STORE,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    processes: ProcessesOption = None,
     json: JsonOption = None,
 ) -> None:
     """Bring embeddings made elsewhere into a store; without ids, rows are paired by order."""
     from c3tools.errors import C3Error
+    from c3tools.executors import open_executor
     from c3tools.jobs.import_embeddings import import_embeddings
     from c3tools.progress import track
     from c3tools.store.importers import ColumnNames
@@ -84,7 +96,10 @@ def import_(
         if not name.isidentifier() or not path:
             raise C3Error(f"--other {item} is not NAME=FILE.", remedy="For example: --other audio=audio.npy")
         others[name] = Path(path)
-    with track("Importing", None) as tracker:
+    with (
+        open_executor(executor, address=address, processes=processes, cores=1) as where,
+        track("Importing", None) as tracker,
+    ):
         report = import_embeddings(
             store,
             source=source,
@@ -100,6 +115,7 @@ def import_(
             dtype=dtype,
             normalise=normalise,
             tracker=tracker,
+            executor=where,
         )
     if json:
         write_json(report.to_json(), json)

@@ -10,7 +10,15 @@ import typer
 from c3tools.locations import location, remove
 
 from ._console import err, out, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, StoreOption
+from ._options import (
+    DEFAULT_STORE,
+    AddressOption,
+    ExecutorOption,
+    JsonCommand,
+    JsonOption,
+    ProcessesOption,
+    StoreOption,
+)
 
 if TYPE_CHECKING:
     from c3tools.jobs.means import MeanRow
@@ -39,12 +47,16 @@ def means(
             parser=location, metavar="PATH", help="Merge this moments file with the others named; needs --save."
         ),
     ] = None,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    processes: ProcessesOption = None,
     json: JsonOption = None,
 ) -> None:
     """Show, save, merge or load the mean and covariance of each modality."""
     from dataclasses import asdict
 
     from c3tools.errors import StoreError
+    from c3tools.executors import open_executor
     from c3tools.jobs import means as job
     from c3tools.store import Store
 
@@ -60,11 +72,13 @@ def means(
     if load is not None:
         groups = job.load_means(opened, load)
         err.print(f"Collapse now uses the means in {load}: {', '.join(groups)}.", highlight=False)
-    if save is not None:
-        groups = job.save_means(opened, save, split=split)
-        err.print(f"Wrote {save}: " + ", ".join(f"{m.n:,} {name} rows" for name, m in groups.items()), highlight=False)
-    rows = job.mean_rows(opened)
-    gap = job.gap_length(opened)
+    with open_executor(executor, address=address, processes=processes, cores=1) as where:
+        if save is not None:
+            groups = job.save_means(opened, save, split=split, executor=where)
+            wrote = ", ".join(f"{m.n:,} {name} rows" for name, m in groups.items())
+            err.print(f"Wrote {save}: {wrote}", highlight=False)
+        rows = job.mean_rows(opened, where)
+        gap = job.gap_length(opened, where)
     if json is not None:
         write_json({"means": [asdict(row) for row in rows], "gap_length": gap}, json)
     if json != "-":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import TransformError
+from ..executors import Executor
 from ..moments import Moments
 from ..store import Store, embedding_matrix
 from ..store.reader import row_roles
@@ -17,12 +18,19 @@ from ..transforms.operations import Rows
 MAX_FIT_ROWS = 500_000
 
 
-def fit_on_store(pipeline: Pipeline, store: Store, *, split: str = "train", max_rows: int = MAX_FIT_ROWS) -> Pipeline:
+def fit_on_store(
+    pipeline: Pipeline,
+    store: Store,
+    *,
+    split: str = "train",
+    max_rows: int = MAX_FIT_ROWS,
+    executor: Executor | None = None,
+) -> Pipeline:
     """Fit ``pipeline`` on the embeddings of one split of ``store``; returns the pipeline itself.
 
     Moments that `c3 means --load` took from another corpus stand in for the store's own. Steps that need moments
     alone are fitted without reading a row; those that need rows (or pairs: each text with its image, by key) get
-    the first ``max_rows`` of the split.
+    the first ``max_rows`` of the split. An ``executor`` merges the moments of the shards, to the same bits.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -30,7 +38,7 @@ def fit_on_store(pipeline: Pipeline, store: Store, *, split: str = "train", max_
     """
     borrowed, _ = store.borrowed_moments()
     modalities = dict.fromkeys([*store.modalities, *borrowed])
-    moments = {modality: fit_moments(store, modality, split) for modality in modalities}
+    moments = {modality: fit_moments(store, modality, split, executor) for modality in modalities}
     rows: dict[str, Rows] = {}
     if pipeline.needs_pairs:
         rows = paired_rows(store, split=split, max_rows=max_rows)
@@ -64,14 +72,14 @@ def open_pipeline(
     return Pipeline.from_config(path)
 
 
-def fit_moments(store: Store, modality: str, split: str) -> Moments:
+def fit_moments(store: Store, modality: str, split: str, executor: Executor | None = None) -> Moments:
     """Moments of the L2-normalised embeddings of one split.
 
     Moments taken from another corpus (`c3 means --load`) come first. A store of normalised embeddings has its own;
     for another, the rows are read once, in blocks.
     """
     if store.info.normalised or modality in store.borrowed_moments()[0]:
-        return store.fitting_moments(modality, split)
+        return store.fitting_moments(modality, split, executor)
     total = Moments.empty(store.info.dim)
     for batch in store.batches(modality):
         chosen = np.array([role == split for role in row_roles(batch)], dtype=bool)

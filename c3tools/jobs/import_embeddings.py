@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import StoreError
+from ..executors import Executor, LocalExecutor, Report, Tasks, Work
 from ..locations import kind_of, location
 from ..progress import SilentTracker, Tracker
 from ..store import Failure, Shard, Store, StoreInfo, create_store, locked, write_failures, write_shard
-from ..store.files import sha256_of
+from ..store.files import remove_leftovers, sha256_of
 from ..store.importers import (
     ColumnNames,
     Modality,
@@ -91,6 +93,7 @@ def import_embeddings(
     dtype: str = "float16",
     normalise: bool = True,
     tracker: Tracker | None = None,
+    executor: Executor | None = None,
 ) -> ImportReport:
     """Write embeddings from files into a new store.
 
@@ -109,6 +112,7 @@ def import_embeddings(
         dtype: ``float16`` or ``float32``, as stored.
         normalise: divide each row by its norm; False keeps the norms, and says so in the store.
         tracker: told about each block of rows.
+        executor: where shards are written, of rows that are read here; None for this process.
 
     Raises:
         StoreError: if a file cannot be read, rows cannot be paired, dimensions differ, or the store is in use.
@@ -140,7 +144,7 @@ def import_embeddings(
         normalised=normalise,
         extra={"imported": origin},
     )
-    written = write_modalities(path, info, modalities, tracker)
+    written = write_modalities(path, info, modalities, tracker, executor)
     kept = "divided by their norms" if normalise else "kept as they are"
     for modality in modalities:
         name, count = modality.name, written.off_unit[modality.name]
@@ -150,14 +154,26 @@ def import_embeddings(
 
 
 def write_modalities(
-    path: Path, info: StoreInfo, modalities: Sequence[Modality], tracker: Tracker | None = None
+    path: Path,
+    info: StoreInfo,
+    modalities: Sequence[Modality],
+    tracker: Tracker | None = None,
+    executor: Executor | None = None,
 ) -> Written:
     """Write modalities into a new store, or go on with an interrupted call of the same ``info``.
+
+    Args:
+        path: the store.
+        info: what it says about itself.
+        modalities: rows with their columns.
+        tracker: told about each block of rows.
+        executor: where shards are written; None for this process.
 
     Raises:
         StoreError: if the store holds rows of one of them from elsewhere, or another process writes to it.
     """
     tracker = tracker or SilentTracker()
+    executor = executor or LocalExecutor()
     failures: list[Failure] = []
     rows, off, left_out = {}, {}, {}
     tracker.expect(sum(len(modality) for modality in modalities))
@@ -165,7 +181,15 @@ def write_modalities(
         _require_free(path, info, modalities)
         create_store(path, info)
         for modality in modalities:
-            bad, off[modality.name] = _write(path, info, modality, tracker)
+            bad: list[Failure] = []
+            off[modality.name] = 0
+            finished = set(Store.open(path).parts(modality.name))
+            work = _ImportWork(path, info, modality.name)
+            report: Report = lambda count, _: tracker.advance(count)  # noqa: E731
+            for left, count in executor.run(work, _Blocks(modality, finished), report):
+                bad += left
+                off[modality.name] += count
+            remove_leftovers(path / modality.name)  # of workers that were lost
             failures += bad
             rows[modality.name] = len(modality) - len(bad)
             left_out[modality.name] = {failure.key for failure in bad}
@@ -233,29 +257,59 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": sha256_of(path)}
 
 
-def _write(path: Path, info: StoreInfo, modality: Modality, tracker: Tracker) -> tuple[list[Failure], int]:
-    """Write the shards that are not there yet: the rows left out, and how many were not of unit norm."""
-    finished = set(Store.open(path).parts(modality.name))
-    failures: list[Failure] = []
-    off_unit = 0
-    for part, start in enumerate(range(0, len(modality), SHARD_ROWS)):
-        stop = min(start + SHARD_ROWS, len(modality))
-        block = np.array(modality.vectors[start:stop], dtype=np.float32)
-        columns = {name: values[start:stop] for name, values in modality.columns.items()}
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms = row_norms(block)
-        good = np.isfinite(norms) & (norms > 0)
-        bad = [_failure(columns["key"][row], start + int(row), float(norms[row])) for row in np.flatnonzero(~good)]
-        failures += bad
-        off_unit += int((np.abs(norms[good] - 1) > _TOLERANCE).sum())
-        if part not in finished:
-            kept = block[good]
-            if info.normalised:
-                kept /= norms[good][:, None]
-            rows = {name: [v for v, g in zip(values, good, strict=True) if g] for name, values in columns.items()}
-            write_shard(path, info, Shard(modality.name, part, kept, rows, bad))
-        tracker.advance(stop - start)
-    return failures, off_unit
+class _Block(NamedTuple):
+    """Rows that become a shard: (n, d) float32 with their columns; ``finished`` where the shard is there already."""
+
+    part: int
+    vectors: npt.NDArray[np.float32]
+    columns: dict[str, list[Any]]
+    finished: bool
+
+
+class _Blocks(Tasks[_Block]):
+    """The blocks of a modality, each read when it is asked for."""
+
+    def __init__(self, modality: Modality, finished: set[int]) -> None:
+        self._modality = modality
+        self._finished = finished
+
+    def __len__(self) -> int:
+        return len(range(0, len(self._modality), SHARD_ROWS))
+
+    def __getitem__(self, part: int, /) -> _Block:
+        rows = slice(part * SHARD_ROWS, min((part + 1) * SHARD_ROWS, len(self._modality)))
+        columns = {name: values[rows] for name, values in self._modality.columns.items()}
+        vectors = np.array(self._modality.vectors[rows], dtype=np.float32)
+        return _Block(part, vectors, columns, part in self._finished)
+
+
+@dataclass
+class _ImportWork(Work[_Block, tuple[list[Failure], int]]):
+    """Blocks of rows into shards; a result is the rows left out, and how many were not of unit norm."""
+
+    path: Path
+    info: StoreInfo
+    modality: str
+
+    def run(self, tasks: Iterable[_Block], report: Report) -> Iterator[tuple[list[Failure], int]]:
+        for block in tasks:
+            with np.errstate(over="ignore", invalid="ignore"):
+                norms = row_norms(block.vectors)
+            good = np.isfinite(norms) & (norms > 0)
+            start = block.part * SHARD_ROWS
+            keys = block.columns["key"]
+            bad = [_failure(keys[row], start + int(row), float(norms[row])) for row in np.flatnonzero(~good)]
+            if not block.finished:
+                kept = block.vectors[good]
+                if self.info.normalised:
+                    kept /= norms[good][:, None]
+                rows = {n: [v for v, g in zip(vs, good, strict=True) if g] for n, vs in block.columns.items()}
+                write_shard(self.path, self.info, Shard(self.modality, block.part, kept, rows, bad))
+            report(len(norms), 0)
+            yield bad, int((np.abs(norms[good] - 1) > _TOLERANCE).sum())
+
+    def name(self, task: _Block) -> str:
+        return f"{self.modality} shard {task.part}"
 
 
 def _failure(key: str, row: int, norm: float) -> Failure:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..assets.paths import C3_MINI_MOMENTS
 from ..errors import StoreError
+from ..executors import Executor
 from ..locations import location
 from ..moments import Moments, load_moments, save_moments
 from ..store import Store, StoreInfo
@@ -42,11 +43,11 @@ class MeanRow:
     source: str
 
 
-def mean_rows(store: Store) -> list[MeanRow]:
-    """The table of `c3 means`: every modality and split, from the shards' moments alone."""
+def mean_rows(store: Store, executor: Executor | None = None) -> list[MeanRow]:
+    """The table of `c3 means`: every modality and split, from the shards' moments alone, merged by ``executor``."""
     rows = []
     for modality in store.modalities:
-        groups = store.moments_by_split(modality)
+        groups = store.moments_by_split(modality, executor)
         order = {"train": 0, "val": 1, "test": 2}
         for split in sorted(groups, key=lambda name: (order.get(name, 3), name)):
             rows.append(_row(modality, split, groups[split], "store"))
@@ -57,22 +58,24 @@ def mean_rows(store: Store) -> list[MeanRow]:
     return rows
 
 
-def gap_length(store: Store) -> float | None:
+def gap_length(store: Store, executor: Executor | None = None) -> float | None:
     """Distance of the two means over all rows of the store, or None without exactly two modalities."""
     names = store.modalities
     if len(names) != 2:
         return None
-    first, second = (store.moments(name).mean for name in names)
+    first, second = (store.moments(name, executor=executor).mean for name in names)
     return float(np.linalg.norm(first - second))
 
 
-def save_means(store: Store, path: Path, *, split: str = "train") -> dict[str, Moments]:
+def save_means(
+    store: Store, path: Path, *, split: str = "train", executor: Executor | None = None
+) -> dict[str, Moments]:
     """Write the moments of every modality over ``split`` to one file, here or by URL, with the model they belong to.
 
     Raises:
         StoreError: if no modality has rows in the split.
     """
-    groups = {name: store.moments(name, split) for name in store.modalities}
+    groups = {name: store.moments(name, split, executor) for name in store.modalities}
     groups = {name: moments for name, moments in groups.items() if moments.n}
     if not groups:
         raise StoreError(f"The store {store.path} has no rows in the split {split!r}.", remedy="Choose --split all.")

@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 
 from ..corpus.splits import ALL, split_role
 from ..errors import StoreError, UnreachableError
+from ..executors import Executor
 from ..float16 import to_float32
 from ..locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
 from ..moments import Moments, load_moments
 from .failures import Failure, read_failures
 from .info import StoreInfo
 from .markers import read_marker
+from .merging import merged_moments
 from .schema import shard_schema
 from .writer import part_path
 
@@ -109,13 +111,15 @@ class Store:
         """The rows of failures.parquet; none where it is not there."""
         return read_failures(self.path)
 
-    def moments(self, modality: str, split: str | None = None) -> Moments:
+    def moments(self, modality: str, split: str | None = None, executor: Executor | None = None) -> Moments:
         """Moments of ``modality`` over ``split`` (None or ``all``: every row), from the shards' moments alone.
+
+        ``executor`` is that of `moments_by_split`.
 
         Raises:
             StoreError: if the modality is not there.
         """
-        groups = self.moments_by_split(modality)
+        groups = self.moments_by_split(modality, executor)
         if split not in (None, ALL):
             return groups.get(str(split), Moments.empty(self.info.dim))
         return Moments.merge_all(groups.values(), self.info.dim)
@@ -132,26 +136,39 @@ class Store:
         groups, header = load_moments(self.borrowed_path)
         return groups, {name: value for name, value in header.items() if name != "seal"}
 
-    def fitting_moments(self, modality: str, split: str = "train") -> Moments:
+    def fitting_moments(self, modality: str, split: str = "train", executor: Executor | None = None) -> Moments:
         """The moments that transforms are fitted on: those taken from another corpus, else those of ``split``."""
         borrowed, _ = self.borrowed_moments()
-        return borrowed[modality] if modality in borrowed else self.moments(modality, split)
+        return borrowed[modality] if modality in borrowed else self.moments(modality, split, executor)
 
-    def moments_by_split(self, modality: str) -> dict[str, Moments]:
-        """Moments of ``modality`` for each split; a corpus without splits is split by a stable hash of the key."""
+    def moments_by_split(self, modality: str, executor: Executor | None = None) -> dict[str, Moments]:
+        """Moments of ``modality`` for each split; a corpus without splits is split by a stable hash of the key.
+
+        Args:
+            modality: its name.
+            executor: merges those of groups of shards; the result is the same, bit for bit, with any and without.
+
+        Raises:
+            StoreError: if the modality is not there, or moments cannot be read.
+        """
         self.require(modality)
-        total: dict[str, Moments] = {}
-        for part in self.parts(modality):
-            groups, _ = load_moments(part_path(self.path, modality, part, ".moments.safetensors"))
-            for name, moments in groups.items():
-                if moments.dim != self.info.dim:
-                    raise StoreError(
-                        f"{part_path(self.path, modality, part, '.moments.safetensors')} has dimension "
-                        f"{moments.dim}, the store {self.info.dim}.",
-                        remedy="Run `c3 verify --repair`.",
-                    )
-                total[name] = total[name].merge(moments) if name in total else moments
-        return total
+        return merged_moments(self, modality, executor)
+
+    def shard_moments(self, modality: str, part: int) -> dict[str, Moments]:
+        """Moments of one shard by split.
+
+        Raises:
+            StoreError: if they cannot be read, or are of another dimension.
+        """
+        path = part_path(self.path, modality, part, ".moments.safetensors")
+        groups, _ = load_moments(path)
+        for moments in groups.values():
+            if moments.dim != self.info.dim:
+                raise StoreError(
+                    f"{path} has dimension {moments.dim}, the store {self.info.dim}.",
+                    remedy="Run `c3 verify --repair`.",
+                )
+        return groups
 
     def batches(
         self,

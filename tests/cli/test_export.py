@@ -15,7 +15,7 @@ from c3tools.cli import app
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
-import c3tools.jobs.export as job
+import c3tools.jobs.export_parts as job
 from c3tools import Pipeline, Store
 from c3tools.moments import Moments
 from c3tools.seeds import keyed_normal
@@ -161,21 +161,21 @@ def test_same_bytes_with_one_worker_and_four(here: Path) -> None:
 
 def test_interrupted_export_is_continued(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ok("-o", "whole")
-    real, calls = job._Job._block, []
+    real, calls = job.ExportWork._block, []
 
-    def failing(self: job._Job, modality: str, *rest: object) -> object:
+    def failing(self: job.ExportWork, modality: str, *rest: object) -> object:
         calls.append(modality)
         if len(calls) == 5:
             raise KeyboardInterrupt
         return real(self, modality, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job._Job, "_block", failing)
+    monkeypatch.setattr(job.ExportWork, "_block", failing)
     result = run("--workers", "1")
     assert result.exit_code == 130
     finished = sorted(path.name for path in (here / "c3-export").glob("*/part-*.json"))
     assert len(finished) == 4
     assert not list((here / "c3-export").rglob("*.tmp"))
-    monkeypatch.setattr(job._Job, "_block", real)
+    monkeypatch.setattr(job.ExportWork, "_block", real)
     assert "4 parts were finished before" in ok().stderr
     assert digests(here / "c3-export") == digests(here / "whole")
 

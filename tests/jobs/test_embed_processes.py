@@ -16,7 +16,8 @@ import pytest
 
 from c3tools.corpus import read_corpus
 from c3tools.errors import C3Error
-from c3tools.jobs.embedding import EmbedOptions, embed, processes
+from c3tools.executors import LocalExecutor, local
+from c3tools.jobs.embedding import EmbedOptions, embed
 from c3tools.store import Store
 from tests.jobs.test_embed import files
 
@@ -27,7 +28,7 @@ COMMAND = [sys.executable, "-c", "from c3tools.cli import main; main()", "embed"
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     # the last bits of a sum depend on the number of threads
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(processes, "cores", lambda: 2)
+    monkeypatch.setattr(local, "cores", lambda: 2)
 
 
 def test_two_processes_write_the_same_bytes_as_one(encoder, photos: Path, tmp_path: Path) -> None:
@@ -44,8 +45,8 @@ def test_two_processes_write_the_same_bytes_as_one(encoder, photos: Path, tmp_pa
     def track(label: str, total: int) -> Iterator[Counting]:
         yield Counting()
 
-    options = EmbedOptions(3, workers=0, devices=("cpu", "cpu"))
-    summary = embed(corpus, tmp_path / "two", encoder, options, track=track)
+    options, executor = EmbedOptions(3, workers=0), LocalExecutor(["cpu", "cpu"])
+    summary = embed(corpus, tmp_path / "two", encoder, options, track=track, executor=executor)
     assert files(tmp_path / "two") == files(tmp_path / "one")
     assert sum(done) == 5 + 20
     assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (4, 1)
@@ -55,7 +56,8 @@ def test_two_processes_write_the_same_bytes_as_one(encoder, photos: Path, tmp_pa
 def test_a_process_that_fails_ends_the_run_with_its_reason(encoder, photos: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(encoder.identity, "weights_sha256", "0" * 64)
     with pytest.raises(C3Error, match="cpu: The model c3-mini has other weights now"):
-        embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(3, workers=0, devices=("cpu", "cpu")))
+        executor = LocalExecutor(["cpu", "cpu"])
+        embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(3, workers=0), executor=executor)
     assert Store.open(tmp_path / "s").modalities == []
 
 

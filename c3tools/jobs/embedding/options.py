@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
+from ...executors import cores
 from ...progress import Tracker
 
 DEFAULT_SHARD_SIZE = 4096
 DEFAULT_IMAGE_TIMEOUT = 60.0
 _MOST_WORKERS = 16
 TrackFactory = Callable[[str, int], AbstractContextManager[Tracker]]
-Report = Callable[[int, int], None]  # so many more inputs are done, so many of them failed
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,11 @@ class EmbedOptions:
 
     Attributes:
         shard_size: inputs per shard: what a kill can lose at most.
-        workers: processes that decode images, for each device; None for as many as the machine has cores to spare.
+        workers: processes that decode images beside one encoder; None for as many as there are cores to spare.
         batch_size: images or texts run at a time; None for the encoder's own.
         dtype: ``float16`` or ``float32``, for storage.
         retry_failed: try again what failed in an earlier run.
         image_timeout: seconds that decoding one image may take (0: any time); needs at least one worker.
-        devices: spread the shards over these, one process each; with fewer than two the encoder given is used.
     """
 
     shard_size: int = DEFAULT_SHARD_SIZE
@@ -38,16 +36,15 @@ class EmbedOptions:
     dtype: str = "float16"
     retry_failed: bool = False
     image_timeout: float = DEFAULT_IMAGE_TIMEOUT
-    devices: tuple[str, ...] = ()
 
-    def worker_count(self, device: torch.device) -> int:
-        """Number of decoding processes beside one encoder: on a CPU one core is left to the model."""
+    def worker_count(self, device: torch.device, share: int | None = None) -> int:
+        """Number of decoding processes beside one encoder: on a CPU one core is left to the model.
+
+        Args:
+            device: the encoder's.
+            share: cores for both; None for all.
+        """
         if self.workers is not None:
             return self.workers
-        share = max(1, cores() // max(1, len(self.devices)))
+        share = share or cores()
         return max(1, share - 1) if device.type == "cpu" else min(share, _MOST_WORKERS)
-
-
-def cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,14 +11,15 @@ from typing import Any
 from ...corpus import Corpus
 from ...encoders import Encoder
 from ...errors import StoreError
+from ...executors import Executor, LocalExecutor
 from ...locations import location
 from ...progress import SilentTracker
 from ...store import Failure, Store, StoreInfo, create_store, locked, rewrite_failures, write_failures
+from ...store.files import remove_leftovers
 from .options import EmbedOptions, TrackFactory
 from .plan import plan_modality
-from .processes import embed_on_devices
-from .shards import embed_shards
 from .summary import EmbedSummary, ModalitySummary
+from .work import EmbedWork
 
 
 def embed(
@@ -28,6 +29,7 @@ def embed(
     options: EmbedOptions | None = None,
     *,
     track: TrackFactory | None = None,
+    executor: Executor | None = None,
 ) -> EmbedSummary:
     """Embed what is not embedded yet, and add it to the store.
 
@@ -37,23 +39,26 @@ def embed(
         encoder: the contrastive model.
         options: how.
         track: makes a progress display from a label and a total.
+        executor: where shards are made; None for this process, with the encoder given.
 
     Returns:
         What was done.
 
     Raises:
         StoreError: if the store holds embeddings of another model, is damaged, or is being written by another run.
+        C3Error: if a worker process fails; what was finished is kept.
     """
     options = options or EmbedOptions()
     silent: TrackFactory = lambda label, total: nullcontext(SilentTracker())  # noqa: E731
     show: TrackFactory = lambda label, total: (track if track and total else silent)(label, total)  # noqa: E731
+    executor = executor or LocalExecutor()
     folder = location(store)
     try:
         with locked(folder):
             create_store(folder, store_info(encoder, options.dtype))
             opened = Store.open(folder)
             summaries = {
-                modality: _embed_modality(opened, modality, items, encoder, options, show)
+                modality: _embed_modality(opened, modality, items, encoder, options, show, executor)
                 for modality, items in (("image", corpus.images), ("text", corpus.texts))
                 if items
             }
@@ -88,7 +93,13 @@ def store_info(encoder: Encoder, dtype: str = "float16") -> StoreInfo:
 
 
 def _embed_modality(
-    store: Store, modality: str, items: Sequence[Any], encoder: Encoder, options: EmbedOptions, show: TrackFactory
+    store: Store,
+    modality: str,
+    items: Sequence[Any],
+    encoder: Encoder,
+    options: EmbedOptions,
+    show: TrackFactory,
+    executor: Executor,
 ) -> ModalitySummary:
     plan = plan_modality(store, modality, items, shard_size=options.shard_size, retry_failed=options.retry_failed)
     failed = 0
@@ -100,8 +111,11 @@ def _embed_modality(
             failed += failures
             tracker.advance(count, f"{failed:,} failed" if failed else "")
 
-        run = embed_on_devices if len(options.devices) > 1 and plan.shards else embed_shards
-        summary = run(store, modality, plan.shards, encoder, options, report)
+        work = EmbedWork(store, modality, encoder, options)
+        summary = ModalitySummary()
+        for part in executor.run(work, list(plan.shards.items()), report):
+            summary.add(part)
+    remove_leftovers(store.path / modality)  # of workers that were lost
     summary.elapsed = time.perf_counter() - start
     summary.already, summary.failed_before, summary.changed = plan.done, plan.failed_before, plan.changed
     return summary

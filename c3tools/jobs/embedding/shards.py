@@ -13,22 +13,26 @@ from torch import Tensor
 from ...corpus import ImageItem, TextItem
 from ...encoders import Encoder, fetch
 from ...errors import StoreError
+from ...executors import Report
 from ...store import Failure, Shard, Store, write_shard
 from .loader import PixelBatch, pixel_batches
-from .options import EmbedOptions, Report
-from .summary import ModalitySummary
+from .options import EmbedOptions
+from .summary import ModalitySummary, no_seconds
 
 Shards = Mapping[int, Sequence[Any]]
 
 
 def embed_shards(
     store: Store, modality: str, shards: Shards, encoder: Encoder, options: EmbedOptions, report: Report
-) -> ModalitySummary:
+) -> Iterator[ModalitySummary]:
     """Embed the inputs of these shards and write them; the same bytes wherever and beside whatever it runs.
 
     Args:
         shards: shard number → its inputs, `ImageItem` or `TextItem`.
         report: is told of each batch how many inputs are done and how many of them failed.
+
+    Yields:
+        What was done, for each shard in turn.
 
     Raises:
         StoreError: if a shard cannot be written.
@@ -39,8 +43,8 @@ def embed_shards(
 
 def _embed_images(
     store: Store, shards: Mapping[int, Sequence[ImageItem]], encoder: Encoder, options: EmbedOptions, report: Report
-) -> ModalitySummary:
-    summary = ModalitySummary()
+) -> Iterator[ModalitySummary]:
+    seconds = no_seconds()
     rows, failures = _Rows(), list[Failure]()
     decoding, began = 0.0, time.perf_counter()
     batches = pixel_batches(
@@ -51,7 +55,7 @@ def _embed_images(
         pin_memory=encoder.compute.device.type == "cuda",
         time_limit=options.image_timeout or None,
     )
-    for batch, features in _encoded(batches, encoder, summary):
+    for batch, features in _encoded(batches, encoder, seconds):
         start = time.perf_counter()
         if features is not None:
             rows.add(
@@ -69,24 +73,26 @@ def _embed_images(
                 ],
             )
         failures += batch.failures
-        summary.failed += len(batch.failures)
-        summary.seconds["reading"] += batch.reading
-        summary.seconds["decoding"] += batch.decoding
+        seconds["reading"] += batch.reading
+        seconds["decoding"] += batch.decoding
         decoding += batch.reading + batch.decoding
         fetched = time.perf_counter()
-        summary.seconds["encoding"] += fetched - start
+        seconds["encoding"] += fetched - start
+        summary = None
         if batch.last:
             timings = {"decoding": decoding, "total": fetched - began}
             _write(store, Shard("image", batch.shard, rows.embeddings(), rows.columns(), failures, timings))
-            summary.embedded += len(rows)
+            seconds["writing"] += time.perf_counter() - fetched
+            summary = ModalitySummary(embedded=len(rows), failed=len(failures), seconds=dict(seconds))
+            seconds.update(no_seconds())
             rows, failures, decoding, began = _Rows(), [], 0.0, time.perf_counter()
-            summary.seconds["writing"] += time.perf_counter() - fetched
         report(len(batch.items) + len(batch.failures), len(batch.failures))
-    return summary
+        if summary is not None:
+            yield summary
 
 
 def _encoded(
-    batches: Iterable[PixelBatch], encoder: Encoder, summary: ModalitySummary
+    batches: Iterable[PixelBatch], encoder: Encoder, seconds: dict[str, float]
 ) -> Iterator[tuple[PixelBatch, Tensor | None]]:
     """Each batch with its features; a GPU already has the next batch when the result of one is waited for."""
     ahead = 0 if encoder.compute.device.type == "cpu" else 1
@@ -96,11 +102,11 @@ def _encoded(
         start = time.perf_counter()
         batch = next(source, None)
         arrived = time.perf_counter()
-        summary.seconds["waiting"] += arrived - start
+        seconds["waiting"] += arrived - start
         if batch is None:
             break
         running.append((batch, encoder.start_pixels(batch.pixels) if batch.items else None))
-        summary.seconds["encoding"] += time.perf_counter() - arrived
+        seconds["encoding"] += time.perf_counter() - arrived
         if len(running) > ahead:
             yield running.popleft()
     yield from running
@@ -108,13 +114,12 @@ def _encoded(
 
 def _embed_texts(
     store: Store, shards: Mapping[int, Sequence[TextItem]], encoder: Encoder, options: EmbedOptions, report: Report
-) -> ModalitySummary:
-    summary = ModalitySummary()
+) -> Iterator[ModalitySummary]:
     for number, items in shards.items():
         start = time.perf_counter()
         captions = [item.caption for item in items]
         tokens = encoder.tokenise(captions)
-        summary.truncated += encoder.truncated(captions, tokens)
+        truncated = encoder.truncated(captions, tokens)
         tokenised = time.perf_counter()
         embeddings = np.zeros((len(items), encoder.dim), np.float32)
         for rows, part in encoder.encode_token_batches(tokens, batch_size=options.batch_size):
@@ -124,11 +129,9 @@ def _embed_texts(
         columns = {name: [getattr(item, name) for item in items] for name in TextItem._fields}
         timings = {"tokenising": tokenised - start, "encoding": encoded - tokenised}
         _write(store, Shard("text", number, embeddings, columns, [], timings))
-        summary.embedded += len(items)
-        summary.seconds["tokenising"] += tokenised - start
-        summary.seconds["encoding"] += encoded - tokenised
-        summary.seconds["writing"] += time.perf_counter() - encoded
-    return summary
+        seconds = no_seconds()
+        seconds |= {**timings, "writing": time.perf_counter() - encoded}
+        yield ModalitySummary(embedded=len(items), truncated=truncated, seconds=seconds)
 
 
 class _Rows:

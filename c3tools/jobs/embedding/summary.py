@@ -8,6 +8,11 @@ from typing import Any
 _STAGES = ("reading", "decoding", "waiting", "tokenising", "encoding", "writing")
 
 
+def no_seconds() -> dict[str, float]:
+    """No time spent yet, by stage."""
+    return dict.fromkeys(_STAGES, 0.0)
+
+
 @dataclass
 class ModalitySummary:
     """What happened to the inputs of one modality.
@@ -19,7 +24,7 @@ class ModalitySummary:
         failed_before: not embedded in an earlier run, and not tried again.
         truncated: texts longer than the model's context, cut.
         changed: keys of inputs that changed since they were embedded.
-        seconds: by stage, summed over devices. ``reading`` and ``decoding`` are spent in the worker processes,
+        seconds: by stage, summed over processes. ``reading`` and ``decoding`` are spent in the worker processes,
             beside the other stages; ``waiting`` is for them.
         elapsed: wall-clock seconds.
     """
@@ -30,7 +35,7 @@ class ModalitySummary:
     failed_before: int = 0
     truncated: int = 0
     changed: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
+    seconds: dict[str, float] = field(default_factory=no_seconds)
     elapsed: float = 0.0
 
     @property
@@ -39,7 +44,7 @@ class ModalitySummary:
         return self.embedded / self.elapsed if self.embedded and self.elapsed else 0.0
 
     def add(self, other: ModalitySummary) -> None:
-        """Count in what another device did."""
+        """Count in what was done elsewhere, or with other shards."""
         self.embedded += other.embedded
         self.failed += other.failed
         self.truncated += other.truncated

@@ -1,0 +1,50 @@
+"""Embedding whose worker process is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from c3tools.executors import Report
+from c3tools.jobs.embedding.summary import ModalitySummary
+from c3tools.jobs.embedding.work import EmbedWork, ShardTask
+
+
+class KilledOnce(EmbedWork):
+    """Embedding whose process is killed once: in the middle of the images of shard 1, or after its texts.
+
+    Attributes:
+        folder: where it notes what happened; set on the class, in the main process.
+    """
+
+    folder = Path()
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.folder = KilledOnce.folder
+
+    def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
+        tasks = list(tasks)
+        wanted = tasks[0][0] == 1 and not self._flag("killed").exists()
+
+        def report_or_die(done: int, failed: int) -> None:
+            if wanted and self._modality == "image":
+                self._die()
+            report(done, failed)
+
+        for task in tasks:
+            with self._flag(f"ran-{task[0]}").open("a") as file:
+                file.write("x")
+            yield from super().run([task], report_or_die)
+            if wanted:
+                self._die()
+
+    def _flag(self, name: str) -> Path:
+        return self.folder / f"{self._modality}-{name}"
+
+    def _die(self) -> None:
+        self._flag("killed").touch()
+        (self._store.path / self._modality / ".part-00001.parquet.0.tmp").touch()  # as one that is killed in a write
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,173 @@
+"""A Ray cluster of this machine with two workers, against the same work done here."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from c3tools.corpus import read_corpus
+from c3tools.errors import C3Error
+from c3tools.executors import ray as on_ray
+from c3tools.executors.ray import Room, room
+from c3tools.jobs.embedding import EmbedOptions, embed
+from c3tools.jobs.embedding import run as run_module
+from c3tools.jobs.embedding import shards as shards_module
+from c3tools.store import Store
+from tests.conftest import copy_photos
+from tests.executors.killed import KilledOnce
+from tests.executors.works import Squares
+from tests.jobs.test_embed import files
+
+OPTIONS = EmbedOptions(shard_size=3, workers=1, batch_size=2)
+
+
+@pytest.fixture
+def corpus_folder(tmp_path: Path) -> Path:
+    folder = copy_photos(tmp_path / "photos", 7)
+    (folder / "broken.jpg").write_text("no image")
+    return folder
+
+
+def squares(executor, work: Squares, count: int = 6) -> tuple[list[int], int, int]:
+    told = [0, 0]
+
+    def report(done: int, failed: int) -> None:
+        told[0] += done
+        told[1] += failed
+
+    return executor.run(work, range(count), report), told[0], told[1]
+
+
+class TestTasks:
+    def test_results_come_in_the_order_of_tasks_from_two_processes(self, cluster, tmp_path: Path) -> None:
+        assert squares(cluster, Squares(tmp_path, "meet", 0)) == ([0, 1, 4, 9, 16, 25], 60, 6)
+        assert squares(cluster, Squares(tmp_path), 0) == ([], 0, 0)
+        processes = {path.name.split("-")[2] for path in tmp_path.iterdir()}
+        assert len(processes) == 2
+        assert str(os.getpid()) not in processes
+
+    @pytest.mark.parametrize("trouble", ["crash", "kill"])
+    def test_a_task_that_fails_is_tried_again_and_counted_once(self, cluster, tmp_path: Path, trouble: str) -> None:
+        assert squares(cluster, Squares(tmp_path, trouble, times=2)) == ([0, 1, 4, 9, 16, 25], 60, 6)
+        assert len(list(tmp_path.glob("3-*"))) == 3
+
+    @pytest.mark.parametrize(
+        ("trouble", "told"),
+        [
+            ("crash", r"(?s)square 3 failed 3 times.*ZeroDivisionError: of this number.*What was finished is kept"),
+            ("kill", r"(?s)square 3 failed 3 times.*worker was lost.*What was finished is kept.*Memory"),
+            ("refuse", r"square 3: the disk is full\nMake room\."),
+        ],
+    )
+    def test_a_task_that_always_fails_is_named(self, cluster, tmp_path: Path, trouble: str, told: str) -> None:
+        with pytest.raises(C3Error, match=told):
+            squares(cluster, Squares(tmp_path, trouble))
+        assert len(list(tmp_path.glob("3-*"))) == (1 if trouble == "refuse" else 3)
+
+    def test_a_straggler_is_done_by_an_idle_worker_too(self, cluster, tmp_path: Path, monkeypatch) -> None:
+        monkeypatch.setattr(on_ray, "STRAGGLER_SECONDS", 0.5)
+        start = time.monotonic()
+        assert squares(cluster, Squares(tmp_path, "sleep", times=1)) == ([0, 1, 4, 9, 16, 25], 60, 6)
+        assert time.monotonic() - start < 60
+
+
+class TestEmbedding:
+    def test_the_store_has_the_same_bytes(self, cluster, encoder, corpus_folder: Path, tmp_path: Path) -> None:
+        corpus = read_corpus([corpus_folder])
+        here = embed(corpus, tmp_path / "here", encoder, OPTIONS)
+        there = embed(corpus, tmp_path / "there", encoder, OPTIONS, executor=cluster)
+        assert files(tmp_path / "there") == files(tmp_path / "here")
+        failures = Store.open(tmp_path / "there").recorded_failures()
+        assert [failure.key for failure in failures] == ["broken"]
+        for summary in (here, there):
+            counts = {name: (m.embedded, m.failed, m.truncated) for name, m in summary.modalities.items()}
+            assert counts == {"image": (7, 1, 0), "text": (35, 0, 0)}
+
+    def test_a_killed_worker_loses_nothing(
+        self, cluster, encoder, corpus_folder: Path, tmp_path: Path, monkeypatch
+    ) -> None:
+        corpus = read_corpus([corpus_folder])
+        embed(corpus, tmp_path / "here", encoder, OPTIONS)
+        flags = tmp_path / "flags"
+        flags.mkdir()
+        monkeypatch.setattr(KilledOnce, "folder", flags)
+        monkeypatch.setattr(run_module, "EmbedWork", KilledOnce)
+        summary = embed(corpus, tmp_path / "there", encoder, OPTIONS, executor=cluster)
+        assert files(tmp_path / "there") == files(tmp_path / "here")
+        assert (summary.modalities["image"].embedded, summary.modalities["text"].embedded) == (7, 35)
+        assert (flags / "image-killed").exists()
+        assert (flags / "text-killed").exists()
+        assert (flags / "image-ran-1").read_text() == "xx"
+        assert (flags / "text-ran-1").read_text() == "x"  # its done marker was there already
+
+    def test_local_goes_on_where_ray_was_interrupted_and_ray_where_local_was(
+        self, cluster, encoder, corpus_folder: Path, tmp_path: Path, monkeypatch
+    ) -> None:
+        corpus = read_corpus([corpus_folder])
+        embed(corpus, tmp_path / "whole", encoder, OPTIONS)
+        calls = 0
+        write = shards_module.write_shard
+
+        def stopping(*arguments) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                raise KeyboardInterrupt
+            write(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shards_module, "write_shard", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                embed(corpus, tmp_path / "one", encoder, OPTIONS)
+        embed(corpus, tmp_path / "one", encoder, OPTIONS, executor=cluster)
+        assert files(tmp_path / "one") == files(tmp_path / "whole")
+
+        class Interrupting:
+            def advance(self, count: int = 1, note: str | None = None) -> None:
+                raise KeyboardInterrupt
+
+            def expect(self, total: int) -> None:
+                pass
+
+        class Track:
+            def __init__(self, label: str, total: int) -> None:
+                pass
+
+            def __enter__(self) -> Interrupting:
+                return Interrupting()
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+        with pytest.raises(KeyboardInterrupt):
+            embed(corpus, tmp_path / "other", encoder, OPTIONS, executor=cluster, track=Track)
+        assert 1 <= len(Store.open(tmp_path / "other").parts("image")) < 3
+        embed(corpus, tmp_path / "other", encoder, OPTIONS)
+        assert files(tmp_path / "other") == files(tmp_path / "whole")
+
+
+def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict:
+    return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {})}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes", "cores", "gpu", "expected"),
+    [
+        ([machine(8), machine(4)], None, None, False, Room(3, 4)),
+        ([machine(8), machine(4)], None, 1, False, Room(12, 1)),
+        ([machine(8), machine(4, alive=False)], 2, None, False, Room(2, 4)),
+        ([machine(2)], 4, None, False, Room(4, 0.5)),
+        ([machine(96, 8), machine(32, 4), machine(64)], None, None, True, Room(12, 8)),
+        ([machine(96, 8)], 2, None, True, Room(2, 12)),
+    ],
+)
+def test_workers_that_fit(nodes, processes, cores, gpu, expected) -> None:
+    assert room(nodes, processes, cores, gpu=gpu) == expected
+
+
+def test_no_gpus_to_give() -> None:
+    with pytest.raises(C3Error, match="The cluster has no GPUs"):
+        room([machine(8)], None, None, gpu=True)
