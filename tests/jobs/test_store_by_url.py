@@ -283,6 +283,10 @@ def test_a_server_that_stays_down_is_named_with_what_to_do(
     monkeypatch.setattr(locations, "ATTEMPTS", 2)
     with pytest.raises(C3Error, match="There is no store at s3://bucket/nothing"):
         Store.open("s3://bucket/nothing")
+    result = c3("embed", photos, "--store", "s3://no-such-bucket/store")
+    assert result.exit_code == 1
+    assert "NoSuchBucket" in result.output
+    assert "mend the disk" not in result.output  # there is none
     s3.every = 1
     result = c3("embed", photos, "--store", URL)
     assert result.exit_code == 1

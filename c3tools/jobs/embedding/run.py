@@ -10,7 +10,7 @@ from typing import Any
 
 from ...corpus import Corpus
 from ...encoders import Encoder
-from ...errors import StoreError
+from ...errors import StoreError, UnreachableError
 from ...executors import Executor, LocalExecutor
 from ...locations import location
 from ...progress import SilentTracker
@@ -63,6 +63,8 @@ def embed(
                 if items
             }
             failures = _roll_up_failures(opened, corpus)
+    except UnreachableError:  # says what to do itself
+        raise
     except OSError as error:
         raise StoreError(
             f"The store {folder} cannot be written ({error.strerror or error}).",
