@@ -45,7 +45,7 @@ def location(text: str | Path) -> Path:
     """A local path, or the like of one for a URL.
 
     Raises:
-        CorpusError: if the URL is of an unknown kind.
+        CorpusError: if the URL is of an unknown kind, or malformed.
         MissingExtraError: if what reads it is not installed.
     """
     if not is_url(text) or not isinstance(text, str):
@@ -62,6 +62,8 @@ def location(text: str | Path) -> Path:
             )
         path = UPath(text)
         path.fs  # noqa: B018 - loads the package that the scheme needs
+    except ValueError as error:
+        raise CorpusError(f"{text} is not a URL ({error}).", remedy="Check the name of the server in it.") from error
     except ImportError as error:
         package = error.name or scheme
         raise MissingExtraError(package, extra=extra, purpose=f"Reading {scheme}:// locations") from error

@@ -115,3 +115,10 @@ def test_halves_of_characters_are_told_and_do_not_end_the_run(photos: Path) -> N
         json.dumps({"image": "\udfff.jpg", "text": "a"}) + "\n" + json.dumps({"image": "b.jpg", "text": "b"})
     )
     assert [t.key for t in read_corpus([path]).texts] == ["b#0"]
+
+
+def test_keys_of_addresses_that_are_none(tmp_path: Path) -> None:
+    names = ["http://h/a/b.jpg", "http://h/b.jpg?x=1#top", "http://[*a]/c.jpg", "http://h]/d.jpg"]
+    (tmp_path / "x.csv").write_text("\n".join(["image,text", *(f"{name},words" for name in names)]))
+    corpus = read_corpus([tmp_path / "x.csv"], image_column="image", download=True)
+    assert [item.key for item in corpus.images] == ["h/a/b", "h/b?x=1", "[*a]/c", "h]/d"]

@@ -62,6 +62,12 @@ def check(photos: Path, base: str) -> None:
     assert [text.caption for text in given.texts] == list(expected)[:2]
 
 
+@pytest.mark.parametrize("url", ["http://[*a]/x.tar", "s3://bucket]/x.tar"])
+def test_a_malformed_url_is_refused(url: str) -> None:
+    with pytest.raises(CorpusError, match="is not a URL"):
+        location(url)
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("every", [0, 3])
 def test_http_with_and_without_ranges_and_errors(photos: Path, packed: Path, ranges: bool, every: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ...locations import is_url
 from ..formats import read_captions
@@ -69,8 +68,9 @@ def _find(path: Path, row: CaptionRow, key: str, options: ReadOptions) -> Sample
 
 def _key(name: str, options: ReadOptions) -> str:
     if is_url(name):
-        parts = urlsplit(name)
-        return without_suffix(f"{parts.netloc}{parts.path}") + (f"?{parts.query}" if parts.query else "")
+        rest = name.partition("://")[2].partition("#")[0]
+        place, _, query = rest.partition("?")
+        return without_suffix(place) + (f"?{query}" if query else "")
     if options.images_root is not None and Path(name).is_absolute() and Path(name).is_relative_to(options.images_root):
         return name_as_key(Path(name).relative_to(options.images_root).as_posix())
     return name_as_key(name)
