@@ -76,6 +76,12 @@ def test_where_keys_come_from(tmp_path: Path, columns: dict[str, list], keys: li
     assert [item.key for item in read_corpus([named], key_column="name").images] == ["p", "q"]
 
 
+def test_a_path_that_is_no_text_gives_no_key(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.binary())])
+    path = write(tmp_path / "x.parquet", image=pa.array([{"bytes": b"1", "path": b"a.jpg"}], type=kind))
+    assert [item.key for item in read_corpus([path]).images] == ["x:0"]
+
+
 def test_several_captions_in_columns_lists_and_rows(tmp_path: Path) -> None:
     columns = write(tmp_path / "a.parquet", image=[b"1"], key=["a"], caption_0=["x"], caption_1=["y"], caption_2=[None])
     lists = write(tmp_path / "b.parquet", image=[b"1"], key=["b"], text=[["x", "y"]])

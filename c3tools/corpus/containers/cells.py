@@ -88,7 +88,9 @@ def image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> ImageTab
         known = [name for name in (*KEY_COLUMNS, *IMAGE_COLUMNS, *ID_COLUMNS) if name in others]
         key = next((name for name in known if _may_be_key(schema.field(name).type)), None)
     kind = schema.field(image).type
-    has_path = pa.types.is_struct(kind) and "path" in [kind.field(i).name for i in range(kind.num_fields)]
+    has_path = pa.types.is_struct(kind) and any(
+        kind.field(i).name == "path" and _is_text(kind.field(i).type) for i in range(kind.num_fields)
+    )
     names = [*texts, *([key] if key else []), *([SPLIT_COLUMN] if SPLIT_COLUMN in others else [])]
     return ImageTable(image, has_path, texts, key, tuple(dict.fromkeys(names)))
 
@@ -161,7 +163,11 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _may_be_key(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
+    return bool(_is_text(kind) or pa.types.is_integer(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view")
 
 
 def _declared_images(schema: pa.Schema) -> list[str]:
