@@ -15,7 +15,7 @@ _LEAST = 8  # captions that have a word
 
 
 def word_vectors(captions: Sequence[str], training: npt.NDArray[np.int64], dim: int = 512) -> Floats:
-    """Weighted word counts of captions, on their principal axes: float32 (m, dim).
+    """Weighted word counts of captions, on their principal axes: float32 (m, dim), or fewer where there are fewer words.
 
     A word counts once, with its inverse document frequency among the ``training`` captions (rows of ``captions``); one
     that fewer than 8 of these have does not count.
@@ -30,7 +30,7 @@ def word_vectors(captions: Sequence[str], training: npt.NDArray[np.int64], dim: 
         places, weights = [kept[word] for word in own], np.array([weight[word] for word in own])
         scatter[np.ix_(places, places)] += np.outer(weights, weights)
     axes = np.linalg.eigh(scatter)[1][:, -dim:]
-    vectors = np.zeros((len(captions), dim), np.float32)
+    vectors = np.zeros((len(captions), axes.shape[1]), np.float32)
     for row, present in enumerate(words):
         for word in present:
             if word in kept:

@@ -86,11 +86,12 @@ def test_words_weigh_by_rarity_and_captions_alike_are_near() -> None:
     from words import word_vectors
 
     captions = [f"a {word}" for word in ("dog", "cat") for _ in range(10)] + ["a Dog!", "an unknown thing"]
-    vectors = word_vectors(captions, np.arange(20), dim=3)
+    vectors = word_vectors(captions, np.arange(20), dim=9)  # of 3 words
     np.testing.assert_allclose(vectors[20], vectors[0], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(vectors[0]), np.log(2), rtol=1e-5)  # "a" is in all: no weight
     np.testing.assert_allclose(vectors[0] @ vectors[10], 0, atol=1e-6)
     np.testing.assert_allclose(vectors[21], 0)
+    assert word_vectors(captions, np.arange(20), dim=2).shape == (22, 2)
 
 
 def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
