@@ -15,7 +15,7 @@ _LEAST = 8  # captions that have a word
 
 
 def word_vectors(captions: Sequence[str], training: npt.NDArray[np.int64], dim: int = 512) -> Floats:
-    """Weighted word counts of captions, on their principal axes: float32 (m, dim), or fewer where there are fewer words.
+    """Weighted word counts of captions, on their principal axes: float32 (m, dim); fewer axes where words are few.
 
     A word counts once, with its inverse document frequency among the ``training`` captions (rows of ``captions``); one
     that fewer than 8 of these have does not count.
