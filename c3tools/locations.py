@@ -158,10 +158,19 @@ def write_all(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return
+    upload_made(path, lambda local: local.write_bytes(content))
+
+
+def upload_made(target: Path, make: Callable[[Path], object]) -> None:
+    """Let ``make`` fill a file on this machine, and put it at a URL as one object.
+
+    Raises:
+        UnreachableError: if it cannot be put there.
+    """
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "object"
-        local.write_bytes(content)
-        upload(local, path)
+        make(local)
+        upload(local, target)
 
 
 def remove(path: Path) -> None:

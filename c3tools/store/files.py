@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from ..locations import open_binary, upload
+from ..locations import open_binary, upload_made
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -27,10 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         OSError: if it cannot be written, for example since the disk is full.
     """
     if not isinstance(path, Path):
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / "object"
-            write(local)
-            upload(local, path)
+        upload_made(path, write)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of any machine

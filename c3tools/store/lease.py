@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 import threading
 import time
 import uuid
@@ -18,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import StoreError
-from ..locations import read_all, remove, upload
+from ..locations import read_all, remove, write_all
 
 LOCK_FILE = ".lock"
 BEAT = 3.0  # seconds between two signs of life
@@ -89,7 +88,4 @@ class Lease:
 
     def _write(self) -> None:
         who = {"token": self._token, "beat": self._beat, "host": platform.node(), "process": os.getpid()}
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder) / LOCK_FILE
-            local.write_text(json.dumps(who), encoding="utf-8")
-            upload(local, self._path)
+        write_all(self._path, json.dumps(who).encode())
