@@ -11,12 +11,15 @@ from pathlib import Path
 from ..errors import StoreError
 from .lease import LOCK_FILE, Lease, taken
 
+_held: set[int] = set()  # descriptors of the locks of this process
+
 
 @contextmanager
 def locked(store: Path) -> Iterator[None]:
     """Keep other writers off a store while the block runs.
 
-    A lock in a folder goes with the process, however it ends; the folder is made where it is not there.
+    A lock in a folder goes with the process, however it ends, and whatever processes it has forked live on; the folder
+    is made where it is not there.
 
     Raises:
         StoreError: if another run is writing to it, it cannot be written, or a file is in the way; where the store is
@@ -55,6 +58,7 @@ def _locked_folder(store: Path) -> Iterator[None]:
             f"The lock {store / LOCK_FILE} cannot be opened ({error.strerror}).",
             remedy="Make the folder writable; if the lock is a link, remove it.",
         ) from error
+    _held.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,4 +66,15 @@ def _locked_folder(store: Path) -> Iterator[None]:
             raise taken(store) from None
         yield
     finally:
-        os.close(descriptor)
+        if descriptor in _held:  # not in a forked process
+            _held.remove(descriptor)
+            os.close(descriptor)
+
+
+def _let_go() -> None:
+    """Close what a fork has inherited: a lock lasts until the last copy of its descriptor is closed."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,31 @@ def test_a_file_where_the_store_should_be(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("x")
     with pytest.raises(StoreError, match="is a file, not a folder"), locked(tmp_path / "s"):
         pass
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from c3tools.store import locked
+with locked(Path(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_writer_has_forked_does_not_keep_its_lock(tmp_path: Path, one_thread: dict[str, str]) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "s")]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=one_thread)
+    assert writer.stdout is not None
+    orphan = int(writer.stdout.readline())
+    try:
+        assert writer.wait() == -signal.SIGKILL
+        os.kill(orphan, 0)  # still there
+        with locked(tmp_path / "s"):
+            pass
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+        writer.stdout.close()
