@@ -24,13 +24,15 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from torch import nn
 
 from c3tools.connect.towers import augmented
 from c3tools.progress import track
 from c3tools.seeds import generator
 
 SIDE = 224
-BATCH = 64
+IMAGE_BATCH = 8  # small ones stay in the caches: 1.4 times as fast as 64 at 352 pixels
+TEXT_BATCH = 256
 
 
 def packaged(package: str, pattern: str) -> Path:
@@ -62,17 +64,25 @@ def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
     return torch.from_numpy(square.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
 
 
+def split_tower(tower: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
+    """The stages of an EfficientNet up to the last blocks, and those from there to the pooled features."""
+    early = nn.Sequential(tower.conv_stem, tower.bn1, *tower.blocks[:-1])
+    return early, nn.Sequential(tower.blocks[-1], tower.conv_head, tower.bn2, tower.global_pool)
+
+
 @torch.inference_mode()
-def image_features(paths: Sequence[Path], side: int = SIDE, view: int = 0) -> np.ndarray:
-    """float16 (n, 1280), one row per photo."""
-    tower = image_tower().to(memory_format=torch.channels_last)
-    parts = []
+def image_features(paths: Sequence[Path], side: int = SIDE, view: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two float16 arrays, a row per photo: (n, 1280) at the end of the tower, (n, 192, h, w) before the last blocks."""
+    early, late = split_tower(image_tower().to(memory_format=torch.channels_last))
+    features, maps = [], []
     with track("Photos", len(paths)) as tracker, ThreadPoolExecutor(2) as pool:
-        for batch in _batches(len(paths)):
+        for batch in _batches(len(paths), IMAGE_BATCH):
             pixels = torch.stack(list(pool.map(lambda path: read_pixels(path, side, view), paths[batch])))
-            parts.append(tower(pixels.contiguous(memory_format=torch.channels_last)).numpy().astype(np.float16))
+            maps.append(early(pixels.contiguous(memory_format=torch.channels_last)))
+            features.append(late(maps[-1]).numpy().astype(np.float16))
+            maps[-1] = maps[-1].numpy().astype(np.float16)
             tracker.advance(len(pixels))
-    return np.concatenate(parts)
+    return np.concatenate(features), np.concatenate(maps)
 
 
 @torch.inference_mode()
@@ -85,7 +95,7 @@ def text_features(texts: Sequence[str]) -> np.ndarray:
     order = np.argsort([len(text) for text in texts], kind="stable")  # batches of like length have little padding
     features = np.zeros((len(texts), tower.config.hidden_size), np.float16)
     with track("Captions", len(texts)) as tracker:
-        for batch in _batches(len(texts), 4 * BATCH):
+        for batch in _batches(len(texts), TEXT_BATCH):
             rows = order[batch]
             tokens = tokenizer([texts[row] for row in rows], padding=True, truncation=True, return_tensors="pt")
             states = tower(**tokens).last_hidden_state  # (B, T, 384)
@@ -95,7 +105,7 @@ def text_features(texts: Sequence[str]) -> np.ndarray:
     return features
 
 
-def _batches(n: int, size: int = BATCH) -> Iterator[slice]:
+def _batches(n: int, size: int) -> Iterator[slice]:
     for start in range(0, n, size):
         yield slice(start, start + size)
 
@@ -112,7 +122,8 @@ def main() -> None:
     folder = arguments.corpus / "images" if (arguments.corpus / "images").is_dir() else arguments.corpus
     texts = [caption for row in rows for caption in row["captions"]]
     arguments.features.mkdir(parents=True, exist_ok=True)
-    np.save(arguments.features / "image.npy", image_features([folder / row["image"] for row in rows], arguments.side))
+    photos, _ = image_features([folder / row["image"] for row in rows], arguments.side)
+    np.save(arguments.features / "image.npy", photos)
     np.save(arguments.features / "text.npy", text_features(texts))
     with (arguments.features / "meta.jsonl").open("w", encoding="utf-8") as file:
         place = 0

@@ -6,12 +6,13 @@
 1. Features (`features.py`, `words.py`): an EfficientNet-Lite0 with ImageNet weights looks at each training photo in
    several ways; MiniLM and the words themselves describe each caption.
 2. A teacher (`teacher.py`): pairs of heads on these features.
-3. The student (`student.py`): an image head and a text tower that learn to be where the teacher's embeddings are, then
-   from the pairs themselves at the logit scale of a trained CLIP.
+3. The student (`student.py`): a text tower and an image head that learn to be where the teacher's embeddings are; then
+   the last blocks of the image tower learn from the captions of each photo; then head and text tower together from
+   the pairs, at the logit scale of a trained CLIP.
 
 OUT gets an open_clip model in float16 for ``--model local-dir:OUT``, a card, and the log of the geometry. Photos of the
 splits val and test are never trained on; val is what the settings were chosen by. Each stage is kept in a work folder,
-and the same command continues after the last one that is whole.
+and the same command, or one with other settings of later stages, continues after the last one that is whole.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from student import (
     teach_texts,
     text_inputs,
     train_on_pairs,
+    tune_image_tower,
 )
 from teacher import Teacher, TeacherSettings, train_teacher
 from torch import Tensor
@@ -49,8 +51,9 @@ from c3tools.connect.geometry import Geometry, LogPoint, measure
 from c3tools.pages.figures import save_figure
 from c3tools.store.files import write_atomically, write_json_atomically
 
-SIDE = 288
+SIDE = 352
 NAMES = ("image", "text")
+STAGES = ("teacher", "text", "image", "tower", "pair")  # prefixes of their settings
 MODEL = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "image_size": SIDE, "timm_proj_bias": True}}
 
 
@@ -65,13 +68,26 @@ class Run:
     student: StudentSettings
     views: int
 
+    @property
+    def features(self) -> Path:
+        """The folder of the features."""
+        return self.work / f"features-{digest(self._seen)}"
+
     def keep(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors that ``make`` gives, or gave in an earlier run with the same settings."""
-        path = self.work / f"{name}.safetensors"
-        if not path.exists():
-            tensors = {key: value.contiguous() for key, value in make().items()}
-            write_atomically(path, lambda temporary: save_file(tensors, temporary))
-        return load_file(path)
+        """Tensors that ``make`` gives, or gave in an earlier run with the same settings up to this stage."""
+        return kept(self.path(name), make)
+
+    def path(self, name: str) -> Path:
+        """Where a stage is kept: by all that it and those before it depend on."""
+        settings, depends = asdict(self.student), [self._seen, self.views, self.seed, asdict(self.teacher), MODEL]
+        for stage in STAGES[: STAGES.index(name) + 1]:
+            depends.append({key: value for key, value in settings.items() if key.startswith(f"{stage}_")})
+        depends.append([settings["scale"], settings["cone"], settings["weight_decay"]] if name != "teacher" else [])
+        return self.work / f"{name}-{digest(depends)}.safetensors"
+
+    @property
+    def _seen(self) -> list[object]:
+        return [SIDE, [path.name for path in self.corpora.photos], self.corpora.captions]
 
     def captions_of(self, photos: Rows) -> Rows:
         """Captions of each photo, as many as all of them have: (n, k)."""
@@ -80,49 +96,68 @@ class Run:
         return np.stack([rows[:least] for rows in own])
 
 
+@dataclass
+class Photos:
+    """Photos as the trunk sees them: float32 features (n, e), and float16 maps (n, c, h, w) before its last blocks."""
+
+    features: Tensor
+    maps: Tensor
+
+    def __getitem__(self, rows: Rows) -> Photos:
+        return Photos(self.features[rows], self.maps[rows])
+
+
+def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of a file, which ``make`` makes where it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.contiguous() for key, value in make().items()}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    return load_file(path)
+
+
 def main() -> None:
     """Run the stages, write the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, help="folder with captions.jsonl (image, captions, split) and the photos")
     parser.add_argument("out", type=Path, help="folder of the model")
     parser.add_argument("--captions", type=Path, nargs="*", default=[], help="files of captions without photos")
-    parser.add_argument("--views", type=int, default=6, help="augmented views of each training photo")
+    parser.add_argument("--views", type=int, default=4, help="augmented views of each training photo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("c3-mini-work"), help="where the stages are kept")
-    for name in ("members", "teacher-epochs", "image-steps", "text-epochs", "pair-epochs"):
+    for name in ("members", "teacher-epochs", "image-steps", "text-epochs", "tower-epochs", "pair-epochs"):
         parser.add_argument(f"--{name}", type=int, help="as in the settings of the teacher and the student")
     arguments = parser.parse_args()
     run = make_run(arguments)
-    run.work.mkdir(parents=True, exist_ok=True)
     plain, views, texts, tokens = features(run)
-    start = time.perf_counter()
-    model, log, trained = train(run, plain, views, texts, tokens, start)
-    write(arguments.out, run, model, log, trained)
+    model, log, seconds = train(run, plain, views, texts, tokens)
+    write(arguments.out, run, model, log, seconds)
 
 
 def make_run(arguments: argparse.Namespace) -> Run:
-    """The run that the arguments ask for; its folder has a digest of all settings in its name."""
+    """The run that the arguments ask for."""
     teacher = TeacherSettings(**_given(members=arguments.members, epochs=arguments.teacher_epochs))
-    student = StudentSettings(
-        **_given(
-            image_steps=arguments.image_steps, text_epochs=arguments.text_epochs, pair_epochs=arguments.pair_epochs
-        )
-    )
+    steps = {name: getattr(arguments, name) for name in ("image_steps", "text_epochs", "tower_epochs", "pair_epochs")}
     corpora = read_corpora(arguments.pairs, arguments.captions)
-    settings = [asdict(teacher), asdict(student), arguments.views, arguments.seed, MODEL]
-    digest = hashlib.sha256(json.dumps([settings, len(corpora.photos), corpora.captions]).encode()).hexdigest()[:12]
-    return Run(arguments.work / digest, corpora, arguments.seed, teacher, student, arguments.views)
+    return Run(arguments.work, corpora, arguments.seed, teacher, StudentSettings(**_given(**steps)), arguments.views)
 
 
-def features(run: Run) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-    """Trunk features of all photos, of the views of training photos; features of all captions; their tokens."""
+def digest(content: object) -> str:
+    """Twelve digits that tell one content from another."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def features(run: Run) -> tuple[Photos, list[Photos], Tensor, Tensor]:
+    """All photos; the training photos, plain and in views; features of all captions; their tokens."""
     corpora, training = run.corpora, run.corpora.photo_rows()
-    plain = run.keep("photos", lambda: {"x": torch.from_numpy(image_features(corpora.photos, SIDE))})["x"].float()
-    views = [plain[training]]
-    for view in range(1, run.views + 1):
-        paths = [corpora.photos[row] for row in training]
-        kept = run.keep(f"view-{view}", lambda p=paths, v=view: {"x": torch.from_numpy(image_features(p, SIDE, v))})
-        views.append(kept["x"].float())
+
+    def seen(name: str, rows: Rows, view: int) -> Photos:
+        def make() -> dict[str, Tensor]:
+            features, maps = image_features([corpora.photos[row] for row in rows], SIDE, view)
+            return {"features": torch.from_numpy(features), "maps": torch.from_numpy(maps)}
+
+        tensors = kept(run.features / f"{name}.safetensors", make)
+        return Photos(tensors["features"].float(), tensors["maps"])
 
     def described() -> dict[str, Tensor]:
         sentences = text_features(corpora.captions).astype(np.float32)
@@ -130,78 +165,88 @@ def features(run: Run) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
         words *= sentences.std() / words.std()
         return {"x": torch.from_numpy(np.concatenate([sentences, words], axis=1))}
 
-    texts = run.keep("captions", described)["x"]
-    tokens = run.keep("tokens", lambda: {"x": text_inputs(corpora.captions)})["x"]
+    plain = seen("photos", np.arange(len(corpora.photos)), 0)
+    views = [plain[training], *(seen(f"view-{view}", training, view) for view in range(1, run.views + 1))]
+    texts = kept(run.features / "captions.safetensors", described)["x"]
+    tokens = kept(run.features / "tokens.safetensors", lambda: {"x": text_inputs(corpora.captions)})["x"]
     return plain, views, texts, tokens
 
 
 def train(
-    run: Run, plain: Tensor, views: list[Tensor], texts: Tensor, tokens: Tensor, start: float
+    run: Run, plain: Photos, views: list[Photos], texts: Tensor, tokens: Tensor
 ) -> tuple[torch.nn.Module, list[LogPoint], dict[str, float]]:
-    """Teacher, then student: the open_clip model, the log of the geometry, and how long each took."""
-    training = run.corpora.photo_rows()
+    """Teacher, then student: the open_clip model, the log of the geometry, and how long each stage took."""
+    began = time.perf_counter()
+    corpora, settings, seed = run.corpora, run.student, run.seed
+    training, val = corpora.photo_rows(), corpora.photo_rows("val")
     captions = run.captions_of(training)
-    teacher, wanted = taught(run, plain, views, texts, captions)
-    vocabulary = Vocabulary(tokens[run.corpora.training_captions])
+    seen = [view.features for view in views]
+    teacher, wanted = taught(run, seen, texts, captions)
+    vocabulary = Vocabulary(tokens[corpora.training_captions])
     tokens = vocabulary(tokens)
-    student = Student(MODEL, vocabulary, plain[training], run.seed)
-    student.start_in_cones(plain[training][:2000], tokens[captions[:2000, 0]])
+    trunk = image_tower()
+    student = Student(MODEL, vocabulary, trunk, seen[0], seed)
+    student.start_in_cones(seen[0][:2000], tokens[captions[:2000, 0]])
     log: list[LogPoint] = []
-    seconds = {"teacher": time.perf_counter() - start}
+    seconds = {"teacher": time.perf_counter() - began}
 
-    def watch(step: int, loss: float | None, first: int) -> None:
-        geometry = scored(run, student, plain, tokens, "val")
-        log.append(LogPoint(first + step, 0, loss, run.student.scale, time.perf_counter() - start, geometry))
+    def watch(step: int, loss: float | None) -> None:
+        geometry = scored(run, student, plain.maps[val], tokens, "val")
+        log.append(LogPoint(step, 0, loss, settings.scale, time.perf_counter() - began, geometry))
 
     def stage(name: str, work: Callable[[Callable[[int, float], None]], None]) -> None:
-        began, first, points = time.perf_counter(), log[-1].step, len(log)
+        start, first, points = time.perf_counter(), log[-1].step, len(log)
+        record = run.path(name).with_suffix(".json")
 
         def make() -> dict[str, Tensor]:
-            work(lambda step, loss: watch(step, loss, first))
-            write_json_atomically(run.work / f"{name}.json", [point.to_json(NAMES) for point in log[points:]])
+            work(lambda step, loss: watch(first + step, loss))
+            write_json_atomically(record, [point.to_json(NAMES) for point in log[points:]])
             return student.state_dict()
 
         student.load_state_dict(run.keep(name, make))
-        log[points:] = [LogPoint.from_json(point) for point in json.loads((run.work / f"{name}.json").read_text())]
-        seconds[name] = time.perf_counter() - began
+        log[points:] = [LogPoint.from_json(point) for point in json.loads(record.read_text())]
+        seconds[name] = time.perf_counter() - start
 
-    watch(0, None, 0)
-    settings, seed = run.student, run.seed
-    stage("image-head", lambda watch: teach_images(student, teacher, views, settings, seed, watch))
-    rows = run.corpora.training_captions
-    stage("text-tower", lambda watch: teach_texts(student, wanted, tokens, rows, settings, seed, watch))
-    stage(
-        "pairs",
-        lambda watch: train_on_pairs(student, teacher, views, wanted, tokens, captions, settings, seed, watch),
-    )
-    return student.whole(MODEL, vocabulary, image_tower(), settings.scale), log, seconds
+    def tune(watch: Callable[[int, float], None]) -> None:
+        described = student.all_texts(tokens[captions.ravel()]).reshape(*captions.shape, -1)
+        tune_image_tower(student, teacher, [view.maps for view in views], seen, described, settings, seed, watch)
+
+    def pair(watch: Callable[[int, float], None]) -> None:
+        train_on_pairs(student, [student.all_pooled(v.maps) for v in views], tokens, captions, settings, seed, watch)
+
+    watch(0, None)
+    rows = corpora.training_captions
+    stage("text", lambda watch: teach_texts(student, wanted, tokens, rows, settings, seed, watch))
+    stage("image", lambda watch: teach_images(student, teacher, seen, settings, seed, watch))
+    stage("tower", tune)
+    stage("pair", pair)
+    return student.whole(MODEL, vocabulary, trunk, settings.scale), log, seconds
 
 
-def taught(run: Run, plain: Tensor, views: list[Tensor], texts: Tensor, captions: Rows) -> tuple[Teacher, Tensor]:
+def taught(run: Run, views: list[Tensor], texts: Tensor, captions: Rows) -> tuple[Teacher, Tensor]:
     """The teacher, and its embeddings of all captions (m, d - 2), float16."""
-    training = run.corpora.photo_rows()
 
     def make() -> dict[str, Tensor]:
         teacher = train_teacher(views, texts, captions, run.teacher, run.seed)
-        teacher.fit_axes(plain[training], texts[captions.ravel()], CONFIG["embed_dim"] - 2)
-        return teacher.state_dict()
+        teacher.fit_axes(views[0], texts[captions.ravel()], CONFIG["embed_dim"] - 2)
+        return {**teacher.state_dict(), "taught": teacher.texts(texts).half()}
 
     state = run.keep("teacher", make)
+    wanted = state.pop("taught")
     teacher = Teacher(views[0], texts[captions.ravel()], run.teacher)
     teacher.axes = torch.zeros_like(state["axes"])
     teacher.load_state_dict(state)
-    teacher.eval().requires_grad_(False)
-    return teacher, run.keep("taught", lambda: {"x": teacher.texts(texts).half()})["x"]
+    return teacher.eval().requires_grad_(False), wanted
 
 
 @torch.no_grad()
-def scored(run: Run, student: Student, plain: Tensor, tokens: Tensor, split: str) -> Geometry:
-    """Geometry and recall of the photos of a split and all their captions."""
+def scored(run: Run, student: Student, maps: Tensor, tokens: Tensor, split: str) -> Geometry:
+    """Geometry and recall of the photos of a split, seen as ``maps``, and all their captions."""
     photos = run.corpora.photo_rows(split)
     captions = run.corpora.caption_rows(photos)
     student.eval()
-    images = normalize(student.images(plain[photos]), dim=1)
-    texts = torch.cat([normalize(student.texts(block), dim=1) for block in tokens[captions].split(512)])
+    images = normalize(student.images(student.all_pooled(maps)), dim=1)
+    texts = student.all_texts(tokens[captions])
     return measure(images.numpy(), texts.numpy(), np.searchsorted(photos, run.corpora.owner[captions]))
 
 

@@ -1,4 +1,4 @@
-"""The student: c3-mini's own text tower and image head, taught to be where the teacher's are, then trained on pairs.
+"""The student: c3-mini's own towers, taught to be where the teacher's embeddings are, then trained on pairs.
 
 Two constant directions are added to the teacher's space, one per modality: the cones that large towers start in. The
 student begins in such cones, too (offsets on its last layers), and is trained at the logit scale of a trained CLIP;
@@ -7,6 +7,7 @@ how much of the gap survives is measured, not set.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,16 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import open_clip
 import torch
-from teacher import Teacher, one_cycle, running_mean
+from features import split_tower
+from teacher import CAPTIONS, Teacher, one_cycle, running_mean
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, dropout, normalize
 
 from c3tools.encoders.texts import trimmed_forward
 from c3tools.progress import Tracker, track
 
 Rows = npt.NDArray[np.int64]
 _START_CONE = 1.33  # offset of the outputs at the start, as a multiple of their spread: a gap of 1.13
-_LOG_EVERY = 50  # steps
+_LOG_POINTS = 10  # of each stage
+_FEW = 64  # photos whose maps are gone through at a time
 Watch = Callable[[int, float], None]
 
 
@@ -32,7 +35,7 @@ class StudentSettings:
     """How the student is trained; chosen on the validation photos of Flickr8k.
 
     Attributes:
-        scale: fixed logit scale.
+        scale: fixed logit scale, in the end.
         cone: share of the squared length of a target that is the constant direction of its modality.
         image_steps: of the image head, towards the teacher's embeddings of mixed photos.
         image_batch: photos in a step of that.
@@ -40,25 +43,43 @@ class StudentSettings:
         text_epochs: over all captions, towards the teacher's embeddings.
         text_batch: captions in a step of that.
         text_rate: peak learning rate of that.
-        pair_epochs: over the photos, InfoNCE and distillation together.
+        tower_epochs: of the image tower's last blocks and head, over the photos, towards their captions.
+        tower_batch: photos, each with 3 of its captions, in a step of that.
+        tower_rate: peak learning rate of the last blocks in that.
+        tower_head_rate: and of the head.
+        tower_scale: logit scale of that.
+        tower_pull: weight of the distance from the teacher's embeddings in that.
+        tower_dropout: of the features between the two.
+        tower_noise: on these features, as a multiple of their spread.
+        tower_smoothing: of the labels.
+        pair_epochs: of the head and the text tower together, over the photos.
         pair_batch: photos, each with one of its captions, in a step of that.
         pair_rate: peak learning rate of that.
-        pull: weight of the distillation in that.
+        pair_pull: weight of the distance from where the embeddings were before that.
         weight_decay: of AdamW.
     """
 
     scale: float = 100.0
     cone: float = 0.4
-    image_steps: int = 3000
+    image_steps: int = 4000
     image_batch: int = 1024
     image_rate: float = 2e-3
-    text_epochs: int = 4
+    text_epochs: int = 5
     text_batch: int = 512
     text_rate: float = 1e-3
-    pair_epochs: int = 10
+    tower_epochs: int = 10
+    tower_batch: int = 256
+    tower_rate: float = 3e-4
+    tower_head_rate: float = 1e-3
+    tower_scale: float = 67.0
+    tower_pull: float = 3.0
+    tower_dropout: float = 0.4
+    tower_noise: float = 0.4
+    tower_smoothing: float = 0.05
+    pair_epochs: int = 15
     pair_batch: int = 512
     pair_rate: float = 1e-4
-    pull: float = 5.0
+    pair_pull: float = 5.0
     weight_decay: float = 0.05
 
 
@@ -85,11 +106,12 @@ def text_inputs(captions: list[str]) -> Tensor:
 
 
 class Student(nn.Module):
-    """The trained parts: the image head on trunk features, and the text tower.
+    """The trained parts: the image tower's last blocks and head, and the text tower.
 
     Args:
         config: of the open_clip model.
         vocabulary: of the training captions.
+        trunk: the trained image trunk.
         features: image features (n, e) of training photos, which the head's input is standardised by.
         seed: of the weights.
     """
@@ -97,9 +119,10 @@ class Student(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, config: dict, vocabulary: Vocabulary, features: Tensor, seed: int) -> None:
+    def __init__(self, config: dict, vocabulary: Vocabulary, trunk: nn.Module, features: Tensor, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
+        self.late = copy.deepcopy(split_tower(trunk)[1])
         small = {**config, "text_cfg": {**config["text_cfg"], "vocab_size": len(vocabulary.used)}}
         model = open_clip.CLIP(**small)
         self.head = model.visual.head
@@ -120,9 +143,25 @@ class Student(nn.Module):
             else:
                 self.tower.ln_final.bias += torch.linalg.solve(self.tower.text_projection.T, offset)
 
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Trunk features (n, e) of maps (n, c, h, w) before the last blocks."""
+        return self.late(maps.float())
+
+    @torch.no_grad()
+    def all_pooled(self, maps: Tensor) -> Tensor:
+        """The same, a few at a time, for use."""
+        self.late.eval()
+        return torch.cat([self.pooled(block) for block in maps.split(_FEW)])
+
     def images(self, features: Tensor) -> Tensor:
         """Embeddings (n, d) of trunk features (n, e), not normalised."""
         return self.head((features - self.mean) / self.spread)
+
+    @torch.no_grad()
+    def all_texts(self, tokens: Tensor) -> Tensor:
+        """Unit rows for tokens of any number, for use."""
+        self.tower.eval()
+        return torch.cat([normalize(self.texts(block), dim=1) for block in tokens.split(512)])
 
     def texts(self, tokens: Tensor) -> Tensor:
         """Embeddings (n, d) of tokens, numbered by the vocabulary, not normalised."""
@@ -134,6 +173,7 @@ class Student(nn.Module):
         """The open_clip model: standardisation inside the head, every token of the tokenizer; unseen ones are zero."""
         model = open_clip.CLIP(**config)
         model.visual.trunk.load_state_dict(trunk.state_dict())
+        split_tower(model.visual.trunk)[1].load_state_dict(self.late.state_dict())
         model.visual.head.load_state_dict(self.head.state_dict())
         first = model.visual.head.mlp.fc1
         first.weight /= self.spread
@@ -156,7 +196,7 @@ def teach_images(
     def loss(step: int) -> Tensor:
         seen, one, other = rng.integers(len(views), size=size), rng.integers(n, size=size), rng.integers(n, size=size)
         share = torch.from_numpy(np.where(rng.random(size) < 0.7, rng.uniform(0.5, 1, size), 1).astype(np.float32))
-        x = torch.stack([views[view][photo] for view, photo in zip(seen, one, strict=True)])
+        x = _picked(views, seen, one)
         x = share[:, None] * x + (1 - share[:, None]) * views[0][torch.from_numpy(other)]
         with torch.no_grad():
             wanted = in_cone(teacher.images(x), 0, settings.cone)
@@ -185,61 +225,123 @@ def teach_texts(
         _descend(student.tower, loss, len(batches), settings.text_rate, settings, watch, tracker)
 
 
-def train_on_pairs(
+def tune_image_tower(
     student: Student,
     teacher: Teacher,
+    maps: Sequence[Tensor],
     views: Sequence[Tensor],
-    wanted: Tensor,
+    texts: Tensor,
+    settings: StudentSettings,
+    seed: int,
+    watch: Watch,
+) -> None:
+    """The last blocks and the head towards the captions: InfoNCE, the captions' embeddings staying where they are.
+
+    Args:
+        maps: (n, c, h, w) each: the same photos, seen differently, before the last blocks.
+        views: (n, e) each: the features that the untrained blocks made of them, which the teacher reads.
+        texts: (n, k, d), unit rows of the captions of each photo.
+    """
+    rng = np.random.default_rng([seed, 4])
+    torch.manual_seed(seed + 4)
+    with torch.no_grad():
+        held = [in_cone(teacher.images(view), 0, settings.cone) for view in views]
+    size = min(settings.tower_batch, len(texts))
+    batches = _batches_of_photos(len(texts), size, settings.tower_epochs, rng)
+    own = torch.arange(size)
+
+    def loss(step: int) -> Tensor:
+        photos = batches[step]
+        seen = rng.integers(len(maps), size=size)
+        student.late.eval()  # the statistics of its batch normalisation stay
+        features = student.pooled(_picked(maps, seen, photos))
+        noise = settings.tower_noise * student.spread * torch.randn_like(features)
+        images = normalize(student.images(dropout(features, settings.tower_dropout) + noise), dim=1)
+        said = rng.permuted(np.tile(np.arange(texts.shape[1]), (size, 1)), axis=1)[:, :CAPTIONS]
+        contrast = torch.zeros(())
+        for column in said.T:
+            logits = settings.tower_scale * images @ texts[photos, column].T
+            for side in (logits, logits.T):
+                contrast = contrast + cross_entropy(side, own, label_smoothing=settings.tower_smoothing)
+        return contrast / (2 * said.shape[1]) + settings.tower_pull * distance(images, _picked(held, seen, photos))
+
+    trained = nn.ModuleDict({"late": student.late, "head": student.head})
+    rates = {"late": settings.tower_rate, "head": settings.tower_head_rate}
+    with track("Image tower", len(batches)) as tracker:
+        _descend(trained, loss, len(batches), rates, settings, watch, tracker)
+
+
+def train_on_pairs(
+    student: Student,
+    views: Sequence[Tensor],
     tokens: Tensor,
     captions: Rows,
     settings: StudentSettings,
     seed: int,
     watch: Watch,
 ) -> None:
-    """InfoNCE on photos and their captions (rows ``captions`` (n, k) of ``tokens``), held near the teacher."""
+    """InfoNCE on photos (features ``views``) and their captions (rows ``captions`` (n, k) of ``tokens``).
+
+    The head and the text tower are held near where they begin.
+    """
     rng = np.random.default_rng([seed, 3])
     size = min(settings.pair_batch, len(captions))
-    steps = settings.pair_epochs * (len(captions) // size)
-    order: list[int] = []
+    batches = _batches_of_photos(len(captions), size, settings.pair_epochs, rng)
+    own = torch.arange(size)
+    student.eval()
+    with torch.no_grad():
+        held_images = [normalize(student.images(view), dim=1) for view in views]
+    held_texts = student.all_texts(tokens[captions.ravel()]).reshape(*captions.shape, -1)
 
     def loss(step: int) -> Tensor:
-        if len(order) < size:
-            order[:] = rng.permutation(len(captions)).tolist()
-        photos = np.array([order.pop() for _ in range(size)])
+        photos = batches[step]
         seen = rng.integers(len(views), size=size)
-        x = torch.stack([views[view][photo] for view, photo in zip(seen, photos, strict=True)])
-        chosen = torch.from_numpy(captions[photos, rng.integers(captions.shape[1], size=size)])
-        with torch.no_grad():
-            image_target = in_cone(teacher.images(x), 0, settings.cone)
-        text_target = in_cone(wanted[chosen].float(), 1, settings.cone)
-        images, texts = student.images(x), student.texts(tokens[chosen])
+        said = rng.integers(captions.shape[1], size=size)
+        images = student.images(_picked(views, seen, photos))
+        texts = student.texts(tokens[captions[photos, said]])
         logits = settings.scale * normalize(images, dim=1) @ normalize(texts, dim=1).T
-        own = torch.arange(size)
         contrast = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
-        return contrast + settings.pull * (distance(images, image_target) + distance(texts, text_target))
+        away = distance(images, _picked(held_images, seen, photos)) + distance(texts, held_texts[photos, said])
+        return contrast + settings.pair_pull * away
 
-    with track("Pairs", steps) as tracker:
-        _descend(student, loss, steps, settings.pair_rate, settings, watch, tracker)
+    trained = nn.ModuleDict({"head": student.head, "tower": student.tower})
+    with track("Pairs", len(batches)) as tracker:
+        _descend(trained, loss, len(batches), settings.pair_rate, settings, watch, tracker)
+
+
+def _batches_of_photos(n: int, size: int, epochs: int, rng: np.random.Generator) -> Rows:
+    """Each epoch's photos in random order, in whole batches: (steps, size)."""
+    return np.concatenate([rng.permutation(n)[: n // size * size].reshape(-1, size) for _ in range(epochs)])
+
+
+def _picked(views: Sequence[Tensor], seen: Rows, photos: Rows) -> Tensor:
+    """Each photo as one of the views has it."""
+    return torch.stack([views[view][photo] for view, photo in zip(seen, photos, strict=True)])
 
 
 def _descend(
     module: nn.Module,
     loss_of: Callable[[int], Tensor],
     steps: int,
-    rate: float,
+    rate: float | dict[str, float],
     settings: StudentSettings,
     watch: Watch,
     tracker: Tracker,
 ) -> None:
-    """AdamW, a one-cycle schedule, and the running mean of the weights in the end."""
-    matrices = [p for p in module.parameters() if p.ndim > 1]
-    rest = [p for p in module.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
-    schedule = one_cycle(optimizer, rate, steps)
+    """AdamW, a one-cycle schedule (a peak for all, or by child), and the running mean of the weights in the end."""
+    parts = [(module, rate)] if isinstance(rate, float) else [(module.get_submodule(n), r) for n, r in rate.items()]
+    groups = []
+    for part, peak in parts:
+        matrices = [p for p in part.parameters() if p.ndim > 1]
+        rest = [p for p in part.parameters() if p.ndim <= 1]
+        groups.append({"params": matrices, "lr": peak, "weight_decay": settings.weight_decay})
+        groups.append({"params": rest, "lr": peak, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    schedule = one_cycle(optimizer, [group["lr"] for group in groups], steps)
     mean = running_mean(module, 0.99)
     module.train()
     total = count = 0.0
+    every = max(1, steps // _LOG_POINTS)
     for step in range(steps):
         loss = loss_of(step)
         optimizer.zero_grad()
@@ -250,7 +352,7 @@ def _descend(
         mean.update_parameters(module)
         total, count = total + loss.item(), count + 1
         tracker.advance(1, f"loss {loss.item():.3f}")
-        if step % _LOG_EVERY == _LOG_EVERY - 1 and step + 1 < steps:
+        if step % every == every - 1 and step + 1 < steps:
             watch(step + 1, total / count)
             total = count = 0.0
             module.train()

@@ -172,7 +172,7 @@ def _epochs(
     member.load_state_dict(mean.module.state_dict())
 
 
-def one_cycle(optimizer: torch.optim.Optimizer, rate: float, steps: int) -> OneCycleLR:
+def one_cycle(optimizer: torch.optim.Optimizer, rate: float | list[float], steps: int) -> OneCycleLR:
     """A learning rate that rises to its peak in a tenth of the steps, then falls."""
     return OneCycleLR(optimizer, rate, total_steps=steps, pct_start=max(0.1, 2 / steps))
 

@@ -27,7 +27,8 @@ def made() -> Iterator[ModuleType]:
         import make
 
         make.MODEL = {**make.MODEL, "text_cfg": {**make.MODEL["text_cfg"], "layers": 1}}
-        trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        torch.manual_seed(0)
+        trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
         make.image_tower = lambda: trunk  # the packaged weights are not needed for what is tested
         yield make
     finally:
@@ -52,25 +53,31 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_of(made: ModuleType, corpus: Path, work: Path, text_epochs: int = 3) -> object:
     arguments = Namespace(
         pairs=corpus, out=work / "out", captions=[corpus / "alone.jsonl"], views=1, seed=0, work=work, members=2,
-        teacher_epochs=40, image_steps=20, text_epochs=text_epochs, pair_epochs=10,
+        teacher_epochs=40, image_steps=20, text_epochs=text_epochs, tower_epochs=5, pair_epochs=10,
     )  # fmt: skip
-    run = made.make_run(arguments)
-    run.work.mkdir(parents=True, exist_ok=True)
-    return run
+    return made.make_run(arguments)
 
 
-def features_of(run: object) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
+def features_of(made: ModuleType, run: object) -> tuple[object, list[object], torch.Tensor, torch.Tensor]:
     """What `make.features` gives, without the packages of weights."""
+    from features import split_tower
     from student import text_inputs
     from words import word_vectors
 
     rng = np.random.default_rng(0)
-    basis = {word: np.abs(rng.normal(size=1280)) for word in COLOURS + THINGS}
-    plain = np.array([basis[COLOURS[i % 4]] + basis[THINGS[i % 5]] for i in range(PHOTOS)], np.float32)
-    views = [torch.from_numpy(plain[:80] + 0.1 * rng.random((80, 1280), np.float32)) for _ in range(2)]
+    basis = {word: rng.normal(size=(192, 1, 1)) for word in COLOURS + THINGS}
+    plain = np.stack([basis[COLOURS[i % 4]] + basis[THINGS[i % 5]] for i in range(PHOTOS)]) * np.ones((2, 2))
+    late = split_tower(made.image_tower())[1]
+
+    def seen(maps: np.ndarray) -> object:
+        tensor = torch.from_numpy(maps.astype(np.float16))
+        with torch.no_grad():
+            return made.Photos(late(tensor.float()), tensor)
+
+    views = [seen(plain[:80] + 0.1 * rng.normal(size=(80, 192, 2, 2))) for _ in range(2)]
     corpora = run.corpora  # type: ignore[attr-defined]
     words = word_vectors(corpora.captions, corpora.caption_rows(corpora.photo_rows()), dim=10)
-    return torch.from_numpy(plain), views, torch.from_numpy(words), text_inputs(corpora.captions)
+    return seen(plain), views, torch.from_numpy(words), text_inputs(corpora.captions)
 
 
 def test_nothing_held_out_is_trained_on(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
@@ -96,8 +103,8 @@ def test_words_weigh_by_rarity_and_captions_alike_are_near() -> None:
 
 def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
     run = run_of(made, corpus, tmp_path, text_epochs=60)
-    plain, views, texts, tokens = features_of(run)
-    model, log, seconds = made.train(run, plain, views, texts, tokens, 0.0)
+    plain, views, texts, tokens = features_of(made, run)
+    model, log, seconds = made.train(run, plain, views, texts, tokens)
     assert log[0].step == 0
     assert log[0].geometry.gap == pytest.approx(1.13, abs=0.1)
     assert log[-1].geometry.gap > 0.3
@@ -112,46 +119,65 @@ def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, corpus: Path, 
     with torch.no_grad():
         sentence = tokenizer(["A red dog.", "zyzzyva"])
         np.testing.assert_allclose(loaded.eval().encode_text(sentence), model.encode_text(sentence), atol=2e-2)
-        given = loaded.visual.head(plain[:5])
-        np.testing.assert_allclose(given, model.visual.head(plain[:5]), atol=3e-2)
+        photos = torch.rand(3, 3, 64, 64)
+        np.testing.assert_allclose(loaded.encode_image(photos), model.encode_image(photos), atol=3e-2)
 
 
 def test_an_interrupted_run_continues_to_the_same_model(
     made: ModuleType, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = run_of(made, corpus, tmp_path / "whole"), run_of(made, corpus, tmp_path / "cut")
-    first, log, _ = made.train(whole, *features_of(whole), 0.0)
+    first, log, _ = made.train(whole, *features_of(made, whole))
 
     def stopped(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(made, "train_on_pairs", stopped)
-        made.train(cut, *features_of(cut), 0.0)
-    second, again, _ = made.train(cut, *features_of(cut), 0.0)
+        patch.setattr(made, "tune_image_tower", stopped)
+        made.train(cut, *features_of(made, cut))
+    second, again, _ = made.train(cut, *features_of(made, cut))
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
     assert [point.geometry for point in again] == [point.geometry for point in log]
 
 
-def test_other_settings_do_not_take_up_what_was_kept(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
+def test_what_was_kept_is_taken_up_by_runs_with_the_same_settings_so_far(
+    made: ModuleType, corpus: Path, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
     run = run_of(made, corpus, tmp_path)
+    later = replace(run, student=replace(run.student, tower_rate=1.0))  # type: ignore[attr-defined, type-var]
+    other = replace(run, student=replace(run.student, cone=0.1))  # type: ignore[attr-defined, type-var]
+    same = [stage for stage in made.STAGES if run.path(stage) == later.path(stage)]  # type: ignore[attr-defined]
+    assert same == ["teacher", "text", "image"]
+    same = [stage for stage in made.STAGES if run.path(stage) == other.path(stage)]  # type: ignore[attr-defined]
+    assert same == ["teacher"]
+    assert other.features == run.features  # type: ignore[attr-defined]
     (corpus / "alone.jsonl").write_text(json.dumps({"captions": ["another"]}))
-    assert run_of(made, corpus, tmp_path).work != run.work  # type: ignore[attr-defined]
+    fewer = run_of(made, corpus, tmp_path)
+    assert fewer.path("teacher") != run.path("teacher")  # type: ignore[attr-defined]
+    assert fewer.features != run.features  # type: ignore[attr-defined]
 
 
 def test_the_student_is_the_same_inside_and_outside_the_model(made: ModuleType) -> None:
+    from features import split_tower
     from student import Student, Vocabulary, text_inputs
 
     tokens = text_inputs(["a red dog", "two boats and a horse"])
     vocabulary = Vocabulary(tokens)
-    features = torch.rand(50, 1280) * 3 + 1
-    student = Student(made.MODEL, vocabulary, features, seed=3).eval()
-    student.start_in_cones(features, vocabulary(tokens))
-    trunk = open_clip.CLIP(**made.MODEL).visual.trunk
-    model = student.whole(made.MODEL, vocabulary, trunk, 100.0)
+    trunk = made.image_tower()
+    early, late = split_tower(trunk)
     with torch.no_grad():
-        np.testing.assert_allclose(model.visual.head(features), student.images(features), atol=1e-4)
+        photos = torch.rand(8, 3, 64, 64)
+        maps = early(photos)
+        student = Student(made.MODEL, vocabulary, trunk, late(maps), seed=3).eval()
+        student.start_in_cones(late(maps), vocabulary(tokens))
+        student.late[1].weight *= 1.5  # as if it had been trained
+        model = student.whole(made.MODEL, vocabulary, trunk, 100.0)
+        inside = student.images(student.all_pooled(maps))
+        np.testing.assert_allclose(model.encode_image(photos), inside, atol=1e-4)
         np.testing.assert_allclose(model.encode_text(tokens), student.texts(vocabulary(tokens)), atol=1e-4)
     assert model.logit_scale.exp().item() == pytest.approx(100)
+    assert not torch.equal(trunk.conv_head.weight, model.visual.trunk.conv_head.weight)
