@@ -1,6 +1,6 @@
 """Run the demo with several seeds, to see whether each step of the method earns its place.
 
-    python benchmarks/demo_seeds.py            3 seeds, about 15 minutes on 2 cores, below 4 GiB
+    python benchmarks/demo_seeds.py            3 seeds, about 9 minutes on 2 cores, below 2 GiB
 
 Prints mean ± standard deviation over seeds for each method, the order of the mean CIDEr, and whether C3 is above C1
 by more than the spread. Nothing is chosen on the photos: see `c3tools.jobs.demo`.

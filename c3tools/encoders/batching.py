@@ -12,6 +12,7 @@ import torch
 # beyond these a GPU gains nothing, and images in flight cost memory; a CPU is as fast with few, which stay in its cache
 LARGEST = {"image": 256, "text": 1024}
 ON_CPU = {"image": 32, "text": 128}
+_USUAL_PIXELS = 224 * 224  # of the images of a full batch on a CPU; of larger ones there are proportionally fewer
 USUAL_TEXT_LENGTH = (
     16  # tokens up to which a batch of texts is full; longer ones come in proportionally smaller batches
 )
@@ -19,17 +20,21 @@ _SHARE_OF_MEMORY = 0.5
 _PROBES = (4, 8)
 
 
-def find_batch_size(modality: str, device: torch.device, run: Callable[[str, int], None]) -> int:
+def find_batch_size(
+    modality: str, device: torch.device, run: Callable[[str, int], None], pixels: int = _USUAL_PIXELS
+) -> int:
     """Batch size of ``modality`` on ``device``.
 
     On a CUDA GPU the largest power of two whose activations take at most half of the card's memory, from two small
-    runs, at most `LARGEST`; on other devices a constant.
+    runs, at most `LARGEST`; on other devices a constant, for images of more than 224 x 224 a smaller one.
 
     Args:
         run: runs the model on so many dummy inputs of the modality.
+        pixels: height times width of the images that the model takes.
     """
     if device.type != "cuda":
-        return ON_CPU[modality]
+        most = ON_CPU[modality]
+        return fitting_batch(pixels, most * _USUAL_PIXELS, most) if modality == "image" else most
     few, more = (_peak_memory(device, lambda n=n: run(modality, n)) for n in _PROBES)  # type: ignore[misc]
     return fitting_batch(
         max(1, (more - few) // (_PROBES[1] - _PROBES[0])),
@@ -38,9 +43,9 @@ def find_batch_size(modality: str, device: torch.device, run: Callable[[str, int
     )
 
 
-def fitting_batch(bytes_per_input: int, room: int, largest: int) -> int:
-    """The largest power of two, at least 1 and at most ``largest``, whose inputs fit into ``room`` bytes."""
-    fit = max(1, min(largest, room // bytes_per_input))
+def fitting_batch(per_input: int, room: int, largest: int) -> int:
+    """The largest power of two, at least 1 and at most ``largest``, whose inputs fit into ``room``."""
+    fit = max(1, min(largest, room // per_input))
     return 1 << (fit.bit_length() - 1)
 
 

@@ -108,7 +108,9 @@ class Encoder:
         The same on every machine with the same device: what is batched together decides the last bits of the result.
         """
         if modality not in self._batch_sizes:
-            self._batch_sizes[modality] = find_batch_size(modality, self.compute.device, self._run_probe)
+            height, width = self.preprocess.size
+            found = find_batch_size(modality, self.compute.device, self._run_probe, height * width)
+            self._batch_sizes[modality] = found
         return self._batch_sizes[modality]
 
     def encode_images(self, images: Sequence[str | Path | Image.Image], *, batch_size: int | None = None) -> Matrix:

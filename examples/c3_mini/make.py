@@ -7,8 +7,7 @@
    several ways; MiniLM and the words themselves describe each caption.
 2. A teacher (`teacher.py`): pairs of heads on these features.
 3. The student (`student.py`): a text tower and an image head that learn to be where the teacher's embeddings are; then
-   the last blocks of the image tower learn from the captions of each photo; then head and text tower together from
-   the pairs, at the logit scale of a trained CLIP.
+   the last blocks of the image tower and its head learn from the captions of each photo.
 
 OUT gets an open_clip model in float16 for ``--model local-dir:OUT``, a card, and the log of the geometry. Photos of the
 splits val and test are never trained on; val is what the settings were chosen by. Each stage is kept in a work folder,
@@ -38,7 +37,6 @@ from student import (
     teach_images,
     teach_texts,
     text_inputs,
-    train_on_pairs,
     tune_image_tower,
 )
 from teacher import Teacher, TeacherSettings, train_teacher
@@ -53,7 +51,7 @@ from c3tools.store.files import write_atomically, write_json_atomically
 
 SIDE = 352
 NAMES = ("image", "text")
-STAGES = ("teacher", "text", "image", "tower", "pair")  # prefixes of their settings
+STAGES = ("teacher", "text", "image", "tower")  # prefixes of their settings
 MODEL = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "image_size": SIDE, "timm_proj_bias": True}}
 
 
@@ -125,7 +123,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=4, help="augmented views of each training photo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("c3-mini-work"), help="where the stages are kept")
-    for name in ("members", "teacher-epochs", "image-steps", "text-epochs", "tower-epochs", "pair-epochs"):
+    for name in ("members", "teacher-epochs", "image-steps", "text-epochs", "tower-epochs"):
         parser.add_argument(f"--{name}", type=int, help="as in the settings of the teacher and the student")
     arguments = parser.parse_args()
     run = make_run(arguments)
@@ -137,7 +135,7 @@ def main() -> None:
 def make_run(arguments: argparse.Namespace) -> Run:
     """The run that the arguments ask for."""
     teacher = TeacherSettings(**_given(members=arguments.members, epochs=arguments.teacher_epochs))
-    steps = {name: getattr(arguments, name) for name in ("image_steps", "text_epochs", "tower_epochs", "pair_epochs")}
+    steps = {name: getattr(arguments, name) for name in ("image_steps", "text_epochs", "tower_epochs")}
     corpora = read_corpora(arguments.pairs, arguments.captions)
     return Run(arguments.work, corpora, arguments.seed, teacher, StudentSettings(**_given(**steps)), arguments.views)
 
@@ -211,15 +209,11 @@ def train(
         described = student.all_texts(tokens[captions.ravel()]).reshape(*captions.shape, -1)
         tune_image_tower(student, teacher, [view.maps for view in views], seen, described, settings, seed, watch)
 
-    def pair(watch: Callable[[int, float], None]) -> None:
-        train_on_pairs(student, [student.all_pooled(v.maps) for v in views], tokens, captions, settings, seed, watch)
-
     watch(0, None)
     rows = corpora.training_captions
     stage("text", lambda watch: teach_texts(student, wanted, tokens, rows, settings, seed, watch))
     stage("image", lambda watch: teach_images(student, teacher, seen, settings, seed, watch))
     stage("tower", tune)
-    stage("pair", pair)
     return student.whole(MODEL, vocabulary, trunk, settings.scale), log, seconds
 
 
@@ -270,7 +264,8 @@ def write(out: Path, run: Run, model: torch.nn.Module, log: list[LogPoint], seco
     write_json_atomically(out / "training.json", record)
     save_figure(geometry_figure(log, NAMES, log[-1].step), out / "geometry.svg")
     last = log[-1].geometry
-    print(f"{out}: gap {log[0].geometry.gap:.2f} before, {last.gap:.2f} after, recall@1 {last.recall_at_1:.3f} on val")
+    recall = " and ".join(f"{direction['recall@1']:.3f}" for direction in last.recall)
+    print(f"{out}: gap {log[0].geometry.gap:.2f} before, {last.gap:.2f} after; recall@1 on val: {recall}")
     print("seconds: " + ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()))
 
 

@@ -4,8 +4,8 @@
     python start_model.py START
     c3 connect lit CORPUS --model local-dir:START --image-head --logit-scale 100 --half
 
-START gets the architecture of the bundled c3-mini: EfficientNet-Lite0 with ImageNet weights and a perceptron to 256
-dimensions, and a text transformer of 3 layers and width 256. Cost: seconds; 77 MB.
+START gets the architecture of the bundled c3-mini, at 224 pixels: EfficientNet-Lite0 with ImageNet weights and a
+perceptron to 256 dimensions, and a text transformer of 3 layers and width 256. Cost: seconds; 77 MB.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def test_every_listed_model_is_one_that_open_clip_has(c3: C3) -> None:
     assert models[0] == {
         "name": "c3-mini",
         "dim": 256,
-        "image_size": 224,
+        "image_size": 352,
         "context_length": 77,
         "source": "bundled",
         "here": True,

@@ -24,6 +24,10 @@ def test_a_cpu_is_not_probed() -> None:
         raise AssertionError("probed")
 
     assert find_batch_size("image", torch.device("cpu"), never) == ON_CPU["image"]
+    assert find_batch_size("text", torch.device("cpu"), never, 352 * 352) == ON_CPU["text"]
+    assert find_batch_size("image", torch.device("cpu"), never, 160 * 160) == 32
+    assert find_batch_size("image", torch.device("cpu"), never, 352 * 352) == 8
+    assert find_batch_size("image", torch.device("cpu"), never, 4000 * 4000) == 1
 
 
 @pytest.mark.parametrize(("per_image", "expected"), [(2**20, 256), (2**26, 128), (2**34, 1)])

@@ -59,7 +59,7 @@ def test_an_animated_gif_gives_its_first_frame(tmp_path: Path) -> None:
 def test_extreme_sizes_are_preprocessed(tmp_path: Path, encoder, size: tuple[int, int]) -> None:
     gradient(*size).save(tmp_path / "x.png")
     pixels, width, height = encoder.preprocess.load(tmp_path / "x.png")
-    assert pixels.shape == (224, 224, 3)
+    assert pixels.shape == (352, 352, 3)
     assert pixels.dtype == np.uint8
     assert (width, height) == size
 

@@ -53,7 +53,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_of(made: ModuleType, corpus: Path, work: Path, text_epochs: int = 3) -> object:
     arguments = Namespace(
         pairs=corpus, out=work / "out", captions=[corpus / "alone.jsonl"], views=1, seed=0, work=work, members=2,
-        teacher_epochs=40, image_steps=20, text_epochs=text_epochs, tower_epochs=5, pair_epochs=10,
+        teacher_epochs=40, image_steps=20, text_epochs=text_epochs, tower_epochs=5,
     )  # fmt: skip
     return made.make_run(arguments)
 
