@@ -56,15 +56,15 @@ def print_recall(store: Store, *, slow: bool) -> None:
         print(f"{label:24} {record['factory']:24} {probes:>6} {record['recall@10']:9.3f} {seconds:8.1f}", flush=True)
 
 
-def print_bias(store: Store) -> None:
-    """One line per preset."""
-    rows = {modality: store.load(modality, "test").embeddings for modality in ("image", "text")}
+def print_bias(store: Store, split: str = "test") -> None:
+    """One line per preset, measured on the rows of ``split``."""
+    rows = {modality: store.load(modality, split).embeddings for modality in ("image", "text")}
     print(f"\n{'':16} {'bias@10 of queries':>20} {'standard deviation of cosines':>34}")
-    print(f"{'test rows':16} {'image':>10} {'text':>9} {'images':>12} {'texts':>10} {'between':>10}")
+    print(f"{split + ' rows':16} {'image':>10} {'text':>9} {'images':>12} {'texts':>10} {'between':>10}")
     for name in BIAS_PRESETS:
         pipeline = fit_on_store(preset(name), store)
         image, text = (pipeline.transform(x, modality=modality) for modality, x in rows.items())
-        bias = modality_bias(image, text)
+        bias = [estimate.value for estimate in modality_bias(image, text)]
         spreads = [spread(image, image), spread(text, text), spread(image, text)]
         print(f"{name:16} {bias[0]:10.3f} {bias[1]:9.3f} " + " ".join(f"{x:10.3f}" for x in spreads), flush=True)
 

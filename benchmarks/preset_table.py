@@ -49,7 +49,7 @@ def measure(name: str, x: np.ndarray, y: np.ndarray, split: int) -> list[float]:
         100 * recall_at_1(cosines),
         100 * recall_at_1(cosines.T),
         float((image * noised).sum(axis=1).mean()),
-        *modality_bias(image, text)[:2],
+        *(estimate.value for estimate in modality_bias(image, text)),
     ]
 
 

@@ -1,0 +1,35 @@
+"""The benchmarks whose tables the documentation shows still run; on small data, so that their figures mean nothing."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import unit_rows
+from .stores import whole_store
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_the_table_of_presets_has_numbers_in_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark = importlib.import_module("preset_table")
+    header, _, *rows = benchmark.table(unit_rows(120, 16, 1), unit_rows(120, 16, 2), 2)
+    assert len(rows) == len(benchmark.PRESETS)
+    for row in rows:
+        cells = row.strip("| ").split(" | ")
+        assert len(cells) == header.count("|") - 1
+        assert all(re.fullmatch(r"-?\d+\.\d+ ± \d+\.\d+", cell) for cell in cells[1:])
+
+
+def test_the_table_of_biases_has_a_line_for_each_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark = importlib.import_module("index_recall")
+    benchmark.print_bias(whole_store(tmp_path / "store", images=60), split="val")
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split()[0] for line in lines[2:]] == list(benchmark.BIAS_PRESETS)
