@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from c3tools.geometry.sigma import SigmaRule, caption_spread, pair_cosine, residual_rms
+from c3tools.geometry.sigma import SigmaRule, caption_spread, pair_cosine, residual_rms, twice_spread
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
 
 NAMES = {
     "caption_spread": "spread of captions (texts alone)",
+    "twice_spread": "twice the spread (texts alone)",
     "residual_rms": "residual of pairs",
     "pair_cosine": "cosine of pairs",
     "published": "published",
@@ -20,7 +21,7 @@ NAMES = {
 
 
 def rules_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, means: Sequence[np.ndarray]) -> list[SigmaRule]:
-    """The three candidate rules on pairs.
+    """The candidate rules on pairs.
 
     Args:
         images: float32 (m, d), L2-normalised.
@@ -29,8 +30,10 @@ def rules_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, means: Se
         means: of images and of texts, over training data.
     """
     residual = images[owner].astype(np.float64) - texts
+    spread = caption_spread(texts, owner, means[1])
     return [
-        caption_spread(texts, owner, means[1]),
+        spread,
+        twice_spread(spread),
         residual_rms(residual.var(axis=0)),
         pair_cosine(images, texts, owner, means),
     ]

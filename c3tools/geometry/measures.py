@@ -223,8 +223,10 @@ def _sigmas(collected: Collected) -> list[sigma_rules.SigmaRule]:
     working = collected.working
     means = [collected.fit_moments[name].mean for name in (collected.first, collected.second)]
     owner = working.owner if working.paired else np.full(len(working.second), -1)
+    spread = sigma_rules.caption_spread(working.second, owner, means[1])
     return [
-        sigma_rules.caption_spread(working.second, owner, means[1]),
+        spread,
+        sigma_rules.twice_spread(spread),
         sigma_rules.residual_rms(None if collected.sums is None else collected.sums.variance),
         sigma_rules.pair_cosine(working.first, working.second, working.owner, means),
         sigma_rules.published(),

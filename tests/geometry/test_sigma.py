@@ -11,10 +11,12 @@ from c3tools.geometry.sigma import (
     auto_sigma,
     caption_spread,
     pair_cosine,
+    published,
     recommend,
     residual_rms,
     sibling_cosine,
     sigma_for_cosine,
+    twice_spread,
 )
 
 
@@ -66,20 +68,29 @@ def test_pair_cosine_and_residual_are_their_formulas():
     assert residual_rms((x - y).var(axis=0)).sigma == pytest.approx(np.sqrt((x - y).var(axis=0).mean()))
 
 
-def test_auto_takes_the_captions_then_the_pairs_then_the_constant():
+def test_auto_takes_the_captions_then_the_constant():
     rng = np.random.default_rng(3)
     texts, mean = rng.normal(size=(40, 8)), np.zeros(8)
-    several, one, variance = np.repeat(np.arange(20), 2), np.arange(40), np.full(8, 0.09)
+    several, one = np.repeat(np.arange(20), 2), np.arange(40)
     texts[1::2] = texts[::2] + rng.normal(size=(20, 8)) * 0.2
-    sigma, why = auto_sigma(texts, several, mean, variance)
-    assert sigma == caption_spread(texts, several, mean).sigma
+    sigma, why = auto_sigma(texts, several, mean)
+    assert sigma == 2 * caption_spread(texts, several, mean).sigma
     assert "captions of one image" in why
-    sigma, why = auto_sigma(texts, one, mean, variance)
-    assert sigma == pytest.approx(0.3)
-    assert "every image has one caption" in why
     sigma, why = auto_sigma(texts, one, mean)
     assert sigma == PUBLISHED
-    assert "no pairs" in why
+    assert "every image has one caption" in why
+    assert "without pairs" in why
+
+
+def test_of_one_caption_each_the_cosine_of_pairs_is_recommended():
+    rng = np.random.default_rng(4)
+    images = rng.normal(size=(40, 8))
+    texts, own, means = images + rng.normal(size=(40, 8)) * 0.5, np.arange(40), [np.zeros(8)] * 2
+    pairs = pair_cosine(images, texts, own, means)
+    spread = caption_spread(texts, own, means[1])
+    rule, why = recommend([spread, twice_spread(spread), residual_rms(np.ones(8)), pairs, published()])
+    assert rule == pairs
+    assert "every image has one caption" in why
     assert recommend([])[0].sigma == PUBLISHED
 
 

@@ -1,7 +1,7 @@
 """The demo: embed photos and captions, take means from elsewhere, train four decoders on texts alone, caption, score.
 
 Nothing is chosen on the photos that are scored: the decoders learn from COCO captions of other images, both means
-come from the corpus that c3-mini was trained on, and sigma from the spread of the training captions.
+come from the corpus that c3-mini was trained on, and sigma from the spread of the training captions (`--sigma auto`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...corpus import read_corpus
 from ...decoding import CaptionRows
 from ...encoders import Encoder, load_encoder
 from ...errors import CorpusError
-from ...geometry.sigma import SigmaRule, caption_spread
+from ...geometry.sigma import SigmaRule, caption_spread, twice_spread
 from ...progress import Tracker
 from ...store import Rows, Store
 from ..ablate import ABLATION, AblationData, AblationRun, run_ablation
@@ -36,7 +36,7 @@ class DemoOptions:
     Attributes:
         folder: where stores and results go.
         seeds: one training of each method per seed.
-        sigma: standard deviation of the noise; None for the spread of the training captions.
+        sigma: standard deviation of the noise; None for twice the spread of the training captions.
         methods: rows of the table.
         size: size of the decoder.
         limit: use only this many training captions; None for all.
@@ -120,10 +120,11 @@ def demo(options: DemoOptions, *, track: TrackFactory, say: Callable[[str], None
 
 
 def sigma_of_captions(train: Rows, mean: np.ndarray[tuple[int], np.dtype[np.float64]]) -> SigmaRule:
-    """The spread of captions of one image, over the training captions: texts alone."""
+    """Twice the spread of captions of one image, over the training captions: texts alone."""
     owners = train.column("image_key")
     numbers = {key: number for number, key in enumerate(dict.fromkeys(owners))}
-    return caption_spread(train.embeddings, np.array([numbers[owner] for owner in owners], dtype=np.int64), mean)
+    numbered = np.array([numbers[owner] for owner in owners], dtype=np.int64)
+    return twice_spread(caption_spread(train.embeddings, numbered, mean))
 
 
 def copy_photos(destination: Path) -> int:
