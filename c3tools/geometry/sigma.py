@@ -115,7 +115,7 @@ def twice_spread(spread: SigmaRule) -> SigmaRule:
     Args:
         spread: what `caption_spread` gave.
     """
-    rests_on = f"{SPREADS:g} times: {spread.rests_on}"
+    rests_on = f"{SPREADS:g} times the spread of captions, {spread.rests_on}"
     sigma = None if spread.sigma is None else SPREADS * spread.sigma
     return SigmaRule("twice_spread", sigma, rests_on, spread.missing)
 
