@@ -132,9 +132,10 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     from c3tools.jobs.ablation_table import cell_text, order_notes, sigma_text
 
     fractions = len({row["train_fraction"] for row in rows}) > 1
-    table = Table("method", "sigma", *(["train fraction"] if fractions else []), *rows[0]["scores"])
+    metrics = list(rows[0]["scores"])
+    table = Table("method", "sigma", *(["train fraction"] if fractions else []), *metrics)
     for row in rows:
-        cells = [cell_text(score) for score in row["scores"].values()]
+        cells = [cell_text(row["scores"][name]) for name in metrics]
         table.add_row(row["method"], sigma_text(row), *([f"{row['train_fraction']:g}"] if fractions else []), *cells)
     out.print(table)
     for note in order_notes(rows):

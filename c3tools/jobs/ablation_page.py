@@ -46,13 +46,14 @@ def ablation_page(runs: Sequence[AblationRun], rows: Sequence[dict[str, Any]], d
         fraction = "" if run.train_fraction == 1 else f", {run.train_fraction:g} of the images"
         sigma = f", sigma {run.sigma:.3g}" if METHODS[run.method].noisy else ""
         first.setdefault(f"{run.method}{sigma}{fraction}", run)
+    metrics = list(rows[0]["scores"]) if rows else []
     return render_page(
         Path(__file__).parent / "templates" / "ablation.html",
         title="Ablation",
         images=len(data.images),
         captions=len(data.train),
         seeds=max((row["seeds"] for row in rows), default=0),
-        metrics=list(rows[0]["scores"]) if rows else [],
+        metrics=metrics,
         fractions=len({row["train_fraction"] for row in rows}) > 1,
         notes=order_notes(rows),
         rows=[
@@ -61,7 +62,7 @@ def ablation_page(runs: Sequence[AblationRun], rows: Sequence[dict[str, Any]], d
                 "sigma": sigma_text(row),
                 "fraction": f"{row['train_fraction']:g}",
                 "command": row.get("command", ""),
-                "cells": [cell_text(score) for score in row["scores"].values()],
+                "cells": [cell_text(row["scores"][name]) for name in metrics],
                 "summary": METHODS[row["method"]].summary,
             }
             for row in rows

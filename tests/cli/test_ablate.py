@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from c3tools.cli.ablate import _show
 from typer.testing import Result
 
 from c3tools import devices
 from c3tools.decoding import GenerationConfig
 from c3tools.errors import DecoderError
 from c3tools.jobs.ablate import METHODS, AblationData, AblationRun, _fitted, _pseudo_pairs, run_ablation
-from c3tools.jobs.ablation_cells import store_data
+from c3tools.jobs.ablation_cells import TableSettings, store_data
 from c3tools.jobs.ablation_table import markdown_table, order_notes, table_rows
 from c3tools.metrics import score_captions
 from c3tools.seeds import keyed_normal
@@ -113,6 +114,25 @@ def test_the_table_has_mean_and_standard_deviation_over_seeds() -> None:
     assert rows[1]["scores"]["CIDEr"] == {"mean": 30.04, "std": None}
     assert "| C3 | 0.1 | 3 | 42.0 ± 2.0 |" in markdown_table(rows)
     assert "| C1 | – | 1 | 30.0 |" in markdown_table(rows)
+
+
+def test_scores_stand_under_their_names_whether_computed_now_or_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """Finished cells are kept with their scores in another order than that of the scorer."""
+    read = AblationRun("C1", 0, 0.0, {"CIDEr": 11.1, "ROUGE-L": 22.2}, {})
+    computed = AblationRun("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3}, {})
+    for runs in ([read, computed], [computed, read]):
+        rows = table_rows(runs, TableSettings())
+        assert [list(row["scores"]) for row in rows] == [["CIDEr", "ROUGE-L"]] * 2
+        _show(rows)
+        lines = {
+            line.split("│")[1].strip(): line.split("│")[3:5]
+            for line in capsys.readouterr().out.splitlines()
+            if "│ C" in line
+        }
+        assert {name: [float(cell) for cell in cells] for name, cells in lines.items()} == {
+            "C1": [11.1, 22.2],
+            "C3": [33.3, 44.4],
+        }
 
 
 def test_the_order_of_the_methods_is_put_beside_the_spread() -> None:
