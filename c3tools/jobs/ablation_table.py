@@ -32,9 +32,8 @@ def table_rows(
     rows = []
     for members in groups.values():
         scores = {}
-        for name in sorted(
-            members[0].scores
-        ):  # one order for all rows, whether computed now or read from a finished cell
+        # one order for all rows, whether computed now or read from a finished cell
+        for name in sorted(members[0].scores):
             values = np.array([run.scores[name] for run in members])
             spread = float(values.std(ddof=1)) if len(values) > 1 else None
             scores[name] = {"mean": float(values.mean()), "std": spread}
