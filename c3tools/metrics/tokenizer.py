@@ -2,7 +2,9 @@
 
 Caption scores are computed on the tokens of Stanford's PTBTokenizer with lower case and punctuation removed, as
 pycocoevalcap runs it in Java. This is the part of its rules that captions use; on real captions the tokens are
-the same (a test compares them wherever Java is there).
+the same (a test compares them wherever Java is there), but for one thing: the Java tokenizer reads all captions as one
+text, so that whether an initial at the end of a caption keeps its full stop depends on the next caption's first word.
+Here each caption is read alone, and it does.
 """
 
 from __future__ import annotations
@@ -15,15 +17,29 @@ _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "-
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "})
 
+# words that keep their full stop: titles, companies, places, months, days, states
 _ABBREVIATIONS = (
-    "mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|ave|blvd|rd|mt|ft|inc|co|corp|ltd|bros|dept|no|gen|col|sgt|capt|lt|gov|sen"
-    "|rep|rev|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|ph\\.d|fig|op|pp|al|ed|est|bldg|div|univ|assn"
+    "mr|mrs|ms|messrs|drs?|profs?|jr|sr|hon|esq|pres|supt|insp|det"
+    "|gen|col|sgt|capt|cmdr|cpl|lt|lieut|maj|adm|pvt|spc|gov|sens?|reps?|rev"
+    "|inc|cos?|corp|ltd|bros|cie|mfg|plc|pty|intl|natl|elec|dept|div|univ|assn"
+    "|st|ste|ave|blvd|rd|mt|ft|sq|bldg|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tues?|wed|thu|thurs|fri"
+    "|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|mass|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wis|wyo"
+    "|vs|etc|ph\\.d|al|ed|est|cf|adj|adv|ext|seq|tel"
 )
+_BEFORE_NUMBERS = "nos?|figs?|op|pp|art|ca|prop"
+# an initial keeps its full stop, except where one of these begins the next sentence
+_INITIAL_AT_END = re.compile(
+    r"(?<!\w)(?<!\w\.)([^\W\d_])\.(?=\s+(?:A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However"
+    r"|If|In|It|Last|Many|More|M[rs]\.|Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These"
+    r"|They|This|We|When|While|What|Yet|You)\s)"
+)
+
 _TOKEN = re.compile(
     rf"""
       https?://\S+ | [\w.+-]+@[\w-]+\.[\w.]+              # addresses
     | <[a-z/][^\s>]*>                                     # tags
-    | (?:{_ABBREVIATIONS})\.(?!\w)                        # abbreviations keep their full stop
+    | (?:{_ABBREVIATIONS})\.(?!\w)                        # abbreviations
+    | (?:{_BEFORE_NUMBERS})\.(?=\s*\d)
     | (?:[^\W\d_]\.){{2,}}(?:[^\W\d_]\b)?                # u.s., p.m., d.v.d
     | (?<!\w)[^\W\d_]\.(?!\w)                            # initials
     | \d+(?:[.,:/]\d+)+(?=(?:am|pm)\b)                    # 10:30 of 10:30am
@@ -43,7 +59,7 @@ _TOKEN = re.compile(
 
 def tokenize(caption: str) -> list[str]:
     """Lower-case tokens of a caption, punctuation dropped, clitics split (``does n't``, ``man 's``)."""
-    line = caption.translate(_PLAIN).lower()
+    line = _INITIAL_AT_END.sub(r"\1 .", caption.translate(_PLAIN)).lower()
     tokens = [_BRACKETS.get(token, token) for token in _TOKEN.findall(line)]
     return [token for token in tokens if token not in _PUNCTUATION and token != '"']
 

@@ -52,18 +52,18 @@ def test_scores_equal_those_of_pycocoevalcap() -> None:
 
 def test_bleu_equals_that_of_sacrebleu() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
-    keys = list(PREDICTIONS)
-    written = tokenize_all([PREDICTIONS[key] for key in keys])
+    predictions = {**PREDICTIONS, "d": "a bowl of soup on a plate"}
+    keys = list(predictions)
+    written = tokenize_all([predictions[key] for key in keys])
     targets = [tokenize_all(REFERENCES[key]) for key in keys]
     # one list per reference number; None where an image has fewer
     columns = [[texts[i] if i < len(texts) else None for texts in targets] for i in range(3)]
-    scores = score_captions(PREDICTIONS, REFERENCES).corpus
+    scores = score_captions(predictions, REFERENCES).corpus
     for n in (1, 2, 3, 4):
         metric = sacrebleu.BLEU(max_ngram_order=n, tokenize="none", smooth_method="none", force=True)
         expected = metric.corpus_score(written, columns).score
-        # pycocoevalcap keeps a zero above zero: 1e-15 matches instead of none
-        assert scores[f"BLEU-{n}"] == pytest.approx(expected, abs=1e-6 if expected else 0.01), n
-    assert sum(scores[f"BLEU-{n}"] > 1 for n in (1, 2, 3)) == 3
+        assert expected > 1
+        assert scores[f"BLEU-{n}"] == pytest.approx(expected, abs=1e-6), n
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")

@@ -27,6 +27,10 @@ from c3tools.metrics import tokenize
         ("wait...what e.g. this", "wait what e.g. this"),
         ("one,two three.Four", "one two three.four"),
         ("10:30am 5-year-old 1/2", "10:30 am 5-year-old 1/2"),
+        ("A sign on Mass. Ave. in Ky. for John F. Kennedy", "a sign on mass. ave. in ky. for john f. kennedy"),
+        ("vitamin c. A pill, me and I. The end", "vitamin c a pill me and i the end"),
+        ("vitamin c. a pill at 5 p.m. The end", "vitamin c. a pill at 5 p.m. the end"),
+        ("no. 5, figs. 2 to 3, op. 12b; there is no.", "no. 5 figs. 2 to 3 op. 12b there is no"),
         ("", ""),
     ],
 )
@@ -47,5 +51,6 @@ def test_real_captions_are_tokenised_as_in_java() -> None:
         captions = [" ".join(text.split()) for line in lines for text in json.loads(line)["captions"]]
     chosen = captions[::2]
     expected = reference.PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(chosen)})
-    different = [text for i, text in enumerate(chosen) if " ".join(tokenize(text)) != expected[i][0]]
-    assert len(different) <= 0.0005 * len(chosen), different[:10]
+    # split as the scorers split: the Java tokenizer joins 3 1/2 by a space that does not break
+    different = [text for i, text in enumerate(chosen) if tokenize(text) != expected[i][0].split()]
+    assert len(different) <= 0.0002 * len(chosen), different[:10]
