@@ -73,7 +73,7 @@ def main() -> None:
     plain = {name: {f"{s:g}": values for s, values in points.items()} for name, points in curves.items()}
     content = {"folder": options.folder.name, "average_precision": plain, "rules": rules}
     (options.out / f"{options.folder.name}.json").write_text(json.dumps(content, indent=1))
-    figure = options.out / f"{options.folder.name}.png"
+    figure = options.out / f"{options.folder.name}.svg"
     draw(figure, curves, rules, ylabel="mean average precision of words, %", title=options.folder.name)
     print(table(curves, rules))
 

@@ -24,6 +24,7 @@ import numpy as np
 from sigma_rules import NAMES, draw, rules_of
 
 from c3tools import devices
+from c3tools.geometry.sigma import published
 from c3tools.jobs.ablate import AblationRun
 from c3tools.jobs.ablation_cells import TableSettings, ablate_store
 from c3tools.jobs.fitting import fit_moments
@@ -80,13 +81,13 @@ def main() -> None:
 
 
 def report(options: argparse.Namespace, store: Store, runs: list[AblationRun]) -> str:
-    """Write sweep.json and sweep.png from the runs so far; returns the table."""
+    """Write sweep.json and sweep.svg from the runs so far; returns the table."""
     curves: dict[str, dict[float, list[float]]] = {}
     paired = [run.scores["CIDEr"] for run in runs if run.method == "paired"]
     for run in runs:
         if run.method != "paired":
             curves.setdefault(run.method, {}).setdefault(run.sigma, []).append(run.scores["CIDEr"])
-    rules = {rule.name: rule.sigma for rule in store_rules(store) if rule.sigma}
+    rules = {rule.name: rule.sigma for rule in [*store_rules(store), published()] if rule.sigma}
     content = {
         "store": str(options.store),
         "model": store.info.model.get("name"),
@@ -99,7 +100,7 @@ def report(options: argparse.Namespace, store: Store, runs: list[AblationRun]) -
     level = (f"trained on pairs {np.mean(paired):.1f}", float(np.mean(paired))) if paired else None
     title = f"{store.info.model.get('name')}, {options.split} split"
     if curves:
-        draw(options.out / "sweep.png", curves, rules, ylabel="CIDEr, %", title=title, level=level)
+        draw(options.out / "sweep.svg", curves, rules, ylabel="CIDEr, %", title=title, level=level)
     return table(curves, rules)
 
 

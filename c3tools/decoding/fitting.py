@@ -24,7 +24,7 @@ from .decoder import Decoder
 from .model import CaptionDecoder
 from .runs import RunFolder, fingerprint
 from .tokenizer import CaptionTokenizer, has_words
-from .training import CaptionSet, FloatArray, Recorder, Trainer
+from .training import CaptionSet, Recorder, Trainer
 
 Progress = Callable[[str, int | None], AbstractContextManager[Tracker]]
 _NAMED_KEYS = 5
@@ -78,26 +78,6 @@ class CaptionRows:
         )
 
 
-@dataclass(frozen=True)
-class AsAtInference:
-    """A pipeline that gives training inputs what inference inputs get: no noise."""
-
-    pipeline: Pipeline
-
-    def transform(
-        self,
-        x: FloatArray,
-        *,
-        modality: str = "text",
-        training: bool = False,
-        keys: Sequence[str] | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> FloatArray:
-        """Embeddings (n, d) to decoder inputs (n, d), never with noise."""
-        return self.pipeline.transform(x, modality=modality, training=False)
-
-
 def training_config(chosen: AnySize, *, seed: int = 0, epochs: int | None = None, **changes: Any) -> TrainingConfig:
     """The training settings that go with a size, with what is changed."""
     config = replace(chosen.training, seed=seed, **changes)
@@ -115,7 +95,6 @@ def fit_captioner(
     compute: Compute | None = None,
     record: Mapping[str, Any] | None = None,
     start: Captioner | None = None,
-    corrupt: bool = True,
     run: RunFolder | None = None,
     recorder: Recorder | None = None,
     progress: Progress = silent,
@@ -134,7 +113,6 @@ def fit_captioner(
         compute: device and precision; the best there is when None.
         record: kept in the captioner's record, beside what is known here.
         start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
-        corrupt: whether training inputs get the pipeline's noise; without, they are transformed as at inference.
         run: where the run is saved, to be continued after it was interrupted; None saves nothing.
         recorder: told of the losses.
         progress: opens the display.
@@ -167,11 +145,11 @@ def fit_captioner(
         model,
         _tokenised(train, tokenizer, config.max_tokens),
         _tokenised(val, tokenizer, config.max_tokens),
-        pipeline if corrupt else AsAtInference(pipeline),
+        pipeline,
         training,
         compute,
     )
-    identity = fingerprint(config, training, pipeline, train, val, corrupt, start and start.digest())
+    identity = fingerprint(config, training, pipeline, train, val, start and start.digest())
     resumed = run is not None and run.resume(trainer, identity)
     for message in run.messages if run is not None else ():
         say(message)

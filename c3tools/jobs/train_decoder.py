@@ -47,8 +47,8 @@ class DecoderSettings:
 
     Attributes:
         preset: the pipeline, a key of `c3tools.transforms.PRESETS`; None for ``c3``, or for that of ``start``.
-        sigma: noise per dimension, or ``auto``: from the captions of one image (`auto_sigma`); None for ``auto``, or
-            for that of ``start``.
+        sigma: noise per dimension, or ``auto``: from the captions of one image (`auto_sigma`); None for ``auto``, for
+            that of ``start``, or, where pairs are learned from scratch, for none.
         size: of the decoder, a key of `c3tools.decoding.SIZES`.
         changes: settings of the size that are changed, ``name=value``.
         epochs: passes over the captions; the size's own when None.
@@ -108,9 +108,10 @@ def train_decoder(
 ) -> Captioner:
     """Train a decoder on the text embeddings of a store and write it to the folder ``output``.
 
-    With ``settings.pairs`` it learns from images instead, transformed as at inference: from scratch, or on top of
-    a decoder trained on texts (``settings.start``), the low-data regime of the paper. A run that was interrupted is
-    continued by the same call: its state is kept in a folder beside ``output`` until the decoder is written.
+    With ``settings.pairs`` it learns from images instead: on top of a decoder trained on texts (``settings.start``),
+    the low-data regime of the paper, with that decoder's noise; or from scratch, without noise unless sigma is given.
+    A run that was interrupted is continued by the same call: its state is kept in a folder beside ``output`` until
+    the decoder is written.
 
     Args:
         store: holds text embeddings with their captions.
@@ -158,7 +159,6 @@ def train_decoder(
         compute=compute,
         record=record,
         start=start,
-        corrupt=settings.pairs is None,
         run=run,
         recorder=recorder,
         progress=progress,
@@ -222,7 +222,7 @@ def _pipeline(
         return start.pipeline, float(start.record.get("sigma", 0.0))
     name = settings.preset or DEFAULT_PRESET
     pipeline, sigma = preset(name, sigma=0.0), 0.0
-    if pipeline.noisy and settings.pairs is None:
+    if pipeline.noisy and (settings.pairs is None or settings.sigma is not None):
         sigma = _sigma(settings, store, train, say)
         pipeline = preset(name, sigma=sigma)
     return fit_on_store(pipeline, store, split=settings.train_split), sigma

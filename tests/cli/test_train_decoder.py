@@ -166,15 +166,19 @@ def test_few_pairs_from_scratch_and_on_top_of_texts(c3: C3, tmp_path: Path) -> N
     assert records[0]["best_val_loss"] <= records[0]["start_val_loss"]
     assert records[0]["sigma"] == 0.05
     assert records[1]["sigma"] == 0.0
+    noised = c3("train-decoder", "--size", "tiny", *options, "--sigma", "0.03", "-o", "noised", "--json", "noised.json")
+    assert noised.exit_code == 0, noised.stderr
+    assert json.loads((tmp_path / "noised.json").read_text())["sigma"] == 0.03
     assert records[0]["training"]["learning_rate"] == pytest.approx(0.1 * records[1]["training"]["learning_rate"])
     assert records[0]["best_val_loss"] < records[1]["best_val_loss"]  # what texts taught is not lost
     assert (tmp_path / "c3-decoder" / "weights.safetensors").read_bytes() == before
-    # inference is what it was: the transform of the text-only run
+    # the transform, noise included, is that of the text-only run
     first, second = Captioner.load(tmp_path / "c3-decoder"), Captioner.load(tmp_path / "tuned")
     image = np.stack([world.images["image00"]])
     np.testing.assert_array_equal(
         first.pipeline.transform(image, modality="image"), second.pipeline.transform(image, modality="image")
     )
+    assert first.pipeline.config() == second.pipeline.config()
     assert store.count("image") == 80
 
 

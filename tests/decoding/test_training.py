@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -212,11 +213,11 @@ def test_the_course_is_written_down_and_told(monkeypatch: pytest.MonkeyPatch) ->
     assert "tokens per second" in told
 
 
-def test_without_corruption_training_inputs_are_those_of_inference(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_training_inputs_of_any_modality_get_the_noise_of_the_pipeline(
+    world: World, monkeypatch: pytest.MonkeyPatch, modality: str
 ) -> None:
-    train, val = world.split(held_out=40)
-    pipeline = preset("c3", sigma=0.5).fit(world.moments)
+    train, val = (replace(part, modality=modality) for part in world.split(held_out=40))
     seen: list[np.ndarray] = []
     forward = CaptionDecoder.forward
 
@@ -228,14 +229,15 @@ def test_without_corruption_training_inputs_are_those_of_inference(
     monkeypatch.setattr(CaptionDecoder, "forward", spy)
     training = TrainingConfig(epochs=1, batch_size=80)
     inputs = {}
-    for corrupt in (False, True):
+    for sigma in (0.0, 0.5):
         seen.clear()
-        fit_captioner(train, val, pipeline, size_name="tiny", training=training, compute=FP32, corrupt=corrupt)
-        inputs[corrupt] = np.concatenate(seen)
-    clean = pipeline.transform(train.embeddings, modality="text", training=False)
+        pipeline = preset("c3", sigma=sigma).fit(world.moments)
+        fit_captioner(train, val, pipeline, size_name="tiny", training=training, compute=FP32)
+        inputs[sigma] = np.concatenate(seen)
+    clean = pipeline.transform(train.embeddings, modality=modality, training=False)
     order = np.lexsort(clean.T)
-    np.testing.assert_allclose(inputs[False][np.lexsort(inputs[False].T)], clean[order], atol=1e-6)
-    assert np.abs(np.sort(inputs[True], axis=0) - np.sort(clean, axis=0)).max() > 0.1
+    np.testing.assert_allclose(inputs[0.0][np.lexsort(inputs[0.0].T)], clean[order], atol=1e-6)
+    assert np.abs(np.sort(inputs[0.5], axis=0) - np.sort(clean, axis=0)).max() > 0.1
 
 
 def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World) -> None:
