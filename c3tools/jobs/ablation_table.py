@@ -24,7 +24,8 @@ def table_rows(
 ) -> list[dict[str, Any]]:
     """One row per method, sigma and train fraction: mean and sample standard deviation over seeds, by metric.
 
-    With the settings of the table and its store, each row has the command that makes it, which ends in ``also``.
+    With the settings of the table and its store, rows are in the order of its methods, whichever were finished first,
+    and each has the command that makes it, which ends in ``also``.
     """
     groups: dict[tuple[object, ...], list[AblationRun]] = {}
     for run in runs:
@@ -49,6 +50,8 @@ def table_rows(
         if settings is not None:
             row["command"] = command(row, settings, store, also)
         rows.append(row)
+    if settings is not None:
+        rows.sort(key=lambda row: settings.methods.index(row["method"]))
     return rows
 
 

@@ -122,6 +122,7 @@ def test_scores_stand_under_their_names_whether_computed_now_or_read(capsys: pyt
     computed = AblationRun("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3}, {})
     for runs in ([read, computed], [computed, read]):
         rows = table_rows(runs, TableSettings())
+        assert [row["method"] for row in rows] == ["C1", "C3"]  # the order of the methods, not of the runs
         assert [list(row["scores"]) for row in rows] == [["CIDEr", "ROUGE-L"]] * 2
         _show(rows)
         lines = {
