@@ -101,13 +101,12 @@ def report(options: argparse.Namespace, scores: dict[str, float]) -> None:
     for share in shares:
         print(f"| {100 * share:g} % | " + " | ".join(cell(found[kind].get(share, [])) for kind in kinds) + " |")
     print(f"texts alone: {cell(alone)}")
-    for kind, colour in KINDS.items():
-        points = found.get(kind, {})
-        if points:
-            own = sorted(points)
-            spreads = [np.std(points[share], ddof=1) if len(points[share]) > 1 else 0.0 for share in own]
-            means = [np.mean(points[share]) for share in own]
-            axes.errorbar([100 * s for s in own], means, yerr=spreads, fmt="o-", color=colour, capsize=2, label=kind)
+    for kind in kinds:
+        points = found[kind]
+        own = sorted(points)
+        spreads = [np.std(points[share], ddof=1) if len(points[share]) > 1 else 0.0 for share in own]
+        means = [np.mean(points[share]) for share in own]
+        axes.errorbar([100 * s for s in own], means, yerr=spreads, fmt="o-", color=KINDS[kind], capsize=2, label=kind)
     if alone:
         axes.axhline(np.mean(alone), color=palette.MUTED, linestyle=(0, (4, 3)), linewidth=0.9, label="texts alone")
     axes.set_xscale("log")

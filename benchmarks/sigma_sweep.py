@@ -64,6 +64,7 @@ def main() -> None:
     )
     tables = [replace(settings, methods=tuple(WITHOUT_NOISE[name] for name in methods))] if 0 in sigmas else []
     tables.append(settings)
+    rules = {rule.name: rule.sigma for rule in [*store_rules(store), published()] if rule.sigma}
     runs: list[AblationRun] = []
     started = time.monotonic()
     cells = (
@@ -73,21 +74,20 @@ def main() -> None:
     )
     for run in cells:
         runs.append(replace(run, method=NOISED.get(run.method, run.method)))
-        report(options, store, runs)
+        report(options, store, rules, runs)
         if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
             print("time is up; the same command continues")
             break
-    print(report(options, store, runs))
+    print(report(options, store, rules, runs))
 
 
-def report(options: argparse.Namespace, store: Store, runs: list[AblationRun]) -> str:
+def report(options: argparse.Namespace, store: Store, rules: dict[str, float], runs: list[AblationRun]) -> str:
     """Write sweep.json and sweep.svg from the runs so far; returns the table."""
     curves: dict[str, dict[float, list[float]]] = {}
     paired = [run.scores["CIDEr"] for run in runs if run.method == "paired"]
     for run in runs:
         if run.method != "paired":
             curves.setdefault(run.method, {}).setdefault(run.sigma, []).append(run.scores["CIDEr"])
-    rules = {rule.name: rule.sigma for rule in [*store_rules(store), published()] if rule.sigma}
     content = {
         "store": str(options.store),
         "model": store.info.model.get("name"),

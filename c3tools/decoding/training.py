@@ -26,6 +26,7 @@ from ..devices import Compute
 from ..errors import DecoderError
 from ..progress import SilentTracker, Tracker
 from ..seeds import generator
+from ..transforms import Pipeline
 from .batches import length_bucketed
 from .config import TrainingConfig
 from .decoder import Decoder
@@ -35,22 +36,6 @@ PAUSE_SECONDS = 30.0
 TRACE_STEPS = 25
 _VALIDATION_BATCH = 512
 _NOT_PLAIN = ("best_weights", "average", "history")
-
-
-class Transform(Protocol):
-    """What training needs of a pipeline."""
-
-    def transform(
-        self,
-        x: FloatArray,
-        *,
-        modality: str = "text",
-        training: bool = False,
-        keys: Sequence[str] | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> FloatArray:
-        """Embeddings (n, d) to decoder inputs (n, d); noise only when ``training``."""
 
 
 class Recorder(Protocol):
@@ -141,7 +126,7 @@ class Trainer:
         model: Decoder,
         train: CaptionSet,
         val: CaptionSet,
-        transform: Transform,
+        transform: Pipeline,
         config: TrainingConfig,
         compute: Compute,
     ) -> None:
