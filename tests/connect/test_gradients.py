@@ -95,7 +95,6 @@ import json, sys
 import torch
 from c3tools.connect import ContrastiveLoss, LogitScale, contrastive_backward, processes
 from tests.connect.test_gradients import CPU, batch, towers
-torch.set_num_threads(1)
 with processes.joined():
     inputs, same = batch()
     size = len(same) // processes.world()

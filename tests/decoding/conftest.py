@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,15 +60,6 @@ def make_world(gap: float = 1.0, noise: float = 0.02, seed: int = 0) -> World:
             owners.append(owner)
     rows = CaptionRows(keys, np.array(embeddings, dtype=np.float32), captions)
     return World(rows, owners, images, references)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models as small as these lose more by waiting for threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

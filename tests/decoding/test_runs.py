@@ -99,6 +99,18 @@ def test_a_run_saved_within_an_epoch_is_continued_there(
     assert len(list(tmp_path.glob("state-*.safetensors"))) == 2
 
 
+def test_on_two_threads_a_killed_run_ends_with_the_same_weights_too(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whole = train(None)
+        with pytest.raises(KilledError):
+            train(RunFolder(tmp_path), Killer(8))
+        assert train(RunFolder(tmp_path)).digest() == whole.digest()
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_averaged_weights_are_continued_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("c3tools.decoding.training.PAUSE_SECONDS", 0.0)
     whole = train(None, ema=0.9)

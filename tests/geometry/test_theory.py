@@ -13,16 +13,6 @@ from c3tools.geometry.optimisation import PAPER_TRACE, TwoSpans, train_pairs
 from c3tools.geometry.stable_region import loss_bound, simulate_draws, stable_lead
 from c3tools.geometry.temperature import gap_by_scale, synthetic_features
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors only get slower by sharing them among threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 SMALL = TwoSpans(n=24, dim=32, first=4, second=12, seed=3)
 
 
