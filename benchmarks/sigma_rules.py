@@ -57,7 +57,18 @@ def draw(
         spreads = [float(np.std(points[sigma], ddof=1)) if len(points[sigma]) > 1 else 0.0 for sigma in sigmas]
         axes.errorbar(sigmas, means, yerr=spreads, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
     if level is not None:
-        axes.axhline(level[1], color=palette.MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label=level[0])
+        axes.axhline(level[1], color=palette.MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(
+            level[0],
+            (1, level[1]),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=palette.MUTED,
+            fontsize=7.5,
+        )
     for number, (name, sigma) in enumerate(sorted(rules.items(), key=lambda item: item[1])):
         axes.axvline(sigma, color=palette.FOURTH, linewidth=0.9)
         axes.annotate(
@@ -70,5 +81,5 @@ def draw(
     axes.set_xlabel("sigma per dimension")
     axes.set_ylabel(ylabel)
     axes.set_title(title)
-    axes.legend(loc="best")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves), borderaxespad=0.4)
     save_figure(figure, path)

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--split", default="test")
     parser.add_argument("--paired", action="store_true", help="also train on real pairs, as a level to compare with")
+    parser.add_argument("--title", default=None, help="of the figure, in place of the model's name")
     parser.add_argument("--minutes", type=float, default=None, help="start no further cell after so long")
     options = parser.parse_args()
     store = Store.open(options.store)
@@ -98,7 +99,7 @@ def report(options: argparse.Namespace, store: Store, rules: dict[str, float], r
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "sweep.json").write_text(json.dumps(content, indent=1))
     level = (f"trained on pairs {np.mean(paired):.1f}", float(np.mean(paired))) if paired else None
-    title = f"{store.info.model.get('name')}, {options.split} split"
+    title = f"{options.title or store.info.model.get('name')}, {options.split} split"
     if curves:
         draw(options.out / "sweep.svg", curves, rules, ylabel="CIDEr, %", title=title, level=level)
     return table(curves, rules)
