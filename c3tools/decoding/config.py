@@ -172,7 +172,7 @@ PAPER = LanguageModelSize(
 
 SIZES: Mapping[str, AnySize] = MappingProxyType(
     {
-        "tiny": Size(192, 2, 3, 2, 2048, TrainingConfig(5, 64, 2e-3, word_dropout=0.1)),
+        "tiny": Size(192, 2, 3, 2, 2048, TrainingConfig(8, 64, 2e-3, word_dropout=0.1)),
         "small": Size(256, 3, 4, 4, 4096, TrainingConfig(6, 64, 1.5e-3, word_dropout=0.1)),
         "base": Size(512, 6, 8, 10, 8192, TrainingConfig(10, 64, 6e-4, word_dropout=0.1), dropout=0.1),
         "paper": PAPER,

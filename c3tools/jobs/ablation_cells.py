@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..decoding import GenerationConfig, Progress, TextEncoder, silent, size
+from ..decoding import GenerationConfig, Progress, TextEncoder, silent, size, training_config
 from ..devices import Compute
 from ..errors import DecoderError, MetricError
 from ..store import Store
@@ -300,10 +300,10 @@ def _scored(store: Store, split: str, known: dict[str, list[str]]) -> tuple[Scor
 
 def _training_identity(data: AblationData, settings: TableSettings) -> str:
     """A digest of all that a trained decoder depends on beside its `Recipe`."""
+    chosen = size(settings.size, settings.changes)
+    training = training_config(chosen, epochs=settings.epochs)
     plain: dict[str, Any] = {
-        "size": settings.size,
-        "changes": settings.changes,
-        "epochs": settings.epochs,
+        "size": asdict(replace(chosen, training=training)),
         "captions": [data.train.captions, data.val.captions],
     }
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())

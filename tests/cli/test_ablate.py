@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from c3tools.cli.ablate import _show
 from typer.testing import Result
 
 from c3tools import devices
-from c3tools.decoding import GenerationConfig
+from c3tools.decoding import SIZES, GenerationConfig, size
 from c3tools.errors import DecoderError
 from c3tools.jobs.ablate import METHODS, AblationData, AblationRun, _fitted, _pseudo_pairs, run_ablation
 from c3tools.jobs.ablation_cells import TableSettings, store_data
@@ -18,7 +19,6 @@ from c3tools.jobs.ablation_table import markdown_table, order_notes, table_rows
 from c3tools.metrics import score_captions
 from c3tools.seeds import keyed_normal
 
-from ..decoding.conftest import one_thread  # noqa: F401 - used by every test
 from .captions_store import make_captions_store
 
 pytest.importorskip("pycocoevalcap")
@@ -104,6 +104,22 @@ def test_the_command_prints_a_table_and_continues(c3: C3, tmp_path: Path) -> Non
     # other settings: nothing is taken over
     other = c3("ablate", "--methods", "CLIPRe", *QUICK, "--beams", "2")
     assert "finished before" not in other.stderr
+
+
+def test_a_cell_is_that_of_what_its_size_stands_for(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_captions_store(tmp_path / "c3-store")
+    run = ("ablate", "--methods", "CLIPRe", "--seeds", 1, "--size", "tiny")
+    assert c3(*run).exit_code == 0
+    tiny = size("tiny")
+    same = c3(*run, "--epochs", tiny.training.epochs)
+    assert same.stderr.count("finished before") == 1
+    # another release trains the same name in another way: its cells are others
+    changed = replace(tiny, training=replace(tiny.training, epochs=tiny.training.epochs + 1))
+    monkeypatch.setattr("c3tools.decoding.config.SIZES", {**SIZES, "tiny": changed})
+    other = c3(*run)
+    assert other.exit_code == 0, other.stderr
+    assert "finished before" not in other.stderr
+    assert "finished before" in c3(*run, "--epochs", tiny.training.epochs).stderr
 
 
 def test_the_table_has_mean_and_standard_deviation_over_seeds() -> None:

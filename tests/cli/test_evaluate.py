@@ -12,7 +12,6 @@ from c3tools.decoding import Captioner
 from c3tools.metrics import score_captions
 from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 
-from ..decoding.conftest import one_thread  # noqa: F401 - used by every test
 from .captions_store import TOY, make_captions_store
 
 pytest.importorskip("pycocoevalcap")

@@ -17,7 +17,6 @@ from tests.conftest import put_store, store_files
 from tests.servers import Faults
 from tests.stores import whole_store
 
-from ..decoding.conftest import one_thread  # noqa: F401 - used by every test
 from .captions_store import make_captions_store
 from .synthetic import make_store
 

@@ -13,7 +13,6 @@ from c3tools.geometry.sigma import auto_sigma
 from c3tools.jobs.train_decoder import DecoderSettings, plan
 from c3tools.jobs.training_rows import hold_out, share_of, split_texts
 
-from ..decoding.conftest import one_thread  # noqa: F401 - used by every test
 from .captions_store import TOY, make_captions_store
 
 C3 = Callable[..., Result]

@@ -39,6 +39,7 @@ class DemoOptions:
         sigma: standard deviation of the noise; None for twice the spread of the training captions.
         methods: rows of the table.
         size: size of the decoder.
+        epochs: passes over the captions; fewer than is best, to be short.
         limit: use only this many training captions; None for all.
     """
 
@@ -47,6 +48,7 @@ class DemoOptions:
     sigma: float | None = None
     methods: Sequence[str] = ABLATION
     size: str = "tiny"
+    epochs: int = 5
     limit: int | None = None
 
 
@@ -104,7 +106,15 @@ def demo(options: DemoOptions, *, track: TrackFactory, say: Callable[[str], None
     data = _ablation_data(photos, train, val, options.limit)
     say(f"4  Training {len(options.methods)} decoders on {len(data.train):,} captions; none sees an image")
     runs = list(
-        run_ablation(data, options.methods, seeds=options.seeds, sigma=sigma, size_name=options.size, progress=track)
+        run_ablation(
+            data,
+            options.methods,
+            seeds=options.seeds,
+            sigma=sigma,
+            size_name=options.size,
+            epochs=options.epochs,
+            progress=track,
+        )
     )
     return DemoResult(
         runs,
