@@ -12,7 +12,6 @@ from c3tools.connect import ConnectedHeads
 from c3tools.store import Store
 
 from ..conftest import make_store
-from ..connect.conftest import one_thread  # noqa: F401 - used by every test
 from ..connect.worlds import views, write_files
 
 C3 = Callable[..., Result]

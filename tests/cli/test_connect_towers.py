@@ -13,7 +13,6 @@ from typer.testing import Result
 from c3tools.encoders import load_encoder, load_network
 from c3tools.store import Store
 
-from ..connect.conftest import one_thread  # noqa: F401 - used by every test
 from ..connect.photos import save_photos, save_tiny_clip
 from ..connect.test_gradients import two_processes
 
