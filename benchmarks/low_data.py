@@ -6,7 +6,7 @@
 For each seed a decoder is trained on texts (`c3 train-decoder`), then on the pairs of each share on top of it
 (--from, --pairs), with its noise, and from scratch (--pairs alone), on the same pairs, drawn by the seed; the
 checkpoint is chosen on the same share of the val pairs. Scored on the test images. Finished scores are kept in
---out. --noised adds training from scratch with the same noise. On Flickr8k (one core, size tiny) about 3 minutes for
+--out. --noised adds training from scratch with the same noise. On Flickr8k (one core, size tiny) about 4 minutes for
 the texts and 0.5 to 1 for each of the 8 others of a seed: 25 minutes. It should print a table in which the pre-trained
 decoder leads, most where pairs are few, and draw low-data.svg.
 """

@@ -4,12 +4,13 @@
     python benchmarks/sigma_sweep.py --store c3-store --minutes 30          # as far as 30 minutes go; again to continue
     python benchmarks/sigma_sweep.py --store c3-store --out c3-ablation     # share the decoders of `c3 ablate`
 
-Every cell is a training, a captioning and a scoring by `c3 ablate`; finished ones are kept in --out, so that it can be
-run in pieces (or on several cores, a method each), and the figure shows what is there. Without noise C2_2 is C1 and C3
-is C2_1, which are run for sigma 0. On Flickr8k (30,000 captions, 2 cores) a cell of size tiny takes
-about 2 minutes: 54 cells, under 2 hours; --paired adds the decoder trained on real pairs as a line (3 cells). The
-rules are computed from the val split: its pairs are not those the decoder learned from (but an encoder may have been
-trained on them). It should print, for each rule, how far the sigma it gives stays below the best of the sweep.
+Every cell is a training, a captioning and a scoring by `c3 ablate`; finished ones are kept in --out, so that it can
+be run in pieces (or on several cores, a method each), and the figure shows what is there. Without noise C2_2 is C1
+and C3 is C2_1, which are run for sigma 0. On Flickr8k (30,000 captions, 2 cores) a cell of size tiny takes about 3
+minutes, 2 with --epochs 5: 54 cells, 2 to 3 hours; --paired adds the decoder trained on real pairs as a line (3
+cells). The rules are computed from the val split: its pairs are not those the decoder learned from (but an encoder
+may have been trained on them). It should print, for each rule, how far the sigma it gives stays below the best of the
+sweep.
 """
 
 from __future__ import annotations
