@@ -60,9 +60,8 @@ def main() -> None:
                 saved = sorted((folder / ".killed.run").glob("state-*.safetensors"))
                 print(f"kill {kills} after {time.monotonic() - begun:.1f} s; saved: {[path.stem for path in saved]}")
                 resumed += bool(saved)
-            else:  # continued training may be short: begin again, and kill sooner
+            else:  # what was left of the training ended before the kill: begin again
                 shutil.rmtree(folder / "killed")
-                whole = time.monotonic() - begun
         run(*settings, "--output", folder / "killed")
         digests = [digest(folder / name / "weights.safetensors") for name in ("whole", "killed")]
         print(f"whole   {digests[0]}\nkilled  {digests[1]}\n{resumed} of the kills left a state to continue from")
