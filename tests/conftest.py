@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-# read where numpy and torch are first imported: small products lose more by waiting for threads than they gain, tests
-# run side by side, and the last bits of a sum depend on the number of threads
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# read where numpy and torch are first imported, here and in the processes that tests start: small products lose more by
+# waiting for threads than they gain, tests run side by side, and the last bits of a sum depend on the number of threads
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from c3tools.decoding import SIZES, Captioner
+from c3tools.decoding import Captioner
 from c3tools.geometry.sigma import auto_sigma
 from c3tools.jobs.train_decoder import DecoderSettings, plan
 from c3tools.jobs.training_rows import hold_out, share_of, split_texts
@@ -86,7 +86,7 @@ def test_what_is_held_out_depends_on_the_keys_alone() -> None:
 
 def test_a_small_corpus_gets_more_epochs_and_stops_early() -> None:
     large = plan(DecoderSettings(size="tiny"), 30_000)
-    assert (large.epochs, large.patience) == (SIZES["tiny"].training.epochs, 0)
+    assert (large.epochs, large.patience) == (8, 0)
     small = plan(DecoderSettings(size="tiny"), 640)  # 10 steps an epoch
     assert (small.epochs, small.patience) == (60, 5)
     asked = plan(DecoderSettings(size="tiny", epochs=7, patience=2), 640)

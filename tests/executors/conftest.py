@@ -13,7 +13,5 @@ from c3tools.executors.ray import RayExecutor
 def cluster() -> Iterator[RayExecutor]:
     """A cluster of this machine alone, with two workers that stay for all tests."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # the last bits of a sum depend on the number of threads
-        with RayExecutor("local", processes=2) as executor:
-            yield executor
+    with RayExecutor("local", processes=2) as executor:
+        yield executor

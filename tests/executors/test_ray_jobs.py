@@ -126,7 +126,7 @@ def test_the_command_with_a_store_by_url(s3: Faults, encoder, tmp_path: Path) ->
     import s3fs
 
     photos = copy_photos(tmp_path / "photos", 4)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
     arguments = ["embed", "photos", "--shard-size", "3", "--workers", "1", "--precision", "fp32", "--json"]
     cluster = ["--executor", "ray", "--processes", "2", "--store", "s3://bucket/store"]
     done = subprocess.run(
@@ -145,7 +145,7 @@ def test_the_command_with_a_store_by_url(s3: Faults, encoder, tmp_path: Path) ->
 def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra ray is not installed")
     (tmp_path / "texts.txt").write_text("".join(f"a photo of {n} dogs\n" for n in range(3000)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
     arguments = ["embed", "texts.txt", "--shard-size", "20", "--executor", "ray", "--processes", "2"]
     running = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120

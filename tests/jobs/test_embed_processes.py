@@ -25,9 +25,7 @@ COMMAND = [sys.executable, "-c", "from c3tools.cli import main; main()", "embed"
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the last bits of a sum depend on the number of threads
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "cores", lambda: 2)
 
 

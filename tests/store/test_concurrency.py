@@ -36,16 +36,16 @@ with locked(path):
 
 
 @pytest.fixture
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+def importing() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def test_two_embedding_processes_on_one_store_do_not_corrupt_it(tmp_path: Path, one_thread: dict[str, str]) -> None:
+def test_two_embedding_processes_on_one_store_do_not_corrupt_it(tmp_path: Path, importing: dict[str, str]) -> None:
     folder = copy_photos(tmp_path / "photos", 6)
 
     def start(store: str) -> subprocess.Popen[str]:
         command = [*C3, "embed", str(folder), "--store", str(tmp_path / store), "--shard-size", "2", "--workers", "0"]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=one_thread)
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=importing)
 
     both = [start("shared"), start("shared")]
     messages = [process.communicate(timeout=250)[1] for process in both]
@@ -60,9 +60,9 @@ def test_two_embedding_processes_on_one_store_do_not_corrupt_it(tmp_path: Path, 
     assert verify(tmp_path / "shared").findings == []
 
 
-def test_readers_never_see_half_a_shard(tmp_path: Path, one_thread: dict[str, str]) -> None:
+def test_readers_never_see_half_a_shard(tmp_path: Path, importing: dict[str, str]) -> None:
     path = tmp_path / "s"
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], env=one_thread, stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], env=importing, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"ready\n"
         counts = []
@@ -128,9 +128,9 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_what_a_killed_writer_has_forked_does_not_keep_its_lock(tmp_path: Path, one_thread: dict[str, str]) -> None:
+def test_what_a_killed_writer_has_forked_does_not_keep_its_lock(tmp_path: Path, importing: dict[str, str]) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path / "s")]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=one_thread)
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=importing)
     assert writer.stdout is not None
     orphan = int(writer.stdout.readline())
     try:
