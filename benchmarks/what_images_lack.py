@@ -12,7 +12,6 @@ place of images gain 13 points, and that no linear map gains any.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from c3tools.decoding import Captioner
 from c3tools.jobs.evaluate import store_references
 from c3tools.jobs.fitting import fit_moments
+from c3tools.jobs.training_rows import image_rows, text_rows
 from c3tools.metrics import score_captions
 from c3tools.store import Store
 
@@ -37,8 +37,8 @@ def main() -> None:
     store, captioner = Store.open(options.store), Captioner.load(options.decoder)
     references = {key: list(texts) for key, texts in store_references(store).items()}
     image_mean, text_mean = (fit_moments(store, name, "train").mean for name in ("image", "text"))
-    learned, texts = store.load("image", split="train"), store.load("text", split="train")
-    inputs, targets = learned.embeddings[owners(learned.keys, texts)] - image_mean, texts.embeddings - text_mean
+    texts = text_rows(store, "train")
+    inputs, targets = image_rows(store, texts).embeddings - image_mean, texts.rows.embeddings - text_mean
     images, own = store.load("image", split=options.split), store.load("text", split=options.split)
     centred = images.embeddings - image_mean
 
@@ -50,10 +50,10 @@ def main() -> None:
 
     penalty = RIDGE * np.trace(inputs.T @ inputs) / len(values)
     ridge = np.linalg.solve(inputs.T @ inputs + penalty * np.eye(len(values)), inputs.T @ targets)
-    first = {image: row for row, image in reversed(list(enumerate(owners(images.keys, own))))}
-    instead = own.embeddings[[first[row] for row in range(len(images))]] - text_mean
+    first = {image: row for row, image in reversed(list(enumerate(own.column("image_key"))))}
+    instead = own.embeddings[[first[key] for key in images.keys]] - text_mean
     captions = own.column("caption")
-    said = {key: captions[first[row]] for row, key in enumerate(images.keys)}
+    said = {key: captions[first[key]] for key in images.keys}
     others = {key: [text for text in references[key] if text != said[key]] for key in images.keys}
     rows = {
         "images": (centred, references),
@@ -75,12 +75,6 @@ def as_images(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
     along = unit @ mean
     length = np.sqrt(along**2 + 1 - mean @ mean) - along
     return (length[:, None] * unit + mean).astype(np.float32)
-
-
-def owners(keys: Sequence[str], texts) -> list[int]:  # type: ignore[no-untyped-def]
-    """For each text the row of its image."""
-    rows = {key: row for row, key in enumerate(keys)}
-    return [rows[key] for key in texts.column("image_key")]
 
 
 if __name__ == "__main__":
