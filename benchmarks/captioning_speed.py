@@ -19,8 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from c3tools.decoding import CaptionDecoder, Captioner, Decoder, Size, generate, size
-from c3tools.decoding.generation import GenerationConfig, allowed
+from c3tools.captioning import (
+    CaptionDecoder,
+    Captioner,
+    Decoder,
+    Size,
+    generate,
+    size,
+)
+from c3tools.captioning.generation import GenerationConfig, allowed
 from c3tools.store import Store
 
 

@@ -21,10 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from c3tools.connect import ConnectedHeads, HeadShape, LogitScale, TrainingSettings
+from c3tools.connect import (
+    ConnectedHeads,
+    HeadShape,
+    LogitScale,
+    Sides,
+    TrainingSettings,
+    apply_heads,
+    connect_heads,
+    sides_of_files,
+)
 from c3tools.devices import pick
-from c3tools.jobs.connecting import Sides, apply_heads, connect_heads, sides_of_files
-from c3tools.progress import track
+from c3tools.reporter import track
 
 SHAPE = HeadShape(dim=256, hidden=512, dropout=0.5, cone=1.33)
 COLUMNS = ("gap before", "gap", "logit scale", "paired", "unpaired", "recall@1 i→t", "recall@1 t→i")

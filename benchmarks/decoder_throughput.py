@@ -25,9 +25,16 @@ import torch
 
 from c3tools import devices
 from c3tools.assets.paths import CAPTIONS
+from c3tools.captioning import (
+    CaptionDecoder,
+    CaptionTokenizer,
+    Size,
+    Trainer,
+    size,
+    training_config,
+)
+from c3tools.captioning.training import CaptionSet
 from c3tools.corpus import read_corpus
-from c3tools.decoding import CaptionDecoder, CaptionTokenizer, Size, Trainer, size, training_config
-from c3tools.decoding.training import CaptionSet
 from c3tools.moments import Moments
 from c3tools.transforms import preset
 

@@ -3,7 +3,7 @@
     python benchmarks/demo_seeds.py            3 seeds, about 9 minutes on 2 cores, below 2 GiB
 
 Prints mean ± standard deviation over seeds for each method, the order of the mean CIDEr, and whether C3 is above C1
-by more than the spread. Nothing is chosen on the photos: see `c3tools.jobs.demo`.
+by more than the spread. Nothing is chosen on the photos: see `c3tools.demo`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import resource
 import time
 from pathlib import Path
 
-from c3tools.jobs.demo import DemoOptions, demo
-from c3tools.jobs.demo.page import METRICS, summary_rows
-from c3tools.progress import track
+from c3tools.demo import DemoOptions, demo
+from c3tools.demo.page import METRICS, summary_rows
+from c3tools.reporter import track
 
 
 def main() -> None:

@@ -29,10 +29,10 @@ from embed_texts import read_captions
 from measuring import print_table, processor_seconds
 
 from c3tools.corpus import Corpus, TextItem
+from c3tools.embedding import EmbedOptions, embed
 from c3tools.encoders import Encoder, load_encoder
 from c3tools.executors import Executor, LocalExecutor, cores
 from c3tools.executors.ray import RayExecutor
-from c3tools.jobs.embedding import EmbedOptions, embed
 
 
 class Now(NamedTuple):

@@ -40,7 +40,12 @@ TASKS = {
 
 def make_store(folder: Path, rows: int) -> None:
     """Half images, half texts, unit rows of two narrow cones."""
-    from c3tools.store import Shard, StoreInfo, create_store, write_shard
+    from c3tools.store import (
+        Shard,
+        StoreInfo,
+        create_store,
+        write_shard,
+    )
 
     rng = np.random.default_rng(0)
     info = StoreInfo({"name": "synthetic"}, DIM)
@@ -79,10 +84,10 @@ def copy_with_pyarrow(store: Path, output: Path, workers: int) -> None:
 
 def export_with_c3(store: Path, output: Path, workers: int, role: str) -> None:
     """The preset c3, fitted on the store's moments."""
-    from c3tools.jobs.export import ExportSettings, export_store
-    from c3tools.jobs.fitting import fit_on_store
+    from c3tools.export.store import ExportSettings, export_store
     from c3tools.store import Store
     from c3tools.transforms import preset
+    from c3tools.transforms.fitting import fit_on_store
 
     source = Store.open(store)
     export_store(
@@ -101,7 +106,7 @@ def measured(task: str, store: Path, output: Path, workers: int) -> dict[str, fl
 
 def run_task(task: str, store: Path, output: Path, workers: int) -> None:
     """Body of the process that `measured` starts."""
-    import c3tools.jobs.export  # noqa: F401  imports are not part of the throughput
+    import c3tools.export.store  # noqa: F401  imports are not part of the throughput
 
     start, cpu = time.perf_counter(), time.process_time()
     if task == "pyarrow":

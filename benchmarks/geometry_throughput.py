@@ -40,7 +40,12 @@ TASKS = ("moments", "read", "report")
 
 def write_store(folder: Path, pairs: int) -> None:
     """Two sets of shards of ``pairs`` rows each, unless they are there."""
-    from c3tools.store import Shard, StoreInfo, create_store, write_shard
+    from c3tools.store import (
+        Shard,
+        StoreInfo,
+        create_store,
+        write_shard,
+    )
 
     parts = math.ceil(pairs / PART_ROWS)
     if (folder / "text" / f"part-{parts - 1:05d}.json").exists():
@@ -89,7 +94,7 @@ def run_read(folder: Path) -> object:
 
 def run_report(folder: Path) -> object:
     """Every measure of the report."""
-    from c3tools.jobs.gap_report import gap_report
+    from c3tools.geometry.gap_report import gap_report
 
     values = gap_report(folder).values
     return [values["gap"]["length"], values["pairs"]["paired_cosine"], values["pairs"]["residual_rms"]]
@@ -114,7 +119,7 @@ def one_task(task: str, folder: Path) -> None:
     """Run one task and print its seconds, beyond imports, and its peak memory as JSON."""
     run = {"moments": run_moments, "read": run_read, "report": run_report, "notebook": run_notebook}[task]
     if task != "read":
-        import c3tools.jobs.gap_report  # noqa: F401  (start-up is not what is measured)
+        import c3tools.geometry.gap_report  # noqa: F401  (start-up is not what is measured)
     start = time.perf_counter()
     result = run(folder)
     seconds = time.perf_counter() - start

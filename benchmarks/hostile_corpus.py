@@ -2,8 +2,8 @@
 
     python benchmarks/hostile_corpus.py FOLDER
 
-FOLDER holds photos, the first 1,000 are copied; the bad and odd files are those of `tests/jobs/hostile.py`. Run it from
-the repository's root. Costs a minute on 2 cores. It should print 1,000 of 1,000 and no difference.
+FOLDER holds photos, the first 1,000 are copied; the bad and odd files are those of `tests/embedding/hostile.py`.
+Run it from the repository root. Costs a minute on 2 cores. It should print 1,000 of 1,000 and no difference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from measuring import c3_embed, print_table
 from c3tools import Store
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.jobs.hostile import write_hostile_files
+from tests.embedding.hostile import write_hostile_files
 
 
 def main() -> None:

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from c3tools.geometry.neighbours import modality_bias
-from c3tools.jobs.fitting import fit_on_store
-from c3tools.jobs.index import index_store
+from c3tools.index.build import index_store
 from c3tools.store import Store
 from c3tools.transforms import preset
+from c3tools.transforms.fitting import fit_on_store
 
 CASES = (
     (["image"], "auto"),

@@ -21,12 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from c3tools import devices
-from c3tools.decoding import Captioner
-from c3tools.jobs import evaluate
-from c3tools.jobs.train_decoder import DecoderSettings, train_decoder
+from c3tools.captioning import Captioner, evaluate
+from c3tools.captioning.train import DecoderSettings, train_decoder
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
-from c3tools.progress import track
+from c3tools.reporter import track
 from c3tools.store import Store
 
 TUNED, SCRATCH, NOISED = "texts, then pairs", "pairs from scratch", "pairs from scratch, with noise"

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from measuring import print_table
 
 from c3tools.corpus import Corpus, read_corpus
+from c3tools.embedding import EmbedOptions, embed
 from c3tools.encoders import load_encoder
-from c3tools.jobs.embedding import EmbedOptions, embed
 from c3tools.store import Store
 
 PARTS = 4

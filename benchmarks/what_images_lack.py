@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from c3tools.decoding import Captioner
-from c3tools.jobs.evaluate import store_references
-from c3tools.jobs.fitting import fit_moments
-from c3tools.jobs.training_rows import image_rows, text_rows
+from c3tools.captioning import Captioner
+from c3tools.captioning.evaluate import store_references
+from c3tools.captioning.training_rows import image_rows, text_rows
 from c3tools.metrics import score_captions
 from c3tools.store import Store
+from c3tools.transforms.fitting import fit_moments
 
 KEPT = 0.99  # of the variance of texts
 RIDGE = 0.01  # of the mean variance of a direction, per training pair

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .errors import StoreError
-from .locations import read_all
+from .io.locations import read_all
 
 Array = npt.NDArray[np.float64]
 _BLOCK_ROWS = 8192

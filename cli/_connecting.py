@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c3tools.locations import location
+from c3tools.io.locations import location
 
 from ._console import err, out
 
 if TYPE_CHECKING:
-    from c3tools.connect import TrainingSettings
-    from c3tools.jobs.connecting import Sides, TowerSettings
+    from c3tools.connect import Sides, TowerSettings, TrainingSettings
 
 ImageOption = Annotated[
     Path | None,
@@ -92,8 +91,8 @@ def read_sides(
     **files: Any,
 ) -> Sides:
     """The two sides that the options name: files where there are any, else stores."""
+    from c3tools.connect import sides_of_files, sides_of_stores
     from c3tools.errors import ConnectError
-    from c3tools.jobs.connecting import sides_of_files, sides_of_stores
     from c3tools.store import Store
 
     if image or text or other:
@@ -129,8 +128,8 @@ def training_settings(logit_scale: str, max_logit_scale: float, **values: Any) -
 
 def tower_settings(mode: str, model: str | None, **values: Any) -> TowerSettings:
     """The settings of towers that the options stand for; without a model, one line names the default."""
+    from c3tools.connect import TowerSettings
     from c3tools.encoders import DEFAULT_MODEL
-    from c3tools.jobs.connecting import TowerSettings
 
     if model is None:
         err.print(f"Starting from the bundled model {DEFAULT_MODEL}; --model names another.", highlight=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from c3tools.locations import location, write_all
+from c3tools.io.locations import location, write_all
 
 out = Console()
 # messages hold paths and commands that people copy: the terminal may wrap them, no line break is put into them

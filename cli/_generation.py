@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from c3tools.decoding import GenerationConfig
+    from c3tools.captioning import GenerationConfig
 
 BeamsOption = Annotated[int, typer.Option("--beams", min=1, help="Beam search with so many beams; 1 is greedy.")]
 LengthPenaltyOption = Annotated[
@@ -36,7 +36,7 @@ def generation_config(
     Raises:
         DecoderError: if they mean several methods at once.
     """
-    from c3tools.decoding import GenerationConfig
+    from c3tools.captioning import GenerationConfig
     from c3tools.errors import DecoderError
 
     if (beams > 1) + (top_p is not None) + magic > 1:

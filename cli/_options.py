@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from c3tools.errors import C3Error
-from c3tools.locations import is_url, location
+from c3tools.io.locations import is_url, location
 
 
 def local_path(text: str | Path) -> Path:

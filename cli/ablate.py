@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._console import err, out, write_json
-from ._generation import BeamsOption, LengthPenaltyOption, MagicOption, generation_config
-from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, PrecisionOption, StoreOption, local_path
+from ._generation import (
+    BeamsOption,
+    LengthPenaltyOption,
+    MagicOption,
+    generation_config,
+)
+from ._options import (
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonCommand,
+    JsonOption,
+    PrecisionOption,
+    StoreOption,
+    local_path,
+)
 from ._training import EpochsOption, SetOption, SizeOption
 
 if TYPE_CHECKING:
@@ -79,12 +92,12 @@ def ablate(
     What is finished is kept: the same command continues, and one with more methods, seeds or sigmas adds to it.
     """
     from c3tools import devices
+    from c3tools.ablation import cells as job
+    from c3tools.ablation.page import write_tables
+    from c3tools.ablation.run import METHODS
+    from c3tools.ablation.table import runs_to_json
     from c3tools.encoders import load_recorded_encoder
-    from c3tools.jobs import ablation_cells as job
-    from c3tools.jobs.ablate import METHODS
-    from c3tools.jobs.ablation_page import write_tables
-    from c3tools.jobs.ablation_table import runs_to_json
-    from c3tools.progress import track
+    from c3tools.reporter import track
     from c3tools.store import Store
 
     if list_methods:
@@ -129,7 +142,7 @@ def ablate(
 def _show(rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from c3tools.jobs.ablation_table import cell_text, order_notes, sigma_text
+    from c3tools.ablation.table import cell_text, order_notes, sigma_text
 
     fractions = len({row["train_fraction"] for row in rows}) > 1
     metrics = list(rows[0]["scores"])
@@ -148,7 +161,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
 def _show_methods() -> None:
     from rich.table import Table
 
-    from c3tools.jobs.ablate import METHODS
+    from c3tools.ablation.run import METHODS
 
     table = Table("method", "learns from", "noise", "what it is")
     for name, method in METHODS.items():

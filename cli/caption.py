@@ -51,11 +51,11 @@ def caption(
 ) -> None:
     """Caption images with a trained decoder and the model it was trained for."""
     from c3tools import devices
-    from c3tools.decoding import Captioner
+    from c3tools.captioning import Captioner
+    from c3tools.captioning.images import caption_images, find
     from c3tools.encoders import load_encoder, load_recorded_encoder
     from c3tools.errors import CorpusError
-    from c3tools.jobs.caption import caption_images, find
-    from c3tools.progress import track
+    from c3tools.reporter import track
 
     generation = generation_config(
         beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed

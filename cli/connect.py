@@ -48,8 +48,7 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from c3tools.connect import TrainingSettings
-    from c3tools.jobs.connecting import TowerSettings
+    from c3tools.connect import TowerSettings, TrainingSettings
 
 DEFAULT_HEADS = Path("c3-heads")
 DEFAULT_MODEL_FOLDER = Path("c3-model")
@@ -120,9 +119,8 @@ def heads(
     training is continued by the same command. `c3 connect apply` makes a store of the result.
     """
     from c3tools import devices
-    from c3tools.connect import HeadShape, processes
-    from c3tools.jobs.connecting import connect_heads
-    from c3tools.progress import track
+    from c3tools.connect import HeadShape, connect_heads, processes
+    from c3tools.reporter import track
 
     sides = read_sides(
         store,
@@ -185,9 +183,8 @@ def apply(
     json: JsonOption = None,
 ) -> None:
     """Embed features of the same towers by trained heads, with keys, splits and captions, into a new store."""
-    from c3tools.connect import ConnectedHeads
-    from c3tools.jobs.connecting import apply_heads
-    from c3tools.progress import track
+    from c3tools.connect import ConnectedHeads, apply_heads
+    from c3tools.reporter import track
 
     connected = ConnectedHeads.load(folder)
     sides = read_sides(
@@ -328,9 +325,8 @@ def _train(
     json: str | None,
 ) -> None:
     from c3tools import devices
-    from c3tools.connect import processes
-    from c3tools.jobs.connecting import connect_towers
-    from c3tools.progress import track
+    from c3tools.connect import connect_towers, processes
+    from c3tools.reporter import track
 
     record = connect_towers(
         paths,

@@ -11,7 +11,7 @@ from ._console import err, out, write_json
 from ._options import JsonCommand, JsonOption
 
 if TYPE_CHECKING:
-    from c3tools.jobs.demo import DemoResult
+    from c3tools.demo import DemoResult
 
 
 def register(app: typer.Typer) -> None:
@@ -33,10 +33,10 @@ def demo(
     json: JsonOption = None,
 ) -> None:
     """Run the whole method on the bundled photos, offline, and write a page to look at."""
-    from c3tools.jobs.demo import DemoOptions, copy_photos
-    from c3tools.jobs.demo import demo as run
-    from c3tools.jobs.demo.page import geometry_of, write_page
-    from c3tools.progress import track
+    from c3tools.demo import DemoOptions, copy_photos
+    from c3tools.demo import demo as run
+    from c3tools.demo.page import geometry_of, write_page
+    from c3tools.reporter import track
 
     if photos_to is not None:
         count = copy_photos(photos_to)
@@ -56,7 +56,7 @@ def demo(
 def _show(result: DemoResult) -> None:
     from rich.table import Table
 
-    from c3tools.jobs.demo.page import METRICS, summary_rows
+    from c3tools.demo.page import METRICS, summary_rows
 
     table = Table(title=f"{len(result.references)} photos, sigma {result.sigma:.3f}", title_justify="left")
     table.add_column("method")

@@ -22,8 +22,8 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
+    from c3tools.embedding import EmbedSummary
     from c3tools.encoders import Encoder
-    from c3tools.jobs.embedding import EmbedSummary
 
 NAMES_SHOWN = 5
 INDEX_FOLDER = ".inputs"  # in the store: where the members of tars are
@@ -101,11 +101,11 @@ def embed(
     """
     from c3tools.corpus import read_corpus
     from c3tools.devices import pick_devices
+    from c3tools.embedding import EmbedOptions
+    from c3tools.embedding import embed as run
     from c3tools.errors import StoreError
     from c3tools.executors import open_executor
-    from c3tools.jobs.embedding import EmbedOptions
-    from c3tools.jobs.embedding import embed as run
-    from c3tools.progress import track
+    from c3tools.reporter import track
 
     if dtype not in ("float16", "float32"):
         raise StoreError(f"Unknown storage type {dtype!r}.", remedy="Choose float16 or float32.")
@@ -150,7 +150,7 @@ def load_for_store(
 ) -> Encoder:
     """The encoder asked for; where none is, that of the store; where there is none, the bundled one, and say so."""
     from c3tools.encoders import DEFAULT_MODEL, load_encoder, load_recorded_encoder
-    from c3tools.locations import kind_of
+    from c3tools.io.locations import kind_of
     from c3tools.store import StoreInfo
 
     known = StoreInfo.load(store) if kind_of(store / "store.json") == "file" else None

@@ -31,8 +31,8 @@ from ._options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from c3tools.captioning.evaluate import Evaluation
     from c3tools.encoders import Encoder
-    from c3tools.jobs.evaluate import Evaluation
     from c3tools.metrics import Comparison
 
 
@@ -86,9 +86,9 @@ def evaluate(
 ) -> None:
     """Caption the test images of the store from their embeddings, and score the captions (in percent)."""
     from c3tools import devices
-    from c3tools.decoding import Captioner
+    from c3tools.captioning import Captioner
+    from c3tools.captioning import evaluate as job
     from c3tools.encoders import load_recorded_encoder
-    from c3tools.jobs import evaluate as job
     from c3tools.metrics.files import coco_results, read_predictions, read_references
     from c3tools.store import Store
 

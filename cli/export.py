@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c3tools.locations import location
+from c3tools.io.locations import location
 
 from ._console import err, out, write_json
 from ._options import (
@@ -85,10 +85,10 @@ def export(
         return
     from c3tools.errors import C3Error
     from c3tools.executors import open_executor
-    from c3tools.jobs.export import ExportSettings, export_store
-    from c3tools.jobs.fitting import fit_on_store, open_pipeline
-    from c3tools.progress import track
+    from c3tools.export.store import ExportSettings, export_store
+    from c3tools.reporter import track
     from c3tools.store import Store
+    from c3tools.transforms.fitting import fit_on_store, open_pipeline
 
     source = Store.open(store)
     if pipeline is not None and sigma is not None:
@@ -131,8 +131,8 @@ def _export_index(
 ) -> None:
     """A FAISS index is written by the job of `c3 index`: inference inputs, the keys and the recipe beside them."""
     from c3tools.errors import C3Error
-    from c3tools.jobs.fitting import fit_on_store
-    from c3tools.jobs.index import index_store
+    from c3tools.index.build import index_store
+    from c3tools.transforms.fitting import fit_on_store
 
     if not isinstance(output, Path):
         raise C3Error(f"A FAISS index is not written to {output}.", remedy="Name a folder of this machine.")

@@ -7,11 +7,18 @@ from typing import Annotated
 
 import typer
 
-from c3tools.locations import location
+from c3tools.io.locations import location
 
 from ._console import err, write_json
 from ._gap_tables import show_reports
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption
+from ._options import (
+    DEFAULT_STORE,
+    JsonCommand,
+    JsonOption,
+    SeedOption,
+    SplitOption,
+    StoreOption,
+)
 
 DEFAULT_PAGE = Path("gap-report.html")
 
@@ -63,9 +70,9 @@ def register(app: typer.Typer) -> None:
         json_path: JsonOption = None,
     ) -> None:
         """The geometry of the store: gap, pairs, dimensions, recall, assumptions; a table, JSON and one HTML page."""
+        from c3tools.geometry.gap_report import gap_document
         from c3tools.geometry.page import save_figures
-        from c3tools.jobs.gap_report import gap_document
-        from c3tools.progress import track
+        from c3tools.reporter import track
 
         with track("Reading rows", None) as tracker:
             document = gap_document(

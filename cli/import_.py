@@ -86,8 +86,8 @@ def import_(
     """Bring embeddings made elsewhere into a store; without ids, rows are paired by order."""
     from c3tools.errors import C3Error
     from c3tools.executors import open_executor
-    from c3tools.jobs.import_embeddings import import_embeddings
-    from c3tools.progress import track
+    from c3tools.reporter import track
+    from c3tools.store.import_embeddings import import_embeddings
     from c3tools.store.importers import ColumnNames
 
     others = {}

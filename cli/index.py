@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from ._console import err, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption, local_path
+from ._options import (
+    DEFAULT_STORE,
+    JsonCommand,
+    JsonOption,
+    SeedOption,
+    SplitOption,
+    StoreOption,
+    local_path,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -43,10 +51,10 @@ def index(
     json: JsonOption = None,
 ) -> None:
     """Index the store's embeddings, each centred by its own modality's mean, for `c3 search`."""
-    from c3tools.jobs.fitting import fit_on_store, open_pipeline
-    from c3tools.jobs.index import index_store
-    from c3tools.progress import track
+    from c3tools.index.build import index_store
+    from c3tools.reporter import track
     from c3tools.store import Store
+    from c3tools.transforms.fitting import fit_on_store, open_pipeline
 
     source = Store.open(store)
     chosen = open_pipeline(preset, pipeline)

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def info(json: JsonOption = None) -> None:
     """Show versions, devices and the precisions they compute in, installed extras; for bug reports too."""
-    from c3tools.jobs.machine import machine
+    from c3tools.machine import machine
 
     found = machine()
     if json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c3tools.locations import location, remove
+from c3tools.io.locations import location, remove
 
 from ._console import err, out, write_json
 from ._options import (
@@ -21,7 +21,7 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from c3tools.jobs.means import MeanRow
+    from c3tools.store.means import MeanRow
 
 
 def register(app: typer.Typer) -> None:
@@ -57,8 +57,8 @@ def means(
 
     from c3tools.errors import StoreError
     from c3tools.executors import open_executor
-    from c3tools.jobs import means as job
     from c3tools.store import Store
+    from c3tools.store import means as job
 
     if merge:
         if save is None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from c3tools.locations import location
+from c3tools.io.locations import location
 
 from ._console import err, write_json
 from ._options import JsonCommand, JsonOption
@@ -39,9 +39,9 @@ def merge(
 ) -> None:
     """Join stores of the same model into a new one; keys that several have are refused, unless --keep or --prefix."""
     from c3tools.errors import StoreError
-    from c3tools.jobs.merge import Duplicates
-    from c3tools.jobs.merge import merge as run
-    from c3tools.progress import track
+    from c3tools.reporter import track
+    from c3tools.store.merge import Duplicates
+    from c3tools.store.merge import merge as run
 
     if keep not in (None, "first"):
         raise StoreError(f"--keep {keep} is not known.", remedy="Use --keep first.")

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, StoreOption, local_path
+from ._options import (
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonCommand,
+    JsonOption,
+    StoreOption,
+    local_path,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +52,7 @@ def search(
 ) -> None:
     """Find the nearest rows of an index."""
     from c3tools.errors import C3Error
-    from c3tools.jobs.search import Searcher, vector_of_key, vectors_of_file
+    from c3tools.index.search import Searcher, vector_of_key, vectors_of_file
     from c3tools.store import Store
 
     given = [

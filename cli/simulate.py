@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._options import DeviceOption, JsonCommand, JsonOption, SeedOption
+from ._options import (
+    DeviceOption,
+    JsonCommand,
+    JsonOption,
+    SeedOption,
+)
 
 if TYPE_CHECKING:
-    from c3tools.jobs.simulate import Simulation
+    from c3tools.geometry.theory.simulate import Simulation
 
 FigureOption = Annotated[
     Path | None,
@@ -45,8 +50,8 @@ def init_gap(
     json: JsonOption = None,
 ) -> None:
     """The gap of encoders with random weights, on real images and texts."""
-    from c3tools.jobs import simulate
-    from c3tools.progress import track
+    from c3tools.geometry.theory import simulate
+    from c3tools.reporter import track
 
     with track("Random encoders", seeds) as tracker:
         result = simulate.initial_gap(
@@ -70,8 +75,8 @@ def depth(
     json: JsonOption = None,
 ) -> None:
     """Effective dimension by layer of a deep random ReLU network."""
-    from c3tools.jobs import simulate
-    from c3tools.progress import track
+    from c3tools.geometry.theory import simulate
+    from c3tools.reporter import track
 
     with track("Layers", layers) as tracker:
         result = simulate.depth(width=width, layers=layers, rows=rows, every=every, seed=seed, tracker=tracker)
@@ -99,9 +104,9 @@ def gap_after_training(
     json: JsonOption = None,
 ) -> None:
     """The paper's optimisation: the loss falls, the gap stays. About ten minutes on two cores."""
-    from c3tools.geometry.optimisation import LOGIT_SCALE, PAPER_LIKE_SEED, TwoSpans
-    from c3tools.jobs import simulate
-    from c3tools.progress import track
+    from c3tools.geometry.theory import simulate
+    from c3tools.geometry.theory.optimisation import LOGIT_SCALE, PAPER_LIKE_SEED, TwoSpans
+    from c3tools.reporter import track
 
     start = TwoSpans(pairs, dim, spans[0], spans[1], PAPER_LIKE_SEED if seed is None else seed)
     with track("Steps", steps) as tracker:
@@ -128,8 +133,8 @@ def stable_region(
     json: JsonOption = None,
 ) -> None:
     """The bound of the loss against temperature, candidates and lead, with simulated points under it."""
-    from c3tools.geometry.stable_region import TAUS
-    from c3tools.jobs import simulate
+    from c3tools.geometry.theory import simulate
+    from c3tools.geometry.theory.stable_region import TAUS
 
     result = simulate.stable_region(draws=draws, taus=tau or TAUS, largest_n=largest_n, seed=seed)
     _show(result, "stable-region", figure, json)
@@ -150,9 +155,9 @@ def temperature(
     json: JsonOption = None,
 ) -> None:
     """The gap that survives training, as a function of the logit scale."""
-    from c3tools.geometry.temperature import SCALES
-    from c3tools.jobs import simulate
-    from c3tools.progress import track
+    from c3tools.geometry.theory import simulate
+    from c3tools.geometry.theory.temperature import SCALES
+    from c3tools.reporter import track
 
     scales = scale or list(SCALES)
     with track("Steps", steps * len(scales)) as tracker:

@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, StoreOption
+from ._options import (
+    DEFAULT_STORE,
+    JsonCommand,
+    JsonOption,
+    StoreOption,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -43,9 +48,9 @@ def split(
     from rich.table import Table
 
     from c3tools.errors import StoreError
-    from c3tools.jobs.split import split as run
-    from c3tools.progress import track
+    from c3tools.reporter import track
     from c3tools.store.importers import ColumnNames
+    from c3tools.store.split import split as run
 
     shares = None
     if fractions is not None:

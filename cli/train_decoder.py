@@ -82,9 +82,9 @@ def train_decoder(
     by the same command.
     """
     from c3tools import devices
-    from c3tools.decoding.tensorboard import tensorboard as recording
-    from c3tools.jobs import train_decoder as job
-    from c3tools.progress import track
+    from c3tools.captioning import train as job
+    from c3tools.captioning.tensorboard import tensorboard as recording
+    from c3tools.reporter import track
     from c3tools.store import Store
 
     settings = job.DecoderSettings(

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c3tools.locations import location
+from c3tools.io.locations import location
 
 from ._console import err, out, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption
+from ._options import (
+    DEFAULT_STORE,
+    JsonCommand,
+    JsonOption,
+    SeedOption,
+)
 
 if TYPE_CHECKING:
-    from c3tools.jobs.verify import Verification
+    from c3tools.store.verify import Verification
 
 _SAMPLE = "0.1"
 
@@ -71,8 +76,8 @@ def verify(
     Each defect is told with its place and with what to run. Exit code 1 if anything is wrong, also where --repair
     dropped shards: the `c3 embed` (or `c3 import`) that made the store makes exactly those again.
     """
-    from c3tools.jobs import verify as job
-    from c3tools.progress import track
+    from c3tools.reporter import track
+    from c3tools.store import verify as job
 
     chosen = store or path or DEFAULT_STORE
     with track("Checking shards", None) as tracker:

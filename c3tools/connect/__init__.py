@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from . import processes
+from .apply import apply_heads
+from .features import Sides, sides_of_files, sides_of_stores
 from .geometry import Geometry, LogPoint, measure
 from .gradients import TwoTowers, contrastive_backward
 from .heads import ConnectedHeads, Head, HeadShape
+from .heads_run import connect_heads
 from .losses import ContrastiveLoss, LogitScale, same_items
 from .pairs import FeatureInputs, Inputs, Pairs, ids_of, ids_of_rows
 from .settings import TrainingSettings
 from .state import RunFolder
+from .towers_run import FULL, LIT, TowerSettings, connect_towers
 from .training import COLLAPSED, DIVERGED, EARLY, FINISHED, Progress, Trainer
 
 __all__ = [
@@ -17,6 +21,8 @@ __all__ = [
     "DIVERGED",
     "EARLY",
     "FINISHED",
+    "FULL",
+    "LIT",
     "ConnectedHeads",
     "ContrastiveLoss",
     "FeatureInputs",
@@ -29,13 +35,20 @@ __all__ = [
     "Pairs",
     "Progress",
     "RunFolder",
+    "Sides",
+    "TowerSettings",
     "Trainer",
     "TrainingSettings",
     "TwoTowers",
+    "apply_heads",
+    "connect_heads",
+    "connect_towers",
     "contrastive_backward",
     "ids_of",
     "ids_of_rows",
     "measure",
     "processes",
     "same_items",
+    "sides_of_files",
+    "sides_of_stores",
 ]

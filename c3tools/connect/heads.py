@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import ConnectError
-from ..store.files import write_atomically, write_json_atomically
+from ..io.files import write_atomically, write_json_atomically
 
 FORMAT_VERSION = 1
 RECORD_FILE = "connect.json"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..store.files import remove_leftovers, write_atomically
+from ..io.files import remove_leftovers, write_atomically
 
 _KEPT = 2
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..devices import Compute
 from ..errors import ConnectError
-from ..progress import SilentTracker, Tracker
+from ..reporter import SilentTracker, Tracker
 from . import processes
 from .geometry import LogPoint, measure
 from .gradients import TwoTowers, contrastive_backward

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from .items import CaptionRow, Corpus, ImageItem, Pairing, Skipped, TextItem
+from .items import (
+    CaptionRow,
+    Corpus,
+    ImageItem,
+    Pairing,
+    Skipped,
+    TextItem,
+)
 from .places import PlaceReader
 from .reading import read_corpus
 from .splits import hashed_split, split_role

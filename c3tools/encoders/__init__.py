@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from .encoder import Encoder, fetch
 from .images import ImagePreprocessor, open_image
-from .loading import Network, load_encoder, load_network, load_recorded_encoder
+from .loading import (
+    Network,
+    load_encoder,
+    load_network,
+    load_recorded_encoder,
+)
 from .names import DEFAULT_MODEL, ModelName
 
 __all__ = [

@@ -6,7 +6,14 @@ with open_executor("ray", address="head:6379") as executor:
 
 from __future__ import annotations
 
-from .base import Executor, Place, Report, Tasks, Work, cores
+from .base import (
+    Executor,
+    Place,
+    Report,
+    Tasks,
+    Work,
+    cores,
+)
 from .choice import EXECUTORS, open_executor
 from .local import LocalExecutor
 

@@ -15,7 +15,17 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from ..errors import C3Error
-from .base import Message, Place, Report, Result, Task, Tasks, Work, cores, failure
+from .base import (
+    Message,
+    Place,
+    Report,
+    Result,
+    Task,
+    Tasks,
+    Work,
+    cores,
+    failure,
+)
 
 
 class LocalExecutor:

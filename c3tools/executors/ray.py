@@ -18,7 +18,16 @@ from typing import Any, Generic, NamedTuple
 
 from .. import __version__
 from ..errors import C3Error, MissingExtraError, UnreachableError
-from .base import Message, Place, Report, Result, Task, Tasks, Work, failure
+from .base import (
+    Message,
+    Place,
+    Report,
+    Result,
+    Task,
+    Tasks,
+    Work,
+    failure,
+)
 
 ATTEMPTS = 3  # at one task, or at starting workers
 ANSWER_TIMEOUT = 5.0  # seconds for a cluster to answer

@@ -12,12 +12,24 @@ import numpy as np
 from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..moments import Moments
-from ..progress import Tracker
+from ..reporter import Tracker
 from ..seeds import generator
 from ..store.reader import Store
-from .pairing import Indices, Mask, Pairing, kept_rows, pair_rows
+from .pairing import (
+    Indices,
+    Mask,
+    Pairing,
+    kept_rows,
+    pair_rows,
+)
 from .reading import Rows
-from .stream import PairSums, Pass, RowCheck, stream_pairs, stream_rows
+from .stream import (
+    PairSums,
+    Pass,
+    RowCheck,
+    stream_pairs,
+    stream_rows,
+)
 
 MIN_ROWS = 3
 MIN_FIT_ROWS = 100

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..float16 import to_float32
+from ..io.float16 import to_float32
 from ..store.reader import Store, embedding_matrix
 from .pairing import Indices
 

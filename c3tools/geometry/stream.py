@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..moments import Moments
-from ..progress import SilentTracker, Tracker
+from ..reporter import SilentTracker, Tracker
 from ..store.reader import Store
 from .pairing import Indices, Mask, Pairing
 from .reading import Batches, Rows, Window

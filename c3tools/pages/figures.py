@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import C3Error
-from ..locations import write_all
+from ..io.locations import write_all
 from . import palette
 
 P = ParamSpec("P")

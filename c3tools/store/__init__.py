@@ -6,7 +6,12 @@ from .failures import Failure, write_failures
 from .info import StoreInfo
 from .lock import locked
 from .reader import Rows, Store, embedding_matrix
-from .writer import Shard, create_store, rewrite_failures, write_shard
+from .writer import (
+    Shard,
+    create_store,
+    rewrite_failures,
+    write_shard,
+)
 
 __all__ = [
     "Failure",

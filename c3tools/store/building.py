@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError, UnreachableError
-from ..locations import is_url
+from ..io.locations import is_url
 from .lease import LOCK_FILE
 from .lock import locked
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import StoreError, UnreachableError
-from ..locations import kind_of, name_or_file
-from .files import write_atomically
+from ..io.files import write_atomically
+from ..io.locations import kind_of, name_or_file
 from .seals import SEAL_PLACE, seal
 
 FAILURES_FILE = "failures.parquet"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError, UnreachableError
-from ..locations import read_all
+from ..io.locations import read_all
 
 FORMAT_VERSION = 1
 INFO_FILE = "store.json"

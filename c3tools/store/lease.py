@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import StoreError
-from ..locations import read_all, remove, write_all
+from ..io.locations import read_all, remove, write_all
 
 LOCK_FILE = ".lock"
 BEAT = 3.0  # seconds between two signs of life

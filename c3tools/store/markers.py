@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError, UnreachableError
-from ..locations import read_all
+from ..io.files import json_text, write_json_atomically
+from ..io.locations import read_all
 from .failures import Failure
-from .files import json_text, write_json_atomically
 
 CHECKSUM = "checksum"
 _FIELDS = {"rows", "failures", "sha256", "timings"}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..locations import download
+from ..io.locations import download
 from .reader import Store
 from .writer import part_path
 

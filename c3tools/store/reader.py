@@ -16,8 +16,14 @@ import pyarrow.parquet as pq
 from ..corpus.splits import ALL, split_role
 from ..errors import StoreError, UnreachableError
 from ..executors import Executor
-from ..float16 import to_float32
-from ..locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
+from ..io.float16 import to_float32
+from ..io.locations import (
+    SMALL_BLOCK,
+    kind_of,
+    location,
+    name_or_file,
+    names_in,
+)
 from ..moments import Moments, load_moments
 from .failures import Failure, read_failures
 from .info import StoreInfo

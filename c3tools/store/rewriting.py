@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
+from ..io.files import sha256_of, write_atomically
 from ..moments import Moments, save_moments
 from .failures import Failure
-from .files import sha256_of, write_atomically
 from .info import StoreInfo
 from .markers import write_marker
 from .nearby import shard_nearby

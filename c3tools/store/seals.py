@@ -10,7 +10,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from ..locations import read_all
+from ..io.locations import read_all
 
 _DIGITS = 64
 _BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"

@@ -12,10 +12,15 @@ import numpy.typing as npt
 
 from ..corpus.splits import split_role
 from ..errors import StoreError
-from ..locations import kind_of, names_in
+from ..io.files import (
+    remove_leftovers,
+    sha256_of,
+    write_atomically,
+    write_json_atomically,
+)
+from ..io.locations import kind_of, names_in
 from ..moments import Moments, save_moments
 from .failures import Failure
-from .files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
 from .info import INFO_FILE, StoreInfo
 from .markers import read_marker, write_marker
 from .schema import shard_table, write_parquet

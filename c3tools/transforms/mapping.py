@@ -9,7 +9,14 @@ import numpy as np
 
 from ..errors import TransformError
 from .memory import Search, memory_search
-from .operations import Affine, Array, Operation, Recall, Rows, Unit
+from .operations import (
+    Affine,
+    Array,
+    Operation,
+    Recall,
+    Rows,
+    Unit,
+)
 from .steps import FitData, Step
 
 

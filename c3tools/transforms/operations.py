@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
-from ..float16 import to_float32
+from ..io.float16 import to_float32
 from ..moments import Moments
 from .memory import Search
 

@@ -21,10 +21,27 @@ from ..errors import TransformError
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
-from .centring import Collapse, GapShift, Normalize, ProjectOutGap, Standardize, Whiten
+from .centring import (
+    Collapse,
+    GapShift,
+    Normalize,
+    ProjectOutGap,
+    Standardize,
+    Whiten,
+)
 from .checks import order_findings
-from .mapping import MemoryProjection, Procrustes, ReAlign, RidgeMap
-from .noise import AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
+from .mapping import (
+    MemoryProjection,
+    Procrustes,
+    ReAlign,
+    RidgeMap,
+)
+from .noise import (
+    AdaptiveNoise,
+    CovarianceNoise,
+    GaussianNoise,
+    SpanNoise,
+)
 from .operations import Affine, Rows, Unit
 from .steps import FitData, Step, registry
 

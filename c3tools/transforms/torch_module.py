@@ -15,7 +15,14 @@ from torch.utils.data import Dataset
 
 from ..errors import TransformError
 from ..seeds import keyed_normal
-from .operations import Affine, MixNoise, Noise, Recall, Rows, Unit
+from .operations import (
+    Affine,
+    MixNoise,
+    Noise,
+    Recall,
+    Rows,
+    Unit,
+)
 from .pipeline import Pipeline
 
 _BUFFERS = ("centre", "scale", "matrix", "offset", "memory")

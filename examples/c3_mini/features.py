@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from c3tools.connect.towers import augmented
-from c3tools.progress import track
+from c3tools.reporter import track
 from c3tools.seeds import generator
 
 SIDE = 224

@@ -46,8 +46,8 @@ from words import word_vectors
 
 from c3tools.connect.figure import geometry_figure
 from c3tools.connect.geometry import Geometry, LogPoint, measure
+from c3tools.io.files import write_atomically, write_json_atomically
 from c3tools.pages.figures import save_figure
-from c3tools.store.files import write_atomically, write_json_atomically
 
 SIDE = 352
 NAMES = ("image", "text")

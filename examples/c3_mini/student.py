@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize
 
 from c3tools.encoders.texts import trimmed_forward
-from c3tools.progress import Tracker, track
+from c3tools.reporter import Tracker, track
 
 Rows = npt.NDArray[np.int64]
 _START_CONE = 1.33  # offset of the outputs at the start, as a multiple of their spread: a gap of 1.13

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.store import (
+    Shard,
+    Store,
+    StoreInfo,
+    create_store,
+    write_shard,
+)
 
-from ..decoding.conftest import DIM, World, make_world
+from ..captioning.conftest import DIM, World, make_world
 
 TOY = {"name": "toy-model", "weights_sha256": "1" * 64}
 

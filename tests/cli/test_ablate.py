@@ -11,11 +11,18 @@ from c3tools.cli.ablate import _show
 from typer.testing import Result
 
 from c3tools import devices
-from c3tools.decoding import SIZES, GenerationConfig, size
+from c3tools.ablation.cells import TableSettings, store_data
+from c3tools.ablation.run import (
+    METHODS,
+    AblationData,
+    AblationRun,
+    _fitted,
+    _pseudo_pairs,
+    run_ablation,
+)
+from c3tools.ablation.table import markdown_table, order_notes, table_rows
+from c3tools.captioning import SIZES, GenerationConfig, size
 from c3tools.errors import DecoderError
-from c3tools.jobs.ablate import METHODS, AblationData, AblationRun, _fitted, _pseudo_pairs, run_ablation
-from c3tools.jobs.ablation_cells import TableSettings, store_data
-from c3tools.jobs.ablation_table import markdown_table, order_notes, table_rows
 from c3tools.metrics import score_captions
 from c3tools.seeds import keyed_normal
 
@@ -115,7 +122,7 @@ def test_a_cell_is_that_of_what_its_size_stands_for(c3: C3, tmp_path: Path, monk
     assert same.stderr.count("finished before") == 1
     # another release trains the same name in another way: its cells are others
     changed = replace(tiny, training=replace(tiny.training, epochs=tiny.training.epochs + 1))
-    monkeypatch.setattr("c3tools.decoding.config.SIZES", {**SIZES, "tiny": changed})
+    monkeypatch.setattr("c3tools.captioning.config.SIZES", {**SIZES, "tiny": changed})
     other = c3(*run)
     assert other.exit_code == 0, other.stderr
     assert "finished before" not in other.stderr
@@ -324,7 +331,12 @@ def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple
 
 
 def test_one_caption_only_is_too_few_for_a_table(c3: C3, tmp_path: Path) -> None:
-    from c3tools.store import Shard, StoreInfo, create_store, write_shard
+    from c3tools.store import (
+        Shard,
+        StoreInfo,
+        create_store,
+        write_shard,
+    )
 
     info = StoreInfo({"name": "toy"}, 4, dtype="float32")
     create_store(tmp_path / "c3-store", info)

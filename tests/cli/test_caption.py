@@ -9,9 +9,15 @@ import pytest
 from typer.testing import Result
 
 from c3tools import devices
-from c3tools.decoding import Captioner, CaptionRows, GenerationConfig, TrainingConfig, fit_captioner
+from c3tools.captioning import (
+    Captioner,
+    CaptionRows,
+    GenerationConfig,
+    TrainingConfig,
+    fit_captioner,
+)
+from c3tools.captioning.images import find
 from c3tools.encoders import Encoder
-from c3tools.jobs.caption import find
 from c3tools.moments import Moments
 from c3tools.transforms import preset
 

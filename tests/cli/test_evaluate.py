@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from c3tools.decoding import Captioner
+from c3tools.captioning import Captioner
 from c3tools.metrics import score_captions
-from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.store import (
+    Shard,
+    Store,
+    StoreInfo,
+    create_store,
+    write_shard,
+)
 
 from .captions_store import TOY, make_captions_store
 

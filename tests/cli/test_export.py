@@ -15,7 +15,7 @@ from c3tools.cli import app
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
-import c3tools.jobs.export_parts as job
+import c3tools.export.parts as job
 from c3tools import Pipeline, Store
 from c3tools.moments import Moments
 from c3tools.seeds import keyed_normal
@@ -143,7 +143,7 @@ def test_hf_layout_has_a_folder_per_split(here: Path) -> None:
 
 def test_faiss_index_of_a_preset(here: Path) -> None:
     pytest.importorskip("faiss", reason="faiss is an extra")
-    from c3tools.store.faiss_index import FaissIndex
+    from c3tools.index.faiss_index import FaissIndex
 
     assert "Indexed 180 rows as Flat" in ok("--format", "faiss", "--modality", "text").stderr
     expected = expected_text(Store.open("c3-store"), 0.0)
@@ -182,7 +182,7 @@ def test_interrupted_export_is_continued(here: Path, monkeypatch: pytest.MonkeyP
 
 KILLED = """
 import os, signal, sys
-import c3tools.store.part_writers as parts
+import c3tools.export.part_writers as parts
 from c3tools.cli import app
 
 place, count = sys.argv.pop(1), int(sys.argv.pop(1))
@@ -268,9 +268,9 @@ def test_store_that_is_not_normalised(here: Path) -> None:
 
 
 def test_borrowed_means_come_first(here: Path) -> None:
-    from c3tools.jobs.fitting import fit_on_store
     from c3tools.moments import save_moments
     from c3tools.transforms import preset
+    from c3tools.transforms.fitting import fit_on_store
 
     store = Store.open("c3-store")
     other = Moments.from_rows(unit(np.random.default_rng(9).normal(size=(50, 16)) + 1))

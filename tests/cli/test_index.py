@@ -10,7 +10,7 @@ from c3tools.cli import app
 from typer.testing import CliRunner, Result
 
 from c3tools import Store
-from c3tools.store.faiss_index import FaissIndex, choose_factory
+from c3tools.index.faiss_index import FaissIndex, choose_factory
 
 from .synthetic import unit
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from c3tools import __version__, devices
-from c3tools.jobs import machine
+from c3tools import __version__, devices, machine
 
 C3 = Callable[..., Result]
 

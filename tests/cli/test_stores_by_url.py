@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from c3tools import locations
-from c3tools.locations import read_all
+from c3tools.io import locations
+from c3tools.io.locations import read_all
 from c3tools.moments import load_moments
 from tests.conftest import put_store, store_files
 from tests.servers import Faults

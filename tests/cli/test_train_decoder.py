@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from c3tools.decoding import Captioner
+from c3tools.captioning import Captioner
+from c3tools.captioning.train import DecoderSettings, plan
+from c3tools.captioning.training_rows import hold_out, share_of, split_texts
 from c3tools.geometry.sigma import auto_sigma
-from c3tools.jobs.train_decoder import DecoderSettings, plan
-from c3tools.jobs.training_rows import hold_out, share_of, split_texts
 
 from .captions_store import TOY, make_captions_store
 
@@ -105,7 +105,7 @@ def test_a_fraction_takes_whole_images(c3: C3, tmp_path: Path) -> None:
 def test_the_course_of_the_training_is_a_figure(c3: C3, tmp_path: Path) -> None:
     from PIL import Image
 
-    from c3tools.decoding.curves import training_curves
+    from c3tools.captioning.curves import training_curves
 
     make_captions_store(tmp_path / "c3-store")
     assert c3("train-decoder", "--sigma", "0.1", *QUICK).exit_code == 0
@@ -127,7 +127,7 @@ def test_losses_are_written_for_tensorboard(c3: C3, tmp_path: Path) -> None:
 
 
 def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(c3: C3, tmp_path: Path) -> None:
-    from c3tools.decoding.generation import log_likelihood
+    from c3tools.captioning.generation import log_likelihood
 
     store, _ = make_captions_store(tmp_path / "c3-store")
     result = c3("train-decoder", "--sigma", "0.1", *QUICK, "--monitor", "cross-modal", "--json", "run.json")
@@ -191,7 +191,12 @@ def test_pairs_are_drawn_by_the_seed_and_more_hold_fewer() -> None:
 
 
 def test_pairs_that_cannot_be_are_refused(c3: C3, tmp_path: Path) -> None:
-    from c3tools.store import Shard, StoreInfo, create_store, write_shard
+    from c3tools.store import (
+        Shard,
+        StoreInfo,
+        create_store,
+        write_shard,
+    )
 
     store, world = make_captions_store(tmp_path / "c3-store")
     assert c3("train-decoder", "--sigma", "0.05", *QUICK).exit_code == 0
@@ -232,7 +237,7 @@ def test_settings_are_changed_by_name(c3: C3, tmp_path: Path) -> None:
 
 def test_a_language_model_is_used_like_the_built_in_decoder(c3: C3, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from ..decoding.language_models import save_tiny_gpt2
+    from ..captioning.language_models import save_tiny_gpt2
 
     _, world = make_captions_store(tmp_path / "c3-store")
     save_tiny_gpt2(tmp_path / "gpt2", world.texts.captions)
@@ -275,7 +280,12 @@ def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple
 
 
 def write_texts(path: Path, captions: list[str]) -> None:
-    from c3tools.store import Shard, StoreInfo, create_store, write_shard
+    from c3tools.store import (
+        Shard,
+        StoreInfo,
+        create_store,
+        write_shard,
+    )
 
     info = StoreInfo(dict(TOY), 8, dtype="float32")
     create_store(path, info)
@@ -305,7 +315,12 @@ def test_a_corpus_without_a_single_word_is_refused(c3: C3, tmp_path: Path) -> No
 
 
 def test_one_caption_alone_is_too_few(c3: C3, tmp_path: Path) -> None:
-    from c3tools.store import Shard, StoreInfo, create_store, write_shard
+    from c3tools.store import (
+        Shard,
+        StoreInfo,
+        create_store,
+        write_shard,
+    )
 
     info = StoreInfo(dict(TOY), 4, dtype="float32")
     create_store(tmp_path / "c3-store", info)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from c3tools.connect import ConnectedHeads, Head, HeadShape
+from c3tools.connect.heads_run import new_heads
 from c3tools.errors import ConnectError
-from c3tools.jobs.connecting.heads import new_heads
 
 from .worlds import some_pairs, views
 

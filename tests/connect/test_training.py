@@ -21,10 +21,10 @@ from c3tools.connect import (
     TwoTowers,
     measure,
 )
+from c3tools.connect.heads_run import new_heads
 from c3tools.connect.pairs import ids_of, ids_of_rows
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
-from c3tools.jobs.connecting.heads import new_heads
 
 from ..conftest import unit_rows
 from .worlds import some_pairs, views

@@ -7,9 +7,9 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from c3tools.embedding.summary import ModalitySummary
+from c3tools.embedding.work import EmbedWork, ShardTask
 from c3tools.executors import Report
-from c3tools.jobs.embedding.summary import ModalitySummary
-from c3tools.jobs.embedding.work import EmbedWork, ShardTask
 
 
 class KilledOnce(EmbedWork):

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from c3tools.corpus import read_corpus
+from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import run as run_module
+from c3tools.embedding import shards as shards_module
 from c3tools.errors import C3Error
 from c3tools.executors import ray as on_ray
 from c3tools.executors.ray import Room, room
-from c3tools.jobs.embedding import EmbedOptions, embed
-from c3tools.jobs.embedding import run as run_module
-from c3tools.jobs.embedding import shards as shards_module
 from c3tools.store import Store
 from tests.conftest import copy_photos
+from tests.embedding.test_embed import files
 from tests.executors.killed import KilledOnce
 from tests.executors.works import Squares
-from tests.jobs.test_embed import files
 
 OPTIONS = EmbedOptions(shard_size=3, workers=1, batch_size=2)
 

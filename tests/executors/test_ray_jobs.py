@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 from c3tools.corpus import read_corpus
+from c3tools.embedding import EmbedOptions, embed
 from c3tools.executors import LocalExecutor
-from c3tools.jobs import import_embeddings as import_module
-from c3tools.jobs.embedding import EmbedOptions, embed
-from c3tools.jobs.export import ExportSettings, export_store
-from c3tools.jobs.fitting import fit_on_store
-from c3tools.jobs.import_embeddings import import_embeddings
-from c3tools.jobs.means import mean_rows, save_means
+from c3tools.export.store import ExportSettings, export_store
 from c3tools.store import Store, merging
+from c3tools.store import import_embeddings as import_module
+from c3tools.store.import_embeddings import import_embeddings
+from c3tools.store.means import mean_rows, save_means
 from c3tools.transforms import preset
+from c3tools.transforms.fitting import fit_on_store
 from tests.cli.synthetic import make_store, make_vectors
 from tests.conftest import copy_photos
-from tests.jobs.test_embed import files
+from tests.embedding.test_embed import files
 from tests.servers import Faults
 
 COMMAND = [sys.executable, "-c", "from c3tools.cli import main; main()"]

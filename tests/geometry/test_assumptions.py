@@ -5,8 +5,8 @@ import pytest
 
 from c3tools.geometry.assumptions import different_items, orthogonality, residuals
 from c3tools.geometry.bootstrap import mean_interval
+from c3tools.geometry.gap_report import gap_report
 from c3tools.geometry.neighbours import modality_bias, separability, uniformity
-from c3tools.jobs.gap_report import gap_report
 from tests.conftest import make_store, unit_rows
 from tests.geometry.spaces import paper_model, unit
 

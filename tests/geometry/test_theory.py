@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.errors import C3Error
-from c3tools.geometry.depth import span_by_layer
-from c3tools.geometry.initialisation import simulate_toy, toy_gap
-from c3tools.geometry.optimisation import PAPER_TRACE, TwoSpans, train_pairs
-from c3tools.geometry.stable_region import loss_bound, simulate_draws, stable_lead
-from c3tools.geometry.temperature import gap_by_scale, synthetic_features
+from c3tools.geometry.theory.depth import span_by_layer
+from c3tools.geometry.theory.initialisation import simulate_toy, toy_gap
+from c3tools.geometry.theory.optimisation import PAPER_TRACE, TwoSpans, train_pairs
+from c3tools.geometry.theory.stable_region import loss_bound, simulate_draws, stable_lead
+from c3tools.geometry.theory.temperature import gap_by_scale, synthetic_features
 
 SMALL = TwoSpans(n=24, dim=32, first=4, second=12, seed=3)
 

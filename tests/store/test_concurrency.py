@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from c3tools.errors import StoreError
-from c3tools.jobs.verify import verify
 from c3tools.moments import Moments
 from c3tools.store import Store, locked
+from c3tools.store.verify import verify
 from tests.conftest import copy_photos
-from tests.jobs.test_embed import files
+from tests.embedding.test_embed import files
 from tests.stores import whole_store
 
 C3 = [sys.executable, "-c", "from c3tools.cli import main; main()"]

@@ -10,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
-from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
-from c3tools.store.files import write_atomically
+from c3tools.io.files import write_atomically
+from c3tools.store import (
+    Failure,
+    Shard,
+    Store,
+    StoreInfo,
+    create_store,
+    write_failures,
+    write_shard,
+)
 from tests.conftest import MODEL, make_store, unit_rows
 
 

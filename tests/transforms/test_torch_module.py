@@ -6,7 +6,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from c3tools.errors import TransformError
-from c3tools.transforms import PRESETS, MemoryProjection, Normalize, Pipeline, preset
+from c3tools.transforms import (
+    PRESETS,
+    MemoryProjection,
+    Normalize,
+    Pipeline,
+    preset,
+)
 from c3tools.transforms.torch_module import EmbeddingDataset, TransformModule
 
 from .conftest import Pairs
@@ -124,7 +130,7 @@ def test_lengths_that_differ(pairs: Pairs) -> None:
 
 def test_from_store(tmp_path: object) -> None:
     from c3tools import Store
-    from c3tools.jobs.fitting import fit_on_store
+    from c3tools.transforms.fitting import fit_on_store
     from tests.cli.synthetic import make_store
 
     store = Store.open(make_store(tmp_path / "store"))  # type: ignore[operator]

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...errors import CorpusError
-from ...locations import is_url
+from ...io.locations import is_url
 from ..formats.columns import (
     ID_COLUMNS,
     IMAGE_COLUMNS,

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...locations import is_url
+from ...io.locations import is_url
 from ..formats import read_captions
 from ..images import without_suffix
 from ..items import CaptionRow, Sample, Skipped
 from ..options import ReadOptions
-from ..places import Download, OutsideError, UrlNotAskedForError, inside
+from ..places import (
+    Download,
+    OutsideError,
+    UrlNotAskedForError,
+    inside,
+)
 from ..splits import split_in_name
 from .cells import name_as_key
 

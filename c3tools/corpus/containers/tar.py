@@ -11,9 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import CorpusError
-from ...locations import kind_of
+from ...io.locations import kind_of
 from ..formats import read_captions
-from ..formats.columns import SPLIT_COLUMN, Wanted, captions_of, pick_text_columns
+from ..formats.columns import (
+    SPLIT_COLUMN,
+    Wanted,
+    captions_of,
+    pick_text_columns,
+)
 from ..items import Sample, Skipped
 from ..options import ReadOptions
 from ..places import ByteRange

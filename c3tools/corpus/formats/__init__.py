@@ -6,9 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ...errors import CorpusError
-from ...locations import kind_of
+from ...io.locations import kind_of
 from ..items import CaptionRow
-from . import coco, jsonl, parquet, plain, separated
+from . import (
+    coco,
+    jsonl,
+    parquet,
+    plain,
+    separated,
+)
 from .columns import Wanted
 
 Reader = Callable[[Path, Wanted], Iterator[CaptionRow]]

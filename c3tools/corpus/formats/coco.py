@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CorpusError
-from ...locations import read_all
+from ...io.locations import read_all
 from ..items import CaptionRow
 from .columns import Wanted
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import CorpusError
-from ...locations import name_or_file
+from ...io.locations import name_or_file
 from ..items import CaptionRow
 from .columns import Wanted, pick_columns, row_from_record
 

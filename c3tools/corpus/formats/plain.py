@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...locations import open_text
+from ...io.locations import open_text
 from ..items import CaptionRow
 from .columns import Wanted
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import CorpusError
-from ...locations import open_text
+from ...io.locations import open_text
 from ..items import CaptionRow
 from .columns import Wanted, pick_columns, row_from_record
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import StoreError, UnreachableError
-from ...locations import SMALL_BLOCK, kind_of, name_or_file
+from ...io.files import sha256_of
+from ...io.locations import SMALL_BLOCK, kind_of, name_or_file
 from ...moments import Moments, load_moments
-from ..files import sha256_of
 from ..info import StoreInfo
 from ..markers import inspect_marker
 from ..nearby import shard_nearby

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from ...errors import StoreError, UnreachableError
-from ...locations import kind_of, names_in
+from ...io.locations import kind_of, names_in
 from ...moments import load_moments
 from ..failures import FAILURES_FILE, Failure
 from ..reader import BORROWED_FILE, Store

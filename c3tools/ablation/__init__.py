@@ -1,0 +1,1 @@
+"""Methods x seeds in one table."""

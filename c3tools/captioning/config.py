@@ -1,0 +1,218 @@
+"""What a decoder is (its architecture) and how it was trained: plain data, saved as JSON beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import DecoderError
+
+DECAYS = ("cosine", "linear")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Architecture of the built-in decoder.
+
+    Attributes:
+        dim: dimension d of the embeddings it reads.
+        vocab_size: number V of tokens, padding and end-of-text included.
+        width: dimension W of the residual stream.
+        layers: number of Transformer blocks.
+        heads: attention heads per block; divides ``width``.
+        prefix_length: number P of positions that the embedding is mapped to.
+        max_tokens: longest caption in tokens, the end-of-text token included.
+        dropout: dropout probability on embeddings and on the output of each sub-layer.
+    """
+
+    dim: int
+    vocab_size: int
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    prefix_length: int = 4
+    max_tokens: int = 40
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise DecoderError(
+                f"A decoder of width {self.width} cannot have {self.heads} heads of equal width.",
+                remedy="Choose a number of heads that divides the width.",
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a decoder is trained.
+
+    Attributes:
+        epochs: passes over the captions, at most.
+        batch_size: captions per step.
+        learning_rate: peak of the schedule: linear warm-up, then ``decay``.
+        warmup: share of all steps spent warming up.
+        warmup_steps: a number of steps instead of the share, at most half of all; 0 for the share.
+        decay: ``cosine`` or ``linear``, both to zero.
+        weight_decay: AdamW's, on matrices only.
+        beta2: AdamW's second decay rate.
+        word_dropout: probability that the decoder is not shown a word it has to continue from; it then leans on
+            the embedding more (Bowman et al., 2016).
+        label_smoothing: share of the target's probability spread over the vocabulary; not in validation.
+        clip_norm: gradients are scaled down to this norm; 0 leaves them.
+        ema: decay per step of an exponential moving average of the weights, which is then what is validated and
+            kept; 0 for none.
+        patience: stop after this many epochs without a better validation loss; 0 never stops early.
+        seed: seed of initialisation, order, noise and dropout.
+    """
+
+    epochs: int = 8
+    batch_size: int = 128
+    learning_rate: float = 1.5e-3
+    warmup: float = 0.05
+    warmup_steps: int = 0
+    decay: str = "cosine"
+    weight_decay: float = 0.05
+    beta2: float = 0.98
+    word_dropout: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float = 1.0
+    ema: float = 0.0
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.decay not in DECAYS:
+            raise DecoderError(f"There is no decay {self.decay!r}.", remedy=f"Choose from {', '.join(DECAYS)}.")
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise DecoderError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        for name in ("word_dropout", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DecoderError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A named size of the built-in decoder, with the settings it trains well at.
+
+    Attributes:
+        width: of the residual stream.
+        layers: Transformer blocks.
+        heads: attention heads.
+        prefix_length: prefix positions.
+        vocab_size: tokens, at most.
+        training: see `TrainingConfig`.
+        dropout: dropout probability.
+        max_tokens: longest caption.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    prefix_length: int
+    vocab_size: int
+    training: TrainingConfig
+    dropout: float = 0.0
+    max_tokens: int = 40
+
+    def config(self, dim: int, vocab_size: int) -> DecoderConfig:
+        """The architecture for embeddings of ``dim`` dimensions and a tokenizer of ``vocab_size`` tokens."""
+        return DecoderConfig(
+            dim=dim,
+            vocab_size=vocab_size,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            prefix_length=self.prefix_length,
+            max_tokens=self.max_tokens,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True)
+class LanguageModelSize:
+    """A causal language model of transformers behind a mapper (the extra ``hf``).
+
+    Attributes:
+        model: a folder that ``save_pretrained`` wrote, or a name on the Hugging Face hub.
+        training: see `TrainingConfig`.
+        mapper: from an embedding to the prefix: a key of `c3tools.captioning.language_model.MAPPERS`.
+        prefix_length: prefix positions.
+        frozen: train the mapper alone.
+        max_tokens: longest caption.
+    """
+
+    model: str
+    training: TrainingConfig
+    mapper: str = "mlp"
+    prefix_length: int = 10
+    frozen: bool = False
+    max_tokens: int = 40
+
+
+AnySize = Size | LanguageModelSize
+
+# the paper's: GPT-2 fully fine-tuned behind an MLP 512 -> 3840 -> 7680, AdamW 2e-5, batch 40, 10 epochs, 5,000 steps
+# of warm-up, then linear decay
+PAPER = LanguageModelSize(
+    "gpt2",
+    TrainingConfig(
+        epochs=10,
+        batch_size=40,
+        learning_rate=2e-5,
+        warmup_steps=5000,
+        decay="linear",
+        weight_decay=0.0,
+        beta2=0.999,
+        clip_norm=0.0,
+    ),
+)
+
+SIZES: Mapping[str, AnySize] = MappingProxyType(
+    {
+        "tiny": Size(192, 2, 3, 2, 2048, TrainingConfig(8, 64, 2e-3, word_dropout=0.1)),
+        "small": Size(256, 3, 4, 4, 4096, TrainingConfig(6, 64, 1.5e-3, word_dropout=0.1)),
+        "base": Size(512, 6, 8, 10, 8192, TrainingConfig(10, 64, 6e-4, word_dropout=0.1), dropout=0.1),
+        "paper": PAPER,
+    }
+)
+
+
+def size(name: str, changes: Sequence[str] = ()) -> AnySize:
+    """A size by name, with some of its settings changed.
+
+    Args:
+        name: a key of `SIZES`.
+        changes: ``setting=value``, for fields of the size or of its training.
+
+    Raises:
+        DecoderError: if there is no such size or setting, or a value is not of the setting's type.
+    """
+    if name not in SIZES:
+        raise DecoderError(f"There is no decoder size {name!r}.", remedy=f"Choose from {', '.join(SIZES)}.")
+    chosen = SIZES[name]
+    for change in changes:
+        setting, equals, text = change.partition("=")
+        part: Any = chosen if setting in _settings(chosen) else chosen.training
+        if not equals or setting not in _settings(part):
+            known = ", ".join(sorted({*_settings(chosen), *_settings(chosen.training)}))
+            raise DecoderError(f"The size {name!r} has no setting {change!r}.", remedy=f"NAME=VALUE, of: {known}.")
+        changed = replace(part, **{setting: _cast(setting, text, getattr(part, setting))})
+        chosen = changed if part is chosen else replace(chosen, training=changed)
+    return chosen
+
+
+def _settings(part: AnySize | TrainingConfig) -> list[str]:
+    return [field.name for field in fields(part) if field.name not in ("training", "seed")]
+
+
+def _cast(setting: str, text: str, present: object) -> Any:
+    """``text`` as the type that the setting has now."""
+    try:
+        if isinstance(present, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return type(present)(text)  # type: ignore[call-arg]
+    except (ValueError, KeyError):
+        raise DecoderError(f"{setting} is {type(present).__name__}, for example {present}; {text!r} is not.") from None

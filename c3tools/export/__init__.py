@@ -1,0 +1,1 @@
+"""Write transformed embeddings of a store for other tools, with the recipe beside them."""

@@ -1,0 +1,1 @@
+"""FAISS: build an index over a store, search it by text, image or vector."""

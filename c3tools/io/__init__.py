@@ -1,0 +1,1 @@
+"""Paths and URLs, patterns, atomic files: how anything is read and written."""

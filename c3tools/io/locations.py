@@ -1,0 +1,358 @@
+"""Where inputs are: paths on this machine, or URLs read through fsspec.
+
+A local path needs neither fsspec nor universal_pathlib. A URL (``s3://``, ``gs://``, ``hf://``, ``http(s)://``) becomes
+an object with the interface of `pathlib.Path`, so that readers do not tell the difference; its bytes are read in
+stateless ranges, each tried again with growing pauses. Credentials come from the environment alone, as each store's own
+client reads them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeVar, cast
+
+from ..errors import CorpusError, MissingExtraError, UnreachableError
+
+ATTEMPTS = 6
+FIRST_PAUSE = 0.2  # seconds; doubled after each attempt
+BLOCK = 4 * 2**20  # bytes asked for at a time
+SMALL_BLOCK = 2**16  # where little of a file is wanted: its footer, one column
+_LARGEST_WHOLE = 2**30  # bytes kept in memory of a file whose server gives no parts
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_REFUSED = (400, 401, 403, 405)
+_WITHOUT_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
+_NO_USE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # to try these again
+_PERMANENT = (*_NO_USE, ImportError, ValueError, TypeError)
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "url"}
+T = TypeVar("T")
+
+
+def is_url(text: str | Path) -> bool:
+    """Whether this names something by URL."""
+    return _URL.match(str(text)) is not None
+
+
+def location(text: str | Path) -> Path:
+    """A local path, or the like of one for a URL.
+
+    Raises:
+        CorpusError: if the URL is of an unknown kind, or malformed.
+        MissingExtraError: if what reads it is not installed.
+    """
+    if not is_url(text) or not isinstance(text, str):
+        return Path(text) if isinstance(text, str) else text
+    scheme = text.split("://", 1)[0].lower()
+    extra = _EXTRAS.get(scheme, "url")
+    try:
+        from fsspec import available_protocols
+        from upath import UPath
+
+        if scheme not in available_protocols():
+            raise CorpusError(
+                f"{text} is of a kind that is not known.", remedy="Known are s3://, gs://, hf://, http:// and https://."
+            )
+        path = UPath(text)
+        path.fs  # noqa: B018 - loads the package that the scheme needs
+    except ValueError as error:
+        raise CorpusError(f"{text} is not a URL ({error}).", remedy="Check the name of the server in it.") from error
+    except ImportError as error:
+        package = error.name or scheme
+        raise MissingExtraError(package, extra=extra, purpose=f"Reading {scheme}:// locations") from error
+    return cast(Path, path)
+
+
+def kind_of(path: Path) -> Literal["file", "folder"] | None:
+    """What is there; None if nothing is.
+
+    Raises:
+        OSError: if it cannot be looked up.
+    """
+    if isinstance(path, Path):
+        return "folder" if path.is_dir() else "file" if path.exists() else None
+    try:
+        info = _info(path)
+    except FileNotFoundError:
+        return None
+    return "folder" if info["type"] == "directory" else "file"
+
+
+def _info(path: Any) -> dict[str, Any]:
+    """What a store says about a file or folder; `exists` and its like of fsspec take any error for an absence."""
+
+    def ask() -> dict[str, Any]:
+        path.fs.invalidate_cache(path.path)  # others write there too
+        return dict(path.fs.info(path.path))
+
+    return retrying(ask, str(path))
+
+
+def names_in(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in a folder, sorted; none where it is not there.
+
+    Raises:
+        OSError: if it cannot be looked up.
+    """
+    if isinstance(folder, Path):
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
+        return [e.name for e in entries if e.is_dir()], [e.name for e in entries if not e.is_dir()]
+    place: Any = folder
+
+    def ask() -> list[dict[str, Any]]:
+        place.fs.invalidate_cache(place.path)
+        return list(place.fs.ls(place.path, detail=True))
+
+    try:
+        found = retrying(ask, str(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    names = [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry["type"]) for entry in found]
+    folders = sorted(name for name, kind in names if kind == "directory")
+    return folders, sorted(name for name, kind in names if kind != "directory")
+
+
+def upload(source: Path, target: Path) -> None:
+    """Put a local file at a URL: whole or not at all, as the store promises for one object.
+
+    Raises:
+        UnreachableError: if it cannot be put there.
+    """
+    place: Any = target
+    try:
+        retrying(lambda: place.fs.put_file(str(source), place.path), str(target))
+    except (FileNotFoundError, NotImplementedError) as error:
+        raise UnreachableError(
+            f"{target} cannot be written ({_reason(error)}).",
+            remedy="Check the address: the bucket has to be there, and web servers take no files.",
+        ) from error
+
+
+def download(source: Path, target: Path) -> None:
+    """Copy a file, from wherever it is, to this machine, in bounded memory.
+
+    Raises:
+        OSError: if it cannot be read or written.
+    """
+    if isinstance(source, Path):
+        shutil.copyfile(source, target)
+        return
+    with open_binary(source) as file, target.open("wb") as copy:
+        shutil.copyfileobj(file, copy, BLOCK)
+
+
+def write_all(path: Path, content: bytes) -> None:
+    """Write a result: a file on this machine, with the folders above it, or one object at a URL.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return
+    upload_made(path, lambda local: local.write_bytes(content))
+
+
+def upload_made(target: Path, make: Callable[[Path], object]) -> None:
+    """Let ``make`` fill a file on this machine, and put it at a URL as one object.
+
+    Raises:
+        UnreachableError: if it cannot be put there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "object"
+        make(local)
+        upload(local, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+        return
+    place: Any = path
+    with suppress(FileNotFoundError):
+        retrying(lambda: place.fs.rm_file(place.path), str(path))
+
+
+def size_of(path: Path) -> int | None:
+    """Size of a file in bytes; None where it is not there."""
+    try:
+        return path.stat().st_size if isinstance(path, Path) else int(_info(path)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def version_of(path: Path) -> str | None:
+    """What tells a file from a later one at the same place: size and time or tag; None where nothing does."""
+    if isinstance(path, Path):
+        status = path.stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+    info = _info(path)
+    mark = next((info[name] for name in ("ETag", "etag", "LastModified", "mtime", "updated") if info.get(name)), None)
+    return None if mark is None else f"{info['size']} {mark}"
+
+
+def open_binary(path: Path, block: int | None = None) -> BinaryIO:
+    """Open for reading, seekable: a local file as it is, a URL in ranges of ``block`` bytes (by default `BLOCK`).
+
+    Raises:
+        OSError: if it cannot be read; after `ATTEMPTS` for what may pass.
+    """
+    if isinstance(path, Path):
+        return path.open("rb")
+    return cast(BinaryIO, io.BufferedReader(_Ranges(path), block or BLOCK))
+
+
+@contextmanager
+def name_or_file(path: Path, block: int | None = None) -> Iterator[Path | BinaryIO]:
+    """For libraries that read local files faster by name: the path of one, or the open file behind a URL."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with open_binary(path, block) as file:
+        yield file
+
+
+def read_all(path: Path, limit: int | None = None) -> bytes:
+    """The whole content, or its first ``limit`` bytes."""
+    if limit is None and not isinstance(path, Path):
+        place: Any = path
+        return retrying(lambda: bytes(place.fs.cat_file(place.path)), str(path))
+    with open_binary(path) as file:
+        return file.read(-1 if limit is None else limit)
+
+
+@contextmanager
+def open_text(path: Path, *, errors: str = "strict", newline: str | None = None) -> Iterator[io.TextIOWrapper]:
+    """Open as UTF-8 text, with or without a byte order mark."""
+    with open_binary(path) as file:
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline=newline)
+
+
+def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> T:
+    """The result of ``call``; what may pass (a server error, a lost connection) is tried again with growing pauses.
+
+    Args:
+        attempts: how many; `ATTEMPTS` where it is None.
+
+    Raises:
+        FileNotFoundError, ValueError: at once, as they come.
+        UnreachableError: at once where access is refused; else when all attempts have failed.
+    """
+    attempts = ATTEMPTS if attempts is None else attempts
+    for attempt in range(attempts):
+        try:
+            return call()
+        except Exception as error:  # each client has exceptions of its own
+            if _is_refusal(error):
+                raise UnreachableError(
+                    f"Access to {where} is refused ({_reason(error)}).",
+                    remedy="Check the address, the credentials in the environment (for s3://: AWS_ACCESS_KEY_ID, "
+                    "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL), and what they allow.",
+                ) from error
+            if getattr(error, "status", None) in (404, 410):
+                raise FileNotFoundError(0, f"{where}: the server answers {getattr(error, 'status', '')}") from error
+            if isinstance(error, _PERMANENT) and not _hides_what_may_pass(error):
+                raise
+            if attempt == attempts - 1:
+                raise UnreachableError(
+                    f"{where} could not be reached in {attempts} attempts ({_reason(error)}).",
+                    remedy="Check the address and the credentials in the environment, then run the same command again.",
+                ) from error
+        time.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))
+    raise AssertionError("not reached")
+
+
+def _hides_what_may_pass(error: Exception) -> bool:
+    """Whether an absence is none: fsspec says of a web server that is down that there is no such file."""
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if status is not None:
+        return int(status) == 429 or int(status) >= 500
+    return isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, _NO_USE)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether asking again is of no use until somebody gives access."""
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    return isinstance(error, PermissionError) or status in _REFUSED or type(error).__name__ in _WITHOUT_CREDENTIALS
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+
+
+class _Ranges(io.RawIOBase):
+    """A file behind a URL, read range by range; nothing is kept open in between."""
+
+    def __init__(self, path: Any) -> None:
+        self._url = str(path)
+        self._filesystem, self._name = path.fs, path.path
+        self._position = 0
+        self._whole: bytes | None = None
+        size = _info(path)["size"]
+        # a server may not say how long a file is
+        self._size = len(self._fetch_whole()) if size is None else int(size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"negative position in {self._url}")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._position + len(buffer), self._size)
+        if stop <= self._position:
+            return 0
+        content = self._fetch(self._position, stop)
+        buffer[: len(content)] = content
+        self._position = stop
+        return len(content)
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        if self._whole is None:
+            content = retrying(lambda: self._part(start, stop), self._url)
+            if len(content) == stop - start:
+                return content
+            self._keep(content)
+        assert self._whole is not None
+        return self._whole[start:stop]
+
+    def _part(self, start: int, stop: int) -> bytes:
+        content: bytes = self._filesystem.cat_file(self._name, start=start, end=stop)
+        if len(content) not in (stop - start, self._size):
+            raise ConnectionError(f"{len(content):,} bytes came where {stop - start:,} were asked for")
+        return content
+
+    def _fetch_whole(self) -> bytes:
+        self._keep(retrying(lambda: self._filesystem.cat_file(self._name), self._url))
+        assert self._whole is not None
+        return self._whole
+
+    def _keep(self, content: bytes) -> None:
+        """Keep a file whose server knows no ranges, and sends all of it whatever is asked for."""
+        if len(content) > _LARGEST_WHOLE:
+            raise OSError(
+                0,
+                f"the server of {self._url} gives no parts of files, and this is large; download it, embed the copy",
+            )
+        self._whole = content

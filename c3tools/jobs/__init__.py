@@ -1,1 +1,0 @@
-"""What each command does, callable from Python: one file per command."""

@@ -1,0 +1,86 @@
+"""What this machine offers: versions, devices with their precisions, installed extras, scores that run in Java."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from typing import Any
+
+import torch
+
+from . import __version__, devices
+from .metrics.java_scores import JAVA_METRICS, missing_for
+
+PACKAGES = ("torch", "open_clip_torch", "numpy", "pyarrow", "safetensors", "faiss-cpu", "faiss-gpu")
+_DISTRIBUTION = "c3tools"
+_TOOLING = "dev"  # the extra that contributors install
+_EXTRA = re.compile(r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']""")
+
+
+def machine() -> dict[str, Any]:
+    """Plain data on this machine.
+
+    Returns:
+        ``c3tools``, ``python``, ``platform``: versions; ``packages``: version by name, None where it is not
+        installed; ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None where unknown),
+        ``precisions`` and ``auto``, the precision that ``--precision auto`` means there; ``extras``: the missing
+        packages by extra; ``java``: by score None, or what it lacks.
+    """
+    return {
+        "c3tools": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": [_device(name) for name in _device_names()],
+        "extras": missing_by_extra(),
+        "java": {name: missing_for(name) for name in JAVA_METRICS},
+    }
+
+
+def missing_by_extra() -> dict[str, list[str]]:
+    """The packages of each extra that are not installed; an extra that is complete has none."""
+    missing: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires(_DISTRIBUTION) or ():
+        found = _EXTRA.match(line)
+        if found is None or found["extra"] == _TOOLING:
+            continue
+        lacking = missing.setdefault(found["extra"], [])
+        if _version(found["package"]) is None:
+            lacking.append(found["package"])
+    return missing
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _device_names() -> list[str]:
+    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [*names, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def _device(name: str) -> dict[str, Any]:
+    auto = devices.pick(name).precision
+    memory: int | None = None
+    if name.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(name)
+        description, memory = properties.name, int(properties.total_memory)
+        precisions = ["fp32", "fp16", *(["bf16"] if auto == "bf16" else [])]
+    elif name == "cpu":
+        description, memory = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}", _memory()
+        precisions = ["fp32", "bf16", *(["int8"] if devices.has_int8() else [])]
+    else:
+        description, precisions = platform.machine(), ["fp32", "fp16"]
+    return {"name": name, "description": description, "memory": memory, "precisions": precisions, "auto": auto}
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None

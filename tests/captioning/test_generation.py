@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from c3tools.captioning import CaptionDecoder, GenerationConfig, generate
+from c3tools.captioning.generation import log_likelihood
+from c3tools.captioning.tokenizer import END_ID, PAD_ID
+from c3tools.errors import DecoderError
+
+LIMIT = 6
+
+
+def inputs(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 6)).astype(np.float32)
+
+
+def greedy_without_cache(model: CaptionDecoder, x: np.ndarray) -> list[int]:
+    """The definition: the whole sequence is computed again for every token."""
+    written: list[int] = []
+    for _ in range(LIMIT):
+        tokens = torch.tensor([[*written, PAD_ID]])
+        with torch.no_grad():
+            scores = model(torch.from_numpy(x[None]), tokens)[0, len(written)]
+        scores[PAD_ID] = -torch.inf
+        token = int(scores.argmax())
+        if token == END_ID:
+            break
+        written.append(token)
+    return written
+
+
+def test_greedy_equals_the_computation_without_cache(tiny_model: CaptionDecoder) -> None:
+    x = inputs(200)
+    expected = [greedy_without_cache(tiny_model, row) for row in x]
+    assert generate(tiny_model, x, GenerationConfig(batch_size=64)) == expected
+    assert len({len(caption) for caption in expected}) > 2  # captions end at different steps
+    assert len({tuple(caption) for caption in expected}) > 20
+
+
+def test_wide_beams_find_the_best_caption_of_all(tiny_model: CaptionDecoder) -> None:
+    x = inputs(3)
+    limit, alpha = 3, 0.7
+    words = [token for token in range(7) if token not in (PAD_ID, END_ID)]
+    config = GenerationConfig("beam", beams=200, length_penalty=alpha, max_tokens=limit)
+    found = generate(tiny_model, x, config)
+    for row, caption in zip(x, found, strict=True):
+        best, winner = -np.inf, None
+        for length in range(limit + 1):
+            for option in itertools.product(words, repeat=length):
+                ids = [*option, END_ID] if length < limit else list(option)
+                score = score_without_padding(tiny_model, row, ids) / len(ids) ** alpha
+                if score > best:
+                    best, winner = score, list(option)
+        assert caption == winner
+
+
+def score_without_padding(model: CaptionDecoder, x: np.ndarray, ids: list[int]) -> float:
+    with torch.no_grad():
+        scores = model(torch.from_numpy(x[None]), torch.tensor([ids]))[0]
+    scores[:, PAD_ID] = -torch.inf
+    return float(scores.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum())
+
+
+def test_more_beams_do_not_write_less_likely_captions(tiny_model: CaptionDecoder) -> None:
+    x = inputs(100)
+    means = []
+    for beams in (1, 2, 6):
+        found = generate(tiny_model, x, GenerationConfig("beam", beams=beams, length_penalty=0.0))
+        ended = [[*ids, END_ID][:LIMIT] for ids in found]
+        means.append(np.mean([score_without_padding(tiny_model, r, i) for r, i in zip(x, ended, strict=True)]))
+    assert means == sorted(means)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
+def test_a_caption_does_not_depend_on_its_batch(tiny_model: CaptionDecoder, method: str) -> None:
+    x, keys = inputs(30), [f"k{i}" for i in range(30)]
+    together = generate(tiny_model, x, GenerationConfig(method, batch_size=30), keys)  # type: ignore[arg-type]
+    alone = generate(tiny_model, x, GenerationConfig(method, batch_size=1), keys)  # type: ignore[arg-type]
+    assert together == alone
+
+
+def test_samples_follow_the_probabilities(tiny_model: CaptionDecoder) -> None:
+    x = np.repeat(inputs(1), 20_000, axis=0)
+    keys = [str(i) for i in range(len(x))]
+    found = generate(tiny_model, x, GenerationConfig("nucleus", top_p=1.0, max_tokens=1, batch_size=20_000), keys)
+    with torch.no_grad():
+        scores = tiny_model(torch.from_numpy(x[:1]), torch.tensor([[2]]))[0, 0]
+    scores[PAD_ID] = -torch.inf
+    expected = scores.softmax(-1).numpy()
+    counts = np.bincount([ids[0] if ids else END_ID for ids in found], minlength=7) / len(x)
+    np.testing.assert_allclose(counts, expected, atol=0.012)  # more than three standard errors
+
+
+def test_samples_depend_on_seed_and_key_and_a_small_nucleus_is_greedy(tiny_model: CaptionDecoder) -> None:
+    x, keys = inputs(50), [f"k{i}" for i in range(50)]
+    first = generate(tiny_model, x, GenerationConfig("nucleus", seed=1), keys)
+    assert generate(tiny_model, x, GenerationConfig("nucleus", seed=1), keys) == first
+    assert generate(tiny_model, x, GenerationConfig("nucleus", seed=2), keys) != first
+    assert generate(tiny_model, x, GenerationConfig("nucleus", top_p=1e-6), keys) == generate(tiny_model, x)
+
+
+def test_log_likelihood_sums_the_scores(tiny_model: CaptionDecoder) -> None:
+    x = inputs(4)
+    tokens = [[2, 3, END_ID], [END_ID], [4, 4, 4, 4], [5, END_ID]]
+    expected = []
+    for row, ids in enumerate(tokens):
+        with torch.no_grad():
+            scores = tiny_model(torch.from_numpy(x[row : row + 1]), torch.tensor([ids]))[0].log_softmax(-1)
+        expected.append(float(scores[range(len(ids)), ids].sum()))
+    np.testing.assert_allclose(log_likelihood(tiny_model, x, tokens), expected, rtol=1e-5)
+
+
+def test_wrong_settings_and_inputs_are_refused(tiny_model: CaptionDecoder) -> None:
+    with pytest.raises(DecoderError, match="6 dimensions; the input has shape"):
+        generate(tiny_model, np.zeros((2, 5), np.float32))
+    with pytest.raises(DecoderError, match="Sampling draws from keys"):
+        generate(tiny_model, inputs(2), GenerationConfig("nucleus"))
+    with pytest.raises(DecoderError, match="Unknown generation method 'best'"):
+        GenerationConfig("best")  # type: ignore[arg-type]
+    for wrong in ({"beams": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0}, {"max_tokens": 0}):
+        with pytest.raises(DecoderError):
+            GenerationConfig("nucleus", **wrong)  # type: ignore[arg-type]

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from c3tools.captioning import (
+    SIZES,
+    CaptionDecoder,
+    DecoderConfig,
+    Size,
+    size,
+)
+from c3tools.captioning.model import KeyValueCache
+from c3tools.errors import DecoderError
+
+
+def test_later_tokens_do_not_change_earlier_scores(tiny_model: CaptionDecoder) -> None:
+    x = torch.randn(2, 6)
+    tokens = torch.tensor([[2, 3, 4, 5, 1], [2, 3, 4, 5, 1]])
+    changed = tokens.clone()
+    changed[:, 3] = 6
+    before, after = tiny_model(x, tokens), tiny_model(x, changed)
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4], after[:, 4])
+
+
+def test_padding_does_not_change_real_positions(tiny_model: CaptionDecoder) -> None:
+    x = torch.randn(1, 6)
+    short = torch.tensor([[2, 3, 1]])
+    padded = torch.tensor([[2, 3, 1, 0, 0, 0]])
+    torch.testing.assert_close(tiny_model(x, short), tiny_model(x, padded)[:, :3])
+
+
+def test_the_embedding_is_what_the_first_score_rests_on(tiny_model: CaptionDecoder) -> None:
+    tokens = torch.tensor([[2, 3, 1]])
+    first, second = tiny_model(torch.randn(1, 6), tokens), tiny_model(torch.randn(1, 6), tokens)
+    assert not torch.allclose(first[:, 0], second[:, 0])
+
+
+@given(rows=st.integers(1, 4), seed=st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_cached_and_whole_computation_agree(rows: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    config = DecoderConfig(dim=5, vocab_size=9, width=12, layers=2, heads=3, prefix_length=2, max_tokens=7, dropout=0)
+    model = CaptionDecoder(config).eval()
+    x, tokens = torch.randn(rows, 5), torch.randint(1, 9, (rows, 7))
+    with torch.no_grad():
+        whole = model(x, tokens)
+        cache = KeyValueCache(config, rows, torch.float32, torch.device("cpu"))
+        steps = [model.logits(model.run(model.embed_prefix(x), cache)[:, -1])]
+        steps += [model.logits(model.run(model.tokens(tokens[:, t : t + 1]), cache)[:, 0]) for t in range(6)]
+    torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_counted_by_hand() -> None:
+    c = DecoderConfig(dim=10, vocab_size=50, width=24, layers=3, heads=4, prefix_length=4, max_tokens=20)
+    w, hidden = c.width, 2 * c.width
+    prefix = (10 * hidden + hidden) + (hidden * 4 * w + 4 * w)
+    block = (w * 3 * w + 3 * w) + (w * w + w) + (w * 4 * w + 4 * w) + (4 * w * w + w) + 4 * w
+    expected = prefix + 50 * w + (4 + 20) * w + 3 * block + 2 * w  # tied: the output layer adds nothing
+    assert sum(p.numel() for p in CaptionDecoder(c).parameters()) == expected
+
+
+def test_an_untrained_model_is_nearly_undecided() -> None:
+    torch.manual_seed(0)
+    config = DecoderConfig(dim=16, vocab_size=500, width=64, layers=2, heads=4)
+    tokens = torch.randint(2, 500, (64, 12))
+    embeddings = torch.nn.functional.normalize(torch.randn(64, 16), dim=-1)
+    logits = CaptionDecoder(config).eval()(embeddings, tokens)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    # scores of unit variance add half a nat to the log of the vocabulary
+    assert loss.item() == pytest.approx(math.log(500) + 0.5, abs=0.25)
+
+
+def test_sizes_are_named() -> None:
+    counts = [
+        sum(p.numel() for p in CaptionDecoder(chosen.config(512, chosen.vocab_size)).parameters())
+        for chosen in SIZES.values()
+        if isinstance(chosen, Size)
+    ]
+    assert counts == sorted(counts)
+    with pytest.raises(DecoderError, match="no decoder size 'huge'"):
+        size("huge")
+    with pytest.raises(DecoderError, match="width 30 cannot have 4 heads"):
+        DecoderConfig(dim=4, vocab_size=9, width=30, heads=4)

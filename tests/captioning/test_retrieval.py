@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from c3tools.captioning import NearestCaption, nearest
+from c3tools.errors import DecoderError
+
+
+@given(n=st.integers(1, 600), m=st.integers(1, 30), seed=st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_nearest_rows_are_those_with_the_highest_cosine(n: int, m: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    queries, memory = rng.normal(size=(n, 4)), rng.normal(size=(m, 4)) * rng.uniform(0.5, 9, size=(m, 1))
+    count = min(3, m)
+    cosines = (queries @ memory.T) / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(memory, axis=1)
+    found = nearest(queries.astype(np.float32), memory.astype(np.float32), count)
+    picked = np.take_along_axis(cosines, found, axis=1)
+    np.testing.assert_allclose(picked, -np.sort(-cosines, axis=1)[:, :count], atol=1e-5)
+
+
+def test_the_caption_of_the_nearest_text_is_given() -> None:
+    memory = NearestCaption(np.array([[1.0, 0.0], [0.0, 9.0]], np.float32), ["right", "up"])
+    assert memory.caption(np.array([[0.9, 0.8], [0.1, 0.2]], np.float32)) == ["right", "up"]
+
+
+def test_unequal_and_empty_memories_are_refused() -> None:
+    with pytest.raises(DecoderError, match="1 embeddings and 2 captions"):
+        NearestCaption(np.ones((1, 2), np.float32), ["a", "b"])
+    with pytest.raises(DecoderError, match="0 embeddings"):
+        NearestCaption(np.ones((0, 2), np.float32), [])
+    with pytest.raises(DecoderError, match="Queries have 3 dimensions, the memory 2"):
+        nearest(np.ones((1, 3), np.float32), np.ones((1, 2), np.float32), 1)

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from c3tools.corpus import (
+    Corpus,
+    ImageItem,
+    TextItem,
+    read_corpus,
+)
+from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import shards as shards_module
+from c3tools.embedding.plan import plan_modality
+from c3tools.errors import StoreError
+from c3tools.store import Store, locked
+from tests.conftest import copy_photos
+
+SMALL = EmbedOptions(shard_size=3, workers=0, batch_size=2)
+
+
+def files(store: Path) -> dict[str, bytes]:
+    """All bytes of a store; timings, which differ from run to run, are left out of the markers."""
+    found = {}
+    for path in sorted(store.rglob("*")):
+        if path.is_file() and path.name != ".lock":
+            content = path.read_bytes()
+            if path.name.startswith("part-") and path.suffix == ".json":
+                marker = json.loads(content)
+                marker.pop("timings")
+                content = json.dumps(marker, sort_keys=True).encode()
+            found[path.relative_to(store).as_posix()] = content
+    return found
+
+
+def test_photos_and_captions_end_up_in_the_store(encoder, photos: Path, tmp_path: Path) -> None:
+    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    assert summary.modalities["image"].embedded == 4
+    assert summary.modalities["text"].embedded == 20
+    store = Store.open(tmp_path / "s")
+    assert store.parts("image") == [0, 1]
+    images = store.load("image")
+    assert len(images) == 4
+    paths = [photos / f"{key}.jpg" for key in images.keys]
+    np.testing.assert_allclose(images.embeddings, encoder.encode_images(paths), atol=1e-3)
+    for path, width, height in zip(paths, images.column("width"), images.column("height"), strict=True):
+        with Image.open(path) as image:
+            assert image.size == (width, height)
+    texts = store.load("text")
+    np.testing.assert_allclose(texts.embeddings, encoder.encode_texts(texts.column("caption")), atol=1e-3)
+    assert set(texts.column("image_key")) == set(images.keys)
+    assert store.moments("image", "val").n == 1
+    assert store.recorded_failures() == []
+    np.testing.assert_allclose(np.linalg.norm(images.embeddings, axis=1), 1, atol=1e-3)
+
+
+def test_running_again_changes_nothing(encoder, photos: Path, tmp_path: Path) -> None:
+    embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    before = files(tmp_path / "s")
+    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    assert summary.modalities["image"].already == 4
+    assert summary.modalities["image"].embedded == 0
+    assert files(tmp_path / "s") == before
+
+
+def test_worker_processes_give_the_same_bytes(encoder, photos: Path, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        embed(read_corpus([photos]), tmp_path / str(workers), encoder, EmbedOptions(3, workers=workers, batch_size=2))
+    assert files(tmp_path / "0") == files(tmp_path / "2")
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 4, 6])
+def test_an_interrupted_run_continues_to_the_same_bytes(
+    encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    (photos / "broken.jpg").write_text("no image")
+    corpus = read_corpus([photos])
+    embed(corpus, tmp_path / "whole", encoder, SMALL)
+    calls = 0
+    write = shards_module.write_shard
+
+    def stopping(*arguments) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == stop_at:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "write_shard", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            embed(corpus, tmp_path / "parts", encoder, SMALL)
+    embed(corpus, tmp_path / "parts", encoder, SMALL)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_new_files_are_added_and_changed_ones_told(encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 3)
+    embed(read_corpus([folder]), tmp_path / "s", encoder, SMALL)
+    before = files(tmp_path / "s")
+    first = sorted(folder.glob("*.jpg"))[0]
+    shutil.copyfile(first, folder / "new.jpg")
+    with Image.open(first) as image:
+        grey = image.convert("L")
+    grey.save(first)
+    text = (folder / "captions.jsonl").read_text().replace("A big burly grizzly bear", "A tiny grizzly bear")
+    (folder / "captions.jsonl").write_text(text)
+    summary = embed(read_corpus([folder]), tmp_path / "s", encoder, SMALL)
+    assert summary.modalities["image"].embedded == 1
+    assert summary.modalities["image"].changed == [first.stem]
+    assert summary.modalities["text"].changed == [f"{first.stem}#0"]
+    assert summary.images_without_caption == ["new"]
+    after = files(tmp_path / "s")
+    assert all(after[name] == content for name, content in before.items())
+    assert Store.open(tmp_path / "s").count("image") == 4
+
+
+def test_bad_files_stop_nobody_and_are_listed(encoder, photos: Path, tmp_path: Path) -> None:
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "text.jpg").write_text("hello")
+    good = next(iter(sorted(photos.glob("0*.jpg"))))
+    (photos / "cut.jpg").write_bytes(good.read_bytes()[:5000])
+    Image.new("1", (20_000, 20_000)).save(photos / "bomb.png")
+    Image.new("RGB", (1, 1)).save(photos / "one.png")
+    corpus = read_corpus([photos])
+    (photos / "vanished.jpg").touch()
+    corpus.images.append(ImageItem("vanished", str(photos / "vanished.jpg"), None, 0))
+    (photos / "vanished.jpg").unlink()
+    summary = embed(corpus, tmp_path / "s", encoder, SMALL)
+    assert summary.modalities["image"].embedded == 5
+    assert summary.modalities["image"].failed == 5
+    failures = {f.key: f for f in Store.open(tmp_path / "s").recorded_failures()}
+    assert {key: (f.stage, f.error) for key, f in failures.items()} == {
+        "bomb": ("decode", "DecompressionBombError"),
+        "cut": ("decode", "OSError"),
+        "empty": ("decode", "UnidentifiedImageError"),
+        "text": ("decode", "UnidentifiedImageError"),
+        "vanished": ("read", "FileNotFoundError"),
+    }
+    assert "truncated" in failures["cut"].message
+    assert failures["empty"].message == "empty file"
+
+
+def test_failures_are_tried_again_when_asked(encoder, photos: Path, tmp_path: Path) -> None:
+    broken = photos / "broken.jpg"
+    broken.write_text("no image")
+    embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    source = next(iter(sorted(photos.glob("0*.jpg"))))
+    shutil.copyfile(source, broken)
+    left = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    assert (left.modalities["image"].failed_before, left.failures_in_store) == (1, 1)
+    retried = embed(
+        read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(3, workers=0, batch_size=2, retry_failed=True)
+    )
+    assert (retried.modalities["image"].embedded, retried.failures_in_store) == (1, 0)
+    store = Store.open(tmp_path / "s")
+    assert store.failures() == [] == store.recorded_failures()
+    assert "broken" in store.load("image").keys
+
+
+def test_captions_that_cannot_be_used_are_failures_too(encoder, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": ["a dog", ""]}\n')
+    summary = embed(read_corpus([tmp_path / "t.jsonl"]), tmp_path / "s", encoder, SMALL)
+    assert summary.failures_in_store == 1
+    (failure,) = Store.open(tmp_path / "s").recorded_failures()
+    assert (failure.stage, failure.error) == ("list", "EmptyCaption")
+
+
+def test_long_texts_are_cut_and_counted(encoder, tmp_path: Path) -> None:
+    corpus = Corpus(texts=[TextItem("a", "long " * 2000, None, None), TextItem("b", "short", None, None)])
+    assert embed(corpus, tmp_path / "s", encoder, SMALL).modalities["text"].truncated == 1
+
+
+def test_finished_shards_out_of_order_are_planned_around(tmp_path: Path) -> None:
+    from tests.conftest import make_store, unit_rows
+
+    store = make_store(tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4), part_rows=3)
+    items = [TextItem(f"text{i}", f"caption {i}", f"image{i}", "train") for i in range(9)]
+    whole = plan_modality(store, "text", items, shard_size=3, retry_failed=False)
+    assert (whole.done, whole.pending, whole.changed) == (9, 0, [])
+    (tmp_path / "s" / "text" / "part-00001.json").unlink()
+    plan = plan_modality(store, "text", items, shard_size=3, retry_failed=False)
+    assert {number: [item.key for item in part] for number, part in plan.shards.items()} == {
+        1: ["text3", "text4", "text5"]
+    }
+
+
+def test_a_store_of_another_model_is_refused(encoder, photos: Path, tmp_path: Path) -> None:
+    from tests.conftest import make_store, unit_rows
+
+    make_store(tmp_path / "s", unit_rows(2, 256), unit_rows(2, 256))
+    before = files(tmp_path / "s")
+    with pytest.raises(StoreError, match=r"made with test-model .* the model asked for is c3-mini"):
+        embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    assert files(tmp_path / "s") == before
+
+
+def test_two_runs_on_one_store_do_not_meet(encoder, photos: Path, tmp_path: Path) -> None:
+    corpus = read_corpus([photos])
+    embed(corpus, tmp_path / "s", encoder, SMALL)
+    with locked(tmp_path / "s"), pytest.raises(StoreError, match="Another run is writing"):
+        embed(corpus, tmp_path / "s", encoder, SMALL)
+
+
+def test_a_full_disk_keeps_what_was_finished(
+    encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = shards_module.write_shard
+
+    def full(store, info, shard) -> None:
+        if shard.modality == "text":
+            raise OSError(28, "No space left on device")
+        write(store, info, shard)
+
+    corpus = read_corpus([photos])
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "write_shard", full)
+        with pytest.raises(StoreError, match=r"(?s)No space left on device.*run the same command again"):
+            embed(corpus, tmp_path / "s", encoder, SMALL)
+    assert Store.open(tmp_path / "s").count("image") == 4
+    embed(corpus, tmp_path / "s", encoder, SMALL)
+    assert Store.open(tmp_path / "s").count("text") == 20
+
+
+def test_the_summary_says_what_held_it_up(encoder, photos: Path, tmp_path: Path) -> None:
+    start = time.perf_counter()
+    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    took = time.perf_counter() - start
+    assert 0 < sum(m.elapsed for m in summary.modalities.values()) <= took
+    assert "of the time" in (summary.bottleneck() or "")
+    value = json.loads(json.dumps(summary.to_json()))
+    assert value["modalities"]["image"]["rate"] > 0
+    again = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    assert again.bottleneck() is None

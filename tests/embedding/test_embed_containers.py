@@ -1,0 +1,176 @@
+"""The same photos from a folder, from tars and from tables; images that take too long."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import Result
+
+from c3tools.corpus import ImageItem, read_corpus
+from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding.loader import pixel_batches
+from c3tools.encoders import ImagePreprocessor
+from c3tools.errors import C3Error
+from c3tools.store import Store
+from c3tools.store.verify import verify
+from tests.conftest import copy_photos
+from tests.corpus.packing import (
+    photos_of,
+    webdataset,
+    write_hf_parquet,
+    write_tar,
+)
+from tests.embedding.test_embed import files
+
+OPTIONS = EmbedOptions(shard_size=5, workers=2, batch_size=2)
+
+
+def by_key(store: Path, modality: str) -> dict[str, np.ndarray]:
+    rows = Store.open(store).load(modality)
+    return dict(zip(rows.keys, rows.embeddings, strict=True))
+
+
+@pytest.mark.parametrize("form", ["tars", "parquet"])
+def test_tars_and_tables_give_the_embeddings_of_the_folder(encoder, tmp_path: Path, form: str) -> None:
+    folder = copy_photos(tmp_path / "p", 12)
+    chosen = photos_of(folder)
+    for part, start in enumerate(range(0, 12, 5)):
+        some = chosen[start : start + 5]
+        if form == "tars":
+            write_tar(tmp_path / "packed" / f"{part:05d}.tar", webdataset(some))
+        else:
+            write_hf_parquet(tmp_path / "packed" / f"data-{part:05d}-of-00003.parquet", some, rows_per_group=2)
+    embed(read_corpus([folder]), tmp_path / "folder", encoder, OPTIONS)
+    embed(read_corpus([tmp_path / "packed"]), tmp_path / "s", encoder, OPTIONS)
+    for modality, count in (("image", 12), ("text", 60)):
+        expected, found = by_key(tmp_path / "folder", modality), by_key(tmp_path / "s", modality)
+        assert expected.keys() == found.keys()
+        assert len(found) == count
+        for key, embedding in expected.items():
+            np.testing.assert_array_equal(found[key], embedding)
+    assert Store.open(tmp_path / "s").moments("image", "val").n == 3
+    assert (tmp_path / "s" / "text" / "part-00000.parquet").read_bytes() == (
+        tmp_path / "folder" / "text" / "part-00000.parquet"
+    ).read_bytes()
+    before = files(tmp_path / "s")
+    again = embed(read_corpus([tmp_path / "packed"]), tmp_path / "s", encoder, OPTIONS)
+    assert (again.modalities["image"].already, again.modalities["image"].embedded) == (12, 0)
+    assert again.modalities["image"].changed == []
+    assert files(tmp_path / "s") == before
+
+
+def test_tars_that_are_added_later_continue_the_store(encoder, tmp_path: Path) -> None:
+    chosen = photos_of(copy_photos(tmp_path / "p", 7))
+    write_tar(tmp_path / "t" / "1.tar", webdataset(chosen[:4]))
+    embed(read_corpus([tmp_path / "t"]), tmp_path / "s", encoder, OPTIONS)
+    before = files(tmp_path / "s")
+    write_tar(tmp_path / "t" / "0.tar", webdataset(chosen[4:]))
+    write_tar(tmp_path / "t" / "2.tar", [("extra.jpg", b"no image"), *webdataset(chosen[:1])])
+    summary = embed(read_corpus([tmp_path / "t"]), tmp_path / "s", encoder, OPTIONS)
+    assert (summary.modalities["image"].already, summary.modalities["image"].embedded) == (4, 3)
+    after = files(tmp_path / "s")
+    assert {name: after[name] for name in before if "part" in name} == {n: c for n, c in before.items() if "part" in n}
+    failures = {f.key: (f.stage, f.error) for f in Store.open(tmp_path / "s").recorded_failures()}
+    assert failures == {
+        "extra": ("decode", "UnidentifiedImageError"),
+        f"2.tar#{chosen[0].name}": ("list", "DuplicateKey"),
+    }
+    assert Store.open(tmp_path / "s").recorded_failures()[0].path.startswith(str(tmp_path / "t" / "2.tar"))
+
+
+def test_a_cut_tar_that_is_mended_leaves_no_failure(encoder, tmp_path: Path) -> None:
+    chosen = photos_of(copy_photos(tmp_path / "p", 4))
+    tar = write_tar(tmp_path / "x.tar", webdataset(chosen))
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: len(whole) // 2])
+    cut = embed(read_corpus([tar]), tmp_path / "s", encoder, OPTIONS)
+    assert 0 < cut.modalities["image"].embedded < 4
+    assert "DamagedTar" in [f.error for f in Store.open(tmp_path / "s").recorded_failures()]
+    tar.write_bytes(whole)
+    mended = embed(read_corpus([tar]), tmp_path / "s", encoder, OPTIONS)
+    assert mended.modalities["image"].embedded + cut.modalities["image"].embedded == 4
+    assert mended.failures_in_store == 0
+    assert Store.open(tmp_path / "s").count("text") == 20
+
+
+def test_null_rows_are_listed(encoder, tmp_path: Path) -> None:
+    chosen = photos_of(copy_photos(tmp_path / "p", 4))
+    half = [photo._replace(content=None) if number % 2 else photo for number, photo in enumerate(chosen)]  # type: ignore[arg-type]
+    path = write_hf_parquet(tmp_path / "x.parquet", half)
+    # a struct of bytes and path falls back on the path, which is not there
+    summary = embed(read_corpus([path]), tmp_path / "s", encoder, OPTIONS)
+    assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (2, 2)
+    failures = Store.open(tmp_path / "s").recorded_failures()
+    assert [(f.key, f.stage, f.error) for f in failures] == [(p.key, "read", "FileNotFoundError") for p in chosen[1::2]]
+    assert [f.path for f in failures] == [f"{path}#1", f"{path}#3"]
+
+
+def test_the_commands_own_options(c3: Callable[..., Result], photos: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "t-000.tar", webdataset(photos_of(photos)))
+    write_tar(tmp_path / "t-001.tar", webdataset(photos_of(photos)))
+    result = c3("embed", f"{tmp_path}/t-{{000..001}}.tar", "--prefix-keys", "--workers", 0, "--image-timeout", 5)
+    assert result.exit_code == 0, result.output
+    assert "Found 8 images and 40 texts" in result.stderr
+    result = c3("embed", photos / "captions.jsonl", "--store", "texts")
+    assert "--image-column takes it as a list of images" in result.stderr
+    result = c3("embed", photos / "captions.jsonl", "--image-column", "image", "--store", "list", "--workers", 0)
+    assert result.exit_code == 0, result.output
+    assert Store.open(tmp_path / "list").count("image") == 4
+
+
+def test_verification_knows_a_store_made_of_tars(encoder, tmp_path: Path) -> None:
+    members = webdataset(photos_of(copy_photos(tmp_path / "p", 3)))
+    tar = write_tar(tmp_path / "x.tar", [*members, ("../out.png", b"refused"), ("alone.txt", b"a text without image")])
+    store = tmp_path / "s"
+    summary = embed(read_corpus([tar], index_folder=store / ".inputs"), store, encoder, OPTIONS)
+    assert summary.skipped == 2
+    assert (store / ".inputs").is_dir()
+    assert verify(store).findings == []
+
+
+def slow_jpeg() -> bytes:
+    """A photo of 3 MB that takes many minutes to decode: its last scan is said 50,000 times over.
+
+    libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or a thread would wait.
+    """
+    buffer = io.BytesIO()
+    Image.new("L", (3000, 3000), 128).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * 50_000 + content[-2:]
+
+
+def test_an_image_that_takes_too_long_is_a_failure_and_stops_nobody(encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 6)
+    embed(read_corpus([folder]), tmp_path / "without", encoder, OPTIONS)
+    (folder / "000000000300.jpg").write_bytes(slow_jpeg())
+    options = EmbedOptions(shard_size=6, workers=2, batch_size=3, image_timeout=2.0)
+    summary = embed(read_corpus([folder]), tmp_path / "s", encoder, options)
+    assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (6, 1)
+    (failure,) = Store.open(tmp_path / "s").recorded_failures()
+    assert (failure.key, failure.stage, failure.error) == ("000000000300", "decode", "DecodingTimeoutError")
+    assert "longer than 2 s" in failure.message
+    assert "--image-timeout" in failure.message
+    for key, embedding in by_key(tmp_path / "without", "image").items():
+        np.testing.assert_allclose(by_key(tmp_path / "s", "image")[key], embedding, atol=2e-3)
+
+
+class DyingPreprocessor(ImagePreprocessor):
+    """Ends its process, as one does that runs out of memory."""
+
+    def load(self, source):
+        os._exit(9)
+
+
+def test_a_worker_that_dies_for_another_reason_is_told(encoder, photos: Path) -> None:
+    p = encoder.preprocess
+    dying = DyingPreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
+    items: list[ImageItem] = read_corpus([photos]).images
+    with pytest.raises(C3Error, match="decodes images was killed"):
+        list(pixel_batches({0: items}, dying, batch_size=3, workers=1, time_limit=60.0))

@@ -1,0 +1,112 @@
+"""Whole processes: several devices, SIGKILL, a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from c3tools.corpus import read_corpus
+from c3tools.embedding import EmbedOptions, embed
+from c3tools.errors import C3Error
+from c3tools.executors import LocalExecutor, local
+from c3tools.store import Store
+from tests.embedding.test_embed import files
+
+COMMAND = [sys.executable, "-c", "from c3tools.cli import main; main()", "embed"]
+
+
+@pytest.fixture(autouse=True)
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "cores", lambda: 2)
+
+
+def test_two_processes_write_the_same_bytes_as_one(encoder, photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.jpg").write_text("no image")
+    corpus = read_corpus([photos])
+    done: list[int] = []
+    embed(corpus, tmp_path / "one", encoder, EmbedOptions(3, workers=0))
+
+    class Counting:
+        def advance(self, count: int = 1, note: str | None = None) -> None:
+            done.append(count)
+
+    @contextlib.contextmanager
+    def track(label: str, total: int) -> Iterator[Counting]:
+        yield Counting()
+
+    options, executor = EmbedOptions(3, workers=0), LocalExecutor(["cpu", "cpu"])
+    summary = embed(corpus, tmp_path / "two", encoder, options, track=track, executor=executor)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert sum(done) == 5 + 20
+    assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (4, 1)
+    assert summary.modalities["text"].embedded == 20
+
+
+def test_a_process_that_fails_ends_the_run_with_its_reason(encoder, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(encoder.identity, "weights_sha256", "0" * 64)
+    with pytest.raises(C3Error, match="cpu: The model c3-mini has other weights now"):
+        executor = LocalExecutor(["cpu", "cpu"])
+        embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(3, workers=0), executor=executor)
+    assert Store.open(tmp_path / "s").modalities == []
+
+
+def test_killed_at_random_moments_and_continued_to_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.jpg").write_text("no image")
+    arguments = [*COMMAND, str(photos), "--shard-size", "2", "--workers", "1"]
+    start = time.monotonic()
+    subprocess.run([*arguments, "--store", str(tmp_path / "whole")], check=True, capture_output=True)
+    took = time.monotonic() - start
+    moments = random.Random(7)
+    for _ in range(2):
+        killed = subprocess.Popen(
+            [*arguments, "--store", str(tmp_path / "parts")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            killed.wait(moments.uniform(0.5, 1.0) * took)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    subprocess.run([*arguments, "--store", str(tmp_path / "parts")], check=True, capture_output=True)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert not list((tmp_path / "parts").rglob("*.tmp"))
+
+
+def test_a_full_disk_is_one_error_and_the_run_continues_when_there_is_room(photos: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", kibibytes=16 * 1024) as disk:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(15 * 1024 * 1024))
+        arguments = [*COMMAND, str(photos), "--store", str(disk / "store"), "--shard-size", "2", "--workers", "0"]
+        full = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert full.returncode == 1
+        assert "No space left on device" in full.stderr
+        assert "run the same command again" in full.stderr
+        assert "Traceback" not in full.stderr
+        before = Store.open(disk / "store")
+        assert before.modalities != []
+        assert before.count("image") + (before.count("text") if "text" in before.modalities else 0) < 24
+        ballast.unlink()
+        subprocess.run(arguments, capture_output=True, check=True)
+        store = Store.open(disk / "store")
+        assert (store.count("image"), store.count("text")) == (4, 20)
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, kibibytes: int) -> Iterator[Path]:
+    """A file system of its own; skips the test where this user may not mount one."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(path)]
+    allowed = sys.platform == "linux" and os.geteuid() == 0
+    if not allowed or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only a superuser of Linux may mount a small disk")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)

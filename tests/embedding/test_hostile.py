@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from c3tools.corpus import ImageItem, read_corpus
+from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding.loader import pixel_batches
+from c3tools.store import Store
+from tests.conftest import copy_photos
+from tests.embedding.hostile import write_hostile_files
+
+
+def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 6)
+    photo = sorted(folder.glob("0*.jpg"))[0]
+    good, bad = write_hostile_files(folder, photo)
+    corpus = read_corpus([folder])
+    (folder / "vanishing.jpg").write_bytes(photo.read_bytes())
+    corpus.images.append(ImageItem("vanishing", str(folder / "vanishing.jpg"), None, 5))
+    (folder / "vanishing.jpg").unlink()
+    bad["vanishing"] = ("read", "FileNotFoundError")
+    summary = embed(corpus, tmp_path / "s", encoder, EmbedOptions(shard_size=7, workers=2))
+    store = Store.open(tmp_path / "s")
+    failures = {failure.key: (failure.stage, failure.error) for failure in store.recorded_failures()}
+    assert failures == bad
+    assert all(failure.message for failure in store.recorded_failures())
+    rows = store.load("image")
+    assert set(rows.keys) == good | {path.stem for path in folder.glob("0*.jpg")}
+    assert summary.failures_in_store == len(bad)
+    np.testing.assert_allclose(np.linalg.norm(rows.embeddings, axis=1), 1, atol=1e-3)
+    size = dict(zip(rows.keys, zip(rows.column("width"), rows.column("height"), strict=True), strict=True))
+    assert size["wide"] == (20_000, 10)
+    assert size["turned"] == size["UPPER"][::-1]
+    again = embed(read_corpus([folder]), tmp_path / "s", encoder, EmbedOptions(shard_size=7, workers=2))
+    assert (again.modalities["image"].embedded, again.failures_in_store) == (0, len(bad))
+
+
+def test_captions_of_every_kind(encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 1)
+    name = next(folder.glob("*.jpg")).name
+    (folder / "captions.jsonl").unlink()
+    lines = [b"a dog", b"", b"  ", b"caf\xe9", "犬が走る".encode(), b"word " * 2000, b"tab\tinside"]
+    (folder / name).with_suffix(".txt").write_bytes(b"\n".join(lines))
+    summary = embed(read_corpus([folder]), tmp_path / "s", encoder, EmbedOptions(workers=0))
+    assert summary.modalities["image"].embedded == 1
+    captions = Store.open(tmp_path / "s").load("text").column("caption")
+    assert {"a dog", "犬が走る", "tab\tinside"} <= set(captions)
+    assert summary.modalities["text"].truncated == 1
+    errors = sorted(failure.error for failure in Store.open(tmp_path / "s").recorded_failures())
+    assert "UnicodeError" in errors
+
+
+def test_a_file_that_changed_since_it_was_listed_is_recorded_as_it_was_read(encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    corpus = read_corpus([folder])
+    path = Path(corpus.images[0].path)
+    with Image.open(path) as image:
+        image.convert("L").save(path)
+    embed(corpus, tmp_path / "s", encoder, EmbedOptions(workers=0))
+    assert Store.open(tmp_path / "s").load("image").column("size")[0] == path.stat().st_size
+    assert embed(read_corpus([folder]), tmp_path / "s", encoder, EmbedOptions()).modalities["image"].changed == []
+
+
+def test_a_file_that_became_a_pipe_or_is_huge_does_not_hang_or_fill_the_memory(encoder, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(2**31)  # takes no room on the disk
+    items = [ImageItem(name, str(tmp_path / f"{name}.jpg"), None, 0) for name in ("pipe", "huge")]
+    (batch,) = pixel_batches({0: items}, encoder.preprocess, batch_size=4, workers=0)
+    assert [failure.message for failure in batch.failures] == [
+        "not a regular file",
+        "2,147,483,648 bytes are more than an image can have",
+    ]
+
+
+def test_a_file_without_read_permission_is_a_failure_of_reading(encoder, photos: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        paths = [folder / "open.jpg", folder / "closed.jpg"]
+        for path in paths:
+            path.write_bytes(next(photos.glob("0*.jpg")).read_bytes())
+            path.chmod(0o644)
+        paths[1].chmod(0)
+        items = [ImageItem(path.stem, str(path), None, 0) for path in paths]
+        with _as_nobody():
+            (batch,) = pixel_batches({0: items}, encoder.preprocess, batch_size=4, workers=0)
+    assert [item.key for item in batch.items] == ["open"]
+    assert [(f.key, f.stage, f.error) for f in batch.failures] == [("closed", "read", "PermissionError")]
+
+
+@contextmanager
+def _as_nobody() -> Iterator[None]:
+    """Root may read everything, so a superuser gives its rights up for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_link_that_was_mended_is_no_failure_any_more(encoder, photos: Path, tmp_path: Path) -> None:
+    (photos / "link.jpg").symlink_to(photos / "later.jpg")
+    assert embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(workers=0)).failures_in_store == 1
+    (photos / "later.jpg").write_bytes(next(photos.glob("0*.jpg")).read_bytes())
+    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(workers=0))
+    assert (summary.modalities["image"].embedded, summary.failures_in_store) == (2, 0)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c3tools.errors import StoreError
+from c3tools.moments import load_moments
+from c3tools.store.means import (
+    gap_length,
+    load_means,
+    mean_rows,
+    merge_means,
+    save_means,
+)
+from tests.conftest import make_store, unit_rows
+
+
+def test_the_table_is_that_of_the_rows(tmp_path: Path) -> None:
+    image, text = unit_rows(400, 8), unit_rows(300, 8, 1)
+    store = make_store(tmp_path / "s", image, text)
+    rows = {(row.modality, row.split): row for row in mean_rows(store)}
+    assert set(rows) == {("image", "train"), ("image", "all"), ("text", "train"), ("text", "all")}
+    row = rows["image", "all"]
+    assert row.n == 400
+    assert row.mean_norm == pytest.approx(np.linalg.norm(image.mean(axis=0)), abs=1e-6)
+    expected = np.sqrt((image.std(axis=0, ddof=1) ** 2 / 400).sum())
+    assert row.standard_error == pytest.approx(expected, rel=1e-4)
+    gap = np.linalg.norm(image.mean(axis=0) - text.mean(axis=0))
+    assert gap_length(store) == pytest.approx(gap, abs=1e-6)
+
+
+def test_saved_means_load_into_another_store_and_are_fitted_on(tmp_path: Path) -> None:
+    first = make_store(tmp_path / "a", unit_rows(50, 8), unit_rows(60, 8, 1))
+    second = make_store(tmp_path / "b", unit_rows(5, 8, 2), unit_rows(5, 8, 3))
+    save_means(first, tmp_path / "means.safetensors")
+    load_means(second, tmp_path / "means.safetensors")
+    np.testing.assert_array_equal(second.fitting_moments("image").mean, first.moments("image").mean)
+    assert second.moments("image").n == 5
+    assert [row.source for row in mean_rows(second)][-2:] == ["a", "a"]
+
+
+def test_merging_files_is_merging_rows(tmp_path: Path) -> None:
+    parts = [unit_rows(50, 8), unit_rows(70, 8, 1)]
+    for name, rows in zip("ab", parts, strict=True):
+        save_means(make_store(tmp_path / name, rows, rows), tmp_path / f"{name}.safetensors")
+    merge_means([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], tmp_path / "c.safetensors")
+    groups, header = load_moments(tmp_path / "c.safetensors")
+    whole = np.concatenate(parts).astype(np.float64)
+    np.testing.assert_allclose(groups["text"].mean, whole.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(groups["text"].covariance, np.cov(whole.T, bias=True), atol=1e-12)
+    assert header["source"] == "a.safetensors + b.safetensors"
+
+
+def test_moments_of_another_model_or_dimension_are_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a", unit_rows(50, 8), unit_rows(60, 8, 1))
+    with pytest.raises(StoreError, match="c3-mini"):
+        load_means(store, "c3-mini")
+    save_means(make_store(tmp_path / "b", unit_rows(5, 4), unit_rows(5, 4)), tmp_path / "b.safetensors")
+    with pytest.raises(StoreError, match="have dimension 4, the store has 8"):
+        load_means(store, tmp_path / "b.safetensors")
+    with pytest.raises(StoreError, match="no moments file"):
+        load_means(store, tmp_path / "nowhere")
+    (tmp_path / "bad").write_bytes(b"\x00" * 40)
+    with pytest.raises(StoreError, match="not a readable moments file"):
+        load_means(store, tmp_path / "bad")
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a", unit_rows(50, 8), unit_rows(60, 8, 1))
+    with pytest.raises(StoreError, match="no rows in the split 'val'"):
+        save_means(store, tmp_path / "m", split="val")
