@@ -19,14 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from c3tools.captioning import (
-    CaptionDecoder,
-    Captioner,
-    Decoder,
-    Size,
-    generate,
-    size,
-)
+from c3tools.captioning import CaptionDecoder, Captioner, Decoder, Size, generate, size
 from c3tools.captioning.generation import GenerationConfig, allowed
 from c3tools.store import Store
 

@@ -25,7 +25,7 @@ from c3tools.connect import (
     ConnectedHeads,
     HeadShape,
     LogitScale,
-    Sides,
+    PairedFeatures,
     TrainingSettings,
     apply_heads,
     connect_heads,
@@ -38,7 +38,7 @@ SHAPE = HeadShape(dim=256, hidden=512, dropout=0.5, cone=1.33)
 COLUMNS = ("gap before", "gap", "logit scale", "paired", "unpaired", "recall@1 i→t", "recall@1 t→i")
 
 
-def scores(sides: Sides, scale: str, seed: int, epochs: int, folder: Path) -> list[float]:
+def scores(sides: PairedFeatures, scale: str, seed: int, epochs: int, folder: Path) -> list[float]:
     """Train, or read what was trained, and give the numbers of `COLUMNS`."""
     if not (folder / "connect.json").exists():
         settings = TrainingSettings(scale=LogitScale.parse(scale), epochs=epochs, patience=0, seed=seed)

@@ -25,14 +25,7 @@ import torch
 
 from c3tools import devices
 from c3tools.assets.paths import CAPTIONS
-from c3tools.captioning import (
-    CaptionDecoder,
-    CaptionTokenizer,
-    Size,
-    Trainer,
-    size,
-    training_config,
-)
+from c3tools.captioning import CaptionDecoder, CaptionTokenizer, Size, Trainer, size, training_config
 from c3tools.captioning.training import CaptionSet
 from c3tools.corpus import read_corpus
 from c3tools.moments import Moments

@@ -40,15 +40,11 @@ TASKS = {
 
 def make_store(folder: Path, rows: int) -> None:
     """Half images, half texts, unit rows of two narrow cones."""
-    from c3tools.store import (
-        Shard,
-        StoreInfo,
-        create_store,
-        write_shard,
-    )
+    from c3tools.identity import ModelIdentity
+    from c3tools.store import Shard, StoreInfo, create_store, write_shard
 
     rng = np.random.default_rng(0)
-    info = StoreInfo({"name": "synthetic"}, DIM)
+    info = StoreInfo(ModelIdentity(name="synthetic"), DIM)
     create_store(folder, info)
     for modality in ("image", "text"):
         cone = rng.normal(size=DIM).astype(np.float32)

@@ -40,17 +40,13 @@ TASKS = ("moments", "read", "report")
 
 def write_store(folder: Path, pairs: int) -> None:
     """Two sets of shards of ``pairs`` rows each, unless they are there."""
-    from c3tools.store import (
-        Shard,
-        StoreInfo,
-        create_store,
-        write_shard,
-    )
+    from c3tools.identity import ModelIdentity
+    from c3tools.store import Shard, StoreInfo, create_store, write_shard
 
     parts = math.ceil(pairs / PART_ROWS)
     if (folder / "text" / f"part-{parts - 1:05d}.json").exists():
         return
-    info = StoreInfo({"name": "synthetic"}, DIM)
+    info = StoreInfo(ModelIdentity(name="synthetic"), DIM)
     create_store(folder, info)
     scale = np.exp(-np.arange(DIM) / 120).astype(np.float32) * 0.08
     for part in range(parts):

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from measuring import print_table
 
+from c3tools.identity import ModelIdentity
 from c3tools.store import StoreInfo, create_store
 from c3tools.store.rewriting import write_batches
 from c3tools.store.schema import ROW_GROUP_ROWS, shard_schema
@@ -50,7 +51,7 @@ gaps_between_modalities(store, split=None)
 
 def make(path: Path, rows: int, dim: int) -> None:
     """A store of as many image rows and texts, half each, in 100 shards."""
-    info = StoreInfo({"name": "synthetic"}, dim)
+    info = StoreInfo(ModelIdentity(name="synthetic"), dim)
     create_store(path, info)
     draw = np.random.default_rng(0)
     block = draw.normal(size=(ROW_GROUP_ROWS, dim))

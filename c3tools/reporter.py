@@ -1,48 +1,148 @@
-"""The one progress display: what is done, of how much, how fast, how long still, how many failed."""
+"""The one reporter: messages, progress and scalars of long work.
+
+Library functions take a ``reporter`` and tell it what happens; by default nobody listens. The commands pass a
+`TerminalReporter`, which draws bars in a terminal and writes a line now and then where there is none.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-
-class Tracker(Protocol):
-    """What long-running functions report to."""
-
-    def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Say that ``count`` more items are done; ``note`` replaces the text behind the bar."""
-
-    def expect(self, total: int) -> None:
-        """Say how many items there will be, where that was not known at the start."""
+LINE_SECONDS = 30.0
 
 
-class SilentTracker:
-    """Reports nowhere: the default of every library function."""
+class Progress:
+    """Where a piece of work is: this one shows nothing."""
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Do nothing."""
+        """Count ``count`` more items as done; ``note`` replaces the text behind the bar."""
 
     def expect(self, total: int) -> None:
-        """Do nothing."""
+        """Set the number of items, where it was not known at the start."""
 
 
-def _rigid() -> Column:
-    return Column(no_wrap=True)
+class Reporter:
+    """What a long-running function tells others: this one is silent, and the base of those that are not."""
+
+    def message(self, text: str) -> None:
+        """Show one line that the user should know."""
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        """Show the progress of the block.
+
+        Args:
+            label: what is being done, as the user would say it.
+            total: number of items; None where it is not known yet (see `Progress.expect`).
+        """
+        yield Progress()
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Record one value, such as a loss, at one optimiser step."""
+
+
+SILENT = Reporter()
+
+
+class TerminalReporter(Reporter):
+    """Messages and progress on standard error, so that standard output stays clean.
+
+    Args:
+        console: where to write; standard error by default.
+        line_seconds: where the console is no terminal, seconds between two lines of progress.
+    """
+
+    def __init__(self, console: Console | None = None, *, line_seconds: float = LINE_SECONDS) -> None:
+        self.console = console or Console(stderr=True, soft_wrap=True)
+        self.line_seconds = line_seconds
+
+    def message(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        """Draw a bar in a terminal; elsewhere print a line every `line_seconds`, and one at the end."""
+        if not self.console.is_terminal:
+            lines = _Lines(self.console, label, total, self.line_seconds)
+            yield lines
+            lines.finish()
+            return
+        bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20, table_column=_rigid()),
+            MofNCompleteColumn(table_column=_rigid()),
+            _RateColumn(table_column=_rigid()),
+            TimeElapsedColumn(table_column=_rigid()),
+            TextColumn("eta"),
+            TimeRemainingColumn(table_column=_rigid()),
+            _NoteColumn(),
+            console=self.console,
+        )
+        with bars:
+            yield _Bar(bars, label, total)
+
+
+class _Bar(Progress):
+    def __init__(self, bars: Bars, label: str, total: int | None) -> None:
+        self._bars = bars
+        self._task = bars.add_task(label, total=total, note="")
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        fields = {} if note is None else {"note": note}
+        self._bars.update(self._task, advance=count, **fields)  # type: ignore[arg-type]
+
+    def expect(self, total: int) -> None:
+        self._bars.update(self._task, total=total)
+
+
+class _Lines(Progress):
+    """Progress for a log: nothing at all where the work is done before the first line is due."""
+
+    def __init__(self, console: Console, label: str, total: int | None, seconds: float) -> None:
+        self._console, self._label, self._total, self._seconds = console, label, total, seconds
+        self._done, self._note = 0, ""
+        self._started = self._last = time.monotonic()
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self._done += count
+        self._note = self._note if note is None else note
+        if time.monotonic() - self._last >= self._seconds:
+            self._print()
+
+    def expect(self, total: int) -> None:
+        self._total = total
+
+    def finish(self) -> None:
+        if self._last > self._started:
+            self._print()
+
+    def _print(self) -> None:
+        self._last = time.monotonic()
+        elapsed = self._last - self._started
+        rate = self._done / max(elapsed, 1e-9)
+        parts = [f"{self._label}: {self._done:,}" + ("" if self._total is None else f" of {self._total:,}")]
+        parts += [f"{rate:,.1f}/s", f"{_duration(elapsed)} elapsed"]
+        if self._total is not None and 0 < self._done < self._total:
+            parts.append(f"eta {_duration((self._total - self._done) / rate)}")
+        parts += [self._note] if self._note else []
+        self._console.print(", ".join(parts), highlight=False, markup=False)
 
 
 class _RateColumn(ProgressColumn):
@@ -58,38 +158,23 @@ class _NoteColumn(ProgressColumn):
         return Text(str(task.fields["note"]), style="dim", no_wrap=True, overflow="ellipsis")
 
 
-class _BarTracker:
-    def __init__(self, progress: Progress, task: int) -> None:
-        self._progress = progress
-        self._task = task
+def _rigid() -> Column:
+    return Column(no_wrap=True)
 
-    def advance(self, count: int = 1, note: str | None = None) -> None:
-        fields = {} if note is None else {"note": note}
-        self._progress.update(self._task, advance=count, **fields)  # type: ignore[arg-type]
 
-    def expect(self, total: int) -> None:
-        self._progress.update(self._task, total=total)  # type: ignore[arg-type]
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+# until every room takes a reporter
+Tracker = Progress
+SilentTracker = Progress
 
 
 @contextmanager
-def track(label: str, total: int | None, *, console: Console | None = None) -> Iterator[Tracker]:
-    """Show a progress bar on standard error while the block runs.
-
-    Args:
-        label: what is being done, as the user would say it.
-        total: number of items, or None when it is not known.
-        console: where to draw; standard error by default, so that standard output stays clean.
-    """
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20, table_column=_rigid()),
-        MofNCompleteColumn(table_column=_rigid()),
-        _RateColumn(table_column=_rigid()),
-        TimeElapsedColumn(table_column=_rigid()),
-        TextColumn("eta"),
-        TimeRemainingColumn(table_column=_rigid()),
-        _NoteColumn(),
-        console=console or Console(stderr=True),
-    )
-    with progress:
-        yield _BarTracker(progress, progress.add_task(label, total=total, note=""))
+def track(label: str, total: int | None, *, console: Console | None = None) -> Iterator[Progress]:
+    """Show the progress of the block in the terminal."""
+    with TerminalReporter(console).progress(label, total) as progress:
+        yield progress

@@ -12,7 +12,7 @@ from c3tools.io.locations import location
 from ._console import err, out
 
 if TYPE_CHECKING:
-    from c3tools.connect import Sides, TowerSettings, TrainingSettings
+    from c3tools.connect import PairedFeatures, TowerSettings, TrainingSettings
 
 ImageOption = Annotated[
     Path | None,
@@ -89,7 +89,7 @@ def read_sides(
     text: Path | None,
     other: list[str] | None,
     **files: Any,
-) -> Sides:
+) -> PairedFeatures:
     """The two sides that the options name: files where there are any, else stores."""
     from c3tools.connect import sides_of_files, sides_of_stores
     from c3tools.errors import ConnectError

@@ -45,9 +45,9 @@ def _show(report: GapReport) -> None:
     if report.measured is not None:
         out.print(_spaces(values))
     if report.measured is not None:
-        from c3tools.geometry.words import advise
+        from c3tools.geometry.words import summarize
 
-        advice = advise(report.measured)
+        advice = summarize(report.measured)
         out.print(_assumptions(values))
         for head, text in (("Collapse", advice.collapse), ("Corrupt", advice.corrupt)):
             out.print(Text.assemble((f"{head}: ", "bold"), text))

@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._console import err, out, write_json
-from ._generation import (
-    BeamsOption,
-    LengthPenaltyOption,
-    MagicOption,
-    generation_config,
-)
-from ._options import (
-    DEFAULT_STORE,
-    DeviceOption,
-    JsonCommand,
-    JsonOption,
-    PrecisionOption,
-    StoreOption,
-    local_path,
-)
+from ._generation import BeamsOption, LengthPenaltyOption, MagicOption, generation_config
+from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, PrecisionOption, StoreOption, local_path
 from ._training import EpochsOption, SetOption, SizeOption
 
 if TYPE_CHECKING:

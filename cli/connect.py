@@ -157,7 +157,7 @@ def heads(
         progress=track,
         say=_say,
     )
-    if not processes.leads():
+    if not processes.is_main_process():
         return
     if json:
         write_json(connected.record, json)
@@ -338,7 +338,7 @@ def _train(
         progress=track,
         say=_say,
     )
-    if not processes.leads():
+    if not processes.is_main_process():
         return
     if json:
         write_json(record, json)

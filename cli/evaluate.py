@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._generation import (
-    BeamsOption,
-    LengthPenaltyOption,
-    MagicOption,
-    TemperatureOption,
-    TopPOption,
-    generation_config,
-)
+from ._generation import BeamsOption, LengthPenaltyOption, MagicOption, TemperatureOption, TopPOption, generation_config
 from ._options import (
     DEFAULT_DECODER,
     DEFAULT_STORE,

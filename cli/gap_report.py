@@ -11,14 +11,7 @@ from c3tools.io.locations import location
 
 from ._console import err, write_json
 from ._gap_tables import show_reports
-from ._options import (
-    DEFAULT_STORE,
-    JsonCommand,
-    JsonOption,
-    SeedOption,
-    SplitOption,
-    StoreOption,
-)
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption
 
 DEFAULT_PAGE = Path("gap-report.html")
 

@@ -8,15 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import err, write_json
-from ._options import (
-    DEFAULT_STORE,
-    JsonCommand,
-    JsonOption,
-    SeedOption,
-    SplitOption,
-    StoreOption,
-    local_path,
-)
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption, local_path
 
 
 def register(app: typer.Typer) -> None:

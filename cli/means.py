@@ -68,7 +68,7 @@ def means(
         return
     opened = Store.open(store)
     if unload:
-        remove(opened.borrowed_path)
+        remove(opened.external_path)
     if load is not None:
         groups = job.load_means(opened, load)
         err.print(f"Collapse now uses the means in {load}: {', '.join(groups)}.", highlight=False)

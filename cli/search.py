@@ -8,14 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._options import (
-    DEFAULT_STORE,
-    DeviceOption,
-    JsonCommand,
-    JsonOption,
-    StoreOption,
-    local_path,
-)
+from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, StoreOption, local_path
 
 
 def register(app: typer.Typer) -> None:

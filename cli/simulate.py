@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._options import (
-    DeviceOption,
-    JsonCommand,
-    JsonOption,
-    SeedOption,
-)
+from ._options import DeviceOption, JsonCommand, JsonOption, SeedOption
 
 if TYPE_CHECKING:
     from c3tools.geometry.theory.simulate import Simulation

@@ -8,12 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import err, out, write_json
-from ._options import (
-    DEFAULT_STORE,
-    JsonCommand,
-    JsonOption,
-    StoreOption,
-)
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, StoreOption
 
 
 def register(app: typer.Typer) -> None:

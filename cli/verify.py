@@ -10,12 +10,7 @@ import typer
 from c3tools.io.locations import location
 
 from ._console import err, out, write_json
-from ._options import (
-    DEFAULT_STORE,
-    JsonCommand,
-    JsonOption,
-    SeedOption,
-)
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption
 
 if TYPE_CHECKING:
     from c3tools.store.verify import Verification

@@ -18,14 +18,7 @@ from typer.testing import CliRunner, Result
 
 from c3tools.assets.paths import PHOTOS
 from c3tools.io import locations
-from c3tools.store import (
-    Shard,
-    Store,
-    StoreInfo,
-    create_store,
-    lease,
-    write_shard,
-)
+from c3tools.store import Shard, Store, StoreInfo, create_store, lease, write_shard
 from tests.servers import Faults, s3_server
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -7,15 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from c3tools.store import (
-    Failure,
-    Shard,
-    Store,
-    StoreInfo,
-    create_store,
-    write_failures,
-    write_shard,
-)
+from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
 from c3tools.store.means import load_means, save_means
 
 from .conftest import MODEL, store_files, unit_rows

@@ -17,12 +17,7 @@ import pytest
 from c3tools.errors import C3Error, TransformError
 from c3tools.moments import load_moments
 from c3tools.store import Store
-from c3tools.store.importers import (
-    read_pickle,
-    read_table,
-    read_vectors,
-    vectors,
-)
+from c3tools.store.importers import read_pickle, read_table, read_vectors, vectors
 from c3tools.transforms import Pipeline
 from tests.conftest import unit_rows
 from tests.fuzz.targets import _arrays, _recipe

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.linalg import hadamard
 
-from c3tools.seeds import (
-    _quantiles,
-    _words,
-    generator,
-    keyed_normal,
-    stable_fraction,
-)
+from c3tools.seeds import _quantiles, _words, generator, keyed_normal, stable_fraction
 
 KEYS = [f"k{i}" for i in range(2000)]
 

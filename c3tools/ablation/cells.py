@@ -12,14 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..captioning import (
-    GenerationConfig,
-    Progress,
-    TextEncoder,
-    silent,
-    size,
-    training_config,
-)
+from ..captioning import GenerationConfig, Progress, TextEncoder, silent, size, training_config
 from ..captioning.evaluate import store_references
 from ..captioning.train import sigma_from_texts
 from ..captioning.training_rows import TextRows, share_of, split_texts
@@ -28,16 +21,8 @@ from ..errors import DecoderError, MetricError
 from ..io.files import write_json_atomically
 from ..store import Store
 from ..transforms.fitting import fit_moments
-from .decoders import KeptDecoders
-from .run import (
-    ABLATION,
-    METHODS,
-    AblationData,
-    AblationRun,
-    ScoredImages,
-    check_methods,
-    run_ablation,
-)
+from .decoders import DecoderCache
+from .run import ABLATION, METHODS, AblationData, AblationRun, ScoredImages, check_methods, run_ablation
 
 Say = Callable[[str], None]
 Sigma = float | Literal["auto", "best"]
@@ -237,7 +222,7 @@ class _Cells:
         trained = _training_identity(data, settings)
         self.identity = _cell_identity(trained, data, settings)
         self.cells = folder / "cells" / self.identity[:_NAMED_DIGITS]
-        self.decoders = KeptDecoders(folder / "decoders" / trained[:_NAMED_DIGITS] if settings.keep_decoders else None)
+        self.decoders = DecoderCache(folder / "decoders" / trained[:_NAMED_DIGITS] if settings.keep_decoders else None)
 
     def runs(self, strengths: dict[str, float], seed: int) -> Iterator[AblationRun]:
         """One run per method, each at its sigma; methods of one sigma are run together and share trainings."""
@@ -314,7 +299,7 @@ def _scored(store: Store, split: str, known: dict[str, list[str]]) -> tuple[Scor
 
 
 def _training_identity(data: AblationData, settings: TableSettings) -> str:
-    """A digest of all that a trained decoder depends on beside its `Recipe`."""
+    """A digest of all that a trained decoder depends on beside its `TrainingKey`."""
     chosen = size(settings.size, settings.changes)
     training = training_config(chosen, epochs=settings.epochs)
     plain: dict[str, Any] = {

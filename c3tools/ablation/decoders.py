@@ -9,7 +9,7 @@ from ..captioning import Captioner, RunFolder
 from ..errors import DecoderError
 
 
-class Recipe(NamedTuple):
+class TrainingKey(NamedTuple):
     """What tells one training of a table from another; methods with the same recipe share it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
         return f"{self.training}-{self.learns_from}-sigma{self.sigma:g}-seed{self.seed}"
 
 
-class KeptDecoders:
+class DecoderCache:
     """Decoders by recipe.
 
     Args:
@@ -39,9 +39,9 @@ class KeptDecoders:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._held: dict[Recipe, Captioner] = {}
+        self._held: dict[TrainingKey, Captioner] = {}
 
-    def get(self, recipe: Recipe) -> Captioner | None:
+    def get(self, recipe: TrainingKey) -> Captioner | None:
         """The decoder of ``recipe``; None if it has to be trained."""
         self._held = {other: held for other, held in self._held.items() if other.seed == recipe.seed}
         if recipe not in self._held and self.folder is not None:
@@ -51,13 +51,13 @@ class KeptDecoders:
                 return None
         return self._held.get(recipe)
 
-    def put(self, recipe: Recipe, captioner: Captioner) -> None:
+    def put(self, recipe: TrainingKey, captioner: Captioner) -> None:
         """Keep a trained decoder; what its training was continued from is removed."""
         self._held[recipe] = captioner
         if self.folder is not None:
             captioner.save(self.folder / recipe.name)
             self.run(recipe).clear()  # type: ignore[union-attr]
 
-    def run(self, recipe: Recipe) -> RunFolder | None:
+    def run(self, recipe: TrainingKey) -> RunFolder | None:
         """Where the training of ``recipe`` is saved while it runs, to be continued after it was interrupted."""
         return None if self.folder is None else RunFolder(self.folder / f"{recipe.name}.training")

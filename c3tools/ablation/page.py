@@ -9,13 +9,7 @@ from typing import Any
 from ..pages import render_page
 from .cells import TableSettings
 from .run import METHODS, AblationData, AblationRun
-from .table import (
-    cell_text,
-    markdown_table,
-    order_notes,
-    sigma_text,
-    table_rows,
-)
+from .table import cell_text, markdown_table, order_notes, sigma_text, table_rows
 
 _EXAMPLES = 60
 

@@ -32,7 +32,7 @@ from ..errors import DecoderError, MetricError
 from ..metrics import score_captions
 from ..moments import Moments
 from ..transforms import Pipeline, preset
-from .decoders import KeptDecoders, Recipe
+from .decoders import DecoderCache, TrainingKey
 
 FloatArray = npt.NDArray[np.float32]
 PSEUDO_CAPTIONS = 5
@@ -180,7 +180,7 @@ def run_ablation(
     generation: GenerationConfig | None = None,
     encoder: TextEncoder | None = None,
     compute: Compute | None = None,
-    decoders: KeptDecoders | None = None,
+    decoders: DecoderCache | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda message: None,
 ) -> Iterator[AblationRun]:
@@ -209,7 +209,7 @@ def run_ablation(
     if not len(data.images):
         raise MetricError("There is no image to caption and score.", remedy="Give at least one image with references.")
     sets = [data.scored] if data.choice is None else [data.scored, data.choice]
-    decoders = decoders or KeptDecoders()
+    decoders = decoders or DecoderCache()
     for seed in seeds:
         for name in methods:
             method = METHODS[name]
@@ -217,7 +217,7 @@ def run_ablation(
             strength = sigma if method.noisy else 0.0
             captioner: Captioner | None = None
             if method.training is not None:
-                recipe = Recipe(method.training, method.learns_from, strength, seed)
+                recipe = TrainingKey(method.training, method.learns_from, strength, seed)
                 captioner = decoders.get(recipe)
                 if captioner is None:
                     config = training_config(size(size_name, changes), seed=seed, epochs=epochs)

@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 from .captioner import Captioner
-from .config import (
-    SIZES,
-    DecoderConfig,
-    LanguageModelSize,
-    Size,
-    TrainingConfig,
-    size,
-)
+from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, size
 from .decoder import Decoder
-from .fitting import (
-    CaptionRows,
-    Progress,
-    fit_captioner,
-    silent,
-    training_config,
-)
+from .fitting import CaptionRows, Progress, fit_captioner, silent, training_config
 from .generation import GenerationConfig, TextEncoder, generate
 from .model import CaptionDecoder
 from .retrieval import NearestCaption, nearest

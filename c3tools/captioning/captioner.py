@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from ..errors import DecoderError
+from ..identity import ModelIdentity
 from ..io.files import sha256_of, write_json_atomically
 from ..transforms import Pipeline
 from .config import DecoderConfig
@@ -93,6 +94,11 @@ class Captioner:
             written = generate(self.decoder, inputs, generation, keys)
         return [self.tokenizer.decode(ids) for ids in written]
 
+    @property
+    def model(self) -> ModelIdentity:
+        """The model whose embeddings it was trained on."""
+        return ModelIdentity(self.record.get("model") or {})
+
     def check_dim(self, dim: int) -> None:
         """Refuse embeddings of another dimension.
 
@@ -102,7 +108,7 @@ class Captioner:
         if dim != self.decoder.shape.dim:
             raise DecoderError(
                 f"The decoder was trained on embeddings of {self.decoder.shape.dim} dimensions "
-                f"({_describe(self.record.get('model'))}); these have {dim}.",
+                f"({self.model}); these have {dim}.",
                 remedy="Use embeddings of the same model, or train a decoder on these: `c3 train-decoder`.",
             )
 
@@ -112,15 +118,13 @@ class Captioner:
         Raises:
             DecoderError: with both models named.
         """
-        own = self.record.get("model")
-        if own and model:
-            known = own.get("weights_sha256") and model.get("weights_sha256")
-            key = "weights_sha256" if known else "name"
-            if own.get(key) != model.get(key):
-                raise DecoderError(
-                    f"The decoder was trained on embeddings of {_describe(own)}; these are of {_describe(model)}.",
-                    remedy="Use the same --model, or train a decoder on these embeddings: `c3 train-decoder`.",
-                )
+        self.model.require_same(
+            ModelIdentity(model or {}),
+            own="The decoder",
+            theirs="these embeddings",
+            error=DecoderError,
+            remedy="Use the same --model, or train a decoder on these embeddings: `c3 train-decoder`.",
+        )
         self.check_dim(dim)
 
     def digest(self) -> str:
@@ -217,10 +221,3 @@ def _replace_folder(new: Path, folder: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
     new.rename(folder)
-
-
-def _describe(model: Mapping[str, Any] | None) -> str:
-    if not model:
-        return "an unknown model"
-    digest = model.get("weights_sha256")
-    return f"{model.get('name', 'an unknown model')}" + (f" ({digest[:12]})" if digest else "")

@@ -19,12 +19,7 @@ from ..reporter import SilentTracker, Tracker
 from ..seeds import generator
 from ..transforms import Pipeline
 from .captioner import Captioner
-from .config import (
-    AnySize,
-    Size,
-    TrainingConfig,
-    size,
-)
+from .config import AnySize, Size, TrainingConfig, size
 from .decoder import Decoder
 from .model import CaptionDecoder
 from .runs import RunFolder, fingerprint

@@ -21,12 +21,7 @@ from .config import Size, TrainingConfig, size
 from .fitting import CaptionRows, Progress, fit_captioner, silent, training_config
 from .runs import RunFolder
 from .training import Recorder
-from .training_rows import (
-    TextRows,
-    image_rows,
-    share_of,
-    split_texts,
-)
+from .training_rows import TextRows, image_rows, share_of, split_texts
 
 AUTO = "auto"
 DEFAULT_PRESET = "c3"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import processes
 from .apply import apply_heads
-from .features import Sides, sides_of_files, sides_of_stores
+from .features import PairedFeatures, sides_of_files, sides_of_stores
 from .geometry import Geometry, LogPoint, measure
 from .gradients import TwoTowers, contrastive_backward
 from .heads import ConnectedHeads, Head, HeadShape
@@ -32,10 +32,10 @@ __all__ = [
     "Inputs",
     "LogPoint",
     "LogitScale",
+    "PairedFeatures",
     "Pairs",
     "Progress",
     "RunFolder",
-    "Sides",
     "TowerSettings",
     "Trainer",
     "TrainingSettings",

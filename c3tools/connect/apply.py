@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import StoreError
+from ..identity import ModelIdentity
 from ..reporter import Tracker
 from ..store import StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
 from ..store.importers import Modality
 from ..store.importers.vectors import Vectors
-from .features import Sides
+from .features import PairedFeatures
 from .heads import ConnectedHeads
 
 HEADS_MODEL = "connected-heads"
@@ -39,7 +40,7 @@ class HeadVectors:
 
 
 def apply_heads(
-    heads: ConnectedHeads, sides: Sides, store: Path, *, dtype: str = "float16", tracker: Tracker | None = None
+    heads: ConnectedHeads, sides: PairedFeatures, store: Path, *, dtype: str = "float16", tracker: Tracker | None = None
 ) -> ImportReport:
     """Write the embeddings of both sides, with their keys, splits and captions, into a store.
 
@@ -61,7 +62,7 @@ def apply_heads(
         heads.embed(side.name, np.asarray(side.vectors[:1]))  # refused here rather than after the other side
         modalities.append(Modality(side.name, HeadVectors(heads, side.name, side.vectors), side.columns))
     info = StoreInfo(
-        model={"name": HEADS_MODEL, "weights_sha256": heads.sha256},
+        model=ModelIdentity(name=HEADS_MODEL, weights_sha256=heads.sha256),
         dim=heads.shape.dim,
         dtype=dtype,
         extra={"connected": {side.name: _digest(side) for side in (sides.first, sides.second)}},

@@ -11,16 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..captioning.training_rows import hold_out
-from ..corpus.splits import split_role
+from ..corpus.splits import split_of
 from ..errors import ConnectError, StoreError
 from ..store import Store
-from ..store.importers import (
-    ColumnNames,
-    Modality,
-    pair,
-    read_table,
-    read_vectors,
-)
+from ..store.importers import ColumnNames, Modality, pair, read_table, read_vectors
 from .pairs import FeatureInputs, Pairs, ids_of, ids_of_rows
 
 Indices = npt.NDArray[np.int64]
@@ -29,7 +23,7 @@ _BLOCK_ROWS = 8192
 
 
 @dataclass
-class Sides:
+class PairedFeatures:
     """Two modalities and which of their rows belong together.
 
     Attributes:
@@ -126,7 +120,7 @@ def sides_of_files(
     meta: Path | None = None,
     text_meta: Path | None = None,
     names: ColumnNames | None = None,
-) -> Sides:
+) -> PairedFeatures:
     """Two files of vectors, of any dimensions each, with the tables that `c3 import` takes.
 
     Raises:
@@ -152,7 +146,7 @@ def sides_of_files(
 
 def sides_of_stores(
     store: Store, second_store: Store | None = None, modalities: tuple[str, str] | None = None
-) -> Sides:
+) -> PairedFeatures:
     """Two modalities of one store, or the first of one and the second of another.
 
     Raises:
@@ -184,7 +178,7 @@ def _loaded(store: Store, modality: str, name: str) -> Modality:
     return Modality(name, rows.embeddings, columns)
 
 
-def _sides(first: Modality, second: Modality, notes: list[str]) -> Sides:
+def _sides(first: Modality, second: Modality, notes: list[str]) -> PairedFeatures:
     items = {id(side): _items(side) for side in (first, second)}
     if _repeats(items[id(first)]) and not _repeats(items[id(second)]):
         first, second = second, first
@@ -194,11 +188,11 @@ def _sides(first: Modality, second: Modality, notes: list[str]) -> Sides:
     wanted = items[id(second)]
     owner = np.array([position.get(item, -1) for item in wanted], dtype=np.int64)
     splits = second.columns.get("split") or [None] * len(second)
-    roles = [split_role(split, item) for split, item in zip(splits, wanted, strict=True)]
+    roles = [split_of(split, item) for split, item in zip(splits, wanted, strict=True)]
     alone = int(np.count_nonzero(owner < 0))
     if alone:
         notes.append(f"{alone:,} of {len(second):,} {second.name} rows have no {first.name} row; they are left out.")
-    return Sides(first, second, owner, roles, notes)
+    return PairedFeatures(first, second, owner, roles, notes)
 
 
 def _items(side: Modality) -> list[str]:

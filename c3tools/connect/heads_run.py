@@ -13,27 +13,19 @@ import torch
 from ..devices import Compute
 from ..seeds import generator
 from .card import heads_card
-from .features import Sides
+from .features import PairedFeatures
 from .geometry import measure
 from .gradients import TwoTowers
 from .heads import ConnectedHeads, Head, HeadShape
 from .pairs import FeatureInputs, Pairs
-from .run import (
-    CARD_FILE,
-    Display,
-    scores_of,
-    silent,
-    together,
-    train_towers,
-    write_text,
-)
+from .run import CARD_FILE, Display, distributed, scores_of, silent, train_towers, write_text
 from .settings import TrainingSettings
 
 _SAMPLED_ROWS = 1024
 
 
 def connect_heads(
-    sides: Sides,
+    sides: PairedFeatures,
     output: Path,
     shape: HeadShape | None = None,
     settings: TrainingSettings | None = None,
@@ -62,7 +54,7 @@ def connect_heads(
         ConnectError: if there are too few pairs, or the run collapsed.
     """
     shape, settings = shape or HeadShape(), settings or TrainingSettings()
-    with together(compute, progress, say) as session:
+    with distributed(compute, progress, say) as session:
         train_rows, val_rows = sides.training_rows(train_split)
         for note in sides.notes:
             session.say(note)
@@ -77,7 +69,7 @@ def connect_heads(
             for role in ("val", "test")
             if len(np.unique(sides.owner[sides.rows_of(role)])) > 1
         }
-        if session.leads:
+        if session.is_main_process:
             connected.save(output)
             write_text(output / CARD_FILE, heads_card(connected))
     return connected
@@ -100,7 +92,7 @@ def new_heads(train: Pairs, shape: HeadShape, seed: int) -> tuple[Head, Head]:
     return heads[0], heads[1]
 
 
-def _scores(heads: ConnectedHeads, sides: Sides, role: str) -> dict[str, Any]:
+def _scores(heads: ConnectedHeads, sides: PairedFeatures, role: str) -> dict[str, Any]:
     rows = sides.rows_of(role)
     items = np.unique(sides.owner[rows])
     first, second = (

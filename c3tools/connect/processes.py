@@ -15,7 +15,7 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that speaks for all; known without joining them."""
     return int(os.environ.get("RANK", "0")) == 0
 

@@ -44,26 +44,26 @@ def silent(label: str, total: int | None) -> AbstractContextManager[Tracker]:
 
 
 @dataclass(frozen=True)
-class Session:
+class RunContext:
     """Where a run is computed and whom it tells; of several processes, one leads, and the others are silent."""
 
     compute: Compute
     progress: Display
     say: Callable[[str], None]
-    leads: bool
+    is_main_process: bool
 
 
 @contextmanager
-def together(compute: Compute | None, progress: Display, say: Callable[[str], None]) -> Iterator[Session]:
+def distributed(compute: Compute | None, progress: Display, say: Callable[[str], None]) -> Iterator[RunContext]:
     """Join the processes that `torchrun` started, if it did, while the block runs."""
     with processes.joined() as gpu:
         compute = compute or pick()
         if gpu is not None:
             compute = Compute(gpu, compute.precision)
         if processes.rank():
-            yield Session(compute, silent, lambda message: None, leads=False)
+            yield RunContext(compute, silent, lambda message: None, is_main_process=False)
         else:
-            yield Session(compute, progress, say, leads=True)
+            yield RunContext(compute, progress, say, is_main_process=True)
 
 
 def train_towers(
@@ -73,7 +73,7 @@ def train_towers(
     settings: TrainingSettings,
     output: Path,
     names: tuple[str, str],
-    session: Session,
+    session: RunContext,
     *identity: object,
 ) -> tuple[dict[str, Any], ContrastiveLoss]:
     """Train, leave the best weights in the towers, write the log into ``output``; the record of the run, and the loss.
@@ -89,7 +89,7 @@ def train_towers(
     plain = [asdict(trainer.settings), session.compute.precision, names, *identity]
     with session.progress("Connecting", trainer.total_steps) as tracker:
         state = trainer.run(run, fingerprint(train, val, plain), tracker)
-    if session.leads:
+    if session.is_main_process:
         write_log(output, state, names)
         run.clear()
     if state.outcome == COLLAPSED:

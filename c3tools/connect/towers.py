@@ -14,12 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..encoders import (
-    ImagePreprocessor,
-    ModelName,
-    Network,
-    open_image,
-)
+from ..encoders import ImagePreprocessor, ModelName, Network, open_image
 from ..encoders.texts import can_trim, end_positions, trimmed_forward
 from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically

@@ -14,19 +14,9 @@ from PIL import Image
 from torch import nn
 
 from ..captioning.training_rows import hold_out
-from ..corpus import (
-    Corpus,
-    ImageItem,
-    read_corpus,
-    split_role,
-)
+from ..corpus import Corpus, ImageItem, read_corpus, split_of
 from ..devices import Compute
-from ..encoders import (
-    DEFAULT_MODEL,
-    Network,
-    load_network,
-    open_image,
-)
+from ..encoders import DEFAULT_MODEL, Network, load_network, open_image
 from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
 from . import processes
@@ -34,26 +24,9 @@ from .card import towers_card
 from .geometry import measure
 from .gradients import TwoTowers
 from .pairs import FeatureInputs, Inputs, Pairs, ids_of, ids_of_rows
-from .run import (
-    CARD_FILE,
-    Display,
-    Session,
-    scores_of,
-    silent,
-    together,
-    train_towers,
-    write_text,
-)
+from .run import CARD_FILE, Display, RunContext, distributed, scores_of, silent, train_towers, write_text
 from .settings import TrainingSettings
-from .towers import (
-    ImageTower,
-    PhotoInputs,
-    TextTower,
-    TokenInputs,
-    choose_trained,
-    image_trunk,
-    save_open_clip,
-)
+from .towers import ImageTower, PhotoInputs, TextTower, TokenInputs, choose_trained, image_trunk, save_open_clip
 
 LIT, FULL = "lit", "full"
 NAMES = ("image", "text")
@@ -147,7 +120,7 @@ def connect_towers(
     """
     towers, settings = towers or TowerSettings(), settings or TrainingSettings()
     network = load_network(towers.model, random_init=towers.random_init)
-    with together(compute, progress, say) as session:
+    with distributed(compute, progress, say) as session:
         data, unreadable = readable(read_corpus(paths, captions=captions), network, session)
         train_rows, val_rows = _training_rows(data, towers.train_split, session)
         choose_trained(network, image_tower=towers.mode == FULL, image_head=towers.image_head)
@@ -172,13 +145,13 @@ def connect_towers(
             for role in ("val", "test")
             if len(set(data.owner[data.rows_of(role)])) > 1
         }
-        if session.leads:
+        if session.is_main_process:
             save_open_clip(network, loss, output, half=towers.half)
             write_text(output / CARD_FILE, towers_card(output.name, record))
     return record
 
 
-def readable(corpus: Corpus, network: Network, session: Session) -> tuple[CaptionedPhotos, int]:
+def readable(corpus: Corpus, network: Network, session: RunContext) -> tuple[CaptionedPhotos, int]:
     """The photos that have captions and can be decoded, with their captions, and how many cannot.
 
     Every photo is decoded once, so that no training ends at a broken one after hours.
@@ -206,11 +179,11 @@ def readable(corpus: Corpus, network: Network, session: Session) -> tuple[Captio
     position = {photo.key: row for row, photo in enumerate(kept)}
     texts = [text for text in corpus.texts if text.image_key in position]
     owner = np.array([position[str(text.image_key)] for text in texts], dtype=np.int64)
-    roles = [split_role(text.split, str(text.image_key)) for text in texts]
+    roles = [split_of(text.split, str(text.image_key)) for text in texts]
     return CaptionedPhotos(kept, [text.caption for text in texts], owner, roles), bad
 
 
-def _training_rows(data: CaptionedPhotos, split: str, session: Session) -> tuple[Any, Any]:
+def _training_rows(data: CaptionedPhotos, split: str, session: RunContext) -> tuple[Any, Any]:
     train, val = data.rows_of(split), data.rows_of("val")
     if not len(train):
         there = ", ".join(f"{role}: {len(data.rows_of(role)):,}" for role in sorted(set(data.roles)))
@@ -226,7 +199,7 @@ def _training_rows(data: CaptionedPhotos, split: str, session: Session) -> tuple
 
 
 def _two_towers(
-    network: Network, data: CaptionedPhotos, towers: TowerSettings, seed: int, session: Session
+    network: Network, data: CaptionedPhotos, towers: TowerSettings, seed: int, session: RunContext
 ) -> tuple[TwoTowers, Inputs]:
     photos = PhotoInputs(
         [photo.path for photo in data.photos],
@@ -243,7 +216,7 @@ def _two_towers(
 
 
 @torch.inference_mode()
-def _encoded(towers: TwoTowers, photos: Inputs, session: Session) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _encoded(towers: TwoTowers, photos: Inputs, session: RunContext) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Features (n, d) of all photos by the frozen tower, not normalised; several processes share them."""
     step = _ENCODED * processes.world()
     parts = []

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from .items import (
-    CaptionRow,
-    Corpus,
-    ImageItem,
-    Pairing,
-    Skipped,
-    TextItem,
-)
+from .items import CaptionRow, Corpus, ImageItem, Pairing, Skipped, TextItem
 from .places import PlaceReader
 from .reading import read_corpus
-from .splits import hashed_split, split_role
+from .splits import hashed_split, split_of
 
 __all__ = [
     "CaptionRow",
@@ -24,5 +17,5 @@ __all__ = [
     "TextItem",
     "hashed_split",
     "read_corpus",
-    "split_role",
+    "split_of",
 ]

@@ -8,23 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CorpusError
-from ..io.locations import (
-    is_url,
-    location,
-    name_or_file,
-    retrying,
-)
+from ..io.locations import is_url, location, name_or_file, retrying
 from .containers import CONTAINER_SUFFIXES, Reader, container_reader
 from .containers.cells import name_as_key
 from .formats import read_captions
 from .images import find_files, is_utf8
-from .items import (
-    Corpus,
-    ImageItem,
-    Sample,
-    Skipped,
-    TextItem,
-)
+from .items import Corpus, ImageItem, Sample, Skipped, TextItem
 from .options import ReadOptions
 
 _CACHED = "cache-"  # how Hugging Face datasets names what it keeps beside its data

@@ -10,14 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..io.locations import (
-    is_url,
-    location,
-    name_or_file,
-    open_binary,
-    read_all,
-    retrying,
-)
+from ..io.locations import is_url, location, name_or_file, open_binary, read_all, retrying
 
 LARGEST_IMAGE_FILE = 2**31 - 1
 LARGEST_DOWNLOAD = 2**28

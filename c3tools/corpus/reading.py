@@ -8,30 +8,10 @@ from pathlib import Path, PurePosixPath
 from ..errors import CorpusError
 from ..io.locations import is_url, kind_of, location
 from ..io.patterns import expand
-from .collecting import (
-    Container,
-    add_captions,
-    add_containers,
-    as_container,
-    caption_problem,
-    find_containers,
-)
+from .collecting import Container, add_captions, add_containers, as_container, caption_problem, find_containers
 from .formats import plain, read_captions
-from .images import (
-    IMAGE_SUFFIXES,
-    FoundImage,
-    assign_keys,
-    find_images,
-    is_utf8,
-    link_problem,
-)
-from .items import (
-    CaptionRow,
-    Corpus,
-    ImageItem,
-    Skipped,
-    TextItem,
-)
+from .images import IMAGE_SUFFIXES, FoundImage, assign_keys, find_images, is_utf8, link_problem
+from .items import CaptionRow, Corpus, ImageItem, Skipped, TextItem
 from .options import ReadOptions
 
 CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")

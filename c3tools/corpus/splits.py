@@ -24,7 +24,7 @@ _ALIASES = {
 _NAMED = re.compile(r"(train|val|valid|validation|dev|test)(?:[-_.]?\d.*)?$")
 
 
-def split_role(split: str | None, key: str) -> str:
+def split_of(split: str | None, key: str) -> str:
     """The split of a row: ``train``, ``val``, ``test``, or the corpus' own name for something else.
 
     Args:

@@ -14,12 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..ablation.run import (
-    ABLATION,
-    AblationData,
-    AblationRun,
-    run_ablation,
-)
+from ..ablation.run import ABLATION, AblationData, AblationRun, run_ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning import CaptionRows
 from ..corpus import read_corpus

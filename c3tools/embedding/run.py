@@ -15,15 +15,7 @@ from ..executors import Executor, LocalExecutor
 from ..io.files import remove_leftovers
 from ..io.locations import location
 from ..reporter import SilentTracker
-from ..store import (
-    Failure,
-    Store,
-    StoreInfo,
-    create_store,
-    locked,
-    rewrite_failures,
-    write_failures,
-)
+from ..store import Failure, Store, StoreInfo, create_store, locked, rewrite_failures, write_failures
 from .options import EmbedOptions, TrackFactory
 from .plan import plan_modality
 from .summary import EmbedSummary, ModalitySummary

@@ -11,15 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from ..corpus import ImageItem, TextItem
-from ..encoders import Encoder, fetch
+from ..encoders import Encoder, to_numpy
 from ..errors import StoreError
 from ..executors import Report
-from ..store import (
-    Failure,
-    Shard,
-    Store,
-    write_shard,
-)
+from ..store import Failure, Shard, Store, write_shard
 from .loader import PixelBatch, pixel_batches
 from .options import EmbedOptions
 from .summary import ModalitySummary, no_seconds
@@ -64,7 +59,7 @@ def _embed_images(
         start = time.perf_counter()
         if features is not None:
             rows.add(
-                fetch(features),
+                to_numpy(features),
                 [
                     {
                         "key": i.key,

@@ -12,7 +12,7 @@ import torch
 
 from ..encoders import Encoder, load_recorded_encoder
 from ..errors import StoreError
-from ..executors import Place, Report, Work
+from ..executors import Report, Work, WorkerResources
 from ..store import Store
 from ..store.rewriting import intact_shard
 from .options import EmbedOptions
@@ -45,7 +45,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         """All but the encoder."""
         return {**self.__dict__, "_encoder": None}
 
-    def load(self, place: Place) -> None:
+    def load(self, place: WorkerResources) -> None:
         """Load the encoder, the first time; settle what depends on the machine.
 
         Raises:

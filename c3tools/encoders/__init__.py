@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from .encoder import Encoder, fetch
+from .encoder import Encoder, to_numpy
 from .images import ImagePreprocessor, open_image
-from .loading import (
-    Network,
-    load_encoder,
-    load_network,
-    load_recorded_encoder,
-)
+from .loading import Network, load_encoder, load_network, load_recorded_encoder
 from .names import DEFAULT_MODEL, ModelName
 
 __all__ = [
@@ -18,9 +13,9 @@ __all__ = [
     "ImagePreprocessor",
     "ModelName",
     "Network",
-    "fetch",
     "load_encoder",
     "load_network",
     "load_recorded_encoder",
     "open_image",
+    "to_numpy",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..devices import Compute
 from ..errors import EncoderError
+from ..identity import ModelIdentity
 from . import texts as text_tower
 from .batching import USUAL_TEXT_LENGTH, find_batch_size
 from .images import ImagePreprocessor, Pixels
@@ -41,12 +42,12 @@ class Encoder:
         tokenizer: Any,
         preprocess: ImagePreprocessor,
         *,
-        identity: dict[str, Any],
+        identity: Mapping[str, Any],
         compute: Compute,
         compiled: bool = False,
         trims_texts: bool | None = None,
     ) -> None:
-        self.identity = identity
+        self.identity = ModelIdentity(identity)
         self.compute = compute
         self.compiled = compiled
         self.preprocess = preprocess
@@ -86,7 +87,7 @@ class Encoder:
         except Exception as error:  # the compilers raise their own, and so do the tools they call
             reason = " ".join(str(error).split())[:300]
             raise EncoderError(
-                f"The model {self.identity['name']} could not be compiled: {type(error).__name__}: {reason}",
+                f"The model {self.identity.name} could not be compiled: {type(error).__name__}: {reason}",
                 remedy="Leave --compile away; on a CPU it needs a C++ compiler (g++ or clang++).",
             ) from error
 
@@ -172,15 +173,15 @@ class Encoder:
             if batch_size is None:  # long texts in smaller batches, so that they take no more memory than short ones
                 rows = rows[: max(1, size * USUAL_TEXT_LENGTH // int(lengths[rows].max()))]
             cut = tokens[torch.from_numpy(rows), : int(lengths[rows].max())]
-            yield rows, fetch(self._features("text", cut))
+            yield rows, to_numpy(self._features("text", cut))
             start += len(rows)
 
     def encode_pixels(self, pixels: Pixels | Tensor) -> Matrix:
         """L2-normalised embeddings, float32 (n, d), of pixels, uint8 (n, height, width, 3)."""
-        return fetch(self.start_pixels(torch.as_tensor(pixels)))
+        return to_numpy(self.start_pixels(torch.as_tensor(pixels)))
 
     def start_pixels(self, pixels: Tensor) -> Tensor:
-        """As `encode_pixels`, but a GPU is only set to work: `fetch` waits for the result."""
+        """As `encode_pixels`, but a GPU is only set to work: `to_numpy` waits for the result."""
         return self._features("image", pixels)
 
     def _features(self, modality: str, batch: Tensor) -> Tensor:
@@ -231,6 +232,6 @@ class Encoder:
             raise EncoderError(f"{image} cannot be read as an image ({error}).") from error
 
 
-def fetch(features: Tensor) -> Matrix:
+def to_numpy(features: Tensor) -> Matrix:
     """Features (n, d) of any device as a matrix, float32."""
     return features.cpu().numpy()

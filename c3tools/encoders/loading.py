@@ -111,7 +111,7 @@ def _in_precision(encoder: Encoder, compute: Compute, asked: str) -> Encoder:
         return candidate if cosine >= AGREEMENT else encoder
     if cosine < INT8_AGREEMENT:
         raise EncoderError(
-            f"{encoder.identity['name']} does not bear int8: the cosine with its fp32 embeddings falls to "
+            f"{encoder.identity.name} does not bear int8: the cosine with its fp32 embeddings falls to "
             f"{cosine:.4f} on a probe (at least {INT8_AGREEMENT} is asked for).",
             remedy="Use --precision auto.",
         )

@@ -6,15 +6,18 @@ with open_executor("ray", address="head:6379") as executor:
 
 from __future__ import annotations
 
-from .base import (
-    Executor,
-    Place,
-    Report,
-    Tasks,
-    Work,
-    cores,
-)
+from .base import Executor, Report, Tasks, Work, WorkerResources, cores
 from .choice import EXECUTORS, open_executor
 from .local import LocalExecutor
 
-__all__ = ["EXECUTORS", "Executor", "LocalExecutor", "Place", "Report", "Tasks", "Work", "cores", "open_executor"]
+__all__ = [
+    "EXECUTORS",
+    "Executor",
+    "LocalExecutor",
+    "Report",
+    "Tasks",
+    "Work",
+    "WorkerResources",
+    "cores",
+    "open_executor",
+]

@@ -26,7 +26,7 @@ class Tasks(Protocol[Task_co]):
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerResources:
     """What a worker process may use.
 
     Attributes:
@@ -45,7 +45,7 @@ class Work(ABC, Generic[Task, Result]):
     twice, even at the same time: what it writes appears whole, and is the same each time.
     """
 
-    def load(self, place: Place) -> None:
+    def load(self, place: WorkerResources) -> None:
         """In a worker process, before any task: load what tasks need. Called for each task, so it has to remember."""
 
     @abstractmethod

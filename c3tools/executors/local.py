@@ -15,17 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from ..errors import C3Error
-from .base import (
-    Message,
-    Place,
-    Report,
-    Result,
-    Task,
-    Tasks,
-    Work,
-    cores,
-    failure,
-)
+from .base import Message, Report, Result, Task, Tasks, Work, WorkerResources, cores, failure
 
 
 class LocalExecutor:
@@ -88,7 +78,7 @@ def _in_threads(count: int, work: Work[Task, Result], tasks: Tasks[Task], report
 class _Request:
     """What a process is started with."""
 
-    place: Place
+    place: WorkerResources
     work: Work[Any, Any]
     tasks: dict[int, Any]
 
@@ -100,7 +90,7 @@ def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks
     try:
         for number, device in enumerate(devices):
             dealt = {position: tasks[position] for position in range(number, len(tasks), len(devices))}
-            request = _Request(Place(device, max(1, cores() // len(devices))), work, dealt)
+            request = _Request(WorkerResources(device, max(1, cores() // len(devices))), work, dealt)
             receiving, sending = context.Pipe(duplex=False)
             process = context.Process(target=_serve, args=(request, sending))
             process.start()

@@ -18,16 +18,7 @@ from typing import Any, Generic, NamedTuple
 
 from .. import __version__
 from ..errors import C3Error, MissingExtraError, UnreachableError
-from .base import (
-    Message,
-    Place,
-    Report,
-    Result,
-    Task,
-    Tasks,
-    Work,
-    failure,
-)
+from .base import Message, Report, Result, Task, Tasks, Work, WorkerResources, failure
 
 ATTEMPTS = 3  # at one task, or at starting workers
 ANSWER_TIMEOUT = 5.0  # seconds for a cluster to answer
@@ -106,7 +97,7 @@ class RayExecutor:
     def _start_worker(self) -> _Worker:
         ray = _ray()
         options = {"num_cpus": self._room.cores, "num_gpus": int(self._gpu), "max_restarts": 0, "max_task_retries": 0}
-        place = Place("cuda" if self._gpu else "cpu", max(1, int(self._room.cores)))
+        place = WorkerResources("cuda" if self._gpu else "cpu", max(1, int(self._room.cores)))
         process = ray.remote(_Process).options(**options).remote(place)
         return _Worker(process, process.start.remote())
 
@@ -119,7 +110,7 @@ class RayExecutor:
             self._joined = False
 
 
-class Room(NamedTuple):
+class WorkerAllocation(NamedTuple):
     """Workers that a cluster has room for.
 
     Attributes:
@@ -131,7 +122,9 @@ class Room(NamedTuple):
     cores: float
 
 
-def room(nodes: Sequence[Mapping[str, Any]], processes: int | None, cores: int | None, *, gpu: bool) -> Room:
+def room(
+    nodes: Sequence[Mapping[str, Any]], processes: int | None, cores: int | None, *, gpu: bool
+) -> WorkerAllocation:
     """How many workers of how many cores fit on these machines.
 
     Args:
@@ -149,16 +142,16 @@ def room(nodes: Sequence[Mapping[str, Any]], processes: int | None, cores: int |
         raise C3Error(f"The cluster has no {what}.", remedy="Add machines: ray start --address=HEAD:6379")
     if processes is not None and cores is None and not gpu:
         total = sum(cpus for cpus, _ in machines)
-        return Room(processes, total // processes or round(total / processes, 4))
+        return WorkerAllocation(processes, total // processes or round(total / processes, 4))
     share = float(cores) if cores is not None else min(max(1, cpus // gpus) if gpu else cpus for cpus, gpus in machines)
     fitting = sum(gpus if gpu else int(cpus // share) for cpus, gpus in machines)
-    return Room(processes or max(1, fitting), share)
+    return WorkerAllocation(processes or max(1, fitting), share)
 
 
 class _Process:
     """The body of a worker process."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: WorkerResources) -> None:
         self._place = place
 
     def start(self) -> str:

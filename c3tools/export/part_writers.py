@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..store.reader import row_roles
+from ..store.rows import row_splits
 from ..store.schema import METADATA_KEY, parquet_writer
 
 Block = npt.NDArray[np.floating[Any]]
@@ -134,7 +134,7 @@ class HfPart(PartWriter):
     def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
         """Append the rows of each split to its file."""
         batch = self._batch(self.schema, embeddings, columns)
-        roles = np.array(row_roles(batch), dtype=object)
+        roles = np.array(row_splits(batch), dtype=object)
         for role in sorted(set(roles)):
             if role not in self._writers:
                 path = self.folder / _folder_name(role) / f"{self.stem}.parquet"

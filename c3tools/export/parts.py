@@ -17,17 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import StoreError, TransformError
-from ..executors import Place, Report, Work
+from ..executors import Report, Work, WorkerResources
 from ..io.files import sha256_of, write_json_atomically
 from ..io.float16 import to_float16
-from ..io.locations import (
-    read_all,
-    remove,
-    size_of,
-    upload,
-)
-from ..store import Store, embedding_matrix
-from ..store.reader import row_roles
+from ..io.locations import read_all, remove, size_of, upload
+from ..store import Store, embedding_matrix, split_mask
 from ..store.schema import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
 from ..transforms import Pipeline
 from .part_writers import PART_WRITERS, ROLE_COLUMN, Block
@@ -92,7 +86,7 @@ class ExportWork(Work[PartTask, PartResult]):
     identity: dict[str, Any]
     overlap: bool
 
-    def load(self, place: Place) -> None:
+    def load(self, place: WorkerResources) -> None:
         """See `Work.load`."""
         self.overlap = place.threads > 1
 
@@ -196,7 +190,7 @@ class ExportWork(Work[PartTask, PartResult]):
         settings = self.settings
         if settings.role != "auto" or modality != settings.train_on:
             return np.full(len(batch), settings.role == "training")
-        return np.array([role == "train" for role in row_roles(batch)], dtype=bool)
+        return split_mask(batch, "train")
 
     def _schema(self, modality: str) -> pa.Schema:
         value = pa.float16() if self.settings.dtype == "float16" else pa.float32()

@@ -25,23 +25,11 @@ from typing import Any
 from ..errors import TransformError
 from ..executors import Executor, LocalExecutor
 from ..io.files import write_atomically, write_json_atomically
-from ..io.locations import (
-    kind_of,
-    location,
-    names_in,
-    remove,
-    upload,
-)
+from ..io.locations import kind_of, location, names_in, remove, upload
 from ..reporter import SilentTracker, Tracker
 from ..store import Store
 from ..transforms import Pipeline
-from .parts import (
-    FORMATS,
-    ROLES,
-    ExportSettings,
-    ExportWork,
-    read_json,
-)
+from .parts import FORMATS, ROLES, ExportSettings, ExportWork, read_json
 
 EXPORT_FILE = "export.json"
 _MARKER = re.compile(r"part-\d+\.json")

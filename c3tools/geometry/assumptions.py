@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..seeds import generator
-from .pairing import Indices
+from ..store.rows import Indices
 from .reading import Rows
 from .spectrum import eigenvalues, participation_ratio
 from .stream import PairSums

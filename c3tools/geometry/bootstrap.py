@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..seeds import generator
-from .pairing import Indices
+from ..store.rows import Indices
 
 Array = npt.NDArray[np.float64]
 Interval = tuple[float, float]

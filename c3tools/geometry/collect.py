@@ -15,21 +15,10 @@ from ..moments import Moments
 from ..reporter import Tracker
 from ..seeds import generator
 from ..store.reader import Store
-from .pairing import (
-    Indices,
-    Mask,
-    Pairing,
-    kept_rows,
-    pair_rows,
-)
+from ..store.rows import Indices, Mask
+from .pairing import Pairing, kept_rows, pair_rows
 from .reading import Rows
-from .stream import (
-    PairSums,
-    Pass,
-    RowCheck,
-    stream_pairs,
-    stream_rows,
-)
+from .stream import PairSums, RowCheck, StreamResult, stream_pairs, stream_rows
 
 MIN_ROWS = 3
 MIN_FIT_ROWS = 100
@@ -276,7 +265,7 @@ def _read(
     normalise: bool,
     train: Mapping[str, Mask] | None,
     tracker: Tracker | None,
-) -> tuple[Pass, WorkingSet]:
+) -> tuple[StreamResult, WorkingSet]:
     items, rows, complete = sample_items(pairing, seed)
     found = stream_pairs(store, pairing, items, rows, normalise=normalise, train=train, tracker=tracker)
     owner = np.searchsorted(items, pairing.owner[rows]) if pairing.pairs else np.empty(0, dtype=np.int64)
@@ -308,7 +297,7 @@ def collected_facts(collected: Collected) -> dict[str, Any]:
     info = collected.store.info
     return {
         "store": str(collected.store.path),
-        "model": info.describe_model(),
+        "model": str(info.model),
         "dim": info.dim,
         "dtype": info.dtype,
         "rows": {name: m.n for name, m in collected.moments.items()},

@@ -11,13 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from ..pages import (
-    close_up,
-    figure_svg,
-    new_figure,
-    palette,
-    styled,
-)
+from ..pages import close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
 from .assumptions import group_directions
 from .measures import Measured

@@ -15,13 +15,7 @@ from ..store.reader import Store
 from .collect import collect, collect_single
 from .measures import measure
 from .overview import gaps_between_modalities
-from .report import (
-    GapReport,
-    comparison_notes,
-    report_values,
-    single_report,
-    stable,
-)
+from .report import GapReport, comparison_notes, report_values, single_report, to_json_floats
 from .spaces import RECALL_PRESETS
 from .spectrum import measure_modality
 
@@ -159,7 +153,7 @@ def gap_report(
             "--modalities A,B, or every pair with --modalities all."
         )
     values = report_values(measured, seed=seed, split=split)
-    values["modality_gaps"] = stable(gaps_between_modalities(store, split=split)) if others else []
+    values["modality_gaps"] = to_json_floats(gaps_between_modalities(store, split=split)) if others else []
     return GapReport(values, measured)
 
 

@@ -16,32 +16,12 @@ from ..errors import TransformError
 from ..reporter import SilentTracker, Tracker
 from . import pair_means
 from . import sigma as sigma_rules
-from .assumptions import (
-    Assumption,
-    Residuals,
-    all_assumptions,
-    group_directions,
-    orthogonality,
-    residuals,
-)
+from .assumptions import Assumption, Residuals, all_assumptions, group_directions, orthogonality, residuals
 from .bootstrap import Interval, mean_interval
 from .collect import Collected
 from .reading import Rows
-from .spaces import (
-    ALL_PRESETS_SCORES,
-    COLLAPSE,
-    RAW,
-    RECALL_PRESETS,
-    SpaceMeasures,
-    apply_preset,
-    measure_space,
-)
-from .spectrum import (
-    ModalityMeasures,
-    gap_vector,
-    measure_modality,
-    variance_along,
-)
+from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, apply_preset, measure_space
+from .spectrum import ModalityMeasures, gap_vector, measure_modality, variance_along
 from .subsets import compare_subsets, same_in_every_subset
 
 Array = npt.NDArray[np.float64]

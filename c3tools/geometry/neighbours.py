@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..seeds import generator
+from ..store.rows import Indices
 from .bootstrap import Estimate, mean_interval
-from .pairing import Indices
 from .reading import Rows
 
 Array = npt.NDArray[np.float64]

@@ -13,7 +13,7 @@ from .collect import Collected
 from .figures import all_figures, figure_svgs, spectra
 from .report import GapReport, comparison_notes
 from .spaces import describe_preset
-from .words import advise
+from .words import summarize
 
 _TEMPLATES = Path(__file__).parent / "templates"
 EXTREMES = 5
@@ -37,7 +37,7 @@ def report_page(report: GapReport) -> str:
         first=first,
         second=second,
         figures=figure_svgs(measured),
-        advice=advise(measured),
+        advice=summarize(measured),
         presets={name: describe_preset(name) for name in measured.spaces},
         extremes=extreme_pairs(measured.collected),
     )

@@ -12,10 +12,8 @@ import pyarrow.compute as pc
 
 from ..corpus.splits import ALL
 from ..errors import StoreError
-from ..store.reader import Store, row_roles
-
-Indices = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from ..store import Store
+from ..store.rows import Indices, Mask, item_keys, match_items, split_mask
 
 MAX_SUBSETS = 50
 
@@ -78,7 +76,7 @@ def pair_rows(store: Store, first: str, second: str, *, split: str | None = None
         StoreError: if a modality or the column is not there, or the column has too many values.
     """
     tables = {name: _columns(store, name, split, by) for name in (first, second)}
-    items = {name: _items(table) for name, table in tables.items()}
+    items = {name: item_keys(table) for name, table in tables.items()}
     notes = []
     if _repeats(items[first]) and not _repeats(items[second]):
         first, second = second, first
@@ -86,12 +84,11 @@ def pair_rows(store: Store, first: str, second: str, *, split: str | None = None
         notes.append(
             f"Several {first} rows belong to one item; the first of them is paired with each {second} row of the item."
         )
-    keep = {name: _kept(tables[name], split) for name in (first, second)}
+    keep = {name: split_mask(tables[name], split) for name in (first, second)}
     known = items[first].filter(pa.array(keep[first]))
     rows = np.flatnonzero(keep[first])
-    found = pc.index_in(items[second], value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
-    found = found.astype(np.int64)
-    matched = (found >= 0) & keep[second] & items[second].is_valid().to_numpy(zero_copy_only=False)
+    found = match_items(known, items[second])
+    matched = (found >= 0) & keep[second]
     owner = np.where(matched, rows[np.maximum(found, 0)] if len(rows) else -1, -1)
     pairing = Pairing(first, second, owner, keep[first], keep[second], notes=notes)
     if by is not None:
@@ -101,7 +98,7 @@ def pair_rows(store: Store, first: str, second: str, *, split: str | None = None
 
 def kept_rows(store: Store, modality: str, split: str | None) -> Mask:
     """The rows of a split, or all: bool (n,)."""
-    return _kept(_columns(store, modality, split, None), split)
+    return split_mask(_columns(store, modality, split, None), split)
 
 
 def _columns(store: Store, modality: str, split: str | None, by: str | None) -> pa.Table:
@@ -117,14 +114,6 @@ def _columns(store: Store, modality: str, split: str | None, by: str | None) -> 
     return pa.Table.from_batches(batches).combine_chunks()
 
 
-def _items(table: pa.Table) -> pa.Array:
-    names = table.schema.names
-    if "image_key" in names:
-        return _flat(table, "image_key")
-    key = _flat(table, "key")
-    return pc.coalesce(_flat(table, "pair_key"), key) if "pair_key" in names else key
-
-
 def _flat(table: pa.Table, name: str) -> pa.Array:
     column = table.column(name)
     array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
@@ -134,12 +123,6 @@ def _flat(table: pa.Table, name: str) -> pa.Array:
 def _repeats(items: pa.Array) -> bool:
     valid = items.drop_null()
     return int(pc.count_distinct(valid).as_py()) < len(valid)
-
-
-def _kept(table: pa.Table, split: str | None) -> Mask:
-    if split in (None, ALL):
-        return np.ones(table.num_rows, dtype=bool)
-    return np.array([role == split for role in row_roles(table)], dtype=bool)
 
 
 def _add_subsets(pairing: Pairing, tables: dict[str, pa.Table], by: str) -> None:

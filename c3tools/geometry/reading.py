@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..io.float16 import to_float32
-from ..store.reader import Store, embedding_matrix
-from .pairing import Indices
+from ..store import Store, embedding_matrix
+from ..store.rows import Indices
 
 Rows = npt.NDArray[np.floating[Any]]
 

@@ -79,7 +79,7 @@ def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[s
         "provenance": {**facts, "split": split or "all", "seed": seed, "c3tools": __version__},
         "notes": measured.notes,
     }
-    return stable(values)  # type: ignore[no-any-return]
+    return to_json_floats(values)  # type: ignore[no-any-return]
 
 
 def single_report(store: Store, found: ModalityMeasures, modality: str, *, split: str | None) -> GapReport:
@@ -100,7 +100,7 @@ def single_report(store: Store, found: ModalityMeasures, modality: str, *, split
         "assumptions": {},
         "provenance": {
             "store": str(store.path),
-            "model": store.info.describe_model(),
+            "model": str(store.info.model),
             "dim": store.info.dim,
             "dtype": store.info.dtype,
             "rows": {modality: found.n},
@@ -109,7 +109,7 @@ def single_report(store: Store, found: ModalityMeasures, modality: str, *, split
         },
         "notes": notes,
     }
-    return GapReport(stable(values), None, {modality: found})
+    return GapReport(to_json_floats(values), None, {modality: found})
 
 
 def comparison_notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
@@ -148,14 +148,14 @@ def modality_values(found: ModalityMeasures) -> dict[str, Any]:
     }
 
 
-def stable(value: Any) -> Any:
+def to_json_floats(value: Any) -> Any:
     """Numbers with 9 significant digits, so that rounding in the last bits does not show; no NaN, no infinity."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): stable(item) for key, item in value.items()}
+        return {str(key): to_json_floats(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [stable(item) for item in value]
+        return [to_json_floats(item) for item in value]
     return value
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
-from .pairing import Indices
+from ..store.rows import Indices
 from .reading import Rows
 
 Array = npt.NDArray[np.float64]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..metrics.retrieval import DEFAULT_KS, pair_ranks
+from ..store.rows import Indices
 from ..transforms import PRESETS, Pipeline, preset
 from .bootstrap import Estimate, Interval, mean_interval
 from .collect import Collected
 from .neighbours import modality_bias, separability, uniformity
-from .pairing import Indices
 from .reading import Rows
 
 RAW = "raw"

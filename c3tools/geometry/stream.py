@@ -19,7 +19,8 @@ import pyarrow as pa
 from ..moments import Moments
 from ..reporter import SilentTracker, Tracker
 from ..store.reader import Store
-from .pairing import Indices, Mask, Pairing
+from ..store.rows import Indices, Mask
+from .pairing import Pairing
 from .reading import Batches, Rows, Window
 
 Array = npt.NDArray[np.float64]
@@ -102,7 +103,7 @@ class PairSums:
 
 
 @dataclass
-class Pass:
+class StreamResult:
     """The result of `stream_pairs`.
 
     Attributes:
@@ -131,7 +132,7 @@ def stream_pairs(
     normalise: bool = False,
     train: Mapping[str, Mask] | None = None,
     tracker: Tracker | None = None,
-) -> Pass:
+) -> StreamResult:
     """Read both modalities once.
 
     Up to 2^25 values everything is computed in float64; beyond, in float32 by batches whose sums are float64.
@@ -155,8 +156,8 @@ def stream_pairs(
     tolerance = UNIT_TOLERANCE[store.info.dtype]
     common = _Common(dim, dtype, normalise, tolerance, tracker or SilentTracker())
     train = train or {}
-    first = _Intake(common, pairing.keep_first, pairing.used, first_sample, train.get(pairing.first))
-    second = _Intake(common, pairing.keep_second, pairing.owner >= 0, second_sample, train.get(pairing.second))
+    first = _RowAccumulator(common, pairing.keep_first, pairing.used, first_sample, train.get(pairing.first))
+    second = _RowAccumulator(common, pairing.keep_second, pairing.owner >= 0, second_sample, train.get(pairing.second))
     sums = _PairAccumulator(pairing, dim) if pairing.pairs else None
     with np.errstate(all="ignore"), ExitStack() as stack:  # NaN and infinity are counted, not warned about
         first_batches = stack.enter_context(Batches(store, pairing.first, dtype))
@@ -173,7 +174,7 @@ def stream_pairs(
             position += len(rows)
         window.finish()
         pair_sums = None if sums is None else sums.result(first.used_sum, second.used_sum)
-    return Pass(
+    return StreamResult(
         checks={pairing.first: first.check, pairing.second: second.check},
         sums=pair_sums,
         first_rows=first.sample,
@@ -194,7 +195,7 @@ def stream_rows(store: Store, modality: str, keep: Mask, *, normalise: bool = Fa
     """
     common = _Common(store.info.dim, np.dtype(np.float32), normalise, UNIT_TOLERANCE[store.info.dtype], SilentTracker())
     nothing = np.zeros(len(keep), dtype=bool)
-    intake = _Intake(common, keep, nothing, np.empty(0, dtype=np.int64), nothing)
+    intake = _RowAccumulator(common, keep, nothing, np.empty(0, dtype=np.int64), nothing)
     with np.errstate(all="ignore"), Batches(store, modality, common.dtype) as batches:
         for keys, rows in batches:
             intake.take(keys, rows)
@@ -210,7 +211,7 @@ class _Common:
     tracker: Tracker
 
 
-class _Intake:
+class _RowAccumulator:
     """Checks the rows of one modality as they pass, and keeps what is asked for."""
 
     def __init__(self, common: _Common, keep: Mask, used: Mask, sample: Indices, train: Mask | None) -> None:
@@ -258,7 +259,7 @@ class _Intake:
         return good
 
 
-def _through(batches: Batches, intake: _Intake) -> Iterator[Rows]:
+def _through(batches: Batches, intake: _RowAccumulator) -> Iterator[Rows]:
     for keys, rows in batches:
         yield intake.take(keys, rows)
 

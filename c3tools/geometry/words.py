@@ -25,7 +25,7 @@ class Advice:
     corrupt: str
 
 
-def advise(measured: Measured) -> Advice:
+def summarize(measured: Measured) -> Advice:
     """Put the numbers into words."""
     return Advice(_summary(measured), _collapse(measured), _corrupt(measured))
 

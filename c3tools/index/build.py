@@ -14,8 +14,7 @@ from ..errors import StoreError
 from ..geometry.neighbours import modality_bias
 from ..io.float16 import to_float32
 from ..reporter import SilentTracker, Tracker
-from ..store import Store, embedding_matrix
-from ..store.reader import row_roles
+from ..store import Store, embedding_matrix, split_mask
 from ..transforms import Pipeline
 from .faiss_index import SHARD_ROWS, Matrix, build_index
 
@@ -123,7 +122,7 @@ class _Source:
         columns: dict[str, list[Any]] = {name: [] for name in names}
         for modality in self.modalities:
             for batch in self.store.batches(modality):
-                kept = batch.filter(pa.array(self._chosen(batch)))
+                kept = batch.filter(pa.array(split_mask(batch, self.split)))
                 columns["key"] += kept.column("key").to_pylist()
                 columns["modality"] += [modality] * len(kept)
                 for name in _SHOWN:
@@ -134,7 +133,7 @@ class _Source:
     def blocks(self) -> Iterator[Matrix]:
         for modality in self.modalities:
             for batch in self.store.batches(modality):
-                x = to_float32(embedding_matrix(batch, self.store.info.dtype))[self._chosen(batch)]
+                x = to_float32(embedding_matrix(batch, self.store.info.dtype))[split_mask(batch, self.split)]
                 if len(x):
                     yield self.pipeline.transform(x, modality=modality)
                 self.tracker.advance(len(batch))
@@ -154,11 +153,6 @@ class _Source:
             if not others:
                 raise
             return next(iter(self.blocks()))[:count]
-
-    def _chosen(self, batch: pa.RecordBatch) -> Any:
-        if self.split in (None, "all"):
-            return np.ones(len(batch), dtype=bool)
-        return np.array([role == self.split for role in row_roles(batch)], dtype=bool)
 
 
 def _bias(store: Store, pipeline: Pipeline, modalities: list[str], seed: int) -> dict[str, dict[str, float]]:

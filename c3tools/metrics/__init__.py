@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from .captions import METRICS, CaptionScores, score_captions
-from .significance import (
-    Comparison,
-    Interval,
-    bootstrap_interval,
-    compare,
-)
+from .significance import Comparison, Interval, bootstrap_interval, compare
 from .tokenizer import tokenize
 
 __all__ = [

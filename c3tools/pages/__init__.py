@@ -41,13 +41,7 @@ Making a page::
 from __future__ import annotations
 
 from . import palette
-from .figures import (
-    close_up,
-    figure_svg,
-    new_figure,
-    save_figure,
-    styled,
-)
+from .figures import close_up, figure_svg, new_figure, save_figure, styled
 from .render import render_page
 
 __all__ = ["close_up", "figure_svg", "new_figure", "palette", "render_page", "save_figure", "styled"]

@@ -5,16 +5,13 @@ from __future__ import annotations
 from .failures import Failure, write_failures
 from .info import StoreInfo
 from .lock import locked
-from .reader import Rows, Store, embedding_matrix
-from .writer import (
-    Shard,
-    create_store,
-    rewrite_failures,
-    write_shard,
-)
+from .reader import Store
+from .rows import Pairs, Rows, embedding_matrix, split_mask
+from .writer import Shard, create_store, rewrite_failures, write_shard
 
 __all__ = [
     "Failure",
+    "Pairs",
     "Rows",
     "Shard",
     "Store",
@@ -23,6 +20,7 @@ __all__ = [
     "embedding_matrix",
     "locked",
     "rewrite_failures",
+    "split_mask",
     "write_failures",
     "write_shard",
 ]

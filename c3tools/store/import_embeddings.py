@@ -11,27 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import StoreError
-from ..executors import (
-    Executor,
-    LocalExecutor,
-    Report,
-    Tasks,
-    Work,
-)
+from ..executors import Executor, LocalExecutor, Report, Tasks, Work
+from ..identity import ModelIdentity
 from ..io.files import remove_leftovers, sha256_of
 from ..io.locations import kind_of, location
 from ..reporter import SilentTracker, Tracker
 from ..transforms.operations import row_norms
 from .failures import Failure, write_failures
-from .importers import (
-    ColumnNames,
-    Modality,
-    pair,
-    read_clip_retrieval,
-    read_pickle,
-    read_table,
-    read_vectors,
-)
+from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
 from .info import StoreInfo
 from .lock import locked
 from .reader import Store
@@ -148,7 +135,7 @@ def import_embeddings(
         "columns": asdict(names or ColumnNames()),
     }
     info = StoreInfo(
-        model={"name": model or UNKNOWN_MODEL},
+        model=ModelIdentity(name=model or UNKNOWN_MODEL),
         dim=next(iter(dims.values())),
         dtype=dtype,
         normalised=normalise,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError, UnreachableError
+from ..identity import ModelIdentity
 from ..io.locations import read_all
 
 FORMAT_VERSION = 1
@@ -30,13 +32,18 @@ class StoreInfo:
         extra: anything else worth keeping (for example where an import came from).
     """
 
-    model: dict[str, Any]
+    model: ModelIdentity
     dim: int
     dtype: str = "float16"
     normalised: bool = True
     preprocessing: dict[str, Any] = field(default_factory=dict)
     precision: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, Mapping):
+            raise ValueError(f"model is {self.model!r}")
+        object.__setattr__(self, "model", ModelIdentity(self.model))
 
     def to_json(self) -> dict[str, Any]:
         """The content of store.json."""
@@ -70,7 +77,6 @@ class StoreInfo:
     def _check(self) -> None:
         """Raise a ValueError if a value makes no sense."""
         sensible = {
-            "model": isinstance(self.model, dict),
             "dim": type(self.dim) is int and 0 < self.dim <= LARGEST_DIM,
             "dtype": self.dtype in ("float16", "float32"),
             "normalised": isinstance(self.normalised, bool),
@@ -105,27 +111,11 @@ class StoreInfo:
                 remedy="The shards repeat it: `c3 verify --repair` writes it anew from them.",
             ) from error
 
-    def describe_model(self) -> str:
-        """The model in words, with the beginning of its weights' hash."""
-        digest = self.model.get("weights_sha256")
-        return f"{self.model.get('name', 'unknown')}" + (f" ({str(digest)[:12]})" if digest else "")
-
-    def require_same_model(self, model: dict[str, Any], *, where: str, what: str) -> None:
-        """Refuse to mix embeddings of two models.
-
-        Args:
-            model: the model identity to compare with.
-            where: what this store info belongs to, for the message.
-            what: what the other model belongs to, for the message.
+    def require_same_model(self, model: Mapping[str, Any], *, where: str, what: str) -> None:
+        """Refuse to mix embeddings of two models: ``where`` names the owner of this one, ``what`` that of ``model``.
 
         Raises:
             StoreError: if weights (or, where there are none, names) differ.
         """
-        key = "weights_sha256" if self.model.get("weights_sha256") and model.get("weights_sha256") else "name"
-        if self.model.get(key) != model.get(key):
-            other = StoreInfo(model, self.dim)
-            raise StoreError(
-                f"{where} was made with {self.describe_model()}, {what} is {other.describe_model()}: "
-                "embeddings of different models cannot be mixed.",
-                remedy="Use the same --model, or another --store.",
-            )
+        remedy = "Use the same --model, or another --store."
+        self.model.require_same(ModelIdentity(model), own=where, theirs=what, error=StoreError, remedy=remedy)

@@ -53,7 +53,7 @@ def mean_rows(store: Store, executor: Executor | None = None) -> list[MeanRow]:
         for split in sorted(groups, key=lambda name: (order.get(name, 3), name)):
             rows.append(_row(modality, split, groups[split], "store"))
         rows.append(_row(modality, "all", Moments.merge_all(groups.values(), store.info.dim), "store"))
-    borrowed, header = store.borrowed_moments()
+    borrowed, header = store.external_moments()
     for modality, moments in borrowed.items():
         rows.append(_row(modality, str(header.get("split", "train")), moments, str(header.get("source", "loaded"))))
     return rows
@@ -100,7 +100,7 @@ def load_means(store: Store, source: str | Path) -> dict[str, Moments]:
     if isinstance(model, dict):
         store.info.require_same_model(model, where=f"The store {store.path}", what=f"the moments file {path}")
     check_dim(store.info, groups, path)
-    write_atomically(store.borrowed_path, lambda temporary: _save_sealed(temporary, groups, header))
+    write_atomically(store.external_path, lambda temporary: _save_sealed(temporary, groups, header))
     return groups
 
 

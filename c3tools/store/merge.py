@@ -16,21 +16,11 @@ from ..io.files import sha256_of, write_atomically
 from ..io.locations import download, kind_of
 from ..reporter import SilentTracker, Tracker
 from .building import new_folder, new_store
-from .checks.keys import (
-    Hashes,
-    contains,
-    key_hashes,
-    repeated,
-)
+from .checks.keys import Hashes, contains, key_hashes, repeated
 from .failures import Failure, write_failures
 from .markers import write_marker
 from .reader import Store, all_parts
-from .rewriting import (
-    intact_shard,
-    not_intact,
-    with_column,
-    write_batches,
-)
+from .rewriting import intact_shard, not_intact, with_column, write_batches
 from .writer import create_store, part_path
 
 _KEY_COLUMNS = ("key", "image_key", "pair_key")
@@ -127,7 +117,7 @@ def merge(
     report.notes += [
         f"Moments that {store.path} took from another corpus were not taken over; `c3 means --load` takes them again."
         for store in stores
-        if kind_of(store.borrowed_path) is not None
+        if kind_of(store.external_path) is not None
     ]
     return report
 

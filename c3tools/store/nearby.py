@@ -18,7 +18,7 @@ DATA = (".parquet", ".moments.safetensors")
 
 
 @contextmanager
-def shard_nearby(store: Store, modality: str, part: int, suffixes: Sequence[str] = DATA) -> Iterator[Store]:
+def local_shard(store: Store, modality: str, part: int, suffixes: Sequence[str] = DATA) -> Iterator[Store]:
     """A store on this machine with these files of one shard, those that are there: the store itself if it is here.
 
     Raises:

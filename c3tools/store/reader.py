@@ -3,62 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..corpus.splits import ALL, split_role
+from ..corpus.splits import ALL
 from ..errors import StoreError, UnreachableError
-from ..executors import Executor
-from ..io.float16 import to_float32
-from ..io.locations import (
-    SMALL_BLOCK,
-    kind_of,
-    location,
-    name_or_file,
-    names_in,
-)
+from ..executors import Executor, Report, Work
+from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
 from ..moments import Moments, load_moments
 from .failures import Failure, read_failures
 from .info import StoreInfo
 from .markers import read_marker
-from .merging import merged_moments
+from .rows import Pairs, Rows, embedding_matrix, split_mask
 from .schema import shard_schema
 from .writer import part_path
 
-BORROWED_FILE = "borrowed-moments.safetensors"
+EXTERNAL_FILE = "borrowed-moments.safetensors"
 _MARKER = re.compile(r"part-(\d{5,9})\.json")
 _TEXT_TYPES = (pa.string(), pa.large_string())
-Matrix = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one modality in memory.
-
-    Attributes:
-        keys: n unique keys.
-        embeddings: float32 (n, d).
-        table: the other columns as an Arrow table of n rows.
-    """
-
-    keys: list[str]
-    embeddings: Matrix
-    table: pa.Table
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.keys)
-
-    def column(self, name: str) -> list[Any]:
-        """One column as a list of n Python values."""
-        return self.table.column(name).to_pylist()  # type: ignore[no-any-return]
+MOST_GROUPS = 32  # what they come to is in memory at once
+SMALLEST_GROUP = 64  # shards
+Splits = dict[str, Moments]
+Group = tuple[str, Sequence[int]]  # modality, and numbers of shards
 
 
 class Store:
@@ -131,20 +102,20 @@ class Store:
         return Moments.merge_all(groups.values(), self.info.dim)
 
     @property
-    def borrowed_path(self) -> Path:
+    def external_path(self) -> Path:
         """Where moments taken from another corpus are kept."""
-        return self.path / BORROWED_FILE
+        return self.path / EXTERNAL_FILE
 
-    def borrowed_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
+    def external_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
         """Moments taken from another corpus by `c3 means --load`, by modality, and what is said of them; else none."""
-        if kind_of(self.borrowed_path) is None:
+        if kind_of(self.external_path) is None:
             return {}, {}
-        groups, header = load_moments(self.borrowed_path)
+        groups, header = load_moments(self.external_path)
         return groups, {name: value for name, value in header.items() if name != "seal"}
 
     def fitting_moments(self, modality: str, split: str = "train", executor: Executor | None = None) -> Moments:
         """The moments that transforms are fitted on: those taken from another corpus, else those of ``split``."""
-        borrowed, _ = self.borrowed_moments()
+        borrowed, _ = self.external_moments()
         return borrowed[modality] if modality in borrowed else self.moments(modality, split, executor)
 
     def moments_by_split(self, modality: str, executor: Executor | None = None) -> dict[str, Moments]:
@@ -224,24 +195,31 @@ class Store:
             raise ValueError(f"its keys are {schema.field('key').type}, not text")
 
     def load(self, modality: str, split: str | None = None) -> Rows:
-        """All rows of ``modality`` (of ``split``, or of all splits) in memory, embeddings as float32.
+        """Return all rows of ``modality`` (of ``split``, or of all splits) in memory, embeddings as float32.
 
         Raises:
             StoreError: if the modality is not there or a shard cannot be read.
         """
         batches, matrices = [], []
         for batch in self.batches(modality):
-            matrix = embedding_matrix(batch)
-            rest = batch.drop_columns(["embedding"])
+            matrix, rest = embedding_matrix(batch), batch.drop_columns(["embedding"])
             if split not in (None, ALL):
-                chosen = np.array([role == split for role in row_roles(rest)], dtype=bool)
+                chosen = split_mask(rest, split)
                 matrix, rest = matrix[chosen], rest.filter(pa.array(chosen))
             batches.append(rest)
             matrices.append(matrix)
         if not batches:
             raise StoreError(f"The modality {modality!r} of the store {self.path} has no rows.")
         table = pa.Table.from_batches(batches).replace_schema_metadata(None)
-        return Rows(table.column("key").to_pylist(), np.concatenate(matrices), table)
+        return Rows(modality, table.column("key").to_pylist(), np.concatenate(matrices), table)
+
+    def pairs(self, first: str = "image", second: str = "text", *, split: str | None = None) -> Pairs:
+        """Return the rows of two modalities (of ``split``, or of all splits) and which of them belong together.
+
+        Raises:
+            StoreError: if a modality is not there or a shard cannot be read.
+        """
+        return Pairs.match(self.load(first, split), self.load(second, split))
 
     def require(self, modality: str) -> None:
         """Raise a StoreError that names what is there if ``modality`` is not."""
@@ -265,27 +243,47 @@ def all_parts(store: Store) -> Iterator[tuple[str, int]]:
             yield modality, part
 
 
-def embedding_matrix(batch: pa.RecordBatch | pa.Table, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """The ``embedding`` column as a matrix (n, d) of ``dtype``."""
-    column = batch.column("embedding")
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if column.null_count:
-        raise StoreError(f"{column.null_count:,} rows have no embedding.", remedy="Check the store with `c3 verify`.")
-    flat = column.flatten()
-    # a view of the buffer: Array.to_numpy would import pandas where it is installed
-    values = np.frombuffer(flat.buffers()[1], dtype=flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]
-    matrix = values.reshape(-1, column.type.list_size)
-    if matrix.dtype == np.float16 and np.dtype(dtype) == np.float32:
-        return to_float32(matrix)
-    return matrix.astype(dtype, copy=False)
+class MergeWork(Work[Group, Splits]):
+    """Merging the shards of a group, by split."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def run(self, tasks: Iterable[Group], report: Report) -> Iterator[Splits]:
+        """See `Work.run`."""
+        for modality, parts in tasks:
+            yield merge_splits(self._store.shard_moments(modality, part) for part in parts)
+
+    def name(self, task: Group) -> str:
+        """Such as ``the moments of text shards 0 to 63``."""
+        return f"the moments of {task[0]} shards {task[1][0]} to {task[1][-1]}"
 
 
-def row_roles(batch: pa.RecordBatch | pa.Table) -> list[str]:
-    """The split of each row: as the corpus says, else by a stable hash of the image's key (or its own)."""
-    names = batch.schema.names
-    keys = batch.column("key").to_pylist()
-    splits = batch.column("split").to_pylist() if "split" in names else [None] * len(keys)
-    owner_column = next((name for name in ("image_key", "pair_key") if name in names), None)
-    owners = batch.column(owner_column).to_pylist() if owner_column else [None] * len(keys)
-    return [split_role(split, owner or key) for split, owner, key in zip(splits, owners, keys, strict=True)]
+def merged_moments(store: Store, modality: str, executor: Executor | None = None) -> Splits:
+    """Moments of all rows of a modality, by split.
+
+    Args:
+        store: is read shard by shard.
+        modality: one that is there.
+        executor: merges groups of shards; None for this process, with one group in memory.
+    """
+    parts = store.parts(modality)
+    size = max(SMALLEST_GROUP, -(-len(parts) // MOST_GROUPS))
+    groups = [(modality, parts[start : start + size]) for start in range(0, len(parts), size)]
+    work = MergeWork(store)
+    return merge_splits(
+        work.run(groups, _tell_nobody) if executor is None else executor.run(work, groups, _tell_nobody)
+    )
+
+
+def merge_splits(parts: Iterable[Splits]) -> Splits:
+    """Moments by split, merged one after another."""
+    total: Splits = {}
+    for part in parts:
+        for name, moments in part.items():
+            total[name] = total[name].merge(moments) if name in total else moments
+    return total
+
+
+def _tell_nobody(done: int, failed: int) -> None:
+    """Merging takes too short to be shown."""

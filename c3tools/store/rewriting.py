@@ -15,8 +15,9 @@ from ..moments import Moments, save_moments
 from .failures import Failure
 from .info import StoreInfo
 from .markers import write_marker
-from .nearby import shard_nearby
-from .reader import Store, embedding_matrix, row_roles
+from .nearby import local_shard
+from .reader import Store
+from .rows import embedding_matrix, row_splits
 from .schema import ROW_GROUP_ROWS, parquet_writer, shard_schema
 from .writer import part_path
 
@@ -76,7 +77,7 @@ def intact_shard(store: Store, modality: str, part: int) -> Iterator[Store]:
         StoreError: if the file is missing or its checksum differs: damage is not copied on.
     """
     marker = store.marker(modality, part)
-    with shard_nearby(store, modality, part, (".parquet",)) as nearby:
+    with local_shard(store, modality, part, (".parquet",)) as nearby:
         path = part_path(nearby.path, modality, part, ".parquet")
         if not path.is_file() or sha256_of(path) != marker["sha256"].get(path.name):
             raise not_intact(store, part_path(store.path, modality, part, ".parquet"))
@@ -112,7 +113,7 @@ def with_column(batch: pa.RecordBatch, name: str, values: Sequence[str | None]) 
 
 def add_rows(groups: dict[str, Moments], batch: pa.RecordBatch) -> None:
     """Count the rows of a batch into the moments of their splits, ``groups``."""
-    matrix, roles = embedding_matrix(batch), np.array(row_roles(batch), dtype=object)
+    matrix, roles = embedding_matrix(batch), np.array(row_splits(batch), dtype=object)
     for role in sorted(set(roles)):
         moments = Moments.from_rows(matrix[roles == role])
         groups[role] = groups[role].merge(moments) if role in groups else moments

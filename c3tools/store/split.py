@@ -12,12 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..corpus.splits import (
-    HASH_FRACTIONS,
-    SALT,
-    hashed_split,
-    split_role,
-)
+from ..corpus.splits import HASH_FRACTIONS, SALT, hashed_split, split_of
 from ..errors import StoreError
 from ..reporter import SilentTracker, Tracker
 from ..seeds import stable_fraction
@@ -162,7 +157,7 @@ def _resplit(
         own = [image or mine for image, mine in zip(images.look_up(deciding), own, strict=True)]
     report.unnamed += sum(value is None for value in own)
     after = [value or old for value, old in zip(own, before, strict=True)]
-    counts.update(split_role(value, key) for value, key in zip(after, deciding, strict=True))
+    counts.update(split_of(value, key) for value, key in zip(after, deciding, strict=True))
     return with_column(batch, "split", after)
 
 

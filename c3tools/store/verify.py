@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
-from ..io.files import (
-    remove_leftovers,
-    sha256_of,
-    write_atomically,
-    write_json_atomically,
-)
+from ..io.files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
 from ..io.locations import location, names_in, remove
 from ..moments import save_moments
 from ..reporter import SilentTracker, Tracker

@@ -10,19 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..corpus.splits import split_role
 from ..errors import StoreError
-from ..io.files import (
-    remove_leftovers,
-    sha256_of,
-    write_atomically,
-    write_json_atomically,
-)
+from ..io.files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
 from ..io.locations import kind_of, names_in
 from ..moments import Moments, save_moments
 from .failures import Failure
 from .info import INFO_FILE, StoreInfo
 from .markers import read_marker, write_marker
+from .rows import splits_of
 from .schema import shard_table, write_parquet
 
 
@@ -113,12 +108,9 @@ def rewrite_failures(store: Path, modality: str, index: int, failures: Iterable[
 def _moments_by_split(
     embeddings: npt.NDArray[np.floating[Any]], columns: dict[str, list[Any]], dim: int
 ) -> dict[str, Moments]:
-    n = len(embeddings)
-    owners = columns.get("image_key") or columns.get("pair_key") or [None] * n
-    splits = columns.get("split") or [None] * n
-    roles = [split_role(split, owner or key) for split, owner, key in zip(splits, owners, columns["key"], strict=True)]
+    splits = splits_of(columns["key"], columns.get("image_key") or columns.get("pair_key"), columns.get("split"))
     groups: dict[str, Moments] = {}
-    for role in sorted(set(roles)):
-        chosen = np.fromiter((r == role for r in roles), dtype=bool, count=n)
+    for role in sorted(set(splits)):
+        chosen = np.fromiter((own == role for own in splits), dtype=bool, count=len(splits))
         groups[role] = Moments.from_rows(embeddings[chosen])
     return groups or {"train": Moments.empty(dim)}

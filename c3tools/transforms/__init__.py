@@ -6,27 +6,9 @@ fitted pipeline as a step of its own.
 
 from __future__ import annotations
 
-from .centring import (
-    Collapse,
-    GapShift,
-    Normalize,
-    ProjectOutGap,
-    Standardize,
-    Whiten,
-)
-from .mapping import (
-    MemoryProjection,
-    Procrustes,
-    ReAlign,
-    RidgeMap,
-)
-from .noise import (
-    PUBLISHED_SIGMA,
-    AdaptiveNoise,
-    CovarianceNoise,
-    GaussianNoise,
-    SpanNoise,
-)
+from .centring import Collapse, GapShift, Normalize, ProjectOutGap, Standardize, Whiten
+from .mapping import MemoryProjection, Procrustes, ReAlign, RidgeMap
+from .noise import PUBLISHED_SIGMA, AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
 from .pipeline import STEPS, OrderWarning, Pipeline
 from .presets import PRESETS, preset
 from .steps import Step

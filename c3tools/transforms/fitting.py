@@ -10,8 +10,7 @@ import numpy as np
 from ..errors import TransformError
 from ..executors import Executor
 from ..moments import Moments
-from ..store import Store, embedding_matrix
-from ..store.reader import row_roles
+from ..store import Store, embedding_matrix, split_mask
 from . import operations
 from .operations import Rows
 from .pipeline import Pipeline
@@ -38,7 +37,7 @@ def fit_on_store(
         StoreError: if the store cannot be read.
         TransformError: if what a step needs is not in the store.
     """
-    borrowed, _ = store.borrowed_moments()
+    borrowed, _ = store.external_moments()
     modalities = dict.fromkeys([*store.modalities, *borrowed])
     moments = {modality: fit_moments(store, modality, split, executor) for modality in modalities}
     rows: dict[str, Rows] = {}
@@ -80,11 +79,11 @@ def fit_moments(store: Store, modality: str, split: str, executor: Executor | No
     Moments taken from another corpus (`c3 means --load`) come first. A store of normalised embeddings has its own;
     for another, the rows are read once, in blocks.
     """
-    if store.info.normalised or modality in store.borrowed_moments()[0]:
+    if store.info.normalised or modality in store.external_moments()[0]:
         return store.fitting_moments(modality, split, executor)
     total = Moments.empty(store.info.dim)
     for batch in store.batches(modality):
-        chosen = np.array([role == split for role in row_roles(batch)], dtype=bool)
+        chosen = split_mask(batch, split)
         block = embedding_matrix(batch)[chosen]
         if len(block):
             total = total.merge(Moments.from_rows(operations.apply(operations.Unit(), block)))
@@ -115,7 +114,7 @@ def _first_rows(store: Store, modality: str, split: str, max_rows: int) -> tuple
     keys: list[str] = []
     blocks: list[Rows] = [np.empty((0, store.info.dim), np.float32)]
     for batch in store.batches(modality):
-        chosen = np.array([role == split for role in row_roles(batch)], dtype=bool)
+        chosen = split_mask(batch, split)
         block = embedding_matrix(batch)[chosen][: max_rows - len(keys)]
         keys += [key for key, take in zip(batch.column("key").to_pylist(), chosen, strict=True) if take][: len(block)]
         blocks.append(block)

@@ -9,14 +9,7 @@ import numpy as np
 
 from ..errors import TransformError
 from .memory import Search, memory_search
-from .operations import (
-    Affine,
-    Array,
-    Operation,
-    Recall,
-    Rows,
-    Unit,
-)
+from .operations import Affine, Array, MemoryAttention, Operation, Rows, Unit
 from .steps import FitData, Step
 
 
@@ -185,7 +178,7 @@ class MemoryProjection(Step):
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Attention over the memory."""
         memory: Rows = self.state["memory"]  # type: ignore[assignment]
-        return (Recall(memory, self.tau, self.neighbours, self._searching(memory)),)
+        return (MemoryAttention(memory, self.tau, self.neighbours, self._searching(memory)),)
 
     def _searching(self, memory: Rows) -> Search | None:
         if self.index is None:

@@ -76,7 +76,7 @@ class MixNoise:
 
 
 @dataclass(frozen=True, eq=False)
-class Recall:
+class MemoryAttention:
     """The softmax(x . m_i / tau)-weighted mean of the memory rows m_i; tau = 0 takes the nearest one.
 
     Attributes:
@@ -92,7 +92,7 @@ class Recall:
     search: Search | None = None
 
 
-Operation = Unit | Affine | Noise | MixNoise | Recall
+Operation = Unit | Affine | Noise | MixNoise | MemoryAttention
 
 
 def apply(operation: Operation, x: Rows, noise: Rows | None = None) -> Rows:
@@ -120,7 +120,7 @@ def apply(operation: Operation, x: Rows, noise: Rows | None = None) -> Rows:
             x *= np.float32(1 - operation.mix)
             x += noise
             return x
-        case Recall():
+        case MemoryAttention():
             return _recall(operation, x)
         case _:
             raise ValueError(f"{type(operation).__name__} needs noise")
@@ -160,7 +160,7 @@ def _affine(operation: Affine, x: Rows) -> Rows:
     return x
 
 
-def _recall(operation: Recall, x: Rows) -> Rows:
+def _recall(operation: MemoryAttention, x: Rows) -> Rows:
     memory = operation.memory
     if operation.search is not None:
         count = 1 if operation.tau == 0 else min(operation.neighbours or 1, len(memory))

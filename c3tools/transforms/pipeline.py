@@ -18,30 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
+from ..identity import ModelIdentity
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
-from .centring import (
-    Collapse,
-    GapShift,
-    Normalize,
-    ProjectOutGap,
-    Standardize,
-    Whiten,
-)
+from .centring import Collapse, GapShift, Normalize, ProjectOutGap, Standardize, Whiten
 from .checks import order_findings
-from .mapping import (
-    MemoryProjection,
-    Procrustes,
-    ReAlign,
-    RidgeMap,
-)
-from .noise import (
-    AdaptiveNoise,
-    CovarianceNoise,
-    GaussianNoise,
-    SpanNoise,
-)
+from .mapping import MemoryProjection, Procrustes, ReAlign, RidgeMap
+from .noise import AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
 from .operations import Affine, Rows, Unit
 from .steps import FitData, Step, registry
 
@@ -226,16 +210,13 @@ class Pipeline:
         Raises:
             TransformError: with both identities.
         """
-        own = self.provenance.get("model")
-        if not own or not model:
-            return
-        key = "weights_sha256" if own.get("weights_sha256") and model.get("weights_sha256") else "name"
-        if own.get(key) != model.get(key):
-            raise TransformError(
-                f"The pipeline {self.name!r} was fitted for the model {own.get('name')} ({key} {own.get(key)}); "
-                f"these embeddings are of {model.get('name')} ({model.get(key)}).",
-                remedy="Fit the pipeline again on a store of this model.",
-            )
+        ModelIdentity(self.provenance.get("model") or {}).require_same(
+            ModelIdentity(model or {}),
+            own=f"The pipeline {self.name!r}",
+            theirs="these embeddings",
+            error=TransformError,
+            remedy="Fit the pipeline again on a store of this model.",
+        )
 
     def save(self, directory: str | Path) -> Path:
         """Write ``transform.json`` and ``transform.safetensors`` to ``directory``; returns the directory.

@@ -6,27 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import TransformError
-from .centring import (
-    Collapse,
-    GapShift,
-    Normalize,
-    ProjectOutGap,
-    Standardize,
-    Whiten,
-)
-from .mapping import (
-    MemoryProjection,
-    Procrustes,
-    ReAlign,
-    RidgeMap,
-)
-from .noise import (
-    PUBLISHED_SIGMA,
-    AdaptiveNoise,
-    CovarianceNoise,
-    GaussianNoise,
-    SpanNoise,
-)
+from .centring import Collapse, GapShift, Normalize, ProjectOutGap, Standardize, Whiten
+from .mapping import MemoryProjection, Procrustes, ReAlign, RidgeMap
+from .noise import PUBLISHED_SIGMA, AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
 from .pipeline import Pipeline
 from .steps import Step
 

@@ -15,14 +15,7 @@ from torch.utils.data import Dataset
 
 from ..errors import TransformError
 from ..seeds import keyed_normal
-from .operations import (
-    Affine,
-    MixNoise,
-    Noise,
-    Recall,
-    Rows,
-    Unit,
-)
+from .operations import Affine, MemoryAttention, MixNoise, Noise, Rows, Unit
 from .pipeline import Pipeline
 
 _BUFFERS = ("centre", "scale", "matrix", "offset", "memory")
@@ -122,7 +115,7 @@ class TransformModule(nn.Module):
                 direction = noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True)
                 mixed: Tensor = (1 - operation.mix) * x + operation.mix * size * direction
                 return mixed
-            case Recall() if memory is not None:
+            case MemoryAttention() if memory is not None:
                 scores = x @ memory.T  # (n, m)
                 if operation.tau == 0:
                     return memory[scores.argmax(dim=1)]

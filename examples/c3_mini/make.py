@@ -30,15 +30,7 @@ from corpora import Corpora, Rows, read_corpora
 from features import image_features, image_tower, text_features
 from safetensors.torch import load_file, save_file
 from start_model import CONFIG, PREPROCESS
-from student import (
-    Student,
-    StudentSettings,
-    Vocabulary,
-    teach_images,
-    teach_texts,
-    text_inputs,
-    tune_image_tower,
-)
+from student import Student, StudentSettings, Vocabulary, teach_images, teach_texts, text_inputs, tune_image_tower
 from teacher import Teacher, TeacherSettings, train_teacher
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 
 from c3tools import devices
-from c3tools.captioning import (
-    Captioner,
-    GenerationConfig,
-    TrainingConfig,
-    fit_captioner,
-)
+from c3tools.captioning import Captioner, GenerationConfig, TrainingConfig, fit_captioner
 from c3tools.errors import DecoderError
 from c3tools.transforms import preset
 

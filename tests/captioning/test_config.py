@@ -2,13 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from c3tools.captioning import (
-    SIZES,
-    LanguageModelSize,
-    Size,
-    TrainingConfig,
-    size,
-)
+from c3tools.captioning import SIZES, LanguageModelSize, Size, TrainingConfig, size
 from c3tools.errors import DecoderError
 
 

@@ -11,15 +11,7 @@ import torch
 from torch import nn
 
 from c3tools import devices
-from c3tools.captioning import (
-    SIZES,
-    Captioner,
-    GenerationConfig,
-    LanguageModelSize,
-    fit_captioner,
-    generate,
-    size,
-)
+from c3tools.captioning import SIZES, Captioner, GenerationConfig, LanguageModelSize, fit_captioner, generate, size
 from c3tools.errors import DecoderError, MissingExtraError
 from c3tools.transforms import preset
 

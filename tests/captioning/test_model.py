@@ -7,13 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3tools.captioning import (
-    SIZES,
-    CaptionDecoder,
-    DecoderConfig,
-    Size,
-    size,
-)
+from c3tools.captioning import SIZES, CaptionDecoder, DecoderConfig, Size, size
 from c3tools.captioning.model import KeyValueCache
 from c3tools.errors import DecoderError
 

@@ -8,12 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from c3tools import devices
-from c3tools.captioning import (
-    Captioner,
-    RunFolder,
-    TrainingConfig,
-    fit_captioner,
-)
+from c3tools.captioning import Captioner, RunFolder, TrainingConfig, fit_captioner
 from c3tools.transforms import preset
 
 from .conftest import World, make_world

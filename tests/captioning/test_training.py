@@ -10,15 +10,7 @@ import pytest
 import torch
 
 from c3tools import devices
-from c3tools.captioning import (
-    SIZES,
-    CaptionDecoder,
-    CaptionRows,
-    DecoderConfig,
-    Trainer,
-    TrainingConfig,
-    fit_captioner,
-)
+from c3tools.captioning import SIZES, CaptionDecoder, CaptionRows, DecoderConfig, Trainer, TrainingConfig, fit_captioner
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.captioning.training import CaptionSet, schedule
 from c3tools.errors import DecoderError

@@ -6,13 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from c3tools.store import (
-    Shard,
-    Store,
-    StoreInfo,
-    create_store,
-    write_shard,
-)
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 
 from ..captioning.conftest import DIM, World, make_world
 

@@ -7,12 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from c3tools.store import (
-    Shard,
-    StoreInfo,
-    create_store,
-    write_shard,
-)
+from c3tools.store import Shard, StoreInfo, create_store, write_shard
 
 DIM = 16
 MODEL = {"name": "synthetic", "weights_sha256": "0" * 64}

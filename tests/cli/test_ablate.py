@@ -12,14 +12,7 @@ from typer.testing import Result
 
 from c3tools import devices
 from c3tools.ablation.cells import TableSettings, store_data
-from c3tools.ablation.run import (
-    METHODS,
-    AblationData,
-    AblationRun,
-    _fitted,
-    _pseudo_pairs,
-    run_ablation,
-)
+from c3tools.ablation.run import METHODS, AblationData, AblationRun, _fitted, _pseudo_pairs, run_ablation
 from c3tools.ablation.table import markdown_table, order_notes, table_rows
 from c3tools.captioning import SIZES, GenerationConfig, size
 from c3tools.errors import DecoderError
@@ -331,12 +324,7 @@ def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple
 
 
 def test_one_caption_only_is_too_few_for_a_table(c3: C3, tmp_path: Path) -> None:
-    from c3tools.store import (
-        Shard,
-        StoreInfo,
-        create_store,
-        write_shard,
-    )
+    from c3tools.store import Shard, StoreInfo, create_store, write_shard
 
     info = StoreInfo({"name": "toy"}, 4, dtype="float32")
     create_store(tmp_path / "c3-store", info)

@@ -9,13 +9,7 @@ import pytest
 from typer.testing import Result
 
 from c3tools import devices
-from c3tools.captioning import (
-    Captioner,
-    CaptionRows,
-    GenerationConfig,
-    TrainingConfig,
-    fit_captioner,
-)
+from c3tools.captioning import Captioner, CaptionRows, GenerationConfig, TrainingConfig, fit_captioner
 from c3tools.captioning.images import find
 from c3tools.encoders import Encoder
 from c3tools.moments import Moments

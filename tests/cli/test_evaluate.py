@@ -10,13 +10,7 @@ from typer.testing import Result
 
 from c3tools.captioning import Captioner
 from c3tools.metrics import score_captions
-from c3tools.store import (
-    Shard,
-    Store,
-    StoreInfo,
-    create_store,
-    write_shard,
-)
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 
 from .captions_store import TOY, make_captions_store
 
@@ -101,9 +95,10 @@ def test_captions_without_references_are_listed(c3: C3, store: Store, tmp_path: 
 
 def test_a_store_of_another_model_is_refused_with_both_names(c3: C3, store: Store, tmp_path: Path) -> None:
     train(c3)
+    same = "toy-model (111111111111)"
     for name, changes, message in (
-        ("other", {"weights_sha256": "2" * 64, "name": "other-model"}, "embeddings of toy-model (111111111111); these"),
-        ("wider", {}, "trained on embeddings of 32 dimensions (toy-model (111111111111)); these have 5"),
+        ("other", {"weights_sha256": "2" * 64, "name": "other-model"}, f"of the model {same}, these embeddings of"),
+        ("wider", {}, f"trained on embeddings of 32 dimensions ({same}); these have 5"),
     ):
         dim = 32 if changes else 5
         info = StoreInfo({**TOY, **changes}, dim, dtype="float32")

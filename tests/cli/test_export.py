@@ -19,7 +19,7 @@ import c3tools.export.parts as job
 from c3tools import Pipeline, Store
 from c3tools.moments import Moments
 from c3tools.seeds import keyed_normal
-from c3tools.store.reader import embedding_matrix
+from c3tools.store.rows import embedding_matrix
 
 from .synthetic import make_store, make_vectors, unit
 
@@ -274,7 +274,7 @@ def test_borrowed_means_come_first(here: Path) -> None:
 
     store = Store.open("c3-store")
     other = Moments.from_rows(unit(np.random.default_rng(9).normal(size=(50, 16)) + 1))
-    save_moments(store.borrowed_path, {"image": other}, {"split": "train"})
+    save_moments(store.external_path, {"image": other}, {"split": "train"})
     pipeline = fit_on_store(preset("c3"), store)
     np.testing.assert_allclose(pipeline.steps[1].state["mean/image"], other.mean)
     np.testing.assert_allclose(pipeline.steps[1].state["mean/text"], store.moments("text", "train").mean)

@@ -9,12 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from c3tools.store import (
-    Shard,
-    StoreInfo,
-    create_store,
-    write_shard,
-)
+from c3tools.store import Shard, StoreInfo, create_store, write_shard
 from tests.conftest import make_store, unit_rows
 from tests.geometry.spaces import paper_model, unit
 

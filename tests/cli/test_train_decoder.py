@@ -191,12 +191,7 @@ def test_pairs_are_drawn_by_the_seed_and_more_hold_fewer() -> None:
 
 
 def test_pairs_that_cannot_be_are_refused(c3: C3, tmp_path: Path) -> None:
-    from c3tools.store import (
-        Shard,
-        StoreInfo,
-        create_store,
-        write_shard,
-    )
+    from c3tools.store import Shard, StoreInfo, create_store, write_shard
 
     store, world = make_captions_store(tmp_path / "c3-store")
     assert c3("train-decoder", "--sigma", "0.05", *QUICK).exit_code == 0
@@ -280,12 +275,7 @@ def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple
 
 
 def write_texts(path: Path, captions: list[str]) -> None:
-    from c3tools.store import (
-        Shard,
-        StoreInfo,
-        create_store,
-        write_shard,
-    )
+    from c3tools.store import Shard, StoreInfo, create_store, write_shard
 
     info = StoreInfo(dict(TOY), 8, dtype="float32")
     create_store(path, info)
@@ -315,12 +305,7 @@ def test_a_corpus_without_a_single_word_is_refused(c3: C3, tmp_path: Path) -> No
 
 
 def test_one_caption_alone_is_too_few(c3: C3, tmp_path: Path) -> None:
-    from c3tools.store import (
-        Shard,
-        StoreInfo,
-        create_store,
-        write_shard,
-    )
+    from c3tools.store import Shard, StoreInfo, create_store, write_shard
 
     info = StoreInfo(dict(TOY), 4, dtype="float32")
     create_store(tmp_path / "c3-store", info)

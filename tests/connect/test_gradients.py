@@ -13,13 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from c3tools.connect import (
-    ContrastiveLoss,
-    LogitScale,
-    TwoTowers,
-    contrastive_backward,
-    same_items,
-)
+from c3tools.connect import ContrastiveLoss, LogitScale, TwoTowers, contrastive_backward, same_items
 from c3tools.devices import Compute
 
 CPU = Compute(torch.device("cpu"), "fp32")

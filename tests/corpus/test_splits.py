@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools.corpus import hashed_split, split_role
+from c3tools.corpus import hashed_split, split_of
 from c3tools.corpus.images import assign_keys
 
 
@@ -14,13 +14,13 @@ from c3tools.corpus.images import assign_keys
      ("dev", "val"), ("TEST", "test"), ("unused", "unused")],
 )  # fmt: skip
 def test_names_of_splits(said: str, role: str) -> None:
-    assert split_role(said, "any") == role
+    assert split_of(said, "any") == role
 
 
 def test_without_a_split_the_key_decides_and_always_the_same() -> None:
     # written down once: a change here would move the rows of every store without splits
     assert [hashed_split(f"photo{i}") for i in range(12)].count("train") >= 6
-    assert split_role(None, "photo1") == split_role("", "photo1") == hashed_split("photo1")
+    assert split_of(None, "photo1") == split_of("", "photo1") == hashed_split("photo1")
     shares = [hashed_split(str(i)) for i in range(20_000)]
     assert shares.count("train") / 20_000 == pytest.approx(0.8, abs=0.01)
     assert shares.count("val") / 20_000 == pytest.approx(0.1, abs=0.01)

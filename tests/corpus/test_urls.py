@@ -9,22 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools.corpus import (
-    Corpus,
-    PlaceReader,
-    places,
-    read_corpus,
-)
+from c3tools.corpus import Corpus, PlaceReader, places, read_corpus
 from c3tools.errors import C3Error, CorpusError, MissingExtraError
 from c3tools.io import locations
 from c3tools.io.locations import location, open_binary, retrying
 from c3tools.io.patterns import expand_braces
-from tests.corpus.packing import (
-    photos_of,
-    webdataset,
-    write_hf_parquet,
-    write_tar,
-)
+from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
 from tests.servers import Faults, web_server
 
 pytest.importorskip("upath", reason="the extra url is not installed")

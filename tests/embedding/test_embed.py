@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c3tools.corpus import (
-    Corpus,
-    ImageItem,
-    TextItem,
-    read_corpus,
-)
+from c3tools.corpus import Corpus, ImageItem, TextItem, read_corpus
 from c3tools.embedding import EmbedOptions, embed
 from c3tools.embedding import shards as shards_module
 from c3tools.embedding.plan import plan_modality

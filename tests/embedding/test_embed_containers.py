@@ -20,12 +20,7 @@ from c3tools.errors import C3Error
 from c3tools.store import Store
 from c3tools.store.verify import verify
 from tests.conftest import copy_photos
-from tests.corpus.packing import (
-    photos_of,
-    webdataset,
-    write_hf_parquet,
-    write_tar,
-)
+from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
 from tests.embedding.test_embed import files
 
 OPTIONS = EmbedOptions(shard_size=5, workers=2, batch_size=2)

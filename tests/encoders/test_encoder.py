@@ -12,12 +12,7 @@ import torch
 from c3tools import devices
 from c3tools.assets.paths import C3_MINI, PHOTOS
 from c3tools.devices import Compute, pick
-from c3tools.encoders import (
-    ModelName,
-    load_encoder,
-    load_recorded_encoder,
-    open_image,
-)
+from c3tools.encoders import ModelName, load_encoder, load_recorded_encoder, open_image
 from c3tools.encoders.loading import agreement, weights_sha256
 from c3tools.errors import C3Error, EncoderError
 

@@ -11,7 +11,7 @@ import pytest
 from c3tools.cli import app
 from typer.testing import CliRunner
 
-from c3tools.store.reader import embedding_matrix
+from c3tools.store.rows import embedding_matrix
 from tests.cli.synthetic import make_store
 
 FOLDER = Path(__file__).parents[2] / "examples" / "interop"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from c3tools.errors import C3Error, MissingExtraError, UnreachableError
-from c3tools.executors import Place, open_executor
+from c3tools.executors import WorkerResources, open_executor
 from c3tools.executors import ray as on_ray
 from c3tools.executors.ray import RayExecutor
 from tests.executors.works import Squares
@@ -50,7 +50,7 @@ def test_another_kind_of_server(outside, tmp_path: Path) -> None:
 
 def test_a_machine_without_the_folder_says_so(tmp_path: Path) -> None:
     work = Squares(tmp_path)
-    said = on_ray._Process(Place("cpu", 1)).run(work, 2, False, str(tmp_path / "nowhere"))
+    said = on_ray._Process(WorkerResources("cpu", 1)).run(work, 2, False, str(tmp_path / "nowhere"))
     assert said.kind == "refused"
     assert re.search(rf"The machine .* has no folder {tmp_path}/nowhere \(No such file", said.text)
     assert "all machines of the cluster share" in str(said.remedy)

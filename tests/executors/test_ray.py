@@ -14,7 +14,7 @@ from c3tools.embedding import run as run_module
 from c3tools.embedding import shards as shards_module
 from c3tools.errors import C3Error
 from c3tools.executors import ray as on_ray
-from c3tools.executors.ray import Room, room
+from c3tools.executors.ray import WorkerAllocation, room
 from c3tools.store import Store
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
@@ -156,12 +156,12 @@ def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict:
 @pytest.mark.parametrize(
     ("nodes", "processes", "cores", "gpu", "expected"),
     [
-        ([machine(8), machine(4)], None, None, False, Room(3, 4)),
-        ([machine(8), machine(4)], None, 1, False, Room(12, 1)),
-        ([machine(8), machine(4, alive=False)], 2, None, False, Room(2, 4)),
-        ([machine(2)], 4, None, False, Room(4, 0.5)),
-        ([machine(96, 8), machine(32, 4), machine(64)], None, None, True, Room(12, 8)),
-        ([machine(96, 8)], 2, None, True, Room(2, 12)),
+        ([machine(8), machine(4)], None, None, False, WorkerAllocation(3, 4)),
+        ([machine(8), machine(4)], None, 1, False, WorkerAllocation(12, 1)),
+        ([machine(8), machine(4, alive=False)], 2, None, False, WorkerAllocation(2, 4)),
+        ([machine(2)], 4, None, False, WorkerAllocation(4, 0.5)),
+        ([machine(96, 8), machine(32, 4), machine(64)], None, None, True, WorkerAllocation(12, 8)),
+        ([machine(96, 8)], 2, None, True, WorkerAllocation(2, 12)),
     ],
 )
 def test_workers_that_fit(nodes, processes, cores, gpu, expected) -> None:

@@ -17,7 +17,7 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import EmbedOptions, embed
 from c3tools.executors import LocalExecutor
 from c3tools.export.store import ExportSettings, export_store
-from c3tools.store import Store, merging
+from c3tools.store import Store, reader
 from c3tools.store import import_embeddings as import_module
 from c3tools.store.import_embeddings import import_embeddings
 from c3tools.store.means import mean_rows, save_means
@@ -88,7 +88,7 @@ def test_imports(cluster, tmp_path: Path, monkeypatch) -> None:
 
 def test_moments(cluster, store: Store, tmp_path: Path, monkeypatch) -> None:
     plain = store.moments_by_split("text")
-    monkeypatch.setattr(merging, "SMALLEST_GROUP", 2)
+    monkeypatch.setattr(reader, "SMALLEST_GROUP", 2)
     results = [store.moments_by_split("text", where) for where in (None, LocalExecutor(threads=2), cluster)]
     for groups in results:
         assert list(groups) == list(plain)
@@ -114,7 +114,7 @@ def test_many_shards_are_merged_in_groups_of_bounded_number() -> None:
             return []
 
     noting = Noting()
-    merging.merged_moments(Many(), "text", noting)  # type: ignore[arg-type]
+    reader.merged_moments(Many(), "text", noting)  # type: ignore[arg-type]
     assert len(noting.tasks) == 32
     assert [part for _, parts in noting.tasks for part in parts] == list(range(10_000))
     assert max(len(parts) for _, parts in noting.tasks) == 313

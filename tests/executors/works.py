@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c3tools.errors import StoreError
-from c3tools.executors import Place, Report, Work
+from c3tools.executors import Report, Work, WorkerResources
 
 
 @dataclass
@@ -28,9 +28,9 @@ class Squares(Work[int, int]):
     trouble: str = ""
     number: int = 3
     times: int = 1000
-    place: Place | None = None
+    place: WorkerResources | None = None
 
-    def load(self, place: Place) -> None:
+    def load(self, place: WorkerResources) -> None:
         self.place = place
 
     def run(self, tasks: Iterable[int], report: Report) -> Iterator[int]:

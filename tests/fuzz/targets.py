@@ -23,32 +23,17 @@ from c3tools.errors import C3Error, StoreError
 from c3tools.io.files import sha256_of
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Store
-from c3tools.store.importers import (
-    read_clip_retrieval,
-    read_pickle,
-    read_table,
-    read_vectors,
-)
+from c3tools.store.importers import read_clip_retrieval, read_pickle, read_table, read_vectors
 from c3tools.store.markers import write_marker
 from c3tools.store.seals import SEAL_PLACE
 from c3tools.store.verify import verify
 from c3tools.transforms import Pipeline, preset
 from c3tools.transforms.recipe import load_pipeline, pipeline_from_config
 from tests.conftest import unit_rows
-from tests.corpus.packing import (
-    Photo,
-    webdataset,
-    write_hf_parquet,
-    write_tar,
-)
+from tests.corpus.packing import Photo, webdataset, write_hf_parquet, write_tar
 from tests.stores import whole_store
 
-from .mutations import (
-    Mutation,
-    mutate_bytes,
-    mutate_json,
-    mutate_lines,
-)
+from .mutations import Mutation, mutate_bytes, mutate_json, mutate_lines
 
 DIM = 12
 
@@ -208,7 +193,7 @@ def _agree_recipe(folder: Path) -> None:
 def _read_store(folder: Path) -> None:
     path = folder / "s"
     store = Store.open(path)
-    reads: list[Callable[[], object]] = [store.failures, store.recorded_failures, store.borrowed_moments]
+    reads: list[Callable[[], object]] = [store.failures, store.recorded_failures, store.external_moments]
     for modality in store.modalities:
         reads += [lambda m=modality: store.count(m), lambda m=modality: store.moments(m)]
         reads += [lambda m=modality: store.load(m, "train")]

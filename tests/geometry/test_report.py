@@ -10,20 +10,9 @@ from c3tools.errors import StoreError
 from c3tools.geometry import collect as collecting
 from c3tools.geometry import reading
 from c3tools.geometry.gap_report import compare, gap_report
-from c3tools.store import (
-    Shard,
-    Store,
-    StoreInfo,
-    create_store,
-    write_shard,
-)
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 from tests.conftest import make_store, unit_rows
-from tests.geometry.spaces import (
-    paper_model,
-    plain_measures,
-    reported_measures,
-    unit,
-)
+from tests.geometry.spaces import paper_model, plain_measures, reported_measures, unit
 
 ONLY_TWO = ("raw", "c2-collapse")
 

@@ -7,12 +7,7 @@ from typing import Any
 import pytest
 
 from c3tools.errors import MetricError
-from c3tools.metrics.files import (
-    align_keys,
-    coco_results,
-    read_predictions,
-    read_references,
-)
+from c3tools.metrics.files import align_keys, coco_results, read_predictions, read_references
 
 
 def write(folder: Path, value: Any, name: str = "file.json") -> Path:

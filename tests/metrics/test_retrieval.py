@@ -7,12 +7,7 @@ from hypothesis import strategies as st
 
 from c3tools.errors import MetricError
 from c3tools.metrics import retrieval
-from c3tools.metrics.retrieval import (
-    pair_ranks,
-    pair_recall,
-    ranks,
-    recall_at,
-)
+from c3tools.metrics.retrieval import pair_ranks, pair_recall, ranks, recall_at
 from tests.conftest import unit_rows
 
 

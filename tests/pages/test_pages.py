@@ -6,14 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from c3tools.errors import C3Error
-from c3tools.pages import (
-    figure_svg,
-    new_figure,
-    palette,
-    render_page,
-    save_figure,
-    styled,
-)
+from c3tools.pages import figure_svg, new_figure, palette, render_page, save_figure, styled
 
 
 @styled

@@ -7,13 +7,7 @@ import pytest
 
 from c3tools.errors import StoreError
 from c3tools.moments import load_moments
-from c3tools.store.means import (
-    gap_length,
-    load_means,
-    mean_rows,
-    merge_means,
-    save_means,
-)
+from c3tools.store.means import gap_length, load_means, mean_rows, merge_means, save_means
 from tests.conftest import make_store, unit_rows
 
 

@@ -7,15 +7,7 @@ import pytest
 
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
-from c3tools.store import (
-    Failure,
-    Shard,
-    Store,
-    StoreInfo,
-    create_store,
-    write_failures,
-    write_shard,
-)
+from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
 from c3tools.store.merge import Duplicates, merge
 from c3tools.store.verify import verify
 from tests.conftest import MODEL, unit_rows
@@ -98,7 +90,7 @@ def test_a_prefix_tells_keys_and_pairs_apart(tmp_path: Path) -> None:
 def test_stores_of_other_models_are_refused_and_both_are_named(tmp_path: Path) -> None:
     store_of(tmp_path / "one", ["a"], 1)
     store_of(tmp_path / "two", ["b"], 2, model={"name": "other", "weights_sha256": "1" * 64})
-    with pytest.raises(StoreError, match=r"one was made with test-model .*model of .*two is other"):
+    with pytest.raises(StoreError, match=r"one is of the model test-model .*model of .*two of other"):
         merge(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
     create_store(tmp_path / "three", StoreInfo(dict(MODEL), DIM, dtype="float32"))
     with pytest.raises(StoreError, match=r"one and .*three differ in dtype: float16 and float32"):

@@ -11,7 +11,7 @@ from c3tools.corpus import hashed_split
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
 from c3tools.store import Store
-from c3tools.store.reader import row_roles
+from c3tools.store.rows import row_splits
 from c3tools.store.split import split
 from c3tools.store.verify import verify
 from tests.conftest import store_files
@@ -20,7 +20,7 @@ from tests.stores import whole_store
 
 def roles(store: Store, modality: str) -> dict[str, str]:
     rows = store.load(modality)
-    return dict(zip(rows.keys, row_roles(rows.table), strict=True))
+    return dict(zip(rows.keys, row_splits(rows.table), strict=True))
 
 
 def check(store: Store, source: Store) -> None:

@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
 from c3tools.io.files import write_atomically
-from c3tools.store import (
-    Failure,
-    Shard,
-    Store,
-    StoreInfo,
-    create_store,
-    write_failures,
-    write_shard,
-)
+from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
 from tests.conftest import MODEL, make_store, unit_rows
 
 

@@ -17,14 +17,7 @@ from c3tools.errors import StoreError
 from c3tools.io.files import json_text, sha256_of
 from c3tools.io.locations import read_all, remove
 from c3tools.moments import Moments, save_moments
-from c3tools.store import (
-    Shard,
-    Store,
-    StoreInfo,
-    create_store,
-    locked,
-    write_shard,
-)
+from c3tools.store import Shard, Store, StoreInfo, create_store, locked, write_shard
 from c3tools.store.markers import write_marker
 from c3tools.store.verify import Verification, repair, verify
 from tests.conftest import MODEL, store_files, unit_rows

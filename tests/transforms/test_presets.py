@@ -11,13 +11,7 @@ from scipy.special import softmax
 
 from c3tools.errors import TransformError
 from c3tools.seeds import keyed_normal
-from c3tools.transforms import (
-    PRESETS,
-    PUBLISHED_SIGMA,
-    GaussianNoise,
-    Pipeline,
-    preset,
-)
+from c3tools.transforms import PRESETS, PUBLISHED_SIGMA, GaussianNoise, Pipeline, preset
 
 from .conftest import Array, Pairs, unit
 

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from c3tools.errors import MissingExtraError, TransformError
-from c3tools.transforms import (
-    PRESETS,
-    Collapse,
-    GaussianNoise,
-    Pipeline,
-    preset,
-)
+from c3tools.transforms import PRESETS, Collapse, GaussianNoise, Pipeline, preset
 
 from .conftest import Pairs
 

@@ -6,13 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from c3tools.errors import TransformError
-from c3tools.transforms import (
-    PRESETS,
-    MemoryProjection,
-    Normalize,
-    Pipeline,
-    preset,
-)
+from c3tools.transforms import PRESETS, MemoryProjection, Normalize, Pipeline, preset
 from c3tools.transforms.torch_module import EmbeddingDataset, TransformModule
 
 from .conftest import Pairs

@@ -8,12 +8,7 @@ from pathlib import Path
 from ...errors import CorpusError
 from ..items import Sample, Skipped
 from ..options import ReadOptions
-from . import (
-    arrow,
-    listed,
-    parquet,
-    tar,
-)
+from . import arrow, listed, parquet, tar
 
 Reader = Callable[[Path, ReadOptions], Iterator[Sample | Skipped]]
 

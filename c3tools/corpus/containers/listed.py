@@ -10,12 +10,7 @@ from ..formats import read_captions
 from ..images import without_suffix
 from ..items import CaptionRow, Sample, Skipped
 from ..options import ReadOptions
-from ..places import (
-    Download,
-    OutsideError,
-    UrlNotAskedForError,
-    inside,
-)
+from ..places import Download, OutsideError, UrlNotAskedForError, inside
 from ..splits import split_in_name
 from .cells import name_as_key
 

@@ -11,12 +11,7 @@ from ...errors import CorpusError
 from ...io.locations import name_or_file
 from ..items import Sample, Skipped
 from ..options import ReadOptions
-from .cells import (
-    UNREADABLE,
-    RowReader,
-    image_table,
-    pick_image_cells,
-)
+from .cells import UNREADABLE, RowReader, image_table, pick_image_cells
 
 
 def holds_images(path: Path, options: ReadOptions) -> bool:

@@ -13,12 +13,7 @@ from pathlib import Path
 from ...errors import CorpusError
 from ...io.locations import kind_of
 from ..formats import read_captions
-from ..formats.columns import (
-    SPLIT_COLUMN,
-    Wanted,
-    captions_of,
-    pick_text_columns,
-)
+from ..formats.columns import SPLIT_COLUMN, Wanted, captions_of, pick_text_columns
 from ..items import Sample, Skipped
 from ..options import ReadOptions
 from ..places import ByteRange

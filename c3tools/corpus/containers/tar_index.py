@@ -16,12 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...io.locations import (
-    name_or_file,
-    open_binary,
-    upload,
-    version_of,
-)
+from ...io.locations import name_or_file, open_binary, upload, version_of
 from ..images import IMAGE_SUFFIXES
 from ..items import Skipped
 

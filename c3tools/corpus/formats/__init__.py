@@ -8,13 +8,7 @@ from pathlib import Path
 from ...errors import CorpusError
 from ...io.locations import kind_of
 from ..items import CaptionRow
-from . import (
-    coco,
-    jsonl,
-    parquet,
-    plain,
-    separated,
-)
+from . import coco, jsonl, parquet, plain, separated
 from .columns import Wanted
 
 Reader = Callable[[Path, Wanted], Iterator[CaptionRow]]

@@ -9,12 +9,7 @@ from pathlib import Path
 from ...errors import CorpusError
 from ...io.locations import open_binary
 from ..items import CaptionRow
-from .columns import (
-    Columns,
-    Wanted,
-    pick_columns,
-    row_from_record,
-)
+from .columns import Columns, Wanted, pick_columns, row_from_record
 
 
 def read(path: Path, wanted: Wanted) -> Iterator[CaptionRow]:

@@ -18,35 +18,13 @@ from ...errors import C3Error
 from ...reporter import SilentTracker, Tracker
 from ...store.reader import Store
 from ..collect import collect
-from ..report import stable
+from ..report import to_json_floats
 from . import figures as drawn
 from .depth import span_by_layer
-from .initialisation import (
-    InitialGap,
-    measure_initial_gap,
-    simulate_toy,
-    toy_gap,
-)
-from .optimisation import (
-    LOGIT_SCALE,
-    PAPER_LIKE_SEED,
-    PAPER_STEPS,
-    PAPER_TRACE,
-    TwoSpans,
-    train_pairs,
-)
-from .stable_region import (
-    DEFAULT_DRAWS,
-    TAUS,
-    simulate_draws,
-    stable_lead,
-)
-from .temperature import (
-    SCALES,
-    Survival,
-    gap_by_scale,
-    synthetic_features,
-)
+from .initialisation import InitialGap, measure_initial_gap, simulate_toy, toy_gap
+from .optimisation import LOGIT_SCALE, PAPER_LIKE_SEED, PAPER_STEPS, PAPER_TRACE, TwoSpans, train_pairs
+from .stable_region import DEFAULT_DRAWS, TAUS, simulate_draws, stable_lead
+from .temperature import SCALES, Survival, gap_by_scale, synthetic_features
 
 DEFAULT_ENCODER = "ViT-B-32"
 DELTAS = (0.1, 0.01)
@@ -126,7 +104,7 @@ def initial_gap(
             *(f"|mean| {name}" for name in names),
         ],
         rows=rows,
-        values=stable({"model": model or "toy", "runs": [asdict(result) for result in results]}),
+        values=to_json_floats({"model": model or "toy", "runs": [asdict(result) for result in results]}),
         figure=drawn.initial_gap(results),
         found=found,
         paper="The gap is there before any training, and each modality spans few dimensions: the paper's figure has "
@@ -154,7 +132,7 @@ def depth(
     return Simulation(
         columns=["layer", "eff. dim", "eff. rank", "mean cosine"],
         rows=table,
-        values=stable({"width": width, "layers": [{key: getattr(s, key) for key in keys} for s in spans]}),
+        values=to_json_floats({"width": width, "layers": [{key: getattr(s, key) for key in keys} for s in spans]}),
         figure=drawn.depth(spans),
         found=f"From {first.effective_dimension} dimensions at the input, {last.effective_dimension} are left after "
         f"{last.layer} layers, where two inputs have a mean cosine of {last.cosine:.2f}.",
@@ -212,7 +190,7 @@ def gap_after_training(
     return Simulation(
         columns=columns,
         rows=rows,
-        values=stable(
+        values=to_json_floats(
             {
                 **asdict(start),
                 "learning_rate": learning_rate,
@@ -244,7 +222,7 @@ def stable_region(
     return Simulation(
         columns=["tau", *(f"r, n = {n:,}" for n in SIZES)],
         rows=rows,
-        values=stable({"draws": draws, "above_bound": simulated.above, "seed": seed, "leads": leads}),
+        values=to_json_floats({"draws": draws, "above_bound": simulated.above, "seed": seed, "leads": leads}),
         figure=drawn.stable_region(simulated),
         found=f"{simulated.above} of {draws:,} random draws lie above the bound. The table has the lead r of the "
         f"positive that guarantees a loss of at most {DELTAS[0]}.",
@@ -286,7 +264,7 @@ def temperature(
     return Simulation(
         columns=["logit scale", "gap before", "gap after", "last loss", "recall@1, %"],
         rows=rows,
-        values=stable(
+        values=to_json_floats(
             {
                 "features": "synthetic" if store_path is None else str(store_path),
                 "pairs": len(first),

@@ -11,12 +11,7 @@ import pyarrow.parquet as pq
 
 from ...errors import StoreError, UnreachableError
 from ...io.files import json_text, sha256_of
-from ...io.locations import (
-    SMALL_BLOCK,
-    name_or_file,
-    names_in,
-    read_all,
-)
+from ...io.locations import SMALL_BLOCK, name_or_file, names_in, read_all
 from ..info import FORMAT_VERSION, INFO_FILE, StoreInfo
 from ..markers import read_marker
 from ..reader import Store, all_parts, finished_parts

@@ -18,9 +18,10 @@ from ...io.locations import SMALL_BLOCK, kind_of, name_or_file
 from ...moments import Moments, load_moments
 from ..info import StoreInfo
 from ..markers import inspect_marker
-from ..nearby import shard_nearby
-from ..reader import Store, embedding_matrix
+from ..nearby import local_shard
+from ..reader import Store
 from ..rewriting import add_rows
+from ..rows import embedding_matrix
 from ..schema import shard_schema
 from ..writer import part_name, part_path
 from .description import description_in
@@ -79,7 +80,7 @@ def check_shard(
     marker, problem = inspect_marker(part_path(store.path, modality, part, _MARKER))
     if marker is None or problem is not None:
         return marker, [_Shard(store, store, modality, part).finding("marker", _MARKER, str(problem))]
-    with shard_nearby(store, modality, part, (_ROWS, _MOMENTS) if rows else (_MOMENTS,)) as nearby:
+    with local_shard(store, modality, part, (_ROWS, _MOMENTS) if rows else (_MOMENTS,)) as nearby:
         shard = _Shard(nearby if rows else store, nearby, modality, part)
         return marker, list(_check_files(shard, marker, rows))
 

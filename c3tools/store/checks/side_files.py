@@ -9,7 +9,7 @@ from ...errors import StoreError, UnreachableError
 from ...io.locations import kind_of, names_in
 from ...moments import load_moments
 from ..failures import FAILURES_FILE, Failure
-from ..reader import BORROWED_FILE, Store
+from ..reader import EXTERNAL_FILE, Store
 from ..seals import seal_state
 from ..writer import part_name
 from .findings import Finding, Repair
@@ -44,22 +44,22 @@ def check_failures(store: Store, failures: Collection[Failure]) -> Iterator[Find
 
 def check_borrowed(store: Store) -> Iterator[Finding]:
     """Moments taken from another corpus: as they were sealed, and of the store's dimension."""
-    path = store.borrowed_path
+    path = store.external_path
     if kind_of(path) is None:
         return
     remedy = "Take them again with `c3 means --load FILE`, or forget them with `c3 means --unload`."
     try:
         if seal_state(path) is False:
-            yield Finding("moments", BORROWED_FILE, "it is not as it was written", remedy)
+            yield Finding("moments", EXTERNAL_FILE, "it is not as it was written", remedy)
             return
         groups, _ = load_moments(path)
     except UnreachableError:
         raise
     except (StoreError, OSError) as error:
-        yield Finding("moments", BORROWED_FILE, f"it cannot be read ({error})", remedy)
+        yield Finding("moments", EXTERNAL_FILE, f"it cannot be read ({error})", remedy)
         return
     if any(moments.dim != store.info.dim for moments in groups.values()):
-        yield Finding("moments", BORROWED_FILE, f"they are not of dimension {store.info.dim}", remedy)
+        yield Finding("moments", EXTERNAL_FILE, f"they are not of dimension {store.info.dim}", remedy)
 
 
 def check_unfinished(store: Store) -> Iterator[Finding]:

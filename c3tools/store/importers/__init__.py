@@ -7,20 +7,10 @@ unpickler that knows arrays, numbers and strings and refuses everything else.
 from __future__ import annotations
 
 from .clip_retrieval import read_clip_retrieval
-from .pairing import (
-    ColumnNames,
-    Modality,
-    key_and_split,
-    pair,
-)
+from .pairing import ColumnNames, Modality, key_and_split, pair
 from .pickles import read_pickle
 from .tables import read_table
-from .vectors import (
-    SUFFIXES,
-    VectorFile,
-    Vectors,
-    read_vectors,
-)
+from .vectors import SUFFIXES, VectorFile, Vectors, read_vectors
 
 __all__ = [
     "SUFFIXES",

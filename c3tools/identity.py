@@ -1,0 +1,64 @@
+"""Which model made some embeddings: the identity that stores, pipelines, decoders and indexes keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import C3Error
+
+_SHOWN_DIGITS = 12
+
+
+class ModelIdentity(dict[str, Any]):
+    """The identity of a contrastive model: the JSON object recorded beside everything that was made with it.
+
+    It has ``name``, and where they are known ``architecture``, ``pretrained``, ``random_init`` (the seed of random
+    weights) and ``weights_sha256`` (`c3tools.encoders.weights_sha256`). It is empty for an unknown model.
+    """
+
+    @property
+    def name(self) -> str:
+        """The model's name; ``an unknown model`` where none is recorded."""
+        return str(self.get("name") or "an unknown model")
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The hash of the weights (`c3tools.encoders.weights_sha256`), or None where it is unknown."""
+        return self.get("weights_sha256")
+
+    def __str__(self) -> str:
+        """The name, with the beginning of the hash of the weights where it is known."""
+        digest = self.weights_sha256
+        return self.name + (f" ({str(digest)[:_SHOWN_DIGITS]})" if digest else "")
+
+    def same_as(self, other: ModelIdentity) -> bool:
+        """Return whether both are one model: by the hash of the weights where both have one, else by name.
+
+        An unknown model is the same as any other: nothing speaks against it.
+        """
+        if not self or not other:
+            return True
+        if self.weights_sha256 and other.weights_sha256:
+            return self.weights_sha256 == other.weights_sha256
+        return self.get("name") == other.get("name")
+
+    def require_same(
+        self, other: ModelIdentity, *, own: str, theirs: str, error: type[C3Error] = C3Error, remedy: str
+    ) -> None:
+        """Refuse to mix embeddings of two models.
+
+        Args:
+            other: the identity to compare with.
+            own: what this identity belongs to, for the message, as in "The store c3-store".
+            theirs: what the other belongs to, as in "the encoder".
+            error: the class of the error.
+            remedy: what the user can do.
+
+        Raises:
+            C3Error: of the class ``error``, with both models, if they differ.
+        """
+        if not self.same_as(other):
+            raise error(
+                f"{own} is of the model {self}, {theirs} of {other}: embeddings of different models cannot be mixed.",
+                remedy=remedy,
+            )

@@ -1,0 +1,8 @@
+"""What every training loop shares: checkpoints that a killed run continues from, the optimiser and its schedule."""
+
+from __future__ import annotations
+
+from .checkpoints import CheckpointDir
+from .optimization import adamw, warmup
+
+__all__ = ["CheckpointDir", "adamw", "warmup"]
