@@ -24,9 +24,9 @@ import torch
 from sigma_rules import draw, rules_of
 from sigma_sweep import table
 
-from c3tools.geometry.sigma import PUBLISHED
 from c3tools.metrics import tokenize
 from c3tools.seeds import generator
+from c3tools.transforms.sigma import PUBLISHED
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "clip_embeddings"
 _STOP = "a an the of in on at with and is are to his her its it by for from up out as that this two one"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from c3tools.geometry.sigma import SigmaRule, caption_spread, pair_cosine, residual_rms, twice_spread
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
+from c3tools.transforms.sigma import SigmaRule, caption_spread, pair_cosine, residual_rms, twice_spread
 
 NAMES = {
     "caption_spread": "spread of captions (texts alone)",

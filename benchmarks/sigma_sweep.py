@@ -27,10 +27,10 @@ from sigma_rules import NAMES, draw, rules_of
 from c3tools import devices
 from c3tools.ablation.cells import TableSettings, ablate_store
 from c3tools.ablation.run import AblationRun
-from c3tools.geometry.sigma import published
 from c3tools.reporter import track
 from c3tools.store import Store
 from c3tools.transforms.fitting import fit_moments
+from c3tools.transforms.sigma import published
 
 WITHOUT_NOISE = {"C2_2": "C1", "C3": "C2_1"}
 NOISED = {plain: noised for noised, plain in WITHOUT_NOISE.items()}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from c3tools.io.locations import location, write_all
+
+if TYPE_CHECKING:
+    from c3tools.reporter import Reporter
 
 out = Console()
 # messages hold paths and commands that people copy: the terminal may wrap them, no line break is put into them
@@ -24,3 +27,10 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str) -> No
     else:
         write_all(location(destination), f"{text}\n".encode())
         err.print(f"Wrote {destination}", highlight=False)
+
+
+def reporter() -> Reporter:
+    """Return the reporter that commands pass on: messages and progress on standard error."""
+    from c3tools.reporter import TerminalReporter
+
+    return TerminalReporter(err)

@@ -12,10 +12,10 @@ import numpy as np
 
 from ..devices import Compute
 from ..errors import DecoderError
-from ..geometry.sigma import auto_sigma
 from ..store import Store
 from ..transforms import Pipeline, preset
 from ..transforms.fitting import fit_moments, fit_on_store
+from ..transforms.sigma import auto_sigma
 from .captioner import Captioner
 from .config import Size, TrainingConfig, size
 from .fitting import CaptionRows, Progress, fit_captioner, silent, training_config

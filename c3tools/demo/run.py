@@ -21,10 +21,10 @@ from ..corpus import read_corpus
 from ..embedding import embed
 from ..encoders import Encoder, load_encoder
 from ..errors import CorpusError
-from ..geometry.sigma import SigmaRule, caption_spread, twice_spread
 from ..reporter import Tracker
 from ..store import Rows, Store
 from ..store.means import load_means
+from ..transforms.sigma import SigmaRule, caption_spread, twice_spread
 
 TrackFactory = Callable[[str, int | None], AbstractContextManager[Tracker]]
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from ..errors import TransformError
 from ..reporter import SilentTracker, Tracker
+from ..transforms import sigma as sigma_rules
 from . import pair_means
-from . import sigma as sigma_rules
 from .assumptions import Assumption, Residuals, all_assumptions, group_directions, orthogonality, residuals
 from .bootstrap import Interval, mean_interval
 from .collect import Collected

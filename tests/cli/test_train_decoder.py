@@ -11,7 +11,7 @@ from typer.testing import Result
 from c3tools.captioning import Captioner
 from c3tools.captioning.train import DecoderSettings, plan
 from c3tools.captioning.training_rows import hold_out, share_of, split_texts
-from c3tools.geometry.sigma import auto_sigma
+from c3tools.transforms.sigma import auto_sigma
 
 from .captions_store import TOY, make_captions_store
 

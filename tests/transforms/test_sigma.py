@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.errors import TransformError
-from c3tools.geometry.sigma import (
+from c3tools.transforms.sigma import (
     PUBLISHED,
     auto_sigma,
     caption_spread,

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
-from ..store.rows import Indices
-from .reading import Rows
 
 Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.floating[Any]]
 
 PUBLISHED = float(np.sqrt(0.016))
 AUTO_RULE = "twice_spread"
