@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from .centring import Collapse, GapShift, Normalize, ProjectOutGap, Standardize, Whiten
 from .mapping import MemoryProjection, Procrustes, ReAlign, RidgeMap
-from .noise import PUBLISHED_SIGMA, AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
+from .noise import AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
 from .pipeline import STEPS, OrderWarning, Pipeline
 from .presets import PRESETS, preset
+from .sigma import PUBLISHED_SIGMA, parse_sigma
 from .steps import Step
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "Standardize",
     "Step",
     "Whiten",
+    "parse_sigma",
     "preset",
 ]

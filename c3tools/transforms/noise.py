@@ -12,14 +12,8 @@ import numpy as np
 
 from ..errors import TransformError
 from .operations import MixNoise, Noise, Operation
+from .sigma import PUBLISHED_SIGMA, parse_sigma
 from .steps import FitData, Role, Step
-
-PUBLISHED_SIGMA = 0.016**0.5
-
-
-def _checked_sigma(sigma: float, kind: str) -> None:
-    if not (np.isfinite(sigma) and sigma >= 0):
-        raise TransformError(f"The step {kind} has sigma {sigma}.", remedy="sigma is a finite number, 0 or more.")
 
 
 @dataclass(eq=False)
@@ -39,7 +33,7 @@ class GaussianNoise(Step):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checked_sigma(self.sigma, self.kind)
+        parse_sigma(self.sigma, also=())
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Isotropic noise."""
@@ -96,7 +90,7 @@ class CovarianceNoise(Step):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sigma is not None:
-            _checked_sigma(self.sigma, self.kind)
+            parse_sigma(self.sigma, also=())
 
     def fit(self, data: FitData) -> None:
         """Keep the symmetric square root of the residuals' covariance."""
@@ -140,7 +134,7 @@ class SpanNoise(Step):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checked_sigma(self.sigma, self.kind)
+        parse_sigma(self.sigma, also=())
 
     def fit(self, data: FitData) -> None:
         """Keep the direction of the gap."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ..errors import TransformError
 from .centring import Collapse, GapShift, Normalize, ProjectOutGap, Standardize, Whiten
 from .mapping import MemoryProjection, Procrustes, ReAlign, RidgeMap
-from .noise import PUBLISHED_SIGMA, AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
+from .noise import AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
 from .pipeline import Pipeline
+from .sigma import PUBLISHED_SIGMA
 from .steps import Step
 
 

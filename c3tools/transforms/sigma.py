@@ -7,23 +7,44 @@ ones, so such pairs give too small a sigma.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
 
+Sigma = float | Literal["auto"]
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.floating[Any]]
 
-PUBLISHED = float(np.sqrt(0.016))
+AUTO = "auto"
+PUBLISHED_SIGMA = 0.016**0.5  # C3 (Zhang et al., ICLR 2024) and CapDec (Nukrai et al., 2022): variance 0.016
 AUTO_RULE = "twice_spread"
 FALLBACK = "pair_cosine"
 SPREADS = 2.0  # an image differs from a caption by more than two captions of it do: docs/decoders.md has the evidence
+
+
+def parse_sigma(value: float | str, also: Sequence[str] = (AUTO,)) -> float | str:
+    """Return ``value`` as a standard deviation of noise, or as one of the words ``also`` that stand for a rule.
+
+    Raises:
+        TransformError: if it is neither a finite number of at least 0 nor one of the words.
+    """
+    if isinstance(value, str) and value in also:
+        return value
+    try:
+        sigma = float(value)
+    except (TypeError, ValueError):
+        sigma = math.nan
+    if not (math.isfinite(sigma) and sigma >= 0):
+        allowed = " or ".join([", ".join(["a number of at least 0", *map(repr, also[:-1])]), *map(repr, also[-1:])])
+        raise TransformError(f"sigma is {allowed}, not {value!r}.", remedy="For example --sigma 0.1.")
+    return sigma
 
 
 @dataclass(frozen=True)
@@ -157,8 +178,10 @@ def pair_cosine(first: Rows, second: Rows, owner: Indices, means: Sequence[Array
 
 
 def published() -> SigmaRule:
-    """The constant of the paper and of CapDec, ``sqrt(0.016)``, chosen for OpenAI's CLIP and GPT-2."""
-    return SigmaRule("published", PUBLISHED, "a constant, tuned for captioning with OpenAI CLIP ViT-B/32 and GPT-2")
+    """Return the constant of the paper and of CapDec, ``sqrt(0.016)``, chosen for OpenAI's CLIP and GPT-2."""
+    return SigmaRule(
+        "published", PUBLISHED_SIGMA, "a constant, tuned for captioning with OpenAI CLIP ViT-B/32 and GPT-2"
+    )
 
 
 def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
