@@ -80,7 +80,7 @@ class PartWriter:
     def start(self) -> None:
         """Open the files."""
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
+    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append rows: ``embeddings`` (n, d) of the output dtype, and the other columns by name."""
         raise NotImplementedError
 
@@ -93,7 +93,7 @@ class PartWriter:
         self._pending[temporary] = path
         return temporary
 
-    def _batch(self, schema: pa.Schema, embeddings: Block, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    def _batch(self, schema: pa.Schema, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> pa.RecordBatch:
         arrays = [
             pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), self.dim)
             if field.name == "embedding"
@@ -113,7 +113,7 @@ class ParquetPart(PartWriter):
         path = self.folder / f"{self.stem}.parquet"
         self._writer = parquet_writer(self._temporary(path), self.schema, split_bytes=False)
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
+    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append one row group."""
         self._writer.write_batch(self._batch(self.schema, embeddings, columns))
 
@@ -131,7 +131,7 @@ class HfPart(PartWriter):
         """Files are opened when their split turns up."""
         self._writers: dict[str, pq.ParquetWriter] = {}
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
+    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append the rows of each split to its file."""
         batch = self._batch(self.schema, embeddings, columns)
         roles = np.array(row_splits(batch), dtype=object)
@@ -153,7 +153,7 @@ class _ArrayPart(PartWriter):
     def start(self) -> None:
         """Open both files and write the array's header."""
         metadata = self.folder / "metadata" / f"{self.stem}.parquet"
-        kept = pa.schema([f for f in self.schema if f.name != "embedding"], metadata=self.schema.metadata)
+        kept = self.schema.remove(self.schema.get_field_index("embedding"))
         self._metadata_schema = kept
         self._metadata = pq.ParquetWriter(self._temporary(metadata), kept, compression="zstd")
         self._file: BinaryIO = self._temporary(self.array_path()).open("wb")
@@ -167,7 +167,7 @@ class _ArrayPart(PartWriter):
         """What stands before the numbers."""
         raise NotImplementedError
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
+    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append the numbers and the columns."""
         self._file.write(np.ascontiguousarray(embeddings).view(np.uint8).data)
         self._metadata.write_batch(

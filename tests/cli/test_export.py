@@ -15,9 +15,8 @@ from c3tools.cli import app
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
-import c3tools.export.parts as job
+import c3tools.export.export as job
 from c3tools import Pipeline, Store
-from c3tools.moments import Moments
 from c3tools.seeds import keyed_normal
 from c3tools.store.rows import embedding_matrix
 
@@ -143,11 +142,11 @@ def test_hf_layout_has_a_folder_per_split(here: Path) -> None:
 
 def test_faiss_index_of_a_preset(here: Path) -> None:
     pytest.importorskip("faiss", reason="faiss is an extra")
-    from c3tools.index.faiss_index import FaissIndex
+    from c3tools.index import Index
 
     assert "Indexed 180 rows as Flat" in ok("--format", "faiss", "--modality", "text").stderr
-    expected = expected_text(Store.open("c3-store"), 0.0)
-    scores, rows = FaissIndex.open("c3-export").search(expected[:5].astype(np.float32), 1)
+    raw = Store.open("c3-store").load("text").embeddings[:5]
+    scores, rows = Index.open("c3-export").nearest(raw, "text", 1)
     assert rows[:, 0].tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(scores, 1, atol=1e-5)
     assert Pipeline.load("c3-export").name == "c3"
@@ -243,7 +242,7 @@ def test_yaml_pipeline_and_saved_pipeline(here: Path) -> None:
     assert (here / "a" / "text" / "part-00000.parquet").read_bytes() == (
         here / "b" / "text" / "part-00000.parquet"
     ).read_bytes()
-    assert "--sigma belongs to presets" in refused("--pipeline", "p.yaml", "--sigma", "0.1")
+    assert "sigma belongs to presets" in refused("--pipeline", "p.yaml", "--sigma", "0.1")
 
 
 def test_json_report(here: Path) -> None:
@@ -265,19 +264,6 @@ def test_store_that_is_not_normalised(here: Path) -> None:
     train = np.arange(180) // 2 % 3 > 0
     expected = unit(x - x[train].mean(axis=0))
     np.testing.assert_allclose(embedding_matrix(read(here / "out" / "text"), np.float64), expected, atol=1e-6)
-
-
-def test_borrowed_means_come_first(here: Path) -> None:
-    from c3tools.moments import save_moments
-    from c3tools.transforms import preset
-    from c3tools.transforms.fitting import fit_on_store
-
-    store = Store.open("c3-store")
-    other = Moments.from_rows(unit(np.random.default_rng(9).normal(size=(50, 16)) + 1))
-    save_moments(store.external_path, {"image": other}, {"split": "train"})
-    pipeline = fit_on_store(preset("c3"), store)
-    np.testing.assert_allclose(pipeline.steps[1].state["mean/image"], other.mean)
-    np.testing.assert_allclose(pipeline.steps[1].state["mean/text"], store.moments("text", "train").mean)
 
 
 class TestBadInput:

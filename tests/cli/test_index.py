@@ -10,7 +10,8 @@ from c3tools.cli import app
 from typer.testing import CliRunner, Result
 
 from c3tools import Store
-from c3tools.index.faiss_index import FaissIndex, choose_factory
+from c3tools.index import Index
+from c3tools.index.faiss_shards import choose_factory
 
 from .synthetic import unit
 
@@ -35,10 +36,10 @@ def centred(store: Store, modality: str) -> np.ndarray:
 def test_mixed_index_of_a_small_store_is_exact(here: Path) -> None:
     report = report_of()
     assert (report["factory"], report["rows"], report["recall@10"]) == ("Flat", 270, 1.0)
-    index = FaissIndex.open("c3-index")
+    index = Index.open("c3-index")
     store = Store.open("c3-store")
     vectors = np.concatenate([centred(store, "image"), centred(store, "text")])
-    scores, rows = index.search(vectors[:7].astype(np.float32), 5)
+    scores, rows = index.nearest(store.load("image").embeddings[:7], "image", 5)
     exact = vectors[:7] @ vectors.T
     assert (rows == np.argsort(-exact, axis=1)[:, :5]).all()
     np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :5], atol=1e-5)
@@ -63,7 +64,7 @@ def test_other_factories_reach_the_recall_they_are_tuned_to(here: Path, factory:
         assert report["nprobe"] in (1, 2, 4)
     store = Store.open("c3-store")
     queries, texts = centred(store, "image"), centred(store, "text")
-    _, rows = FaissIndex.open("c3-index").search(queries.astype(np.float32), 10)
+    _, rows = Index.open("c3-index").nearest(store.load("image").embeddings, "image", 10)
     exact = np.argsort(-queries @ texts.T, axis=1)[:, :10]
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact, strict=True)])
     assert recall >= 0.95
@@ -72,13 +73,12 @@ def test_other_factories_reach_the_recall_they_are_tuned_to(here: Path, factory:
 def test_shards_give_what_one_file_gives(here: Path) -> None:
     report_of("-o", "one")
     assert len(report_of("-o", "many", "--shard-rows", "64")["shards"]) == 5
-    one, many = FaissIndex.open("one"), FaissIndex.open("many")
-    queries = centred(Store.open("c3-store"), "text")[:20].astype(np.float32)
-    for between in (None, (90, 270), (0, 90)):
-        a, b = one.search(queries, 8, between=between), many.search(queries, 8, between=between)
-        assert (a[1] == b[1]).all()
-        if between:
-            assert ((a[1] >= between[0]) & (a[1] < between[1])).all()
+    one, many = Index.open("one"), Index.open("many")
+    queries = Store.open("c3-store").load("text").embeddings[:20]
+    for within, first, last in ((None, 0, 270), ("text", 90, 270), ("image", 0, 90)):
+        a, b = (index.nearest(queries, "text", 8, within=within)[1] for index in (one, many))
+        assert (a == b).all()
+        assert ((a >= first) & (a < last)).all()
 
 
 def test_splits(here: Path) -> None:
