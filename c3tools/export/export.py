@@ -132,10 +132,8 @@ def export_store(
     store = store if isinstance(store, Store) else Store.open(store)
     settings = {"format": format, "dtype": dtype, "role": role, "train_on": train_on, "seed": seed, "epoch": epoch}
     for name, choices in (("format", FORMATS), ("dtype", DTYPES), ("role", ROLES)):
-        if settings[name] not in choices:
-            raise TransformError(
-                f"Unknown export {name} {settings[name]!r}.", remedy=f"Choose from {', '.join(choices)}."
-            )
+        if (value := settings[name]) not in choices:
+            raise TransformError(f"Unknown export {name} {value!r}.", remedy=f"Choose from {', '.join(choices)}.")
     chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
     output = location(output)
     modalities = list(modality) if modality else store.modalities
@@ -162,7 +160,11 @@ def export_store(
     for (name, _), (marker, _) in zip(tasks, done, strict=True):
         for kind, count in marker["roles"].items():
             rows[name][kind] += count
-    _finish(output, identity, rows, format)
+    _remove_leftovers(output)
+    write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": rows})
+    if format == "hf":
+        card = _dataset_card(output, identity["provenance"], modalities).encode()
+        write_atomically(output / "README.md", lambda path: path.write_bytes(card))
     size = sum(entry["bytes"] for marker, _ in done for entry in marker["files"].values())
     fresh = sum(new for _, new in done)
     return ExportReport(output, chosen, rows, fresh, len(done) - fresh, size)
@@ -340,30 +342,19 @@ def _clear(output: Path) -> None:
                 remove(marker_path)
 
 
-def _finish(output: Path, identity: dict[str, Any], rows: dict[str, dict[str, int]], format: str) -> None:
-    _remove_leftovers(output)
-    write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": rows})
-    if format == "hf":
-        card = _dataset_card(output, identity, rows).encode()
-        write_atomically(output / "README.md", lambda path: path.write_bytes(card))
-
-
-def _dataset_card(output: Path, identity: dict[str, Any], rows: dict[str, dict[str, int]]) -> str:
+def _dataset_card(output: Path, provenance: dict[str, Any], modalities: Sequence[str]) -> str:
+    """Return the README that tells Hugging Face datasets which files are which split."""
     lines = ["---", "configs:"]
-    for modality in rows:
+    for modality in modalities:
         lines += [f"- config_name: {modality}", "  data_files:"]
         for folder in names_in(output / modality)[0]:
             lines += [f"  - split: {folder}", f"    path: {modality}/{folder}/*.parquet"]
-    provenance = identity["provenance"]
-    lines += [
-        "---",
-        "",
+    text = (
         f"Embeddings of {provenance['store']['model'].get('name')}, transformed by the pipeline "
         f"{provenance['transform']['name']}. The fitted pipeline is in transform.json and transform.safetensors "
-        '(`c3tools.Pipeline.load(".")`), the provenance in export.json.',
-        "",
-    ]
-    return "\n".join(lines)
+        '(`c3tools.Pipeline.load(".")`), the provenance in export.json.'
+    )
+    return "\n".join([*lines, "---", "", text, ""])
 
 
 @contextmanager

@@ -64,14 +64,19 @@ def read_shards(paths: Iterable[Path]) -> list[Any]:
     return [_on_gpu(faiss, faiss.read_index(str(path))) for path in paths]
 
 
-def train_index(factory: str, blocks: Callable[[], Iterable[Matrix]], n: int, dim: int, *, seed: int) -> Any:
-    """Return an empty index of the string ``factory``, trained on a sample of the ``n`` vectors of ``blocks``.
+def train_index(
+    factory: str, blocks: Callable[[], Iterable[Matrix]], n: int, dim: int, *, seed: int
+) -> tuple[str, Any]:
+    """Return the index string, and an empty index of it, trained on a sample of the ``n`` vectors of ``blocks``.
+
+    A ``factory`` of ``auto`` is replaced by that of `choose_factory`.
 
     Raises:
         StoreError: if FAISS refuses the index string.
         MissingExtraError: if faiss is not installed.
     """
     faiss = load_faiss()
+    factory = choose_factory(n, dim) if factory == "auto" else factory
     try:
         empty = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not empty.is_trained:
@@ -85,7 +90,7 @@ def train_index(factory: str, blocks: Callable[[], Iterable[Matrix]], n: int, di
             f"FAISS cannot make the index {factory!r} from {n:,} rows of {dim} dimensions ({reason}).",
             remedy="Use --factory auto, Flat, or fewer cells.",
         ) from error
-    return empty
+    return factory, empty
 
 
 def write_shards(folder: Path, empty: Any, blocks: Iterable[Matrix], shard_rows: int) -> tuple[list[str], list[Any]]:
@@ -119,8 +124,11 @@ def exact_neighbours(blocks: Iterable[Matrix], queries: Matrix, k: int) -> Indic
     return rows
 
 
-def measure_recall(shards: list[Any], queries: Matrix, truth: Indices, target: float) -> dict[str, Any]:
-    """Return recall@k of the index against the exact neighbours (q, k), and the fewest inverted lists that reach it."""
+def measure_recall(
+    shards: list[Any], queries: Matrix, blocks: Iterable[Matrix], target: float, k: int = 10
+) -> dict[str, Any]:
+    """Return recall@k against exact search in the vectors of ``blocks``, and the nprobe that it takes."""
+    truth = exact_neighbours(blocks, queries, k)
     cells = max((_inverted_lists(shard) for shard in shards), default=0)
     probes: list[int | None] = [1 << power for power in range(int(np.log2(cells)) + 1)] if cells else [None]
     recall, nprobe = 0.0, probes[0]

@@ -33,19 +33,8 @@ from ..tables import html_table
 from ..transforms import Pipeline, open_pipeline
 from ..transforms import preset as preset_named
 from ..transforms.fitting import first_rows
-from .faiss_shards import (
-    SHARD_ROWS,
-    Indices,
-    Matrix,
-    choose_factory,
-    exact_neighbours,
-    load_faiss,
-    measure_recall,
-    read_shards,
-    search_shards,
-    train_index,
-    write_shards,
-)
+from . import faiss_shards
+from .faiss_shards import SHARD_ROWS, Indices, Matrix
 
 INDEX_FILE = "index.json"
 ROWS_FILE = "rows.parquet"
@@ -132,10 +121,10 @@ class Index:
             MissingExtraError: if faiss is not installed.
         """
         folder = Path(path)
-        load_faiss()
+        faiss_shards.load_faiss()
         try:
             record = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-            shards = read_shards(folder / name for name in record["shards"])
+            shards = faiss_shards.read_shards(folder / name for name in record["shards"])
             rows = pq.read_table(folder / ROWS_FILE)
         except FileNotFoundError:
             raise StoreError(
@@ -240,7 +229,9 @@ class Index:
                 f"The index holds vectors of {self.record['dim']} dimensions; the queries have {queries.shape[1]}.",
                 remedy="Embed the queries with the model of the index.",
             )
-        return search_shards(self._shards, queries, k, nprobe or self.record.get("nprobe"), self._rows_of(within))
+        return faiss_shards.search_shards(
+            self._shards, queries, k, nprobe or self.record.get("nprobe"), self._rows_of(within)
+        )
 
     def _rows_of(self, modality: str | None) -> tuple[int, int] | None:
         """Return the first row of a modality and the one after its last: its rows are contiguous."""
@@ -319,12 +310,11 @@ def build_index(
                     progress.advance(len(batch))
 
         queries = _sample_queries(store, chosen, modalities, blocks)
-        used = choose_factory(n, dim) if factory == "auto" else factory
-        empty = train_index(used, blocks, n, dim, seed=seed)
+        used, empty = faiss_shards.train_index(factory, blocks, n, dim, seed=seed)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX_FILE).unlink(missing_ok=True)
-        names, shards = write_shards(folder, empty, blocks(), shard_rows)
-        measured = measure_recall(shards, queries, exact_neighbours(blocks(), queries, 10), recall)
+        names, shards = faiss_shards.write_shards(folder, empty, blocks(), shard_rows)
+        measured = faiss_shards.measure_recall(shards, queries, blocks(), recall)
     write_atomically(folder / ROWS_FILE, lambda path: pq.write_table(rows, path, compression="zstd"))
     record = {
         "modalities": modalities,
@@ -362,29 +352,27 @@ def _row_table(store: Store, modalities: Sequence[str], split: str | None) -> pa
 def _sample_queries(
     store: Store, pipeline: Pipeline, modalities: Sequence[str], blocks: Callable[[], Iterator[Matrix]]
 ) -> Matrix:
-    """Return queries to tune the search with: rows of another modality where there is one.
+    """Return queries to tune the search with: rows of another modality where there is one that the pipeline knows.
 
     Rows of the index itself would find themselves without effort.
     """
     others = [name for name in store.modalities if name not in modalities]
     modality = (others or modalities)[0]
-    x = first_rows(store, modality, None, RECALL_QUERIES).embeddings
     try:
-        return pipeline.transform(x, modality=modality)
+        return pipeline.transform(first_rows(store, modality, None, RECALL_QUERIES).embeddings, modality=modality)
     except TransformError:
         if not others:
             raise
-        return next(blocks())[:RECALL_QUERIES]  # the pipeline does not know the other modality
+        return next(blocks())[:RECALL_QUERIES]
 
 
 def _bias(store: Store, pipeline: Pipeline, modalities: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
-    first, second = modalities
     samples = {name: first_rows(store, name, None, BIAS_ROWS).embeddings for name in modalities}
     result = {}
-    for label, used in (("before", preset_named("c1").fit()), ("after", pipeline)):
-        x, y = (used.transform(samples[name], modality=name) for name in modalities)
+    for label, used in (("before", preset_named("c1")), ("after", pipeline)):
+        x, y = (used.transform(rows, modality=name) for name, rows in samples.items())
         shares = modality_bias(x, y, seed=seed)
-        result[label] = {first: round(shares[0].value, 4), second: round(shares[1].value, 4)}
+        result[label] = {name: round(share.value, 4) for name, share in zip(modalities, shares, strict=True)}
     return result
 
 

@@ -78,19 +78,11 @@ class FitData:
         return dims[0] if dims else None
 
     def moments_of(self, modality: str, step: str) -> Moments:
-        """Return the moments of one modality.
-
-        Raises:
-            TransformError: that names the step, if there are none.
-        """
+        """Return the moments of one modality, or raise a TransformError that says what the step lacks."""
         return _moments_in(self.moments, modality, step)
 
     def rows_of(self, modality: str, step: str) -> Rows:
-        """Return the rows of one modality.
-
-        Raises:
-            TransformError: that names the step, if there are none.
-        """
+        """Return the rows of one modality, or raise a TransformError that says what the step lacks."""
         if modality not in self.rows:
             raise TransformError(
                 f"The step {step} is fitted on {modality} rows, not on moments, and none were given.",
@@ -99,11 +91,7 @@ class FitData:
         return self.rows[modality]
 
     def pairs_of(self, first: str, second: str, step: str) -> tuple[Rows, Rows]:
-        """Return the paired rows of two modalities.
-
-        Raises:
-            TransformError: that names the step, if there are none, or not as many of both.
-        """
+        """Return the paired rows of two modalities, or raise a TransformError that says what the step lacks."""
         x, y = self.rows_of(first, step), self.rows_of(second, step)
         if len(x) != len(y):
             raise TransformError(
@@ -113,11 +101,7 @@ class FitData:
         return x, y
 
     def unit_gap(self, first: str, second: str, step: str) -> tuple[Array, float]:
-        """Return direction (d,) and length of ``mean(first) - mean(second)`` of the vectors that enter the pipeline.
-
-        Raises:
-            TransformError: that names the step, if there is no gap.
-        """
+        """Return direction (d,) and length of ``mean(first) - mean(second)`` of the vectors that enter the pipeline."""
         gap = _moments_in(self.gap_from, first, step).mean - _moments_in(self.gap_from, second, step).mean
         length = float(np.linalg.norm(gap))
         if length < 1e-9:

@@ -17,27 +17,34 @@ _VISITED = 16  # an inverted index looks at one cell in this many
 
 
 @dataclass(eq=False)
-class ReAlign(Step):
-    """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
-
-    Moves the modality y into the distribution of x with unpaired statistics alone: anchor (means), trace
-    (variances), and centroid, the last because normalising moves the mean again.
+class MapStep(Step):
+    """A step that moves the rows of one modality to another, and leaves those of others as they are.
 
     Attributes:
-        source: the modality y that is moved.
-        target: the modality x that it is moved to.
+        source: the modality that is moved.
+        target: the modality that it is moved to.
     """
 
     source: str = "image"
     target: str = "text"
 
-    kind: ClassVar[str] = "realign"
     needs_unit: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.modalities = (self.source,)
+
+
+@dataclass(eq=False)
+class ReAlign(MapStep):
+    """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
+
+    Moves the modality y (``source``) into the distribution of x (``target``) with unpaired statistics alone: anchor
+    (means), trace (variances), and centroid, the last because normalising moves the mean again.
+    """
+
+    kind: ClassVar[str] = "realign"
 
     def fit(self, data: FitData) -> None:
         """Keep both means, the ratio of the spreads, and the mean that normalising leaves."""
@@ -58,24 +65,10 @@ class ReAlign(Step):
 
 
 @dataclass(eq=False)
-class PairedMap(Step):
-    """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y.
+class PairedMap(MapStep):
+    """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y, x of ``source`` and y of ``target``."""
 
-    Attributes:
-        source: the modality x that is mapped.
-        target: the modality y that it is mapped to.
-    """
-
-    source: str = "image"
-    target: str = "text"
-
-    needs_unit: ClassVar[bool] = True
-    needs_rows: ClassVar[bool] = True
     needs_pairs: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.modalities = (self.source,)
 
     def fit(self, data: FitData) -> None:
         """Centre the pairs in float64, keep both means and the matrix."""

@@ -32,8 +32,8 @@ class Preset:
     Attributes:
         summary: one line: the formula.
         source: where it was published.
-        build: returns the steps, given the sigma of Gaussian noise, the modality of inference inputs (x, image for
-            captioning), and that of training inputs (y, text).
+        build: returns the steps between the first and the last normalisation, given the sigma of Gaussian noise, the
+            modality of inference inputs (x, image for captioning), and that of training inputs (y, text).
     """
 
     summary: str
@@ -41,84 +41,78 @@ class Preset:
     build: Callable[[Any, str, str], list[Step]]
 
 
-def _between(*inner: Step) -> list[Step]:
-    return [Normalize(), *inner, Normalize()]
-
-
 PRESETS: dict[str, Preset] = {
-    "c1": Preset("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", lambda sigma, x, y: [Normalize()]),
-    "c2-collapse": Preset("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", lambda sigma, x, y: _between(Collapse())),
+    "c1": Preset("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", lambda sigma, x, y: []),
+    "c2-collapse": Preset("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", lambda sigma, x, y: [Collapse()]),
     "c2-corrupt": Preset(
         "training: norm(e + sigma z)",
         "C3 ablation C2_2 (ICLR 2024)",
-        lambda sigma, x, y: _between(GaussianNoise(sigma)),
+        lambda sigma, x, y: [GaussianNoise(sigma)],
     ),
     "c3": Preset(
         "norm(e - mu), training: norm(e - mu + sigma z)",
         "C3 (Zhang et al., ICLR 2024)",
-        lambda sigma, x, y: _between(Collapse(), GaussianNoise(sigma)),
+        lambda sigma, x, y: [Collapse(), GaussianNoise(sigma)],
     ),
     "capdec": Preset(
         "training: norm(norm(e) + sqrt(v) z), v = sigma^2 = 0.016",
         "CapDec (Nukrai et al., EMNLP Findings 2022)",
-        lambda sigma, x, y: _between(GaussianNoise(sigma)),
+        lambda sigma, x, y: [GaussianNoise(sigma)],
     ),
     "lafite": Preset(
         "training: norm((1 - l) e + l unit(z)), l = 0.75",
         "LAFITE_G (Zhou et al., CVPR 2022)",
-        lambda sigma, x, y: _between(AdaptiveNoise()),
+        lambda sigma, x, y: [AdaptiveNoise()],
     ),
     "decap": Preset(
         "inference: norm(softmax(cos(e, M) / 0.01) M), M the training texts",
         "DeCap (Li et al., ICLR 2023)",
-        lambda sigma, x, y: _between(MemoryProjection(x, y, role="inference")),
+        lambda sigma, x, y: [MemoryProjection(x, y, role="inference")],
     ),
     "clipre": Preset(
         "inference: the nearest training text",
         "CLIPRe (Su et al., 2022); the tau = 0 limit of DeCap",
-        lambda sigma, x, y: _between(MemoryProjection(x, y, tau=0.0, role="inference")),
+        lambda sigma, x, y: [MemoryProjection(x, y, tau=0.0, role="inference")],
     ),
     "realign": Preset(
         "inference: norm(mu_x + sqrt(tr_x / tr_y) (e - mu_y)), re-centred on mu_x, norm",
         "ReAlign (2026)",
-        lambda sigma, x, y: _between(ReAlign(x, y, role="inference")),
+        lambda sigma, x, y: [ReAlign(x, y, role="inference")],
     ),
     "gr-clip": Preset(
         "norm(e - mu of its role)",
         "GR-CLIP (2025): one mean for each of query text, document text, document image",
-        lambda sigma, x, y: _between(Collapse()),
+        lambda sigma, x, y: [Collapse()],
     ),
     "gap-shift": Preset(
         "norm(x - delta/2 u), norm(y + delta/2 u), u the unit gap",
         "Mind the Gap (Liang et al., NeurIPS 2022)",
-        lambda sigma, x, y: _between(GapShift(x, y)),
+        lambda sigma, x, y: [GapShift(x, y)],
     ),
     "project-out-gap": Preset(
-        "norm(e - (e . u) u), u the unit gap", "classical", lambda sigma, x, y: _between(ProjectOutGap(x, y))
+        "norm(e - (e . u) u), u the unit gap", "classical", lambda sigma, x, y: [ProjectOutGap(x, y)]
     ),
-    "standardize": Preset("norm((e - mu) / s) per dimension", "classical", lambda sigma, x, y: _between(Standardize())),
-    "whiten": Preset(
-        "norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", lambda sigma, x, y: _between(Whiten())
-    ),
+    "standardize": Preset("norm((e - mu) / s) per dimension", "classical", lambda sigma, x, y: [Standardize()]),
+    "whiten": Preset("norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", lambda sigma, x, y: [Whiten()]),
     "ridge": Preset(
         "inference: norm((e - mu_x) W + mu_y), W from pairs",
         "classical (ridge regression)",
-        lambda sigma, x, y: _between(RidgeMap(x, y, role="inference")),
+        lambda sigma, x, y: [RidgeMap(x, y, role="inference")],
     ),
     "procrustes": Preset(
         "inference: norm((e - mu_x) Q + mu_y), Q a rotation from pairs",
         "classical (Schönemann, 1966)",
-        lambda sigma, x, y: _between(Procrustes(x, y, role="inference")),
+        lambda sigma, x, y: [Procrustes(x, y, role="inference")],
     ),
     "c3-span": Preset(
         "norm(e - mu), training: noise without its part along the gap",
         "variant of C3",
-        lambda sigma, x, y: _between(Collapse(), SpanNoise(x, y, sigma)),
+        lambda sigma, x, y: [Collapse(), SpanNoise(x, y, sigma)],
     ),
     "c3-covariance": Preset(
         "norm(e - mu), training: noise with the covariance of measured pairs",
         "variant of C3",
-        lambda sigma, x, y: _between(Collapse(), CovarianceNoise(x, y)),
+        lambda sigma, x, y: [Collapse(), CovarianceNoise(x, y)],
     ),
 }
 
@@ -139,7 +133,8 @@ def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text
     if name not in PRESETS:
         raise TransformError(f"There is no preset {name!r}.", remedy=f"Presets: {', '.join(PRESETS)}.")
     strength = PUBLISHED_SIGMA if sigma is None else parse_sigma(sigma)
-    return Pipeline(PRESETS[name].build(strength, infer_on, train_on), name=name)
+    inner = PRESETS[name].build(strength, infer_on, train_on)
+    return Pipeline([Normalize(), *inner, Normalize()] if inner else [Normalize()], name=name)
 
 
 def open_pipeline(

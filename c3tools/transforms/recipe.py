@@ -35,22 +35,8 @@ _VERSION = 1
 
 STEPS: Mapping[str, type[Step]] = {
     step.kind: step
-    for step in (
-        steps.Normalize,
-        steps.Collapse,
-        steps.GapShift,
-        steps.ProjectOutGap,
-        steps.Standardize,
-        steps.Whiten,
-        mapping.ReAlign,
-        mapping.RidgeMap,
-        mapping.Procrustes,
-        mapping.MemoryProjection,
-        steps.GaussianNoise,
-        steps.AdaptiveNoise,
-        mapping.CovarianceNoise,
-        steps.SpanNoise,
-    )
+    for step in (*vars(steps).values(), *vars(mapping).values())
+    if isinstance(step, type) and issubclass(step, Step) and step.kind
 }
 
 

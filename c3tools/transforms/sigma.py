@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
 
-Sigma = float | Literal["auto"]
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.floating[Any]]

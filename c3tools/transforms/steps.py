@@ -85,11 +85,7 @@ class Step:
         raise NotImplementedError
 
     def tensor(self, name: str, modality: str | None = None) -> Array:
-        """Return a fitted tensor.
-
-        Raises:
-            TransformError: if the step was not fitted for the modality.
-        """
+        """Return a fitted tensor, or raise a TransformError that names the modalities that were fitted."""
         key = name if modality is None else f"{name}/{modality}"
         if key not in self.state:
             known = sorted(k.partition("/")[2] for k in self.state if k.startswith(f"{name}/"))
