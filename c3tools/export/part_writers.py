@@ -74,7 +74,7 @@ class PartWriter:
 
     @property
     def files(self) -> list[Path]:
-        """The files of this part, once written."""
+        """Return the files of this part, once written."""
         return sorted(self._pending.values())
 
     def start(self) -> None:
@@ -128,18 +128,18 @@ class HfPart(PartWriter):
     name = "hf"
 
     def start(self) -> None:
-        """Files are opened when their split turns up."""
+        """Wait with each file until its split turns up."""
         self._writers: dict[str, pq.ParquetWriter] = {}
 
     def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append the rows of each split to its file."""
         batch = self._batch(self.schema, embeddings, columns)
-        roles = np.array(row_splits(batch), dtype=object)
-        for role in sorted(set(roles)):
-            if role not in self._writers:
-                path = self.folder / _folder_name(role) / f"{self.stem}.parquet"
-                self._writers[role] = parquet_writer(self._temporary(path), self.schema, split_bytes=False)
-            self._writers[role].write_batch(batch.filter(pa.array(roles == role)))
+        splits = np.array(row_splits(batch), dtype=object)
+        for split in sorted(set(splits)):
+            if split not in self._writers:
+                path = self.folder / _folder_name(split) / f"{self.stem}.parquet"
+                self._writers[split] = parquet_writer(self._temporary(path), self.schema, split_bytes=False)
+            self._writers[split].write_batch(batch.filter(pa.array(splits == split)))
 
     def finish(self) -> None:
         """Close the files."""
@@ -160,11 +160,11 @@ class _ArrayPart(PartWriter):
         self.write_header(self._file)
 
     def array_path(self) -> Path:
-        """Where the array goes."""
+        """Return the path of the array."""
         raise NotImplementedError
 
     def write_header(self, file: BinaryIO) -> None:
-        """What stands before the numbers."""
+        """Write what comes before the numbers."""
         raise NotImplementedError
 
     def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
@@ -186,11 +186,11 @@ class NpyPart(_ArrayPart):
     name = "npy"
 
     def array_path(self) -> Path:
-        """In a folder of arrays only."""
+        """Return a path in a folder of arrays only."""
         return self.folder / "embeddings" / f"{self.stem}.npy"
 
     def write_header(self, file: BinaryIO) -> None:
-        """Numpy's header, version 1.0."""
+        """Write numpy's header, version 1.0."""
         header = {"descr": np.dtype(self.dtype).str, "fortran_order": False, "shape": (self.rows, self.dim)}
         np.lib.format.write_array_header_1_0(file, header)
 
@@ -201,11 +201,11 @@ class SafetensorsPart(_ArrayPart):
     name = "safetensors"
 
     def array_path(self) -> Path:
-        """Beside the metadata folder."""
+        """Return a path beside the metadata folder."""
         return self.folder / f"{self.stem}.safetensors"
 
     def write_header(self, file: BinaryIO) -> None:
-        """The length of the JSON header, then the header; written by hand because rows are streamed."""
+        """Write the length of the JSON header, then the header: by hand, because rows are streamed."""
         size = self.rows * self.dim * np.dtype(self.dtype).itemsize
         kind = {2: "F16", 4: "F32"}[np.dtype(self.dtype).itemsize]
         provenance = (self.schema.metadata or {}).get(METADATA_KEY, b"{}").decode()
@@ -224,5 +224,5 @@ PART_WRITERS: dict[str, type[PartWriter]] = {
 }
 
 
-def _folder_name(role: str) -> str:
-    return "".join(char if char.isalnum() or char in "-_" else "_" for char in role)
+def _folder_name(split: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_" else "_" for char in split)

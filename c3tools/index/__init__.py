@@ -1,4 +1,4 @@
-"""A FAISS index of a store, for one modality or for all of them together."""
+"""FAISS index of a store, for one modality or for all of them together."""
 
 from __future__ import annotations
 

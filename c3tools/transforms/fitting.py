@@ -1,4 +1,4 @@
-"""What pipelines are fitted on: moments and rows, given as such or read from the train split of a store.
+"""Data that pipelines are fitted on: moments and rows, given as such or read from the train split of a store.
 
 Only numpy is imported here; a store brings pyarrow with it.
 """
@@ -73,7 +73,7 @@ class FitData:
 
     @property
     def dim(self) -> int | None:
-        """Dimension of the vectors; None without any."""
+        """Return the dimension of the vectors; None without any."""
         dims = [m.dim for m in self.moments.values()] or [int(rows.shape[1]) for rows in self.rows.values()]
         return dims[0] if dims else None
 

@@ -1,4 +1,4 @@
-"""The steps that are fitted on rows of two modalities: maps of one into the other, memories, and measured noise."""
+"""Steps that are fitted on rows of two modalities: maps of one into the other, memories, and measured noise."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class PairedMap(MapStep):
 
 @dataclass(eq=False)
 class RidgeMap(PairedMap):
-    """The linear map from source to target with least squared error, penalised (ridge regression).
+    """Linear map from source to target with least squared error, penalised (ridge regression).
 
     M = (X^T X + penalty n I)^(-1) X^T Y.
 
@@ -113,7 +113,7 @@ class RidgeMap(PairedMap):
 
 @dataclass(eq=False)
 class Procrustes(PairedMap):
-    """The rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+    """Rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
 
     M = U V^T from the singular vectors of X^T Y.
     """

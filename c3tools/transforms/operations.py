@@ -1,4 +1,4 @@
-"""The primitive operations that every step is made of, in numpy.
+"""Primitive operations that every step is made of, in numpy.
 
 A fitted step describes itself as a short tuple of these, so that one interpreter per array library is enough:
 this module applies them to numpy arrays, `torch_module` to torch tensors. All work in float32, row by row:
@@ -79,7 +79,7 @@ class MixNoise:
 
 @dataclass(frozen=True, eq=False)
 class MemoryAttention:
-    """The softmax(x . m_i / tau)-weighted mean of the memory rows m_i; tau = 0 takes the nearest one.
+    """Mean of the memory rows m_i, weighted by softmax(x . m_i / tau); tau = 0 takes the nearest one.
 
     Attributes:
         memory: float32 (m, d), unit rows.

@@ -83,27 +83,27 @@ class Pipeline:
 
     @property
     def fitted(self) -> bool:
-        """Whether every step can be applied."""
+        """Return whether every step can be applied."""
         return all(step.fitted for step in self.steps)
 
     @property
     def noisy(self) -> bool:
-        """Whether training inputs get noise, so that `transform(training=True)` needs keys."""
+        """Return whether training inputs get noise, so that `transform(training=True)` needs keys."""
         return any(step.noisy for step in self.steps)
 
     @property
     def needs_rows(self) -> bool:
-        """Whether fitting needs rows, not moments alone."""
+        """Return whether fitting needs rows, not moments alone."""
         return any(step.needs_rows for step in self.steps)
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether fitting needs rows of two modalities that are paired by position."""
+        """Return whether fitting needs rows of two modalities that are paired by position."""
         return any(step.needs_pairs for step in self.steps)
 
     @property
     def sigma(self) -> float | str | None:
-        """Standard deviation of the noise per dimension; ``auto`` until it is settled, None without such noise."""
+        """Return the noise per dimension; ``auto`` until it is settled, None where there is no Gaussian noise."""
         return next((step.settings["sigma"] for step in self.steps if step.noisy and "sigma" in step.settings), None)
 
     def settle_sigma(self, sigma: float) -> None:
@@ -200,12 +200,7 @@ class Pipeline:
             TransformError: if the pipeline is not fitted, the dimension is another, a value is not finite, a row
                 has norm 0, or keys are missing.
         """
-        if not self.fitted:
-            missing = next(step.kind for step in self.steps if not step.fitted)
-            raise TransformError(
-                f"The pipeline {self.name!r} is not fitted: its step {missing} has no statistics.",
-                remedy="Call fit(moments) first, or load a saved pipeline with Pipeline.load(folder).",
-            )
+        self.check_fitted()
         rows = ops.as_rows(x)
         self.check_dim(rows.shape[1])
         ops.check_finite(rows)
@@ -214,7 +209,7 @@ class Pipeline:
             for operation in step.operations(modality):
                 noise = None
                 if step.noisy:
-                    noise = self._noise(rows, keys, seed, epoch, draws)
+                    noise = self.draw_noise(rows.shape, keys, seed, epoch, draws)
                     draws += 1
                 rows = ops.apply(operation, rows, noise)
         return rows
@@ -223,10 +218,34 @@ class Pipeline:
         """Return the steps that apply to inputs of this modality and role, in order."""
         return [step for step in self.steps if step.applies(modality, training)]
 
-    @staticmethod
-    def noise_keys(keys: Sequence[str], draw: int) -> Sequence[str]:
-        """Return the keys that the ``draw``-th noisy step draws from: a second one must not repeat the first."""
-        return keys if draw == 0 else [f"{draw}\x1f{key}" for key in keys]
+    def draw_noise(self, shape: tuple[int, ...], keys: Sequence[str] | None, seed: int, epoch: int, draw: int) -> Rows:
+        """Draw the standard normal noise (n, d) of the ``draw``-th noisy step from (seed, epoch, key).
+
+        Raises:
+            TransformError: if there is not one key per row.
+        """
+        if keys is None:
+            raise TransformError(
+                f"The pipeline {self.name!r} adds noise to training inputs, and noise is drawn from keys.",
+                remedy="Pass keys=, one string per row, or training=False for inputs that get no noise.",
+            )
+        if len(keys) != shape[0]:
+            raise TransformError(f"There are {len(keys)} keys for {shape[0]} rows.", remedy="Pass one key per row.")
+        own = keys if draw == 0 else [f"{draw}\x1f{key}" for key in keys]  # a second step must not repeat the first
+        return keyed_normal(seed, epoch, own, shape[1])
+
+    def check_fitted(self) -> None:
+        """Refuse to go on with a pipeline that is not fitted.
+
+        Raises:
+            TransformError: with the first step that lacks something.
+        """
+        if not self.fitted:
+            missing = next(step.kind for step in self.steps if not step.fitted)
+            raise TransformError(
+                f"The pipeline {self.name!r} is not fitted: its step {missing} has no statistics.",
+                remedy="Call fit() first, or load a saved pipeline with Pipeline.load(folder).",
+            )
 
     def check_dim(self, dim: int) -> None:
         """Refuse embeddings of another dimension.
@@ -305,11 +324,7 @@ class Pipeline:
         return self._recipe()[0]
 
     def _recipe(self) -> tuple[dict[str, Any], bytes]:
-        if not self.fitted:
-            raise TransformError(
-                f"The pipeline {self.name!r} is not fitted, so there is nothing to save.",
-                remedy="Call fit(moments) first; unfitted pipelines are written by hand, as YAML or JSON.",
-            )
+        self.check_fitted()
         return make_recipe(self.config(), self.steps, self.dim, self.provenance)
 
     def _read(
@@ -338,16 +353,6 @@ class Pipeline:
             if self.strict:
                 raise TransformError(text, remedy="Fit on the train split.")
             warnings.warn(text, OrderWarning, stacklevel=3)
-
-    def _noise(self, rows: Rows, keys: Sequence[str] | None, seed: int, epoch: int, draw: int) -> Rows:
-        if keys is None:
-            raise TransformError(
-                f"The pipeline {self.name!r} adds noise to training inputs, and noise is drawn from keys.",
-                remedy="Pass keys=, one string per row, or training=False for inputs that get no noise.",
-            )
-        if len(keys) != len(rows):
-            raise TransformError(f"There are {len(keys)} keys for {len(rows)} rows.", remedy="Pass one key per row.")
-        return keyed_normal(seed, epoch, self.noise_keys(keys, draw), rows.shape[1])
 
 
 def _order_findings(steps: Sequence[Step]) -> list[str]:

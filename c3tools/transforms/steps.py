@@ -1,4 +1,4 @@
-"""The steps that treat each modality by itself: normalise, centre, rescale, move along the gap, add noise.
+"""Steps that treat each modality by itself: normalise, centre, rescale, move along the gap, add noise.
 
 A step is a small dataclass: its fields are its settings (saved in the recipe), `state` holds what it fitted (saved as
 tensors). Steps are fitted in order, each on what the steps before it leave. Noise is added to training inputs only;
@@ -53,17 +53,17 @@ class Step:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields, as saved in the recipe."""
+        """Return the fields, as saved in the recipe."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
     def needs_sigma(self) -> bool:
-        """Whether its sigma is still ``auto``, for `Pipeline.settle_sigma` to replace by a number."""
+        """Return whether sigma is still ``auto`` (see `Pipeline.settle_sigma`)."""
         return bool(getattr(self, "sigma", None) == AUTO)
 
     @property
     def fitted(self) -> bool:
-        """Whether the step can be applied."""
+        """Return whether the step can be applied."""
         return not self.needs_sigma and (not self.fits or bool(self.state))
 
     def applies(self, modality: str, training: bool) -> bool:

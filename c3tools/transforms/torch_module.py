@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..errors import TransformError
-from ..seeds import keyed_normal
 from ..store import Rows
 from .operations import Affine, MemoryAttention, MixNoise, Noise, Unit
 from .pipeline import Pipeline
@@ -39,8 +37,7 @@ class TransformModule(nn.Module):
 
     def __init__(self, pipeline: Pipeline, modality: str = "text", *, seed: int = 0) -> None:
         super().__init__()
-        if not pipeline.fitted:
-            raise TransformError(f"The pipeline {pipeline.name!r} is not fitted.", remedy="Call fit(moments) first.")
+        pipeline.check_fitted()
         self.pipeline = pipeline
         self.modality = modality
         self.seed = seed
@@ -71,7 +68,11 @@ class TransformModule(nn.Module):
                 continue
             noise = None
             if isinstance(operation, Noise | MixNoise):
-                noise = self._noise(x, keys, epoch, draws)
+                if keys is None:
+                    noise = torch.randn_like(x)
+                else:
+                    drawn = self.pipeline.draw_noise(tuple(x.shape), keys, self.seed, epoch, draws)
+                    noise = torch.from_numpy(drawn).to(x.device)
                 draws += 1
             x = self._run(number, operation, x, noise)
         return x
@@ -87,14 +88,6 @@ class TransformModule(nn.Module):
     def _buffer(self, name: str, number: int) -> Tensor | None:
         value = getattr(self, f"{name}_{number}", None)
         return value if isinstance(value, Tensor) else None
-
-    def _noise(self, x: Tensor, keys: Sequence[str] | None, epoch: int, draw: int) -> Tensor:
-        if keys is None:
-            return torch.randn_like(x)
-        if len(keys) != len(x):
-            raise TransformError(f"There are {len(keys)} keys for {len(x)} rows.", remedy="Pass one key per row.")
-        scoped = self.pipeline.noise_keys(keys, draw)
-        return torch.from_numpy(keyed_normal(self.seed, epoch, scoped, x.shape[1])).to(x.device)
 
     def _run(self, number: int, operation: Any, x: Tensor, noise: Tensor | None) -> Tensor:
         centre, scale, matrix, offset, memory = (self._buffer(name, number) for name in _BUFFERS)
