@@ -80,15 +80,9 @@ def copy_with_pyarrow(store: Path, output: Path, workers: int) -> None:
 
 def export_with_c3(store: Path, output: Path, workers: int, role: str) -> None:
     """The preset c3, fitted on the store's moments."""
-    from c3tools.export.store import ExportSettings, export_store
-    from c3tools.store import Store
-    from c3tools.transforms import preset
-    from c3tools.transforms.fitting import fit_on_store
+    from c3tools.export import export_store
 
-    source = Store.open(store)
-    export_store(
-        source, fit_on_store(preset("c3"), source), output, settings=ExportSettings(role=role), workers=workers
-    )
+    export_store(store, output, preset="c3", role=role, workers=workers)
 
 
 def measured(task: str, store: Path, output: Path, workers: int) -> dict[str, float]:
@@ -102,7 +96,7 @@ def measured(task: str, store: Path, output: Path, workers: int) -> dict[str, fl
 
 def run_task(task: str, store: Path, output: Path, workers: int) -> None:
     """Body of the process that `measured` starts."""
-    import c3tools.export.store  # noqa: F401  imports are not part of the throughput
+    import c3tools.export  # noqa: F401  imports are not part of the throughput
 
     start, cpu = time.perf_counter(), time.process_time()
     if task == "pyarrow":

@@ -25,10 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from c3tools.geometry.neighbours import modality_bias
-from c3tools.index.build import index_store
+from c3tools.index import build_index
 from c3tools.store import Store
 from c3tools.transforms import preset
-from c3tools.transforms.fitting import fit_on_store
 
 CASES = (
     (["image"], "auto"),
@@ -44,12 +43,12 @@ BIAS_PRESETS = ("c1", "gr-clip", "standardize", "whiten", "realign", "ridge", "p
 
 def print_recall(store: Store, *, slow: bool) -> None:
     """One line per index."""
-    pipeline = fit_on_store(preset("gr-clip"), store)
+    pipeline = preset("gr-clip").fit(store)
     print(f"{'rows':24} {'factory':24} {'nprobe':>6} {'recall@10':>9} {'seconds':>8}")
     for modalities, factory in CASES + (SLOW_CASES if slow else ()):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            record = index_store(store, pipeline, folder, modalities=modalities, factory=factory).record
+            record = build_index(store, folder, pipeline=pipeline, modality=modalities, factory=factory).record
             seconds = time.perf_counter() - start
         label = f"{record['rows']:,} {' + '.join(modalities)}"
         probes = record["nprobe"] or "-"
@@ -62,7 +61,7 @@ def print_bias(store: Store, split: str = "test") -> None:
     print(f"\n{'':16} {'bias@10 of queries':>20} {'standard deviation of cosines':>34}")
     print(f"{split + ' rows':16} {'image':>10} {'text':>9} {'images':>12} {'texts':>10} {'between':>10}")
     for name in BIAS_PRESETS:
-        pipeline = fit_on_store(preset(name), store)
+        pipeline = preset(name).fit(store)
         image, text = (pipeline.transform(x, modality=modality) for modality, x in rows.items())
         bias = [estimate.value for estimate in modality_bias(image, text)]
         spreads = [spread(image, image), spread(text, text), spread(image, text)]

@@ -26,7 +26,7 @@ from sigma_sweep import table
 
 from c3tools.metrics import tokenize
 from c3tools.seeds import generator
-from c3tools.transforms.sigma import PUBLISHED
+from c3tools.transforms.sigma import PUBLISHED_SIGMA
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "clip_embeddings"
 _STOP = "a an the of in on at with and is are to his her its it by for from up out as that this two one"
@@ -68,7 +68,7 @@ def main() -> None:
                 scores = probe(x.astype(np.float32), labels, y.astype(np.float32), sigma, split, options.steps)
                 value = 100 * np.mean([average_precision(truth[:, i], scores[:, i]) for i in range(len(chosen))])
                 curves[name].setdefault(sigma, []).append(float(value))
-    rules = {name: float(np.mean(values)) for name, values in found.items()} | {"published": PUBLISHED}
+    rules = {name: float(np.mean(values)) for name, values in found.items()} | {"published": PUBLISHED_SIGMA}
     options.out.mkdir(parents=True, exist_ok=True)
     plain = {name: {f"{s:g}": values for s, values in points.items()} for name, points in curves.items()}
     content = {"folder": options.folder.name, "average_precision": plain, "rules": rules}

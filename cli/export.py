@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, out, write_json
+from ._console import err, out, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
     AddressOption,
@@ -20,10 +20,6 @@ from ._options import (
     SeedOption,
     StoreOption,
 )
-
-if TYPE_CHECKING:
-    from c3tools.store import Store
-    from c3tools.transforms import Pipeline
 
 
 def register(app: typer.Typer) -> None:
@@ -56,8 +52,12 @@ def export(
         typer.Option("--modality", help="This modality only; may be repeated.", show_default=False),
     ] = None,
     sigma: Annotated[
-        float | None,
-        typer.Option("--sigma", help="Noise per dimension, where the preset has it.", show_default="√0.016"),
+        str | None,
+        typer.Option(
+            "--sigma",
+            help="Noise per dimension, where the preset has it; auto: from the captions of one image.",
+            show_default="√0.016",
+        ),
     ] = None,
     role: Annotated[
         str,
@@ -83,66 +83,48 @@ def export(
     if list_presets:
         _show_presets(json)
         return
-    from c3tools.errors import C3Error
-    from c3tools.executors import open_executor
-    from c3tools.export.store import ExportSettings, export_store
-    from c3tools.reporter import track
-    from c3tools.store import Store
-    from c3tools.transforms.fitting import fit_on_store, open_pipeline
-
-    source = Store.open(store)
-    if pipeline is not None and sigma is not None:
-        raise C3Error("--sigma belongs to presets.", remedy=f"Set sigma in {pipeline}.")
-    infer_on = "image" if train_on == "text" else "text"
-    chosen = open_pipeline(preset, pipeline, sigma=sigma, train_on=train_on, infer_on=infer_on)
     if format == "faiss":
-        _export_index(source, chosen, output, modality, seed, json)
+        from c3tools.index import build_index
+        from c3tools.transforms import open_pipeline
+
+        chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
+        index = build_index(store, output, modality=modality, pipeline=chosen, seed=seed)
+        if json:
+            write_json(index.to_dict(), json)
+        record = index.record
+        err.print(f"Indexed {record['rows']:,} rows as {record['factory']} in {index.path}.", highlight=False)
         return
-    settings = ExportSettings(format, dtype, role, train_on, seed, epoch)
-    total = sum(source.count(name) for name in (modality or source.modalities))
-    with open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where:
-        if not chosen.fitted:
-            fit_on_store(chosen, source, executor=where)
-        with track(f"Exporting {chosen.name}", total) as tracker:
-            report = export_store(
-                source,
-                chosen,
-                output,
-                settings=settings,
-                modalities=modality,
-                workers=workers,
-                overwrite=overwrite,
-                tracker=tracker,
-                executor=where,
-            )
+    from c3tools.export import export_store
+
+    report = export_store(
+        store,
+        output,
+        preset=preset,
+        pipeline=pipeline,
+        format=format,
+        modality=modality,
+        sigma=sigma,
+        role=role,
+        train_on=train_on,
+        dtype=dtype,
+        seed=seed,
+        epoch=epoch,
+        workers=workers,
+        overwrite=overwrite,
+        executor=executor,
+        address=address,
+        processes=processes,
+        reporter=reporter(),
+    )
     if json:
-        write_json(report.to_json(), json)
+        write_json(report.to_dict(), json)
     for name, counts in report.rows.items():
-        noise = f", {counts['training']:,} of them as training inputs" if chosen.noisy else ""
+        noise = f", {counts['training']:,} of them as training inputs" if report.pipeline.noisy else ""
         err.print(f"{name}: {sum(counts.values()):,} rows{noise}", highlight=False)
     kept = f" ({report.kept} parts were finished before)" if report.kept else ""
     err.print(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}", highlight=False)
     if isinstance(report.output, Path):
         err.print(f'The recipe is beside it: c3tools.Pipeline.load("{report.output}")', highlight=False)
-
-
-def _export_index(
-    source: Store, chosen: Pipeline, output: Path, modality: list[str] | None, seed: int, json: str | None
-) -> None:
-    """A FAISS index is written by the job of `c3 index`: inference inputs, the keys and the recipe beside them."""
-    from c3tools.errors import C3Error
-    from c3tools.index.build import index_store
-    from c3tools.transforms.fitting import fit_on_store
-
-    if not isinstance(output, Path):
-        raise C3Error(f"A FAISS index is not written to {output}.", remedy="Name a folder of this machine.")
-    if not chosen.fitted:
-        fit_on_store(chosen, source)
-    report = index_store(source, chosen, output, modalities=modality, seed=seed)
-    if json:
-        write_json(report.to_json(), json)
-    record = report.record
-    err.print(f"Indexed {record['rows']:,} rows as {record['factory']} in {report.output}.", highlight=False)
 
 
 def _show_presets(json: str | None) -> None:

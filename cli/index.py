@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._console import err, write_json
+from ._console import err, reporter, write_json
 from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption, local_path
 
 
@@ -43,37 +43,31 @@ def index(
     json: JsonOption = None,
 ) -> None:
     """Index the store's embeddings, each centred by its own modality's mean, for `c3 search`."""
-    from c3tools.index.build import index_store
-    from c3tools.reporter import track
-    from c3tools.store import Store
-    from c3tools.transforms.fitting import fit_on_store, open_pipeline
+    from c3tools.index import build_index
 
-    source = Store.open(store)
-    chosen = open_pipeline(preset, pipeline)
-    if not chosen.fitted:
-        fit_on_store(chosen, source)
-    with track("Indexing", None) as tracker:
-        report = index_store(
-            source,
-            chosen,
-            output,
-            modalities=modality,
-            split=split,
-            factory=factory,
-            shard_rows=shard_rows,
-            target_recall=recall,
-            seed=seed,
-            tracker=tracker,
-        )
+    built = build_index(
+        store,
+        output,
+        factory=factory,
+        modality=modality,
+        split=split,
+        preset=preset,
+        pipeline=pipeline,
+        shard_rows=shard_rows,
+        recall=recall,
+        seed=seed,
+        reporter=reporter(),
+    )
     if json:
-        write_json(report.to_json(), json)
-    record = report.record
+        write_json(built.to_dict(), json)
+    record = built.record
     measured = next((f"{name} {value:.3f}" for name, value in record.items() if name.startswith("recall@")), "")
     probes = f" with nprobe {record['nprobe']}" if record.get("nprobe") else ""
-    err.print(f"Indexed {record['rows']:,} rows as {record['factory']} in {report.output}.", highlight=False)
+    err.print(f"Indexed {record['rows']:,} rows as {record['factory']} in {built.path}.", highlight=False)
     err.print(f"{measured} against exact search{probes} ({record['recall_queries']} queries).", highlight=False)
-    for name, before in (report.bias or {}).get("before", {}).items():
-        after = (report.bias or {})["after"][name]
+    bias = built.bias or {"before": {}, "after": {}}
+    for name in bias["before"]:
+        before, after = bias["before"][name], bias["after"][name]
         err.print(
             f"{name} queries: {before:.2f} of the 10 nearest are {name} rows before centring, {after:.2f} after "
             "(balanced sample, 0.50 without bias).",

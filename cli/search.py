@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._console import err, out, write_json
+from ._console import err, out, reporter, write_json
 from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, StoreOption, local_path
 
 
@@ -44,44 +44,26 @@ def search(
     json: JsonOption = None,
 ) -> None:
     """Find the nearest rows of an index."""
-    from c3tools.errors import C3Error
-    from c3tools.index.search import Searcher, vector_of_key, vectors_of_file
-    from c3tools.store import Store
+    from c3tools.index import Index
 
-    given = [
-        name for name, value in (("text", text), ("--image", image), ("--vector", vector), ("--key", key)) if value
-    ]
-    if len(given) != 1:
-        raise C3Error(
-            f"One kind of query is needed; given: {', '.join(given) or 'none'}.",
-            remedy='For example: c3 search "a dog on a beach"',
-        )
-    searcher = Searcher.open(index)
-    if vector is not None:
-        labels, vectors = [], vectors_of_file(vector)
-        labels = [f"{vector} row {row}" for row in range(len(vectors))]
-    elif key is not None:
-        vectors, modality = vector_of_key(Store.open(store), key)
-        labels = [key]
-    else:
-        from c3tools.encoders import load_recorded_encoder
-
-        encoder = load_recorded_encoder(searcher.index.record["model"], device=device)
-        if text:
-            vectors, modality, labels = encoder.encode_texts(text), "text", text
-        else:
-            images = image or []
-            vectors, modality, labels = encoder.encode_images(images), "image", [str(path) for path in images]
-    results = searcher.search(vectors, modality, k, within=within, nprobe=nprobe)
+    results = Index.open(index).search(
+        text or None,
+        image=image or None,
+        vector=vector,
+        key=key,
+        modality=modality,
+        within=within,
+        k=k,
+        nprobe=nprobe,
+        store=store,
+        device=device,
+        reporter=reporter(),
+    )
     if json:
-        found = [
-            {"query": label, "hits": [hit.to_json() for hit in hits]}
-            for label, hits in zip(labels, results, strict=True)
-        ]
-        write_json(found, json)
+        write_json([result.to_dict() for result in results], json)
         return
-    for label, hits in zip(labels, results, strict=True):
-        err.print(label, style="bold", highlight=False, markup=False)
-        for hit in hits:
-            shown = hit.caption or hit.path or ""
-            out.print(f"{hit.score:7.3f}  {hit.modality:5}  {hit.key}  {shown}", highlight=False, markup=False)
+    for result in results:
+        err.print(result.query, style="bold", highlight=False, markup=False)
+        for hit in result.hits:
+            label = hit.caption or hit.path or ""
+            out.print(f"{hit.score:7.3f}  {hit.modality:5}  {hit.key}  {label}", highlight=False, markup=False)

@@ -14,7 +14,7 @@ from ..devices import Compute
 from ..errors import DecoderError
 from ..store import Store
 from ..transforms import Pipeline, preset
-from ..transforms.fitting import fit_moments, fit_on_store
+from ..transforms.fitting import fit_moments
 from ..transforms.sigma import auto_sigma
 from .captioner import Captioner
 from .config import Size, TrainingConfig, size
@@ -217,7 +217,7 @@ def _pipeline(
     if pipeline.noisy and (settings.pairs is None or settings.sigma is not None):
         sigma = _sigma(settings, store, train, say)
         pipeline = preset(name, sigma=sigma)
-    return fit_on_store(pipeline, store, split=settings.train_split), sigma
+    return pipeline.fit(store, split=settings.train_split), sigma
 
 
 def _pairs(

@@ -74,13 +74,13 @@ class PartWriter:
 
     @property
     def files(self) -> list[Path]:
-        """The files of this part, once written."""
+        """Return the files of this part, once written."""
         return sorted(self._pending.values())
 
     def start(self) -> None:
         """Open the files."""
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
+    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append rows: ``embeddings`` (n, d) of the output dtype, and the other columns by name."""
         raise NotImplementedError
 
@@ -93,7 +93,7 @@ class PartWriter:
         self._pending[temporary] = path
         return temporary
 
-    def _batch(self, schema: pa.Schema, embeddings: Block, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    def _batch(self, schema: pa.Schema, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> pa.RecordBatch:
         arrays = [
             pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), self.dim)
             if field.name == "embedding"
@@ -113,7 +113,7 @@ class ParquetPart(PartWriter):
         path = self.folder / f"{self.stem}.parquet"
         self._writer = parquet_writer(self._temporary(path), self.schema, split_bytes=False)
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
+    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append one row group."""
         self._writer.write_batch(self._batch(self.schema, embeddings, columns))
 
@@ -128,18 +128,18 @@ class HfPart(PartWriter):
     name = "hf"
 
     def start(self) -> None:
-        """Files are opened when their split turns up."""
+        """Wait with each file until its split turns up."""
         self._writers: dict[str, pq.ParquetWriter] = {}
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
+    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append the rows of each split to its file."""
         batch = self._batch(self.schema, embeddings, columns)
-        roles = np.array(row_splits(batch), dtype=object)
-        for role in sorted(set(roles)):
-            if role not in self._writers:
-                path = self.folder / _folder_name(role) / f"{self.stem}.parquet"
-                self._writers[role] = parquet_writer(self._temporary(path), self.schema, split_bytes=False)
-            self._writers[role].write_batch(batch.filter(pa.array(roles == role)))
+        splits = np.array(row_splits(batch), dtype=object)
+        for split in sorted(set(splits)):
+            if split not in self._writers:
+                path = self.folder / _folder_name(split) / f"{self.stem}.parquet"
+                self._writers[split] = parquet_writer(self._temporary(path), self.schema, split_bytes=False)
+            self._writers[split].write_batch(batch.filter(pa.array(splits == split)))
 
     def finish(self) -> None:
         """Close the files."""
@@ -153,21 +153,21 @@ class _ArrayPart(PartWriter):
     def start(self) -> None:
         """Open both files and write the array's header."""
         metadata = self.folder / "metadata" / f"{self.stem}.parquet"
-        kept = pa.schema([f for f in self.schema if f.name != "embedding"], metadata=self.schema.metadata)
+        kept = self.schema.remove(self.schema.get_field_index("embedding"))
         self._metadata_schema = kept
         self._metadata = pq.ParquetWriter(self._temporary(metadata), kept, compression="zstd")
         self._file: BinaryIO = self._temporary(self.array_path()).open("wb")
         self.write_header(self._file)
 
     def array_path(self) -> Path:
-        """Where the array goes."""
+        """Return the path of the array."""
         raise NotImplementedError
 
     def write_header(self, file: BinaryIO) -> None:
-        """What stands before the numbers."""
+        """Write what comes before the numbers."""
         raise NotImplementedError
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array]) -> None:
+    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append the numbers and the columns."""
         self._file.write(np.ascontiguousarray(embeddings).view(np.uint8).data)
         self._metadata.write_batch(
@@ -186,11 +186,11 @@ class NpyPart(_ArrayPart):
     name = "npy"
 
     def array_path(self) -> Path:
-        """In a folder of arrays only."""
+        """Return a path in a folder of arrays only."""
         return self.folder / "embeddings" / f"{self.stem}.npy"
 
     def write_header(self, file: BinaryIO) -> None:
-        """Numpy's header, version 1.0."""
+        """Write numpy's header, version 1.0."""
         header = {"descr": np.dtype(self.dtype).str, "fortran_order": False, "shape": (self.rows, self.dim)}
         np.lib.format.write_array_header_1_0(file, header)
 
@@ -201,11 +201,11 @@ class SafetensorsPart(_ArrayPart):
     name = "safetensors"
 
     def array_path(self) -> Path:
-        """Beside the metadata folder."""
+        """Return a path beside the metadata folder."""
         return self.folder / f"{self.stem}.safetensors"
 
     def write_header(self, file: BinaryIO) -> None:
-        """The length of the JSON header, then the header; written by hand because rows are streamed."""
+        """Write the length of the JSON header, then the header: by hand, because rows are streamed."""
         size = self.rows * self.dim * np.dtype(self.dtype).itemsize
         kind = {2: "F16", 4: "F32"}[np.dtype(self.dtype).itemsize]
         provenance = (self.schema.metadata or {}).get(METADATA_KEY, b"{}").decode()
@@ -224,5 +224,5 @@ PART_WRITERS: dict[str, type[PartWriter]] = {
 }
 
 
-def _folder_name(role: str) -> str:
-    return "".join(char if char.isalnum() or char in "-_" else "_" for char in role)
+def _folder_name(split: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_" else "_" for char in split)

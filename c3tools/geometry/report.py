@@ -71,7 +71,7 @@ def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[s
         "noise": _noise_values(measured),
         "subsets": measured.subsets,
         "sigma": {
-            "candidates": {rule.name: rule.to_json() for rule in measured.sigmas},
+            "candidates": {rule.name: rule.to_dict() for rule in measured.sigmas},
             "recommended": measured.recommended[0].name,
             "value": measured.recommended[0].sigma,
             "why": measured.recommended[1],

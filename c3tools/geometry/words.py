@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..transforms import PUBLISHED_SIGMA
 from .measures import Measured
 from .spaces import COLLAPSE, RAW, SpaceMeasures
 
@@ -109,6 +110,6 @@ def _corrupt(measured: Measured) -> str:
         f"cosine of {cosine:.2f} with itself."
     )
     if measured.pairs is not None and measured.pairs.residual_rms > 0:
-        ratio = float(np.sqrt(0.016)) / measured.pairs.residual_rms
-        text += f" The published {np.sqrt(0.016):.4f} is {ratio:.1f} times the alignment noise measured here."
+        ratio = PUBLISHED_SIGMA / measured.pairs.residual_rms
+        text += f" The published {PUBLISHED_SIGMA:.4f} is {ratio:.1f} times the alignment noise measured here."
     return text

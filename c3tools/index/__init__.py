@@ -1,1 +1,7 @@
-"""FAISS: build an index over a store, search it by text, image or vector."""
+"""FAISS index of a store, for one modality or for all of them together."""
+
+from __future__ import annotations
+
+from .index import Hit, Index, SearchResult, build_index
+
+__all__ = ["Hit", "Index", "SearchResult", "build_index"]

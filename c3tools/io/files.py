@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from .locations import open_binary, upload_made
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, fsync it, and rename it to ``path``.
 
     A reader sees the old file or the new one, never a part of one; after a crash only a temporary name is left,

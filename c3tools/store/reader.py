@@ -152,12 +152,13 @@ class Store:
         modality: str,
         columns: Sequence[str] | None = None,
         *,
+        split: str | None = None,
         batch_rows: int = 8192,
         parts: Sequence[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Stream the rows of ``modality`` in the order of the shards, at most ``batch_rows`` at a time.
 
-        ``parts`` takes these shards only.
+        ``split`` takes the rows of this split only (None or ``all``: every row), and ``parts`` these shards only.
 
         Raises:
             StoreError: if the modality is not there or a shard cannot be read.
@@ -173,7 +174,9 @@ class Store:
                     self._check_schema(modality, file.schema_arrow, columns or ())
                     for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
                         batch.validate(full=True)  # text that is not UTF-8 would fail far from here
-                        yield batch
+                        chosen = batch if split in (None, ALL) else batch.filter(pa.array(split_mask(batch, split)))
+                        if len(chosen):
+                            yield chosen
             except UnreachableError:
                 raise
             except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as error:

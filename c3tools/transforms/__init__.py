@@ -6,12 +6,23 @@ fitted pipeline as a step of its own.
 
 from __future__ import annotations
 
-from .centring import Collapse, GapShift, Normalize, ProjectOutGap, Standardize, Whiten
-from .mapping import MemoryProjection, Procrustes, ReAlign, RidgeMap
-from .noise import PUBLISHED_SIGMA, AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
-from .pipeline import STEPS, OrderWarning, Pipeline
-from .presets import PRESETS, preset
-from .steps import Step
+from .mapping import CovarianceNoise, MemoryProjection, Procrustes, ReAlign, RidgeMap
+from .pipeline import OrderWarning, Pipeline
+from .presets import PRESETS, open_pipeline, preset
+from .recipe import STEPS
+from .sigma import PUBLISHED_SIGMA, parse_sigma
+from .steps import (
+    AdaptiveNoise,
+    Collapse,
+    GapShift,
+    GaussianNoise,
+    Normalize,
+    ProjectOutGap,
+    SpanNoise,
+    Standardize,
+    Step,
+    Whiten,
+)
 
 __all__ = [
     "PRESETS",
@@ -34,5 +45,7 @@ __all__ = [
     "Standardize",
     "Step",
     "Whiten",
+    "open_pipeline",
+    "parse_sigma",
     "preset",
 ]

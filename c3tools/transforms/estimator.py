@@ -11,9 +11,8 @@ from typing import Any
 import numpy.typing as npt
 
 from ..errors import TransformError
-from ..moments import Moments
-from . import operations as ops
-from .operations import Rows
+from .fitting import unit_moments
+from .operations import Rows, as_rows, check_finite
 from .pipeline import Pipeline
 from .presets import preset
 
@@ -51,11 +50,11 @@ class EmbeddingTransformer:
             TransformError: if the preset needs more than it gets.
         """
         pipeline = self._unfitted()
-        rows = {self.modality: ops.as_rows(X)}
+        rows = {self.modality: as_rows(X)}
         if y is not None and getattr(y, "ndim", 1) == 2:
-            rows[self.target] = ops.as_rows(y)
+            rows[self.target] = as_rows(y)
         self._keep(pipeline.fit(rows=rows))
-        self._moments = self.pipeline_moments(rows[self.modality])
+        self._moments = unit_moments(rows[self.modality])
         return self
 
     def partial_fit(self, X: npt.ArrayLike, y: object = None) -> EmbeddingTransformer:
@@ -69,14 +68,15 @@ class EmbeddingTransformer:
             raise TransformError(
                 f"The preset {self.preset!r} is fitted on rows, which partial_fit does not keep.", remedy="Use fit."
             )
-        seen = self.pipeline_moments(ops.as_rows(X))
-        present = getattr(self, "_moments", None)
-        self._moments = seen if present is None else present.merge(seen)
+        rows = as_rows(X)
+        check_finite(rows)
+        seen = unit_moments(rows)
+        self._moments = self._moments.merge(seen) if hasattr(self, "_moments") else seen
         self._keep(pipeline.fit({self.modality: self._moments}))
         return self
 
     def transform(self, X: npt.ArrayLike) -> Rows:
-        """Transformed rows, float32 (n, d).
+        """Return transformed rows, float32 (n, d).
 
         Raises:
             TransformError: if not fitted, or the dimension is another.
@@ -86,11 +86,11 @@ class EmbeddingTransformer:
         return self.pipeline_.transform(X, modality=self.modality)
 
     def fit_transform(self, X: npt.ArrayLike, y: npt.ArrayLike | None = None) -> Rows:
-        """``fit`` and then ``transform``."""
+        """Fit on ``X`` and ``y``, then transform ``X``."""
         return self.fit(X, y).transform(X)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {
             name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
         }
@@ -106,12 +106,6 @@ class EmbeddingTransformer:
                 raise ValueError(f"EmbeddingTransformer has no parameter {name!r}; it has {list(self.get_params())}.")
             setattr(self, name, value)
         return self
-
-    @staticmethod
-    def pipeline_moments(rows: Rows) -> Moments:
-        """Moments of the L2-normalised rows."""
-        ops.check_finite(rows)
-        return Moments.from_rows(ops.apply(ops.Unit(), rows.copy()))
 
     def _unfitted(self) -> Pipeline:
         return preset(self.preset, sigma=self.sigma, train_on=self.target, infer_on=self.modality)

@@ -1,123 +1,228 @@
-"""Fitting a pipeline on the train split of a store."""
+"""Data that pipelines are fitted on: moments and rows, given as such or read from the train split of a store.
+
+Only numpy is imported here; a store brings pyarrow with it.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import TransformError
-from ..executors import Executor
 from ..moments import Moments
-from ..store import Store, embedding_matrix, split_mask
-from . import operations
-from .operations import Rows
-from .pipeline import Pipeline
-from .presets import preset
+from . import operations as ops
+from .operations import Affine, Array, Operation, Rows, Unit
+from .sigma import auto_sigma
+
+if TYPE_CHECKING:
+    from ..executors import Executor
+    from ..store import Rows as StoreRows
+    from ..store import Store
 
 MAX_FIT_ROWS = 500_000
 
 
-def fit_on_store(
-    pipeline: Pipeline,
-    store: Store,
-    *,
-    split: str = "train",
-    max_rows: int = MAX_FIT_ROWS,
-    executor: Executor | None = None,
-) -> Pipeline:
-    """Fit ``pipeline`` on the embeddings of one split of ``store``; returns the pipeline itself.
+@dataclass(eq=False)
+class FitData:
+    """Statistics and rows of the vectors that reach a step.
 
-    Moments that `c3 means --load` took from another corpus stand in for the store's own. Steps that need moments
-    alone are fitted without reading a row; those that need rows (or pairs: each text with its image, by key) get
-    the first ``max_rows`` of the split. An ``executor`` merges the moments of the shards, to the same bits.
+    Attributes:
+        moments: of each modality; a modality is left out once a non-linear step made its moments unknown.
+        rows: float32 (n, d) of each modality; rows of two modalities are pairs, in the same order.
+        gap_from: the moments that the modality gap is taken from: those of the vectors that enter the pipeline,
+            since a step after Collapse would find no gap.
+    """
+
+    moments: dict[str, Moments]
+    rows: dict[str, Rows]
+    gap_from: dict[str, Moments] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gap_from = dict(self.moments)
+
+    @classmethod
+    def of(cls, moments: Mapping[str, Moments], rows: Mapping[str, npt.ArrayLike]) -> FitData:
+        """Check moments and rows (n, d) by modality; rows also give the moments where these are not given.
+
+        Raises:
+            TransformError: if dimensions differ, or something is not finite.
+        """
+        known = {name: value for name, value in moments.items() if value.n > 0}
+        given = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
+        given = {name: values for name, values in given.items() if len(values)}
+        dims = {f"moments of {name}": value.dim for name, value in known.items()}
+        dims |= {f"rows of {name}": value.shape[1] for name, value in given.items()}
+        if len(set(dims.values())) > 1:
+            listing = ", ".join(f"{name}: {dim}" for name, dim in dims.items())
+            raise TransformError(
+                f"A pipeline is fitted on embeddings of one dimension, and these differ ({listing}).",
+                remedy="Fit on the embeddings of one model.",
+            )
+        for name, value in known.items():
+            if not (np.isfinite(value.mean).all() and np.isfinite(value.scatter).all()):
+                raise TransformError(f"The moments of {name} hold NaN or infinity.", remedy="Embed the corpus again.")
+        for name, values in given.items():
+            ops.check_finite(values)
+            if name not in known:
+                known[name] = unit_moments(values)
+        return cls(known, given)
+
+    @property
+    def dim(self) -> int | None:
+        """Return the dimension of the vectors; None without any."""
+        dims = [m.dim for m in self.moments.values()] or [int(rows.shape[1]) for rows in self.rows.values()]
+        return dims[0] if dims else None
+
+    def moments_of(self, modality: str, step: str) -> Moments:
+        """Return the moments of one modality, or raise a TransformError that says what the step lacks."""
+        return _moments_in(self.moments, modality, step)
+
+    def rows_of(self, modality: str, step: str) -> Rows:
+        """Return the rows of one modality, or raise a TransformError that says what the step lacks."""
+        if modality not in self.rows:
+            raise TransformError(
+                f"The step {step} is fitted on {modality} rows, not on moments, and none were given.",
+                remedy=f"Pass rows={{{modality!r}: array}} to fit(), or fit on a store.",
+            )
+        return self.rows[modality]
+
+    def pairs_of(self, first: str, second: str, step: str) -> tuple[Rows, Rows]:
+        """Return the paired rows of two modalities, or raise a TransformError that says what the step lacks."""
+        x, y = self.rows_of(first, step), self.rows_of(second, step)
+        if len(x) != len(y):
+            raise TransformError(
+                f"The step {step} needs pairs; there are {len(x)} {first} rows and {len(y)} {second} rows.",
+                remedy="Pass rows in which row i of the one belongs to row i of the other.",
+            )
+        return x, y
+
+    def unit_gap(self, first: str, second: str, step: str) -> tuple[Array, float]:
+        """Return direction (d,) and length of ``mean(first) - mean(second)`` of the vectors that enter the pipeline."""
+        gap = _moments_in(self.gap_from, first, step).mean - _moments_in(self.gap_from, second, step).mean
+        length = float(np.linalg.norm(gap))
+        if length < 1e-9:
+            raise TransformError(
+                f"The step {step} needs a modality gap, and the means of {first} and {second} are the same.",
+                remedy="Fit on embeddings that are not centred yet.",
+            )
+        return gap / length, length
+
+    def advance(self, modality: str, operation: Operation, *, first_step: bool) -> None:
+        """Apply one operation to the rows and the moments of one modality."""
+        if modality in self.rows:
+            self.rows[modality] = ops.apply(operation, self.rows[modality])
+        if isinstance(operation, Affine) and modality in self.moments:
+            self.moments[modality] = operation.moments_after(self.moments[modality])
+        elif isinstance(operation, Unit) and first_step:
+            return  # moments are those of normalised vectors already
+        elif modality in self.rows:
+            self.moments[modality] = Moments.from_rows(self.rows[modality])
+        else:
+            self.moments.pop(modality, None)
+
+
+def unit_moments(rows: Rows) -> Moments:
+    """Return the moments of the L2-normalised rows (n, d), which are left as they are."""
+    return Moments.from_rows(ops.apply(Unit(), rows.copy()))
+
+
+def first_rows(
+    store: Store, modality: str, split: str | None, max_rows: int, items: Collection[str] | None = None
+) -> StoreRows:
+    """Return the first ``max_rows`` rows of one split, of some ``items`` alone where these are given."""
+    import pyarrow as pa
+
+    from ..store import Rows as StoreRows
+    from ..store import embedding_matrix
+    from ..store.rows import item_keys
+
+    batches: list[pa.RecordBatch] = []
+    missing = max_rows
+    for batch in store.batches(modality, split=split):
+        wanted = [items is None or item in items for item in item_keys(batch).to_pylist()]
+        batches.append(batch.filter(pa.array(wanted, pa.bool_())).slice(0, missing))
+        missing -= len(batches[-1])
+        if missing == 0:
+            break
+    if missing == max_rows:
+        return StoreRows.of(modality, [], np.empty((0, store.info.dim)))
+    table = pa.Table.from_batches(batches)
+    return StoreRows(
+        modality,
+        [str(key) for key in table.column("key").to_pylist()],
+        embedding_matrix(table),
+        table.drop_columns(["embedding"]),
+    )
+
+
+def fit_moments(store: Store, modality: str, split: str = "train", executor: Executor | None = None) -> Moments:
+    """Return the moments of the L2-normalised embeddings of one split of a store.
+
+    Moments taken from another corpus (`c3 means --load`) come first. A store of normalised embeddings has its own;
+    of another, the rows are read once, in blocks. An ``executor`` merges the moments of shards, to the same bits.
 
     Raises:
         StoreError: if the store cannot be read.
-        TransformError: if what a step needs is not in the store.
-    """
-    borrowed, _ = store.external_moments()
-    modalities = dict.fromkeys([*store.modalities, *borrowed])
-    moments = {modality: fit_moments(store, modality, split, executor) for modality in modalities}
-    rows: dict[str, Rows] = {}
-    if pipeline.needs_pairs:
-        rows = paired_rows(store, split=split, max_rows=max_rows)
-    elif pipeline.needs_rows:
-        rows = {modality: _first_rows(store, modality, split, max_rows)[1] for modality in store.modalities}
-    provenance: dict[str, Any] = {"model": store.info.model, "split": split}
-    if borrowed:
-        provenance["source"] = f"loaded moments ({', '.join(borrowed)}), else store"
-    if rows:
-        provenance["rows"] = {modality: len(value) for modality, value in rows.items()}
-    return pipeline.fit(moments, {k: v for k, v in rows.items() if len(v)}, provenance=provenance)
-
-
-def open_pipeline(
-    name: str,
-    path: Path | None = None,
-    *,
-    sigma: float | None = None,
-    train_on: str = "text",
-    infer_on: str = "image",
-) -> Pipeline:
-    """A preset by name, or a pipeline from ``path``: a fitted one from a folder, an unfitted one from a file.
-
-    Raises:
-        TransformError: if there is no such preset or pipeline.
-    """
-    if path is None:
-        return preset(name, sigma=sigma, train_on=train_on, infer_on=infer_on)
-    if path.is_dir() or path.name == "transform.json":
-        return Pipeline.load(path)
-    return Pipeline.from_config(path)
-
-
-def fit_moments(store: Store, modality: str, split: str, executor: Executor | None = None) -> Moments:
-    """Moments of the L2-normalised embeddings of one split.
-
-    Moments taken from another corpus (`c3 means --load`) come first. A store of normalised embeddings has its own;
-    for another, the rows are read once, in blocks.
     """
     if store.info.normalised or modality in store.external_moments()[0]:
         return store.fitting_moments(modality, split, executor)
-    total = Moments.empty(store.info.dim)
-    for batch in store.batches(modality):
-        chosen = split_mask(batch, split)
-        block = embedding_matrix(batch)[chosen]
-        if len(block):
-            total = total.merge(Moments.from_rows(operations.apply(operations.Unit(), block)))
-    return total
+    from ..store import embedding_matrix
+
+    parts = (unit_moments(embedding_matrix(batch)) for batch in store.batches(modality, split=split))
+    return Moments.merge_all(parts, store.info.dim)
 
 
-def paired_rows(store: Store, *, split: str = "train", max_rows: int = MAX_FIT_ROWS) -> dict[str, Rows]:
-    """Image and text rows that belong together by key, one pair per text; at most ``max_rows`` pairs.
+def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired: bool = False) -> dict[str, Rows]:
+    """Return the first ``max_rows`` embeddings of each modality of one split, float32 (n, d).
+
+    With ``paired``, row i of the images belongs to row i of the texts: one pair for each of the texts whose image is
+    among the first ``max_rows`` images, at most ``max_rows``.
 
     Raises:
-        TransformError: if the store has no pairs in the split.
+        StoreError: if the store cannot be read.
+        TransformError: if pairs are asked for and there are none.
     """
-    image_keys, images = _first_rows(store, "image", split, max_rows)
-    position = {key: row for row, key in enumerate(image_keys)}
-    texts = store.load("text", split=split)
-    owners = texts.column("image_key")
-    pairs = [(position[owner], row) for row, owner in enumerate(owners) if owner in position][:max_rows]
-    if not pairs:
+    if not paired:
+        return {modality: first_rows(store, modality, split, max_rows).embeddings for modality in store.modalities}
+    from ..store import Pairs
+
+    images = first_rows(store, "image", split, max_rows)
+    pairs = Pairs.match(images, first_rows(store, "text", split, max_rows, items=set(images.keys)))
+    if not len(pairs):
         raise TransformError(
             f"The store {store.path} has no pairs of images and texts in the split {split!r}.",
             remedy="Use a pipeline that needs no pairs, or embed images together with their captions.",
         )
-    image_rows, text_rows = np.array(pairs).T
-    return {"image": images[image_rows], "text": texts.embeddings[text_rows]}
+    return dict(zip(("image", "text"), pairs.arrays(), strict=True))
 
 
-def _first_rows(store: Store, modality: str, split: str, max_rows: int) -> tuple[list[str], Rows]:
-    keys: list[str] = []
-    blocks: list[Rows] = [np.empty((0, store.info.dim), np.float32)]
-    for batch in store.batches(modality):
-        chosen = split_mask(batch, split)
-        block = embedding_matrix(batch)[chosen][: max_rows - len(keys)]
-        keys += [key for key, take in zip(batch.column("key").to_pylist(), chosen, strict=True) if take][: len(block)]
-        blocks.append(block)
-        if len(keys) >= max_rows:
-            break
-    return keys, np.concatenate(blocks)
+def sigma_of_captions(store: Store, split: str, max_rows: int = MAX_FIT_ROWS) -> tuple[float, str]:
+    """Return sigma by the rule of ``auto`` from the texts of one split of a store, and what it rests on.
+
+    Raises:
+        StoreError: if the store cannot be read.
+        TransformError: if it has no texts.
+    """
+    if "text" not in store.modalities:
+        raise TransformError(
+            f"sigma 'auto' is found from captions, and the store {store.path} has no texts.",
+            remedy="Give sigma a number, or fit on a store that has captions.",
+        )
+    texts = first_rows(store, "text", split, max_rows)
+    rows = texts.embeddings if store.info.normalised else ops.apply(Unit(), texts.embeddings)
+    return auto_sigma(rows, texts.item_index, fit_moments(store, "text", split).mean)
+
+
+def _moments_in(moments: Mapping[str, Moments], modality: str, step: str) -> Moments:
+    if modality in moments:
+        return moments[modality]
+    known = ", ".join(sorted(moments)) or "nothing"
+    raise TransformError(
+        f"The step {step} needs the moments of {modality!r}; it was given those of {known}.",
+        remedy=f"Fit on a store that has {modality} rows in its train split, or load their means with "
+        "`c3 means --load`.",
+    )

@@ -1,40 +1,50 @@
-"""Steps that move the rows of one modality into the other: statistics, maps from pairs, and memories."""
+"""Steps that are fitted on rows of two modalities: maps of one into the other, memories, and measured noise."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from ..errors import TransformError
-from .memory import Search, memory_search
-from .operations import Affine, Array, MemoryAttention, Operation, Rows, Unit
-from .steps import FitData, Step
+from ..errors import MissingExtraError, TransformError
+from .fitting import FitData
+from .operations import Affine, Array, Indices, MemoryAttention, Noise, Operation, Rows, Search, Unit
+from .sigma import parse_sigma
+from .steps import Role, Step
+
+_VISITED = 16  # an inverted index looks at one cell in this many
 
 
 @dataclass(eq=False)
-class ReAlign(Step):
-    """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
-
-    Moves the modality y into the distribution of x with unpaired statistics alone: anchor (means), trace
-    (variances), and centroid, the last because normalising moves the mean again.
+class MapStep(Step):
+    """A step that moves the rows of one modality to another, and leaves those of others as they are.
 
     Attributes:
-        source: the modality y that is moved.
-        target: the modality x that it is moved to.
+        source: the modality that is moved.
+        target: the modality that it is moved to.
     """
 
     source: str = "image"
     target: str = "text"
 
-    kind: ClassVar[str] = "realign"
     needs_unit: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.modalities = (self.source,)
+
+
+@dataclass(eq=False)
+class ReAlign(MapStep):
+    """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
+
+    Moves the modality y (``source``) into the distribution of x (``target``) with unpaired statistics alone: anchor
+    (means), trace (variances), and centroid, the last because normalising moves the mean again.
+    """
+
+    kind: ClassVar[str] = "realign"
 
     def fit(self, data: FitData) -> None:
         """Keep both means, the ratio of the spreads, and the mean that normalising leaves."""
@@ -49,30 +59,16 @@ class ReAlign(Step):
         self.state = {"target": x.mean, "source": y.mean, "scale": np.array(scale), "drift": drift}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Anchor and trace; normalisation; centroid."""
+        """Match mean and trace, normalise, match the centroid."""
         moved = Affine(self.tensor("source"), float(self.tensor("scale")), offset=self.tensor("target"))
         return (moved, Unit(), Affine(centre=self.tensor("drift")))
 
 
 @dataclass(eq=False)
-class PairedMap(Step):
-    """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y.
+class PairedMap(MapStep):
+    """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y, x of ``source`` and y of ``target``."""
 
-    Attributes:
-        source: the modality x that is mapped.
-        target: the modality y that it is mapped to.
-    """
-
-    source: str = "image"
-    target: str = "text"
-
-    needs_unit: ClassVar[bool] = True
-    needs_rows: ClassVar[bool] = True
     needs_pairs: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.modalities = (self.source,)
 
     def fit(self, data: FitData) -> None:
         """Centre the pairs in float64, keep both means and the matrix."""
@@ -81,17 +77,17 @@ class PairedMap(Step):
         self.state = {"source": source, "target": target, "matrix": self.matrix(x - source, y - target)}
 
     def matrix(self, x: Array, y: Array) -> Array:
-        """The matrix (d, d) from centred pairs, both (n, d)."""
+        """Return the matrix (d, d) from centred pairs, both (n, d)."""
         raise NotImplementedError
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
-        """The fitted map."""
+        """Apply the fitted map."""
         return (Affine(self.tensor("source"), matrix=self.tensor("matrix"), offset=self.tensor("target")),)
 
 
 @dataclass(eq=False)
 class RidgeMap(PairedMap):
-    """The linear map from source to target with least squared error, penalised (ridge regression).
+    """Linear map from source to target with least squared error, penalised (ridge regression).
 
     M = (X^T X + penalty n I)^(-1) X^T Y.
 
@@ -117,7 +113,7 @@ class RidgeMap(PairedMap):
 
 @dataclass(eq=False)
 class Procrustes(PairedMap):
-    """The rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+    """Rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
 
     M = U V^T from the singular vectors of X^T Y.
     """
@@ -125,7 +121,7 @@ class Procrustes(PairedMap):
     kind: ClassVar[str] = "procrustes"
 
     def matrix(self, x: Array, y: Array) -> Array:
-        """Singular value decomposition of the cross-covariance."""
+        """Decompose the cross-covariance into singular values."""
         left, _, right = np.linalg.svd(x.T @ y)
         return np.asarray(left @ right, dtype=np.float64)
 
@@ -141,7 +137,7 @@ class MemoryProjection(Step):
         neighbours: weigh only this many nearest rows; None weighs the whole memory.
         limit: at most this many memory rows, the first ones.
         index: FAISS index string for a large memory, such as ``IVF1024,Flat``: ``neighbours`` are searched with it,
-            which is approximate, once it was built at the first use; None compares with every row, in numpy.
+            which is approximate, once it is built at the first use; None compares with every row, in numpy.
             `TransformModule` always compares with every row.
     """
 
@@ -176,7 +172,7 @@ class MemoryProjection(Step):
         self.state = {"memory": np.ascontiguousarray(data.rows_of(self.memory, self.kind)[: self.limit])}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Attention over the memory."""
+        """Attend over the memory."""
         memory: Rows = self.state["memory"]  # type: ignore[assignment]
         return (MemoryAttention(memory, self.tau, self.neighbours, self._searching(memory)),)
 
@@ -186,3 +182,89 @@ class MemoryProjection(Step):
         if self._search is None or self._search[0] is not memory:
             self._search = memory, memory_search(memory, self.index)
         return self._search[1]
+
+
+@dataclass(eq=False)
+class CovarianceNoise(Step):
+    """e + z S^(1/2): noise with the shape of the alignment noise, S the covariance of x_i - y_i over pairs.
+
+    The alignment noise of real encoders is not isotropic; this draws from what was measured.
+
+    Attributes:
+        first: modality of the x_i.
+        second: modality of the y_i.
+        sigma: rescale so that the root mean square per dimension is sigma; None keeps the measured size.
+    """
+
+    first: str = "image"
+    second: str = "text"
+    sigma: float | None = None
+    role: Role = field(default="training", kw_only=True)
+
+    kind: ClassVar[str] = "covariance-noise"
+    noisy: ClassVar[bool] = True
+    needs_rows: ClassVar[bool] = True
+    needs_pairs: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma is not None:
+            parse_sigma(self.sigma, also=())
+
+    def fit(self, data: FitData) -> None:
+        """Keep the symmetric square root of the residuals' covariance."""
+        x, y = data.pairs_of(self.first, self.second, self.kind)
+        residuals = x.astype(np.float64) - y
+        residuals -= residuals.mean(axis=0)
+        covariance = residuals.T @ residuals / len(residuals)
+        power = np.trace(covariance) / len(covariance)
+        if power == 0:
+            raise TransformError(
+                f"All {len(x)} pairs differ by the same vector, so there is no alignment noise to imitate.",
+                remedy="Fit on more pairs.",
+            )
+        if self.sigma is not None:
+            covariance *= self.sigma**2 / power
+        values, vectors = np.linalg.eigh(covariance)
+        self.state = {"matrix": (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Add correlated noise."""
+        return (Noise(1.0, self.tensor("matrix")),)
+
+
+def memory_search(memory: Rows, index: str) -> Search:
+    """Return a function from queries (n, d) and k to the inner products and row numbers, both (n, k), of the best rows.
+
+    Args:
+        memory: float32 (m, d), unit rows.
+        index: FAISS index string.
+
+    Raises:
+        MissingExtraError: if faiss is not installed.
+        TransformError: if FAISS refuses the index string for this memory.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise MissingExtraError("faiss-cpu", extra="cpu", purpose="A memory with an index") from None
+    try:
+        made = faiss.index_factory(memory.shape[1], index, faiss.METRIC_INNER_PRODUCT)
+        made.train(memory)
+        made.add(memory)
+    except RuntimeError as error:
+        raise TransformError(
+            f"FAISS cannot make the index {index!r} of a memory of {len(memory):,} rows "
+            f"({str(error).strip().splitlines()[-1]}).",
+            remedy="Use another index string, or leave `index` out: the memory is then searched exactly.",
+        ) from error
+    inverted = faiss.try_extract_index_ivf(made)
+    if inverted is not None:
+        inverted.nprobe = max(1, inverted.nlist // _VISITED)
+
+    def search(queries: Rows, k: int) -> tuple[Rows, Indices]:
+        scores, rows = made.search(queries, k)
+        # where too few rows were visited FAISS answers -1: such a neighbour gets no weight
+        return np.where(rows < 0, np.float32(-np.inf), scores), np.maximum(rows, 0)
+
+    return search

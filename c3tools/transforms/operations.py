@@ -1,4 +1,4 @@
-"""The primitive operations that every step is made of, in numpy.
+"""Primitive operations that every step is made of, in numpy.
 
 A fitted step describes itself as a short tuple of these, so that one interpreter per array library is enough:
 this module applies them to numpy arrays, `torch_module` to torch tensors. All work in float32, row by row:
@@ -7,6 +7,7 @@ no row depends on another, so a block may be cut anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,11 @@ import numpy.typing as npt
 from ..errors import TransformError
 from ..io.float16 import to_float32
 from ..moments import Moments
-from .memory import Search
 
 Rows = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+Search = Callable[[Rows, int], tuple[Rows, Indices]]  # queries (n, d), k -> scores and row numbers, both (n, k)
 _SCORE_CELLS = 1 << 24
 
 
@@ -44,7 +46,7 @@ class Affine:
     offset: Array | None = None
 
     def moments_after(self, moments: Moments) -> Moments:
-        """The exact moments of the mapped rows, from the moments of the rows."""
+        """Return the exact moments of the mapped rows, from the moments of the rows."""
         mean, scatter = moments.mean, moments.scatter
         if self.centre is not None:
             mean = mean - self.centre
@@ -77,7 +79,7 @@ class MixNoise:
 
 @dataclass(frozen=True, eq=False)
 class MemoryAttention:
-    """The softmax(x . m_i / tau)-weighted mean of the memory rows m_i; tau = 0 takes the nearest one.
+    """Mean of the memory rows m_i, weighted by softmax(x . m_i / tau); tau = 0 takes the nearest one.
 
     Attributes:
         memory: float32 (m, d), unit rows.
@@ -121,13 +123,13 @@ def apply(operation: Operation, x: Rows, noise: Rows | None = None) -> Rows:
             x += noise
             return x
         case MemoryAttention():
-            return _recall(operation, x)
+            return _attend(operation, x)
         case _:
             raise ValueError(f"{type(operation).__name__} needs noise")
 
 
 def row_norms(x: Rows) -> Rows:
-    """Euclidean norms (n,) of the rows of ``x`` (n, d)."""
+    """Return the Euclidean norms (n,) of the rows of ``x`` (n, d)."""
     norms: Rows = np.sqrt(np.einsum("ij,ij->i", x, x))
     return norms
 
@@ -160,12 +162,12 @@ def _affine(operation: Affine, x: Rows) -> Rows:
     return x
 
 
-def _recall(operation: MemoryAttention, x: Rows) -> Rows:
+def _attend(operation: MemoryAttention, x: Rows) -> Rows:
     memory = operation.memory
     if operation.search is not None:
         count = 1 if operation.tau == 0 else min(operation.neighbours or 1, len(memory))
         scores, nearest = operation.search(x, count)
-        return _weighed(scores, memory[nearest], operation.tau) if operation.tau else memory[nearest[:, 0]]
+        return _weighted_mean(scores, memory[nearest], operation.tau) if operation.tau else memory[nearest[:, 0]]
     step = max(1, _SCORE_CELLS // len(memory))
     for start in range(0, len(x), step):
         block = x[start : start + step]
@@ -177,12 +179,12 @@ def _recall(operation: MemoryAttention, x: Rows) -> Rows:
             block[:] = _softmax(scores, operation.tau) @ memory
             continue
         nearest = np.argpartition(scores, -operation.neighbours, axis=1)[:, -operation.neighbours :]
-        block[:] = _weighed(np.take_along_axis(scores, nearest, axis=1), memory[nearest], operation.tau)
+        block[:] = _weighted_mean(np.take_along_axis(scores, nearest, axis=1), memory[nearest], operation.tau)
     return x
 
 
-def _weighed(scores: Rows, rows: npt.NDArray[np.float32], tau: float) -> Rows:
-    """The mean (b, d) of ``rows`` (b, k, d), weighed by the softmax of ``scores`` (b, k) over tau."""
+def _weighted_mean(scores: Rows, rows: Rows, tau: float) -> Rows:
+    """Return the mean (b, d) of ``rows`` (b, k, d), weighted by the softmax of ``scores`` (b, k) over tau."""
     mean: Rows = np.einsum("bk,bkd->bd", _softmax(scores, tau), rows)
     return mean
 
@@ -195,8 +197,8 @@ def _softmax(scores: Rows, tau: float) -> Rows:
     return scores
 
 
-def check_finite(x: Rows, *, first_row: int = 0) -> None:
-    """Refuse NaN and infinity, naming the first row that has one.
+def check_finite(x: Rows) -> None:
+    """Refuse NaN and infinity, and name the first row that has one.
 
     Raises:
         TransformError: if any element is not finite.
@@ -208,16 +210,16 @@ def check_finite(x: Rows, *, first_row: int = 0) -> None:
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
         raise TransformError(
-            f"{len(bad)} of {len(x)} rows hold NaN or infinity; the first is row {first_row + bad[0]}.",
+            f"{len(bad)} of {len(x)} rows hold NaN or infinity; the first is row {bad[0]}.",
             remedy="Leave these rows out, or embed them again.",
         )
 
 
 def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Rows:
-    """A new float32 (n, d) array of ``x``.
+    """Return a new float32 (n, d) array of ``x``.
 
     Raises:
-        TransformError: if ``x`` has not two dimensions, or is not of numbers.
+        TransformError: if ``x`` does not have two dimensions, or is not of numbers.
     """
     source = np.asarray(x)
     if source.ndim != 2 or source.dtype.kind not in "fiu":

@@ -12,43 +12,28 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
 from ..identity import ModelIdentity
+from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
-from .centring import Collapse, GapShift, Normalize, ProjectOutGap, Standardize, Whiten
-from .checks import order_findings
-from .mapping import MemoryProjection, Procrustes, ReAlign, RidgeMap
-from .noise import AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
-from .operations import Affine, Rows, Unit
-from .steps import FitData, Step, registry
+from .fitting import MAX_FIT_ROWS, FitData, fit_moments, read_rows, sigma_of_captions
+from .operations import Rows
+from .recipe import make_recipe, parse_config, read_recipe, write_recipe
+from .steps import Step
 
-STEPS: Mapping[str, type[Step]] = registry(
-    Normalize,
-    Collapse,
-    GapShift,
-    ProjectOutGap,
-    Standardize,
-    Whiten,
-    ReAlign,
-    RidgeMap,
-    Procrustes,
-    MemoryProjection,
-    GaussianNoise,
-    AdaptiveNoise,
-    CovarianceNoise,
-    SpanNoise,
-)
+if TYPE_CHECKING:
+    from ..executors import Executor
+    from ..store import Store
 
 
 class OrderWarning(UserWarning):
-    """A pipeline whose order or data its method does not mean, allowed because it is not strict."""
+    """Warns of an order, or of a split to fit on, that no published method has, in a pipeline that is not strict."""
 
 
 class Pipeline:
@@ -57,7 +42,7 @@ class Pipeline:
     Args:
         steps: in the order they are applied.
         name: what messages and recipes call it.
-        strict: refuse an order that no method means; False only warns (`OrderWarning`).
+        strict: refuse an order that no published method has; False only warns (`OrderWarning`).
 
     Attributes:
         dim: dimension of the embeddings it was fitted on, None before; None after a fit that needs none.
@@ -73,66 +58,121 @@ class Pipeline:
         self.strict = strict
         self.dim: int | None = None
         self.provenance: dict[str, Any] = {}
-        findings = order_findings(self.steps)
+        findings = _order_findings(self.steps)
         if findings:
             text = f"The pipeline {name!r} is in an order that no method means: " + " ".join(findings)
             if strict:
-                raise TransformError(text, remedy="Mend the order, or set strict: false to be warned only.")
+                raise TransformError(text, remedy="Change the order, or set strict: false to be warned only.")
             warnings.warn(text, OrderWarning, stacklevel=2)
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}: {' > '.join(step.kind for step in self.steps)})"
 
+    def _repr_html_(self) -> str:
+        """Return a table of the steps, with what they were fitted on, for notebooks."""
+        from ..tables import html_table
+
+        sizes = ", ".join(f"{n:,} {modality} rows" for modality, n in self.provenance.get("n", {}).items())
+        origin = f"fitted on {sizes} of {ModelIdentity(self.provenance.get('model') or {})}" if sizes else "not fitted"
+        settings = [
+            ", ".join(f"{name} {value}" for name, value in step.settings.items() if value is not None)
+            for step in self.steps
+        ]
+        rows = zip((step.kind for step in self.steps), settings, strict=True)
+        return html_table(f"{self.name}: {origin}", ("step", "settings"), rows)
+
     @property
     def fitted(self) -> bool:
-        """Whether every step can be applied."""
+        """Return whether every step can be applied."""
         return all(step.fitted for step in self.steps)
 
     @property
     def noisy(self) -> bool:
-        """Whether training inputs get noise, so that `transform(training=True)` needs keys."""
+        """Return whether training inputs get noise, so that `transform(training=True)` needs keys."""
         return any(step.noisy for step in self.steps)
 
     @property
     def needs_rows(self) -> bool:
-        """Whether fitting needs rows, not moments alone."""
+        """Return whether fitting needs rows, not moments alone."""
         return any(step.needs_rows for step in self.steps)
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether fitting needs rows of two modalities that are paired by position."""
+        """Return whether fitting needs rows of two modalities that are paired by position."""
         return any(step.needs_pairs for step in self.steps)
+
+    @property
+    def sigma(self) -> float | str | None:
+        """Return the noise per dimension; ``auto`` until it is settled, None where there is no Gaussian noise."""
+        return next((step.settings["sigma"] for step in self.steps if step.noisy and "sigma" in step.settings), None)
+
+    def settle_sigma(self, sigma: float) -> None:
+        """Replace a sigma of ``auto`` by a number; one that is given already stays."""
+        for step in self.steps:
+            if step.needs_sigma:
+                step.sigma = sigma  # type: ignore[attr-defined]
 
     def fit(
         self,
-        moments: Mapping[str, Moments] | None = None,
+        data: Store | Mapping[str, Moments] | Mapping[str, npt.ArrayLike] | None = None,
         rows: Mapping[str, npt.ArrayLike] | None = None,
         *,
+        split: str = "train",
+        max_rows: int = MAX_FIT_ROWS,
+        executor: Executor | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Pipeline:
         """Fit the steps in order, each on what the steps before it leave; returns the pipeline itself.
 
+        A store is read as far as the steps need it: its moments, the first rows, or the first pairs by key. Moments
+        that `c3 means --load` took from another corpus stand in for its own. A sigma of ``auto`` is settled by the
+        rule of `c3tools.transforms.sigma`, from the captions of a store alone.
+
         Args:
-            moments: of the L2-normalised embeddings of each modality, over the train split.
-            rows: (n, d) embeddings of each modality, for the steps that need them (`needs_rows`); where pairs are
-                needed, row i of one modality belongs to row i of the other. Also the source of the moments
-                when these are not given.
+            data: a store; or, by modality, `Moments` of L2-normalised embeddings over the train split, or embeddings
+                (n, d), which are the same as ``rows``.
+            rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where pairs are needed,
+                row i of one modality belongs to row i of the other. They also give moments that are not given.
+            split: of a store: the rows to fit on.
+            max_rows: of a store: most rows, or pairs, that are read for steps that need them.
+            executor: of a store: merges the moments of shards; the result is the same, bit for bit.
             provenance: kept in the recipe: ``model`` (identity as a store keeps it), ``split``, ....
 
         Raises:
             TransformError: if something is missing, of another dimension, not finite, or of a split that is not
                 for fitting.
+            StoreError: if the store cannot be read.
         """
-        origin = dict(provenance or {})
+        origin: dict[str, Any] = {}
+        if data is None or isinstance(data, Mapping):
+            moments, arrays = {}, dict(rows or {})
+            for name, value in (data or {}).items():
+                if isinstance(value, Moments):
+                    moments[name] = value
+                else:
+                    arrays[name] = value
+        else:
+            self._check_split(split)
+            moments, arrays, origin = self._read(data, split, max_rows, executor)
+        origin |= provenance or {}
         self._check_split(origin.get("split"))
-        data = _fit_data(moments or {}, rows or {})
-        dim = data.dim if (data.moments or data.rows) else None
-        sizes = {name: m.n for name, m in sorted(data.moments.items())}
+        if any(step.needs_sigma for step in self.steps):
+            raise TransformError(
+                f"The pipeline {self.name!r} has the sigma 'auto', which takes the captions of a store; it was given "
+                "moments or arrays.",
+                remedy="Fit it on a Store, or give sigma a number, as in preset('c3', sigma=0.1).",
+            )
+        fit_data = FitData.of(moments, arrays)
+        self.dim = fit_data.dim
+        sizes = {name: m.n for name, m in sorted(fit_data.moments.items())}
         for position, step in enumerate(self.steps):
             if step.fits:
-                step.fit(data)
-            _advance(data, step, first=position == 0)
-        self.dim = dim
+                step.fit(fit_data)
+            if not step.noisy:  # later steps are fitted on what inference inputs are when they reach them
+                for modality in sorted(fit_data.moments.keys() | fit_data.rows.keys()):
+                    if step.applies(modality, training=False) and step.knows(modality):
+                        for operation in step.operations(modality):
+                            fit_data.advance(modality, operation, first_step=position == 0)
         self.provenance = {**origin, "n": sizes}
         return self
 
@@ -146,26 +186,21 @@ class Pipeline:
         seed: int = 0,
         epoch: int = 0,
     ) -> Rows:
-        """Transformed embeddings, float32 (n, d); ``x`` is left as it is.
+        """Return transformed embeddings, float32 (n, d); ``x`` is left as it is.
 
         Args:
             x: (n, d) embeddings, any float dtype.
             modality: whose means apply.
             training: whether these are training inputs: only then is noise added.
             keys: one per row, needed where noise is added: it is drawn from (seed, epoch, key).
-            seed: seed of the noise.
-            epoch: training epoch; another epoch, other noise.
+            seed: of the noise.
+            epoch: of the training; each has other noise.
 
         Raises:
             TransformError: if the pipeline is not fitted, the dimension is another, a value is not finite, a row
                 has norm 0, or keys are missing.
         """
-        if not self.fitted:
-            missing = next(step.kind for step in self.steps if not step.fitted)
-            raise TransformError(
-                f"The pipeline {self.name!r} is not fitted: its step {missing} has no statistics.",
-                remedy="Call fit(moments) first, or load a saved pipeline with Pipeline.load(folder).",
-            )
+        self.check_fitted()
         rows = ops.as_rows(x)
         self.check_dim(rows.shape[1])
         ops.check_finite(rows)
@@ -174,25 +209,49 @@ class Pipeline:
             for operation in step.operations(modality):
                 noise = None
                 if step.noisy:
-                    noise = self._noise(rows, keys, seed, epoch, draws)
+                    noise = self.draw_noise(rows.shape, keys, seed, epoch, draws)
                     draws += 1
                 rows = ops.apply(operation, rows, noise)
         return rows
 
     def active_steps(self, modality: str, training: bool) -> list[Step]:
-        """The steps that take part for inputs of this modality and role, in order."""
+        """Return the steps that apply to inputs of this modality and role, in order."""
         return [step for step in self.steps if step.applies(modality, training)]
 
-    @staticmethod
-    def noise_keys(keys: Sequence[str], draw: int) -> Sequence[str]:
-        """The keys that noise is drawn from at the ``draw``-th noisy step: a second one must not repeat the first."""
-        return keys if draw == 0 else [f"{draw}\x1f{key}" for key in keys]
+    def draw_noise(self, shape: tuple[int, ...], keys: Sequence[str] | None, seed: int, epoch: int, draw: int) -> Rows:
+        """Draw the standard normal noise (n, d) of the ``draw``-th noisy step from (seed, epoch, key).
+
+        Raises:
+            TransformError: if there is not one key per row.
+        """
+        if keys is None:
+            raise TransformError(
+                f"The pipeline {self.name!r} adds noise to training inputs, and noise is drawn from keys.",
+                remedy="Pass keys=, one string per row, or training=False for inputs that get no noise.",
+            )
+        if len(keys) != shape[0]:
+            raise TransformError(f"There are {len(keys)} keys for {shape[0]} rows.", remedy="Pass one key per row.")
+        own = keys if draw == 0 else [f"{draw}\x1f{key}" for key in keys]  # a second step must not repeat the first
+        return keyed_normal(seed, epoch, own, shape[1])
+
+    def check_fitted(self) -> None:
+        """Refuse to go on with a pipeline that is not fitted.
+
+        Raises:
+            TransformError: with the first step that lacks something.
+        """
+        if not self.fitted:
+            missing = next(step.kind for step in self.steps if not step.fitted)
+            raise TransformError(
+                f"The pipeline {self.name!r} is not fitted: its step {missing} has no statistics.",
+                remedy="Call fit() first, or load a saved pipeline with Pipeline.load(folder).",
+            )
 
     def check_dim(self, dim: int) -> None:
         """Refuse embeddings of another dimension.
 
         Raises:
-            TransformError: with both numbers.
+            TransformError: with both dimensions, if they differ.
         """
         if self.dim is not None and dim != self.dim:
             raise TransformError(
@@ -204,11 +263,10 @@ class Pipeline:
         """Refuse embeddings of another model than the one the pipeline was fitted for.
 
         Args:
-            model: identity of the embeddings' model, as a store keeps it: the weights' hashes are compared where
-                both are known, else the names; nothing is compared where either model is unknown.
+            model: identity of the embeddings' model, as a store keeps it (see `ModelIdentity.same_as`).
 
         Raises:
-            TransformError: with both identities.
+            TransformError: with both identities, if they differ.
         """
         ModelIdentity(self.provenance.get("model") or {}).require_same(
             ModelIdentity(model or {}),
@@ -219,14 +277,14 @@ class Pipeline:
         )
 
     def save(self, directory: str | Path) -> Path:
-        """Write ``transform.json`` and ``transform.safetensors`` to ``directory``; returns the directory.
+        """Write ``transform.json`` and ``transform.safetensors`` to a folder or a URL; returns it.
 
         Raises:
             TransformError: if the pipeline is not fitted.
         """
-        from .recipe import save_pipeline
-
-        return save_pipeline(self, Path(directory))
+        directory = location(directory)
+        write_recipe(directory, *self._recipe())
+        return directory
 
     @classmethod
     def load(cls, directory: str | Path) -> Pipeline:
@@ -235,13 +293,14 @@ class Pipeline:
         Raises:
             TransformError: if a file is missing, damaged, changed by hand, or of a newer version.
         """
-        from .recipe import load_pipeline
-
-        return load_pipeline(Path(directory))
+        record, steps = read_recipe(Path(directory))
+        pipeline = cls(steps, name=record["name"], strict=record["strict"])
+        pipeline.dim, pipeline.provenance = record["dim"], record["provenance"]
+        return pipeline
 
     @classmethod
     def from_config(cls, source: str | Path | Mapping[str, Any]) -> Pipeline:
-        """An unfitted pipeline from a mapping, or from a YAML or JSON file of the user's.
+        """Return an unfitted pipeline from a mapping, or from a YAML or JSON file of the user's.
 
         The mapping has ``steps`` (a list of ``{"step": kind, ...settings}``), and may have ``name`` and ``strict``.
 
@@ -249,24 +308,42 @@ class Pipeline:
             TransformError: if the file, a step or a setting is unknown, or the order is refused.
             MissingExtraError: if the file is YAML and pyyaml is not installed.
         """
-        from .recipe import pipeline_from_config
-
-        return pipeline_from_config(source)
+        return cls(**parse_config(source))
 
     def config(self) -> dict[str, Any]:
-        """Name and steps with their settings, as `from_config` takes them."""
+        """Return name and steps with their settings, as `from_config` takes them."""
         steps = [{"step": step.kind, **step.settings} for step in self.steps]
         return {"name": self.name, "strict": self.strict, "steps": steps}
 
     def record(self) -> dict[str, Any]:
-        """What `save` writes to transform.json: settings, provenance, checksums.
+        """Return what `save` writes to transform.json: settings, provenance, checksums.
 
         Raises:
             TransformError: if the pipeline is not fitted.
         """
-        from .recipe import pipeline_record
+        return self._recipe()[0]
 
-        return pipeline_record(self)[0]
+    def _recipe(self) -> tuple[dict[str, Any], bytes]:
+        self.check_fitted()
+        return make_recipe(self.config(), self.steps, self.dim, self.provenance)
+
+    def _read(
+        self, store: Store, split: str, max_rows: int, executor: Executor | None
+    ) -> tuple[dict[str, Moments], dict[str, npt.ArrayLike], dict[str, Any]]:
+        """Read what the steps need from a store: moments, rows, and the provenance of both; settle a sigma of auto."""
+        external, _ = store.external_moments()
+        modalities = dict.fromkeys([*store.modalities, *external])
+        moments = {modality: fit_moments(store, modality, split, executor) for modality in modalities}
+        rows = read_rows(store, split, max_rows, paired=self.needs_pairs) if self.needs_rows else {}
+        origin: dict[str, Any] = {"model": store.info.model, "split": split}
+        if external:
+            origin["source"] = f"loaded moments ({', '.join(external)}), else store"
+        if rows:
+            origin["rows"] = {modality: len(value) for modality, value in rows.items()}
+        if any(step.needs_sigma for step in self.steps):
+            sigma, origin["sigma"] = sigma_of_captions(store, split, max_rows)
+            self.settle_sigma(sigma)
+        return moments, dict(rows), origin
 
     def _check_split(self, split: object) -> None:
         if split in ("test", "val", "validation", "dev"):
@@ -277,61 +354,46 @@ class Pipeline:
                 raise TransformError(text, remedy="Fit on the train split.")
             warnings.warn(text, OrderWarning, stacklevel=3)
 
-    def _noise(self, rows: Rows, keys: Sequence[str] | None, seed: int, epoch: int, draw: int) -> Rows:
-        if keys is None:
-            raise TransformError(
-                f"The pipeline {self.name!r} adds noise to training inputs, and noise is drawn from keys.",
-                remedy="Pass keys=, one string per row, or training=False for inputs that get no noise.",
+
+def _order_findings(steps: Sequence[Step]) -> list[str]:
+    """Return what is wrong with the order and the roles of ``steps``, one sentence each.
+
+    The method is normalise, collapse, corrupt, re-normalise. What breaks it does not fail, it silently costs accuracy
+    (C3, Zhang et al., ICLR 2024): noise on validation inputs, means subtracted twice, no re-normalisation.
+    """
+    findings = []
+    for step in steps:
+        if step.noisy and step.role != "training":
+            findings.append(
+                f"{step.kind} has the role {step.role}: noise belongs on training inputs only, "
+                "never on validation or inference inputs."
             )
-        if len(keys) != len(rows):
-            raise TransformError(f"There are {len(keys)} keys for {len(rows)} rows.", remedy="Pass one key per row.")
-        return keyed_normal(seed, epoch, self.noise_keys(keys, draw), rows.shape[1])
+    for role in ("training", "inference"):
+        findings += _path_findings([step for step in steps if step.role in ("both", role)], role)
+    return list(dict.fromkeys(findings))
 
 
-def _fit_data(moments: Mapping[str, Moments], rows: Mapping[str, npt.ArrayLike]) -> FitData:
-    moments = {name: value for name, value in moments.items() if value.n > 0}
-    data = FitData(dict(moments), {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()})
-    dims = {f"moments of {name}": value.dim for name, value in data.moments.items()}
-    dims |= {f"rows of {name}": value.shape[1] for name, value in data.rows.items()}
-    if len(set(dims.values())) > 1:
-        listing = ", ".join(f"{name}: {dim}" for name, dim in dims.items())
-        raise TransformError(
-            f"A pipeline is fitted on embeddings of one dimension, and these differ ({listing}).",
-            remedy="Fit on the embeddings of one model.",
-        )
-    for name, known in data.moments.items():
-        if not (np.isfinite(known.mean).all() and np.isfinite(known.scatter).all()):
-            raise TransformError(f"The moments of {name} hold NaN or infinity.", remedy="Embed the corpus again.")
-    for name, given in data.rows.items():
-        ops.check_finite(given)
-        if len(given):
-            unit = ops.apply(Unit(), given.copy())
-            data.moments.setdefault(name, Moments.from_rows(unit))
-    data.gap_from = dict(data.moments)
-    return data
-
-
-def _advance(data: FitData, step: Step, *, first: bool) -> None:
-    """Carry ``data`` through ``step`` as validation inputs go, without noise."""
-    if step.noisy:
-        return
-    for name in sorted(set(data.moments) | set(data.rows)):
-        if not step.applies(name, training=False) or not _knows(step, name):
-            continue
-        for operation in step.operations(name):
-            if name in data.rows:
-                data.rows[name] = ops.apply(operation, data.rows[name])
-            if isinstance(operation, Affine) and name in data.moments:
-                data.moments[name] = operation.moments_after(data.moments[name])
-            elif isinstance(operation, Unit) and first:
-                continue  # moments are those of normalised vectors already
-            elif name in data.rows:
-                data.moments[name] = Moments.from_rows(data.rows[name])
-            else:
-                data.moments.pop(name, None)
-
-
-def _knows(step: Step, modality: str) -> bool:
-    """Whether a step that is fitted per modality was fitted for this one."""
-    suffixes = {key.partition("/")[2] for key in step.state if "/" in key}
-    return not suffixes or modality in suffixes
+def _path_findings(path: Sequence[Step], role: str) -> list[str]:
+    findings = []
+    unit = changed = False
+    noise: Step | None = None
+    centred: Step | None = None
+    for step in path:
+        if step.needs_unit and not unit:
+            after = f"and comes after {centred.kind}" if centred else "and there is no normalize before it"
+            findings.append(f"{step.kind} is fitted on vectors of unit norm {after}.")
+        if step.centres:
+            if noise is not None:
+                findings.append(
+                    f"{noise.kind} comes before {step.kind}: noise is added to centred vectors, so centre first."
+                )
+            if centred is not None:
+                findings.append(f"{step.kind} comes after {centred.kind}: the mean would be subtracted twice.")
+            centred = step
+        if step.noisy:
+            noise = step
+        unit = step.keeps_unit
+        changed = changed or not step.keeps_unit
+    if changed and not unit:
+        findings.append(f"{role} inputs end without normalize: decoders and searches expect unit norm.")
+    return findings

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ..errors import TransformError
-from .centring import Collapse, GapShift, Normalize, ProjectOutGap, Standardize, Whiten
-from .mapping import MemoryProjection, Procrustes, ReAlign, RidgeMap
-from .noise import PUBLISHED_SIGMA, AdaptiveNoise, CovarianceNoise, GaussianNoise, SpanNoise
+from .mapping import CovarianceNoise, MemoryProjection, Procrustes, ReAlign, RidgeMap
 from .pipeline import Pipeline
-from .steps import Step
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a preset may depend on.
-
-    Attributes:
-        sigma: standard deviation of Gaussian noise, per dimension.
-        train_on: modality of the training inputs (text for captioning).
-        infer_on: modality of the inference inputs (image for captioning).
-    """
-
-    sigma: float
-    train_on: str
-    infer_on: str
+from .sigma import PUBLISHED_SIGMA, parse_sigma
+from .steps import (
+    AdaptiveNoise,
+    Collapse,
+    GapShift,
+    GaussianNoise,
+    Normalize,
+    ProjectOutGap,
+    SpanNoise,
+    Standardize,
+    Step,
+    Whiten,
+)
 
 
 @dataclass(frozen=True)
@@ -35,99 +32,98 @@ class Preset:
     Attributes:
         summary: one line: the formula.
         source: where it was published.
-        build: makes the steps.
+        build: returns the steps between the first and the last normalisation, given the sigma of Gaussian noise, the
+            modality of inference inputs (x, image for captioning), and that of training inputs (y, text).
     """
 
     summary: str
     source: str
-    build: Callable[[Settings], list[Step]]
-
-
-def _between(*inner: Step) -> list[Step]:
-    return [Normalize(), *inner, Normalize()]
+    build: Callable[[Any, str, str], list[Step]]
 
 
 PRESETS: dict[str, Preset] = {
-    "c1": Preset("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", lambda s: [Normalize()]),
-    "c2-collapse": Preset("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", lambda s: _between(Collapse())),
+    "c1": Preset("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", lambda sigma, x, y: []),
+    "c2-collapse": Preset("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", lambda sigma, x, y: [Collapse()]),
     "c2-corrupt": Preset(
-        "training: norm(e + sigma z)", "C3 ablation C2_2 (ICLR 2024)", lambda s: _between(GaussianNoise(s.sigma))
+        "training: norm(e + sigma z)",
+        "C3 ablation C2_2 (ICLR 2024)",
+        lambda sigma, x, y: [GaussianNoise(sigma)],
     ),
     "c3": Preset(
         "norm(e - mu), training: norm(e - mu + sigma z)",
         "C3 (Zhang et al., ICLR 2024)",
-        lambda s: _between(Collapse(), GaussianNoise(s.sigma)),
+        lambda sigma, x, y: [Collapse(), GaussianNoise(sigma)],
     ),
     "capdec": Preset(
         "training: norm(norm(e) + sqrt(v) z), v = sigma^2 = 0.016",
         "CapDec (Nukrai et al., EMNLP Findings 2022)",
-        lambda s: _between(GaussianNoise(s.sigma)),
+        lambda sigma, x, y: [GaussianNoise(sigma)],
     ),
     "lafite": Preset(
         "training: norm((1 - l) e + l unit(z)), l = 0.75",
         "LAFITE_G (Zhou et al., CVPR 2022)",
-        lambda s: _between(AdaptiveNoise()),
+        lambda sigma, x, y: [AdaptiveNoise()],
     ),
     "decap": Preset(
         "inference: norm(softmax(cos(e, M) / 0.01) M), M the training texts",
         "DeCap (Li et al., ICLR 2023)",
-        lambda s: _between(MemoryProjection(s.infer_on, s.train_on, role="inference")),
+        lambda sigma, x, y: [MemoryProjection(x, y, role="inference")],
     ),
     "clipre": Preset(
         "inference: the nearest training text",
         "CLIPRe (Su et al., 2022); the tau = 0 limit of DeCap",
-        lambda s: _between(MemoryProjection(s.infer_on, s.train_on, tau=0.0, role="inference")),
+        lambda sigma, x, y: [MemoryProjection(x, y, tau=0.0, role="inference")],
     ),
     "realign": Preset(
         "inference: norm(mu_x + sqrt(tr_x / tr_y) (e - mu_y)), re-centred on mu_x, norm",
         "ReAlign (2026)",
-        lambda s: _between(ReAlign(s.infer_on, s.train_on, role="inference")),
+        lambda sigma, x, y: [ReAlign(x, y, role="inference")],
     ),
     "gr-clip": Preset(
         "norm(e - mu of its role)",
         "GR-CLIP (2025): one mean for each of query text, document text, document image",
-        lambda s: _between(Collapse()),
+        lambda sigma, x, y: [Collapse()],
     ),
     "gap-shift": Preset(
         "norm(x - delta/2 u), norm(y + delta/2 u), u the unit gap",
         "Mind the Gap (Liang et al., NeurIPS 2022)",
-        lambda s: _between(GapShift(s.infer_on, s.train_on)),
+        lambda sigma, x, y: [GapShift(x, y)],
     ),
     "project-out-gap": Preset(
-        "norm(e - (e . u) u), u the unit gap", "classical", lambda s: _between(ProjectOutGap(s.infer_on, s.train_on))
+        "norm(e - (e . u) u), u the unit gap", "classical", lambda sigma, x, y: [ProjectOutGap(x, y)]
     ),
-    "standardize": Preset("norm((e - mu) / s) per dimension", "classical", lambda s: _between(Standardize())),
-    "whiten": Preset("norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", lambda s: _between(Whiten())),
+    "standardize": Preset("norm((e - mu) / s) per dimension", "classical", lambda sigma, x, y: [Standardize()]),
+    "whiten": Preset("norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", lambda sigma, x, y: [Whiten()]),
     "ridge": Preset(
         "inference: norm((e - mu_x) W + mu_y), W from pairs",
         "classical (ridge regression)",
-        lambda s: _between(RidgeMap(s.infer_on, s.train_on, role="inference")),
+        lambda sigma, x, y: [RidgeMap(x, y, role="inference")],
     ),
     "procrustes": Preset(
         "inference: norm((e - mu_x) Q + mu_y), Q a rotation from pairs",
         "classical (Schönemann, 1966)",
-        lambda s: _between(Procrustes(s.infer_on, s.train_on, role="inference")),
+        lambda sigma, x, y: [Procrustes(x, y, role="inference")],
     ),
     "c3-span": Preset(
         "norm(e - mu), training: noise without its part along the gap",
         "variant of C3",
-        lambda s: _between(Collapse(), SpanNoise(s.infer_on, s.train_on, s.sigma)),
+        lambda sigma, x, y: [Collapse(), SpanNoise(x, y, sigma)],
     ),
     "c3-covariance": Preset(
         "norm(e - mu), training: noise with the covariance of measured pairs",
         "variant of C3",
-        lambda s: _between(Collapse(), CovarianceNoise(s.infer_on, s.train_on)),
+        lambda sigma, x, y: [Collapse(), CovarianceNoise(x, y)],
     ),
 }
 
 
-def preset(name: str, *, sigma: float | None = None, train_on: str = "text", infer_on: str = "image") -> Pipeline:
-    """An unfitted pipeline by name.
+def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text", infer_on: str = "image") -> Pipeline:
+    """Return an unfitted pipeline by name.
 
     Args:
         name: a key of `PRESETS`.
-        sigma: standard deviation of Gaussian noise per dimension, where the method has it; the published
-            sqrt(0.016) when None.
+        sigma: standard deviation of Gaussian noise per dimension, where the method has it; ``auto`` to settle it when
+            the pipeline is fitted on a store with captions; the published sqrt(0.016) when None.
         train_on: modality of the training inputs; "text" for captioning, "image" for text-to-image.
         infer_on: modality of the inference inputs.
 
@@ -136,5 +132,36 @@ def preset(name: str, *, sigma: float | None = None, train_on: str = "text", inf
     """
     if name not in PRESETS:
         raise TransformError(f"There is no preset {name!r}.", remedy=f"Presets: {', '.join(PRESETS)}.")
-    settings = Settings(PUBLISHED_SIGMA if sigma is None else float(sigma), train_on, infer_on)
-    return Pipeline(PRESETS[name].build(settings), name=name)
+    strength = PUBLISHED_SIGMA if sigma is None else parse_sigma(sigma)
+    inner = PRESETS[name].build(strength, infer_on, train_on)
+    return Pipeline([Normalize(), *inner, Normalize()] if inner else [Normalize()], name=name)
+
+
+def open_pipeline(
+    pipeline: Pipeline | str | Path | None = None,
+    preset_name: str = "c3",
+    *,
+    sigma: float | str | None = None,
+    train_on: str = "text",
+) -> Pipeline:
+    """Return a pipeline as commands take it: one that is given, or that of a file or a folder, else a preset.
+
+    Args:
+        pipeline: a pipeline; a folder with a fitted one; a YAML or JSON file with an unfitted one; None for a preset.
+        preset_name: a key of `PRESETS`.
+        sigma: see `preset`.
+        train_on: modality of the training inputs of the preset; of text and image the other one is for inference.
+
+    Raises:
+        TransformError: if there is no such preset or pipeline, or sigma is given for a pipeline that has its own.
+    """
+    if pipeline is None:
+        infer_on = "image" if train_on == "text" else "text"
+        return preset(preset_name, sigma=sigma, train_on=train_on, infer_on=infer_on)
+    if sigma is not None:
+        raise TransformError("sigma belongs to presets.", remedy=f"Set sigma in {pipeline}.")
+    if isinstance(pipeline, Pipeline):
+        return pipeline
+    path = Path(pipeline)
+    is_saved = path.is_dir() or path.name == "transform.json"
+    return Pipeline.load(path) if is_saved else Pipeline.from_config(path)

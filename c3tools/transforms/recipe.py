@@ -1,18 +1,17 @@
-"""Recipes: pipelines on disk, and pipelines that users write by hand.
+"""Recipes: pipelines on disk, and pipelines that users write by hand, as plain data.
 
 A saved pipeline is a folder with two files. ``transform.json`` holds the steps, their settings, the provenance
 and two checksums (of the tensors, and of itself); ``transform.safetensors`` holds the fitted tensors in the
 dtype they are used in, so that a loaded pipeline gives the same bits. The json is written last: a folder
-without it holds no pipeline.
+without it holds no pipeline. `Pipeline` builds itself from what is read here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..errors import MissingExtraError, TransformError
-from .pipeline import STEPS, Pipeline
+from ..io.files import write_atomically
+from . import mapping, steps
+from .sigma import AUTO
 from .steps import Step
 
 JSON_NAME = "transform.json"
@@ -32,53 +33,52 @@ TENSORS_NAME = "transform.safetensors"
 _FORMAT = "c3tools.transform"
 _VERSION = 1
 
+STEPS: Mapping[str, type[Step]] = {
+    step.kind: step
+    for step in (*vars(steps).values(), *vars(mapping).values())
+    if isinstance(step, type) and issubclass(step, Step) and step.kind
+}
 
-def save_pipeline(pipeline: Pipeline, directory: Path) -> Path:
-    """Write a fitted pipeline to ``directory``, both files atomically; returns the directory.
 
-    Raises:
-        TransformError: if the pipeline is not fitted.
+def make_recipe(
+    config: Mapping[str, Any], steps: Sequence[Step], dim: int | None, provenance: Mapping[str, Any]
+) -> tuple[dict[str, Any], bytes]:
+    """Return the content of both files of a fitted pipeline: the JSON object, and the tensors as safetensors.
+
+    Args:
+        config: name, strict and the steps' settings, as `parse_config` takes them.
+        steps: the fitted steps.
+        dim: dimension of the embeddings; None where the pipeline takes any.
+        provenance: where the statistics come from.
     """
-    record, payload = pipeline_record(pipeline)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_atomically(directory / TENSORS_NAME, payload)
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    _write_atomically(directory / JSON_NAME, text.encode())
-    return directory
-
-
-def pipeline_record(pipeline: Pipeline) -> tuple[dict[str, Any], bytes]:
-    """The content of both files of a fitted pipeline.
-
-    Raises:
-        TransformError: if the pipeline is not fitted.
-    """
-    if not pipeline.fitted:
-        raise TransformError(
-            f"The pipeline {pipeline.name!r} is not fitted, so there is nothing to save.",
-            remedy="Call fit(moments) first; unfitted pipelines are written by hand, as YAML or JSON.",
-        )
-    tensors: dict[str, npt.NDArray[np.generic]] = {}
-    for position, step in enumerate(pipeline.steps):
-        for key, value in step.state.items():
-            tensors[f"{position}/{key}"] = np.ascontiguousarray(value).reshape(value.shape)
-    payload = save_tensors(tensors)
-    record: dict[str, Any] = {
+    tensors = {
+        f"{position}/{key}": np.ascontiguousarray(value).reshape(value.shape)
+        for position, step in enumerate(steps)
+        for key, value in step.state.items()
+    }
+    payload: bytes = save_tensors(tensors)
+    record = {
         "format": _FORMAT,
         "version": _VERSION,
-        **pipeline.config(),
-        "dim": pipeline.dim,
-        "provenance": pipeline.provenance,
+        **config,
+        "dim": dim,
+        "provenance": provenance,
         "tensors": {"file": TENSORS_NAME, "sha256": hashlib.sha256(payload).hexdigest()},
     }
-    # what a reader of the JSON will see: tuples are lists there
-    record = json.loads(json.dumps(record))
-    record["checksum"] = _checksum(record)
+    record = json.loads(json.dumps(record))  # as a reader of the JSON sees it: tuples are lists there
+    record["checksum"] = checksum(record)
     return record, payload
 
 
-def load_pipeline(directory: Path) -> Pipeline:
-    """Read a fitted pipeline from ``directory``, or from the path of its ``transform.json``.
+def write_recipe(directory: Path, record: Mapping[str, Any], payload: bytes) -> None:
+    """Write the content that `make_recipe` returned to a folder or a URL, each file whole or not at all."""
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    for name, content in ((TENSORS_NAME, payload), (JSON_NAME, text.encode())):
+        write_atomically(directory / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+
+
+def read_recipe(directory: Path) -> tuple[dict[str, Any], list[Step]]:
+    """Read a saved pipeline from a folder, or from the path of its ``transform.json``: the record and the fitted steps.
 
     Raises:
         TransformError: if a file is missing, damaged, changed by hand, or of a newer version.
@@ -86,24 +86,27 @@ def load_pipeline(directory: Path) -> Pipeline:
     directory = directory.parent if directory.name == JSON_NAME else directory
     path = directory / JSON_NAME
     record = _read_record(path)
-    payload = _read_tensors(directory / TENSORS_NAME, record)
-    pipeline = pipeline_from_config({key: record[key] for key in ("name", "strict", "steps")})
-    pipeline.dim = record["dim"]
-    pipeline.provenance = record["provenance"]
-    for key, value in payload.items():
+    tensors = _read_tensors(directory / TENSORS_NAME, record)
+    fitted: list[Step] = parse_config({key: record[key] for key in ("name", "strict", "steps")})["steps"]
+    for key, value in tensors.items():
         position, _, name = key.partition("/")
-        if not (position.isdecimal() and int(position) < len(pipeline.steps) and value.dtype.kind == "f"):
+        if not (position.isdecimal() and int(position) < len(fitted) and value.dtype.kind == "f"):
             raise _damaged(path, f"it has a tensor {key!r} that belongs to no step")
-        if value.ndim and value.shape[-1] != pipeline.dim:
-            raise _damaged(path, f"the tensor {key!r} has shape {value.shape}, the pipeline {pipeline.dim} dimensions")
-        pipeline.steps[int(position)].state[name] = value
-    if not pipeline.fitted:
+        if value.ndim and value.shape[-1] != record["dim"]:
+            raise _damaged(path, f"the tensor {key!r} has shape {value.shape}, the pipeline {record['dim']} dimensions")
+        fitted[int(position)].state[name] = value
+    if not all(step.fitted for step in fitted):
         raise _damaged(path, "the tensors of a step are missing")
-    return pipeline
+    return record, fitted
 
 
-def pipeline_from_config(source: str | Path | Mapping[str, Any]) -> Pipeline:
-    """An unfitted pipeline from a mapping or a file; see `Pipeline.from_config`."""
+def parse_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``name``, ``strict`` and ``steps`` (unfitted) of a pipeline from a mapping, or from a YAML or JSON file.
+
+    Raises:
+        TransformError: if the file, a step or a setting is unknown.
+        MissingExtraError: if the file is YAML and pyyaml is not installed.
+    """
     config = source if isinstance(source, Mapping) else _read_config(Path(source))
     place = "the pipeline" if isinstance(source, Mapping) else str(source)
     listed = config.get("steps")
@@ -116,12 +119,12 @@ def pipeline_from_config(source: str | Path | Mapping[str, Any]) -> Pipeline:
         raise TransformError(f"{place} has the unknown keys {', '.join(unknown)}.")
     name = config.get("name", "custom")
     if not isinstance(name, str):
-        raise TransformError(f"{place} has the name {reprlib.repr(name)}, which is no text.")
-    return Pipeline(
-        [_step(entry, place) for entry in listed],
-        name=name,
-        strict=bool(config.get("strict", True)),
-    )
+        raise TransformError(f"{place} has the name {reprlib.repr(name)}, which is not text.")
+    return {
+        "name": name,
+        "strict": bool(config.get("strict", True)),
+        "steps": [_step(entry, place) for entry in listed],
+    }
 
 
 def _step(entry: object, place: str) -> Step:
@@ -153,6 +156,7 @@ def _check_type(value: object, annotation: str, place: str) -> None:
         fine = "None" in annotation
     elif annotation.startswith("float"):
         fine = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fine = fine or (value == AUTO and AUTO in annotation)
     elif annotation.startswith("int"):
         fine = isinstance(value, int) and not isinstance(value, bool)
     elif annotation.startswith("tuple"):
@@ -204,7 +208,7 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"{path} has the format version {record.get('version')}; this c3tools reads version {_VERSION}.",
             remedy="Upgrade c3tools.",
         )
-    if record.get("checksum") != _checksum(record):
+    if record.get("checksum") != checksum(record):
         raise _damaged(path, "its checksum does not match its content")
     sensible = {
         "name": isinstance(record.get("name"), str),
@@ -234,7 +238,8 @@ def _read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, npt.NDArra
     return tensors
 
 
-def _checksum(record: Mapping[str, Any]) -> str:
+def checksum(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a record without its ``checksum``."""
     body = {key: value for key, value in record.items() if key != "checksum"}
     return hashlib.sha256(
         json.dumps(body, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -246,12 +251,3 @@ def _damaged(path: Path, why: str) -> TransformError:
         f"{path} is not an intact saved pipeline: {why}.",
         remedy="Save the pipeline again; recipes are not edited by hand, pipelines in YAML or JSON are.",
     )
-
-
-def _write_atomically(path: Path, payload: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

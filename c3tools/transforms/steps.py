@@ -1,12 +1,12 @@
-"""What a step is, and what it is fitted on.
+"""Steps that treat each modality by itself: normalise, centre, rescale, move along the gap, add noise.
 
-A step is a small dataclass: its fields are its settings (saved in the recipe), `state` holds what it fitted
-(saved as tensors). Steps are fitted in order, each on what the steps before it leave.
+A step is a small dataclass: its fields are its settings (saved in the recipe), `state` holds what it fitted (saved as
+tensors). Steps are fitted in order, each on what the steps before it leave. Noise is added to training inputs only;
+z is standard normal and drawn by the pipeline, keyed by (seed, epoch, key of the row).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -14,81 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
-from ..moments import Moments
-from .operations import Array, Operation, Rows
+from .fitting import FitData
+from .operations import Affine, Array, MixNoise, Noise, Operation, Unit
+from .sigma import AUTO, PUBLISHED_SIGMA, parse_sigma
 
 Role = Literal["training", "inference", "both"]
-State = dict[str, npt.NDArray[np.generic]]
-
-
-@dataclass(eq=False)
-class FitData:
-    """What a step is fitted on: statistics and rows of the vectors that reach it.
-
-    Attributes:
-        moments: of each modality; empty once a non-linear step made them unknown.
-        rows: float32 (n, d) of each modality; rows of two modalities are pairs, in the same order.
-        gap_from: the moments that the modality gap is taken from: those of the vectors that enter the pipeline,
-            since a step after Collapse would find no gap.
-    """
-
-    moments: dict[str, Moments] = field(default_factory=dict)
-    rows: dict[str, Rows] = field(default_factory=dict)
-    gap_from: dict[str, Moments] = field(default_factory=dict)
-
-    @property
-    def dim(self) -> int:
-        """Dimension of the vectors."""
-        for moments in self.moments.values():
-            return moments.dim
-        for rows in self.rows.values():
-            return int(rows.shape[1])
-        raise TransformError("There is nothing to fit on: neither moments nor rows were given.")
-
-    def moments_of(self, modality: str, step: str) -> Moments:
-        """Moments of one modality, or an error that says what the step lacks."""
-        return self._moments_in(self.moments, modality, step)
-
-    def _moments_in(self, moments: dict[str, Moments], modality: str, step: str) -> Moments:
-        if modality in moments:
-            return moments[modality]
-        known = ", ".join(sorted(moments)) or "nothing"
-        raise TransformError(
-            f"The step {step} needs the moments of {modality!r}; it was given those of {known}.",
-            remedy=f"Fit on a store that has {modality} rows in its train split, or load their means with "
-            "`c3 means --load`.",
-        )
-
-    def rows_of(self, modality: str, step: str) -> Rows:
-        """Rows of one modality, or an error that says what the step lacks."""
-        if modality not in self.rows or len(self.rows[modality]) == 0:
-            raise TransformError(
-                f"The step {step} is fitted on {modality} rows, not on moments, and none were given.",
-                remedy=f"Pass rows={{{modality!r}: array}} to fit(); `c3 export` takes them from the train split.",
-            )
-        return self.rows[modality]
-
-    def pairs_of(self, first: str, second: str, step: str) -> tuple[Rows, Rows]:
-        """Paired rows of two modalities, or an error that says what the step lacks."""
-        x, y = self.rows_of(first, step), self.rows_of(second, step)
-        if len(x) != len(y):
-            raise TransformError(
-                f"The step {step} needs pairs; there are {len(x)} {first} rows and {len(y)} {second} rows.",
-                remedy="Pass rows in which row i of the one belongs to row i of the other.",
-            )
-        return x, y
-
-    def unit_gap(self, first: str, second: str, step: str) -> tuple[Array, float]:
-        """Direction (d,) and length of ``mean(first) - mean(second)`` of the vectors that enter the pipeline."""
-        ends = [self._moments_in(self.gap_from, modality, step).mean for modality in (first, second)]
-        gap = ends[0] - ends[1]
-        length = float(np.linalg.norm(gap))
-        if length < 1e-9:
-            raise TransformError(
-                f"The step {step} needs a modality gap, and the means of {first} and {second} are the same.",
-                remedy="Fit on embeddings that are not centred yet.",
-            )
-        return gap / length, length
 
 
 @dataclass(eq=False)
@@ -113,7 +43,7 @@ class Step:
     modalities: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.state: State = {}
+        self.state: dict[str, npt.NDArray[np.generic]] = {}
         if self.modalities is not None:
             self.modalities = tuple(self.modalities)
         if self.role not in ("training", "inference", "both"):
@@ -123,16 +53,21 @@ class Step:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields, as saved in the recipe."""
+        """Return the fields, as saved in the recipe."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
+    def needs_sigma(self) -> bool:
+        """Return whether sigma is still ``auto`` (see `Pipeline.settle_sigma`)."""
+        return bool(getattr(self, "sigma", None) == AUTO)
+
+    @property
     def fitted(self) -> bool:
-        """Whether the step can be applied."""
-        return not self.fits or bool(self.state)
+        """Return whether the step can be applied."""
+        return not self.needs_sigma and (not self.fits or bool(self.state))
 
     def applies(self, modality: str, training: bool) -> bool:
-        """Whether the step takes part for inputs of this modality and role."""
+        """Return whether the step takes part for inputs of this modality and role."""
         return self.role in ("both", "training" if training else "inference") and (
             self.modalities is None or modality in self.modalities
         )
@@ -140,12 +75,17 @@ class Step:
     def fit(self, data: FitData) -> None:
         """Fill ``state`` from ``data``."""
 
+    def knows(self, modality: str) -> bool:
+        """Return whether the step, if it is fitted per modality, was fitted for this one."""
+        fitted_for = {key.partition("/")[2] for key in self.state if "/" in key}
+        return not fitted_for or modality in fitted_for
+
     def operations(self, modality: str) -> tuple[Operation, ...]:
-        """What the fitted step does to rows of ``modality``."""
+        """Return what the fitted step does to rows of ``modality``."""
         raise NotImplementedError
 
     def tensor(self, name: str, modality: str | None = None) -> Array:
-        """A fitted tensor, or an error that names the modalities that were fitted."""
+        """Return a fitted tensor, or raise a TransformError that names the modalities that were fitted."""
         key = name if modality is None else f"{name}/{modality}"
         if key not in self.state:
             known = sorted(k.partition("/")[2] for k in self.state if k.startswith(f"{name}/"))
@@ -155,7 +95,8 @@ class Step:
             )
         return self.state[key]  # type: ignore[return-value]
 
-    def _chosen(self, data: FitData) -> list[str]:
+    def _fitted_modalities(self, data: FitData) -> list[str]:
+        """Return the modalities that the step is fitted for: those it applies to that have moments."""
         names = self.modalities if self.modalities is not None else tuple(sorted(data.moments))
         present = [name for name in names if name in data.moments]
         if not present:
@@ -163,6 +104,245 @@ class Step:
         return present
 
 
-def registry(*steps: type[Step]) -> Mapping[str, type[Step]]:
-    """Step classes by their kind."""
-    return {step.kind: step for step in steps}
+@dataclass(eq=False)
+class Normalize(Step):
+    """e / |e|."""
+
+    kind: ClassVar[str] = "normalize"
+    keeps_unit: ClassVar[bool] = True
+    fits: ClassVar[bool] = False
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Divide by the norm."""
+        return (Unit(),)
+
+
+@dataclass(eq=False)
+class Collapse(Step):
+    """e - mu of its own modality (C3, Zhang et al., ICLR 2024): removes the modality gap.
+
+    mu is the mean over the train split of L2-normalised vectors, and is not normalised itself.
+    """
+
+    kind: ClassVar[str] = "collapse"
+    needs_unit: ClassVar[bool] = True
+    centres: ClassVar[bool] = True
+
+    def fit(self, data: FitData) -> None:
+        """Keep the mean of each modality."""
+        self.state = {f"mean/{m}": data.moments_of(m, self.kind).mean for m in self._fitted_modalities(data)}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Subtract the modality's mean."""
+        return (Affine(centre=self.tensor("mean", modality)),)
+
+
+@dataclass(eq=False)
+class GapShift(Step):
+    """x - delta/2 u, y + delta/2 u along the unit gap u (Mind the Gap, Liang et al., NeurIPS 2022).
+
+    Attributes:
+        first: the modality x, whose mean the gap points to.
+        second: the modality y.
+        delta: how far the two move towards each other; None for the length of the gap, which closes it.
+    """
+
+    first: str = "image"
+    second: str = "text"
+    delta: float | None = None
+
+    kind: ClassVar[str] = "gap-shift"
+    needs_unit: ClassVar[bool] = True
+    centres: ClassVar[bool] = True
+
+    def fit(self, data: FitData) -> None:
+        """Keep half the shift of each modality."""
+        unit, length = data.unit_gap(self.first, self.second, self.kind)
+        half = unit * ((length if self.delta is None else self.delta) / 2)
+        self.state = {f"shift/{self.first}": half, f"shift/{self.second}": -half}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Move along the gap."""
+        return (Affine(centre=self.tensor("shift", modality)),)
+
+
+@dataclass(eq=False)
+class ProjectOutGap(Step):
+    """e - (e . u) u: removes the coordinate along the unit gap u.
+
+    Attributes:
+        first: one end of the gap.
+        second: the other end.
+    """
+
+    first: str = "image"
+    second: str = "text"
+
+    kind: ClassVar[str] = "project-out-gap"
+    needs_unit: ClassVar[bool] = True
+
+    def fit(self, data: FitData) -> None:
+        """Keep the direction of the gap."""
+        self.state = {"direction": data.unit_gap(self.first, self.second, self.kind)[0]}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Project onto the complement of the gap."""
+        return (Affine(matrix=_complement(self.tensor("direction"))),)
+
+
+@dataclass(eq=False)
+class Standardize(Step):
+    """(e - mu) / s per dimension, s the population standard deviation of the modality.
+
+    Attributes:
+        epsilon: dimensions whose s is below this are only centred.
+    """
+
+    epsilon: float = 1e-8
+
+    kind: ClassVar[str] = "standardize"
+    needs_unit: ClassVar[bool] = True
+    centres: ClassVar[bool] = True
+
+    def fit(self, data: FitData) -> None:
+        """Keep mean and reciprocal deviation of each modality."""
+        self.state = {}
+        for modality in self._fitted_modalities(data):
+            moments = data.moments_of(modality, self.kind)
+            deviation = np.sqrt(np.diag(moments.covariance))
+            constant = deviation < self.epsilon
+            self.state[f"mean/{modality}"] = moments.mean
+            self.state[f"scale/{modality}"] = np.where(constant, 1.0, 1 / np.where(constant, 1.0, deviation))
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Centre and scale."""
+        return (Affine(centre=self.tensor("mean", modality), scale=self.tensor("scale", modality)),)
+
+
+@dataclass(eq=False)
+class Whiten(Step):
+    """(e - mu) S^(-1/2), S = (1 - a) C + a tr(C)/d I: whitening that stays in the embedding's own axes (ZCA).
+
+    Attributes:
+        shrinkage: a, from 0 (the covariance C as it is) to 1 (a multiple of the identity).
+    """
+
+    shrinkage: float = 0.1
+
+    kind: ClassVar[str] = "whiten"
+    needs_unit: ClassVar[bool] = True
+    centres: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.shrinkage <= 1:
+            raise TransformError(f"shrinkage is {self.shrinkage}; it goes from 0 to 1.")
+
+    def fit(self, data: FitData) -> None:
+        """Keep mean and inverse square root of the covariance of each modality."""
+        self.state = {}
+        for modality in self._fitted_modalities(data):
+            moments = data.moments_of(modality, self.kind)
+            covariance = moments.covariance
+            dim = moments.dim
+            shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(covariance) / dim * np.eye(dim)
+            values, vectors = np.linalg.eigh(shrunk)
+            if values[0] <= values[-1] * dim * np.finfo(np.float64).eps:
+                raise TransformError(
+                    f"The covariance of {modality} is singular ({moments.n} rows, {dim} dimensions, "
+                    f"shrinkage {self.shrinkage}), so it cannot be whitened.",
+                    remedy="Set shrinkage above 0 (0.1 is the default), or fit on more rows.",
+                )
+            self.state[f"mean/{modality}"] = moments.mean
+            self.state[f"matrix/{modality}"] = (vectors / np.sqrt(values)) @ vectors.T
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Centre and apply the symmetric map."""
+        return (Affine(centre=self.tensor("mean", modality), matrix=self.tensor("matrix", modality)),)
+
+
+@dataclass(eq=False)
+class GaussianNoise(Step):
+    """e + sigma N(0, I) (Corrupt; C3, Zhang et al., ICLR 2024; CapDec, Nukrai et al., 2022, with variance sigma^2).
+
+    Attributes:
+        sigma: standard deviation per dimension; ``auto`` until the pipeline is fitted on a store with captions, by the
+            rule of `c3tools.transforms.sigma`.
+    """
+
+    sigma: float | Literal["auto"] = PUBLISHED_SIGMA
+    role: Role = field(default="training", kw_only=True)
+
+    kind: ClassVar[str] = "gaussian-noise"
+    noisy: ClassVar[bool] = True
+    fits: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_sigma(self.sigma)
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Add isotropic noise."""
+        return (Noise(float(self.sigma)),)
+
+
+@dataclass(eq=False)
+class SpanNoise(Step):
+    """e + sigma (z - (z . u) u): noise without its part along the unit gap u.
+
+    Attributes:
+        first: one end of the gap.
+        second: the other end.
+        sigma: standard deviation per dimension, outside the gap; ``auto`` as in `GaussianNoise`.
+    """
+
+    first: str = "image"
+    second: str = "text"
+    sigma: float | Literal["auto"] = PUBLISHED_SIGMA
+    role: Role = field(default="training", kw_only=True)
+
+    kind: ClassVar[str] = "span-noise"
+    noisy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_sigma(self.sigma)
+
+    def fit(self, data: FitData) -> None:
+        """Keep the direction of the gap."""
+        self.state = {"direction": data.unit_gap(self.first, self.second, self.kind)[0]}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Add isotropic noise in the complement of the gap."""
+        return (Noise(float(self.sigma), _complement(self.tensor("direction"))),)
+
+
+@dataclass(eq=False)
+class AdaptiveNoise(Step):
+    """(1 - l) e + l |e| z / |z| (LAFITE_G, Zhou et al., CVPR 2022): noise in proportion to the vector.
+
+    Attributes:
+        mix: l, from 0 (no noise) to 1 (nothing but noise); the published value is 0.75.
+    """
+
+    mix: float = 0.75
+    role: Role = field(default="training", kw_only=True)
+
+    kind: ClassVar[str] = "adaptive-noise"
+    noisy: ClassVar[bool] = True
+    fits: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.mix <= 1:
+            raise TransformError(f"The step {self.kind} has mix {self.mix}.", remedy="mix goes from 0 to 1.")
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Mix with a random direction."""
+        return (MixNoise(self.mix),)
+
+
+def _complement(unit: Array) -> Array:
+    """Return the projection (d, d) onto the complement of the unit vector (d,)."""
+    projection: Array = np.eye(len(unit)) - np.outer(unit, unit)
+    return projection

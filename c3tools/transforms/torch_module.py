@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..errors import TransformError
-from ..seeds import keyed_normal
-from .operations import Affine, MemoryAttention, MixNoise, Noise, Rows, Unit
+from ..store import Rows
+from .operations import Affine, MemoryAttention, MixNoise, Noise, Unit
 from .pipeline import Pipeline
 
 _BUFFERS = ("centre", "scale", "matrix", "offset", "memory")
@@ -38,8 +37,7 @@ class TransformModule(nn.Module):
 
     def __init__(self, pipeline: Pipeline, modality: str = "text", *, seed: int = 0) -> None:
         super().__init__()
-        if not pipeline.fitted:
-            raise TransformError(f"The pipeline {pipeline.name!r} is not fitted.", remedy="Call fit(moments) first.")
+        pipeline.check_fitted()
         self.pipeline = pipeline
         self.modality = modality
         self.seed = seed
@@ -51,7 +49,7 @@ class TransformModule(nn.Module):
         self.train(False)
 
     def forward(self, x: Tensor, keys: Sequence[str] | None = None, epoch: int = 0) -> Tensor:
-        """Transformed embeddings, float32 (n, d), differentiable in ``x`` (n, d).
+        """Return transformed embeddings, float32 (n, d), differentiable in ``x`` (n, d).
 
         Args:
             x: embeddings.
@@ -70,7 +68,11 @@ class TransformModule(nn.Module):
                 continue
             noise = None
             if isinstance(operation, Noise | MixNoise):
-                noise = self._noise(x, keys, epoch, draws)
+                if keys is None:
+                    noise = torch.randn_like(x)
+                else:
+                    drawn = self.pipeline.draw_noise(tuple(x.shape), keys, self.seed, epoch, draws)
+                    noise = torch.from_numpy(drawn).to(x.device)
                 draws += 1
             x = self._run(number, operation, x, noise)
         return x
@@ -86,14 +88,6 @@ class TransformModule(nn.Module):
     def _buffer(self, name: str, number: int) -> Tensor | None:
         value = getattr(self, f"{name}_{number}", None)
         return value if isinstance(value, Tensor) else None
-
-    def _noise(self, x: Tensor, keys: Sequence[str] | None, epoch: int, draw: int) -> Tensor:
-        if keys is None:
-            return torch.randn_like(x)
-        if len(keys) != len(x):
-            raise TransformError(f"There are {len(keys)} keys for {len(x)} rows.", remedy="Pass one key per row.")
-        scoped = self.pipeline.noise_keys(keys, draw)
-        return torch.from_numpy(keyed_normal(self.seed, epoch, scoped, x.shape[1])).to(x.device)
 
     def _run(self, number: int, operation: Any, x: Tensor, noise: Tensor | None) -> Tensor:
         centre, scale, matrix, offset, memory = (self._buffer(name, number) for name in _BUFFERS)
@@ -134,95 +128,46 @@ class EmbeddingDataset(Dataset[dict[str, Any]]):
     before each epoch; workers that persist see it.
 
     Args:
-        keys: n keys.
-        embeddings: (n, d), as the model gives them.
+        rows: n rows of one modality, as `c3tools.Store.load` and `Rows.of` give them.
         pipeline: fitted.
-        captions: n texts, or None.
-        modality: what the embeddings are.
-        training: whether they are training inputs.
+        training: whether they are training inputs, the only ones that get noise.
         seed: of the noise.
-
-    Raises:
-        TransformError: if lengths differ.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[str],
-        embeddings: Rows,
-        pipeline: Pipeline,
-        *,
-        captions: Sequence[str | None] | None = None,
-        modality: str = "text",
-        training: bool = False,
-        seed: int = 0,
-    ) -> None:
-        if len(keys) != len(embeddings) or (captions is not None and len(captions) != len(keys)):
-            counts = f"{len(keys)} keys, {len(embeddings)} embeddings" + (
-                "" if captions is None else f", {len(captions)} captions"
-            )
-            raise TransformError(f"A data set needs as many of each: there are {counts}.")
-        self.keys = list(keys)
-        self.embeddings = embeddings
-        self.captions = captions
+    def __init__(self, rows: Rows, pipeline: Pipeline, *, training: bool = False, seed: int = 0) -> None:
+        self.rows = rows
         self.pipeline = pipeline
-        self.modality = modality
         self.training = training
         self.seed = seed
+        self._captions = rows.captions if "caption" in rows.table.column_names else None
         self._epoch: Tensor = torch.zeros(1, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
-    @classmethod
-    def from_store(
-        cls,
-        store: Any,
-        pipeline: Pipeline,
-        *,
-        modality: str = "text",
-        split: str = "train",
-        training: bool | None = None,
-        seed: int = 0,
-    ) -> EmbeddingDataset:
-        """Rows of one split of a store; they are training inputs if the split is ``train``, unless said otherwise."""
-        rows = store.load(modality, split=split)
-        captions = rows.column("caption") if "caption" in rows.table.column_names else None
-        as_training = split == "train" if training is None else training
-        return cls(
-            rows.keys,
-            rows.embeddings,
-            pipeline,
-            captions=captions,
-            modality=modality,
-            training=as_training,
-            seed=seed,
-        )
-
     def set_epoch(self, epoch: int) -> None:
-        """From now on, draw the noise of this epoch."""
+        """Draw the noise of this epoch from now on."""
         self._epoch[0] = epoch
 
     def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.keys)
+        """Return the number of rows."""
+        return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """``key``, ``embedding`` (float32 tensor (d,)), and ``caption`` where there are captions."""
+        """Return ``key``, ``embedding`` (float32 tensor (d,)), and ``caption`` where there are captions."""
         return self.__getitems__([row])[0]
 
-    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
-        """Several rows at once, which DataLoader asks for."""
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        """Return several rows at once, which DataLoader asks for."""
+        keys = [self.rows.keys[number] for number in numbers]
         transformed = self.pipeline.transform(
-            self.embeddings[rows],
-            modality=self.modality,
+            self.rows.embeddings[numbers],
+            modality=self.rows.modality,
             training=self.training,
-            keys=[self.keys[row] for row in rows],
+            keys=keys,
             seed=self.seed,
             epoch=int(self._epoch[0]),
         )
-        items = []
-        for place, row in enumerate(rows):
-            item: dict[str, Any] = {"key": self.keys[row], "embedding": torch.from_numpy(transformed[place])}
-            if self.captions is not None:
-                item["caption"] = self.captions[row] or ""
-            items.append(item)
+        items = [{"key": key, "embedding": torch.from_numpy(row)} for key, row in zip(keys, transformed, strict=True)]
+        if self._captions is not None:
+            for item, number in zip(items, numbers, strict=True):
+                item["caption"] = self._captions[number]
         return items

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from c3tools.cli import app
 from typer.testing import CliRunner, Result
 
-from c3tools import Store
-from c3tools.index.faiss_index import FaissIndex, choose_factory
-
-from .synthetic import unit
+from c3tools.index import Index
 
 pytest.importorskip("faiss", reason="faiss is an extra")
 
@@ -21,103 +17,30 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["index", *arguments])
 
 
-def report_of(*arguments: str) -> dict:
-    result = run(*arguments, "--json")
+def refused(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split())
+
+
+def test_options_and_what_is_printed(here: Path) -> None:
+    result = run("IVF4,Flat", "-o", "mine", "--split", "train", "--shard-rows", "100", "--recall", "0.9", "--json")
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    report = json.loads(result.stdout)
+    assert (report["factory"], report["rows"], len(report["shards"])) == ("IVF4,Flat", 180, 2)
+    assert report["recall@10"] >= 0.9
+    assert set(report["bias@10"]) == {"before", "after"}
+    assert "Indexed 180 rows as IVF4,Flat in mine." in result.stderr
+    assert "against exact search with nprobe" in result.stderr
+    assert "text queries: 1.00 of the 10 nearest are text rows before centring" in result.stderr
+    assert Index.open("mine").rows.num_rows == 180
 
 
-def centred(store: Store, modality: str) -> np.ndarray:
-    x = unit(store.load(modality).embeddings.astype(np.float64))
-    return unit(x - store.moments(modality, "train").mean)
+def test_unknown_factory(here: Path) -> None:
+    assert "FAISS cannot make the index 'Nonsense'" in refused("Nonsense")
 
 
-def test_mixed_index_of_a_small_store_is_exact(here: Path) -> None:
-    report = report_of()
-    assert (report["factory"], report["rows"], report["recall@10"]) == ("Flat", 270, 1.0)
-    index = FaissIndex.open("c3-index")
-    store = Store.open("c3-store")
-    vectors = np.concatenate([centred(store, "image"), centred(store, "text")])
-    scores, rows = index.search(vectors[:7].astype(np.float32), 5)
-    exact = vectors[:7] @ vectors.T
-    assert (rows == np.argsort(-exact, axis=1)[:, :5]).all()
-    np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :5], atol=1e-5)
-    keys = [index.rows.column("key")[int(row)].as_py() for row in rows[0]]
-    assert keys[0] == "img000"
-    assert index.rows.column("modality").to_pylist() == ["image"] * 90 + ["text"] * 180
-
-
-def test_bias_falls_after_centring(here: Path) -> None:
-    bias = report_of()["bias@10"]
-    for modality in ("image", "text"):
-        assert bias["before"][modality] > 0.95
-        assert bias["after"][modality] < bias["before"][modality] - 0.1
-
-
-@pytest.mark.parametrize("factory", ["IVF4,SQfp16", "IVF4,Flat", "HNSW8"])
-def test_other_factories_reach_the_recall_they_are_tuned_to(here: Path, factory: str) -> None:
-    report = report_of(factory, "--modality", "text")
-    assert report["recall@10"] >= 0.98
-    assert report["bias@10"] is None
-    if "IVF" in factory:
-        assert report["nprobe"] in (1, 2, 4)
-    store = Store.open("c3-store")
-    queries, texts = centred(store, "image"), centred(store, "text")
-    _, rows = FaissIndex.open("c3-index").search(queries.astype(np.float32), 10)
-    exact = np.argsort(-queries @ texts.T, axis=1)[:, :10]
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact, strict=True)])
-    assert recall >= 0.95
-
-
-def test_shards_give_what_one_file_gives(here: Path) -> None:
-    report_of("-o", "one")
-    assert len(report_of("-o", "many", "--shard-rows", "64")["shards"]) == 5
-    one, many = FaissIndex.open("one"), FaissIndex.open("many")
-    queries = centred(Store.open("c3-store"), "text")[:20].astype(np.float32)
-    for between in (None, (90, 270), (0, 90)):
-        a, b = one.search(queries, 8, between=between), many.search(queries, 8, between=between)
-        assert (a[1] == b[1]).all()
-        if between:
-            assert ((a[1] >= between[0]) & (a[1] < between[1])).all()
-
-
-def test_splits(here: Path) -> None:
-    assert report_of("--split", "test", "--modality", "image")["rows"] == 30
-    keys = pq.read_table("c3-index/rows.parquet").column("key").to_pylist()
-    assert keys == [f"img{i:03d}" for i in range(0, 90, 3)]
-
-
-@pytest.mark.parametrize(
-    ("n", "dim", "factory"),
-    [
-        (100, 512, "Flat"),
-        (20_000, 512, "Flat"),
-        (40_455, 256, "IVF1024,SQfp16"),
-        (1_000_000, 512, "IVF4096,SQfp16"),
-        (10_000_000, 512, "OPQ64_256,IVF16384,PQ64"),
-        (10_000_000, 64, "OPQ16_64,IVF16384,PQ16"),
-    ],
-)
-def test_factory_by_size(n: int, dim: int, factory: str) -> None:
-    assert choose_factory(n, dim) == factory
-
-
-class TestBadInput:
-    def refused(self, *arguments: str) -> str:
-        result = run(*arguments)
-        assert result.exit_code == 1, result.output
-        assert "Traceback" not in result.output
-        return " ".join(result.stderr.split())
-
-    def test_factories(self, here: Path) -> None:
-        assert "FAISS cannot make the index 'Nonsense'" in self.refused("Nonsense")
-        assert "FAISS cannot make the index 'IVF4000,Flat' from 270 rows" in self.refused("IVF4000,Flat")
-
-    def test_empty_split(self, here: Path) -> None:
-        assert "no rows in the split 'val'" in self.refused("--split", "val")
-
-    def test_without_faiss(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        import sys
-
-        monkeypatch.setitem(sys.modules, "faiss", None)
-        assert 'pip install "c3tools[cpu]"' in self.refused()
+def test_without_faiss(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert 'pip install "c3tools[cpu]"' in refused()

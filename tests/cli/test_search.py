@@ -10,6 +10,7 @@ from c3tools.cli import app
 from typer.testing import CliRunner, Result
 
 import c3tools.encoders
+from c3tools.reporter import Reporter
 
 from .synthetic import make_store, make_vectors
 
@@ -83,14 +84,14 @@ def test_text_and_image_queries_go_through_the_recorded_model(monkeypatch: pytes
     images, texts = make_vectors()
     asked = []
 
-    def load(identity: dict, *, device: str | None = None) -> SimpleNamespace:
-        asked.append(identity["name"])
+    def load(*, recorded: dict, device: str | None, reporter: Reporter) -> SimpleNamespace:
+        asked.append(recorded["name"])
         return SimpleNamespace(
             encode_texts=lambda queries: texts[[int(q) for q in queries]],
             encode_images=lambda paths: images[[int(p.stem) for p in paths]],
         )
 
-    monkeypatch.setattr(c3tools.encoders, "load_recorded_encoder", load)
+    monkeypatch.setattr(c3tools.encoders, "resolve_encoder", load)
     found = hits_of("12", "20", "--in", "image", "-k", "1")
     assert [entry["hits"][0]["key"] for entry in found] == ["img006", "img010"]
     (by_image,) = hits_of("--image", "7.jpg", "-k", "1")
@@ -106,7 +107,7 @@ def test_printed_lines() -> None:
 class TestBadInput:
     def test_queries(self) -> None:
         assert "One kind of query is needed; given: none" in refused()
-        assert "given: text, --key" in refused("a dog", "--key", "img001")
+        assert "given: text, key" in refused("a dog", "--key", "img001")
         assert "No row of the store c3-store has the key 'x'" in refused("--key", "x")
         assert "no audio rows; it has image, text" in refused("--key", "img001", "--in", "audio")
 

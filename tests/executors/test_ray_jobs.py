@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,13 @@ import pytest
 from c3tools.corpus import read_corpus
 from c3tools.embedding import EmbedOptions, embed
 from c3tools.executors import LocalExecutor
-from c3tools.export.store import ExportSettings, export_store
+from c3tools.export import export_store
+from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store, reader
 from c3tools.store import import_embeddings as import_module
 from c3tools.store.import_embeddings import import_embeddings
 from c3tools.store.means import mean_rows, save_means
 from c3tools.transforms import preset
-from c3tools.transforms.fitting import fit_on_store
 from tests.cli.synthetic import make_store, make_vectors
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
@@ -47,22 +49,23 @@ def exported(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("format", ["parquet", "hf", "npy"])
 def test_exports(cluster, store: Store, tmp_path: Path, format: str) -> None:
-    pipeline = fit_on_store(preset("c3"), store)
+    pipeline = preset("c3").fit(store)
     told: list[int] = []
 
-    class Counting:
+    class Counting(Reporter, Progress):
+        @contextmanager
+        def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+            yield self
+
         def advance(self, count: int = 1, note: str | None = None) -> None:
             told.append(count)
 
-        def expect(self, total: int) -> None:
-            pass
-
-    settings = ExportSettings(format)
-    here = export_store(store, pipeline, tmp_path / "here", settings=settings, workers=2)
-    there = export_store(store, pipeline, tmp_path / "there", settings=settings, executor=cluster, tracker=Counting())
+    options = {"pipeline": pipeline, "format": format}
+    here = export_store(store, tmp_path / "here", **options)
+    there = export_store(store, tmp_path / "there", **options, executor=cluster, reporter=Counting())
     assert exported(tmp_path / "there") == exported(tmp_path / "here")
     assert (there.rows, there.parts, there.kept, sum(told)) == (here.rows, 14, 0, 270)
-    again = export_store(store, pipeline, tmp_path / "there", settings=settings, executor=cluster)
+    again = export_store(store, tmp_path / "there", **options, executor=cluster)
     assert (again.parts, again.kept) == (0, 14)
 
 

@@ -10,13 +10,10 @@ import pytest
 from typer.testing import Result
 
 from c3tools.errors import TransformError
-from c3tools.executors import LocalExecutor
-from c3tools.export.parts import ExportWork
-from c3tools.export.store import ExportSettings, export_store
+from c3tools.export.export import ExportWork, export_store
 from c3tools.io import locations
 from c3tools.store import Store
-from c3tools.transforms import Pipeline, preset
-from c3tools.transforms.fitting import fit_on_store
+from c3tools.transforms import Pipeline
 from tests.cli.synthetic import make_store
 from tests.servers import Faults
 
@@ -58,12 +55,8 @@ def fetched(folder: Path, faults: Faults) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("format", ["parquet", "npy", "safetensors", "hf"])
 def test_the_export_has_the_bytes_of_one_on_disk(store: Store, tmp_path: Path, s3: Faults, format: str) -> None:
-    pipeline, settings = fit_on_store(preset("c3"), store), ExportSettings(format)
     s3.every = 7
-    disk, there = (
-        export_store(store, pipeline, output, settings=settings, executor=LocalExecutor(threads=2))
-        for output in (tmp_path / "disk", URL)
-    )
+    disk, there = (export_store(store, output, format=format) for output in (tmp_path / "disk", URL))
     assert (there.rows, there.parts, there.bytes) == (disk.rows, 6, disk.bytes)
     assert fetched(tmp_path / "copy", s3) == content(tmp_path / "disk")
     assert Pipeline.load(tmp_path / "copy").name == "c3"
@@ -73,8 +66,7 @@ def test_the_export_has_the_bytes_of_one_on_disk(store: Store, tmp_path: Path, s
 def test_an_interrupted_export_continues_and_another_is_refused(
     store: Store, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = fit_on_store(preset("c3"), store)
-    export_store(store, pipeline, tmp_path / "disk")
+    export_store(store, tmp_path / "disk")
     real, calls = ExportWork._block, []
 
     def failing(self: ExportWork, *rest: object) -> object:
@@ -87,15 +79,14 @@ def test_an_interrupted_export_continues_and_another_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(ExportWork, "_block", failing)
         with pytest.raises(KeyboardInterrupt):
-            export_store(store, pipeline, URL)
-    again = export_store(store, pipeline, URL)
+            export_store(store, URL, workers=1)
+    again = export_store(store, URL)
     assert (again.parts, again.kept) == (3, 3)
     assert fetched(tmp_path / "copy", s3) == content(tmp_path / "disk")
-    other = fit_on_store(preset("c1"), store)
     with pytest.raises(TransformError, match=r"holds another export \(c3\)"):
-        export_store(store, other, URL)
-    export_store(store, other, URL, overwrite=True)
-    export_store(store, other, tmp_path / "other")
+        export_store(store, URL, preset="c1")
+    export_store(store, URL, preset="c1", overwrite=True)
+    export_store(store, tmp_path / "other", preset="c1")
     assert fetched(tmp_path / "copy2", s3) == content(tmp_path / "other")
 
 

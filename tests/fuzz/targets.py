@@ -28,7 +28,6 @@ from c3tools.store.markers import write_marker
 from c3tools.store.seals import SEAL_PLACE
 from c3tools.store.verify import verify
 from c3tools.transforms import Pipeline, preset
-from c3tools.transforms.recipe import load_pipeline, pipeline_from_config
 from tests.conftest import unit_rows
 from tests.corpus.packing import Photo, webdataset, write_hf_parquet, write_tar
 from tests.stores import whole_store
@@ -170,7 +169,7 @@ def _recipe(folder: Path) -> None:
 
 
 def _read_recipe(folder: Path) -> None:
-    pipeline = load_pipeline(folder)
+    pipeline = Pipeline.load(folder)
     _apply(pipeline)
 
 
@@ -181,12 +180,12 @@ def _apply(pipeline: Pipeline) -> None:
 
 
 def _agree_recipe(folder: Path) -> None:
-    from c3tools.transforms.recipe import _checksum
+    from c3tools.transforms.recipe import checksum
 
     path = folder / "transform.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     record["tensors"] = {**record["tensors"], "sha256": sha256_of(folder / "transform.safetensors")}
-    record["checksum"] = _checksum(record)
+    record["checksum"] = checksum(record)
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -315,14 +314,14 @@ def targets() -> tuple[Target, ...]:
             "pipeline.json",
             _file("p.json", json.dumps(preset("c3", sigma=0.1).config()).encode()),
             {"p.json": both},
-            lambda folder: pipeline_from_config(folder / "p.json"),
+            lambda folder: Pipeline.from_config(folder / "p.json"),
             share=40,
         ),
         Target(
             "pipeline.yaml",
             _file("p.yaml", _YAML),
             {"p.yaml": (mutate_bytes,)},
-            lambda folder: pipeline_from_config(folder / "p.yaml"),
+            lambda folder: Pipeline.from_config(folder / "p.yaml"),
             share=30,
         ),
         Target(

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from c3tools.errors import TransformError
 from c3tools.transforms.sigma import (
-    PUBLISHED,
+    PUBLISHED_SIGMA,
     auto_sigma,
     caption_spread,
     pair_cosine,
+    parse_sigma,
     published,
     recommend,
     residual_rms,
@@ -77,7 +78,7 @@ def test_auto_takes_the_captions_then_the_constant():
     assert sigma == 2 * caption_spread(texts, several, mean).sigma
     assert "captions of one image" in why
     sigma, why = auto_sigma(texts, one, mean)
-    assert sigma == PUBLISHED
+    assert sigma == PUBLISHED_SIGMA
     assert "every image has one caption" in why
     assert "without pairs" in why
 
@@ -91,9 +92,19 @@ def test_of_one_caption_each_the_cosine_of_pairs_is_recommended():
     rule, why = recommend([spread, twice_spread(spread), residual_rms(np.ones(8)), pairs, published()])
     assert rule == pairs
     assert "every image has one caption" in why
-    assert recommend([])[0].sigma == PUBLISHED
+    assert recommend([])[0].sigma == PUBLISHED_SIGMA
 
 
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(TransformError, match="do not fit"):
         auto_sigma(np.ones((3, 4)), np.arange(2), np.zeros(4))
+
+
+def test_sigma_is_a_number_or_one_of_the_words():
+    assert (parse_sigma("0.1"), parse_sigma(0), parse_sigma("auto")) == (0.1, 0.0, "auto")
+    assert parse_sigma("best", also=("auto", "best")) == "best"
+    for value in ("much", "best", -0.1, float("nan"), "inf", None):
+        with pytest.raises(TransformError, match="sigma is a number of at least 0 or 'auto', not "):
+            parse_sigma(value)
+    with pytest.raises(TransformError, match="sigma is a number of at least 0, not 'auto'"):
+        parse_sigma("auto", also=())

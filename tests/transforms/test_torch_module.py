@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from c3tools.errors import TransformError
+from c3tools.store import Rows, Store
 from c3tools.transforms import PRESETS, MemoryProjection, Normalize, Pipeline, preset
 from c3tools.transforms.torch_module import EmbeddingDataset, TransformModule
+from tests.cli.synthetic import make_store
 
 from .conftest import Pairs
 
@@ -76,8 +80,8 @@ def test_module_refusals(pairs: Pairs) -> None:
 @pytest.fixture
 def dataset(pairs: Pairs) -> EmbeddingDataset:
     pipeline = preset("c3").fit(pairs.moments)
-    captions = [f"caption {i}" for i in range(120)]
-    return EmbeddingDataset(pairs.keys, pairs.y.astype(np.float32), pipeline, captions=captions, training=True, seed=3)
+    rows = Rows.of("text", pairs.keys, pairs.y, caption=[f"caption {i}" for i in range(120)])
+    return EmbeddingDataset(rows, pipeline, training=True, seed=3)
 
 
 def collected(loader: DataLoader) -> dict[str, torch.Tensor]:
@@ -110,26 +114,19 @@ def test_same_rows_with_any_number_of_workers(dataset: EmbeddingDataset) -> None
 
 def test_validation_sets_have_no_noise(pairs: Pairs) -> None:
     pipeline = preset("c3").fit(pairs.moments)
-    rows = EmbeddingDataset(pairs.keys, pairs.y.astype(np.float32), pipeline)
+    rows = EmbeddingDataset(Rows.of("text", pairs.keys, pairs.y), pipeline)
     before = rows[3]["embedding"]
     rows.set_epoch(1)
     assert torch.equal(before, rows[3]["embedding"])
     assert "caption" not in rows[3]
 
 
-def test_lengths_that_differ(pairs: Pairs) -> None:
-    with pytest.raises(TransformError, match="2 keys, 120 embeddings"):
-        EmbeddingDataset(["a", "b"], pairs.y.astype(np.float32), preset("c1").fit())
-
-
-def test_from_store(tmp_path: object) -> None:
-    from c3tools import Store
-    from c3tools.transforms.fitting import fit_on_store
-    from tests.cli.synthetic import make_store
-
-    store = Store.open(make_store(tmp_path / "store"))  # type: ignore[operator]
-    pipeline = fit_on_store(preset("c3"), store)
-    train = EmbeddingDataset.from_store(store, pipeline)
-    assert (len(train), train.training) == (120, True)
-    test = EmbeddingDataset.from_store(store, pipeline, modality="image", split="test")
-    assert (len(test), test.training) == (30, False)
+def test_rows_of_a_store(tmp_path: Path) -> None:
+    store = Store.open(make_store(tmp_path / "store"))
+    pipeline = preset("c3").fit(store)
+    train = EmbeddingDataset(store.load("text", "train"), pipeline, training=True)
+    assert len(train) == 120
+    keys, expected = train.rows.keys[5:8], train.rows.embeddings[5:8]
+    noised = pipeline.transform(expected, training=True, keys=keys)
+    assert all((train[5 + i]["embedding"].numpy() == noised[i]).all() for i in range(3))
+    assert train[5]["caption"] == train.rows.captions[5]

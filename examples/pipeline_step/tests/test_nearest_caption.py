@@ -23,13 +23,13 @@ def test_nearest_captions_without_torch(tmp_path: Path) -> None:
     """Fit, save, load, apply: every image finds its own caption."""
     from nearest_caption import nearest_captions
 
-    from c3tools.transforms import preset
+    from c3tools import preset
 
     rng = np.random.default_rng(0)
     shared, gap = rng.normal(size=(40, 16)), 3 * rng.normal(size=16)
     images = shared + gap + 0.1 * rng.normal(size=shared.shape)
     texts = shared - gap
-    preset("c2-collapse").fit(rows={"image": images, "text": texts}).save(tmp_path)
+    preset("c2-collapse").fit({"image": images, "text": texts}).save(tmp_path)
     captions = [f"caption {i}" for i in range(40)]
     assert nearest_captions(tmp_path, images, texts, captions) == captions
 

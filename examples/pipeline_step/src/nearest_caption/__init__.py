@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from c3tools.transforms import Pipeline
+from c3tools import Pipeline
 
 __all__ = ["nearest_captions"]
 

@@ -1,0 +1,395 @@
+"""Transformed embeddings of a store, written for other programs, with the recipe beside them.
+
+One part of the store becomes one part of the export, streamed in blocks; a part that is finished is not made
+again. The bytes of a part depend on the store, the recipe and the settings alone, not on the number of workers.
+
+    c3-export/
+      transform.json, transform.safetensors   the fitted pipeline: Pipeline.load("c3-export")
+      export.json                             provenance: store, model, settings, rows
+      text/part-00000.parquet                 the data, in one of the formats of part_writers
+      text/part-00000.json                    done marker: rows, sha256 of the files, what they were made from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..errors import StoreError, TransformError
+from ..executors import Executor, Report, Work, WorkerResources, open_executor
+from ..io.files import sha256_of, write_atomically, write_json_atomically
+from ..io.float16 import to_float16
+from ..io.locations import kind_of, location, names_in, read_all, remove, size_of, upload
+from ..reporter import SILENT, Reporter
+from ..store import Store, embedding_matrix, split_mask
+from ..store.schema import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
+from ..transforms import Pipeline, open_pipeline
+from .part_writers import PART_WRITERS, ROLE_COLUMN, Block
+
+FORMATS = tuple(PART_WRITERS)
+DTYPES = ("float16", "float32")
+ROLES = ("auto", "training", "inference")
+EXPORT_FILE = "export.json"
+_MARKER = re.compile(r"part-\d+\.json")
+_CACHED_ROWS = 512  # rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
+Mask = npt.NDArray[np.bool_]
+PartTask = tuple[str, int]  # modality and number
+PartResult = tuple[dict[str, Any], bool]  # its done marker, and whether it was written now
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Result of an export.
+
+    Attributes:
+        output: the folder or the URL.
+        pipeline: the fitted pipeline.
+        rows: per modality, how many rows went out as training and as inference inputs.
+        parts: how many parts were written now.
+        kept: how many were finished before.
+        bytes: size of all data files.
+    """
+
+    output: Path
+    pipeline: Pipeline
+    rows: dict[str, dict[str, int]]
+    parts: int
+    kept: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values, without the pipeline."""
+        return {
+            "output": str(self.output),
+            **{name: getattr(self, name) for name in ("rows", "parts", "kept", "bytes")},
+        }
+
+
+def export_store(
+    store: Store | str | Path,
+    output: str | Path = "c3-export",
+    *,
+    preset: str = "c3",
+    pipeline: Pipeline | str | Path | None = None,
+    format: str = "parquet",
+    modality: Sequence[str] | None = None,
+    sigma: float | str | None = None,
+    role: str = "auto",
+    train_on: str = "text",
+    dtype: str = "float16",
+    seed: int = 0,
+    epoch: int = 0,
+    workers: int = 2,
+    overwrite: bool = False,
+    executor: str | Executor = "local",
+    address: str | None = None,
+    processes: int | None = None,
+    reporter: Reporter = SILENT,
+) -> ExportReport:
+    """Write the transformed embeddings of a store to a folder or a URL.
+
+    Args:
+        store: a store, its folder, or its URL.
+        output: the folder or the URL; a finished or interrupted export with the same recipe and settings is continued.
+        preset: a key of `c3tools.transforms.PRESETS`.
+        pipeline: instead of a preset: a pipeline, a folder with a fitted one, or a YAML or JSON file. One that is not
+            fitted is fitted on the train split of the store.
+        format: ``parquet``, ``npy``, ``safetensors`` or ``hf`` (a datasets folder).
+        modality: which modalities; None for all.
+        sigma: noise of the preset, per dimension; see `c3tools.preset`.
+        role: ``training`` and ``inference`` treat every row as such; ``auto`` treats rows of the modality
+            ``train_on`` in the train split as training inputs, which get the pipeline's noise, and all others as
+            inference inputs, which never do.
+        train_on: modality of the training inputs.
+        dtype: ``float16`` or ``float32``.
+        seed: of the noise.
+        epoch: of the training that the noise is drawn for.
+        workers: parts written at the same time, on this machine.
+        overwrite: replace what another export left in ``output``.
+        executor: ``local`` for this machine, ``ray`` for a Ray cluster, or an executor that is open already.
+        address: of the Ray cluster.
+        processes: worker processes on the cluster; None for as many as fit.
+        reporter: shows the progress.
+
+    Raises:
+        TransformError: if the pipeline does not fit the store, a setting is unknown, or another export is in the way.
+        StoreError: if the store cannot be read.
+    """
+    store = store if isinstance(store, Store) else Store.open(store)
+    settings = {"format": format, "dtype": dtype, "role": role, "train_on": train_on, "seed": seed, "epoch": epoch}
+    for name, choices in (("format", FORMATS), ("dtype", DTYPES), ("role", ROLES)):
+        if (value := settings[name]) not in choices:
+            raise TransformError(f"Unknown export {name} {value!r}.", remedy=f"Choose from {', '.join(choices)}.")
+    chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
+    output = location(output)
+    modalities = list(modality) if modality else store.modalities
+    for name in modalities:
+        store.require(name)
+    opened = (
+        open_executor(executor, threads=workers, address=address, processes=processes, cores=1)
+        if isinstance(executor, str)
+        else nullcontext(executor)
+    )
+    with opened as where:
+        if not chosen.fitted:
+            chosen.fit(store, executor=where)
+        chosen.check_model(store.info.model)
+        chosen.check_dim(store.info.dim)
+        identity = _prepare(output, store, chosen, settings, overwrite)
+        # where every processor has a part of its own to do, a thread more would only take turns with it
+        overlap = workers < (os.cpu_count() or 1)
+        work = ExportWork(store, chosen, settings, output, identity, overlap)
+        tasks = [(name, part) for name in modalities for part in store.parts(name)]
+        with reporter.progress(f"Exporting {chosen.name}", sum(map(store.count, modalities))) as progress:
+            done = where.run(work, tasks, lambda count, _: progress.advance(count))
+    rows: dict[str, dict[str, int]] = {name: {"training": 0, "inference": 0} for name in modalities}
+    for (name, _), (marker, _) in zip(tasks, done, strict=True):
+        for kind, count in marker["roles"].items():
+            rows[name][kind] += count
+    _remove_leftovers(output)
+    write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": rows})
+    if format == "hf":
+        card = _dataset_card(output, identity["provenance"], modalities).encode()
+        write_atomically(output / "README.md", lambda path: path.write_bytes(card))
+    size = sum(entry["bytes"] for marker, _ in done for entry in marker["files"].values())
+    fresh = sum(new for _, new in done)
+    return ExportReport(output, chosen, rows, fresh, len(done) - fresh, size)
+
+
+@dataclass
+class ExportWork(Work[PartTask, PartResult]):
+    """Parts of an export: each is a shard of the store, transformed and written.
+
+    Attributes:
+        store: where the embeddings are.
+        pipeline: fitted.
+        settings: ``format``, ``dtype``, ``role``, ``train_on``, ``seed`` and ``epoch``, as in `export_store`.
+        output: the folder, or the URL, of the export; prepared already.
+        identity: what parts are made from.
+        overlap: whether a block is written while the next one is transformed.
+    """
+
+    store: Store
+    pipeline: Pipeline
+    settings: dict[str, Any]
+    output: Path
+    identity: dict[str, Any]
+    overlap: bool
+
+    def load(self, resources: WorkerResources) -> None:
+        """See `Work.load`."""
+        self.overlap = resources.threads > 1
+
+    def run(self, tasks: Iterable[PartTask], report: Report) -> Iterator[PartResult]:
+        """Write parts, or find them finished."""
+        for modality, part in tasks:
+            yield self._run(modality, part, report)
+
+    def name(self, task: PartTask) -> str:
+        """Return a name such as ``text part 3``."""
+        return f"{task[0]} part {task[1]}"
+
+    def _run(self, modality: str, part: int, report: Report) -> PartResult:
+        source = self.store.marker(modality, part)
+        made_from = {"identity": self.identity["digest"], "source": source["sha256"]}
+        marker_path = self.output / modality / f"part-{part:05d}.json"
+        present = _read_marker(marker_path, made_from, self.output)
+        if present is not None:
+            report(present["rows"], 0)
+            return present, False
+        remove(marker_path)
+        start = time.perf_counter()
+        local = isinstance(self.output, Path)  # for a URL, files are made on this machine and uploaded
+        with nullcontext(self.output) if local else tempfile.TemporaryDirectory() as opened:
+            folder = Path(opened)
+            counts, paths = self._write(folder, modality, part, source["rows"], report)
+            names = {path.relative_to(folder).as_posix(): path for path in paths}
+            files = {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in names.items()}
+            if not local:
+                for name, path in names.items():
+                    upload(path, self.output / name)
+        marker = {
+            "rows": source["rows"],
+            "roles": counts,
+            "files": files,
+            "made_from": made_from,
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+        write_json_atomically(marker_path, marker)
+        return marker, True
+
+    def _write(
+        self, folder: Path, modality: str, part: int, rows: int, report: Report
+    ) -> tuple[dict[str, int], list[Path]]:
+        """Write the files of a part; return the number of rows by role, and the paths."""
+        counts = {"training": 0, "inference": 0}
+        running = _in_thread() if self.overlap else nullcontext(_call)
+        writer_of = PART_WRITERS[self.settings["format"]]
+        with writer_of(folder / modality, part, rows, self._schema(modality)) as writer, running as run:
+            for batch in self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part]):
+                run(writer.write, *self._block(modality, batch, counts))
+                report(len(batch), 0)
+        if sum(counts.values()) != rows:
+            raise StoreError(
+                f"Shard {part} of {modality} has {sum(counts.values())} rows, its marker says {rows}.",
+                remedy="Check the store with `c3 verify`.",
+            )
+        return counts, writer.files
+
+    def _block(
+        self, modality: str, batch: pa.RecordBatch, counts: dict[str, int]
+    ) -> tuple[Block, dict[str, pa.Array[Any]]]:
+        """Transform one batch: the embeddings (n, d) and the other columns, as they are written."""
+        training = self._training_rows(modality, batch)
+        x = embedding_matrix(batch, self.store.info.dtype)
+        needs_keys = self.pipeline.noisy and training.any()
+        keys = [str(key) for key in batch.column("key").to_pylist()] if needs_keys else None
+        y = np.empty(x.shape, self.settings["dtype"])
+        for start in range(0, len(x), _CACHED_ROWS):
+            rows = slice(start, start + _CACHED_ROWS)
+            y[rows] = self._transform(x[rows], modality, training[rows], keys[rows] if keys else None)
+        counts["training"] += int(training.sum())
+        counts["inference"] += int((~training).sum())
+        columns = {name: batch.column(name) for name in batch.schema.names if name != "embedding"}
+        columns[ROLE_COLUMN] = pa.array(np.where(training, "training", "inference"), type=pa.string())
+        return y, columns
+
+    def _transform(self, x: Block, modality: str, training: Mask, keys: Sequence[str] | None) -> Block:
+        """Transform rows (n, d) to the output dtype; those where ``training`` (n,) is true as training inputs."""
+        noise = {name: self.settings[name] for name in ("seed", "epoch")}
+        y = np.empty(x.shape, np.float32)
+        for role in (True, False):
+            chosen = np.flatnonzero(training == role)
+            if len(chosen):
+                own_keys = [keys[int(row)] for row in chosen] if keys else None
+                y[chosen] = self.pipeline.transform(x[chosen], modality=modality, training=role, keys=own_keys, **noise)
+        return to_float16(y) if self.settings["dtype"] == "float16" else y
+
+    def _training_rows(self, modality: str, batch: pa.RecordBatch) -> Mask:
+        role = self.settings["role"]
+        if role != "auto" or modality != self.settings["train_on"]:
+            return np.full(len(batch), role == "training")
+        return split_mask(batch, "train")
+
+    def _schema(self, modality: str) -> pa.Schema:
+        value = pa.float16() if self.settings["dtype"] == "float16" else pa.float32()
+        fields = [
+            pa.field("embedding", pa.list_(value, self.store.info.dim), nullable=False) if f.name == "embedding" else f
+            for f in shard_schema(modality, self.store.info)
+        ]
+        fields.append(pa.field(ROLE_COLUMN, pa.string()))
+        return pa.schema(fields, metadata={METADATA_KEY: json.dumps(self.identity["provenance"], sort_keys=True)})
+
+
+def _prepare(
+    output: Path, store: Store, pipeline: Pipeline, settings: dict[str, Any], overwrite: bool
+) -> dict[str, Any]:
+    """Save the recipe, refuse or clear what another export left, and return the identity that parts are made from."""
+    if kind_of(output) == "file":
+        raise TransformError(f"{output} is a file, not a folder.", remedy="Name another folder with --output.")
+    recipe = pipeline.record()
+    provenance = {"store": store.info.to_json(), "transform": recipe, "settings": settings}
+    digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
+    present = _read_json(output / EXPORT_FILE)
+    folders, files = names_in(output)
+    if present.get("digest") != digest:
+        leftovers = present or any(not name.startswith(".") for name in [*folders, *files])
+        if leftovers and not overwrite:
+            what = present.get("provenance", {}).get("transform", {}).get("name")
+            described = f"another export ({what})" if what else "other files"
+            raise TransformError(
+                f"{output} holds {described}; this one has another recipe, store or settings.",
+                remedy="Name another folder with --output, or replace it with --overwrite.",
+            )
+        _clear(output)
+    _remove_leftovers(output)
+    identity = {"digest": digest, "provenance": provenance}
+    if present.get("digest") != digest:
+        write_json_atomically(output / EXPORT_FILE, {**identity, "complete": False})
+    pipeline.save(output)
+    return identity
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Remove what an export, or a worker, that was killed left on this machine."""
+    if isinstance(output, Path):
+        for leftover in output.glob("**/.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def _clear(output: Path) -> None:
+    """Remove what an export wrote, and nothing else."""
+    for folder in names_in(output)[0]:
+        for name in names_in(output / folder)[1]:
+            if _MARKER.fullmatch(name):
+                marker_path = output / folder / name
+                for file in _read_json(marker_path).get("files", {}):
+                    remove(output / file)
+                remove(marker_path)
+
+
+def _dataset_card(output: Path, provenance: dict[str, Any], modalities: Sequence[str]) -> str:
+    """Return the README that tells Hugging Face datasets which files are which split."""
+    lines = ["---", "configs:"]
+    for modality in modalities:
+        lines += [f"- config_name: {modality}", "  data_files:"]
+        for folder in names_in(output / modality)[0]:
+            lines += [f"  - split: {folder}", f"    path: {modality}/{folder}/*.parquet"]
+    text = (
+        f"Embeddings of {provenance['store']['model'].get('name')}, transformed by the pipeline "
+        f"{provenance['transform']['name']}. The fitted pipeline is in transform.json and transform.safetensors "
+        '(`c3tools.Pipeline.load(".")`), the provenance in export.json.'
+    )
+    return "\n".join([*lines, "---", "", text, ""])
+
+
+@contextmanager
+def _in_thread() -> Iterator[Callable[..., None]]:
+    """Yield a function that runs a call in a thread: a block is written while the next one is transformed."""
+    pending: list[Future[None]] = []
+
+    def run(call: Callable[..., None], *arguments: Any) -> None:
+        if pending:
+            pending.pop().result()
+        pending.append(thread.submit(call, *arguments))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        yield run
+        if pending:
+            pending.pop().result()
+
+
+def _read_marker(path: Path, made_from: dict[str, Any], output: Path) -> dict[str, Any] | None:
+    """Return the marker of a part that is finished and made from the same things, else None."""
+    marker = _read_json(path)
+    if marker.get("made_from") != made_from:
+        return None
+    intact = all(size_of(output / name) == entry["bytes"] for name, entry in marker["files"].items())
+    return marker if intact else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object from a file; an empty one where there is none, or something else."""
+    try:
+        value = json.loads(read_all(path))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _call(function: Callable[..., None], *arguments: Any) -> None:
+    function(*arguments)

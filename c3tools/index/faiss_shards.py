@@ -1,0 +1,232 @@
+"""FAISS: indexes in shards, each a copy of one trained index; scores are inner products of unit vectors, so cosines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import MissingExtraError, StoreError
+from ..io.files import write_atomically
+from ..seeds import generator
+
+Matrix = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+SHARD_ROWS = 1_000_000
+FLAT_ROWS = 20_000
+QUANTISED_ROWS = 2_000_000
+_TRAINING_ROWS_PER_CELL = 64
+_LEAST_ROWS_PER_CELL = 39  # below it, FAISS warns that its k-means has too few points
+
+
+def load_faiss() -> ModuleType:
+    """Return the module faiss.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise MissingExtraError("faiss-cpu", extra="cpu", purpose="Indexing and searching") from None
+    return faiss
+
+
+def choose_factory(n: int, dim: int) -> str:
+    """Return the index string for ``n`` vectors of ``dim`` dimensions.
+
+    It is exact up to 20,000 rows, has inverted lists of float16 vectors up to 2 million, and beyond that product
+    quantisation after a rotation.
+    """
+    if n <= FLAT_ROWS:
+        return "Flat"
+    cells = 1 << round(np.log2(4 * np.sqrt(n)))
+    while cells * _LEAST_ROWS_PER_CELL > n:
+        cells //= 2
+    if n <= QUANTISED_ROWS:
+        return f"IVF{cells},SQfp16"
+    pieces = next((m for m in (64, 32, 16, 8, 4) if m * 4 <= dim), 1)
+    return f"OPQ{pieces}_{pieces * 4},IVF{cells},PQ{pieces}"
+
+
+def read_shards(paths: Iterable[Path]) -> list[Any]:
+    """Read FAISS indexes from files, onto GPUs where faiss sees some.
+
+    Raises:
+        RuntimeError: if a file is missing or damaged.
+        MissingExtraError: if faiss is not installed.
+    """
+    faiss = load_faiss()
+    return [_on_gpu(faiss, faiss.read_index(str(path))) for path in paths]
+
+
+def train_index(
+    factory: str, blocks: Callable[[], Iterable[Matrix]], n: int, dim: int, *, seed: int
+) -> tuple[str, Any]:
+    """Return the index string, and an empty index of it, trained on a sample of the ``n`` vectors of ``blocks``.
+
+    A ``factory`` of ``auto`` is replaced by that of `choose_factory`.
+
+    Raises:
+        StoreError: if FAISS refuses the index string.
+        MissingExtraError: if faiss is not installed.
+    """
+    faiss = load_faiss()
+    factory = choose_factory(n, dim) if factory == "auto" else factory
+    try:
+        empty = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        if not empty.is_trained:
+            sample = _sample(blocks(), n, max(_inverted_lists(empty) * _TRAINING_ROWS_PER_CELL, 65_536), seed)
+            device = _on_gpu(faiss, empty)
+            device.train(sample)
+            empty = device if device is empty else faiss.index_gpu_to_cpu(device)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StoreError(
+            f"FAISS cannot make the index {factory!r} from {n:,} rows of {dim} dimensions ({reason}).",
+            remedy="Use --factory auto, Flat, or fewer cells.",
+        ) from error
+    return factory, empty
+
+
+def write_shards(folder: Path, empty: Any, blocks: Iterable[Matrix], shard_rows: int) -> tuple[list[str], list[Any]]:
+    """Fill copies of the trained index ``empty`` with up to ``shard_rows`` vectors each, and write them to ``folder``.
+
+    Shards that are there already are removed. Returns the names of the files, and the shards.
+    """
+    faiss = load_faiss()
+    for old in folder.glob("part-*.faiss"):
+        old.unlink()
+    names, shards = [], []
+    for part, shard in enumerate(_filled(faiss, empty, blocks, shard_rows)):
+        name = f"part-{part:05d}.faiss"
+        write_atomically(folder / name, lambda path, shard=shard: faiss.write_index(shard, str(path)))  # type: ignore[misc]
+        names.append(name)
+        shards.append(shard)
+    return names, shards
+
+
+def exact_neighbours(blocks: Iterable[Matrix], queries: Matrix, k: int) -> Indices:
+    """Return the numbers (q, min(k, n)) of the rows with the largest inner products, best first, by brute force."""
+    scores = np.empty((len(queries), 0), np.float32)
+    rows = np.empty((len(queries), 0), np.int64)
+    start = 0
+    for block in blocks:
+        scores = np.hstack([scores, queries @ block.T])
+        rows = np.hstack([rows, np.broadcast_to(np.arange(start, start + len(block)), (len(queries), len(block)))])
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+        start += len(block)
+    return rows
+
+
+def measure_recall(
+    shards: list[Any], queries: Matrix, blocks: Iterable[Matrix], target: float, k: int = 10
+) -> dict[str, Any]:
+    """Return recall@k against exact search in the vectors of ``blocks``, and the nprobe that it takes."""
+    truth = exact_neighbours(blocks, queries, k)
+    cells = max((_inverted_lists(shard) for shard in shards), default=0)
+    probes: list[int | None] = [1 << power for power in range(int(np.log2(cells)) + 1)] if cells else [None]
+    recall, nprobe = 0.0, probes[0]
+    for nprobe in probes:
+        found = search_shards(shards, queries, truth.shape[1], nprobe)[1]
+        hits = (found[:, :, None] == truth[:, None, :]).any(axis=2).sum()
+        previous, recall = recall, float(hits / truth.size)
+        # without inverted lists' misses, more probes change nothing: what is lost is lost by quantisation
+        if recall >= target or (nprobe and nprobe >= 64 and recall - previous < 1e-3):
+            break
+    return {"nprobe": nprobe, f"recall@{truth.shape[1]}": round(recall, 4), "recall_queries": len(queries)}
+
+
+def search_shards(
+    shards: Iterable[Any],
+    queries: Matrix,
+    k: int,
+    nprobe: int | None,
+    between: tuple[int, int] | None = None,
+) -> tuple[Matrix, Indices]:
+    """Return the best scores and row numbers over all shards, both (q, k), best first.
+
+    Where there are fewer than ``k`` rows, the row number is -1 and the score -inf. ``between`` looks only at rows from
+    its first number to before its second.
+    """
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    scores, rows, start = [], [], 0
+    for shard in shards:
+        span = None
+        if between is not None:
+            # FAISS trusts the range: beyond its vectors it reads other memory
+            span = (min(max(between[0] - start, 0), shard.ntotal), min(max(between[1] - start, 0), shard.ntotal))
+        if span is None or span[0] < span[1]:
+            found_scores, found = shard.search(queries, k, params=_parameters(shard, nprobe, span))
+            missing = found < 0
+            scores.append(np.where(missing, -np.inf, found_scores))
+            rows.append(np.where(missing, -1, found + start))
+        start += shard.ntotal
+    all_scores, all_rows = np.hstack(scores), np.hstack(rows)
+    best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(all_scores, best, 1), np.take_along_axis(all_rows, best, 1)
+
+
+def _parameters(index: Any, nprobe: int | None, span: tuple[int, int] | None) -> Any:
+    """Return search parameters of the class that the index takes."""
+    faiss = load_faiss()
+    options: dict[str, Any] = {}
+    if span is not None:
+        options["sel"] = faiss.IDSelectorRange(*span)
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _parameters(index.index, nprobe, span)
+        return None if inner is None else faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=int(nprobe or index.nprobe), **options)
+    if hasattr(faiss, "IndexHNSW") and isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(**options)
+    return faiss.SearchParameters(**options) if options else None
+
+
+def _filled(faiss: ModuleType, empty: Any, blocks: Iterable[Matrix], shard_rows: int) -> Iterator[Any]:
+    shard = faiss.clone_index(empty)
+    for block in blocks:
+        start = 0
+        while start < len(block):
+            take = min(shard_rows - shard.ntotal, len(block) - start)
+            shard.add(np.ascontiguousarray(block[start : start + take]))
+            start += take
+            if shard.ntotal == shard_rows:
+                yield shard
+                shard = faiss.clone_index(empty)
+    if shard.ntotal:
+        yield shard
+
+
+def _inverted_lists(index: Any) -> int:
+    """Return the number of inverted lists of an index, 0 where it has none."""
+    faiss = load_faiss()
+    while hasattr(index, "index"):
+        index = faiss.downcast_index(index.index)
+    return int(getattr(index, "nlist", 0))
+
+
+def _sample(blocks: Iterable[Matrix], n: int, wanted: int, seed: int) -> Matrix:
+    chosen = np.sort(generator(seed, "index training").choice(n, size=min(n, wanted), replace=False))
+    pieces, start = [], 0
+    for block in blocks:
+        first, last = np.searchsorted(chosen, [start, start + len(block)])
+        pieces.append(block[chosen[first:last] - start])
+        start += len(block)
+    return np.concatenate(pieces)
+
+
+def _on_gpu(faiss: ModuleType, index: Any) -> Any:
+    """Return the index on all GPUs where faiss was built for them and sees some, else as it is."""
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        return index
+    try:
+        return faiss.index_cpu_to_all_gpus(index)
+    except RuntimeError:
+        return index  # not every index type exists on GPUs
