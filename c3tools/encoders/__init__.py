@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .encoder import Encoder, to_numpy
 from .images import ImagePreprocessor, open_image
-from .loading import Network, load_encoder, load_network, load_recorded_encoder
+from .loading import Network, load_encoder, load_network, load_recorded_encoder, resolve_encoder
 from .names import DEFAULT_MODEL, ModelName
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "load_network",
     "load_recorded_encoder",
     "open_image",
+    "resolve_encoder",
     "to_numpy",
 ]

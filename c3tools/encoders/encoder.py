@@ -114,11 +114,17 @@ class Encoder:
             self._batch_sizes[modality] = found
         return self._batch_sizes[modality]
 
-    def encode_images(self, images: Sequence[str | Path | Image.Image], *, batch_size: int | None = None) -> Matrix:
-        """L2-normalised embeddings, float32 (n, d), of image files or Pillow images.
+    def encode_images(
+        self, images: Sequence[str | Path | Image.Image | Pixels], *, batch_size: int | None = None
+    ) -> Matrix:
+        """Return L2-normalised embeddings, float32 (n, d), of images.
+
+        Args:
+            images: paths of image files, Pillow images, or arrays, uint8 (height, width, 3), of any size.
+            batch_size: images run at a time; None for `batch_size`.
 
         Raises:
-            EncoderError: if a file cannot be decoded; it is named.
+            EncoderError: if a file cannot be decoded (the message names it), or an array is no RGB image.
         """
         parts = []
         size = batch_size or self.batch_size("image")
@@ -223,7 +229,14 @@ class Encoder:
             return text_tower.trimmed_forward(self._model, tokens)
         return self._model.encode_text(tokens)  # type: ignore[operator,no-any-return]
 
-    def _pixels(self, image: str | Path | Image.Image) -> Pixels:
+    def _pixels(self, image: str | Path | Image.Image | Pixels) -> Pixels:
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise EncoderError(
+                    f"An image is an array of {image.dtype} {image.shape}.",
+                    remedy="Pass uint8 (height, width, 3), RGB.",
+                )
+            image = Image.fromarray(image)
         if isinstance(image, Image.Image):
             return self.preprocess(image.convert("RGB"))
         try:

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import nn
 
 from ..devices import Compute, pick
 from ..errors import EncoderError
+from ..reporter import SILENT, Reporter
 from .encoder import Encoder
 from .images import ImagePreprocessor
 from .names import DEFAULT_MODEL, ModelName
@@ -118,29 +119,66 @@ def _in_precision(encoder: Encoder, compute: Compute, asked: str) -> Encoder:
     return candidate
 
 
-def load_recorded_encoder(
-    identity: dict[str, Any], *, device: str | None = None, precision: str | None = None, compiled: bool = False
+def resolve_encoder(
+    model: str | None = None,
+    *,
+    recorded: Mapping[str, Any] | None = None,
+    random_init: int | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+    recorded_precision: str | None = None,
+    compiled: bool = False,
+    reporter: Reporter = SILENT,
 ) -> Encoder:
-    """Load the model that made a store or a decoder, from the identity recorded there.
+    """Load the encoder that the user asked for, else the recorded one, else the bundled one.
+
+    Args:
+        model: the model's name, as in `load_encoder`; None for the recorded model.
+        recorded: the identity recorded in a store, decoder or index (`c3tools.identity.ModelIdentity`); its weights
+            have to be the same still. None or empty where no model is recorded.
+        random_init, device, precision, compiled: see `load_encoder`.
+        recorded_precision: the precision that ``auto`` stands for, where one is recorded.
+        reporter: is told when the bundled model is used because no other was named.
 
     Raises:
-        EncoderError: if it cannot be loaded, or its weights are not the recorded ones.
+        EncoderError: if the model cannot be loaded, or its weights are not the recorded ones.
     """
-    encoder = load_encoder(
-        identity["name"],
-        random_init=identity.get("random_init"),
-        device=device,
-        precision=precision or "auto",
-        compiled=compiled,
+    if precision == "auto":
+        precision = recorded_precision or "auto"
+    if model is None and random_init is None and recorded:
+        encoder = load_encoder(
+            recorded["name"],
+            random_init=recorded.get("random_init"),
+            device=device,
+            precision=precision,
+            compiled=compiled,
+        )
+        _require_recorded_weights(encoder, recorded)
+        return encoder
+    if model is None:
+        reporter.message(
+            f"Using the bundled model {DEFAULT_MODEL}: small, for trying things out. "
+            "For real work name one, for example --model ViT-B-32/openai."
+        )
+    return load_encoder(
+        model or DEFAULT_MODEL, random_init=random_init, device=device, precision=precision, compiled=compiled
     )
-    recorded = identity.get("weights_sha256")
-    if recorded and recorded != encoder.identity["weights_sha256"]:
+
+
+def load_recorded_encoder(
+    identity: Mapping[str, Any], *, device: str | None = None, precision: str | None = None, compiled: bool = False
+) -> Encoder:
+    """Load the recorded model: `resolve_encoder` of nothing but an identity."""
+    return resolve_encoder(recorded=identity, device=device, precision=precision or "auto", compiled=compiled)
+
+
+def _require_recorded_weights(encoder: Encoder, recorded: Mapping[str, Any]) -> None:
+    now, then = encoder.identity["weights_sha256"], recorded.get("weights_sha256")
+    if then and then != now:
         raise EncoderError(
-            f"The model {identity['name']} has other weights now ({encoder.identity['weights_sha256'][:12]}) than "
-            f"those recorded ({recorded[:12]}).",
+            f"The model {recorded['name']} has other weights now ({now[:12]}) than those recorded ({then[:12]}).",
             remedy="Bring the old weights back, or embed again into another --store.",
         )
-    return encoder
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -8,13 +8,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 
 from c3tools import devices
 from c3tools.assets.paths import C3_MINI, PHOTOS
 from c3tools.devices import Compute, pick
-from c3tools.encoders import ModelName, load_encoder, load_recorded_encoder, open_image
+from c3tools.encoders import ModelName, load_encoder, load_recorded_encoder, open_image, resolve_encoder
 from c3tools.encoders.loading import agreement, weights_sha256
 from c3tools.errors import C3Error, EncoderError
+from c3tools.reporter import Reporter
 
 TEXTS = ["a dog", "two people ride bicycles along a river", "word " * 200, "", "snow on a hill"]
 
@@ -293,3 +295,30 @@ def test_a_compiler_that_fails_is_one_clear_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(EncoderError, match=r"(?s)No working C\+\+ compiler.*--compile"):
         encoder.through_compiler()
+
+
+def test_images_may_be_files_pillow_images_or_arrays(encoder, tmp_path: Path) -> None:
+    image = Image.effect_noise((40, 30), 60).convert("RGB")
+    image.save(tmp_path / "a.png")
+    rows = encoder.encode_images([tmp_path / "a.png", image, np.asarray(image)])
+    np.testing.assert_allclose(rows[1:], rows[[0, 0]], atol=1e-6)
+    with pytest.raises(EncoderError, match="float64"):
+        encoder.encode_images([np.zeros((4, 4, 3))])
+
+
+def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_one(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listener(Reporter):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    name = local_model(tmp_path / "m")
+    recorded = load_encoder(name, random_init=1).identity
+    assert resolve_encoder(name, recorded=recorded, reporter=Listener()).identity["random_init"] is None
+    assert resolve_encoder(recorded=recorded, reporter=Listener()).identity == recorded
+    assert resolve_encoder(recorded=recorded, recorded_precision="bf16").compute.precision == "bf16"
+    assert resolve_encoder(recorded=recorded, recorded_precision="bf16", precision="fp32").compute.precision == "fp32"
+    assert not said
+    assert resolve_encoder(recorded={}, reporter=Listener()).identity.name == "c3-mini"
+    assert "bundled model c3-mini" in said[0]
