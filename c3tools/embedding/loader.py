@@ -18,7 +18,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..corpus import ImageItem, PlaceReader
+from ..corpus import ImageItem, ImageReader
 from ..encoders import ImagePreprocessor
 from ..errors import C3Error
 from ..store import Failure
@@ -138,7 +138,7 @@ class _Batches(Dataset[PixelBatch]):
         self._jobs = jobs
         self._preprocess = preprocess
         self._watch = watch
-        self._reader = PlaceReader()  # opens nothing before it reads: workers share no files
+        self._reader = ImageReader()  # opens nothing before it reads: workers share no files
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -159,7 +159,7 @@ class _Batches(Dataset[PixelBatch]):
             stage = "read"
             try:
                 opened = time.perf_counter()
-                content = self._reader.read(item.path, item.place)
+                content = self._reader.read(item)
                 reading += time.perf_counter() - opened
                 stage = "decode"
                 with nullcontext() if self._watch is None else self._watch.decoding((job.shard, job.first + position)):
