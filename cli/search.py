@@ -64,9 +64,9 @@ def search(
         vectors, modality = vector_of_key(Store.open(store), key)
         labels = [key]
     else:
-        from c3tools.encoders import load_recorded_encoder
+        from c3tools.encoders import resolve_encoder
 
-        encoder = load_recorded_encoder(searcher.index.record["model"], device=device)
+        encoder = resolve_encoder(recorded=searcher.index.record["model"], device=device)
         if text:
             vectors, modality, labels = encoder.encode_texts(text), "text", text
         else:

@@ -83,14 +83,14 @@ def test_text_and_image_queries_go_through_the_recorded_model(monkeypatch: pytes
     images, texts = make_vectors()
     asked = []
 
-    def load(identity: dict, *, device: str | None = None) -> SimpleNamespace:
-        asked.append(identity["name"])
+    def load(*, recorded: dict, device: str | None = None) -> SimpleNamespace:
+        asked.append(recorded["name"])
         return SimpleNamespace(
             encode_texts=lambda queries: texts[[int(q) for q in queries]],
             encode_images=lambda paths: images[[int(p.stem) for p in paths]],
         )
 
-    monkeypatch.setattr(c3tools.encoders, "load_recorded_encoder", load)
+    monkeypatch.setattr(c3tools.encoders, "resolve_encoder", load)
     found = hits_of("12", "20", "--in", "image", "-k", "1")
     assert [entry["hits"][0]["key"] for entry in found] == ["img006", "img010"]
     (by_image,) = hits_of("--image", "7.jpg", "-k", "1")
