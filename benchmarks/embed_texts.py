@@ -25,7 +25,7 @@ from measuring import MODEL, c3_embed, clip_retrieval, peer_option, print_table,
 
 def read_captions(path: Path, count: int) -> list[str]:
     """The first captions of a captions file, one after another."""
-    from c3tools.corpus.formats import read_captions as rows
+    from c3tools.corpus.captions import read_captions as rows
 
     captions = (" ".join(caption.split()) for row in rows(path, None) for caption in row.captions)
     return [caption for caption, _ in zip(captions, range(count), strict=False)]

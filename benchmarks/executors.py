@@ -29,7 +29,7 @@ from embed_texts import read_captions
 from measuring import print_table, processor_seconds
 
 from c3tools.corpus import Corpus, TextItem
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder, load_encoder
 from c3tools.executors import Executor, LocalExecutor, cores
 from c3tools.executors.ray import RayExecutor
@@ -57,7 +57,7 @@ class Contest:
 
     texts: list[TextItem]
     encoder: Encoder
-    options: EmbedOptions
+    shard_size: int
     processes: int
 
     def local(self, store: Path) -> tuple[Now, Now]:
@@ -83,10 +83,11 @@ class Contest:
     def _embed_few(self, executor: Executor) -> None:
         corpus = Corpus(images=[], texts=self.texts[: self.processes])
         with tempfile.TemporaryDirectory() as folder:
-            embed(corpus, folder, self.encoder, EmbedOptions(shard_size=1), executor=executor)
+            embed_corpus(corpus, folder, self.encoder, shard_size=1, executor=executor)
 
     def _embed_all(self, executor: Executor, store: Path) -> None:
-        embed(Corpus(images=[], texts=self.texts), store, self.encoder, self.options, executor=executor)
+        corpus = Corpus(images=[], texts=self.texts)
+        embed_corpus(corpus, store, self.encoder, shard_size=self.shard_size, executor=executor)
 
 
 def content(store: Path) -> dict[str, bytes]:
@@ -112,9 +113,8 @@ def main() -> None:
     arguments = parser.parse_args()
     captions = read_captions(arguments.captions, arguments.count)
     texts = [TextItem(f"{number:06d}", caption, None, None) for number, caption in enumerate(captions)]
-    options = EmbedOptions(shard_size=arguments.shard_size)
-    contest = Contest(texts, load_encoder(arguments.model, precision="fp32"), options, arguments.processes)
     processes = arguments.processes
+    contest = Contest(texts, load_encoder(arguments.model, precision="fp32"), arguments.shard_size, processes)
     contestants: dict[str, Callable[[Path], tuple[Now, Now]]] = {
         f"local, {processes} processes": contest.local,
         f"ray, {processes} workers": contest.ray,

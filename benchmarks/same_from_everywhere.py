@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from measuring import print_table
 
 from c3tools.corpus import Corpus, read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.encoders import load_encoder
 from c3tools.store import Store
 
@@ -63,7 +63,7 @@ def main() -> None:
         }
         encoder = load_encoder(precision="fp32")
         for label, corpus in corpora.items():
-            embed(corpus, work / label, encoder, EmbedOptions(dtype="float32"))
+            embed_corpus(corpus, work / label, encoder, dtype="float32")
             for modality in ("image", "text"):
                 rows.append((label, modality, *compare(work / "folder", work / label, modality)))
     print(f"{len(images):,} photos and {len(texts):,} captions of {arguments.folder.name}, {encoder.identity['name']}")

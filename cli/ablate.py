@@ -83,7 +83,7 @@ def ablate(
     from c3tools.ablation.page import write_tables
     from c3tools.ablation.run import METHODS
     from c3tools.ablation.table import runs_to_json
-    from c3tools.encoders import load_recorded_encoder
+    from c3tools.encoders import resolve_encoder
     from c3tools.reporter import track
     from c3tools.store import Store
 
@@ -110,7 +110,7 @@ def ablate(
         opened,
         settings,
         output,
-        encoder=load_recorded_encoder(opened.info.model, device=device, precision=precision) if magic else None,
+        encoder=resolve_encoder(recorded=opened.info.model, device=device, precision=precision) if magic else None,
         compute=devices.pick(device, precision),
         progress=track,
         say=lambda message: err.print(message, highlight=False, markup=False),

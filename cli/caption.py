@@ -46,7 +46,7 @@ def caption(
     from c3tools import devices
     from c3tools.captioning import Captioner
     from c3tools.captioning.images import caption_images, find
-    from c3tools.encoders import load_encoder, load_recorded_encoder
+    from c3tools.encoders import load_encoder, resolve_encoder
     from c3tools.errors import CorpusError
     from c3tools.reporter import track
 
@@ -57,7 +57,7 @@ def caption(
     captioner = Captioner.load(decoder, devices.pick(device).device)
     recorded = captioner.record.get("model")
     if model is None and random_init is None and recorded:
-        encoder = load_recorded_encoder(recorded, device=device, precision=precision)
+        encoder = resolve_encoder(recorded=recorded, device=device, precision=precision)
     else:
         encoder = load_encoder(model or "c3-mini", random_init=random_init, device=device, precision=precision)
     result = caption_images(

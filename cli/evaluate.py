@@ -81,7 +81,7 @@ def evaluate(
     from c3tools import devices
     from c3tools.captioning import Captioner
     from c3tools.captioning import evaluate as job
-    from c3tools.encoders import load_recorded_encoder
+    from c3tools.encoders import resolve_encoder
     from c3tools.metrics.files import coco_results, read_predictions, read_references
     from c3tools.store import Store
 
@@ -99,7 +99,7 @@ def evaluate(
             beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
         )
         if magic:
-            encoder = load_recorded_encoder(source.info.model, device=device, precision=precision)
+            encoder = resolve_encoder(recorded=source.info.model, device=device, precision=precision)
         written = job.caption_store(source, captioner, split=split, generation=generation, encoder=encoder)
         written, left_out = job.with_references(written, known)
     result = job.evaluate_captions(written, known, java=java, resamples=resamples)
@@ -107,7 +107,7 @@ def evaluate(
         result.left_out.extend(left_out)
         result.notes.append(job.note_on(left_out))
     if clip_score:
-        encoder = encoder or load_recorded_encoder(source.info.model, device=device, precision=precision)
+        encoder = encoder or resolve_encoder(recorded=source.info.model, device=device, precision=precision)
         result.scores.update(job.clip_scores(source, encoder, written, known))
     differences: dict[str, Comparison] = {}
     if against is not None:

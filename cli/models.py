@@ -1,4 +1,4 @@
-"""`c3 models`: what can be loaded by name."""
+"""`c3 models`: the models that can be loaded by name."""
 
 from __future__ import annotations
 
@@ -23,16 +23,9 @@ def models(
     """List the models that --model takes by name: the bundled one, and all that open_clip lists."""
     from dataclasses import asdict
 
-    from c3tools.encoders.catalogue import listed_models
-    from c3tools.errors import EncoderError
+    from c3tools.encoders.models import list_models
 
-    found = [model for model in listed_models(containing) if model.here or not here]
-    if not found:
-        where = " with weights on this machine" if here else ""
-        raise EncoderError(
-            f"No model{where} has {containing!r} in its name.",
-            remedy="`c3 models` lists all; folders and hub repositories are named local-dir:PATH and hf-hub:ORG/NAME.",
-        )
+    found = list_models(containing, here=here)
     if json:
         write_json([asdict(model) for model in found], json)
     if json != "-":

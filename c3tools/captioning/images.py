@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..corpus.images import IMAGE_SUFFIXES, assign_keys, find_images
+from ..corpus.items import IMAGE_SUFFIXES
+from ..corpus.reading import assign_keys, find_images
 from ..encoders import Encoder
 from ..errors import CorpusError
 from .captioner import Captioner
@@ -90,9 +91,9 @@ def find(paths: Sequence[Path]) -> dict[str, Path]:
             inside = find_images(root)[0]
             if not inside:
                 raise CorpusError(f"No images in {root} or below it.", remedy="Name a folder that holds images.")
-            keys = assign_keys([image.relative for image in inside])
+            keys = assign_keys([image.key for image in inside])
             prefix = f"{root.name}/" if folders > 1 else ""
-            named = {f"{prefix}{key}": image.path for key, image in zip(keys, inside, strict=True)}
+            named = {f"{prefix}{key}": Path(image.path) for key, image in zip(keys, inside, strict=True)}
         elif not root.exists():
             raise CorpusError(f"There is nothing at {root}.", remedy="Check the path; it is relative to where you are.")
         elif root.suffix.lower() not in IMAGE_SUFFIXES:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..encoders import ImagePreprocessor, ModelName, Network, open_image
-from ..encoders.texts import can_trim, end_positions, trimmed_forward
+from ..encoders.inference import can_trim, end_positions, trimmed_forward
 from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically
 from ..seeds import generator

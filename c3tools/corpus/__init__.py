@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .items import CaptionRow, Corpus, ImageItem, Pairing, Skipped, TextItem
-from .places import PlaceReader
+from .images import ImageItem, ImageReader, ImageSource
+from .items import CaptionRow, Corpus, Skipped, TextItem
 from .reading import read_corpus
 from .splits import hashed_split, split_of
 
@@ -11,8 +11,8 @@ __all__ = [
     "CaptionRow",
     "Corpus",
     "ImageItem",
-    "Pairing",
-    "PlaceReader",
+    "ImageReader",
+    "ImageSource",
     "Skipped",
     "TextItem",
     "hashed_split",

@@ -1,115 +1,284 @@
-"""Finding image files in folders."""
+"""The images of a corpus: where their bytes are, and how a worker process reads them without searching again."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+import stat
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from .items import Skipped
+import pyarrow.parquet as pq
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+from ..io.locations import is_url, location, name_or_file, open_binary, read_all, retrying
+from .arrow import column_of_batch
+
+LARGEST_IMAGE_FILE = 2**31 - 1
+LARGEST_DOWNLOAD = 2**28
+DOWNLOAD_SCHEMES = ("http://", "https://", "s3://", "gs://", "hf://")
+_DOWNLOAD_SECONDS = 30
+_SLOWEST_DOWNLOAD = 120  # seconds for one image
+_CHUNK = 2**16
+_DOWNLOAD_ATTEMPTS = 3  # some addresses of a long list are always dead
+_ROWS_AT_A_TIME = 64
 
 
-class FoundImage(NamedTuple):
-    """An image file, its name relative to the corpus, and its size in bytes."""
+class ByteRange(NamedTuple):
+    """Part of a file: a member of a tar.
 
-    path: Path
-    relative: str
-    size: int
-
-
-def find_images(root: Path, *, follow_symlinks: bool = False) -> tuple[list[FoundImage], list[Skipped]]:
-    """Image files below ``root`` (any case of suffix), sorted by relative name; hidden files are left out.
-
-    Links to folders are not entered (a loop would not end), links to files outside ``root`` are skipped and said,
-    unless ``follow_symlinks``.
+    Attributes:
+        file: path or URL of the tar.
+        offset: start of the member's content, in bytes.
+        length: of the content, in bytes.
     """
-    return find_files(root, IMAGE_SUFFIXES, follow_symlinks=follow_symlinks)
+
+    file: str
+    offset: int
+    length: int
 
 
-def find_files(
-    root: Path, suffixes: frozenset[str], *, follow_symlinks: bool = False
-) -> tuple[list[FoundImage], list[Skipped]]:
-    """As `find_images`, for files with other suffixes."""
-    found: list[FoundImage] = []
-    skipped: list[Skipped] = []
-    inside = root.resolve()
-    for path in _walk(root, suffixes, follow_symlinks):
-        relative = path.relative_to(root).as_posix()
-        if not is_utf8(relative):
-            skipped.append(Skipped(repr(relative), repr(str(path)), "UnicodeError", "the file name is not UTF-8"))
-            continue
+class TableCell(NamedTuple):
+    """A cell of a Parquet or Arrow file.
+
+    Attributes:
+        file: path or URL of the table.
+        column: its name.
+        group: number of the row group (Parquet) or record batch (Arrow).
+        row: number of the row within the group.
+        folder: paths in cells are relative to it.
+        anywhere: paths in cells may lead out of the folder.
+        download: URLs in cells may be downloaded.
+    """
+
+    file: str
+    column: str
+    group: int
+    row: int
+    folder: str
+    anywhere: bool = False
+    download: bool = False
+
+
+class Download(NamedTuple):
+    """A file that is fetched from a URL."""
+
+    url: str
+
+
+ImageSource = ByteRange | TableCell | Download
+
+
+class ImageItem(NamedTuple):
+    """An image of the corpus, not read yet.
+
+    Attributes:
+        key: unique in the corpus; for a file, the path relative to the corpus without its suffix.
+        path: the location to show to people: a file, ``x.tar#member``, ``x.parquet#row``, or a URL.
+        split: as the corpus names it, or None.
+        size: bytes, to notice an image that changed; None where they are not known before it is read.
+        source: the location of its bytes; None for the whole file at ``path``.
+    """
+
+    key: str
+    path: str
+    split: str | None
+    size: int | None
+    source: ImageSource | None = None
+
+
+class NullImageError(ValueError):
+    """The image column has no value in this row."""
+
+
+class OutsideError(ValueError):
+    """A path leads out of the folder it may point into."""
+
+
+class SlowServerError(ValueError):
+    """A server sends an image too slowly."""
+
+
+class UrlNotAskedForError(ValueError):
+    """An image is given by URL, and downloading was not asked for."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"the image is given by the URL {url[:200]}; --download fetches it")
+
+
+class ImageReader:
+    """A reader of images one after the other: the last tar stays open, the last rows of a table stay in memory."""
+
+    def __init__(self) -> None:
+        self._tar: tuple[str, BinaryIO] | None = None
+        self._table: tuple[tuple[str, str, int], _Cells] | None = None
+
+    def read(self, image: ImageItem) -> bytes:
+        """Return the bytes of an image.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: if the row is null, or leads outside of where it may.
+        """
+        source = image.source
+        if source is None:
+            return read_file(location(image.path))
+        if isinstance(source, Download):
+            return download(source.url)
+        return self._read_range(source) if isinstance(source, ByteRange) else self._read_cell(source)
+
+    def __enter__(self) -> ImageReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the open file."""
+        if self._tar is not None:
+            self._tar[1].close()
+        self._tar = self._table = None
+
+    def _read_range(self, source: ByteRange) -> bytes:
+        if source.length > LARGEST_IMAGE_FILE:
+            raise OSError(0, f"{source.length:,} bytes are more than an image can have")
+        if self._tar is None or self._tar[0] != source.file:
+            self.close()
+            self._tar = (source.file, open_binary(location(source.file)))
+        file = self._tar[1]
+        file.seek(source.offset)
+        content = file.read(source.length)
+        if len(content) != source.length:
+            raise OSError(0, f"only {len(content):,} of {source.length:,} bytes are left; the file became shorter")
+        return content
+
+    def _read_cell(self, cell: TableCell) -> bytes:
+        name = (cell.file, cell.column, cell.group)
+        if self._table is None or self._table[0] != name or self._table[1].next_row > cell.row:
+            self._table = (name, _Cells(cell))
+        value = self._table[1].value(cell.row)
+        if isinstance(value, dict):
+            value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+        if value is None:
+            raise NullImageError(f"the column {cell.column!r} is null in this row")
+        if isinstance(value, bytes):
+            return value
+        if is_url(str(value)):
+            if not cell.download:
+                raise UrlNotAskedForError(str(value))
+            return download(str(value))
         try:
-            problem = _problem(path, None if follow_symlinks else inside)
-            if problem is None:
-                found.append(FoundImage(path, relative, path.stat().st_size))
-            else:
-                skipped.append(Skipped(relative, str(path), *problem))
-        except OSError as error:
-            skipped.append(Skipped(relative, str(path), type(error).__name__, error.strerror or str(error)))
-    return found, skipped
+            return read_file(resolve_inside(location(cell.folder), str(value), anywhere=cell.anywhere))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(0, f"the row has no bytes, and its path {str(value)[:200]} is not there") from error
 
 
-def link_problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
-    """Why a link is not followed: (error, message), or None; it may not lead out of the folder ``inside``."""
-    if path.is_symlink():
-        try:
-            target = path.resolve(strict=True)
-        except (OSError, RuntimeError):  # missing, or a loop
-            return "BrokenLink", "a symbolic link that leads nowhere"
-        if inside is not None and not target.is_relative_to(inside):
-            return "SymlinkOutside", "a symbolic link that leads out of the corpus; --follow-symlinks takes it"
-    return None
+class _Cells:
+    """The cells of one group in ascending order, a few rows in memory at a time."""
+
+    def __init__(self, cell: TableCell) -> None:
+        self.next_row = 0
+        self._batches = _columns(cell)
+        self._batch: Any = None
+        self._first = 0
+
+    def value(self, row: int) -> Any:
+        while self._batch is None or row >= self._first + len(self._batch):
+            self._first += 0 if self._batch is None else len(self._batch)
+            self._batch = next(self._batches)
+            self.next_row = self._first
+        return self._batch[row - self._first].as_py()
 
 
-def _problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
-    """Why a file is not looked at: (error, message), or None."""
-    problem = link_problem(path, inside)
-    if problem is not None:
-        return problem
-    if not path.is_file():
-        # opening a pipe or a socket would wait for somebody to write into it
-        return "NotAFile", "not a regular file"
-    return None
+def _columns(cell: TableCell) -> Iterator[Any]:
+    """Yield the column of a cell, from the start of its group on."""
+    if cell.file.lower().endswith(".arrow"):
+        yield column_of_batch(Path(cell.file), cell.group, cell.column)
+        return
+    with name_or_file(location(cell.file)) as source, pq.ParquetFile(source) as table:
+        for batch in table.iter_batches(batch_size=_ROWS_AT_A_TIME, row_groups=[cell.group], columns=[cell.column]):
+            yield batch.column(0)
 
 
-def assign_keys(names: list[str]) -> list[str]:
-    """Unique keys for relative file names: the name without its suffix, or with it where that would not be unique."""
-    stems = Counter(without_suffix(name) for name in names)
-    whole = set(names)
-    return [
-        stem if stems[stem] == 1 and (stem == name or stem not in whole) else name
-        for name, stem in ((name, without_suffix(name)) for name in names)
-    ]
+def read_file(path: Path) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        OSError: if it is missing, no regular file, too large for an image, or cannot be read.
+    """
+    if not isinstance(path, Path):
+        return read_all(path, LARGEST_DOWNLOAD)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "not a regular file")  # a pipe would never end
+    if status.st_size > LARGEST_IMAGE_FILE:
+        raise OSError(0, f"{status.st_size:,} bytes are more than an image can have")
+    return path.read_bytes()
 
 
-def _walk(root: Path, suffixes: frozenset[str], follow_symlinks: bool) -> Iterator[Path]:
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=follow_symlinks):
-        if follow_symlinks:
-            status = Path(folder).stat()
-            if (status.st_dev, status.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                yield Path(folder) / name
+def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
+    """Return the file that a path in a list or table means.
+
+    Args:
+        folder: relative paths start here.
+        anywhere: the path may lead out of the folder.
+
+    Raises:
+        OutsideError: if it leads out of the folder, by itself or through a link, and may not.
+    """
+    if not isinstance(folder, Path):  # behind a URL there are no links, and nothing but what is below it is meant
+        if name.startswith("/") or ".." in name.split("/"):
+            raise OutsideError(f"the path {name[:200]} leads out of {folder}")
+        return location(f"{str(folder).rstrip('/')}/{name}")
+    path = folder / name
+    if not anywhere and not path.resolve().is_relative_to(folder.resolve()):
+        raise OutsideError(
+            f"the path {name[:200]} leads out of {folder}; --images-root names the folder to start from, "
+            "--follow-symlinks takes it as it is"
+        )
+    return path
 
 
-def without_suffix(name: str) -> str:
-    """A file name without its last suffix."""
-    return name[: -len(Path(name).suffix)] if Path(name).suffix else name
+def download(url: str) -> bytes:
+    """Fetch an image by its URL.
+
+    Raises:
+        OSError: if it cannot be fetched in several attempts, or is larger than 256 MiB.
+        ValueError: if the URL is of a kind that images are not fetched from.
+    """
+    if not url.lower().startswith(DOWNLOAD_SCHEMES):
+        raise ValueError(f"images are fetched from {', '.join(DOWNLOAD_SCHEMES)} only, not from {url[:200]}")
+    if url.lower().startswith("http"):
+        content = retrying(lambda: _fetch(url), url, _DOWNLOAD_ATTEMPTS)
+    else:
+        content = read_all(location(url), LARGEST_DOWNLOAD + 1)
+    if len(content) > LARGEST_DOWNLOAD:
+        raise OSError(0, f"more than {LARGEST_DOWNLOAD:,} bytes")
+    return content
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a text can be stored: file names and JSON may hold halves of characters."""
+def _read_within_limits(answer: BinaryIO, url: str) -> bytes:
+    """Read the answer of a server, which may not be too long, nor too slow: one may send a byte a minute for days."""
+    content = bytearray()
+    end = time.monotonic() + _SLOWEST_DOWNLOAD
+    while chunk := answer.read1(_CHUNK):  # type: ignore[attr-defined]
+        content += chunk
+        if len(content) > LARGEST_DOWNLOAD:
+            break
+        if time.monotonic() > end:
+            raise SlowServerError(f"{url[:200]} sent {len(content):,} bytes in {_SLOWEST_DOWNLOAD} s and did not end")
+    return bytes(content)
+
+
+def _fetch(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "c3tools"})
     try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+        with urllib.request.urlopen(request, timeout=_DOWNLOAD_SECONDS) as answer:
+            return _read_within_limits(answer, url)
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            raise FileNotFoundError(0, f"{url}: the server answers {error.code}") from error
+        if error.code in (400, 401, 403, 405, 451):
+            raise PermissionError(0, f"{url}: the server answers {error.code}") from error
+        raise

@@ -1,30 +1,15 @@
-"""The rows of a corpus, before anything is decoded or encoded."""
+"""A corpus: its images and texts, what was left out, and the options it is read with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .places import Place
+from .images import ImageItem
 
-
-class ImageItem(NamedTuple):
-    """An image that was found.
-
-    Attributes:
-        key: unique in the corpus; for a file, the path relative to the corpus without its suffix.
-        path: where it is, for people: a file, ``x.tar#member``, ``x.parquet#row``, or a URL.
-        split: what the corpus says, or None.
-        size: bytes, to notice an image that changed; None where they are not known before it is read.
-        place: where its bytes are, for `PlaceReader`; None for the whole of the file at ``path``.
-    """
-
-    key: str
-    path: str
-    split: str | None
-    size: int | None
-    place: Place | None = None
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 class TextItem(NamedTuple):
@@ -34,7 +19,7 @@ class TextItem(NamedTuple):
         key: unique in the corpus; ``<image key>#<number>`` for a caption.
         caption: the text.
         image_key: the key of its image, or None for a text that stands alone.
-        split: what the corpus says, or None.
+        split: as the corpus names it, or None.
     """
 
     key: str
@@ -49,8 +34,8 @@ class CaptionRow(NamedTuple):
     Attributes:
         file_name: the image as the file names it, or None where the row is text alone.
         captions: its texts, in order.
-        split: what the file says, or None.
-        line: where in the file the row stands, for messages (1 = first).
+        split: as the file names it, or None.
+        line: the line of the row, for messages (1 = first).
         key: the row's own key, where a key column was asked for or is known by name.
     """
 
@@ -59,23 +44,6 @@ class CaptionRow(NamedTuple):
     split: str | None
     line: int
     key: str | None = None
-
-
-class Sample(NamedTuple):
-    """An image of a tar, a table or a list, with its captions.
-
-    Attributes:
-        key: unique in its container.
-        path, size, place, split: as of `ImageItem`.
-        captions: its texts, in order.
-    """
-
-    key: str
-    path: str
-    size: int | None
-    place: Place | None
-    captions: list[str]
-    split: str | None
 
 
 class Skipped(NamedTuple):
@@ -87,37 +55,76 @@ class Skipped(NamedTuple):
     message: str
 
 
-@dataclass
-class Pairing:
-    """How images and captions found each other.
-
-    Attributes:
-        images_without_caption: keys of images that no captions file names.
-        captions_without_image: names in captions files for which no image was found.
-    """
-
-    images_without_caption: list[str] = field(default_factory=list)
-    captions_without_image: list[str] = field(default_factory=list)
+# an image of a tar, a table or a list with its captions, or an entry that cannot be used
+Entry = tuple[ImageItem, list[str]] | Skipped
 
 
 @dataclass
 class Corpus:
-    """Everything that was found, in a fixed order.
+    """Images, texts and skipped inputs, in a fixed order.
 
     Attributes:
-        images: image items; those in files sorted by key, then those in containers in the containers' order.
-        texts: text items, in the order of their images and captions.
-        captions_files: where captions came from; empty when they lay beside the images as .txt files.
+        images: those in files sorted by key, then those of tars, tables and lists in the order of these.
+        texts: in the order of their images and captions.
         skipped: inputs that cannot be used, and why.
-        pairing: images without captions and captions without images.
-        containers: the tars, tables and lists that were read; what is in them has a path like ``container#…``.
+        images_without_caption: keys of images that no captions file names.
+        captions_without_image: names in captions files for which no image was found.
+        containers: the tars, tables and lists that were read; images in them have a path like ``container#…``.
         notes: what the user may want to know about how the inputs were read.
     """
 
     images: list[ImageItem] = field(default_factory=list)
     texts: list[TextItem] = field(default_factory=list)
-    captions_files: list[Path] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    pairing: Pairing = field(default_factory=Pairing)
+    images_without_caption: list[str] = field(default_factory=list)
+    captions_without_image: list[str] = field(default_factory=list)
     containers: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
+        """Add an image with its captions; captions that cannot be used are skipped, and reported."""
+        self.images.append(image)
+        before = len(self.texts)
+        for number, caption in enumerate(captions):
+            self.add_text(TextItem(f"{image.key}#{number}", caption, image.key, image.split), image.path)
+        if len(self.texts) == before:
+            self.images_without_caption.append(image.key)
+
+    def add_text(self, text: TextItem, path: str) -> None:
+        """Add a text found at ``path`` without the white space around it; one that cannot be used is skipped."""
+        caption = text.caption.strip()
+        if not caption:
+            self.skipped.append(Skipped(text.key, path, "EmptyCaption", "the caption is empty"))
+        elif not is_utf8(caption):
+            self.skipped.append(Skipped(text.key, path, "UnicodeError", "the caption is not UTF-8"))
+        else:
+            self.texts.append(text._replace(caption=caption))
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """The options of `c3tools.corpus.read_corpus`, described there; paths are resolved."""
+
+    captions: Path | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    key_column: str | None = None
+    images_root: Path | None = None
+    prefix_keys: bool = False
+    follow_symlinks: bool = False
+    download: bool = False
+    index_folder: Path | None = None
+
+
+def without_suffix(name: str) -> str:
+    """Return a file name without its last suffix."""
+    return name[: -len(Path(name).suffix)] if Path(name).suffix else name
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be stored: file names and JSON may hold halves of characters."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

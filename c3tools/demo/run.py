@@ -18,10 +18,10 @@ from ..ablation.run import ABLATION, AblationData, AblationRun, run_ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning import CaptionRows
 from ..corpus import read_corpus
-from ..embedding import embed
+from ..embedding import embed_corpus
 from ..encoders import Encoder, load_encoder
 from ..errors import CorpusError
-from ..reporter import Tracker
+from ..reporter import Reporter, Tracker
 from ..store import Rows, Store
 from ..store.means import load_means
 from ..transforms.sigma import SigmaRule, caption_spread, twice_spread
@@ -153,7 +153,9 @@ def copy_photos(destination: Path) -> int:
 
 
 def _embed(encoder: Encoder, corpus: Path, store: Path, track: TrackFactory) -> Store:
-    embed(read_corpus([corpus]), store, encoder, track=track)
+    reporter = Reporter()
+    reporter.progress = track  # type: ignore[assignment, method-assign]
+    embed_corpus(read_corpus(corpus), store, encoder, reporter=reporter)
     return Store.open(store)
 
 

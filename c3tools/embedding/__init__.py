@@ -1,9 +1,8 @@
-"""`c3 embed`: corpus → encoder → store."""
+"""Corpus and encoder → store: `embed`, its plan, its shards and its summary."""
 
 from __future__ import annotations
 
-from .options import EmbedOptions
-from .run import embed
+from .run import embed, embed_corpus
 from .summary import EmbedSummary, ModalitySummary
 
-__all__ = ["EmbedOptions", "EmbedSummary", "ModalitySummary", "embed"]
+__all__ = ["EmbedSummary", "ModalitySummary", "embed", "embed_corpus"]

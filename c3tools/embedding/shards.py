@@ -1,100 +1,194 @@
-"""The work on one device: shard after shard, encode and write."""
+"""Shards on one device: encode and write one after another, as work for an executor."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..corpus import ImageItem, TextItem
-from ..encoders import Encoder, to_numpy
+from ..encoders import Encoder, resolve_encoder, to_numpy
 from ..errors import StoreError
-from ..executors import Report
+from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, write_shard
+from ..store.rewriting import intact_shard
 from .loader import PixelBatch, pixel_batches
-from .options import EmbedOptions
 from .summary import ModalitySummary, no_seconds
 
-Shards = Mapping[int, Sequence[Any]]
+_MOST_WORKERS = 16
+
+ShardTask = tuple[int, Sequence[Any]]  # the shard's number and its inputs, `ImageItem` or `TextItem`
 
 
-def embed_shards(
-    store: Store, modality: str, shards: Shards, encoder: Encoder, options: EmbedOptions, report: Report
-) -> Iterator[ModalitySummary]:
-    """Embed the inputs of these shards and write them; the same bytes wherever and beside whatever it runs.
+class EmbedWork(Work[ShardTask, ModalitySummary]):
+    """The embedding of one modality; a task is one shard, whose bytes are the same wherever it is made.
 
     Args:
-        shards: shard number → its inputs, `ImageItem` or `TextItem`.
-        report: is told of each batch how many inputs are done and how many of them failed.
-
-    Yields:
-        What was done, for each shard in turn.
-
-    Raises:
-        StoreError: if a shard cannot be written.
+        store: the store to write to, which is there already.
+        modality: ``image`` or ``text``.
+        encoder: is used in this process; others load the same model, once each.
+        workers, batch_size, image_timeout: see `c3tools.embedding.embed_corpus`.
     """
-    embed = _embed_images if modality == "image" else _embed_texts
-    return embed(store, shards, encoder, options, report)
 
+    def __init__(
+        self,
+        store: Store,
+        modality: str,
+        encoder: Encoder,
+        workers: int | None = None,
+        batch_size: int | None = None,
+        image_timeout: float = 60.0,
+    ) -> None:
+        self.modality = modality
+        self._store = store
+        self._encoder: Encoder | None = encoder
+        self._workers, self._batch_size, self._image_timeout = workers, batch_size, image_timeout
+        self._cores: int | None = None
+        self._identity = json.dumps(encoder.identity)
+        self._precision = encoder.compute.precision
+        self._compiled = encoder.compiled
 
-def _embed_images(
-    store: Store, shards: Mapping[int, Sequence[ImageItem]], encoder: Encoder, options: EmbedOptions, report: Report
-) -> Iterator[ModalitySummary]:
-    seconds = no_seconds()
-    rows, failures = _Rows(), list[Failure]()
-    decoding, began = 0.0, time.perf_counter()
-    batches = pixel_batches(
-        shards,
-        encoder.preprocess,
-        batch_size=options.batch_size or encoder.batch_size("image"),
-        workers=options.worker_count(encoder.compute.device),
-        pin_memory=encoder.compute.device.type == "cuda",
-        time_limit=options.image_timeout or None,
-    )
-    for batch, features in _encoded(batches, encoder, seconds):
-        start = time.perf_counter()
-        if features is not None:
-            rows.add(
-                to_numpy(features),
-                [
-                    {
-                        "key": i.key,
-                        "path": i.path,
-                        "width": o.width,
-                        "height": o.height,
-                        "size": o.size,
-                        "split": i.split,
-                    }
-                    for i, o in zip(batch.items, batch.originals, strict=True)
-                ],
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the encoder."""
+        return {**self.__dict__, "_encoder": None}
+
+    def load(self, resources: WorkerResources) -> None:
+        """Load the encoder in a worker process, and note how many cores it may use.
+
+        Raises:
+            EncoderError: if it cannot be loaded, or its weights are other ones here.
+            StoreError: if the store is not to be seen from here.
+        """
+        here = Store.open(self._store.path)
+        if here.info != self._store.info:
+            raise StoreError(
+                f"The store {here.path} is another one on this machine.",
+                remedy="Keep it on storage that all machines share, or at a URL.",
             )
-        failures += batch.failures
-        seconds["reading"] += batch.reading
-        seconds["decoding"] += batch.decoding
-        decoding += batch.reading + batch.decoding
-        fetched = time.perf_counter()
-        seconds["encoding"] += fetched - start
-        summary = None
-        if batch.last:
-            timings = {"decoding": decoding, "total": fetched - began}
-            _write(store, Shard("image", batch.shard, rows.embeddings(), rows.columns(), failures, timings))
-            seconds["writing"] += time.perf_counter() - fetched
-            summary = ModalitySummary(embedded=len(rows), failed=len(failures), seconds=dict(seconds))
-            seconds.update(no_seconds())
-            rows, failures, decoding, began = _Rows(), [], 0.0, time.perf_counter()
-        report(len(batch.items) + len(batch.failures), len(batch.failures))
-        if summary is not None:
-            yield summary
+        torch.set_num_threads(min(resources.threads, torch.get_num_threads()))  # fewer if OMP_NUM_THREADS says so
+        self._encoder = _load_once(self._identity, resources.device, self._precision, self._compiled)
+        self._cores = resources.threads
+
+    def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
+        """Embed the inputs of these shards and write them; images are decoded ahead, across shards.
+
+        Raises:
+            StoreError: if a shard cannot be written.
+        """
+        return (self._embed_images if self.modality == "image" else self._embed_texts)(dict(tasks), report)
+
+    def finished(self, task: ShardTask, report: Report) -> ModalitySummary | None:
+        """Return the summary of a shard whose done marker exists and that holds the inputs of the task, else None."""
+        number, items = task
+        if number not in self._store.parts(self.modality):
+            return None
+        try:
+            failures = self._store.shard_failures(self.modality, number)
+            with intact_shard(self._store, self.modality, number) as whole:
+                batches = list(whole.batches(self.modality, ["key"], parts=[number]))
+        except StoreError:
+            return None
+        keys = [str(key) for batch in batches for key in batch.column("key").to_pylist()]
+        if sorted([*keys, *(failure.key for failure in failures)]) != sorted(item.key for item in items):
+            return None
+        report(len(items), len(failures))
+        summary = ModalitySummary(embedded=len(keys), failed=len(failures))
+        if self.modality == "text":
+            captions = [item.caption for item in items]
+            summary.truncated = self._loaded().truncated(captions, self._loaded().tokenise(captions))
+        return summary
+
+    def name(self, task: ShardTask) -> str:
+        """Return a name such as ``text shard 3``."""
+        return f"{self.modality} shard {task[0]}"
+
+    def _embed_images(self, shards: Mapping[int, Sequence[ImageItem]], report: Report) -> Iterator[ModalitySummary]:
+        encoder = self._loaded()
+        device = encoder.compute.device
+        seconds = no_seconds()
+        rows: list[dict[str, Any]] = []
+        embeddings: list[np.ndarray[Any, Any]] = []
+        failures: list[Failure] = []
+        decoding, began = 0.0, time.perf_counter()
+        batches = pixel_batches(
+            shards,
+            encoder.preprocess,
+            batch_size=self._batch_size or encoder.batch_size("image"),
+            workers=_decoding_processes(device, self._cores or cores()) if self._workers is None else self._workers,
+            pin_memory=device.type == "cuda",
+            time_limit=self._image_timeout or None,
+        )
+        for batch, features in _encode_ahead(batches, encoder, seconds):
+            start = time.perf_counter()
+            if features is not None:
+                embeddings.append(to_numpy(features))
+            rows += batch.rows
+            failures += batch.failures
+            seconds["reading"] += batch.reading
+            seconds["decoding"] += batch.decoding
+            decoding += batch.reading + batch.decoding
+            fetched = time.perf_counter()
+            seconds["encoding"] += fetched - start
+            summary = None
+            if batch.last:
+                matrix = np.concatenate(embeddings) if embeddings else np.zeros((0, encoder.dim), np.float32)
+                columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
+                timings = {"decoding": decoding, "total": fetched - began}
+                self._write(Shard("image", batch.shard, matrix, columns, failures, timings))
+                seconds["writing"] += time.perf_counter() - fetched
+                summary = ModalitySummary(embedded=len(rows), failed=len(failures), seconds=dict(seconds))
+                seconds.update(no_seconds())
+                rows, embeddings, failures = [], [], []
+                decoding, began = 0.0, time.perf_counter()
+            report(len(batch.rows) + len(batch.failures), len(batch.failures))
+            if summary is not None:
+                yield summary
+
+    def _embed_texts(self, shards: Mapping[int, Sequence[TextItem]], report: Report) -> Iterator[ModalitySummary]:
+        encoder = self._loaded()
+        for number, items in shards.items():
+            start = time.perf_counter()
+            captions = [item.caption for item in items]
+            tokens = encoder.tokenise(captions)
+            truncated = encoder.truncated(captions, tokens)
+            tokenised = time.perf_counter()
+            embeddings = np.zeros((len(items), encoder.dim), np.float32)
+            for rows, part in encoder.encode_token_batches(tokens, batch_size=self._batch_size):
+                embeddings[rows] = part
+                report(len(rows), 0)
+            encoded = time.perf_counter()
+            columns = {name: [getattr(item, name) for item in items] for name in TextItem._fields}
+            timings = {"tokenising": tokenised - start, "encoding": encoded - tokenised}
+            self._write(Shard("text", number, embeddings, columns, [], timings))
+            seconds = no_seconds() | timings | {"writing": time.perf_counter() - encoded}
+            yield ModalitySummary(embedded=len(items), truncated=truncated, seconds=seconds)
+
+    def _write(self, shard: Shard) -> None:
+        try:
+            write_shard(self._store.path, self._store.info, shard)
+        except OSError as error:
+            raise StoreError(
+                f"The {shard.modality} shard {shard.index} could not be written to {self._store.path} "
+                f"({error.strerror or error}).",
+                remedy="What was finished is kept. Make room, then run the same command again: it continues there.",
+            ) from error
+
+    def _loaded(self) -> Encoder:
+        assert self._encoder is not None, "load comes first"
+        return self._encoder
 
 
-def _encoded(
+def _encode_ahead(
     batches: Iterable[PixelBatch], encoder: Encoder, seconds: dict[str, float]
 ) -> Iterator[tuple[PixelBatch, Tensor | None]]:
-    """Each batch with its features; a GPU already has the next batch when the result of one is waited for."""
+    """Yield each batch with its features (n, d); a GPU is given the next batch before the caller waits for one."""
     ahead = 0 if encoder.compute.device.type == "cpu" else 1
     running: deque[tuple[PixelBatch, Tensor | None]] = deque()
     source = iter(batches)
@@ -105,63 +199,18 @@ def _encoded(
         seconds["waiting"] += arrived - start
         if batch is None:
             break
-        running.append((batch, encoder.start_pixels(batch.pixels) if batch.items else None))
+        running.append((batch, encoder.start_pixels(batch.pixels) if batch.rows else None))
         seconds["encoding"] += time.perf_counter() - arrived
         if len(running) > ahead:
             yield running.popleft()
     yield from running
 
 
-def _embed_texts(
-    store: Store, shards: Mapping[int, Sequence[TextItem]], encoder: Encoder, options: EmbedOptions, report: Report
-) -> Iterator[ModalitySummary]:
-    for number, items in shards.items():
-        start = time.perf_counter()
-        captions = [item.caption for item in items]
-        tokens = encoder.tokenise(captions)
-        truncated = encoder.truncated(captions, tokens)
-        tokenised = time.perf_counter()
-        embeddings = np.zeros((len(items), encoder.dim), np.float32)
-        for rows, part in encoder.encode_token_batches(tokens, batch_size=options.batch_size):
-            embeddings[rows] = part
-            report(len(rows), 0)
-        encoded = time.perf_counter()
-        columns = {name: [getattr(item, name) for item in items] for name in TextItem._fields}
-        timings = {"tokenising": tokenised - start, "encoding": encoded - tokenised}
-        _write(store, Shard("text", number, embeddings, columns, [], timings))
-        seconds = no_seconds()
-        seconds |= {**timings, "writing": time.perf_counter() - encoded}
-        yield ModalitySummary(embedded=len(items), truncated=truncated, seconds=seconds)
+def _decoding_processes(device: torch.device, available: int) -> int:
+    """Return the number of decoding processes beside one encoder: on a CPU one core is left to the model."""
+    return max(1, available - 1) if device.type == "cpu" else min(available, _MOST_WORKERS)
 
 
-class _Rows:
-    """Rows of a shard while they come in."""
-
-    def __init__(self) -> None:
-        self._parts: list[np.ndarray[Any, Any]] = []
-        self._records: list[dict[str, Any]] = []
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def add(self, embeddings: np.ndarray[Any, Any], records: list[dict[str, Any]]) -> None:
-        self._parts.append(embeddings)
-        self._records += records
-
-    def embeddings(self) -> np.ndarray[Any, Any]:
-        return np.concatenate(self._parts) if self._parts else np.zeros((0, 1), np.float32)
-
-    def columns(self) -> dict[str, list[Any]]:
-        names = self._records[0] if self._records else {"key": None}
-        return {name: [record[name] for record in self._records] for name in names}
-
-
-def _write(store: Store, shard: Shard) -> None:
-    try:
-        write_shard(store.path, store.info, shard)
-    except OSError as error:
-        raise StoreError(
-            f"The {shard.modality} shard {shard.index} could not be written to {store.path} "
-            f"({error.strerror or error}).",
-            remedy="What was finished is kept. Make room, then run the same command again: it continues there.",
-        ) from error
+@lru_cache(maxsize=1)
+def _load_once(identity: str, device: str, precision: str, compiled: bool) -> Encoder:
+    return resolve_encoder(recorded=json.loads(identity), device=device, precision=precision, compiled=compiled)

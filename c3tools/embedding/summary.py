@@ -1,31 +1,34 @@
-"""What an embedding run did, for people and for scripts."""
+"""The summary of an embedding run, for people and for scripts."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
+HEADINGS = ("", "embedded", "already there", "failed", "per second", "seconds")
+_NAMES_SHOWN = 5
 _STAGES = ("reading", "decoding", "waiting", "tokenising", "encoding", "writing")
 
 
 def no_seconds() -> dict[str, float]:
-    """No time spent yet, by stage."""
+    """Return zero seconds for every stage."""
     return dict.fromkeys(_STAGES, 0.0)
 
 
 @dataclass
 class ModalitySummary:
-    """What happened to the inputs of one modality.
+    """The counts and timings of one modality.
 
     Attributes:
-        embedded: embedded in this run.
-        already: embedded before.
-        failed: not embedded, in this run.
-        failed_before: not embedded in an earlier run, and not tried again.
-        truncated: texts longer than the model's context, cut.
+        embedded: inputs embedded in this run.
+        already: inputs embedded before.
+        failed: inputs that failed in this run.
+        failed_before: inputs that failed in an earlier run, and were not tried again.
+        truncated: texts longer than the model's context, which were cut.
         changed: keys of inputs that changed since they were embedded.
-        seconds: by stage, summed over processes. ``reading`` and ``decoding`` are spent in the worker processes,
-            beside the other stages; ``waiting`` is for them.
+        seconds: by stage, summed over processes. ``reading`` and ``decoding`` happen in worker processes, beside the
+            other stages; ``waiting`` is for them.
         elapsed: wall-clock seconds.
     """
 
@@ -44,7 +47,7 @@ class ModalitySummary:
         return self.embedded / self.elapsed if self.embedded and self.elapsed else 0.0
 
     def add(self, other: ModalitySummary) -> None:
-        """Count in what was done elsewhere, or with other shards."""
+        """Add the counts and timings of other shards."""
         self.embedded += other.embedded
         self.failed += other.failed
         self.truncated += other.truncated
@@ -54,14 +57,14 @@ class ModalitySummary:
 
 @dataclass
 class EmbedSummary:
-    """What an embedding run did.
+    """The summary of an embedding run.
 
     Attributes:
         store: its path.
         model: identity of the encoder.
-        precision: in which the encoder computed.
+        precision: of the encoder.
         modalities: by name, ``image`` and ``text``.
-        images_without_caption, captions_without_image: what did not find its partner.
+        images_without_caption, captions_without_image: images and captions without a partner.
         skipped: inputs refused before encoding (empty captions, links out of the corpus).
         failures_in_store: rows of failures.parquet.
     """
@@ -75,29 +78,73 @@ class EmbedSummary:
     skipped: int
     failures_in_store: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything as plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
         value = asdict(self)
         for name, summary in self.modalities.items():
             value["modalities"][name]["rate"] = round(summary.rate, 2)
         return value
 
+    @property
+    def title(self) -> str:
+        """The store, the model and its precision, in one line."""
+        return f"{self.store}   {self.model['name']}, {self.precision}"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the cells of a table under `HEADINGS`, one row per modality."""
+        return [
+            (
+                name,
+                *(f"{n:,}" for n in (m.embedded, m.already, m.failed + m.failed_before)),
+                f"{m.rate:,.1f}",
+                f"{m.elapsed:,.1f}",
+            )
+            for name, m in self.modalities.items()
+        ]
+
+    def notes(self) -> list[str]:
+        """Return what deserves attention, one sentence each: missing partners, changes, failures, the bottleneck."""
+        notes = [
+            *_listed("images have no caption", self.images_without_caption),
+            *_listed("captions name an image that was not found", self.captions_without_image),
+        ]
+        for name, m in self.modalities.items():
+            notes += _listed(f"{name} inputs changed since they were embedded (kept as they were)", m.changed)
+            if m.truncated:
+                notes.append(f"{m.truncated:,} texts were longer than the model's context and were cut.")
+        if self.failures_in_store:
+            notes.append(
+                f"{self.failures_in_store:,} inputs were not embedded; {self.store}/failures.parquet says why "
+                "(--retry-failed tries them again)."
+            )
+        bottleneck = self.bottleneck()
+        return notes + ([bottleneck] if bottleneck else [])
+
+    def _repr_html_(self) -> str:
+        lines = [
+            "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
+            for tag, cells in (("th", HEADINGS), *(("td", row) for row in self.rows()))
+        ]
+        table = "".join(f"<tr>{line}</tr>" for line in lines)
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes())
+        return f"<table><caption>{escape(self.title)}</caption>{table}</table>{notes}"
+
     def bottleneck(self) -> str | None:
-        """Which stage held the others up, and what would help; None when nothing was embedded."""
+        """Return which stage held the others up, and what would help; None if nothing was embedded."""
         stages = {
             (name, stage): summary.seconds[stage]
             for name, summary in self.modalities.items()
             if summary.embedded
-            for stage in _HELP
+            for stage in _ADVICE
         }
         if not stages:
             return None
         (name, stage), seconds = max(stages.items(), key=lambda entry: entry[1])
         share = seconds / max(sum(stages.values()), 1e-9)
-        help_ = _HELP[stage]
+        advice = _ADVICE[stage]
         if stage == "waiting" and self.modalities[name].seconds["reading"] > self.modalities[name].seconds["decoding"]:
-            help_ = "reading the files is the slow part; a faster disk, or a copy nearer to this machine, would help."
-        return f"{_WORDS[stage].format(name=name)} took {share:.0%} of the time: {help_}"
+            advice = "reading the files is the slow part; a faster disk, or a copy nearer to this machine, would help."
+        return f"{_WORDS[stage].format(name=name)} took {share:.0%} of the time: {advice}"
 
 
 _WORDS = {
@@ -106,9 +153,15 @@ _WORDS = {
     "writing": "Writing {name} shards",
     "tokenising": "Splitting {name}s into tokens",
 }
-_HELP = {
+_ADVICE = {
     "waiting": "decoding is the slow part; more --workers or smaller image files would help.",
     "encoding": "a GPU, a lower --precision where the hardware has it, or a smaller model would help.",
     "writing": "a faster disk or larger shards (--shard-size) would help.",
     "tokenising": "nothing simple would help; it is done once.",
 }
+
+
+def _listed(problem: str, names: list[str]) -> list[str]:
+    """Return one sentence with the number of names and the first of them; none without names."""
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    return [f"{len(names):,} {problem}: {shown}"] if names else []

@@ -1,11 +1,10 @@
-"""Connect: embeddings of images and texts from a contrastive model (open_clip)."""
+"""Contrastive models (open_clip): embeddings of images and texts."""
 
 from __future__ import annotations
 
-from .encoder import Encoder, to_numpy
-from .images import ImagePreprocessor, open_image
-from .loading import Network, load_encoder, load_network, load_recorded_encoder, resolve_encoder
-from .names import DEFAULT_MODEL, ModelName
+from .encoder import Encoder, ImagePreprocessor, open_image, to_numpy
+from .loading import Network, load_encoder, load_network, resolve_encoder
+from .models import DEFAULT_MODEL, ModelName
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -15,7 +14,6 @@ __all__ = [
     "Network",
     "load_encoder",
     "load_network",
-    "load_recorded_encoder",
     "open_image",
     "resolve_encoder",
     "to_numpy",

@@ -1,31 +1,126 @@
-"""The encoder: a contrastive model with its tokenizer and its preprocessing."""
+"""The encoder: from image files and texts to embeddings, through a contrastive model."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
-from . import texts as text_tower
-from .batching import USUAL_TEXT_LENGTH, find_batch_size
-from .images import ImagePreprocessor, Pixels
-from .int8 import use_int8
+from .inference import USUAL_TEXT_LENGTH, can_trim, end_positions, find_batch_size, trimmed_forward, use_int8
 
 Matrix = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+# beyond this ratio of the sides only the middle is used: a 20,000 × 10 image, its short side resized to 224,
+# would have 100 million pixels before the centre crop throws almost all of them away
+MAX_ASPECT_RATIO = 16
+# JPEGs may be decoded at a lower scale (1/2, 1/4, 1/8) while that leaves this many times the pixels needed per side
+SCALED_DECODING_MARGIN = 2
+
+
+def open_image(
+    source: str | Path | BinaryIO, target_size: tuple[int, int] | None = None
+) -> tuple[Image.Image, int, int]:
+    """Decode an image file: first frame, EXIF rotation applied, RGB.
+
+    Args:
+        source: the file's path, or its content as a binary stream.
+        target_size: (height, width) the model takes; large JPEGs are then decoded at a lower scale that keeps at
+            least twice that.
+
+    Returns:
+        The image, and width and height in pixels as the viewer sees the file (after EXIF rotation).
+
+    Raises:
+        OSError: if the file cannot be read or decoded.
+        Image.DecompressionBombError: if it has more than 179 million pixels.
+        SyntaxError, ValueError: for some kinds of damaged file.
+    """
+    with warnings.catch_warnings():
+        # metadata that Pillow finds odd, and images between 89 and 179 million pixels, are no reason to stop
+        warnings.simplefilter("ignore")
+        with Image.open(source) as file:
+            width, height = file.size
+            if target_size is not None and file.format == "JPEG":
+                needed = SCALED_DECODING_MARGIN * max(target_size)
+                file.draft(None, (needed, needed))
+            file.load()
+            turned = file.getexif().get(0x0112, 1) >= 5
+            image = _to_rgb(ImageOps.exif_transpose(file))
+    return image, *((height, width) if turned else (width, height))
+
+
+@dataclass(frozen=True)
+class ImagePreprocessor:
+    """The resizing and cropping that a model was trained with; scaling to floats is left to the device.
+
+    Attributes:
+        geometry: open_clip's own transforms up to, and without, the conversion to a tensor.
+        size: (height, width) of the result.
+        mean, std: per channel, in units of 0…1.
+        config: open_clip's preprocessing settings, for the record.
+    """
+
+    geometry: tuple[Callable[[Image.Image], Image.Image], ...]
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    config: dict[str, Any]
+
+    def __call__(self, image: Image.Image) -> Pixels:
+        """Return pixels (height, width, 3), uint8, of an RGB image of any size."""
+        image = _crop_extreme(image)
+        for step in self.geometry:
+            image = step(image)
+        return np.array(image, dtype=np.uint8)
+
+    def load(self, source: str | Path | BinaryIO) -> tuple[Pixels, int, int]:
+        """Return pixels (height, width, 3) of an image file (a path or a stream), and width and height of the original.
+
+        Raises:
+            OSError, Image.DecompressionBombError, SyntaxError, ValueError: as `open_image`.
+        """
+        image, width, height = open_image(source, self.size)
+        return self(image), width, height
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        # Pillow would clip 16-bit and float pixels at 255
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1e-12)
+        image = Image.fromarray(np.clip(values / top * 255.0, 0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _crop_extreme(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    limit = MAX_ASPECT_RATIO * min(width, height)
+    if max(width, height) <= limit:
+        return image
+    if width > height:
+        left = (width - limit) // 2
+        return image.crop((left, 0, left + limit, height))
+    top = (height - limit) // 2
+    return image.crop((0, top, width, top + limit))
 
 
 class Encoder:
-    """Embeddings of images and texts, in one space.
+    """A contrastive model with its tokenizer and preprocessing: embeddings of images and texts in one space.
 
     Attributes:
         identity: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init``.
@@ -54,7 +149,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._model = model.to(compute.device, compute.dtype)
         # measured in float32: rounding would hide whether the padding matters
-        self.trims_texts = text_tower.can_trim(self._model, tokenizer) if trims_texts is None else trims_texts
+        self.trims_texts = can_trim(self._model, tokenizer) if trims_texts is None else trims_texts
         if compute.precision == "int8":
             use_int8(self._model)
         if compute.device.type in ("cpu", "cuda"):
@@ -65,22 +160,22 @@ class Encoder:
         self._forward = {"image": self._image_features, "text": self._text_features}
         if compiled:
             self._forward = {name: torch.compile(forward, dynamic=True) for name, forward in self._forward.items()}
-        self._limits: dict[str, int] = {}  # what was found to fit into memory, where a batch did not
+        self._limits: dict[str, int] = {}  # largest batch that fits into memory, once one did not
         self._batch_sizes: dict[str, int] = {}
         self.dim = next(self.encode_token_batches(self.tokenise(["a photo"]), batch_size=1))[1].shape[1]
 
     def in_precision(self, compute: Compute) -> Encoder:
-        """The same model on another device or in another precision; this one stays as it is."""
-        return self._remade(compute, self.compiled)
+        """Return the same model on another device or in another precision; this one stays unchanged."""
+        return self._copy(compute, self.compiled)
 
     def through_compiler(self) -> Encoder:
-        """The same model run through `torch.compile`: faster after the minutes it takes, equal up to rounding.
+        """Return the same model run through `torch.compile`: faster after the minutes it takes, equal up to rounding.
 
         Raises:
             EncoderError: if it cannot be compiled here (a CPU needs a C++ compiler).
         """
         try:
-            encoder = self._remade(self.compute, compiled=True)
+            encoder = self._copy(self.compute, compiled=True)
             for modality in ("image", "text"):
                 encoder._run_probe(modality, 2)
             return encoder
@@ -91,10 +186,9 @@ class Encoder:
                 remedy="Leave --compile away; on a CPU it needs a C++ compiler (g++ or clang++).",
             ) from error
 
-    def _remade(self, compute: Compute, compiled: bool) -> Encoder:
-        model = copy.deepcopy(self._model)
+    def _copy(self, compute: Compute, compiled: bool) -> Encoder:
         return Encoder(
-            model,
+            copy.deepcopy(self._model),
             self._tokenizer,
             self.preprocess,
             identity=self.identity,
@@ -104,7 +198,7 @@ class Encoder:
         )
 
     def batch_size(self, modality: str) -> int:
-        """How many images or texts are run at a time: by the memory of a GPU, fixed on other devices.
+        """Return how many images or texts are run at a time: by the memory of a GPU, fixed on other devices.
 
         The same on every machine with the same device: what is batched together decides the last bits of the result.
         """
@@ -134,26 +228,26 @@ class Encoder:
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Matrix:
-        """L2-normalised embeddings, float32 (n, d), of texts; those over the context length are cut."""
+        """Return L2-normalised embeddings, float32 (n, d), of texts; those over the context length are cut."""
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         return self.encode_tokens(self.tokenise(texts), batch_size=batch_size)
 
     def tokenise(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, int64 (n, context length), padded."""
+        """Return token ids, int64 (n, context length), padded."""
         return self._tokenizer(list(texts))  # type: ignore[no-any-return]
 
     def truncated(self, texts: Sequence[str], tokens: Tensor) -> int:
-        """How many of n texts, whose tokens are (n, context length), were longer than the context and were cut."""
-        full = (text_tower.end_positions(self._model, tokens) == tokens.shape[1] - 1).nonzero()[:, 0].tolist()
+        """Return how many of n texts, whose tokens are (n, context length), were cut to the context length."""
+        full = (end_positions(self._model, tokens) == tokens.shape[1] - 1).nonzero()[:, 0].tolist()
         encode = getattr(self._tokenizer, "encode", None)
         if encode is None:
             return len(full)
-        room = tokens.shape[1] - 2  # the start and the end token
-        return sum(len(encode(texts[row])) > room for row in full)
+        longest = tokens.shape[1] - 2  # the start and the end token
+        return sum(len(encode(texts[row])) > longest for row in full)
 
     def encode_tokens(self, tokens: Tensor, *, batch_size: int | None = None) -> Matrix:
-        """L2-normalised embeddings, float32 (n, d), of token ids (n, context length)."""
+        """Return L2-normalised embeddings, float32 (n, d), of token ids (n, context length)."""
         out = np.zeros((len(tokens), self.dim), np.float32)
         for rows, embeddings in self.encode_token_batches(tokens, batch_size=batch_size):
             out[rows] = embeddings
@@ -162,13 +256,13 @@ class Encoder:
     def encode_token_batches(
         self, tokens: Tensor, *, batch_size: int | None = None
     ) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
-        """Row numbers and embeddings of one batch after another.
+        """Yield row numbers and embeddings of one batch after another.
 
         Where padding is not computed on, rows are ordered by length, so that a batch is as short as it can be; what
         is batched together depends on the tokens alone.
         """
         if self.trims_texts:
-            lengths = text_tower.end_positions(self._model, tokens).numpy() + 1
+            lengths = end_positions(self._model, tokens).numpy() + 1
         else:
             lengths = np.full(len(tokens), tokens.shape[1])
         order = np.argsort(lengths, kind="stable")
@@ -183,15 +277,15 @@ class Encoder:
             start += len(rows)
 
     def encode_pixels(self, pixels: Pixels | Tensor) -> Matrix:
-        """L2-normalised embeddings, float32 (n, d), of pixels, uint8 (n, height, width, 3)."""
+        """Return L2-normalised embeddings, float32 (n, d), of pixels, uint8 (n, height, width, 3)."""
         return to_numpy(self.start_pixels(torch.as_tensor(pixels)))
 
     def start_pixels(self, pixels: Tensor) -> Tensor:
-        """As `encode_pixels`, but a GPU is only set to work: `to_numpy` waits for the result."""
+        """Start `encode_pixels` on a GPU without waiting for the result, as `to_numpy` does."""
         return self._features("image", pixels)
 
     def _features(self, modality: str, batch: Tensor) -> Tensor:
-        """Unit vectors, float32 (n, d), on the device; normalised in float32, whatever the precision of the model.
+        """Return unit vectors, float32 (n, d), on the device, normalised in float32 in any precision of the model.
 
         Where a batch does not fit into memory it is run in halves, and so are those that follow.
         """
@@ -226,7 +320,7 @@ class Encoder:
     def _text_features(self, tokens: Tensor) -> Tensor:
         tokens = tokens.to(self.compute.device)
         if self.trims_texts:
-            return text_tower.trimmed_forward(self._model, tokens)
+            return trimmed_forward(self._model, tokens)
         return self._model.encode_text(tokens)  # type: ignore[operator,no-any-return]
 
     def _pixels(self, image: str | Path | Image.Image | Pixels) -> Pixels:
@@ -246,5 +340,5 @@ class Encoder:
 
 
 def to_numpy(features: Tensor) -> Matrix:
-    """Features (n, d) of any device as a matrix, float32."""
+    """Return features (n, d) of any device as a matrix, float32."""
     return features.cpu().numpy()

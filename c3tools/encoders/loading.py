@@ -19,9 +19,8 @@ from torch import nn
 from ..devices import Compute, pick
 from ..errors import EncoderError
 from ..reporter import SILENT, Reporter
-from .encoder import Encoder
-from .images import ImagePreprocessor
-from .names import DEFAULT_MODEL, ModelName
+from .encoder import Encoder, ImagePreprocessor
+from .models import DEFAULT_MODEL, ModelName
 
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
 AGREEMENT = 0.999
@@ -66,8 +65,8 @@ def load_encoder(
         compiled: run the model through `torch.compile`.
 
     Raises:
-        EncoderError: for an unknown name, weights that cannot be had, or a precision or compilation that the model
-            does not bear.
+        EncoderError: for an unknown name, weights that cannot be had, or a precision or compilation that does not
+            work with the model.
     """
     network = load_network(model, random_init=random_init)
     identity = {**network.identity, "weights_sha256": weights_sha256(network.model)}
@@ -85,7 +84,7 @@ def load_encoder(
 
 
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
-    """A contrastive model in float32, with what it needs; its weights require no gradient yet.
+    """Load a contrastive model in float32, with its tokenizer and preprocessing; no weight requires a gradient yet.
 
     Raises:
         EncoderError: for an unknown name, or weights that cannot be had.
@@ -165,13 +164,6 @@ def resolve_encoder(
     )
 
 
-def load_recorded_encoder(
-    identity: Mapping[str, Any], *, device: str | None = None, precision: str | None = None, compiled: bool = False
-) -> Encoder:
-    """Load the recorded model: `resolve_encoder` of nothing but an identity."""
-    return resolve_encoder(recorded=identity, device=device, precision=precision or "auto", compiled=compiled)
-
-
 def _require_recorded_weights(encoder: Encoder, recorded: Mapping[str, Any]) -> None:
     now, then = encoder.identity["weights_sha256"], recorded.get("weights_sha256")
     if then and then != now:
@@ -182,7 +174,7 @@ def _require_recorded_weights(encoder: Encoder, recorded: Mapping[str, Any]) -> 
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """SHA-256 over names, shapes and float32 values of all weights: the same for any file format."""
+    """Return the SHA-256 over names, shapes and float32 values of all weights: the same for any file format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -249,7 +241,7 @@ def _preprocessor(network: nn.Module, transform: Any) -> ImagePreprocessor:
 
 
 def agreement(reference: Encoder, candidate: Encoder) -> float:
-    """Smallest cosine between the embeddings of two precisions of one model, on smooth random images and on texts."""
+    """Return the smallest cosine between embeddings in two precisions, on smooth random images and on texts."""
     height, width = reference.preprocess.size
     coarse = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)

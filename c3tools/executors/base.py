@@ -1,4 +1,4 @@
-"""The interface: work is told apart from where it is done."""
+"""The interface of executors: what is done (`Work`), apart from where it is done (`Executor`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..errors import C3Error
 Task = TypeVar("Task")
 Task_co = TypeVar("Task_co", covariant=True)
 Result = TypeVar("Result")
-Report = Callable[[int, int], None]  # so many more inputs are done, so many of them failed; may raise to end a task
+Report = Callable[[int, int], None]  # called with further inputs done, and those that failed; may raise to end a task
 
 
 class Tasks(Protocol[Task_co]):
-    """Tasks by their position, such as a list; one that is large may be made when it is asked for."""
+    """Tasks by their position: a list, or an object that makes large tasks on demand."""
 
     def __len__(self) -> int: ...
 
@@ -27,11 +27,11 @@ class Tasks(Protocol[Task_co]):
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What a worker process may use.
+    """The resources of a worker process.
 
     Attributes:
         device: ``cpu``, ``cuda``, ``cuda:1``.
-        threads: cores that are its own.
+        threads: number of cores reserved for it.
     """
 
     device: str
@@ -39,42 +39,42 @@ class WorkerResources:
 
 
 class Work(ABC, Generic[Task, Result]):
-    """What is done with each task, wherever it is done: it can be pickled, and so can tasks and results.
+    """Work that is done with each task; it can be pickled, and so can tasks and results.
 
-    A task writes what it makes to storage that all workers share, and returns a few numbers about it. It may be run
-    twice, even at the same time: what it writes appears whole, and is the same each time.
+    A task writes to storage that all workers share, and returns a few numbers. It may be run twice, even at the same
+    time: its files appear whole, and are the same each time.
     """
 
-    def load(self, place: WorkerResources) -> None:
-        """In a worker process, before any task: load what tasks need. Called for each task, so it has to remember."""
+    def load(self, resources: WorkerResources) -> None:
+        """Load what tasks need, in a worker process. It is called before each task, so it has to remember."""
 
     @abstractmethod
     def run(self, tasks: Iterable[Task], report: Report) -> Iterator[Result]:
-        """Do tasks, one after another; a result for each, in their order.
+        """Do tasks one after another, and yield the result of each, in their order.
 
         Raises:
             C3Error: if one cannot be done anywhere.
         """
 
     def finished(self, task: Task, report: Report) -> Result | None:
-        """The result of a task that an earlier attempt has finished, or None if it is to be run again."""
+        """Return the result of a task that an earlier attempt has finished, or None to run it again."""
         return None
 
     @abstractmethod
     def name(self, task: Task) -> str:
-        """A task in words, for error messages: ``text shard 3``."""
+        """Return a name of a task for error messages, such as ``text shard 3``."""
 
 
 class Executor(Protocol):
-    """Has tasks done."""
+    """The place where tasks are done."""
 
     def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
-        """Do all tasks; their results, in their order.
+        """Do all tasks, and return their results in their order.
 
         Args:
-            work: what is done with each.
-            tasks: what it is done with; an item is asked for when there is room for it, and again for another attempt.
-            report: is told, in this process, how many inputs are done and how many of them failed.
+            work: the work that is done with each task.
+            tasks: the tasks; one is made when a worker is free for it, and again for another attempt.
+            report: is called in this process with the number of inputs done, and of those that failed.
 
         Raises:
             C3Error: if a task cannot be done; the others are ended, what was finished is kept.
@@ -83,7 +83,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Message:
-    """What a worker process says: inputs done, the result of a task, or why there is none."""
+    """A message of a worker process: inputs done, the result of a task, or why there is none."""
 
     kind: Literal["progress", "result", "end", "refused", "crashed"]
     position: int = -1
@@ -94,13 +94,13 @@ class Message:
     remedy: str | None = None
 
 
-def failure(error: Exception) -> Message:
-    """What a worker process says of an exception: an expected one in its own words, another with its traceback."""
+def failure_message(error: Exception) -> Message:
+    """Return the message about an exception: its own text if it is a `C3Error`, else its traceback."""
     if isinstance(error, C3Error):
         return Message("refused", text=error.message, remedy=error.remedy)
     return Message("crashed", text="".join(traceback.format_exception(error)))
 
 
 def cores() -> int:
-    """Number of cores this process may use."""
+    """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,22 +8,21 @@ import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from ..errors import C3Error
-from .base import Message, Report, Result, Task, Tasks, Work, WorkerResources, cores, failure
+from .base import Message, Report, Result, Task, Tasks, Work, WorkerResources, cores, failure_message
 
 
 class LocalExecutor:
-    """Work on this machine.
+    """An executor on this machine.
 
     Args:
-        devices: with two or more, a process for each, which tasks are dealt out to in turn.
-        threads: tasks done at the same time in this process, where there are fewer than two devices.
+        devices: with two or more, each has a process, and tasks are dealt out in turn.
+        threads: number of tasks done at a time in this process, with fewer than two devices.
     """
 
     def __init__(self, devices: Sequence[str] = (), threads: int = 1) -> None:
@@ -31,7 +30,7 @@ class LocalExecutor:
         self._threads = threads
 
     def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
-        """See `Executor.run`."""
+        """Do all tasks; see `Executor.run`."""
         if len(self._devices) > 1 and len(tasks):
             return _in_processes(self._devices[: len(tasks)], work, tasks, report)
         if self._threads > 1:
@@ -44,7 +43,7 @@ class _StoppedError(Exception):
 
 
 def _in_threads(count: int, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
-    """The first failure stops the others at their next report."""
+    """Run tasks in threads; the first failure stops the others at their next report."""
     stop = threading.Event()
 
     def report_unless_stopped(done: int, failed: int) -> None:
@@ -74,30 +73,21 @@ def _in_threads(count: int, work: Work[Task, Result], tasks: Tasks[Task], report
     return [future.result() for future in futures]
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What a process is started with."""
-
-    place: WorkerResources
-    work: Work[Any, Any]
-    tasks: dict[int, Any]
-
-
 def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
     processes: list[SpawnProcess] = []
-    ends: dict[Connection, str] = {}
+    devices_by_end: dict[Connection, str] = {}
     try:
         for number, device in enumerate(devices):
             dealt = {position: tasks[position] for position in range(number, len(tasks), len(devices))}
-            request = _Request(WorkerResources(device, max(1, cores() // len(devices))), work, dealt)
+            resources = WorkerResources(device, max(1, cores() // len(devices)))
             receiving, sending = context.Pipe(duplex=False)
-            process = context.Process(target=_serve, args=(request, sending))
+            process = context.Process(target=_serve, args=(resources, work, dealt, sending))
             process.start()
             sending.close()
             processes.append(process)
-            ends[receiving] = device
-        results = _listen(ends, report)
+            devices_by_end[receiving] = device
+        results = _listen(devices_by_end, report)
         return [results[position] for position in range(len(tasks))]
     except BaseException:
         for process in processes:
@@ -108,17 +98,17 @@ def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks
             process.join()
 
 
-def _listen(ends: dict[Connection, str], report: Report) -> dict[int, Any]:
+def _listen(devices: dict[Connection, str], report: Report) -> dict[int, Any]:
     results: dict[int, Any] = {}
-    speaking = set(ends)
-    while speaking:
-        for end in wait_for_any(speaking):
+    running = set(devices)
+    while running:
+        for end in wait_for_any(running):
             assert isinstance(end, Connection)
             try:
                 message: Message = end.recv()
             except EOFError:
                 raise C3Error(
-                    f"The process for {ends[end]} was killed.",
+                    f"The process for {devices[end]} was killed.",
                     remedy="What was finished is kept. Run the same command again: it continues there.",
                 ) from None
             if message.kind == "progress":
@@ -126,26 +116,24 @@ def _listen(ends: dict[Connection, str], report: Report) -> dict[int, Any]:
             elif message.kind == "result":
                 results[message.position] = message.result
             elif message.kind == "end":
-                speaking.discard(end)
+                running.discard(end)
             else:
-                raise C3Error(f"{ends[end]}: {message.text}", remedy=message.remedy)
+                raise C3Error(f"{devices[end]}: {message.text}", remedy=message.remedy)
     return results
 
 
-def _serve(request: _Request, connection: Connection) -> None:
-    """Body of a process."""
+def _serve(resources: WorkerResources, work: Work[Any, Any], tasks: dict[int, Any], connection: Connection) -> None:
+    """Do tasks, by their position, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        request.work.load(request.place)
-        results = request.work.run(
-            request.tasks.values(), lambda count, failed: connection.send(Message("progress", -1, count, failed))
-        )
-        for position, result in zip(request.tasks, results, strict=True):
+        work.load(resources)
+        results = work.run(tasks.values(), lambda done, failed: connection.send(Message("progress", -1, done, failed)))
+        for position, result in zip(tasks, results, strict=True):
             connection.send(Message("result", position, result=result))
         connection.send(Message("end"))
     except Exception as error:
-        connection.send(failure(error))
+        connection.send(failure_message(error))
 
 
 def _end_with_parent() -> None:

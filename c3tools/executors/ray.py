@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple
 
 from .. import __version__
 from ..errors import C3Error, MissingExtraError, UnreachableError
-from .base import Message, Report, Result, Task, Tasks, Work, WorkerResources, failure
+from .base import Message, Report, Result, Task, Tasks, Work, WorkerResources, failure_message
 
 ATTEMPTS = 3  # at one task, or at starting workers
 ANSWER_TIMEOUT = 5.0  # seconds for a cluster to answer
@@ -45,7 +45,7 @@ class RayExecutor:
     Args:
         address: ``host:port``, ``ray://host:port``, ``auto`` or ``local``; None for that in RAY_ADDRESS, else the
             cluster that runs on this machine, else a new one of this machine alone.
-        processes: number of workers; None for as many as there is room for.
+        processes: number of workers; None for as many as fit.
         cores: CPU cores of each; None for a machine's, shared among its GPUs where each worker has one.
         gpu: whether each worker has a GPU of its own.
     """
@@ -72,7 +72,7 @@ class RayExecutor:
             _join(self._address)
             self._joined = True
         try:
-            self._room = room(ray.nodes(), *self._wanted, gpu=self._gpu)
+            self._allocation = allocate(ray.nodes(), *self._wanted, gpu=self._gpu)
         except BaseException:
             self._leave()
             raise
@@ -85,10 +85,10 @@ class RayExecutor:
         self._leave()
 
     def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
-        """See `Executor.run`. Workers stay for the next call, with what they have loaded."""
-        run = _Run(self._workers, self._room.processes, self._start_worker, work, tasks, report)
+        """Do all tasks; see `Executor.run`. Workers stay for the next call, with what they have loaded."""
+        run = _Run(self._workers, self._allocation.processes, self._start_worker, work, tasks, report)
         try:
-            return run.to_the_end()
+            return run.complete()
         finally:
             for worker in [worker for worker in self._workers if worker.position is not None]:
                 worker.end()
@@ -96,9 +96,14 @@ class RayExecutor:
 
     def _start_worker(self) -> _Worker:
         ray = _ray()
-        options = {"num_cpus": self._room.cores, "num_gpus": int(self._gpu), "max_restarts": 0, "max_task_retries": 0}
-        place = WorkerResources("cuda" if self._gpu else "cpu", max(1, int(self._room.cores)))
-        process = ray.remote(_Process).options(**options).remote(place)
+        options = {
+            "num_cpus": self._allocation.cores,
+            "num_gpus": int(self._gpu),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        resources = WorkerResources("cuda" if self._gpu else "cpu", max(1, int(self._allocation.cores)))
+        process = ray.remote(_Process).options(**options).remote(resources)
         return _Worker(process, process.start.remote())
 
     def _leave(self) -> None:
@@ -122,13 +127,13 @@ class WorkerAllocation(NamedTuple):
     cores: float
 
 
-def room(
+def allocate(
     nodes: Sequence[Mapping[str, Any]], processes: int | None, cores: int | None, *, gpu: bool
 ) -> WorkerAllocation:
-    """How many workers of how many cores fit on these machines.
+    """Return how many workers of how many cores fit on these machines.
 
     Args:
-        nodes: as `ray.nodes` tells of them.
+        nodes: as `ray.nodes` returns them.
         processes, cores, gpu: see `RayExecutor`.
 
     Raises:
@@ -151,11 +156,11 @@ def room(
 class _Process:
     """The body of a worker process."""
 
-    def __init__(self, place: WorkerResources) -> None:
-        self._place = place
+    def __init__(self, resources: WorkerResources) -> None:
+        self._resources = resources
 
     def start(self) -> str:
-        """Which c3tools is here."""
+        """Return the version of c3tools, and the machine."""
         return f"{__version__} on {socket.gethostname()}"
 
     def run(self, work: Work[Any, Any], task: Any, again: bool, folder: str) -> Message:
@@ -172,17 +177,17 @@ class _Process:
             counts[1] += failed
 
         try:
-            _go_to(folder)
-            work.load(self._place)
+            _change_folder(folder)
+            work.load(self._resources)
             result = work.finished(task, report) if again else None
             if result is None:
                 (result,) = work.run([task], report)
         except Exception as error:
-            return failure(error)
+            return failure_message(error)
         return Message("result", count=counts[0], failed=counts[1], result=result)
 
 
-def _go_to(folder: str) -> None:
+def _change_folder(folder: str) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
@@ -199,9 +204,9 @@ class _Worker:
 
     Attributes:
         process: Ray's handle of the `_Process`.
-        pending: what is waited for: that it starts, or the message about a task; None while it is idle.
-        position: of the task it does.
-        since: when it was given that.
+        pending: Ray's reference to its start, or to the message about its task; None while it is idle.
+        position: that of its task.
+        since: the time when it was given the task.
     """
 
     process: Any
@@ -237,7 +242,7 @@ class _Run(Generic[Task, Result]):
         self._not_started = 0
         self._durations: list[float] = []
 
-    def to_the_end(self) -> list[Result]:
+    def complete(self) -> list[Result]:
         ray = _ray()
         shared = ray.put(self._work)
         last_worker = time.monotonic()
@@ -248,7 +253,7 @@ class _Run(Generic[Task, Result]):
             pending = {worker.pending: worker for worker in self._workers if worker.pending is not None}
             ready, _ = ray.wait(list(pending), timeout=1.0)
             for reference in ready:
-                self._hear(pending[reference])
+                self._receive(pending[reference])
             if any(worker.pending is None or worker.position is not None for worker in self._workers):
                 last_worker = time.monotonic()
             elif time.monotonic() - last_worker > WORKER_TIMEOUT:
@@ -271,7 +276,7 @@ class _Run(Generic[Task, Result]):
             worker.pending = worker.process.run.remote(shared, self._tasks[position], again, str(Path.cwd()))
 
     def _straggler(self) -> int | None:
-        """A task that takes far longer than the others did, on a machine that may be gone; each is given once more."""
+        """Return a task that takes far longer than the others did, which is then given to one more worker."""
         if not self._durations:
             return None
         limit = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * statistics.median(self._durations))
@@ -286,12 +291,12 @@ class _Run(Generic[Task, Result]):
         ]
         return slow[0] if slow else None
 
-    def _hear(self, worker: _Worker) -> None:
-        """Take what a worker says: it has started, it has a result, it has failed; or nothing any more: it is lost."""
+    def _receive(self, worker: _Worker) -> None:
+        """Take the answer of a worker: it has started, has a result, has failed, or is lost."""
         ray = _ray()
         position = worker.position
         try:
-            said: Message | str = ray.get(worker.pending)
+            answer: Message | str = ray.get(worker.pending)
         except ray.exceptions.RayError as error:
             self._workers.remove(worker)
             worker.end()
@@ -299,21 +304,22 @@ class _Run(Generic[Task, Result]):
             self._try_again(position, reason, "Memory may have been short: see `ray status` and the logs of Ray.")
             return
         worker.pending = worker.position = None
-        if position is None or isinstance(said, str):
-            if str(said).split(" on ")[0] != __version__:
+        if position is None or isinstance(answer, str):
+            if str(answer).split(" on ")[0] != __version__:
                 raise C3Error(
-                    f"There is c3tools {said}, here {__version__}.", remedy="Install the same version on all machines."
+                    f"There is c3tools {answer}, here {__version__}.",
+                    remedy="Install the same version on all machines.",
                 )
         elif position in self._results:
             pass  # another worker was faster
-        elif said.kind == "result":
+        elif answer.kind == "result":
             self._durations.append(time.monotonic() - worker.since)
-            self._results[position] = said.result
-            self._report(said.count, said.failed)
-        elif said.kind == "refused":
-            raise C3Error(f"{self._work.name(self._tasks[position])}: {said.text}", remedy=said.remedy)
+            self._results[position] = answer.result
+            self._report(answer.count, answer.failed)
+        elif answer.kind == "refused":
+            raise C3Error(f"{self._work.name(self._tasks[position])}: {answer.text}", remedy=answer.remedy)
         else:
-            self._try_again(position, said.text, None)
+            self._try_again(position, answer.text, None)
 
     def _try_again(self, position: int | None, reason: str, remedy: str | None) -> None:
         if position is None:
@@ -346,10 +352,10 @@ def _join(address: str | None) -> None:
     Raises:
         UnreachableError: if there is none, or it does not answer.
     """
-    place = _HOST_AND_PORT.fullmatch(address or "")
+    host_and_port = _HOST_AND_PORT.fullmatch(address or "")
     try:
-        if place is not None:
-            _greet(place["host"], int(place["port"]))
+        if host_and_port is not None:
+            _require_grpc(host_and_port["host"], int(host_and_port["port"]))
         options = {} if address not in (None, "local") else {"include_dashboard": False}
         _ray().init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (OSError, RuntimeError, ValueError) as error:
@@ -373,7 +379,7 @@ def _asks_for_token(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _greet(host: str, port: int) -> None:
+def _require_grpc(host: str, port: int) -> None:
     """Raise an OSError unless a gRPC server answers: Ray itself would try for minutes."""
     with socket.create_connection((host, port), ANSWER_TIMEOUT) as connection:
         if os.environ.get("RAY_USE_TLS") == "1":

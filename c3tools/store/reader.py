@@ -36,11 +36,17 @@ class Store:
     """A store of embeddings, opened for reading.
 
     Only finished shards exist: a shard without its done marker is not seen.
+
+    Attributes:
+        path: its folder or URL.
+        info: the description in its store.json.
+        summary: the `EmbedSummary` of the run that `c3tools.embed` returned it from, else None.
     """
 
     def __init__(self, path: Path, info: StoreInfo) -> None:
         self.path = path
         self.info = info
+        self.summary: Any = None
 
     @classmethod
     def open(cls, path: str | Path) -> Store:

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from c3tools.connect.towers import augmented
-from c3tools.reporter import track
+from c3tools.reporter import TerminalReporter
 from c3tools.seeds import generator
 
 SIDE = 224
@@ -75,13 +75,13 @@ def image_features(paths: Sequence[Path], side: int = SIDE, view: int = 0) -> tu
     """Two float16 arrays, a row per photo: (n, 1280) at the end of the tower, (n, 192, h, w) before the last blocks."""
     early, late = split_tower(image_tower().to(memory_format=torch.channels_last))
     features, maps = [], []
-    with track("Photos", len(paths)) as tracker, ThreadPoolExecutor(2) as pool:
+    with TerminalReporter().progress("Photos", len(paths)) as progress, ThreadPoolExecutor(2) as pool:
         for batch in _batches(len(paths), IMAGE_BATCH):
             pixels = torch.stack(list(pool.map(lambda path: read_pixels(path, side, view), paths[batch])))
             maps.append(early(pixels.contiguous(memory_format=torch.channels_last)))
             features.append(late(maps[-1]).numpy().astype(np.float16))
             maps[-1] = maps[-1].numpy().astype(np.float16)
-            tracker.advance(len(pixels))
+            progress.advance(len(pixels))
     return np.concatenate(features), np.concatenate(maps)
 
 
@@ -94,14 +94,14 @@ def text_features(texts: Sequence[str]) -> np.ndarray:
     tokenizer, tower = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     order = np.argsort([len(text) for text in texts], kind="stable")  # batches of like length have little padding
     features = np.zeros((len(texts), tower.config.hidden_size), np.float16)
-    with track("Captions", len(texts)) as tracker:
+    with TerminalReporter().progress("Captions", len(texts)) as progress:
         for batch in _batches(len(texts), TEXT_BATCH):
             rows = order[batch]
             tokens = tokenizer([texts[row] for row in rows], padding=True, truncation=True, return_tensors="pt")
             states = tower(**tokens).last_hidden_state  # (B, T, 384)
             seen = tokens["attention_mask"].unsqueeze(-1)
             features[rows] = ((states * seen).sum(dim=1) / seen.sum(dim=1)).numpy()
-            tracker.advance(len(rows))
+            progress.advance(len(rows))
     return features
 
 

@@ -20,8 +20,8 @@ from teacher import CAPTIONS, Teacher, one_cycle, running_mean
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize
 
-from c3tools.encoders.texts import trimmed_forward
-from c3tools.reporter import Tracker, track
+from c3tools.encoders.inference import trimmed_forward
+from c3tools.reporter import Progress, TerminalReporter
 
 Rows = npt.NDArray[np.int64]
 _START_CONE = 1.33  # offset of the outputs at the start, as a multiple of their spread: a gap of 1.13
@@ -192,8 +192,8 @@ def teach_images(
             wanted = in_cone(teacher.images(x), 0, settings.cone)
         return distance(student.images(x), wanted)
 
-    with track("Image head", settings.image_steps) as tracker:
-        _descend(student.head, loss, settings.image_steps, settings.image_rate, settings, watch, tracker)
+    with TerminalReporter().progress("Image head", settings.image_steps) as progress:
+        _descend(student.head, loss, settings.image_steps, settings.image_rate, settings, watch, progress)
 
 
 def teach_texts(
@@ -211,8 +211,8 @@ def teach_texts(
         chosen = torch.from_numpy(batches[step])
         return distance(student.texts(tokens[chosen]), in_cone(wanted[chosen].float(), 1, settings.cone))
 
-    with track("Text tower", len(batches)) as tracker:
-        _descend(student.tower, loss, len(batches), settings.text_rate, settings, watch, tracker)
+    with TerminalReporter().progress("Text tower", len(batches)) as progress:
+        _descend(student.tower, loss, len(batches), settings.text_rate, settings, watch, progress)
 
 
 def tune_image_tower(
@@ -257,8 +257,8 @@ def tune_image_tower(
 
     trained = nn.ModuleDict({"late": student.late, "head": student.head})
     rates = {"late": settings.tower_rate, "head": settings.tower_head_rate}
-    with track("Image tower", len(batches)) as tracker:
-        _descend(trained, loss, len(batches), rates, settings, watch, tracker)
+    with TerminalReporter().progress("Image tower", len(batches)) as progress:
+        _descend(trained, loss, len(batches), rates, settings, watch, progress)
 
 
 def _batches_of_photos(n: int, size: int, epochs: int, rng: np.random.Generator) -> Rows:
@@ -278,7 +278,7 @@ def _descend(
     rate: float | dict[str, float],
     settings: StudentSettings,
     watch: Watch,
-    tracker: Tracker,
+    progress: Progress,
 ) -> None:
     """AdamW, a one-cycle schedule (a peak for all, or by child), and the running mean of the weights in the end."""
     parts = [(module, rate)] if isinstance(rate, float) else [(module.get_submodule(n), r) for n, r in rate.items()]
@@ -303,7 +303,7 @@ def _descend(
         schedule.step()
         mean.update_parameters(module)
         total, count = total + loss.item(), count + 1
-        tracker.advance(1, f"loss {loss.item():.3f}")
+        progress.advance(1, f"loss {loss.item():.3f}")
         if step % every == every - 1 and step + 1 < steps:
             watch(step + 1, total / count)
             total = count = 0.0

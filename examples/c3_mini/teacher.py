@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
-from c3tools.reporter import track
+from c3tools.reporter import TerminalReporter
 
 Rows = npt.NDArray[np.int64]
 CAPTIONS = 3  # of a photo, in each step
@@ -133,11 +133,11 @@ def train_teacher(
     teacher = Teacher(views[0], texts[captions.ravel()], settings)
     inputs = [teacher.image_inputs(view) for view in views]
     described = teacher.text_inputs(texts)
-    with track("Teacher", settings.members * settings.epochs) as tracker:
+    with TerminalReporter().progress("Teacher", settings.members * settings.epochs) as progress:
         for number, member in enumerate(teacher.members):
             torch.manual_seed(seed + number)
             for loss in _epochs(member, inputs, described, captions, settings, np.random.default_rng([seed, number])):
-                tracker.advance(1, f"loss {loss:.2f}")
+                progress.advance(1, f"loss {loss:.2f}")
     return teacher.eval().requires_grad_(False)
 
 

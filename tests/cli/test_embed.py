@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from c3tools.encoders import loading
 from c3tools.store import Store
 from tests.conftest import make_store, unit_rows
 
@@ -12,15 +13,12 @@ from tests.conftest import make_store, unit_rows
 @pytest.fixture(autouse=True)
 def _one_encoder(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the bundled model once for all tests of this file; every other name takes the real path."""
-    import c3tools.encoders as package
-
-    real = package.load_encoder
+    real = loading.load_encoder
 
     def load(model: str = "c3-mini", **options):
         return encoder if model == "c3-mini" and options.get("random_init") is None else real(model, **options)
 
-    monkeypatch.setattr(package, "load_encoder", load)
-    monkeypatch.setattr(package, "load_recorded_encoder", lambda identity, **options: load(identity["name"]))
+    monkeypatch.setattr(loading, "load_encoder", load)
 
 
 def test_a_folder_of_photos_without_options(c3, photos: Path, tmp_path: Path) -> None:
@@ -61,7 +59,7 @@ def test_failures_are_told_and_strict_makes_them_an_exit_code(c3, photos: Path) 
         (["t.jsonl", "--model", "ViT-Z/none"], "Unknown model"),
         (["t.jsonl", "--dtype", "int8"], "Unknown storage type"),
         (["t.jsonl", "--store", "t.jsonl"], "is a file"),
-        (["t.jsonl", "--store", "other"], "made with test-model"),
+        (["t.jsonl", "--store", "other"], "is of the model test-model"),
     ],
 )
 def test_bad_input_is_one_clear_error(c3, photos: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 from typer.testing import Result
 
-from c3tools.encoders import catalogue
+from c3tools.encoders import models
 
 C3 = Callable[..., Result]
 
@@ -16,8 +16,8 @@ C3 = Callable[..., Result]
 def test_every_listed_model_is_one_that_open_clip_has(c3: C3) -> None:
     result = c3("models", "--json")
     assert result.exit_code == 0, result.stderr
-    models = json.loads(result.stdout)
-    assert models[0] == {
+    found = json.loads(result.stdout)
+    assert found[0] == {
         "name": "c3-mini",
         "dim": 256,
         "image_size": 352,
@@ -25,8 +25,8 @@ def test_every_listed_model_is_one_that_open_clip_has(c3: C3) -> None:
         "source": "bundled",
         "here": True,
     }
-    assert {model["name"] for model in models[1:]} == {"/".join(pair) for pair in open_clip.list_pretrained()}
-    by_name = {model["name"]: model for model in models}
+    assert {model["name"] for model in found[1:]} == {"/".join(pair) for pair in open_clip.list_pretrained()}
+    by_name = {model["name"]: model for model in found}
     large = by_name["ViT-L-14-336/openai"]
     assert (large["dim"], large["image_size"], large["context_length"]) == (768, 336, 77)
     assert by_name["ViT-B-32/laion2b_s34b_b79k"]["source"] == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -42,7 +42,7 @@ def test_names_are_searched_and_never_cut(c3: C3) -> None:
 
 
 def test_weights_that_were_fetched_are_found(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "_FETCHED", tmp_path)
+    monkeypatch.setattr(models, "_DOWNLOADS", tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert c3("models", "ViT-B-32/openai", "--here").exit_code == 1
     (tmp_path / "ViT-B-32.pt").write_bytes(b"weights")

@@ -62,7 +62,7 @@ def test_text_files_with_the_stem_of_the_image(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("first\n\nsecond\n", encoding="utf-8")
     corpus = read_corpus([tmp_path])
     assert pairs(corpus) == [("first", "one"), ("second", "one")]
-    assert corpus.pairing.images_without_caption == ["two"]
+    assert corpus.images_without_caption == ["two"]
 
 
 def test_coco_captions_are_given_by_an_option(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_coco_captions_are_given_by_an_option(tmp_path: Path) -> None:
     captions.write_text(json.dumps(value))
     corpus = read_corpus([tmp_path / "photos"], captions=captions)
     assert pairs(corpus) == [("first", "000001"), ("second", "000001")]
-    assert corpus.pairing.captions_without_image == ["missing.jpg"]
+    assert corpus.captions_without_image == ["missing.jpg"]
 
 
 def test_karpathy_file(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.corpus import hashed_split, split_of
-from c3tools.corpus.images import assign_keys
+from c3tools.corpus.reading import assign_keys
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools.corpus import Corpus, PlaceReader, read_corpus
+from c3tools.corpus import Corpus, ImageReader, read_corpus
 from c3tools.errors import CorpusError
 from tests.corpus.packing import IMAGE_STRUCT, photos_of, write_hf_parquet
 
 
 def contents(corpus: Corpus) -> dict[str, bytes]:
-    with PlaceReader() as reader:
-        return {item.key: reader.read(item.path, item.place) for item in corpus.images}
+    with ImageReader() as reader:
+        return {item.key: reader.read(item) for item in corpus.images}
 
 
 def write(path: Path, **columns: object) -> Path:
@@ -31,8 +31,8 @@ def test_a_hugging_face_table_is_what_its_folder_is(photos: Path, tmp_path: Path
     assert table.texts == folder.texts
     assert contents(table) == contents(folder)
     assert [item.path for item in table.images] == [f"{path}#{row}" for row in range(4)]
-    with PlaceReader() as reader:  # against the order of the rows
-        backwards = [reader.read(item.path, item.place) for item in reversed(table.images)]
+    with ImageReader() as reader:  # against the order of the rows
+        backwards = [reader.read(item) for item in reversed(table.images)]
     assert backwards == [photo.content for photo in reversed(photos_of(photos))]
 
 
@@ -54,8 +54,8 @@ def test_the_parquet_files_of_img2dataset(tmp_path: Path) -> None:
     corpus = read_corpus([tmp_path])
     assert [item.key for item in corpus.images] == ["000000000", "000000001", "000000002"]
     assert [(t.key, t.caption) for t in corpus.texts] == [("000000000#0", "one"), ("000000001#0", "two")]
-    with PlaceReader() as reader, pytest.raises(ValueError, match="'jpg' is null in this row"):
-        reader.read(corpus.images[1].path, corpus.images[1].place)
+    with ImageReader() as reader, pytest.raises(ValueError, match="'jpg' is null in this row"):
+        reader.read(corpus.images[1])
 
 
 @pytest.mark.parametrize(
@@ -101,23 +101,19 @@ def test_paths_in_cells_stay_in_the_folder(photos: Path, tmp_path: Path) -> None
     cells = pa.array([{"bytes": None, "path": name} for name in names], type=IMAGE_STRUCT)
     path = write(photos / "x.parquet", image=cells, id=list(range(6)))
     corpus = read_corpus([path])
-    with PlaceReader() as reader:
-        assert reader.read(*_where(corpus, 0)) == photo.content
+    with ImageReader() as reader:
+        assert reader.read(corpus.images[0]) == photo.content
         for row in (1, 2, 3):
             with pytest.raises(ValueError, match=r"leads out of .*--images-root"):
-                reader.read(*_where(corpus, row))
+                reader.read(corpus.images[row])
         with pytest.raises(ValueError, match="--download"):
-            reader.read(*_where(corpus, 4))
+            reader.read(corpus.images[4])
         with pytest.raises(ValueError, match="null in this row"):
-            reader.read(*_where(corpus, 5))
+            reader.read(corpus.images[5])
         followed = read_corpus([path], follow_symlinks=True)
-        assert [reader.read(*_where(followed, row)) for row in (1, 2, 3)] == [b"secret"] * 3
+        assert [reader.read(followed.images[row]) for row in (1, 2, 3)] == [b"secret"] * 3
         moved = read_corpus([path], images_root=tmp_path)
-        assert reader.read(*_where(moved, 3)) == b"secret"
-
-
-def _where(corpus: Corpus, row: int):
-    return corpus.images[row].path, corpus.images[row].place
+        assert reader.read(moved.images[3]) == b"secret"
 
 
 class TestErrors:

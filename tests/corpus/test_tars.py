@@ -11,16 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c3tools.corpus import Corpus, PlaceReader, read_corpus
-from c3tools.corpus.containers import tar_index
-from c3tools.corpus.containers.tar_index import scan, split_member
+from c3tools.corpus import Corpus, ImageReader, read_corpus, tars
+from c3tools.corpus.containers import add_containers
+from c3tools.corpus.items import ReadOptions
+from c3tools.corpus.tars import read_tar, scan, split_member
 from c3tools.errors import CorpusError
 from tests.corpus.packing import photos_of, webdataset, write_tar
 
 
 def contents(corpus: Corpus) -> dict[str, bytes]:
-    with PlaceReader() as reader:
-        return {item.key: reader.read(item.path, item.place) for item in corpus.images}
+    with ImageReader() as reader:
+        return {item.key: reader.read(item) for item in corpus.images}
 
 
 def errors(corpus: Corpus) -> dict[str, str]:
@@ -114,8 +115,8 @@ def test_captions_given_by_a_file_are_paired_by_key(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = read_corpus([tmp_path / "x.tar"], captions=tmp_path / "c.jsonl")
     assert [(t.key, t.caption) for t in corpus.texts] == [("d/a#0", "first")]
-    assert corpus.pairing.images_without_caption == ["b"]
-    assert corpus.pairing.captions_without_image == ["gone"]
+    assert corpus.images_without_caption == ["b"]
+    assert corpus.captions_without_image == ["gone"]
 
 
 def test_a_split_in_the_name(tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ class TestCutTars:
 
     def test_cut_in_the_middle_of_an_image(self, whole: Path) -> None:
         items = read_corpus([whole]).images
-        third = items[2].place
+        third = items[2].source
         whole.write_bytes(whole.read_bytes()[: third.offset + third.length // 2])  # type: ignore[union-attr]
         corpus = read_corpus([whole])
         assert [item.key for item in corpus.images] == [item.key for item in items[:2]]
@@ -211,7 +212,7 @@ class TestCutTars:
         # the two zero blocks that end the members, and the padding of the last record
         with tarfile.open(whole) as archive:
             end = max(item.offset_data + (item.size + 511) // 512 * 512 for item in archive)
-        ends = {i.key: i.place.offset + i.place.length for i in read_corpus([whole]).images}  # type: ignore[union-attr]
+        ends = {i.key: i.source.offset + i.source.length for i in read_corpus([whole]).images}  # type: ignore[union-attr]
         for cut in [*range(1, 4000, 137), *range(4000, end + 1, 9973), end - 1, end, end + 100]:
             whole.write_bytes(content[:cut])
             corpus = read_corpus_or_nothing(whole)
@@ -220,7 +221,7 @@ class TestCutTars:
 
     def test_a_damaged_header_in_the_middle(self, whole: Path) -> None:
         content = bytearray(whole.read_bytes())
-        second = read_corpus([whole]).images[1].place
+        second = read_corpus([whole]).images[1].source
         content[second.offset - 512 + 148] ^= 0xFF  # type: ignore[union-attr] # in the header's checksum
         whole.write_bytes(bytes(content))
         corpus = read_corpus([whole])
@@ -240,12 +241,8 @@ class TestCutTars:
 
 
 def read_corpus_or_nothing(path: Path) -> Corpus:
-    from c3tools.corpus.collecting import Container, add_containers
-    from c3tools.corpus.containers import tar
-    from c3tools.corpus.options import ReadOptions
-
     corpus = Corpus()
-    add_containers(corpus, [Container(path, tar.read)], ReadOptions())
+    add_containers(corpus, [(path, read_tar)], ReadOptions())
     return corpus
 
 
@@ -261,14 +258,14 @@ def test_damaged_bytes_never_raise_and_never_read_past_the_end(tmp_path: Path, d
     path.write_bytes(bytes(content))
     corpus = read_corpus_or_nothing(path)
     for item in corpus.images:
-        assert item.place.offset + item.place.length <= len(content)  # type: ignore[union-attr]
+        assert item.source.offset + item.source.length <= len(content)  # type: ignore[union-attr]
     assert {key: len(content) for key, content in contents(corpus).items()} == {i.key: i.size for i in corpus.images}
 
 
 def test_the_index_of_a_tar_is_made_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "x.tar", [*webdataset(photos_of(photos)), ("../up.jpg", b"x")])
     scans = []
-    monkeypatch.setattr(tar_index, "scan", lambda path: scans.append(path) or scan(path))
+    monkeypatch.setattr(tars, "scan", lambda path: scans.append(path) or scan(path))
     first = read_corpus([path], index_folder=tmp_path / "i")
     (kept,) = (tmp_path / "i").iterdir()
     for _ in range(2):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools.corpus import Corpus, PlaceReader, places, read_corpus
+from c3tools.corpus import Corpus, ImageReader, images, read_corpus
 from c3tools.errors import C3Error, CorpusError, MissingExtraError
 from c3tools.io import locations
 from c3tools.io.locations import location, open_binary, retrying
@@ -21,8 +21,8 @@ pytest.importorskip("upath", reason="the extra url is not installed")
 
 
 def contents(corpus: Corpus) -> dict[str, bytes]:
-    with PlaceReader() as reader:
-        return {item.key: reader.read(item.path, item.place) for item in corpus.images}
+    with ImageReader() as reader:
+        return {item.key: reader.read(item) for item in corpus.images}
 
 
 @pytest.fixture
@@ -123,22 +123,22 @@ def test_images_by_url_only_when_asked_for(photos: Path, packed: Path) -> None:
         with pytest.raises(CorpusError, match=r"Nothing to embed.*5 reasons.*--download fetches it"):
             read_corpus([packed / "urls.parquet"], image_column="url")
         corpus = read_corpus([packed / "urls.parquet"], image_column="url", download=True)
-        with PlaceReader() as reader:
+        with ImageReader() as reader:
             for item, photo in zip(corpus.images, chosen, strict=False):
-                assert reader.read(item.path, item.place) == photo.content
+                assert reader.read(item) == photo.content
             with pytest.raises(FileNotFoundError, match="answers 404"):
-                reader.read(corpus.images[4].path, corpus.images[4].place)
+                reader.read(corpus.images[4])
     for url in ("file:///etc/passwd", "ftp://x/y.jpg"):
         (packed / "u.csv").write_text(f"url,text\n{url},t\n")
         (item,) = read_corpus([packed / "u.csv"], image_column="url", download=True).images
-        with PlaceReader() as reader, pytest.raises(ValueError, match="only, not from"):
-            reader.read(item.path, item.place)
+        with ImageReader() as reader, pytest.raises(ValueError, match="only, not from"):
+            reader.read(item)
 
 
 def test_a_server_that_sends_a_byte_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "_SLOWEST_DOWNLOAD", 0.5)
+    monkeypatch.setattr(images, "_SLOWEST_DOWNLOAD", 0.5)
     with web_server(tmp_path, Faults()) as base, pytest.raises(ValueError, match="did not end"):
-        places.download(f"{base}/drip")
+        images.download(f"{base}/drip")
 
 
 def test_unknown_kinds_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:

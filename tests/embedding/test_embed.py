@@ -4,20 +4,21 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from c3tools.corpus import Corpus, ImageItem, TextItem, read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.embedding import shards as shards_module
-from c3tools.embedding.plan import plan_modality
+from c3tools.embedding.run import plan_modality
 from c3tools.errors import StoreError
 from c3tools.store import Store, locked
 from tests.conftest import copy_photos
 
-SMALL = EmbedOptions(shard_size=3, workers=0, batch_size=2)
+SMALL: dict[str, Any] = {"shard_size": 3, "workers": 0, "batch_size": 2}
 
 
 def files(store: Path) -> dict[str, bytes]:
@@ -35,7 +36,7 @@ def files(store: Path) -> dict[str, bytes]:
 
 
 def test_photos_and_captions_end_up_in_the_store(encoder, photos: Path, tmp_path: Path) -> None:
-    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     assert summary.modalities["image"].embedded == 4
     assert summary.modalities["text"].embedded == 20
     store = Store.open(tmp_path / "s")
@@ -56,9 +57,9 @@ def test_photos_and_captions_end_up_in_the_store(encoder, photos: Path, tmp_path
 
 
 def test_running_again_changes_nothing(encoder, photos: Path, tmp_path: Path) -> None:
-    embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     before = files(tmp_path / "s")
-    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     assert summary.modalities["image"].already == 4
     assert summary.modalities["image"].embedded == 0
     assert files(tmp_path / "s") == before
@@ -66,7 +67,9 @@ def test_running_again_changes_nothing(encoder, photos: Path, tmp_path: Path) ->
 
 def test_worker_processes_give_the_same_bytes(encoder, photos: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
-        embed(read_corpus([photos]), tmp_path / str(workers), encoder, EmbedOptions(3, workers=workers, batch_size=2))
+        embed_corpus(
+            read_corpus([photos]), tmp_path / str(workers), encoder, shard_size=3, workers=workers, batch_size=2
+        )
     assert files(tmp_path / "0") == files(tmp_path / "2")
 
 
@@ -76,7 +79,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
 ) -> None:
     (photos / "broken.jpg").write_text("no image")
     corpus = read_corpus([photos])
-    embed(corpus, tmp_path / "whole", encoder, SMALL)
+    embed_corpus(corpus, tmp_path / "whole", encoder, **SMALL)
     calls = 0
     write = shards_module.write_shard
 
@@ -90,14 +93,14 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(shards_module, "write_shard", stopping)
         with pytest.raises(KeyboardInterrupt):
-            embed(corpus, tmp_path / "parts", encoder, SMALL)
-    embed(corpus, tmp_path / "parts", encoder, SMALL)
+            embed_corpus(corpus, tmp_path / "parts", encoder, **SMALL)
+    embed_corpus(corpus, tmp_path / "parts", encoder, **SMALL)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 def test_new_files_are_added_and_changed_ones_told(encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 3)
-    embed(read_corpus([folder]), tmp_path / "s", encoder, SMALL)
+    embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, **SMALL)
     before = files(tmp_path / "s")
     first = sorted(folder.glob("*.jpg"))[0]
     shutil.copyfile(first, folder / "new.jpg")
@@ -106,7 +109,7 @@ def test_new_files_are_added_and_changed_ones_told(encoder, tmp_path: Path) -> N
     grey.save(first)
     text = (folder / "captions.jsonl").read_text().replace("A big burly grizzly bear", "A tiny grizzly bear")
     (folder / "captions.jsonl").write_text(text)
-    summary = embed(read_corpus([folder]), tmp_path / "s", encoder, SMALL)
+    summary = embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, **SMALL)
     assert summary.modalities["image"].embedded == 1
     assert summary.modalities["image"].changed == [first.stem]
     assert summary.modalities["text"].changed == [f"{first.stem}#0"]
@@ -127,7 +130,7 @@ def test_bad_files_stop_nobody_and_are_listed(encoder, photos: Path, tmp_path: P
     (photos / "vanished.jpg").touch()
     corpus.images.append(ImageItem("vanished", str(photos / "vanished.jpg"), None, 0))
     (photos / "vanished.jpg").unlink()
-    summary = embed(corpus, tmp_path / "s", encoder, SMALL)
+    summary = embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
     assert summary.modalities["image"].embedded == 5
     assert summary.modalities["image"].failed == 5
     failures = {f.key: f for f in Store.open(tmp_path / "s").recorded_failures()}
@@ -145,13 +148,13 @@ def test_bad_files_stop_nobody_and_are_listed(encoder, photos: Path, tmp_path: P
 def test_failures_are_tried_again_when_asked(encoder, photos: Path, tmp_path: Path) -> None:
     broken = photos / "broken.jpg"
     broken.write_text("no image")
-    embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     source = next(iter(sorted(photos.glob("0*.jpg"))))
     shutil.copyfile(source, broken)
-    left = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    left = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     assert (left.modalities["image"].failed_before, left.failures_in_store) == (1, 1)
-    retried = embed(
-        read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(3, workers=0, batch_size=2, retry_failed=True)
+    retried = embed_corpus(
+        read_corpus([photos]), tmp_path / "s", encoder, shard_size=3, workers=0, batch_size=2, retry_failed=True
     )
     assert (retried.modalities["image"].embedded, retried.failures_in_store) == (1, 0)
     store = Store.open(tmp_path / "s")
@@ -161,7 +164,7 @@ def test_failures_are_tried_again_when_asked(encoder, photos: Path, tmp_path: Pa
 
 def test_captions_that_cannot_be_used_are_failures_too(encoder, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": ["a dog", ""]}\n')
-    summary = embed(read_corpus([tmp_path / "t.jsonl"]), tmp_path / "s", encoder, SMALL)
+    summary = embed_corpus(read_corpus([tmp_path / "t.jsonl"]), tmp_path / "s", encoder, **SMALL)
     assert summary.failures_in_store == 1
     (failure,) = Store.open(tmp_path / "s").recorded_failures()
     assert (failure.stage, failure.error) == ("list", "EmptyCaption")
@@ -169,7 +172,7 @@ def test_captions_that_cannot_be_used_are_failures_too(encoder, tmp_path: Path) 
 
 def test_long_texts_are_cut_and_counted(encoder, tmp_path: Path) -> None:
     corpus = Corpus(texts=[TextItem("a", "long " * 2000, None, None), TextItem("b", "short", None, None)])
-    assert embed(corpus, tmp_path / "s", encoder, SMALL).modalities["text"].truncated == 1
+    assert embed_corpus(corpus, tmp_path / "s", encoder, **SMALL).modalities["text"].truncated == 1
 
 
 def test_finished_shards_out_of_order_are_planned_around(tmp_path: Path) -> None:
@@ -191,16 +194,16 @@ def test_a_store_of_another_model_is_refused(encoder, photos: Path, tmp_path: Pa
 
     make_store(tmp_path / "s", unit_rows(2, 256), unit_rows(2, 256))
     before = files(tmp_path / "s")
-    with pytest.raises(StoreError, match=r"made with test-model .* the model asked for is c3-mini"):
-        embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    with pytest.raises(StoreError, match=r"is of the model test-model .* the model asked for of c3-mini"):
+        embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     assert files(tmp_path / "s") == before
 
 
 def test_two_runs_on_one_store_do_not_meet(encoder, photos: Path, tmp_path: Path) -> None:
     corpus = read_corpus([photos])
-    embed(corpus, tmp_path / "s", encoder, SMALL)
+    embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
     with locked(tmp_path / "s"), pytest.raises(StoreError, match="Another run is writing"):
-        embed(corpus, tmp_path / "s", encoder, SMALL)
+        embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
 
 
 def test_a_full_disk_keeps_what_was_finished(
@@ -217,19 +220,19 @@ def test_a_full_disk_keeps_what_was_finished(
     with monkeypatch.context() as patch:
         patch.setattr(shards_module, "write_shard", full)
         with pytest.raises(StoreError, match=r"(?s)No space left on device.*run the same command again"):
-            embed(corpus, tmp_path / "s", encoder, SMALL)
+            embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
     assert Store.open(tmp_path / "s").count("image") == 4
-    embed(corpus, tmp_path / "s", encoder, SMALL)
+    embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
     assert Store.open(tmp_path / "s").count("text") == 20
 
 
 def test_the_summary_says_what_held_it_up(encoder, photos: Path, tmp_path: Path) -> None:
     start = time.perf_counter()
-    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     took = time.perf_counter() - start
     assert 0 < sum(m.elapsed for m in summary.modalities.values()) <= took
     assert "of the time" in (summary.bottleneck() or "")
-    value = json.loads(json.dumps(summary.to_json()))
+    value = json.loads(json.dumps(summary.to_dict()))
     assert value["modalities"]["image"]["rate"] > 0
-    again = embed(read_corpus([photos]), tmp_path / "s", encoder, SMALL)
+    again = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     assert again.bottleneck() is None

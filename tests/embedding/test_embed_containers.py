@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from typer.testing import Result
 
 from c3tools.corpus import ImageItem, read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.embedding.loader import pixel_batches
 from c3tools.encoders import ImagePreprocessor
 from c3tools.errors import C3Error
@@ -23,7 +24,7 @@ from tests.conftest import copy_photos
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
 from tests.embedding.test_embed import files
 
-OPTIONS = EmbedOptions(shard_size=5, workers=2, batch_size=2)
+OPTIONS: dict[str, Any] = {"shard_size": 5, "workers": 2, "batch_size": 2}
 
 
 def by_key(store: Path, modality: str) -> dict[str, np.ndarray]:
@@ -41,8 +42,8 @@ def test_tars_and_tables_give_the_embeddings_of_the_folder(encoder, tmp_path: Pa
             write_tar(tmp_path / "packed" / f"{part:05d}.tar", webdataset(some))
         else:
             write_hf_parquet(tmp_path / "packed" / f"data-{part:05d}-of-00003.parquet", some, rows_per_group=2)
-    embed(read_corpus([folder]), tmp_path / "folder", encoder, OPTIONS)
-    embed(read_corpus([tmp_path / "packed"]), tmp_path / "s", encoder, OPTIONS)
+    embed_corpus(read_corpus([folder]), tmp_path / "folder", encoder, **OPTIONS)
+    embed_corpus(read_corpus([tmp_path / "packed"]), tmp_path / "s", encoder, **OPTIONS)
     for modality, count in (("image", 12), ("text", 60)):
         expected, found = by_key(tmp_path / "folder", modality), by_key(tmp_path / "s", modality)
         assert expected.keys() == found.keys()
@@ -54,7 +55,7 @@ def test_tars_and_tables_give_the_embeddings_of_the_folder(encoder, tmp_path: Pa
         tmp_path / "folder" / "text" / "part-00000.parquet"
     ).read_bytes()
     before = files(tmp_path / "s")
-    again = embed(read_corpus([tmp_path / "packed"]), tmp_path / "s", encoder, OPTIONS)
+    again = embed_corpus(read_corpus([tmp_path / "packed"]), tmp_path / "s", encoder, **OPTIONS)
     assert (again.modalities["image"].already, again.modalities["image"].embedded) == (12, 0)
     assert again.modalities["image"].changed == []
     assert files(tmp_path / "s") == before
@@ -63,11 +64,11 @@ def test_tars_and_tables_give_the_embeddings_of_the_folder(encoder, tmp_path: Pa
 def test_tars_that_are_added_later_continue_the_store(encoder, tmp_path: Path) -> None:
     chosen = photos_of(copy_photos(tmp_path / "p", 7))
     write_tar(tmp_path / "t" / "1.tar", webdataset(chosen[:4]))
-    embed(read_corpus([tmp_path / "t"]), tmp_path / "s", encoder, OPTIONS)
+    embed_corpus(read_corpus([tmp_path / "t"]), tmp_path / "s", encoder, **OPTIONS)
     before = files(tmp_path / "s")
     write_tar(tmp_path / "t" / "0.tar", webdataset(chosen[4:]))
     write_tar(tmp_path / "t" / "2.tar", [("extra.jpg", b"no image"), *webdataset(chosen[:1])])
-    summary = embed(read_corpus([tmp_path / "t"]), tmp_path / "s", encoder, OPTIONS)
+    summary = embed_corpus(read_corpus([tmp_path / "t"]), tmp_path / "s", encoder, **OPTIONS)
     assert (summary.modalities["image"].already, summary.modalities["image"].embedded) == (4, 3)
     after = files(tmp_path / "s")
     assert {name: after[name] for name in before if "part" in name} == {n: c for n, c in before.items() if "part" in n}
@@ -84,11 +85,11 @@ def test_a_cut_tar_that_is_mended_leaves_no_failure(encoder, tmp_path: Path) -> 
     tar = write_tar(tmp_path / "x.tar", webdataset(chosen))
     whole = tar.read_bytes()
     tar.write_bytes(whole[: len(whole) // 2])
-    cut = embed(read_corpus([tar]), tmp_path / "s", encoder, OPTIONS)
+    cut = embed_corpus(read_corpus([tar]), tmp_path / "s", encoder, **OPTIONS)
     assert 0 < cut.modalities["image"].embedded < 4
     assert "DamagedTar" in [f.error for f in Store.open(tmp_path / "s").recorded_failures()]
     tar.write_bytes(whole)
-    mended = embed(read_corpus([tar]), tmp_path / "s", encoder, OPTIONS)
+    mended = embed_corpus(read_corpus([tar]), tmp_path / "s", encoder, **OPTIONS)
     assert mended.modalities["image"].embedded + cut.modalities["image"].embedded == 4
     assert mended.failures_in_store == 0
     assert Store.open(tmp_path / "s").count("text") == 20
@@ -99,7 +100,7 @@ def test_null_rows_are_listed(encoder, tmp_path: Path) -> None:
     half = [photo._replace(content=None) if number % 2 else photo for number, photo in enumerate(chosen)]  # type: ignore[arg-type]
     path = write_hf_parquet(tmp_path / "x.parquet", half)
     # a struct of bytes and path falls back on the path, which is not there
-    summary = embed(read_corpus([path]), tmp_path / "s", encoder, OPTIONS)
+    summary = embed_corpus(read_corpus([path]), tmp_path / "s", encoder, **OPTIONS)
     assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (2, 2)
     failures = Store.open(tmp_path / "s").recorded_failures()
     assert [(f.key, f.stage, f.error) for f in failures] == [(p.key, "read", "FileNotFoundError") for p in chosen[1::2]]
@@ -123,7 +124,7 @@ def test_verification_knows_a_store_made_of_tars(encoder, tmp_path: Path) -> Non
     members = webdataset(photos_of(copy_photos(tmp_path / "p", 3)))
     tar = write_tar(tmp_path / "x.tar", [*members, ("../out.png", b"refused"), ("alone.txt", b"a text without image")])
     store = tmp_path / "s"
-    summary = embed(read_corpus([tar], index_folder=store / ".inputs"), store, encoder, OPTIONS)
+    summary = embed_corpus(read_corpus([tar], index_folder=store / ".inputs"), store, encoder, **OPTIONS)
     assert summary.skipped == 2
     assert (store / ".inputs").is_dir()
     assert verify(store).findings == []
@@ -143,10 +144,10 @@ def slow_jpeg() -> bytes:
 
 def test_an_image_that_takes_too_long_is_a_failure_and_stops_nobody(encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 6)
-    embed(read_corpus([folder]), tmp_path / "without", encoder, OPTIONS)
+    embed_corpus(read_corpus([folder]), tmp_path / "without", encoder, **OPTIONS)
     (folder / "000000000300.jpg").write_bytes(slow_jpeg())
-    options = EmbedOptions(shard_size=6, workers=2, batch_size=3, image_timeout=2.0)
-    summary = embed(read_corpus([folder]), tmp_path / "s", encoder, options)
+    options: dict[str, Any] = {"shard_size": 6, "workers": 2, "batch_size": 3, "image_timeout": 2.0}
+    summary = embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, **options)
     assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (6, 1)
     (failure,) = Store.open(tmp_path / "s").recorded_failures()
     assert (failure.key, failure.stage, failure.error) == ("000000000300", "decode", "DecodingTimeoutError")

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from c3tools.corpus import read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error
 from c3tools.executors import LocalExecutor, local
+from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store
 from tests.embedding.test_embed import files
 
@@ -33,18 +34,20 @@ def test_two_processes_write_the_same_bytes_as_one(encoder, photos: Path, tmp_pa
     (photos / "broken.jpg").write_text("no image")
     corpus = read_corpus([photos])
     done: list[int] = []
-    embed(corpus, tmp_path / "one", encoder, EmbedOptions(3, workers=0))
+    embed_corpus(corpus, tmp_path / "one", encoder, shard_size=3, workers=0)
 
-    class Counting:
+    class Counting(Progress, Reporter):
         def advance(self, count: int = 1, note: str | None = None) -> None:
             done.append(count)
 
-    @contextlib.contextmanager
-    def track(label: str, total: int) -> Iterator[Counting]:
-        yield Counting()
+        @contextlib.contextmanager
+        def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+            yield self
 
-    options, executor = EmbedOptions(3, workers=0), LocalExecutor(["cpu", "cpu"])
-    summary = embed(corpus, tmp_path / "two", encoder, options, track=track, executor=executor)
+    executor = LocalExecutor(["cpu", "cpu"])
+    summary = embed_corpus(
+        corpus, tmp_path / "two", encoder, shard_size=3, workers=0, executor=executor, reporter=Counting()
+    )
     assert files(tmp_path / "two") == files(tmp_path / "one")
     assert sum(done) == 5 + 20
     assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (4, 1)
@@ -55,7 +58,7 @@ def test_a_process_that_fails_ends_the_run_with_its_reason(encoder, photos: Path
     monkeypatch.setitem(encoder.identity, "weights_sha256", "0" * 64)
     with pytest.raises(C3Error, match="cpu: The model c3-mini has other weights now"):
         executor = LocalExecutor(["cpu", "cpu"])
-        embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(3, workers=0), executor=executor)
+        embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, shard_size=3, workers=0, executor=executor)
     assert Store.open(tmp_path / "s").modalities == []
 
 

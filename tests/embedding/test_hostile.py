@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from c3tools.corpus import ImageItem, read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.embedding.loader import pixel_batches
 from c3tools.store import Store
 from tests.conftest import copy_photos
@@ -26,7 +26,7 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder, tmp_pa
     corpus.images.append(ImageItem("vanishing", str(folder / "vanishing.jpg"), None, 5))
     (folder / "vanishing.jpg").unlink()
     bad["vanishing"] = ("read", "FileNotFoundError")
-    summary = embed(corpus, tmp_path / "s", encoder, EmbedOptions(shard_size=7, workers=2))
+    summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=7, workers=2)
     store = Store.open(tmp_path / "s")
     failures = {failure.key: (failure.stage, failure.error) for failure in store.recorded_failures()}
     assert failures == bad
@@ -38,7 +38,7 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder, tmp_pa
     size = dict(zip(rows.keys, zip(rows.column("width"), rows.column("height"), strict=True), strict=True))
     assert size["wide"] == (20_000, 10)
     assert size["turned"] == size["UPPER"][::-1]
-    again = embed(read_corpus([folder]), tmp_path / "s", encoder, EmbedOptions(shard_size=7, workers=2))
+    again = embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, shard_size=7, workers=2)
     assert (again.modalities["image"].embedded, again.failures_in_store) == (0, len(bad))
 
 
@@ -48,7 +48,7 @@ def test_captions_of_every_kind(encoder, tmp_path: Path) -> None:
     (folder / "captions.jsonl").unlink()
     lines = [b"a dog", b"", b"  ", b"caf\xe9", "犬が走る".encode(), b"word " * 2000, b"tab\tinside"]
     (folder / name).with_suffix(".txt").write_bytes(b"\n".join(lines))
-    summary = embed(read_corpus([folder]), tmp_path / "s", encoder, EmbedOptions(workers=0))
+    summary = embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, workers=0)
     assert summary.modalities["image"].embedded == 1
     captions = Store.open(tmp_path / "s").load("text").column("caption")
     assert {"a dog", "犬が走る", "tab\tinside"} <= set(captions)
@@ -63,9 +63,9 @@ def test_a_file_that_changed_since_it_was_listed_is_recorded_as_it_was_read(enco
     path = Path(corpus.images[0].path)
     with Image.open(path) as image:
         image.convert("L").save(path)
-    embed(corpus, tmp_path / "s", encoder, EmbedOptions(workers=0))
+    embed_corpus(corpus, tmp_path / "s", encoder, workers=0)
     assert Store.open(tmp_path / "s").load("image").column("size")[0] == path.stat().st_size
-    assert embed(read_corpus([folder]), tmp_path / "s", encoder, EmbedOptions()).modalities["image"].changed == []
+    assert embed_corpus(read_corpus([folder]), tmp_path / "s", encoder).modalities["image"].changed == []
 
 
 def test_a_file_that_became_a_pipe_or_is_huge_does_not_hang_or_fill_the_memory(encoder, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_file_without_read_permission_is_a_failure_of_reading(encoder, photos:
         items = [ImageItem(path.stem, str(path), None, 0) for path in paths]
         with _as_nobody():
             (batch,) = pixel_batches({0: items}, encoder.preprocess, batch_size=4, workers=0)
-    assert [item.key for item in batch.items] == ["open"]
+    assert [row["key"] for row in batch.rows] == ["open"]
     assert [(f.key, f.stage, f.error) for f in batch.failures] == [("closed", "read", "PermissionError")]
 
 
@@ -111,7 +111,7 @@ def _as_nobody() -> Iterator[None]:
 
 def test_a_link_that_was_mended_is_no_failure_any_more(encoder, photos: Path, tmp_path: Path) -> None:
     (photos / "link.jpg").symlink_to(photos / "later.jpg")
-    assert embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(workers=0)).failures_in_store == 1
+    assert embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, workers=0).failures_in_store == 1
     (photos / "later.jpg").write_bytes(next(photos.glob("0*.jpg")).read_bytes())
-    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, EmbedOptions(workers=0))
+    summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, workers=0)
     assert (summary.modalities["image"].embedded, summary.failures_in_store) == (2, 0)

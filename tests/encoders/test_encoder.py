@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import copy
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,11 @@ from PIL import Image
 from c3tools import devices
 from c3tools.assets.paths import C3_MINI, PHOTOS
 from c3tools.devices import Compute, pick
-from c3tools.encoders import ModelName, load_encoder, load_recorded_encoder, open_image, resolve_encoder
-from c3tools.encoders.loading import agreement, weights_sha256
-from c3tools.errors import C3Error, EncoderError
-from c3tools.reporter import Reporter
+from c3tools.encoders import load_encoder, open_image
+from c3tools.encoders.encoder import MAX_ASPECT_RATIO
+from c3tools.encoders.loading import agreement
+from c3tools.errors import EncoderError
+from tests.encoders.test_loading import local_model
 
 TEXTS = ["a dog", "two people ride bicycles along a river", "word " * 200, "", "snow on a hill"]
 
@@ -147,23 +146,6 @@ def test_bf16_that_is_slower_than_fp32_is_not_taken(monkeypatch: pytest.MonkeyPa
     assert pick("cpu").precision == "fp32"
 
 
-def test_the_speed_of_bf16_is_a_ratio() -> None:
-    assert 0.01 < devices.cpu_bf16_speed() < 100
-
-
-def local_model(folder: Path, **text_changes: object) -> str:
-    """A tiny model with random weights, as a local folder."""
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1, **text_changes}
-    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    torch.manual_seed(71)
-    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
-    return f"local-dir:{folder}"
-
-
 @pytest.mark.parametrize("changes", [{"no_causal_mask": True}, {"pool_type": "last"}, {"pool_type": "first"}])
 def test_towers_that_look_at_padding_are_run_whole(tmp_path: Path, changes: dict[str, object]) -> None:
     name = local_model(tmp_path / "m", **changes)
@@ -173,108 +155,6 @@ def test_towers_that_look_at_padding_are_run_whole(tmp_path: Path, changes: dict
     with torch.inference_mode():
         expected = model.eval().encode_text(open_clip.get_tokenizer(name)(TEXTS), normalize=True).numpy()
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
-
-
-def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
-    name = local_model(tmp_path / "m")
-    one, same, other = (load_encoder(name, random_init=seed) for seed in (1, 1, 2))
-    assert one.identity["weights_sha256"] == same.identity["weights_sha256"] != other.identity["weights_sha256"]
-    assert one.identity["random_init"] == 1
-    assert one.identity["weights_sha256"] != load_encoder(name).identity["weights_sha256"]
-
-
-def test_random_state_of_the_caller_is_left_alone(tmp_path: Path) -> None:
-    name = local_model(tmp_path / "m")
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    load_encoder(name, random_init=3)
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_a_recorded_model_whose_weights_changed_is_refused(tmp_path: Path) -> None:
-    name = local_model(tmp_path / "m")
-    identity = load_encoder(name).identity
-    assert load_recorded_encoder(identity).identity == identity
-    weights = tmp_path / "m" / "open_clip_pytorch_model.bin"
-    state = torch.load(weights, weights_only=True)
-    state["logit_scale"] += 1
-    torch.save(state, weights)
-    with pytest.raises(EncoderError, match="other weights now"):
-        load_recorded_encoder(identity)
-
-
-def test_the_weights_hash_depends_on_every_value(tmp_path: Path) -> None:
-    network = torch.nn.Linear(3, 2)
-    digest = weights_sha256(network)
-    assert digest == weights_sha256(copy.deepcopy(network))
-    with torch.no_grad():
-        network.bias[1] += 1e-6
-    assert digest != weights_sha256(network)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("ViT-B-33/openai", "Did you mean ViT-B-32"),
-        ("c3mini", "Did you mean c3-mini"),
-        ("ViT-B-32", "ViT-B-32/openai"),
-        ("ViT-B-32/opnai", "no pretrained weights 'opnai'"),
-        ("local-dir:nowhere", "no open_clip_config.json"),
-    ],
-)
-def test_names_that_are_wrong(name: str, message: str) -> None:
-    with pytest.raises(EncoderError, match=message):
-        load_encoder(name)
-
-
-def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("Failed to download weights\nfor tag 'openai'")
-
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", unreachable)
-    with pytest.raises(EncoderError, match=r"(?s)ViT-B-32/openai could not be loaded.*c3-mini.*local-dir:"):
-        load_encoder("ViT-B-32/openai")
-
-
-def test_a_damaged_local_model(tmp_path: Path) -> None:
-    name = local_model(tmp_path / "m")
-    (tmp_path / "m" / "open_clip_pytorch_model.bin").write_bytes(b"no weights")
-    with pytest.raises(EncoderError, match="could not be loaded"):
-        load_encoder(name)
-
-
-def test_model_names() -> None:
-    assert ModelName.parse("ViT-B-32/a/file.pt") == ModelName("ViT-B-32/a/file.pt", "ViT-B-32", "a/file.pt")
-    assert ModelName.parse("hf-hub:org/name").has_schema
-
-
-def test_devices_and_precisions() -> None:
-    assert pick("cpu", "fp32") == Compute(torch.device("cpu"), "fp32")
-    with pytest.raises(C3Error, match="Unknown precision"):
-        pick("cpu", "fp8")
-    with pytest.raises(C3Error, match="not computed natively"):
-        pick("cpu", "fp16")
-    with pytest.raises(C3Error, match="int8 is for encoders alone"):
-        pick("cpu", "int8")
-    with pytest.raises(C3Error, match="Unknown device 'tpuu'"):
-        pick("tpuu")
-    if not torch.cuda.is_available():
-        with pytest.raises(C3Error, match="--device cpu"):
-            pick("cuda")
-
-
-def test_several_devices() -> None:
-    assert devices.pick_devices("cpu, cpu") == ["cpu", "cpu"]
-    assert len(devices.pick_devices()) >= 1
-    if not torch.cuda.is_available():
-        with pytest.raises(C3Error, match="this torch sees no CUDA GPU"):
-            devices.pick_devices("cpu,cuda:0")
-
-
-def test_every_gpu_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert devices.pick_devices() == ["cuda:0", "cuda:1", "cuda:2"]
 
 
 def test_a_model_through_the_compiler_gives_the_same(tmp_path: Path) -> None:
@@ -306,19 +186,95 @@ def test_images_may_be_files_pillow_images_or_arrays(encoder, tmp_path: Path) ->
         encoder.encode_images([np.zeros((4, 4, 3))])
 
 
-def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_one(tmp_path: Path) -> None:
-    said: list[str] = []
+EXIF_ORIENTATION = 0x0112
 
-    class Listener(Reporter):
-        def message(self, text: str) -> None:
-            said.append(text)
 
-    name = local_model(tmp_path / "m")
-    recorded = load_encoder(name, random_init=1).identity
-    assert resolve_encoder(name, recorded=recorded, reporter=Listener()).identity["random_init"] is None
-    assert resolve_encoder(recorded=recorded, reporter=Listener()).identity == recorded
-    assert resolve_encoder(recorded=recorded, recorded_precision="bf16").compute.precision == "bf16"
-    assert resolve_encoder(recorded=recorded, recorded_precision="bf16", precision="fp32").compute.precision == "fp32"
-    assert not said
-    assert resolve_encoder(recorded={}, reporter=Listener()).identity.name == "c3-mini"
-    assert "bundled model c3-mini" in said[0]
+def gradient(width: int, height: int) -> Image.Image:
+    x = np.linspace(0, 255, width)[None, :].repeat(height, 0)
+    y = np.linspace(0, 255, height)[:, None].repeat(width, 1)
+    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    source = gradient(40, 20)
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    source.save(tmp_path / "turned.png", exif=exif)
+    image, width, height = open_image(tmp_path / "turned.png")
+    assert image.size == (20, 40) == (width, height)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(source.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "YCbCr", "HSV"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = "tiff" if mode in ("CMYK", "YCbCr", "HSV") else "png"
+    path = tmp_path / f"x.{suffix}"
+    source = gradient(30, 20).convert(mode)
+    if mode == "HSV":
+        source = source.convert("RGB")
+    source.save(path)
+    image, width, height = open_image(path)
+    assert (image.mode, width, height) == ("RGB", 30, 20)
+
+
+def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    image, _, _ = open_image(tmp_path / "deep.png")
+    expected = (values.astype(float) / 65535 * 255).astype(np.uint8)
+    np.testing.assert_allclose(np.asarray(image)[..., 0], expected, atol=1)
+
+
+def test_an_animated_gif_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    image, _, _ = open_image(tmp_path / "a.gif")
+    assert image.getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (10, 20_000), (3, 2)])
+def test_extreme_sizes_are_preprocessed(tmp_path: Path, encoder, size: tuple[int, int]) -> None:
+    gradient(*size).save(tmp_path / "x.png")
+    pixels, width, height = encoder.preprocess.load(tmp_path / "x.png")
+    assert pixels.shape == (352, 352, 3)
+    assert pixels.dtype == np.uint8
+    assert (width, height) == size
+
+
+def test_only_the_middle_of_an_extreme_image_is_looked_at(encoder) -> None:
+    wide = Image.new("RGB", (4000, 10), "black")
+    half = MAX_ASPECT_RATIO * 10 // 2
+    wide.paste((255, 255, 255), (2000 - half, 0, 2000 + half, 10))
+    assert encoder.preprocess(wide).min() == 255
+
+
+def test_large_jpegs_decoded_at_a_lower_scale_embed_the_same(tmp_path: Path, encoder) -> None:
+    from c3tools.assets.paths import PHOTOS
+
+    for number, path in enumerate(sorted((PHOTOS / "images").iterdir())[:2]):
+        with Image.open(path) as photo:
+            large = photo.convert("RGB").resize((2400, 1800), Image.Resampling.BICUBIC)
+        file = tmp_path / f"{number}.jpg"
+        large.save(file, quality=92)
+        scaled, width, height = open_image(file, (224, 224))
+        assert scaled.width < 2400
+        assert (width, height) == (2400, 1800)
+        plain, _, _ = open_image(file)
+        a, b = encoder.encode_images([scaled, plain])
+        assert a @ b >= 0.999
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
+def test_damaged_files_raise(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.jpg"
+    gradient(200, 200).save(path)
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not an image"}[damage])
+    with pytest.raises(OSError, match=r"truncated|cannot identify"):
+        open_image(path)
+
+
+def test_a_decompression_bomb_raises(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(Image.DecompressionBombError):
+        open_image(tmp_path / "bomb.png")

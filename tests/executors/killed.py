@@ -7,8 +7,8 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from c3tools.embedding.summary import ModalitySummary
-from c3tools.embedding.work import EmbedWork, ShardTask
+from c3tools.embedding import ModalitySummary
+from c3tools.embedding.shards import EmbedWork, ShardTask
 from c3tools.executors import Report
 
 
@@ -30,7 +30,7 @@ class KilledOnce(EmbedWork):
         wanted = tasks[0][0] == 1 and not self._flag("killed").exists()
 
         def report_or_die(done: int, failed: int) -> None:
-            if wanted and self._modality == "image":
+            if wanted and self.modality == "image":
                 self._die()
             report(done, failed)
 
@@ -42,9 +42,9 @@ class KilledOnce(EmbedWork):
                 self._die()
 
     def _flag(self, name: str) -> Path:
-        return self.folder / f"{self._modality}-{name}"
+        return self.folder / f"{self.modality}-{name}"
 
     def _die(self) -> None:
         self._flag("killed").touch()
-        (self._store.path / self._modality / ".part-00001.parquet.0.tmp").touch()  # as one that is killed in a write
+        (self._store.path / self.modality / ".part-00001.parquet.0.tmp").touch()  # as one that is killed in a write
         os.kill(os.getpid(), signal.SIGKILL)

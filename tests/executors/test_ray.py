@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from c3tools.corpus import read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.embedding import run as run_module
 from c3tools.embedding import shards as shards_module
 from c3tools.errors import C3Error
 from c3tools.executors import ray as on_ray
-from c3tools.executors.ray import WorkerAllocation, room
+from c3tools.executors.ray import WorkerAllocation, allocate
+from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
 from tests.executors.killed import KilledOnce
 from tests.executors.works import Squares
 
-OPTIONS = EmbedOptions(shard_size=3, workers=1, batch_size=2)
+OPTIONS: dict[str, Any] = {"shard_size": 3, "workers": 1, "batch_size": 2}
 
 
 @pytest.fixture
@@ -77,8 +81,8 @@ class TestTasks:
 class TestEmbedding:
     def test_the_store_has_the_same_bytes(self, cluster, encoder, corpus_folder: Path, tmp_path: Path) -> None:
         corpus = read_corpus([corpus_folder])
-        here = embed(corpus, tmp_path / "here", encoder, OPTIONS)
-        there = embed(corpus, tmp_path / "there", encoder, OPTIONS, executor=cluster)
+        here = embed_corpus(corpus, tmp_path / "here", encoder, **OPTIONS)
+        there = embed_corpus(corpus, tmp_path / "there", encoder, **OPTIONS, executor=cluster)
         assert files(tmp_path / "there") == files(tmp_path / "here")
         failures = Store.open(tmp_path / "there").recorded_failures()
         assert [failure.key for failure in failures] == ["broken"]
@@ -90,12 +94,12 @@ class TestEmbedding:
         self, cluster, encoder, corpus_folder: Path, tmp_path: Path, monkeypatch
     ) -> None:
         corpus = read_corpus([corpus_folder])
-        embed(corpus, tmp_path / "here", encoder, OPTIONS)
+        embed_corpus(corpus, tmp_path / "here", encoder, **OPTIONS)
         flags = tmp_path / "flags"
         flags.mkdir()
         monkeypatch.setattr(KilledOnce, "folder", flags)
         monkeypatch.setattr(run_module, "EmbedWork", KilledOnce)
-        summary = embed(corpus, tmp_path / "there", encoder, OPTIONS, executor=cluster)
+        summary = embed_corpus(corpus, tmp_path / "there", encoder, **OPTIONS, executor=cluster)
         assert files(tmp_path / "there") == files(tmp_path / "here")
         assert (summary.modalities["image"].embedded, summary.modalities["text"].embedded) == (7, 35)
         assert (flags / "image-killed").exists()
@@ -107,7 +111,7 @@ class TestEmbedding:
         self, cluster, encoder, corpus_folder: Path, tmp_path: Path, monkeypatch
     ) -> None:
         corpus = read_corpus([corpus_folder])
-        embed(corpus, tmp_path / "whole", encoder, OPTIONS)
+        embed_corpus(corpus, tmp_path / "whole", encoder, **OPTIONS)
         calls = 0
         write = shards_module.write_shard
 
@@ -121,31 +125,22 @@ class TestEmbedding:
         with monkeypatch.context() as patch:
             patch.setattr(shards_module, "write_shard", stopping)
             with pytest.raises(KeyboardInterrupt):
-                embed(corpus, tmp_path / "one", encoder, OPTIONS)
-        embed(corpus, tmp_path / "one", encoder, OPTIONS, executor=cluster)
+                embed_corpus(corpus, tmp_path / "one", encoder, **OPTIONS)
+        embed_corpus(corpus, tmp_path / "one", encoder, **OPTIONS, executor=cluster)
         assert files(tmp_path / "one") == files(tmp_path / "whole")
 
-        class Interrupting:
+        class Interrupting(Progress, Reporter):
             def advance(self, count: int = 1, note: str | None = None) -> None:
                 raise KeyboardInterrupt
 
-            def expect(self, total: int) -> None:
-                pass
-
-        class Track:
-            def __init__(self, label: str, total: int) -> None:
-                pass
-
-            def __enter__(self) -> Interrupting:
-                return Interrupting()
-
-            def __exit__(self, *_: object) -> None:
-                pass
+            @contextmanager
+            def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+                yield self
 
         with pytest.raises(KeyboardInterrupt):
-            embed(corpus, tmp_path / "other", encoder, OPTIONS, executor=cluster, track=Track)
+            embed_corpus(corpus, tmp_path / "other", encoder, **OPTIONS, executor=cluster, reporter=Interrupting())
         assert 1 <= len(Store.open(tmp_path / "other").parts("image")) < 3
-        embed(corpus, tmp_path / "other", encoder, OPTIONS)
+        embed_corpus(corpus, tmp_path / "other", encoder, **OPTIONS)
         assert files(tmp_path / "other") == files(tmp_path / "whole")
 
 
@@ -165,9 +160,9 @@ def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict:
     ],
 )
 def test_workers_that_fit(nodes, processes, cores, gpu, expected) -> None:
-    assert room(nodes, processes, cores, gpu=gpu) == expected
+    assert allocate(nodes, processes, cores, gpu=gpu) == expected
 
 
 def test_no_gpus_to_give() -> None:
     with pytest.raises(C3Error, match="The cluster has no GPUs"):
-        room([machine(8)], None, None, gpu=True)
+        allocate([machine(8)], None, None, gpu=True)

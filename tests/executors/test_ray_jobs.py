@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from c3tools.corpus import read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.executors import LocalExecutor
 from c3tools.export import export_store
 from c3tools.reporter import Progress, Reporter
@@ -139,7 +139,7 @@ def test_the_command_with_a_store_by_url(s3: Faults, encoder, tmp_path: Path) ->
     assert (summary["modalities"]["image"]["embedded"], summary["modalities"]["text"]["embedded"]) == (4, 20)
     assert "ray" not in done.stderr.lower().replace("--executor ray", "")
     os.chdir(tmp_path)
-    embed(read_corpus(["photos"]), tmp_path / "here", encoder, EmbedOptions(3, workers=1))
+    embed_corpus(read_corpus(["photos"]), tmp_path / "here", encoder, shard_size=3, workers=1)
     s3fs.S3FileSystem(use_listings_cache=False).get("bucket/store", str(tmp_path / "there"), recursive=True)
     assert files(tmp_path / "there") == files(tmp_path / "here")
     assert photos.is_dir()

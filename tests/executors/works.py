@@ -28,10 +28,10 @@ class Squares(Work[int, int]):
     trouble: str = ""
     number: int = 3
     times: int = 1000
-    place: WorkerResources | None = None
+    resources: WorkerResources | None = None
 
-    def load(self, place: WorkerResources) -> None:
-        self.place = place
+    def load(self, resources: WorkerResources) -> None:
+        self.resources = resources
 
     def run(self, tasks: Iterable[int], report: Report) -> Iterator[int]:
         for task in tasks:

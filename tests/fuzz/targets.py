@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from c3tools.corpus import read_corpus
-from c3tools.corpus.formats import read_captions
-from c3tools.corpus.places import PlaceReader
+from c3tools.corpus import ImageReader, read_corpus
+from c3tools.corpus.captions import read_captions
 from c3tools.errors import C3Error, StoreError
 from c3tools.io.files import sha256_of
 from c3tools.moments import Moments, load_moments, save_moments
@@ -125,10 +124,10 @@ def _images_in(name: str, **options: Any) -> Callable[[Path], None]:
 
     def read(folder: Path) -> None:
         corpus = read_corpus([folder / name], **options)
-        with PlaceReader() as reader:
+        with ImageReader() as reader:
             for item in corpus.images:
                 with suppress(Exception):  # the loader makes a failure of whatever an image raises
-                    reader.read(item.path, item.place)
+                    reader.read(item)
 
     return read
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ import pytest
 from typer.testing import Result
 
 from c3tools.corpus import read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.embedding import shards as shards_module
 from c3tools.errors import C3Error, StoreError, UnreachableError
 from c3tools.io import locations
@@ -31,7 +32,7 @@ from tests.embedding.test_embed import files
 from tests.servers import Faults
 from tests.stores import whole_store
 
-OPTIONS = EmbedOptions(shard_size=3, workers=2, batch_size=2)
+OPTIONS: dict[str, Any] = {"shard_size": 3, "workers": 2, "batch_size": 2}
 URL = "s3://bucket/runs/store"
 
 
@@ -49,12 +50,12 @@ def test_the_store_has_the_bytes_of_one_on_disk(encoder, tmp_path: Path, s3: Fau
     (folder / "broken.jpg").write_text("no image")
     s3.every = 7
     for store in (tmp_path / "disk", URL):
-        summary = embed(read_corpus([folder]), store, encoder, OPTIONS)
+        summary = embed_corpus(read_corpus([folder]), store, encoder, **OPTIONS)
         assert (summary.modalities["image"].embedded, summary.modalities["text"].embedded) == (7, 35)
         assert (summary.store, summary.failures_in_store) == (str(store), 1)
     assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk")
     s3.every = 7
-    again = embed(read_corpus([folder]), URL, encoder, OPTIONS)
+    again = embed_corpus(read_corpus([folder]), URL, encoder, **OPTIONS)
     assert (again.modalities["image"].already, again.modalities["image"].embedded) == (7, 0)
     assert fetched(tmp_path / "copy2", s3) == files(tmp_path / "disk")
     disk, remote = Store.open(tmp_path / "disk"), Store.open(URL)
@@ -70,7 +71,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     corpus = read_corpus([copy_photos(tmp_path / "p", 4)])
-    embed(corpus, tmp_path / "disk", encoder, OPTIONS)
+    embed_corpus(corpus, tmp_path / "disk", encoder, **OPTIONS)
     s3.every = 7
     calls = 0
     write = shards_module.write_shard
@@ -85,8 +86,8 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(shards_module, "write_shard", stopping)
         with pytest.raises(KeyboardInterrupt):
-            embed(corpus, URL, encoder, OPTIONS)
-    embed(corpus, URL, encoder, OPTIONS)
+            embed_corpus(corpus, URL, encoder, **OPTIONS)
+    embed_corpus(corpus, URL, encoder, **OPTIONS)
     assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk")
 
 
@@ -102,7 +103,7 @@ main()
 
 def test_a_run_that_is_killed_continues_to_the_same_bytes(encoder, tmp_path: Path, s3: Faults) -> None:
     folder = copy_photos(tmp_path / "p", 4)
-    embed(read_corpus([folder]), tmp_path / "disk", encoder, EmbedOptions(shard_size=2, workers=0))
+    embed_corpus(read_corpus([folder]), tmp_path / "disk", encoder, shard_size=2, workers=0)
     s3.every = 7
     options = ["--workers", "0", "--shard-size", "2", "--precision", "fp32"]
     command = [sys.executable, "-c", KILLED, "embed", str(folder), "--store", URL, *options]
@@ -250,10 +251,10 @@ def test_two_writers(encoder, tmp_path: Path, s3: Faults) -> None:
     holder.start()
     assert entered.wait(30)
     with pytest.raises(StoreError, match="Another run is writing to s3://"):
-        embed(corpus, URL, encoder, OPTIONS)
+        embed_corpus(corpus, URL, encoder, **OPTIONS)
     leave.set()
     holder.join()
-    embed(corpus, URL, encoder, OPTIONS)
+    embed_corpus(corpus, URL, encoder, **OPTIONS)
 
 
 def test_the_lease_of_a_dead_writer_is_taken_over_and_a_lost_one_is_told(
@@ -263,7 +264,7 @@ def test_the_lease_of_a_dead_writer_is_taken_over_and_a_lost_one_is_told(
     corpus = read_corpus([copy_photos(tmp_path / "p", 1)])
     place = locations.location(URL)
     place.fs.pipe(f"{place.path}/.lock", b'{"token": "of somebody who is gone"}')  # type: ignore[attr-defined]
-    embed(corpus, URL, encoder, OPTIONS)
+    embed_corpus(corpus, URL, encoder, **OPTIONS)
     assert lease.Lease(place)._read() is None
     with pytest.raises(StoreError, match="took over"), locked(place):
         place.fs.pipe(f"{place.path}/.lock", b'{"token": "another"}')  # type: ignore[attr-defined]

@@ -7,12 +7,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from c3tools.corpus import read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.errors import StoreError
 from c3tools.io.files import json_text, sha256_of
 from c3tools.io.locations import read_all, remove
@@ -266,8 +267,8 @@ def test_repair_keeps_off_a_store_that_is_being_written(tmp_path: Path, put: Put
 @pytest.mark.parametrize("name", ["image/part-00001.parquet", "image/part-00000.json", "text/part-00003.parquet"])
 def test_repaired_and_embedded_again_the_bytes_are_the_same(encoder, photos: Path, tmp_path: Path, name: str) -> None:
     (photos / "broken.jpg").write_text("no image")
-    options = EmbedOptions(shard_size=3, workers=0, batch_size=2)
-    embed(read_corpus([photos]), tmp_path / "s", encoder, options)
+    options: dict[str, Any] = {"shard_size": 3, "workers": 0, "batch_size": 2}
+    embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **options)
     before = files(tmp_path / "s")
     assert verify(tmp_path / "s").findings == []
     untouched = {file: file.stat().st_mtime_ns for file in store_files(tmp_path / "s") if name[:16] not in str(file)}
@@ -277,7 +278,7 @@ def test_repaired_and_embedded_again_the_bytes_are_the_same(encoder, photos: Pat
     repair(result)
     assert not result.whole
     assert all(finding.warning for finding in verify(tmp_path / "s").findings if finding.check != "pairing")
-    summary = embed(read_corpus([photos]), tmp_path / "s", encoder, options)
+    summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **options)
     assert 0 < sum(m.embedded for m in summary.modalities.values()) <= 3
     assert files(tmp_path / "s") == before
     assert verify(tmp_path / "s").findings == []

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ...assets.paths import PHOTOS
-from ...corpus import PlaceReader, read_corpus
+from ...corpus import ImageReader, read_corpus
 from ...errors import C3Error
 from ...reporter import SilentTracker, Tracker
 from ...store.reader import Store
@@ -291,10 +291,9 @@ def _pairs_of(paths: Sequence[str | Path], limit: int) -> tuple[list[str | Image
     # as below: only this simulation pays for the import
     from ...encoders import open_image
 
-    with PlaceReader() as reader:
+    with ImageReader() as reader:
         images: list[str | Image.Image] = [
-            open_image(io.BytesIO(reader.read(image.path, image.place)))[0] if image.place else image.path
-            for image in chosen
+            open_image(io.BytesIO(reader.read(image)))[0] if image.source else image.path for image in chosen
         ]
     numbers = {image.key: number for number, image in enumerate(chosen)}
     texts = [text for text in corpus.texts if text.image_key in numbers]

@@ -1,0 +1,244 @@
+"""Captions and texts from files: JSON lines, CSV, TSV, Parquet, COCO JSON, and plain text."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CorpusError
+from ..io.locations import kind_of, name_or_file, open_binary, open_text, read_all
+from .items import CaptionRow, ReadOptions
+
+IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath")
+TEXT_COLUMNS = ("captions", "text", "caption", "sentences", "sentence", "description", "title")
+KEY_COLUMNS = ("key", "__key__")
+ID_COLUMNS = ("image_id", "img_id", "id")
+SPLIT_COLUMN = "split"
+_NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one file; ``texts`` may be several (caption_0, caption_1, …)."""
+
+    texts: tuple[str, ...]
+    image: str | None
+    key: str | None
+
+
+PickColumns = Callable[[Iterable[str]], Columns]
+
+
+def read_captions(path: Path, options: ReadOptions | None = None, *, images: bool = False) -> Iterator[CaptionRow]:
+    """Yield the rows of a captions file, a text file or a list of images; the suffix names the format.
+
+    Args:
+        path: .jsonl (``{"image", "captions": [...], "split"}``, or `file_name` and `text` as in ImageFolder), .csv and
+            .tsv with a header, .parquet, COCO captions or Karpathy splits in .json, or .txt with a text a line.
+        options: ``text_column`` and ``key_column`` are used where the usual names do not fit.
+        images: read it as a list of images: ``options.image_column`` names them, and texts may be missing.
+
+    Raises:
+        CorpusError: if the file is missing, of an unknown format, unreadable, or has no such column.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise CorpusError(
+            f"{path} has no known text format.",
+            remedy=f"Known are: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of images.",
+        )
+    if kind_of(path) != "file":
+        raise CorpusError(f"There is no file {path}.")
+    try:
+        yield from reader(path, partial(_pick_columns, path, options or ReadOptions(), images))
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror or error}).") from error
+
+
+def _read_jsonl(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
+    """Yield one row per line; the columns are those of the first line."""
+    columns: Columns | None = None
+    with open_binary(path) as file:
+        for line, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            try:
+                record = json.loads(raw)
+            except (ValueError, RecursionError) as error:
+                raise CorpusError(
+                    f"{path}, line {line} is not JSON ({error}).", remedy="Each line has to be one JSON object."
+                ) from error
+            if not isinstance(record, dict):
+                raise CorpusError(f"{path}, line {line} is not a JSON object.")
+            columns = columns or pick(record)
+            yield _row(record, line, columns, path)
+
+
+def _read_separated(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with open_text(path, newline="") as file:
+        try:
+            reader = csv.DictReader(file, delimiter=delimiter)
+            columns = pick(name for name in reader.fieldnames or [] if name)
+            for record in reader:
+                yield _row(record, reader.line_num, columns, path)
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
+        except csv.Error as error:
+            raise CorpusError(f"{path} is not a readable CSV file ({error}).") from error
+
+
+def _read_parquet(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
+    try:
+        with name_or_file(path) as source, pq.ParquetFile(source) as file:
+            names = file.schema_arrow.names
+            columns = pick(names)
+            used = (*columns.texts, columns.image, columns.key, SPLIT_COLUMN)
+            line = 0
+            for batch in file.iter_batches(columns=[name for name in used if name is not None and name in names]):
+                for record in batch.to_pylist():
+                    line += 1
+                    yield _row(record, line, columns, path)
+    except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
+        raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error
+
+
+def _read_coco(path: Path, _: PickColumns) -> Iterator[CaptionRow]:
+    """Yield one row per image of `captions_val2017.json` or `dataset_coco.json`, captions in the order of the file."""
+    try:
+        value = json.loads(read_all(path))
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{path} is not JSON ({error}).") from error
+    try:
+        images = value["images"]
+        rows = list(_from_annotations(images, value["annotations"]) if "annotations" in value else _karpathy(images))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorpusError(
+            f"{path} is not a COCO captions file: something is missing ({error!r}).",
+            remedy='Expected: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.',
+        ) from error
+    yield from rows
+
+
+def _from_annotations(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Iterator[CaptionRow]:
+    captions: dict[Any, list[str]] = {}
+    for annotation in annotations:
+        captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]))
+    for number, image in enumerate(images, start=1):
+        yield CaptionRow(str(image["file_name"]), captions.get(image["id"], []), None, number)
+
+
+def _karpathy(images: list[dict[str, Any]]) -> Iterator[CaptionRow]:
+    for number, image in enumerate(images, start=1):
+        captions = [str(sentence["raw"]) for sentence in image["sentences"]]
+        yield CaptionRow(str(image["filename"]), captions, image.get("split"), number)
+
+
+def _read_lines(path: Path, _: PickColumns) -> Iterator[CaptionRow]:
+    """Yield one row per line that is not blank; bytes that are not UTF-8 become surrogates, which callers refuse."""
+    with open_text(path, errors="surrogateescape") as file:
+        for line, text in enumerate(file, start=1):
+            if text.strip():
+                yield CaptionRow(None, [text.strip()], None, line)
+
+
+_READERS: dict[str, Callable[[Path, PickColumns], Iterator[CaptionRow]]] = {
+    ".json": _read_coco,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_separated,
+    ".tsv": _read_separated,
+    ".parquet": _read_parquet,
+    ".txt": _read_lines,
+}
+
+
+def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterable[str]) -> Columns:
+    """Choose the columns of a captions file, or of a list of images.
+
+    Raises:
+        CorpusError: if one that was asked for is not there, or the file has neither texts nor images.
+    """
+    present = list(names)
+    image = require_column(present, options.image_column if images else None, "--image-column", path)
+    texts = pick_text_columns(present, options.text_column, path)
+    if not texts and image is None:
+        raise CorpusError(
+            f"{path} has no text column that is known by name ({', '.join(TEXT_COLUMNS)}); "
+            f"its columns are: {', '.join(present) or 'none'}.",
+            remedy="Name the one to use with --text-column; one with images or their paths with --image-column.",
+        )
+    key = require_column(present, options.key_column, "--key-column", path)
+    return Columns(texts, image or _first_of(IMAGE_COLUMNS, present), key or _first_of(KEY_COLUMNS, present))
+
+
+def require_column(present: list[str], wanted: str | None, option: str, path: Path) -> str | None:
+    """Return ``wanted``, which is one of the columns or None.
+
+    Raises:
+        CorpusError: if it is not there; names the columns that are.
+    """
+    if wanted is None or wanted in present:
+        return wanted
+    raise CorpusError(
+        f"{path} has no column {wanted!r}; its columns are: {', '.join(present) or 'none'}.",
+        remedy=f"Name one of them with {option}.",
+    )
+
+
+def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tuple[str, ...]:
+    """Return the columns with texts: ``wanted``, else the first of the usual names, else caption_0, caption_1, ….
+
+    Raises:
+        CorpusError: if ``wanted`` is not there.
+    """
+    if wanted is not None:
+        require_column(present, wanted, "--text-column", path)
+        return (wanted,)
+    usual = _first_of(TEXT_COLUMNS, present)
+    return (usual,) if usual else tuple(name for name in present if _NUMBERED.fullmatch(name))
+
+
+def _first_of(usual: Iterable[str], present: list[str]) -> str | None:
+    return next((name for name in usual if name in present), None)
+
+
+def _row(record: Mapping[str, Any], line: int, columns: Columns, path: Path) -> CaptionRow:
+    """Make a caption row of one record.
+
+    Raises:
+        CorpusError: if the text or the file name is of another type.
+    """
+    captions = captions_of(record, columns.texts, f"{path}, line {line}")
+    name = record.get(columns.image) if columns.image else None
+    if name is not None and not isinstance(name, str):
+        raise CorpusError(f"{path}, line {line}: the column {columns.image!r} holds {name!r}, not a file name.")
+    split, key = record.get(SPLIT_COLUMN), record.get(columns.key) if columns.key else None
+    return CaptionRow(name or None, captions, str(split) if split else None, line, None if key is None else str(key))
+
+
+def captions_of(record: Mapping[str, Any], texts: Iterable[str], where: str) -> list[str]:
+    """Return the captions of a record: a text may be a string or a list of strings, null counts as no caption.
+
+    Raises:
+        CorpusError: if it is of another type.
+    """
+    captions: list[str] = []
+    for column in texts:
+        value = record.get(column)
+        more = [] if value is None else [value] if isinstance(value, str) else value
+        if not isinstance(more, list) or not all(isinstance(caption, str) for caption in more):
+            raise CorpusError(
+                f"{where}: the column {column!r} holds {type(value).__name__}, not text or texts.",
+                remedy="Name the column with the text by --text-column.",
+            )
+        captions += more
+    return captions

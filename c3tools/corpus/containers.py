@@ -1,0 +1,172 @@
+"""Tars, tables and lists of images: which files are such containers, and their images in the corpus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from ..errors import CorpusError
+from ..io.locations import is_url, name_or_file
+from .captions import read_captions
+from .items import Corpus, Entry, ReadOptions, Skipped, is_utf8
+from .lists import read_list
+from .tables import holds_images, key_of_name, read_arrow, read_parquet
+from .tars import read_tar
+
+Reader = Callable[[Path, ReadOptions], Iterator[Entry]]
+
+CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+LIST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+_CACHED = "cache-"  # prefix of what Hugging Face datasets keeps beside its data
+
+
+def container_reader(path: Path, options: ReadOptions) -> Reader | None:
+    """Return the function that reads the images of a file; None for a file of texts, or of an unknown format.
+
+    Raises:
+        CorpusError: if the file cannot be read, or is a tar that has to be unpacked first.
+    """
+    suffix = path.suffix.lower()
+    if path.name.lower().endswith(COMPRESSED):
+        raise CorpusError(
+            f"{path} is compressed as a whole, so its images cannot be read one by one.",
+            remedy="Decompress it to a .tar first (gunzip, unxz, zstd -d); the images in it are compressed anyway.",
+        )
+    if suffix == ".tar":
+        return read_tar
+    if suffix == ".arrow":
+        return read_arrow
+    if suffix == ".parquet" and holds_images(path, options):
+        return read_parquet
+    return read_list if suffix in LIST_SUFFIXES and options.image_column is not None else None
+
+
+def unreadable(path: Path, message: str) -> Skipped:
+    """Return the entry for a container that cannot be read."""
+    return Skipped(path.name, str(path), "UnreadableContainer", message.replace("\n", " "))
+
+
+def find_containers(paths: Sequence[Path], options: ReadOptions) -> tuple[list[tuple[Path, Reader]], list[Skipped]]:
+    """Choose the tars and tables of images among the files of a folder.
+
+    The tables that img2dataset writes beside its tars, and the caches of Hugging Face datasets, are left out.
+    """
+    skipped: list[Skipped] = []
+    tars = {str(path.with_suffix("")) for path in paths if path.suffix.lower() == ".tar"}
+    found: list[tuple[Path, Reader]] = []
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix == ".parquet" and str(path.with_suffix("")) in tars:
+            continue
+        if suffix == ".arrow" and (is_url(path) or not _is_data(path)):
+            continue
+        try:
+            read = container_reader(path, options)
+        except CorpusError as error:
+            skipped.append(unreadable(path, str(error)))
+            continue
+        if read is None:
+            skipped.append(Skipped(path.name, str(path), "NoImageColumn", _without_images(path)))
+        else:
+            found.append((path, read))
+    return found, skipped
+
+
+def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], options: ReadOptions) -> None:
+    """Add the images of all containers, in the order of their paths; of images with one key the first counts.
+
+    Raises:
+        CorpusError: if a container cannot be read and is the only input.
+    """
+    if not containers:
+        return
+    alone = len(containers) == 1 and not corpus.images and not corpus.texts
+    captions_by_key = _captions_by_key(options)
+    paths_by_key = {item.key: item.path for item in corpus.images}
+    captioned: set[str] = set()
+
+    def add(container: Path, entry: Entry) -> Skipped | None:
+        if isinstance(entry, Skipped):
+            return entry
+        image, captions = entry
+        own_key = image.key
+        key = f"{container.stem}/{own_key}" if options.prefix_keys else own_key
+        if not is_utf8(f"{key}{image.path}{image.split}"):
+            return Skipped(repr(own_key), repr(image.path), "UnicodeError", "the key, path or split is not UTF-8")
+        if key in paths_by_key:
+            message = (
+                f"{paths_by_key[key]} has the key {key}; only the first is embedded; "
+                "--prefix-keys puts the name of its file before each key"
+            )
+            return Skipped(f"{container.name}#{image.path.rpartition('#')[2]}", image.path, "DuplicateKey", message)
+        paths_by_key[key] = image.path
+        split = image.split
+        if captions_by_key is not None:
+            captions, named_split = captions_by_key.get(own_key, ([], None))
+            split = named_split or split
+            captioned.add(own_key)
+        corpus.add_image(image._replace(key=key, split=split), captions)
+        return None
+
+    by_path = {str(path): (path, read) for path, read in containers}  # a pattern and a name may mean one file
+    for _, (path, read) in sorted(by_path.items()):
+        corpus.containers.append(str(path))
+        try:
+            for entry in read(path, options):
+                problem = add(path, entry)
+                if problem is not None:
+                    corpus.skipped.append(problem)
+        except (CorpusError, OSError) as error:
+            message = str(getattr(error, "strerror", None) or error)
+            if alone:
+                raise CorpusError(f"{path} cannot be read ({message}).") from error
+            corpus.skipped.append(unreadable(path, message))
+    if captions_by_key is not None:
+        corpus.captions_without_image += sorted(captions_by_key.keys() - captioned)
+
+
+def _captions_by_key(options: ReadOptions) -> dict[str, tuple[list[str], str | None]] | None:
+    """Return captions and split by the key of the image, from the captions file that was given; None without one."""
+    if options.captions is None:
+        return None
+    rows: dict[str, tuple[list[str], str | None]] = {}
+    for row in read_captions(options.captions, options):
+        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
+        if key is None:
+            raise CorpusError(
+                f"{options.captions}, line {row.line} names no image.",
+                remedy="Captions of images need a column file_name, image or key; texts alone are given as PATH.",
+            )
+        captions, split = rows.get(key, ([], None))
+        rows[key] = ([*captions, *row.captions], row.split or split)
+    return rows
+
+
+def _is_data(path: Path) -> bool:
+    """Return whether an Arrow file is part of a saved dataset, or stands alone; caches beside one are not."""
+    if path.name.startswith(_CACHED):
+        return False
+    state = path.parent / "state.json"
+    if not state.is_file():
+        return path.name != "indices.arrow"
+    try:
+        value = json.loads(state.read_bytes())
+        names = [str(file["filename"]) for file in value["_data_files"]]
+        indices = value.get("_indices_data_files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorpusError(f"{state} is not what save_to_disk writes ({error!r}).") from error
+    if indices:
+        raise CorpusError(
+            f"{path.parent} keeps its rows by an index.", remedy="Call flatten_indices() before save_to_disk()."
+        )
+    return path.name in names
+
+
+def _without_images(path: Path) -> str:
+    with name_or_file(path) as source:
+        names = pq.read_schema(source).names
+    return f"no column with images; the columns are: {', '.join(names)}; --image-column names one"

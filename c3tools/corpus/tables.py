@@ -1,0 +1,237 @@
+"""Parquet and Arrow tables with an image column, as Hugging Face datasets and img2dataset write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CorpusError
+from ..io.locations import is_url, name_or_file
+from .arrow import UNREADABLE, record_batches
+from .captions import (
+    ID_COLUMNS,
+    IMAGE_COLUMNS,
+    KEY_COLUMNS,
+    SPLIT_COLUMN,
+    captions_of,
+    pick_text_columns,
+    require_column,
+)
+from .images import ImageItem, TableCell
+from .items import IMAGE_SUFFIXES, Entry, ReadOptions, Skipped, without_suffix
+from .splits import split_in_name
+
+# usual names of the column with the images, those of Hugging Face and img2dataset among them
+IMAGE_CELLS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "pixels")
+DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
+
+
+def holds_images(path: Path, options: ReadOptions) -> bool:
+    """Return whether a Parquet file has a column of images, by its schema.
+
+    Raises:
+        CorpusError: if it cannot be read, or the image column asked for is not there.
+    """
+    try:
+        with name_or_file(path) as source:
+            return _pick_image_column(pq.read_schema(source), options.image_column, path) is not None
+    except UNREADABLE as error:
+        raise CorpusError(
+            f"{path} is not a readable Parquet file ({error}).",
+            remedy="A Parquet file that is cut has lost its end, and with it the place of every row: get it again.",
+        ) from error
+
+
+def read_parquet(path: Path, options: ReadOptions) -> Iterator[Entry]:
+    """Yield the images of a Parquet table, without reading them, and the row groups that cannot be read.
+
+    Raises:
+        CorpusError: if it is not Parquet, or a column is missing.
+    """
+    try:
+        with name_or_file(path) as source, pq.ParquetFile(source) as file:
+            table = _image_table(file.schema_arrow, options, path)
+            rows = _Rows(path, table, options)
+            columns = [*table.names, *([f"{table.image}.path"] if table.has_path else [])]
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                try:
+                    records = file.read_row_group(group, columns=columns).to_pylist() if columns else [{}] * count
+                except UNREADABLE as error:
+                    message = f"row group {group} ({count:,} rows) cannot be read ({error}); get the file again"
+                    yield Skipped(path.name, f"{path}#group {group}", "DamagedTable", message)
+                    rows.count += count  # their keys are not known
+                    continue
+                for row, record in enumerate(records):
+                    cell = record.get(table.image) if table.has_path else None
+                    yield from rows.add(group, row, record, cell.get("path") if isinstance(cell, dict) else None)
+    except UNREADABLE as error:
+        raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error
+    yield from rows.entries.values()
+
+
+def read_arrow(path: Path, options: ReadOptions) -> Iterator[Entry]:
+    """Yield the images of an Arrow stream or file, without reading them, and where the file is cut.
+
+    Raises:
+        CorpusError: if it is not Arrow, or a column is missing.
+    """
+    rows: _Rows | None = None
+    try:
+        for group, batch in enumerate(record_batches(path)):
+            if rows is None:
+                table = _image_table(batch.schema, options, path)
+                saved = (path.parent.parent / DICTIONARY_FILE).is_file()
+                rows = _Rows(path, table, options, path.parent.name if saved else None)
+            records = batch.select(list(table.names)).to_pylist() if table.names else [{}] * batch.num_rows
+            images: Any = batch.column(table.image)
+            paths = images.field("path").to_pylist() if table.has_path else [None] * batch.num_rows
+            for row, (record, image_path) in enumerate(zip(records, paths, strict=True)):
+                yield from rows.add(group, row, record, image_path)
+    except OSError as error:
+        if rows is None:
+            raise CorpusError(f"{path} is not a readable Arrow file ({error.strerror}).") from error
+        yield Skipped(path.name, str(path), "DamagedTable", str(error.strerror))
+    if rows is not None:
+        yield from rows.entries.values()
+
+
+@dataclass(frozen=True)
+class _ImageTable:
+    """The columns of a table, by what they hold.
+
+    Attributes:
+        image: the column with the images: bytes, or a struct of bytes and path.
+        has_path: whether it is such a struct.
+        texts: the columns with the captions.
+        key: the column with the key, or None.
+        names: the columns to read for all but the images.
+    """
+
+    image: str
+    has_path: bool
+    texts: tuple[str, ...]
+    key: str | None
+    names: tuple[str, ...]
+
+
+class _Rows:
+    """The rows of a table as images; rows with one key are one image with several captions."""
+
+    def __init__(self, path: Path, table: _ImageTable, options: ReadOptions, split: str | None = None) -> None:
+        self._path, self._table, self._options = path, table, options
+        self._name = f"{split}/{path.stem}" if split else path.stem
+        self._split = split or split_in_name(path.stem)
+        self.entries: dict[str, tuple[ImageItem, list[str]]] = {}
+        self.count = 0  # rows up to here
+
+    def add(self, group: int, row: int, record: Mapping[str, Any], image_path: str | None) -> Iterator[Skipped]:
+        """Add a row; yield why its captions cannot be used, if they cannot."""
+        number, self.count = self.count, self.count + 1
+        where = f"{self._path}#{number}"
+        key = self._key(record, image_path, number)
+        try:
+            captions = captions_of(record, self._table.texts, where)
+        except CorpusError as error:
+            captions = []
+            yield Skipped(f"{self._path.name}#{number}", where, "CaptionError", error.message)
+        if key in self.entries:
+            self.entries[key][1].extend(captions)
+            return
+        options = self._options
+        folder = str(options.images_root or self._path.parent)
+        permissions = options.follow_symlinks, options.download
+        cell = TableCell(str(self._path), self._table.image, group, row, folder, *permissions)
+        split = record.get(SPLIT_COLUMN) or self._split
+        self.entries[key] = ImageItem(key, where, str(split) if split else None, None, cell), captions
+
+    def _key(self, record: Mapping[str, Any], image_path: str | None, number: int) -> str:
+        value = record.get(self._table.key) if self._table.key else None
+        if value is not None and value != "":
+            return key_of_name(str(value)) if self._table.key in IMAGE_COLUMNS else str(value)
+        return key_of_name(image_path) if image_path else f"{self._name}:{number}"
+
+
+def key_of_name(name: str) -> str:
+    """Return the key of an image by its file name: without the suffix of an image; of absolute paths the last part."""
+    posix = PurePosixPath(name)
+    short = posix.name if posix.is_absolute() or is_url(name) else posix.as_posix()
+    return without_suffix(short) if PurePosixPath(short).suffix.lower() in IMAGE_SUFFIXES else short
+
+
+def _image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> _ImageTable:
+    """Choose the columns of a table.
+
+    Raises:
+        CorpusError: if there is no image column, or one that was asked for is not there; names the columns that are.
+    """
+    image = _pick_image_column(schema, options.image_column, path)
+    if image is None:
+        raise CorpusError(
+            f"{path} has no column with images; its columns are: {', '.join(schema.names) or 'none'}.",
+            remedy="Name the one with images, or with their paths or URLs, with --image-column.",
+        )
+    others = [name for name in schema.names if name != image]
+    texts = pick_text_columns(others, options.text_column, path)
+    key = require_column(others, options.key_column, "--key-column", path)
+    if key is None:
+        known = [name for name in (*KEY_COLUMNS, *IMAGE_COLUMNS, *ID_COLUMNS) if name in others]
+        key = next((name for name in known if _may_be_key(schema.field(name).type)), None)
+    kind = schema.field(image).type
+    has_path = pa.types.is_struct(kind) and any(
+        kind.field(i).name == "path" and _is_text(kind.field(i).type) for i in range(kind.num_fields)
+    )
+    names = [*texts, *([key] if key else []), *([SPLIT_COLUMN] if SPLIT_COLUMN in others else [])]
+    return _ImageTable(image, has_path, texts, key, tuple(dict.fromkeys(names)))
+
+
+def _pick_image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:
+    """Return the column that holds images in the file itself: the one wanted, of type Image, or known by name.
+
+    None if there is none, or if the one wanted holds paths or URLs.
+
+    Raises:
+        CorpusError: if the one wanted is not there; names the columns that are.
+    """
+    require_column(schema.names, wanted, "--image-column", path)
+    if wanted is not None:
+        return wanted if _holds_bytes(schema.field(wanted).type) else None
+    candidates = [field.name for field in schema if _holds_bytes(field.type)]
+    declared = [name for name in _declared_images(schema) if name in candidates]
+    usual = [name for name in IMAGE_CELLS if name in candidates]
+    structs = [name for name in candidates if pa.types.is_struct(schema.field(name).type)]
+    return next(iter([*declared, *usual, *structs]), None)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" and _is_binary(kind.field(i).type) for i in range(kind.num_fields))
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) == "binary_view")
+
+
+def _may_be_key(kind: pa.DataType) -> bool:
+    return bool(_is_text(kind) or pa.types.is_integer(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view")
+
+
+def _declared_images(schema: pa.Schema) -> list[str]:
+    """Return the columns that Hugging Face datasets declares as images in the schema's metadata."""
+    try:
+        value = json.loads((schema.metadata or {})[b"huggingface"])
+        features = value["info"]["features"]
+        return [name for name, feature in features.items() if feature.get("_type") == "Image"]
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return []

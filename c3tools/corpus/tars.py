@@ -1,0 +1,310 @@
+"""WebDataset tars: members with one stem are one sample (``000.jpg``, ``000.txt``, ``000.json``).
+
+A tar is never unpacked. Its members are found by going from header to header, and that index is kept for the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CorpusError
+from ..io.locations import kind_of, name_or_file, open_binary, upload, version_of
+from .captions import SPLIT_COLUMN, captions_of, pick_text_columns, read_captions
+from .images import ByteRange, ImageItem
+from .items import IMAGE_SUFFIXES, Entry, ReadOptions, Skipped
+from .splits import split_in_name
+
+IMAGE_MEMBERS = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
+TEXT_MEMBERS = ("txt", "caption", "text")
+LARGEST_TEXT = 2**24
+_VERSION = 1
+_BLOCK = 512
+_REMEDY = "what is before it is used; get the file again, then run the same command: it adds the rest"
+
+
+class Member(NamedTuple):
+    """A member that is an image, or a text or JSON beside one.
+
+    Attributes:
+        name: in the tar.
+        offset, length: of its content, in bytes.
+        content: of a text or JSON; None for an image.
+    """
+
+    name: str
+    offset: int
+    length: int
+    content: bytes | None
+
+
+@dataclass
+class TarIndex:
+    """The members of a tar in their order, and what is not used of it."""
+
+    members: list[Member] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass
+class _Draft:
+    """A sample whose members are still being collected."""
+
+    image: Member | None = None
+    lines: list[str] | None = None
+    record: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def lacks_captions(self) -> bool:
+        return self.image is not None and self.lines is None and not self.record
+
+
+def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
+    """Yield the images of a tar in the order of the samples' first members, and what is not used of it.
+
+    Captions are the lines of ``.txt``, else the text column of ``.json``, else the row of the Parquet table beside the
+    tar that has the same key (as img2dataset writes it).
+
+    Raises:
+        CorpusError: if ``text_column`` is in none of the samples' ``.json``.
+        OSError: if the file cannot be read.
+    """
+    drafts: dict[str, _Draft] = {}
+    index = index_of(path, options.index_folder)
+    yield from index.skipped
+    for member in index.members:
+        problem = _add_member(member, drafts)
+        if problem is not None:
+            yield Skipped(f"{path.name}#{member.name}", f"{path}#{member.name}", *problem)
+    beside = _captions_beside(path, options) if any(draft.lacks_captions for draft in drafts.values()) else {}
+    if options.text_column is not None and drafts:
+        _require_text_column(path, drafts, options.text_column, beside)
+    for key, draft in drafts.items():
+        if draft.image is None:
+            message = "the sample has no image that can be used"
+            yield Skipped(f"{path.name}#{key}", f"{path}#{key}", "NoImage", message)
+            continue
+        name, offset, length, _ = draft.image
+        try:
+            captions = _captions(draft, options, beside.get(key, []), where=f"{path}#{key}.json")
+        except CorpusError as error:
+            yield Skipped(f"{path.name}#{key}.json", f"{path}#{key}.json", "CaptionError", error.message)
+            captions = []
+        split = draft.record.get(SPLIT_COLUMN) or split_in_name(path.stem)
+        source = ByteRange(str(path), offset, length)
+        yield ImageItem(key, f"{path}#{name}", str(split) if split else None, length, source), captions
+
+
+def _add_member(member: Member, drafts: dict[str, _Draft]) -> tuple[str, str] | None:
+    """Add a member to its sample; return why it cannot be used (error, message), if it cannot."""
+    key, suffix = split_member(member.name)
+    draft = drafts.setdefault(key, _Draft())
+    if member.content is None:
+        # a.jpg is the image even where a.seg.jpg comes before it
+        if draft.image is not None and ("." in suffix or "." not in split_member(draft.image.name)[1]):
+            return "SecondImage", f"the sample has an image already: {draft.image.name}"
+        draft.image = member
+    elif suffix != "json":
+        text = member.content.decode("utf-8-sig", errors="surrogateescape")
+        draft.lines = (draft.lines or []) + [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        try:
+            record = json.loads(member.content)
+        except (ValueError, RecursionError) as error:
+            return "JSONDecodeError", f"not JSON ({error})"
+        if not isinstance(record, dict):
+            return "JSONDecodeError", "not a JSON object"
+        draft.record = record
+    return None
+
+
+def _captions(draft: _Draft, options: ReadOptions, beside: list[str], where: str) -> list[str]:
+    if options.text_column is None and draft.lines is not None:
+        return draft.lines
+    wanted = options.text_column if options.text_column in draft.record else None
+    texts = pick_text_columns(list(draft.record), wanted, Path(where)) if draft.record else ()
+    if options.text_column is not None and wanted is None:
+        texts = ()
+    return captions_of(draft.record, texts, where) if texts else beside
+
+
+def _require_text_column(path: Path, drafts: dict[str, _Draft], column: str, beside: dict[str, list[str]]) -> None:
+    if not beside and not any(column in draft.record for draft in drafts.values()):
+        names = sorted({name for draft in drafts.values() for name in draft.record})
+        raise CorpusError(
+            f"No .json in {path} has {column!r}; they have: {', '.join(names) or 'nothing, there is none'}.",
+            remedy="Name one of them with --text-column, or leave it out to use the .txt members.",
+        )
+
+
+def _captions_beside(path: Path, options: ReadOptions) -> dict[str, list[str]]:
+    """Return captions by key, from the table that img2dataset writes beside a tar."""
+    table = path.with_suffix(".parquet")
+    if kind_of(table) != "file":
+        return {}
+    captions: dict[str, list[str]] = {}
+    try:
+        for row in read_captions(table, options):
+            if row.key is not None:
+                captions.setdefault(row.key, []).extend(row.captions)
+    except CorpusError:  # some other table that happens to lie there
+        return {}
+    return captions
+
+
+def index_of(path: Path, folder: Path | None) -> TarIndex:
+    """Return the index of a tar: the one kept in ``folder`` if the file is the same still, else a new one.
+
+    Raises:
+        OSError: if the tar cannot be read.
+    """
+    if folder is None:
+        return scan(path)
+    known = version_of(path)
+    stored = folder / f"{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
+    index = _load(stored, known)
+    if index is None:
+        index = scan(path)
+        if known is not None:
+            _save(index, stored, known)
+    return index
+
+
+def scan(path: Path) -> TarIndex:
+    """Read the headers of a tar, and the contents of its texts; the contents of images are jumped over.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    index = TarIndex()
+    with open_binary(path) as file:
+        for found in _members(path, file):
+            if isinstance(found, Skipped):
+                index.skipped.append(found)
+                continue
+            name = found.name.removeprefix("./")
+            suffix = split_member(name)[1]
+            image = suffix.rpartition(".")[2] in IMAGE_MEMBERS
+            if not (image or suffix in (*TEXT_MEMBERS, "json")) or name.rpartition("/")[2].startswith("."):
+                continue
+            if not image and found.size > LARGEST_TEXT:
+                message = f"{found.size:,} bytes are more than a caption can have"
+                index.skipped.append(Skipped(f"{path.name}#{name}", f"{path}#{name}", "TooLarge", message))
+                continue
+            content = None
+            if not image:
+                file.seek(found.offset_data)
+                content = file.read(found.size)
+            index.members.append(Member(name, found.offset_data, found.size, content))
+    return index
+
+
+def split_member(name: str) -> tuple[str, str]:
+    """Return key and suffix of a member, as in WebDataset: ``a/b.seg.png`` → ``a/b``, ``seg.png`` (in lower case)."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo | Skipped]:
+    """Yield the regular members, header by header; those that are unsafe, and where the tar is cut."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    position, last = 0, "its beginning"
+    problem: str | None = None
+    try:
+        archive = tarfile.TarFile(fileobj=file, mode="r", errorlevel=0)
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
+            if archive.offset <= position or member.size < 0:  # a header that leads back
+                problem = f"damaged after {last}"
+                break
+            if member.offset_data + member.size > size:
+                problem = f"cut in the middle of {_printable(member.name)}"
+                break
+            position, last = archive.offset, _printable(member.name)
+            unsafe = _unsafe(path, member)
+            if unsafe is not None:
+                yield unsafe
+            elif member.isreg():
+                yield member
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+        problem = f"damaged or cut after {last} ({error})"
+    if problem is None:
+        file.seek(position)
+        end = file.read(_BLOCK)
+        if not end:
+            problem = f"without its end mark, so it may be cut after {last}"
+        elif end.strip(b"\0"):
+            problem = f"damaged or cut after {last}, at byte {position:,} of {size:,}"
+    if problem is not None:
+        yield Skipped(path.name, str(path), "DamagedTar", f"the tar is {problem}; {_REMEDY}")
+
+
+def _unsafe(path: Path, member: tarfile.TarInfo) -> Skipped | None:
+    """Return why a member is refused, or None."""
+    name = _printable(member.name)
+    parts = member.name.replace("\\", "/").split("/")
+    if member.name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"):
+        problem = "UnsafePath", "the member's path is absolute or leads upwards; such members are refused"
+    elif member.issym() or member.islnk():
+        problem = "LinkInTar", "a link in a tar; links are not followed"
+    elif member.isdev():
+        problem = "NotAFile", "a device or pipe in a tar"
+    elif member.issparse():
+        problem = "SparseMember", "a sparse member, whose content does not lie in one piece"
+    elif not member.isdir() and name != member.name:
+        problem = "UnicodeError", "the member's name is not UTF-8"
+    else:
+        return None
+    return Skipped(f"{path.name}#{name}", f"{path}#{name}", *problem)
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _load(stored: Path, known: str | None) -> TarIndex | None:
+    """Return the stored index, if it is whole and of this version of the file."""
+    try:
+        with name_or_file(stored) as source:
+            table = pq.read_table(source)
+        header = json.loads(table.schema.metadata[b"c3"])
+        if known is None or header["version"] != _VERSION or header["file"] != known:
+            return None
+        columns: list[list[Any]] = [table.column(name).to_pylist() for name in Member._fields]
+        return TarIndex([Member(*row) for row in zip(*columns, strict=True)], [Skipped(*s) for s in header["skipped"]])
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+        return None  # missing or damaged: it is made again
+
+
+def _save(index: TarIndex, stored: Path, known: str) -> None:
+    header = {"version": _VERSION, "file": known, "skipped": index.skipped}
+    kinds = (pa.string(), pa.int64(), pa.int64(), pa.binary())
+    columns = {
+        name: pa.array([member[position] for member in index.members], type=kind)
+        for position, (name, kind) in enumerate(zip(Member._fields, kinds, strict=True))
+    }
+    table = pa.table(columns).replace_schema_metadata({"c3": json.dumps(header)})
+    # an index saves time; nothing depends on it
+    with suppress(OSError), tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / stored.name
+        pq.write_table(table, temporary, compression="zstd")
+        if isinstance(stored, Path):
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            beside = stored.with_suffix(".tmp")
+            shutil.copyfile(temporary, beside)
+            beside.replace(stored)
+        else:
+            upload(temporary, stored)

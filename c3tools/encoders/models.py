@@ -1,0 +1,133 @@
+"""The names of models: `c3-mini`, `ARCH/PRETRAINED`, `local-dir:PATH`, `hf-hub:ORG/NAME`, and those that are listed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+
+from ..assets.paths import C3_MINI
+from ..errors import EncoderError
+
+DEFAULT_MODEL = "c3-mini"
+_LOCAL, _HUB = "local-dir:", "hf-hub:"
+_DOWNLOADS = Path("~/.cache/clip")  # where open_clip keeps weights that it fetched by address
+_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A parsed model name.
+
+    Attributes:
+        name: as the user wrote it.
+        architecture: the model's name in open_clip: an architecture, or a name with a schema.
+        pretrained: a pretrained tag or the path of a weights file, or None.
+    """
+
+    name: str
+    architecture: str
+    pretrained: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> ModelName:
+        """Parse a model name.
+
+        Raises:
+            EncoderError: for a name of none of the forms, or a ``local-dir:`` that is not a folder.
+        """
+        if name == DEFAULT_MODEL:
+            return cls(name, f"{_LOCAL}{C3_MINI}")
+        if name.startswith(_LOCAL):
+            folder = Path(name.removeprefix(_LOCAL)).expanduser()
+            if not (folder / "open_clip_config.json").is_file():
+                raise EncoderError(
+                    f"{folder} is not a local model: there is no open_clip_config.json in it.",
+                    remedy="A local-dir: model is a folder with open_clip_config.json and the weights.",
+                )
+            return cls(name, f"{_LOCAL}{folder}")
+        if name.startswith(_HUB):
+            return cls(name, name)
+        architecture, _, pretrained = name.partition("/")
+        return cls(name, architecture, pretrained or None)
+
+    @property
+    def has_schema(self) -> bool:
+        """Whether config and weights come from a folder or a hub rather than from open_clip's own lists."""
+        return self.architecture.startswith((_LOCAL, _HUB))
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A model that `load_encoder` takes by name.
+
+    Attributes:
+        name: ``c3-mini`` or ``ARCH/PRETRAINED``.
+        dim: dimension d of its embeddings.
+        image_size: side of its input images, in pixels.
+        context_length: longest text, in tokens.
+        source: ``bundled``, or where the weights come from: a hub repository or an address.
+        here: whether the weights are on this machine, so that it loads offline.
+    """
+
+    name: str
+    dim: int
+    image_size: int
+    context_length: int
+    source: str
+    here: bool
+
+
+def list_models(containing: str = "", *, here: bool = False) -> list[ListedModel]:
+    """List the models that can be loaded by name, the bundled one first.
+
+    Args:
+        containing: only those whose name contains this, in upper or lower case.
+        here: only those whose weights are on this machine.
+
+    Raises:
+        EncoderError: if there is none.
+    """
+    models = [model for model in _all() if containing.lower() in model.name.lower() and (model.here or not here)]
+    if not models:
+        where = " with weights on this machine" if here else ""
+        raise EncoderError(
+            f"No model{where} has {containing!r} in its name.",
+            remedy="`c3 models` lists all; folders and hub repositories are named local-dir:PATH and hf-hub:ORG/NAME.",
+        )
+    return models
+
+
+def _all() -> Iterator[ListedModel]:
+    config = json.loads((C3_MINI / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    yield _listed(DEFAULT_MODEL, config, "bundled", here=True)
+    for architecture, tag in open_clip.list_pretrained():
+        weights = open_clip.get_pretrained_cfg(architecture, tag)
+        config = open_clip.get_model_config(architecture)
+        if not weights or config is None:
+            continue
+        source = str(weights.get("hf_hub") or weights.get("url") or "")
+        yield _listed(f"{architecture}/{tag}", config, source.rstrip("/"), here=_is_local(weights))
+
+
+def _listed(name: str, config: dict[str, Any], source: str, *, here: bool) -> ListedModel:
+    size = config["vision_cfg"].get("image_size", 224)
+    side = size if isinstance(size, int) else max(size)
+    return ListedModel(name, config["embed_dim"], side, config["text_cfg"].get("context_length", 77), source, here)
+
+
+def _is_local(weights: dict[str, Any]) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    address = str(weights.get("url") or "")
+    if address and (_DOWNLOADS.expanduser() / address.rsplit("/", 1)[-1]).is_file():
+        return True
+    repository, _, file = str(weights.get("hf_hub") or "").rpartition("/")
+    if not repository:
+        return False
+    files = (file,) if file else _HUB_FILES
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in files)

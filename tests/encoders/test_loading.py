@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from c3tools.encoders import ModelName, load_encoder, resolve_encoder
+from c3tools.encoders.loading import weights_sha256
+from c3tools.errors import EncoderError
+from c3tools.reporter import Reporter
+
+
+def local_model(folder: Path, **text_changes: object) -> str:
+    """A tiny model with random weights, as a local folder."""
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1, **text_changes}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    torch.manual_seed(71)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    return f"local-dir:{folder}"
+
+
+def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
+    name = local_model(tmp_path / "m")
+    one, same, other = (load_encoder(name, random_init=seed) for seed in (1, 1, 2))
+    assert one.identity["weights_sha256"] == same.identity["weights_sha256"] != other.identity["weights_sha256"]
+    assert one.identity["random_init"] == 1
+    assert one.identity["weights_sha256"] != load_encoder(name).identity["weights_sha256"]
+
+
+def test_random_state_of_the_caller_is_left_alone(tmp_path: Path) -> None:
+    name = local_model(tmp_path / "m")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_encoder(name, random_init=3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_recorded_model_whose_weights_changed_is_refused(tmp_path: Path) -> None:
+    name = local_model(tmp_path / "m")
+    identity = load_encoder(name).identity
+    assert resolve_encoder(recorded=identity).identity == identity
+    weights = tmp_path / "m" / "open_clip_pytorch_model.bin"
+    state = torch.load(weights, weights_only=True)
+    state["logit_scale"] += 1
+    torch.save(state, weights)
+    with pytest.raises(EncoderError, match="other weights now"):
+        resolve_encoder(recorded=identity)
+
+
+def test_the_weights_hash_depends_on_every_value(tmp_path: Path) -> None:
+    network = torch.nn.Linear(3, 2)
+    digest = weights_sha256(network)
+    assert digest == weights_sha256(copy.deepcopy(network))
+    with torch.no_grad():
+        network.bias[1] += 1e-6
+    assert digest != weights_sha256(network)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT-B-33/openai", "Did you mean ViT-B-32"),
+        ("c3mini", "Did you mean c3-mini"),
+        ("ViT-B-32", "ViT-B-32/openai"),
+        ("ViT-B-32/opnai", "no pretrained weights 'opnai'"),
+        ("local-dir:nowhere", "no open_clip_config.json"),
+    ],
+)
+def test_names_that_are_wrong(name: str, message: str) -> None:
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(name)
+
+
+def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Failed to download weights\nfor tag 'openai'")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", unreachable)
+    with pytest.raises(EncoderError, match=r"(?s)ViT-B-32/openai could not be loaded.*c3-mini.*local-dir:"):
+        load_encoder("ViT-B-32/openai")
+
+
+def test_a_damaged_local_model(tmp_path: Path) -> None:
+    name = local_model(tmp_path / "m")
+    (tmp_path / "m" / "open_clip_pytorch_model.bin").write_bytes(b"no weights")
+    with pytest.raises(EncoderError, match="could not be loaded"):
+        load_encoder(name)
+
+
+def test_model_names() -> None:
+    assert ModelName.parse("ViT-B-32/a/file.pt") == ModelName("ViT-B-32/a/file.pt", "ViT-B-32", "a/file.pt")
+    assert ModelName.parse("hf-hub:org/name").has_schema
+
+
+def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_one(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listener(Reporter):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    name = local_model(tmp_path / "m")
+    recorded = load_encoder(name, random_init=1).identity
+    assert resolve_encoder(name, recorded=recorded, reporter=Listener()).identity["random_init"] is None
+    assert resolve_encoder(recorded=recorded, reporter=Listener()).identity == recorded
+    assert resolve_encoder(recorded=recorded, recorded_precision="bf16").compute.precision == "bf16"
+    assert resolve_encoder(recorded=recorded, recorded_precision="bf16", precision="fp32").compute.precision == "fp32"
+    assert not said
+    assert resolve_encoder(recorded={}, reporter=Listener()).identity.name == "c3-mini"
+    assert "bundled model c3-mini" in said[0]
