@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -174,6 +174,27 @@ def fit_moments(store: Store, modality: str, split: str = "train", executor: Exe
 
     parts = (unit_moments(embedding_matrix(batch)) for batch in store.batches(modality, split=split))
     return Moments.merge_all(parts, store.info.dim)
+
+
+def read_store(
+    store: Store, rows: bool, pairs: bool, split: str, max_rows: int = MAX_FIT_ROWS, executor: Executor | None = None
+) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
+    """Return moments of one split of a store, with ``rows`` or ``pairs`` also embeddings, and where they come from.
+
+    Raises:
+        StoreError: if the store cannot be read.
+        TransformError: if pairs are asked for and there are none.
+    """
+    external, _ = store.external_moments()
+    modalities = dict.fromkeys([*store.modalities, *external])
+    moments = {modality: fit_moments(store, modality, split, executor) for modality in modalities}
+    read = read_rows(store, split, max_rows, paired=pairs) if rows or pairs else {}
+    origin: dict[str, Any] = {"model": store.info.model, "split": split}
+    if external:
+        origin["source"] = f"loaded moments ({', '.join(external)}), else store"
+    if read:
+        origin["rows"] = {modality: len(value) for modality, value in read.items()}
+    return moments, read, origin
 
 
 def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired: bool = False) -> dict[str, Rows]:

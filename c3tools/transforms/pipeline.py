@@ -22,7 +22,7 @@ from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
-from .fitting import MAX_FIT_ROWS, FitData, fit_moments, read_rows, sigma_of_captions
+from .fitting import MAX_FIT_ROWS, FitData, read_store, sigma_of_captions
 from .operations import Rows
 from .recipe import make_recipe, parse_config, read_recipe, write_recipe
 from .steps import Step
@@ -106,6 +106,10 @@ class Pipeline:
         """Return the noise per dimension; ``auto`` until it is settled, None where there is no Gaussian noise."""
         return next((step.settings["sigma"] for step in self.steps if step.noisy and "sigma" in step.settings), None)
 
+    @property
+    def _needs_sigma(self) -> bool:
+        return any(step.needs_sigma for step in self.steps)
+
     def settle_sigma(self, sigma: float) -> None:
         """Replace a sigma of ``auto`` by a number; one that is given already stays."""
         for step in self.steps:
@@ -132,7 +136,8 @@ class Pipeline:
             data: a store; or, by modality, `Moments` of L2-normalised embeddings over the train split, or embeddings
                 (n, d), which are the same as ``rows``.
             rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where pairs are needed,
-                row i of one modality belongs to row i of the other. They also give moments that are not given.
+                row i of one modality belongs to row i of the other. They also give moments that are not given. A store
+                has its own.
             split: of a store: the rows to fit on.
             max_rows: of a store: most rows, or pairs, that are read for steps that need them.
             executor: of a store: merges the moments of shards; the result is the same, bit for bit.
@@ -145,18 +150,26 @@ class Pipeline:
         """
         origin: dict[str, Any] = {}
         if data is None or isinstance(data, Mapping):
+            self._check_split((provenance or {}).get("split"))
             moments, arrays = {}, dict(rows or {})
             for name, value in (data or {}).items():
                 if isinstance(value, Moments):
                     moments[name] = value
                 else:
                     arrays[name] = value
-        else:
+        elif hasattr(data, "external_moments"):
             self._check_split(split)
-            moments, arrays, origin = self._read(data, split, max_rows, executor)
-        origin |= provenance or {}
-        self._check_split(origin.get("split"))
-        if any(step.needs_sigma for step in self.steps):
+            moments, read, origin = read_store(data, self.needs_rows, self.needs_pairs, split, max_rows, executor)
+            arrays = dict(read)
+            if self._needs_sigma:
+                sigma, origin["sigma"] = sigma_of_captions(data, split, max_rows)
+                self.settle_sigma(sigma)
+        else:
+            raise TransformError(
+                f"A pipeline is fitted on a store, or on moments or arrays by modality, not on {type(data).__name__}.",
+                remedy='For example fit({"image": array, "text": array}).',
+            )
+        if self._needs_sigma:
             raise TransformError(
                 f"The pipeline {self.name!r} has the sigma 'auto', which takes the captions of a store; it was given "
                 "moments or arrays.",
@@ -173,7 +186,7 @@ class Pipeline:
                     if step.applies(modality, training=False) and step.knows(modality):
                         for operation in step.operations(modality):
                             fit_data.advance(modality, operation, first_step=position == 0)
-        self.provenance = {**origin, "n": sizes}
+        self.provenance = {**origin, **(provenance or {}), "n": sizes}
         return self
 
     def transform(
@@ -326,24 +339,6 @@ class Pipeline:
     def _recipe(self) -> tuple[dict[str, Any], bytes]:
         self.check_fitted()
         return make_recipe(self.config(), self.steps, self.dim, self.provenance)
-
-    def _read(
-        self, store: Store, split: str, max_rows: int, executor: Executor | None
-    ) -> tuple[dict[str, Moments], dict[str, npt.ArrayLike], dict[str, Any]]:
-        """Read what the steps need from a store: moments, rows, and the provenance of both; settle a sigma of auto."""
-        external, _ = store.external_moments()
-        modalities = dict.fromkeys([*store.modalities, *external])
-        moments = {modality: fit_moments(store, modality, split, executor) for modality in modalities}
-        rows = read_rows(store, split, max_rows, paired=self.needs_pairs) if self.needs_rows else {}
-        origin: dict[str, Any] = {"model": store.info.model, "split": split}
-        if external:
-            origin["source"] = f"loaded moments ({', '.join(external)}), else store"
-        if rows:
-            origin["rows"] = {modality: len(value) for modality, value in rows.items()}
-        if any(step.needs_sigma for step in self.steps):
-            sigma, origin["sigma"] = sigma_of_captions(store, split, max_rows)
-            self.settle_sigma(sigma)
-        return moments, dict(rows), origin
 
     def _check_split(self, split: object) -> None:
         if split in ("test", "val", "validation", "dev"):

@@ -81,6 +81,11 @@ def test_a_split_without_pairs(store: Store) -> None:
         preset("ridge").fit(store, split="nowhere")
 
 
+def test_an_array_alone_has_no_modality(pairs: Pairs) -> None:
+    with pytest.raises(TransformError, match="by modality, not on ndarray"):
+        preset("c3").fit(pairs.x)  # type: ignore[arg-type]
+
+
 def test_other_splits_are_refused(store: Store) -> None:
     with pytest.raises(TransformError, match="fitted on the test split"):
         preset("c3").fit(store, split="test")
