@@ -139,12 +139,7 @@ def export_store(
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
-    opened = (
-        open_executor(executor, threads=workers, address=address, processes=processes, cores=1)
-        if isinstance(executor, str)
-        else nullcontext(executor)
-    )
-    with opened as where:
+    with open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where:
         if not chosen.fitted:
             chosen.fit(store, executor=where)
         chosen.check_model(store.info.model)
