@@ -15,11 +15,11 @@ from PIL import Image
 from c3tools.corpus import Corpus, ImageItem, TextItem, read_corpus
 from c3tools.embedding import embed, embed_corpus
 from c3tools.embedding import shards as shards_module
-from c3tools.embedding.run import plan_modality
+from c3tools.embedding.run import plan_shards
 from c3tools.errors import StoreError
 from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store, locked
-from tests.conftest import copy_photos
+from tests.conftest import copy_photos, make_store, unit_rows
 from tests.encoders.test_loading import local_model
 
 SMALL: dict[str, Any] = {"shard_size": 3, "workers": 0, "batch_size": 2}
@@ -180,22 +180,16 @@ def test_long_texts_are_cut_and_counted(encoder, tmp_path: Path) -> None:
 
 
 def test_finished_shards_out_of_order_are_planned_around(tmp_path: Path) -> None:
-    from tests.conftest import make_store, unit_rows
-
     store = make_store(tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4), part_rows=3)
     items = [TextItem(f"text{i}", f"caption {i}", f"image{i}", "train") for i in range(9)]
-    whole = plan_modality(store, "text", items, shard_size=3, retry_failed=False)
-    assert (whole.done, whole.pending, whole.changed) == (9, 0, [])
+    shards, summary = plan_shards(store, "text", items, shard_size=3, retry_failed=False)
+    assert (shards, summary.already, summary.changed) == ({}, 9, [])
     (tmp_path / "s" / "text" / "part-00001.json").unlink()
-    plan = plan_modality(store, "text", items, shard_size=3, retry_failed=False)
-    assert {number: [item.key for item in part] for number, part in plan.shards.items()} == {
-        1: ["text3", "text4", "text5"]
-    }
+    shards, _ = plan_shards(store, "text", items, shard_size=3, retry_failed=False)
+    assert {number: [item.key for item in part] for number, part in shards.items()} == {1: ["text3", "text4", "text5"]}
 
 
 def test_a_store_of_another_model_is_refused(encoder, photos: Path, tmp_path: Path) -> None:
-    from tests.conftest import make_store, unit_rows
-
     make_store(tmp_path / "s", unit_rows(2, 256), unit_rows(2, 256))
     before = files(tmp_path / "s")
     with pytest.raises(StoreError, match=r"is of the model test-model .* the model asked for of c3-mini"):
