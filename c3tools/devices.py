@@ -14,15 +14,15 @@ from .errors import C3Error
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
 # Some CPUs have the bf16 instructions and run them slower than fp32 (Intel with amx switched off by the hypervisor),
-# others run them at twice its speed: the instruction set alone does not tell.
-_BF16_PAYS_FROM = 1.2
+# others run them at twice its speed, so the speed is measured.
+_BF16_SPEEDUP = 1.2
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which precision a model runs.
+    """The device and the precision of a model.
 
-    ``int8`` is for encoders alone: 8-bit matrix products, everything around them in float32.
+    ``int8`` is for encoders only: 8-bit matrix products, with everything around them in float32.
     """
 
     device: torch.device
@@ -38,40 +38,40 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
     """Pick device and precision.
 
     Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or None for the best one there is.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or None for the best one available.
         precision: ``fp32``, ``bf16``, ``fp16``, ``int8``, or ``auto``: bf16 where the hardware computes in it natively
             (GPU from Ampere on; CPU with avx512_bf16 or amx, and there only if a matrix product is measured to be
             faster in it), else fp32.
-        encoder: whether it is for an encoder, which may run in int8.
+        encoder: it is for an encoder, which may run in int8.
 
     Raises:
-        C3Error: for an unknown precision, a device that is not there, or a precision that it has not.
+        C3Error: for an unknown precision, a missing device, or a precision that the device does not support.
     """
     if precision not in get_args(PrecisionName):
         raise C3Error(f"Unknown precision {precision!r}.", remedy="Choose auto, fp32, bf16, fp16 or int8.")
     if precision == "int8" and not encoder:
         raise C3Error("int8 is for encoders alone.", remedy="Choose auto, fp32, bf16 or fp16.")
-    place = _device(device)
+    chosen = _device(device)
     if precision == "auto":
-        precision = "bf16" if _bf16_pays(place) else "fp32"
-    if precision == "fp16" and place.type == "cpu":
+        precision = "bf16" if _bf16_is_faster(chosen) else "fp32"
+    if precision == "fp16" and chosen.type == "cpu":
         raise C3Error("fp16 is not computed natively by CPUs.", remedy="Use --precision bf16 or fp32 here.")
-    if precision == "int8" and not (place.type == "cpu" and has_int8()):
+    if precision == "int8" and not (chosen.type == "cpu" and has_int8()):
         raise C3Error(
-            f"int8 is for CPUs with avx512_vnni, which {place} {'has not' if place.type == 'cpu' else 'is not'}.",
+            f"int8 is for CPUs with avx512_vnni, which {chosen} {'has not' if chosen.type == 'cpu' else 'is not'}.",
             remedy="Use --precision auto.",
         )
-    return Compute(place, precision)
+    return Compute(chosen, precision)
 
 
 def pick_devices(devices: str | None = None) -> list[str]:
-    """The devices to spread work over, one process each: those named, or every CUDA GPU, or the best one there is.
+    """Return the devices to spread work over: those named, or every CUDA GPU, or the best one available.
 
     Args:
         devices: names with commas between them (``cuda:0,cuda:1``), or None.
 
     Raises:
-        C3Error: if one is not there.
+        C3Error: if one is missing.
     """
     if devices is not None:
         names = [name.strip() for name in devices.split(",") if name.strip()]
@@ -82,20 +82,20 @@ def pick_devices(devices: str | None = None) -> list[str]:
 
 
 def has_int8() -> bool:
-    """Whether the CPU multiplies 8-bit integers natively (avx512_vnni)."""
+    """Return whether the CPU multiplies 8-bit integers natively (avx512_vnni)."""
     return _cpu_flag("_is_vnni_supported")
 
 
 def _device(name: str | None) -> torch.device:
     try:
-        place = torch.device(name) if name else _best_device()
+        device = torch.device(name) if name else _best_device()
     except RuntimeError as error:
         raise C3Error(f"Unknown device {name!r}.", remedy="Choose cpu, cuda, cuda:1 or mps.") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise C3Error(f"The device {place} is not there: this torch sees no CUDA GPU.", remedy="Use --device cpu.")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise C3Error(f"The device {place} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs.")
-    return place
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise C3Error(f"The device {device} is not there: this torch sees no CUDA GPU.", remedy="Use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise C3Error(f"The device {device} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs.")
+    return device
 
 
 def _best_device() -> torch.device:
@@ -106,19 +106,19 @@ def _best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _bf16_pays(place: torch.device) -> bool:
-    if place.type == "cuda":
+def _bf16_is_faster(device: torch.device) -> bool:
+    if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if place.type == "cpu":
+    if device.type == "cpu":
         features = torch.backends.cpu.get_cpu_capability()
         native = "AMX" in features or _cpu_flag("_is_avx512_bf16_supported") or _cpu_flag("_is_amx_tile_supported")
-        return native and cpu_bf16_speed() >= _BF16_PAYS_FROM
+        return native and cpu_bf16_speed() >= _BF16_SPEEDUP
     return False
 
 
 @cache
 def cpu_bf16_speed() -> float:
-    """Speed of a bf16 matrix product relative to fp32 on this CPU: best of six, a tenth of a second."""
+    """Measure the speed of a bf16 matrix product relative to fp32 on this CPU: best of six, a tenth of a second."""
     left, right = torch.ones(1024, 768), torch.ones(768, 768)
     best: dict[torch.dtype, float] = {}
     for _ in range(6):  # in turn, so that another process on the machine slows both; the first product warms up

@@ -1,4 +1,4 @@
-"""What this machine offers: versions, devices with their precisions, installed extras, scores that run in Java."""
+"""A description of this machine: versions, devices with their precisions, installed extras, scores that need Java."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _EXTRA = re.compile(r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<
 
 
 def machine() -> dict[str, Any]:
-    """Plain data on this machine.
+    """Describe this machine in plain data.
 
     Returns:
         ``c3tools``, ``python``, ``platform``: versions; ``packages``: version by name, None where it is not
         installed; ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None where unknown),
         ``precisions`` and ``auto``, the precision that ``--precision auto`` means there; ``extras``: the missing
-        packages by extra; ``java``: by score None, or what it lacks.
+        packages by extra; ``java``: by score None, or what is missing for it.
     """
     return {
         "c3tools": __version__,
@@ -40,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 
 def missing_by_extra() -> dict[str, list[str]]:
-    """The packages of each extra that are not installed; an extra that is complete has none."""
+    """Return the packages of each extra that are not installed; a complete extra lacks none."""
     missing: dict[str, list[str]] = {}
     for line in importlib.metadata.requires(_DISTRIBUTION) or ():
         found = _EXTRA.match(line)

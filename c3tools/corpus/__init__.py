@@ -1,4 +1,4 @@
-"""What the user has → image and text items, paired by key."""
+"""From the user's files to image and text items, paired by key."""
 
 from __future__ import annotations
 

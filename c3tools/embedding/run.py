@@ -7,12 +7,10 @@ shards take whole such blocks out of the order, so a run that was interrupted pl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from ..corpus import Corpus, ImageItem, TextItem, read_corpus
 from ..devices import pick_devices
@@ -21,7 +19,7 @@ from ..errors import StoreError, UnreachableError
 from ..executors import Executor, LocalExecutor, open_executor
 from ..io.files import remove_leftovers
 from ..io.locations import kind_of, location
-from ..reporter import SILENT, Progress, Reporter
+from ..reporter import SILENT, Reporter
 from ..store import Failure, Store, StoreInfo, create_store, locked, rewrite_failures, write_failures
 from .shards import EmbedWork
 from .summary import EmbedSummary, ModalitySummary
@@ -180,15 +178,18 @@ def embed_corpus(
     modalities: dict[str, ModalitySummary] = {}
     try:
         with locked(folder):
-            create_store(folder, store_info(encoder, dtype))
+            create_store(folder, _store_info(encoder, dtype))
             opened = Store.open(folder)
-            for modality, items in (("image", corpus.images), ("text", corpus.texts)):
-                if items:
-                    plan: Plan[Any] = plan_modality(
-                        opened, modality, items, shard_size=shard_size, retry_failed=retry_failed
-                    )
+            inputs: dict[str, list[Any]] = {"image": corpus.images, "text": corpus.texts}
+            for modality, items in inputs.items():
+                if not items:
+                    continue
+                shards, modalities[modality] = plan_shards(
+                    opened, modality, items, shard_size=shard_size, retry_failed=retry_failed
+                )
+                if shards:
                     work = EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout)
-                    modalities[modality] = _carry_out(plan, work, executor, reporter)
+                    _embed_shards(shards, modalities[modality], work, executor, reporter)
                     remove_leftovers(opened.path / modality)  # of workers that were lost
             failures = _roll_up_failures(opened, corpus)
     except UnreachableError:  # has a remedy of its own
@@ -210,7 +211,7 @@ def embed_corpus(
     )
 
 
-def store_info(encoder: Encoder, dtype: str = "float16") -> StoreInfo:
+def _store_info(encoder: Encoder, dtype: str) -> StoreInfo:
     """Return the description of a store of this encoder's embeddings."""
     return StoreInfo(
         model=encoder.identity,
@@ -222,84 +223,54 @@ def store_info(encoder: Encoder, dtype: str = "float16") -> StoreInfo:
     )
 
 
-@dataclass
-class Plan(Generic[Item]):
-    """The work left for one modality.
-
-    Attributes:
-        shards: shard number → its inputs.
-        done: number of inputs that are embedded already.
-        failed_before: number of inputs that failed in an earlier run and are not tried again.
-        changed: keys of inputs that are embedded, but have changed since.
-    """
-
-    shards: dict[int, list[Item]] = field(default_factory=dict)
-    done: int = 0
-    failed_before: int = 0
-    changed: list[str] = field(default_factory=list)
-
-    @property
-    def pending(self) -> int:
-        """Number of inputs to embed now."""
-        return sum(len(items) for items in self.shards.values())
-
-
-def plan_modality(
+def plan_shards(
     store: Store, modality: str, items: Sequence[Item], *, shard_size: int, retry_failed: bool
-) -> Plan[Item]:
-    """Compare the items of one modality with those in the store, and divide the others into shards."""
-    plan: Plan[Item] = Plan()
-    embedded = _fingerprints(store, modality)
+) -> tuple[dict[int, list[Item]], ModalitySummary]:
+    """Compare the items of one modality with those in the store, and divide the others into shards.
+
+    Returns:
+        The items to embed by the number of their shard, and a summary that counts the items left out.
+    """
+    summary = ModalitySummary()
+    column = "size" if modality == "image" else "caption"  # changes with an input
+    embedded: dict[Any, Any] = {}
+    for batch in store.batches(modality, ["key", column]) if store.parts(modality) else ():
+        embedded.update(zip(batch.column("key").to_pylist(), batch.column(column).to_pylist(), strict=True))
     failed = {failure.key for part in store.parts(modality) for failure in store.shard_failures(modality, part)}
     failed -= embedded.keys()
     pending: list[Item] = []
     for item in items:
         if item.key in embedded:
-            plan.done += 1
-            before, now = embedded[item.key], _fingerprint(item)
+            summary.already += 1
+            before, now = embedded[item.key], getattr(item, column)
             if None not in (before, now) and before != now:
-                plan.changed.append(item.key)
+                summary.changed.append(item.key)
         elif item.key in failed and not retry_failed:
-            plan.failed_before += 1
+            summary.failed_before += 1
         else:
             pending.append(item)
     taken = set(store.parts(modality))
-    free: Iterator[int] = (number for number in count() if number not in taken)
-    for start in range(0, len(pending), shard_size):
-        plan.shards[next(free)] = pending[start : start + shard_size]
-    return plan
+    free = (number for number in count() if number not in taken)
+    starts = range(0, len(pending), shard_size)
+    return {next(free): pending[start : start + shard_size] for start in starts}, summary
 
 
-def _fingerprint(item: ImageItem | TextItem) -> int | str | None:
-    """Return what changes with an input: the size of an image where it is known, the text of a caption."""
-    return item.size if isinstance(item, ImageItem) else item.caption
-
-
-def _fingerprints(store: Store, modality: str) -> dict[str, int | str | None]:
-    column = "size" if modality == "image" else "caption"
-    embedded: dict[str, Any] = {}
-    for batch in store.batches(modality, ["key", column]) if store.parts(modality) else ():
-        keys: list[Any] = batch.column("key").to_pylist()
-        embedded.update(zip(keys, batch.column(column).to_pylist(), strict=True))
-    return embedded
-
-
-def _carry_out(plan: Plan[Any], work: EmbedWork, executor: Executor, reporter: Reporter) -> ModalitySummary:
-    summary = ModalitySummary(already=plan.done, failed_before=plan.failed_before, changed=plan.changed)
+def _embed_shards(
+    shards: dict[int, list[Any]], summary: ModalitySummary, work: EmbedWork, executor: Executor, reporter: Reporter
+) -> None:
+    """Have the shards of one modality made, and add them to its summary."""
     failed = 0
     start = time.perf_counter()
-    label = f"{work.modality.capitalize()}s"
-    with reporter.progress(label, plan.pending) if plan.pending else nullcontext(Progress()) as progress:
+    with reporter.progress(f"{work.modality.capitalize()}s", sum(map(len, shards.values()))) as progress:
 
         def report(done: int, failures: int) -> None:
             nonlocal failed
             failed += failures
             progress.advance(done, f"{failed:,} failed" if failed else "")
 
-        for part in executor.run(work, list(plan.shards.items()), report):
+        for part in executor.run(work, list(shards.items()), report):
             summary.add(part)
     summary.elapsed = time.perf_counter() - start
-    return summary
 
 
 def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:

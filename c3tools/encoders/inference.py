@@ -1,4 +1,4 @@
-"""How the towers of a model are run: batch sizes, texts without their padding, products of 8-bit integers."""
+"""Running the towers of a model: batch sizes, texts without their padding, products of 8-bit integers."""
 
 from __future__ import annotations
 

@@ -111,8 +111,8 @@ def _in_precision(encoder: Encoder, compute: Compute, asked: str) -> Encoder:
         return candidate if cosine >= AGREEMENT else encoder
     if cosine < INT8_AGREEMENT:
         raise EncoderError(
-            f"{encoder.identity.name} does not bear int8: the cosine with its fp32 embeddings falls to "
-            f"{cosine:.4f} on a probe (at least {INT8_AGREEMENT} is asked for).",
+            f"{encoder.identity.name} loses too much in int8: the cosine with its fp32 embeddings falls to "
+            f"{cosine:.4f} on a probe (the limit is {INT8_AGREEMENT}).",
             remedy="Use --precision auto.",
         )
     return candidate

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import pytest
 from PIL import Image
 
 from c3tools.corpus import Corpus, ImageItem, TextItem, read_corpus
-from c3tools.embedding import embed_corpus
+from c3tools.embedding import embed, embed_corpus
 from c3tools.embedding import shards as shards_module
-from c3tools.embedding.run import plan_modality
+from c3tools.embedding.run import plan_shards
 from c3tools.errors import StoreError
+from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store, locked
-from tests.conftest import copy_photos
+from tests.conftest import copy_photos, make_store, unit_rows
+from tests.encoders.test_loading import local_model
 
 SMALL: dict[str, Any] = {"shard_size": 3, "workers": 0, "batch_size": 2}
 
@@ -176,22 +180,16 @@ def test_long_texts_are_cut_and_counted(encoder, tmp_path: Path) -> None:
 
 
 def test_finished_shards_out_of_order_are_planned_around(tmp_path: Path) -> None:
-    from tests.conftest import make_store, unit_rows
-
     store = make_store(tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4), part_rows=3)
     items = [TextItem(f"text{i}", f"caption {i}", f"image{i}", "train") for i in range(9)]
-    whole = plan_modality(store, "text", items, shard_size=3, retry_failed=False)
-    assert (whole.done, whole.pending, whole.changed) == (9, 0, [])
+    shards, summary = plan_shards(store, "text", items, shard_size=3, retry_failed=False)
+    assert (shards, summary.already, summary.changed) == ({}, 9, [])
     (tmp_path / "s" / "text" / "part-00001.json").unlink()
-    plan = plan_modality(store, "text", items, shard_size=3, retry_failed=False)
-    assert {number: [item.key for item in part] for number, part in plan.shards.items()} == {
-        1: ["text3", "text4", "text5"]
-    }
+    shards, _ = plan_shards(store, "text", items, shard_size=3, retry_failed=False)
+    assert {number: [item.key for item in part] for number, part in shards.items()} == {1: ["text3", "text4", "text5"]}
 
 
 def test_a_store_of_another_model_is_refused(encoder, photos: Path, tmp_path: Path) -> None:
-    from tests.conftest import make_store, unit_rows
-
     make_store(tmp_path / "s", unit_rows(2, 256), unit_rows(2, 256))
     before = files(tmp_path / "s")
     with pytest.raises(StoreError, match=r"is of the model test-model .* the model asked for of c3-mini"):
@@ -236,3 +234,54 @@ def test_the_summary_says_what_held_it_up(encoder, photos: Path, tmp_path: Path)
     assert value["modalities"]["image"]["rate"] > 0
     again = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     assert again.bottleneck() is None
+
+
+class Recorder(Reporter):
+    """Remembers messages and the labels of progress."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.labels: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        self.labels.append(label)
+        yield Progress()
+
+
+def test_one_call_does_what_the_command_does(encoder, photos: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    store = embed(str(photos), tmp_path / "s", encoder=encoder, workers=0, reporter=recorder)
+    assert (store.count("image"), store.count("text")) == (4, 20)
+    assert recorder.messages == ["Found 4 images and 20 texts."]
+    assert recorder.labels == ["Images", "Texts"]
+    assert store.summary.to_dict()["modalities"]["text"]["embedded"] == 20
+    assert Store.open(tmp_path / "s").summary is None
+    recorder.labels.clear()
+    again = embed([photos], tmp_path / "s", encoder=encoder, workers=0, reporter=recorder)
+    assert again.summary.modalities["image"].already == 4
+    assert recorder.labels == []  # nothing is left to do
+    with pytest.raises(StoreError, match="Unknown storage type"):
+        embed(photos, tmp_path / "s", encoder=encoder, dtype="int8")
+
+
+def test_the_model_and_the_precision_of_the_store_are_used_again(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("a dog\n")
+    name = local_model(tmp_path / "m")
+    embed(tmp_path / "t.txt", tmp_path / "s", model=name, random_init=4, precision="bf16")
+    (tmp_path / "t.txt").write_text("a dog\na cat\n")
+    recorder = Recorder()
+    store = embed(tmp_path / "t.txt", tmp_path / "s", reporter=recorder)
+    assert (store.info.model["random_init"], store.summary.precision, store.count("text")) == (4, "bf16", 2)
+    assert recorder.messages == ["Found 0 images and 2 texts."]
+
+
+def test_the_summary_shows_itself_in_a_notebook(encoder, photos: Path, tmp_path: Path) -> None:
+    (photos / "<b>.jpg").write_text("no")
+    summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
+    page = summary._repr_html_()
+    assert "<tr><td>image</td><td>4</td><td>0</td><td>1</td>" in page
+    assert "1 images have no caption: &lt;b&gt;" in page

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from typer.testing import Result
 
-from c3tools.corpus import ImageItem, read_corpus
+from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
-from c3tools.embedding.loader import pixel_batches
-from c3tools.encoders import ImagePreprocessor
-from c3tools.errors import C3Error
 from c3tools.store import Store
 from c3tools.store.verify import verify
 from tests.conftest import copy_photos
@@ -128,45 +122,3 @@ def test_verification_knows_a_store_made_of_tars(encoder, tmp_path: Path) -> Non
     assert summary.skipped == 2
     assert (store / ".inputs").is_dir()
     assert verify(store).findings == []
-
-
-def slow_jpeg() -> bytes:
-    """A photo of 3 MB that takes many minutes to decode: its last scan is said 50,000 times over.
-
-    libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or a thread would wait.
-    """
-    buffer = io.BytesIO()
-    Image.new("L", (3000, 3000), 128).save(buffer, "JPEG", progressive=True)
-    content = buffer.getvalue()
-    scan = content[content.rindex(b"\xff\xda") : -2]
-    return content[:-2] + scan * 50_000 + content[-2:]
-
-
-def test_an_image_that_takes_too_long_is_a_failure_and_stops_nobody(encoder, tmp_path: Path) -> None:
-    folder = copy_photos(tmp_path / "p", 6)
-    embed_corpus(read_corpus([folder]), tmp_path / "without", encoder, **OPTIONS)
-    (folder / "000000000300.jpg").write_bytes(slow_jpeg())
-    options: dict[str, Any] = {"shard_size": 6, "workers": 2, "batch_size": 3, "image_timeout": 2.0}
-    summary = embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, **options)
-    assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (6, 1)
-    (failure,) = Store.open(tmp_path / "s").recorded_failures()
-    assert (failure.key, failure.stage, failure.error) == ("000000000300", "decode", "DecodingTimeoutError")
-    assert "longer than 2 s" in failure.message
-    assert "--image-timeout" in failure.message
-    for key, embedding in by_key(tmp_path / "without", "image").items():
-        np.testing.assert_allclose(by_key(tmp_path / "s", "image")[key], embedding, atol=2e-3)
-
-
-class DyingPreprocessor(ImagePreprocessor):
-    """Ends its process, as one does that runs out of memory."""
-
-    def load(self, source):
-        os._exit(9)
-
-
-def test_a_worker_that_dies_for_another_reason_is_told(encoder, photos: Path) -> None:
-    p = encoder.preprocess
-    dying = DyingPreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
-    items: list[ImageItem] = read_corpus([photos]).images
-    with pytest.raises(C3Error, match="decodes images was killed"):
-        list(pixel_batches({0: items}, dying, batch_size=3, workers=1, time_limit=60.0))

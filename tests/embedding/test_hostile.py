@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +7,6 @@ from PIL import Image
 
 from c3tools.corpus import ImageItem, read_corpus
 from c3tools.embedding import embed_corpus
-from c3tools.embedding.loader import pixel_batches
 from c3tools.store import Store
 from tests.conftest import copy_photos
 from tests.embedding.hostile import write_hostile_files
@@ -66,47 +61,6 @@ def test_a_file_that_changed_since_it_was_listed_is_recorded_as_it_was_read(enco
     embed_corpus(corpus, tmp_path / "s", encoder, workers=0)
     assert Store.open(tmp_path / "s").load("image").column("size")[0] == path.stat().st_size
     assert embed_corpus(read_corpus([folder]), tmp_path / "s", encoder).modalities["image"].changed == []
-
-
-def test_a_file_that_became_a_pipe_or_is_huge_does_not_hang_or_fill_the_memory(encoder, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.jpg")
-    with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(2**31)  # takes no room on the disk
-    items = [ImageItem(name, str(tmp_path / f"{name}.jpg"), None, 0) for name in ("pipe", "huge")]
-    (batch,) = pixel_batches({0: items}, encoder.preprocess, batch_size=4, workers=0)
-    assert [failure.message for failure in batch.failures] == [
-        "not a regular file",
-        "2,147,483,648 bytes are more than an image can have",
-    ]
-
-
-def test_a_file_without_read_permission_is_a_failure_of_reading(encoder, photos: Path) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        paths = [folder / "open.jpg", folder / "closed.jpg"]
-        for path in paths:
-            path.write_bytes(next(photos.glob("0*.jpg")).read_bytes())
-            path.chmod(0o644)
-        paths[1].chmod(0)
-        items = [ImageItem(path.stem, str(path), None, 0) for path in paths]
-        with _as_nobody():
-            (batch,) = pixel_batches({0: items}, encoder.preprocess, batch_size=4, workers=0)
-    assert [row["key"] for row in batch.rows] == ["open"]
-    assert [(f.key, f.stage, f.error) for f in batch.failures] == [("closed", "read", "PermissionError")]
-
-
-@contextmanager
-def _as_nobody() -> Iterator[None]:
-    """Root may read everything, so a superuser gives its rights up for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_a_link_that_was_mended_is_no_failure_any_more(encoder, photos: Path, tmp_path: Path) -> None:

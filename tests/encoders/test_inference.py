@@ -93,7 +93,7 @@ def test_a_model_that_does_not_bear_int8_is_refused(tmp_path: Path, monkeypatch:
     name = local_model(tmp_path / "m")
     monkeypatch.setattr(loading, "pick", lambda *arguments, **options: INT8)
     monkeypatch.setattr(loading, "agreement", lambda a, b: 0.9)
-    with pytest.raises(EncoderError, match=r"(?s)does not bear int8.*0\.9000.*--precision auto"):
+    with pytest.raises(EncoderError, match=r"(?s)loses too much in int8.*0\.9000.*--precision auto"):
         load_encoder(name, precision="int8")
 
 

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from c3tools.corpus import ImageItem, read_corpus
+from c3tools.embedding import embed_corpus
+from c3tools.embedding.loader import pixel_batches
+from c3tools.encoders import ImagePreprocessor
+from c3tools.errors import C3Error
+from c3tools.store import Store
+from tests.conftest import copy_photos
+from tests.embedding.test_embed_containers import OPTIONS, by_key
+
+
+def slow_jpeg() -> bytes:
+    """A photo of 3 MB that takes many minutes to decode: its last scan is said 50,000 times over.
+
+    libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or a thread would wait.
+    """
+    buffer = io.BytesIO()
+    Image.new("L", (3000, 3000), 128).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * 50_000 + content[-2:]
+
+
+def test_an_image_that_takes_too_long_is_a_failure_and_stops_nobody(encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 6)
+    embed_corpus(read_corpus([folder]), tmp_path / "without", encoder, **OPTIONS)
+    (folder / "000000000300.jpg").write_bytes(slow_jpeg())
+    options: dict[str, Any] = {"shard_size": 6, "workers": 2, "batch_size": 3, "image_timeout": 2.0}
+    summary = embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, **options)
+    assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (6, 1)
+    (failure,) = Store.open(tmp_path / "s").recorded_failures()
+    assert (failure.key, failure.stage, failure.error) == ("000000000300", "decode", "DecodingTimeoutError")
+    assert "longer than 2 s" in failure.message
+    assert "--image-timeout" in failure.message
+    for key, embedding in by_key(tmp_path / "without", "image").items():
+        np.testing.assert_allclose(by_key(tmp_path / "s", "image")[key], embedding, atol=2e-3)
+
+
+class DyingPreprocessor(ImagePreprocessor):
+    """Ends its process, as one does that runs out of memory."""
+
+    def load(self, source):
+        os._exit(9)
+
+
+def test_a_worker_that_dies_for_another_reason_is_told(encoder, photos: Path) -> None:
+    p = encoder.preprocess
+    dying = DyingPreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
+    items: list[ImageItem] = read_corpus([photos]).images
+    with pytest.raises(C3Error, match="decodes images was killed"):
+        list(pixel_batches({0: items}, dying, batch_size=3, workers=1, time_limit=60.0))
+
+
+def test_a_file_that_became_a_pipe_or_is_huge_does_not_hang_or_fill_the_memory(encoder, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(2**31)  # takes no room on the disk
+    items = [ImageItem(name, str(tmp_path / f"{name}.jpg"), None, 0) for name in ("pipe", "huge")]
+    (batch,) = pixel_batches({0: items}, encoder.preprocess, batch_size=4, workers=0)
+    assert [failure.message for failure in batch.failures] == [
+        "not a regular file",
+        "2,147,483,648 bytes are more than an image can have",
+    ]
+
+
+def test_a_file_without_read_permission_is_a_failure_of_reading(encoder, photos: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        paths = [folder / "open.jpg", folder / "closed.jpg"]
+        for path in paths:
+            path.write_bytes(next(photos.glob("0*.jpg")).read_bytes())
+            path.chmod(0o644)
+        paths[1].chmod(0)
+        items = [ImageItem(path.stem, str(path), None, 0) for path in paths]
+        with _as_nobody():
+            (batch,) = pixel_batches({0: items}, encoder.preprocess, batch_size=4, workers=0)
+    assert [row["key"] for row in batch.rows] == ["open"]
+    assert [(f.key, f.stage, f.error) for f in batch.failures] == [("closed", "read", "PermissionError")]
+
+
+@contextmanager
+def _as_nobody() -> Iterator[None]:
+    """Root may read everything, so a superuser gives its rights up for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
