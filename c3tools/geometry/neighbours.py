@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ..moments import unit_rows
 from ..seeds import generator
 from ..store.rows import Indices
 from .bootstrap import Estimate, mean_interval
@@ -79,7 +80,7 @@ def separability(
     for fit, held in ((0, 1), (1, 0)):
         means = [rows[fit].mean(axis=0) if collapse else np.zeros(rows[fit].shape[1]) for rows in halves]
         fit_rows, held_rows = (
-            _unit(np.concatenate([rows[side] - mean for rows, mean in zip(halves, means, strict=True)]))
+            unit_rows(np.concatenate([rows[side] - mean for rows, mean in zip(halves, means, strict=True)]))
             for side in (fit, held)
         )
         weights = _logistic(fit_rows, labels)
@@ -131,11 +132,6 @@ def _chosen(rows: int, count: int, seed: int, purpose: str) -> Indices:
     if rows <= count:
         return np.arange(rows)
     return np.sort(generator(seed, "subsample", purpose, rows).choice(rows, count, replace=False))
-
-
-def _unit(rows: Array) -> Array:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1.0)
 
 
 def _logistic(x: Array, y: Array) -> Array:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..metrics.retrieval import DEFAULT_KS, pair_ranks
+from ..moments import unit_rows
 from ..store.rows import Indices
 from ..transforms import PRESETS, Pipeline, preset
 from .bootstrap import Estimate, Interval, mean_interval
@@ -89,7 +90,7 @@ def apply_preset(name: str, collected: Collected) -> tuple[Rows, Rows]:
     """The working set after a preset, as inference inputs: (m, d) and (k, d)."""
     first, second = collected.working.first, collected.working.second
     if name == RAW:
-        return _unit(first), _unit(second)
+        return unit_rows(first), unit_rows(second)
     return (
         fitted(name, collected).transform(first, modality=collected.first),
         fitted(name, collected).transform(second, modality=collected.second),
@@ -106,8 +107,3 @@ def fitted(name: str, collected: Collected) -> Pipeline:
 def describe_preset(name: str) -> str:
     """What a preset does, as a formula."""
     return "norm(e)" if name == RAW else PRESETS[name].summary
-
-
-def _unit(rows: Rows) -> Rows:
-    units: Rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return units

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MetricError
+from ..moments import unit_rows
 
 Floats = npt.NDArray[np.floating]
 PROMPT = "A photo depicts "
@@ -19,8 +20,7 @@ def clip_score(images: Floats, captions: Floats) -> npt.NDArray[np.float64]:
     """``100 * 2.5 * max(cos, 0)`` (n,) of image embeddings (n, d) and those of ``PROMPT + caption`` (n, d)."""
     if images.shape != captions.shape:
         raise MetricError(f"Images and captions have embeddings of shapes {images.shape} and {captions.shape}.")
-    cosines = np.sum(_unit(images) * _unit(captions), axis=1)
-    return np.asarray(100 * _SCALE * np.maximum(cosines, 0))
+    return np.asarray(100 * _SCALE * np.maximum(_cosines(images, captions), 0))
 
 
 def ref_clip_score(
@@ -35,13 +35,12 @@ def ref_clip_score(
         owners: int64 (m,), the row of the image that each reference describes.
     """
     best = np.zeros(len(captions))
-    cosines = np.sum(_unit(references) * _unit(captions)[owners], axis=1)
-    np.maximum.at(best, owners, cosines)
+    np.maximum.at(best, owners, _cosines(references, captions[owners]))
     score = clip_score(images, captions) / 100
     total = score + best
     return np.where(total > 0, 200 * score * best / np.where(total > 0, total, 1), 0.0)
 
 
-def _unit(x: Floats) -> npt.NDArray[np.float64]:
-    y = np.asarray(x, dtype=np.float64)
-    return np.asarray(y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12))
+def _cosines(first: Floats, second: Floats) -> npt.NDArray[np.float64]:
+    """Return the cosine (n,) of each row of ``first`` (n, d) with the same row of ``second``."""
+    return np.sum(unit_rows(first.astype(np.float64)) * unit_rows(second.astype(np.float64)), axis=1)  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import C3Error
-from ...moments import Moments
+from ...moments import Moments, unit_rows
 from ...reporter import SilentTracker, Tracker
 from ...seeds import generator
 from ..spectrum import effective_dimension, effective_rank, eigenvalues
@@ -81,7 +81,6 @@ def span_by_layer(
 
 def _measure(layer: int, x: npt.NDArray[np.float32]) -> LayerSpan:
     values = eigenvalues(Moments.from_rows(x).covariance)
-    units = x / np.linalg.norm(x, axis=1, keepdims=True)
-    total = units.sum(axis=0, dtype=np.float64)
+    total = unit_rows(x).sum(axis=0, dtype=np.float64)
     cosine = (float(total @ total) - len(x)) / (len(x) * (len(x) - 1))
     return LayerSpan(layer, effective_dimension(values), effective_rank(values), cosine, values / values[0])

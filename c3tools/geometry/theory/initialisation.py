@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import C3Error
-from ...moments import Moments
+from ...moments import Moments, unit_rows
 from ...seeds import generator
 from ..spectrum import gap_vector, measure_modality
 
@@ -56,12 +56,13 @@ def measure_initial_gap(
         rows: images (m, d) and texts (n, d), in this order.
         owner: the image of each text, for equally many rows of both; by default as many texts as there are images.
     """
-    moments = {name: Moments.from_rows(_unit(x)) for name, x in rows.items()}
+    units = {name: unit_rows(x.astype(np.float64)) for name, x in rows.items()}
+    moments = {name: Moments.from_rows(x) for name, x in units.items()}
     first, second = moments.values()
     found = {name: measure_modality(m) for name, m in moments.items()}
     texts = np.unique(owner, return_index=True)[1] if owner is not None else np.arange(min(first.n, second.n))
     chosen = dict(zip(rows, (np.arange(len(texts)), texts), strict=True))
-    matched = {name: measure_modality(Moments.from_rows(_unit(x[chosen[name]]))) for name, x in rows.items()}
+    matched = {name: measure_modality(Moments.from_rows(x[chosen[name]])) for name, x in units.items()}
     return InitialGap(
         seed=seed,
         length=float(np.linalg.norm(gap_vector(first, second))),
@@ -102,9 +103,3 @@ def simulate_toy(dim: int, constant: tuple[int, int], *, n: int = 500, seed: int
         x[:, fixed] = rng.standard_normal(k)
         rows[name] = x
     return measure_initial_gap(seed, dict(rows))
-
-
-def _unit(rows: npt.NDArray[np.floating]) -> Array:
-    x = rows.astype(np.float64)
-    units: Array = x / np.linalg.norm(x, axis=1, keepdims=True)
-    return units
