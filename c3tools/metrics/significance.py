@@ -1,10 +1,11 @@
-"""How sure a score, or a difference of two scores, is: the bootstrap over images.
+"""How sure a score, or a difference of two scores, is: over seeds, and by the bootstrap over images.
 
-Both resample images with replacement (Koehn, 2004). CIDEr's document frequencies stay those of the whole set.
+The bootstraps resample images with replacement (Koehn, 2004). CIDEr's document frequencies stay those of the whole set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,18 @@ import numpy.typing as npt
 from ..errors import MetricError
 from ..seeds import generator
 from .captions import CaptionScores
+
+
+def mean_and_std(values: Sequence[float] | npt.NDArray[np.floating]) -> tuple[float, float | None]:
+    """Return the mean of n values and their sample standard deviation (n - 1), None for fewer than two values.
+
+    Raises:
+        ValueError: if there is no value.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        raise ValueError("the mean of no values")
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
 
 
 @dataclass(frozen=True)

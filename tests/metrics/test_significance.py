@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from statistics import mean, stdev
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from c3tools.errors import MetricError
-from c3tools.metrics import CaptionScores, bootstrap_interval, compare
+from c3tools.metrics import CaptionScores, bootstrap_interval, compare, mean_and_std
 
 
 def made_up(values: np.ndarray, keys: list[str] | None = None) -> CaptionScores:
@@ -56,3 +58,10 @@ def test_the_same_captions_do_not_differ() -> None:
 def test_other_images_are_refused() -> None:
     with pytest.raises(MetricError, match="not on the same images"):
         compare(made_up(np.ones(2)), made_up(np.ones(2), ["x", "y"]), "CIDEr")
+
+
+def test_mean_and_std_is_the_sample_standard_deviation() -> None:
+    assert mean_and_std([1.0, 2.0, 4.0]) == pytest.approx((mean([1, 2, 4]), stdev([1, 2, 4])))
+    assert mean_and_std([3.0]) == (3.0, None)
+    with pytest.raises(ValueError, match="no values"):
+        mean_and_std([])
