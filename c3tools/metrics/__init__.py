@@ -1,4 +1,4 @@
-"""Caption scores, without Java, with their uncertainty."""
+"""Scores with their uncertainty: captions, retrieval, and the bootstrap."""
 
 from __future__ import annotations
 
