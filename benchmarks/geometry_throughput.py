@@ -90,9 +90,9 @@ def run_read(folder: Path) -> object:
 
 def run_report(folder: Path) -> object:
     """Every measure of the report."""
-    from c3tools.geometry.gap_report import gap_report
+    from c3tools.geometry.report import gap_report
 
-    values = gap_report(folder).values
+    values = gap_report(folder).to_dict()
     return [values["gap"]["length"], values["pairs"]["paired_cosine"], values["pairs"]["residual_rms"]]
 
 
@@ -115,7 +115,7 @@ def one_task(task: str, folder: Path) -> None:
     """Run one task and print its seconds, beyond imports, and its peak memory as JSON."""
     run = {"moments": run_moments, "read": run_read, "report": run_report, "notebook": run_notebook}[task]
     if task != "read":
-        import c3tools.geometry.gap_report  # noqa: F401  (start-up is not what is measured)
+        import c3tools.geometry.report  # noqa: F401  (start-up is not what is measured)
     start = time.perf_counter()
     result = run(folder)
     seconds = time.perf_counter() - start

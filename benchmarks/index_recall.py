@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from c3tools.geometry.neighbours import modality_bias
+from c3tools.geometry.spaces import modality_bias
 from c3tools.index import build_index
 from c3tools.store import Store
 from c3tools.transforms import preset

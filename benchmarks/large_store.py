@@ -39,8 +39,7 @@ atexit.register(peak)
 """
 COMMAND = f"{PEAK}\nfrom c3tools.cli import main; main()"
 MOMENTS = f"""{PEAK}
-from c3tools.geometry.overview import gaps_between_modalities
-from c3tools.geometry.spectrum import measure_modality
+from c3tools.geometry.spectrum import gaps_between_modalities, measure_modality
 from c3tools.store import Store
 store = Store.open(sys.argv[1])
 for name in store.modalities:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from c3tools.geometry.neighbours import modality_bias
+from c3tools.geometry.spaces import modality_bias
 from c3tools.moments import Moments
 from c3tools.seeds import generator
 from c3tools.transforms import PRESETS, preset

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import __version__, devices
-from .metrics.java_scores import JAVA_METRICS, missing_for
+from .metrics.captions import JAVA_METRICS, missing_for
 
 PACKAGES = ("torch", "open_clip_torch", "numpy", "pyarrow", "safetensors", "faiss-cpu", "faiss-gpu")
 _DISTRIBUTION = "c3tools"

@@ -1,4 +1,4 @@
-"""Mergeable first and second moments of embeddings.
+"""Mergeable first and second moments of embeddings, and rows at unit length.
 
 The statistics behind Collapse and most of the geometry: count, mean and scatter (the centred sum of outer
 products), kept in float64 whatever the dtype of the rows, and merged exactly by the pairwise update of
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,16 @@ from .errors import StoreError
 from .io.locations import read_all
 
 Array = npt.NDArray[np.float64]
+Float = TypeVar("Float", bound=np.floating[Any])
 _BLOCK_ROWS = 8192
+
+
+def unit_rows(rows: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    """Return the rows (n, d), float32 or float64, divided by their L2 norms; rows of norm 0 stay 0."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    norms[norms == 0] = 1
+    units: npt.NDArray[Float] = rows / norms
+    return units
 
 
 @dataclass(frozen=True, eq=False)

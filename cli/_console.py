@@ -1,4 +1,4 @@
-"""The two consoles: results go to standard output, everything else to standard error."""
+"""The two consoles, and how results are printed: they go to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from c3tools.io.locations import location, write_all
 
 if TYPE_CHECKING:
+    from c3tools.pages import Section, Table
     from c3tools.reporter import Reporter
 
 out = Console()
 # messages hold paths and commands that people copy: the terminal may wrap them, no line break is put into them
 err = Console(stderr=True, soft_wrap=True)
+_VERDICTS = {"yes": "green", "partly": "yellow", "no": "red", "unknown": "dim"}
 
 
 def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str) -> None:
@@ -34,3 +39,31 @@ def reporter() -> Reporter:
     from c3tools.reporter import TerminalReporter
 
     return TerminalReporter(err)
+
+
+def print_sections(sections: Sequence[Section], notes: Sequence[str] = ()) -> None:
+    """Print the headings, sentences and tables of a report, and what its reader should know."""
+    for section in sections:
+        if section.text or section.tables:
+            out.print(Text(f"\n{section.title}", style="bold"))
+        for paragraph in section.text:
+            out.print(Text(paragraph))
+        for table in section.tables:
+            print_table(table)
+    for note in notes:
+        out.print(Text(f"Note: {note}", style="dim"))
+
+
+def print_table(table: Table) -> None:
+    """Print a table."""
+    rich = RichTable(
+        title=table.title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for position, column in enumerate(table.columns):
+        # the first column names the row: the others give way before it does
+        names = position == 0 and not all(row[0][:1].isdigit() for row in table.rows)
+        left = names or column in table.left
+        rich.add_column(Text(column), justify="left" if left else "right", overflow="fold", no_wrap=position == 0)
+    for row in table.rows:
+        rich.add_row(Text(row[0]), *(Text(cell, style=_VERDICTS.get(cell, "")) for cell in row[1:]))
+    out.print(rich)

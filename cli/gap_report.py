@@ -9,8 +9,7 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, write_json
-from ._gap_tables import show_reports
+from ._console import err, out, print_sections, reporter, write_json
 from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption
 
 DEFAULT_PAGE = Path("gap-report.html")
@@ -62,32 +61,26 @@ def register(app: typer.Typer) -> None:
         seed: SeedOption = 0,
         json_path: JsonOption = None,
     ) -> None:
-        """The geometry of the store: gap, pairs, dimensions, recall, assumptions; a table, JSON and one HTML page."""
-        from c3tools.geometry.gap_report import gap_document
-        from c3tools.geometry.page import save_figures
-        from c3tools.reporter import track
+        """Measure the geometry of a store: gap, pairs, dimensions, recall, assumptions. Tables, JSON, an HTML page."""
+        from c3tools.geometry.comparison import gap_reports
 
-        with track("Reading rows", None) as tracker:
-            document = gap_document(
-                stores or [store],
-                page_name=html.name,
-                modalities=_names(modalities),
-                split=split,
-                by=by,
-                skip_invalid=skip_invalid,
-                presets=_names(presets),
-                seed=seed,
-                tracker=tracker,
-            )
+        report = gap_reports(
+            stores or [store],
+            modalities=_names(modalities),
+            split=split,
+            by=by,
+            skip_invalid=skip_invalid,
+            presets=_names(presets),
+            seed=seed,
+            reporter=reporter(),
+        )
         if json_path != "-":
-            show_reports(document.reports)
+            out.print(report.heading, style="bold", markup=False, highlight=False)
+            print_sections(report.sections(), report.notes)
         if json_path is not None:
-            write_json(document.values, json_path)
-        for path in document.write_pages(html):
+            write_json(report.to_dict(), json_path)
+        for path in [*report.save(html), *(report.save_figures(figures) if figures else [])]:
             err.print(f"Wrote {path}", highlight=False, markup=False)
-        if figures is not None:
-            for path in save_figures(document.reports, figures):
-                err.print(f"Wrote {path}", highlight=False, markup=False)
 
 
 def _names(value: str | None) -> list[str] | None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._console import err, out, write_json
+from ._console import err, out, print_table, reporter, write_json
 from ._options import DeviceOption, JsonCommand, JsonOption, SeedOption
 
 if TYPE_CHECKING:
-    from c3tools.geometry.theory.simulate import Simulation
+    from c3tools.geometry.theory import Simulation
 
 FigureOption = Annotated[
     Path | None,
@@ -38,51 +38,42 @@ def init_gap(
     ] = None,
     model: Annotated[str, typer.Option("--model", help="An open_clip architecture, or another model.")] = "ViT-B-32",
     toy: Annotated[bool, typer.Option("--toy", help="The closed-form toy instead of an encoder.")] = False,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="So many random encoders.")] = 3,
-    limit: Annotated[int, typer.Option("--limit", min=3, help="At most so many images.")] = 500,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of random encoders.")] = 3,
+    limit: Annotated[int, typer.Option("--limit", min=3, help="Largest number of images.")] = 500,
     device: DeviceOption = None,
     figure: FigureOption = None,
     json: JsonOption = None,
 ) -> None:
-    """The gap of encoders with random weights, on real images and texts."""
-    from c3tools.geometry.theory import simulate
-    from c3tools.reporter import track
+    """Measure the gap of encoders with random weights, on real images and texts."""
+    from c3tools.geometry.theory.initialisation import simulate_init_gap
 
-    with track("Random encoders", seeds) as tracker:
-        result = simulate.initial_gap(
-            model=None if toy else model,
-            paths=paths or (),
-            seeds=range(seeds),
-            limit=limit,
-            device=device,
-            tracker=tracker,
-        )
-    _show(result, "init-gap", figure, json)
+    result = simulate_init_gap(
+        paths or (), model=model, toy=toy, seeds=seeds, limit=limit, device=device, reporter=reporter()
+    )
+    _print_result(result, figure, json)
 
 
 def depth(
     width: Annotated[int, typer.Option("--width", min=1, help="Of every layer.")] = 512,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="How many.")] = 50,
-    rows: Annotated[int, typer.Option("--rows", min=3, help="Inputs.")] = 10_000,
-    every: Annotated[int, typer.Option("--every", min=1, help="Measure each so many layers.")] = 5,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Number of layers.")] = 50,
+    rows: Annotated[int, typer.Option("--rows", min=3, help="Number of inputs.")] = 10_000,
+    every: Annotated[int, typer.Option("--every", min=1, help="Layers between two measurements.")] = 5,
     seed: SeedOption = 0,
     figure: FigureOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Effective dimension by layer of a deep random ReLU network."""
-    from c3tools.geometry.theory import simulate
-    from c3tools.reporter import track
+    """Measure the effective dimension by layer of a deep random ReLU network."""
+    from c3tools.geometry.theory.depth import simulate_depth
 
-    with track("Layers", layers) as tracker:
-        result = simulate.depth(width=width, layers=layers, rows=rows, every=every, seed=seed, tracker=tracker)
-    _show(result, "depth", figure, json)
+    result = simulate_depth(width=width, layers=layers, rows=rows, every=every, seed=seed, reporter=reporter())
+    _print_result(result, figure, json)
 
 
 def gap_after_training(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of gradient descent.")] = 100_000,
     fast: Annotated[bool, typer.Option("--fast", help="Long second-order steps: a minute, within 0.1 %.")] = False,
-    pairs: Annotated[int, typer.Option("--pairs", min=2, help="n.")] = 500,
-    dim: Annotated[int, typer.Option("--dim", min=2, help="d.")] = 512,
+    pairs: Annotated[int, typer.Option("--pairs", min=2, help="Number of pairs.")] = 500,
+    dim: Annotated[int, typer.Option("--dim", min=2, help="Dimension of the points.")] = 512,
     spans: Annotated[tuple[int, int], typer.Option("--spans", help="Dimensions in which the two modalities vary.")] = (
         25,
         230,
@@ -93,28 +84,27 @@ def gap_after_training(
     ] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Steps between two rows of the table.")] = 20_000,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Of the draw.", show_default="1179, selected to match the paper's run")
-    ] = None,
+        int, typer.Option("--seed", help="Of the draw.", show_default="1179, selected to match the paper's run")
+    ] = 1179,
     figure: FigureOption = None,
     json: JsonOption = None,
 ) -> None:
-    """The paper's optimisation: the loss falls, the gap stays. About ten minutes on two cores."""
-    from c3tools.geometry.theory import simulate
-    from c3tools.geometry.theory.optimisation import LOGIT_SCALE, PAPER_LIKE_SEED, TwoSpans
-    from c3tools.reporter import track
+    """Run the paper's optimisation: the loss falls, the gap stays. About ten minutes on two cores."""
+    from c3tools.geometry.theory.optimisation import simulate_gap_after_training
 
-    start = TwoSpans(pairs, dim, spans[0], spans[1], PAPER_LIKE_SEED if seed is None else seed)
-    with track("Steps", steps) as tracker:
-        result = simulate.gap_after_training(
-            spans=start,
-            steps=steps,
-            learning_rate=learning_rate,
-            logit_scale=LOGIT_SCALE if logit_scale is None else logit_scale,
-            flow=fast,
-            every=every,
-            tracker=tracker,
-        )
-    _show(result, "gap-after-training", figure, json)
+    result = simulate_gap_after_training(
+        steps=steps,
+        fast=fast,
+        pairs=pairs,
+        dim=dim,
+        spans=spans,
+        learning_rate=learning_rate,
+        logit_scale=logit_scale,
+        every=every,
+        seed=seed,
+        reporter=reporter(),
+    )
+    _print_result(result, figure, json)
 
 
 def stable_region(
@@ -127,12 +117,11 @@ def stable_region(
     figure: FigureOption = None,
     json: JsonOption = None,
 ) -> None:
-    """The bound of the loss against temperature, candidates and lead, with simulated points under it."""
-    from c3tools.geometry.theory import simulate
-    from c3tools.geometry.theory.stable_region import TAUS
+    """Compare the bound of the loss, by temperature, candidates and lead, with simulated points under it."""
+    from c3tools.geometry.theory.stable_region import simulate_stable_region
 
-    result = simulate.stable_region(draws=draws, taus=tau or TAUS, largest_n=largest_n, seed=seed)
-    _show(result, "stable-region", figure, json)
+    result = simulate_stable_region(draws=draws, tau=tau, largest_n=largest_n, seed=seed)
+    _print_result(result, figure, json)
 
 
 def temperature(
@@ -149,34 +138,20 @@ def temperature(
     figure: FigureOption = None,
     json: JsonOption = None,
 ) -> None:
-    """The gap that survives training, as a function of the logit scale."""
-    from c3tools.geometry.theory import simulate
-    from c3tools.geometry.theory.temperature import SCALES
-    from c3tools.reporter import track
+    """Measure the gap that survives training, as a function of the logit scale."""
+    from c3tools.geometry.theory.temperature import simulate_temperature
 
-    scales = scale or list(SCALES)
-    with track("Steps", steps * len(scales)) as tracker:
-        result = simulate.temperature(store, scales=scales, steps=steps, batch=batch, seed=seed, tracker=tracker)
-    _show(result, "temperature", figure, json)
+    result = simulate_temperature(store=store, scale=scale, steps=steps, batch=batch, seed=seed, reporter=reporter())
+    _print_result(result, figure, json)
 
 
-def _show(result: Simulation, name: str, figure: Path | None, json_path: str | None) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from c3tools.pages import save_figure
-
+def _print_result(result: Simulation, figure: Path | None, json_path: str | None) -> None:
     if json_path != "-":
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in result.columns:
-            table.add_column(column, justify="right")
-        for row in result.rows:
-            table.add_row(*row)
-        out.print(table)
+        print_table(result.table)
         out.print(result.found, highlight=False)
         out.print(f"The paper: {result.paper}", highlight=False, style="dim")
     if json_path is not None:
-        write_json(result.values, json_path)
-    path = figure or Path(f"simulate-{name}.svg")
-    save_figure(result.figure, path)
+        write_json(result.to_dict(), json_path)
+    path = figure or Path(f"simulate-{result.name}.svg")
+    result.save_figure(path)
     err.print(f"Wrote {path}", highlight=False, markup=False)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
-from c3tools.moments import Moments, load_moments, save_moments
+from c3tools.moments import Moments, load_moments, save_moments, unit_rows
 
 shapes = st.tuples(st.integers(1, 60), st.integers(1, 8), st.integers(0, 2**32 - 1))
 
@@ -99,3 +99,12 @@ def test_damaged_files(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(StoreError, match="not a readable moments file"):
             load_moments(path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_unit_rows_keep_their_dtype_and_leave_zero_at_zero(dtype: type[np.floating]) -> None:
+    rows = np.array([[3, 4], [0, 0], [-5, 12]], dtype=dtype)
+    units = unit_rows(rows)
+    assert units.dtype == dtype
+    np.testing.assert_array_equal(units, (rows / np.array([[5], [1], [13]], dtype=dtype)))
+    assert unit_rows(rows[:0]).shape == (0, 2)

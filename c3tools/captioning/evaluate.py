@@ -11,7 +11,7 @@ import numpy as np
 from ..encoders import Encoder
 from ..errors import MetricError
 from ..metrics import CaptionScores, Comparison, Interval, bootstrap_interval, compare, score_captions
-from ..metrics.clipscore import PROMPT, clip_score, ref_clip_score
+from ..metrics.captions import PROMPT, clip_score, ref_clip_score
 from ..metrics.files import align_keys
 from ..store import Store
 from .captioner import Captioner

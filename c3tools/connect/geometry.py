@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..geometry.pair_means import relative_gap
-from ..geometry.spectrum import effective_dimension, eigenvalues, gap_vector
+from ..geometry.spectrum import effective_dimension, eigenvalues, gap_vector, relative_gap
 from ..metrics.retrieval import pair_recall
 from ..moments import Moments
 

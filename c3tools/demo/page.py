@@ -14,8 +14,8 @@ from PIL import Image
 
 from ..ablation.run import METHODS, AblationRun
 from ..assets.paths import PHOTOS
-from ..geometry.figures import figure_svgs
-from ..geometry.gap_report import gap_report
+from ..geometry.figures import figure_blocks
+from ..geometry.report import gap_report
 from ..pages import render_page
 from ..store import Store
 from .run import DemoResult
@@ -88,10 +88,10 @@ def write_page(result: DemoResult, path: Path, *, geometry: dict[str, Any] | Non
 
 def geometry_of(photos: Store) -> dict[str, Any] | None:
     """Figures of the gap report of the photos, each with a caption, and the gap in one sentence."""
-    report = gap_report(photos.path)
+    report = gap_report(photos)
     if report.measured is None:
         return None
-    svgs = figure_svgs(report.measured, prefix="demo")
+    blocks = figure_blocks(report.labelled_figures(), prefix="demo")
     gap, recall = report.values["gap"]["length"], report.values["retrieval"]
     before, after = (recall[name]["image_to_text"]["recall@1"] for name in ("raw", "c2-collapse"))
     sentence = (
@@ -99,7 +99,8 @@ def geometry_of(photos: Store) -> dict[str, Any] | None:
         f"modality's own mean; finding a photo's captions among all of them succeeds at rank 1 for {before:.0%} of "
         f"the photos before and {after:.0%} after."
     )
-    return {"sentence": sentence, "figures": [{"svg": svgs[n], "caption": _FIGURES[n]} for n in _FIGURES if n in svgs]}
+    figures = [{"svg": blocks[name].svg, "caption": text} for name, text in _FIGURES.items() if name in blocks]
+    return {"sentence": sentence, "figures": figures}
 
 
 def _inline_photo(path: Path) -> str:

@@ -1,8 +1,8 @@
-"""From a store to what the measures need: moments, pair sums, and a working set in memory."""
+"""Read from a store what the measures of two modalities need: moments, pair sums, and a working set in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,12 +12,11 @@ import numpy as np
 from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..moments import Moments
-from ..reporter import Tracker
+from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store.reader import Store
 from ..store.rows import Indices, Mask
-from .pairing import Pairing, kept_rows, pair_rows
-from .reading import Rows
+from .reading import Pairing, Rows, kept_rows, pair_rows
 from .stream import PairSums, RowCheck, StreamResult, stream_pairs, stream_rows
 
 MIN_ROWS = 3
@@ -30,48 +29,52 @@ SAMPLE_ROWS = 12_500
 
 @dataclass
 class WorkingSet:
-    """Rows in memory, for the measures that need all pairs of rows.
+    """Rows in memory, for the measures that compare all rows with all others.
 
     Attributes:
         first: (m, d), L2-normalised rows of the first modality, float64 where there are few, else float32.
         second: (k, d), of the second.
-        owner: int64 (k,), the row of ``first`` each row of ``second`` belongs to; empty where nothing is paired.
-        second_numbers: int64 (k,), the row numbers of ``second`` in the store.
-        complete: whether it holds every paired row (every row, where nothing is paired).
+        item_index: int64 (k,), the row of ``first`` that each row of ``second`` belongs to; empty without pairs.
+        second_rows: int64 (k,), the row numbers of ``second`` in the store.
+        complete: whether it holds every paired row, or every row where nothing is paired.
     """
 
     first: Rows
     second: Rows
-    owner: Indices
-    second_numbers: Indices
+    item_index: Indices
+    second_rows: Indices
     complete: bool
 
     @property
     def paired(self) -> bool:
         """Whether the rows are pairs."""
-        return len(self.owner) > 0
+        return len(self.item_index) > 0
+
+    @property
+    def items(self) -> tuple[Indices, Indices]:
+        """The item of each row, int64 (m,) and (k,); without pairs, each row is an item of its own."""
+        first = np.arange(len(self.first))
+        return first, self.item_index if self.paired else len(first) + np.arange(len(self.second))
 
     def differences(self) -> Rows:
-        """``x - y`` of every pair (k, d)."""
-        return self.first[self.owner] - self.second
+        """Return ``x - y`` of every pair (k, d)."""
+        return self.first[self.item_index] - self.second
 
 
 @dataclass
 class Collected:
-    """Everything the measures of two modalities need.
+    """Data of two modalities, ready to be measured.
 
     Attributes:
         store: where it comes from.
         first: name of the modality with one row per item.
         second: name of the other.
         moments: per modality, over the rows of the split, L2-normalised.
-        fit_moments: per modality, what transforms are fitted on.
+        fit_moments: per modality, the moments that transforms are fitted on.
         fitted_on: which rows these are, in words.
         sums: over the pairs, or None where there are none.
         working: rows in memory.
         subset_names: values of the user's column.
-        checks: per modality, what was found about its rows.
-        normalised: whether the rows had to be normalised here.
         notes: what the reader should know.
     """
 
@@ -84,14 +87,28 @@ class Collected:
     sums: PairSums | None
     working: WorkingSet
     subset_names: list[str]
-    checks: dict[str, RowCheck]
-    normalised: bool
     notes: list[str] = field(default_factory=list)
 
     @cached_property
     def items(self) -> int:
         """Number of items that have pairs."""
-        return 0 if self.sums is None else int(np.count_nonzero(np.bincount(self.sums.owner)))
+        return 0 if self.sums is None else int(np.count_nonzero(np.bincount(self.sums.item_index)))
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where the numbers come from, as the report's JSON has it."""
+        working = self.working
+        return {
+            **store_facts(self.store),
+            "rows": {name: moments.n for name, moments in self.moments.items()},
+            "items": self.items,
+            "pairs": 0 if self.sums is None else len(self.sums.item_index),
+            "working_set": {
+                "complete": working.complete,
+                self.first: len(working.first),
+                self.second: len(working.second),
+            },
+            "fitted_on": self.fitted_on,
+        }
 
 
 def collect(
@@ -103,41 +120,37 @@ def collect(
     by: str | None = None,
     skip_invalid: bool = False,
     seed: int = 0,
-    tracker: Tracker | None = None,
+    reporter: Reporter = SILENT,
 ) -> Collected:
-    """Read what the measures of two modalities need, in one pass over the rows where nothing is wrong with them.
+    """Read two modalities: in one pass over the rows, or in two if some are invalid or not of unit length.
 
     Args:
         store: the store.
         first: a modality.
         second: another.
-        split: measure the rows of this split only.
+        split: read the rows of this split only.
         by: a column that divides the pairs into subsets.
-        skip_invalid: leave rows with NaN, infinity or norm 0 out, instead of refusing them.
+        skip_invalid: leave out rows with NaN, infinity or norm 0 instead of refusing them.
         seed: of the working set, where it is a sample.
-        tracker: told about rows read.
+        reporter: shows the progress of reading.
 
     Raises:
         StoreError: if a modality is missing or has fewer than 3 rows, or a row is invalid.
     """
     pairing = pair_rows(store, first, second, split=split, by=by)
-    for name, kept in ((pairing.first, pairing.keep_first), (pairing.second, pairing.keep_second)):
-        require_rows(store, name, int(np.count_nonzero(kept)), split)
-    normalise = not store.info.normalised
-    found, working = _read(store, pairing, seed, normalise, None, tracker)
-    refuse_invalid(store, found.checks, skip_invalid)
-    invalid = any(check.invalid for check in found.checks.values())
-    loose = any(check.not_unit for check in found.checks.values())
-    if invalid or normalise or loose:
-        # the shards' moments cannot be used: they hold the invalid rows, or rows of other lengths
-        pairing = _only_valid(pairing, found.checks)
-        for name, kept in ((pairing.first, pairing.keep_first), (pairing.second, pairing.keep_second)):
-            require_rows(store, name, int(np.count_nonzero(kept)), split)
-        train = {name: kept_rows(store, name, "train") for name in (pairing.first, pairing.second)}
-        again, working = _read(store, pairing, seed, normalise or loose, train, tracker)
-        again.checks = found.checks
-        found = again
     names = (pairing.first, pairing.second)
+    _require_rows(store, pairing, split)
+    normalise = not store.info.normalised
+    found, working = _read(store, pairing, seed, normalise, None, reporter)
+    checks = found.checks
+    _refuse_invalid(store, checks, skip_invalid)
+    loose = any(check.not_unit for check in checks.values())
+    if normalise or loose or any(check.invalid for check in checks.values()):
+        # the shards' moments include the invalid rows, and rows of other lengths: compute them here
+        pairing = pairing.only(checks[pairing.first].valid, checks[pairing.second].valid)
+        _require_rows(store, pairing, split)
+        train = {name: kept_rows(store, name, "train") for name in names}
+        found, working = _read(store, pairing, seed, normalise or loose, train, reporter)
     moments = found.moments or {name: store.moments(name, split) for name in names}
     train_moments = found.train_moments or {name: store.moments(name, "train") for name in names}
     fit_moments, fitted_on = _fit_moments(moments, train_moments, split)
@@ -151,37 +164,82 @@ def collect(
         sums=found.sums,
         working=working,
         subset_names=pairing.subset_names,
-        checks=found.checks,
-        normalised=normalise or loose,
-        notes=[*pairing.notes, *row_notes(found.checks, normalise or loose)],
+        notes=[*pairing.notes, *_row_notes(checks, normalise or loose)],
     )
 
 
 def collect_single(
     store: Store, modality: str, *, split: str | None = None, skip_invalid: bool = False
 ) -> tuple[Moments, list[str]]:
-    """Moments of one modality's valid rows, L2-normalised, and notes about them.
+    """Return the moments of one modality's valid rows, L2-normalised, and notes about the rows.
 
     Raises:
         StoreError: if the modality is missing or has fewer than 3 rows, or a row is invalid.
     """
     keep = kept_rows(store, modality, split)
-    require_rows(store, modality, int(np.count_nonzero(keep)), split)
+    _require_count(store, modality, int(np.count_nonzero(keep)), split)
     check, moments = stream_rows(store, modality, keep)
-    refuse_invalid(store, {modality: check}, skip_invalid)
+    _refuse_invalid(store, {modality: check}, skip_invalid)
     loose = check.not_unit > 0
     if loose:
         _, moments = stream_rows(store, modality, keep, normalise=True)
-    require_rows(store, modality, moments.n, split)
-    return moments, row_notes({modality: check}, loose)
+    _require_count(store, modality, moments.n, split)
+    return moments, _row_notes({modality: check}, loose)
 
 
-def require_rows(store: Store, modality: str, count: int, split: str | None) -> None:
-    """Refuse fewer than 3 rows: there is no geometry in two points.
+def store_facts(store: Store) -> dict[str, Any]:
+    """Return what identifies a store: path, model, dimension and dtype."""
+    info = store.info
+    return {"store": str(store.path), "model": str(info.model), "dim": info.dim, "dtype": info.dtype}
 
-    Raises:
-        StoreError: with the number there is.
+
+def extreme_pairs(collected: Collected, count: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the pairs of the working set with the highest and lowest cosines, ``closest`` and ``furthest``.
+
+    Args:
+        collected: two modalities.
+        count: pairs of each kind.
+
+    Returns:
+        ``{"cosine", "key", "text", "item"}`` for each pair, key and text being those of its second row.
     """
+    working = collected.working
+    if not working.paired:
+        return {}
+    cosine = np.einsum("ij,ij->i", working.first[working.item_index], working.second)
+    order = np.argsort(cosine, kind="stable")
+    count = min(count, len(order) // 2)
+    chosen = {"closest": order[::-1][:count], "furthest": order[:count]}
+    texts = _texts(collected, np.sort(working.second_rows[np.concatenate(list(chosen.values()))]))
+    return {
+        side: [{"cosine": float(cosine[row]), **texts[int(working.second_rows[row])]} for row in rows]
+        for side, rows in chosen.items()
+    }
+
+
+def _texts(collected: Collected, wanted: Indices) -> dict[int, dict[str, str]]:
+    """Read key, text and item of rows of the second modality; ``wanted`` is ascending."""
+    found, start = {}, 0
+    columns = ["key", "caption", "image_key", "pair_key"]
+    for batch in collected.store.batches(collected.second, columns=columns, batch_rows=65536):
+        low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
+        for number in wanted[low:high]:
+            row = {name: batch.column(name)[int(number) - start].as_py() for name in batch.schema.names}
+            found[int(number)] = {
+                "key": row["key"],
+                "text": row.get("caption") or "",
+                "item": row.get("image_key") or row.get("pair_key") or row["key"],
+            }
+        start += batch.num_rows
+    return found
+
+
+def _require_rows(store: Store, pairing: Pairing, split: str | None) -> None:
+    for name, kept in ((pairing.first, pairing.keep_first), (pairing.second, pairing.keep_second)):
+        _require_count(store, name, int(np.count_nonzero(kept)), split)
+
+
+def _require_count(store: Store, modality: str, count: int, split: str | None) -> None:
     if count < MIN_ROWS:
         where = "" if split in (None, ALL) else f" in the split {split!r}"
         raise StoreError(
@@ -191,12 +249,8 @@ def require_rows(store: Store, modality: str, count: int, split: str | None) -> 
         )
 
 
-def refuse_invalid(store: Store, checks: Mapping[str, RowCheck], skip: bool) -> None:
-    """Refuse rows that have no direction, by name.
-
-    Raises:
-        StoreError: if there are any and ``skip`` is false.
-    """
+def _refuse_invalid(store: Store, checks: Mapping[str, RowCheck], skip: bool) -> None:
+    """Raise a StoreError that names rows without a direction, unless they are skipped."""
     if skip or not any(check.invalid for check in checks.values()):
         return
     parts = []
@@ -212,8 +266,7 @@ def refuse_invalid(store: Store, checks: Mapping[str, RowCheck], skip: bool) -> 
     )
 
 
-def row_notes(checks: Mapping[str, RowCheck], normalised: bool) -> list[str]:
-    """What the reader should know about the rows."""
+def _row_notes(checks: Mapping[str, RowCheck], normalised: bool) -> list[str]:
     notes = []
     for name, check in checks.items():
         if check.invalid:
@@ -230,32 +283,32 @@ def row_notes(checks: Mapping[str, RowCheck], normalised: bool) -> list[str]:
     return notes
 
 
-def sample_items(pairing: Pairing, seed: int) -> tuple[Indices, Indices, bool]:
-    """Rows of the working set: every paired row where that is cheap, else a seeded sample of items with all theirs.
+def _sample_items(pairing: Pairing, seed: int) -> tuple[Indices, Indices, bool]:
+    """Choose the rows of the working set: every paired row where that is cheap, else a seeded sample of items.
 
     Returns:
-        Ascending rows of the first modality, of the second, and whether that is everything.
+        Ascending rows of the first modality, of the second, and whether these are all rows.
     """
     rng = generator(seed, "gap report", "working set")
     if not pairing.pairs:
-        chosen = [_some(np.flatnonzero(kept), SAMPLE_ITEMS, rng) for kept in (pairing.keep_first, pairing.keep_second)]
-        return (
-            chosen[0],
-            chosen[1],
-            len(chosen[0]) + len(chosen[1]) == pairing.keep_first.sum() + pairing.keep_second.sum(),
-        )
-    items, rows = pairing.items, np.flatnonzero(pairing.owner >= 0)
+        kept = [np.flatnonzero(mask) for mask in (pairing.keep_first, pairing.keep_second)]
+        chosen = [
+            rows if len(rows) <= SAMPLE_ITEMS else np.sort(rng.choice(rows, SAMPLE_ITEMS, replace=False))
+            for rows in kept
+        ]
+        return chosen[0], chosen[1], _total(chosen) == _total(kept)
+    items, rows = pairing.items, np.flatnonzero(pairing.item_index >= 0)
     if len(items) * len(rows) <= EXACT_SCORES and len(items) + len(rows) <= EXACT_ROWS:
         return items, rows, True
-    per_item = np.bincount(np.searchsorted(items, pairing.owner[rows]), minlength=len(items))
+    per_item = np.bincount(np.searchsorted(items, pairing.item_index[rows]), minlength=len(items))
     order = rng.permutation(len(items))[:SAMPLE_ITEMS]
     fitting = max(1, int(np.searchsorted(np.cumsum(per_item[order]), SAMPLE_ROWS, side="right")))
     items = np.sort(items[order[:fitting]])
-    return items, np.flatnonzero(np.isin(pairing.owner, items)), False
+    return items, np.flatnonzero(np.isin(pairing.item_index, items)), False
 
 
-def _some(rows: Indices, count: int, rng: np.random.Generator) -> Indices:
-    return rows if len(rows) <= count else np.sort(rng.choice(rows, count, replace=False))
+def _total(arrays: Sequence[Indices]) -> int:
+    return sum(len(array) for array in arrays)
 
 
 def _read(
@@ -264,25 +317,20 @@ def _read(
     seed: int,
     normalise: bool,
     train: Mapping[str, Mask] | None,
-    tracker: Tracker | None,
+    reporter: Reporter,
 ) -> tuple[StreamResult, WorkingSet]:
-    items, rows, complete = sample_items(pairing, seed)
-    found = stream_pairs(store, pairing, items, rows, normalise=normalise, train=train, tracker=tracker)
-    owner = np.searchsorted(items, pairing.owner[rows]) if pairing.pairs else np.empty(0, dtype=np.int64)
-    return found, WorkingSet(found.first_rows, found.second_rows, owner, rows, complete)
-
-
-def _only_valid(pairing: Pairing, checks: Mapping[str, RowCheck]) -> Pairing:
-    first, second = checks[pairing.first].valid, checks[pairing.second].valid
-    good = second & (pairing.owner >= 0) & first[np.maximum(pairing.owner, 0)]
-    owner = np.where(good, pairing.owner, -1)
-    subset = None if pairing.subset is None else np.where(good, pairing.subset, -1).astype(np.int32)
-    return Pairing(pairing.first, pairing.second, owner, first, second, subset, pairing.subset_names, pairing.notes)
+    items, rows, complete = _sample_items(pairing, seed)
+    with reporter.progress("Reading rows", len(pairing.keep_first) + len(pairing.keep_second)) as progress:
+        found = stream_pairs(store, pairing, items, rows, normalise=normalise, train=train, progress=progress)
+    item_index = np.searchsorted(items, pairing.item_index[rows]) if pairing.pairs else np.empty(0, dtype=np.int64)
+    return found, WorkingSet(found.first_rows, found.second_rows, item_index, rows, complete)
 
 
 def _fit_moments(
     moments: dict[str, Moments], train: dict[str, Moments], split: str | None
 ) -> tuple[dict[str, Moments], str]:
+    """Choose the moments that transforms are fitted on, and name their rows: train, or all where that is small."""
+
     def sizes(parts: dict[str, Moments]) -> str:
         return ", ".join(f"{part.n:,} {name}" for name, part in parts.items()) + " rows"
 
@@ -290,23 +338,3 @@ def _fit_moments(
         return train, f"the train split ({sizes(train)}; split by a hash of the keys where the corpus names no split)"
     rows = "all rows" if split in (None, ALL) else f"the {split} split"
     return moments, f"{rows} ({sizes(moments)}), as the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
-
-
-def collected_facts(collected: Collected) -> dict[str, Any]:
-    """Where the numbers come from, for the report's provenance."""
-    info = collected.store.info
-    return {
-        "store": str(collected.store.path),
-        "model": str(info.model),
-        "dim": info.dim,
-        "dtype": info.dtype,
-        "rows": {name: m.n for name, m in collected.moments.items()},
-        "items": collected.items,
-        "pairs": 0 if collected.sums is None else len(collected.sums.owner),
-        "working_set": {
-            "complete": collected.working.complete,
-            collected.first: len(collected.working.first),
-            collected.second: len(collected.working.second),
-        },
-        "fitted_on": collected.fitted_on,
-    }

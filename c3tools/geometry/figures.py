@@ -1,4 +1,4 @@
-"""The figures of the gap report. Each function returns a matplotlib figure in the shared style of c3tools.pages."""
+"""The figures of the gap report. Each drawing function returns a matplotlib figure in the style of c3tools.pages."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from ..pages import close_up, figure_svg, new_figure, palette, styled
+from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
-from .assumptions import group_directions
+from .assumptions import Residuals, group_directions
 from .measures import Measured
 from .reading import Rows
 from .spaces import COLLAPSE, RAW, SpaceMeasures
@@ -24,82 +23,107 @@ Array = npt.NDArray[np.float64]
 MAX_POINTS = 160
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _COLOURS = (palette.FIRST, palette.SECOND)
-_SOFT = (palette.FIRST_SOFT, palette.SECOND_SOFT)
+_WIDE = ("spectrum", "spectra", "projection", "recall")
+_CAPTIONS = {
+    "projection": "The two main axes of both modalities together. Before, the first axis is mostly the gap; after "
+    "Collapse, the modalities share one cloud, and the lines that are left are alignment noise.",
+    "recall": "Recall@1 in both directions, with 95 % intervals.",
+}
 
 
 def all_figures(measured: Measured) -> dict[str, tuple[Figure, str]]:
-    """Every figure the data allow: name → (figure, what it shows in words)."""
+    """Draw every figure that the data allow: name → (figure, label for screen readers).
+
+    The first six are those of the paper: length, direction and orthogonality of the gap, and the alignment noise.
+    """
     first, second = measured.collected.first, measured.collected.second
+    sums, noise, pairs = measured.collected.sums, measured.noise, measured.pairs
     figures: dict[str, tuple[Figure, str]] = {}
-    if measured.collected.sums is not None and len(measured.collected.sums.groups) > 1:
-        figures["gap-length"] = (gap_length(measured), "Histogram of the gap's length over groups of pairs")
-        figures["gap-direction"] = (
-            gap_direction(measured),
-            "Histogram of cosines of one group's gap with the next",
-        )
+    if sums is not None and len(sums.groups) > 1:
+        lengths = np.linalg.norm(sums.groups, axis=1)
+        label, high = f"norm of the mean of {sums.group_pairs} pairs", max(1.0, float(lengths.max()) * 1.1)
+        figure = histogram("Gap length", label, {"": lengths}, low=0.0, high=high, line=measured.gap.length)
+        figures["gap-length"] = figure, "Histogram of the gap's length over groups of pairs"
+        figure = histogram("Gap direction", "cosine with the next group", {"": group_directions(sums.groups)})
+        figures["gap-direction"] = figure, "Histogram of cosines of one group's gap with the next"
     if any(len(values) for values in measured.orthogonal.values()):
-        figures["orthogonality"] = (orthogonality(measured), "Histogram of cosines of differences with the gap")
-    if measured.noise is not None:
-        figures["noise-marginals"] = (noise_marginals(measured), "Alignment noise against a normal distribution")
-        figures["noise-size"] = (noise_size(measured), "Standard deviation of the alignment noise per dimension")
-        figures["noise-direction"] = (noise_direction(measured), "Histogram of cosines between residuals")
-    figures["spectra"] = (spectra(measured.modalities), f"Covariance spectra of {first} and {second}")
-    figures["projection"] = (projection(measured), f"{first} and {second} in two dimensions, before and after Collapse")
+        label = "cosine of differences with the gap"
+        figure = histogram("Gap orthogonality", label, measured.orthogonal, bins=80)
+        figures["orthogonality"] = figure, "Histogram of cosines of differences with the gap"
+    if noise is not None:
+        figures["noise-marginals"] = noise_marginals(noise), "Alignment noise against a normal distribution"
+        label, sizes = "standard deviation per dimension; line: rms", noise.per_dimension
+        line, high = None if pairs is None else pairs.residual_rms, float(sizes.max()) * 1.05
+        figure = histogram("Noise: same size everywhere?", label, {"": sizes}, low=0.0, high=high, bins=50, line=line)
+        figures["noise-size"] = figure, "Standard deviation of the alignment noise per dimension"
+        figure = histogram("Noise direction", "cosine between residuals of two items", {"": noise.cosines}, bins=80)
+        figures["noise-direction"] = figure, "Histogram of cosines between residuals"
+    figures["spectra"] = spectra(measured.modalities), f"Covariance spectra of {first} and {second}"
+    figures["projection"] = projection(measured), f"{first} and {second} in two dimensions, before and after Collapse"
     if measured.collected.working.paired:
-        figures["recall"] = (recall(list(measured.spaces.values()), (first, second)), "Recall@1 under each preset")
+        figures["recall"] = recall(list(measured.spaces.values()), (first, second)), "Recall@1 under each preset"
     return figures
 
 
-def figure_svgs(measured: Measured, prefix: str = "gap") -> dict[str, Markup]:
-    """Every figure as inline SVG for a page, by name; ``prefix`` keeps two reports on one page apart."""
+def figure_blocks(figures: Mapping[str, tuple[Figure, str]], prefix: str = "gap") -> dict[str, FigureBlock]:
+    """Turn figures and their labels into blocks of a page; ``prefix`` keeps two reports on one page apart."""
     return {
-        name: figure_svg(figure, name=f"{prefix}-{name}", label=label)
-        for name, (figure, label) in all_figures(measured).items()
+        name: FigureBlock(
+            figure_svg(figure, name=f"{prefix}-{name}", label=label), _CAPTIONS.get(name, ""), wide=name in _WIDE
+        )
+        for name, (figure, label) in figures.items()
     }
 
 
 @styled
-def gap_length(measured: Measured) -> Figure:
-    """The paper's gap length: norms of pair differences averaged in groups."""
-    sums = measured.collected.sums
-    assert sums is not None
-    values = np.linalg.norm(sums.groups, axis=1)
+def histogram(
+    title: str,
+    label: str,
+    groups: Mapping[str, Array],
+    *,
+    low: float = -1.0,
+    high: float = 1.0,
+    bins: int = 60,
+    line: float | None = None,
+) -> Figure:
+    """Draw shares rather than counts, so that groups of different sizes compare; outlined, as they may overlap.
+
+    Args:
+        title: of the figure.
+        label: of the horizontal axis.
+        groups: the values of one group, or of both modalities by name.
+        low: left end of the axis; values beyond count at the end.
+        high: right end.
+        bins: number of bars.
+        line: a value to mark.
+    """
     figure, axes = new_figure(3.05, 2.2)
-    _histogram(axes, [values], [palette.THIRD], low=0.0, high=max(1.0, float(values.max()) * 1.1))
-    axes.axvline(measured.gap.length, color=palette.INK, linewidth=1)
-    axes.set_title("Gap length")
-    axes.set_xlabel(f"norm of the mean of {sums.group_pairs} pairs")
+    edges = np.linspace(low, high, bins + 1)
+    colours = _COLOURS if len(groups) > 1 else (palette.THIRD,)
+    for values, colour in zip(groups.values(), colours, strict=True):
+        if not len(values):
+            continue
+        share = np.histogram(np.clip(values, low, high), bins=edges)[0] / len(values)
+        axes.stairs(share, edges, fill=True, color=colour, alpha=0.35)
+        axes.stairs(share, edges, color=colour, linewidth=1.1)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_yticks([])
+    axes.set_ylim(bottom=0)
+    if line is not None:
+        axes.axvline(line, color=palette.INK, linewidth=1)
+    axes.set_title(title)
+    axes.set_xlabel(label)
+    if len(groups) > 1:
+        for name, colour in zip(groups, colours, strict=True):
+            axes.plot([], [], color=colour, label=name)
+        axes.legend(loc="upper left", handlelength=1.2)
     return figure
 
 
 @styled
-def gap_direction(measured: Measured) -> Figure:
-    """The paper's gap direction: cosine of one group's gap with the next one's."""
-    sums = measured.collected.sums
-    assert sums is not None
-    figure, axes = new_figure(3.05, 2.2)
-    _histogram(axes, [group_directions(sums.groups)], [palette.THIRD], low=-1.0, high=1.0)
-    axes.set_title("Gap direction")
-    axes.set_xlabel("cosine with the next group")
-    return figure
-
-
-@styled
-def orthogonality(measured: Measured) -> Figure:
-    """The paper's gap orthogonality, for both modalities."""
-    figure, axes = new_figure(3.05, 2.2)
-    _histogram(axes, list(measured.orthogonal.values()), _COLOURS, low=-1.0, high=1.0, bins=80)
-    axes.set_title("Gap orthogonality")
-    axes.set_xlabel("cosine of differences with the gap")
-    _legend(axes, list(measured.orthogonal))
-    return figure
-
-
-@styled
-def noise_marginals(measured: Measured) -> Figure:
-    """Standardised alignment noise, all dimensions together, with the normal density."""
-    noise = measured.noise
-    assert noise is not None
+def noise_marginals(noise: Residuals) -> Figure:
+    """Draw the standardised alignment noise, all dimensions together, with the normal density."""
     density, edges = noise.standardised
     figure, axes = new_figure(3.05, 2.2)
     axes.stairs(density, edges, fill=True, color=palette.THIRD_SOFT)
@@ -113,35 +137,8 @@ def noise_marginals(measured: Measured) -> Figure:
 
 
 @styled
-def noise_size(measured: Measured) -> Figure:
-    """Standard deviation of the alignment noise in each dimension."""
-    noise = measured.noise
-    assert noise is not None
-    values = noise.per_dimension
-    figure, axes = new_figure(3.05, 2.2)
-    _histogram(axes, [values], [palette.THIRD], low=0.0, high=float(values.max()) * 1.05, bins=50)
-    if measured.pairs is not None:
-        axes.axvline(measured.pairs.residual_rms, color=palette.INK, linewidth=1)
-    axes.set_title("Noise: same size everywhere?")
-    axes.set_xlabel("standard deviation per dimension; line: rms")
-    return figure
-
-
-@styled
-def noise_direction(measured: Measured) -> Figure:
-    """The paper's noise direction: cosines between residuals of different items."""
-    noise = measured.noise
-    assert noise is not None
-    figure, axes = new_figure(3.05, 2.2)
-    _histogram(axes, [noise.cosines], [palette.THIRD], low=-1.0, high=1.0, bins=80)
-    axes.set_title("Noise direction")
-    axes.set_xlabel("cosine between residuals of two items")
-    return figure
-
-
-@styled
 def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
-    """Covariance eigenvalues and their cumulative share, the effective dimensions marked."""
+    """Draw the covariance eigenvalues and their cumulative share, the effective dimensions marked."""
     figure, (left, right) = new_figure(9.4, 3.1, columns=2)
     for (name, found), colour in zip(modalities.items(), _COLOURS, strict=False):
         values = found.spectrum[found.spectrum > found.spectrum[0] * 1e-9]
@@ -183,12 +180,12 @@ def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
 
 @styled
 def projection(measured: Measured, seed: int = 0) -> Figure:
-    """Both modalities on their two main axes, pairs joined, before and after Collapse."""
+    """Draw both modalities on their two main axes, pairs joined, before and after Collapse."""
     working = measured.collected.working
     names = (measured.collected.first, measured.collected.second)
     spaces = [name for name in (RAW, COLLAPSE) if name in measured.transformed]
     figure, panels = new_figure(9.4, 3.9, columns=len(spaces), squeeze=False)
-    picked, partner = _picked(working.owner, len(working.first), len(working.second), seed)
+    picked, partner = _picked(working.item_index, len(working.first), len(working.second), seed)
     for axes, space in zip(panels[0], spaces, strict=True):
         x, y = measured.transformed[space]
         flat = _plane(x, y)
@@ -208,7 +205,7 @@ def projection(measured: Measured, seed: int = 0) -> Figure:
 
 @styled
 def recall(spaces: Sequence[SpaceMeasures], names: tuple[str, str]) -> Figure:
-    """Recall@1 in both directions under each preset, with 95 % intervals."""
+    """Draw recall@1 in both directions under each preset, with 95 % intervals."""
     figure, axes = new_figure(9.4, 0.75 + 0.36 * len(spaces))
     positions = np.arange(len(spaces))[::-1]
     directions = [f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"]
@@ -229,34 +226,13 @@ def recall(spaces: Sequence[SpaceMeasures], names: tuple[str, str]) -> Figure:
     return figure
 
 
-def _histogram(axes, groups, colours, *, low: float, high: float, bins: int = 60) -> None:  # type: ignore[no-untyped-def]
-    """Shares rather than counts, so that groups of different sizes compare; outlined, so that they can overlap."""
-    edges = np.linspace(low, high, bins + 1)
-    for values, colour in zip(groups, colours, strict=True):
-        if not len(values):
-            continue
-        share = np.histogram(np.clip(values, low, high), bins=edges)[0] / len(values)
-        axes.stairs(share, edges, fill=True, color=colour, alpha=0.35)
-        axes.stairs(share, edges, color=colour, linewidth=1.1)
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_yticks([])
-    axes.set_ylim(bottom=0)
-
-
 def _power_of_ten(value: float, _: int) -> str:
     exponent = round(float(np.log10(value)))
     return "1" if exponent == 0 else f"10{str(exponent).translate(_RAISED)}"
 
 
-def _legend(axes, names: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
-    for name, colour in zip(names, _COLOURS, strict=True):
-        axes.plot([], [], color=colour, label=name)
-    axes.legend(loc="upper left", handlelength=1.2)
-
-
 def _plane(x: Rows, y: Rows):  # type: ignore[no-untyped-def]
-    """A function that puts rows on the two main axes of both modalities together."""
+    """Return a function that projects rows on the two main axes of both modalities together."""
     both = np.concatenate([x, y]).astype(np.float64)
     mean = both.mean(axis=0)
     _, axes = np.linalg.eigh((both - mean).T @ (both - mean))
@@ -267,12 +243,12 @@ def _plane(x: Rows, y: Rows):  # type: ignore[no-untyped-def]
 
 
 def _picked(
-    owner: npt.NDArray[np.int64], firsts: int, seconds: int, seed: int
+    item_index: npt.NDArray[np.int64], firsts: int, seconds: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows of both modalities to show: pairs of different items, or rows of each where nothing is paired."""
+    """Choose rows of both modalities to draw: pairs of different items, or rows of each where nothing is paired."""
     rng = generator(seed, "projection")
-    if len(owner):
-        items, rows = np.unique(owner, return_index=True)
+    if len(item_index):
+        items, rows = np.unique(item_index, return_index=True)
         chosen = np.sort(rng.permutation(len(items))[:MAX_POINTS])
         return items[chosen], rows[chosen]
     count = min(firsts, seconds, MAX_POINTS)

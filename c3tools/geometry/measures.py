@@ -1,6 +1,9 @@
-"""The measures of a pair of modalities, from what `collect` read.
+"""The measures of a pair of modalities, from what `collect` read, and the intervals of those that rest on all pairs.
 
-Definitions and sources are those of docs/geometry.md; exact unless a sample is named.
+Definitions and sources are those of docs/geometry.md. Means over pairs, and functions of such means, are exact: they
+come from sums. The interval of a function of means is that of its linearisation: the first-order contribution of each
+pair, averaged over bootstrap draws of the items of the working set. Where the working set is a sample, the interval is
+narrowed to the number of items there are, as the number itself rests on all of them.
 """
 
 from __future__ import annotations
@@ -13,42 +16,48 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
-from ..reporter import SilentTracker, Tracker
+from ..metrics.significance import Ends, mean_interval
+from ..reporter import SILENT, Reporter
 from ..transforms import sigma as sigma_rules
-from . import pair_means
-from .assumptions import Assumption, Residuals, all_assumptions, group_directions, orthogonality, residuals
-from .bootstrap import Interval, mean_interval
+from .assumptions import (
+    Assumption,
+    Residuals,
+    all_assumptions,
+    compare_subsets,
+    group_directions,
+    is_same_in_subsets,
+    orthogonality,
+    residuals,
+)
 from .collect import Collected
 from .reading import Rows
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, apply_preset, measure_space
-from .spectrum import ModalityMeasures, gap_vector, measure_modality, variance_along
-from .subsets import compare_subsets, same_in_every_subset
+from .spectrum import ModalityMeasures, gap_vector, measure_modality, relative_gap, variance_along
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class GapMeasures:
-    """The modality gap.
+    """Measures of the modality gap, as in the report's JSON; all but the length and ``variance_along`` need pairs.
+
+    An ``_interval`` is the 95 % bootstrap interval over items.
 
     Attributes:
         length: norm of the difference of the means (L2M).
-        length_interval: 95 % bootstrap interval, over items; None without pairs.
-        instance_distance: mean distance of pairs (L2I), or None without pairs.
-        instance_distance_interval: likewise.
-        rmg: relative modality gap (Schrodi et al., 2024), or None without pairs.
-        rmg_interval: likewise.
+        instance_distance: mean distance of pairs (L2I).
+        rmg: relative modality gap (Schrodi et al., 2024).
         direction: mean cosine between group means; None with fewer than two groups.
         group_length: mean and standard deviation of the groups' lengths, or None.
         variance_along: per modality, the share of its variance along the gap.
     """
 
     length: float
-    length_interval: Interval | None
+    length_interval: Ends | None
     instance_distance: float | None
-    instance_distance_interval: Interval | None
+    instance_distance_interval: Ends | None
     rmg: float | None
-    rmg_interval: Interval | None
+    rmg_interval: Ends | None
     direction: float | None
     group_length: tuple[float, float] | None
     variance_along: dict[str, float]
@@ -56,31 +65,29 @@ class GapMeasures:
 
 @dataclass(frozen=True)
 class PairMeasures:
-    """What pairs say.
+    """Measures of the pairs, as in the report's JSON.
+
+    An ``_interval`` is the 95 % bootstrap interval over items.
 
     Attributes:
         n: pairs.
         items: items that have pairs.
         paired_cosine: mean cosine of pairs.
-        paired_cosine_interval: 95 % bootstrap interval over items.
         unpaired_cosine: mean cosine over all pairs that do not match, exactly; None if there are none.
-        unpaired_cosine_interval: likewise.
         residual_rms: root mean square, over dimensions, of the alignment noise.
-        residual_rms_interval: likewise.
         alignment: mean squared distance of pairs (Wang and Isola, 2020).
-        alignment_interval: likewise.
     """
 
     n: int
     items: int
     paired_cosine: float
-    paired_cosine_interval: Interval | None
+    paired_cosine_interval: Ends | None
     unpaired_cosine: float | None
-    unpaired_cosine_interval: Interval | None
+    unpaired_cosine_interval: Ends | None
     residual_rms: float
-    residual_rms_interval: Interval | None
+    residual_rms_interval: Ends | None
     alignment: float
-    alignment_interval: Interval | None
+    alignment_interval: Ends | None
 
 
 @dataclass
@@ -103,7 +110,11 @@ class Measured:
 
 
 def measure(
-    collected: Collected, *, presets: Sequence[str] | None = None, seed: int = 0, tracker: Tracker | None = None
+    collected: Collected,
+    *,
+    presets: Sequence[str] | None = None,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
 ) -> Measured:
     """Measure a pair of modalities.
 
@@ -112,11 +123,9 @@ def measure(
         presets: the spaces recall is measured in; ``raw`` and ``c2-collapse`` are always among them. By default all of
             `RECALL_PRESETS` where that is cheap, else these two.
         seed: of samples and resampling.
-        tracker: told when a space is done.
+        reporter: shows the progress over the spaces.
     """
-    tracker = tracker or SilentTracker()
     first, second, working = collected.first, collected.second, collected.working
-    independent = collected.items or None
     skipped: list[str] = []
     if presets is None:
         cheap = working.complete and len(working.first) * len(working.second) <= ALL_PRESETS_SCORES
@@ -124,37 +133,38 @@ def measure(
         if not cheap:
             skipped.append("Recall is given raw and after Collapse; the other presets, on request, with --presets.")
     modalities = {
-        name: measure_modality(moments, independent if name == second else None)
+        name: measure_modality(moments, (collected.items or None) if name == second else None)
         for name, moments in collected.moments.items()
     }
-    owners = _owners(collected)
     spaces, transformed, failed = {}, {}, []
-    for name in dict.fromkeys((RAW, COLLAPSE, *presets)):
-        try:
-            x, y = apply_preset(name, collected)
-        except TransformError as error:
-            failed.append(f"{name} cannot be applied here: {error.message}")
-            continue
-        spaces[name] = measure_space(name, collected, x, y, owners, seed=seed)
-        if name in (RAW, COLLAPSE):
-            transformed[name] = (x, y)
-        tracker.advance(note=name)
+    names = list(dict.fromkeys((RAW, COLLAPSE, *presets)))
+    with reporter.progress("Measuring spaces", len(names)) as progress:
+        for name in names:
+            progress.advance(note=name)
+            try:
+                x, y = apply_preset(name, collected)
+            except TransformError as error:
+                failed.append(f"{name} cannot be applied here: {error.message}")
+                continue
+            spaces[name] = measure_space(name, collected, x, y, working.items, seed=seed)
+            if name in (RAW, COLLAPSE):
+                transformed[name] = (x, y)
     gap = gap_vector(collected.moments[first], collected.moments[second])
     orthogonal = {
         name: orthogonality(rows, items, gap, seed=seed)
-        for name, rows, items in zip((first, second), (working.first, working.second), owners, strict=True)
+        for name, rows, items in zip((first, second), (working.first, working.second), working.items, strict=True)
     }
-    noise = residuals(working.differences(), working.owner, seed=seed) if working.paired else None
+    noise = residuals(working.differences(), working.item_index, seed=seed) if working.paired else None
     assumptions = all_assumptions(collected.sums, collected.items, noise, orthogonal, len(gap))
     subsets = compare_subsets(collected, gap)
     if subsets:
-        assumptions.insert(1, same_in_every_subset(subsets))
+        assumptions.insert(1, is_same_in_subsets(subsets))
     sigmas = _sigmas(collected)
     return Measured(
         collected=collected,
         modalities=modalities,
-        gap=_gap(collected, gap, seed),
-        pairs=_pairs(collected, seed),
+        gap=_measure_gap(collected, gap, seed),
+        pairs=_measure_pairs(collected, seed),
         spaces=spaces,
         assumptions=assumptions,
         noise=noise,
@@ -167,74 +177,134 @@ def measure(
     )
 
 
-def _owners(collected: Collected) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The item of each row of the working set, per modality; where nothing is paired, each row is its own."""
-    working = collected.working
-    first = np.arange(len(working.first))
-    return first, working.owner if working.paired else len(first) + np.arange(len(working.second))
-
-
-def _gap(collected: Collected, gap: Array, seed: int) -> GapMeasures:
+def _measure_gap(collected: Collected, gap: Array, seed: int) -> GapMeasures:
     first, second = (collected.moments[name] for name in (collected.first, collected.second))
-    length, sums = float(np.linalg.norm(gap)), collected.sums
+    length, sums, working = float(np.linalg.norm(gap)), collected.sums, collected.working
     along = {name: variance_along(moments, gap) for name, moments in collected.moments.items()}
     if sums is None:
         return GapMeasures(length, None, None, None, None, None, None, None, along)
     lengths = np.linalg.norm(sums.groups, axis=1)
     directions = group_directions(sums.groups)
-    rmg = pair_means.relative_gap(float(sums.cosine.mean()), first, second)
+    rmg = relative_gap(float(sums.cosine.mean()), first, second)
+    # each pair adds u . (x - y) to the length, u the unit gap
+    length_interval = (
+        None if length == 0 else _interval(collected, length, working.differences() @ (gap / length), seed)
+    )
     return GapMeasures(
         length=length,
-        length_interval=pair_means.length_interval(collected, gap, seed=seed),
+        length_interval=length_interval,
         instance_distance=float(sums.distance.mean()),
-        instance_distance_interval=mean_interval(sums.distance, sums.owner, seed=seed),
+        instance_distance_interval=mean_interval(sums.distance, sums.item_index, seed=seed),
         rmg=rmg,
-        rmg_interval=None if rmg is None else pair_means.rmg_interval(collected, rmg, seed=seed),
+        rmg_interval=None if rmg is None else _rmg_interval(collected, rmg, seed),
         direction=float(directions.mean()) if len(directions) else None,
         group_length=(float(lengths.mean()), float(lengths.std())) if len(lengths) else None,
         variance_along=along,
     )
 
 
-def _pairs(collected: Collected, seed: int) -> PairMeasures | None:
+def _measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     sums = collected.sums
     if sums is None:
         return None
-    unpaired = pair_means.unpaired_cosine(collected)
+    unpaired = _unpaired_cosine(collected)
+    unpaired_interval = None
+    if unpaired is not None:
+        x, y = _along_means(collected, crossed=True)  # each pair adds x . mu_y + mu_x . y
+        unpaired_interval = _interval(collected, unpaired, x + y, seed)
     rms = float(np.sqrt(sums.variance.mean()))
     squares = sums.distance**2
     return PairMeasures(
-        n=len(sums.owner),
+        n=len(sums.item_index),
         items=collected.items,
         paired_cosine=float(sums.cosine.mean()),
-        paired_cosine_interval=mean_interval(sums.cosine, sums.owner, seed=seed),
+        paired_cosine_interval=mean_interval(sums.cosine, sums.item_index, seed=seed),
         unpaired_cosine=unpaired,
-        unpaired_cosine_interval=None
-        if unpaired is None
-        else pair_means.unpaired_interval(collected, unpaired, seed=seed),
+        unpaired_cosine_interval=unpaired_interval,
         residual_rms=rms,
-        residual_rms_interval=pair_means.residual_interval(collected, rms, seed=seed),
+        residual_rms_interval=None if rms == 0 else _residual_interval(collected, rms, seed),
         alignment=float(squares.mean()),
-        alignment_interval=mean_interval(squares, sums.owner, seed=seed),
+        alignment_interval=mean_interval(squares, sums.item_index, seed=seed),
     )
+
+
+def _unpaired_cosine(collected: Collected) -> float | None:
+    """Return the mean cosine of paired rows that do not match: ``(sum x . sum y - sum_pairs x . y) / rest``."""
+    sums = collected.sums
+    if sums is None:
+        return None
+    rest = collected.items * len(sums.item_index) - len(sums.item_index)
+    if rest <= 0:
+        return None
+    first, second = (
+        collected.moments[name].n * collected.moments[name].mean if total is None else total
+        for name, total in ((collected.first, sums.first_sum), (collected.second, sums.second_sum))
+    )
+    return float((first @ second - sums.cosine.sum()) / rest)
+
+
+def _rmg_interval(collected: Collected, value: float, seed: int) -> Ends | None:
+    """Return the interval of RMG = N / (N + W), N the distance of pairs and W the mean one within modalities.
+
+    To first order a pair adds ``(1 - x . y) / 2`` to N and ``-(x . mu_x + y . mu_y) / 2`` to W, each row standing on
+    both sides of the pairs of its modality; the derivatives are ``W / (N + W)^2`` and ``-N / (N + W)^2``.
+    """
+    working, sums = collected.working, collected.sums
+    num = 0.0 if sums is None else float((1 - sums.cosine.mean()) / 2)
+    if num <= 0 or not 0 < value < 1:
+        return None
+    near = (1 - np.einsum("ij,ij->i", working.first[working.item_index], working.second)) / 2
+    x, y = _along_means(collected, crossed=False)
+    within = num * (1 - value) / value
+    return _interval(collected, value, (within * near + num * (x + y) / 2) / (num + within) ** 2, seed)
+
+
+def _residual_interval(collected: Collected, value: float, seed: int) -> Ends | None:
+    """Return the interval of the residual rms: each pair adds ``|(x - y) - mean|^2 / d`` to its square."""
+    working, sums = collected.working, collected.sums
+    if sums is None:
+        return None
+    noise = working.differences() - sums.mean.astype(working.first.dtype)
+    squares = np.einsum("ij,ij->i", noise, noise) / noise.shape[1]
+    return _interval(collected, value, squares / (2 * value), seed)
+
+
+def _along_means(collected: Collected, *, crossed: bool) -> tuple[Array, Array]:
+    """Return x and y of every pair along the mean of the other modality (crossed), or of their own: float64 (k,)."""
+    working = collected.working
+    means = [collected.moments[name].mean for name in (collected.first, collected.second)]
+    x = working.first @ means[1 if crossed else 0].astype(working.first.dtype)
+    y = working.second @ means[0 if crossed else 1].astype(working.second.dtype)
+    return x[working.item_index].astype(np.float64), y.astype(np.float64)
+
+
+def _interval(collected: Collected, value: float, added: npt.NDArray[np.floating], seed: int) -> Ends | None:
+    """Return the interval of ``value`` from what each pair of the working set adds to it (k,)."""
+    values = added.astype(np.float64)
+    interval = mean_interval(values, collected.working.item_index, seed=seed)
+    if interval is None:
+        return None
+    shrink = float(np.sqrt(len(collected.working.first) / max(collected.items, 1)))
+    centre = float(values.mean())
+    return value + (interval[0] - centre) * shrink, value + (interval[1] - centre) * shrink
 
 
 def _sigmas(collected: Collected) -> list[sigma_rules.SigmaRule]:
     working = collected.working
     means = [collected.fit_moments[name].mean for name in (collected.first, collected.second)]
-    owner = working.owner if working.paired else np.full(len(working.second), -1)
-    spread = sigma_rules.caption_spread(working.second, owner, means[1])
+    item_index = working.item_index if working.paired else np.full(len(working.second), -1)
+    spread = sigma_rules.caption_spread(working.second, item_index, means[1])
     return [
         spread,
         sigma_rules.twice_spread(spread),
         sigma_rules.residual_rms(None if collected.sums is None else collected.sums.variance),
-        sigma_rules.pair_cosine(working.first, working.second, working.owner, means),
+        sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
         sigma_rules.published(),
     ]
 
 
 def _limits(collected: Collected, modalities: dict[str, ModalityMeasures]) -> list[str]:
-    """What bounds the numbers, in words."""
+    """Return notes on what limits the numbers: few rows, no pairs, or a sample."""
     notes = []
     for name, found in modalities.items():
         if found.limited_by_rows:

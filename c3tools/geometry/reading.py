@@ -1,29 +1,122 @@
-"""Reading two modalities side by side in bounded memory."""
+"""Two modalities, pair by pair: which rows belong together, by key, and reading them in bounded memory."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from queue import Full, Queue
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from ..corpus.splits import ALL
+from ..errors import StoreError
 from ..io.float16 import to_float32
 from ..store import Store, embedding_matrix
-from ..store.rows import Indices
+from ..store.rows import Indices, Mask, item_keys, match_items, split_mask
 
 Rows = npt.NDArray[np.floating[Any]]
 
+MAX_SUBSETS = 50
 MAX_WINDOW_ROWS = 131_072
 _AHEAD = 2
 
 
+@dataclass
+class Pairing:
+    """Pairs of two modalities, as row numbers of the store.
+
+    Attributes:
+        first: the modality with one row per item (images).
+        second: the modality with any number of rows per item (captions).
+        item_index: int64 (rows of second,), the row of ``first`` with the same item, or -1.
+        keep_first: bool (rows of first,), the rows of the chosen split.
+        keep_second: bool (rows of second,).
+        subset: int32 (rows of second,), the code of the user's column; -1 where it is empty. None without a column.
+        subset_names: the values that the codes stand for.
+        notes: what the reader should know about the pairing.
+    """
+
+    first: str
+    second: str
+    item_index: Indices
+    keep_first: Mask
+    keep_second: Mask
+    subset: npt.NDArray[np.int32] | None = None
+    subset_names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs."""
+        return int(np.count_nonzero(self.item_index >= 0))
+
+    @property
+    def items(self) -> Indices:
+        """Rows of ``first`` that are in a pair, ascending."""
+        return np.flatnonzero(self.paired_first)
+
+    @property
+    def paired_first(self) -> Mask:
+        """Mask of the rows of ``first`` that are in a pair: bool (rows of first,)."""
+        paired = np.zeros(len(self.keep_first), dtype=bool)
+        paired[self.item_index[self.item_index >= 0]] = True
+        return paired
+
+    def only(self, first: Mask, second: Mask) -> Pairing:
+        """Return the pairs of which both rows are in these masks."""
+        both = second & (self.item_index >= 0) & first[np.maximum(self.item_index, 0)]
+        subset = None if self.subset is None else np.where(both, self.subset, -1).astype(np.int32)
+        index = np.where(both, self.item_index, -1)
+        return Pairing(self.first, self.second, index, first, second, subset, self.subset_names, self.notes)
+
+
+def pair_rows(store: Store, first: str, second: str, *, split: str | None = None, by: str | None = None) -> Pairing:
+    """Pair the rows of two modalities by the keys of their items (`c3tools.store.rows.item_keys`).
+
+    Args:
+        store: the store.
+        first: a modality.
+        second: another; the two change places where only ``second`` has one row per item.
+        split: take the rows of this split only.
+        by: a column of either modality that divides the pairs into subsets.
+
+    Raises:
+        StoreError: if a modality or the column is missing, or the column has too many values.
+    """
+    tables = {name: _read_columns(store, name, split, by) for name in (first, second)}
+    items = {name: item_keys(table) for name, table in tables.items()}
+    repeats = {name: pc.count_distinct(keys).as_py() < len(keys) - keys.null_count for name, keys in items.items()}
+    notes = []
+    if repeats[first] and not repeats[second]:
+        first, second = second, first
+    elif repeats[first]:
+        notes.append(
+            f"Several {first} rows belong to one item; the first of them is paired with each {second} row of the item."
+        )
+    keep = {name: split_mask(tables[name], split) for name in (first, second)}
+    kept = np.flatnonzero(keep[first])
+    found = match_items(items[first].filter(pa.array(keep[first])), items[second])
+    matched = (found >= 0) & keep[second]
+    item_index = np.where(matched, kept[np.maximum(found, 0)] if len(kept) else -1, -1)
+    pairing = Pairing(first, second, item_index, keep[first], keep[second], notes=notes)
+    if by is not None:
+        pairing.subset, pairing.subset_names = _subsets(pairing, tables, by)
+    return pairing
+
+
+def kept_rows(store: Store, modality: str, split: str | None) -> Mask:
+    """Return which rows of a modality are in a split: bool (n,), all of them for None or ``all``."""
+    return split_mask(_read_columns(store, modality, split, None), split)
+
+
 class Batches:
-    """The keys and rows of one modality, read and decoded in a thread of its own, a few batches ahead."""
+    """Keys and rows of one modality, read and decoded a few batches ahead in a background thread."""
 
     def __init__(self, store: Store, modality: str, dtype: np.dtype[Any]) -> None:
         self._store, self._modality, self._dtype = store, modality, dtype
@@ -39,7 +132,7 @@ class Batches:
         self._stop.set()
         self._thread.join()
 
-    def __iter__(self) -> Iterator[tuple[pa.Array, Rows]]:
+    def __iter__(self) -> Iterator[tuple[pa.Array[Any], Rows]]:
         while (item := self._queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -53,7 +146,7 @@ class Batches:
                 if not self._put((batch.column("key"), rows)):
                     return
             self._put(None)
-        except BaseException as error:  # handed to the thread that reads from here
+        except BaseException as error:  # raised again in the thread that iterates
             self._put(error)
 
     def _put(self, item: Any) -> bool:
@@ -67,7 +160,10 @@ class Batches:
 
 
 class Window:
-    """Rows of a stream by number, in any order that stays near the stream's own.
+    """Rows of a stream, looked up by number in nearly the order of the stream.
+
+    Rows that will not be asked for again are dropped. Where the two orders differ so much that more than
+    `MAX_WINDOW_ROWS` rows would be held, the stream is written to a temporary file first.
 
     Args:
         stream: batches of rows, in order.
@@ -99,7 +195,7 @@ class Window:
             self._file.close()
 
     def rows(self, numbers: Indices) -> Rows:
-        """The rows (len(numbers), d); call it with the announced numbers in the announced order."""
+        """Return the rows (len(numbers), d); to be called with the announced numbers in the announced order."""
         if self._file is not None and not len(self._held):
             self._spill()
         if self._file is None:
@@ -111,7 +207,7 @@ class Window:
         return self._held[local]
 
     def finish(self) -> None:
-        """Read the stream to its end, for what else watches it."""
+        """Read the stream to its end, so that it has seen every row."""
         for _ in self._stream:
             pass
 
@@ -137,3 +233,46 @@ class Window:
         self._file.flush()
         shape = (count, self._held.shape[1])
         self._held = np.memmap(self._file, dtype=self._held.dtype, mode="r", shape=shape)
+
+
+def _read_columns(store: Store, modality: str, split: str | None, by: str | None) -> pa.Table:
+    """Read the columns that pairing needs; the reader skips those that a modality does not have."""
+    store.require(modality)
+    wanted = {"key", "image_key", "pair_key", *(["split"] if split not in (None, ALL) else []), *([by] if by else [])}
+    batches = list(store.batches(modality, columns=sorted(wanted - {"embedding"}), batch_rows=65536))
+    if not batches:
+        raise StoreError(f"The modality {modality!r} of the store {store.path} has no rows.")
+    return pa.Table.from_batches(batches).combine_chunks()
+
+
+def _subsets(pairing: Pairing, tables: dict[str, pa.Table], by: str) -> tuple[npt.NDArray[np.int32], list[str]]:
+    """Return the codes (rows of second,) and values of a column: a pair has the value of its own row, or its item's."""
+    found = [name for name in (pairing.second, pairing.first) if by in tables[name].column_names]
+    if not found:
+        there = {name for table in tables.values() for name in table.column_names}
+        raise StoreError(
+            f"There is no column {by!r} in the store.",
+            remedy=f"Columns of {pairing.first} and {pairing.second}: {', '.join(sorted(there))}.",
+        )
+    columns = {name: pc.cast(tables[name].column(by), pa.string()) for name in found}
+    if pairing.first in columns:
+        index = pa.array(
+            np.where(pairing.item_index >= 0, pairing.item_index, 0), pa.int64(), mask=pairing.item_index < 0
+        )
+        columns[pairing.first] = columns[pairing.first].take(index)
+    values = pc.coalesce(*columns.values())
+    if values.null_count == len(values):
+        raise StoreError(
+            f"The column {by!r} is empty for every pair of {pairing.first} and {pairing.second}.",
+            remedy="Choose a column that has values, or leave --by out.",
+        )
+    encoded = values.combine_chunks().dictionary_encode()
+    if len(encoded.dictionary) > MAX_SUBSETS:
+        raise StoreError(
+            f"The column {by!r} has {len(encoded.dictionary)} values; the gap is compared over at most {MAX_SUBSETS}.",
+            remedy="Choose a column that names a few groups, such as split.",
+        )
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+    return np.where(pairing.item_index >= 0, codes, -1).astype(np.int32), [
+        str(value) for value in encoded.dictionary.to_pylist()
+    ]

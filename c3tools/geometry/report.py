@@ -1,28 +1,41 @@
-"""The gap report: its numbers as one JSON object with stable keys."""
+"""The gap report: the geometry of a store as one object that is data, tables, figures and a page."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from .. import __version__
+from ..errors import StoreError
+from ..io.locations import location, write_all
+from ..pages import Section, render_page, save_figure
+from ..reporter import SILENT, Reporter
 from ..store.reader import Store
-from .collect import collected_facts
-from .measures import Measured
-from .spaces import SpaceMeasures
-from .spectrum import ModalityMeasures
+from .collect import collect, collect_single, extreme_pairs, store_facts
+from .figures import all_figures, figure_blocks, spectra
+from .measures import Measured, measure
+from .spaces import RECALL_PRESETS
+from .spectrum import ModalityMeasures, gaps_between_modalities, measure_modality
+from .tables import extreme_sections, report_facts, report_sections, report_tiles, summarize
 
 DIGITS = 9
 SCHEMA = 1
+EXTREMES = 5
+TEMPLATE = Path(__file__).parent / "templates" / "gap_report.html"
 
 
 @dataclass
 class GapReport:
-    """A finished report.
+    """The geometry of two modalities of a store, or of one.
 
     Attributes:
-        values: what `--json` prints; keys documented in docs/geometry.md, floats with 9 significant digits.
+        values: the JSON object; keys documented in docs/geometry.md, floats with 9 significant digits.
         measured: the arrays behind it, for figures; None where only one modality was measured.
         alone: that modality, then.
     """
@@ -31,125 +44,134 @@ class GapReport:
     measured: Measured | None
     alone: dict[str, ModalityMeasures] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `c3 gap-report --json` prints."""
+        return self.values
 
-def report_values(measured: Measured, *, seed: int, split: str | None) -> dict[str, Any]:
-    """The report's JSON object."""
-    gap, pairs = measured.gap, measured.pairs
-    facts = collected_facts(measured.collected)
-    values: dict[str, Any] = {
-        "schema": SCHEMA,
-        "modalities": {name: modality_values(found) for name, found in measured.modalities.items()},
-        "gap": {
-            "length": gap.length,
-            "length_interval": gap.length_interval,
-            "instance_distance": gap.instance_distance,
-            "instance_distance_interval": gap.instance_distance_interval,
-            "rmg": gap.rmg,
-            "rmg_interval": gap.rmg_interval,
-            "direction": gap.direction,
-            "group_length": gap.group_length,
-            "variance_along": gap.variance_along,
-        },
-        "pairs": None
-        if pairs is None
-        else {
-            "n": pairs.n,
-            "items": pairs.items,
-            "paired_cosine": pairs.paired_cosine,
-            "paired_cosine_interval": pairs.paired_cosine_interval,
-            "unpaired_cosine": pairs.unpaired_cosine,
-            "unpaired_cosine_interval": pairs.unpaired_cosine_interval,
-            "residual_rms": pairs.residual_rms,
-            "residual_rms_interval": pairs.residual_rms_interval,
-            "alignment": pairs.alignment,
-            "alignment_interval": pairs.alignment_interval,
-        },
-        "retrieval": {name: space.recall for name, space in measured.spaces.items() if space.recall},
-        "retrieval_intervals": {name: space.intervals for name, space in measured.spaces.items() if space.intervals},
-        "spaces": {name: _space_values(space) for name, space in measured.spaces.items()},
-        "assumptions": {found.name: found.to_json() for found in measured.assumptions},
-        "noise": _noise_values(measured),
-        "subsets": measured.subsets,
-        "sigma": {
-            "candidates": {rule.name: rule.to_dict() for rule in measured.sigmas},
-            "recommended": measured.recommended[0].name,
-            "value": measured.recommended[0].sigma,
-            "why": measured.recommended[1],
-        },
-        "provenance": {**facts, "split": split or "all", "seed": seed, "c3tools": __version__},
-        "notes": measured.notes,
-    }
-    return to_json_floats(values)  # type: ignore[no-any-return]
+    @property
+    def heading(self) -> str:
+        """Store and model."""
+        return "  ·  ".join(str(self.values["provenance"][name]) for name in ("store", "model"))
 
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The matplotlib figures, drawn anew, by name."""
+        return {name: figure for name, (figure, _) in self.labelled_figures().items()}
 
-def single_report(store: Store, found: ModalityMeasures, modality: str, *, split: str | None) -> GapReport:
-    """The report of a store with one modality: what can be said about it alone, and what cannot."""
-    notes = [
-        f"This is one modality, {modality}: there is no gap, and no pairs, to measure."
-        + (" Embed another modality into the same store for the full report." if len(store.modalities) == 1 else "")
-    ]
-    if found.limited_by_rows:
-        notes.append(f"{found.n} rows span at most {found.n - 1} of {found.dim} dimensions.")
-    values = {
-        "schema": SCHEMA,
-        "modalities": {modality: modality_values(found)},
-        "gap": None,
-        "pairs": None,
-        "retrieval": {},
-        "spaces": {},
-        "assumptions": {},
-        "provenance": {
-            "store": str(store.path),
-            "model": str(store.info.model),
-            "dim": store.info.dim,
-            "dtype": store.info.dtype,
-            "rows": {modality: found.n},
-            "split": split or "all",
-            "c3tools": __version__,
-        },
-        "notes": notes,
-    }
-    return GapReport(to_json_floats(values), None, {modality: found})
+    def labelled_figures(self) -> dict[str, tuple[Figure, str]]:
+        """Draw the figures; return each with its label for screen readers."""
+        if self.measured is None:
+            return {"spectrum": (spectra(self.alone), "Covariance spectrum")}
+        return all_figures(self.measured)
 
+    def sections(self) -> list[Section]:
+        """Return the report as sentences and tables."""
+        return report_sections(self.values, self.measured)
 
-def comparison_notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """What two reports that are laid side by side differ in."""
-    values = (first, second)
-    models = [report["provenance"]["model"] for report in values]
-    notes = []
-    if models[0] != models[1]:
-        notes.append(
-            f"The stores hold embeddings of two models, {models[0]} and {models[1]}: compare the measures, not the "
-            "vectors."
+    def to_html(self) -> str:
+        """Return the report as one self-contained page."""
+        title, lead, sections = "The geometry of one modality", "", []
+        if self.measured is not None:
+            collected = self.measured.collected
+            title, lead = f"The geometry of {collected.first} and {collected.second}", summarize(self.measured)
+            sections = extreme_sections(collected.first, collected.second, extreme_pairs(collected, EXTREMES))
+        return render_page(
+            TEMPLATE,
+            title=title,
+            lead=lead,
+            tiles=report_tiles(self.values),
+            notes=self.values["notes"],
+            sections=report_sections(self.values, self.measured, figure_blocks(self.labelled_figures())) + sections,
+            sources=[report_facts(self.values)],
         )
-    rows = [report["provenance"]["rows"] for report in values]
-    if rows[0] != rows[1]:
-        listed = (", ".join(f"{n:,} {name}" for name, n in counts.items()) for counts in rows)
-        notes.append(
-            f"The stores differ in rows ({' against '.join(listed)}): recall depends on the size of the gallery."
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the JSON object to a path or URL that ends in ``.json``, else the page; return the file written."""
+        return save_report(path, self.values, lambda _: {"": self.to_html()})
+
+    def _repr_html_(self) -> str:
+        return "".join(table.to_html() for section in self.sections() for table in section.tables)
+
+    def save_figures(self, folder: Path) -> list[Path]:
+        """Write every figure as PNG and SVG into ``folder``, and return the files."""
+        written = []
+        for name, figure in self.figures.items():
+            for ending in ("png", "svg"):
+                save_figure(figure, folder / f"{name}.{ending}")
+                written.append(folder / f"{name}.{ending}")
+        return written
+
+
+def gap_report(
+    store: Store | str | Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    split: str | None = None,
+    by: str | None = None,
+    skip_invalid: bool = False,
+    presets: Sequence[str] | None = None,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
+) -> GapReport:
+    """Measure the geometry of two modalities of a store, or of one.
+
+    Args:
+        store: the store, its folder or its URL.
+        modalities: the two to compare; by default image and text, or the first two there are. One is measured alone.
+        split: measure the rows of this split only.
+        by: a column that divides the pairs into subsets, each with its own gap.
+        skip_invalid: leave out rows with NaN, infinity or norm 0 instead of refusing them.
+        presets: the noise-free presets recall is measured under, besides ``raw`` and ``c2-collapse``; by default all
+            that can be fitted without pairs where that is cheap.
+        seed: of samples and resampling.
+        reporter: shows the progress.
+
+    Raises:
+        StoreError: if there is no store, a modality is missing or has fewer than 3 rows, or rows are invalid.
+    """
+    store = open_store(store)
+    chosen = _choose(store, modalities)
+    _check_presets(presets)
+    if len(chosen) == 1:
+        moments, notes = collect_single(store, chosen[0], split=split, skip_invalid=skip_invalid)
+        found = measure_modality(moments)
+        return GapReport(_single_values(store, found, chosen[0], split, notes), None, {chosen[0]: found})
+    collected = collect(
+        store, chosen[0], chosen[1], split=split, by=by, skip_invalid=skip_invalid, seed=seed, reporter=reporter
+    )
+    measured = measure(collected, presets=presets, seed=seed, reporter=reporter)
+    others = [name for name in store.modalities if name not in chosen]
+    if others and modalities is None:
+        measured.notes.append(
+            f"The store also has {', '.join(others)}; this is {chosen[0]} against {chosen[1]}. Choose two with "
+            "--modalities A,B, or every pair with --modalities all."
         )
-    return notes
+    values = _pair_values(measured, seed=seed, split=split)
+    values["modality_gaps"] = to_json_floats(gaps_between_modalities(store, split=split)) if others else []
+    return GapReport(values, measured)
 
 
-def modality_values(found: ModalityMeasures) -> dict[str, Any]:
-    """One modality's part of the JSON object."""
-    return {
-        "n": found.n,
-        "dim": found.dim,
-        "effective_dimension": found.effective_dimension,
-        "effective_rank": found.effective_rank,
-        "participation_ratio": found.participation_ratio,
-        "mean_norm": found.mean_norm,
-        "mean_norm_error": found.mean_norm_error,
-        "mean_direction_error_degrees": found.direction_error,
-        "rows_for_one_degree": found.rows_for_one_degree,
-        "independent_rows": found.independent,
-        "limited_by_rows": found.limited_by_rows,
-    }
+def save_report(path: str | Path, values: dict[str, Any], pages: Callable[[str], dict[str, str]]) -> list[Path]:
+    """Write JSON to a path or URL that ends in ``.json``, else the HTML pages, and return the files.
+
+    Args:
+        path: the file, or the first page; further pages are written beside it.
+        values: the JSON object.
+        pages: makes the pages for the file name of the first one, by what is added to the stem of that name.
+    """
+    target = location(path)
+    if target.suffix == ".json":
+        write_all(target, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        return [target]
+    written = []
+    for suffix, page in pages(target.name).items():
+        written.append(target.with_name(f"{target.stem}{suffix}{target.suffix}"))
+        write_all(written[-1], page.encode())
+    return written
 
 
 def to_json_floats(value: Any) -> Any:
-    """Numbers with 9 significant digits, so that rounding in the last bits does not show; no NaN, no infinity."""
+    """Round floats to 9 significant digits, so that the last bits do not show; NaN and infinity become None."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -159,28 +181,89 @@ def to_json_floats(value: Any) -> Any:
     return value
 
 
-def _space_values(space: SpaceMeasures) -> dict[str, Any]:
-    values: dict[str, Any] = {"gap": space.gap, "separability": None, "modality_bias@10": None, "uniformity": None}
-    if space.separability is None or space.modality_bias is None or space.uniformity is None:
-        return values
-    values |= {"separability": space.separability.value, "separability_interval": space.separability.interval}
-    for name, found in (("modality_bias@10", space.modality_bias), ("uniformity", space.uniformity)):
-        values[name] = {modality: estimate.value for modality, estimate in found.items()}
-        values[f"{name}_interval"] = {modality: estimate.interval for modality, estimate in found.items()}
-        values[f"{name}_rows"] = {modality: estimate.rows for modality, estimate in found.items()}
-    return values
+def open_store(store: Store | str | Path) -> Store:
+    """Return the store itself, or open the one at a path or URL."""
+    return store if isinstance(store, Store) else Store.open(store)
 
 
-def _noise_values(measured: Measured) -> dict[str, Any] | None:
-    noise = measured.noise
-    if noise is None:
-        return None
-    return {
-        "pairs": noise.pairs,
-        "isotropy": noise.isotropy,
-        "std_smallest": float(noise.per_dimension.min()),
-        "std_largest": float(noise.per_dimension.max()),
-        "direction_mean": float(noise.cosines.mean()) if len(noise.cosines) else None,
-        "direction_std": float(noise.cosines.std()) if len(noise.cosines) else None,
-        "distance_to_normal": noise.distance,
+def _check_presets(names: Sequence[str] | None) -> None:
+    for name in names or ():
+        if name not in RECALL_PRESETS:
+            raise StoreError(
+                f"Recall is not measured under {name!r} here.",
+                remedy=f"Choose among {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
+            )
+
+
+def _choose(store: Store, modalities: Sequence[str] | None) -> list[str]:
+    there = store.modalities
+    if modalities is not None:
+        if not 1 <= len(modalities) <= 2 or len(set(modalities)) != len(modalities):
+            raise StoreError(
+                f"A report compares two different modalities, not {', '.join(modalities) or 'none'}.",
+                remedy=f"The store has: {', '.join(there) or 'nothing'}; `--modalities all` takes every pair.",
+            )
+        for name in modalities:
+            store.require(name)
+        return list(modalities)
+    if not there:
+        raise StoreError(f"The store {store.path} is empty.", remedy="Fill it with `c3 embed PATH`.")
+    return there[:2]
+
+
+def _pair_values(measured: Measured, *, seed: int, split: str | None) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "schema": SCHEMA,
+        "modalities": {name: found.to_dict() for name, found in measured.modalities.items()},
+        "gap": asdict(measured.gap),
+        "pairs": None if measured.pairs is None else asdict(measured.pairs),
+        "retrieval": {name: space.recall for name, space in measured.spaces.items() if space.recall},
+        "retrieval_intervals": {name: space.intervals for name, space in measured.spaces.items() if space.intervals},
+        "spaces": {name: space.to_dict() for name, space in measured.spaces.items()},
+        "assumptions": {found.name: asdict(found) for found in measured.assumptions},
+        "noise": None if measured.noise is None else measured.noise.to_dict(),
+        "subsets": measured.subsets,
+        "sigma": {
+            "candidates": {rule.name: rule.to_dict() for rule in measured.sigmas},
+            "recommended": measured.recommended[0].name,
+            "value": measured.recommended[0].sigma,
+            "why": measured.recommended[1],
+        },
+        "provenance": {
+            **measured.collected.provenance(),
+            "split": split or "all",
+            "seed": seed,
+            "c3tools": __version__,
+        },
+        "notes": measured.notes,
     }
+    return to_json_floats(values)  # type: ignore[no-any-return]
+
+
+def _single_values(
+    store: Store, found: ModalityMeasures, modality: str, split: str | None, row_notes: Iterable[str]
+) -> dict[str, Any]:
+    """Return the JSON object of one modality: what can be measured without another."""
+    notes = [
+        f"This is one modality, {modality}: there is no gap, and no pairs, to measure."
+        + (" Embed another modality into the same store for the full report." if len(store.modalities) == 1 else "")
+    ]
+    if found.limited_by_rows:
+        notes.append(f"{found.n} rows span at most {found.n - 1} of {found.dim} dimensions.")
+    values = {
+        "schema": SCHEMA,
+        "modalities": {modality: found.to_dict()},
+        "gap": None,
+        "pairs": None,
+        "retrieval": {},
+        "spaces": {},
+        "assumptions": {},
+        "provenance": {
+            **store_facts(store),
+            "rows": {modality: found.n},
+            "split": split or "all",
+            "c3tools": __version__,
+        },
+        "notes": [*notes, *row_notes],
+    }
+    return to_json_floats(values)  # type: ignore[no-any-return]

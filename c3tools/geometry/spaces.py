@@ -1,33 +1,44 @@
-"""The space as it is and as each preset leaves it: recall, gap, separability, modality bias, uniformity.
+"""Measures that compare all rows with all others: recall, uniformity, separability, modality bias.
 
-Measured on the working set, as all of these need all pairs of rows.
+They are taken on the working set, as it is and as each noise-free preset leaves it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..metrics.retrieval import DEFAULT_KS, pair_ranks
+from ..metrics.significance import Ends, Estimate, mean_interval
+from ..moments import unit_rows
+from ..seeds import generator
 from ..store.rows import Indices
-from ..transforms import PRESETS, Pipeline, preset
-from .bootstrap import Estimate, Interval, mean_interval
+from ..transforms import PRESETS, preset
 from .collect import Collected
-from .neighbours import modality_bias, separability, uniformity
 from .reading import Rows
+
+Array = npt.NDArray[np.float64]
 
 RAW = "raw"
 COLLAPSE = "c2-collapse"
 RECALL_PRESETS = (RAW, COLLAPSE, "gap-shift", "project-out-gap", "standardize", "whiten", "realign")
 """The noise-free presets that moments suffice for; ``c2-collapse`` is also what GR-CLIP does to two modalities."""
 ALL_PRESETS_SCORES = 50_000_000
-"""Up to so many cosines per space, recall is measured under all of them."""
+"""Recall is measured under all of them by default, as long as a space has at most so many cosines."""
+MAX_UNIFORMITY_ROWS = 2_000
+MAX_PROBE_ROWS = 1_000
+MAX_BIAS_ROWS = 1_000
+BIAS_K = 10
+_RIDGE = 1e-2
+_NEWTON_STEPS = 25
 
 
 @dataclass(frozen=True)
 class SpaceMeasures:
-    """What a preset makes of the space.
+    """Measures of the space that a preset makes.
 
     Attributes:
         preset: its name; ``raw`` for none.
@@ -41,73 +52,212 @@ class SpaceMeasures:
 
     preset: str
     recall: dict[str, dict[str, float]]
-    intervals: dict[str, dict[str, Interval | None]]
+    intervals: dict[str, dict[str, Ends | None]]
     gap: float
     separability: Estimate | None = None
     modality_bias: dict[str, Estimate] | None = None
     uniformity: dict[str, Estimate] | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures besides recall, as the report's JSON has them."""
+        values: dict[str, Any] = {"gap": self.gap, "separability": None, "modality_bias@10": None, "uniformity": None}
+        if self.separability is None or self.modality_bias is None or self.uniformity is None:
+            return values
+        values |= {"separability": self.separability.value, "separability_interval": self.separability.interval}
+        for name, found in (("modality_bias@10", self.modality_bias), ("uniformity", self.uniformity)):
+            values[name] = {modality: estimate.value for modality, estimate in found.items()}
+            values[f"{name}_interval"] = {modality: estimate.interval for modality, estimate in found.items()}
+            values[f"{name}_rows"] = {modality: estimate.rows for modality, estimate in found.items()}
+        return values
+
 
 def measure_space(
-    name: str, collected: Collected, x: Rows, y: Rows, owners: tuple[Indices, Indices], *, seed: int = 0
+    name: str, collected: Collected, x: Rows, y: Rows, items: tuple[Indices, Indices], *, seed: int = 0
 ) -> SpaceMeasures:
-    """Measure a space; the preset ``raw`` and Collapse completely, the others by recall and gap.
+    """Measure a space: ``raw`` and Collapse by everything, the other presets by recall and gap.
 
     Args:
         name: of the preset.
         collected: what was read.
         x: (m, d), the first modality's rows of the working set after the preset.
         y: (k, d), the second's.
-        owners: int64 (m,) and (k,), the item of each row.
+        items: int64 (m,) and (k,), the item of each row.
         seed: of samples and resampling.
     """
     working, first, second = collected.working, collected.first, collected.second
     recall: dict[str, dict[str, float]] = {}
-    intervals: dict[str, dict[str, Interval | None]] = {}
+    intervals: dict[str, dict[str, Ends | None]] = {}
     if working.paired:
-        forward, backward = pair_ranks(x, y, working.owner)
-        directions = ((f"{first}_to_{second}", forward, None), (f"{second}_to_{first}", backward, working.owner))
-        for direction, ranks, items in directions:
+        forward, backward = pair_ranks(x, y, working.item_index)
+        directions = ((f"{first}_to_{second}", forward, None), (f"{second}_to_{first}", backward, working.item_index))
+        for direction, ranks, queries in directions:
             recall[direction] = {f"recall@{k}": float(ranks.hits(k).mean()) for k in DEFAULT_KS}
-            intervals[direction] = {f"recall@{k}": mean_interval(ranks.hits(k), items, seed=seed) for k in DEFAULT_KS}
+            intervals[direction] = {f"recall@{k}": mean_interval(ranks.hits(k), queries, seed=seed) for k in DEFAULT_KS}
     gap = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)))
     if name not in (RAW, COLLAPSE):
         return SpaceMeasures(name, recall, intervals, gap)
-    bias = modality_bias(x, y, items=owners, seed=seed)
+    bias = modality_bias(x, y, items=items, seed=seed)
     return SpaceMeasures(
         name,
         recall,
         intervals,
         gap,
-        separability=separability(working.first, working.second, owners, collapse=name == COLLAPSE, seed=seed),
+        separability=separability(working.first, working.second, items, collapse=name == COLLAPSE, seed=seed),
         modality_bias={first: bias[0], second: bias[1]},
-        uniformity={first: uniformity(x, owners[0], seed=seed), second: uniformity(y, owners[1], seed=seed)},
+        uniformity={first: uniformity(x, items[0], seed=seed), second: uniformity(y, items[1], seed=seed)},
     )
 
 
 def apply_preset(name: str, collected: Collected) -> tuple[Rows, Rows]:
-    """The working set after a preset, as inference inputs: (m, d) and (k, d)."""
+    """Return the working set after a preset, as inference inputs: (m, d) and (k, d).
+
+    The preset is fitted on the moments that the report names; the first modality is the inference input.
+
+    Raises:
+        TransformError: if the preset cannot be fitted on these data.
+    """
     first, second = collected.working.first, collected.working.second
     if name == RAW:
-        return _unit(first), _unit(second)
-    return (
-        fitted(name, collected).transform(first, modality=collected.first),
-        fitted(name, collected).transform(second, modality=collected.second),
-    )
-
-
-def fitted(name: str, collected: Collected) -> Pipeline:
-    """A preset fitted on the moments that the report names, the first modality being the inference input."""
+        return unit_rows(first), unit_rows(second)
     pipeline = preset(name, train_on=collected.second, infer_on=collected.first)
-    rows = {collected.first: collected.working.first, collected.second: collected.working.second}
-    return pipeline.fit(collected.fit_moments, rows if pipeline.needs_rows else None)
+    rows = {collected.first: first, collected.second: second}
+    fitted = pipeline.fit(collected.fit_moments, rows if pipeline.needs_rows else None)
+    return fitted.transform(first, modality=collected.first), fitted.transform(second, modality=collected.second)
 
 
 def describe_preset(name: str) -> str:
-    """What a preset does, as a formula."""
+    """Return what a preset does, as a formula."""
     return "norm(e)" if name == RAW else PRESETS[name].summary
 
 
-def _unit(rows: Rows) -> Rows:
-    units: Rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return units
+def uniformity(rows: Rows, items: Indices | None = None, *, seed: int = 0) -> Estimate:
+    """Return ``log E exp(-2 |x_i - x_j|^2)`` over pairs of different rows (Wang and Isola, ICML 2020).
+
+    0 when all rows are equal, lower when they spread. The interval is that of the mean over rows of each row's own
+    mean, counted twice because every row stands on both sides of a pair (Hoeffding, 1948).
+
+    Args:
+        rows: (n, d), L2-normalised, n at least 2.
+        items: int64 (n,), the item of each row; each row is its own item by default.
+        seed: of the sample of 2,000 rows, where there are more, and of the resampling.
+    """
+    chosen = _chosen(len(rows), MAX_UNIFORMITY_ROWS, seed, "uniformity")
+    x, n = rows[chosen], len(chosen)
+    squares = np.einsum("ij,ij->i", x, x)
+    own = np.empty(n)
+    for start in range(0, n, 1024):
+        block = x[start : start + 1024]
+        squared = squares[start : start + 1024, None] + squares[None, :] - 2 * (block @ x.T)  # (block, n)
+        total = np.exp(-2 * np.maximum(squared, 0), out=squared).sum(axis=1, dtype=np.float64)
+        # each row meets itself at distance zero: exp(0) = 1
+        own[start : start + 1024] = (total - 1) / (n - 1)
+    mean = float(own.mean())
+    value = float(np.log(mean))
+    interval = mean_interval(own, None if items is None else items[chosen], seed=seed)
+    if interval is not None:
+        interval = value + 2 * (interval[0] - mean) / mean, value + 2 * (interval[1] - mean) / mean
+    return Estimate(value, interval, n)
+
+
+def separability(
+    first: Rows, second: Rows, items: tuple[Indices, Indices] | None = None, *, collapse: bool = False, seed: int = 0
+) -> Estimate:
+    """Return the held-out accuracy of a logistic probe that tells the modalities apart: 1.0 with a gap, 0.5 ideally.
+
+    Balanced halves, at most 1,000 rows per modality; L2-regularised logistic regression by Newton's method, fitted
+    on one half and scored on the other, and the other way round.
+
+    Args:
+        first: (m, d).
+        second: (k, d).
+        items: int64 (m,) and (k,), the item of each row, for the interval; each row is its own by default.
+        collapse: subtract each modality's mean first and normalise again, the mean being that of the half the probe
+            is fitted on: a mean that includes the held-out rows pushes the accuracy below one half.
+        seed: of the sample, the halves and the resampling.
+    """
+    half = min(len(first), len(second), MAX_PROBE_ROWS) // 2
+    halves, half_items = [], []
+    for number, rows in enumerate((first, second)):
+        chosen = _chosen(len(rows), min(len(first), len(second), MAX_PROBE_ROWS), seed, f"probe {number}")
+        chosen = chosen[generator(seed, "probe halves", number).permutation(len(chosen))]
+        sides = chosen[:half], chosen[half : 2 * half]
+        halves.append([rows[side].astype(np.float64) for side in sides])
+        known = np.arange(len(rows)) + number * len(first) if items is None else items[number]
+        half_items.append([known[side] for side in sides])
+    labels = np.repeat([1.0, 0.0], half)
+    right, tested = [], []
+    for fit, held in ((0, 1), (1, 0)):
+        means = [rows[fit].mean(axis=0) if collapse else np.zeros(rows[fit].shape[1]) for rows in halves]
+        fit_rows, held_rows = (
+            unit_rows(np.concatenate([rows[side] - mean for rows, mean in zip(halves, means, strict=True)]))
+            for side in (fit, held)
+        )
+        weights = _logistic(fit_rows, labels)
+        right.append((held_rows @ weights[:-1] + weights[-1] > 0) == (labels > 0.5))
+        tested += [numbers[held] for numbers in half_items]
+    hits = np.concatenate(right).astype(np.float64)
+    return Estimate(float(hits.mean()), mean_interval(hits, np.concatenate(tested), seed=seed), len(hits))
+
+
+def modality_bias(
+    first: Rows, second: Rows, k: int = BIAS_K, *, items: tuple[Indices, Indices] | None = None, seed: int = 0
+) -> tuple[Estimate, Estimate]:
+    """Return the share of the top-k neighbours, in a corpus of both, that have the query's own modality.
+
+    The corpus is balanced (as many rows of each, at most 1,000), the query itself left out; without any bias the
+    share is close to one half.
+
+    Args:
+        first: (m, d), L2-normalised.
+        second: (n, d), likewise.
+        k: neighbours.
+        items: int64 (m,) and (n,), the item of each row, for the intervals; each row is its own by default.
+        seed: of the sample and the resampling.
+
+    Returns:
+        The share for queries of the first modality, and of the second. The intervals resample queries, not the corpus.
+    """
+    count = min(len(first), len(second), MAX_BIAS_ROWS)
+    sides = [_chosen(len(rows), count, seed, "bias") for rows in (first, second)]
+    corpus = np.concatenate([first[sides[0]], second[sides[1]]])
+    own = np.arange(2 * count) < count
+    k = min(k, 2 * count - 1)
+    shares = np.empty(2 * count)
+    for start in range(0, 2 * count, 1024):
+        scores = corpus[start : start + 1024] @ corpus.T  # (block, corpus)
+        rows = np.arange(len(scores))
+        scores[rows, start + rows] = -np.inf
+        nearest = np.argpartition(scores, 2 * count - k, axis=1)[:, -k:]
+        shares[start : start + 1024] = (own[nearest] == own[start + rows, None]).mean(axis=1)
+    estimates = []
+    for number, values in enumerate((shares[:count], shares[count:])):
+        own_items = None if items is None else items[number][sides[number]]
+        estimates.append(Estimate(float(values.mean()), mean_interval(values, own_items, seed=seed), count))
+    return estimates[0], estimates[1]
+
+
+def _chosen(rows: int, count: int, seed: int, purpose: str) -> Indices:
+    """Choose at most ``count`` row numbers by seed, ascending."""
+    if rows <= count:
+        return np.arange(rows)
+    return np.sort(generator(seed, "subsample", purpose, rows).choice(rows, count, replace=False))
+
+
+def _logistic(x: Array, y: Array) -> Array:
+    """Fit L2-regularised logistic regression: weights (d + 1,), the intercept last and not penalised."""
+    scale = x.std(axis=0).mean() or 1.0
+    design = np.hstack([x / scale, np.ones((len(x), 1))])
+    penalty = np.full(design.shape[1], _RIDGE * len(x))
+    penalty[-1] = 1e-9
+    weights = np.zeros(design.shape[1])
+    for _ in range(_NEWTON_STEPS):
+        p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+        gradient = design.T @ (p - y) + penalty * weights
+        weighted = design * np.sqrt(np.maximum(p * (1 - p), 1e-9))[:, None]
+        hessian = weighted.T @ weighted
+        step = np.linalg.solve(hessian + np.diag(penalty), gradient)
+        weights -= step
+        if np.abs(step).max() < 1e-3:
+            break
+    weights[:-1] /= scale
+    return weights

@@ -1,22 +1,26 @@
-"""How many dimensions a modality uses, and how well its mean is known: all from moments alone."""
+"""Measures that need moments alone: dimensions, means and their errors, gaps between modalities. No row is read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..moments import Moments
+from ..store.reader import Store
 
 Array = npt.NDArray[np.float64]
 
 EXPLAINED = 0.99
+_UNIT_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class ModalityMeasures:
-    """What the moments of one modality say.
+    """Measures of one modality, as in the report's JSON, and its spectrum.
 
     Attributes:
         n: rows.
@@ -26,9 +30,9 @@ class ModalityMeasures:
         participation_ratio: see `participation_ratio`.
         mean_norm: length of the mean of the rows, not the mean of their lengths.
         mean_norm_error: standard error of that length.
-        direction_error: standard error of the mean's direction, in degrees; None where the mean is zero.
+        mean_direction_error_degrees: standard error of the mean's direction; None where the mean is zero.
         rows_for_one_degree: independent rows at which that error falls to one degree; None likewise.
-        independent: the number of rows the errors count as independent (captions of one image are not).
+        independent_rows: rows that the errors count as independent (captions of one image are not).
         limited_by_rows: whether n, not the encoder, bounds the dimensions (``n - 1 < d``).
         spectrum: float64 (d,), eigenvalues of the covariance, descending.
     """
@@ -40,21 +44,25 @@ class ModalityMeasures:
     participation_ratio: float
     mean_norm: float
     mean_norm_error: float
-    direction_error: float | None
+    mean_direction_error_degrees: float | None
     rows_for_one_degree: int | None
-    independent: int
+    independent_rows: int
     limited_by_rows: bool
     spectrum: Array
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all measures but the spectrum, as the report's JSON has them."""
+        return {name: value for name, value in vars(self).items() if name != "spectrum"}
+
 
 def eigenvalues(covariance: Array) -> Array:
-    """Eigenvalues of a covariance (d, d), descending, rounding errors below zero set to zero."""
+    """Return the eigenvalues (d,) of a covariance (d, d), descending, negative rounding errors set to zero."""
     values: Array = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0)
     return values
 
 
 def effective_dimension(values: Array, explained: float = EXPLAINED) -> int:
-    """The smallest k whose k largest singular values make up more than ``explained`` of their sum.
+    """Return the smallest k whose k largest singular values make up more than ``explained`` of their sum.
 
     The paper's measure of dimensional collapse (Zhang et al., ICLR 2024), with the singular values of the
     covariance of L2-normalised rows. 0 where there is no variance at all.
@@ -70,7 +78,7 @@ def effective_dimension(values: Array, explained: float = EXPLAINED) -> int:
 
 
 def effective_rank(values: Array) -> float:
-    """``exp(-sum p log p)``, ``p = s / sum(s)`` (Roy and Vetterli, 2007); 0 where there is no variance."""
+    """Return ``exp(-sum p log p)``, ``p = s / sum(s)`` (Roy and Vetterli, 2007); 0 where there is no variance."""
     total = values.sum()
     if total <= 0:
         return 0.0
@@ -79,13 +87,13 @@ def effective_rank(values: Array) -> float:
 
 
 def participation_ratio(values: Array) -> float:
-    """``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 where there is no variance."""
+    """Return ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 where there is no variance."""
     square = float(np.sum(values**2))
     return float(values.sum()) ** 2 / square if square > 0 else 0.0
 
 
 def measure_modality(moments: Moments, independent: int | None = None) -> ModalityMeasures:
-    """Everything that the moments of one modality say about it.
+    """Measure one modality from its moments.
 
     The errors of the mean treat ``independent`` rows as independent draws: the mean's length has the variance of
     the rows along the mean over that number, its direction the variance across it.
@@ -115,21 +123,21 @@ def measure_modality(moments: Moments, independent: int | None = None) -> Modali
         participation_ratio=participation_ratio(values),
         mean_norm=length,
         mean_norm_error=float(np.sqrt(max(along, 0.0) / (rows - 1))) if rows > 1 and length > 0 else float("nan"),
-        direction_error=direction_error,
+        mean_direction_error_degrees=direction_error,
         rows_for_one_degree=enough,
-        independent=rows,
+        independent_rows=rows,
         limited_by_rows=moments.n - 1 < moments.dim,
         spectrum=values,
     )
 
 
 def gap_vector(first: Moments, second: Moments) -> Array:
-    """The modality gap ``mu_x - mu_y`` (d,) (Liang et al., NeurIPS 2022); its norm is the gap's length."""
+    """Return the modality gap ``mu_x - mu_y`` (d,) (Liang et al., NeurIPS 2022); its norm is the gap's length."""
     return first.mean - second.mean
 
 
 def within_cosine(moments: Moments) -> float | None:
-    """Mean cosine between different rows of one modality, exactly, from moments of unit rows.
+    """Return the mean cosine between different rows of one modality, exactly, from moments of unit rows.
 
     ``(n^2 |mu|^2 - sum |x|^2) / (n (n - 1))``; None for fewer than two rows.
     """
@@ -142,9 +150,53 @@ def within_cosine(moments: Moments) -> float | None:
 
 
 def variance_along(moments: Moments, direction: Array) -> float:
-    """Share of a modality's variance along ``direction`` (d,); ``1 / d`` for isotropic rows."""
+    """Return the share of a modality's variance along ``direction`` (d,); ``1 / d`` for isotropic rows."""
     total = float(np.trace(moments.scatter))
     squared = float(direction @ direction)
     if total <= 0 or squared <= 0:
         return 0.0
     return float(direction @ moments.scatter @ direction) / squared / total
+
+
+def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float | None:
+    """Return RMG (Schrodi et al., 2024): the distance of pairs over itself plus the distance within modalities.
+
+    ``D = (1 - cos) / 2``; num = mean D over pairs; den = num + (mean D within x + mean D within y) / 2, diagonals
+    excluded. None for fewer than two rows of a modality.
+    """
+    within = [within_cosine(moments) for moments in (first, second)]
+    if within[0] is None or within[1] is None:
+        return None
+    num = (1 - paired_cosine) / 2
+    den = num + ((1 - within[0]) / 2 + (1 - within[1]) / 2) / 2
+    return num / den if den > 0 else None
+
+
+def gaps_between_modalities(store: Store, *, split: str | None = None) -> list[dict[str, Any]]:
+    """Return the gap of each pair of modalities: ``{"first", "second", "length", "cosine_of_means"}``.
+
+    Length and cosine are None where a modality has no rows, or its moments are not those of unit vectors: the full
+    report of such a pair normalises the rows first.
+
+    Args:
+        store: the store.
+        split: the rows of this split only.
+    """
+    moments = {name: store.moments(name, split) for name in store.modalities}
+    rows = []
+    for first, second in combinations(moments, 2):
+        x, y = moments[first], moments[second]
+        row: dict[str, Any] = {"first": first, "second": second, "length": None, "cosine_of_means": None}
+        if _of_unit_rows(x) and _of_unit_rows(y):
+            norms = float(np.linalg.norm(x.mean) * np.linalg.norm(y.mean))
+            row["length"] = float(np.linalg.norm(gap_vector(x, y)))
+            row["cosine_of_means"] = float(x.mean @ y.mean) / norms if norms > 0 else None
+        rows.append(row)
+    return rows
+
+
+def _of_unit_rows(moments: Moments) -> bool:
+    if moments.n == 0:
+        return False
+    squared = float(np.trace(moments.scatter)) / moments.n + float(moments.mean @ moments.mean)
+    return bool(abs(squared - 1) <= _UNIT_TOLERANCE)

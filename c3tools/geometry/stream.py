@@ -1,8 +1,8 @@
-"""One pass over the rows of two modalities: what every pair says, and the rows of the working set.
+"""One pass over the rows of two modalities: sums over every pair, and the rows of the working set.
 
 Rows are read and decoded in two background threads while pairs are measured in this one. Only a window of the first
 modality is kept in memory; where the second modality refers to it in quite another order than it is stored, the
-first is spilled to a temporary file instead.
+first is written to a temporary file instead.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..moments import Moments
-from ..reporter import SilentTracker, Tracker
+from ..reporter import Progress
 from ..store.reader import Store
 from ..store.rows import Indices, Mask
-from .pairing import Pairing
-from .reading import Batches, Rows, Window
+from .reading import Batches, Pairing, Rows, Window
 
 Array = npt.NDArray[np.float64]
 
 GROUP_PAIRS = 100
 UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-5}
-"""How far a norm may be from 1 for rounding to the store's dtype to explain it."""
+"""Largest distance of a norm from 1 that rounding to the store's dtype explains."""
 EXACT_VALUES = 2**25
 _NAMED_KEYS = 5
 _BLOCK_ROWS = 256
@@ -35,10 +34,10 @@ _BLOCK_ROWS = 256
 
 @dataclass
 class RowCheck:
-    """What was found about the rows of one modality, of the chosen split.
+    """Findings about the rows of one modality that are in the chosen split.
 
     Attributes:
-        valid: bool (n,), over all rows of the modality: neither of the following two.
+        valid: bool (n,), the rows of the split that have a direction: finite, and not 0.
         rows: rows seen.
         not_finite: rows with NaN or infinity.
         zero: rows of norm 0.
@@ -70,10 +69,10 @@ class RowCheck:
 
 @dataclass
 class PairSums:
-    """What the pass over the pairs leaves, every difference being ``first - second``.
+    """Sums over the pairs; every difference is ``first - second``.
 
     Attributes:
-        owner: int64 (p,), the item of each pair.
+        item_index: int64 (p,), the row of the first modality in each pair: its item.
         cosine: float64 (p,), ``x . y``.
         distance: float64 (p,), ``|x - y|``.
         mean: float64 (d,), mean difference over the pairs.
@@ -84,11 +83,11 @@ class PairSums:
         subset_pairs: int64 (s,), pairs per subset.
         subset_items: int64 (s,), items these belong to.
         first_sum: float64 (d,), sum of the paired rows of the first modality, each once; None where every row is
-            paired, so that the moments have it.
+            paired and the moments contain the sum.
         second_sum: float64 (d,), sum of the paired rows of the second; None likewise.
     """
 
-    owner: Indices
+    item_index: Indices
     cosine: Array
     distance: Array
     mean: Array
@@ -104,7 +103,7 @@ class PairSums:
 
 @dataclass
 class StreamResult:
-    """The result of `stream_pairs`.
+    """Result of `stream_pairs`.
 
     Attributes:
         checks: per modality.
@@ -131,11 +130,11 @@ def stream_pairs(
     *,
     normalise: bool = False,
     train: Mapping[str, Mask] | None = None,
-    tracker: Tracker | None = None,
+    progress: Progress | None = None,
 ) -> StreamResult:
     """Read both modalities once.
 
-    Up to 2^25 values everything is computed in float64; beyond, in float32 by batches whose sums are float64.
+    Up to 2^25 values everything is computed in float64; beyond that, in float32 by batches whose sums are float64.
 
     Args:
         store: the store.
@@ -143,9 +142,9 @@ def stream_pairs(
         first_sample: ascending rows of the first modality to keep.
         second_sample: ascending rows of the second modality to keep.
         normalise: L2-normalise every row first.
-        train: per modality, the rows of the train split: recompute the moments of the rows that ``pairing`` keeps,
-            and of those of them in the train split, instead of leaving that to the shards' moments.
-        tracker: told about rows read.
+        train: per modality, the rows of the train split. If given, the moments of the rows that ``pairing`` keeps,
+            and of those in the train split, are computed here; otherwise the shards' moments serve.
+        progress: counts rows read.
 
     Raises:
         StoreError: if a shard cannot be read.
@@ -153,27 +152,27 @@ def stream_pairs(
     dim = store.info.dim
     values = (len(pairing.keep_first) + len(pairing.keep_second)) * dim
     dtype = np.dtype(np.float64 if values <= EXACT_VALUES else np.float32)
-    tolerance = UNIT_TOLERANCE[store.info.dtype]
-    common = _Common(dim, dtype, normalise, tolerance, tracker or SilentTracker())
+    common = _Common(dim, dtype, normalise, UNIT_TOLERANCE[store.info.dtype], progress or Progress())
     train = train or {}
-    first = _RowAccumulator(common, pairing.keep_first, pairing.used, first_sample, train.get(pairing.first))
-    second = _RowAccumulator(common, pairing.keep_second, pairing.owner >= 0, second_sample, train.get(pairing.second))
+    index, paired = pairing.item_index, pairing.item_index >= 0
+    first = _RowAccumulator(common, pairing.keep_first, pairing.paired_first, first_sample, train.get(pairing.first))
+    second = _RowAccumulator(common, pairing.keep_second, paired, second_sample, train.get(pairing.second))
     sums = _PairAccumulator(pairing, dim) if pairing.pairs else None
-    with np.errstate(all="ignore"), ExitStack() as stack:  # NaN and infinity are counted, not warned about
+    with np.errstate(all="ignore"), ExitStack() as stack:  # NaN and infinity are counted instead
         first_batches = stack.enter_context(Batches(store, pairing.first, dtype))
         second_batches = stack.enter_context(Batches(store, pairing.second, dtype))
-        window = stack.enter_context(Window(_through(first_batches, first), pairing.owner, dim, dtype))
+        window = stack.enter_context(Window(first.take_all(first_batches), index, dim, dtype))
         position = 0
         for keys, read in second_batches:
             rows = second.take(keys, read)
-            owners = pairing.owner[position : position + len(rows)]
-            chosen = np.flatnonzero(owners >= 0)
+            items = index[position : position + len(rows)]
+            chosen = np.flatnonzero(items >= 0)
             if sums is not None and len(chosen):
-                mine = rows if len(chosen) == len(rows) else rows[chosen]
-                sums.add(window.rows(owners[chosen]), mine, position + chosen)
+                matched = rows if len(chosen) == len(rows) else rows[chosen]
+                sums.add(window.rows(items[chosen]), matched, position + chosen)
             position += len(rows)
         window.finish()
-        pair_sums = None if sums is None else sums.result(first.used_sum, second.used_sum)
+        pair_sums = None if sums is None else sums.result(first.paired_sum, second.paired_sum)
     return StreamResult(
         checks={pairing.first: first.check, pairing.second: second.check},
         sums=pair_sums,
@@ -185,7 +184,7 @@ def stream_pairs(
 
 
 def stream_rows(store: Store, modality: str, keep: Mask, *, normalise: bool = False) -> tuple[RowCheck, Moments]:
-    """Read one modality alone: what was found about its rows, and the moments of the valid ones.
+    """Read one modality alone; return the check of its rows and the moments of the valid ones.
 
     Args:
         store: the store.
@@ -193,13 +192,13 @@ def stream_rows(store: Store, modality: str, keep: Mask, *, normalise: bool = Fa
         keep: bool (n,), the rows of the chosen split.
         normalise: L2-normalise every row first.
     """
-    common = _Common(store.info.dim, np.dtype(np.float32), normalise, UNIT_TOLERANCE[store.info.dtype], SilentTracker())
+    common = _Common(store.info.dim, np.dtype(np.float32), normalise, UNIT_TOLERANCE[store.info.dtype], Progress())
     nothing = np.zeros(len(keep), dtype=bool)
-    intake = _RowAccumulator(common, keep, nothing, np.empty(0, dtype=np.int64), nothing)
+    accumulator = _RowAccumulator(common, keep, nothing, np.empty(0, dtype=np.int64), nothing)
     with np.errstate(all="ignore"), Batches(store, modality, common.dtype) as batches:
         for keys, rows in batches:
-            intake.take(keys, rows)
-    return intake.check, intake.moments
+            accumulator.take(keys, rows)
+    return accumulator.check, accumulator.moments
 
 
 @dataclass(frozen=True)
@@ -208,38 +207,44 @@ class _Common:
     dtype: np.dtype[Any]
     normalise: bool
     tolerance: float
-    tracker: Tracker
+    progress: Progress
 
 
 class _RowAccumulator:
     """Checks the rows of one modality as they pass, and keeps what is asked for."""
 
-    def __init__(self, common: _Common, keep: Mask, used: Mask, sample: Indices, train: Mask | None) -> None:
+    def __init__(self, common: _Common, keep: Mask, paired: Mask, sample: Indices, train: Mask | None) -> None:
         self.check = RowCheck(valid=keep.copy())
-        self.used_sum: Array | None = None if np.array_equal(used, keep) else np.zeros(common.dim)
+        self.paired_sum: Array | None = None if np.array_equal(paired, keep) else np.zeros(common.dim)
         self.sample: Rows = np.empty((len(sample), common.dim), dtype=common.dtype)
         self.moments = self.train_moments = Moments.empty(common.dim)
-        self._common, self._keep, self._used, self._wanted, self._train = common, keep, used, sample, train
+        self._common, self._keep, self._paired, self._wanted, self._train = common, keep, paired, sample, train
         self._position = 0
 
-    def take(self, keys: pa.Array, rows: Rows) -> Rows:
+    def take_all(self, batches: Batches) -> Iterator[Rows]:
+        """Take each batch as it is asked for, and pass its rows on."""
+        for keys, rows in batches:
+            yield self.take(keys, rows)
+
+    def take(self, keys: pa.Array[Any], rows: Rows) -> Rows:
+        """Take the next rows (n, d) and return them, normalised if that is asked for."""
         start, stop = self._position, self._position + len(rows)
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows)).astype(np.float64)
-        good = self._note(keys, norms, start)
+        good = self._check_rows(keys, norms, start)
         if self._common.normalise:
             rows = rows / np.where(norms > 0, norms, 1.0).astype(rows.dtype)[:, None]
-        if self.used_sum is not None:
-            self.used_sum += rows[self._used[start:stop]].sum(axis=0, dtype=np.float64)
+        if self.paired_sum is not None:
+            self.paired_sum += rows[self._paired[start:stop]].sum(axis=0, dtype=np.float64)
         if self._train is not None:
             self.moments = self.moments.merge(Moments.from_rows(rows[good]))
             self.train_moments = self.train_moments.merge(Moments.from_rows(rows[good & self._train[start:stop]]))
         low, high = np.searchsorted(self._wanted, [start, stop])
         self.sample[low:high] = rows[self._wanted[low:high] - start]
         self._position = stop
-        self._common.tracker.advance(len(rows))
+        self._common.progress.advance(len(rows))
         return rows
 
-    def _note(self, keys: pa.Array, norms: Array, start: int) -> Mask:
+    def _check_rows(self, keys: pa.Array[Any], norms: Array, start: int) -> Mask:
         keep = self._keep[start : start + len(norms)]
         finite = np.isfinite(norms)
         zero = norms == 0
@@ -259,15 +264,12 @@ class _RowAccumulator:
         return good
 
 
-def _through(batches: Batches, intake: _RowAccumulator) -> Iterator[Rows]:
-    for keys, rows in batches:
-        yield intake.take(keys, rows)
-
-
 class _PairAccumulator:
+    """Sums over the pairs as they pass, in the order of the second modality."""
+
     def __init__(self, pairing: Pairing, dim: int) -> None:
         count = pairing.pairs
-        self._owner = pairing.owner[pairing.owner >= 0]
+        self._item_index = pairing.item_index[pairing.item_index >= 0]
         self._subset = pairing.subset
         self._subset_items = _items_by_subset(pairing)
         self._cosine, self._distance = np.empty(count), np.empty(count)
@@ -320,7 +322,7 @@ class _PairAccumulator:
         mean = self._groups.sum(axis=0) / count
         full = count // self._group_pairs
         return PairSums(
-            owner=self._owner,
+            item_index=self._item_index,
             cosine=self._cosine,
             distance=self._distance,
             mean=mean,
@@ -336,9 +338,10 @@ class _PairAccumulator:
 
 
 def _items_by_subset(pairing: Pairing) -> Indices:
+    """Return the number of items with pairs in each subset."""
     count = len(pairing.subset_names)
     if pairing.subset is None:
         return np.zeros(count, dtype=np.int64)
-    chosen = (pairing.owner >= 0) & (pairing.subset >= 0)
-    items = np.unique(pairing.owner[chosen] * count + pairing.subset[chosen])
+    chosen = (pairing.item_index >= 0) & (pairing.subset >= 0)
+    items = np.unique(pairing.item_index[chosen] * count + pairing.subset[chosen])
     return np.bincount(items % count, minlength=count)

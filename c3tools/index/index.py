@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import StoreError, TransformError
-from ..geometry.neighbours import modality_bias
+from ..geometry.spaces import modality_bias
 from ..io.files import write_atomically, write_json_atomically
 from ..io.float16 import to_float32
 from ..io.locations import is_url

@@ -1,9 +1,9 @@
-"""Caption scores, without Java, with their uncertainty."""
+"""Scores with their uncertainty: captions, retrieval, and the bootstrap."""
 
 from __future__ import annotations
 
 from .captions import METRICS, CaptionScores, score_captions
-from .significance import Comparison, Interval, bootstrap_interval, compare
+from .significance import Comparison, Interval, bootstrap_interval, compare, mean_and_std
 from .tokenizer import tokenize
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Interval",
     "bootstrap_interval",
     "compare",
+    "mean_and_std",
     "score_captions",
     "tokenize",
 ]

@@ -1,27 +1,38 @@
-"""Caption scores without Java: BLEU-1 to 4, ROUGE-L and CIDEr, in percent, as the papers print them.
+"""Caption scores in percent, as the papers print them: BLEU-1 to 4, ROUGE-L, CIDEr; METEOR and SPICE; CLIPScore.
 
-The scorers are pycocoevalcap's own pure-Python ones, on the tokens of `c3tools.metrics.tokenizer`. Its CIDEr has
-the clipping and the length penalty of CIDEr-D (Vedantam et al., 2015), with document frequencies from the
-references given; it is what papers on COCO call CIDEr. METEOR and SPICE run in Java, on request (`java_scores`).
+The first three come from pycocoevalcap's pure-Python scorers, on the tokens of `c3tools.metrics.tokenizer`. Its CIDEr
+has the clipping and the length penalty of CIDEr-D (Vedantam et al., 2015), with document frequencies from the given
+references; it is what papers on COCO call CIDEr. METEOR and SPICE run in Java, on request, where Java is installed.
+
+CLIPScore and RefCLIPScore (Hessel et al., 2021) measure how well a caption fits its image by the embeddings of an
+encoder. Compare only scores of the same encoder, and do not compare decoders that were chosen by it.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import MetricError, MissingExtraError
-from .java_scores import JAVA_METRICS, java_score, missing_for
+from ..moments import unit_rows
 from .tokenizer import tokenize_all
 
 Floats = npt.NDArray[np.float64]
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 METRICS = (*BLEU, "ROUGE-L", "CIDEr")
+JAVA_METRICS = ("METEOR", "SPICE")
+PROMPT = "A photo depicts "
 _NAMED_KEYS = 5
+_SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+_CLIP_SCALE = 2.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +56,10 @@ class CaptionScores:
     notes: list[str]
 
     def resampled(self, metric: str, rows: npt.NDArray[np.int64]) -> float:
-        """The corpus score of ``metric`` over ``rows``, repeated rows counting repeatedly.
+        """Return the corpus score of ``metric`` over ``rows``, counting repeated rows repeatedly.
 
-        METEOR's pooled score is moved by as much as its mean over images is.
+        METEOR pools its statistics over the corpus, so its corpus score is shifted by the change of its mean over
+        images.
         """
         if metric in BLEU:
             return float(corpus_bleu(self.bleu_counts[rows].sum(axis=0))[BLEU.index(metric)])
@@ -62,8 +74,8 @@ def score_captions(
 
     Args:
         predictions: caption by image key.
-        references: the captions that people wrote, by image key; others than the predicted keys are not used.
-        java: which of METEOR and SPICE to add; one that cannot run here is left out, and a note says what it lacks.
+        references: the captions that people wrote, by image key; keys that were not predicted are ignored.
+        java: which of METEOR and SPICE to add; one that cannot run here is left out, and a note says what is missing.
 
     Raises:
         MetricError: if there is nothing to score, references are missing or empty for some keys (listed), or a
@@ -101,14 +113,14 @@ def score_captions(
         if lacking:
             notes.append(f"{name} is left out: {lacking}")
         else:
-            corpus[name], per_image[name] = java_score(name, targets, hypotheses)
+            corpus[name], per_image[name] = _java_score(name, targets, hypotheses)
     if len(keys) == 1:
         notes.append("CIDEr weighs words by how few images have them: with one image it is 0 whatever the caption.")
     return CaptionScores(keys, corpus, per_image, counts, notes)
 
 
 def corpus_bleu(counts: Floats) -> Floats:
-    """BLEU-1 to 4 in percent (4,) from summed counts (10,), with the closest reference length (Papineni, 2002)."""
+    """Return BLEU-1 to 4 (Papineni, 2002) in percent (4,) from summed counts (10,), see `CaptionScores`."""
     length, reference_length = counts[0], counts[1]
     matches, ngrams = counts[2::2], counts[3::2]
     # the same guards against 0 / 0 as pycocoevalcap's
@@ -117,6 +129,59 @@ def corpus_bleu(counts: Floats) -> Floats:
     ratio = (length + 1e-15) / (reference_length + 1e-9)
     penalty = np.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     return np.asarray(100 * scores * penalty)
+
+
+def missing_for(name: str) -> str | None:
+    """Return what METEOR or SPICE lacks on this machine, in one line; None if nothing."""
+    if shutil.which("java") is None:
+        return "it runs in Java, and there is no `java` on the PATH. Install a Java runtime (8 or newer)."
+    if name == "SPICE":
+        found = importlib.util.find_spec("pycocoevalcap.spice")
+        folder = Path(next(iter(found.submodule_search_locations or ()))) / "lib" if found else Path("lib")
+        absent = [jar for jar in _SPICE_MODELS if not (folder / jar).is_file()]
+        if absent:
+            return (
+                f"the Stanford models are not in {folder} ({', '.join(absent)}). With a connection, "
+                "`python -m pycocoevalcap.spice.get_stanford_models` fetches them."
+            )
+    return None
+
+
+def clip_score(images: npt.NDArray[np.floating], captions: npt.NDArray[np.floating]) -> Floats:
+    """Return ``100 * 2.5 * max(cos, 0)`` (n,) of image embeddings (n, d) and those of ``PROMPT + caption`` (n, d).
+
+    Raises:
+        MetricError: if the shapes differ.
+    """
+    if images.shape != captions.shape:
+        raise MetricError(f"Images and captions have embeddings of shapes {images.shape} and {captions.shape}.")
+    return np.asarray(100 * _CLIP_SCALE * np.maximum(_cosines(images, captions), 0))
+
+
+def ref_clip_score(
+    images: npt.NDArray[np.floating],
+    captions: npt.NDArray[np.floating],
+    references: npt.NDArray[np.floating],
+    item_index: npt.NDArray[np.int64],
+) -> Floats:
+    """Return the harmonic mean (n,), in percent, of CLIPScore and the best cosine of the caption with a reference.
+
+    Args:
+        images: embeddings (n, d).
+        captions: embeddings (n, d).
+        references: embeddings (m, d) of all references, prompted alike.
+        item_index: int64 (m,), the row of the image that each reference describes.
+    """
+    best = np.zeros(len(captions))
+    np.maximum.at(best, item_index, _cosines(references, captions[item_index]))
+    score = clip_score(images, captions) / 100
+    total = score + best
+    return np.where(total > 0, 200 * score * best / np.where(total > 0, total, 1), 0.0)
+
+
+def _cosines(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> Floats:
+    """Return the cosine (n,) of each row of ``first`` (n, d) with the same row of ``second``."""
+    return np.asarray(np.sum(unit_rows(first.astype(np.float64)) * unit_rows(second.astype(np.float64)), axis=1))
 
 
 def _bleu_counts(hypotheses: Mapping[str, list[str]], targets: Mapping[str, list[str]]) -> Floats:
@@ -133,9 +198,41 @@ def _bleu_counts(hypotheses: Mapping[str, list[str]], targets: Mapping[str, list
 
 
 def _pure_python(module: str, name: str) -> Callable[..., Any]:
-    import importlib
-
     try:
         return getattr(importlib.import_module(f"pycocoevalcap.{module}"), name)  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
         raise MissingExtraError("pycocoevalcap", extra="eval", purpose="Scoring captions") from error
+
+
+def _java_score(
+    name: str, targets: Mapping[str, list[str]], hypotheses: Mapping[str, list[str]]
+) -> tuple[float, Floats]:
+    """Return the corpus score and the scores per image (n,) of METEOR or SPICE, in percent."""
+    try:
+        corpus, values = _meteor(targets, hypotheses) if name == "METEOR" else _spice(targets, hypotheses)
+    except Exception as error:  # the Java process can fail in many ways
+        raise MetricError(
+            f"{name} could not be computed: pycocoevalcap's Java program failed ({type(error).__name__}: {error}).",
+            remedy="Check that `java -version` works, or leave it out.",
+        ) from error
+    return 100 * float(corpus), 100 * np.asarray(values, dtype=np.float64)
+
+
+def _meteor(targets: Mapping[str, list[str]], hypotheses: Mapping[str, list[str]]) -> tuple[float, Any]:
+    scorer = importlib.import_module("pycocoevalcap.meteor.meteor").Meteor()
+    try:
+        corpus, values = scorer.compute_score(targets, hypotheses)
+    finally:
+        process = scorer.meteor_p
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            stream.close()
+    return corpus, values
+
+
+def _spice(targets: Mapping[str, list[str]], hypotheses: Mapping[str, list[str]]) -> tuple[float, Any]:
+    scorer = importlib.import_module("pycocoevalcap.spice.spice").Spice()
+    corpus, values = scorer.compute_score(targets, hypotheses)
+    by_key = dict(zip(sorted(targets), values, strict=True))  # it sorts the keys
+    return corpus, [by_key[key]["All"]["f"] for key in targets]

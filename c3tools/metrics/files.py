@@ -18,14 +18,14 @@ _REFERENCE_LAYOUTS = (
 
 
 def read_predictions(path: Path) -> dict[str, str]:
-    """One caption per key from a JSON or JSON-lines file; keys as written there.
+    """Read one caption per key from a JSON or JSON-lines file, keys as they are in the file.
 
     Raises:
         MetricError: if the file is missing, of another layout, or has two captions for one key.
     """
     value = _read(path)
     if isinstance(value, dict) and isinstance(value.get("captions"), list | dict):
-        value = value["captions"]  # what c3 evaluate --json writes
+        value = value["captions"]  # a result of c3 evaluate --json
     pairs: Iterable[tuple[str, Any]]
     try:
         pairs = value.items() if isinstance(value, dict) else [(_key(row), row["caption"]) for row in value]
@@ -44,7 +44,7 @@ def read_predictions(path: Path) -> dict[str, str]:
 
 
 def read_references(path: Path) -> dict[str, list[str]]:
-    """Reference captions by key from a JSON or JSON-lines file, COCO's included.
+    """Read reference captions by key from a JSON or JSON-lines file, also COCO's annotations.
 
     Raises:
         MetricError: if the file is missing or of another layout.
@@ -55,8 +55,8 @@ def read_references(path: Path) -> dict[str, list[str]]:
         if isinstance(value, dict) and "annotations" in value:
             names = {image["id"]: str(image.get("file_name", image["id"])) for image in value.get("images", [])}
             for annotation in value["annotations"]:
-                owner = annotation["image_id"]
-                references.setdefault(names.get(owner, str(owner)), []).append(str(annotation["caption"]))
+                image = annotation["image_id"]
+                references.setdefault(names.get(image, str(image)), []).append(str(annotation["caption"]))
         else:
             rows = value.items() if isinstance(value, dict) else [(_key(row), _texts(row)) for row in value]
             for key, texts in rows:
@@ -70,10 +70,10 @@ def read_references(path: Path) -> dict[str, list[str]]:
 
 
 def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """The references of each wanted key, where the two sides name images differently.
+    """Return the references of each wanted key that has some, although the two files may name images differently.
 
-    A key matches itself; else, where that is unambiguous, the same name without folder and suffix, or the same
-    number (COCO's image_id 397133 is 000000397133.jpg).
+    A key matches itself. Otherwise it matches the only key with the same name without folder and suffix, or the
+    only one with the same number (COCO's image_id 397133 is 000000397133.jpg).
     """
     aliases: dict[str, list[str]] = {}
     for key in known:
@@ -88,7 +88,7 @@ def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dic
 
 
 def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Captions as COCO's evaluation reads them; image ids are numbers where the keys end in one."""
+    """Return captions as COCO's evaluation reads them; image ids are numbers where the keys end in one."""
     return [
         {"image_id": int(number) if (number := _number(key)) else key, "caption": caption}
         for key, caption in captions.items()
@@ -126,6 +126,6 @@ def _stem(key: str) -> str:
 
 
 def _number(key: str) -> str:
-    """The number a name consists of (``000000397133.jpg``) or ends in after an underscore, without leading zeros."""
+    """Return the number a name is (``000000397133.jpg``) or ends in after an underscore, without leading zeros."""
     last = _stem(key).rpartition("_")[2]
     return str(int(last)) if last.isascii() and last.isdigit() else ""

@@ -2,10 +2,10 @@
 
 A query has one or more positives in the gallery (an image has its own captions, a caption its own image). Recall@k
 is the share of queries with at least one positive among their k nearest gallery rows by inner product (cosine, for
-unit rows). Exact: every query meets every gallery row, in blocks of bounded memory.
+unit rows). It is exact: every query is compared with every gallery row, in blocks of bounded memory.
 
-Ties are broken at random and the expected value is counted: identical captions of two images, or embeddings that a
-transform made equal, neither help nor hurt by the order of the rows.
+Ties are broken at random, and the expected value is returned: the order of the rows makes no difference, even where
+two images have the same caption or a transform makes embeddings equal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the best positive of each query stands in the gallery.
+    """Ranks of the best positive of each query in the gallery.
 
     Attributes:
         better: int64 (n,), gallery rows that score strictly higher than the best positive.
@@ -43,7 +43,7 @@ class Ranks:
     gallery: int
 
     def hits(self, k: int) -> Hits:
-        """float64 (n,): the probability, over the order of ties, that a positive is among the first ``k``."""
+        """Return the probability, over the order of ties, that a positive is among the first ``k``: float64 (n,)."""
         free = k - self.better
         hits = (free > 0).astype(np.float64)
         for row in np.flatnonzero((free > 0) & (self.tied_negatives > 0)):
@@ -56,7 +56,7 @@ class Ranks:
 def ranks(
     queries: Floats, gallery: Floats, query_items: npt.NDArray[np.int64], gallery_items: npt.NDArray[np.int64]
 ) -> Ranks:
-    """Rank of the best positive of every query.
+    """Rank the best positive of every query.
 
     Args:
         queries: (n, d), any float dtype; the products are computed in it.
@@ -98,7 +98,7 @@ def ranks(
 
 
 def recall_at(found: Ranks, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
-    """``{"recall@1": ...}`` as fractions, for each k.
+    """Return ``{"recall@1": ...}`` as fractions, for each k.
 
     Raises:
         MetricError: if there is no query, or a k is below 1.
@@ -110,35 +110,35 @@ def recall_at(found: Ranks, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
     return {f"recall@{k}": float(found.hits(k).mean()) for k in ks}
 
 
-def pair_ranks(first: Floats, second: Floats, owner: npt.NDArray[np.int64]) -> tuple[Ranks, Ranks]:
-    """Ranks in both directions between items and the rows that belong to them.
+def pair_ranks(first: Floats, second: Floats, item_index: npt.NDArray[np.int64]) -> tuple[Ranks, Ranks]:
+    """Rank in both directions between items and the rows that belong to them.
 
     Args:
         first: (n, d), one row per item (images).
         second: (m, d), any number of rows per item (captions).
-        owner: int64 (m,), the row of ``first`` that each row of ``second`` belongs to.
+        item_index: int64 (m,), the row of ``first`` that each row of ``second`` belongs to.
 
     Returns:
         first → second, where any row of the item counts as a hit, and second → first. Items without rows in
         ``second`` are no queries, but stay in the gallery.
     """
     items = np.arange(len(first), dtype=np.int64)
-    with_rows = np.unique(owner)
-    return ranks(first[with_rows], second, with_rows, owner), ranks(second, first, owner, items)
+    with_rows = np.unique(item_index)
+    return ranks(first[with_rows], second, with_rows, item_index), ranks(second, first, item_index, items)
 
 
 def pair_recall(
-    first: Floats, second: Floats, owner: npt.NDArray[np.int64], ks: Sequence[int] = DEFAULT_KS
+    first: Floats, second: Floats, item_index: npt.NDArray[np.int64], ks: Sequence[int] = DEFAULT_KS
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Recall@k in both directions, as `recall_at` gives it, from the arguments of `pair_ranks`."""
-    forward, backward = pair_ranks(first, second, owner)
+    """Return recall@k in both directions, as `recall_at` gives it, from the arguments of `pair_ranks`."""
+    forward, backward = pair_ranks(first, second, item_index)
     return recall_at(forward, ks), recall_at(backward, ks)
 
 
 def _positives(
     query_items: npt.NDArray[np.int64], gallery_items: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Gallery rows that match each query, one query after another, and where each query's begin (n + 1 bounds)."""
+    """Return the gallery rows that match each query, one query after another, and their n + 1 bounds."""
     order = np.argsort(gallery_items, kind="stable")
     first = np.searchsorted(gallery_items[order], query_items, side="left")
     counts = np.searchsorted(gallery_items[order], query_items, side="right") - first

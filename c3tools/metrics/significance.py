@@ -1,11 +1,14 @@
-"""How sure a score, or a difference of two scores, is: the bootstrap over images.
+"""Uncertainty of scores: the spread over seeds, and bootstrap intervals over items.
 
-Both resample images with replacement (Koehn, 2004). CIDEr's document frequencies stay those of the whole set.
+Every bootstrap draws items with replacement (Efron, 1979; Koehn, 2004 for the paired one): an image always comes with
+all its captions. CIDEr's document frequencies stay those of the whole set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +17,32 @@ from ..errors import MetricError
 from ..seeds import generator
 from .captions import CaptionScores
 
+Array = npt.NDArray[np.float64]
+Ends = tuple[float, float]
+
+RESAMPLES = 1000
+LEVEL = 0.95
+_MAX_BLOCKS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number that is measured on a sample.
+
+    Attributes:
+        value: the number.
+        interval: lower and upper end of its 95 % bootstrap interval; None for fewer than 3 items.
+        rows: rows in the sample.
+    """
+
+    value: float
+    interval: Ends | None
+    rows: int
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A score with its bootstrap interval, in percent."""
+    """A caption score with its bootstrap interval, in percent."""
 
     score: float
     low: float
@@ -41,13 +66,51 @@ class Comparison:
     p_value: float
 
 
+def mean_and_std(values: Sequence[float] | npt.NDArray[np.floating]) -> tuple[float, float | None]:
+    """Return the mean of n values and their sample standard deviation (n - 1), None for fewer than two values.
+
+    Raises:
+        ValueError: if there is no value.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        raise ValueError("the mean of no values")
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
+
+
+def mean_interval(values: Array, items: npt.NDArray[np.int64] | None = None, *, seed: int = 0) -> Ends | None:
+    """Return the 95 % interval of the mean of ``values`` by the percentile bootstrap over items.
+
+    More than 2,000 items are first put together in 2,000 random blocks, which leaves the interval of a mean as it is.
+    The same seed draws the same items for every mean, so that two presets are compared on the same resamples.
+
+    Args:
+        values: float64 (n,).
+        items: int64 (n,), the item of each value; each value is its own item by default.
+        seed: seed of the resampling.
+
+    Returns:
+        Lower and upper end, or None for fewer than 3 items.
+    """
+    numbers = np.arange(len(values)) if items is None else np.unique(items, return_inverse=True)[1]
+    count = int(numbers.max()) + 1 if len(numbers) else 0
+    if count < 3:
+        return None
+    if count > _MAX_BLOCKS:
+        numbers = (generator(seed, "bootstrap blocks").permutation(count) % _MAX_BLOCKS)[numbers]
+        count = _MAX_BLOCKS
+    sums = np.bincount(numbers, weights=values, minlength=count)
+    sizes = np.bincount(numbers, minlength=count).astype(np.float64)
+    draws = _draw_counts(seed, count)
+    return _quantiles((draws @ sums) / (draws @ sizes), LEVEL)
+
+
 def bootstrap_interval(
-    scores: CaptionScores, metric: str, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    scores: CaptionScores, metric: str, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> Interval:
-    """Percentile interval of a corpus score."""
+    """Return a corpus score with its percentile interval over images."""
     draws = np.array([scores.resampled(metric, rows) for rows in _resamples(len(scores.keys), resamples, seed)])
-    low, high = _ends(draws, level)
-    return Interval(scores.corpus[metric], low, high)
+    return Interval(scores.corpus[metric], *_quantiles(draws, level))
 
 
 def compare(
@@ -55,11 +118,11 @@ def compare(
     second: CaptionScores,
     metric: str,
     *,
-    resamples: int = 1000,
-    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
     seed: int = 0,
 ) -> Comparison:
-    """Paired bootstrap of the difference ``second - first``: both runs are resampled alike.
+    """Compare two runs by the paired bootstrap of ``second - first``: both are resampled alike.
 
     Raises:
         MetricError: if the runs are not on the same images in the same order.
@@ -75,17 +138,27 @@ def compare(
             for rows in _resamples(len(first.keys), resamples, seed)
         ]
     )
-    low, high = _ends(draws, level)
     # add-one, so that a finite number of resamples never claims certainty
     tail = min(int((draws <= 0).sum()), int((draws >= 0).sum())) + 1
     difference = second.corpus[metric] - first.corpus[metric]
-    return Comparison(difference, low, high, min(1.0, 2 * tail / (resamples + 1)))
+    return Comparison(difference, *_quantiles(draws, level), min(1.0, 2 * tail / (resamples + 1)))
+
+
+@lru_cache(maxsize=8)
+def _draw_counts(seed: int, count: int) -> Array:
+    """Return how often each item is drawn in each resample, float64 (resamples, items)."""
+    drawn = (
+        generator(seed, "bootstrap").integers(count, size=(RESAMPLES, count)) + np.arange(RESAMPLES)[:, None] * count
+    )
+    counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * count)
+    draws: Array = counts.reshape(RESAMPLES, count).astype(np.float64)
+    return draws
 
 
 def _resamples(n: int, count: int, seed: int) -> npt.NDArray[np.int64]:
     return generator(seed, "bootstrap", n).integers(0, n, size=(count, n))
 
 
-def _ends(draws: npt.NDArray[np.float64], level: float) -> tuple[float, float]:
+def _quantiles(draws: Array, level: float) -> Ends:
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

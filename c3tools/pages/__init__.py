@@ -29,19 +29,29 @@ Making a page::
 - ``render_page(template, **context)``: fill a template; it starts with ``{% extends "base.html" %}`` and fills the
   blocks ``title``, ``header``, ``content`` and ``footer``. Filters: ``number(digits)``, ``percent(digits)``,
   ``count``, ``signed(digits)``.
+- ``Table``, ``Section``, ``FigureBlock``: a report as data, which pages, the terminal and notebooks show alike.
 - Macros, by ``{% import "parts.html" as parts %}``: ``parts.figure(svg, caption)``, ``parts.tile(value, name,
-  meaning, unit)``, ``parts.verdict(answer)``, ``parts.swatch(role)``, and below a number in a table
-  ``parts.interval(ends, digits)`` or ``parts.shares(ends)``.
+  meaning, unit)``, ``parts.table(table)``, ``parts.section(section)``.
 - Classes of the style sheet: ``tiles``, ``figures`` (a grid of figures), ``wide``, ``note``, ``facts`` (a definition
-  list), ``scroll`` (around a wide table), ``broad`` (a table
-  that scrolls rather than folds on a narrow screen), ``num`` (a column of numbers), ``short`` (a cell that must not
-  wrap), ``best``, ``muted``.
+  list), ``scroll`` (around a wide table), ``broad`` (a table that scrolls rather than folds on a narrow screen),
+  ``num`` (a column of numbers), ``best``, ``muted``.
 """
 
 from __future__ import annotations
 
 from . import palette
 from .figures import close_up, figure_svg, new_figure, save_figure, styled
-from .render import render_page
+from .render import FigureBlock, Section, Table, render_page
 
-__all__ = ["close_up", "figure_svg", "new_figure", "palette", "render_page", "save_figure", "styled"]
+__all__ = [
+    "FigureBlock",
+    "Section",
+    "Table",
+    "close_up",
+    "figure_svg",
+    "new_figure",
+    "palette",
+    "render_page",
+    "save_figure",
+    "styled",
+]

@@ -80,7 +80,7 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 def new_figure(
     width: float = 4.6, height: float = 2.9, rows: int = 1, columns: int = 1, **grid: Any
 ) -> tuple[Figure, Any]:
-    """A figure in the shared style.
+    """Make a figure in the shared style.
 
     Args:
         width: in inches (a page column is about 4.6, the full width about 9.4).
@@ -109,7 +109,7 @@ def close_up(axes: Axes, *, grid: str | None = None, ticks: bool = True) -> None
 
 
 def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
-    """The figure as inline SVG, its colours as CSS variables.
+    """Return the figure as inline SVG, its colours as CSS variables.
 
     Args:
         figure: made by `new_figure`.

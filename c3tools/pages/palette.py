@@ -32,12 +32,12 @@ ROLES = {
     "second-soft": (SECOND_SOFT, "#6b3a22"),
     "third-soft": (THIRD_SOFT, "#1f5844"),
 }
-"""Role → (light, dark); the role is the name of the CSS variable, without its dashes."""
+"""Role → (light, dark); the role names the CSS variable, without the leading dashes."""
 
 SERIES = (FIRST, SECOND, THIRD, FOURTH, MUTED)
 """Colours for series, in order; the first two are the two modalities wherever there are two."""
 
 
 def css_variables(dark: bool) -> str:
-    """The declarations of the CSS variables, light or dark."""
+    """Return the declarations of the CSS variables, light or dark."""
     return " ".join(f"--{role}: {colours[int(dark)]};" for role, colours in ROLES.items())

@@ -1,17 +1,66 @@
-"""Filling page templates."""
+"""Fill page templates; tables and sections of a report, as pages, the terminal and notebooks all show them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from ..tables import html_table
 from . import palette
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells, the first of each row being its name.
+
+    Attributes:
+        columns: the heads.
+        rows: cells, as many as there are columns. A cell ``yes``, ``partly``, ``no`` or ``unknown`` is a verdict and
+            gets its colour.
+        title: above the table; empty for none.
+        left: heads of the columns that hold words, aligned left like the first one; the others hold numbers.
+        note: what a reader of the page should know about the numbers.
+        links: for a page, an address per row that its name links to.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    left: Sequence[str] = ()
+    note: str = ""
+    links: Sequence[str] = ()
+
+    def to_html(self) -> str:
+        """Return title and cells as HTML without a page around them, as a notebook shows them."""
+        return html_table(self.title, self.columns, self.rows)
+
+
+@dataclass(frozen=True)
+class FigureBlock:
+    """A figure on a page: inline SVG (`figure_svg`), the caption below it, and whether it takes the full width."""
+
+    svg: Markup
+    caption: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report under a heading: paragraphs, tables, and on a page figures with a note."""
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    figures: Sequence[FigureBlock] = ()
+    note: str = ""
 
 
 def render_page(template: Path, **context: Any) -> str:
@@ -19,7 +68,7 @@ def render_page(template: Path, **context: Any) -> str:
 
     Args:
         template: a file that extends ``base.html``.
-        context: what it shows.
+        context: the variables of the template.
 
     Returns:
         One self-contained HTML document.
@@ -42,20 +91,25 @@ def render_page(template: Path, **context: Any) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many decimals, or a dash where there is none."""
+    """Return a number with so many decimals, or a dash where there is none."""
     return _MISSING if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """A number that always carries its sign."""
+    """Return a number that always carries its sign."""
     return _MISSING if value is None else f"{value:+,.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction as a percentage."""
+    """Return a fraction as a percentage."""
     return _MISSING if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
 
 
 def count(value: int | None) -> str:
-    """A whole number with thin separators between thousands."""
+    """Return a whole number with thin spaces between thousands."""
     return _MISSING if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def interval(ends: Sequence[float] | None, digits: int = 3, scale: float = 1) -> str:
+    """Return the two ends of an interval, multiplied by ``scale``; nothing where there is none."""
+    return "" if ends is None else " to ".join(number(scale * end, digits) for end in ends)

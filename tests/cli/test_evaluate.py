@@ -142,7 +142,7 @@ def test_java_scores_are_added_or_said_to_be_missing(
         assert value["scores"]["METEOR"] == pytest.approx(100, abs=1)
         assert "METEOR" in result.stdout
         assert value["intervals"]["METEOR"][0] <= value["scores"]["METEOR"] + 1e-9
-    monkeypatch.setattr("c3tools.metrics.java_scores.shutil.which", lambda name: None)
+    monkeypatch.setattr("c3tools.metrics.captions.shutil.which", lambda name: None)
     result = c3(*options)
     assert result.exit_code == 0, result.stderr
     value = json.loads((tmp_path / "out.json").read_text())

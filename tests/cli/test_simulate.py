@@ -4,9 +4,6 @@ import json
 
 import pytest
 
-from tests.conftest import make_store
-from tests.geometry.spaces import paper_model, unit
-
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -38,13 +35,6 @@ def test_init_gap_of_a_random_encoder(c3, photos, tmp_path):
     assert run["rows"] == {"image": 4, "text": 20}
     assert run["length"] > 0.3
     assert run["effective"]["image"] <= 3
-
-
-def test_temperature_of_a_store(c3, tmp_path):
-    image, text, owner = paper_model(30, 8, captions=2)
-    make_store(tmp_path / "s", unit(image).astype("float32"), unit(text).astype("float32"), owners=list(owner))
-    result = c3("simulate", "temperature", "--store", "s", "--steps", 2, "--scale", 10, "--json")
-    assert json.loads(result.stdout)["pairs"] == 30
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+
+EVIL = "<script>alert(1)</script>"
 
 
 def paper_model(items: int, dim: int, *, gap: float = 0.8, sigma: float = 0.03, captions: int = 1, seed: int = 0):
@@ -75,3 +81,19 @@ def reported_measures(values: dict) -> dict:
         for direction, scores in values["retrieval"][preset].items():
             result |= {f"{preset} {direction} {key}": value for key, value in scores.items()}
     return result
+
+
+def hostile_store(path: Path) -> Store:
+    """Thirty images with two captions each, whose names and texts would be elements of a page if not escaped."""
+    image, text, owner = paper_model(30, 8, captions=2)
+    keys = [f"photo{i}" for i in range(29)] + [EVIL]
+    info = StoreInfo({"name": "model [bold]&<i>"}, 8, dtype="float32")
+    create_store(path, info)
+    write_shard(path, info, Shard("image", 0, unit(image).astype(np.float32), {"key": keys, "path": keys}))
+    columns = {
+        "key": [f"t{i}" for i in range(60)],
+        "caption": [f"{EVIL}<img src='http://example.invalid/x.png'>"] * 60,
+        "image_key": [keys[o] for o in owner],
+    }
+    write_shard(path, info, Shard("text", 0, unit(text).astype(np.float32), columns))
+    return Store.open(path)

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from c3tools.geometry.assumptions import different_items, orthogonality, residuals
-from c3tools.geometry.bootstrap import mean_interval
-from c3tools.geometry.gap_report import gap_report
-from c3tools.geometry.neighbours import modality_bias, separability, uniformity
-from tests.conftest import make_store, unit_rows
+from c3tools.geometry.report import gap_report
+from tests.conftest import make_store
 from tests.geometry.spaces import paper_model, unit
 
 ONLY_TWO = ("raw", "c2-collapse")
@@ -88,40 +86,3 @@ def test_the_marginals_are_those_of_scipy():
     assert found.distance == pytest.approx(stats.kstest(standard.ravel(), "norm").statistic, abs=2e-3)
     density, edges = found.standardised
     assert np.sum(density * np.diff(edges)) == pytest.approx(np.mean(np.abs(standard) <= 5))
-
-
-def test_bootstrap_interval_is_that_of_the_standard_error():
-    values = np.random.default_rng(0).normal(3.0, 2.0, 4000)
-    low, high = mean_interval(values)
-    assert (high - low) / 2 == pytest.approx(1.96 * 2.0 / np.sqrt(4000), rel=0.12)
-    assert low < values.mean() < high
-
-
-def test_bootstrap_draws_the_captions_of_an_image_together():
-    items = np.repeat(np.arange(300), 5)
-    values = np.random.default_rng(0).normal(size=300)[items]
-    low, high = mean_interval(values, items)
-    assert (high - low) / 2 == pytest.approx(1.96 / np.sqrt(300), rel=0.12)
-    assert mean_interval(values[:10], items[:10]) is None
-
-
-def test_uniformity_is_the_definition():
-    rows = unit_rows(40, 5).astype(np.float64)
-    squared = np.sum((rows[:, None] - rows[None]) ** 2, axis=2)
-    expected = np.log(np.exp(-2 * squared)[~np.eye(40, dtype=bool)].mean())
-    found = uniformity(rows)
-    assert (found.value, found.rows) == (pytest.approx(expected), 40)
-
-
-def test_separability_is_1_across_a_gap_and_one_half_without():
-    x, y = unit_rows(400, 12), unit_rows(400, 12, seed=1)
-    assert separability(x + np.eye(12)[0] * 9, y - np.eye(12)[0] * 9).value == 1.0
-    assert separability(x, y).value == pytest.approx(0.5, abs=0.07)
-    assert separability(unit(x + np.eye(12)[0]), y, collapse=True).value == pytest.approx(0.5, abs=0.08)
-
-
-def test_modality_bias_is_1_across_a_gap_and_one_half_without():
-    x, y = unit_rows(400, 12), unit_rows(400, 12, seed=1)
-    away = np.eye(12)[0] * 3
-    assert [side.value for side in modality_bias(unit(x + away), unit(y - away))] == [1.0, 1.0]
-    assert [side.value for side in modality_bias(x, y)] == pytest.approx([0.5, 0.5], abs=0.05)

@@ -59,14 +59,14 @@ def test_mean_norm_and_its_errors_agree_with_repeated_draws():
     lengths = np.linalg.norm(draws, axis=1)
     angles = np.degrees(np.arccos(np.array(draws)[:, 0] / lengths))
     assert found.mean_norm_error == pytest.approx(lengths.std(), rel=0.2)
-    assert found.direction_error == pytest.approx(np.sqrt(np.mean(angles**2)), rel=0.2)
-    assert found.rows_for_one_degree == pytest.approx(100 * found.direction_error**2, rel=0.05)
+    assert found.mean_direction_error_degrees == pytest.approx(np.sqrt(np.mean(angles**2)), rel=0.2)
+    assert found.rows_for_one_degree == pytest.approx(100 * found.mean_direction_error_degrees**2, rel=0.05)
 
 
 def test_captions_of_one_image_do_not_count_as_independent():
     rows = unit_rows(50, 4)
     alone, together = measure_modality(Moments.from_rows(rows)), measure_modality(Moments.from_rows(rows), 10)
-    assert together.independent == 10
+    assert together.independent_rows == 10
     assert together.mean_norm_error == pytest.approx(alone.mean_norm_error * np.sqrt(49 / 9))
 
 

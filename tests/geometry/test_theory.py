@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from c3tools.errors import C3Error
 from c3tools.geometry.theory.depth import span_by_layer
-from c3tools.geometry.theory.initialisation import simulate_toy, toy_gap
-from c3tools.geometry.theory.optimisation import PAPER_TRACE, TwoSpans, train_pairs
-from c3tools.geometry.theory.stable_region import loss_bound, simulate_draws, stable_lead
-from c3tools.geometry.theory.temperature import gap_by_scale, synthetic_features
+from c3tools.geometry.theory.initialisation import draw_toy, toy_gap
+from c3tools.geometry.theory.optimisation import PAPER_LIKE_SEED, PAPER_TRACE, draw_spans, train_pairs
+from c3tools.geometry.theory.stable_region import draw_queries, loss_bound, stable_lead
+from c3tools.geometry.theory.temperature import gap_by_scale, simulate_temperature, synthetic_features
+from tests.conftest import make_store
+from tests.geometry.spaces import paper_model, unit
 
-SMALL = TwoSpans(n=24, dim=32, first=4, second=12, seed=3)
+SMALL = {"pairs": 24, "dim": 32, "spans": (4, 12), "seed": 3}
 
 
 def plain_descent(x: np.ndarray, y: np.ndarray, steps: int, rate: float, scale: float) -> tuple[list, np.ndarray]:
@@ -34,7 +36,7 @@ def plain_descent(x: np.ndarray, y: np.ndarray, steps: int, rate: float, scale: 
 
 
 def test_training_in_the_span_is_training_in_all_dimensions():
-    x, y = SMALL.draw()
+    x, y = draw_spans(**SMALL)
     expected, points = plain_descent(x, y, 40, 5.0, 14.0)
     trace, moved, _ = train_pairs(x, y, steps=40, learning_rate=5.0, logit_scale=14.0, every=10, dtype=torch.float64)
     for point in trace:
@@ -43,29 +45,29 @@ def test_training_in_the_span_is_training_in_all_dimensions():
 
 
 def test_long_steps_follow_the_short_ones():
-    x, y = SMALL.draw()
+    x, y = draw_spans(**SMALL)
     arguments = {"steps": 1000, "learning_rate": 0.1, "logit_scale": 14.0, "every": 500}
     plain, _, _ = train_pairs(x, y, **arguments)
-    flow, _, _ = train_pairs(x, y, flow=True, **arguments)
-    for one, other in zip(plain, flow, strict=True):
+    fast, _, _ = train_pairs(x, y, fast=True, **arguments)
+    for one, other in zip(plain, fast, strict=True):
         assert (other.loss, other.gap) == pytest.approx((one.loss, one.gap), rel=3e-3)
     assert plain[-1].loss < 0.9 * plain[0].loss
 
 
 def test_the_default_draw_starts_where_the_papers_did():
-    x, y = TwoSpans().draw()
+    x, y = draw_spans(500, 512, (25, 230), PAPER_LIKE_SEED)
     trace, _, _ = train_pairs(x, y, steps=1, every=1)
     assert (trace[0].loss, trace[0].gap) == pytest.approx(PAPER_TRACE[0], rel=1e-3)
 
 
 def test_spans_must_fit():
     with pytest.raises(C3Error, match="do not fit into 32"):
-        TwoSpans(n=4, dim=32, first=20, second=20).draw()
+        draw_spans(4, 32, (20, 20), 0)
 
 
 def test_the_toy_agrees_with_its_closed_form():
     assert toy_gap(512, (257, 257)) == pytest.approx(1.0, abs=0.01)
-    gaps = [simulate_toy(512, (257, 257), n=100, seed=seed).length for seed in range(6)]
+    gaps = [draw_toy(512, (257, 257), n=100, seed=seed).length for seed in range(6)]
     assert np.mean(gaps) == pytest.approx(toy_gap(512, (257, 257)), abs=0.05)
     with pytest.raises(C3Error, match="can be constant"):
         toy_gap(8, (9, 0))
@@ -85,7 +87,7 @@ def test_the_stable_lead_is_where_the_bound_meets_delta(tau, n, delta):
 
 
 def test_no_simulated_point_lies_above_the_bound():
-    draws = simulate_draws(draws=10_000)
+    draws = draw_queries(draws=10_000)
     assert draws.above == 0
     assert (draws.lead < 0).any()
     assert (draws.lead > 0).any()
@@ -129,3 +131,12 @@ def test_more_of_the_gap_survives_at_a_higher_scale():
 def test_training_needs_pairs():
     with pytest.raises(C3Error, match="at least 20 pairs"):
         gap_by_scale(np.ones((5, 3)), np.ones((5, 3)))
+
+
+def test_temperature_of_a_store_takes_one_pair_per_item(tmp_path):
+    image, text, owner = paper_model(30, 8, captions=2)
+    store = make_store(tmp_path / "s", unit(image).astype("float32"), unit(text).astype("float32"), owners=list(owner))
+    result = simulate_temperature(store=store, steps=2, scale=[10])
+    assert result.to_dict()["pairs"] == 30
+    assert "<table" in result._repr_html_()
+    assert "<svg" in result._repr_html_()

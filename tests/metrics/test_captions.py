@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from c3tools.errors import MetricError, MissingExtraError
-from c3tools.metrics import METRICS, java_scores, score_captions
+from c3tools.metrics import METRICS, score_captions
 from c3tools.metrics import captions as captions_module
 from c3tools.metrics.captions import corpus_bleu
 from c3tools.metrics.tokenizer import tokenize_all
@@ -159,14 +159,14 @@ def test_java_scores_that_cannot_run_are_left_out_and_say_what_they_lack(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     plain = score_captions(PREDICTIONS, REFERENCES)
-    monkeypatch.setattr(java_scores, "_MODELS", ("no-such-model.jar",))
-    monkeypatch.setattr(java_scores.shutil, "which", lambda name: "/usr/bin/java")
+    monkeypatch.setattr(captions_module, "_SPICE_MODELS", ("no-such-model.jar",))
+    monkeypatch.setattr(captions_module.shutil, "which", lambda name: "/usr/bin/java")
     scores = score_captions(PREDICTIONS, REFERENCES, java=["SPICE"])
     assert scores.corpus == plain.corpus
     assert re.fullmatch(
         r"SPICE is left out: the Stanford models are not in .*lib \(no-such-model.jar\)\..*", *scores.notes
     )
-    monkeypatch.setattr(java_scores.shutil, "which", lambda name: None)
+    monkeypatch.setattr(captions_module.shutil, "which", lambda name: None)
     scores = score_captions(PREDICTIONS, REFERENCES, java=["METEOR", "SPICE"])
     assert scores.corpus == plain.corpus
     for name, note in zip(("METEOR", "SPICE"), scores.notes, strict=True):
@@ -179,7 +179,6 @@ def test_spice_is_read_in_the_order_of_the_captions(monkeypatch: pytest.MonkeyPa
         def compute_score(self, targets: dict[str, Any], written: dict[str, Any]) -> tuple[float, list[Any]]:
             return 0.25, [{"All": {"f": float(ord(key))}} for key in sorted(targets)]
 
-    monkeypatch.setattr(java_scores, "missing_for", lambda name: None)
     monkeypatch.setattr(captions_module, "missing_for", lambda name: None)
     module = type(sys)("pycocoevalcap.spice.spice")
     module.Spice = Spice  # type: ignore[attr-defined]
@@ -195,7 +194,7 @@ def test_a_java_program_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) 
         raise ValueError("no number")
 
     monkeypatch.setattr(captions_module, "missing_for", lambda name: None)
-    monkeypatch.setattr(java_scores, "_meteor", fail)
+    monkeypatch.setattr(captions_module, "_meteor", fail)
     with pytest.raises(MetricError, match=r"METEOR could not be computed.*ValueError: no number"):
         score_captions(PREDICTIONS, REFERENCES, java=["METEOR"])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from c3tools.errors import MetricError
-from c3tools.metrics.clipscore import clip_score, ref_clip_score
+from c3tools.metrics.captions import clip_score, ref_clip_score
 
 
 def test_scores_by_hand() -> None:
@@ -12,10 +12,10 @@ def test_scores_by_hand() -> None:
     captions = np.array([[3.0, 4.0], [0.0, 0.5], [-1.0, 0.0]])  # cosines 0.6, 1, -1
     np.testing.assert_allclose(clip_score(images, captions), [150, 250, 0])
     references = np.array([[4.0, 3.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    owners = np.array([0, 0, 1, 2])
+    item_index = np.array([0, 0, 1, 2])
     # best cosines with the captions: max(24/25, 3/5), 1, 1
     expected = [200 * 1.5 * 0.96 / (1.5 + 0.96), 200 * 2.5 / 3.5, 0]
-    np.testing.assert_allclose(ref_clip_score(images, captions, references, owners), expected)
+    np.testing.assert_allclose(ref_clip_score(images, captions, references, item_index), expected)
 
 
 def test_other_shapes_are_refused() -> None:

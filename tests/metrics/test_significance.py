@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from statistics import mean, stdev
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from c3tools.errors import MetricError
-from c3tools.metrics import CaptionScores, bootstrap_interval, compare
+from c3tools.metrics import CaptionScores, bootstrap_interval, compare, mean_and_std
+from c3tools.metrics.significance import mean_interval
 
 
 def made_up(values: np.ndarray, keys: list[str] | None = None) -> CaptionScores:
@@ -56,3 +59,25 @@ def test_the_same_captions_do_not_differ() -> None:
 def test_other_images_are_refused() -> None:
     with pytest.raises(MetricError, match="not on the same images"):
         compare(made_up(np.ones(2)), made_up(np.ones(2), ["x", "y"]), "CIDEr")
+
+
+def test_mean_and_std_is_the_sample_standard_deviation() -> None:
+    assert mean_and_std([1.0, 2.0, 4.0]) == pytest.approx((mean([1, 2, 4]), stdev([1, 2, 4])))
+    assert mean_and_std([3.0]) == (3.0, None)
+    with pytest.raises(ValueError, match="no values"):
+        mean_and_std([])
+
+
+def test_bootstrap_interval_is_that_of_the_standard_error():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 4000)
+    low, high = mean_interval(values)
+    assert (high - low) / 2 == pytest.approx(1.96 * 2.0 / np.sqrt(4000), rel=0.12)
+    assert low < values.mean() < high
+
+
+def test_bootstrap_draws_the_captions_of_an_image_together():
+    items = np.repeat(np.arange(300), 5)
+    values = np.random.default_rng(0).normal(size=300)[items]
+    low, high = mean_interval(values, items)
+    assert (high - low) / 2 == pytest.approx(1.96 / np.sqrt(300), rel=0.12)
+    assert mean_interval(values[:10], items[:10]) is None

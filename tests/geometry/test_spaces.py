@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from c3tools.geometry.spaces import modality_bias, separability, uniformity
+from tests.conftest import unit_rows
+from tests.geometry.spaces import unit
+
+
+def half_width(interval) -> float:
+    return (interval[1] - interval[0]) / 2
+
+
+def test_uniformity_is_the_definition():
+    rows = unit_rows(40, 5).astype(np.float64)
+    squared = np.sum((rows[:, None] - rows[None]) ** 2, axis=2)
+    expected = np.log(np.exp(-2 * squared)[~np.eye(40, dtype=bool)].mean())
+    found = uniformity(rows)
+    assert (found.value, found.rows) == (pytest.approx(expected), 40)
+
+
+def test_separability_is_1_across_a_gap_and_one_half_without():
+    x, y = unit_rows(400, 12), unit_rows(400, 12, seed=1)
+    assert separability(x + np.eye(12)[0] * 9, y - np.eye(12)[0] * 9).value == 1.0
+    assert separability(x, y).value == pytest.approx(0.5, abs=0.07)
+    assert separability(unit(x + np.eye(12)[0]), y, collapse=True).value == pytest.approx(0.5, abs=0.08)
+
+
+def test_modality_bias_is_1_across_a_gap_and_one_half_without():
+    x, y = unit_rows(400, 12), unit_rows(400, 12, seed=1)
+    away = np.eye(12)[0] * 3
+    assert [side.value for side in modality_bias(unit(x + away), unit(y - away))] == [1.0, 1.0]
+    assert [side.value for side in modality_bias(x, y)] == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+@pytest.mark.parametrize("captions", [1, 4])
+def test_the_interval_of_uniformity_is_as_wide_as_it_scatters(captions):
+    values, widths = [], []
+    owner = np.repeat(np.arange(120), captions)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        centres = rng.normal(size=(120, 3)) * [2.0, 1.0, 0.3] + [1.0, 0, 0]
+        found = uniformity(unit(centres[owner] + rng.normal(size=(len(owner), 3)) * 0.05), owner)
+        values.append(found.value)
+        widths.append(half_width(found.interval))
+    assert np.mean(widths) == pytest.approx(1.96 * np.std(values), rel=0.3)
+
+
+def test_intervals_of_shares_are_those_of_their_rows():
+    x, y = unit_rows(500, 6), unit_rows(500, 6, seed=1)
+    probe = separability(x + np.eye(6)[0] * 0.3, y)
+    assert probe.rows == 1000
+    assert half_width(probe.interval) == pytest.approx(1.96 * np.sqrt(probe.value * (1 - probe.value) / 1000), rel=0.15)
+    for side in modality_bias(x, y):
+        assert side.interval[0] < side.value < side.interval[1]
+        assert half_width(side.interval) < 0.03
+
+
+def test_captions_of_one_image_widen_the_intervals():
+    centres = unit_rows(100, 6)
+    owner = np.repeat(np.arange(100), 5)
+    images, texts = unit(centres + np.eye(6)[0] * 0.3), unit(centres[owner])
+    items = (np.arange(100), owner)
+    assert half_width(uniformity(texts, owner).interval) > 1.8 * half_width(uniformity(texts).interval)
+    together, alone = modality_bias(images, texts, items=items), modality_bias(images, texts)
+    assert [side.value for side in together] == [side.value for side in alone]
+
+
+def test_fewer_than_three_rows_have_no_interval():
+    rows = unit_rows(2, 4)
+    assert uniformity(rows).interval is None
+    assert modality_bias(rows, rows)[0].interval is None
