@@ -34,3 +34,17 @@ def reporter() -> Reporter:
     from c3tools.reporter import TerminalReporter
 
     return TerminalReporter(err)
+
+
+def print_table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] | None = None
+) -> None:
+    """Print a table to standard output; ``right`` names the right-aligned columns, by default all but the first."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in (headings[1:] if right is None else right) else "left")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)

@@ -15,23 +15,46 @@ from typing import Any
 
 
 class Faults:
-    """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer."""
+    """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer.
+
+    `hold_after` keeps later requests waiting, and fails them when they are released.
+    """
 
     def __init__(self, every: int = 0) -> None:
         self.every = every
         self.last: int | None = None
+        self.held = threading.Event()  # set when the first request waits
+        self._released = threading.Event()
+        self._held_from: int | None = None
         self.answer = "500 Internal Server Error"
         self.requests = 0
         self.failed = 0
         self._lock = threading.Lock()
 
+    def hold_after(self, count: int) -> None:
+        """Let ``count`` more requests through, then keep all others waiting until `release`."""
+        with self._lock:
+            self.held.clear()
+            self._released.clear()
+            self._held_from = self.requests + count
+
+    def release(self) -> None:
+        """Fail the requests that wait, and let later ones through."""
+        with self._lock:
+            self._held_from = None
+        self._released.set()
+
     def next_fails(self) -> bool:
         with self._lock:
             self.requests += 1
+            holds = self._held_from is not None and self.requests > self._held_from
             fails = bool(self.every) and self.requests % self.every == 0
-            fails = fails or (self.last is not None and self.requests > self.last)
+            fails = fails or holds or (self.last is not None and self.requests > self.last)
             self.failed += fails
-            return fails
+        if holds:
+            self.held.set()
+            self._released.wait(120)
+        return fails
 
 
 class FileHandler(http.server.SimpleHTTPRequestHandler):

@@ -19,7 +19,7 @@ from c3tools.embedding.loader import pixel_batches
 from c3tools.encoders import ImagePreprocessor
 from c3tools.errors import C3Error
 from c3tools.store import Store
-from c3tools.store.verify import verify
+from c3tools.store.verify import verify_store
 from tests.conftest import copy_photos
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
 from tests.embedding.test_embed import files
@@ -127,7 +127,7 @@ def test_verification_knows_a_store_made_of_tars(encoder, tmp_path: Path) -> Non
     summary = embed_corpus(read_corpus([tar], index_folder=store / ".inputs"), store, encoder, **OPTIONS)
     assert summary.skipped == 2
     assert (store / ".inputs").is_dir()
-    assert verify(store).findings == []
+    assert verify_store(store).findings == []
 
 
 def slow_jpeg() -> bytes:

@@ -13,7 +13,7 @@ import pytest
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
 from c3tools.store import Store, locked
-from c3tools.store.verify import verify
+from c3tools.store.verify import verify_store
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
 from tests.stores import whole_store
@@ -57,7 +57,7 @@ def test_two_embedding_processes_on_one_store_do_not_corrupt_it(tmp_path: Path, 
     alone = start("alone")
     alone.communicate(timeout=250)
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
-    assert verify(tmp_path / "shared").findings == []
+    assert verify_store(tmp_path / "shared").findings == []
 
 
 def test_readers_never_see_half_a_shard(tmp_path: Path, importing: dict[str, str]) -> None:
