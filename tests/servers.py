@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+_POLL = 0.02  # seconds until a server notices that it is to stop
+
 
 class Faults:
     """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer.
@@ -112,7 +114,7 @@ def web_server(folder: Path, faults: Faults, *, ranges: bool = True) -> Iterator
     """Serve a folder; yields its address."""
     handler = partial(FileHandler, directory=str(folder), faults=faults, ranges=ranges)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    with _running(server.serve_forever, server.shutdown, server.server_close):
+    with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):
         yield f"http://127.0.0.1:{server.server_port}"
 
 
@@ -137,7 +139,7 @@ def s3_server(faults: Faults) -> Iterator[str]:
         return store(environment, start_response)
 
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    with _running(server.serve_forever, server.shutdown, server.server_close):
+    with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):
         endpoint = f"http://127.0.0.1:{server.server_port}"
         # what moto keeps belongs to the process, not to the server
         with urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b""):

@@ -171,7 +171,7 @@ def read_failures(store: Path) -> list[Failure]:
     try:
         with name_or_file(path) as file:
             failures = [Failure(**row) for row in pq.read_table(file).to_pylist()]
-        if not all(isinstance(value, str) for failure in failures for value in asdict(failure).values()):
+        if not all(_is_text(asdict(failure)) for failure in failures):
             raise TypeError("a value is missing or not a string")
     except UnreachableError:
         raise
@@ -238,9 +238,9 @@ def _check_marker(value: Any) -> None:
     rows, failures, digests, timings = (value[name] for name in ("rows", "failures", "sha256", "timings"))
     if type(rows) is not int or rows < 0:
         raise ValueError(f"rows is {rows!r}")
-    if not isinstance(failures, list) or not all(_is_failure(failure) for failure in failures):
+    if not isinstance(failures, list) or not all(_is_text(asdict(Failure(**failure))) for failure in failures):
         raise ValueError("failures is no list of failures")
-    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+    if not isinstance(digests, dict) or not _is_text(digests):
         raise ValueError("sha256 is no mapping of names to digests")
     if not isinstance(timings, dict):
         raise ValueError("timings is no mapping")
@@ -248,12 +248,8 @@ def _check_marker(value: Any) -> None:
         raise ValueError("its checksum does not match its content")
 
 
-def _is_failure(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) == set(_FAILURE_FIELDS)
-        and all(isinstance(text, str) for text in value.values())
-    )
+def _is_text(values: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, str) for value in values.values())
 
 
 def _checksum(marker: Mapping[str, Any]) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import StoreError, UnreachableError
+from ..identity import ModelIdentity
 from ..io.files import sha256_of
 from ..io.locations import SMALL_BLOCK, kind_of, name_or_file
 from ..moments import Moments, load_moments
@@ -30,36 +29,35 @@ _MUST_AGREE = ("format_version", "dim", "dtype", "normalised")
 _ROW_COLUMNS = ("key", "embedding", "split", *ITEM_COLUMNS)
 
 
+class _DamagedFileError(Exception):
+    """A defect of a file that makes further checks of it pointless."""
+
+    def __init__(self, check: str, suffix: str, what: str) -> None:
+        self.check, self.suffix, self.what = check, suffix, what
+
+
 @dataclass
 class _Shard:
-    """One shard, and the stores that its rows and moments are read from: its own, or a copy on this machine."""
+    """One shard to check.
+
+    Attributes:
+        rows_in, moments_in: the stores that its files are read from: its own, or a copy on this machine.
+        marker: its done marker.
+    """
 
     rows_in: Store
     moments_in: Store
     modality: str
     part: int
+    marker: dict[str, Any]
 
-    @property
-    def rows_path(self) -> Path:
-        return part_path(self.rows_in.path, self.modality, self.part, ROWS)
-
-    @property
-    def moments_path(self) -> Path:
-        return part_path(self.moments_in.path, self.modality, self.part, MOMENTS)
-
-    @property
-    def info(self) -> StoreInfo:
-        return self.rows_in.info
-
-    def finding(self, check: str, suffix: str, what: str, repair: Repair = Repair.REDO) -> Finding:
-        where = part_name(self.modality, self.part, suffix)
-        again = command_of(self.info)
-        remedies = {
-            Repair.REDO: f"Drop this shard with `c3 verify --repair`, then run the `{again}` that made it again: "
-            "only what was dropped is made anew.",
-            Repair.MOMENTS: "Compute the moments anew from the rows: c3 verify --repair",
-        }
-        return Finding(check, where, what, remedies[repair], repair, self.modality, self.part)
+    def require(self, store: Store, suffix: str, *, checksum: bool = True) -> None:
+        """Check that a file exists and has the checksum of the marker."""
+        path = part_path(store.path, self.modality, self.part, suffix)
+        if kind_of(path) != "file":
+            raise _DamagedFileError("files", suffix, "the file is missing")
+        if checksum and sha256_of(path) != self.marker["sha256"][path.name]:
+            raise _DamagedFileError("checksum", suffix, "its sha256 is not the one in the done marker")
 
 
 def check_shard(
@@ -73,97 +71,99 @@ def check_shard(
         part: its number.
         rows: also read the embeddings and the checksum of their file: NaN, norms, and the moments against the rows.
     """
+
+    def finding(check: str, suffix: str, what: str) -> Finding:
+        if suffix == MOMENTS:
+            repair, remedy = Repair.MOMENTS, "Compute the moments anew from the rows: c3 verify --repair"
+        else:
+            repair, remedy = (
+                Repair.REDO,
+                (
+                    f"Drop this shard with `c3 verify --repair`, then run the `{command_of(store.info)}` that made it "
+                    "again: only what was dropped is made anew."
+                ),
+            )
+        return Finding(check, part_name(modality, part, suffix), what, remedy, repair, modality, part)
+
     marker, problem = inspect_marker(part_path(store.path, modality, part, MARKER))
     if marker is None or problem is not None:
-        return marker, [_Shard(store, store, modality, part).finding("marker", MARKER, str(problem))]
+        return marker, [finding("marker", MARKER, str(problem))]
+    if set(marker["sha256"]) != {part_path(store.path, modality, part, suffix).name for suffix in (ROWS, MOMENTS)}:
+        return marker, [finding("marker", MARKER, "the done marker names other files than the shard's")]
+    findings = []
     with local_shard(store, modality, part, (ROWS, MOMENTS) if rows else (MOMENTS,)) as local:
-        shard = _Shard(local if rows else store, local, modality, part)
-        return marker, list(_check_files(shard, marker, rows))
+        shard = _Shard(local if rows else store, local, modality, part, marker)
+        try:
+            shard.require(shard.rows_in, ROWS, checksum=rows)
+            _check_footer(shard)
+        except _DamagedFileError as defect:
+            return marker, [finding(defect.check, defect.suffix, defect.what)]
+        expected = None
+        try:
+            expected = _valid_moments(shard)
+        except _DamagedFileError as defect:
+            findings.append(finding(defect.check, defect.suffix, defect.what))
+        if rows:
+            findings += [finding(*defect) for defect in _check_rows(shard, expected)]
+    return marker, findings
 
 
-def _check_files(shard: _Shard, marker: dict[str, Any], rows: bool) -> Iterator[Finding]:
-    named = {path.name: path for path in (shard.rows_path, shard.moments_path)}
-    if set(marker["sha256"]) != set(named):
-        yield shard.finding("marker", MARKER, "the done marker names other files than the shard's")
-        return
-    if kind_of(shard.rows_path) != "file":
-        yield shard.finding("files", ROWS, "the file is missing")
-        return
-    if rows and sha256_of(shard.rows_path) != marker["sha256"][shard.rows_path.name]:
-        yield shard.finding("checksum", ROWS, "its sha256 is not the one in the done marker")
-        return
-    problems = list(_check_footer(shard, marker["rows"]))
-    yield from problems
-    if problems:
-        return
-    expected, problems = _check_moments(shard, marker)
-    yield from problems
-    if rows:
-        yield from _check_rows(shard, expected)
-
-
-def _check_footer(shard: _Shard, rows: int) -> Iterator[Finding]:
-    info = shard.info
+def _check_footer(shard: _Shard) -> None:
+    info = shard.rows_in.info
+    path = part_path(shard.rows_in.path, shard.modality, shard.part, ROWS)
     try:
-        with name_or_file(shard.rows_path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
+        with name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
             count, schema = file.metadata.num_rows, file.schema_arrow
     except UnreachableError:
         raise
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        yield shard.finding("schema", ROWS, f"it cannot be read ({error})")
-        return
-    wanted = shard_schema(shard.modality, info)
-    for field in wanted:
+        raise _DamagedFileError("schema", ROWS, f"it cannot be read ({error})") from error
+    for field in shard_schema(shard.modality, info):
         found = schema.field(field.name).type if field.name in schema.names else None
         if found != field.type:
-            what = f"the column {field.name!r} is {found or 'missing'}, not {field.type}"
-            yield shard.finding("schema", ROWS, what)
-            return
+            raise _DamagedFileError(
+                "schema", ROWS, f"the column {field.name!r} is {found or 'missing'}, not {field.type}"
+            )
     described = description_in(schema)
-    if described is None or not _is_of_this_store(described, info):
-        yield shard.finding("schema", ROWS, "its metadata describe another store")
-    elif count != rows:
-        yield shard.finding("count", ROWS, f"it has {count:,} rows, the done marker says {rows:,}")
+    if described is None or not _is_of_store(described, info):
+        raise _DamagedFileError("schema", ROWS, "its metadata describe another store")
+    if count != shard.marker["rows"]:
+        what = f"it has {count:,} rows, the done marker says {shard.marker['rows']:,}"
+        raise _DamagedFileError("count", ROWS, what)
 
 
-def _is_of_this_store(described: dict[str, Any], info: StoreInfo) -> bool:
-    own = info.to_dict()
-    if any(described.get(name) != own[name] for name in _MUST_AGREE) or not isinstance(described.get("model"), dict):
-        return False
+def _is_of_store(described: dict[str, Any], info: StoreInfo) -> bool:
+    own, model = info.to_dict(), described.get("model")
+    agrees = all(described.get(name) == own[name] for name in _MUST_AGREE)
+    return agrees and isinstance(model, dict) and info.model.same_as(ModelIdentity(model))
+
+
+def _valid_moments(shard: _Shard) -> dict[str, Moments]:
+    """Return the moments in the shard's file."""
+    shard.require(shard.moments_in, MOMENTS)
     try:
-        info.require_same_model(described["model"], own="", theirs="")
-    except StoreError:
-        return False
-    return True
-
-
-def _check_moments(shard: _Shard, marker: dict[str, Any]) -> tuple[dict[str, Moments] | None, list[Finding]]:
-    """Return the moments in the shard's file, None if they are not valid, and the findings."""
-
-    def wrong(check: str, what: str) -> tuple[None, list[Finding]]:
-        return None, [shard.finding(check, MOMENTS, what, Repair.MOMENTS)]
-
-    if kind_of(shard.moments_path) != "file":
-        return wrong("files", "the file is missing")
-    if sha256_of(shard.moments_path) != marker["sha256"][shard.moments_path.name]:
-        return wrong("checksum", "its sha256 is not the one in the done marker")
-    try:
-        groups, _ = load_moments(shard.moments_path)
+        groups, _ = load_moments(part_path(shard.moments_in.path, shard.modality, shard.part, MOMENTS))
     except StoreError as error:
-        return wrong("moments", f"they cannot be read ({error.__cause__ or error.message})")
-    if any(moments.dim != shard.info.dim for moments in groups.values()):
-        return wrong("moments", f"they are not of dimension {shard.info.dim}")
-    total = sum(moments.n for moments in groups.values())
-    if total != marker["rows"]:
-        return wrong("moments", f"they are of {total:,} rows, the done marker says {marker['rows']:,}")
-    return groups, []
+        raise _DamagedFileError(
+            "moments", MOMENTS, f"they cannot be read ({error.__cause__ or error.message})"
+        ) from error
+    dim = shard.rows_in.info.dim
+    if any(moments.dim != dim for moments in groups.values()):
+        raise _DamagedFileError("moments", MOMENTS, f"they are not of dimension {dim}")
+    total, rows = sum(moments.n for moments in groups.values()), shard.marker["rows"]
+    if total != rows:
+        raise _DamagedFileError("moments", MOMENTS, f"they are of {total:,} rows, the done marker says {rows:,}")
+    return groups
 
 
-def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[Finding]:
-    info = shard.info
+def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[tuple[str, str, str]]:
+    """Yield check, suffix of the file and what is wrong with the rows, or with the moments ``expected`` from them."""
+    info = shard.rows_in.info
     columns = [name for name in shard_schema(shard.modality, info).names if name in _ROW_COLUMNS]
     seen: dict[str, Moments] = {}
-    invalid, off, worst = _Examples(), _Examples(), 0.0
+    invalid: list[str] = []  # keys
+    off: list[str] = []
+    worst = 0.0
     try:
         for batch in shard.rows_in.batches(shard.modality, columns, parts=[shard.part]):
             keys = batch.column("key").to_pylist()
@@ -171,42 +171,29 @@ def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[
             with np.errstate(all="ignore"):
                 norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
             finite = np.isfinite(norms) & (norms > 0)
-            invalid.add(keys, ~finite)
+            invalid += [keys[row] for row in np.flatnonzero(~finite)]
             if info.normalised:
                 distance = np.where(finite, np.abs(norms - 1), 0)
-                off.add(keys, distance > NORM_TOLERANCE[info.dtype])
+                off += [keys[row] for row in np.flatnonzero(distance > NORM_TOLERANCE[info.dtype])]
                 worst = max(worst, float(distance.max(initial=0)))
-            if expected is not None and not invalid.count:
+            if expected is not None and not invalid:
                 add_moments(seen, batch)
     except StoreError as error:
-        yield shard.finding("schema", ROWS, f"it cannot be read ({error.__cause__ or error.message})")
+        yield "schema", ROWS, f"it cannot be read ({error.__cause__ or error.message})"
         return
-    if invalid.count:
-        yield shard.finding("values", ROWS, f"{invalid} with NaN, infinity or norm 0")
-    if off.count:
-        what = f"{off} whose norm is not 1 (off by up to {worst:.2g}), though the store says they are normalised"
-        yield shard.finding("norms", ROWS, what)
-    if expected is not None and not invalid.count:
+    if invalid:
+        yield "values", ROWS, f"{_count(invalid)} with NaN, infinity or norm 0"
+    if off:
+        deviation = f"whose norm is not 1 (off by up to {worst:.2g}), though the store says they are normalised"
+        yield "norms", ROWS, f"{_count(off)} {deviation}"
+    if expected is not None and not invalid:
         difference = _difference(expected, seen)
         if difference:
-            what = f"they are not those of the rows ({difference})"
-            yield shard.finding("moments", MOMENTS, what, Repair.MOMENTS)
+            yield "moments", MOMENTS, f"they are not those of the rows ({difference})"
 
 
-class _Examples:
-    """Number of rows with a defect, and the key of the first."""
-
-    def __init__(self) -> None:
-        self.count, self.first = 0, ""
-
-    def add(self, keys: list[str], chosen: npt.NDArray[np.bool_]) -> None:
-        rows = np.flatnonzero(chosen)
-        if len(rows) and not self.count:
-            self.first = keys[int(rows[0])]
-        self.count += len(rows)
-
-    def __str__(self) -> str:
-        return f"{self.count:,} row{'s' * (self.count > 1)} (key {self.first!r}{', …' * (self.count > 1)})"
+def _count(keys: list[str]) -> str:
+    return f"{len(keys):,} row{'s' * (len(keys) > 1)} (key {keys[0]!r}{', …' * (len(keys) > 1)})"
 
 
 def _difference(expected: dict[str, Moments], seen: dict[str, Moments]) -> str | None:

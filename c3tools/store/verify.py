@@ -155,30 +155,24 @@ def repair_store(result: Verification) -> None:
     with locked(result.store):
         for name in names_in(result.store)[0]:
             remove_leftovers(result.store / name)
-        dropped: set[tuple[str, int]] = set()
-        if any(finding.repair is Repair.DESCRIPTION for finding in result.findings):
+        repairs = {finding.repair for finding in result.findings}
+        if Repair.DESCRIPTION in repairs:
             write_json_atomically(result.store / INFO_FILE, described_by_shards(result.store))
             _repaired(result, f"{INFO_FILE} was written anew from the shards")
-        for finding in result.findings:
-            if finding.repair is Repair.REDO and finding.modality is not None and finding.part is not None:
-                shard = (finding.modality, finding.part)
-                if shard not in dropped:
-                    _drop(result.store, *shard)
-                    dropped.add(shard)
-                    result.repaired.append(
-                        f"{finding.modality} shard {finding.part} was dropped: it is to be made again"
-                    )
+        dropped = dict.fromkeys(_shards_to_repair(result, Repair.REDO))
+        for modality, part in dropped:
+            _drop(result.store, modality, part)
+            result.repaired.append(f"{modality} shard {part} was dropped: it is to be made again")
         opened = Store.open(result.store)
-        for finding in result.findings:
-            shard = (finding.modality or "", finding.part or 0)
-            if finding.repair is Repair.MOMENTS and shard in dropped:
+        for modality, part in _shards_to_repair(result, Repair.MOMENTS):
+            if (modality, part) in dropped:
                 result.open -= 1
-            elif finding.repair is Repair.MOMENTS:
-                _write_moments(opened, *shard)
-                _repaired(result, f"the moments of {finding.modality} shard {finding.part} were computed anew")
-        if dropped or any(finding.repair is Repair.FAILURES for finding in result.findings):
+            else:
+                _write_moments(opened, modality, part)
+                _repaired(result, f"the moments of {modality} shard {part} were computed anew")
+        if dropped or Repair.FAILURES in repairs:
             _write_failures(opened)
-        if any(finding.repair is Repair.FAILURES for finding in result.findings):
+        if Repair.FAILURES in repairs:
             _repaired(
                 result, f"{FAILURES_FILE} was written anew; inputs refused before encoding come back with `c3 embed`"
             )
@@ -198,6 +192,14 @@ def _sampled(parts: Sequence[int], sample: float | None, seed: int, modality: st
         return set(parts)
     count = max(1, round(sample * len(parts)))
     return set(generator(seed, "verify", modality).choice(parts, size=count, replace=False).tolist())
+
+
+def _shards_to_repair(result: Verification, repair: Repair) -> list[tuple[str, int]]:
+    return [
+        (finding.modality, finding.part)
+        for finding in result.findings
+        if finding.repair is repair and finding.modality is not None and finding.part is not None
+    ]
 
 
 def _repaired(result: Verification, what: str) -> None:

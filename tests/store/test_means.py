@@ -67,3 +67,13 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a", unit_rows(50, 8), unit_rows(60, 8, 1))
     with pytest.raises(StoreError, match="no rows in the split 'val'"):
         save_means(store, tmp_path / "m", split="val")
+
+
+def test_the_table_is_plain_values_and_html(tmp_path: Path) -> None:
+    found = compute_means(make_store(tmp_path / "a", unit_rows(50, 8), unit_rows(60, 8, 1)))
+    value = found.to_dict()
+    assert value["means"][0]["modality"] == "image"
+    assert value["gap_length"] == found.gap_length
+    headings, cells = found.table()
+    assert [len(row) for row in cells] == [len(headings)] * 4
+    assert "<td>60</td>" in found._repr_html_()
