@@ -38,7 +38,8 @@ def keyed_normal(
     beyond 5 short by 1.2 %.
 
     Whole blocks are drawn at once, which numpy's generators cannot do for rows of different keys. Only integer
-    arithmetic, look-ups and float32 sums are used, so every version of numpy and every processor gives the same numbers.
+    arithmetic, look-ups and float32 sums are used, so that all versions of numpy and all processors give the same
+    numbers.
     """
     quarter = -(-dim // 4)
     noise = np.empty((len(keys), 4 * quarter), dtype=np.float32)
@@ -75,7 +76,8 @@ def _quantiles() -> npt.NDArray[np.float32]:
 def _words(digests: Words, count: int) -> Words:
     """Return ``count`` words (n, count) for each of the digests (n, 2) by SplitMix64.
 
-    The two halves of a digest are its start and its step. Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    The two halves of a digest are its start and its step. Steele, Lea and Flood, Fast splittable pseudorandom number
+    generators, OOPSLA 2014.
     """
     odd = np.bitwise_or(digests[:, 1:], np.uint64(1))
     words = np.multiply(odd, np.arange(1, count + 1, dtype=np.uint64), dtype=np.uint64)  # (n, count)
