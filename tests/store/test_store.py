@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
-from c3tools.io.files import write_atomically
 from c3tools.store import Failure, Rows, Shard, Store, StoreInfo, create_store, write_failures, write_shard
 from tests.conftest import MODEL, build_store, make_store, unit_rows
 
@@ -100,20 +99,6 @@ def test_failures_are_rows(tmp_path: Path) -> None:
     assert store.recorded_failures() == [failure]
     write_failures(tmp_path / "s", [])
     assert store.recorded_failures() == []
-
-
-def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    target = tmp_path / "x"
-    target.write_text("old")
-
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(target, fail)
-    assert target.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 class TestErrors:
