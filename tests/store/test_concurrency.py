@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from c3tools.corpus import read_corpus
-from c3tools.embedding import EmbedOptions, embed
+from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
@@ -60,7 +60,7 @@ def test_two_embedding_processes_on_one_store_do_not_corrupt_it(
     assert 0 in codes, messages
     for code, message in zip(codes, messages, strict=True):
         assert code == 0 or (code == 1 and "Another run is writing" in message), message
-    embed(read_corpus([folder]), tmp_path / "alone", encoder, EmbedOptions(shard_size=2, workers=0))
+    embed_corpus(read_corpus([folder]), tmp_path / "alone", encoder, shard_size=2, workers=0)
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
     assert verify_store(tmp_path / "shared").findings == []
 
