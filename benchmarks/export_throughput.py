@@ -65,7 +65,7 @@ def copy_with_pyarrow(store: Path, output: Path, workers: int) -> None:
     """The limit: batches in, the same batches out."""
     import pyarrow.parquet as pq
 
-    from c3tools.store.schema import parquet_writer
+    from c3tools.store.shards import parquet_writer
 
     def copy(path: Path) -> None:
         target = output / path.relative_to(store)

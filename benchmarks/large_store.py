@@ -24,8 +24,7 @@ from measuring import print_table
 
 from c3tools.identity import ModelIdentity
 from c3tools.store import StoreInfo, create_store
-from c3tools.store.rewriting import write_batches
-from c3tools.store.schema import ROW_GROUP_ROWS, shard_schema
+from c3tools.store.shards import ROW_GROUP_ROWS, shard_schema, write_batches
 
 SHARDS = 100
 # a process knows its own peak; the one that its parent sees begins with the parent's

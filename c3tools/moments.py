@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,12 +52,16 @@ class Moments:
 
     @classmethod
     def empty(cls, dim: int) -> Moments:
-        """Moments of no rows, the neutral element of ``merge``."""
+        """Return the moments of no rows, the neutral element of ``merge``."""
         return cls(0, np.zeros(dim), np.zeros((dim, dim)))
 
     @classmethod
     def from_rows(cls, rows: npt.ArrayLike) -> Moments:
-        """Moments of ``rows`` (n, d), of any float dtype, in blocks of bounded memory."""
+        """Compute the moments of ``rows`` (n, d), of any float dtype, in blocks of bounded memory.
+
+        Raises:
+            ValueError: if ``rows`` has not two dimensions.
+        """
         x = np.asarray(rows)
         if x.ndim != 2:
             raise ValueError(f"rows must have two dimensions (n, d), got shape {x.shape}")
@@ -71,7 +75,7 @@ class Moments:
 
     @classmethod
     def merge_all(cls, parts: Iterable[Moments], dim: int | None = None) -> Moments:
-        """Merge any number of moments; ``dim`` is needed only when there may be none."""
+        """Merge any number of moments; ``dim`` is needed only if there may be none."""
         total = None if dim is None else cls.empty(dim)
         for part in parts:
             total = part if total is None else total.merge(part)
@@ -81,16 +85,16 @@ class Moments:
 
     @property
     def dim(self) -> int:
-        """Dimension d of the rows."""
+        """The dimension d of the rows."""
         return len(self.mean)
 
     @property
     def covariance(self) -> Array:
-        """Population covariance (d, d): ``scatter / n``."""
+        """The population covariance (d, d): ``scatter / n``."""
         return self.scatter / max(self.n, 1)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets of rows together (Chan et al., 1983).
+        """Return the moments of both sets of rows (Chan et al., 1983).
 
         Raises:
             ValueError: if the dimensions differ.
@@ -121,35 +125,43 @@ def save_moments(path: Path, groups: Mapping[str, Moments], metadata: Mapping[st
     save_file(tensors, path, metadata={"c3": json.dumps(header, sort_keys=True)})
 
 
-@contextmanager
-def _open_tensors(path: Path) -> Iterator[Any]:
-    """A safetensors file, copied to this machine first where it is behind a URL."""
-    if isinstance(path, Path):
-        with safe_open(path, framework="numpy") as file:
-            yield file
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "moments.safetensors"
-        local.write_bytes(read_all(path))
-        with safe_open(local, framework="numpy") as file:
-            yield file
-
-
-def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, object]]:
-    """Read what ``save_moments`` wrote: the named moments and the metadata.
+def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:
+    """Read a file of `save_moments`: the named moments and the metadata.
 
     Raises:
         StoreError: if the file is missing, damaged, or not a moments file.
     """
+    with _open_moments(path) as (file, header):
+        groups = {}
+        for name, n in header.pop("groups").items():
+            mean = file.get_tensor(f"{name}/mean").astype(np.float64)
+            upper = np.zeros((len(mean), len(mean)))
+            upper[np.triu_indices(len(mean))] = file.get_tensor(f"{name}/scatter")
+            groups[name] = Moments(int(n), mean, upper + np.triu(upper, 1).T)
+    return groups, header
+
+
+def load_counts(path: Path) -> dict[str, int]:
+    """Read only the number of rows of each of the named moments in a file of `save_moments`.
+
+    Raises:
+        StoreError: if the file is missing, damaged, or not a moments file.
+    """
+    with _open_moments(path) as (_, header):
+        return {name: int(n) for name, n in header["groups"].items()}
+
+
+@contextmanager
+def _open_moments(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a moments file and its header; one at a URL is downloaded first."""
     try:
-        with _open_tensors(path) as file:
-            header = json.loads((file.metadata() or {})["c3"])
-            groups = {}
-            for name, n in header.pop("groups").items():
-                mean = file.get_tensor(f"{name}/mean").astype(np.float64)
-                upper = np.zeros((len(mean), len(mean)))
-                upper[np.triu_indices(len(mean))] = file.get_tensor(f"{name}/scatter")
-                groups[name] = Moments(int(n), mean, upper + np.triu(upper, 1).T)
+        with ExitStack() as stack:
+            local = path
+            if not isinstance(path, Path):
+                local = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "moments.safetensors"
+                local.write_bytes(read_all(path))
+            file = stack.enter_context(safe_open(local, framework="numpy"))
+            yield file, json.loads((file.metadata() or {})["c3"])
     except FileNotFoundError:
         raise StoreError(f"There is no moments file at {path}.") from None
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -157,4 +169,3 @@ def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, object]]:
             f"{path} is not a readable moments file ({error}).",
             remedy="Make it with `c3 means --save`, or re-run `c3 embed`.",
         ) from error
-    return groups, header

@@ -1,4 +1,4 @@
-"""The one place that turns seeds into generators.
+"""Seeds into random generators.
 
 Noise is keyed by (seed, epoch, key): the same item gets the same noise in the same epoch of the same run,
 whatever the order of the rows and however many workers draw it.
@@ -22,14 +22,14 @@ _CACHED_ROWS = 128  # drawn at a time: a block of 512 dimensions stays in the ca
 
 
 def generator(seed: int, *scope: object) -> np.random.Generator:
-    """A generator that depends on ``seed`` and on ``scope`` (any printable values) alone."""
+    """Return a generator that depends only on ``seed`` and ``scope`` (any printable values)."""
     return np.random.Generator(np.random.Philox(key=_digest(seed, *scope)))
 
 
 def keyed_normal(
     seed: int, epoch: int, keys: Sequence[str], dim: int, dtype: npt.DTypeLike = np.float32
 ) -> npt.NDArray[np.float32]:
-    """Standard normal noise (len(keys), dim), each row drawn from (seed, epoch, its key).
+    """Draw standard normal noise (len(keys), dim), each row from (seed, epoch, its key).
 
     A hash of the three starts a stream of 64-bit words (`_words`). They are cut into codes of 16 bits, each code looks
     up one of 65,536 quantiles of the normal distribution, and four values at a time are rotated by the 4 x 4 Hadamard
@@ -37,33 +37,34 @@ def keyed_normal(
     is half the sum or difference of four quantiles: variance 1, excess kurtosis -2.6e-5, largest value 8.8, tail
     beyond 5 short by 1.2 %.
 
-    Whole blocks are drawn at once, which numpy's generators cannot do for rows of different keys. All is integer
-    arithmetic, look-ups and float32 sums, so no version of numpy and no processor gives other numbers.
+    Whole blocks are drawn at once, which numpy's generators cannot do for rows of different keys. Only integer
+    arithmetic, look-ups and float32 sums are used, so that all versions of numpy and all processors give the same
+    numbers.
     """
     quarter = -(-dim // 4)
     noise = np.empty((len(keys), 4 * quarter), dtype=np.float32)
     prefix = _hash(seed, epoch, "")
     for start in range(0, len(keys), _CACHED_ROWS):
         block = keys[start : start + _CACHED_ROWS]
-        codes = _words(_continued(prefix, block), quarter).view("<u2").reshape(len(block), 4, quarter)
+        codes = _words(_digests_after(prefix, block), quarter).view("<u2").reshape(len(block), 4, quarter)
         values = np.empty((4, len(block), quarter), np.float32)
-        for place in range(4):
+        for i in range(4):
             # every code is a valid index; "wrap" spares the bounds check's temporary
-            np.take(_quantiles(), codes[:, place], out=values[place], mode="wrap")
+            np.take(_quantiles(), codes[:, i], out=values[i], mode="wrap")
         _rotate(values, noise[start : start + len(block)].reshape(len(block), 4, quarter))
     return noise[:, :dim].astype(dtype, order="C", copy=False)
 
 
 def stable_fraction(key: str, salt: str = "") -> float:
-    """A number in [0, 1) that depends on ``key`` and ``salt`` alone, the same on every machine."""
+    """Return a number in [0, 1) that depends only on ``key`` and ``salt``, the same on every machine."""
     return _digest(salt, key) / 2**128
 
 
 @cache
 def _quantiles() -> npt.NDArray[np.float32]:
-    """Half of the normal quantile at the middle of each of 65,536 equal shares, ascending.
+    """Return half of the normal quantile at the middle of each of 65,536 equal shares, ascending.
 
-    The outermost value, which stands for the whole tail, is the one that makes the variance of all exactly 1/4.
+    The outermost value, which represents the whole tail, is chosen so that the variance of all is exactly 1/4.
     """
     inverse = NormalDist().inv_cdf
     upper = [inverse((code + 0.5) / _CODES) for code in range(_CODES // 2, _CODES)]
@@ -73,9 +74,10 @@ def _quantiles() -> npt.NDArray[np.float32]:
 
 
 def _words(digests: Words, count: int) -> Words:
-    """``count`` words for each of the digests (n, 2): SplitMix64, its start and its step being the two halves.
+    """Return ``count`` words (n, count) for each of the digests (n, 2) by SplitMix64.
 
-    Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    The two halves of a digest are its start and its step. Steele, Lea and Flood, Fast splittable pseudorandom number
+    generators, OOPSLA 2014.
     """
     odd = np.bitwise_or(digests[:, 1:], np.uint64(1))
     words = np.multiply(odd, np.arange(1, count + 1, dtype=np.uint64), dtype=np.uint64)  # (n, count)
@@ -88,15 +90,15 @@ def _words(digests: Words, count: int) -> Words:
 
 
 def _rotate(values: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
-    """``out[:, i]`` is the sum of ``values[j]``, both (n, q), with the signs of row i of the Hadamard matrix."""
+    """Set ``out[:, i]`` to the sum of ``values[j]``, both (n, q), with the signs of row i of the Hadamard matrix."""
     sums, differences = values[:2] + values[2:], values[:2] - values[2:]
-    for place, half in enumerate((sums, differences)):
-        np.add(half[0], half[1], out=out[:, 2 * place])
-        np.subtract(half[0], half[1], out=out[:, 2 * place + 1])
+    for i, half in enumerate((sums, differences)):
+        np.add(half[0], half[1], out=out[:, 2 * i])
+        np.subtract(half[0], half[1], out=out[:, 2 * i + 1])
 
 
-def _continued(prefix: hashlib.blake2b, keys: Sequence[str]) -> Words:
-    """The digests (n, 2) of what ``prefix`` has hashed so far and each of the keys."""
+def _digests_after(prefix: hashlib.blake2b, keys: Sequence[str]) -> Words:
+    """Return the digests (n, 2) of what ``prefix`` has hashed so far followed by each of the keys."""
     digests = []
     for key in keys:
         hashed = prefix.copy()

@@ -1,13 +1,35 @@
-"""Small tables in HTML, as notebooks show results."""
+"""Tables of results: the terminal, pages and notebooks all show the same one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 
-def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return an HTML table with a caption; all text is escaped."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><caption>{escape(title)}</caption><tr>{head}</tr>{body}</table>"
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells, the first of each row being its name.
+
+    Attributes:
+        columns: the headings.
+        rows: cells, as many as there are columns. A cell ``yes``, ``partly``, ``no`` or ``unknown`` is a verdict and
+            gets its colour.
+        title: above the table; empty for none.
+        left: headings of the columns that hold words, aligned left like the first one; the others hold numbers.
+        note: what a reader of a page should know about the numbers.
+        links: for a page, an address per row that its name links to.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    left: Sequence[str] = ()
+    note: str = ""
+    links: Sequence[str] = ()
+
+    def _repr_html_(self) -> str:
+        """Return the table as HTML without a page around it, as a notebook shows it; all text is escaped."""
+        head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        return f"<table><caption>{escape(self.title)}</caption><tr>{head}</tr>{body}</table>"

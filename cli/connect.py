@@ -202,7 +202,7 @@ def apply(
     with track("Embedding", len(sides.first) + len(sides.second)) as tracker:
         report = apply_heads(connected, sides, output, dtype=dtype, tracker=tracker)
     if json:
-        write_json(report.to_json(), json)
+        write_json(report.to_dict(), json)
     for note in report.notes:
         _say(note)
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())

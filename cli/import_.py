@@ -1,4 +1,4 @@
-"""`c3 import`: foreign embeddings into a store."""
+"""`c3 import`: embeddings from other programs into a store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ._console import err, write_json
+from c3tools.errors import C3Error
+
+from ._console import err, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
     AddressOption,
@@ -84,41 +86,32 @@ def import_(
     json: JsonOption = None,
 ) -> None:
     """Bring embeddings made elsewhere into a store; without ids, rows are paired by order."""
-    from c3tools.errors import C3Error
-    from c3tools.executors import open_executor
-    from c3tools.reporter import track
     from c3tools.store.import_embeddings import import_embeddings
-    from c3tools.store.importers import ColumnNames
 
-    others = {}
-    for item in other or []:
-        name, _, path = item.partition("=")
-        if not name.isidentifier() or not path:
-            raise C3Error(f"--other {item} is not NAME=FILE.", remedy="For example: --other audio=audio.npy")
-        others[name] = Path(path)
-    with (
-        open_executor(executor, address=address, processes=processes, cores=1) as where,
-        track("Importing", None) as tracker,
-    ):
-        report = import_embeddings(
-            store,
-            source=source,
-            image=image,
-            text=text,
-            others=others,
-            image_array=image_array,
-            text_array=text_array,
-            meta=meta,
-            text_meta=text_meta,
-            names=ColumnNames(key_column, image_key_column, caption_column, split_column),
-            model=model,
-            dtype=dtype,
-            normalise=normalise,
-            tracker=tracker,
-            executor=where,
-        )
+    report = import_embeddings(
+        source,
+        store,
+        image=image,
+        text=text,
+        other=_files_by_name(other or []),
+        meta=meta,
+        text_meta=text_meta,
+        image_array=image_array,
+        text_array=text_array,
+        key_column=key_column,
+        image_key_column=image_key_column,
+        caption_column=caption_column,
+        split_column=split_column,
+        model=model,
+        dtype=dtype,
+        normalise=normalise,
+        executor=executor,
+        address=address,
+        processes=processes,
+        reporter=reporter(),
+    )
     if json:
-        write_json(report.to_json(), json)
+        write_json(report.to_dict(), json)
     for note in report.notes:
         err.print(note, highlight=False, markup=False)
     if report.failures:
@@ -131,3 +124,13 @@ def import_(
         )
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
     err.print(f"Imported {listing} rows into {report.store} ({report.pairs:,} pairs).", highlight=False, markup=False)
+
+
+def _files_by_name(options: list[str]) -> dict[str, Path]:
+    files = {}
+    for option in options:
+        name, _, path = option.partition("=")
+        if not name.isidentifier() or not path:
+            raise C3Error(f"--other {option} is not NAME=FILE.", remedy="For example: --other audio=audio.npy")
+        files[name] = Path(path)
+    return files

@@ -9,7 +9,7 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, write_json
+from ._console import err, reporter, write_json
 from ._options import JsonCommand, JsonOption
 
 
@@ -30,28 +30,22 @@ def merge(
     ],
     keep: Annotated[
         str | None,
-        typer.Option(metavar="first", help="Of keys that several stores have, keep the row of the first store."),
+        typer.Option(metavar="first", help="Of rows with the same key, keep that of the first store."),
     ] = None,
     prefix: Annotated[
         bool, typer.Option("--prefix", help="Put the name of its store before every key: dogs/ before those of dogs.")
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Join stores of the same model into a new one; keys that several have are refused, unless --keep or --prefix."""
-    from c3tools.errors import StoreError
-    from c3tools.reporter import track
-    from c3tools.store.merge import Duplicates
-    from c3tools.store.merge import merge as run
+    """Join stores of the same model into a new one.
 
-    if keep not in (None, "first"):
-        raise StoreError(f"--keep {keep} is not known.", remedy="Use --keep first.")
-    if keep and prefix:
-        raise StoreError("With --prefix no key is double, so there is nothing to --keep.", remedy="Choose one of them.")
-    duplicates = Duplicates.FIRST if keep else Duplicates.PREFIX if prefix else Duplicates.REFUSE
-    with track("Merging shards", None) as tracker:
-        report = run(destination, stores, duplicates=duplicates, tracker=tracker)
+    Keys that several stores have are refused, unless --keep or --prefix says what to do with them.
+    """
+    from c3tools.store.merge import merge_stores
+
+    report = merge_stores(destination, stores, keep=keep, prefix=prefix, reporter=reporter())  # type: ignore[arg-type]
     if json is not None:
-        write_json(report.to_json(), json)
+        write_json(report.to_dict(), json)
     listing = ", ".join(f"{rows:,} {name}" for name, rows in report.rows.items()) or "no"
     dropped = f"; {report.dropped:,} doubles were left out" if report.dropped else ""
     err.print(f"Wrote {report.store}: {listing} rows{dropped}.", markup=False, highlight=False)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ._console import err, out, write_json
+from c3tools.errors import C3Error
+
+from ._console import err, print_table, reporter, write_json
 from ._options import DEFAULT_STORE, JsonCommand, JsonOption, StoreOption
 
 
@@ -23,7 +25,9 @@ def split(
         str | None,
         typer.Option(metavar="TRAIN,VAL,TEST", help="Shares of a split by hash.", show_default="0.8,0.1,0.1"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another hash; 0 is the one that stores without splits are read with.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Selects another hash; 0 is the one that stores without splits are read with.")
+    ] = 0,
     column: Annotated[
         str | None, typer.Option(help="The column of the images that says the split.", show_default=False)
     ] = None,
@@ -35,41 +39,28 @@ def split(
     split_column: Annotated[str | None, typer.Option(help="Its column of splits.", show_default=False)] = None,
     json: JsonOption = None,
 ) -> None:
-    """Write the store anew with rows divided into train, val and test, by a stable hash of the key unless told else.
+    """Write the store anew, divided into train, val and test by a stable hash of the key, a column or a file.
 
-    Texts go where their image goes. The moments are those of the new splits, so Collapse is fitted on the new train.
-    The old store is left as it is.
+    Texts are in the split of their image. The moments are those of the new splits, so Collapse is fitted on the new
+    train split. The old store is left as it is.
     """
-    from rich.table import Table
+    from c3tools.store.split import split_store
 
-    from c3tools.errors import StoreError
-    from c3tools.reporter import track
-    from c3tools.store.importers import ColumnNames
-    from c3tools.store.split import split as run
-
-    shares = None
-    if fractions is not None:
-        try:
-            shares = dict(zip(("train", "val", "test"), map(float, fractions.split(",")), strict=True))
-        except ValueError:
-            raise StoreError(
-                f"--fractions {fractions} are not three numbers.", remedy="For example: --fractions 0.8,0.1,0.1"
-            ) from None
-    names = ColumnNames(key=key_column, split=split_column)
-    with track("Splitting shards", None) as tracker:
-        report = run(
-            destination, store, fractions=shares, seed=seed, column=column, file=file, names=names, tracker=tracker
-        )
+    report = split_store(
+        destination,
+        store,
+        fractions=None if fractions is None else _three_numbers(fractions),
+        seed=seed,
+        column=column,
+        file=file,
+        key_column=key_column,
+        split_column=split_column,
+        reporter=reporter(),
+    )
     if json is not None:
-        write_json(report.to_json(), json)
+        write_json(report.to_dict(), json)
     if json != "-":
-        table = Table(title=str(report.store), title_justify="left")
-        splits = sorted({name for counts in report.rows.values() for name in counts}, key=_order)
-        for heading in ("", *splits):
-            table.add_column(heading, justify="right" if heading else "left")
-        for modality, counts in report.rows.items():
-            table.add_row(modality, *(f"{counts.get(name, 0):,}" for name in splits))
-        out.print(table)
+        print_table(report.table())
     if report.unnamed:
         err.print(
             f"Nothing is said about {report.unnamed:,} rows; they keep the split they had.",
@@ -78,5 +69,11 @@ def split(
         )
 
 
-def _order(name: str) -> tuple[int, str]:
-    return {"train": 0, "val": 1, "test": 2}.get(name, 3), name
+def _three_numbers(text: str) -> tuple[float, float, float]:
+    try:
+        train, val, test = map(float, text.split(","))
+    except ValueError:
+        raise C3Error(
+            f"--fractions {text} are not three numbers.", remedy="For example: --fractions 0.8,0.1,0.1"
+        ) from None
+    return train, val, test

@@ -1,4 +1,4 @@
-"""`c3 verify`: whether a store is whole."""
+"""`c3 verify`: check a store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, out, write_json
+from ._console import err, out, reporter, write_json
 from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption
 
 if TYPE_CHECKING:
@@ -56,31 +56,27 @@ def verify(
         float | None,
         typer.Option(
             metavar=f"[FRACTION={_SAMPLE}]",
-            help="Read the rows of this fraction of the shards only; the rest is checked in all of them.",
+            help="Read only the rows of this fraction of the shards; everything else is checked in all of them.",
             show_default=False,
         ),
     ] = None,
     seed: SeedOption = 0,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what can be mended, drop the shards that have to be made again.")
+        bool, typer.Option("--repair", help="Repair what can be repaired, drop the shards that have to be made again.")
     ] = False,
     json: JsonOption = None,
 ) -> None:
     """Check a store: files, checksums, schema, counts, keys, pairs, norms, NaN, moments against rows, failures.
 
-    Each defect is told with its place and with what to run. Exit code 1 if anything is wrong, also where --repair
-    dropped shards: the `c3 embed` (or `c3 import`) that made the store makes exactly those again.
+    Every problem is reported with its file and with what to run. The exit code is 1 if there are defects, also if
+    --repair dropped shards: the `c3 embed` (or `c3 import`) that made the store makes exactly those again.
     """
-    from c3tools.reporter import track
-    from c3tools.store import verify as job
+    from c3tools.store.verify import verify_store
 
     chosen = store or path or DEFAULT_STORE
-    with track("Checking shards", None) as tracker:
-        result = job.verify(chosen, sample=sample, seed=seed, tracker=tracker)
-    if repair and result.defects:
-        job.repair(result)
+    result = verify_store(chosen, sample=sample, seed=seed, repair=repair, reporter=reporter())
     if json is not None:
-        write_json(result.to_json(), json)
+        write_json(result.to_dict(), json)
     if json != "-":
         _show(result)
     if not result.whole:

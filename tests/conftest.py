@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # read where numpy and torch are first imported, here and in the processes that tests start: small products lose more by
 # waiting for threads than they gain, tests run side by side, and the last bits of a sum depend on the number of threads
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner, Result
 
 from c3tools.assets.paths import PHOTOS
+from c3tools.identity import ModelIdentity
 from c3tools.io import locations
-from c3tools.store import Shard, Store, StoreInfo, create_store, lease, write_shard
+from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, lock, write_shard
 from tests.servers import Faults, s3_server
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-MODEL = {"name": "test-model", "weights_sha256": "0" * 64}
+MODEL = ModelIdentity(name="test-model", weights_sha256="0" * 64)
 
 
 @pytest.fixture
@@ -67,8 +70,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
         }.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
-        for name, seconds in {"BEAT": 0.2, "PATIENCE": 20.0, "SETTLING": 0.05}.items():
-            monkeypatch.setattr(lease, name, seconds)
+        for name, seconds in {"HEARTBEAT": 0.2, "PATIENCE": 20.0, "SETTLING": 0.01}.items():
+            monkeypatch.setattr(lock, name, seconds)
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("bucket")
         yield faults
@@ -121,10 +124,41 @@ def copy_photos(folder: Path, count: int) -> Path:
     return folder
 
 
+def build_store(
+    path: Path,
+    *modalities: Rows,
+    model: Mapping[str, Any] = MODEL,
+    dtype: str = "float16",
+    normalised: bool = True,
+    part_rows: int | Mapping[str, int] = 1000,
+) -> Store:
+    """Write rows to a new store.
+
+    Args:
+        path: the folder.
+        modalities: rows of one modality each.
+        model: its identity.
+        dtype: of the embeddings, as stored.
+        normalised: what the store says of their norms.
+        part_rows: rows of a shard, for all modalities or for each.
+    """
+    dim = modalities[0].embeddings.shape[1]
+    info = StoreInfo(ModelIdentity(model), dim, dtype=dtype, normalised=normalised)
+    create_store(path, info)
+    for rows in modalities:
+        size = part_rows if isinstance(part_rows, int) else part_rows[rows.modality]
+        for part, start in enumerate(range(0, len(rows), size)):
+            chosen = rows.select(np.arange(start, min(start + size, len(rows))))
+            columns = {name: chosen.column(name) for name in chosen.table.column_names}
+            timings = {"total": 1.5}
+            write_shard(path, info, Shard(rows.modality, part, chosen.embeddings, columns, timings=timings))
+    return Store.open(path)
+
+
 def make_store(
     path: Path,
-    image: np.ndarray,
-    text: np.ndarray,
+    image: npt.NDArray[Any],
+    text: npt.NDArray[Any],
     *,
     owners: Sequence[int | None] | None = None,
     split: str | None = "train",
@@ -132,28 +166,18 @@ def make_store(
     part_rows: int = 1000,
 ) -> Store:
     """A store of given embeddings: image rows ``image0``…, text row i belongs to image ``owners[i]`` (i by default)."""
-    info = StoreInfo(dict(MODEL), image.shape[1], dtype=dtype)
-    create_store(path, info)
     owners = range(len(text)) if owners is None else owners
-    columns = {
-        "image": {
-            "key": [f"image{i}" for i in range(len(image))],
-            "path": [f"image{i}.jpg" for i in range(len(image))],
-            "split": [split] * len(image),
-        },
-        "text": {
-            "key": [f"text{i}" for i in range(len(text))],
-            "caption": [f"caption {i}" for i in range(len(text))],
-            "image_key": [None if owner is None else f"image{owner}" for owner in owners],
-            "split": [split] * len(text),
-        },
-    }
-    for modality, rows in (("image", image), ("text", text)):
-        for part, start in enumerate(range(0, len(rows), part_rows)):
-            chosen = slice(start, start + part_rows)
-            part_columns = {name: values[chosen] for name, values in columns[modality].items()}
-            write_shard(path, info, Shard(modality, part, rows[chosen], part_columns))
-    return Store.open(path)
+    keys = [f"image{i}" for i in range(len(image))]
+    images = Rows.of("image", keys, image, path=[f"{key}.jpg" for key in keys], split=[split] * len(keys))
+    texts = Rows.of(
+        "text",
+        [f"text{i}" for i in range(len(text))],
+        text,
+        caption=[f"caption {i}" for i in range(len(text))],
+        image_key=[None if owner is None else f"image{owner}" for owner in owners],
+        split=[split] * len(text),
+    )
+    return build_store(path, images, texts, dtype=dtype, part_rows=part_rows)
 
 
 def store_files(folder: Path) -> list[Path]:
@@ -169,7 +193,7 @@ def put_store(folder: Path, url: str) -> Path:
     return place
 
 
-def unit_rows(n: int, dim: int, seed: int = 0) -> np.ndarray:
+def unit_rows(n: int, dim: int, seed: int = 0) -> npt.NDArray[np.float32]:
     """Random unit vectors, float32 (n, dim)."""
     rows = np.random.default_rng(seed).normal(size=(n, dim))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

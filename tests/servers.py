@@ -13,25 +13,50 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+_POLL = 0.02  # seconds until a server notices that it is to stop
+
 
 class Faults:
-    """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer."""
+    """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer.
+
+    `hold_after` keeps later requests waiting, and fails them when they are released.
+    """
 
     def __init__(self, every: int = 0) -> None:
         self.every = every
         self.last: int | None = None
+        self.held = threading.Event()  # set when the first request waits
+        self._released = threading.Event()
+        self._held_from: int | None = None
         self.answer = "500 Internal Server Error"
         self.requests = 0
         self.failed = 0
         self._lock = threading.Lock()
 
+    def hold_after(self, count: int) -> None:
+        """Let ``count`` more requests through, then keep all others waiting until `release`."""
+        with self._lock:
+            self.held.clear()
+            self._released.clear()
+            self._held_from = self.requests + count
+
+    def release(self) -> None:
+        """Fail the requests that wait, and let later ones through."""
+        with self._lock:
+            self._held_from = None
+        self._released.set()
+
     def next_fails(self) -> bool:
         with self._lock:
             self.requests += 1
+            holds = self._held_from is not None and self.requests > self._held_from
             fails = bool(self.every) and self.requests % self.every == 0
-            fails = fails or (self.last is not None and self.requests > self.last)
+            fails = fails or holds or (self.last is not None and self.requests > self.last)
             self.failed += fails
-            return fails
+        if holds:
+            self.held.set()
+            self._released.wait(120)
+        return fails
 
 
 class FileHandler(http.server.SimpleHTTPRequestHandler):
@@ -89,7 +114,7 @@ def web_server(folder: Path, faults: Faults, *, ranges: bool = True) -> Iterator
     """Serve a folder; yields its address."""
     handler = partial(FileHandler, directory=str(folder), faults=faults, ranges=ranges)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    with _running(server.serve_forever, server.shutdown, server.server_close):
+    with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):
         yield f"http://127.0.0.1:{server.server_port}"
 
 
@@ -114,7 +139,7 @@ def s3_server(faults: Faults) -> Iterator[str]:
         return store(environment, start_response)
 
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    with _running(server.serve_forever, server.shutdown, server.server_close):
+    with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):
         endpoint = f"http://127.0.0.1:{server.server_port}"
         # what moto keeps belongs to the process, not to the server
         with urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b""):

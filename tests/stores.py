@@ -1,4 +1,4 @@
-"""A small whole store with every kind of file, and what tests do to it."""
+"""Stores that several tests use, and what tests do to them; all are made by `build_store`."""
 
 from __future__ import annotations
 
@@ -6,49 +6,84 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
+import numpy as np
+import numpy.typing as npt
+
+from c3tools.store import Failure, Rows, Store, rewrite_failures, write_failures
 from c3tools.store.means import load_means, save_means
 
-from .conftest import MODEL, store_files, unit_rows
+from .conftest import build_store, store_files, unit_rows
 
 DIM = 12
 FAILURE = Failure("broken", "photos/broken.jpg", "decode", "OSError", "image file is truncated")
+GAP_DIM = 16
+Matrix = npt.NDArray[np.float32]
+
+
+def two_texts_per_image(splits: list[str], images: Matrix, texts: Matrix, **columns: list[Any]) -> tuple[Rows, Rows]:
+    """Rows of images img000, img001, … and of two texts each."""
+    keys = [f"img{i:03d}" for i in range(len(images))]
+    image_rows = Rows.of("image", keys, images, split=splits, **columns)
+    pairs = [(i, j) for i in range(len(images)) for j in (0, 1)]
+    text_rows = Rows.of(
+        "text",
+        [f"{keys[i]}#{j}" for i, j in pairs],
+        texts,
+        caption=[f"caption {j} of image {i}" for i, j in pairs],
+        image_key=[keys[i] for i, _ in pairs],
+        split=[splits[i] for i, _ in pairs],
+    )
+    return image_rows, text_rows
 
 
 def whole_store(path: Path, *, images: int = 30, part_rows: int = 10, dtype: str = "float16") -> Store:
-    """Images in three shards, two texts each, splits, a failure, and moments taken from elsewhere."""
-    info = StoreInfo(dict(MODEL), DIM, dtype=dtype, preprocessing={"size": [32, 32]}, precision="fp32")
-    create_store(path, info)
-    keys = [f"img{i:03d}" for i in range(images)]
-    splits = ["val" if i % 5 == 4 else "train" for i in range(images)]
-    image_rows, text_rows = unit_rows(images, DIM, 1), unit_rows(2 * images, DIM, 2)
-    for part, start in enumerate(range(0, images, part_rows)):
-        rows = range(start, min(start + part_rows, images))
-        columns = {
-            "key": [keys[i] for i in rows],
-            "path": [f"photos/{keys[i]}.jpg" for i in rows],
-            "width": [640 + i for i in rows],
-            "height": [480] * len(rows),
-            "size": [10_000 + i for i in rows],
-            "split": [splits[i] for i in rows],
-        }
-        failures = [FAILURE] if part == 1 else []
-        timings = {"decoding": 0.125, "total": 1.5}
-        write_shard(path, info, Shard("image", part, image_rows[list(rows)], columns, failures, timings))
-        pairs = [(i, j) for i in rows for j in (0, 1)]
-        columns = {
-            "key": [f"{keys[i]}#{j}" for i, j in pairs],
-            "caption": [f"caption {j} of image {i}" for i, j in pairs],
-            "image_key": [keys[i] for i, _ in pairs],
-            "split": [splits[i] for i, _ in pairs],
-        }
-        write_shard(path, info, Shard("text", part, text_rows[[2 * i + j for i, j in pairs]], columns))
-    store = Store.open(path)
+    """A store with every kind of file: shards, splits, a failure, and external moments."""
+    names = [f"img{i:03d}" for i in range(images)]
+    rows = two_texts_per_image(
+        ["val" if i % 5 == 4 else "train" for i in range(images)],
+        unit_rows(images, DIM, 1),
+        unit_rows(2 * images, DIM, 2),
+        path=[f"photos/{name}.jpg" for name in names],
+        width=[640 + i for i in range(images)],
+        height=[480] * images,
+        size=[10_000 + i for i in range(images)],
+    )
+    store = build_store(path, *rows, dtype=dtype, part_rows={"image": part_rows, "text": 2 * part_rows})
+    rewrite_failures(path, "image", min(1, len(store.parts("image")) - 1), [FAILURE])
     write_failures(path, store.failures())
     save_means(store, path.parent / "elsewhere.safetensors")
     load_means(store, path.parent / "elsewhere.safetensors")
     return store
+
+
+def unit(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Rows of length 1, of their own dtype."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def make_vectors(n: int = 90, seed: int = 0, dim: int = GAP_DIM) -> tuple[Matrix, Matrix]:
+    """Images (n, d) and texts (2 n, d) with a modality gap, unit rows; texts 2 i and 2 i + 1 belong to image i."""
+    rng = np.random.default_rng(seed)
+    shared, gap = rng.normal(size=(n, dim)), rng.normal(size=dim)
+    images = unit(shared + gap + 0.1 * rng.normal(size=(n, dim)))
+    texts = unit(np.repeat(shared, 2, axis=0) - gap + 0.1 * rng.normal(size=(2 * n, dim)))
+    return images.astype(np.float32), texts.astype(np.float32)
+
+
+def gap_store(path: Path, n: int = 90, *, parts: int = 3, dtype: str = "float16", normalised: bool = True) -> Path:
+    """The folder of a store of `make_vectors`, splits train (two thirds) and test, in several shards."""
+    images, texts = make_vectors(n)
+    if not normalised:
+        images, texts = images * 3, texts * np.linspace(0.5, 2, len(texts), dtype=np.float32)[:, None]
+    splits = ["train" if i % 3 else "test" for i in range(n)]
+    paths = [f"img{i:03d}.jpg" for i in range(n)]
+    rows = two_texts_per_image(splits, images, texts, path=paths)
+    size = -(-n // parts)
+    model = {"name": "synthetic", "weights_sha256": "0" * 64}
+    part_rows = {"image": size, "text": 2 * size}
+    return build_store(path, *rows, model=model, dtype=dtype, normalised=normalised, part_rows=part_rows).path
 
 
 @contextmanager

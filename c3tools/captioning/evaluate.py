@@ -133,7 +133,7 @@ def clip_scores(
         StoreError: if the encoder is not the store's.
         MetricError: if an image is not in the store.
     """
-    store.info.require_same_model(encoder.identity, where=f"The store {store.path}", what="the encoder")
+    store.info.require_same_model(encoder.identity, own=f"The store {store.path}", theirs="the encoder")
     images = store.load("image")
     position = {key: row for row, key in enumerate(images.keys)}
     missing = [key for key in captions if key not in position]

@@ -67,7 +67,7 @@ def apply_heads(
         dtype=dtype,
         extra={"connected": {side.name: _digest(side) for side in (sides.first, sides.second)}},
     )
-    written = write_modalities(store, info, modalities, tracker)
+    written = write_modalities(store, info, modalities)
     pairs = int(np.count_nonzero(sides.owner >= 0))
     return ImportReport(store, written.rows, pairs, written.failures, list(sides.notes))
 

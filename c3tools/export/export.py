@@ -36,7 +36,7 @@ from ..io.float16 import to_float16
 from ..io.locations import kind_of, location, names_in, read_all, remove, size_of, upload
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix, split_mask
-from ..store.schema import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
+from ..store.shards import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
 from ..transforms import Pipeline, open_pipeline
 from .part_writers import PART_WRITERS, ROLE_COLUMN, Block
 
@@ -297,7 +297,7 @@ def _prepare(
     if kind_of(output) == "file":
         raise TransformError(f"{output} is a file, not a folder.", remedy="Name another folder with --output.")
     recipe = pipeline.record()
-    provenance = {"store": store.info.to_json(), "transform": recipe, "settings": settings}
+    provenance = {"store": store.info.to_dict(), "transform": recipe, "settings": settings}
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
     present = _read_json(output / EXPORT_FILE)
     folders, files = names_in(output)

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..store.rows import row_splits
-from ..store.schema import METADATA_KEY, parquet_writer
+from ..store.shards import METADATA_KEY, parquet_writer
 
 Block = npt.NDArray[np.floating[Any]]
 ROLE_COLUMN = "input_role"

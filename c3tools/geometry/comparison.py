@@ -74,7 +74,7 @@ class GapReports:
         return written
 
     def _repr_html_(self) -> str:
-        return "".join(table.to_html() for section in self.sections() for table in section.tables)
+        return "".join(table._repr_html_() for section in self.sections() for table in section.tables)
 
     def _pages(self, name: str) -> dict[str, str]:
         """Return HTML pages by what is added to the stem of ``name``: the first page has "" and links to the others."""

@@ -90,7 +90,7 @@ class GapReport:
         return save_report(path, self.values, lambda _: {"": self.to_html()})
 
     def _repr_html_(self) -> str:
-        return "".join(table.to_html() for section in self.sections() for table in section.tables)
+        return "".join(table._repr_html_() for section in self.sections() for table in section.tables)
 
     def save_figures(self, folder: Path) -> list[Path]:
         """Write every figure as PNG and SVG into ``folder``, and return the files."""

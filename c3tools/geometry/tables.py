@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..metrics.retrieval import DEFAULT_KS
-from ..pages.render import FigureBlock, Section, Table, interval, number
+from ..pages.render import FigureBlock, Section, interval, number
+from ..tables import Table
 from ..transforms import PUBLISHED_SIGMA
 from .measures import Measured
 from .spaces import COLLAPSE, RAW, SpaceMeasures, describe_preset

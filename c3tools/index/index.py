@@ -29,7 +29,7 @@ from ..io.locations import is_url
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix
 from ..store.importers import read_vectors
-from ..tables import html_table
+from ..tables import Table
 from ..transforms import Pipeline, open_pipeline
 from ..transforms import preset as preset_named
 from ..transforms.fitting import first_rows
@@ -86,7 +86,7 @@ class SearchResult:
     def _repr_html_(self) -> str:
         """Return a table of the hits, for notebooks."""
         rows = [(f"{hit.score:.3f}", hit.modality, hit.key, hit.caption or hit.path or "") for hit in self.hits]
-        return html_table(self.query, ("score", "modality", "key", "caption or path"), rows)
+        return Table(("score", "modality", "key", "caption or path"), rows, self.query)._repr_html_()
 
 
 class Index:

@@ -1,1 +1,1 @@
-"""Paths and URLs, patterns, atomic files: how anything is read and written."""
+"""Paths and URLs, patterns, atomic and sealed files, float16: how files are found, read and written."""

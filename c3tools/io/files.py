@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files that carry a digest of themselves."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -12,24 +13,29 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .locations import open_binary, upload_made
+from .locations import open_binary, read_all, write_object
+
+_DIGITS = 64
+_BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"
+_BLANK = b"-" * _DIGITS
+_SEAL = re.compile(re.escape(_BEGIN) + rb"([0-9a-f]{64})" + re.escape(_END))
+SEAL_PLACE = (_BEGIN + _BLANK + _END).decode()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, fsync it, and rename it to ``path``.
 
-    A reader sees the old file or the new one, never a part of one; after a crash only a temporary name is left,
-    which `remove_leftovers` clears away. Where ``path`` is a URL, the file is filled on this machine and put there as
-    one object, which stores do whole or not at all.
+    A reader sees the old file or the new one, never a part of one. After a crash only a temporary file is left, which
+    `remove_leftovers` removes. For a URL, the file is filled on this machine and uploaded as one object.
 
     Raises:
-        OSError: if it cannot be written, for example since the disk is full.
+        OSError: if it cannot be written, for example because the disk is full.
     """
     if not isinstance(path, Path):
-        upload_made(path, write)
+        write_object(path, write)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of any machine
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # unique among all machines
     try:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner may read
@@ -38,25 +44,29 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, SafetensorError):  # how safetensors reports a full disk
+        if isinstance(error, SafetensorError):  # safetensors reports a full disk this way
             raise OSError(str(error)) from error
         raise
     _sync_folder(path.parent)
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json_atomically(path: Path, value: Any) -> None:
     """Write `json_text` of ``value``, whole or not at all."""
-    text = json_text(value)
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+    write_text_atomically(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """The one way ``value`` is written as JSON: sorted, indented, ended by a newline."""
+    """Return ``value`` as JSON in the one layout that stores use: sorted, indented, ending with a newline."""
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed writer left in ``folder``, if it is on this machine."""
+    """Remove the temporary files that a killed writer left in a folder on this machine."""
     if not isinstance(folder, Path):
         return
     for leftover in folder.glob(".*.tmp"):
@@ -64,19 +74,48 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with open_binary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def seal(path: Path) -> None:
+    """Fill in the digest of a file whose metadata holds `SEAL_PLACE` once, so that a change of any byte is detected.
+
+    The digest is that of the file with `SEAL_PLACE` in it. So content and digest are in place with one rename, and
+    readers that do not know of seals are not disturbed.
+
+    Raises:
+        ValueError: if the file holds `SEAL_PLACE` not at all or several times.
+    """
+    content = path.read_bytes()
+    if content.count(SEAL_PLACE.encode()) != 1:
+        raise ValueError(f"{path} has {content.count(SEAL_PLACE.encode())} places for a seal, not one")
+    start = content.index(SEAL_PLACE.encode()) + len(_BEGIN)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    path.write_bytes(content[:start] + digest + content[start + _DIGITS :])
+
+
+def check_seal(path: Path) -> bool | None:
+    """Return whether a file is unchanged since `seal`; None if it has no seal.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    content = read_all(path)
+    found = list(_SEAL.finditer(content))
+    if not found:
+        # half of a seal means that the other half was damaged
+        return False if _BEGIN in content or _END in content else None
+    start, stop = found[0].span(1)
+    digest = hashlib.sha256(content[:start] + _BLANK + content[stop:]).hexdigest().encode()
+    return len(found) == 1 and digest == found[0][1]
 
 
 def _umask() -> int:
     current = os.umask(0o022)
     os.umask(current)
     return current
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _sync_folder(folder: Path) -> None:

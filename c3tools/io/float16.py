@@ -1,8 +1,8 @@
-"""Conversions between float16 and float32, exactly as numpy's casts and faster.
+"""Conversions between float16 and float32: the same values as numpy's casts, but faster.
 
 numpy converts half precision one element at a time in software, and reading and writing float16 shards is bound by
-it. Decoding looks up each of the 65,536 codes; encoding rounds the bits of whole blocks (to nearest, ties to even).
-Both go through blocks that stay in the cache.
+it. Decoding looks up each of the 65,536 codes. Encoding rounds the bits of whole blocks (to nearest, ties to even).
+Both work on blocks that stay in the cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Bits = npt.NDArray[np.uint32]
 
 
 def to_float32(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    """``values`` of any shape and number type as float32, always a new C-contiguous array."""
+    """Return ``values`` of any shape and number type as float32, always a new C-contiguous array."""
     if values.dtype != np.float16:
         return np.array(values, dtype=np.float32, order="C")
     codes = np.ascontiguousarray(values).view(np.uint16).reshape(-1)
@@ -39,7 +39,7 @@ def to_float32(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
 
 
 def to_float16(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float16]:
-    """``values`` of any shape and float type as float16, always a new C-contiguous array."""
+    """Return ``values`` of any shape and float type as float16, always a new C-contiguous array."""
     if values.dtype != np.float32:
         return np.array(values, dtype=np.float16, order="C")
     source = np.ascontiguousarray(values).reshape(-1)
@@ -52,7 +52,10 @@ def to_float16(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float16]
 
 
 def _encode(bits: Bits, out: npt.NDArray[np.uint16], work: Bits) -> None:
-    """float16 codes of float32 ``bits`` (n,); signs and special cases show in the upper halves, which are less work."""
+    """Write the float16 codes of float32 ``bits`` (n,) to ``out``.
+
+    Signs and special cases are found in the upper halves, which are half the work.
+    """
     upper = bits.view(np.uint16)[_HIGH_HALF::2]
     magnitude = upper & _MAGNITUDE
     if magnitude.max() >= _LARGE:  # infinity, NaN, or too large, or nearly so: rare, left to numpy

@@ -1,9 +1,9 @@
-"""Where inputs are: paths on this machine, or URLs read through fsspec.
+"""Paths on this machine and URLs, behind one interface.
 
 A local path needs neither fsspec nor universal_pathlib. A URL (``s3://``, ``gs://``, ``hf://``, ``http(s)://``) becomes
-an object with the interface of `pathlib.Path`, so that readers do not tell the difference; its bytes are read in
-stateless ranges, each tried again with growing pauses. Credentials come from the environment alone, as each store's own
-client reads them.
+an object with the interface of `pathlib.Path`, so that readers need not know the difference. Its bytes are read in
+independent ranges, and a request that fails is retried with growing pauses. Credentials come from the environment
+alone, as the client of each object store reads them.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from typing import Any, BinaryIO, Literal, TypeVar, cast
 from ..errors import CorpusError, MissingExtraError, UnreachableError
 
 ATTEMPTS = 6
-FIRST_PAUSE = 0.2  # seconds; doubled after each attempt
-BLOCK = 4 * 2**20  # bytes asked for at a time
-SMALL_BLOCK = 2**16  # where little of a file is wanted: its footer, one column
-_LARGEST_WHOLE = 2**30  # bytes kept in memory of a file whose server gives no parts
+FIRST_PAUSE = 0.2  # seconds, doubled after each attempt
+BLOCK = 4 * 2**20  # bytes per request
+SMALL_BLOCK = 2**16  # bytes per request where only a small part of a file is needed: its footer, one column
+_LARGEST_WHOLE = 2**30  # bytes of a file that is kept in memory because its server supports no ranges
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_REFUSED = (400, 401, 403, 405)
-_WITHOUT_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
-_NO_USE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # to try these again
-_PERMANENT = (*_NO_USE, ImportError, ValueError, TypeError)
+_REFUSED_STATUS = (400, 401, 403, 405)
+_CREDENTIAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
+_FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PERMANENT = (*_FILE_ERRORS, ImportError, ValueError, TypeError)  # another attempt would fail too
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "url"}
 T = TypeVar("T")
 
 
 def is_url(text: str | Path) -> bool:
-    """Whether this names something by URL."""
+    """Return whether ``text`` is a URL."""
     return _URL.match(str(text)) is not None
 
 
 def location(text: str | Path) -> Path:
-    """A local path, or the like of one for a URL.
+    """Return a local path, or a path-like object for a URL.
 
     Raises:
-        CorpusError: if the URL is of an unknown kind, or malformed.
-        MissingExtraError: if what reads it is not installed.
+        CorpusError: if the scheme of the URL is unknown, or the URL is malformed.
+        MissingExtraError: if the package that reads it is not installed.
     """
     if not is_url(text) or not isinstance(text, str):
         return Path(text) if isinstance(text, str) else text
@@ -61,7 +61,7 @@ def location(text: str | Path) -> Path:
                 f"{text} is of a kind that is not known.", remedy="Known are s3://, gs://, hf://, http:// and https://."
             )
         path = UPath(text)
-        path.fs  # noqa: B018 - loads the package that the scheme needs
+        path.fs  # noqa: B018 - imports the package that the scheme needs
     except ValueError as error:
         raise CorpusError(f"{text} is not a URL ({error}).", remedy="Check the name of the server in it.") from error
     except ImportError as error:
@@ -71,7 +71,7 @@ def location(text: str | Path) -> Path:
 
 
 def kind_of(path: Path) -> Literal["file", "folder"] | None:
-    """What is there; None if nothing is.
+    """Return what is at ``path``; None if nothing is.
 
     Raises:
         OSError: if it cannot be looked up.
@@ -86,17 +86,20 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
 
 
 def _info(path: Any) -> dict[str, Any]:
-    """What a store says about a file or folder; `exists` and its like of fsspec take any error for an absence."""
+    """Return what the server says about a file or folder.
+
+    fsspec's own `exists` and the like cannot be used: they take every error for an absence.
+    """
 
     def ask() -> dict[str, Any]:
-        path.fs.invalidate_cache(path.path)  # others write there too
+        path.fs.invalidate_cache(path.path)  # other processes write there too
         return dict(path.fs.info(path.path))
 
     return retrying(ask, str(path))
 
 
 def names_in(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the files in a folder, sorted; none where it is not there.
+    """Return the names of the folders and of the files in a folder, sorted; none if the folder does not exist.
 
     Raises:
         OSError: if it cannot be looked up.
@@ -120,10 +123,10 @@ def names_in(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def upload(source: Path, target: Path) -> None:
-    """Put a local file at a URL: whole or not at all, as the store promises for one object.
+    """Upload a local file to a URL; object stores show it whole or not at all.
 
     Raises:
-        UnreachableError: if it cannot be put there.
+        UnreachableError: if it cannot be uploaded.
     """
     place: Any = target
     try:
@@ -136,7 +139,7 @@ def upload(source: Path, target: Path) -> None:
 
 
 def download(source: Path, target: Path) -> None:
-    """Copy a file, from wherever it is, to this machine, in bounded memory.
+    """Copy a file or object to this machine in bounded memory.
 
     Raises:
         OSError: if it cannot be read or written.
@@ -149,7 +152,7 @@ def download(source: Path, target: Path) -> None:
 
 
 def write_all(path: Path, content: bytes) -> None:
-    """Write a result: a file on this machine, with the folders above it, or one object at a URL.
+    """Write a file on this machine, making its folder if needed, or one object at a URL.
 
     Raises:
         OSError: if it cannot be written.
@@ -158,23 +161,23 @@ def write_all(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return
-    upload_made(path, lambda local: local.write_bytes(content))
+    write_object(path, lambda local: local.write_bytes(content))
 
 
-def upload_made(target: Path, make: Callable[[Path], object]) -> None:
-    """Let ``make`` fill a file on this machine, and put it at a URL as one object.
+def write_object(target: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file on this machine, then upload it to a URL as one object.
 
     Raises:
-        UnreachableError: if it cannot be put there.
+        UnreachableError: if it cannot be uploaded.
     """
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "object"
-        make(local)
+        write(local)
         upload(local, target)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file if it exists."""
     if isinstance(path, Path):
         path.unlink(missing_ok=True)
         return
@@ -184,7 +187,7 @@ def remove(path: Path) -> None:
 
 
 def size_of(path: Path) -> int | None:
-    """Size of a file in bytes; None where it is not there."""
+    """Return the size of a file in bytes; None if it does not exist."""
     try:
         return path.stat().st_size if isinstance(path, Path) else int(_info(path)["size"])
     except FileNotFoundError:
@@ -192,7 +195,7 @@ def size_of(path: Path) -> int | None:
 
 
 def version_of(path: Path) -> str | None:
-    """What tells a file from a later one at the same place: size and time or tag; None where nothing does."""
+    """Return a text that changes with the file (size and time or tag); None if the server gives neither."""
     if isinstance(path, Path):
         status = path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
@@ -202,19 +205,19 @@ def version_of(path: Path) -> str | None:
 
 
 def open_binary(path: Path, block: int | None = None) -> BinaryIO:
-    """Open for reading, seekable: a local file as it is, a URL in ranges of ``block`` bytes (by default `BLOCK`).
+    """Open a seekable file for reading; a URL is read in ranges of ``block`` bytes (default `BLOCK`).
 
     Raises:
-        OSError: if it cannot be read; after `ATTEMPTS` for what may pass.
+        OSError: if it cannot be read, after `ATTEMPTS` attempts where the error may be temporary.
     """
     if isinstance(path, Path):
         return path.open("rb")
-    return cast(BinaryIO, io.BufferedReader(_Ranges(path), block or BLOCK))
+    return cast(BinaryIO, io.BufferedReader(_RangeReader(path), block or BLOCK))
 
 
 @contextmanager
 def name_or_file(path: Path, block: int | None = None) -> Iterator[Path | BinaryIO]:
-    """For libraries that read local files faster by name: the path of one, or the open file behind a URL."""
+    """Yield the path of a local file, which libraries read faster by name, or an open file for a URL."""
     if isinstance(path, Path):
         yield path
         return
@@ -223,7 +226,7 @@ def name_or_file(path: Path, block: int | None = None) -> Iterator[Path | Binary
 
 
 def read_all(path: Path, limit: int | None = None) -> bytes:
-    """The whole content, or its first ``limit`` bytes."""
+    """Return the content of a file, or its first ``limit`` bytes."""
     if limit is None and not isinstance(path, Path):
         place: Any = path
         return retrying(lambda: bytes(place.fs.cat_file(place.path)), str(path))
@@ -233,26 +236,28 @@ def read_all(path: Path, limit: int | None = None) -> bytes:
 
 @contextmanager
 def open_text(path: Path, *, errors: str = "strict", newline: str | None = None) -> Iterator[io.TextIOWrapper]:
-    """Open as UTF-8 text, with or without a byte order mark."""
+    """Open a file as UTF-8 text, with or without a byte order mark."""
     with open_binary(path) as file:
         yield io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline=newline)
 
 
 def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> T:
-    """The result of ``call``; what may pass (a server error, a lost connection) is tried again with growing pauses.
+    """Return the result of ``call``; retry temporary errors (of the server, of the connection) with growing pauses.
 
     Args:
-        attempts: how many; `ATTEMPTS` where it is None.
+        call: one request.
+        where: the path or URL, for messages.
+        attempts: how many times to try; None for `ATTEMPTS`.
 
     Raises:
-        FileNotFoundError, ValueError: at once, as they come.
-        UnreachableError: at once where access is refused; else when all attempts have failed.
+        FileNotFoundError, ValueError: at once.
+        UnreachableError: at once if access is refused, otherwise when all attempts have failed.
     """
     attempts = ATTEMPTS if attempts is None else attempts
     for attempt in range(attempts):
         try:
             return call()
-        except Exception as error:  # each client has exceptions of its own
+        except Exception as error:  # every client has its own exceptions
             if _is_refusal(error):
                 raise UnreachableError(
                     f"Access to {where} is refused ({_reason(error)}).",
@@ -261,7 +266,7 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
                 ) from error
             if getattr(error, "status", None) in (404, 410):
                 raise FileNotFoundError(0, f"{where}: the server answers {getattr(error, 'status', '')}") from error
-            if isinstance(error, _PERMANENT) and not _hides_what_may_pass(error):
+            if isinstance(error, _PERMANENT) and not _hides_temporary_error(error):
                 raise
             if attempt == attempts - 1:
                 raise UnreachableError(
@@ -272,27 +277,27 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
     raise AssertionError("not reached")
 
 
-def _hides_what_may_pass(error: Exception) -> bool:
-    """Whether an absence is none: fsspec says of a web server that is down that there is no such file."""
+def _hides_temporary_error(error: Exception) -> bool:
+    """Return whether an error may be temporary: fsspec reports a web server that is down as a missing file."""
     cause = error.__cause__
     status = getattr(cause, "status", None)
     if status is not None:
         return int(status) == 429 or int(status) >= 500
-    return isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, _NO_USE)
+    return isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, _FILE_ERRORS)
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether asking again is of no use until somebody gives access."""
+    """Return whether the server refuses access, so that retrying does not help."""
     status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
-    return isinstance(error, PermissionError) or status in _REFUSED or type(error).__name__ in _WITHOUT_CREDENTIALS
+    return isinstance(error, PermissionError) or status in _REFUSED_STATUS or type(error).__name__ in _CREDENTIAL_ERRORS
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error.__cause__ or error).split()) or type(error).__name__
 
 
-class _Ranges(io.RawIOBase):
-    """A file behind a URL, read range by range; nothing is kept open in between."""
+class _RangeReader(io.RawIOBase):
+    """A file at a URL, read range by range; no connection stays open in between."""
 
     def __init__(self, path: Any) -> None:
         self._url = str(path)
@@ -300,7 +305,7 @@ class _Ranges(io.RawIOBase):
         self._position = 0
         self._whole: bytes | None = None
         size = _info(path)["size"]
-        # a server may not say how long a file is
+        # some servers do not say how long a file is
         self._size = len(self._fetch_whole()) if size is None else int(size)
 
     def readable(self) -> bool:
@@ -340,7 +345,7 @@ class _Ranges(io.RawIOBase):
     def _part(self, start: int, stop: int) -> bytes:
         content: bytes = self._filesystem.cat_file(self._name, start=start, end=stop)
         if len(content) not in (stop - start, self._size):
-            raise ConnectionError(f"{len(content):,} bytes came where {stop - start:,} were asked for")
+            raise ConnectionError(f"{stop - start:,} bytes were requested, {len(content):,} received")
         return content
 
     def _fetch_whole(self) -> bytes:
@@ -349,10 +354,10 @@ class _Ranges(io.RawIOBase):
         return self._whole
 
     def _keep(self, content: bytes) -> None:
-        """Keep a file whose server knows no ranges, and sends all of it whatever is asked for."""
+        """Keep the content of a file whose server ignores ranges and always sends the whole file."""
         if len(content) > _LARGEST_WHOLE:
             raise OSError(
                 0,
-                f"the server of {self._url} gives no parts of files, and this is large; download it, embed the copy",
+                f"the server of {self._url} supports no ranges and the file is large; download it and use the copy",
             )
         self._whole = content

@@ -15,9 +15,9 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 def expand(text: str | Path) -> list[Path]:
-    """The locations that a path or pattern stands for: ``{000..012}`` and ``{a,b}`` are spelled out, ``*`` looked up.
+    """Return the locations that a path or pattern stands for: braces are expanded, ``*`` is looked up.
 
-    What is there under the very name is taken as it is.
+    A pattern that is the name of an existing file is taken literally.
 
     Raises:
         CorpusError: if a pattern with ``*``, ``?`` or ``[`` matches nothing, or cannot be looked up.
@@ -31,7 +31,7 @@ def expand(text: str | Path) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Spell out ``{000..012}`` (with its zeros, up or down) and ``{a,b}``, one in another too, as a shell does.
+    """Expand ``{000..012}`` (keeping zeros, up or down) and ``{a,b}``, also nested, as a shell does.
 
     Raises:
         CorpusError: if there are more than 100,000 names.
@@ -50,7 +50,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _choices(inside: str, pattern: str) -> list[str]:
-    """What a pair of braces offers; itself, where it is no pattern."""
+    """Return the alternatives in a pair of braces; the braces themselves if they are no pattern."""
     numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
     if numbers:
         first, last = int(numbers[1]), int(numbers[2])
@@ -93,5 +93,5 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _is_web(name: str) -> bool:
-    """Whether ``*`` and ``?`` are parts of an address rather than patterns: a web server lists no files."""
+    """Return whether ``*`` and ``?`` belong to the address: web servers list no files, so there are no patterns."""
     return name.lower().startswith(("http://", "https://"))

@@ -39,9 +39,10 @@ Making a page::
 
 from __future__ import annotations
 
+from ..tables import Table
 from . import palette
 from .figures import close_up, figure_svg, new_figure, save_figure, styled
-from .render import FigureBlock, Section, Table, render_page
+from .render import FigureBlock, Section, render_page
 
 __all__ = [
     "FigureBlock",

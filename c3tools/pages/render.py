@@ -10,37 +10,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..tables import html_table
+from ..tables import Table
 from . import palette
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MISSING = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text cells, the first of each row being its name.
-
-    Attributes:
-        columns: the heads.
-        rows: cells, as many as there are columns. A cell ``yes``, ``partly``, ``no`` or ``unknown`` is a verdict and
-            gets its colour.
-        title: above the table; empty for none.
-        left: heads of the columns that hold words, aligned left like the first one; the others hold numbers.
-        note: what a reader of the page should know about the numbers.
-        links: for a page, an address per row that its name links to.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    title: str = ""
-    left: Sequence[str] = ()
-    note: str = ""
-    links: Sequence[str] = ()
-
-    def to_html(self) -> str:
-        """Return title and cells as HTML without a page around them, as a notebook shows them."""
-        return html_table(self.title, self.columns, self.rows)
 
 
 @dataclass(frozen=True)

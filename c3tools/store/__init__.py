@@ -1,13 +1,12 @@
-"""Shards of embeddings on disk: schema, atomic writer, reader."""
+"""Stores of embeddings on disk: the data model, shards, and what is done with a whole store."""
 
 from __future__ import annotations
 
-from .failures import Failure, write_failures
-from .info import StoreInfo
 from .lock import locked
+from .metadata import Failure, StoreInfo, write_failures
 from .reader import Store
 from .rows import Pairs, Rows, embedding_matrix, split_mask
-from .writer import Shard, create_store, rewrite_failures, write_shard
+from .shards import Shard, create_store, rewrite_failures, write_shard
 
 __all__ = [
     "Failure",

@@ -1,4 +1,4 @@
-"""Foreign embeddings into a store of the same format as `c3 embed` makes."""
+"""`c3 import`: write embeddings from other programs into a store of the same format as `c3 embed` makes."""
 
 from __future__ import annotations
 
@@ -9,49 +9,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ..errors import StoreError
-from ..executors import Executor, LocalExecutor, Report, Tasks, Work
+from ..executors import Executor, LocalExecutor, Report, Tasks, Work, open_executor
 from ..identity import ModelIdentity
 from ..io.files import remove_leftovers, sha256_of
 from ..io.locations import kind_of, location
-from ..reporter import SilentTracker, Tracker
-from ..transforms.operations import row_norms
-from .failures import Failure, write_failures
+from ..reporter import SILENT, Reporter
 from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
-from .info import StoreInfo
 from .lock import locked
+from .metadata import INFO_FILE, Failure, StoreInfo, write_failures
 from .reader import Store
-from .writer import Shard, create_store, write_shard
+from .rows import match_items
+from .shards import Shard, create_store, write_shard
 
 SHARD_ROWS = 32_768
-_TOLERANCE = 1e-3
 UNKNOWN_MODEL = "unknown"
-
-
-class Written(NamedTuple):
-    """What `write_modalities` wrote.
-
-    Attributes:
-        rows: by modality.
-        pairs: texts whose image is there.
-        failures: rows left out, with the reason.
-        off_unit: how many rows were not of unit norm, by modality.
-    """
-
-    rows: dict[str, int]
-    pairs: int
-    failures: list[Failure]
-    off_unit: dict[str, int]
+_UNIT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did.
+    """Summary of an import.
 
     Attributes:
-        store: the folder.
-        rows: rows written, per modality.
+        store: the folder or URL.
+        rows: rows written, by modality.
         pairs: texts whose image is there.
         failures: rows left out, and why.
         notes: how rows were paired, and what else the user should know, a sentence each.
@@ -63,8 +47,8 @@ class ImportReport:
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values; of the failures their number."""
         return {
             "store": str(self.store),
             "rows": self.rows,
@@ -75,153 +59,143 @@ class ImportReport:
 
 
 def import_embeddings(
-    store: str | Path,
+    source: str | Path | None = None,
+    store: str | Path = "c3-store",
     *,
-    source: Path | None = None,
-    image: Path | None = None,
-    text: Path | None = None,
-    others: Mapping[str, Path] | None = None,
+    image: str | Path | None = None,
+    text: str | Path | None = None,
+    other: Mapping[str, str | Path] | None = None,
+    meta: str | Path | None = None,
+    text_meta: str | Path | None = None,
     image_array: str | None = None,
     text_array: str | None = None,
-    meta: Path | None = None,
-    text_meta: Path | None = None,
-    names: ColumnNames | None = None,
+    key_column: str | None = None,
+    image_key_column: str | None = None,
+    caption_column: str | None = None,
+    split_column: str | None = None,
     model: str | None = None,
     dtype: str = "float16",
     normalise: bool = True,
-    tracker: Tracker | None = None,
-    executor: Executor | None = None,
+    executor: str | Executor = "local",
+    address: str | None = None,
+    processes: int | None = None,
+    reporter: Reporter = SILENT,
 ) -> ImportReport:
-    """Write embeddings from files into a new store.
+    """Write embeddings from files into a new store; without ids, rows are paired by order.
 
     Args:
-        store: the folder; it must not hold rows of these modalities yet, except of an interrupted import of the same.
-        source: a clip-retrieval folder, or a released pickle, instead of single files.
-        image: file of image vectors.
-        text: file of text vectors.
-        others: files of further modalities.
-        image_array: array, tensor or column in ``image``.
-        text_array: array, tensor or column in ``text``.
-        meta: table with one row per image (per text where there are no images).
-        text_meta: table with one row per text.
-        names: columns to use.
-        model: name of the model that made them.
+        source: a clip-retrieval folder, or a released pickle (read without running code), instead of single files.
+        store: the folder or URL; it must not hold rows of these modalities yet, except of an interrupted import of the
+            same files.
+        image: file of image vectors: npy, npz, pt, safetensors, csv, parquet.
+        text: file of text vectors, likewise.
+        other: files of further modalities, by name.
+        meta: table of ids, captions, splits (jsonl, csv, parquet): one row per image, or per text without images.
+        text_meta: the same with one row per text, with a column image_key.
+        image_array: the array, tensor or column in ``image``.
+        text_array: the array, tensor or column in ``text``.
+        key_column: column of ids, if it has none of the usual names.
+        image_key_column: column that names a text's image, likewise.
+        caption_column: column of captions, likewise.
+        split_column: column of splits, likewise.
+        model: name of the model that made the vectors.
         dtype: ``float16`` or ``float32``, as stored.
-        normalise: divide each row by its norm; False keeps the norms, and says so in the store.
-        tracker: told about each block of rows.
-        executor: where shards are written, of rows that are read here; None for this process.
+        normalise: divide each vector by its norm; False keeps the norms, and the store records it.
+        executor: ``local``, ``ray``, or an open executor: where shards are written, of rows that are read here.
+        address: of the Ray cluster.
+        processes: number of worker processes on the cluster.
+        reporter: shows the progress.
 
     Raises:
         StoreError: if a file cannot be read, rows cannot be paired, dimensions differ, or the store is in use.
     """
     if dtype not in ("float16", "float32"):
         raise StoreError(f"Unknown dtype {dtype!r}.", remedy="Choose float16 or float32.")
-    modalities, notes = _read(source, image, text, others or {}, image_array, text_array, meta, text_meta, names)
-    dims = {modality.name: modality.vectors.shape[1] for modality in modalities}
-    if len(set(dims.values())) > 1:
-        listing = " and ".join(f"{name} has {dim}" for name, dim in dims.items())
-        raise StoreError(
-            f"Embeddings in one store have one dimension; {listing}.", remedy="Import vectors of one model."
+    names = ColumnNames(key_column, image_key_column, caption_column, split_column)
+    files = {"source": source, "image": image, "text": text, "meta": meta, "text_meta": text_meta, **(other or {})}
+    paths = {name: Path(file) for name, file in files.items() if file is not None}
+    with open_executor(executor, address=address, processes=processes, cores=1) as runner:
+        if source is not None:
+            if image or text or other:
+                raise StoreError("Give either a folder or pickle, or single files, not both.")
+            modalities, notes = _read_source(paths["source"], names)
+        elif not (image or text or other):
+            raise StoreError("There is nothing to import.", remedy="c3 import --image FILE --text FILE")
+        else:
+            modalities, notes = pair(
+                read_vectors(paths["image"], image_array) if image else None,
+                read_vectors(paths["text"], text_array) if text else None,
+                {name: read_vectors(paths[name]) for name in other or {}},
+                meta=read_table(paths["meta"]) if meta else None,
+                text_meta=read_table(paths["text_meta"]) if text_meta else None,
+                names=names,
+            )
+        dim = _common_dim(modalities)
+        origin = {
+            "rows": {modality.name: len(modality) for modality in modalities},
+            "files": {name: _fingerprint(path) for name, path in sorted(paths.items())},
+            "arrays": [image_array, text_array],
+            "columns": asdict(names),
+        }
+        info = StoreInfo(
+            model=ModelIdentity(name=model or UNKNOWN_MODEL),
+            dim=dim,
+            dtype=dtype,
+            normalised=normalise,
+            extra={"imported": origin},
         )
-    for modality in modalities:
-        if len(modality) == 0:
-            raise StoreError(f"There are no {modality.name} rows to import.")
-    path = location(store)
-    files = {"image": image, "text": text, "source": source, "meta": meta, "text_meta": text_meta, **(others or {})}
-    origin: dict[str, Any] = {
-        "rows": {modality.name: len(modality) for modality in modalities},
-        "files": {name: _fingerprint(file) for name, file in sorted(files.items()) if file is not None},
-        "arrays": [image_array, text_array],
-        "columns": asdict(names or ColumnNames()),
-    }
-    info = StoreInfo(
-        model=ModelIdentity(name=model or UNKNOWN_MODEL),
-        dim=next(iter(dims.values())),
-        dtype=dtype,
-        normalised=normalise,
-        extra={"imported": origin},
-    )
-    written = write_modalities(path, info, modalities, tracker, executor)
-    kept = "divided by their norms" if normalise else "kept as they are"
-    for modality in modalities:
-        name, count = modality.name, written.off_unit[modality.name]
-        if count:
-            notes.append(f"{count:,} of {len(modality):,} {name} rows were not of unit norm; they were {kept}.")
-    return ImportReport(path, written.rows, written.pairs, written.failures, notes)
+        report = write_modalities(location(store), info, modalities, executor=runner, reporter=reporter)
+    report.notes[:0] = notes
+    return report
 
 
 def write_modalities(
     path: Path,
     info: StoreInfo,
     modalities: Sequence[Modality],
-    tracker: Tracker | None = None,
+    *,
     executor: Executor | None = None,
-) -> Written:
-    """Write modalities into a new store, or go on with an interrupted call of the same ``info``.
+    reporter: Reporter = SILENT,
+) -> ImportReport:
+    """Write modalities into a new store, or continue an interrupted call with the same ``info``.
 
     Args:
         path: the store.
-        info: what it says about itself.
+        info: what it records about itself.
         modalities: rows with their columns.
-        tracker: told about each block of rows.
         executor: where shards are written; None for this process.
+        reporter: shows the progress.
 
     Raises:
         StoreError: if the store holds rows of one of them from elsewhere, or another process writes to it.
     """
-    tracker = tracker or SilentTracker()
     executor = executor or LocalExecutor()
-    failures: list[Failure] = []
-    rows, off, left_out = {}, {}, {}
-    tracker.expect(sum(len(modality) for modality in modalities))
+    left_out: dict[str, list[Failure]] = {}
+    notes = []
     with locked(path):
         _require_free(path, info, modalities)
         create_store(path, info)
-        for modality in modalities:
-            bad: list[Failure] = []
-            off[modality.name] = 0
-            finished = set(Store.open(path).parts(modality.name))
-            work = _ImportWork(path, info, modality.name)
-            report: Report = lambda count, _: tracker.advance(count)  # noqa: E731
-            for left, count in executor.run(work, _Blocks(modality, finished), report):
-                bad += left
-                off[modality.name] += count
-            remove_leftovers(path / modality.name)  # of workers that were lost
-            failures += bad
-            rows[modality.name] = len(modality) - len(bad)
-            left_out[modality.name] = {failure.key for failure in bad}
+        with reporter.progress("Importing", sum(map(len, modalities))) as progress:
+            report: Report = lambda count, _: progress.advance(count)  # noqa: E731
+            for modality in modalities:
+                failures, off_unit = left_out.setdefault(modality.name, []), 0
+                finished = set(Store.open(path).parts(modality.name))
+                work = _ImportWork(path, info, modality.name)
+                for bad, off in executor.run(work, _Blocks(modality, finished), report):
+                    failures += bad
+                    off_unit += off
+                remove_leftovers(path / modality.name)  # of workers that were lost
+                if off_unit:
+                    kept = "divided by their norms" if info.normalised else "kept as they are"
+                    counted = f"{off_unit:,} of {len(modality):,} {modality.name} rows"
+                    notes.append(f"{counted} were not of unit norm; they were {kept}.")
         write_failures(path, Store.open(path).failures())
-    return Written(rows, _pairs(modalities, left_out), failures, off)
+    rows = {modality.name: len(modality) - len(left_out[modality.name]) for modality in modalities}
+    everything = [failure for failures in left_out.values() for failure in failures]
+    return ImportReport(path, rows, _count_pairs(modalities, left_out), everything, notes)
 
 
-def _read(
-    source: Path | None,
-    image: Path | None,
-    text: Path | None,
-    others: Mapping[str, Path],
-    image_array: str | None,
-    text_array: str | None,
-    meta: Path | None,
-    text_meta: Path | None,
-    names: ColumnNames | None,
-) -> tuple[list[Modality], list[str]]:
-    if source is not None:
-        if image or text or others:
-            raise StoreError("Give either a folder or pickle, or single files, not both.")
-        return _read_source(source, names)
-    if not (image or text or others):
-        raise StoreError("There is nothing to import.", remedy="c3 import --image FILE --text FILE")
-    return pair(
-        read_vectors(image, image_array) if image else None,
-        read_vectors(text, text_array) if text else None,
-        {name: read_vectors(file) for name, file in others.items()},
-        meta=read_table(meta) if meta else None,
-        text_meta=read_table(text_meta) if text_meta else None,
-        names=names,
-    )
-
-
-def _read_source(source: Path, names: ColumnNames | None) -> tuple[list[Modality], list[str]]:
+def _read_source(source: Path, names: ColumnNames) -> tuple[list[Modality], list[str]]:
     if not source.exists():
         raise StoreError(f"There is nothing at {source}.", remedy="Check the path; it is relative to where you are.")
     if source.is_dir():
@@ -233,8 +207,21 @@ def _read_source(source: Path, names: ColumnNames | None) -> tuple[list[Modality
     raise StoreError(f"{source} says nothing about its modality.", remedy=f"Use --image {source} or --text {source}.")
 
 
+def _common_dim(modalities: Sequence[Modality]) -> int:
+    dims = {modality.name: modality.vectors.shape[1] for modality in modalities}
+    if len(set(dims.values())) > 1:
+        listing = " and ".join(f"{name} has {dim}" for name, dim in dims.items())
+        raise StoreError(
+            f"Embeddings in one store have one dimension; {listing}.", remedy="Import vectors of one model."
+        )
+    for modality in modalities:
+        if len(modality) == 0:
+            raise StoreError(f"There are no {modality.name} rows to import.")
+    return next(iter(dims.values()))
+
+
 def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -> None:
-    if kind_of(path / "store.json") is None:
+    if kind_of(path / INFO_FILE) is None:
         return
     store = Store.open(path)
     if store.info.extra == info.extra:
@@ -248,14 +235,14 @@ def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    """Name and hash of an imported file, so that a changed file is not taken for an interrupted import."""
+    """Return name and hash of an imported file: with a changed file, an interrupted import is not continued."""
     if path.is_dir():
         return {"name": path.name}
     return {"name": path.name, "sha256": sha256_of(path)}
 
 
 class _Block(NamedTuple):
-    """Rows that become a shard: (n, d) float32 with their columns; ``finished`` where the shard is there already."""
+    """Rows that become a shard: (n, d) float32 with their columns; ``finished`` if the shard exists already."""
 
     part: int
     vectors: npt.NDArray[np.float32]
@@ -264,7 +251,7 @@ class _Block(NamedTuple):
 
 
 class _Blocks(Tasks[_Block]):
-    """The blocks of a modality, each read when it is asked for."""
+    """The blocks of a modality, each read when it is needed."""
 
     def __init__(self, modality: Modality, finished: set[int]) -> None:
         self._modality = modality
@@ -291,34 +278,39 @@ class _ImportWork(Work[_Block, tuple[list[Failure], int]]):
     def run(self, tasks: Iterable[_Block], report: Report) -> Iterator[tuple[list[Failure], int]]:
         for block in tasks:
             with np.errstate(over="ignore", invalid="ignore"):
-                norms = row_norms(block.vectors)
+                norms = np.sqrt(np.einsum("ij,ij->i", block.vectors, block.vectors))
             good = np.isfinite(norms) & (norms > 0)
             start = block.part * SHARD_ROWS
-            keys = block.columns["key"]
-            bad = [_failure(keys[row], start + int(row), float(norms[row])) for row in np.flatnonzero(~good)]
+            bad = [
+                Failure(
+                    block.columns["key"][row],
+                    f"row {start + row}",
+                    "import",
+                    "BadVector",
+                    "the vector is zero" if norms[row] == 0 else "the vector holds NaN or infinity",
+                )
+                for row in np.flatnonzero(~good)
+            ]
             if not block.finished:
                 kept = block.vectors[good]
                 if self.info.normalised:
                     kept /= norms[good][:, None]
-                rows = {n: [v for v, g in zip(vs, good, strict=True) if g] for n, vs in block.columns.items()}
-                write_shard(self.path, self.info, Shard(self.modality, block.part, kept, rows, bad))
+                columns = {n: [v for v, g in zip(vs, good, strict=True) if g] for n, vs in block.columns.items()}
+                write_shard(self.path, self.info, Shard(self.modality, block.part, kept, columns, bad))
             report(len(norms), 0)
-            yield bad, int((np.abs(norms[good] - 1) > _TOLERANCE).sum())
+            yield bad, int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
 
     def name(self, task: _Block) -> str:
         return f"{self.modality} shard {task.part}"
 
 
-def _failure(key: str, row: int, norm: float) -> Failure:
-    message = "the vector is zero" if norm == 0 else "the vector holds NaN or infinity"
-    return Failure(key, f"row {row}", "import", "BadVector", message)
-
-
-def _pairs(modalities: Sequence[Modality], left_out: Mapping[str, set[str]]) -> int:
-    """Texts that were imported, of images that were imported."""
-    by_name = {modality.name: modality.columns for modality in modalities}
-    if "image" not in by_name or "text" not in by_name:
+def _count_pairs(modalities: Sequence[Modality], left_out: Mapping[str, Sequence[Failure]]) -> int:
+    """Return the number of imported texts whose image was imported."""
+    columns = {modality.name: modality.columns for modality in modalities}
+    if "image" not in columns or "text" not in columns:
         return 0
-    images = set(by_name["image"]["key"]) - left_out["image"]
-    texts = zip(by_name["text"]["key"], by_name["text"]["image_key"], strict=True)
-    return sum(owner in images and key not in left_out["text"] for key, owner in texts)
+    bad = {name: {failure.key for failure in failures} for name, failures in left_out.items()}
+    images = pa.array([key for key in columns["image"]["key"] if key not in bad["image"]], pa.string())
+    texts = zip(columns["text"]["key"], columns["text"]["image_key"], strict=True)
+    items = pa.array([item for key, item in texts if key not in bad["text"]], pa.string())
+    return int(np.count_nonzero(match_items(images, items) >= 0))

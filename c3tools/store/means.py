@@ -1,9 +1,9 @@
-"""`c3 means`: the moments of each modality: show, merge, save, and take from elsewhere."""
+"""`c3 means`: show, save, load and merge the moments of each modality."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,18 @@ import numpy as np
 from ..assets.paths import C3_MINI_MOMENTS
 from ..errors import StoreError
 from ..executors import Executor
-from ..io.files import write_atomically
-from ..io.locations import location
+from ..io.files import SEAL_PLACE, seal, write_atomically
+from ..io.locations import location, remove
 from ..moments import Moments, load_moments, save_moments
-from .info import StoreInfo
-from .reader import Store
-from .seals import SEAL_PLACE, seal
+from ..tables import Table
+from .reader import Store, split_order
 
 BUNDLED = {"c3-mini": C3_MINI_MOMENTS}
 
 
 @dataclass(frozen=True)
 class MeanRow:
-    """One line of the table.
+    """One line of the table of means.
 
     Attributes:
         modality: its name.
@@ -43,73 +42,158 @@ class MeanRow:
     standard_error: float | None
     source: str
 
+    @classmethod
+    def of(cls, modality: str, split: str, moments: Moments, source: str = "store") -> MeanRow:
+        """Compute the line for the moments of some rows."""
+        error = None
+        if moments.n > 1:
+            error = float(np.sqrt(np.trace(moments.scatter) / (moments.n - 1) / moments.n))
+        return cls(modality, split, moments.n, float(np.linalg.norm(moments.mean)), error, source)
 
-def mean_rows(store: Store, executor: Executor | None = None) -> list[MeanRow]:
-    """The table of `c3 means`: every modality and split, from the shards' moments alone, merged by ``executor``."""
-    rows = []
+
+@dataclass(frozen=True)
+class Means:
+    """The means of a store.
+
+    Attributes:
+        store: the folder or URL.
+        rows: one line for each modality and split, and for external moments.
+        gap_length: distance of the two means over all rows; None unless there are two modalities.
+    """
+
+    store: Path
+    rows: list[MeanRow]
+    gap_length: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {"means": [asdict(row) for row in self.rows], "gap_length": self.gap_length}
+
+    def table(self) -> Table:
+        """Return the table that terminal and notebook show."""
+        headings = ["modality", "split", "rows", "norm of mean", "± standard error", "from"]
+        cells = [
+            [
+                row.modality,
+                row.split,
+                f"{row.n:,}",
+                f"{row.mean_norm:.4f}",
+                "" if row.standard_error is None else f"{row.standard_error:.4f}",
+                row.source,
+            ]
+            for row in self.rows
+        ]
+        gap = "" if self.gap_length is None else f"; length of the modality gap: {self.gap_length:.4f}"
+        return Table(headings, cells, f"Means of {self.store}{gap}", left=("split", "from"))
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor | None = None) -> Means:
+    """Return the means of every modality and split, from the shards' moments alone.
+
+    Args:
+        store: a store, or its folder or URL.
+        executor: merges the moments of groups of shards; None for this process.
+
+    Raises:
+        StoreError: if there is no store, or moments cannot be read.
+    """
+    store = _opened(store)
+    rows, totals = [], []
     for modality in store.modalities:
         groups = store.moments_by_split(modality, executor)
-        order = {"train": 0, "val": 1, "test": 2}
-        for split in sorted(groups, key=lambda name: (order.get(name, 3), name)):
-            rows.append(_row(modality, split, groups[split], "store"))
-        rows.append(_row(modality, "all", Moments.merge_all(groups.values(), store.info.dim), "store"))
-    borrowed, header = store.external_moments()
-    for modality, moments in borrowed.items():
-        rows.append(_row(modality, str(header.get("split", "train")), moments, str(header.get("source", "loaded"))))
-    return rows
-
-
-def gap_length(store: Store, executor: Executor | None = None) -> float | None:
-    """Distance of the two means over all rows of the store, or None without exactly two modalities."""
-    names = store.modalities
-    if len(names) != 2:
-        return None
-    first, second = (store.moments(name, executor=executor).mean for name in names)
-    return float(np.linalg.norm(first - second))
+        rows += [MeanRow.of(modality, split, groups[split]) for split in sorted(groups, key=split_order)]
+        totals.append(Moments.merge_all(groups.values(), store.info.dim))
+        rows.append(MeanRow.of(modality, "all", totals[-1]))
+    external, header = store.external_moments()
+    split, source = str(header.get("split", "train")), str(header.get("source", "loaded"))
+    rows += [MeanRow.of(modality, split, moments, source) for modality, moments in external.items()]
+    gap = float(np.linalg.norm(totals[0].mean - totals[1].mean)) if len(totals) == 2 else None
+    return Means(store.path, rows, gap)
 
 
 def save_means(
-    store: Store, path: Path, *, split: str = "train", executor: Executor | None = None
+    store: Store | str | Path, save: str | Path, *, split: str = "train", executor: Executor | None = None
 ) -> dict[str, Moments]:
-    """Write the moments of every modality over ``split`` to one file, here or by URL, with the model they belong to.
+    """Write the moments of every modality to one file or URL, with the model they belong to.
+
+    Args:
+        store: a store, or its folder or URL.
+        save: the file or URL to write.
+        split: the rows to take: train, val, test or all.
+        executor: merges the moments of groups of shards; None for this process.
+
+    Returns:
+        The moments by modality.
 
     Raises:
         StoreError: if no modality has rows in the split.
     """
+    store = _opened(store)
     groups = {name: store.moments(name, split, executor) for name in store.modalities}
     groups = {name: moments for name, moments in groups.items() if moments.n}
     if not groups:
         raise StoreError(f"The store {store.path} has no rows in the split {split!r}.", remedy="Choose --split all.")
     header = {"model": store.info.model, "split": split, "source": store.path.name}
-    write_atomically(path, lambda temporary: save_moments(temporary, groups, header))
+    write_atomically(location(save), lambda temporary: save_moments(temporary, groups, header))
     return groups
 
 
-def load_means(store: Store, source: str | Path) -> dict[str, Moments]:
-    """Take the means of another corpus: from now on Collapse in this store is fitted on them.
+def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments]:
+    """Load the moments of another corpus: from now on Collapse in this store is fitted on them.
 
     Args:
-        source: a file made by `save_means`, here or by URL, or ``c3-mini`` for the moments of its training data.
+        store: a store, or its folder or URL.
+        load: a file or URL made by `save_means`, or ``c3-mini`` for the moments of its training data.
+
+    Returns:
+        The moments by modality.
 
     Raises:
         StoreError: if the file is not readable, or belongs to another model or dimension.
     """
-    path = BUNDLED.get(str(source)) or location(source)
+    store = _opened(store)
+    path = BUNDLED.get(str(load)) or location(load)
     groups, header = load_moments(path)
     model = header.get("model")
     if isinstance(model, dict):
-        store.info.require_same_model(model, where=f"The store {store.path}", what=f"the moments file {path}")
-    check_dim(store.info, groups, path)
-    write_atomically(store.external_path, lambda temporary: _save_sealed(temporary, groups, header))
+        store.info.require_same_model(model, own=f"The store {store.path}", theirs=f"the moments file {path}")
+    for name, moments in groups.items():
+        if moments.dim != store.info.dim:
+            raise StoreError(
+                f"The {name} moments in {path} have dimension {moments.dim}, the store has {store.info.dim}.",
+                remedy="Use moments of the same model.",
+            )
+
+    def write(temporary: Path) -> None:
+        save_moments(temporary, groups, {**header, "seal": SEAL_PLACE})
+        seal(temporary)
+
+    write_atomically(store.external_path, write)
     return groups
 
 
-def merge_means(paths: Sequence[Path], destination: Path) -> dict[str, Moments]:
+def unload_means(store: Store | str | Path) -> None:
+    """Remove the moments that `load_means` has loaded: Collapse is fitted on the store's own again."""
+    remove(_opened(store).external_path)
+
+
+def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Moments]:
     """Merge moments files of several machines or corpora into one.
+
+    Args:
+        merge: the files or URLs.
+        save: the file or URL to write.
+
+    Returns:
+        The moments by modality.
 
     Raises:
         StoreError: if a file is not readable, or two belong to different models or dimensions.
     """
+    paths = [location(path) for path in merge]
     total: dict[str, Moments] = {}
     header: dict[str, Any] = {}
     for path in paths:
@@ -122,27 +206,9 @@ def merge_means(paths: Sequence[Path], destination: Path) -> dict[str, Moments]:
                 raise StoreError(f"{path} has dimension {moments.dim}, the files before it {total[name].dim}.")
             total[name] = total[name].merge(moments) if name in total else moments
     header["source"] = " + ".join(path.name for path in paths)
-    write_atomically(destination, lambda temporary: save_moments(temporary, total, header))
+    write_atomically(location(save), lambda temporary: save_moments(temporary, total, header))
     return total
 
 
-def check_dim(info: StoreInfo, groups: dict[str, Moments], path: Path) -> None:
-    """Raise a StoreError if moments are of another dimension than the store's."""
-    for name, moments in groups.items():
-        if moments.dim != info.dim:
-            raise StoreError(
-                f"The {name} moments in {path} have dimension {moments.dim}, the store has {info.dim}.",
-                remedy="Use moments of the same model.",
-            )
-
-
-def _save_sealed(path: Path, groups: dict[str, Moments], header: dict[str, Any]) -> None:
-    save_moments(path, groups, {**header, "seal": SEAL_PLACE})
-    seal(path)
-
-
-def _row(modality: str, split: str, moments: Moments, source: str) -> MeanRow:
-    error = None
-    if moments.n > 1:
-        error = float(np.sqrt(np.trace(moments.scatter) / (moments.n - 1) / moments.n))
-    return MeanRow(modality, split, moments.n, float(np.linalg.norm(moments.mean)), error, source)
+def _opened(store: Store | str | Path) -> Store:
+    return store if isinstance(store, Store) else Store.open(store)

@@ -1,8 +1,9 @@
-"""Reading a store: moments without rows, rows in batches, or everything at once."""
+"""Read a store: moments without rows, rows in batches, or everything at once."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,19 @@ from ..corpus.splits import ALL
 from ..errors import StoreError, UnreachableError
 from ..executors import Executor, Report, Work
 from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
-from ..moments import Moments, load_moments
-from .failures import Failure, read_failures
-from .info import StoreInfo
-from .markers import read_marker
+from ..moments import Moments, load_counts, load_moments
+from ..tables import Table
+from .metadata import Failure, StoreInfo, read_failures, read_marker
 from .rows import Pairs, Rows, embedding_matrix, split_mask
-from .schema import shard_schema
-from .writer import part_path
+from .shards import MARKER, MOMENTS, ROWS, part_path, shard_schema
 
 EXTERNAL_FILE = "borrowed-moments.safetensors"
 _MARKER = re.compile(r"part-(\d{5,9})\.json")
 _TEXT_TYPES = (pa.string(), pa.large_string())
-MOST_GROUPS = 32  # what they come to is in memory at once
-SMALLEST_GROUP = 64  # shards
-Splits = dict[str, Moments]
-Group = tuple[str, Sequence[int]]  # modality, and numbers of shards
+MAX_GROUPS = 32  # their results are in memory at once
+MIN_GROUP_SHARDS = 64
+SplitMoments = dict[str, Moments]
+ShardGroup = tuple[str, Sequence[int]]  # modality, and numbers of shards
 
 
 class Store:
@@ -38,15 +37,30 @@ class Store:
     Only finished shards exist: a shard without its done marker is not seen.
 
     Attributes:
-        path: its folder or URL.
-        info: the description in its store.json.
-        summary: the `EmbedSummary` of the run that `c3tools.embed` returned it from, else None.
+        path: the folder, or a path-like object for a URL.
+        info: the content of store.json: model, dimension, dtype.
+        summary: the `EmbedSummary` of the run, for a store that `c3tools.embed` returns; else None.
     """
 
     def __init__(self, path: Path, info: StoreInfo) -> None:
         self.path = path
         self.info = info
         self.summary: Any = None
+
+    def __repr__(self) -> str:
+        """Return path, model and dimension; no shard is read."""
+        return f"Store({str(self.path)!r}, model={self.info.model.name!r}, dim={self.info.dim}, {self.info.dtype})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the rows by modality and split, as notebooks show the store."""
+        counts = {modality: self.split_counts(modality) for modality in self.modalities}
+        splits = sorted({split for by_split in counts.values() for split in by_split}, key=split_order)
+        rows = [
+            [modality, *(f"{by_split.get(split, 0):,}" for split in splits), f"{sum(by_split.values()):,}"]
+            for modality, by_split in counts.items()
+        ]
+        title = f"{self.path}: embeddings of {self.info.model}, {self.info.dim} dimensions, {self.info.dtype}"
+        return Table(["modality", *splits, "all"], rows, title)._repr_html_()
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -60,44 +74,51 @@ class Store:
 
     @property
     def modalities(self) -> list[str]:
-        """Names of the modalities that have finished shards, ``image`` and ``text`` first."""
+        """The names of the modalities that have finished shards, ``image`` and ``text`` first."""
         names = [name for name in names_in(self.path)[0] if self.parts(name)]
         known = [name for name in ("image", "text") if name in names]
         return known + sorted(set(names) - set(known))
 
     def parts(self, modality: str) -> list[int]:
-        """Numbers of the finished shards of ``modality``, ascending."""
+        """Return the numbers of the finished shards of ``modality``, ascending."""
         return finished_parts(self.path / modality)
 
     def marker(self, modality: str, part: int) -> dict[str, Any]:
-        """The done marker of one shard: rows, failures, sha256, timings.
+        """Return the done marker of one shard: rows, failures, sha256, timings.
 
         Raises:
             StoreError: if it cannot be read.
         """
-        return read_marker(part_path(self.path, modality, part, ".json"))
+        return read_marker(part_path(self.path, modality, part, MARKER))
 
     def count(self, modality: str) -> int:
-        """Number of rows of ``modality``."""
+        """Return the number of rows of ``modality``."""
         return sum(int(self.marker(modality, part)["rows"]) for part in self.parts(modality))
 
+    def split_counts(self, modality: str) -> dict[str, int]:
+        """Return the number of rows of ``modality`` in each split, from the headers of the shards' moments."""
+        counts: Counter[str] = Counter()
+        for part in self.parts(modality):
+            counts.update(load_counts(part_path(self.path, modality, part, MOMENTS)))
+        return dict(counts)
+
     def shard_failures(self, modality: str, part: int) -> list[Failure]:
-        """The inputs of one shard that were not embedded, from its done marker."""
+        """Return the inputs of one shard that were not embedded, from its done marker."""
         return [Failure(**failure) for failure in self.marker(modality, part)["failures"]]
 
     def failures(self) -> list[Failure]:
-        """Every input that was not embedded, from the done markers."""
+        """Return every input that was not embedded, from the done markers."""
         folders = names_in(self.path)[0]
         return [f for modality in folders for part in self.parts(modality) for f in self.shard_failures(modality, part)]
 
     def recorded_failures(self) -> list[Failure]:
-        """The rows of failures.parquet; none where it is not there."""
+        """Return the rows of failures.parquet; none if there is no such file."""
         return read_failures(self.path)
 
     def moments(self, modality: str, split: str | None = None, executor: Executor | None = None) -> Moments:
-        """Moments of ``modality`` over ``split`` (None or ``all``: every row), from the shards' moments alone.
+        """Return the moments of the rows of ``modality`` in ``split`` (None or ``all``: every row).
 
-        ``executor`` is that of `moments_by_split`.
+        They are merged from the shards' moments, no row is read; for ``executor`` see `moments_by_split`.
 
         Raises:
             StoreError: if the modality is not there.
@@ -109,41 +130,50 @@ class Store:
 
     @property
     def external_path(self) -> Path:
-        """Where moments taken from another corpus are kept."""
+        """The file of external moments: those of another corpus, loaded by `c3 means --load`."""
         return self.path / EXTERNAL_FILE
 
     def external_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
-        """Moments taken from another corpus by `c3 means --load`, by modality, and what is said of them; else none."""
+        """Return the moments of another corpus that `c3 means --load` has loaded, by modality, and their header.
+
+        Both are empty if none were loaded.
+        """
         if kind_of(self.external_path) is None:
             return {}, {}
         groups, header = load_moments(self.external_path)
         return groups, {name: value for name, value in header.items() if name != "seal"}
 
     def fitting_moments(self, modality: str, split: str = "train", executor: Executor | None = None) -> Moments:
-        """The moments that transforms are fitted on: those taken from another corpus, else those of ``split``."""
-        borrowed, _ = self.external_moments()
-        return borrowed[modality] if modality in borrowed else self.moments(modality, split, executor)
+        """Return the moments that transforms are fitted on: external ones if there are any, else those of ``split``."""
+        external, _ = self.external_moments()
+        return external[modality] if modality in external else self.moments(modality, split, executor)
 
     def moments_by_split(self, modality: str, executor: Executor | None = None) -> dict[str, Moments]:
-        """Moments of ``modality`` for each split; a corpus without splits is split by a stable hash of the key.
+        """Return the moments of ``modality`` for each split, merged from those of the shards.
 
         Args:
             modality: its name.
-            executor: merges those of groups of shards; the result is the same, bit for bit, with any and without.
+            executor: merges groups of shards; None for this process, with one group in memory. The result is the same,
+                bit for bit.
 
         Raises:
             StoreError: if the modality is not there, or moments cannot be read.
         """
         self.require(modality)
-        return merged_moments(self, modality, executor)
+        parts = self.parts(modality)
+        size = max(MIN_GROUP_SHARDS, -(-len(parts) // MAX_GROUPS))
+        groups = [(modality, parts[start : start + size]) for start in range(0, len(parts), size)]
+        work = MergeWork(self)
+        merged = work.run(groups, _no_report) if executor is None else executor.run(work, groups, _no_report)
+        return _merge_splits(merged)
 
     def shard_moments(self, modality: str, part: int) -> dict[str, Moments]:
-        """Moments of one shard by split.
+        """Return the moments of one shard by split.
 
         Raises:
             StoreError: if they cannot be read, or are of another dimension.
         """
-        path = part_path(self.path, modality, part, ".moments.safetensors")
+        path = part_path(self.path, modality, part, MOMENTS)
         groups, _ = load_moments(path)
         for moments in groups.values():
             if moments.dim != self.info.dim:
@@ -162,9 +192,14 @@ class Store:
         batch_rows: int = 8192,
         parts: Sequence[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream the rows of ``modality`` in the order of the shards, at most ``batch_rows`` at a time.
+        """Stream the rows of ``modality`` in the order of the shards.
 
-        ``split`` takes the rows of this split only (None or ``all``: every row), and ``parts`` these shards only.
+        Args:
+            modality: its name.
+            columns: the columns to read; None for all.
+            split: the rows to read: of this split only; None or ``all`` for every row.
+            batch_rows: most rows of a batch.
+            parts: numbers of the shards to read; None for all.
 
         Raises:
             StoreError: if the modality is not there or a shard cannot be read.
@@ -174,12 +209,12 @@ class Store:
             parts = self.parts(modality)
         block = SMALL_BLOCK if columns and "embedding" not in columns else None
         for part in parts:
-            path = part_path(self.path, modality, part, ".parquet")
+            path = part_path(self.path, modality, part, ROWS)
             try:
                 with name_or_file(path, block) as source, pq.ParquetFile(source) as file:
                     self._check_schema(modality, file.schema_arrow, columns or ())
                     for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
-                        batch.validate(full=True)  # text that is not UTF-8 would fail far from here
+                        batch.validate(full=True)  # text that is not UTF-8 would fail later
                         chosen = batch if split in (None, ALL) else batch.filter(pa.array(split_mask(batch, split)))
                         if len(chosen):
                             yield chosen
@@ -193,11 +228,11 @@ class Store:
 
     def _check_schema(self, modality: str, schema: pa.Schema, columns: Sequence[str]) -> None:
         """Raise a ValueError if a column is missing, or the embeddings are not of this store's dimension and dtype."""
-        should = shard_schema(modality, self.info)
-        missing = {"key", "embedding", *(name for name in columns if name in should.names)} - set(schema.names)
+        expected = shard_schema(modality, self.info)
+        missing = {"key", "embedding", *(name for name in columns if name in expected.names)} - set(schema.names)
         if missing:
             raise ValueError(f"it has no column {min(missing)!r}")
-        wanted = should.field("embedding").type
+        wanted = expected.field("embedding").type
         if schema.field("embedding").type != wanted:
             raise ValueError(f"its embeddings are {schema.field('embedding').type}, the store's {wanted}")
         if schema.field("key").type not in _TEXT_TYPES:
@@ -240,59 +275,46 @@ class Store:
             )
 
 
+class MergeWork(Work[ShardGroup, SplitMoments]):
+    """Merging the moments of a group of shards, by split."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def run(self, tasks: Iterable[ShardGroup], report: Report) -> Iterator[SplitMoments]:
+        """See `Work.run`."""
+        for modality, parts in tasks:
+            yield _merge_splits(self._store.shard_moments(modality, part) for part in parts)
+
+    def name(self, task: ShardGroup) -> str:
+        """Return a name such as ``the moments of text shards 0 to 63``."""
+        return f"the moments of {task[0]} shards {task[1][0]} to {task[1][-1]}"
+
+
 def finished_parts(folder: Path) -> list[int]:
-    """Numbers of the shards in a modality's folder that have their done marker, ascending."""
+    """Return the numbers of the shards in a modality's folder that have their done marker, ascending."""
     return sorted(int(match[1]) for match in map(_MARKER.fullmatch, names_in(folder)[1]) if match)
 
 
 def all_parts(store: Store) -> Iterator[tuple[str, int]]:
-    """Every finished shard: modality and number."""
+    """Yield modality and number of every finished shard."""
     for modality in store.modalities:
         for part in store.parts(modality):
             yield modality, part
 
 
-class MergeWork(Work[Group, Splits]):
-    """Merging the shards of a group, by split."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def run(self, tasks: Iterable[Group], report: Report) -> Iterator[Splits]:
-        """See `Work.run`."""
-        for modality, parts in tasks:
-            yield merge_splits(self._store.shard_moments(modality, part) for part in parts)
-
-    def name(self, task: Group) -> str:
-        """Such as ``the moments of text shards 0 to 63``."""
-        return f"the moments of {task[0]} shards {task[1][0]} to {task[1][-1]}"
+def split_order(split: str) -> tuple[int, str]:
+    """Return the sort key of a split: train, val, test, then others by name."""
+    return {"train": 0, "val": 1, "test": 2}.get(split, 3), split
 
 
-def merged_moments(store: Store, modality: str, executor: Executor | None = None) -> Splits:
-    """Moments of all rows of a modality, by split.
-
-    Args:
-        store: is read shard by shard.
-        modality: one that is there.
-        executor: merges groups of shards; None for this process, with one group in memory.
-    """
-    parts = store.parts(modality)
-    size = max(SMALLEST_GROUP, -(-len(parts) // MOST_GROUPS))
-    groups = [(modality, parts[start : start + size]) for start in range(0, len(parts), size)]
-    work = MergeWork(store)
-    return merge_splits(
-        work.run(groups, _tell_nobody) if executor is None else executor.run(work, groups, _tell_nobody)
-    )
-
-
-def merge_splits(parts: Iterable[Splits]) -> Splits:
-    """Moments by split, merged one after another."""
-    total: Splits = {}
+def _merge_splits(parts: Iterable[SplitMoments]) -> SplitMoments:
+    total: SplitMoments = {}
     for part in parts:
-        for name, moments in part.items():
-            total[name] = total[name].merge(moments) if name in total else moments
+        for split, moments in part.items():
+            total[split] = total[split].merge(moments) if split in total else moments
     return total
 
 
-def _tell_nobody(done: int, failed: int) -> None:
-    """Merging takes too short to be shown."""
+def _no_report(done: int, failed: int) -> None:
+    """Merging is too quick to be shown."""

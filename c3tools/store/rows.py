@@ -102,8 +102,7 @@ class Rows:
     @cached_property
     def items(self) -> list[str]:
         """The key of each row's item: its own key where it belongs to no other."""
-        linked = item_keys(self.table).to_pylist()
-        return [item or key for item, key in zip(linked, self.keys, strict=True)]
+        return row_items(self.table)
 
     @cached_property
     def item_index(self) -> Indices:
@@ -203,6 +202,12 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array:
         return _text(table, "image_key")
     key = _text(table, "key")
     return pc.coalesce(_text(table, "pair_key"), key) if "pair_key" in names else key
+
+
+def row_items(table: pa.Table | pa.RecordBatch) -> list[str]:
+    """Return the key of each row's item: its own key where it belongs to no other."""
+    keys = table.column("key").to_pylist()
+    return [item or key for item, key in zip(item_keys(table).to_pylist(), keys, strict=True)]
 
 
 def row_splits(table: pa.Table | pa.RecordBatch) -> list[str]:

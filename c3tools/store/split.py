@@ -1,39 +1,35 @@
-"""`c3 split`: train, val and test by a stable hash of the key, by a column, or by a file."""
+"""`c3 split`: divide a store into train, val and test by a stable hash of the key, by a column, or by a file."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ..corpus.splits import HASH_FRACTIONS, SALT, hashed_split, split_of
 from ..errors import StoreError
-from ..reporter import SilentTracker, Tracker
+from ..reporter import SILENT, Reporter
 from ..seeds import stable_fraction
-from .building import new_folder, new_store
-from .checks.keys import key_hashes
-from .failures import write_failures
-from .importers import ColumnNames, key_and_split
-from .importers.tables import read_table
-from .reader import Store, all_parts
-from .rewriting import intact_shard, with_column, write_batches
-from .schema import shard_schema
-from .writer import create_store
+from ..tables import Table
+from .importers import ColumnNames, key_and_split, read_table
+from .keys import SplitTable
+from .metadata import write_failures
+from .reader import Store, all_parts, split_order
+from .rewriting import intact_shard, new_folder, new_store, replace_column
+from .rows import ITEM_COLUMNS, row_items
+from .shards import create_store, shard_schema, write_batches
 
-Chosen = list[str | None]
-Choose = Callable[[Sequence[str]], Chosen]
-_OWNERS = ("image_key", "pair_key")
+ChooseSplits = Callable[[Sequence[str]], list[str | None]]  # keys of items -> their new splits, None for no change
 
 
 @dataclass
 class SplitReport:
-    """What a split did.
+    """Summary of a split.
 
     Attributes:
         store: the new store.
@@ -45,177 +41,146 @@ class SplitReport:
     rows: dict[str, dict[str, int]] = field(default_factory=dict)
     unnamed: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return {"store": str(self.store), "rows": self.rows, "unnamed": self.unnamed}
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {**asdict(self), "store": str(self.store)}
+
+    def table(self) -> Table:
+        """Return the table that terminal and notebook show."""
+        splits = sorted({name for counts in self.rows.values() for name in counts}, key=split_order)
+        cells = [[modality, *(f"{counts.get(name, 0):,}" for name in splits)] for modality, counts in self.rows.items()]
+        return Table(["", *splits], cells, str(self.store))
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
-class SplitTable:
-    """Key → split in 10 bytes a key: hashes in order, and the number of the split."""
-
-    def __init__(self, keys: npt.NDArray[np.int64], codes: npt.NDArray[np.uint16], names: Sequence[str]) -> None:
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._codes, self._names = keys[order], codes[order], list(names)
-
-    @classmethod
-    def collect(cls, entries: Iterable[tuple[Sequence[str], Sequence[str | None]]]) -> SplitTable:
-        """From blocks of keys and their splits; keys without a split are left out."""
-        names: dict[str, int] = {}
-        hashes, codes = [np.empty(0, np.int64)], [np.empty(0, np.uint16)]
-        for keys, splits in entries:
-            named = [(key, split) for key, split in zip(keys, splits, strict=True) if split]
-            hashes.append(key_hashes([key for key, _ in named]))
-            codes.append(np.array([names.setdefault(split, len(names)) for _, split in named], np.uint16))
-        return cls(np.concatenate(hashes), np.concatenate(codes), list(names))
-
-    def __len__(self) -> int:
-        """Number of keys."""
-        return len(self._keys)
-
-    def look_up(self, keys: Sequence[str]) -> Chosen:
-        """The split of each key, None where the table says nothing."""
-        if not len(self._keys):
-            return [None] * len(keys)
-        hashes = key_hashes(keys)
-        places = np.minimum(np.searchsorted(self._keys, hashes), len(self._keys) - 1)
-        found = self._keys[places] == hashes
-        return [self._names[code] if there else None for code, there in zip(self._codes[places], found, strict=True)]
-
-
-def split(
+def split_store(
     destination: str | Path,
-    source: str | Path,
+    store: str | Path = "c3-store",
     *,
-    fractions: Mapping[str, float] | None = None,
+    fractions: Sequence[float] | None = None,
     seed: int = 0,
     column: str | None = None,
-    file: Path | None = None,
-    names: ColumnNames | None = None,
-    tracker: Tracker | None = None,
+    file: str | Path | None = None,
+    key_column: str | None = None,
+    split_column: str | None = None,
+    reporter: Reporter = SILENT,
 ) -> SplitReport:
-    """Write the store anew with other splits; rows that name an image go where it goes.
+    """Write a store anew with other splits; texts are in the split of their image.
 
     Without ``column`` or ``file`` a stable hash of the key decides, the same on every machine.
 
     Args:
-        destination: the folder of the new store; it appears when it is whole.
-        source: the store, a folder or a URL; it is left as it is.
-        fractions: of the rows, by split; by default those that stores without splits are read with.
-        seed: another hash.
-        column: a column of the store's images (or of what has no image) that says the split.
+        destination: the folder of the new store; it appears when it is complete.
+        store: the folder or URL of the old store, which is left as it is.
+        fractions: shares of train, val and test for a split by hash; by default 0.8, 0.1 and 0.1, as stores without
+            splits are read.
+        seed: selects another hash; 0 is the one that stores without splits are read with.
+        column: a column of the store's images (or of rows that have no image) that says the split.
         file: a table (.jsonl, .csv, .tsv, .parquet) with a key and a split in each row.
-        names: its columns, where the usual names do not fit.
-        tracker: told of each shard.
+        key_column: its column of keys, if it has none of the usual names.
+        split_column: its column of splits, likewise.
+        reporter: shows the progress.
 
     Raises:
-        StoreError: if there is no store, options contradict each other, the column is not there, the file names none
+        StoreError: if there is no store, options contradict each other, the column does not exist, the file names none
             of the keys, something is at ``destination``, or that is a URL.
     """
-    tracker = tracker or SilentTracker()
     report = SplitReport(new_folder(destination))
-    store = Store.open(source)
+    source = Store.open(store)
     if column is not None and file is not None:
         raise StoreError("Either a column or a file says the splits, not both.")
     if (column or file) and fractions is not None:
         raise StoreError("Fractions are for splits by hash; a column or a file says them itself.")
+    choose: ChooseSplits
     if file is not None:
-        choose = _by_table(_from_file(store, file, names))
+        choose = _table_of_file(source, Path(file), ColumnNames(key=key_column, split=split_column)).look_up
     elif column is not None:
-        choose = _by_table(_from_column(store, column))
+        choose = _table_of_column(source, column).look_up
     else:
-        choose = _by_hash(fractions or HASH_FRACTIONS, seed)
-    # by hash, the key of the image says all
-    images = SplitTable.collect(_image_splits(store, choose) if file or column else ())
-    with new_store(report.store) as building:
-        create_store(building, store.info)
-        tracker.expect(sum(len(store.parts(modality)) for modality in store.modalities))
-        for modality, part in all_parts(store):
+        choose = _by_hash(fractions, seed)
+    # by hash, the key of the image is enough
+    images = SplitTable(_image_splits(source, choose) if file or column else ())
+    total = sum(len(source.parts(modality)) for modality in source.modalities)
+    with new_store(report.store) as building, reporter.progress("Splitting shards", total) as progress:
+        create_store(building, source.info)
+        for modality, part in all_parts(source):
             counts = Counter(report.rows.get(modality, {}))
-            failures = store.shard_failures(modality, part)
-            with intact_shard(store, modality, part) as nearby:
-                rows = nearby.batches(modality, parts=[part])
-                batches = (_resplit(batch, choose, images, counts, report) for batch in rows)
-                write_batches(building, store.info, modality, part, batches, failures)
+            failures = source.shard_failures(modality, part)
+            with intact_shard(source, modality, part) as local:
+                rows = local.batches(modality, parts=[part])
+                batches = (_with_new_splits(batch, choose, images, counts, report) for batch in rows)
+                write_batches(building, source.info, modality, part, batches, failures)
             report.rows[modality] = dict(sorted(counts.items()))
-            tracker.advance()
-        write_failures(building, store.recorded_failures())
+            progress.advance()
+        write_failures(building, source.recorded_failures())
     return report
 
 
-def _resplit(
-    batch: pa.RecordBatch, choose: Choose, images: SplitTable, counts: Counter[str], report: SplitReport
+def _with_new_splits(
+    batch: pa.RecordBatch, choose: ChooseSplits, images: SplitTable, counts: Counter[str], report: SplitReport
 ) -> pa.RecordBatch:
-    names = batch.schema.names
-    keys = batch.column("key").to_pylist()
-    owner_column = next((name for name in _OWNERS if name in names), None)
-    owners = batch.column(owner_column).to_pylist() if owner_column else [None] * len(keys)
-    deciding = [owner or key for owner, key in zip(owners, keys, strict=True)]
-    before = batch.column("split").to_pylist()
-    own = choose(deciding)
-    if owner_column:
-        # where the image stands decides, also where neither file nor column speaks of it
-        own = [image or mine for image, mine in zip(images.look_up(deciding), own, strict=True)]
-    report.unnamed += sum(value is None for value in own)
-    after = [value or old for value, old in zip(own, before, strict=True)]
-    counts.update(split_of(value, key) for value, key in zip(after, deciding, strict=True))
-    return with_column(batch, "split", after)
+    items = row_items(batch)
+    chosen = choose(items)
+    if any(name in batch.schema.names for name in ITEM_COLUMNS):
+        # the split of the image decides, also where neither file nor column names it
+        chosen = [of_image or own for of_image, own in zip(images.look_up(items), chosen, strict=True)]
+    report.unnamed += sum(split is None for split in chosen)
+    splits = [new or old for new, old in zip(chosen, batch.column("split").to_pylist(), strict=True)]
+    counts.update(split_of(split, item) for split, item in zip(splits, items, strict=True))
+    return replace_column(batch, "split", splits)
 
 
-def _image_splits(store: Store, choose: Choose) -> Iterator[tuple[list[str], list[str]]]:
-    """Blocks of image keys and their new splits, for the rows that name them."""
+def _image_splits(store: Store, choose: ChooseSplits) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield blocks of image keys and their new splits, for the rows that belong to images."""
     for batch in store.batches("image", ["key", "split"]) if store.parts("image") else ():
         keys, before = batch.column("key").to_pylist(), batch.column("split").to_pylist()
         yield keys, [new or old or hashed_split(key) for key, new, old in zip(keys, choose(keys), before, strict=True)]
 
 
-def _by_hash(fractions: Mapping[str, float], seed: int) -> Choose:
-    if any(share < 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
-        shares = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
-        raise StoreError(f"The fractions have to add up to 1; given are {shares}.", remedy="--fractions 0.8,0.1,0.1")
-    edges = np.cumsum(list(fractions.values()))
-    names = [name for name, share in fractions.items() if share > 0]
-    edges = edges[[share > 0 for share in fractions.values()]]
+def _by_hash(fractions: Sequence[float] | None, seed: int) -> ChooseSplits:
+    shares = dict(zip(HASH_FRACTIONS, fractions, strict=True)) if fractions is not None else HASH_FRACTIONS
+    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise StoreError(f"The fractions have to add up to 1; given are {given}.", remedy="--fractions 0.8,0.1,0.1")
+    edges = np.cumsum(list(shares.values()))
+    names = [name for name, share in shares.items() if share > 0]
+    edges = edges[[share > 0 for share in shares.values()]]
     salt = f"{SALT} {seed}" if seed else SALT
 
-    def choose(keys: Sequence[str]) -> Chosen:
-        places = np.searchsorted(edges, [stable_fraction(key, salt=salt) for key in keys], side="right")
-        return [names[min(place, len(names) - 1)] for place in places]
+    def choose(keys: Sequence[str]) -> list[str | None]:
+        positions = np.searchsorted(edges, [stable_fraction(key, salt=salt) for key in keys], side="right")
+        return [names[min(position, len(names) - 1)] for position in positions]
 
     return choose
 
 
-def _by_table(table: SplitTable) -> Choose:
-    return table.look_up
-
-
-def _from_file(store: Store, file: Path, names: ColumnNames | None) -> SplitTable:
-    table = SplitTable.collect([key_and_split(read_table(file), names or ColumnNames(), file)])
-    keys = (batch.column("key").to_pylist() for name in store.modalities for batch in store.batches(name, ["key"]))
-    owners = (
-        [key for key in batch.column("image_key").to_pylist() if key]
-        for batch in (store.batches("text", ["key", "image_key"]) if store.parts("text") else ())
-    )
-    for block in (*keys, *owners):
-        if any(table.look_up(block)):
-            return table
+def _table_of_file(store: Store, file: Path, names: ColumnNames) -> SplitTable:
+    table = SplitTable([key_and_split(read_table(file), names, file)])
+    for modality in store.modalities:
+        columns = ["key", "image_key"] if modality == "text" else ["key"]
+        for batch in store.batches(modality, columns):
+            if any(table.look_up([key for name in columns for key in batch.column(name).to_pylist() if key])):
+                return table
     raise StoreError(
         f"{file} names none of the keys of {store.path}.",
         remedy="Keys are file names without their suffix; name the column with --key-column.",
     )
 
 
-def _from_column(store: Store, column: str) -> SplitTable:
-    decisive = [name for name in store.modalities if name != "text" or not store.parts("image")]
-    table = SplitTable.collect(
+def _table_of_column(store: Store, column: str) -> SplitTable:
+    deciding = [name for name in store.modalities if name != "text" or not store.parts("image")]
+    table = SplitTable(
         (batch.column("key").to_pylist(), [v if v is None else str(v) for v in batch.column(column).to_pylist()])
-        for modality in decisive
+        for modality in deciding
         for batch in store.batches(modality, list(dict.fromkeys(["key", column])))
         if column in batch.schema.names
     )
     if not len(table):
-        names = sorted({name for modality in decisive for name in shard_schema(modality, store.info).names})
+        names = sorted({name for modality in deciding for name in shard_schema(modality, store.info).names})
         raise StoreError(
-            f"No {' or '.join(decisive)} rows of {store.path} have a value in a column {column!r}.",
+            f"No {' or '.join(deciding)} rows of {store.path} have a value in a column {column!r}.",
             remedy=f"Columns: {', '.join(name for name in names if name != 'embedding')}; or give a --file.",
         )
     return table

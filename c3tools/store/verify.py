@@ -1,4 +1,4 @@
-"""`c3 verify`: is a store whole, and if not, what is wrong, where, and what makes it whole again."""
+"""`c3 verify`: check that a store is complete and intact, and repair it."""
 
 from __future__ import annotations
 
@@ -8,45 +8,42 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
-from ..io.files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
+from ..io.files import remove_leftovers, write_json_atomically
 from ..io.locations import location, names_in, remove
-from ..moments import save_moments
-from ..reporter import SilentTracker, Tracker
+from ..moments import Moments
+from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
-from .checks import (
+from .lock import locked
+from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, write_failures, write_marker
+from .reader import Store
+from .shard_checks import check_shard
+from .shards import MARKER, MOMENTS, ROWS, add_moments, part_path, write_moments
+from .store_checks import (
     Finding,
     Repair,
-    check_borrowed,
     check_description,
+    check_external_moments,
     check_failures,
     check_keys,
-    check_shard,
     check_unfinished,
+    described_by_shards,
 )
-from .checks.description import described_by_shards
-from .failures import FAILURES_FILE, Failure, write_failures
-from .info import INFO_FILE, StoreInfo
-from .lock import locked
-from .markers import write_marker
-from .reader import Store
-from .rewriting import moments_of_rows
-from .writer import part_path
 
 _CHECKS_OF_ROWS = ("marker", "files", "checksum", "schema", "count")
 
 
 @dataclass
 class Verification:
-    """What `verify` found.
+    """Result of a check of a store.
 
     Attributes:
-        store: the folder, or the like of one for a URL.
-        shards: how many shards were looked at, by modality.
-        rows: rows that their markers speak of, by modality.
-        read: how many shards were read row by row, by modality.
+        store: the folder, or a path-like object for a URL.
+        shards: number of shards that were checked, by modality.
+        rows: number of rows according to their markers, by modality.
+        read: number of shards that were read row by row, by modality.
         findings: defects and warnings.
-        repaired: what was done about them, a sentence each.
-        open: defects that are still there, or whose rows have to be made again.
+        repaired: repairs, a sentence each.
+        open: number of defects that remain, or whose rows have to be made again.
     """
 
     store: Path
@@ -59,46 +56,53 @@ class Verification:
 
     @property
     def defects(self) -> list[Finding]:
-        """What is wrong."""
+        """The findings that are more than warnings."""
         return [finding for finding in self.findings if not finding.warning]
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is wrong, or nothing is any more."""
+        """Whether there are no defects, or all are repaired."""
         return self.open == 0
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything as plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
         return {
             "store": str(self.store),
             "whole": self.whole,
             "shards": self.shards,
             "rows": self.rows,
             "shards_read_by_row": self.read,
-            "findings": [finding.to_json() for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
             "repaired": self.repaired,
         }
 
 
-def verify(
-    store: str | Path, *, sample: float | None = None, seed: int = 0, tracker: Tracker | None = None
+def verify_store(
+    store: str | Path = "c3-store",
+    *,
+    sample: float | None = None,
+    seed: int = 0,
+    repair: bool = False,
+    reporter: Reporter = SILENT,
 ) -> Verification:
-    """Check everything in a store; no file is changed.
+    """Check everything in a store: files, checksums, schema, counts, keys, pairs, norms, moments, failures.
 
     Args:
-        store: its folder or URL.
+        store: the folder or URL.
         sample: the fraction of the shards of each modality, at least one, whose rows and their checksums are read;
             None reads all. Markers, moments, schema, counts and keys are checked in all shards either way.
-        seed: which shards the sample takes.
-        tracker: told of each shard.
+        seed: selects the shards of the sample.
+        repair: repair what can be repaired, and drop the shards that have to be made again (see `repair_store`);
+            otherwise no file is changed.
+        reporter: shows the progress.
 
     Raises:
-        StoreError: if there is no store, it is of a newer format version, or nothing says what it holds.
-        UnreachableError: if part of it cannot be read for now, which says nothing of what is there.
+        StoreError: if there is no store, it is of a newer format version, or nothing says what it holds; with
+            ``repair`` also if another run is writing to it.
+        UnreachableError: if part of it cannot be read at the moment, which says nothing about its state.
     """
     if sample is not None and not 0 < sample <= 1:
         raise StoreError(f"--sample is {sample:g}; it is a fraction of the shards.", remedy="For example: --sample 0.1")
-    tracker = tracker or SilentTracker()
     path = location(store)
     result = Verification(path)
     result.findings += check_description(path)
@@ -108,77 +112,78 @@ def verify(
             f"{path} lists no shards; many web servers list nothing.",
             remedy="Copy the store to this machine, or to an object store.",
         )
+    total = sum(len(opened.parts(modality)) for modality in opened.modalities)
+    with reporter.progress("Checking shards", total) as progress:
+        _run_checks(opened, result, sample, seed, progress)
+    if repair and result.defects:
+        repair_store(result)
+    return result
+
+
+def _run_checks(store: Store, result: Verification, sample: float | None, seed: int, progress: Progress) -> None:
     readable: dict[str, list[int]] = {}
     failures: list[Failure] = []
-    tracker.expect(sum(len(opened.parts(modality)) for modality in opened.modalities))
-    for modality in opened.modalities:
-        parts = opened.parts(modality)
+    for modality in store.modalities:
+        parts = store.parts(modality)
         chosen = _sampled(parts, sample, seed, modality)
         result.shards[modality], result.read[modality], result.rows[modality] = len(parts), len(chosen), 0
         for part in parts:
-            marker, found = check_shard(opened, modality, part, rows=part in chosen)
+            marker, found = check_shard(store, modality, part, rows=part in chosen)
             result.findings += found
-            tracker.advance()
+            progress.advance()
             if marker is None:
                 continue
             failures += (Failure(**failure) for failure in marker["failures"])
             if not any(finding.check in _CHECKS_OF_ROWS and finding.repair is Repair.REDO for finding in found):
                 readable.setdefault(modality, []).append(part)
                 result.rows[modality] += marker["rows"]
-    failed = {failure.key for failure in (*failures, *_recorded(opened))}
-    result.findings += check_keys(opened, readable, failed)
-    result.findings += check_failures(opened, failures)
-    result.findings += check_borrowed(opened)
-    result.findings += check_unfinished(opened)
+    failed = {failure.key for failure in (*failures, *_recorded(store))}
+    result.findings += check_keys(store, readable, failed)
+    result.findings += check_failures(store, failures)
+    result.findings += check_external_moments(store)
+    result.findings += check_unfinished(store)
     result.open = len(result.defects)
-    return result
 
 
-def repair(result: Verification) -> None:
-    """Mend what can be mended in place, and drop the shards that have to be made again; says so in ``result``.
+def repair_store(result: Verification) -> None:
+    """Repair what can be repaired in place, drop the shards that have to be made again, and record it in ``result``.
 
     Raises:
         StoreError: if another run is writing to the store.
-        UnreachableError: if it cannot be read or written any more; the same command continues.
+        UnreachableError: if it can no longer be read or written; the same command continues.
     """
     with locked(result.store):
         for name in names_in(result.store)[0]:
             remove_leftovers(result.store / name)
-        dropped: set[tuple[str, int]] = set()
-        if any(finding.repair is Repair.DESCRIPTION for finding in result.findings):
+        repairs = {finding.repair for finding in result.findings}
+        if Repair.DESCRIPTION in repairs:
             write_json_atomically(result.store / INFO_FILE, described_by_shards(result.store))
-            _mended(result, f"{INFO_FILE} was written anew from the shards")
-        for finding in result.findings:
-            if finding.repair is Repair.REDO and finding.modality is not None and finding.part is not None:
-                shard = (finding.modality, finding.part)
-                if shard not in dropped:
-                    _drop(result.store, *shard)
-                    dropped.add(shard)
-                    result.repaired.append(
-                        f"{finding.modality} shard {finding.part} was dropped: it is to be made again"
-                    )
+            _repaired(result, f"{INFO_FILE} was written anew from the shards")
+        dropped = dict.fromkeys(_shards_to_repair(result, Repair.REDO))
+        for modality, part in dropped:
+            _drop(result.store, modality, part)
+            result.repaired.append(f"{modality} shard {part} was dropped: it is to be made again")
         opened = Store.open(result.store)
-        for finding in result.findings:
-            shard = (finding.modality or "", finding.part or 0)
-            if finding.repair is Repair.MOMENTS and shard in dropped:
+        for modality, part in _shards_to_repair(result, Repair.MOMENTS):
+            if (modality, part) in dropped:
                 result.open -= 1
-            elif finding.repair is Repair.MOMENTS:
-                _write_moments(opened, *shard)
-                _mended(result, f"the moments of {finding.modality} shard {finding.part} were computed anew")
-        if dropped or any(finding.repair is Repair.FAILURES for finding in result.findings):
+            else:
+                _write_moments(opened, modality, part)
+                _repaired(result, f"the moments of {modality} shard {part} were computed anew")
+        if dropped or Repair.FAILURES in repairs:
             _write_failures(opened)
-        if any(finding.repair is Repair.FAILURES for finding in result.findings):
-            _mended(
+        if Repair.FAILURES in repairs:
+            _repaired(
                 result, f"{FAILURES_FILE} was written anew; inputs refused before encoding come back with `c3 embed`"
             )
 
 
 def _open(path: Path, findings: Sequence[Finding]) -> Store:
-    """The store; where store.json is damaged, as its shards describe it."""
+    """Open the store; if store.json is damaged, as its shards describe it."""
     if any(finding.check == "description" for finding in findings):
         described = described_by_shards(path)
         if described is not None:
-            return Store(path, StoreInfo.from_json(described, path / INFO_FILE))
+            return Store(path, StoreInfo.from_dict(described, path / INFO_FILE))
     return Store.open(path)
 
 
@@ -189,35 +194,44 @@ def _sampled(parts: Sequence[int], sample: float | None, seed: int, modality: st
     return set(generator(seed, "verify", modality).choice(parts, size=count, replace=False).tolist())
 
 
-def _mended(result: Verification, what: str) -> None:
+def _shards_to_repair(result: Verification, repair: Repair) -> list[tuple[str, int]]:
+    return [
+        (finding.modality, finding.part)
+        for finding in result.findings
+        if finding.repair is repair and finding.modality is not None and finding.part is not None
+    ]
+
+
+def _repaired(result: Verification, what: str) -> None:
     result.repaired.append(what)
     result.open -= 1
 
 
 def _drop(store: Path, modality: str, part: int) -> None:
     # the marker first: without it the shard does not exist, whatever happens next
-    for suffix in (".json", ".moments.safetensors", ".parquet"):
+    for suffix in (MARKER, MOMENTS, ROWS):
         remove(part_path(store, modality, part, suffix))
 
 
 def _write_moments(store: Store, modality: str, part: int) -> None:
-    path = part_path(store.path, modality, part, ".moments.safetensors")
-    groups = moments_of_rows(store, modality, part)
-    write_atomically(path, lambda temporary: save_moments(temporary, groups, {"modality": modality}))
+    groups: dict[str, Moments] = {}
+    for batch in store.batches(modality, parts=[part]):
+        add_moments(groups, batch)
+    digest = write_moments(store.path, store.info, modality, part, groups)
     marker = store.marker(modality, part)
-    digests = {**marker["sha256"], path.name: sha256_of(path)}
-    write_marker(part_path(store.path, modality, part, ".json"), {**marker, "sha256": digests})
+    content = {**marker, "sha256": {**marker["sha256"], **digest}}
+    write_marker(part_path(store.path, modality, part, MARKER), content)
 
 
 def _write_failures(store: Store) -> None:
-    """What the shards say, and what is still readable of what was refused before encoding."""
+    """Write failures.parquet from the shards, with what is still readable of the inputs refused before encoding."""
     refused = [failure for failure in _recorded(store) if failure.stage == "list"]
     unique = {(f.stage, f.key): f for f in [*refused, *store.failures()]}
     write_failures(store.path, [unique[name] for name in sorted(unique)])
 
 
 def _recorded(store: Store) -> list[Failure]:
-    """What failures.parquet says, if it can be read."""
+    """Return the rows of failures.parquet; none if it cannot be read."""
     try:
         return store.recorded_failures()
     except StoreError:

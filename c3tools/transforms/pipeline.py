@@ -70,7 +70,7 @@ class Pipeline:
 
     def _repr_html_(self) -> str:
         """Return a table of the steps, with what they were fitted on, for notebooks."""
-        from ..tables import html_table
+        from ..tables import Table
 
         sizes = ", ".join(f"{n:,} {modality} rows" for modality, n in self.provenance.get("n", {}).items())
         origin = f"fitted on {sizes} of {ModelIdentity(self.provenance.get('model') or {})}" if sizes else "not fitted"
@@ -78,8 +78,8 @@ class Pipeline:
             ", ".join(f"{name} {value}" for name, value in step.settings.items() if value is not None)
             for step in self.steps
         ]
-        rows = zip((step.kind for step in self.steps), settings, strict=True)
-        return html_table(f"{self.name}: {origin}", ("step", "settings"), rows)
+        rows = list(zip((step.kind for step in self.steps), settings, strict=True))
+        return Table(("step", "settings"), rows, f"{self.name}: {origin}")._repr_html_()
 
     @property
     def fitted(self) -> bool:

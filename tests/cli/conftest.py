@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from .synthetic import make_store
+from tests.stores import gap_store
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a small synthetic store in c3-store."""
     monkeypatch.chdir(tmp_path)
-    return make_store(tmp_path / "c3-store").parent
+    return gap_store(tmp_path / "c3-store").parent

@@ -16,8 +16,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 from c3tools import Store
-
-from .synthetic import make_vectors, unit
+from tests.stores import make_vectors, unit
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "clip_embeddings"
 

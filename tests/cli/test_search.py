@@ -11,8 +11,7 @@ from typer.testing import CliRunner, Result
 
 import c3tools.encoders
 from c3tools.reporter import Reporter
-
-from .synthetic import make_store, make_vectors
+from tests.stores import gap_store, make_vectors
 
 pytest.importorskip("faiss", reason="faiss is an extra")
 
@@ -20,7 +19,7 @@ pytest.importorskip("faiss", reason="faiss is an extra")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
-    make_store(folder / "c3-store")
+    gap_store(folder / "c3-store")
     arguments = ["index", "--store", str(folder / "c3-store"), "-o", str(folder / "c3-index")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

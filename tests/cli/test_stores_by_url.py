@@ -15,10 +15,9 @@ from c3tools.io.locations import read_all
 from c3tools.moments import load_moments
 from tests.conftest import put_store, store_files
 from tests.servers import Faults
-from tests.stores import whole_store
+from tests.stores import gap_store, whole_store
 
 from .captions_store import make_captions_store
-from .synthetic import make_store
 
 C3 = Callable[..., Result]
 URL = "s3://bucket/runs/store"
@@ -46,7 +45,7 @@ def same_files(first: Path, second: Path) -> None:
 
 def test_index_and_search(c3: C3, tmp_path: Path, s3: Faults) -> None:
     pytest.importorskip("faiss", reason="faiss is an extra")
-    put_store(make_store(tmp_path / "disk"), URL)
+    put_store(gap_store(tmp_path / "disk"), URL)
     s3.every = 7
     for store, output in (("disk", "one"), (URL, "other")):
         done(c3("index", "--store", store, "-o", output))

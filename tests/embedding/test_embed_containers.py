@@ -13,7 +13,7 @@ from typer.testing import Result
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.store import Store
-from c3tools.store.verify import verify
+from c3tools.store.verify import verify_store
 from tests.conftest import copy_photos
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
 from tests.embedding.test_embed import files
@@ -121,4 +121,4 @@ def test_verification_knows_a_store_made_of_tars(encoder, tmp_path: Path) -> Non
     summary = embed_corpus(read_corpus([tar], index_folder=store / ".inputs"), store, encoder, **OPTIONS)
     assert summary.skipped == 2
     assert (store / ".inputs").is_dir()
-    assert verify(store).findings == []
+    assert verify_store(store).findings == []

@@ -12,7 +12,7 @@ from c3tools.cli import app
 from typer.testing import CliRunner
 
 from c3tools.store.rows import embedding_matrix
-from tests.cli.synthetic import make_store
+from tests.stores import gap_store
 
 FOLDER = Path(__file__).parents[2] / "examples" / "interop"
 
@@ -27,7 +27,7 @@ def script(name: str, package: str) -> ModuleType:
 
 
 def export(tmp_path: Path, *options: str) -> Path:
-    store = make_store(tmp_path / "store")
+    store = gap_store(tmp_path / "store")
     output = tmp_path / "c3-export"
     result = CliRunner().invoke(app, ["export", "--store", str(store), "-o", str(output), *options])
     assert result.exit_code == 0, result.output

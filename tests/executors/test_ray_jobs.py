@@ -19,23 +19,24 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.executors import LocalExecutor
 from c3tools.export import export_store
+from c3tools.identity import ModelIdentity
 from c3tools.reporter import Progress, Reporter
-from c3tools.store import Store, reader
+from c3tools.store import Store, StoreInfo, reader
 from c3tools.store import import_embeddings as import_module
 from c3tools.store.import_embeddings import import_embeddings
-from c3tools.store.means import mean_rows, save_means
+from c3tools.store.means import compute_means, save_means
 from c3tools.transforms import preset
-from tests.cli.synthetic import make_store, make_vectors
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
 from tests.servers import Faults
+from tests.stores import gap_store, make_vectors
 
 COMMAND = [sys.executable, "-c", "from c3tools.cli import main; main()"]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.open(make_store(tmp_path / "store", 90, parts=7))
+    return Store.open(gap_store(tmp_path / "store", 90, parts=7))
 
 
 def exported(folder: Path) -> dict[str, bytes]:
@@ -78,8 +79,10 @@ def test_imports(cluster, tmp_path: Path, monkeypatch) -> None:
     np.save(tmp_path / "image.npy", 2 * images)
     np.save(tmp_path / "text.npy", texts)
     reports = [
-        import_embeddings(tmp_path / name, image=tmp_path / "image.npy", text=tmp_path / "text.npy", executor=executor)
-        for name, executor in (("here", None), ("threads", LocalExecutor(threads=2)), ("there", cluster))
+        import_embeddings(
+            None, tmp_path / name, image=tmp_path / "image.npy", text=tmp_path / "text.npy", executor=executor
+        )
+        for name, executor in (("here", "local"), ("threads", LocalExecutor(threads=2)), ("there", cluster))
     ]
     assert files(tmp_path / "there") == files(tmp_path / "threads") == files(tmp_path / "here")
     assert len(Store.open(tmp_path / "there").parts("text")) == 3
@@ -91,7 +94,7 @@ def test_imports(cluster, tmp_path: Path, monkeypatch) -> None:
 
 def test_moments(cluster, store: Store, tmp_path: Path, monkeypatch) -> None:
     plain = store.moments_by_split("text")
-    monkeypatch.setattr(reader, "SMALLEST_GROUP", 2)
+    monkeypatch.setattr(reader, "MIN_GROUP_SHARDS", 2)
     results = [store.moments_by_split("text", where) for where in (None, LocalExecutor(threads=2), cluster)]
     for groups in results:
         assert list(groups) == list(plain)
@@ -100,14 +103,14 @@ def test_moments(cluster, store: Store, tmp_path: Path, monkeypatch) -> None:
             np.testing.assert_array_equal(moments.mean, results[0][name].mean)
             np.testing.assert_array_equal(moments.scatter, results[0][name].scatter)
             np.testing.assert_allclose(moments.scatter, plain[name].scatter, rtol=1e-12, atol=1e-14)
-    assert mean_rows(store, cluster) == mean_rows(store)
+    assert compute_means(store, executor=cluster) == compute_means(store)
     save_means(store, tmp_path / "here")
     save_means(store, tmp_path / "there", executor=cluster)
     assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
 
 
 def test_many_shards_are_merged_in_groups_of_bounded_number() -> None:
-    class Many:
+    class Many(Store):
         def parts(self, modality: str) -> list[int]:
             return list(range(10_000))
 
@@ -117,7 +120,7 @@ def test_many_shards_are_merged_in_groups_of_bounded_number() -> None:
             return []
 
     noting = Noting()
-    reader.merged_moments(Many(), "text", noting)  # type: ignore[arg-type]
+    Many(Path(), StoreInfo(ModelIdentity(), 4)).moments_by_split("text", noting)  # type: ignore[arg-type]
     assert len(noting.tasks) == 32
     assert [part for _, parts in noting.tasks for part in parts] == list(range(10_000))
     assert max(len(parts) for _, parts in noting.tasks) == 313

@@ -20,14 +20,14 @@ from c3tools.export import ExportReport, export_store
 from c3tools.export.export import ExportWork
 from c3tools.seeds import keyed_normal
 from c3tools.store.rows import embedding_matrix
-from tests.cli.synthetic import make_store, make_vectors, unit
+from tests.stores import gap_store, make_vectors, unit
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a small synthetic store in c3-store."""
     monkeypatch.chdir(tmp_path)
-    return make_store(tmp_path / "c3-store").parent
+    return gap_store(tmp_path / "c3-store").parent
 
 
 def ok(store: str = "c3-store", **options: Any) -> ExportReport:
@@ -235,7 +235,7 @@ def test_yaml_pipeline_and_saved_pipeline(here: Path) -> None:
 
 
 def test_store_that_is_not_normalised(here: Path) -> None:
-    make_store(here / "raw", dtype="float32", normalised=False)
+    gap_store(here / "raw", dtype="float32", normalised=False)
     ok(store="raw", role="inference", output="out", dtype="float32")
     x = unit(make_vectors()[1].astype(np.float64))
     train = np.arange(180) // 2 % 3 > 0

@@ -14,8 +14,8 @@ from c3tools.export.export import ExportWork, export_store
 from c3tools.io import locations
 from c3tools.store import Store
 from c3tools.transforms import Pipeline
-from tests.cli.synthetic import make_store
 from tests.servers import Faults
+from tests.stores import gap_store
 
 URL = "s3://bucket/runs/export"
 
@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.open(make_store(tmp_path / "store"))
+    return Store.open(gap_store(tmp_path / "store"))
 
 
 def content(folder: Path) -> dict[str, bytes]:

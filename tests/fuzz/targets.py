@@ -19,13 +19,12 @@ from PIL import Image
 from c3tools.corpus import ImageReader, read_corpus
 from c3tools.corpus.captions import read_captions
 from c3tools.errors import C3Error, StoreError
-from c3tools.io.files import sha256_of
+from c3tools.io.files import SEAL_PLACE, sha256_of
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Store
 from c3tools.store.importers import read_clip_retrieval, read_pickle, read_table, read_vectors
-from c3tools.store.markers import write_marker
-from c3tools.store.seals import SEAL_PLACE
-from c3tools.store.verify import verify
+from c3tools.store.metadata import write_marker
+from c3tools.store.verify import verify_store
 from c3tools.transforms import Pipeline, preset
 from tests.conftest import unit_rows
 from tests.corpus.packing import Photo, webdataset, write_hf_parquet, write_tar
@@ -199,7 +198,7 @@ def _read_store(folder: Path) -> None:
 
 
 def _verify(folder: Path) -> None:
-    result = verify(folder / "s")
+    result = verify_store(folder / "s")
     if result.findings:
         raise StoreError("; ".join(f"{finding.where}: {finding.what}" for finding in result.findings))
 

@@ -9,14 +9,14 @@ import pytest
 from c3tools import Store
 from c3tools.errors import StoreError
 from c3tools.index import Hit, Index, build_index
-from tests.cli.synthetic import make_store, unit
+from tests.stores import gap_store, unit
 
 pytest.importorskip("faiss", reason="faiss is an extra")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.open(make_store(tmp_path / "c3-store"))
+    return Store.open(gap_store(tmp_path / "c3-store"))
 
 
 def centred(store: Store, modality: str) -> np.ndarray:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from c3tools.corpus import read_corpus
+from c3tools.embedding import embed_corpus
+from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
 from c3tools.store import Store, locked
-from c3tools.store.verify import verify
+from c3tools.store.verify import verify_store
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
 from tests.stores import whole_store
@@ -40,24 +43,26 @@ def importing() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def test_two_embedding_processes_on_one_store_do_not_corrupt_it(tmp_path: Path, importing: dict[str, str]) -> None:
+def test_two_embedding_processes_on_one_store_do_not_corrupt_it(
+    encoder: Encoder, tmp_path: Path, importing: dict[str, str]
+) -> None:
     folder = copy_photos(tmp_path / "photos", 6)
 
-    def start(store: str) -> subprocess.Popen[str]:
-        command = [*C3, "embed", str(folder), "--store", str(tmp_path / store), "--shard-size", "2", "--workers", "0"]
+    def start() -> subprocess.Popen[str]:
+        options = ["--shard-size", "2", "--workers", "0", "--precision", "fp32"]
+        command = [*C3, "embed", str(folder), "--store", str(tmp_path / "shared"), *options]
         return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=importing)
 
-    both = [start("shared"), start("shared")]
+    both = [start(), start()]
     messages = [process.communicate(timeout=250)[1] for process in both]
     codes = [process.returncode for process in both]
     # one does the work; the other is refused, or came when all was done
     assert 0 in codes, messages
     for code, message in zip(codes, messages, strict=True):
         assert code == 0 or (code == 1 and "Another run is writing" in message), message
-    alone = start("alone")
-    alone.communicate(timeout=250)
+    embed_corpus(read_corpus([folder]), tmp_path / "alone", encoder, shard_size=2, workers=0)
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
-    assert verify(tmp_path / "shared").findings == []
+    assert verify_store(tmp_path / "shared").findings == []
 
 
 def test_readers_never_see_half_a_shard(tmp_path: Path, importing: dict[str, str]) -> None:

@@ -7,14 +7,14 @@ import pytest
 
 from c3tools.errors import StoreError
 from c3tools.moments import load_moments
-from c3tools.store.means import gap_length, load_means, mean_rows, merge_means, save_means
+from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
 from tests.conftest import make_store, unit_rows
 
 
 def test_the_table_is_that_of_the_rows(tmp_path: Path) -> None:
     image, text = unit_rows(400, 8), unit_rows(300, 8, 1)
     store = make_store(tmp_path / "s", image, text)
-    rows = {(row.modality, row.split): row for row in mean_rows(store)}
+    rows = {(row.modality, row.split): row for row in compute_means(store).rows}
     assert set(rows) == {("image", "train"), ("image", "all"), ("text", "train"), ("text", "all")}
     row = rows["image", "all"]
     assert row.n == 400
@@ -22,7 +22,7 @@ def test_the_table_is_that_of_the_rows(tmp_path: Path) -> None:
     expected = np.sqrt((image.std(axis=0, ddof=1) ** 2 / 400).sum())
     assert row.standard_error == pytest.approx(expected, rel=1e-4)
     gap = np.linalg.norm(image.mean(axis=0) - text.mean(axis=0))
-    assert gap_length(store) == pytest.approx(gap, abs=1e-6)
+    assert compute_means(store).gap_length == pytest.approx(gap, abs=1e-6)
 
 
 def test_saved_means_load_into_another_store_and_are_fitted_on(tmp_path: Path) -> None:
@@ -32,7 +32,9 @@ def test_saved_means_load_into_another_store_and_are_fitted_on(tmp_path: Path) -
     load_means(second, tmp_path / "means.safetensors")
     np.testing.assert_array_equal(second.fitting_moments("image").mean, first.moments("image").mean)
     assert second.moments("image").n == 5
-    assert [row.source for row in mean_rows(second)][-2:] == ["a", "a"]
+    assert [row.source for row in compute_means(second).rows][-2:] == ["a", "a"]
+    unload_means(second)
+    assert second.fitting_moments("image").n == 5
 
 
 def test_merging_files_is_merging_rows(tmp_path: Path) -> None:
@@ -65,3 +67,13 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a", unit_rows(50, 8), unit_rows(60, 8, 1))
     with pytest.raises(StoreError, match="no rows in the split 'val'"):
         save_means(store, tmp_path / "m", split="val")
+
+
+def test_the_table_is_plain_values_and_html(tmp_path: Path) -> None:
+    found = compute_means(make_store(tmp_path / "a", unit_rows(50, 8), unit_rows(60, 8, 1)))
+    value = found.to_dict()
+    assert value["means"][0]["modality"] == "image"
+    assert value["gap_length"] == found.gap_length
+    headings, cells = found.table()
+    assert [len(row) for row in cells] == [len(headings)] * 4
+    assert "<td>60</td>" in found._repr_html_()

@@ -1,40 +1,41 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
-from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
-from c3tools.store.merge import Duplicates, merge
-from c3tools.store.verify import verify
-from tests.conftest import MODEL, unit_rows
+from c3tools.store import Failure, Rows, Store, rewrite_failures, write_failures
+from c3tools.store.merge import merge_stores
+from c3tools.store.verify import verify_store
+from tests.conftest import MODEL, build_store, unit_rows
 
 DIM = 8
 
 
-def store_of(path: Path, keys: list[str], seed: int, *, model: dict | None = None, failed: str | None = None) -> Store:
+def store_of(
+    path: Path, keys: list[str], seed: int, *, model: Mapping[str, Any] = MODEL, failed: str | None = None
+) -> Store:
     """Images with these keys in shards of three, and a text for each."""
-    info = StoreInfo(model or dict(MODEL), DIM)
-    create_store(path, info)
-    rows, texts = unit_rows(len(keys), DIM, seed), unit_rows(len(keys), DIM, seed + 100)
+    train = ["train"] * len(keys)
+    images = Rows.of("image", keys, unit_rows(len(keys), DIM, seed), split=train)
+    texts = [f"{key}#0" for key in keys]
+    captions = Rows.of("text", texts, unit_rows(len(keys), DIM, seed + 100), image_key=keys, split=train)
+    store = build_store(path, images, captions, model=model, part_rows=3)
     failures = [Failure(failed, f"{failed}.jpg", "decode", "OSError", "cut")] if failed else []
-    for part, start in enumerate(range(0, len(keys), 3)):
-        chosen = keys[start : start + 3]
-        columns = {"key": chosen, "split": ["train"] * len(chosen)}
-        write_shard(path, info, Shard("image", part, rows[start : start + 3], columns, failures if not part else []))
-        columns = {"key": [f"{k}#0" for k in chosen], "image_key": chosen, "split": ["train"] * len(chosen)}
-        write_shard(path, info, Shard("text", part, texts[start : start + 3], columns))
+    rewrite_failures(path, "image", 0, failures)
     write_failures(path, failures)
-    return Store.open(path)
+    return store
 
 
 def test_two_stores_become_one_with_the_same_bytes_in_its_shards(tmp_path: Path) -> None:
     one = store_of(tmp_path / "one", list("abcde"), 1, failed="x")
     two = store_of(tmp_path / "two", list("fgh"), 2, failed="a")
-    report = merge(tmp_path / "both", [one.path, two.path])
+    report = merge_stores(tmp_path / "both", [one.path, two.path])
     both = Store.open(tmp_path / "both")
     assert report.rows == {"image": 8, "text": 8}
     assert both.load("image").keys == list("abcdefgh")
@@ -49,7 +50,7 @@ def test_two_stores_become_one_with_the_same_bytes_in_its_shards(tmp_path: Path)
     np.testing.assert_allclose(both.moments("image").covariance, moments.covariance, atol=1e-14)
     # what failed in one and was embedded in the other is no failure
     assert [failure.key for failure in both.recorded_failures()] == ["x"]
-    assert verify(both.path).findings == []
+    assert verify_store(both.path).findings == []
     assert not list(tmp_path.glob(".*"))
 
 
@@ -57,10 +58,10 @@ def test_keys_that_repeat_are_refused_or_the_first_is_kept(tmp_path: Path) -> No
     one = store_of(tmp_path / "one", list("abcd"), 1)
     two = store_of(tmp_path / "two", list("cdefgh"), 2)
     with pytest.raises(StoreError, match=r"2 keys of image rows .* 'c' in .*one and .*two") as error:
-        merge(tmp_path / "both", [one.path, two.path])
+        merge_stores(tmp_path / "both", [one.path, two.path])
     assert "--keep first" in (error.value.remedy or "")
     assert not (tmp_path / "both").exists()
-    report = merge(tmp_path / "both", [one.path, two.path], duplicates=Duplicates.FIRST)
+    report = merge_stores(tmp_path / "both", [one.path, two.path], keep="first")
     both = Store.open(tmp_path / "both")
     assert report.dropped == 4
     assert both.load("image").keys == list("abcdefgh")
@@ -71,30 +72,30 @@ def test_keys_that_repeat_are_refused_or_the_first_is_kept(tmp_path: Path) -> No
     assert (both.path / "image" / "part-00003.parquet").read_bytes() == (
         two.path / "image" / "part-00001.parquet"
     ).read_bytes()
-    assert verify(both.path).findings == []
+    assert verify_store(both.path).findings == []
 
 
 def test_a_prefix_tells_keys_and_pairs_apart(tmp_path: Path) -> None:
     one = store_of(tmp_path / "one", list("ab"), 1, failed="x")
     two = store_of(tmp_path / "two", list("abc"), 2)
-    merge(tmp_path / "both", [one.path, two.path], duplicates=Duplicates.PREFIX)
+    merge_stores(tmp_path / "both", [one.path, two.path], prefix=True)
     both = Store.open(tmp_path / "both")
     assert both.load("image").keys == ["one/a", "one/b", "two/a", "two/b", "two/c"]
     texts = both.load("text")
     assert texts.keys[2] == "two/a#0"
     assert texts.column("image_key")[2] == "two/a"
     assert [failure.key for failure in both.recorded_failures()] == ["one/x"]
-    assert verify(both.path).findings == []
+    assert verify_store(both.path).findings == []
 
 
 def test_stores_of_other_models_are_refused_and_both_are_named(tmp_path: Path) -> None:
     store_of(tmp_path / "one", ["a"], 1)
     store_of(tmp_path / "two", ["b"], 2, model={"name": "other", "weights_sha256": "1" * 64})
     with pytest.raises(StoreError, match=r"one is of the model test-model .*model of .*two of other"):
-        merge(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
-    create_store(tmp_path / "three", StoreInfo(dict(MODEL), DIM, dtype="float32"))
+        merge_stores(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
+    build_store(tmp_path / "three", Rows.of("image", ["c"], unit_rows(1, DIM)), dtype="float32")
     with pytest.raises(StoreError, match=r"one and .*three differ in dtype: float16 and float32"):
-        merge(tmp_path / "both", [tmp_path / "one", tmp_path / "three"])
+        merge_stores(tmp_path / "both", [tmp_path / "one", tmp_path / "three"])
 
 
 def test_damage_is_not_copied_on_and_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -103,9 +104,9 @@ def test_damage_is_not_copied_on_and_nothing_is_left_behind(tmp_path: Path) -> N
     path = two.path / "image" / "part-00000.parquet"
     content = path.read_bytes()
     path.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
-    for duplicates in (Duplicates.PREFIX, Duplicates.FIRST):
+    for options in ({"prefix": True}, {"keep": "first"}):
         with pytest.raises(StoreError, match=r"part-00000.parquet"):
-            merge(tmp_path / "both", [one.path, two.path], duplicates=duplicates)
+            merge_stores(tmp_path / "both", [one.path, two.path], **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
 
 
@@ -113,19 +114,19 @@ class TestErrors:
     def test_one_store(self, tmp_path: Path) -> None:
         store_of(tmp_path / "one", ["a"], 1)
         with pytest.raises(StoreError, match="two stores or more"):
-            merge(tmp_path / "both", [tmp_path / "one"])
+            merge_stores(tmp_path / "both", [tmp_path / "one"])
 
     def test_the_same_twice(self, tmp_path: Path) -> None:
         store_of(tmp_path / "one", ["a"], 1)
         with pytest.raises(StoreError, match="named twice"):
-            merge(tmp_path / "both", [tmp_path / "one", tmp_path / "one"])
+            merge_stores(tmp_path / "both", [tmp_path / "one", tmp_path / "one"])
 
     def test_something_is_there(self, tmp_path: Path) -> None:
         for name in ("one", "two"):
             store_of(tmp_path / name, [name], 1)
         (tmp_path / "both").write_text("mine")
         with pytest.raises(StoreError, match="something at"):
-            merge(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
+            merge_stores(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
         assert (tmp_path / "both").read_text() == "mine"
 
     def test_options_that_contradict(self, c3, tmp_path: Path) -> None:

@@ -11,42 +11,41 @@ from c3tools.corpus import hashed_split
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
 from c3tools.store import Store
-from c3tools.store.rows import row_splits
-from c3tools.store.split import split
-from c3tools.store.verify import verify
+from c3tools.store.split import split_store
+from c3tools.store.verify import verify_store
 from tests.conftest import store_files
 from tests.stores import whole_store
 
 
-def roles(store: Store, modality: str) -> dict[str, str]:
+def splits_by_key(store: Store, modality: str) -> dict[str, str]:
     rows = store.load(modality)
-    return dict(zip(rows.keys, row_splits(rows.table), strict=True))
+    return dict(zip(rows.keys, rows.splits, strict=True))
 
 
 def check(store: Store, source: Store) -> None:
     """What holds for every split: rows as before, texts with their image, moments of the new splits, whole."""
-    images = roles(store, "image")
+    images = splits_by_key(store, "image")
     texts = store.load("text")
-    for key, role in roles(store, "text").items():
-        assert role == images[key.split("#")[0]]
+    for key, split in splits_by_key(store, "text").items():
+        assert split == images[key.split("#")[0]]
     np.testing.assert_array_equal(texts.embeddings, source.load("text").embeddings)
     for modality in ("image", "text"):
         groups = store.moments_by_split(modality)
-        assert {name: m.n for name, m in groups.items()} == Counter(roles(store, modality).values())
+        assert {name: m.n for name, m in groups.items()} == Counter(splits_by_key(store, modality).values())
         for name, moments in groups.items():
             own = Moments.from_rows(store.load(modality, name).embeddings)
             np.testing.assert_allclose(moments.mean, own.mean, atol=1e-12)
             np.testing.assert_allclose(moments.scatter, own.scatter, atol=1e-11)
-    assert verify(store.path).findings == []
+    assert verify_store(store.path).findings == []
 
 
 def test_by_hash_as_stores_without_splits_are_read(tmp_path: Path) -> None:
     source = whole_store(tmp_path / "s", images=60)
     before = {file: file.read_bytes() for file in store_files(source.path)}
-    report = split(tmp_path / "new", source.path)
+    report = split_store(tmp_path / "new", source.path)
     new = Store.open(tmp_path / "new")
-    assert roles(new, "image") == {key: hashed_split(key) for key in source.load("image").keys}
-    assert report.rows["image"] == Counter(roles(new, "image").values())
+    assert splits_by_key(new, "image") == {key: hashed_split(key) for key in source.load("image").keys}
+    assert report.rows["image"] == Counter(splits_by_key(new, "image").values())
     assert {name: 2 * n for name, n in report.rows["image"].items()} == report.rows["text"]
     assert new.recorded_failures() == source.recorded_failures() != []
     check(new, source)
@@ -55,15 +54,15 @@ def test_by_hash_as_stores_without_splits_are_read(tmp_path: Path) -> None:
 
 def test_fractions_and_seed(tmp_path: Path) -> None:
     source = whole_store(tmp_path / "s", images=400, part_rows=150)
-    halves = {"train": 0.5, "val": 0.0, "test": 0.5}
-    one = split(tmp_path / "a", source.path, fractions=halves, seed=1)
+    halves = (0.5, 0.0, 0.5)
+    one = split_store(tmp_path / "a", source.path, fractions=halves, seed=1)
     assert set(one.rows["image"]) == {"train", "test"}
     # 400 draws of a half: 5 standard deviations are 50
     assert abs(one.rows["image"]["train"] - 200) < 50
-    split(tmp_path / "b", source.path, fractions=halves, seed=1)
-    split(tmp_path / "c", source.path, fractions=halves, seed=2)
-    assert roles(Store.open(tmp_path / "a"), "image") == roles(Store.open(tmp_path / "b"), "image")
-    assert roles(Store.open(tmp_path / "a"), "image") != roles(Store.open(tmp_path / "c"), "image")
+    split_store(tmp_path / "b", source.path, fractions=halves, seed=1)
+    split_store(tmp_path / "c", source.path, fractions=halves, seed=2)
+    assert splits_by_key(Store.open(tmp_path / "a"), "image") == splits_by_key(Store.open(tmp_path / "b"), "image")
+    assert splits_by_key(Store.open(tmp_path / "a"), "image") != splits_by_key(Store.open(tmp_path / "c"), "image")
     for file in store_files(tmp_path / "a"):
         assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
     check(Store.open(tmp_path / "a"), source)
@@ -79,19 +78,19 @@ def test_by_a_file_of_file_names(tmp_path: Path, suffix: str) -> None:
     else:
         lines = ["file_name,split", *(f"{key}.jpg,{name}" for key, name in wanted.items())]
     file.write_text("\n".join(lines) + "\n")
-    report = split(tmp_path / "new", source.path, file=file)
+    report = split_store(tmp_path / "new", source.path, file=file)
     new = Store.open(tmp_path / "new")
-    old = roles(source, "image")
-    assert roles(new, "image") == {key: wanted.get(key, old[key]) for key in old}
+    old = splits_by_key(source, "image")
+    assert splits_by_key(new, "image") == {key: wanted.get(key, old[key]) for key in old}
     assert report.unnamed == 15 + 0  # the texts of those images go with them
     check(new, source)
 
 
 def test_by_a_column_of_the_images(tmp_path: Path) -> None:
     source = whole_store(tmp_path / "s")
-    split(tmp_path / "new", source.path, column="width")
+    split_store(tmp_path / "new", source.path, column="width")
     new = Store.open(tmp_path / "new")
-    assert roles(new, "image") == {f"img{i:03d}": str(640 + i) for i in range(30)}
+    assert splits_by_key(new, "image") == {f"img{i:03d}": str(640 + i) for i in range(30)}
     check(new, source)
 
 
@@ -100,10 +99,10 @@ def test_texts_alone_are_split_by_their_own_key(tmp_path: Path) -> None:
 
     source = whole_store(tmp_path / "s")
     shutil.rmtree(source.path / "image")
-    split(tmp_path / "new", source.path)
+    split_store(tmp_path / "new", source.path)
     # by the image that they name, though it is not there
     expected = {key: hashed_split(key.split("#")[0]) for key in source.load("text").keys}
-    assert roles(Store.open(tmp_path / "new"), "text") == expected
+    assert splits_by_key(Store.open(tmp_path / "new"), "text") == expected
 
 
 class TestErrors:
@@ -111,16 +110,16 @@ class TestErrors:
         source = whole_store(tmp_path / "s")
         (tmp_path / "x.csv").write_text("key,split\nother,train\n")
         with pytest.raises(StoreError, match="names none of the keys"):
-            split(tmp_path / "new", source.path, file=tmp_path / "x.csv")
+            split_store(tmp_path / "new", source.path, file=tmp_path / "x.csv")
         (tmp_path / "x.csv").write_text("key,part\nother,train\n")
         with pytest.raises(StoreError, match="no column of splits; it has key, part"):
-            split(tmp_path / "new", source.path, file=tmp_path / "x.csv")
+            split_store(tmp_path / "new", source.path, file=tmp_path / "x.csv")
         assert not (tmp_path / "new").exists()
 
     def test_an_unknown_column(self, tmp_path: Path) -> None:
         source = whole_store(tmp_path / "s")
         with pytest.raises(StoreError, match="have a value in a column 'colour'"):
-            split(tmp_path / "new", source.path, column="colour")
+            split_store(tmp_path / "new", source.path, column="colour")
 
     def test_fractions(self, c3, tmp_path: Path) -> None:
         whole_store(tmp_path / "c3-store")
@@ -134,7 +133,7 @@ class TestErrors:
         content = path.read_bytes()
         path.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
         with pytest.raises(StoreError, match="not what its done marker says"):
-            split(tmp_path / "new", source.path)
+            split_store(tmp_path / "new", source.path)
         assert not (tmp_path / "new").exists()
         assert not (tmp_path / ".new.unfinished").exists()
 

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
-from c3tools.io.files import write_atomically
-from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_failures, write_shard
-from tests.conftest import MODEL, make_store, unit_rows
+from c3tools.store import Failure, Rows, Shard, Store, StoreInfo, create_store, write_failures, write_shard
+from tests.conftest import MODEL, build_store, make_store, unit_rows
 
 
 def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
@@ -49,12 +48,8 @@ def test_any_shape_survives(tmp_path_factory: pytest.TempPathFactory, n: int, di
 
 
 def test_splits_select_rows_and_moments(tmp_path: Path) -> None:
-    info = StoreInfo(dict(MODEL), 8)
-    create_store(tmp_path / "s", info)
-    rows = unit_rows(6, 8)
     splits = ["train", "restval", "val", "test", "test", None]
-    write_shard(tmp_path / "s", info, Shard("image", 0, rows, {"key": list("abcdef"), "split": splits}))
-    store = Store.open(tmp_path / "s")
+    store = build_store(tmp_path / "s", Rows.of("image", list("abcdef"), unit_rows(6, 8), split=splits))
     assert store.load("image", "test").keys[:2] == ["d", "e"]
     assert store.moments("image", "train").n >= 2
     groups = store.moments_by_split("image")
@@ -106,20 +101,6 @@ def test_failures_are_rows(tmp_path: Path) -> None:
     assert store.recorded_failures() == []
 
 
-def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    target = tmp_path / "x"
-    target.write_text("old")
-
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(target, fail)
-    assert target.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
 class TestErrors:
     def test_no_store(self, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="no store at"):
@@ -166,3 +147,16 @@ class TestErrors:
         (tmp_path / "s" / "image" / "part-00000.json").write_text("[]")
         with pytest.raises(StoreError, match="done marker"):
             store.count("image")
+
+
+def test_a_store_shows_itself(tmp_path: Path) -> None:
+    info = dict(MODEL, name="<b>")
+    rows = Rows.of("image", list("abc"), unit_rows(3, 4), split=["train", "val", "train"])
+    store = build_store(tmp_path / "s", rows, model=info, part_rows=2)
+    assert store.summary is None
+    assert store.split_counts("image") == {"train": 2, "val": 1}
+    assert repr(store) == f"Store({str(tmp_path / 's')!r}, model='<b>', dim=4, float16)"
+    html = store._repr_html_()
+    assert "<th>modality</th><th>train</th><th>val</th><th>all</th>" in html
+    assert "<td>image</td><td>2</td><td>1</td><td>3</td>" in html
+    assert "&lt;b&gt;" in html

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from c3tools.embedding import embed_corpus
 from c3tools.embedding import shards as shards_module
 from c3tools.errors import C3Error, StoreError, UnreachableError
 from c3tools.io import locations
-from c3tools.store import Store, lease, locked
+from c3tools.store import Store, lock, locked
 from c3tools.store import verify as verify_module
-from c3tools.store.verify import repair, verify
+from c3tools.store.verify import repair_store, verify_store
 from tests.conftest import copy_photos, put_store
 from tests.corpus.packing import photos_of, webdataset, write_tar
 from tests.embedding.test_embed import files
@@ -92,31 +91,37 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
 
 
 KILLED = """
-from c3tools import locations
 from c3tools.cli import main
-from c3tools.store import lease
+from c3tools.io import locations
+from c3tools.store import lock
 locations.FIRST_PAUSE = 0.001
-lease.BEAT, lease.PATIENCE, lease.SETTLING = 0.2, 1.0, 0.05
+lock.HEARTBEAT, lock.SETTLING = 0.2, 0.05
 main()
 """
 
 
-def test_a_run_that_is_killed_continues_to_the_same_bytes(encoder, tmp_path: Path, s3: Faults) -> None:
+def test_a_run_that_is_killed_continues_to_the_same_bytes(
+    encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = copy_photos(tmp_path / "p", 4)
-    embed_corpus(read_corpus([folder]), tmp_path / "disk", encoder, shard_size=2, workers=0)
+    corpus = read_corpus([folder])
+    embed_corpus(corpus, tmp_path / "disk", encoder, shard_size=2, workers=0)
     s3.every = 7
     options = ["--workers", "0", "--shard-size", "2", "--precision", "fp32"]
     command = [sys.executable, "-c", KILLED, "embed", str(folder), "--store", URL, *options]
     limit = random.Random().randrange(5, 90)
-    stop_at = s3.requests + limit
+    s3.hold_after(limit)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        while s3.requests < stop_at and run.poll() is None:
-            time.sleep(0.001)
+        # the run waits for the server when it is killed, so that it is killed at this request however fast it is
+        while not s3.held.wait(0.05):
+            assert run.poll() is None, f"the run ended within {limit} requests"
         run.kill()
+    s3.release()
     assert run.returncode == -signal.SIGKILL, limit
     if locations.kind_of(locations.location(f"{URL}/store.json")) is not None:
-        assert verify(URL).defects == [], limit
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert verify_store(URL).defects == [], limit
+    monkeypatch.setattr(lock, "PATIENCE", 1.0)  # the lease of the killed run is still there
+    embed_corpus(corpus, URL, encoder, shard_size=2, workers=0)
     assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk"), limit
 
 
@@ -125,10 +130,10 @@ def test_commands_on_a_store_by_url_from_tars_by_url(
 ) -> None:
     import s3fs
 
-    folder = copy_photos(tmp_path / "p", 6)
+    folder = copy_photos(tmp_path / "p", 4)
     chosen = photos_of(folder)
     for number in (0, 1):
-        path = write_tar(tmp_path / f"{number}.tar", webdataset(chosen[number * 3 : number * 3 + 3]))
+        path = write_tar(tmp_path / f"{number}.tar", webdataset(chosen[number * 2 : number * 2 + 2]))
         s3fs.S3FileSystem().put(str(path), f"bucket/{number}.tar")
     s3.every = 7
 
@@ -139,7 +144,7 @@ def test_commands_on_a_store_by_url_from_tars_by_url(
 
     run("embed", folder, "--store", "disk", "--workers", 1)
     run("embed", "s3://bucket/{0..1}.tar", "--store", URL, "--workers", 1)
-    for command in (["means"], ["gap-report", "--split", "all"]):
+    for command in (["means"], ["gap-report", "--split", "all", "--presets", "raw"]):
         one, other = (json.loads(run(*command, "--store", store, "--json")) for store in ("disk", URL))
         assert without_store(one) == without_store(other)
     run("export", "--store", "disk", "--output", "e1")
@@ -173,37 +178,37 @@ def test_what_cannot_be_reached_is_no_damage(
     place = put_store(whole_store(tmp_path / "s", images=4, part_rows=2).path, URL)
     s3.answer = answer
     before = s3.requests
-    assert verify(URL).whole
+    assert verify_store(URL).whole
     needed = s3.requests - before
     assert needed > 50
     for last in range(0, needed, 11):
         s3.last = s3.requests + last
         with pytest.raises(UnreachableError, match="s3://bucket/runs/store"):
-            verify(place)
+            verify_store(place)
 
 
 def test_a_repair_that_is_cut_off_leaves_no_half_shard_and_is_continued(
     tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locations, "ATTEMPTS", 1)
-    monkeypatch.setattr(lease, "PATIENCE", 0.3)
+    monkeypatch.setattr(lock, "PATIENCE", 0.3)
     path = whole_store(tmp_path / "s", images=4, part_rows=2).path
     (path / "image" / "part-00001.moments.safetensors").write_bytes(b"x")
     (path / "text" / "part-00001.parquet").write_bytes(b"x")
     cut = 0
-    for last in range(6, 40, 11):
+    for last in range(6, 40, 15):
         put_store(path, URL)
-        result = verify(URL)
+        result = verify_store(URL)
         s3.last = s3.requests + last
         try:
-            repair(result)
+            repair_store(result)
         except UnreachableError:
             cut += 1
         s3.last = None
-        left = {(finding.check, finding.where) for finding in verify(URL).defects}
+        left = {(finding.check, finding.where) for finding in verify_store(URL).defects}
         assert left <= {("checksum", "image/part-00001.moments.safetensors"), ("checksum", "text/part-00001.parquet")}
-        repair(verify(URL))
-        assert verify(URL).defects == []
+        repair_store(verify_store(URL))
+        assert verify_store(URL).defects == []
         assert Store.open(URL).parts("text") == [0]
     assert cut >= 2
 
@@ -257,18 +262,70 @@ def test_two_writers(encoder, tmp_path: Path, s3: Faults) -> None:
     embed_corpus(corpus, URL, encoder, **OPTIONS)
 
 
+class Clock:
+    """A clock that goes on only where somebody sleeps; others act meanwhile."""
+
+    def __init__(self, *meanwhile: Callable[[], object]) -> None:
+        self.seconds = 0.0
+        self._meanwhile = list(meanwhile)
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        if self._meanwhile:
+            self._meanwhile.pop(0)()
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 def test_the_lease_of_a_dead_writer_is_taken_over_and_a_lost_one_is_told(
-    encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE", 1.0)
-    corpus = read_corpus([copy_photos(tmp_path / "p", 1)])
+    monkeypatch.setattr(lock, "HEARTBEAT", 3.0)
+    monkeypatch.setattr(lock, "PATIENCE", 15.0)
+    s3.every = 7
     place = locations.location(URL)
-    place.fs.pipe(f"{place.path}/.lock", b'{"token": "of somebody who is gone"}')  # type: ignore[attr-defined]
-    embed_corpus(corpus, URL, encoder, **OPTIONS)
-    assert lease.Lease(place)._read() is None
+
+    def write(content: bytes) -> None:
+        locations.write_all(place / lock.LOCK_FILE, content)
+
+    write(b'{"token": "of somebody who is gone"}')
+    clock = Clock()
+    lease = lock.Lease(place, sleep=clock.sleep, clock=clock)
+    lease.take()
+    assert 15 <= clock.seconds < 18
+    lease.beat()
+    assert not lease.end()
+    assert locations.kind_of(place / lock.LOCK_FILE) is None
+
+    write(b'{"token": "of somebody who is alive", "beat": 1}')
+    alive = Clock(lambda: None, lambda: write(b'{"token": "of somebody who is alive", "beat": 2}'))
+    with pytest.raises(StoreError, match="Another run is writing to s3://"):
+        lock.Lease(place, sleep=alive.sleep, clock=alive).take()
+    assert alive.seconds < 3
+    locations.remove(place / lock.LOCK_FILE)
+
+    later = Clock(lambda: write(b'{"token": "of one that began at the same time"}'))
+    with pytest.raises(StoreError, match="Another run is writing to s3://"):
+        lock.Lease(place, sleep=later.sleep, clock=later).take()
+    locations.remove(place / lock.LOCK_FILE)
+
+    lost = lock.Lease(place, sleep=clock.sleep, clock=clock)
+    lost.take()
+    write(b'{"token": "another"}')
+    lost.beat()
+    assert lost.end()
+    assert locations.read_all(place / lock.LOCK_FILE) == b'{"token": "another"}'  # is left to the other
+
+
+def test_a_run_that_lost_its_lease_ends_with_an_error(s3: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = locations.location(URL)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
     with pytest.raises(StoreError, match="took over"), locked(place):
-        place.fs.pipe(f"{place.path}/.lock", b'{"token": "another"}')  # type: ignore[attr-defined]
-        threading.Event().wait(1.0)
+        locations.write_all(place / lock.LOCK_FILE, b'{"token": "another"}')
+        for thread in threading.enumerate():
+            if thread.name == lock.HEARTBEAT_THREAD:
+                thread.join(30)  # it ends when it finds the other's token
 
 
 def test_a_missing_package_is_named(c3: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,13 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import StoreError
 from c3tools.io.files import json_text, sha256_of
-from c3tools.io.locations import read_all, remove
+from c3tools.io.locations import read_all, remove, upload
 from c3tools.moments import Moments, save_moments
-from c3tools.store import Shard, Store, StoreInfo, create_store, locked, write_shard
-from c3tools.store.markers import write_marker
-from c3tools.store.verify import Verification, repair, verify
-from tests.conftest import MODEL, store_files, unit_rows
+from c3tools.store import Rows, Shard, Store, StoreInfo, locked, write_shard
+from c3tools.store.metadata import inspect_marker, write_marker
+from c3tools.store.store_checks import check_description
+from c3tools.store.verify import Verification, repair_store, verify_store
+from tests.conftest import build_store, store_files, unit_rows
 from tests.embedding.test_embed import files
 from tests.servers import Faults, web_server
 from tests.stores import corruptions, one_byte_changed, whole_store
@@ -31,6 +32,12 @@ Put = Callable[[Path], Path]
 
 def found(result: Verification) -> list[tuple[str, str]]:
     return [(finding.check, finding.where) for finding in result.findings]
+
+
+def put_file(file: Path, folder: Path, place: Path) -> None:
+    """Bring one file of a store on disk to where the store was put; nothing is to be done if it is on disk."""
+    if place != folder:
+        upload(file, place / file.relative_to(folder).as_posix())
 
 
 def reseal(store: Path, modality: str, part: int) -> None:
@@ -45,7 +52,7 @@ def reseal(store: Path, modality: str, part: int) -> None:
 def test_a_whole_store_has_no_findings(tmp_path: Path, put: Put, dtype: str) -> None:
     whole_store(tmp_path / "s", dtype=dtype)
     before = {file: file.read_bytes() for file in store_files(tmp_path / "s")}
-    result = verify(put(tmp_path / "s"))
+    result = verify_store(put(tmp_path / "s"))
     assert result.findings == []
     assert result.whole
     assert result.rows == {"image": 30, "text": 60}
@@ -59,9 +66,9 @@ def test_a_store_behind_a_web_server(tmp_path: Path) -> None:
     (tmp_path / "unlisted").mkdir()
     shutil.copyfile(tmp_path / "s" / "store.json", tmp_path / "unlisted" / "store.json")
     with web_server(tmp_path, Faults()) as base:
-        assert verify(f"{base}/s").rows == {"image": 30, "text": 60}
+        assert verify_store(f"{base}/s").rows == {"image": 30, "text": 60}
         with pytest.raises(StoreError, match="many web servers list nothing"):
-            verify(f"{base}/unlisted")
+            verify_store(f"{base}/unlisted")
 
 
 @pytest.mark.parametrize(("put", "count"), [("disk", 60), ("s3", 6)], indirect=["put"])
@@ -77,33 +84,42 @@ def test_every_one_of_60_single_byte_corruptions_is_detected(tmp_path: Path, put
         "moments.safetensors",
     }
     missed = []
+    place = put(path)
     for file, position, flip in corruptions(path, count, seed=8):
         with one_byte_changed(file, position, flip):
+            put_file(file, path, place)
             try:
-                detected = not verify(put(path)).whole
+                detected = not verify_store(place).whole
             except StoreError:
                 detected = True
+        put_file(file, path, place)
         if not detected:
             missed.append((file, position, flip))
     assert missed == []
-    assert verify(put(path)).whole
+    assert verify_store(place).whole
 
 
 @pytest.mark.parametrize("name", ["store.json", "image/part-00001.json"])
 def test_every_byte_of_the_json_files_is_guarded(tmp_path: Path, name: str) -> None:
     path = whole_store(tmp_path / "s", images=4, part_rows=2).path
-    size = (path / name).stat().st_size
-    for position in range(0, size, 3):
-        for flip in (1, 0x20):
-            with one_byte_changed(path / name, position, flip), contextlib.suppress(StoreError):
-                assert not verify(path).whole, position
+
+    def is_intact() -> bool:
+        # what `verify_store` looks at in these files
+        if name == "store.json":
+            return check_description(path) == []
+        return inspect_marker(path / name)[1] is None
+
+    assert is_intact()
+    for position in range((path / name).stat().st_size):
+        with one_byte_changed(path / name, position, 0x20 if position % 2 else 1), contextlib.suppress(StoreError):
+            assert not is_intact(), position
 
 
 def test_a_missing_file_is_named_with_what_to_run(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s").path
     (path / "image" / "part-00001.parquet").unlink()
     (path / "text" / "part-00002.moments.safetensors").unlink()
-    result = verify(put(path))
+    result = verify_store(put(path))
     assert found(result)[:2] == [
         ("files", "image/part-00001.parquet"),
         ("files", "text/part-00002.moments.safetensors"),
@@ -114,22 +130,18 @@ def test_a_missing_file_is_named_with_what_to_run(tmp_path: Path, put: Put) -> N
 
 
 def test_nan_zero_and_unnormalised_rows_are_named_by_key(tmp_path: Path, put: Put) -> None:
-    info = StoreInfo(dict(MODEL), 4, dtype="float32")
-    create_store(tmp_path / "s", info)
     rows = unit_rows(4, 4)
     rows[1, 2], rows[2], rows[3] = np.nan, 0, rows[3] * 1.01
-    write_shard(tmp_path / "s", info, Shard("image", 0, rows, {"key": list("abcd")}))
-    result = verify(put(tmp_path / "s"))
+    build_store(tmp_path / "s", Rows.of("image", list("abcd"), rows), dtype="float32")
+    result = verify_store(put(tmp_path / "s"))
     assert [finding.check for finding in result.findings] == ["values", "norms"]
     assert result.findings[0].what.startswith("2 rows (key 'b', …)")
     assert result.findings[1].what.startswith("1 row (key 'd') whose norm is not 1 (off by up to 0.01")
 
 
 def test_rounding_to_float16_is_no_defect_of_the_norm(tmp_path: Path) -> None:
-    info = StoreInfo(dict(MODEL), 1024)
-    create_store(tmp_path / "s", info)
-    write_shard(tmp_path / "s", info, Shard("image", 0, unit_rows(50, 1024), {"key": [str(i) for i in range(50)]}))
-    assert verify(tmp_path / "s").findings == []
+    build_store(tmp_path / "s", Rows.of("image", [str(i) for i in range(50)], unit_rows(50, 1024)))
+    assert verify_store(tmp_path / "s").findings == []
 
 
 def test_moments_that_are_not_those_of_the_rows(tmp_path: Path, put: Put) -> None:
@@ -139,13 +151,13 @@ def test_moments_that_are_not_those_of_the_rows(tmp_path: Path, put: Put) -> Non
     save_moments(path / "image" / "part-00000.moments.safetensors", groups, {"modality": "image"})
     reseal(path, "image", 0)
     place = put(path)
-    result = verify(place)
+    result = verify_store(place)
     assert found(result) == [("moments", "image/part-00000.moments.safetensors")]
     assert "the mean of train is off by" in result.findings[0].what
-    repair(result)
+    repair_store(result)
     assert result.whole
     assert read_all(place / "image" / "part-00000.moments.safetensors") == before
-    assert verify(place).findings == []
+    assert verify_store(place).findings == []
 
 
 def test_splits_of_the_rows_and_of_the_moments_must_agree(tmp_path: Path) -> None:
@@ -154,7 +166,7 @@ def test_splits_of_the_rows_and_of_the_moments_must_agree(tmp_path: Path) -> Non
     groups = {"train": Moments.from_rows(rows)}
     save_moments(path / "image" / "part-00000.moments.safetensors", groups, {"modality": "image"})
     reseal(path, "image", 0)
-    assert "10 train rows instead of 8" in verify(path).findings[0].what
+    assert "10 train rows instead of 8" in verify_store(path).findings[0].what
 
 
 def test_duplicates_across_shards_are_found_and_the_later_shard_is_redone(tmp_path: Path, put: Put) -> None:
@@ -165,21 +177,19 @@ def test_duplicates_across_shards_are_found_and_the_later_shard_is_redone(tmp_pa
     marker["sha256"] = {name.replace("00000", "00003"): digest for name, digest in marker["sha256"].items()}
     write_marker(path / "text" / "part-00003.json", marker)
     place = put(path)
-    result = verify(place)
+    result = verify_store(place)
     assert found(result) == [("keys", "text/part-00003.parquet")]
     assert result.findings[0].what == "it repeats the key 'img000#0' of shard 0 and 19 more"
-    repair(result)
+    repair_store(result)
     assert not result.whole
-    assert verify(place).findings == []
+    assert verify_store(place).findings == []
 
 
 def test_texts_without_their_image(tmp_path: Path, put: Put) -> None:
-    info = StoreInfo(dict(MODEL), 4)
-    create_store(tmp_path / "s", info)
-    write_shard(tmp_path / "s", info, Shard("image", 0, unit_rows(2, 4), {"key": ["a", "b"]}))
-    columns = {"key": ["a#0", "c#0", "d"], "image_key": ["a", "c", None]}
-    write_shard(tmp_path / "s", info, Shard("text", 0, unit_rows(3, 4), columns))
-    result = verify(put(tmp_path / "s"))
+    images = Rows.of("image", ["a", "b"], unit_rows(2, 4))
+    texts = Rows.of("text", ["a#0", "c#0", "d"], unit_rows(3, 4), image_key=["a", "c", None])
+    build_store(tmp_path / "s", images, texts)
+    result = verify_store(put(tmp_path / "s"))
     assert found(result) == [("pairing", "text/part-00000.parquet")]
     assert "1 rows belong" in result.findings[0].what
     assert "'c'" in result.findings[0].what
@@ -193,7 +203,7 @@ def test_a_wrong_count_and_another_stores_shard(tmp_path: Path, put: Put) -> Non
     rows = Store.open(path).load("image")
     columns = {"key": rows.keys[20:], "path": rows.column("path")[20:], "split": rows.column("split")[20:]}
     write_shard(path, other, Shard("image", 2, rows.embeddings[20:], columns))
-    result = verify(put(path))
+    result = verify_store(put(path))
     assert [(f.check, f.what) for f in result.findings if f.modality == "image"] == [
         ("count", "it has 10 rows, the done marker says 11"),
         ("schema", "its metadata describe another store"),
@@ -203,17 +213,18 @@ def test_a_wrong_count_and_another_stores_shard(tmp_path: Path, put: Put) -> Non
 def test_store_json_is_written_anew_from_the_shards(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s").path
     before = (path / "store.json").read_bytes()
+    place = put(path)
     for content in (b"{", b"", before.replace(b'"dim": 12', b'"dim": 13')):
         (path / "store.json").write_bytes(content)
-        place = put(path)
-        result = verify(place)
+        put_file(path / "store.json", path, place)
+        result = verify_store(place)
         assert [finding.check for finding in result.findings] == ["description"]
-        repair(result)
+        repair_store(result)
         assert result.whole
         assert read_all(place / "store.json") == before
     remove(place / "store.json")
-    repair(verify(place))
-    assert verify(place).findings == []
+    repair_store(verify_store(place))
+    assert verify_store(place).findings == []
 
 
 def test_a_store_from_before_checksums_is_read_and_whole(tmp_path: Path) -> None:
@@ -226,7 +237,7 @@ def test_a_store_from_before_checksums_is_read_and_whole(tmp_path: Path) -> None
 
     table = pq.read_table(path / "failures.parquet").replace_schema_metadata(None)
     pq.write_table(table, path / "failures.parquet")
-    assert verify(path).findings == []
+    assert verify_store(path).findings == []
     assert Store.open(path).count("image") == 30
 
 
@@ -235,33 +246,33 @@ def test_what_an_unfinished_run_left_is_no_defect(tmp_path: Path, put: Put) -> N
     (path / "image" / "part-00002.json").unlink()
     (path / "failures.parquet").unlink()
     place = put(path)
-    result = verify(place)
+    result = verify_store(place)
     assert {finding.check for finding in result.findings if finding.warning} == {"unfinished"}
     assert {finding.check for finding in result.defects} == {"pairing"}
     remove(place / "text" / "part-00002.json")
-    assert verify(place).whole
+    assert verify_store(place).whole
 
 
 def test_a_sample_reads_few_shards_but_checks_all_others_cheaply(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s", images=12, part_rows=2).path
-    result = verify(put(path), sample=0.3)
+    result = verify_store(put(path), sample=0.3)
     assert result.read == {"image": 2, "text": 2}
     assert result.shards == {"image": 6, "text": 6}
     assert result.rows == {"image": 12, "text": 24}
     assert result.findings == []
     (path / "image" / "part-00004.moments.safetensors").write_bytes(b"x")
-    assert found(verify(put(path), sample=0.1)) == [("checksum", "image/part-00004.moments.safetensors")]
+    assert found(verify_store(put(path), sample=0.1)) == [("checksum", "image/part-00004.moments.safetensors")]
     with pytest.raises(StoreError, match="fraction"):
-        verify(path, sample=1.5)
+        verify_store(path, sample=1.5)
 
 
 def test_repair_keeps_off_a_store_that_is_being_written(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s").path
     (path / "image" / "part-00000.json").write_text("{}")
     place = put(path)
-    result = verify(place)
+    result = verify_store(place)
     with locked(place), pytest.raises(StoreError, match="Another run is writing"):
-        repair(result)
+        repair_store(result)
 
 
 @pytest.mark.parametrize("name", ["image/part-00001.parquet", "image/part-00000.json", "text/part-00003.parquet"])
@@ -270,18 +281,18 @@ def test_repaired_and_embedded_again_the_bytes_are_the_same(encoder, photos: Pat
     options: dict[str, Any] = {"shard_size": 3, "workers": 0, "batch_size": 2}
     embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **options)
     before = files(tmp_path / "s")
-    assert verify(tmp_path / "s").findings == []
+    assert verify_store(tmp_path / "s").findings == []
     untouched = {file: file.stat().st_mtime_ns for file in store_files(tmp_path / "s") if name[:16] not in str(file)}
     content = (tmp_path / "s" / name).read_bytes()
     (tmp_path / "s" / name).write_bytes(content[:40] + b"\0" + content[41:])
-    result = verify(tmp_path / "s")
-    repair(result)
+    result = verify_store(tmp_path / "s")
+    repair_store(result)
     assert not result.whole
-    assert all(finding.warning for finding in verify(tmp_path / "s").findings if finding.check != "pairing")
+    assert all(finding.warning for finding in verify_store(tmp_path / "s").findings if finding.check != "pairing")
     summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **options)
     assert 0 < sum(m.embedded for m in summary.modalities.values()) <= 3
     assert files(tmp_path / "s") == before
-    assert verify(tmp_path / "s").findings == []
+    assert verify_store(tmp_path / "s").findings == []
     for file, modified in untouched.items():
         if file.name.startswith("part-"):
             assert file.stat().st_mtime_ns == modified, file

@@ -13,14 +13,14 @@ from c3tools.store import Store
 from c3tools.transforms import Pipeline, preset
 from c3tools.transforms.fitting import fit_moments, read_rows
 from c3tools.transforms.sigma import auto_sigma
-from tests.cli.synthetic import make_store, make_vectors, unit
+from tests.stores import gap_store, make_vectors, unit
 
 from .conftest import Pairs
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.open(make_store(tmp_path / "store"))
+    return Store.open(gap_store(tmp_path / "store"))
 
 
 def test_a_store_gives_the_moments_of_its_train_split(store: Store) -> None:
@@ -50,7 +50,7 @@ def test_external_moments_come_first(store: Store) -> None:
 
 
 def test_moments_of_a_store_that_is_not_normalised(tmp_path: Path) -> None:
-    store = Store.open(make_store(tmp_path / "raw", dtype="float32", normalised=False))
+    store = Store.open(gap_store(tmp_path / "raw", dtype="float32", normalised=False))
     train = np.arange(180) // 2 % 3 > 0
     expected = unit(make_vectors()[1].astype(np.float64))[train]
     moments = fit_moments(store, "text")

@@ -11,7 +11,7 @@ from c3tools.errors import TransformError
 from c3tools.store import Rows, Store
 from c3tools.transforms import PRESETS, MemoryProjection, Normalize, Pipeline, preset
 from c3tools.transforms.torch_module import EmbeddingDataset, TransformModule
-from tests.cli.synthetic import make_store
+from tests.stores import gap_store
 
 from .conftest import Pairs
 
@@ -122,7 +122,7 @@ def test_validation_sets_have_no_noise(pairs: Pairs) -> None:
 
 
 def test_rows_of_a_store(tmp_path: Path) -> None:
-    store = Store.open(make_store(tmp_path / "store"))
+    store = Store.open(gap_store(tmp_path / "store"))
     pipeline = preset("c3").fit(store)
     train = EmbeddingDataset(store.load("text", "train"), pipeline, training=True)
     assert len(train) == 120

@@ -43,4 +43,4 @@ class Simulation:
     def _repr_html_(self) -> str:
         figure = figure_svg(self.figure, name=self.name, label=self.found)
         words = Markup("<p>{}</p><p>The paper: {}</p>").format(self.found, self.paper)
-        return f"{self.table.to_html()}{words}{figure}"
+        return f"{self.table._repr_html_()}{words}{figure}"

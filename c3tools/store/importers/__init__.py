@@ -1,4 +1,4 @@
-"""Foreign embeddings, read safely: arrays, tables, clip-retrieval folders, pickles.
+"""Read embeddings from other programs safely: arrays, tables, clip-retrieval folders, pickles.
 
 No reader here runs code from a file: numpy and torch files are read with pickling off, and pickles go through an
 unpickler that knows arrays, numbers and strings and refuses everything else.
@@ -6,14 +6,12 @@ unpickler that knows arrays, numbers and strings and refuses everything else.
 
 from __future__ import annotations
 
-from .clip_retrieval import read_clip_retrieval
 from .pairing import ColumnNames, Modality, key_and_split, pair
 from .pickles import read_pickle
 from .tables import read_table
-from .vectors import SUFFIXES, VectorFile, Vectors, read_vectors
+from .vectors import VectorFile, Vectors, read_clip_retrieval, read_vectors
 
 __all__ = [
-    "SUFFIXES",
     "ColumnNames",
     "Modality",
     "VectorFile",

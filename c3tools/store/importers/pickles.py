@@ -1,8 +1,8 @@
-"""Released pickles of embeddings, without running what is in them.
+"""Released pickles of embeddings, read without running the code in them.
 
-A pickle is a program. This unpickler knows how to build arrays, tensors, numbers, strings and containers, and
-refuses every other name, so a pickle that would run code raises an error instead. Nor can a small file ask for much
-memory: what it holds may not be larger than itself. Two layouts are understood:
+A pickle is a program. This unpickler builds arrays, tensors, numbers, strings and containers and refuses every other
+name, so that a pickle that would run code raises an error instead. A small file cannot ask for much memory either: its
+content may not be larger than the file. Two layouts are understood:
 
     {"images": {id: {"embed", "img_path"}}, "captions": {id: {"embed", "caption", "img_id"}}}   C3, one per split
     {"clip_embedding": (n, d), "captions": [{"caption", "image_id", "clip_embedding": row}]}     ClipCap, CapDec
@@ -28,7 +28,7 @@ from .vectors import VectorFile
 
 
 class _Dtype:
-    """Stands for numpy.dtype: a number type, nothing else. Numpy's own can crash on a state that is made up."""
+    """Replacement of numpy.dtype for number types alone; numpy's own can crash on a forged state."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
         if not (isinstance(code, str) and re.fullmatch("[fiub][1248]", code)):
@@ -41,7 +41,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray, for the same reason."""
+    """Replacement of numpy.ndarray, for the same reason."""
 
     def __init__(self, *_: object) -> None:
         self.value: npt.NDArray[Any] = np.empty(0)
@@ -52,10 +52,10 @@ class _Array:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The unpickler written in Python: the one in C takes memory for any place a file says it will store at."""
+    """The unpickler written in Python: the one in C allocates memory for any memo index that a file names."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-    if TYPE_CHECKING:  # what typeshed leaves out
+    if TYPE_CHECKING:  # missing from typeshed
         stack: list[Any]
 
         def append(self, value: Any) -> None: ...
@@ -105,7 +105,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Bounded:
-    """A file of which no more is asked than is there."""
+    """A file of which no more is requested than there is."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size
@@ -119,7 +119,7 @@ class _Bounded:
 
 
 def _key(key: Any) -> Any:
-    """The key of a dictionary; a nest of tuples could take for ever to be hashed."""
+    """Return the key of a dictionary if it is plain: nested tuples could take forever to be hashed."""
     if not isinstance(key, (str, int, float, np.generic)):
         raise pickle.UnpicklingError(f"{type(key).__name__} as a key")
     return key
@@ -168,7 +168,7 @@ _REPLACED: dict[tuple[str, str], Any] = {
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """The value in a pickle of arrays, tensors, numbers, strings and containers of them.
+    """Return the value in a pickle of arrays, tensors, numbers, strings and containers of them.
 
     Raises:
         StoreError: if it holds anything else, or is damaged.
@@ -186,11 +186,11 @@ def load_plain_pickle(path: Path) -> Any:
 
 
 def read_pickle(path: Path, *, split: str | None = None) -> tuple[VectorFile | None, VectorFile]:
-    """Images (None where the layout has one vector per caption only) and texts of a released pickle.
+    """Read the images (None if the layout has one vector per caption only) and texts of a released pickle.
 
     Args:
         path: the pickle.
-        split: what its rows are; None takes train, val or test from the end of the file's name.
+        split: of its rows; None takes train, val or test from the file's name.
 
     Raises:
         StoreError: if the pickle is refused or has another layout.
@@ -247,14 +247,14 @@ def _clipcap_layout(value: Mapping[str, Any], split: str | None, most: int) -> V
 
 
 def _text(value: Any) -> str:
-    """A string, or a number as one; anything else could be a nest without end."""
+    """Return a string, or a number as one; anything else could be an endless nest."""
     if not isinstance(value, (str, int, float, np.generic)):
         raise TypeError(f"{type(value).__name__} where a text or number should be")
     return str(value)
 
 
 def _array(value: Any) -> npt.NDArray[Any]:
-    """An array of numbers from an array, a tensor or a flat list."""
+    """Return an array of numbers from an array, a tensor or a flat list."""
     value = value.value if isinstance(value, _Array) else value
     if isinstance(value, (list, tuple)) and not all(isinstance(number, (int, float)) for number in value):
         raise TypeError("nested lists where vectors should be")

@@ -21,7 +21,7 @@ _VECTOR_NAMES = ("embedding", "embeddings", "vector", "emb", "image_embedding", 
 
 
 def read_table(path: Path) -> Columns:
-    """All columns of a .jsonl, .csv, .tsv or .parquet file as lists.
+    """Return all columns of a .jsonl, .csv, .tsv or .parquet file as lists.
 
     Raises:
         StoreError: if the file is missing, of another kind, or damaged.
@@ -33,7 +33,7 @@ def read_table(path: Path) -> Columns:
 
 
 def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floating[Any]], Columns]:
-    """Vectors (n, d) and the other columns of a .csv, .tsv or .parquet file.
+    """Return the vectors (n, d) and the other columns of a .csv, .tsv or .parquet file.
 
     The vectors are one column of lists (in CSV: of JSON lists), or one numeric column per dimension (``e0``,
     ``e1``, ...).
@@ -85,11 +85,7 @@ def _arrow(path: Path) -> dict[str, pa.ChunkedArray]:
 def _lists(path: Path, table: dict[str, pa.ChunkedArray]) -> Columns:
     try:
         return {name: column.to_pylist() for name, column in table.items()}
-    except (
-        ValueError,
-        OverflowError,
-        pa.ArrowException,
-    ) as error:  # text that is not UTF-8, dates beyond all calendars
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # not UTF-8, or dates beyond the calendar
         raise StoreError(f"{path} cannot be read ({error}).") from error
 
 
@@ -97,7 +93,7 @@ def _read_csv(path: Path) -> pa.Table:
     parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
     table = pa.csv.read_csv(path, parse_options=parse)
     if all(_is_number(name) for name in table.column_names):
-        # no header: what was taken for names are the first row's numbers
+        # no header: the names are the numbers of the first row
         return pa.csv.read_csv(
             path, parse_options=parse, read_options=pa.csv.ReadOptions(autogenerate_column_names=True)
         )

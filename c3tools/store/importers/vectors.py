@@ -1,9 +1,17 @@
-"""Files of vectors: npy, npz, pt, safetensors, csv, Parquet."""
+"""Files of vectors (npy, npz, pt, safetensors, csv, Parquet) and the folders of clip-retrieval.
+
+`clip-retrieval inference` writes::
+
+    folder/img_emb/img_emb_0.npy, text_emb/text_emb_0.npy, metadata/metadata_0.parquet (image_path, caption, ...)
+
+Row i of the three files of one number belong together.
+"""
 
 from __future__ import annotations
 
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,32 +20,33 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import StoreError
-from .tables import Columns, read_vector_table
+from .tables import Columns, read_table, read_vector_table
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".parquet")
 _USUAL = ("embedding", "embeddings", "clip_embedding", "vectors", "features", "arr_0")
-_ANY_SIZE, _MOST_PACKED = 1 << 26, 100
+_ANY_SIZE, _MOST_PACKED = 1 << 26, 100  # bytes that any archive may unpack to, and times its own size
+_CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
 _KEY_NAMES = ("key", "keys", "ids", "id", "image_id", "names")
 
 
 class Vectors(Protocol):
-    """Rows that are read when they are asked for: a numpy array, a memory map, or several of them in a row."""
+    """Rows that may be read only when they are needed: a numpy array, a memory map, or several of them."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n, d)."""
+        """The shape (n, d)."""
 
     def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]:
-        """Rows (m, d), any float dtype."""
+        """Return rows (m, d), any float dtype."""
 
 
 @dataclass(frozen=True)
 class VectorFile:
-    """What one file holds.
+    """Vectors, and other columns of the same file.
 
     Attributes:
-        vectors: (n, d), any float dtype; npy files are mapped, not read.
-        columns: ids, captions and the like that the file itself holds, n values each.
+        vectors: (n, d), any float dtype; npy files are memory-mapped.
+        columns: ids, captions and the like, n values each.
     """
 
     vectors: Vectors
@@ -82,6 +91,72 @@ def read_vectors(path: Path, name: str | None = None) -> VectorFile:
     return VectorFile(vectors, columns)
 
 
+def read_clip_retrieval(folder: Path) -> tuple[dict[str, VectorFile], Columns]:
+    """Read a folder of clip-retrieval: the vectors of each modality and their table, in the order of the file numbers.
+
+    Raises:
+        StoreError: if the folder has another layout, or its files do not match.
+    """
+    if not any((folder / name).is_dir() for name in _CLIP_RETRIEVAL_FOLDERS.values()):
+        raise StoreError(
+            f"{folder} is not a clip-retrieval folder: it has neither img_emb/ nor text_emb/.",
+            remedy="Give the arrays by name: c3 import --image FILE --text FILE.",
+        )
+    vectors = {}
+    for modality, name in _CLIP_RETRIEVAL_FOLDERS.items():
+        files = _numbered_files(folder / name, ".npy")
+        if files:
+            arrays = [read_vectors(path).vectors for path in files]
+            if len({array.shape[1] for array in arrays}) > 1:
+                raise StoreError(f"The arrays in {folder / name} differ in dimension.")
+            vectors[modality] = VectorFile(_Concatenated(arrays))
+    columns: Columns = {}
+    total = 0
+    for path in _numbered_files(folder / "metadata", ".parquet"):
+        table = read_table(path)
+        rows = len(next(iter(table.values()), []))
+        for name in {**columns, **table}:
+            columns.setdefault(name, [None] * total).extend(table.get(name, [None] * rows))
+        total += rows
+    sizes = {file.vectors.shape[0] for file in vectors.values()} | ({total} if columns else set())
+    if len(sizes) != 1:
+        raise StoreError(
+            f"The files in {folder} do not match: they have {' and '.join(f'{size:,}' for size in sorted(sizes))} rows."
+        )
+    return vectors, columns
+
+
+class _Concatenated:
+    """Several arrays (n_i, d) presented as one, without copying them."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self._arrays = arrays
+        self._starts = np.cumsum([0, *(len(array) for array in arrays)])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (n, d) of all of them."""
+        return (int(self._starts[-1]), *self._arrays[0].shape[1:])
+
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]:
+        """Return the rows of a slice."""
+        start, stop, _ = rows.indices(self.shape[0])
+        pieces = [
+            array[max(start - first, 0) : max(stop - first, 0)]
+            for array, first in zip(self._arrays, self._starts[:-1], strict=True)
+            if first < stop and first + len(array) > start
+        ]
+        return np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), self._arrays[0].dtype)
+
+
+def _numbered_files(folder: Path, suffix: str) -> list[Path]:
+    def number(path: Path) -> tuple[int, str]:
+        digits = re.findall(r"\d+", path.stem)
+        return (int(digits[-1]) if digits else 0, path.name)
+
+    return sorted(folder.glob(f"*{suffix}"), key=number)
+
+
 def _read_npy(path: Path) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -124,7 +199,7 @@ def _read_torch(path: Path, name: str | None) -> npt.NDArray[Any]:
             for key, t in tensors.items()
             if isinstance(key, (str, int)) and isinstance(t, torch.Tensor) and t.ndim >= 2
         }
-    except Exception as error:  # what is damaged can raise nearly anything
+    except Exception as error:  # a damaged file can raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StoreError(
             f"{path} was not read: it is damaged, or holds more than tensors ({reason}).",
@@ -149,7 +224,7 @@ def _read_safetensors(path: Path, name: str | None) -> npt.NDArray[Any]:
 
 
 def _check_unpacked_size(path: Path) -> None:
-    """Refuse an archive whose members say they unpack to far more than embeddings can be packed to."""
+    """Refuse an archive that would unpack to far more than embeddings of its size can."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > max(_ANY_SIZE, _MOST_PACKED * path.stat().st_size):

@@ -1,0 +1,315 @@
+"""Checks of what concerns a whole store: its description, keys across shards, failures, external moments.
+
+Nothing here changes a file; memory is bounded by 8 bytes a row.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import StoreError, UnreachableError
+from ..io.files import check_seal, json_text, sha256_of
+from ..io.locations import SMALL_BLOCK, kind_of, name_or_file, names_in, read_all
+from ..moments import load_moments
+from .keys import Hashes, contains, key_hashes, repeated
+from .metadata import FAILURES_FILE, FORMAT_VERSION, INFO_FILE, Failure, StoreInfo, read_marker
+from .reader import EXTERNAL_FILE, Store, all_parts, finished_parts
+from .rows import ITEM_COLUMNS
+from .shards import MARKER, METADATA_KEY, ROWS, part_name, part_path
+
+_UNFINISHED_FILE = re.compile(r"part-(\d{5,9})\.(parquet|moments\.safetensors)")
+
+
+class Repair(StrEnum):
+    """What `c3 verify --repair` does about a defect."""
+
+    NONE = "none"
+    REDO = "redo"
+    MOMENTS = "moments"
+    FAILURES = "failures"
+    DESCRIPTION = "description"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A defect, or something worth knowing.
+
+    Attributes:
+        check: which check found it: description, marker, files, checksum, schema, count, moments, values, norms, keys,
+            pairing, failures, unfinished.
+        where: the file, relative to the store.
+        what: what is wrong with it.
+        remedy: what to do.
+        repair: what `c3 verify --repair` does about it.
+        modality, part: the shard, if it is about one.
+        warning: whether the store is intact nevertheless.
+    """
+
+    check: str
+    where: str
+    what: str
+    remedy: str
+    repair: Repair = Repair.NONE
+    modality: str | None = None
+    part: int | None = None
+    warning: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "level": "warning" if self.warning else "defect",
+            "check": self.check,
+            "where": self.where,
+            "what": self.what,
+            "remedy": self.remedy,
+            "repair": self.repair.value,
+            "modality": self.modality,
+            "part": self.part,
+        }
+
+
+def command_of(info: StoreInfo) -> str:
+    """Return the command that makes the shards of a store."""
+    return "c3 import" if "imported" in info.extra else "c3 embed"
+
+
+def check_description(path: Path) -> list[Finding]:
+    """Check that store.json can be read, is written as c3 writes it, and is repeated in at least one shard.
+
+    Raises:
+        StoreError: if there is no store, it is of a newer format version, or no shard says what it should be.
+    """
+
+    def finding(what: str) -> list[Finding]:
+        remedy = "Write it anew from the shards, which repeat it: c3 verify --repair"
+        return [Finding("description", INFO_FILE, what, remedy, Repair.DESCRIPTION)]
+
+    try:
+        info = StoreInfo.load(path)
+    except StoreError as error:
+        # a store of a newer version is not damaged, whatever older shards in it say
+        if _is_newer(path) or described_by_shards(path) is None:
+            raise
+        return finding(error.message)
+    value = info.to_dict()
+    if read_all(path / INFO_FILE) != json_text(value).encode("utf-8", "surrogatepass"):
+        return finding("it is not as it was written")
+    shards = list(all_parts(Store(path, info)))
+    if shards and not any(_description_of_shard(path, *shard) == value for shard in shards):
+        return finding("no shard repeats it: it was changed, or it belongs to another store")
+    return []
+
+
+def described_by_shards(path: Path) -> dict[str, Any] | None:
+    """Return the store.json that the first intact shard repeats, or None if there is none."""
+    shards = ((modality, part) for modality in names_in(path)[0] for part in finished_parts(path / modality))
+    for modality, part in shards:
+        rows = part_path(path, modality, part, ROWS)
+        try:
+            digests = read_marker(part_path(path, modality, part, MARKER))["sha256"]
+            if digests.get(rows.name) == sha256_of(rows):
+                return _description_of_shard(path, modality, part)
+        except UnreachableError:
+            raise
+        except (StoreError, OSError):
+            continue
+    return None
+
+
+def description_in(schema: pa.Schema) -> dict[str, Any] | None:
+    """Return what the schema of a shard says of its store, or None if it says nothing."""
+    try:
+        value = json.loads((schema.metadata or {})[METADATA_KEY])
+    except (ValueError, KeyError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _description_of_shard(path: Path, modality: str, part: int) -> dict[str, Any] | None:
+    try:
+        with name_or_file(part_path(path, modality, part, ROWS), SMALL_BLOCK) as source:
+            return description_in(pq.read_schema(source))
+    except UnreachableError:
+        raise
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+
+
+def _is_newer(path: Path) -> bool:
+    try:
+        version = json.loads(read_all(path / INFO_FILE))["format_version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return isinstance(version, int) and version > FORMAT_VERSION
+
+
+def check_keys(store: Store, parts: dict[str, list[int]], failed: Set[str]) -> Iterator[Finding]:
+    """Check that no key is missing, none occurs twice in a modality, and the image of every text is there.
+
+    Args:
+        store: the store.
+        parts: modality → numbers of the shards that can be read.
+        failed: keys that are listed as failed.
+    """
+    known: dict[str, Hashes] = {}
+    for modality, numbers in parts.items():
+        hashes, problems = _hash_keys(store, modality, numbers)
+        yield from problems
+        duplicates = repeated(hashes)
+        if len(duplicates):
+            yield from _report_duplicates(store, modality, numbers, duplicates)
+        known[modality] = hashes
+    for modality, numbers in parts.items():
+        yield from _check_pairing(store, modality, numbers, known, failed)
+
+
+def _hash_keys(store: Store, modality: str, parts: Sequence[int]) -> tuple[Hashes, list[Finding]]:
+    collected, problems = [], []
+    for part in parts:
+        try:
+            for batch in store.batches(modality, ["key"], parts=[part]):
+                column = batch.column("key")
+                keys = column.to_pylist()
+                if column.null_count or "" in keys:
+                    problems.append(_bad_keys(store, modality, part, "it has rows without a key"))
+                    break
+                collected.append(key_hashes(keys))
+        except (StoreError, UnicodeDecodeError) as error:
+            problems.append(_bad_keys(store, modality, part, f"its keys cannot be read ({error})"))
+    return np.concatenate(collected) if collected else np.empty(0, np.int64), problems
+
+
+def _report_duplicates(store: Store, modality: str, parts: Sequence[int], duplicates: Hashes) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for part in parts:
+        again = []
+        for batch in _readable(store, modality, ["key"], part):
+            keys = batch.column("key").to_pylist()
+            for row in np.flatnonzero(contains(duplicates, key_hashes(keys))):
+                key = keys[row]
+                if key in first:
+                    again.append(key)
+                else:
+                    first[key] = part
+        if again:
+            more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
+            what = f"it repeats the key {again[0]!r} of shard {first[again[0]]}{more}"
+            yield _bad_keys(store, modality, part, what)
+
+
+def _check_pairing(
+    store: Store, modality: str, parts: Sequence[int], known: dict[str, Hashes], failed: Set[str]
+) -> Iterator[Finding]:
+    for part in parts:
+        missing, example = 0, ""
+        for batch in _readable(store, modality, ["key", *ITEM_COLUMNS], part):
+            column = next((name for name in ITEM_COLUMNS if name in batch.schema.names), None)
+            candidates = [known["image"]] if column == "image_key" and "image" in known else []
+            if column == "pair_key":
+                candidates = [hashes for name, hashes in known.items() if name != modality]
+            if column is None or not candidates:
+                return
+            items = [key for key in batch.column(column).to_pylist() if key]
+            hashes = key_hashes(items)
+            absent = np.all([~contains(ordered, hashes) for ordered in candidates], axis=0)
+            names = [items[row] for row in np.flatnonzero(absent) if items[row] not in failed]
+            example = example or next(iter(names), "")
+            missing += len(names)
+        if missing:
+            imported = "imported" in store.info.extra
+            yield Finding(
+                "pairing",
+                part_name(modality, part, ROWS),
+                f"{missing:,} rows belong to what is neither there nor listed as failed, for example {example!r}",
+                "The import's tables name them; give the images too, if they are wanted."
+                if imported
+                else "Run the `c3 embed` that made the store again: it embeds what is missing.",
+                modality=modality,
+                part=part,
+                warning=imported,
+            )
+
+
+def _readable(store: Store, modality: str, columns: Sequence[str], part: int) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a shard without the embeddings; none if it cannot be read, which is reported elsewhere."""
+    try:
+        yield from store.batches(modality, columns, parts=[part])
+    except (StoreError, UnicodeDecodeError):
+        return
+
+
+def _bad_keys(store: Store, modality: str, part: int, what: str) -> Finding:
+    remedy = f"Drop this shard with `c3 verify --repair`, then run the `{command_of(store.info)}` that made it again."
+    return Finding("keys", part_name(modality, part, ROWS), what, remedy, Repair.REDO, modality, part)
+
+
+def check_failures(store: Store, failures: Collection[Failure]) -> Iterator[Finding]:
+    """Check that failures.parquet is intact and holds the ``failures`` of the shards."""
+    path = store.path / FAILURES_FILE
+    remedy = "Write it anew from the done markers: c3 verify --repair"
+    listed = {(f.stage, f.key) for f in failures}
+    if kind_of(path) is None:
+        if listed:
+            yield _unfinished(FAILURES_FILE, "it is not there yet", "Run the same `c3 embed` again.")
+        return
+    try:
+        recorded = {(f.stage, f.key) for f in store.recorded_failures()}
+        intact = check_seal(path) is not False
+    except UnreachableError:
+        raise
+    except (StoreError, OSError) as error:
+        yield Finding("failures", FAILURES_FILE, f"it cannot be read ({error})", remedy, Repair.FAILURES)
+        return
+    if not intact:
+        yield Finding("failures", FAILURES_FILE, "it is not as it was written", remedy, Repair.FAILURES)
+    elif listed - recorded:
+        missing = min(listed - recorded)
+        what = f"it lacks {len(listed - recorded):,} failures of the shards, for example of {missing[1]!r}"
+        yield _unfinished(FAILURES_FILE, what, "Run the same `c3 embed` again: it brings the list up to date.")
+
+
+def check_external_moments(store: Store) -> Iterator[Finding]:
+    """Check that loaded moments of another corpus are intact and of the store's dimension."""
+    path = store.external_path
+    if kind_of(path) is None:
+        return
+    remedy = "Take them again with `c3 means --load FILE`, or forget them with `c3 means --unload`."
+    try:
+        if check_seal(path) is False:
+            yield Finding("moments", EXTERNAL_FILE, "it is not as it was written", remedy)
+            return
+        groups, _ = load_moments(path)
+    except UnreachableError:
+        raise
+    except (StoreError, OSError) as error:
+        yield Finding("moments", EXTERNAL_FILE, f"it cannot be read ({error})", remedy)
+        return
+    if any(moments.dim != store.info.dim for moments in groups.values()):
+        yield Finding("moments", EXTERNAL_FILE, f"they are not of dimension {store.info.dim}", remedy)
+
+
+def check_unfinished(store: Store) -> Iterator[Finding]:
+    """Report shards that a run did not finish, and gaps in their numbers: no defect, but something is to be done."""
+    remedy = f"Run the `{command_of(store.info)}` that made the store again: it makes this shard."
+    for modality in names_in(store.path)[0]:
+        finished = set(store.parts(modality))
+        files = names_in(store.path / modality)[1]
+        started = {int(match[1]) for match in map(_UNFINISHED_FILE.fullmatch, files) if match}
+        gaps = set(range(max(finished, default=-1) + 1)) - finished
+        for part in sorted((started | gaps) - finished):
+            where = part_name(modality, part, MARKER)
+            yield _unfinished(where, "the shard is not finished, or was dropped", remedy, modality, part)
+
+
+def _unfinished(where: str, what: str, remedy: str, modality: str | None = None, part: int | None = None) -> Finding:
+    return Finding("unfinished", where, what, remedy, modality=modality, part=part, warning=True)

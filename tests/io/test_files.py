@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from c3tools.io.files import (
+    SEAL_PLACE,
+    check_seal,
+    remove_leftovers,
+    seal,
+    sha256_of,
+    write_atomically,
+    write_json_atomically,
+)
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_text("old")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, fail)
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    write_json_atomically(tmp_path / "x.json", {"b": "ü", "a": 1})
+    (tmp_path / ".x.json.0123.tmp").write_text("half")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    content = (tmp_path / "x.json").read_bytes()
+    assert content == '{\n "a": 1,\n "b": "ü"\n}\n'.encode()
+    assert sha256_of(tmp_path / "x.json") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_seal_guards_every_byte(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text(f"before {SEAL_PLACE} after")
+    seal(path)
+    assert check_seal(path) is True
+    content = path.read_bytes()
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        assert check_seal(path) is False, position
+    path.write_text("no seal")
+    assert check_seal(path) is None
+    with pytest.raises(ValueError, match="0 places"):
+        seal(path)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from c3tools.errors import StoreError
+from c3tools.store import Pairs, Rows
+from c3tools.store.rows import item_keys, number, row_items
+
+
+def texts_of(items: list[str | None]) -> Rows:
+    keys = [f"text{i}" for i in range(len(items))]
+    return Rows.of("text", keys, np.eye(len(items), 4), image_key=items, caption=[None, *["a"] * (len(items) - 1)])
+
+
+def test_an_item_is_the_image_of_a_text_or_the_row_itself() -> None:
+    texts = texts_of(["b", None, "b", "a"])
+    assert texts.items == row_items(texts.table) == ["b", "text1", "b", "a"]
+    assert texts.item_index.tolist() == number(texts.items).tolist() == [0, 1, 0, 2]
+    assert item_keys(texts.table).to_pylist() == ["b", None, "b", "a"]
+    assert texts.captions == ["", "a", "a", "a"]
+    audio = Rows.of("audio", ["x", "y"], np.eye(2), pair_key=["a", None])
+    assert audio.items == ["a", "y"]
+
+
+def test_rows_are_paired_by_key_and_texts_without_image_are_in_no_pair() -> None:
+    images = Rows.of("image", ["a", "b", "c"], np.diag([1.0, 2, 3]))
+    pairs = Pairs.match(images, texts_of(["b", None, "b", "gone", "a"]))
+    assert pairs.item_index.tolist() == [1, -1, 1, -1, 0]
+    assert len(pairs) == 3
+    first, second = pairs.arrays()
+    assert first.max(axis=1).tolist() == [2, 2, 1]
+    assert second.shape == (3, 4)
+    rows = pairs.captions_of_first()
+    assert (rows.modality, rows.keys, rows.items) == ("image", ["text0", "text2", "text4"], ["b", "b", "a"])
+
+
+def test_items_are_sampled_and_held_out_whole() -> None:
+    items = [f"image{i // 2}" for i in range(40)]
+    texts = Rows.of("text", [f"text{i}" for i in range(40)], np.zeros((40, 2)), image_key=items)
+    train, held = texts.hold_out(0.1)
+    assert (len(train), len(held)) == (36, 4)
+    assert not set(train.items) & set(held.items)
+    small, large = texts.sample(0.1), texts.sample(0.5)
+    assert (len(small), len(large)) == (4, 20)
+    assert set(small.keys) < set(large.keys)
+
+
+def test_where_takes_the_rows_of_a_split() -> None:
+    images = Rows.of("image", list("abc"), np.eye(3), split=["train", "validation", "test"])
+    assert images.where("val").keys == ["b"]
+    assert images.where(None) is images.where("all") is images
+    assert images.splits == ["train", "val", "test"]
+
+
+def test_lengths_that_differ_are_refused() -> None:
+    with pytest.raises(StoreError, match="2 keys and 1 values of split"):
+        Rows.of("image", ["a", "b"], np.eye(2), split=["train"])
+    with pytest.raises(StoreError, match="2 keys, 3 embeddings"):
+        Rows.of("image", ["a", "b"], np.eye(3))
