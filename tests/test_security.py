@@ -32,7 +32,7 @@ FORBIDDEN = re.compile(
     r"|(urllib\.request|requests|httpx|aiohttp|http\.client)(\.\w+)*"
 )
 # the one place that fetches an address which a list names, where --download asks for it
-DOWNLOADS = ROOT / "c3tools" / "corpus" / "places.py"
+DOWNLOADS = ROOT / "c3tools" / "corpus" / "images.py"
 PICKLES = ROOT / "c3tools" / "store" / "importers" / "pickles.py"
 
 
