@@ -9,7 +9,7 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, print_table, write_json
+from ._console import err, out, print_table, write_json
 from ._options import (
     DEFAULT_STORE,
     AddressOption,
@@ -77,6 +77,8 @@ def means(
         write_json(found.to_dict(), json)
     if json != "-":
         print_table(found.table())
+        if found.gap_length is not None:
+            out.print(f"Length of the modality gap: {found.gap_length:.4f}", highlight=False)
 
 
 def _print_saved(path: Path, groups: dict[str, Moments]) -> None:

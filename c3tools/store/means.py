@@ -83,11 +83,11 @@ class Means:
             ]
             for row in self.rows
         ]
-        gap = "" if self.gap_length is None else f"; length of the modality gap: {self.gap_length:.4f}"
-        return Table(headings, cells, f"Means of {self.store}{gap}", left=("split", "from"))
+        return Table(headings, cells, f"Means of {self.store}", left=("split", "from"))
 
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+        gap = "" if self.gap_length is None else f"<p>Length of the modality gap: {self.gap_length:.4f}</p>"
+        return self.table()._repr_html_() + gap
 
 
 def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor | None = None) -> Means:
