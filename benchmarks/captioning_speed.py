@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from c3tools.captioning import CaptionDecoder, Captioner, Decoder, Size, generate, size
+from c3tools.captioning import CaptionDecoder, Captioner, Decoder, Size, generate, load_size
 from c3tools.captioning.generation import GenerationConfig, allowed
 from c3tools.store import Store
 
@@ -33,7 +33,7 @@ def without_cache(model: Decoder, inputs: np.ndarray, batch_size: int) -> list[l
         written: list[list[int]] = [[] for _ in range(len(batch))]
         rows = torch.arange(len(batch))
         tokens = torch.full((len(batch), 1), model.pad_id)
-        for step in range(model.shape.max_tokens):
+        for step in range(model.config.max_tokens):
             logits = model(batch[rows], tokens)[:, step]
             chosen = allowed(model, logits).argmax(-1)
             going = chosen != model.end_id
@@ -65,7 +65,7 @@ def main() -> None:
         images = Store.open(options.store).load("image", split=options.split).embeddings
         inputs = captioner.pipeline.transform(images, modality="image")
     else:
-        chosen = size(options.size)
+        chosen = load_size(options.size)
         assert isinstance(chosen, Size)
         torch.manual_seed(0)
         model = CaptionDecoder(chosen.config(512, chosen.vocab_size)).eval()

@@ -25,10 +25,10 @@ import torch
 
 from c3tools import devices
 from c3tools.assets.paths import CAPTIONS
-from c3tools.captioning import CaptionDecoder, CaptionTokenizer, Size, Trainer, size, training_config
-from c3tools.captioning.training import CaptionSet
+from c3tools.captioning import CaptionDecoder, CaptionTokenizer, Size, Trainer, load_size, training_config
 from c3tools.corpus import read_corpus
 from c3tools.moments import Moments
+from c3tools.store import Rows
 from c3tools.transforms import preset
 
 DIM = 512
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    chosen = size(options.size)
+    chosen = load_size(options.size)
     assert isinstance(chosen, Size)
     captions = [item.caption for item in read_corpus([CAPTIONS]).texts][: options.steps * chosen.training.batch_size]
     tokenizer = CaptionTokenizer.train(captions, chosen.vocab_size)
@@ -51,8 +51,8 @@ def main() -> None:
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     auto = devices.pick("cpu")
     rows: dict[str, Callable[[], float]] = {
-        f"c3 ({auto.precision}, its default here)": lambda: ours(chosen, tokenizer, tokens, embeddings, auto),
-        "c3 (fp32)": lambda: ours(chosen, tokenizer, tokens, embeddings, devices.pick("cpu", "fp32")),
+        f"c3 ({auto.precision}, its default here)": lambda: ours(chosen, tokenizer, captions, embeddings, auto),
+        "c3 (fp32)": lambda: ours(chosen, tokenizer, captions, embeddings, devices.pick("cpu", "fp32")),
         "GPT-2 of transformers (fp32, its default)": lambda: theirs(chosen, tokenizer, tokens, embeddings, False),
     }
     if auto.precision == "bf16":
@@ -77,18 +77,17 @@ def main() -> None:
 def ours(
     chosen: Size,
     tokenizer: CaptionTokenizer,
-    tokens: list[list[int]],
+    captions: list[str],
     embeddings: np.ndarray,
     compute: devices.Compute,
 ) -> float:
     """Tokens per second of one epoch of the trainer: noise, batches, optimiser and all."""
-    keys = [str(row) for row in range(len(tokens))]
+    everything = Rows.of("text", [str(row) for row in range(len(captions))], embeddings, caption=captions)
     moments = {"text": Moments.from_rows(embeddings)}
     model = CaptionDecoder(chosen.config(DIM, tokenizer.vocab_size))
-    few = CaptionSet(keys[:8], embeddings[:8], tokens[:8])
-    everything = CaptionSet(keys, embeddings, tokens)
+    few = everything.select(np.arange(8))
     pipeline = preset("c3", sigma=0.05).fit(moments)
-    trainer = Trainer(model, everything, few, pipeline, training_config(chosen, epochs=1), compute)
+    trainer = Trainer(model, tokenizer, everything, few, pipeline, training_config(chosen, epochs=1), compute)
     history = trainer.run()
     return history[0].tokens / history[0].seconds
 

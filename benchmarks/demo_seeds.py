@@ -14,9 +14,8 @@ import resource
 import time
 from pathlib import Path
 
-from c3tools.demo import DemoOptions, demo
-from c3tools.demo.page import METRICS, summary_rows
-from c3tools.reporter import track
+from c3tools.demo import demo
+from c3tools.reporter import TerminalReporter
 
 
 def main() -> None:
@@ -28,25 +27,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     start = time.perf_counter()
-    result = demo(DemoOptions(options.out, seeds=range(options.seeds), sigma=options.sigma), track=track, say=print)
-    rows = summary_rows(result.runs)
+    result = demo(options.out, seeds=options.seeds, sigma=options.sigma, reporter=TerminalReporter())
     print(
         f"\nsigma {result.sigma:.4f}, {options.seeds} seeds, {time.perf_counter() - start:.0f} s, peak "
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB\n"
     )
-    print("| method | " + " | ".join(METRICS) + " |")
-    print("|---|" + "---|" * len(METRICS))
-    for row in rows:
-        cells = [
-            f"{value:.1f}" + ("" if spread is None else f" ± {spread:.1f}") for value, spread in row["cells"].values()
-        ]
-        print(f"| {row['method']} | " + " | ".join(cells) + " |")
-    cider = {row["method"]: row["cells"]["CIDEr"] for row in rows}
-    print("\norder: " + " < ".join(sorted(cider, key=lambda name: cider[name][0])))
-    spread = max(value[1] or 0.0 for value in cider.values())
-    print(f"C3 - C1 = {cider['C3'][0] - cider['C1'][0]:.1f}, largest spread over seeds {spread:.1f}")
+    table = result.table()
+    print("| " + " | ".join(table.columns) + " |\n|" + "---|" * len(table.columns))
+    for row in table.rows:
+        print("| " + " | ".join(row) + " |")
+    cider = {row["method"]: row["scores"]["CIDEr"] for row in result.ablation.rows}
+    print("\norder: " + " < ".join(sorted(cider, key=lambda name: cider[name]["mean"])))
+    spread = max(score["std"] or 0.0 for score in cider.values())
+    print(f"C3 - C1 = {cider['C3']['mean'] - cider['C1']['mean']:.1f}, largest spread over seeds {spread:.1f}")
     if options.json:
-        options.json.write_text(json.dumps([run.to_json() for run in result.runs], indent=1))
+        options.json.write_text(json.dumps(result.to_dict()["runs"], indent=1))
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from c3tools import devices
-from c3tools.captioning import Captioner, evaluate
-from c3tools.captioning.train import DecoderSettings, train_decoder
+from c3tools.captioning import evaluate_captions, train_captioner
+from c3tools.metrics import mean_and_std
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
-from c3tools.reporter import track
+from c3tools.reporter import TerminalReporter
 from c3tools.store import Store
 
 TUNED, SCRATCH, NOISED = "texts, then pairs", "pairs from scratch", "pairs from scratch, with noise"
@@ -49,40 +49,31 @@ def main() -> None:
     store = Store.open(options.store)
     path = options.out / "scores.json"
     scores: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-    sigma = options.sigma if options.sigma == "auto" else float(options.sigma)
     started = time.monotonic()
     for seed in range(options.seeds):
         texts = options.out / f"texts-{seed}"
-        shared = {"size": options.size, "epochs": options.epochs, "seed": seed}
-        jobs = {f"texts alone/0/{seed}": (texts, DecoderSettings(**shared, sigma=sigma))}
+        shared: dict[str, Any] = {"size": options.size, "epochs": options.epochs, "seed": seed}
+        jobs = {f"texts alone/0/{seed}": {"output": texts, "sigma": options.sigma}}
         for share in (float(text) for text in options.shares.split(",")):
-            pretrained = DecoderSettings(**shared, start=texts, pairs=share)
-            jobs[f"{TUNED}/{share:g}/{seed}"] = (options.out / "tuned", pretrained)
-            scratch = DecoderSettings(**shared, pairs=share)
-            jobs[f"{SCRATCH}/{share:g}/{seed}"] = (options.out / "scratch", scratch)
+            jobs[f"{TUNED}/{share:g}/{seed}"] = {"output": options.out / "tuned", "start": texts, "pairs": share}
+            jobs[f"{SCRATCH}/{share:g}/{seed}"] = {"output": options.out / "scratch", "pairs": share}
             if options.noised:
-                noised = DecoderSettings(**shared, sigma=sigma, pairs=share)
-                jobs[f"{NOISED}/{share:g}/{seed}"] = (options.out / "noised", noised)
-        for name, (folder, settings) in jobs.items():
+                noised = {"output": options.out / "noised", "sigma": options.sigma, "pairs": share}
+                jobs[f"{NOISED}/{share:g}/{seed}"] = noised
+        for name, settings in jobs.items():
             if name in scores:
                 continue
             if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
                 print("time is up; the same command continues")
                 report(options, scores)
                 return
-            train_decoder(store, folder, settings, compute=devices.pick(), progress=track)
-            scores[name] = score(store, Captioner.load(folder), options.split)
+            captioner = train_captioner(store, **shared, **settings, reporter=TerminalReporter())
+            result = evaluate_captions(store, decoder=captioner, split=options.split, resamples=0)
+            scores[name] = result.scores["CIDEr"]
             options.out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(scores, indent=1))
             print(f"{name}: CIDEr {scores[name]:.1f}")
     report(options, scores)
-
-
-def score(store: Store, captioner: Captioner, split: str) -> float:
-    """CIDEr in percent on the images of the split."""
-    known = evaluate.store_references(store)
-    written, _ = evaluate.with_references(evaluate.caption_store(store, captioner, split=split), known)
-    return evaluate.evaluate_captions(written, known, resamples=0).scores["CIDEr"]
 
 
 @styled
@@ -103,9 +94,9 @@ def report(options: argparse.Namespace, scores: dict[str, float]) -> None:
     for kind in kinds:
         points = found[kind]
         own = sorted(points)
-        spreads = [np.std(points[share], ddof=1) if len(points[share]) > 1 else 0.0 for share in own]
-        means = [np.mean(points[share]) for share in own]
-        axes.errorbar([100 * s for s in own], means, yerr=spreads, fmt="o-", color=KINDS[kind], capsize=2, label=kind)
+        means, spreads = zip(*(mean_and_std(points[share]) for share in own), strict=True)
+        bars = [spread or 0.0 for spread in spreads]
+        axes.errorbar([100 * s for s in own], means, yerr=bars, fmt="o-", color=KINDS[kind], capsize=2, label=kind)
     if alone:
         axes.axhline(np.mean(alone), color=palette.MUTED, linestyle=(0, (4, 3)), linewidth=0.9, label="texts alone")
     axes.set_xscale("log")
@@ -121,8 +112,8 @@ def cell(values: list[float]) -> str:
     """Mean ± standard deviation (number of seeds)."""
     if not values:
         return "–"
-    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread} ({len(values)})"
+    mean, std = mean_and_std(values)
+    return f"{mean:.1f}{'' if std is None else f' ± {std:.1f}'} ({len(values)})"
 
 
 if __name__ == "__main__":

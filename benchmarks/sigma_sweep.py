@@ -24,10 +24,9 @@ from pathlib import Path
 import numpy as np
 from sigma_rules import NAMES, draw, rules_of
 
-from c3tools import devices
-from c3tools.ablation.cells import TableSettings, ablate_store
-from c3tools.ablation.run import AblationRun
-from c3tools.reporter import track
+from c3tools.ablation import AblationRun, ablate
+from c3tools.metrics import mean_and_std
+from c3tools.reporter import TerminalReporter
 from c3tools.store import Store
 from c3tools.transforms.fitting import fit_moments
 from c3tools.transforms.sigma import published
@@ -50,36 +49,25 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--paired", action="store_true", help="also train on real pairs, as a level to compare with")
     parser.add_argument("--title", default=None, help="of the figure, in place of the model's name")
-    parser.add_argument("--minutes", type=float, default=None, help="start no further cell after so long")
+    parser.add_argument("--minutes", type=float, default=None, help="start no further sigma after so long")
     options = parser.parse_args()
     store = Store.open(options.store)
     sigmas = tuple(float(text) for text in options.sigmas.split(","))
     methods = tuple(options.methods.split(","))
-    settings = TableSettings(
-        methods=methods + (("paired",) if options.paired else ()),
-        seeds=tuple(range(options.seeds)),
-        sigmas=tuple(sigma for sigma in sigmas if sigma),
-        size=options.size,
-        changes=tuple(options.set),
-        epochs=options.epochs,
-        split=options.split,
-    )
-    tables = [replace(settings, methods=tuple(WITHOUT_NOISE[name] for name in methods))] if 0 in sigmas else []
-    tables.append(settings)
     rules = {rule.name: rule.sigma for rule in [*store_rules(store), published()] if rule.sigma}
+    shared = {"seeds": options.seeds, "size": options.size, "set": options.set, "epochs": options.epochs}
+    shared |= {"split": options.split, "output": options.out, "reporter": TerminalReporter()}
+    tables = [(sigma, methods if sigma else [WITHOUT_NOISE[name] for name in methods]) for sigma in sigmas]
+    tables += [(0.0, ["paired"])] if options.paired else []
     runs: list[AblationRun] = []
     started = time.monotonic()
-    cells = (
-        run
-        for table in tables
-        for run in ablate_store(store, table, options.out, compute=devices.pick(), progress=track, say=print)
-    )
-    for run in cells:
-        runs.append(replace(run, method=NOISED.get(run.method, run.method)))
-        report(options, store, rules, runs)
+    for sigma, names in tables:
         if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
             print("time is up; the same command continues")
             break
+        table = ablate(store, methods=names, sigma=sigma, **shared)
+        runs += [replace(run, method=NOISED.get(run.method, run.method)) for run in table.runs]
+        report(options, store, rules, runs)
     print(report(options, store, rules, runs))
 
 
@@ -103,18 +91,19 @@ def report(options: argparse.Namespace, store: Store, rules: dict[str, float], r
     title = f"{options.title or store.info.model.get('name')}, {options.split} split"
     if curves:
         draw(options.out / "sweep.svg", curves, rules, ylabel="CIDEr, %", title=title, level=level)
-    return table(curves, rules)
+    return markdown_table(curves, rules)
 
 
-def table(curves: dict[str, dict[float, list[float]]], rules: dict[str, float]) -> str:
+def markdown_table(curves: dict[str, dict[float, list[float]]], rules: dict[str, float]) -> str:
     """Mean ± standard deviation by sigma, and what each rule loses, by linear interpolation between sigmas."""
     lines = ["| sigma | " + " | ".join(curves) + " |", "|---|" + "---|" * len(curves)]
     for sigma in sorted({sigma for points in curves.values() for sigma in points}):
         cells = []
         for points in curves.values():
             values = points.get(sigma, [])
-            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.1f}{spread} ({len(values)})" if values else "–")
+            mean, std = mean_and_std(values) if values else (0.0, None)
+            spread = "" if std is None else f" ± {std:.1f}"
+            cells.append(f"{mean:.1f}{spread} ({len(values)})" if values else "–")
         lines.append(f"| {sigma:g} | " + " | ".join(cells) + " |")
     for name, points in curves.items():
         sigmas = sorted(points)
@@ -129,11 +118,9 @@ def table(curves: dict[str, dict[float, list[float]]], rules: dict[str, float]) 
 
 def store_rules(store: Store):  # type: ignore[no-untyped-def]
     """The rules on the pairs of the val split, the means those of the train split."""
-    images, texts = store.load("image", split="val"), store.load("text", split="val")
-    position = {key: row for row, key in enumerate(images.keys)}
-    owner = np.array([position.get(key, -1) for key in texts.column("image_key")])
+    pairs = store.pairs(split="val")
     means = [fit_moments(store, modality, "train").mean for modality in ("image", "text")]
-    return rules_of(images.embeddings, texts.embeddings[owner >= 0], owner[owner >= 0], means)
+    return rules_of(pairs.first.embeddings, pairs.arrays()[1], pairs.item_index[pairs.rows], means)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import numpy as np
 
 from c3tools.captioning import Captioner
 from c3tools.captioning.evaluate import store_references
-from c3tools.captioning.training_rows import image_rows, text_rows
 from c3tools.metrics import score_captions
 from c3tools.store import Store
 from c3tools.transforms.fitting import fit_moments
@@ -37,8 +36,8 @@ def main() -> None:
     store, captioner = Store.open(options.store), Captioner.load(options.decoder)
     references = {key: list(texts) for key, texts in store_references(store).items()}
     image_mean, text_mean = (fit_moments(store, name, "train").mean for name in ("image", "text"))
-    texts = text_rows(store, "train")
-    inputs, targets = image_rows(store, texts).embeddings - image_mean, texts.rows.embeddings - text_mean
+    paired_images, texts = store.pairs(split="train").arrays()
+    inputs, targets = paired_images - image_mean, texts - text_mean
     images, own = store.load("image", split=options.split), store.load("text", split=options.split)
     centred = images.embeddings - image_mean
 
@@ -64,7 +63,7 @@ def main() -> None:
     }
     print("| written from | CIDEr, % |\n|---|---|")
     for name, (vectors, known) in rows.items():
-        written = captioner.caption(as_images(vectors, image_mean), keys=images.keys)
+        written = captioner.caption(embeddings=as_images(vectors, image_mean), keys=images.keys)
         scores = score_captions(dict(zip(images.keys, written, strict=True)), known).corpus
         print(f"| {name} | {scores['CIDEr']:.1f} |", flush=True)
 

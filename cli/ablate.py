@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ._console import err, out, write_json
-from ._generation import BeamsOption, LengthPenaltyOption, MagicOption, generation_config
+from ._captioning import BeamsOption, EpochsOption, LengthPenaltyOption, MagicOption, SetOption, SizeOption
+from ._console import err, out, print_table, reporter, write_json
 from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, PrecisionOption, StoreOption, local_path
-from ._training import EpochsOption, SetOption, SizeOption
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 DEFAULT_FOLDER = Path("c3-ablation")
 
@@ -52,7 +48,7 @@ def ablate(
     ] = DEFAULT_FOLDER,
     split: Annotated[str, typer.Option("--split", help="The images that are captioned and scored.")] = "test",
     size: SizeOption = "small",
-    changes: SetOption = [],  # noqa: B006
+    set: SetOption = [],  # noqa: B006
     epochs: EpochsOption = None,
     train_fraction: Annotated[
         list[float],
@@ -78,79 +74,42 @@ def ablate(
 
     What is finished is kept: the same command continues, and one with more methods, seeds or sigmas adds to it.
     """
-    from c3tools import devices
-    from c3tools.ablation import cells as job
-    from c3tools.ablation.page import write_tables
-    from c3tools.ablation.run import METHODS
-    from c3tools.ablation.table import runs_to_json
-    from c3tools.encoders import resolve_encoder
-    from c3tools.reporter import track
-    from c3tools.store import Store
+    from c3tools.ablation import METHODS
+    from c3tools.ablation import ablate as run
+    from c3tools.tables import Table
 
     if list_methods:
-        _show_methods()
+        rows = [[name, m.learns_from, "sigma" if m.noisy else "none", m.summary] for name, m in METHODS.items()]
+        columns = ["method", "learns from", "noise", "what it is"]
+        print_table(Table(columns, rows, left=columns))
         return
-    names = tuple(METHODS) if methods == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
-    settings = job.TableSettings(
-        methods=names,
-        seeds=tuple(range(seeds)),
-        sigmas=tuple(job.parse_sigma(text) for text in sigma),
-        grid=job.parse_grid(grid),
-        size=size,
-        changes=tuple(changes),
-        epochs=epochs,
+    table = run(
+        store,
+        methods=methods,
+        seeds=seeds,
+        sigma=sigma,
+        grid=grid,
+        output=output,
         split=split,
-        train_fractions=tuple(train_fraction),
-        generation=generation_config(beams=beams, length_penalty=length_penalty, magic=magic),
+        size=size,
+        set=set,
+        epochs=epochs,
+        train_fraction=train_fraction,
+        beams=beams,
+        length_penalty=length_penalty,
+        magic=magic,
         keep_decoders=keep_decoders,
+        device=device,
+        precision=precision,
+        reporter=reporter(),
     )
-    runs = []
-    opened = Store.open(store)
-    for run in job.ablate_store(
-        opened,
-        settings,
-        output,
-        encoder=resolve_encoder(recorded=opened.info.model, device=device, precision=precision) if magic else None,
-        compute=devices.pick(device, precision),
-        progress=track,
-        say=lambda message: err.print(message, highlight=False, markup=False),
-    ):
-        runs.append(run)
-        err.print(f"{run.method}, seed {run.seed}: CIDEr {run.scores['CIDEr']:.1f}", highlight=False)
-    also = [*(["--device", device] if device else []), *(["--precision", precision] if precision != "auto" else [])]
-    rows = write_tables(runs, job.store_data(opened, split=split), output, settings, store, also)
     if json:
-        write_json(runs_to_json(runs, rows), json)
+        write_json(table.to_dict()["runs"], json)
     if json != "-":
-        _show(rows)
+        print_table(table.table())
+        for note in table.notes:
+            out.print(note, highlight=False)
+        out.print("\nEach row is made by:", highlight=False)
+        for command in table.commands:
+            out.print(command, style="dim", highlight=False, markup=False, soft_wrap=True)
     err.print(f"Wrote {output}/table.md and {output}/table.html", highlight=False)
-
-
-def _show(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from c3tools.ablation.table import cell_text, order_notes, sigma_text
-
-    fractions = len({row["train_fraction"] for row in rows}) > 1
-    metrics = list(rows[0]["scores"])
-    table = Table("method", "sigma", *(["train fraction"] if fractions else []), *metrics)
-    for row in rows:
-        cells = [cell_text(row["scores"][name]) for name in metrics]
-        table.add_row(row["method"], sigma_text(row), *([f"{row['train_fraction']:g}"] if fractions else []), *cells)
-    out.print(table)
-    for note in order_notes(rows):
-        out.print(note, highlight=False)
-    out.print("\nEach row is made by:", highlight=False)
-    for row in rows:
-        out.print(row["command"], style="dim", highlight=False, markup=False, soft_wrap=True)
-
-
-def _show_methods() -> None:
-    from rich.table import Table
-
-    from c3tools.ablation.run import METHODS
-
-    table = Table("method", "learns from", "noise", "what it is")
-    for name, method in METHODS.items():
-        table.add_row(name, method.learns_from, "sigma" if method.noisy else "none", method.summary)
-    out.print(table)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ._console import err, out, write_json
-from ._generation import BeamsOption, LengthPenaltyOption, MagicOption, TemperatureOption, TopPOption, generation_config
+from ._captioning import BeamsOption, LengthPenaltyOption, MagicOption, TemperatureOption, TopPOption
+from ._console import err, print_table, reporter, write_json
 from ._options import (
     DEFAULT_DECODER,
     DecoderOption,
@@ -43,34 +43,29 @@ def caption(
     json: JsonOption = None,
 ) -> None:
     """Caption images with a trained decoder and the model it was trained for."""
-    from c3tools import devices
-    from c3tools.captioning import Captioner
-    from c3tools.captioning.images import caption_images, find
-    from c3tools.encoders import load_encoder, resolve_encoder
+    from c3tools.captioning import caption_images
     from c3tools.errors import CorpusError
-    from c3tools.reporter import track
+    from c3tools.tables import Table
 
-    generation = generation_config(
-        beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
-    )
-    find(paths)  # a wrong path is said before any model is loaded
-    captioner = Captioner.load(decoder, devices.pick(device).device)
-    recorded = captioner.record.get("model")
-    if model is None and random_init is None and recorded:
-        encoder = resolve_encoder(recorded=recorded, device=device, precision=precision)
-    else:
-        encoder = load_encoder(model or "c3-mini", random_init=random_init, device=device, precision=precision)
     result = caption_images(
         paths,
-        captioner,
-        encoder,
-        generation=generation,
-        progress=track,
+        decoder=decoder,
+        beams=beams,
+        length_penalty=length_penalty,
+        top_p=top_p,
+        temperature=temperature,
+        magic=magic,
+        seed=seed,
+        model=model,
+        random_init=random_init,
+        device=device,
+        precision=precision,
+        reporter=reporter(),
     )
     if json:
-        write_json([{"key": key, "caption": text} for key, text in result.captions.items()], json)
+        write_json(result.to_dict()["captions"], json)
     if json != "-" and result.captions:
-        _show(result.captions)
+        print_table(Table(["image", "caption"], list(result.captions.items()), left=["caption"]))
     for path, reason in result.failures:
         err.print(f"Not read: {path} ({reason})", highlight=False, markup=False, soft_wrap=True)
     if result.failures:
@@ -79,13 +74,3 @@ def caption(
             f"{len(result.failures)} of {total} files could not be read as images.",
             remedy="The others are captioned; the files are named above.",
         )
-
-
-def _show(captions: dict[str, str]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("image", "caption")
-    for key, text in captions.items():
-        table.add_row(escape(key), escape(text))
-    out.print(table)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ._console import err, out, write_json
+from ._captioning import EpochsOption, SetOption, SizeOption
+from ._console import err, print_table, reporter, write_json
 from ._options import (
     DEFAULT_DECODER,
     DEFAULT_STORE,
@@ -19,7 +20,6 @@ from ._options import (
     StoreOption,
     local_path,
 )
-from ._training import EpochsOption, SetOption, SizeOption
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def train_decoder(
         Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="The decoder's folder.")
     ] = DEFAULT_DECODER,
     size: SizeOption = "small",
-    changes: SetOption = [],  # noqa: B006
+    set: SetOption = [],  # noqa: B006
     epochs: EpochsOption = None,
     train_split: Annotated[str, typer.Option("--train-split", help="The split to learn from.")] = "train",
     train_fraction: Annotated[float, typer.Option("--train-fraction", help="Use this share of its images.")] = 1.0,
@@ -81,17 +81,16 @@ def train_decoder(
     With few pairs: train on texts first, then --from c3-decoder --pairs 0.01. An interrupted training is continued
     by the same command.
     """
-    from c3tools import devices
-    from c3tools.captioning import train as job
-    from c3tools.captioning.tensorboard import tensorboard as recording
-    from c3tools.reporter import track
-    from c3tools.store import Store
+    from c3tools.captioning import train_captioner
+    from c3tools.captioning.train import CURVES_FILE
 
-    settings = job.DecoderSettings(
+    captioner = train_captioner(
+        store,
+        output=output,
         preset=preset,
-        sigma=None if sigma is None else job.parse_sigma(sigma),
+        sigma=sigma,
         size=size,
-        changes=tuple(changes),
+        set=set,
         epochs=epochs,
         train_split=train_split,
         train_fraction=train_fraction,
@@ -100,41 +99,30 @@ def train_decoder(
         start=start,
         pairs=pairs,
         seed=seed,
+        tensorboard=tensorboard,
+        device=device,
+        precision=precision,
+        reporter=reporter(),
     )
-    with recording(tensorboard) as recorder:
-        captioner = job.train_decoder(
-            Store.open(store),
-            output,
-            settings,
-            compute=devices.pick(device, precision),
-            recorder=recorder,
-            progress=track,
-            say=lambda message: err.print(message, highlight=False, markup=False),
-        )
-    record = job.summary(captioner)
+    record = captioner.to_dict()
     if json:
         write_json(record, json)
     if json != "-":
         _show(record)
     err.print(
-        f"Wrote {output}/, its training in {output}/{job.CURVES_FILE}. Next: c3 caption PATH, or c3 evaluate.",
+        f"Wrote {output}/, its training in {output}/{CURVES_FILE}. Next: c3 caption PATH, or c3 evaluate.",
         highlight=False,
     )
 
 
-def _show(record: dict[str, object]) -> None:
-    from rich.table import Table
+def _show(record: dict[str, Any]) -> None:
+    from c3tools.tables import Table
 
-    table = Table("epoch", "training loss", "validation loss", "tokens/s")
-    history = record["history"]
-    assert isinstance(history, list)
-    start = record["start_val_loss"]
-    if isinstance(start, float):
-        table.add_row("before", "", f"{start:.3f}{' (kept)' if start == record['best_val_loss'] else ''}", "")
-    for epoch in history:
-        best = " (kept)" if epoch["val_loss"] == record["best_val_loss"] else ""
+    best, start, rows = record["best_val_loss"], record["start_val_loss"], []
+    if start is not None:
+        rows.append(["before", "", f"{start:.3f}{' (kept)' if start == best else ''}", ""])
+    for epoch in record["history"]:
+        val = f"{epoch['val_loss']:.3f}{' (kept)' if epoch['val_loss'] == best else ''}"
         rate = epoch["tokens"] / max(epoch["seconds"], 1e-9)
-        table.add_row(
-            str(epoch["epoch"]), f"{epoch['train_loss']:.3f}", f"{epoch['val_loss']:.3f}{best}", f"{rate:,.0f}"
-        )
-    out.print(table)
+        rows.append([str(epoch["epoch"]), f"{epoch['train_loss']:.3f}", val, f"{rate:,.0f}"])
+    print_table(Table(["epoch", "training loss", "validation loss", "tokens/s"], rows))

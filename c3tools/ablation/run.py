@@ -1,338 +1,369 @@
-"""The paper's table: methods × seeds, each trained on the same captions and scored on the same images.
-
-`run_ablation` is a function of arrays; `store_data` reads them from a store. Every method is run, none is copied:
-decoders of one training recipe are trained once and shared (CapDec trains as C2_2 does, DeCap as C1).
-"""
+"""The table on a store: finished cells are kept in a folder, so that it can be continued and extended."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..captioning import (
-    Captioner,
-    CaptionRows,
-    GenerationConfig,
-    NearestCaption,
-    Progress,
-    TextEncoder,
-    fit_captioner,
-    nearest,
-    silent,
-    size,
-    training_config,
-)
-from ..devices import Compute
+from .. import devices
+from ..captioning import GenerationConfig, load_size, training_config
+from ..captioning.evaluate import store_references
+from ..captioning.train import sigma_from_texts, training_captions
+from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError, MetricError
-from ..metrics import score_captions
-from ..moments import Moments
-from ..transforms import Pipeline, preset
-from .decoders import DecoderCache, TrainingKey
+from ..io.files import write_json_atomically
+from ..reporter import SILENT, Reporter
+from ..store import Rows, Store
+from ..transforms.fitting import fit_moments
+from ..transforms.sigma import parse_sigma
+from .methods import ABLATION, METHODS, AblationData, AblationRun, check_methods, run_ablation
+from .table import CHOOSE_BY, Ablation, Row
 
-FloatArray = npt.NDArray[np.float32]
-PSEUDO_CAPTIONS = 5
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the table.
-
-    Attributes:
-        training: preset of the pipeline that training inputs go through; None where nothing is trained.
-        inference: preset of the pipeline that images go through.
-        learns_from: ``text`` (each caption from its own embedding), ``pairs`` (from its image's embedding), or
-            ``pseudo-pairs`` (each training image with the captions nearest to it).
-        noisy: whether sigma matters.
-        summary: one line.
-    """
-
-    training: str | None
-    inference: str
-    learns_from: str
-    noisy: bool
-    summary: str
-
-
-METHODS: Mapping[str, Method] = {
-    "C1": Method("c1", "c1", "text", False, "Connect alone"),
-    "C2_1": Method("c2-collapse", "c2-collapse", "text", False, "Connect, Collapse"),
-    "C2_2": Method("c2-corrupt", "c2-corrupt", "text", True, "Connect, Corrupt"),
-    "C3": Method("c3", "c3", "text", True, "Connect, Collapse, Corrupt"),
-    "CapDec": Method("c2-corrupt", "capdec", "text", True, "noise on training texts (Nukrai et al., 2022)"),
-    "LAFITE": Method("lafite", "lafite", "text", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
-    "DeCap": Method("c1", "decap", "text", False, "images projected on a memory of texts (Li et al., 2023)"),
-    "CLIPRe": Method(None, "c1", "text", False, "the nearest training caption (Su et al., 2022)"),
-    "WS-ClipCap": Method("c1", "c1", "pseudo-pairs", False, "training images with their nearest captions"),
-    "WS-ClipCap-Multi": Method("c2-corrupt", "c2-corrupt", "pseudo-pairs", True, "the same, with noise"),
-    "paired": Method("c1", "c1", "pairs", False, "trained on real pairs: the upper bound"),
-}
-ABLATION = ("C1", "C2_1", "C2_2", "C3")
+GRID = (0.03, 0.045, 0.06, 0.08, 0.1)
+_NAMED_DIGITS = 12
 
 
 @dataclass(frozen=True)
-class ScoredImages:
-    """Images to caption, and what people wrote about them.
+class _Settings:
+    """Settings of one table: those of `ablate`, checked."""
 
-    Attributes:
-        embeddings: float32 (n, d).
-        keys: n keys.
-        references: captions by key.
-    """
+    methods: tuple[str, ...] = ABLATION
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sigmas: tuple[float | str, ...] = (0.1,)
+    grid: tuple[float, ...] = GRID
+    size: str = "small"
+    set: tuple[str, ...] = ()
+    epochs: int | None = None
+    split: str = "test"
+    train_fractions: tuple[float, ...] = (1.0,)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    keep_decoders: bool = True
+    device: str | None = None
+    precision: str = "auto"
 
-    embeddings: FloatArray
-    keys: Sequence[str]
-    references: Mapping[str, Sequence[str]]
+    def __post_init__(self) -> None:
+        check_methods(self.methods)
+        load_size(self.size, self.set)
+        for name in ("methods", "seeds", "sigmas", "train_fractions"):
+            if not getattr(self, name):
+                raise DecoderError(f"A table needs at least one of its {name.replace('_', ' ')}.")
+        for fraction in self.train_fractions:
+            if not 0 < fraction <= 1:
+                raise DecoderError(f"The train fraction must be above 0 and at most 1, not {fraction}.")
+        if self.split == "val" and "best" in self.sigmas:
+            raise MetricError("Sigma is chosen on the val split, so it cannot be what the table is scored on.")
 
-
-@dataclass(frozen=True)
-class AblationData:
-    """What a table is computed from; embeddings are float32, L2-normalised.
-
-    Attributes:
-        train: training captions with their text embeddings.
-        val: other captions with their text embeddings, to choose checkpoints on.
-        images: embeddings (n, d) of the images to caption, in the order of ``image_keys``.
-        image_keys: their keys.
-        references: what people wrote about each.
-        moments: of both modalities over training data; the image mean must not come from the scored images.
-        train_images: image embeddings by key, for the methods that learn from images; else empty.
-        train_owners: for each training caption the key of its image.
-        val_owners: the same for the validation captions.
-        choice: other images that every method captions too, to choose sigma on; None for none.
-    """
-
-    train: CaptionRows
-    val: CaptionRows
-    images: FloatArray
-    image_keys: Sequence[str]
-    references: Mapping[str, Sequence[str]]
-    moments: Mapping[str, Moments]
-    train_images: Mapping[str, FloatArray] = field(default_factory=dict)
-    train_owners: Sequence[str] = ()
-    val_owners: Sequence[str] = ()
-    choice: ScoredImages | None = None
-
-    @property
-    def scored(self) -> ScoredImages:
-        """The images of the table."""
-        return ScoredImages(self.images, self.image_keys, self.references)
-
-
-@dataclass(frozen=True)
-class AblationRun:
-    """One training with its captions.
-
-    Attributes:
-        method: a key of `METHODS`.
-        seed: of the training.
-        sigma: standard deviation of the noise per dimension; 0 where there is none.
-        scores: in percent, by metric.
-        captions: by image key.
-        best_val_loss: the loss that the checkpoint was chosen by; None where nothing was trained.
-        history: the epochs.
-        seconds: wall-clock, training included.
-        train_fraction: share of the training images whose captions were used.
-        sigma_from: ``given``, ``auto`` (a rule) or ``best`` (chosen on the val split).
-        choice_scores: of the images that sigma is chosen on.
-    """
-
-    method: str
-    seed: int
-    sigma: float
-    scores: dict[str, float]
-    captions: dict[str, str]
-    best_val_loss: float | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    train_fraction: float = 1.0
-    sigma_from: str = "given"
-    choice_scores: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """What `c3 ablate --json` writes of it."""
-        return {
-            "method": self.method,
-            "seed": self.seed,
-            "sigma": self.sigma,
-            "sigma_from": self.sigma_from,
-            "train_fraction": self.train_fraction,
-            "scores": self.scores,
-            "val_scores": self.choice_scores,
-            "best_val_loss": self.best_val_loss,
-            "seconds": round(self.seconds, 1),
-        }
+    def command(self, row: Row, store: Path) -> str:
+        """Return the command that makes one row of the table."""
+        parts = ["c3", "ablate", "--methods", row["method"], "--seeds", str(row["seeds"])]
+        if METHODS[row["method"]].noisy:
+            parts += ["--sigma", f"{row['sigma']:.6g}"]
+        if row["train_fraction"] != 1:
+            parts += ["--train-fraction", f"{row['train_fraction']:g}"]
+        parts += ["--size", self.size]
+        for override in self.set:
+            parts += ["--set", override]
+        if self.epochs is not None:
+            parts += ["--epochs", str(self.epochs)]
+        if self.generation.method == "beam":
+            parts += ["--beams", str(self.generation.beams)]
+            parts += ["--length-penalty", f"{self.generation.length_penalty:g}"]
+        if self.generation.method == "magic":
+            parts.append("--magic")
+        if self.split != "test":
+            parts += ["--split", self.split]
+        parts += ["--store", str(store)]
+        parts += ["--device", self.device] if self.device else []
+        parts += ["--precision", self.precision] if self.precision != "auto" else []
+        return shlex.join(parts)
 
 
-def run_ablation(
-    data: AblationData,
-    methods: Sequence[str] = ABLATION,
+def ablate(
+    store: Store | str | Path = "c3-store",
     *,
-    seeds: Sequence[int] = (0,),
-    sigma: float = 0.1,
-    size_name: str = "tiny",
-    changes: Sequence[str] = (),
+    methods: str | Sequence[str] = ABLATION,
+    seeds: int = 3,
+    sigma: float | str | Sequence[float | str] = (0.1,),
+    grid: str | Sequence[float] = GRID,
+    output: str | Path = "c3-ablation",
+    split: str = "test",
+    size: str = "small",
+    set: Sequence[str] = (),
     epochs: int | None = None,
-    generation: GenerationConfig | None = None,
-    encoder: TextEncoder | None = None,
-    compute: Compute | None = None,
-    decoders: DecoderCache | None = None,
-    progress: Progress = silent,
-    say: Callable[[str], None] = lambda message: None,
-) -> Iterator[AblationRun]:
-    """Train, caption and score each method with each seed; yields each cell as soon as it is there.
+    train_fraction: float | Sequence[float] = (1.0,),
+    beams: int = 1,
+    length_penalty: float = 0.7,
+    magic: bool = False,
+    keep_decoders: bool = True,
+    device: str | None = None,
+    precision: str = "auto",
+    reporter: Reporter = SILENT,
+) -> Ablation:
+    """Train, caption and score each method with each seed on a store; write table.md and table.html to ``output``.
+
+    Finished cells are kept there: the same call continues, and one with more methods, seeds or sigmas adds to it.
 
     Args:
-        data: captions, embeddings, images, references.
-        methods: keys of `METHODS`.
-        seeds: of initialisation, order, noise.
-        sigma: standard deviation of the noise per dimension, for the methods that have it.
-        size_name: size of the decoder, a key of ``decoding.SIZES``.
-        changes: settings of the size that are changed, ``name=value``.
+        store: holds images and their captions.
+        methods: keys of `METHODS`, or text with commas between them; ``all`` for all.
+        seeds: how many: 0, 1, ....
+        sigma: noise per dimension, one row each: a number, ``auto`` (from the captions, as `train_captioner` takes it),
+            or ``best``: the one of ``grid`` with the best CIDEr on the val split, for each method, by the first seed;
+            ``sigma.json`` in ``output`` has the scores that it was chosen by.
+        grid: the sigmas that ``best`` chooses from, or text with commas between them.
+        output: folder of the finished cells and of the table.
+        split: the images that are captioned and scored.
+        size: of the decoder, a key of `c3tools.captioning.SIZES`.
+        set: settings of the size that are changed, ``name=value`` each.
         epochs: passes over the captions; the size's own when None.
-        generation: how captions are written; greedy when None.
-        encoder: of the embeddings' model; needed by ``magic`` alone.
-        compute: device and precision; the best there is when None.
-        decoders: where trained decoders are kept and looked for; in memory when None.
-        progress: opens the display of each training, for example `c3tools.reporter.track`.
-        say: told whether an interrupted training is continued.
+        train_fraction: share of the training images whose captions are used, one row each.
+        beams, length_penalty, magic: see `c3tools.captioning.Captioner.caption`.
+        keep_decoders: keep the trained decoders too, so that captions can be generated in another way without training.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        reporter: shows messages and progress.
 
     Raises:
-        DecoderError: if a method or a size is unknown, or training data is missing that a method needs.
-        MetricError: if there is no image to caption, or references are missing.
+        DecoderError: if a method or a setting is unknown, or there are too few captions.
+        MetricError: if the split has no images with captions.
+        StoreError: if texts or images are missing.
     """
-    check_methods(methods)
-    if not len(data.images):
-        raise MetricError("There is no image to caption and score.", remedy="Give at least one image with references.")
-    sets = [data.scored] if data.choice is None else [data.scored, data.choice]
-    decoders = decoders or DecoderCache()
-    for seed in seeds:
-        for name in methods:
-            method = METHODS[name]
-            started = time.perf_counter()
-            strength = sigma if method.noisy else 0.0
-            captioner: Captioner | None = None
-            if method.training is not None:
-                recipe = TrainingKey(method.training, method.learns_from, strength, seed)
-                captioner = decoders.get(recipe)
-                if captioner is None:
-                    config = training_config(size(size_name, changes), seed=seed, epochs=epochs)
-                    options = {"size_name": size_name, "changes": changes, "training": config, "compute": compute}
-                    options |= {"run": decoders.run(recipe), "label": f"{name}, seed {seed}"}
-                    captioner = _train(data, method, strength, progress=progress, say=say, **options)
-                    decoders.put(recipe, captioner)
-            write = _writer(data, method, strength, captioner, generation, encoder)
-            written = [dict(zip(images.keys, write(images), strict=True)) for images in sets]
-            scores = [
-                score_captions(captions, images.references).corpus
-                for captions, images in zip(written, sets, strict=True)
-            ]
-            yield AblationRun(
-                name,
-                seed,
-                strength,
-                scores[0],
-                written[0],
-                None if captioner is None else captioner.record["best_val_loss"],
-                [] if captioner is None else captioner.record["history"],
-                time.perf_counter() - started,
-                choice_scores=scores[1] if len(scores) > 1 else {},
-            )
-
-
-def _writer(
-    data: AblationData,
-    method: Method,
-    sigma: float,
-    captioner: Captioner | None,
-    generation: GenerationConfig | None,
-    encoder: TextEncoder | None,
-) -> Callable[[ScoredImages], list[str]]:
-    """What captions images by the method: its trained decoder, or the nearest training caption."""
-    if captioner is None:
-        memory = NearestCaption(data.train.embeddings, data.train.captions)
-        return lambda images: memory.caption(images.embeddings)
-    pipeline = _fitted(data, method.inference, sigma)
-    inference = Captioner(captioner.decoder, captioner.tokenizer, pipeline, captioner.record)
-    return lambda images: inference.caption(images.embeddings, keys=images.keys, generation=generation, encoder=encoder)
-
-
-def check_methods(methods: Sequence[str]) -> None:
-    """Refuse unknown names.
-
-    Raises:
-        DecoderError: with the known ones.
-    """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise DecoderError(f"Unknown method {', '.join(unknown)}.", remedy=f"Choose from {', '.join(METHODS)}.")
-
-
-def _train(data: AblationData, method: Method, sigma: float, **options: Any) -> Captioner:
-    assert method.training is not None
-    train, val = data.train, data.val
-    if method.learns_from == "pairs":
-        train = _image_rows(data, data.train, data.train_owners)
-        val = _image_rows(data, data.val, data.val_owners)
-    elif method.learns_from == "pseudo-pairs":
-        train, val = _pseudo_pairs(data)
-    pipeline = _fitted(data, method.training, sigma, train_on=train.modality)
-    return fit_captioner(train, val, pipeline, record={"sigma": sigma}, **options)
-
-
-def _fitted(data: AblationData, name: str, sigma: float, train_on: str = "text") -> Pipeline:
-    pipeline = preset(name, sigma=sigma, train_on=train_on)
-    rows = {"text": data.train.embeddings} if pipeline.needs_rows else None
-    return pipeline.fit(data.moments, rows, provenance={"split": "train"})
-
-
-def _image_rows(data: AblationData, rows: CaptionRows, owners: Sequence[str]) -> CaptionRows:
-    """The captions whose image is there, each with its image's embedding."""
-    _need_images(data)
-    if len(owners) != len(rows):
-        raise DecoderError(f"There are {len(owners)} image keys for {len(rows)} captions.")
-    kept = np.array([row for row, owner in enumerate(owners) if owner in data.train_images], dtype=np.int64)
-    chosen = rows.select(kept)
-    embeddings = np.stack([data.train_images[owners[row]] for row in kept]) if len(kept) else rows.embeddings[:0]
-    return CaptionRows(chosen.keys, embeddings, chosen.captions, "image")
-
-
-def _pseudo_pairs(data: AblationData) -> tuple[CaptionRows, CaptionRows]:
-    """Each training image with the captions nearest to it, whoever wrote them; and the same of held-out images.
-
-    The checkpoint is chosen on pseudo pairs too: the method has no others, and a decoder that reads images says
-    little about texts.
-    """
-    _need_images(data)
-    held_out = set(data.val_owners)
-    train = [key for key in data.train_images if key not in held_out]
-    val = [key for key in data.train_images if key in held_out]
-    if not train or not val:
-        raise DecoderError(
-            f"WS-ClipCap needs images to learn from and others to validate on; there are {len(train)} and {len(val)}."
-        )
-    return _retrieved(data, train), _retrieved(data, val)
-
-
-def _retrieved(data: AblationData, keys: Sequence[str]) -> CaptionRows:
-    images = np.stack([data.train_images[key] for key in keys])
-    found = nearest(images, data.train.embeddings, min(PSEUDO_CAPTIONS, len(data.train)))
-    rows = [(image, rank, caption) for image, ranks in enumerate(found) for rank, caption in enumerate(ranks)]
-    return CaptionRows(
-        [f"{keys[image]}#{rank}" for image, rank, _ in rows],
-        images[[image for image, _, _ in rows]],
-        [data.train.captions[caption] for _, _, caption in rows],
-        "image",
+    names = _listed(methods)
+    settings = _Settings(
+        methods=tuple(METHODS) if names == ["all"] else tuple(names),
+        seeds=tuple(range(seeds)),
+        sigmas=tuple(parse_sigma(value, also=("auto", "best")) for value in _several(sigma)),
+        grid=tuple(float(parse_sigma(value, also=())) for value in _listed(grid)),
+        size=size,
+        set=tuple(set),
+        epochs=epochs,
+        split=split,
+        train_fractions=tuple(_several(train_fraction)),
+        generation=GenerationConfig.from_options(beams=beams, length_penalty=length_penalty, magic=magic),
+        keep_decoders=keep_decoders,
+        device=device,
+        precision=precision,
     )
+    store = store if isinstance(store, Store) else Store.open(store)
+    runs = []
+    for run in _runs(store, settings, Path(output), reporter):
+        runs.append(run)
+        reporter.message(f"{run.method}, seed {run.seed}: {CHOOSE_BY} {run.scores[CHOOSE_BY]:.1f}")
+    data, _ = ablation_data(store, split)
+    table = Ablation(runs, settings.methods, data, lambda row: settings.command(row, store.path))
+    table.save(Path(output))
+    return table
 
 
-def _need_images(data: AblationData) -> None:
-    if not data.train_images:
-        raise DecoderError(
-            "This method learns from training images, and there are none.",
-            remedy="Embed images of the train split, or leave out paired and WS-ClipCap.",
+def _runs(store: Store, settings: _Settings, folder: Path, reporter: Reporter) -> Iterator[AblationRun]:
+    """Yield all cells of a table: finished ones from ``folder``, the others computed and written there."""
+    everything, notes = ablation_data(store, settings.split, choose="best" in settings.sigmas)
+    encoder = None
+    if settings.generation.method == "magic":
+        encoder = resolve_encoder(
+            recorded=store.info.model, device=settings.device, precision=settings.precision, reporter=reporter
         )
+    for fraction in settings.train_fractions:
+        data = everything.sample(fraction)
+        for note in [*notes, *_overlaps(data)]:
+            reporter.message(note)
+        cells = _Cells(data, settings, fraction, folder, encoder, reporter)
+        for source, sigmas in _sigmas(store, cells):
+            for seed in settings.seeds:
+                for run in cells.runs(sigmas, seed):
+                    yield replace(run, sigma_from=source, train_fraction=fraction)
+
+
+def ablation_data(store: Store, split: str = "test", *, choose: bool = False) -> tuple[AblationData, list[str]]:
+    """Read the rows of a table: train and val captions, the images of ``split`` with their captions.
+
+    Args:
+        store: holds images and texts.
+        split: the images that are captioned and scored.
+        choose: whether the images of the val split are captioned too, to choose sigma on.
+
+    Returns:
+        The data, and notes for the user.
+
+    Raises:
+        StoreError: if texts or images are missing.
+        DecoderError: if there are too few captions.
+        MetricError: if the split has no images with captions.
+    """
+    train, val, notes = training_captions(store)
+    references = store_references(store)
+    everything = store.load("image")
+    images, left_out = _described(store, everything, split, references)
+    if left_out:
+        notes.append(f"{left_out:,} images have no captions to score against and are left out.")
+    moments = {modality: fit_moments(store, modality, "train") for modality in store.modalities}
+    choice = _described(store, everything, "val", references)[0] if choose else None
+    return AblationData(train, val, images, references, moments, everything, choice).sample(1.0), notes
+
+
+def _described(store: Store, images: Rows, split: str, references: dict[str, list[str]]) -> tuple[Rows, int]:
+    """Return the images of a split that have captions, and the number of those that have none."""
+    own = images.where(split)
+    kept = np.array([key in references for key in own.keys], dtype=bool)
+    if not kept.any():
+        raise MetricError(
+            f"The store {store.path} has no images with captions in the split {split!r}.",
+            remedy="Name another with --split.",
+        )
+    return own.select(kept), int((~kept).sum())
+
+
+def _overlaps(data: AblationData) -> list[str]:
+    scored = frozenset(data.images.keys)
+    notes = []
+    overlap = scored.intersection(data.train.items)
+    if overlap:
+        notes.append(f"{len(overlap):,} of the scored images have their captions among the training captions.")
+    if scored.intersection(data.val.items):
+        notes.append("The scored images have their captions among those that checkpoints are chosen on.")
+    return notes
+
+
+def _sigmas(store: Store, cells: _Cells) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield where sigma comes from, and the sigma of each method; methods without noise come once."""
+    settings, noiseless = cells.settings, True
+    for sigma in settings.sigmas:
+        methods = [name for name in settings.methods if noiseless or METHODS[name].noisy]
+        if not methods:
+            continue
+        if sigma == "best":
+            chosen = cells.choose([name for name in methods if METHODS[name].noisy])
+            yield "best", {name: chosen.get(name, 0.0) for name in methods}
+        elif sigma == "auto":
+            value, why = sigma_from_texts(store, cells.data.train, "train")
+            cells.reporter.message(why)
+            yield "auto", dict.fromkeys(methods, value)
+        else:
+            yield "given", dict.fromkeys(methods, float(sigma))
+        noiseless = False
+
+
+class _Cells:
+    """Cells of one table with one train fraction: finished ones in a folder, and the data of the others."""
+
+    def __init__(
+        self,
+        data: AblationData,
+        settings: _Settings,
+        fraction: float,
+        folder: Path,
+        encoder: Encoder | None,
+        reporter: Reporter,
+    ) -> None:
+        self.data, self.settings, self.encoder, self.reporter = data, settings, encoder, reporter
+        self.compute = devices.pick(settings.device, settings.precision)
+        trained = _training_identity(data, settings)
+        self.identity = _cell_identity(trained, data, settings)
+        self.cells = folder / "cells" / self.identity[:_NAMED_DIGITS]
+        self.choices = folder / ("sigma.json" if fraction == 1 else f"sigma-fraction{fraction:g}.json")
+        self.decoders = folder / "decoders" / trained[:_NAMED_DIGITS] if settings.keep_decoders else None
+
+    def runs(self, sigmas: dict[str, float], seed: int) -> Iterator[AblationRun]:
+        """Yield one run per method, each at its sigma; methods of one sigma are run together and share trainings."""
+        settings = self.settings
+        for sigma in dict.fromkeys(sigmas.values()):
+            pending = []
+            for method in (name for name, own in sigmas.items() if own == sigma):
+                run = self._read(method, seed, sigma)
+                if run is None:
+                    pending.append(method)
+                else:
+                    self.reporter.message(f"{method}, seed {seed}: finished before")
+                    yield run
+            for run in run_ablation(
+                self.data,
+                pending,
+                seeds=(seed,),
+                sigma=sigma,
+                size=settings.size,
+                set=settings.set,
+                epochs=settings.epochs,
+                generation=settings.generation,
+                encoder=self.encoder,
+                compute=self.compute,
+                decoders=self.decoders,
+                reporter=self.reporter,
+            ):
+                content = {"identity": self.identity, "run": asdict(run)}
+                write_json_atomically(self._path(run.method, seed, sigma), content)
+                yield run
+
+    def choose(self, methods: Sequence[str]) -> dict[str, float]:
+        """Return the sigma of the grid with the best score on the val split, for each method, by the first seed."""
+        tried: dict[str, dict[float, float]] = {name: {} for name in methods}
+        for sigma in self.settings.grid:
+            for run in self.runs(dict.fromkeys(methods, sigma), self.settings.seeds[0]):
+                tried[run.method][sigma] = run.choice_scores[CHOOSE_BY]
+        chosen = {name: max(scores, key=scores.__getitem__) for name, scores in tried.items()}
+        for name, scores in tried.items():
+            listed = ", ".join(f"{sigma:g}: {score:.1f}" for sigma, score in scores.items())
+            self.reporter.message(
+                f"{name}: sigma {chosen[name]:g} is best on the val split ({CHOOSE_BY} by sigma {listed})"
+            )
+        plain = {name: {f"{sigma:g}": score for sigma, score in scores.items()} for name, scores in tried.items()}
+        write_json_atomically(self.choices, {"split": "val", "metric": CHOOSE_BY, "scores": plain})
+        return chosen
+
+    def _path(self, method: str, seed: int, sigma: float) -> Path:
+        strength = sigma if METHODS[method].noisy else 0.0
+        return self.cells / f"{method}-sigma{strength:g}-seed{seed}.json"
+
+    def _read(self, method: str, seed: int, sigma: float) -> AblationRun | None:
+        try:
+            content = json.loads(self._path(method, seed, sigma).read_text(encoding="utf-8"))
+            run = AblationRun(**content["run"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if content["identity"] != self.identity or (self.data.choice is not None and not run.choice_scores):
+            return None
+        return run
+
+
+def _training_identity(data: AblationData, settings: _Settings) -> str:
+    """Return a digest of all that a trained decoder depends on beside its method, sigma and seed."""
+    chosen = load_size(settings.size, settings.set)
+    plain: dict[str, Any] = {
+        "size": asdict(replace(chosen, training=training_config(chosen, epochs=settings.epochs))),
+        "captions": [data.train.captions, data.val.captions],
+    }
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    images = data.train_images.embeddings if data.train_images is not None else np.empty(0, np.float32)
+    for array in (data.train.embeddings, data.val.embeddings, images):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for _, moments in sorted(data.moments.items()):
+        digest.update(moments.mean.tobytes())
+    return digest.hexdigest()
+
+
+def _cell_identity(trained: str, data: AblationData, settings: _Settings) -> str:
+    """Return a digest of all that a cell depends on beside method, seed and sigma."""
+    plain: dict[str, Any] = {
+        "trained": trained,
+        "generation": asdict(settings.generation),
+        "references": {key: list(data.references[key]) for key in data.images.keys},
+    }
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(data.images.embeddings).tobytes())
+    return digest.hexdigest()
+
+
+def _listed(values: Any) -> list[Any]:
+    """Return the values of a sequence, or of a text with commas between them."""
+    return [part.strip() for part in values.split(",") if part.strip()] if isinstance(values, str) else list(values)
+
+
+def _several(values: Any) -> list[Any]:
+    """Return the values of a sequence, or the one value."""
+    return [values] if isinstance(values, str | float | int) else list(values)

@@ -1,151 +1,182 @@
-"""The table of `c3 ablate`: rows with mean and spread, the command of each, what the order of the methods is."""
+"""The result of an ablation as a table: rows with mean and spread, in the terminal, as Markdown, JSON and HTML."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from ..metrics import mean_and_std
+from ..pages import render_page
+from ..tables import Table
+from .methods import ABLATION, METHODS, AblationData, AblationRun
 
-from .cells import TableSettings
-from .run import ABLATION, METHODS, AblationRun
+CHOOSE_BY = "CIDEr"
+_EXAMPLES = 60
+Row = dict[str, Any]
 
-_BY = "CIDEr"
 
+@dataclass(frozen=True)
+class Ablation:
+    """Runs of a table, and the data that they were computed from.
 
-def table_rows(
-    runs: Sequence[AblationRun],
-    settings: TableSettings | None = None,
-    store: Path | None = None,
-    also: Sequence[str] = (),
-) -> list[dict[str, Any]]:
-    """One row per method, sigma and train fraction: mean and sample standard deviation over seeds, by metric.
-
-    With the settings of the table and its store, rows are in the order of its methods, whichever were finished first,
-    and each has the command that makes it, which ends in ``also``.
+    Attributes:
+        runs: one per method, seed, sigma and train fraction.
+        methods: in the order of the rows; those of the runs when empty.
+        data: the rows that captions were learned from, and the images that were captioned.
+        command: returns the command that makes a row; None leaves it out.
     """
-    groups: dict[tuple[object, ...], list[AblationRun]] = {}
-    for run in runs:
-        groups.setdefault(_row_of(run.to_json()), []).append(run)
-    rows = []
-    for members in groups.values():
-        scores = {}
-        # one order for all rows, whether computed now or read from a finished cell
-        for name in sorted(members[0].scores):
-            values = np.array([run.scores[name] for run in members])
-            spread = float(values.std(ddof=1)) if len(values) > 1 else None
-            scores[name] = {"mean": float(values.mean()), "std": spread}
-        first = members[0]
-        row: dict[str, Any] = {
-            "method": first.method,
-            "sigma": first.sigma,
-            "sigma_from": first.sigma_from,
-            "train_fraction": first.train_fraction,
-            "seeds": len(members),
-            "scores": scores,
-        }
-        if settings is not None:
-            row["command"] = command(row, settings, store, also)
-        rows.append(row)
-    if settings is not None:
-        rows.sort(key=lambda row: settings.methods.index(row["method"]))
-    return rows
+
+    runs: Sequence[AblationRun]
+    methods: Sequence[str] = ()
+    data: AblationData | None = None
+    command: Callable[[Row], str] | None = None
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """One row per method, sigma and train fraction: mean and sample standard deviation over seeds, by metric."""
+        groups: dict[tuple[object, ...], list[AblationRun]] = {}
+        for run in self.runs:
+            groups.setdefault(_row_key(run.to_dict()), []).append(run)
+        rows = []
+        for members in groups.values():
+            first = members[0]
+            # one order of metrics for all rows, whether computed now or read from a finished cell
+            spreads = {name: mean_and_std([run.scores[name] for run in members]) for name in sorted(first.scores)}
+            row: Row = {
+                "method": first.method,
+                "sigma": first.sigma,
+                "sigma_from": first.sigma_from,
+                "train_fraction": first.train_fraction,
+                "seeds": len(members),
+                "scores": {name: {"mean": mean, "std": std} for name, (mean, std) in spreads.items()},
+            }
+            rows.append(row | ({"command": self.command(row)} if self.command else {}))
+        # rows are in the order of the methods, whichever were finished first
+        return sorted(rows, key=lambda row: self.methods.index(row["method"]) if self.methods else 0)
+
+    def table(self, *, seeds: bool = False) -> Table:
+        """Return the rows as cells of text; ``seeds`` adds the number of seeds."""
+        metrics = list(self.rows[0]["scores"]) if self.rows else []
+        fractions = len({row["train_fraction"] for row in self.rows}) > 1
+        columns = ["method", "sigma", *(["train fraction"] * fractions), *(["seeds"] * seeds), *metrics]
+        cells = [
+            [
+                row["method"],
+                _sigma_text(row),
+                *([f"{row['train_fraction']:g}"] * fractions),
+                *([str(row["seeds"])] * seeds),
+                *(score_text(row["scores"][name]) for name in metrics),
+            ]
+            for row in self.rows
+        ]
+        return Table(columns, cells)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """How the steps of the method compare in CIDEr, each with the one before it and with the spread over seeds."""
+        notes = []
+        for fraction, sigma in dict.fromkeys(_comparable(row) for row in self.rows):
+            found = {
+                row["method"]: row["scores"][CHOOSE_BY]
+                for row in self.rows
+                if row["train_fraction"] == fraction
+                and (_comparable(row) == (fraction, sigma) or not METHODS[row["method"]].noisy)
+            }
+            for before, after in pairwise(name for name in ABLATION if name in found):
+                difference = found[after]["mean"] - found[before]["mean"]
+                spreads = [found[name]["std"] for name in (before, after)]
+                if any(spread is None for spread in spreads):
+                    continue
+                within = "within" if abs(difference) <= max(spreads) else "beyond"
+                where = f", sigma {sigma}" if METHODS[after].noisy else ""
+                where += "" if fraction == 1 else f", train fraction {fraction:g}"
+                spread = f"{within} the spread over seeds ({max(spreads):.1f})"
+                notes.append(f"{after} − {before}: {difference:+.1f} {CHOOSE_BY}, {spread}{where}")
+        return list(dict.fromkeys(notes))
+
+    @property
+    def commands(self) -> list[str]:
+        """The command that makes each row."""
+        return [row["command"] for row in self.rows if "command" in row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows, and all runs (``runs``, the list that `c3 ablate --json` writes)."""
+        commands = {_row_key(row): {"command": row["command"]} for row in self.rows if "command" in row}
+        plain = [run.to_dict() for run in self.runs]
+        return {"rows": self.rows, "runs": [{**run, **commands.get(_row_key(run), {})} for run in plain]}
+
+    def to_markdown(self) -> str:
+        """Return the table as Markdown, then the command of each row."""
+        table = self.table(seeds=True)
+        lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+        lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+        lines += ["", *self.notes] if self.notes else []
+        lines += ["", "Each row is made by:", "", *(f"    {line}" for line in self.commands)] if self.commands else []
+        return "\n".join(lines) + "\n"
+
+    def to_html(self) -> str:
+        """Return one self-contained page: the table, and the captions of the first images by every method."""
+        assert self.data is not None
+        first: dict[str, AblationRun] = {}
+        for run in self.runs:
+            fraction = "" if run.train_fraction == 1 else f", {run.train_fraction:g} of the images"
+            sigma = f", sigma {run.sigma:.3g}" if METHODS[run.method].noisy else ""
+            first.setdefault(f"{run.method}{sigma}{fraction}", run)
+        table = self.table()
+        return render_page(
+            Path(__file__).parent / "templates" / "ablation.html",
+            title="Ablation",
+            images=len(self.data.images),
+            captions=len(self.data.train),
+            seeds=max((row["seeds"] for row in self.rows), default=0),
+            columns=table.columns,
+            rows=list(zip(table.rows, [METHODS[row["method"]].summary for row in self.rows], strict=True)),
+            notes=self.notes,
+            commands=self.commands,
+            writers=list(first),
+            examples=[
+                {
+                    "key": key,
+                    "captions": [run.captions.get(key, "") for run in first.values()],
+                    "reference": next(iter(self.data.references.get(key, ())), ""),
+                }
+                for key in list(self.data.images.keys)[:_EXAMPLES]
+            ],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write ``table.md`` and ``table.html`` to a folder, which is made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "table.md").write_text(self.to_markdown(), encoding="utf-8")
+        (folder / "table.html").write_text(self.to_html(), encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
-def runs_to_json(runs: Sequence[AblationRun], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `c3 ablate --json` writes: every run, with the command of its row."""
-    commands = {_row_of(row): row["command"] for row in rows}
-    plain = [run.to_json() for run in runs]
-    return [{**run, "command": commands[_row_of(run)]} for run in plain]
-
-
-def _row_of(plain: dict[str, Any]) -> tuple[object, ...]:
+def _row_key(plain: Row) -> tuple[object, ...]:
     return tuple(plain[name] for name in ("method", "sigma", "sigma_from", "train_fraction"))
 
 
-def command(row: dict[str, Any], settings: TableSettings, store: Path | None = None, also: Sequence[str] = ()) -> str:
-    """What to type to make one row."""
-    parts = ["c3", "ablate", "--methods", row["method"], "--seeds", str(row["seeds"])]
-    if METHODS[row["method"]].noisy:
-        parts += ["--sigma", f"{row['sigma']:.6g}"]
-    if row["train_fraction"] != 1:
-        parts += ["--train-fraction", f"{row['train_fraction']:g}"]
-    parts += ["--size", settings.size]
-    for change in settings.changes:
-        parts += ["--set", change]
-    if settings.epochs is not None:
-        parts += ["--epochs", str(settings.epochs)]
-    if settings.generation.method == "beam":
-        parts += ["--beams", str(settings.generation.beams)]
-        parts += ["--length-penalty", f"{settings.generation.length_penalty:g}"]
-    if settings.generation.method == "magic":
-        parts.append("--magic")
-    if settings.split != "test":
-        parts += ["--split", settings.split]
-    if store is not None:
-        parts += ["--store", str(store)]
-    return shlex.join([*parts, *also])
-
-
-def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, then the command of each row."""
-    names = list(rows[0]["scores"]) if rows else []
-    fractions = len({row["train_fraction"] for row in rows}) > 1
-    head = ["method", "sigma", *(["train fraction"] if fractions else []), "seeds", *names]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        cells = [row["method"], sigma_text(row), *([f"{row['train_fraction']:g}"] if fractions else [])]
-        cells += [str(row["seeds"]), *(cell_text(row["scores"][name]) for name in names)]
-        lines.append("| " + " | ".join(cells) + " |")
-    notes = order_notes(rows)
-    lines += ["", *notes] if notes else []
-    commands = [row["command"] for row in rows if "command" in row]
-    lines += ["", "Each row is made by:", "", *(f"    {line}" for line in commands)] if commands else []
-    return "\n".join(lines) + "\n"
-
-
-def cell_text(score: dict[str, float | None]) -> str:
-    """``mean ± std``, or the mean alone where there is one seed."""
-    spread = "" if score["std"] is None else f" ± {score['std']:.1f}"
-    return f"{score['mean']:.1f}{spread}"
-
-
-def sigma_text(row: dict[str, Any]) -> str:
-    """The sigma of a row and where it is from; a dash where there is no noise."""
-    if not METHODS[row["method"]].noisy:
-        return "–"
-    source = "" if row["sigma_from"] == "given" else f" ({row['sigma_from']})"
-    return f"{row['sigma']:.3g}{source}"
-
-
-def _comparable(row: dict[str, Any]) -> tuple[float, str]:
-    """Rows of one table of the paper have this in common; a chosen sigma differs by method."""
+def _comparable(row: Row) -> tuple[float, str]:
+    """Return what rows of one table of the paper have in common; a chosen sigma differs by method."""
     source, noisy = row["sigma_from"], METHODS[row["method"]].noisy
     return row["train_fraction"], f"{row['sigma']:g}" if noisy and source != "best" else source
 
 
-def order_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How the steps of the method compare in CIDEr, each with the one before it and with the spread over seeds."""
-    notes = []
-    for key in dict.fromkeys(_comparable(row) for row in rows):
-        found = {
-            row["method"]: row["scores"][_BY]
-            for row in rows
-            if row["train_fraction"] == key[0] and (_comparable(row) == key or not METHODS[row["method"]].noisy)
-        }
-        present = [name for name in ABLATION if name in found]
-        for before, after in pairwise(present):
-            difference = found[after]["mean"] - found[before]["mean"]
-            spreads = [found[name]["std"] for name in (before, after)]
-            if any(spread is None for spread in spreads):
-                continue
-            within = "within" if abs(difference) <= max(spreads) else "beyond"
-            noisy = METHODS[after].noisy
-            where = f", sigma {key[1]}" if noisy else ""
-            where += "" if key[0] == 1 else f", train fraction {key[0]:g}"
-            spread = f"{within} the spread over seeds ({max(spreads):.1f})"
-            notes.append(f"{after} − {before}: {difference:+.1f} {_BY}, {spread}{where}")
-    return list(dict.fromkeys(notes))
+def score_text(score: dict[str, float | None]) -> str:
+    """Return ``mean ± std``, or the mean alone where there is one seed."""
+    spread = "" if score["std"] is None else f" ± {score['std']:.1f}"
+    return f"{score['mean']:.1f}{spread}"
+
+
+def _sigma_text(row: Row) -> str:
+    """Return the sigma of a row and where it is from; a dash where there is no noise."""
+    if not METHODS[row["method"]].noisy:
+        return "–"
+    source = "" if row["sigma_from"] == "given" else f" ({row['sigma_from']})"
+    return f"{row['sigma']:.3g}{source}"

@@ -1,4 +1,4 @@
-"""A trained decoder with all that belongs to it: tokenizer, fitted pipeline, and the record of its training.
+"""A trained decoder with its tokenizer, fitted pipeline and training record, and the captions of image files.
 
 Saved as a folder, without any pickle:
 
@@ -11,7 +11,6 @@ Saved as a folder, without any pickle:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,18 +22,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
-from ..errors import DecoderError
+from .. import devices
+from ..corpus.items import IMAGE_SUFFIXES
+from ..corpus.reading import assign_keys, find_images
+from ..encoders import Encoder, resolve_encoder
+from ..errors import CorpusError, DecoderError
 from ..identity import ModelIdentity
 from ..io.files import sha256_of, write_json_atomically
+from ..reporter import SILENT, Reporter
 from ..transforms import Pipeline
 from .config import DecoderConfig
-from .decoder import Decoder
-from .generation import GenerationConfig, TextEncoder, generate
-from .magic import magic
-from .model import CaptionDecoder
+from .generation import GenerationConfig, generate, generate_magic
+from .model import CaptionDecoder, Decoder
 from .tokenizer import CaptionTokenizer
 
 FORMAT_VERSION = 1
@@ -42,12 +45,13 @@ BUILT_IN, LANGUAGE_MODEL = "built-in", "language-model"
 DECODER_FILE = "decoder.json"
 WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _PARTS = (WEIGHTS_FILE, TOKENIZER_FILE, "transform.json", "transform.safetensors")
 
 
-@dataclass
+@dataclass(repr=False)
 class Captioner:
-    """Writes captions from embeddings.
+    """A trained decoder that captions images, or embeddings of them.
 
     Attributes:
         decoder: the built-in Transformer, or a language model behind a mapper.
@@ -62,37 +66,68 @@ class Captioner:
     pipeline: Pipeline
     record: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Captioner({self.model}, {self.pipeline!r}, size {self.record.get('size')})"
+
     def caption(
         self,
-        embeddings: npt.NDArray[np.float32],
+        images: Sequence[str | Path | Image.Image] | None = None,
         *,
+        embeddings: npt.NDArray[np.float32] | None = None,
         modality: str = "image",
         keys: Sequence[str] | None = None,
+        encoder: Encoder | None = None,
+        beams: int = 1,
+        length_penalty: float = 0.7,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        magic: bool = False,
+        seed: int = 0,
         generation: GenerationConfig | None = None,
-        encoder: TextEncoder | None = None,
     ) -> list[str]:
-        """One caption per embedding.
+        """Return one caption per image, or per embedding.
 
         Args:
+            images: paths or PIL images; None where embeddings are given.
             embeddings: float32 (n, d) as the encoder gives them; the pipeline is applied here.
             modality: whose embeddings they are.
-            keys: one per row, needed by nucleus sampling.
-            generation: method and settings; greedy by default.
-            encoder: of the decoder's model; ``magic`` has it score what is written.
+            keys: one per row, from which sampling draws; by default the numbers of the rows.
+            encoder: of the decoder's model, to encode images, and texts for ``magic``; by default it is loaded.
+            beams: beam search with so many beams; 1 is greedy.
+            length_penalty: beams are compared by log-probability / length ** this.
+            top_p: sample from the nucleus of this probability.
+            temperature: of sampling.
+            magic: the encoder re-scores every word.
+            seed: of sampling.
+            generation: all settings at once, in place of the six before.
 
         Raises:
-            DecoderError: if the dimension is another than the decoder's, or ``magic`` is given no encoder.
+            DecoderError: if the model or the dimension is another than the decoder's, or the options contradict.
+            EncoderError: if the encoder cannot be loaded, or an image cannot be read.
         """
+        if (images is None) == (embeddings is None):
+            raise DecoderError("Captions are generated from images or from embeddings.", remedy="Pass one of them.")
+        generation = generation or GenerationConfig.from_options(
+            beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
+        )
+        if images is not None:
+            encoder = encoder or resolve_encoder(recorded=self.model)
+            self.check_model(encoder.identity, encoder.dim)
+            embeddings = encoder.encode_images(images)
+        assert embeddings is not None
         self.check_dim(embeddings.shape[1])
         if not len(embeddings):
             return []
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         self.decoder.eval()
-        if generation is not None and generation.method == "magic":
-            written = magic(self.decoder, self.tokenizer, inputs, embeddings, generation, encoder)
+        if generation.method == "magic":
+            if encoder is None and self.model:
+                encoder = resolve_encoder(recorded=self.model)
+            captions = generate_magic(self.decoder, self.tokenizer, inputs, embeddings, generation, encoder)
         else:
-            written = generate(self.decoder, inputs, generation, keys)
-        return [self.tokenizer.decode(ids) for ids in written]
+            keys = keys if keys is not None else [str(row) for row in range(len(embeddings))]
+            captions = generate(self.decoder, inputs, generation, keys)
+        return [self.tokenizer.decode(ids) for ids in captions]
 
     @property
     def model(self) -> ModelIdentity:
@@ -105,9 +140,9 @@ class Captioner:
         Raises:
             DecoderError: with both dimensions and the decoder's model.
         """
-        if dim != self.decoder.shape.dim:
+        if dim != self.decoder.config.dim:
             raise DecoderError(
-                f"The decoder was trained on embeddings of {self.decoder.shape.dim} dimensions "
+                f"The decoder was trained on embeddings of {self.decoder.config.dim} dimensions "
                 f"({self.model}); these have {dim}.",
                 remedy="Use embeddings of the same model, or train a decoder on these: `c3 train-decoder`.",
             )
@@ -127,16 +162,13 @@ class Captioner:
         )
         self.check_dim(dim)
 
-    def digest(self) -> str:
-        """A digest of the weights."""
-        found = hashlib.sha256()
-        for name, value in self.decoder.state_dict().items():
-            found.update(name.encode())
-            found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+    def to_dict(self) -> dict[str, Any]:
+        """Return the training record and the number of parameters, as `c3 train-decoder --json` prints them."""
+        return {**self.record, "parameters": sum(p.numel() for p in self.decoder.parameters())}
 
-    def save(self, folder: Path) -> None:
-        """Write the folder, whole or not at all; one that is there is replaced."""
+    def save(self, folder: str | Path) -> None:
+        """Write the folder, whole or not at all; the decoder that is there is kept as ``<folder>.previous``."""
+        folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -148,7 +180,7 @@ class Captioner:
             content = {
                 "format_version": FORMAT_VERSION,
                 "kind": BUILT_IN if isinstance(self.decoder, CaptionDecoder) else LANGUAGE_MODEL,
-                "config": asdict(self.decoder.shape),  # type: ignore[call-overload]
+                "config": asdict(self.decoder.config),  # type: ignore[call-overload]
                 "record": self.record,
                 "files": {name: sha256_of(temporary / name) for name in _PARTS if (temporary / name).is_file()},
             }
@@ -158,12 +190,13 @@ class Captioner:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | None = None) -> Captioner:
+    def load(cls, folder: str | Path, device: torch.device | None = None) -> Captioner:
         """Read what `save` wrote, with the weights on ``device`` (CPU by default).
 
         Raises:
             DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.
         """
+        folder = Path(folder)
         path = folder / DECODER_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -211,7 +244,7 @@ def _check_files(folder: Path, expected: Mapping[str, str]) -> None:
 
 
 def previous_folder(folder: Path) -> Path:
-    """Where the decoder that a new one replaced is kept."""
+    """Return where the decoder that a new one replaced is kept."""
     return folder.with_name(f"{folder.name}.previous")
 
 
@@ -221,3 +254,121 @@ def _replace_folder(new: Path, folder: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
     new.rename(folder)
+
+
+@dataclass
+class Captions:
+    """Captions of image files, as `caption_images` returns them.
+
+    Attributes:
+        captions: caption by image key, in the order the images were found.
+        failures: path and reason of every file that could not be read as an image.
+    """
+
+    captions: dict[str, str] = field(default_factory=dict)
+    failures: list[tuple[Path, str]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return captions and failures as JSON values."""
+        return {
+            "captions": [{"key": key, "caption": caption} for key, caption in self.captions.items()],
+            "failures": [{"path": str(path), "error": reason} for path, reason in self.failures],
+        }
+
+
+def caption_images(
+    paths: Sequence[str | Path],
+    *,
+    decoder: Captioner | str | Path = "c3-decoder",
+    beams: int = 1,
+    length_penalty: float = 0.7,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    magic: bool = False,
+    seed: int = 0,
+    model: str | None = None,
+    random_init: int | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+    encoder: Encoder | None = None,
+    reporter: Reporter = SILENT,
+) -> Captions:
+    """Caption image files and the images of folders (searched recursively).
+
+    Args:
+        paths: files and folders.
+        decoder: a captioner, or its folder.
+        beams, length_penalty, top_p, temperature, magic, seed: see `Captioner.caption`.
+        model: of the encoder; the decoder's when None.
+        random_init: seed of an encoder with random weights.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        precision: of the encoder.
+        encoder: an encoder that is loaded already, in place of ``model``.
+        reporter: shows messages and progress.
+
+    Raises:
+        CorpusError: if a path is missing or is no image, or a folder holds none.
+        DecoderError: if there is no decoder, or it was trained for another model than the encoder's.
+        EncoderError: if the encoder cannot be loaded.
+    """
+    generation = GenerationConfig.from_options(
+        beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
+    )
+    images = list(images_by_key([Path(path) for path in paths]).items())
+    if not isinstance(decoder, Captioner):
+        decoder = Captioner.load(decoder, devices.pick(device).device)
+    encoder = encoder or resolve_encoder(
+        model,
+        recorded=decoder.model,
+        random_init=random_init,
+        device=device,
+        precision=precision,
+        reporter=reporter,
+    )
+    decoder.check_model(encoder.identity, encoder.dim)
+    result, size = Captions(), encoder.batch_size("image")
+    with reporter.progress("Captioning", len(images)) as progress:
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            keys, pixels = [], []
+            for key, path in chunk:
+                try:
+                    pixels.append(encoder.preprocess.load(path)[0])
+                except _UNREADABLE as error:
+                    result.failures.append((path, f"{type(error).__name__}: {error}"))
+                    continue
+                keys.append(key)
+            if keys:
+                embeddings = encoder.encode_pixels(np.stack(pixels))
+                captions = decoder.caption(embeddings=embeddings, keys=keys, encoder=encoder, generation=generation)
+                result.captions.update(zip(keys, captions, strict=True))
+            progress.advance(len(chunk))
+    return result
+
+
+def images_by_key(paths: Sequence[Path]) -> dict[str, Path]:
+    """Find image files; their keys are paths relative to the folder without the suffix, as in a store.
+
+    Raises:
+        CorpusError: if a path is missing or is no image, or a folder holds none.
+    """
+    found: dict[str, Path] = {}
+    folders = sum(path.is_dir() for path in paths)
+    for root in paths:
+        if root.is_dir():
+            inside = find_images(root)[0]
+            if not inside:
+                raise CorpusError(f"No images in {root} or below it.", remedy="Name a folder that holds images.")
+            keys = assign_keys([image.key for image in inside])
+            prefix = f"{root.name}/" if folders > 1 else ""
+            named = {f"{prefix}{key}": Path(image.path) for key, image in zip(keys, inside, strict=True)}
+        elif not root.exists():
+            raise CorpusError(f"There is nothing at {root}.", remedy="Check the path; it is relative to where you are.")
+        elif root.suffix.lower() not in IMAGE_SUFFIXES:
+            suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+            raise CorpusError(f"{root} is not an image file by its name.", remedy=f"Images end in {suffixes}.")
+        else:
+            named = {root.stem: root}
+        for key, path in named.items():
+            found[str(path) if key in found else key] = path
+    return found

@@ -1,4 +1,4 @@
-"""What a decoder is (its architecture) and how it was trained: plain data, saved as JSON beside the weights."""
+"""Settings of decoders: their architecture and their training, as plain data that is saved beside the weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a decoder is trained.
+    """Settings of one training.
 
     Attributes:
         epochs: passes over the captions, at most.
@@ -57,12 +57,12 @@ class TrainingConfig:
         decay: ``cosine`` or ``linear``, both to zero.
         weight_decay: AdamW's, on matrices only.
         beta2: AdamW's second decay rate.
-        word_dropout: probability that the decoder is not shown a word it has to continue from; it then leans on
-            the embedding more (Bowman et al., 2016).
+        word_dropout: probability that an input word is hidden from the decoder, which makes it rely more on the
+            embedding (Bowman et al., 2016).
         label_smoothing: share of the target's probability spread over the vocabulary; not in validation.
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
-        ema: decay per step of an exponential moving average of the weights, which is then what is validated and
-            kept; 0 for none.
+        ema: decay per step of an exponential moving average of the weights; the average is then validated and kept.
+            0 for none.
         patience: stop after this many epochs without a better validation loss; 0 never stops early.
         seed: seed of initialisation, order, noise and dropout.
     """
@@ -95,18 +95,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Size:
-    """A named size of the built-in decoder, with the settings it trains well at.
-
-    Attributes:
-        width: of the residual stream.
-        layers: Transformer blocks.
-        heads: attention heads.
-        prefix_length: prefix positions.
-        vocab_size: tokens, at most.
-        training: see `TrainingConfig`.
-        dropout: dropout probability.
-        max_tokens: longest caption.
-    """
+    """A size of the built-in decoder (see `DecoderConfig`), with training settings that suit it."""
 
     width: int
     layers: int
@@ -118,17 +107,9 @@ class Size:
     max_tokens: int = 40
 
     def config(self, dim: int, vocab_size: int) -> DecoderConfig:
-        """The architecture for embeddings of ``dim`` dimensions and a tokenizer of ``vocab_size`` tokens."""
-        return DecoderConfig(
-            dim=dim,
-            vocab_size=vocab_size,
-            width=self.width,
-            layers=self.layers,
-            heads=self.heads,
-            prefix_length=self.prefix_length,
-            max_tokens=self.max_tokens,
-            dropout=self.dropout,
-        )
+        """Return the architecture for embeddings of ``dim`` dimensions and a tokenizer of ``vocab_size`` tokens."""
+        own = {name: getattr(self, name) for name in ("width", "layers", "heads", "prefix_length", "max_tokens")}
+        return DecoderConfig(dim=dim, vocab_size=vocab_size, dropout=self.dropout, **own)
 
 
 @dataclass(frozen=True)
@@ -180,12 +161,12 @@ SIZES: Mapping[str, AnySize] = MappingProxyType(
 )
 
 
-def size(name: str, changes: Sequence[str] = ()) -> AnySize:
-    """A size by name, with some of its settings changed.
+def load_size(name: str, overrides: Sequence[str] = ()) -> AnySize:
+    """Return a size by name, with some of its settings changed.
 
     Args:
         name: a key of `SIZES`.
-        changes: ``setting=value``, for fields of the size or of its training.
+        overrides: ``setting=value``, for fields of the size or of its training.
 
     Raises:
         DecoderError: if there is no such size or setting, or a value is not of the setting's type.
@@ -193,26 +174,32 @@ def size(name: str, changes: Sequence[str] = ()) -> AnySize:
     if name not in SIZES:
         raise DecoderError(f"There is no decoder size {name!r}.", remedy=f"Choose from {', '.join(SIZES)}.")
     chosen = SIZES[name]
-    for change in changes:
-        setting, equals, text = change.partition("=")
+    for override in overrides:
+        setting, equals, text = override.partition("=")
         part: Any = chosen if setting in _settings(chosen) else chosen.training
         if not equals or setting not in _settings(part):
             known = ", ".join(sorted({*_settings(chosen), *_settings(chosen.training)}))
-            raise DecoderError(f"The size {name!r} has no setting {change!r}.", remedy=f"NAME=VALUE, of: {known}.")
-        changed = replace(part, **{setting: _cast(setting, text, getattr(part, setting))})
+            raise DecoderError(f"The size {name!r} has no setting {override!r}.", remedy=f"NAME=VALUE, of: {known}.")
+        changed = replace(part, **{setting: _parse(setting, text, getattr(part, setting))})
         chosen = changed if part is chosen else replace(chosen, training=changed)
     return chosen
+
+
+def training_config(size: AnySize, *, seed: int = 0, epochs: int | None = None, **changes: Any) -> TrainingConfig:
+    """Return the training settings of a size with other values for some; epochs None keeps those of the size."""
+    config = replace(size.training, seed=seed, **changes)
+    return config if epochs is None else replace(config, epochs=epochs)
 
 
 def _settings(part: AnySize | TrainingConfig) -> list[str]:
     return [field.name for field in fields(part) if field.name not in ("training", "seed")]
 
 
-def _cast(setting: str, text: str, present: object) -> Any:
-    """``text`` as the type that the setting has now."""
+def _parse(setting: str, text: str, current: object) -> Any:
+    """Return ``text`` as the type of the setting's current value."""
     try:
-        if isinstance(present, bool):
+        if isinstance(current, bool):
             return {"true": True, "false": False}[text.lower()]
-        return type(present)(text)  # type: ignore[call-arg]
+        return type(current)(text)  # type: ignore[call-arg]
     except (ValueError, KeyError):
-        raise DecoderError(f"{setting} is {type(present).__name__}, for example {present}; {text!r} is not.") from None
+        raise DecoderError(f"{setting} is {type(current).__name__}, for example {current}; {text!r} is not.") from None

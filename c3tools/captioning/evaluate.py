@@ -1,22 +1,28 @@
-"""`c3 evaluate`: captions of a decoder, or of a file, scored against what people wrote."""
+"""Evaluation of captions: those of a decoder, or of a file, scored against what people wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..encoders import Encoder
+from .. import devices
+from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError
 from ..metrics import CaptionScores, Comparison, Interval, bootstrap_interval, compare, score_captions
 from ..metrics.captions import PROMPT, clip_score, ref_clip_score
-from ..metrics.files import align_keys
-from ..store import Store
+from ..metrics.files import align_keys, read_predictions, read_references
+from ..reporter import SILENT, Reporter
+from ..store import Rows, Store
+from ..store.rows import positions
+from ..tables import Table
 from .captioner import Captioner
-from .generation import GenerationConfig, TextEncoder
+from .generation import GenerationConfig
 
+Texts = Mapping[str, Sequence[str]]
 _NAMED_KEYS = 5
 
 
@@ -28,7 +34,8 @@ class Evaluation:
         captions: the scored captions by image key.
         scores: by metric, in percent.
         intervals: 95 % bootstrap intervals over images, by metric.
-        details: the scores per image, for comparisons.
+        details: the scores per image.
+        differences: comparison with other captions of the same images, by metric; empty where there are none.
         notes: what a reader should know.
         left_out: keys of the captions that were not scored.
     """
@@ -37,12 +44,13 @@ class Evaluation:
     scores: dict[str, float]
     intervals: dict[str, Interval]
     details: CaptionScores
+    differences: dict[str, Comparison] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """What `c3 evaluate --json` writes."""
-        return {
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object that `c3 evaluate --json` writes."""
+        content = {
             "n": len(self.captions),
             "scores": self.scores,
             "intervals": {name: [interval.low, interval.high] for name, interval in self.intervals.items()},
@@ -50,43 +58,136 @@ class Evaluation:
             "left_out": self.left_out,
             "captions": [{"key": key, "caption": caption} for key, caption in self.captions.items()],
         }
+        if self.differences:
+            content["differences"] = {name: asdict(change) for name, change in self.differences.items()}
+        return content
+
+    def table(self) -> Table:
+        """Return the scores as a table, one row per metric."""
+        columns = ["score", "%", "95 % interval", *(["difference", "p"] if self.differences else [])]
+        rows = []
+        for name, value in self.scores.items():
+            interval, change = self.intervals.get(name), self.differences.get(name)
+            row = [name, f"{value:.1f}", f"{interval.low:.1f} – {interval.high:.1f}" if interval else ""]
+            if change:
+                row += [f"{change.difference:+.1f} ({change.low:+.1f} – {change.high:+.1f})", f"{change.p_value:.3f}"]
+            rows.append(row + [""] * (len(columns) - len(row)))
+        return Table(columns, rows, title=f"{len(self.captions):,} captions")
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
 def evaluate_captions(
-    captions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
+    store: Store | str | Path = "c3-store",
     *,
-    java: Sequence[str] = (),
+    captions: Mapping[str, str] | str | Path | None = None,
+    references: Texts | str | Path | None = None,
+    against: Mapping[str, str] | str | Path | None = None,
+    decoder: Captioner | str | Path = "c3-decoder",
+    split: str = "test",
+    beams: int = 1,
+    length_penalty: float = 0.7,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    magic: bool = False,
+    seed: int = 0,
+    meteor: bool = False,
+    spice: bool = False,
+    clip_score: bool = False,
     resamples: int = 1000,
+    device: str | None = None,
+    precision: str = "auto",
+    reporter: Reporter = SILENT,
 ) -> Evaluation:
-    """Score captions against references, whose keys may be named differently (see `align_keys`).
+    """Caption the images of a store from their embeddings, and score the captions; or score captions that are given.
+
+    Args:
+        store: holds the images, and the captions of people; not read where both sides are given.
+        captions: captions by image key, or a file of them, in place of the decoder's.
+        references: what people wrote, by image key, or a file of it, in place of the store's captions.
+        against: other captions of the same images, or a file of them, to compare with.
+        decoder: a captioner, or its folder.
+        split: the images that are captioned: train, val, test, or all.
+        beams, length_penalty, top_p, temperature, magic, seed: see `Captioner.caption`.
+        meteor: add METEOR (needs Java).
+        spice: add SPICE (needs Java and the Stanford models).
+        clip_score: add CLIPScore and RefCLIPScore by the store's encoder.
+        resamples: of the bootstrap; 0 leaves it out.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        precision: of the encoder.
+        reporter: shows messages and progress.
 
     Raises:
+        StoreError: if the store is missing, or has no images.
+        DecoderError: if there is no decoder, or it was trained on another model or dimension.
         MetricError: if there is nothing to score, or references are missing (their keys are listed).
         MissingExtraError: if pycocoevalcap is not installed.
     """
-    details = score_captions(captions, align_keys(captions, references), java=java)
-    intervals = {}
-    if resamples:
-        intervals = {name: bootstrap_interval(details, name, resamples=resamples) for name in details.corpus}
-    return Evaluation(dict(captions), dict(details.corpus), intervals, details, list(details.notes))
+    java = [name for name, wanted in (("METEOR", meteor), ("SPICE", spice)) if wanted]
+    if captions is None or references is None or clip_score:
+        store = store if isinstance(store, Store) else Store.open(store)
+    if references is None:
+        assert isinstance(store, Store)
+        references = store_references(store)
+    known = references if isinstance(references, Mapping) else read_references(Path(references))
+    encoder: Encoder | None = None
+    left_out: list[str] = []
+    if captions is None:
+        assert isinstance(store, Store)
+        generation = GenerationConfig.from_options(
+            beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
+        )
+        if not isinstance(decoder, Captioner):
+            decoder = Captioner.load(decoder, devices.pick(device).device)
+        if magic:
+            encoder = _encoder_of(store, device, precision, reporter)
+        images = _images_of(store, decoder, split)
+        texts = decoder.caption(embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation)
+        left_out = [key for key in images.keys if not known.get(key)]
+        own = {key: text for key, text in zip(images.keys, texts, strict=True) if known.get(key)}
+    else:
+        own = _captions(captions)
+    details = score_captions(own, align_keys(own, known), java=java)
+    names = details.corpus if resamples else ()
+    intervals = {name: bootstrap_interval(details, name, resamples=resamples) for name in names}
+    result = Evaluation(own, dict(details.corpus), intervals, details, notes=list(details.notes), left_out=left_out)
+    if left_out:
+        named = ", ".join(left_out[:_NAMED_KEYS]) + (", …" if len(left_out) > _NAMED_KEYS else "")
+        result.notes.append(f"{len(left_out):,} images have no captions to score against and are left out: {named}.")
+    if clip_score:
+        assert isinstance(store, Store)
+        result.scores.update(
+            _clip_scores(store, encoder or _encoder_of(store, device, precision, reporter), own, known)
+        )
+    if against is not None:
+        others = _captions(against)
+        other = score_captions(others, align_keys(others, known), java=java)
+        shared = [name for name in result.scores if name in other.corpus and name in details.corpus]
+        result.differences.update({name: compare(other, details, name) for name in shared})
+    return result
 
 
-def caption_store(
-    store: Store,
-    captioner: Captioner,
-    *,
-    split: str = "test",
-    generation: GenerationConfig | None = None,
-    encoder: TextEncoder | None = None,
-) -> dict[str, str]:
-    """Captions of the store's images of one split, from their stored embeddings.
+def store_references(store: Store) -> dict[str, list[str]]:
+    """Return the captions of each image of the store, in order."""
+    references: dict[str, list[str]] = {}
+    columns = ["caption", "image_key"]
+    for batch in store.batches("text", columns=columns):
+        for caption, item in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+            if item is not None and caption and caption.strip():
+                references.setdefault(item, []).append(caption)
+    return references
 
-    Raises:
-        StoreError: if the store has no images.
-        DecoderError: if the decoder was trained on another model or dimension.
-        MetricError: if the split has no images.
-    """
+
+def _captions(captions: Mapping[str, str] | str | Path) -> dict[str, str]:
+    return dict(captions) if isinstance(captions, Mapping) else read_predictions(Path(captions))
+
+
+def _encoder_of(store: Store, device: str | None, precision: str, reporter: Reporter) -> Encoder:
+    return resolve_encoder(recorded=store.info.model, device=device, precision=precision, reporter=reporter)
+
+
+def _images_of(store: Store, captioner: Captioner, split: str) -> Rows:
     captioner.check_model(store.info.model, store.info.dim)
     images = store.load("image", split=split)
     if not len(images):
@@ -95,72 +196,24 @@ def caption_store(
             f"The store {store.path} has no images in the split {split!r}; it has {there or 'none'}.",
             remedy="Name another with --split, or `--split all`.",
         )
-    written = captioner.caption(images.embeddings, keys=images.keys, generation=generation, encoder=encoder)
-    return dict(zip(images.keys, written, strict=True))
+    return images
 
 
-def store_references(store: Store) -> dict[str, list[str]]:
-    """The captions of each image of the store, in order."""
-    references: dict[str, list[str]] = {}
-    columns = ["caption", "image_key"]
-    for batch in store.batches("text", columns=columns):
-        for caption, owner in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
-            if owner is not None and caption and caption.strip():
-                references.setdefault(owner, []).append(caption)
-    return references
-
-
-def with_references(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, str], list[str]]:
-    """Only the captions of images that people described, and the keys of the others."""
-    kept = {key: caption for key, caption in captions.items() if references.get(key)}
-    return kept, [key for key in captions if key not in kept]
-
-
-def note_on(left_out: Sequence[str]) -> str:
-    """What to say about images without references."""
-    named = ", ".join(left_out[:_NAMED_KEYS]) + (", …" if len(left_out) > _NAMED_KEYS else "")
-    return f"{len(left_out):,} images have no captions to score against and are left out: {named}."
-
-
-def clip_scores(
-    store: Store, encoder: Encoder, captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
-    """CLIPScore and RefCLIPScore, in percent, by the store's encoder and its stored image embeddings.
-
-    Raises:
-        StoreError: if the encoder is not the store's.
-        MetricError: if an image is not in the store.
-    """
+def _clip_scores(store: Store, encoder: Encoder, captions: Mapping[str, str], references: Texts) -> dict[str, float]:
+    """Return CLIPScore and RefCLIPScore, in percent, from the stored embeddings of the images."""
     store.info.require_same_model(encoder.identity, own=f"The store {store.path}", theirs="the encoder")
     images = store.load("image")
-    position = {key: row for row, key in enumerate(images.keys)}
-    missing = [key for key in captions if key not in position]
+    rows = positions(images.keys)
+    missing = [key for key in captions if key not in rows]
     if missing:
         raise MetricError(f"CLIPScore needs the images: {len(missing)} are not in the store, {missing[0]} first.")
     keys = list(captions)
     aligned = align_keys(keys, references)
-    pictures = images.embeddings[[position[key] for key in keys]]
-    written = encoder.encode_texts([PROMPT + captions[key] for key in keys])
-    owners = np.array([row for row, key in enumerate(keys) for _ in aligned[key]], dtype=np.int64)
+    embeddings = images.embeddings[[rows[key] for key in keys]]
+    candidates = encoder.encode_texts([PROMPT + captions[key] for key in keys])
+    item_index = np.array([row for row, key in enumerate(keys) for _ in aligned[key]], dtype=np.int64)
     described = encoder.encode_texts([PROMPT + text for key in keys for text in aligned[key]])
     return {
-        "CLIPScore": float(clip_score(pictures, written).mean()),
-        "RefCLIPScore": float(ref_clip_score(pictures, written, described, owners).mean()),
+        "CLIPScore": float(clip_score(embeddings, candidates).mean()),
+        "RefCLIPScore": float(ref_clip_score(embeddings, candidates, described, item_index).mean()),
     }
-
-
-def compare_evaluations(first: Evaluation, second: Evaluation) -> dict[str, Comparison]:
-    """Paired bootstrap of second - first, by metric.
-
-    Raises:
-        MetricError: if they are not of the same images.
-    """
-    shared = [name for name in second.scores if name in first.details.corpus and name in second.details.corpus]
-    return {name: compare(first.details, second.details, name) for name in shared}
-
-
-def differences_to_json(differences: Mapping[str, Comparison]) -> dict[str, Any]:
-    """The comparison's part of what `c3 evaluate --json` writes; empty where nothing was compared."""
-    return {"differences": {name: asdict(change) for name, change in differences.items()}} if differences else {}

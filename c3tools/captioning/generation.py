@@ -1,4 +1,4 @@
-"""Batched generation with a key-value cache: greedy, beam search, nucleus sampling (`magic` has a module of its own).
+"""Batched generation with a key-value cache: greedy, beam search, nucleus sampling and MAGIC.
 
 Rows are independent: the caption of an embedding does not depend on what else is in its batch, and samples are
 drawn from (seed, key).
@@ -14,24 +14,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import DecoderError
 from ..seeds import generator
-from .decoder import Cache, Decoder
+from .model import Cache, Decoder
+from .tokenizer import CaptionTokenizer
 
+_MAGIC_ROWS = 16
 Method = Literal["greedy", "beam", "nucleus", "magic"]
 
 
 class TextEncoder(Protocol):
-    """What ``magic`` needs of an encoder."""
+    """An encoder of texts, as ``magic`` needs one."""
 
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """L2-normalised embeddings, float32 (n, d)."""
+        """Return L2-normalised embeddings, float32 (n, d)."""
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How captions are written.
+    """Settings of generation.
 
     Attributes:
         method: ``greedy`` (the paper's), ``beam``, ``nucleus``, or ``magic`` (the encoder re-scores each word).
@@ -74,6 +77,30 @@ class GenerationConfig:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise DecoderError(f"max_tokens must be at least 1, not {self.max_tokens}.")
 
+    @classmethod
+    def from_options(
+        cls,
+        *,
+        beams: int = 1,
+        length_penalty: float = 0.7,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        magic: bool = False,
+        seed: int = 0,
+    ) -> GenerationConfig:
+        """Return the settings that the options of the commands mean; by default captions are greedy.
+
+        Raises:
+            DecoderError: if the options mean several methods at once.
+        """
+        if (beams > 1) + (top_p is not None) + magic > 1:
+            raise DecoderError("--beams, --top-p and --magic are three ways to write a caption.", remedy="Choose one.")
+        if magic:
+            return cls("magic")
+        if top_p is not None:
+            return cls("nucleus", top_p=top_p, temperature=temperature, seed=seed)
+        return cls("beam", beams=beams, length_penalty=length_penalty) if beams > 1 else cls()
+
 
 @torch.inference_mode()
 def generate(
@@ -82,7 +109,7 @@ def generate(
     config: GenerationConfig | None = None,
     keys: Sequence[str] | None = None,
 ) -> list[list[int]]:
-    """Token ids of one caption per input, without the end-of-text token.
+    """Generate the token ids of one caption per input, without the end-of-text token.
 
     Args:
         model: a trained decoder, in evaluation mode.
@@ -94,14 +121,14 @@ def generate(
         DecoderError: if the inputs have another dimension than the decoder, or keys are missing.
     """
     config = config or GenerationConfig()
-    if inputs.ndim != 2 or inputs.shape[1] != model.shape.dim:
+    if inputs.ndim != 2 or inputs.shape[1] != model.config.dim:
         raise DecoderError(
-            f"The decoder reads embeddings of {model.shape.dim} dimensions; the input has shape {inputs.shape}.",
+            f"The decoder reads embeddings of {model.config.dim} dimensions; the input has shape {inputs.shape}.",
             remedy="Use embeddings of the model that the decoder was trained on.",
         )
     if config.method == "nucleus" and (keys is None or len(keys) != len(inputs)):
         raise DecoderError(f"Sampling draws from keys: pass one per input ({len(inputs)}).")
-    limit = min(config.max_tokens or model.shape.max_tokens, model.shape.max_tokens)
+    limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
     device = model.device
     captions: list[list[int]] = []
     for start in range(0, len(inputs), config.batch_size):
@@ -117,27 +144,13 @@ def generate(
     return captions
 
 
-def log_likelihood(
-    model: Decoder, inputs: npt.NDArray[np.float32], tokens: Sequence[Sequence[int]]
-) -> npt.NDArray[np.float64]:
-    """Log-probability (n,), in nats, of each caption (token ids with end-of-text) given its input, without cache."""
-    device = model.device
-    scores = np.empty(len(tokens))
-    with torch.inference_mode():
-        for row, ids in enumerate(tokens):
-            target = torch.tensor([list(ids)], device=device)
-            logits = model(torch.from_numpy(inputs[row : row + 1]).to(device), target)[0]
-            scores[row] = float(logits.double().log_softmax(-1).gather(1, target.T).sum())
-    return scores
-
-
 class _Greedy:
     def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
         return logits.argmax(dim=-1)
 
 
 class _Nucleus:
-    """Holtzman et al. (2020), by inverse transform of one uniform number per (row, step)."""
+    """Nucleus sampling (Holtzman et al., 2020), by inverse transform of one uniform number per (row, step)."""
 
     def __init__(self, config: GenerationConfig, draws: npt.NDArray[np.float64]) -> None:
         self.config, self.draws = config, torch.from_numpy(draws)
@@ -153,19 +166,19 @@ class _Nucleus:
         return order.gather(1, choice)[:, 0]
 
 
-def _start(model: Decoder, batch: Tensor) -> tuple[Tensor, Cache]:
-    """Run the prefix: scores of the first token (B, V) and the cache."""
-    logits, _, cache = model.start(batch)
+def _prefill(model: Decoder, batch: Tensor) -> tuple[Tensor, Cache]:
+    """Return the scores of the first token (B, V), and the cache."""
+    logits, _, cache = model.prefill(batch)
     return allowed(model, logits), cache
 
 
-def _next(model: Decoder, tokens: Tensor, cache: Cache) -> Tensor:
-    """Scores (B, V) of the token after ``tokens`` (B,)."""
-    return allowed(model, model.following(tokens, cache)[0])
+def _decode_step(model: Decoder, tokens: Tensor, cache: Cache) -> Tensor:
+    """Return the scores (B, V) of the token after ``tokens`` (B,)."""
+    return allowed(model, model.decode_step(tokens, cache)[0])
 
 
 def allowed(model: Decoder, logits: Tensor) -> Tensor:
-    """The scores (B, V) in float32, padding ruled out: it is never trained, so its score means nothing."""
+    """Return the scores (B, V) in float32 with padding ruled out: it is never trained, so its score means nothing."""
     scores = logits.float()
     if model.pad_id < scores.shape[1]:
         scores[:, model.pad_id] = -torch.inf
@@ -175,7 +188,7 @@ def allowed(model: Decoder, logits: Tensor) -> Tensor:
 def _stepwise(model: Decoder, batch: Tensor, limit: int, choose: _Greedy | _Nucleus) -> list[list[int]]:
     captions: list[list[int]] = [[] for _ in range(len(batch))]
     rows = torch.arange(len(batch), device=batch.device)  # rows of the batch that are not finished
-    logits, cache = _start(model, batch)
+    logits, cache = _prefill(model, batch)
     for step in range(limit):
         tokens = choose(logits, rows, step)  # (B,)
         going = tokens != model.end_id
@@ -187,15 +200,15 @@ def _stepwise(model: Decoder, batch: Tensor, limit: int, choose: _Greedy | _Nucl
             kept = going.nonzero()[:, 0]
             rows, tokens = rows[kept], tokens[kept]
             cache.select(kept)
-        logits = _next(model, tokens, cache)
+        logits = _decode_step(model, tokens, cache)
     return captions
 
 
 def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -> list[list[int]]:
-    """Beam search with K beams; a caption is done when no open beam can beat its best finished one."""
-    B, K, V = len(batch), config.beams, model.shape.vocab_size
+    """Search with K beams; a caption is done when no open beam can beat its best finished one."""
+    B, K, V = len(batch), config.beams, model.config.vocab_size
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]
-    logits, cache = _start(model, batch)
+    logits, cache = _prefill(model, batch)
     scores, first = logits.log_softmax(-1).topk(min(2 * K, V), dim=-1)  # (B, 2K)
     history = torch.empty(B, 0, 0, dtype=torch.long)
     rows = list(range(B))
@@ -241,7 +254,7 @@ def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -
             select = torch.tensor(kept).repeat_interleave(K)
         history = torch.cat([history, tokens[:, :, None]], dim=2)  # (B, K, step + 1)
         cache.select(select.to(batch.device))
-        logits = _next(model, tokens.flatten().to(batch.device), cache)  # (B * K, V)
+        logits = _decode_step(model, tokens.flatten().to(batch.device), cache)  # (B * K, V)
         total = (
             logits.log_softmax(-1).view(len(kept), K, V) + torch.tensor(open_scores, device=batch.device)[:, :, None]
         )
@@ -258,7 +271,7 @@ def _can_improve(
     step: int,
     limit: int,
 ) -> bool:
-    """Whether an open beam could still end above the best finished caption; scores only fall, lengths only grow."""
+    """Return whether an open beam could still end above the best finished caption: scores fall, lengths grow."""
     if not line:
         return False
     if not finished:
@@ -266,3 +279,103 @@ def _can_improve(
     longest = limit if config.length_penalty > 0 else step + 2
     best = max(score for score, _ in finished)
     return bool(line[0][0] / longest**config.length_penalty > best)
+
+
+@torch.inference_mode()
+def generate_magic(
+    model: Decoder,
+    tokenizer: CaptionTokenizer,
+    inputs: npt.NDArray[np.float32],
+    images: npt.NDArray[np.float32],
+    config: GenerationConfig,
+    encoder: TextEncoder | None,
+) -> list[list[int]]:
+    """Generate captions by MAGIC (Su et al., 2022): the encoder re-scores every word.
+
+    Of the k tokens that the decoder finds likeliest, the one is taken that has the highest
+
+        (1 - alpha) p(v | text) - alpha max_j cos(h_v, h_j) + beta softmax_k(scale cos(image, text + v))
+
+    The first term is the decoder's probability, the second penalises hidden states that repeat earlier ones, the third
+    is the encoder's view of the text so far. Published settings: k = 45, alpha = 0.1, beta = 2. It costs k text
+    encodings per word.
+
+    Args:
+        model: a trained decoder, in evaluation mode.
+        tokenizer: its tokenizer.
+        inputs: float32 (n, d), transformed as the decoder's pipeline says.
+        images: float32 (n, d), as the encoder gives them: what texts are compared with.
+        config: ``candidates``, ``alpha``, ``beta``, ``similarity_scale`` and ``max_tokens``.
+        encoder: encodes texts into the space of ``images``.
+
+    Returns:
+        Token ids of one caption per image, without the end-of-text token.
+
+    Raises:
+        DecoderError: if there is no encoder.
+    """
+    if encoder is None:
+        raise DecoderError("MAGIC has the encoder score every word, and no encoder was given.")
+    limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
+    captions: list[list[int]] = []
+    for start in range(0, len(inputs), _MAGIC_ROWS):
+        rows = slice(start, start + _MAGIC_ROWS)
+        batch = torch.from_numpy(np.ascontiguousarray(inputs[rows])).to(model.device)
+        captions += _write_magic(model, tokenizer, batch, images[rows], config, encoder, limit)
+    return captions
+
+
+def _write_magic(
+    model: Decoder,
+    tokenizer: CaptionTokenizer,
+    batch: Tensor,
+    images: npt.NDArray[np.float32],
+    config: GenerationConfig,
+    encoder: TextEncoder,
+    limit: int,
+) -> list[list[int]]:
+    captions: list[list[int]] = [[] for _ in range(len(batch))]
+    rows = list(range(len(batch)))  # those that are not finished
+    logits, hidden, cache = model.prefill(batch)
+    earlier = F.normalize(hidden.float(), dim=-1)[:, None]  # (B, steps so far, W)
+    for step in range(limit):
+        probabilities = allowed(model, logits).softmax(-1)
+        likely, tokens = probabilities.topk(min(config.candidates, probabilities.shape[1]), dim=-1)  # (B, K)
+        B, K = tokens.shape
+        texts = [
+            tokenizer.decode([*captions[row], token])
+            for row, line in zip(rows, tokens.tolist(), strict=True)
+            for token in line
+        ]
+        similar = _similarity(encoder, texts, images[rows]).to(likely.device)  # (B, K)
+        # every candidate is run one position further: its hidden state is needed, and its scores if it is taken
+        cache.select(torch.arange(B, device=batch.device).repeat_interleave(K))
+        logits, hidden = model.decode_step(tokens.flatten(), cache)  # (B * K, V), (B * K, W)
+        states = F.normalize(hidden.float(), dim=-1).view(B, K, -1)  # (B, K, W)
+        repeated = torch.einsum("bkw,bsw->bks", states, earlier).amax(-1)  # (B, K)
+        view = (config.similarity_scale * similar).softmax(-1)
+        score = (1 - config.alpha) * likely - config.alpha * repeated + config.beta * view  # (B, K)
+        best = score.argmax(-1)  # (B,)
+        chosen = tokens.gather(1, best[:, None])[:, 0]  # (B,)
+        going = chosen != model.end_id
+        for row, token, goes in zip(rows, chosen.tolist(), going.tolist(), strict=True):
+            if goes:
+                captions[row].append(token)
+        kept = going.nonzero()[:, 0]
+        if step + 1 == limit or not len(kept):
+            break
+        taken = (torch.arange(B, device=batch.device) * K + best)[kept]
+        cache.select(taken)
+        logits = logits[taken]
+        earlier = torch.cat([earlier, states[torch.arange(B), best][:, None]], dim=1)[kept]
+        rows = [rows[i] for i in kept.tolist()]
+    return captions
+
+
+def _similarity(encoder: TextEncoder, texts: list[str], images: npt.NDArray[np.float32]) -> Tensor:
+    """Return the cosines (B, K) of each image with its K texts; each different text is encoded once."""
+    different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    embeddings = encoder.encode_texts(list(different))
+    units = images / np.linalg.norm(images, axis=1, keepdims=True)
+    numbers = np.array([different[text] for text in texts]).reshape(len(images), -1)  # (B, K)
+    return torch.from_numpy(np.einsum("bd,bkd->bk", units, embeddings[numbers]))

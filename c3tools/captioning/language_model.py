@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import DecoderError, MissingExtraError
 from .config import LanguageModelSize
-from .decoder import Cache, Decoder
+from .model import Cache, Decoder
 from .tokenizer import CaptionTokenizer
 
 
@@ -56,7 +56,7 @@ class LanguageModelConfig:
 
 
 class TransformerMapper(nn.Module):
-    """ClipCap's: the embedding as P positions beside P learned ones, which a Transformer reads from it."""
+    """ClipCap's mapper: P learned positions that a Transformer fills from P positions made of the embedding."""
 
     def __init__(self, dim: int, width: int, length: int, layers: int = 8, heads: int = 8) -> None:
         super().__init__()
@@ -68,11 +68,11 @@ class TransformerMapper(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """(B, d) -> (B, P * W)."""
+        """Map (B, d) to (B, P * W)."""
         read = self.spread(embeddings).view(len(embeddings), self.length, -1)  # (B, P, W)
         x = torch.cat([read, self.queries.expand(len(embeddings), -1, -1)], dim=1)  # (B, 2P, W)
-        written: Tensor = self.encoder(x)[:, self.length :].flatten(1)  # (B, P * W)
-        return written
+        prefix: Tensor = self.encoder(x)[:, self.length :].flatten(1)  # (B, P * W)
+        return prefix
 
 
 def _mlp(dim: int, width: int, length: int) -> nn.Module:
@@ -90,7 +90,9 @@ MAPPERS: Mapping[str, Callable[[int, int, int], nn.Module]] = MappingProxyType(
 
 
 class LanguageModelDecoder(Decoder):
-    """Captions from embeddings by a language model; see the module's docstring."""
+    """A language model behind a mapper; see the module's docstring."""
+
+    config: LanguageModelConfig
 
     def __init__(self, config: LanguageModelConfig, language_model: nn.Module | None = None) -> None:
         super().__init__()
@@ -105,13 +107,8 @@ class LanguageModelDecoder(Decoder):
         known = inspect.signature(self.language_model.forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
 
-    @property
-    def shape(self) -> LanguageModelConfig:
-        """Its configuration."""
-        return self.config
-
     def train(self, mode: bool = True) -> LanguageModelDecoder:
-        """Training mode; a frozen model stays without dropout."""
+        """Set the training mode; a frozen model stays without dropout."""
         super().train(mode)
         if self.config.frozen:
             self.language_model.eval()
@@ -123,37 +120,37 @@ class LanguageModelDecoder(Decoder):
         return x.view(len(embeddings), self.config.prefix_length, -1)  # (B, P, W)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Token embeddings (B, T, W); padding and hidden words look like end-of-text."""
+        """Embed tokens as (B, T, W); padding and hidden words look like end-of-text."""
         known = tokens.masked_fill(tokens == self.pad_id, self.end_id)
         embedded: Tensor = self.language_model.get_input_embeddings()(known)  # type: ignore[operator]
         return embedded
 
     def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Teacher forcing; see `Decoder.forward`."""
+        """Compute the scores of all tokens at once; see `Decoder.forward`."""
         shown = tokens if seen is None else seen
         x = torch.cat([self.embed_prefix(embeddings), self.embed_tokens(shown[:, :-1])], dim=1)  # (B, P + T - 1, W)
         logits: Tensor = self.language_model(inputs_embeds=x, use_cache=False).logits  # (B, P + T - 1, V)
         return logits[:, self.config.prefix_length - 1 :]  # (B, T, V)
 
-    def start(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
-        """Run the prefix; see `Decoder.start`."""
+    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
+        """Run the prefix; see `Decoder.prefill`."""
         cache = _Cache()
         logits, hidden = self._step(self.embed_prefix(embeddings), cache)
         return logits, hidden, cache
 
-    def following(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
-        """One token further; see `Decoder.following`."""
+    def decode_step(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """Run one more token; see `Decoder.decode_step`."""
         assert isinstance(cache, _Cache)
         return self._step(self.embed_tokens(tokens[:, None]), cache)
 
     def _step(self, x: Tensor, cache: _Cache) -> tuple[Tensor, Tensor]:
-        remembered = {self._cache_argument: cache.past}
-        out = self.language_model(inputs_embeds=x, use_cache=True, output_hidden_states=True, **remembered)
+        past = {self._cache_argument: cache.past}
+        out = self.language_model(inputs_embeds=x, use_cache=True, output_hidden_states=True, **past)
         return out.logits[:, -1], out.hidden_states[-1][:, -1]  # (B, V), (B, W)
 
 
 class _Cache:
-    """The model's own cache, which it extends in place."""
+    """Cache of the model itself, which it extends in place."""
 
     def __init__(self) -> None:
         self.past = _transformers().DynamicCache()
@@ -163,7 +160,7 @@ class _Cache:
 
 
 def pretrained(size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder, CaptionTokenizer]:
-    """A language model with its weights and tokenizer, behind a fresh mapper for embeddings of ``dim`` dimensions.
+    """Load a language model and its tokenizer, and put it behind a new mapper for embeddings of ``dim`` dimensions.
 
     Raises:
         MissingExtraError: if transformers is not installed.

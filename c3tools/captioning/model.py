@@ -1,4 +1,4 @@
-"""The built-in caption decoder: a small Transformer behind an MLP prefix.
+"""The base of all caption decoders, and the built-in one: a small Transformer behind an MLP prefix.
 
 An embedding becomes P prefix positions by a two-layer MLP (the mapping of ClipCap and of C3, in small); the
 Transformer continues them with the tokens of a caption and an end-of-text token. Token embeddings are tied to
@@ -10,19 +10,95 @@ Shapes: B captions, T tokens, P prefix positions, S = positions in this call, W 
 
 from __future__ import annotations
 
+import hashlib
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import DecoderConfig
-from .decoder import Cache, Decoder
 from .tokenizer import END_ID, PAD_ID
 
 
+class Cache(Protocol):
+    """State of the positions that a decoder has computed."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep, repeat or reorder rows of the batch: int64 (any number,)."""
+
+
+class Shape(Protocol):
+    """Part of a configuration that every decoder has."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of the embeddings it reads."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number V of tokens that get a score."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest caption in tokens, the end-of-text token included."""
+
+
+class Decoder(nn.Module):
+    """Base of the built-in decoder and of language models behind a mapper.
+
+    Attributes:
+        config: the architecture.
+        pad_id: fills captions on the right, and stands for words that training hides; never generated.
+        end_id: the end-of-text token.
+    """
+
+    config: Shape
+    pad_id: int
+    end_id: int
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Compute the scores that predict each token (teacher forcing).
+
+        Args:
+            embeddings: (B, d), transformed as the decoder's pipeline says.
+            tokens: int64 (B, T), right-padded, each caption ending in the end-of-text token.
+            seen: the tokens that the decoder reads, ``tokens`` by default; training hides some.
+
+        Returns:
+            (B, T, V): entry t predicts ``tokens[:, t]`` from the embedding and ``tokens[:, :t]``.
+        """
+        raise NotImplementedError
+
+    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
+        """Run the prefix of embeddings (B, d).
+
+        Returns:
+            Scores of the first token (B, V), the hidden state (B, W), and the cache.
+        """
+        raise NotImplementedError
+
+    def decode_step(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """Run ``tokens`` (B,) and extend the cache: scores of the next token (B, V), hidden states (B, W)."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the weights."""
+        found = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            found.update(name.encode())
+            found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
+
 class KeyValueCache:
-    """Keys and values of the positions that were already computed, one pair of buffers per block."""
+    """Keys and values of the positions computed so far, one pair of buffers per block."""
 
     def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         positions = config.prefix_length + config.max_tokens
@@ -32,7 +108,7 @@ class KeyValueCache:
         self.length = 0
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the keys and values (B, H, S, W / H) of one block; returns those of all positions so far."""
+        """Append the keys and values (B, H, S, W / H) of one block; return those of all positions so far."""
         end = self.length + key.shape[2]
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
@@ -54,7 +130,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
-        """(B, S, W) -> (B, S, W)."""
+        """Map (B, S, W) to (B, S, W)."""
         B, S, W = x.shape
         qkv = self.qkv(x).view(B, S, 3, self.heads, W // self.heads)  # (B, S, 3, H, W / H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, S, W / H)
@@ -82,15 +158,16 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
-        """(B, S, W) -> (B, S, W)."""
+        """Map (B, S, W) to (B, S, W)."""
         x = x + self.dropout(self.attention(self.norm1(x), cache, layer))  # (B, S, W)
         y: Tensor = self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))  # (B, S, W)
         return x + y
 
 
 class CaptionDecoder(Decoder):
-    """Captions from embeddings; see the module's docstring."""
+    """Built-in decoder; see the module's docstring."""
 
+    config: DecoderConfig
     pad_id, end_id = PAD_ID, END_ID
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -106,11 +183,6 @@ class CaptionDecoder(Decoder):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self._initialise()
-
-    @property
-    def shape(self) -> DecoderConfig:
-        """Its configuration."""
-        return self.config
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -131,7 +203,7 @@ class CaptionDecoder(Decoder):
         return x.view(len(embeddings), self.config.prefix_length, self.config.width)  # (B, P, W)
 
     def run(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Blocks and final norm over inputs (B, S, W) -> hidden states (B, S, W); extends the cache."""
+        """Run blocks and final norm: inputs (B, S, W) to hidden states (B, S, W); extends the cache."""
         start = 0 if cache is None else cache.length
         x = self.dropout(x + self.positions[start : start + x.shape[1]])  # (B, S, W)
         for layer, block in enumerate(self.blocks):
@@ -142,24 +214,24 @@ class CaptionDecoder(Decoder):
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token: (..., W) -> (..., V), by the tied token embeddings."""
+        """Compute the scores of the next token by the tied token embeddings: (..., W) to (..., V)."""
         return F.linear(hidden, self.tokens.weight)
 
     def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Teacher forcing; see `Decoder.forward`."""
+        """Compute the scores of all tokens at once; see `Decoder.forward`."""
         P = self.config.prefix_length
         shown = tokens if seen is None else seen
         x = torch.cat([self.embed_prefix(embeddings), self.tokens(shown[:, :-1])], dim=1)  # (B, P + T - 1, W)
         return self.logits(self.run(x)[:, P - 1 :])  # (B, T, V)
 
-    def start(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
-        """Run the prefix; see `Decoder.start`."""
+    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
+        """Run the prefix; see `Decoder.prefill`."""
         cache = KeyValueCache(self.config, len(embeddings), embeddings.dtype, embeddings.device)
         hidden = self.run(self.embed_prefix(embeddings), cache)[:, -1]  # (B, W)
         return self.logits(hidden), hidden, cache
 
-    def following(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
-        """One token further; see `Decoder.following`."""
+    def decode_step(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """Run one more token; see `Decoder.decode_step`."""
         assert isinstance(cache, KeyValueCache)
         hidden = self.run(self.tokens(tokens[:, None]), cache)[:, 0]  # (B, W)
         return self.logits(hidden), hidden

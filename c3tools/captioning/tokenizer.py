@@ -1,8 +1,9 @@
-"""The decoder's own tokenizer: byte-level BPE, learned from the training captions.
+"""Captions as tokens: cleaning, the tokenizer, and batches of captions of like length.
 
-Byte-level, so any script can be written and read back; small, because captions use few words and the output layer
-is a large part of a small decoder. Padding and end-of-text are tokens of their own: no real token is ever ignored
-by the loss. The tokenizer of a language model is used in the same way, with its own end-of-text token.
+The built-in decoder has a byte-level BPE tokenizer that is learned from the training captions: byte-level, so that
+any script can be encoded and decoded; small, because captions use few words and the output layer is a large part of a
+small decoder. Padding and end-of-text are tokens of their own, so no real token is ever ignored by the loss. A language
+model brings its own tokenizer, which is used in the same way with its own end-of-text token.
 """
 
 from __future__ import annotations
@@ -12,33 +13,54 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 
 from ..errors import DecoderError
+from ..seeds import generator
+from ..store.rows import Indices, Rows
 
 PAD, END = "<pad>", "<end>"
 PAD_ID, END_ID = 0, 1
+_NAMED_KEYS = 5
+_BATCHES_PER_BUCKET = 32
 _SPACE = re.compile(r"\s+")
 _SPACE_BEFORE_PUNCTUATION = re.compile(r"\s+([.,;:!?%)])")
 
 
 def clean_caption(caption: str) -> str:
-    """One line, single spaces, no space before punctuation, no full stop at the end.
+    """Bring a caption to one line with single spaces, no space before punctuation and no full stop at the end.
 
-    Corpora differ in these (Flickr8k writes ``A dog runs .``, COCO both ``A dog runs.`` and ``a dog runs``), and
-    a decoder should spend nothing on the difference.
+    Corpora differ in these (Flickr8k writes ``A dog runs .``, COCO both ``A dog runs.`` and ``a dog runs``), and a
+    decoder should not have to learn the difference.
     """
     line = _SPACE_BEFORE_PUNCTUATION.sub(r"\1", _SPACE.sub(" ", caption).strip())
     return line.rstrip(". ") if not line.endswith("...") else line
 
 
 def has_words(caption: str) -> bool:
-    """Whether a caption holds a letter or a digit of any script: else there is nothing to learn from it."""
+    """Return whether a caption holds a letter or a digit of any script."""
     return any(unicodedata.category(character)[0] in "LN" for character in caption)
 
 
+def drop_empty(rows: Rows) -> tuple[Rows, str | None]:
+    """Leave out the rows without words (see `has_words`); the note lists them, and is None where there are none."""
+    kept = np.array([has_words(caption) for caption in rows.captions], dtype=bool)
+    if kept.all():
+        return rows, None
+    left_out = rows.select(~kept).keys
+    named = ", ".join(left_out[:_NAMED_KEYS]) + (", …" if len(left_out) > _NAMED_KEYS else "")
+    note = (
+        f"{len(left_out):,} of {len(rows):,} captions are empty or hold no letter of any script, and are left "
+        f"out: {named}."
+    )
+    return rows.select(kept), note
+
+
 class CaptionTokenizer:
-    """Captions to token ids and back.
+    """Translator of captions to token ids and back.
 
     Attributes:
         pad_id: fills captions on the right.
@@ -99,7 +121,7 @@ class CaptionTokenizer:
         path.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
 
     def to_json(self) -> str:
-        """The content of tokenizer.json."""
+        """Return the content of tokenizer.json."""
         return str(self._tokenizer.to_str(pretty=True))
 
     @property
@@ -108,14 +130,14 @@ class CaptionTokenizer:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Token ids per caption, cut to ``max_tokens`` with the end-of-text token, which is always there."""
+        """Return the token ids of each caption, at most ``max_tokens``, the last one end-of-text."""
         encoded = self._tokenizer.encode_batch_fast(
             [clean_caption(caption) for caption in captions], add_special_tokens=False
         )
         return [[*item.ids[: max_tokens - 1], self.end_id] for item in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The caption of token ids, up to the first end-of-text token."""
+        """Return the caption of token ids, up to the first end-of-text token."""
         kept: list[int] = []
         for token in ids:
             if token == self.end_id:
@@ -123,3 +145,39 @@ class CaptionTokenizer:
             if token != self.pad_id:
                 kept.append(token)
         return str(self._tokenizer.decode(kept, skip_special_tokens=False)).strip()
+
+
+def length_bucketed(lengths: Sequence[int] | Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
+    """Split rows into batches of like length, so that little is spent on padding; order depends on (seed, epoch).
+
+    Rows are shuffled, sorted by length within buckets of 32 batches, cut, and the batches are shuffled: every
+    epoch mixes rows anew, and each row occurs exactly once.
+
+    Args:
+        lengths: length of each row in tokens.
+        batch_size: rows per batch; the last batch of a bucket may be smaller.
+        seed: seed of the run.
+        epoch: number of the epoch.
+
+    Returns:
+        int64 arrays of row numbers, one per batch.
+    """
+    rng = generator(seed, "batches", epoch)
+    measured = np.asarray(lengths, dtype=np.int64)
+    order = rng.permutation(len(measured))
+    batches = []
+    bucket = batch_size * _BATCHES_PER_BUCKET
+    for start in range(0, len(order), bucket):
+        rows = order[start : start + bucket]
+        rows = rows[np.argsort(measured[rows], kind="stable")]
+        batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def token_batch(tokens: Sequence[Sequence[int]], rows: Indices, pad_id: int) -> Tensor:
+    """Return the token ids of some rows, right-padded with ``pad_id``: int64 (B, T)."""
+    width = max(len(tokens[row]) for row in rows)
+    batch = np.full((len(rows), width), pad_id, dtype=np.int64)
+    for i, row in enumerate(rows):
+        batch[i, : len(tokens[row])] = tokens[row]
+    return torch.from_numpy(batch)

@@ -1,27 +1,33 @@
-"""`c3 train-decoder`: from a store of embeddings and captions to a decoder folder."""
+"""Training a captioner: from the captions of a store, or from rows in memory, to a decoder folder."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
+from .. import devices
 from ..devices import Compute
 from ..errors import DecoderError
-from ..store import Store
-from ..transforms import Pipeline, preset
+from ..reporter import SILENT, Reporter
+from ..seeds import generator
+from ..store import Pairs, Rows, Store
+from ..training import CheckpointDir
+from ..training.tensorboard import tensorboard as record_scalars
+from ..transforms import Pipeline
+from ..transforms import preset as named_pipeline
 from ..transforms.fitting import fit_moments
-from ..transforms.sigma import auto_sigma
+from ..transforms.sigma import auto_sigma, parse_sigma
 from .captioner import Captioner
-from .config import Size, TrainingConfig, size
-from .fitting import CaptionRows, Progress, fit_captioner, silent, training_config
-from .runs import RunFolder
-from .training import Recorder
-from .training_rows import TextRows, image_rows, share_of, split_texts
+from .config import AnySize, Size, TrainingConfig, load_size, training_config
+from .model import CaptionDecoder, Decoder
+from .tokenizer import CaptionTokenizer, drop_empty
+from .training import Trainer
 
 AUTO = "auto"
 DEFAULT_PRESET = "c3"
@@ -33,240 +39,340 @@ _PATIENCE = 5
 _FINE_TUNING = 0.1  # of the size's learning rate: the weights are good already
 
 
-@dataclass(frozen=True)
-class DecoderSettings:
-    """What `train_decoder` depends on beside the store.
-
-    Attributes:
-        preset: the pipeline, a key of `c3tools.transforms.PRESETS`; None for ``c3``, or for that of ``start``.
-        sigma: noise per dimension, or ``auto``: from the captions of one image (`auto_sigma`); None for ``auto``, for
-            that of ``start``, or, where pairs are learned from scratch, for none.
-        size: of the decoder, a key of `c3tools.captioning.SIZES`.
-        changes: settings of the size that are changed, ``name=value``.
-        epochs: passes over the captions; the size's own when None.
-        train_split: the split to learn from.
-        train_fraction: share of its images (by a stable hash of their keys) whose captions are used.
-        patience: epochs without a better validation loss before training stops; None for the default.
-        monitor: what the checkpoint is chosen on: ``text``, the noise-free loss of other captions from their own
-            embeddings (the method may not look at pairs), or ``cross-modal``, their loss from their images.
-        start: the folder of a decoder to continue from, with its pipeline.
-        pairs: share of the training images (drawn by the seed) to learn from as pairs, image to caption; None to
-            learn from texts.
-        seed: of everything random.
-    """
-
-    preset: str | None = None
-    sigma: float | str | None = None
-    size: str = "small"
-    changes: tuple[str, ...] = ()
-    epochs: int | None = None
-    train_split: str = "train"
-    train_fraction: float = 1.0
-    patience: int | None = None
-    monitor: str = "text"
-    start: Path | None = None
-    pairs: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sigma, str) and self.sigma != AUTO:
-            raise DecoderError(f"sigma is a number or {AUTO!r}, not {self.sigma!r}.", remedy="For example --sigma 0.1.")
-        if isinstance(self.sigma, float | int) and not (self.sigma >= 0 and math.isfinite(self.sigma)):
-            raise DecoderError(f"sigma must be 0 or more, not {self.sigma}.", remedy="For example --sigma 0.1.")
-        if self.start is not None and not (self.preset is None and self.sigma is None):
-            raise DecoderError(
-                "The transform, with its sigma, is that of the decoder to continue from; it cannot be changed.",
-                remedy="Leave out --preset and --sigma, or train a new decoder without --from.",
-            )
-        if not 0 < self.train_fraction <= 1:
-            raise DecoderError(f"The train fraction must be above 0 and at most 1, not {self.train_fraction}.")
-        if self.pairs is not None and not 0 < self.pairs <= 1:
-            raise DecoderError(f"The share of pairs must be above 0 and at most 1, not {self.pairs}.")
-        if self.monitor not in MONITORS:
-            raise DecoderError(f"There is no monitor {self.monitor!r}.", remedy=f"Choose from {', '.join(MONITORS)}.")
-        if self.epochs is not None and self.epochs < 1:
-            raise DecoderError(f"The number of epochs must be at least 1, not {self.epochs}.")
-
-
-def train_decoder(
-    store: Store,
-    output: Path,
-    settings: DecoderSettings | None = None,
+def train_captioner(
+    store: Store | str | Path = "c3-store",
+    pipeline: Pipeline | None = None,
     *,
-    compute: Compute | None = None,
-    recorder: Recorder | None = None,
-    progress: Progress = silent,
-    say: Callable[[str], None] = lambda message: None,
+    output: str | Path = "c3-decoder",
+    preset: str | None = None,
+    sigma: float | str | None = None,
+    size: str = "small",
+    set: Sequence[str] = (),
+    epochs: int | None = None,
+    train_split: str = "train",
+    train_fraction: float = 1.0,
+    patience: int | None = None,
+    monitor: str = "text",
+    start: str | Path | None = None,
+    pairs: float | None = None,
+    seed: int = 0,
+    tensorboard: str | Path | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+    reporter: Reporter = SILENT,
 ) -> Captioner:
-    """Train a decoder on the text embeddings of a store and write it to the folder ``output``.
+    """Train a decoder on the text embeddings of a store, and write it to the folder ``output``.
 
-    With ``settings.pairs`` it learns from images instead: on top of a decoder trained on texts (``settings.start``),
-    the low-data regime of the paper, with that decoder's noise; or from scratch, without noise unless sigma is given.
-    A run that was interrupted is continued by the same call: its state is kept in a folder beside ``output`` until
-    the decoder is written.
+    With ``pairs`` it learns from images instead: after a training on texts (``start``), the low-data regime of the
+    paper, with the noise of that training; or from scratch, without noise unless sigma is given. The state of the run
+    is kept in a folder beside ``output``, so that the same call continues a run that was interrupted.
 
     Args:
         store: holds text embeddings with their captions.
+        pipeline: transforms the embeddings, in place of a preset; fitted on the store unless it is fitted already.
         output: the decoder's folder; a decoder that is there is kept as ``<output>.previous``.
-        settings: see `DecoderSettings`.
-        compute: device and precision; the best there is when None.
-        recorder: told of the losses.
-        progress: opens the display of the training.
-        say: told what the user should know, one line at a time.
+        preset: name of the pipeline, a key of `c3tools.transforms.PRESETS`; ``c3`` when None.
+        sigma: noise per dimension, or ``auto``: from how far captions of one image lie apart. None means ``auto``, or
+            no noise for pairs from scratch.
+        size: of the decoder, a key of `c3tools.captioning.SIZES`.
+        set: settings of the size that are changed, ``name=value`` each.
+        epochs: passes over the captions; None for the size's own, and more for a small corpus.
+        train_split: the split to learn from.
+        train_fraction: share of its images (by a stable hash of their keys) whose captions are used.
+        patience: epochs without a better validation loss before training stops; 0 never stops early.
+        monitor: what the checkpoint is chosen on: ``text``, the loss of other captions from their own embeddings,
+            without noise, or ``cross-modal``, their loss from the embeddings of their images.
+        start: the folder of a decoder to continue from, with its size and pipeline.
+        pairs: learn from images and captions of this share of the images (drawn by the seed); None learns from texts.
+        seed: of everything random.
+        tensorboard: folder to write losses to, for TensorBoard.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        reporter: shows messages and progress.
+
+    Returns:
+        The captioner, as `Captioner.load` reads it from ``output``.
 
     Raises:
         StoreError: if the store has no texts, or no images where they are needed.
-        DecoderError: if there are too few captions, the settings make no sense, or the decoder to continue from
-            is of another model.
+        DecoderError: if there are too few captions, the settings contradict each other, or the decoder to continue
+            from is of another model.
+        TransformError: if sigma, the preset or the pipeline cannot be used.
     """
-    settings = settings or DecoderSettings()
-    start = _start(settings, store)
-    train, val, notes = split_texts(store, settings.train_split)
-    if settings.train_fraction < 1:
-        train = train.select(share_of(train.owners, settings.train_fraction))
-        notes.append(f"Using {len(train.rows):,} captions: {settings.train_fraction:.0%} of the images.")
-    learned, validated = train.rows, val.rows
-    if settings.pairs is not None:
-        learned, validated, note = _pairs(store, train, val, settings)
-        notes.append(note)
-    elif settings.monitor == "cross-modal":
-        validated = image_rows(store, val)
-        notes.append(f"The checkpoint is chosen on {len(validated):,} captions from the embeddings of their images.")
+    if sigma is not None:
+        sigma = parse_sigma(sigma, also=(AUTO,))
+    if start is not None and not (preset is None and sigma is None and pipeline is None):
+        raise DecoderError(
+            "The transform, with its sigma, is that of the decoder to continue from; it cannot be changed.",
+            remedy="Leave out --preset and --sigma, or train a new decoder without --from.",
+        )
+    if pipeline is not None and not (preset is None and sigma is None):
+        raise DecoderError("A pipeline has its own steps and sigma.", remedy="Leave out preset and sigma.")
+    if not 0 < train_fraction <= 1:
+        raise DecoderError(f"The train fraction must be above 0 and at most 1, not {train_fraction}.")
+    if pairs is not None and not 0 < pairs <= 1:
+        raise DecoderError(f"The share of pairs must be above 0 and at most 1, not {pairs}.")
+    if monitor not in MONITORS:
+        raise DecoderError(f"There is no monitor {monitor!r}.", remedy=f"Choose from {', '.join(MONITORS)}.")
+    store = store if isinstance(store, Store) else Store.open(store)
+    output = Path(output)
+    compute = devices.pick(device, precision)
+    previous = None if start is None else Captioner.load(Path(start))
+    if previous is not None:
+        previous.check_model(store.info.model, store.info.dim)
+        size = str(previous.record.get("size", size))
+    chosen = load_size(size, set) if previous is None else _fine_tuned(size, set)
+    train, val, notes = training_captions(store, train_split)
+    if train_fraction < 1:
+        train = train.sample(train_fraction)
+        notes.append(f"Using {len(train):,} captions: {train_fraction:.0%} of the images.")
+    learned, validated, pair_notes = _inputs(store, train, val, pairs, monitor, seed)
+    notes += pair_notes
     for note in notes:
-        say(note)
-    pipeline, sigma = _pipeline(settings, store, train, start, say)
-    run = RunFolder(output.with_name(f".{output.name}.run"))
-    record = {"model": dict(store.info.model), "sigma": sigma, "notes": notes}
-    if settings.pairs is not None:
-        record["pairs"] = settings.pairs
-    if settings.start is not None:
-        record["from"] = str(settings.start)
-    captioner = fit_captioner(
-        learned,
-        validated,
-        pipeline,
-        size_name=settings.size if start is None else str(start.record.get("size", settings.size)),
-        changes=settings.changes,
-        training=plan(settings, len(learned), start),
-        compute=compute,
-        record=record,
-        start=start,
-        run=run,
-        recorder=recorder,
-        progress=progress,
-        say=say,
-        label=f"Training {pipeline.name}",
-    )
+        reporter.message(note)
+    if previous is not None:
+        pipeline, noise = previous.pipeline, float(previous.record.get("sigma", 0.0))
+    elif pipeline is not None:
+        if not pipeline.fitted:
+            pipeline = pipeline.fit(store, split=train_split)
+        pipeline.check_model(store.info.model)
+        noise = float(next((step.settings["sigma"] for step in pipeline.steps if "sigma" in step.settings), 0.0))
+    else:
+        if sigma is None and pairs is not None:
+            sigma = 0.0
+        pipeline, noise = _preset_pipeline(preset or DEFAULT_PRESET, sigma, store, train, train_split, reporter)
+    record: dict[str, Any] = {"model": dict(store.info.model), "sigma": noise, "notes": notes}
+    record |= {"pairs": pairs} if pairs is not None else {}
+    record |= {"from": str(start)} if start is not None else {}
+    checkpoints = CheckpointDir.beside(output)
+    with record_scalars(tensorboard, reporter) as recorder:
+        captioner = fit_captioner(
+            learned,
+            validated,
+            pipeline,
+            size=size,
+            set=set,
+            training=plan_training(chosen, len(learned), epochs=epochs, patience=patience, seed=seed),
+            compute=compute,
+            record=record,
+            start=previous,
+            checkpoints=checkpoints,
+            label=f"Training {pipeline.name}",
+            reporter=recorder,
+        )
     captioner.save(output)
-    draw_curves(captioner, output)
-    run.clear()
+    _draw_curves(captioner, output)
+    checkpoints.clear()
     return captioner
 
 
-def draw_curves(captioner: Captioner, folder: Path) -> None:
-    """Write the course of the training as a figure beside the decoder."""
+def fit_captioner(
+    train: Rows,
+    val: Rows,
+    pipeline: Pipeline,
+    *,
+    size: str = "small",
+    set: Sequence[str] = (),
+    training: TrainingConfig | None = None,
+    compute: Compute | None = None,
+    record: Mapping[str, Any] | None = None,
+    start: Captioner | None = None,
+    checkpoints: CheckpointDir | None = None,
+    label: str = "Training",
+    reporter: Reporter = SILENT,
+) -> Captioner:
+    """Train a captioner on rows in memory; it sees no image when both are rows of texts.
+
+    Args:
+        train: rows with the column ``caption`` to learn from.
+        val: rows that the checkpoint is chosen on; no noise is added to these.
+        pipeline: fitted; its noise goes to the training inputs.
+        size: a key of `SIZES`; not used where training starts from a captioner.
+        set: settings of the size that are changed, ``name=value`` (see `load_size`).
+        training: settings; those of the size when None.
+        compute: device and precision; the best there is when None.
+        record: kept in the captioner's record, beside what is known here.
+        start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
+        checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.
+        label: what the progress is called.
+        reporter: shows messages and progress.
+
+    Raises:
+        DecoderError: if there is no caption to learn from or to validate on, or the loss is not finite.
+    """
+    require_captions(train, val)
+    chosen = load_size(size, set)
+    training = training or training_config(chosen)
+    compute = compute or devices.pick()
+    if start is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator(training.seed, "initialise").integers(2**62)))
+            model, tokenizer = _new_decoder(chosen, train)
+    else:
+        start.check_dim(train.embeddings.shape[1])
+        model, tokenizer = copy.deepcopy(start.decoder), start.tokenizer
+    trainer = Trainer(model, tokenizer, train, val, pipeline, training, compute)
+    history = trainer.run(checkpoints, keep_initial=start is not None, label=label, reporter=reporter)
+    content = {
+        **dict(record or {}),
+        "preset": pipeline.name,
+        "modality": train.modality,
+        "monitor": "text" if val.modality == train.modality == "text" else "cross-modal",
+        "size": size if start is None else start.record.get("size"),
+        "changes": list(set),
+        "seed": training.seed,
+        "dim": model.config.dim,
+        "captions": {"train": len(train), "val": len(val)},
+        "training": {**asdict(training), "precision": compute.precision},
+        "history": [asdict(epoch) for epoch in history],
+        "trace": [list(point) for point in trainer.state.trace],
+        "start_val_loss": trainer.state.start_val_loss,
+        "best_val_loss": trainer.state.best_val_loss,
+    }
+    return Captioner(trainer.model, tokenizer, pipeline, content)
+
+
+def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, list[str]]:
+    """Read the captions to learn from and others to validate on, with what the user should know about them.
+
+    Captions without a letter of any script are left out. Where the store has no ``val`` split, a tenth of the
+    training images (by a stable hash of their keys) is held out with all their captions.
+
+    Raises:
+        StoreError: if the store has no texts.
+        DecoderError: if the split has no captions, or too few to hold some out.
+    """
+    train = store.load("text", split)
+    if not len(train):
+        there = ", ".join(f"{name}: {m.n:,}" for name, m in sorted(store.moments_by_split("text").items()))
+        raise DecoderError(
+            f"The store {store.path} has no captions in the split {split!r}; it has {there or 'none'}.",
+            remedy="Name the split to learn from with --train-split.",
+        )
+    notes: list[str] = []
+    if split != "val" and store.moments("text", "val").n:
+        val = store.load("text", "val")
+    else:
+        train, val = train.hold_out()
+        images = len(dict.fromkeys(val.items))
+        notes.append(f"There is no val split: {len(val):,} captions of {images:,} images are held out.")
+    (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
+    notes += [note for note in (train_note, val_note) if note]
+    require_captions(train, val, notes)
+    return train, val, notes
+
+
+def require_captions(train: Rows, val: Rows, notes: Sequence[str] = ()) -> None:
+    """Raise a DecoderError if there is nothing to learn from or to validate on; it ends with the notes."""
+    if not len(train) or not len(val):
+        raise DecoderError(
+            f"Training needs captions to learn from and others to validate on; there are {len(train)} and {len(val)}. "
+            f"{' '.join(notes)}".rstrip(),
+            remedy="Embed a corpus with more captions, or check that they are not empty.",
+        )
+
+
+def captions_of_images(images: Rows, texts: Rows) -> Rows:
+    """Return the captions that have an image, each with its image's embedding.
+
+    Raises:
+        DecoderError: if none of the captions has one.
+    """
+    rows = Pairs.match(images, texts).captions_of_first()
+    if not len(rows):
+        raise DecoderError(
+            f"None of {len(texts):,} captions belongs to an image of the store.",
+            remedy="Embed the images of these captions, or learn from texts (without --pairs and --monitor).",
+        )
+    return rows
+
+
+def sigma_from_texts(store: Store, train: Rows, split: str) -> tuple[float, str]:
+    """Return sigma by the rule of ``--sigma auto``, and a sentence on what it is based on."""
+    sigma, why = auto_sigma(train.embeddings, train.item_index, fit_moments(store, "text", split).mean)
+    return sigma, f"{why[:1].upper()}{why[1:]}"
+
+
+def plan_training(
+    size: AnySize, captions: int, *, epochs: int | None = None, patience: int | None = None, seed: int = 0
+) -> TrainingConfig:
+    """Return the training settings for a number of captions: few get more epochs, and stop early.
+
+    Args:
+        size: of the decoder.
+        captions: how many there are to learn from.
+        epochs: None for those of the size, or as many as give 600 steps (at most 60).
+        patience: None for that of the size, or 5 where epochs were added.
+        seed: of everything random.
+    """
+    own = size.training
+    stretched = epochs
+    if epochs is None and isinstance(size, Size):
+        steps = math.ceil(max(captions, 1) / own.batch_size)
+        stretched = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
+        if patience is None and stretched > own.epochs:
+            patience = _PATIENCE
+    return training_config(size, seed=seed, epochs=stretched, patience=own.patience if patience is None else patience)
+
+
+def _inputs(
+    store: Store, train: Rows, val: Rows, pairs: float | None, monitor: str, seed: int
+) -> tuple[Rows, Rows, list[str]]:
+    """Return the rows to learn from and to validate on: texts, or captions with the embeddings of their images."""
+    if pairs is None and monitor == "text":
+        return train, val, []
+    images = store.load("image")
+    if pairs is None:
+        validated = captions_of_images(images, val)
+        note = f"The checkpoint is chosen on {len(validated):,} captions from the embeddings of their images."
+        return train, validated, [note]
+    # the same share of both, so that the pairs used to choose the checkpoint are counted too
+    train, val = (rows.sample(pairs, f"pairs {seed}") for rows in (train, val))
+    learned, validated = captions_of_images(images, train), captions_of_images(images, val)
+    note = (
+        f"Learning from pairs: {len(learned):,} captions of {len(dict.fromkeys(train.items)):,} images; the checkpoint "
+        f"is chosen on {len(validated):,} captions of {len(dict.fromkeys(val.items)):,} others."
+    )
+    return learned, validated, [note]
+
+
+def _preset_pipeline(
+    name: str, sigma: float | str | None, store: Store, train: Rows, split: str, reporter: Reporter
+) -> tuple[Pipeline, float]:
+    """Return a preset fitted on the store, and its sigma."""
+    noise = 0.0
+    if named_pipeline(name, sigma=0.0).noisy:
+        if isinstance(sigma, float):
+            noise = sigma
+        else:
+            noise, why = sigma_from_texts(store, train, split)
+            reporter.message(f"{why}; --sigma sets another.")
+    return named_pipeline(name, sigma=noise).fit(store, split=split), noise
+
+
+def _fine_tuned(name: str, overrides: Sequence[str]) -> AnySize:
+    """Return the size of a decoder that training continues from, with a lower learning rate."""
+    chosen = load_size(name, overrides)
+    if replace(chosen, training=load_size(name).training) != load_size(name):
+        raise DecoderError("The architecture is that of the decoder to continue from; it cannot be changed.")
+    if any(override.startswith("learning_rate=") for override in overrides):
+        return chosen
+    rate = _FINE_TUNING * chosen.training.learning_rate
+    return replace(chosen, training=replace(chosen.training, learning_rate=rate))
+
+
+def _new_decoder(size: AnySize, train: Rows) -> tuple[Decoder, CaptionTokenizer]:
+    dim = train.embeddings.shape[1]
+    if isinstance(size, Size):
+        tokenizer = CaptionTokenizer.train(train.captions, size.vocab_size)
+        return CaptionDecoder(size.config(dim, tokenizer.vocab_size)), tokenizer
+    from .language_model import pretrained
+
+    return pretrained(size, dim)
+
+
+def _draw_curves(captioner: Captioner, folder: Path) -> None:
     from ..pages.figures import save_figure
     from .curves import training_curves
 
     save_figure(training_curves(captioner.record), folder / CURVES_FILE)
-
-
-def plan(settings: DecoderSettings, captions: int, start: Captioner | None = None) -> TrainingConfig:
-    """The training settings for a corpus of this many captions: a small one gets more epochs, and stops early.
-
-    A decoder that training continues from is trained at a lower rate than a new one.
-
-    Raises:
-        DecoderError: if a setting is unknown, or one of the architecture is changed where it is given.
-    """
-    name = settings.size if start is None else str(start.record.get("size", settings.size))
-    chosen = size(name, settings.changes)
-    if start is not None:
-        if replace(chosen, training=size(name).training) != size(name):
-            raise DecoderError("The architecture is that of the decoder to continue from; it cannot be changed.")
-        if not any(change.startswith("learning_rate=") for change in settings.changes):
-            rate = _FINE_TUNING * chosen.training.learning_rate
-            chosen = replace(chosen, training=replace(chosen.training, learning_rate=rate))
-    own = chosen.training
-    epochs = settings.epochs
-    patience = own.patience if settings.patience is None else settings.patience
-    if epochs is None and isinstance(chosen, Size):
-        steps = math.ceil(max(captions, 1) / own.batch_size)
-        epochs = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
-        if settings.patience is None and epochs > own.epochs:
-            patience = _PATIENCE
-    return training_config(chosen, seed=settings.seed, epochs=epochs, patience=patience)
-
-
-def _start(settings: DecoderSettings, store: Store) -> Captioner | None:
-    if settings.start is None:
-        return None
-    start = Captioner.load(settings.start)
-    start.check_model(store.info.model, store.info.dim)
-    return start
-
-
-def _pipeline(
-    settings: DecoderSettings, store: Store, train: TextRows, start: Captioner | None, say: Callable[[str], None]
-) -> tuple[Pipeline, float]:
-    """The fitted pipeline and its sigma: those of the decoder to continue from, else the preset's."""
-    if start is not None:
-        return start.pipeline, float(start.record.get("sigma", 0.0))
-    name = settings.preset or DEFAULT_PRESET
-    pipeline, sigma = preset(name, sigma=0.0), 0.0
-    if pipeline.noisy and (settings.pairs is None or settings.sigma is not None):
-        sigma = _sigma(settings, store, train, say)
-        pipeline = preset(name, sigma=sigma)
-    return pipeline.fit(store, split=settings.train_split), sigma
-
-
-def _pairs(
-    store: Store, train: TextRows, val: TextRows, settings: DecoderSettings
-) -> tuple[CaptionRows, CaptionRows, str]:
-    """Pairs to learn from and others to validate on: the same share of both, or few pairs would be no few."""
-    assert settings.pairs is not None
-    salt = f"pairs {settings.seed}"
-    chosen = [part.select(share_of(part.owners, settings.pairs, salt)) for part in (train, val)]
-    learned, validated = (image_rows(store, part) for part in chosen)
-    counts = [len(set(part.owners)) for part in chosen]
-    return (
-        learned,
-        validated,
-        f"Learning from pairs: {len(learned):,} captions of {counts[0]:,} images; the checkpoint is chosen on "
-        f"{len(validated):,} captions of {counts[1]:,} others.",
-    )
-
-
-def _sigma(settings: DecoderSettings, store: Store, train: TextRows, say: Callable[[str], None]) -> float:
-    if isinstance(settings.sigma, float | int):
-        return float(settings.sigma)
-    sigma, why = sigma_from_texts(store, train, settings.train_split)
-    say(f"{why}; --sigma sets another.")
-    return sigma
-
-
-def sigma_from_texts(store: Store, train: TextRows, split: str) -> tuple[float, str]:
-    """Sigma by the rule of ``--sigma auto``, and a sentence on what it rests on."""
-    numbers = {owner: number for number, owner in enumerate(dict.fromkeys(train.owners))}
-    owners = np.array([numbers[owner] for owner in train.owners], dtype=np.int64)
-    sigma, why = auto_sigma(train.rows.embeddings, owners, fit_moments(store, "text", split).mean)
-    return sigma, f"{why[:1].upper()}{why[1:]}"
-
-
-def summary(captioner: Captioner) -> dict[str, Any]:
-    """What `c3 train-decoder --json` prints: the record, without the history's seconds."""
-    return {**captioner.record, "parameters": sum(p.numel() for p in captioner.decoder.parameters())}
-
-
-def parse_sigma(text: str) -> float | str:
-    """A number, or ``auto``.
-
-    Raises:
-        DecoderError: for anything else.
-    """
-    if text == AUTO:
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise DecoderError(f"sigma is a number or {AUTO!r}, not {text!r}.", remedy="For example --sigma 0.1.") from None

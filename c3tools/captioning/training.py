@@ -1,89 +1,49 @@
-"""Training of the built-in decoder on embeddings and captions.
+"""The training loop of caption decoders.
 
 The method's rules, where the released code of the paper departs from them: noise is drawn anew in every epoch,
-for training inputs only, from (seed, epoch, key); the validation loss that picks the checkpoint has none; an
+for training inputs only, from (seed, epoch, key); the validation loss that chooses the checkpoint has none; an
 end-of-text token is learned; the loss ignores padding and nothing else.
 
-Everything random in a step depends on (seed, epoch, batch) alone, so that a run that was killed continues exactly.
+Everything random in a step depends on (seed, epoch, batch) alone, so a run that was killed continues exactly.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..devices import Compute
 from ..errors import DecoderError
-from ..reporter import SilentTracker, Tracker
+from ..reporter import SILENT, Reporter
 from ..seeds import generator
+from ..store.rows import Indices, Rows
+from ..training import CheckpointDir, adamw, warmup
+from ..training.optimization import set_learning_rate
 from ..transforms import Pipeline
-from .batches import length_bucketed
 from .config import TrainingConfig
-from .decoder import Decoder
+from .model import Decoder
+from .tokenizer import CaptionTokenizer, length_bucketed, token_batch
 
-FloatArray = npt.NDArray[np.float32]
-PAUSE_SECONDS = 30.0
+CHECKPOINT_SECONDS = 30.0
 TRACE_STEPS = 25
 _VALIDATION_BATCH = 512
 _NOT_PLAIN = ("best_weights", "average", "history")
 
 
-class Recorder(Protocol):
-    """Told of the losses as training goes on, for example to write them for TensorBoard."""
-
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """One value at one optimiser step."""
-
-
-@dataclass(frozen=True)
-class CaptionSet:
-    """Embeddings and the captions to be written from them.
-
-    Attributes:
-        keys: one per row; noise is keyed by them.
-        embeddings: float32 (n, d), as encoded; the pipeline is applied during training.
-        tokens: token ids per row, each ending in end-of-text.
-        modality: what the embeddings are of: ``text`` for text-only training, ``image`` for real pairs.
-    """
-
-    keys: Sequence[str]
-    embeddings: FloatArray
-    tokens: Sequence[Sequence[int]]
-    modality: str = "text"
-
-    def __post_init__(self) -> None:
-        if not len(self.keys) == len(self.embeddings) == len(self.tokens):
-            raise DecoderError(
-                f"{len(self.keys)} keys, {len(self.embeddings)} embeddings and {len(self.tokens)} captions "
-                "do not form rows.",
-                remedy="Give one key and one caption for each embedding.",
-            )
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def token_batch(self, rows: npt.NDArray[np.int64], pad_id: int) -> Tensor:
-        """Token ids of ``rows``, right-padded with ``pad_id``: int64 (B, T)."""
-        width = max(len(self.tokens[row]) for row in rows)
-        batch = np.full((len(rows), width), pad_id, dtype=np.int64)
-        for i, row in enumerate(rows):
-            batch[i, : len(self.tokens[row])] = self.tokens[row]
-        return torch.from_numpy(batch)
-
-
 @dataclass
 class Epoch:
-    """What one epoch came to; losses in nats per token."""
+    """Metrics of one epoch; losses in nats per token."""
 
     epoch: int
     train_loss: float
@@ -94,7 +54,7 @@ class Epoch:
 
 @dataclass
 class TrainingState:
-    """All that a run needs to continue exactly; position is (epoch, batch) of the next step.
+    """State of a run, from which it continues exactly; the next step is (epoch, batch).
 
     ``trace`` has (step, mean training loss since the last entry), every `TRACE_STEPS` steps.
     """
@@ -113,37 +73,56 @@ class TrainingState:
     traced: tuple[float, int] = (0.0, 0)
 
     def position(self) -> dict[str, Any]:
-        """The state without its tensors, for JSON."""
+        """Return the state without its tensors, for JSON."""
         plain = {name: value for name, value in vars(self).items() if name not in _NOT_PLAIN}
         return {**plain, "history": [asdict(epoch) for epoch in self.history]}
 
+    @classmethod
+    def restore(cls, position: Mapping[str, Any], best: dict[str, Tensor], average: dict[str, Tensor]) -> TrainingState:
+        """Make the state again from its position and its tensors."""
+        history = [Epoch(**epoch) for epoch in position["history"]]
+        return cls(**{**position, "history": history}, best_weights=best, average=average)
+
 
 class Trainer:
-    """Trains one decoder; ``run`` leaves the best weights in ``model``."""
+    """Training of one decoder; `run` leaves the best weights in ``model``.
+
+    Args:
+        model: the decoder to train.
+        tokenizer: its tokenizer.
+        train: rows with the column ``caption``; the decoder learns to write each caption from its embedding.
+        val: rows that the checkpoint is chosen on; their embeddings get no noise.
+        pipeline: fitted; applied to the embeddings during training.
+        config: settings of the training.
+        compute: device and precision.
+    """
 
     def __init__(
         self,
         model: Decoder,
-        train: CaptionSet,
-        val: CaptionSet,
-        transform: Pipeline,
+        tokenizer: CaptionTokenizer,
+        train: Rows,
+        val: Rows,
+        pipeline: Pipeline,
         config: TrainingConfig,
         compute: Compute,
     ) -> None:
-        if not len(train) or not len(val):
-            raise DecoderError(
-                f"Training needs captions to learn from and others to validate on; there are {len(train)} and "
-                f"{len(val)}.",
-                remedy="Add captions, or name the splits that hold them.",
-            )
         self.model = model.to(compute.device)
         self.train, self.val = train, val
-        self.transform, self.config, self.compute = transform, config, compute
+        self.train_tokens = tokenizer.encode(train.captions, model.config.max_tokens)
+        self.val_tokens = tokenizer.encode(val.captions, model.config.max_tokens)
+        self.pipeline, self.config, self.compute = pipeline, config, compute
         self.state = TrainingState()
-        self.lengths = np.array([len(ids) for ids in train.tokens], dtype=np.int64)
-        self.steps_per_epoch = len(length_bucketed(self.lengths, config.batch_size, seed=config.seed, epoch=0))
-        self.optimizer = _optimizer(self.model, config)
-        self._val_inputs = transform.transform(val.embeddings, modality=val.modality, training=False)
+        self.lengths = np.array([len(ids) for ids in self.train_tokens], dtype=np.int64)
+        self.steps_per_epoch = len(self._batches(0))
+        self.optimizer = adamw(
+            self.model.parameters(),
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, config.beta2),
+            fused=True,
+        )
+        self._val_inputs = pipeline.transform(val.embeddings, modality=val.modality, training=False)
 
     @property
     def total_steps(self) -> int:
@@ -157,64 +136,63 @@ class Trainer:
 
     def run(
         self,
-        tracker: Tracker | None = None,
-        on_pause: Callable[[Trainer], None] | None = None,
-        recorder: Recorder | None = None,
+        checkpoints: CheckpointDir | None = None,
+        *,
+        keep_initial: bool = False,
+        label: str = "Training",
+        reporter: Reporter = SILENT,
     ) -> list[Epoch]:
-        """Train to the end (or until patience runs out) and load the best weights into the model.
+        """Train to the end, or until patience runs out, and load the best weights into the model.
 
         Args:
-            tracker: told of every step, with losses, tokens per second in its note.
-            on_pause: called after each epoch and every ``PAUSE_SECONDS`` within one, to save the run.
-            recorder: told of the losses.
+            checkpoints: where the run is saved after each epoch and every `CHECKPOINT_SECONDS`; a run that is saved
+                there with the same settings and data is continued.
+            keep_initial: evaluate the initial weights too, so that they are kept if no epoch improves on them.
+            label: what the progress is called.
+            reporter: shows the progress, and records losses, learning rate and tokens per second.
 
         Returns:
             One entry per epoch.
+
+        Raises:
+            DecoderError: if the loss is not finite.
         """
-        tracker = tracker or SilentTracker()
-        tracker.advance(self.done_steps)
-        state, last_pause = self.state, time.monotonic()
+        identity = "" if checkpoints is None else self._identity()
+        resumed = checkpoints is not None and self._resume(checkpoints, identity, reporter)
+        if keep_initial and not resumed:
+            self.state.best_val_loss = self.state.start_val_loss = self.validation_loss()
+            self.state.best_weights = copy.deepcopy(self.model.state_dict())
+        state, last_saved = self.state, time.monotonic()
         devices = [self.compute.device] if self.compute.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with reporter.progress(label, self.total_steps) as progress, torch.random.fork_rng(devices=devices):
+            progress.advance(self.done_steps)
             while state.epoch < self.config.epochs and not self._out_of_patience():
-                batches = length_bucketed(
-                    self.lengths, self.config.batch_size, seed=self.config.seed, epoch=state.epoch
-                )
+                batches = self._batches(state.epoch)
                 self.model.train()
                 for rows in batches[state.batch :]:
-                    started = time.perf_counter()
-                    loss, tokens = self._step(rows)
-                    state.loss_sum += loss * tokens
-                    state.token_sum += tokens
-                    state.seconds += time.perf_counter() - started
-                    state.batch += 1
-                    self._trace(loss, tokens, recorder)
-                    tracker.advance(1, note=self._note())
-                    if on_pause and state.batch < len(batches) and time.monotonic() - last_pause > PAUSE_SECONDS:
-                        on_pause(self)
-                        last_pause = time.monotonic()
-                self._end_epoch(recorder)
-                if on_pause:
-                    on_pause(self)
-                    last_pause = time.monotonic()
+                    self._run_step(rows, reporter)
+                    progress.advance(1, note=self._note())
+                    due = time.monotonic() - last_saved > CHECKPOINT_SECONDS and state.batch < len(batches)
+                    if checkpoints is not None and due:
+                        self._save(checkpoints, identity)
+                        last_saved = time.monotonic()
+                self._end_epoch(reporter)
+                if checkpoints is not None:
+                    self._save(checkpoints, identity)
+                    last_saved = time.monotonic()
         self.model.load_state_dict(state.best_weights)
         self.model.eval()
         return state.history
 
-    def keep_start(self) -> None:
-        """Let the weights as they are compete for the best: training on little may only make them worse."""
-        self.state.best_val_loss = self.state.start_val_loss = self.validation_loss()
-        self.state.best_weights = copy.deepcopy(self.model.state_dict())
-
     def validation_loss(self) -> float:
-        """Mean loss per token over the validation captions, without any noise or dropout."""
+        """Return the mean loss per token over the validation captions, without noise or dropout."""
         self.model.eval()
         total, count, pad = 0.0, 0, self.model.pad_id
-        order = np.argsort([len(ids) for ids in self.val.tokens], kind="stable")
+        order = np.argsort([len(ids) for ids in self.val_tokens], kind="stable")
         with torch.no_grad():
             for start in range(0, len(order), _VALIDATION_BATCH):
                 rows = order[start : start + _VALIDATION_BATCH]
-                tokens = self.val.token_batch(rows, pad).to(self.compute.device)
+                tokens = token_batch(self.val_tokens, rows, pad).to(self.compute.device)
                 inputs = torch.from_numpy(self._val_inputs[rows]).to(self.compute.device)
                 with self._autocast():
                     logits = self.model(inputs, tokens)
@@ -222,11 +200,20 @@ class Trainer:
                 count += int((tokens != pad).sum())
         return total / count
 
-    def _step(self, rows: npt.NDArray[np.int64]) -> tuple[float, int]:
+    def _run_step(self, rows: Indices, reporter: Reporter) -> None:
+        state, started = self.state, time.perf_counter()
+        loss, tokens = self._step(rows)
+        state.loss_sum += loss * tokens
+        state.token_sum += tokens
+        state.seconds += time.perf_counter() - started
+        state.batch += 1
+        self._trace(loss, tokens, reporter)
+
+    def _step(self, rows: Indices) -> tuple[float, int]:
         config, state, pad = self.config, self.state, self.model.pad_id
         rng = generator(config.seed, "step", state.epoch, state.batch)
         torch.manual_seed(int(rng.integers(2**62)))
-        inputs = self.transform.transform(
+        inputs = self.pipeline.transform(
             self.train.embeddings[rows],
             modality=self.train.modality,
             training=True,
@@ -234,7 +221,7 @@ class Trainer:
             seed=config.seed,
             epoch=state.epoch,
         )
-        tokens = self.train.token_batch(rows, pad)
+        tokens = token_batch(self.train_tokens, rows, pad)
         seen = tokens
         if config.word_dropout:
             hidden = torch.from_numpy(rng.random(tokens.shape) < config.word_dropout)
@@ -244,8 +231,7 @@ class Trainer:
         with self._autocast():
             logits = self.model(torch.from_numpy(inputs).to(device), tokens, seen.to(device))
         loss = _cross_entropy(logits, tokens, pad, label_smoothing=config.label_smoothing)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule(self.done_steps, self.total_steps, config)
+        set_learning_rate(self.optimizer, config.learning_rate * schedule(self.done_steps, self.total_steps, config))
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if config.clip_norm:
@@ -272,7 +258,7 @@ class Trainer:
             if value.is_floating_point():
                 average[name].lerp_(value, weight)
 
-    def _trace(self, loss: float, tokens: int, recorder: Recorder | None) -> None:
+    def _trace(self, loss: float, tokens: int, reporter: Reporter) -> None:
         state, step = self.state, self.done_steps
         total, count = state.traced
         state.traced = (total + loss * tokens, count + tokens)
@@ -281,12 +267,11 @@ class Trainer:
         value = state.traced[0] / state.traced[1]
         state.trace.append((step, value))
         state.traced = (0.0, 0)
-        if recorder:
-            recorder.scalar("loss/training", value, step)
-            recorder.scalar("learning rate", self.optimizer.param_groups[0]["lr"], step)
-            recorder.scalar("tokens per second", state.token_sum / max(state.seconds, 1e-9), step)
+        reporter.scalar("loss/training", value, step)
+        reporter.scalar("learning rate", self.optimizer.param_groups[0]["lr"], step)
+        reporter.scalar("tokens per second", state.token_sum / max(state.seconds, 1e-9), step)
 
-    def _end_epoch(self, recorder: Recorder | None) -> None:
+    def _end_epoch(self, reporter: Reporter) -> None:
         state = self.state
         current = copy.deepcopy(self.model.state_dict()) if state.average else {}
         if current:
@@ -300,8 +285,7 @@ class Trainer:
             state.best_weights = copy.deepcopy(self.model.state_dict())
         if current:
             self.model.load_state_dict(current)
-        if recorder:
-            recorder.scalar("loss/validation", val_loss, self.done_steps)
+        reporter.scalar("loss/validation", val_loss, self.done_steps)
         state.epoch, state.batch = state.epoch + 1, 0
         state.loss_sum, state.token_sum, state.seconds = 0.0, 0, 0.0
 
@@ -312,15 +296,56 @@ class Trainer:
         best = min(range(len(history)), key=lambda i: history[i].val_loss)
         return len(history) - 1 - best >= patience
 
+    def _identity(self) -> str:
+        """Return a digest of all that the run depends on; the model must still have its initial weights."""
+        plain = [asdict(self.model.config), asdict(self.config), self.pipeline.config(), self.model.digest()]  # type: ignore[call-overload]
+        digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
+        for rows in (self.train, self.val):
+            digest.update("\x1f".join([*rows.keys, *rows.captions]).encode())
+            digest.update(np.ascontiguousarray(rows.embeddings).tobytes())
+        return digest.hexdigest()
+
+    def _save(self, checkpoints: CheckpointDir, identity: str) -> None:
+        state = self.state
+        tensors = {"model": self.model.state_dict(), "best": state.best_weights, "average": state.average}
+        checkpoints.save(self.done_steps, identity, state.position(), tensors, self.optimizer)
+
+    def _resume(self, checkpoints: CheckpointDir, identity: str, reporter: Reporter) -> bool:
+        found = checkpoints.resume(identity, self.optimizer, reporter)
+        if found is None:
+            return False
+        position, groups = found
+        self.model.load_state_dict(groups["model"])
+        best, average = (
+            {name: value.to(self.compute.device) for name, value in groups.get(group, {}).items()}
+            for group in ("best", "average")
+        )
+        self.state = TrainingState.restore(position, best, average)
+        reporter.message(
+            f"Continuing the run saved in {checkpoints.path} at step {self.done_steps:,} of {self.total_steps:,}."
+        )
+        return True
+
     def _note(self) -> str:
         state = self.state
         rate = state.token_sum / max(state.seconds, 1e-9)
         val = f", val {state.history[-1].val_loss:.3f}" if state.history else ""
         return f"epoch {state.epoch + 1}, loss {state.loss_sum / state.token_sum:.3f}{val}, {rate:,.0f} tokens/s"
 
+    def _batches(self, epoch: int) -> list[Indices]:
+        return length_bucketed(self.lengths, self.config.batch_size, seed=self.config.seed, epoch=epoch)
+
     def _autocast(self) -> torch.autocast:
         compute = self.compute
         return torch.autocast(compute.device.type, dtype=compute.dtype, enabled=compute.precision != "fp32")
+
+
+def schedule(step: int, total: int, config: TrainingConfig) -> float:
+    """Return the learning rate of a step as a share of its peak (see `c3tools.training.warmup`)."""
+    rise = max(1, round(total * config.warmup))
+    if config.warmup_steps:
+        rise = max(1, min(config.warmup_steps, total // 2))
+    return warmup(step, total, rise, config.decay)
 
 
 def _cross_entropy(
@@ -333,22 +358,3 @@ def _cross_entropy(
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
-
-
-def _optimizer(model: Decoder, config: TrainingConfig) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim > 1]
-    others = [p for p in trained if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
-
-
-def schedule(step: int, total: int, config: TrainingConfig) -> float:
-    """The learning rate of a step as a share of its peak: linear warm-up from 0, then the decay to 0."""
-    rise = max(1, round(total * config.warmup))
-    if config.warmup_steps:
-        rise = max(1, min(config.warmup_steps, total // 2))
-    if step < rise:
-        return (step + 1) / rise
-    done = (step - rise) / max(1, total - rise)
-    return 1 - done if config.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))

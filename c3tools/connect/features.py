@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..captioning.training_rows import hold_out
 from ..corpus.splits import split_of
 from ..errors import ConnectError, StoreError
 from ..store import Store
 from ..store.importers import ColumnNames, Modality, pair, read_table, read_vectors
+from ..store.rows import held_out
 from .pairs import FeatureInputs, Pairs, ids_of, ids_of_rows
 
 Indices = npt.NDArray[np.int64]
@@ -79,7 +79,7 @@ class PairedFeatures:
             )
         if not len(val) or split == "val":
             keys = self.first.columns["key"]
-            held = hold_out([keys[owner] for owner in self.owner[train]])
+            held = held_out([keys[owner] for owner in self.owner[train]])
             train, val = train[~held], train[held]
             self.notes.append(f"There is no val split: {len(val):,} pairs of the split {split!r} are held out.")
         return train, val

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..captioning.training_rows import hold_out
 from ..corpus import Corpus, ImageItem, read_corpus, split_of
 from ..devices import Compute
 from ..encoders import DEFAULT_MODEL, Network, load_network, open_image
 from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
+from ..store.rows import held_out
 from . import processes
 from .card import towers_card
 from .geometry import measure
@@ -192,7 +192,7 @@ def _training_rows(data: CaptionedPhotos, split: str, session: RunContext) -> tu
             remedy="Name the split with --train-split, or the captions file with --captions.",
         )
     if not len(val) or split == "val":
-        held = hold_out([data.photos[owner].key for owner in data.owner[train]])
+        held = held_out([data.photos[owner].key for owner in data.owner[train]])
         train, val = train[~held], train[held]
         session.say(f"There is no val split: {len(val):,} captions of the split {split!r} are held out.")
     return train, val

@@ -6,139 +6,139 @@ come from the corpus that c3-mini was trained on, and sigma from the spread of t
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from ..ablation.run import ABLATION, AblationData, AblationRun, run_ablation
+from ..ablation import ABLATION, METHODS, Ablation, AblationData, run_ablation
+from ..ablation.table import score_text
 from ..assets.paths import CAPTIONS, PHOTOS
-from ..captioning import CaptionRows
+from ..captioning.evaluate import store_references
 from ..corpus import read_corpus
 from ..embedding import embed_corpus
 from ..encoders import Encoder, load_encoder
 from ..errors import CorpusError
-from ..reporter import Reporter, Tracker
+from ..geometry.figures import figure_blocks
+from ..geometry.report import gap_report
+from ..pages import render_page
+from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..store.means import load_means
+from ..tables import Table
 from ..transforms.sigma import SigmaRule, caption_spread, twice_spread
 
-TrackFactory = Callable[[str, int | None], AbstractContextManager[Tracker]]
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """What to run.
-
-    Attributes:
-        folder: where stores and results go.
-        seeds: one training of each method per seed.
-        sigma: standard deviation of the noise; None for twice the spread of the training captions.
-        methods: rows of the table.
-        size: size of the decoder.
-        epochs: passes over the captions; fewer than is best, to be short.
-        limit: use only this many training captions; None for all.
-    """
-
-    folder: Path
-    seeds: Sequence[int] = (0,)
-    sigma: float | None = None
-    methods: Sequence[str] = ABLATION
-    size: str = "tiny"
-    epochs: int = 5
-    limit: int | None = None
+METRICS = ("CIDEr", "BLEU-4", "BLEU-1", "ROUGE-L")
+_EPOCHS = 5  # fewer than is best, to be short
+_PHOTO_SIDE = 360
+_FIGURES = {
+    "projection": "Photos and captions in two dimensions, pairs joined, before and after Collapse.",
+    "spectra": "How many dimensions each modality uses.",
+    "recall": "Retrieval before and after.",
+}
+_STEPS = {"C1": "", "C2_1": "Collapse", "C2_2": "Corrupt", "C3": "Collapse + Corrupt"}
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What came out.
+    """Table of the demo, and the data behind it.
 
     Attributes:
-        runs: one per method and seed, with scores and captions.
+        ablation: one run per method and seed, with scores and captions.
+        data: training captions, photos and what people wrote about them.
         sigma: the noise that was used, per dimension.
-        sigma_rule: what it rests on; None where the user set it.
+        sigma_rule: the rule that gave it; None where the user set it.
         photos: the store of photos and their captions.
-        texts: the store of training captions.
-        references: what people wrote about each photo.
         means_from: where the means come from, in words.
-        training_captions, validation_captions: how many.
+        page: the page with the photos and their captions.
     """
 
-    runs: list[AblationRun]
+    ablation: Ablation
+    data: AblationData
     sigma: float
     sigma_rule: SigmaRule | None
     photos: Store
-    texts: Store
-    references: dict[str, list[str]]
     means_from: str
-    training_captions: int
-    validation_captions: int
+    page: Path
+
+    def table(self) -> Table:
+        """Return the scores as a table, one row per method."""
+        rows = [
+            [row["method"], METHODS[row["method"]].summary, *(score_text(row["scores"][name]) for name in METRICS)]
+            for row in self.ablation.rows
+        ]
+        title = f"{len(self.data.images)} photos, sigma {self.sigma:.3f}"
+        return Table(["method", "steps", *METRICS], rows, title=title, left=["steps"])
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows of the table, and all runs (``runs``, the list that `c3 demo --json` writes)."""
+        return self.ablation.to_dict()
 
 
-def demo(options: DemoOptions, *, track: TrackFactory, say: Callable[[str], None]) -> DemoResult:
-    """Run the method on the bundled photos.
+def demo(
+    out: str | Path = "c3-demo",
+    *,
+    seeds: int = 1,
+    sigma: float | None = None,
+    size: str = "tiny",
+    captions: int | None = None,
+    reporter: Reporter = SILENT,
+) -> DemoResult:
+    """Run the method on the bundled photos, and write a page to look at.
 
     Args:
-        options: what to run.
-        track: makes a progress display from a label and a total.
-        say: told what happens, one line a step.
+        out: folder for stores and the page.
+        seeds: trainings per method: seeds 0, 1, ....
+        sigma: standard deviation of the noise per dimension; None for twice the spread of the training captions.
+        size: of the decoder, a key of `c3tools.captioning.SIZES`.
+        captions: use only this many training captions; None for all.
+        reporter: shows messages, one line a step, and progress.
 
     Raises:
-        C3Error: as the jobs it is made of.
+        C3Error: as the steps that it consists of.
     """
+    out = Path(out)
     encoder = load_encoder()
-    say("1  Connect: embedding the photos, and the captions of other photos to learn from")
-    photos = _embed(encoder, PHOTOS, options.folder / "photos", track)
-    texts = _embed(encoder, CAPTIONS, options.folder / "captions", track)
+    reporter.message("1  Connect: embedding the photos, and the captions of other photos to learn from")
+    photos = _embed(encoder, PHOTOS, out / "photos", reporter)
+    texts = _embed(encoder, CAPTIONS, out / "captions", reporter)
     moments = load_means(photos, "c3-mini")
     load_means(texts, "c3-mini")
     means_from = f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions c3-mini was trained on"
-    say(f"2  Collapse: means of {means_from}; not of the photos that are scored")
-    train, val = texts.load("text", split="train"), texts.load("text", split="val")
-    rule = None if options.sigma is not None else sigma_of_captions(train, moments["text"].mean)
-    sigma = options.sigma if options.sigma is not None else (rule.sigma if rule else None)
-    assert sigma is not None
+    reporter.message(f"2  Collapse: means of {means_from}; not of the photos that are scored")
+    train, val = texts.load("text", "train"), texts.load("text", "val")
+    rule = None
+    if sigma is None:
+        rule = twice_spread(caption_spread(train.embeddings, train.item_index, moments["text"].mean))
+        assert rule.sigma is not None
+        sigma = rule.sigma
     origin = "as asked for" if rule is None else f"from {rule.rests_on}"
-    say(f"3  Corrupt: sigma {sigma:.3f} per dimension, {origin}")
-    data = _ablation_data(photos, train, val, options.limit)
-    say(f"4  Training {len(options.methods)} decoders on {len(data.train):,} captions; none sees an image")
-    runs = list(
-        run_ablation(
-            data,
-            options.methods,
-            seeds=options.seeds,
-            sigma=sigma,
-            size_name=options.size,
-            epochs=options.epochs,
-            progress=track,
-        )
+    reporter.message(f"3  Corrupt: sigma {sigma:.3f} per dimension, {origin}")
+    data = AblationData(
+        train=_first(train, captions),
+        val=_first(val, captions),
+        images=photos.load("image"),
+        references=store_references(photos),
+        moments={name: photos.fitting_moments(name) for name in ("image", "text")},
     )
-    return DemoResult(
-        runs,
-        sigma,
-        rule,
-        photos,
-        texts,
-        {key: list(value) for key, value in data.references.items()},
-        means_from,
-        len(data.train),
-        len(data.val),
-    )
-
-
-def sigma_of_captions(train: Rows, mean: np.ndarray[tuple[int], np.dtype[np.float64]]) -> SigmaRule:
-    """Twice the spread of captions of one image, over the training captions: texts alone."""
-    owners = train.column("image_key")
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(owners))}
-    numbered = np.array([numbers[owner] for owner in owners], dtype=np.int64)
-    return twice_spread(caption_spread(train.embeddings, numbered, mean))
+    reporter.message(f"4  Training {len(ABLATION)} decoders on {len(data.train):,} captions; none sees an image")
+    runs = run_ablation(data, seeds=range(seeds), sigma=sigma, size=size, epochs=_EPOCHS, reporter=reporter)
+    result = DemoResult(Ablation(list(runs), ABLATION, data), data, sigma, rule, photos, means_from, out / "demo.html")
+    _write_page(result)
+    return result
 
 
 def copy_photos(destination: Path) -> int:
-    """Copy the bundled photos, with captions and attribution, into a folder; returns the number of photos.
+    """Copy the bundled photos, with captions and attribution, into a folder; return the number of photos.
 
     Raises:
         CorpusError: if the folder is there and is not empty.
@@ -152,27 +152,81 @@ def copy_photos(destination: Path) -> int:
     return len(photos)
 
 
-def _embed(encoder: Encoder, corpus: Path, store: Path, track: TrackFactory) -> Store:
-    reporter = Reporter()
-    reporter.progress = track  # type: ignore[assignment, method-assign]
+def _embed(encoder: Encoder, corpus: Path, store: Path, reporter: Reporter) -> Store:
     embed_corpus(read_corpus(corpus), store, encoder, reporter=reporter)
     return Store.open(store)
 
 
-def _ablation_data(photos: Store, train: Rows, val: Rows, limit: int | None) -> AblationData:
-    images, captions = photos.load("image"), photos.load("text")
-    references: dict[str, list[str]] = {}
-    for key, caption in zip(captions.column("image_key"), captions.column("caption"), strict=True):
-        references.setdefault(key, []).append(caption)
-    return AblationData(
-        train=_caption_rows(train, limit),
-        val=_caption_rows(val, limit),
-        images=images.embeddings,
-        image_keys=images.keys,
-        references=references,
-        moments={name: photos.fitting_moments(name) for name in ("image", "text")},
+def _first(rows: Rows, count: int | None) -> Rows:
+    return rows if count is None else rows.select(np.arange(min(count, len(rows))))
+
+
+def _write_page(result: DemoResult) -> None:
+    """Write one self-contained page: the table, the geometry, and the photos with the captions of each decoder."""
+    runs, rows = result.ablation.runs, result.ablation.rows
+    captions = {run.method: run.captions for run in runs if run.seed == runs[0].seed}
+    attributions = _attributions()
+    photos = []
+    for key in result.data.images.keys:
+        photos.append(
+            {
+                "key": key,
+                "source": _inline_photo(PHOTOS / "images" / f"{key}.jpg"),
+                "attribution": attributions.get(key),
+                "captions": [
+                    {"method": method, "steps": _STEPS.get(method, method), "text": by_key[key]}
+                    for method, by_key in captions.items()
+                ],
+                "reference": result.data.references[key][0],
+            }
+        )
+    html = render_page(
+        Path(__file__).parent / "templates" / "demo.html",
+        title="Captions from a decoder that never saw an image",
+        result=result,
+        metrics=METRICS,
+        rows=rows,
+        summaries={name: method.summary for name, method in METHODS.items()},
+        best={metric: max(rows, key=lambda row: row["scores"][metric]["mean"]) for metric in METRICS},
+        photos=photos,
+        geometry=_geometry_of(result.photos),
     )
+    result.page.parent.mkdir(parents=True, exist_ok=True)
+    result.page.write_text(html, encoding="utf-8")
 
 
-def _caption_rows(rows: Rows, limit: int | None) -> CaptionRows:
-    return CaptionRows(rows.keys[:limit], rows.embeddings[:limit], rows.column("caption")[:limit])
+def _geometry_of(photos: Store) -> dict[str, Any] | None:
+    """Return the figures of the gap report of the photos, each with a caption, and the gap in one sentence."""
+    report = gap_report(photos)
+    if report.measured is None:
+        return None
+    blocks = figure_blocks(report.labelled_figures(), prefix="demo")
+    gap, recall = report.values["gap"]["length"], report.values["retrieval"]
+    before, after = (recall[name]["image_to_text"]["recall@1"] for name in ("raw", "c2-collapse"))
+    sentence = (
+        f"Photos and captions lie {gap:.2f} apart in a space where every vector has length 1. Collapse subtracts each "
+        f"modality's own mean; finding a photo's captions among all of them succeeds at rank 1 for {before:.0%} of "
+        f"the photos before and {after:.0%} after."
+    )
+    figures = [{"svg": blocks[name].svg, "caption": text} for name, text in _FIGURES.items() if name in blocks]
+    return {"sentence": sentence, "figures": figures}
+
+
+def _inline_photo(path: Path) -> str:
+    with Image.open(path) as image:
+        image.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _attributions() -> dict[str, dict[str, str]]:
+    found = {}
+    for line in (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        share_alike = "ShareAlike" in row["license"]
+        found[Path(row["image"]).stem] = {
+            "licence": "CC BY-SA 2.0" if share_alike else "CC BY 2.0",
+            "url": row["flickr_url"],
+        }
+    return found

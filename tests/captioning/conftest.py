@@ -3,68 +3,124 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from c3tools.captioning import CaptionDecoder, CaptionRows, DecoderConfig
+from c3tools import devices
+from c3tools.captioning import CaptionDecoder, Captioner, DecoderConfig, TrainingConfig, fit_captioner
 from c3tools.moments import Moments
+from c3tools.store import Rows, Store
+from c3tools.transforms import preset
+from tests.conftest import build_store
 
 COLOURS = ("red", "blue", "green", "white")
 ANIMALS = ("dog", "cat", "horse", "bird", "cow")
 PLACES = ("grass", "beach", "street", "snow")
 DIM = 32
+TOY = {"name": "toy-model", "weights_sha256": "1" * 64}
 
 
 @dataclass(frozen=True)
 class World:
-    texts: CaptionRows
-    owners: list[str]
-    images: dict[str, np.ndarray]
+    """Texts with the columns ``caption`` and ``image_key``, their images, and what people wrote about each."""
+
+    texts: Rows
+    images: Rows
     references: dict[str, list[str]]
 
     @property
     def moments(self) -> dict[str, Moments]:
-        return {
-            "text": Moments.from_rows(self.texts.embeddings),
-            "image": Moments.from_rows(np.stack(list(self.images.values()))),
-        }
+        return {rows.modality: Moments.from_rows(rows.embeddings) for rows in (self.texts, self.images)}
 
-    def split(self, held_out: int) -> tuple[CaptionRows, CaptionRows]:
+    def split(self, held_out: int) -> tuple[Rows, Rows]:
         """The captions of the first images, and those of the last ``held_out``."""
-        last = set(list(self.images)[-held_out:])
-        inside = np.array([owner in last for owner in self.owners])
-        return self.texts.select(np.flatnonzero(~inside)), self.texts.select(np.flatnonzero(inside))
+        last = set(self.images.keys[-held_out:])
+        inside = np.array([item in last for item in self.texts.items])
+        return self.texts.select(~inside), self.texts.select(inside)
 
 
 def make_world(gap: float = 1.0, noise: float = 0.02, seed: int = 0) -> World:
     rng = np.random.default_rng(seed)
     words = {word: rng.normal(size=DIM) / np.sqrt(DIM) for word in (*COLOURS, *ANIMALS, *PLACES)}
     offset = gap * rng.normal(size=DIM) / np.sqrt(DIM)
-    keys, embeddings, captions, owners = [], [], [], []
-    images, references = {}, {}
+    keys, embeddings, captions, items = [], [], [], []
+    images: dict[str, np.ndarray] = {}
+    references: dict[str, list[str]] = {}
     scenes = [(colour, animal, place) for colour in COLOURS for animal in ANIMALS for place in PLACES]
     for number in rng.permutation(len(scenes)):
         colour, animal, place = scenes[number]
-        owner = f"image{number:02d}"
+        item = f"image{number:02d}"
         meaning = words[colour] + words[animal] + words[place]
         image = meaning - offset / 2 + noise * rng.normal(size=DIM)
-        images[owner] = (image / np.linalg.norm(image)).astype(np.float32)
-        references[owner] = [f"A {colour} {animal} on the {place}.", f"on the {place} stands a {colour} {animal}"]
-        for rank, caption in enumerate(references[owner]):
+        images[item] = (image / np.linalg.norm(image)).astype(np.float32)
+        references[item] = [f"A {colour} {animal} on the {place}.", f"on the {place} stands a {colour} {animal}"]
+        for rank, caption in enumerate(references[item]):
             text = meaning + offset / 2 + noise * rng.normal(size=DIM)
-            keys.append(f"{owner}#{rank}")
+            keys.append(f"{item}#{rank}")
             embeddings.append(text / np.linalg.norm(text))
             captions.append(caption)
-            owners.append(owner)
-    rows = CaptionRows(keys, np.array(embeddings, dtype=np.float32), captions)
-    return World(rows, owners, images, references)
+            items.append(item)
+    texts = Rows.of("text", keys, np.array(embeddings), caption=captions, image_key=items)
+    return World(texts, Rows.of("image", list(images), np.stack(list(images.values()))), references)
 
 
 @pytest.fixture(scope="session")
 def world() -> World:
     return make_world()
+
+
+def make_captions_store(path: Path, *, splits: bool = True, noise: float = 0.02) -> tuple[Store, World]:
+    """80 images with two captions each: train 56, val 8, test 16; without splits everything is train."""
+    world = make_world(noise=noise)
+    images, texts = world.images, world.texts
+    split = {key: ("test" if i % 5 == 0 else "val" if i % 10 == 1 else "train") for i, key in enumerate(images.keys)}
+    if not splits:
+        split = dict.fromkeys(images.keys, "train")
+    rows = (
+        Rows.of(
+            "image",
+            images.keys,
+            images.embeddings,
+            path=[f"{key}.png" for key in images.keys],
+            width=[8] * len(images),
+            height=[8] * len(images),
+            split=list(split.values()),
+        ),
+        Rows.of(
+            "text",
+            texts.keys,
+            texts.embeddings,
+            caption=texts.captions,
+            image_key=texts.items,
+            split=[split[item] for item in texts.items],
+        ),
+    )
+    return build_store(path, *rows, model=TOY, dtype="float32"), world
+
+
+@cache
+def trained_captioner() -> Captioner:
+    """A captioner of the toy world, trained once for all tests that need one; a test that changes it takes a copy."""
+    world = make_world()
+    train, val = world.split(held_out=20)
+    return fit_captioner(
+        train,
+        val,
+        preset("c3", sigma=0.02).fit(world.moments),
+        size="tiny",
+        training=TrainingConfig(epochs=3, batch_size=16, learning_rate=3e-3),
+        compute=devices.pick("cpu", "fp32"),
+        record={"model": TOY, "sigma": 0.02},
+    )
+
+
+@pytest.fixture(scope="session")
+def captioner() -> Captioner:
+    return trained_captioner()
 
 
 @pytest.fixture

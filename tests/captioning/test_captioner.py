@@ -6,58 +6,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c3tools import devices
-from c3tools.captioning import Captioner, GenerationConfig, TrainingConfig, fit_captioner
+from c3tools.captioning import Captioner, GenerationConfig
 from c3tools.errors import DecoderError
-from c3tools.transforms import preset
 
-from .conftest import DIM, make_world
-
-MODEL = {"name": "toy", "weights_sha256": "ab" * 32}
-
-
-@pytest.fixture(scope="module")
-def captioner() -> Captioner:
-    world = make_world()
-    train, val = world.split(held_out=20)
-    return fit_captioner(
-        train,
-        val,
-        preset("c3", sigma=0.05).fit(world.moments),
-        size_name="tiny",
-        training=TrainingConfig(epochs=1, batch_size=32),
-        compute=devices.pick("cpu", "fp32"),
-        record={"model": MODEL},
-    )
+from .conftest import DIM, TOY, make_world
 
 
 def test_a_saved_captioner_writes_the_same_captions(captioner: Captioner, tmp_path: Path) -> None:
-    images = np.stack(list(make_world().images.values()))
+    images = make_world().images.embeddings
     captioner.save(tmp_path / "decoder")
     loaded = Captioner.load(tmp_path / "decoder")
-    assert loaded.caption(images) == captioner.caption(images)
+    assert loaded.caption(embeddings=images) == captioner.caption(embeddings=images)
     beams = GenerationConfig("beam", beams=3)
-    assert loaded.caption(images, generation=beams) == captioner.caption(images, generation=beams)
+    assert loaded.caption(embeddings=images, generation=beams) == captioner.caption(embeddings=images, generation=beams)
     assert loaded.record == captioner.record
     assert loaded.decoder.config == captioner.decoder.config
     assert [path.name for path in tmp_path.iterdir()] == ["decoder"]
 
 
 def test_inference_adds_no_noise(captioner: Captioner) -> None:
-    images = np.stack(list(make_world().images.values()))
+    images = make_world().images.embeddings
     assert captioner.pipeline.noisy
-    assert captioner.caption(images) == captioner.caption(images)
-    assert captioner.caption(images[:0]) == []
+    assert captioner.caption(embeddings=images) == captioner.caption(embeddings=images)
+    assert captioner.caption(embeddings=images[:0]) == []
 
 
 def test_another_model_and_another_dimension_are_refused_with_both_named(captioner: Captioner) -> None:
-    captioner.check_model(MODEL, DIM)
+    captioner.check_model(TOY, DIM)
     captioner.check_model(None, DIM)
-    captioner.check_model({"name": "toy"}, DIM)  # no hash to compare: the name decides
-    with pytest.raises(DecoderError, match=r"of toy \(abababababab\); these are of other \(000000000000\)"):
+    captioner.check_model({"name": "toy-model"}, DIM)  # no hash to compare: the name decides
+    with pytest.raises(
+        DecoderError, match=r"of the model toy-model \(111111111111\), these embeddings of other \(000000000000\)"
+    ):
         captioner.check_model({"name": "other", "weights_sha256": "0" * 64}, DIM)
-    with pytest.raises(DecoderError, match=r"32 dimensions \(toy \(abababababab\)\); these have 8"):
-        captioner.caption(np.ones((1, 8), np.float32))
+    with pytest.raises(DecoderError, match=r"32 dimensions \(toy-model \(111111111111\)\); these have 8"):
+        captioner.caption(embeddings=np.ones((1, 8), np.float32))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "tokenizer.json", "transform.safetensors"])

@@ -2,20 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from c3tools.captioning import SIZES, LanguageModelSize, Size, TrainingConfig, size
+from c3tools.captioning import SIZES, LanguageModelSize, Size, TrainingConfig, load_size
 from c3tools.errors import DecoderError
 
 
 def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_training() -> None:
-    changed = size("tiny", ["dropout=0.2", "prefix_length=6", "word_dropout=0.15", "epochs=9", "ema=0.99"])
+    changed = load_size("tiny", ["dropout=0.2", "prefix_length=6", "word_dropout=0.15", "epochs=9", "ema=0.99"])
     assert isinstance(changed, Size)
     assert (changed.dropout, changed.prefix_length, changed.width) == (0.2, 6, 192)
     assert (changed.training.word_dropout, changed.training.epochs, changed.training.ema) == (0.15, 9, 0.99)
     assert changed.training.learning_rate == SIZES["tiny"].training.learning_rate
-    paper = size("paper", ["model=./mine", "frozen=true", "mapper=transformer"])
+    paper = load_size("paper", ["model=./mine", "frozen=true", "mapper=transformer"])
     assert isinstance(paper, LanguageModelSize)
     assert (paper.model, paper.frozen, paper.mapper) == ("./mine", True, "transformer")
-    assert size("tiny") == SIZES["tiny"]
+    assert load_size("tiny") == SIZES["tiny"]
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_trai
 )
 def test_wrong_settings_are_refused(changes: list[str], message: str) -> None:
     with pytest.raises(DecoderError, match=message):
-        size("tiny", changes)
+        load_size("tiny", changes)
 
 
 def test_the_remedy_lists_the_settings() -> None:
     with pytest.raises(DecoderError, match=r"batch_size, beta2, clip_norm, decay, dropout"):
-        size("tiny", ["x=1"])
+        load_size("tiny", ["x=1"])
     with pytest.raises(DecoderError, match="frozen is bool"):
-        size("paper", ["frozen=perhaps"])
+        load_size("paper", ["frozen=perhaps"])
     with pytest.raises(DecoderError, match="epochs must be greater than 0"):
         TrainingConfig(epochs=0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from c3tools import devices
-from c3tools.captioning import SIZES, Captioner, GenerationConfig, LanguageModelSize, fit_captioner, generate, size
+from c3tools.captioning import SIZES, Captioner, GenerationConfig, LanguageModelSize, fit_captioner, generate, load_size
 from c3tools.errors import DecoderError, MissingExtraError
 from c3tools.transforms import preset
 
@@ -41,8 +41,8 @@ def train(gpt2: Path) -> Train:
             rows,
             val,
             preset("c3", sigma=0.02).fit(world.moments),
-            size_name="paper",
-            changes=(f"model={gpt2}", "warmup_steps=2", "learning_rate=3e-3", f"epochs={epochs}", *changes),
+            size="paper",
+            set=(f"model={gpt2}", "warmup_steps=2", "learning_rate=3e-3", f"epochs={epochs}", *changes),
             compute=FP32,
         )
 
@@ -50,7 +50,7 @@ def train(gpt2: Path) -> Train:
 
 
 def decoder_of(gpt2: Path, **changes: object) -> LanguageModelDecoder:
-    chosen = size("paper", [f"model={gpt2}", *(f"{name}={value}" for name, value in changes.items())])
+    chosen = load_size("paper", [f"model={gpt2}", *(f"{name}={value}" for name, value in changes.items())])
     assert isinstance(chosen, LanguageModelSize)
     torch.manual_seed(0)
     return pretrained(chosen, DIM)[0].eval()
@@ -119,8 +119,8 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(
     captioner = train("batch_size=8", "learning_rate=1e-2", epochs=15)
     losses = [epoch["val_loss"] for epoch in captioner.record["history"]]
     assert losses[-1] < 0.5 * losses[0]
-    images = np.stack(list(world.images.values()))[-10:]
-    written = captioner.caption(images)
+    images = world.images.embeddings[-10:]
+    written = captioner.caption(embeddings=images)
     assert all(set(caption.split()) & {"on", "the"} for caption in written)
     captioner.save(tmp_path / "decoder")
     moved = shutil.move(gpt2, gpt2.with_name("away"))
@@ -128,9 +128,9 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(
         loaded = Captioner.load(tmp_path / "decoder")
     finally:
         shutil.move(moved, gpt2)
-    assert loaded.caption(images) == written
+    assert loaded.caption(embeddings=images) == written
     beams = GenerationConfig("beam", beams=3)
-    assert loaded.caption(images, generation=beams) == captioner.caption(images, generation=beams)
+    assert loaded.caption(embeddings=images, generation=beams) == captioner.caption(embeddings=images, generation=beams)
     # GPT-2 ties its output layer to its token embeddings: they stay tied, and are written once
     model = loaded.decoder.language_model  # type: ignore[attr-defined]
     assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
@@ -140,7 +140,7 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(
 
 def test_the_same_seed_gives_the_same_weights(train: Train) -> None:
     first, second = train(epochs=1), train(epochs=1)
-    assert first.digest() == second.digest()
+    assert first.decoder.digest() == second.decoder.digest()
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, train: Train, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3tools.captioning import SIZES, CaptionDecoder, DecoderConfig, Size, size
+from c3tools.captioning import SIZES, CaptionDecoder, DecoderConfig, Size, load_size
 from c3tools.captioning.model import KeyValueCache
 from c3tools.errors import DecoderError
 
@@ -78,6 +78,6 @@ def test_sizes_are_named() -> None:
     ]
     assert counts == sorted(counts)
     with pytest.raises(DecoderError, match="no decoder size 'huge'"):
-        size("huge")
+        load_size("huge")
     with pytest.raises(DecoderError, match="width 30 cannot have 4 heads"):
         DecoderConfig(dim=4, vocab_size=9, width=30, heads=4)

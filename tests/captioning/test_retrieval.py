@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3tools.captioning import NearestCaption, nearest
+from c3tools.captioning import nearest, nearest_captions
 from c3tools.errors import DecoderError
+from c3tools.store import Rows
 
 
 @given(n=st.integers(1, 600), m=st.integers(1, 30), seed=st.integers(0, 100))
@@ -22,14 +23,12 @@ def test_nearest_rows_are_those_with_the_highest_cosine(n: int, m: int, seed: in
 
 
 def test_the_caption_of_the_nearest_text_is_given() -> None:
-    memory = NearestCaption(np.array([[1.0, 0.0], [0.0, 9.0]], np.float32), ["right", "up"])
-    assert memory.caption(np.array([[0.9, 0.8], [0.1, 0.2]], np.float32)) == ["right", "up"]
+    memory = Rows.of("text", ["a", "b"], [[1.0, 0.0], [0.0, 9.0]], caption=["right", "up"])
+    assert nearest_captions(np.array([[0.9, 0.8], [0.1, 0.2]], np.float32), memory) == ["right", "up"]
 
 
-def test_unequal_and_empty_memories_are_refused() -> None:
-    with pytest.raises(DecoderError, match="1 embeddings and 2 captions"):
-        NearestCaption(np.ones((1, 2), np.float32), ["a", "b"])
-    with pytest.raises(DecoderError, match="0 embeddings"):
-        NearestCaption(np.ones((0, 2), np.float32), [])
+def test_empty_memories_and_other_dimensions_are_refused() -> None:
+    with pytest.raises(DecoderError, match="no caption to choose from"):
+        nearest_captions(np.ones((1, 2), np.float32), Rows.of("text", [], np.ones((0, 2)), caption=[]))
     with pytest.raises(DecoderError, match="Queries have 3 dimensions, the memory 2"):
         nearest(np.ones((1, 3), np.float32), np.ones((1, 2), np.float32), 1)

@@ -3,13 +3,15 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.captioning import CaptionTokenizer
-from c3tools.captioning.tokenizer import END_ID, PAD_ID, clean_caption
+from c3tools.captioning.tokenizer import END_ID, PAD_ID, clean_caption, drop_empty, length_bucketed
 from c3tools.errors import DecoderError
+from c3tools.store import Rows
 
 CAPTIONS = ["A dog runs on the beach .", "A dog runs.", "two dogs run on the snow", "Ein Hund läuft"] * 3
 TOKENIZER = CaptionTokenizer.train(CAPTIONS, 300)
@@ -79,3 +81,47 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     path.write_text(TOKENIZER.to_json().replace("<pad>", "<nothing>"))
     with pytest.raises(DecoderError, match="does not reserve <pad>"):
         CaptionTokenizer.load(path)
+
+
+def captions(*texts: str) -> Rows:
+    return Rows.of("text", [f"t{i}" for i in range(len(texts))], np.ones((len(texts), 4)), caption=texts)
+
+
+def test_captions_without_a_letter_are_left_out_and_listed() -> None:
+    kept, note = drop_empty(captions("", " . ", "\ue000\ue001", "\U0001f642", "\u0378", "a dog", "..."))
+    assert kept.captions == ["a dog"]
+    left_out = "t0, t1, t2, t3, t4, …"
+    assert note == f"6 of 7 captions are empty or hold no letter of any script, and are left out: {left_out}."
+
+
+@pytest.mark.parametrize("caption", ["\u72ac", "\u0441\u043e\u0431\u0430\u043a\u0430", "\u0643\u0644\u0628", "7"])
+def test_captions_of_every_script_are_kept(caption: str) -> None:
+    rows, note = drop_empty(captions(caption))
+    assert len(rows) == 1
+    assert note is None
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=300),
+    batch_size=st.integers(1, 50),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 3),
+)
+def test_every_row_occurs_once_in_a_reproducible_order(
+    lengths: list[int], batch_size: int, seed: int, epoch: int
+) -> None:
+    batches = length_bucketed(lengths, batch_size, seed=seed, epoch=epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert max(len(batch) for batch in batches) <= batch_size
+    assert len(batches) == -(-len(lengths) // batch_size)
+    again = length_bucketed(lengths, batch_size, seed=seed, epoch=epoch)
+    assert all((a == b).all() for a, b in zip(batches, again, strict=True))
+
+
+def test_epochs_and_seeds_differ_and_padding_is_rare() -> None:
+    lengths = np.random.default_rng(0).integers(6, 30, size=8000)
+    batches = length_bucketed(lengths, 64, seed=0, epoch=0)
+    computed = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert 1 - lengths.sum() / computed < 0.03
+    for other in (length_bucketed(lengths, 64, seed=0, epoch=1), length_bucketed(lengths, 64, seed=1, epoch=0)):
+        assert set(other[0].tolist()) != set(batches[0].tolist())

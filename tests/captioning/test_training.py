@@ -1,24 +1,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from c3tools import devices
-from c3tools.captioning import SIZES, CaptionDecoder, CaptionRows, DecoderConfig, Trainer, TrainingConfig, fit_captioner
-from c3tools.captioning.tokenizer import END_ID, PAD_ID
-from c3tools.captioning.training import CaptionSet, schedule
+from c3tools.captioning import SIZES, CaptionDecoder, Captioner, DecoderConfig, Trainer, TrainingConfig, fit_captioner
+from c3tools.captioning.tokenizer import END_ID, PAD_ID, token_batch
+from c3tools.captioning.training import schedule
 from c3tools.errors import DecoderError
+from c3tools.reporter import Progress, Reporter
+from c3tools.store import Rows
+from c3tools.training import CheckpointDir
 from c3tools.transforms import preset
 
-from .conftest import DIM, World
+from .conftest import make_world
 
 FP32 = devices.pick("cpu", "fp32")
+WORLD = make_world()
+STEPS = 15  # of the runs that are killed: 3 epochs of 5 batches
 SMALL = {"width": 48, "layers": 1, "heads": 2, "prefix_length": 2, "dropout": 0.0}
 
 
@@ -42,16 +50,23 @@ class Spy:
         return x
 
 
-def caption_set(n: int = 20, modality: str = "text") -> CaptionSet:
+class Digits:
+    """A tokenizer of captions that are token ids."""
+
+    def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
+        return [[*map(int, caption.split()), END_ID][:max_tokens] for caption in captions]
+
+
+def caption_rows(n: int = 20, modality: str = "text") -> Rows:
     rng = np.random.default_rng(0)
-    tokens = [[*rng.integers(2, 9, size=rng.integers(1, 6)).tolist(), END_ID] for _ in range(n)]
-    return CaptionSet([f"k{i}" for i in range(n)], rng.normal(size=(n, 4)).astype(np.float32), tokens, modality)
+    captions = [" ".join(map(str, rng.integers(2, 9, size=rng.integers(1, 6)))) for _ in range(n)]
+    return Rows.of(modality, [f"k{i}" for i in range(n)], rng.normal(size=(n, 4)), caption=captions)
 
 
 def make_trainer(config: TrainingConfig, transform: Any = None, **changes: Any) -> Trainer:
     torch.manual_seed(0)
     model = CaptionDecoder(DecoderConfig(dim=4, vocab_size=9, max_tokens=8, **(SMALL | changes)))
-    return Trainer(model, caption_set(), caption_set(8), transform or Spy(), config, FP32)
+    return Trainer(model, Digits(), caption_rows(), caption_rows(8), transform or Spy(), config, FP32)  # type: ignore[arg-type]
 
 
 def test_noise_is_asked_for_training_inputs_only_anew_in_each_epoch() -> None:
@@ -61,24 +76,25 @@ def test_noise_is_asked_for_training_inputs_only_anew_in_each_epoch() -> None:
     assert len(validation) == 1  # the same clean inputs serve every epoch
     for epoch in (0, 1):
         calls = [call for call in spy.calls if call["training"] and call["epoch"] == epoch]
-        assert sorted(key for call in calls for key in call["keys"]) == sorted(caption_set().keys)
+        assert sorted(key for call in calls for key in call["keys"]) == sorted(caption_rows().keys)
         assert {call["seed"] for call in calls} == {5}
 
 
 def test_the_modality_of_the_inputs_is_passed_on() -> None:
     spy = Spy()
     model = CaptionDecoder(DecoderConfig(dim=4, vocab_size=9, max_tokens=8, **SMALL))
-    Trainer(model, caption_set(4, "image"), caption_set(4), spy, TrainingConfig(epochs=1), FP32).run()
+    rows = caption_rows(4, "image"), caption_rows(4)
+    Trainer(model, Digits(), *rows, spy, TrainingConfig(epochs=1), FP32).run()  # type: ignore[arg-type]
     assert [call["modality"] for call in spy.calls] == ["text", "image"]
 
 
 def test_validation_loss_is_the_mean_over_real_tokens_end_included() -> None:
     trainer = make_trainer(TrainingConfig(epochs=1))
-    data, total, count = trainer.val, 0.0, 0
+    total, count = 0.0, 0
     trainer.model.eval()
-    for row, ids in enumerate(data.tokens):
+    for row, ids in enumerate(trainer.val_tokens):
         with torch.no_grad():
-            scores = trainer.model(torch.from_numpy(data.embeddings[row : row + 1]), torch.tensor([ids]))[0]
+            scores = trainer.model(torch.from_numpy(trainer.val.embeddings[row : row + 1]), torch.tensor([ids]))[0]
         total -= float(scores.double().log_softmax(-1)[range(len(ids)), ids].sum())
         count += len(ids)
     assert trainer.validation_loss() == pytest.approx(total / count, rel=1e-5)
@@ -87,15 +103,15 @@ def test_validation_loss_is_the_mean_over_real_tokens_end_included() -> None:
 def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
     trainer = make_trainer(TrainingConfig(epochs=1, batch_size=20))
     expected = trainer.model(
-        torch.from_numpy(trainer.train.embeddings), trainer.train.token_batch(np.arange(20), PAD_ID)
+        torch.from_numpy(trainer.train.embeddings), token_batch(trainer.train_tokens, np.arange(20), PAD_ID)
     ).log_softmax(-1)
     expected = expected.detach()
-    tokens = trainer.train.token_batch(np.arange(20), PAD_ID)
+    tokens = token_batch(trainer.train_tokens, np.arange(20), PAD_ID)
     real = tokens != PAD_ID
     mean = float(-expected.gather(2, tokens[:, :, None])[:, :, 0][real].mean())
     loss, count = trainer._step(np.arange(20))
     assert loss == pytest.approx(mean, rel=1e-5)
-    assert count == int(real.sum()) == sum(len(ids) for ids in trainer.train.tokens)
+    assert count == int(real.sum()) == sum(len(ids) for ids in trainer.train_tokens)
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
@@ -196,13 +212,13 @@ def test_the_course_is_written_down_and_told(monkeypatch: pytest.MonkeyPatch) ->
         losses.append(step(rows))
         return losses[-1]
 
-    class Told:
+    class Told(Reporter):
         def scalar(self, name: str, value: float, step: int) -> None:
             told.setdefault(name, []).append((value, step))
 
     told: dict[str, list[tuple[float, int]]] = {}
     monkeypatch.setattr(trainer, "_step", spy)
-    history = trainer.run(recorder=Told())
+    history = trainer.run(reporter=Told())
     expected = []
     for end, part in ((3, losses[:3]), (6, losses[3:6]), (8, losses[6:])):
         expected.append((end, sum(loss * n for loss, n in part) / sum(n for _, n in part)))
@@ -213,82 +229,6 @@ def test_the_course_is_written_down_and_told(monkeypatch: pytest.MonkeyPatch) ->
     assert "tokens per second" in told
 
 
-@pytest.mark.parametrize("modality", ["text", "image"])
-def test_training_inputs_of_any_modality_get_the_noise_of_the_pipeline(
-    world: World, monkeypatch: pytest.MonkeyPatch, modality: str
-) -> None:
-    train, val = (replace(part, modality=modality) for part in world.split(held_out=40))
-    seen: list[np.ndarray] = []
-    forward = CaptionDecoder.forward
-
-    def spy(self: CaptionDecoder, embeddings: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if self.training:
-            seen.append(embeddings.numpy().copy())
-        return forward(self, embeddings, *rest)
-
-    monkeypatch.setattr(CaptionDecoder, "forward", spy)
-    training = TrainingConfig(epochs=1, batch_size=80)
-    inputs = {}
-    for sigma in (0.0, 0.5):
-        seen.clear()
-        pipeline = preset("c3", sigma=sigma).fit(world.moments)
-        fit_captioner(train, val, pipeline, size_name="tiny", training=training, compute=FP32)
-        inputs[sigma] = np.concatenate(seen)
-    clean = pipeline.transform(train.embeddings, modality=modality, training=False)
-    order = np.lexsort(clean.T)
-    np.testing.assert_allclose(inputs[0.0][np.lexsort(inputs[0.0].T)], clean[order], atol=1e-6)
-    assert np.abs(np.sort(inputs[0.5], axis=0) - np.sort(clean, axis=0)).max() > 0.1
-
-
-def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World) -> None:
-    train, val = world.split(held_out=40)
-    pipeline = preset("c3", sigma=0.02).fit(world.moments)
-    training = TrainingConfig(epochs=6, batch_size=16, learning_rate=3e-3)
-    first = fit_captioner(train, val, pipeline, size_name="tiny", training=training, compute=FP32)
-    before = first.digest()
-    short = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-5)
-    second = fit_captioner(train, val, pipeline, training=short, compute=FP32, start=first)
-    assert first.digest() == before  # a copy is trained
-    assert second.tokenizer is first.tokenizer
-    assert second.record["size"] == "tiny"
-    assert second.record["best_val_loss"] == pytest.approx(first.record["best_val_loss"], abs=0.02)
-    assert second.digest() != before
-    # a rate that spoils everything: what training started from is kept
-    wild = TrainingConfig(epochs=2, batch_size=16, learning_rate=3.0, clip_norm=0.0)
-    third = fit_captioner(train, val, pipeline, training=wild, compute=FP32, start=first)
-    assert third.digest() == before
-    assert third.record["best_val_loss"] == pytest.approx(first.record["best_val_loss"])
-    assert third.record["start_val_loss"] == third.record["best_val_loss"]
-    assert first.record["start_val_loss"] is None
-    assert min(epoch["val_loss"] for epoch in third.record["history"]) > third.record["best_val_loss"]
-
-
-def test_captions_without_a_letter_are_left_out_and_listed(world: World) -> None:
-    train, val = world.split(held_out=40)
-    captions = ["", " . ", "\ue000\ue001", "\U0001f642", "\u0378", *train.captions[5:]]
-    rows = CaptionRows(train.keys, train.embeddings, captions)
-    said: list[str] = []
-    captioner = fit_captioner(
-        rows,
-        val,
-        preset("c1").fit({}),
-        size_name="tiny",
-        training=TrainingConfig(epochs=1),
-        compute=FP32,
-        say=said.append,
-    )
-    assert captioner.record["captions"]["train"] == len(train) - 5
-    named = ", ".join(train.keys[:5])
-    assert said == [f"5 of {len(train)} captions are empty or hold no letter of any script, and are left out: {named}."]
-
-
-@pytest.mark.parametrize("caption", ["\u72ac", "\u0441\u043e\u0431\u0430\u043a\u0430", "\u0643\u0644\u0628", "7"])
-def test_captions_of_every_script_are_kept(caption: str) -> None:
-    rows = CaptionRows(["a"], np.ones((1, 4), np.float32), [caption])
-    assert len(rows.written()) == 1
-    assert rows.unwritten() is None
-
-
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     trainer = make_trainer(TrainingConfig(epochs=1))
     trainer.model.tokens.weight.data[:] = float("nan")
@@ -296,41 +236,134 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         trainer.run()
 
 
-def test_nothing_to_learn_from_and_unequal_rows_are_errors() -> None:
-    with pytest.raises(DecoderError, match="2 keys, 1 embeddings and 1 captions"):
-        CaptionSet(["a", "b"], np.zeros((1, 4), np.float32), [[1]])
-    rows = CaptionRows(["a"], np.ones((1, 4), np.float32), ["  "])
-    with pytest.raises(DecoderError, match="there are 0 and 0"):
-        fit_captioner(rows, rows, preset("c1").fit({}))
+class KilledError(Exception):
+    pass
 
 
-def test_a_decoder_trained_on_texts_captions_images(world: World) -> None:
-    """Toy captions across a gap: with Collapse and Corrupt images get the right words, with neither they do not."""
-    train, val = world.split(held_out=10)
-    test = list(world.images)[-10:]
-    images = np.stack([world.images[key] for key in test])
-    right = {}
-    for name in ("c1", "c3"):
-        pipeline = preset(name, sigma=0.02).fit(world.moments)
-        captioner = fit_captioner(
-            train,
-            val,
-            pipeline,
-            size_name="tiny",
-            training=TrainingConfig(epochs=25, batch_size=16, learning_rate=3e-3),
-            compute=FP32,
-        )
-        assert captioner.record["best_val_loss"] == min(e["val_loss"] for e in captioner.record["history"])
-        captions = captioner.caption(images)
-        right[name] = sum(
-            word in caption for key, caption in zip(test, captions, strict=True) for word in _content(world, key)
-        )
-        assert all(len(caption.split()) <= 8 for caption in captions)  # the end of the text was learned
-    assert right["c3"] >= 24  # of 30
-    assert right["c3"] > right["c1"]
-    assert images.shape[1] == DIM
+class Killer(Reporter, Progress):
+    """A reporter that ends the run at a given step, and keeps the messages."""
+
+    def __init__(self, at: int = STEPS + 1) -> None:
+        self.at, self.done = at, 0
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        assert total == STEPS
+        yield self
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self.done += count
+        if note is not None and self.done >= self.at:
+            raise KilledError
 
 
-def _content(world: World, key: str) -> list[str]:
-    _, colour, animal, _, _, place = world.references[key][0].rstrip(".").split()
-    return [colour, animal, place]
+def train(
+    folder: Path | None, killer: Killer | None = None, learning_rate: float = 1e-3, ema: float = 0.0
+) -> Captioner:
+    train_rows, val_rows = WORLD.split(held_out=40)
+    return fit_captioner(
+        train_rows,
+        val_rows,
+        preset("c3", sigma=0.1).fit(WORLD.moments),
+        size="tiny",
+        training=TrainingConfig(
+            epochs=3, batch_size=16, word_dropout=0.2, learning_rate=learning_rate, ema=ema, seed=4
+        ),
+        compute=FP32,
+        checkpoints=None if folder is None else CheckpointDir(folder),
+        reporter=killer or Killer(),
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> Captioner:
+    return train(None)
+
+
+@given(kills=st.lists(st.integers(1, STEPS), min_size=1, max_size=2))
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_killed_run_ends_with_the_same_weights(
+    kills: list[int], uninterrupted: Captioner, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    for kill in sorted(kills):
+        with pytest.raises(KilledError):
+            train(folder, Killer(kill))
+    resumed = train(folder)
+    for name, value in uninterrupted.decoder.state_dict().items():
+        torch.testing.assert_close(resumed.decoder.state_dict()[name], value, rtol=0, atol=0)
+    losses = [[e["train_loss"], e["val_loss"]] for e in resumed.record["history"]]
+    assert losses == [[e["train_loss"], e["val_loss"]] for e in uninterrupted.record["history"]]
+
+
+def test_a_run_saved_within_an_epoch_is_continued_there(
+    uninterrupted: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("c3tools.captioning.training.CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(KilledError):
+        train(tmp_path, Killer(8))
+    killer = Killer()
+    resumed = train(tmp_path, killer)
+    assert "step 7 of 15" in killer.messages[0]
+    torch.testing.assert_close(resumed.decoder.tokens.weight, uninterrupted.decoder.tokens.weight, rtol=0, atol=0)
+    assert len(list(tmp_path.glob("state-*.safetensors"))) == 2
+
+
+def test_on_two_threads_a_killed_run_ends_with_the_same_weights_too(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whole = train(None)
+        with pytest.raises(KilledError):
+            train(tmp_path, Killer(8))
+        assert train(tmp_path).decoder.digest() == whole.decoder.digest()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_averaged_weights_are_continued_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("c3tools.captioning.training.CHECKPOINT_SECONDS", 0.0)
+    whole = train(None, ema=0.9)
+    with pytest.raises(KilledError):
+        train(tmp_path, Killer(8), ema=0.9)
+    resumed = train(tmp_path, ema=0.9)
+    assert resumed.decoder.digest() == whole.decoder.digest()
+    assert resumed.record["trace"] == whole.record["trace"]
+
+
+def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(
+    uninterrupted: Captioner, tmp_path: Path
+) -> None:
+    with pytest.raises(KilledError):
+        train(tmp_path, Killer(12))
+    newest = sorted(tmp_path.glob("state-*.safetensors"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    killer = Killer()
+    resumed = train(tmp_path, killer)
+    assert newest.name in killer.messages[0]
+    assert "cut short" in killer.messages[0]
+    assert "step 5 of 15" in killer.messages[1]
+    torch.testing.assert_close(resumed.decoder.tokens.weight, uninterrupted.decoder.tokens.weight, rtol=0, atol=0)
+
+
+def test_a_run_with_other_settings_starts_anew(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        train(tmp_path, Killer(12))
+    killer = Killer()
+    train(tmp_path, killer, learning_rate=2e-3)
+    assert "other settings or data" in killer.messages[0]
+    CheckpointDir(tmp_path).clear()
+    assert not tmp_path.exists()
+
+
+def test_nothing_random_is_left_to_chance(uninterrupted: Captioner) -> None:
+    again = train(None)
+    torch.testing.assert_close(again.decoder.tokens.weight, uninterrupted.decoder.tokens.weight, rtol=0, atol=0)
+
+
+def test_the_toy_world_has_as_many_steps_as_the_killer_expects() -> None:
+    assert -(-len(WORLD.split(held_out=40)[0]) // 16) * 3 == STEPS

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import Result
 
 from c3tools import devices
-from c3tools.captioning import Captioner, CaptionRows, GenerationConfig, TrainingConfig, fit_captioner
-from c3tools.captioning.images import find
+from c3tools.captioning import Captioner, GenerationConfig, TrainingConfig, caption_images, fit_captioner
+from c3tools.captioning.captioner import images_by_key
 from c3tools.encoders import Encoder
+from c3tools.errors import DecoderError
 from c3tools.moments import Moments
+from c3tools.store import Rows
 from c3tools.transforms import preset
 
 C3 = Callable[..., Result]
@@ -23,13 +26,13 @@ def captioner(encoder: Encoder) -> Captioner:
     """A decoder for the bundled model that has learned next to nothing."""
     captions = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("bus", "dog", "cup")] * 4
     embeddings = encoder.encode_texts(captions)
-    rows = CaptionRows([str(i) for i in range(len(captions))], embeddings, captions)
+    rows = Rows.of("text", [str(i) for i in range(len(captions))], embeddings, caption=captions)
     moments = {"text": Moments.from_rows(embeddings), "image": Moments.from_rows(-embeddings)}
     return fit_captioner(
         rows,
         rows,
         preset("c3", sigma=0.01).fit(moments),
-        size_name="tiny",
+        size="tiny",
         training=TrainingConfig(epochs=20, batch_size=12, learning_rate=3e-3),
         compute=devices.pick("cpu", "fp32"),
         record={"model": encoder.identity},
@@ -43,10 +46,24 @@ def test_a_folder_is_captioned(c3: C3, captioner: Captioner, encoder: Encoder, p
     rows = json.loads((tmp_path / "captions.json").read_text())
     paths = sorted(photos.glob("*.jpg"))
     assert [row["key"] for row in rows] == [path.stem for path in paths]
-    assert [row["caption"] for row in rows] == captioner.caption(encoder.encode_images(paths))
+    assert [row["caption"] for row in rows] == captioner.caption(paths, encoder=encoder)
     for row in rows:
         assert row["key"] in result.stdout
         assert row["caption"].startswith("a ")
+
+
+def test_paths_and_pictures_are_captioned_by_the_recorded_encoder(captioner: Captioner, photos: Path) -> None:
+    paths = sorted(photos.glob("*.jpg"))
+    from_paths = captioner.caption(paths)
+    pictures = [Image.open(path) for path in paths]
+    assert captioner.caption(pictures) == from_paths
+    assert all(caption.startswith("a ") for caption in from_paths)
+    result = caption_images([photos], decoder=captioner)
+    assert list(result.captions.values()) == from_paths
+    assert result.to_dict()["captions"][0] == {"key": paths[0].stem, "caption": from_paths[0]}
+    for images, embeddings in ((None, None), (paths, np.ones((1, 8), np.float32))):
+        with pytest.raises(DecoderError, match="from images or from embeddings"):
+            captioner.caption(images, embeddings=embeddings)
 
 
 def test_one_file_prints_json_alone(c3: C3, captioner: Captioner, photos: Path, tmp_path: Path) -> None:
@@ -66,7 +83,7 @@ def test_magic_asks_the_encoder_at_every_word(
     assert result.exit_code == 0, result.stderr
     (row,) = json.loads(result.stdout)
     magic = GenerationConfig("magic")
-    assert [row["caption"]] == captioner.caption(encoder.encode_images([path]), generation=magic, encoder=encoder)
+    assert [row["caption"]] == captioner.caption([path], generation=magic, encoder=encoder)
 
 
 def test_a_broken_image_is_named_and_the_others_are_captioned(
@@ -93,7 +110,7 @@ def test_a_decoder_of_another_model_is_refused_with_both_named(
     assert result.exit_code == 1
     message = " ".join(result.stderr.split())
     assert "ViT-B-32/openai (333333333333)" in message
-    assert "these are of c3-mini" in message
+    assert "these embeddings of c3-mini" in message
 
 
 def test_wrong_paths_are_said_before_anything_is_loaded(c3: C3, tmp_path: Path) -> None:
@@ -114,6 +131,6 @@ def test_keys_are_unique_over_several_folders(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
-    found = find([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "x.png"])
+    found = images_by_key([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "x.png"])
     assert list(found) == ["a/x", "b/x", "b/y.jpg", "b/y.png", "x"]
     assert np.unique([str(path) for path in found.values()]).size == 4

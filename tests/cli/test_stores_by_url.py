@@ -17,7 +17,7 @@ from tests.conftest import put_store, store_files
 from tests.servers import Faults
 from tests.stores import gap_store, whole_store
 
-from .captions_store import make_captions_store
+from ..captioning.conftest import make_captions_store
 
 C3 = Callable[..., Result]
 URL = "s3://bucket/runs/store"

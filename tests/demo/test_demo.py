@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from c3tools.assets.paths import CAPTIONS, PHOTOS
-from c3tools.demo.page import summary_rows
 
 
 def test_every_bundled_photo_has_captions_and_attribution() -> None:
@@ -34,16 +33,6 @@ def test_photos_can_be_copied_to_start_with(c3, tmp_path: Path) -> None:
     again = c3("demo", "--photos-to", "images")
     assert again.exit_code == 1
     assert "not empty" in again.stderr
-
-
-def test_the_table_gives_mean_and_spread() -> None:
-    from c3tools.ablation.run import AblationRun
-
-    runs = [AblationRun("C3", seed, 0.1, {"CIDEr": value}, {}) for seed, value in enumerate((10.0, 12.0, 14.0))]
-    (row,) = summary_rows(runs, ["CIDEr"])
-    assert row["cells"]["CIDEr"] == (12.0, 2.0)
-    (row,) = summary_rows(runs[:1], ["CIDEr"])
-    assert row["cells"]["CIDEr"] == (10.0, None)
 
 
 @pytest.mark.timeout(600)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from c3tools import devices
+from c3tools.ablation import METHODS, AblationData, run_ablation
+from c3tools.ablation.methods import fit_preset, training_rows
+from c3tools.captioning import GenerationConfig
+from c3tools.errors import DecoderError, MetricError
+from c3tools.metrics import score_captions
+from c3tools.seeds import keyed_normal
+
+pytest.importorskip("pycocoevalcap")
+QUICK: dict[str, Any] = {"size": "tiny", "epochs": 1, "compute": devices.pick("cpu", "fp32")}
+
+
+def test_every_method_runs_and_is_scored(data: AblationData) -> None:
+    runs = list(run_ablation(data, list(METHODS), sigma=0.1, **QUICK))
+    assert [run.method for run in runs] == list(METHODS)
+    by_name = {run.method: run for run in runs}
+    for run in runs:
+        assert list(run.captions) == list(data.images.keys)
+        assert run.scores == pytest.approx(score_captions(run.captions, data.references).corpus)
+        assert run.sigma == (0.1 if METHODS[run.method].noisy else 0.0)
+    # methods that train alike are trained once
+    assert by_name["CapDec"].captions == by_name["C2_2"].captions
+    assert by_name["DeCap"].best_val_loss == by_name["C1"].best_val_loss
+    assert by_name["CLIPRe"].best_val_loss is None
+    # CLIPRe: the nearest training caption, by definition
+    nearest = np.argmax(data.images.embeddings @ data.train.embeddings.T, axis=1)
+    assert list(by_name["CLIPRe"].captions.values()) == [data.train.captions[row] for row in nearest]
+
+
+def test_seeds_matter_and_are_reproducible(data: AblationData) -> None:
+    first, second = run_ablation(data, ["C3"], seeds=(0, 1), **QUICK)
+    (again,) = run_ablation(data, ["C3"], seeds=(0,), **QUICK)
+    assert again.captions == first.captions
+    assert again.best_val_loss == first.best_val_loss
+    assert second.best_val_loss != first.best_val_loss
+
+
+def test_pseudo_pairs_are_training_images_with_their_nearest_training_captions(data: AblationData) -> None:
+    train, val = training_rows(data, "pseudo-pairs")
+    images = data.train_images
+    assert images is not None
+    held_out = set(data.val.items)
+    assert {key.split("#")[0] for key in val.keys} == held_out
+    assert {key.split("#")[0] for key in train.keys} == set(images.keys) - held_out
+    assert (train.modality, val.modality) == ("image", "image")
+    for rows in (train, val):
+        for key, embedding, caption in list(zip(rows.keys, rows.embeddings, rows.captions, strict=True))[::7]:
+            image, rank = key.split("#")
+            np.testing.assert_array_equal(embedding, images.embeddings[images.keys.index(image)])
+            order = np.argsort(-(data.train.embeddings @ embedding), kind="stable")
+            assert caption == data.train.captions[order[int(rank)]]
+
+
+def test_each_method_goes_through_the_transforms_of_its_paper(data: AblationData) -> None:
+    """METHODS as (training, inference) on one image and one text, by their formulas."""
+    text, image = data.train.embeddings[:1], data.images.embeddings[:1]
+    key = [data.train.keys[0]]
+    noise = keyed_normal(0, 0, key, text.shape[1])
+    unit = lambda x: x / np.linalg.norm(x)  # noqa: E731
+    means = {name: moments.mean for name, moments in data.moments.items()}
+    weights = np.exp((data.train.embeddings @ image[0]) / 0.01 - 100)
+    memory = unit((weights[:, None] * data.train.embeddings).sum(axis=0))
+    noised = unit(text[0] + 0.2 * noise[0])
+    expected = {
+        "C1": (text[0], image[0]),
+        "C2_1": (unit(text[0] - means["text"]), unit(image[0] - means["image"])),
+        "C2_2": (noised, image[0]),
+        "C3": (unit(text[0] - means["text"] + 0.2 * noise[0]), unit(image[0] - means["image"])),
+        "CapDec": (noised, image[0]),
+        "LAFITE": (unit(0.25 * text[0] + 0.75 * unit(noise[0])), image[0]),
+        "DeCap": (text[0], memory),
+    }
+    for name, (trained, inferred) in expected.items():
+        method = METHODS[name]
+        assert method.training is not None
+        training = fit_preset(data, method.training, 0.2).transform(text, modality="text", training=True, keys=key)
+        inference = fit_preset(data, method.inference, 0.2).transform(image, modality="image")
+        np.testing.assert_allclose(training[0], trained, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(inference[0], inferred, atol=2e-5, err_msg=name)
+
+
+def test_magic_needs_the_encoder_and_uses_it(data: AblationData) -> None:
+    class Encoder:
+        def __init__(self) -> None:
+            self.texts = 0
+
+        def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+            self.texts += len(texts)
+            return np.eye(1, 32, dtype=np.float32).repeat(len(texts), axis=0)
+
+    encoder, magic = Encoder(), GenerationConfig("magic", max_tokens=2)
+    with pytest.raises(DecoderError, match="no encoder was given"):
+        next(run_ablation(data, ["C1"], generation=magic, **QUICK))
+    (run,) = run_ablation(data, ["C1"], encoder=encoder, generation=magic, **QUICK)  # type: ignore[arg-type]
+    assert encoder.texts > 0
+    assert len(run.captions) == 16
+
+
+def test_methods_that_need_images_say_so(data: AblationData) -> None:
+    bare = replace(data, train_images=None)
+    for name in ("paired", "WS-ClipCap"):
+        with pytest.raises(DecoderError, match="learns from training images"):
+            next(run_ablation(bare, [name], **QUICK))
+    with pytest.raises(MetricError, match="no image to caption"):
+        next(run_ablation(replace(data, images=data.images.select(np.arange(0))), ["C1"]))
+    with pytest.raises(DecoderError, match="Unknown method C4"):
+        next(run_ablation(data, ["C1", "C4"]))

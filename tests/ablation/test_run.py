@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from c3tools.ablation import Ablation, AblationData, ablate
+from c3tools.captioning import SIZES, load_size
+from c3tools.errors import C3Error, DecoderError
+from c3tools.reporter import Reporter
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+
+pytest.importorskip("pycocoevalcap")
+Table = Callable[..., tuple[Ablation, list[str]]]
+
+
+class Messages(Reporter):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture
+def table(toy_store: Store, tmp_path: Path) -> Table:
+    """Compute a small table in a folder; returns it and what was said."""
+
+    def run(**changes: Any) -> tuple[Ablation, list[str]]:
+        options = {"size": "tiny", "epochs": 1, "precision": "fp32", "seeds": 1, "output": tmp_path / "table"}
+        messages = Messages()
+        return ablate(toy_store, **(options | changes), reporter=messages), messages.texts
+
+    return run
+
+
+def finished(messages: list[str]) -> int:
+    return sum("finished before" in text for text in messages)
+
+
+def test_the_data_of_a_store_keep_scored_images_out_of_training(data: AblationData) -> None:
+    assert (len(data.train), len(data.val), len(data.images)) == (112, 16, 16)
+    assert data.train_images is not None
+    assert not set(data.train.items) & set(data.images.keys)
+    assert not set(data.train_images.keys) & set(data.images.keys)
+    assert {len(data.references[key]) for key in data.images.keys} == {2}
+    assert data.moments["image"].n == 56
+    few = data.sample(0.25)
+    assert few.train_images is not None
+    assert set(few.train_images.keys) == set(few.train.items) | set(data.val.items)
+
+
+def test_a_cell_is_that_of_what_its_size_stands_for(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: dict[str, Any] = {"methods": "CLIPRe", "epochs": None}
+    table(**run)
+    tiny = load_size("tiny")
+    assert finished(table(**run | {"epochs": tiny.training.epochs})[1]) == 1
+    # another release trains the same name in another way: its cells are others
+    changed = replace(tiny, training=replace(tiny.training, epochs=tiny.training.epochs + 1))
+    monkeypatch.setattr("c3tools.captioning.config.SIZES", {**SIZES, "tiny": changed})
+    assert finished(table(**run)[1]) == 0
+    assert finished(table(**run | {"epochs": tiny.training.epochs})[1]) == 1
+
+
+def test_sigma_is_chosen_on_the_val_split_for_each_method(table: Table, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"methods": ["C1", "C2_2", "C3"], "grid": (0.02, 0.3), "seeds": 2, "epochs": 3}
+    chosen, _ = table(sigma="best", **options)
+    assert sorted((run.method, run.seed) for run in chosen.runs) == [
+        (name, seed) for name in ("C1", "C2_2", "C3") for seed in (0, 1)
+    ]
+    tried = json.loads((tmp_path / "table" / "sigma.json").read_text())
+    assert (tried["split"], tried["metric"]) == ("val", "CIDEr")
+    for run in chosen.runs:
+        if run.method == "C1":
+            continue
+        scores = tried["scores"][run.method]
+        assert set(scores) == {"0.02", "0.3"}
+        best = max(scores, key=scores.__getitem__)
+        assert run.sigma == float(best)
+        assert run.sigma_from == "best"
+        if run.seed == 0:  # chosen by the first seed's captions of the val images, not of the scored ones
+            assert run.choice_scores["CIDEr"] == scores[best]
+    assert any("(best)" in row[1] for row in chosen.table().rows)
+    both, _ = table(sigma=["best", "auto"], **options)
+    assert any("(auto)" in row[1] for row in both.table().rows)
+    with pytest.raises(C3Error, match="cannot be what the table is scored on"):
+        table(sigma="best", split="val", **options)
+
+
+def test_the_val_split_can_be_scored_by_every_method(table: Table) -> None:
+    result, messages = table(methods="C3,paired,WS-ClipCap", split="val")
+    assert any("among those that checkpoints are chosen on" in text for text in messages)
+    assert len(result.runs) == 3
+
+
+def test_another_way_to_generate_captions_needs_no_training(table: Table, tmp_path: Path) -> None:
+    greedy, _ = table(methods="C3", seeds=2)
+    folders = sorted(path.name for path in (tmp_path / "table" / "decoders").glob("*/*"))
+    assert folders == ["c3-text-sigma0.1-seed0", "c3-text-sigma0.1-seed1"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "table").rglob("weights.safetensors")}
+    beams, _ = table(methods="C3", seeds=2, beams=3)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "table").rglob("weights.safetensors")} == before
+    losses = [run.best_val_loss for run in greedy.runs]
+    assert [run.best_val_loss for run in beams.runs] == losses
+    # a damaged one is trained again, and an unkept one was never there
+    next(iter(before)).write_bytes(b"cut")
+    again, _ = table(methods="C3", seeds=2, beams=2)
+    assert [run.best_val_loss for run in again.runs] == losses
+    table(methods="C3", keep_decoders=False, output=tmp_path / "bare")
+    assert not (tmp_path / "bare" / "decoders").exists()
+
+
+def test_train_fractions_are_rows(table: Table, tmp_path: Path) -> None:
+    result, _ = table(methods="C3", seeds=2, train_fraction=(0.25, 1))
+    assert [(run.train_fraction, run.seed) for run in result.runs] == [(0.25, 0), (0.25, 1), (1.0, 0), (1.0, 1)]
+    assert "--train-fraction 0.25" in result.rows[0]["command"]
+    assert "0.25" in result.table().rows[0]
+    assert "| C3 | 0.1 | 0.25 | 2 |" in (tmp_path / "table" / "table.md").read_text()
+    assert finished(table(methods="C3", seeds=2, train_fraction=(0.25, 1))[1]) == 4
+
+
+def test_the_command_of_a_row_has_all_that_it_depends_on(table: Table, toy_store: Store) -> None:
+    result, _ = table(methods="C3,CLIPRe", sigma=0.05, set=["dropout=0.2"], beams=2, split="val", device="cpu")
+    store = ["--store", str(toy_store.path), "--device", "cpu", "--precision", "fp32"]
+    own = ["--size", "tiny", "--set", "dropout=0.2", "--epochs", "1", "--beams", "2", "--length-penalty", "0.7"]
+    first = ["c3", "ablate", "--methods", "C3", "--seeds", "1", "--sigma", "0.05", *own, "--split", "val", *store]
+    second = ["c3", "ablate", "--methods", "CLIPRe", "--seeds", "1", *own, "--split", "val", *store]
+    assert [shlex.split(command) for command in result.commands] == [first, second]
+    assert [run["command"] for run in result.to_dict()["runs"]] == result.commands
+
+
+def test_wrong_settings_are_refused_before_anything_is_written(table: Table, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"methods": ""}, "at least one of its methods"),
+        ({"seeds": 0}, "at least one of its seeds"),
+        ({"sigma": []}, "at least one of its sigmas"),
+        ({"train_fraction": 0}, "must be above 0"),
+        ({"methods": "C4"}, "Unknown method C4"),
+        ({"split": "restval"}, "no images with captions in the split 'restval'"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(C3Error, match=message):
+            table(**changes)
+        assert not (tmp_path / "table").exists()
+
+
+def test_one_caption_only_is_too_few_for_a_table(tmp_path: Path) -> None:
+    info = StoreInfo({"name": "toy"}, 4, dtype="float32")
+    create_store(tmp_path / "c3-store", info)
+    rows = np.eye(1, 4, dtype=np.float32)
+    columns = {"key": ["a"], "path": ["a.png"], "width": [1], "height": [1], "split": ["train"]}
+    write_shard(tmp_path / "c3-store", info, Shard("image", 0, rows, columns))
+    columns = {"key": ["a#0"], "caption": ["a dog"], "image_key": ["a"], "split": ["train"]}
+    write_shard(tmp_path / "c3-store", info, Shard("text", 0, rows, columns))
+    with pytest.raises(DecoderError, match="needs captions to learn from and others to validate on"):
+        ablate(tmp_path / "c3-store", output=tmp_path / "table")

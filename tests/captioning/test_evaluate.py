@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c3tools.captioning import Captioner, evaluate_captions
+from c3tools.captioning.evaluate import store_references
+from c3tools.errors import DecoderError, MetricError
+from c3tools.metrics import score_captions
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+
+from .conftest import TOY, make_captions_store
+
+pytest.importorskip("pycocoevalcap")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_captions_store(tmp_path_factory.mktemp("captions") / "c3-store")[0]
+
+
+@pytest.fixture(scope="module")
+def known(store: Store) -> dict[str, list[str]]:
+    """What people wrote about the test images."""
+    references = store_references(store)
+    return {key: references[key] for key in store.load("image", "test").keys}
+
+
+def test_the_test_images_are_captioned_and_scored(
+    store: Store, captioner: Captioner, known: dict[str, list[str]]
+) -> None:
+    result = evaluate_captions(store, decoder=captioner, resamples=200)
+    images = store.load("image", split="test")
+    assert list(result.captions) == images.keys
+    assert list(result.captions.values()) == captioner.caption(embeddings=images.embeddings)
+    expected = score_captions(result.captions, known).corpus
+    assert result.scores == pytest.approx(expected)
+    for name, interval in result.intervals.items():
+        assert interval.low <= expected[name] <= interval.high
+    table = result.table()
+    assert table.columns == ["score", "%", "95 % interval"]
+    assert [row[:2] for row in table.rows] == [[name, f"{value:.1f}"] for name, value in expected.items()]
+    shown = result._repr_html_()
+    assert "16 captions" in shown
+    assert all(f"<td>{cell}</td>" in shown for row in table.rows for cell in row)
+
+
+def test_perfect_captions_against_references_of_the_store_in_memory_and_in_a_file(
+    store: Store, known: dict[str, list[str]], tmp_path: Path
+) -> None:
+    perfect = {key: texts[0] for key, texts in known.items()}
+    lines = (json.dumps({"image": f"{key}.png", "captions": texts}) + "\n" for key, texts in known.items())
+    (tmp_path / "theirs.jsonl").write_text("".join(lines))
+    for references in (None, known, tmp_path / "theirs.jsonl"):
+        place = store if references is None else tmp_path / "no store is read"
+        scores = evaluate_captions(place, captions=perfect, references=references, resamples=0).scores
+        assert scores["BLEU-4"] == pytest.approx(100, abs=1e-4)
+        assert scores["ROUGE-L"] == pytest.approx(100)
+
+
+def test_two_sets_of_captions_are_compared(store: Store, known: dict[str, list[str]]) -> None:
+    good = {key: texts[0] for key, texts in known.items()}
+    result = evaluate_captions(store, captions=good, against=dict.fromkeys(known, "a photo of something"))
+    cider = result.differences["CIDEr"]
+    assert cider.difference == pytest.approx(result.scores["CIDEr"], abs=5)
+    assert cider.p_value < 0.01
+    table = result.table()
+    assert table.columns[-2:] == ["difference", "p"]
+    assert {len(row) for row in table.rows} == {5}
+    assert result.to_dict()["differences"]["CIDEr"]["p_value"] == cider.p_value
+
+
+def test_captions_without_references_are_listed(store: Store) -> None:
+    with pytest.raises(MetricError, match="1 of 2 captions have no reference to be scored against: elsewhere"):
+        evaluate_captions(store, captions={"elsewhere": "a dog", "image00": "a dog"})
+
+
+def test_images_without_captions_are_left_out_and_listed(
+    store: Store, captioner: Captioner, known: dict[str, list[str]]
+) -> None:
+    named = list(known)
+    some = {key: known[key] for key in named[3:]}
+    result = evaluate_captions(store, decoder=captioner, references=some, resamples=0)
+    assert (len(result.captions), result.left_out) == (13, named[:3])
+    listed = ", ".join(named[:3])
+    assert result.notes == [f"3 images have no captions to score against and are left out: {listed}."]
+
+
+def test_a_store_of_another_model_is_refused_with_both_names(captioner: Captioner, tmp_path: Path) -> None:
+    same = r"toy-model \(111111111111\)"
+    for name, changes, message in (
+        ("other", {"weights_sha256": "2" * 64, "name": "other-model"}, f"of the model {same}, these embeddings of"),
+        ("wider", {}, rf"trained on embeddings of 32 dimensions \({same}\); these have 5"),
+    ):
+        dim = 32 if changes else 5
+        info = StoreInfo({**TOY, **changes}, dim, dtype="float32")
+        create_store(tmp_path / name, info)
+        columns = {"key": ["a"], "path": ["a.png"], "width": [1], "height": [1], "split": ["test"]}
+        write_shard(tmp_path / name, info, Shard("image", 0, np.eye(1, dim, dtype=np.float32), columns))
+        columns = {"key": ["a#0"], "caption": ["a dog"], "image_key": ["a"], "split": ["test"]}
+        write_shard(tmp_path / name, info, Shard("text", 0, np.eye(1, dim, dtype=np.float32), columns))
+        with pytest.raises(DecoderError, match=message):
+            evaluate_captions(tmp_path / name, decoder=captioner)
+
+
+def test_java_scores_are_added_or_said_to_be_missing(
+    store: Store, known: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perfect = {key: texts[0] for key, texts in known.items()}
+    if shutil.which("java"):
+        result = evaluate_captions(store, captions=perfect, meteor=True, spice=True, resamples=20)
+        assert result.scores["METEOR"] == pytest.approx(100, abs=1)
+        assert "METEOR" in [row[0] for row in result.table().rows]
+        assert result.intervals["METEOR"].low <= result.scores["METEOR"] + 1e-9
+    monkeypatch.setattr("c3tools.metrics.captions.shutil.which", lambda name: None)
+    result = evaluate_captions(store, captions=perfect, meteor=True, spice=True, resamples=0)
+    assert "METEOR" not in result.scores
+    assert "CIDEr" in result.scores
+    assert any("METEOR is left out: it runs in Java" in note for note in result.notes)
+
+
+def test_one_caption_only_is_scored_and_said() -> None:
+    captions, references = {"image": "a dog"}, {"image": ["a dog", "a brown dog"]}
+    result = evaluate_captions(captions=captions, references=references)
+    assert result.scores["BLEU-2"] == pytest.approx(100, abs=1e-4)
+    assert result.scores["CIDEr"] == 0
+    assert any("with one image it is 0" in note for note in result.notes)
+
+
+def test_longer_beams_and_their_length_penalty(store: Store, captioner: Captioner) -> None:
+    short, long = (
+        evaluate_captions(store, decoder=captioner, beams=4, length_penalty=penalty, resamples=0)
+        for penalty in (0.0, 3.0)
+    )
+    assert sum(map(len, short.captions.values())) < sum(map(len, long.captions.values()))
+
+
+def test_an_empty_split_is_said(store: Store, captioner: Captioner) -> None:
+    message = "no images in the split 'restval'; it has test: 16, train: 56, val: 8"
+    with pytest.raises(MetricError, match=message):
+        evaluate_captions(store, decoder=captioner, split="restval")
