@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from . import processes
-from .apply import apply_heads
-from .features import PairedFeatures, sides_of_files, sides_of_stores
-from .geometry import Geometry, LogPoint, measure
+from .geometry import Geometry, LogPoint, geometry_figure, measure
 from .gradients import TwoTowers, contrastive_backward
-from .heads import ConnectedHeads, Head, HeadShape
-from .heads_run import connect_heads
+from .heads import ConnectedHeads, Head, HeadShape, apply_heads, connect_heads
+from .inputs import PairedFeatures, PairInputs, read_features
 from .losses import ContrastiveLoss, LogitScale, same_items
-from .pairs import FeatureInputs, Inputs, Pairs, ids_of, ids_of_rows
-from .settings import TrainingSettings
-from .state import RunFolder
-from .towers_run import FULL, LIT, TowerSettings, connect_towers
-from .training import COLLAPSED, DIVERGED, EARLY, FINISHED, Progress, Trainer
+from .processes import is_main_process
+from .run import SCORE_COLUMNS, TrainingSettings, score_rows
+from .towers import ConnectedTowers, connect_towers
+from .training import Trainer
 
 __all__ = [
-    "COLLAPSED",
-    "DIVERGED",
-    "EARLY",
-    "FINISHED",
-    "FULL",
-    "LIT",
+    "SCORE_COLUMNS",
     "ConnectedHeads",
+    "ConnectedTowers",
     "ContrastiveLoss",
-    "FeatureInputs",
     "Geometry",
     "Head",
     "HeadShape",
-    "Inputs",
     "LogPoint",
     "LogitScale",
+    "PairInputs",
     "PairedFeatures",
-    "Pairs",
-    "Progress",
-    "RunFolder",
-    "TowerSettings",
     "Trainer",
     "TrainingSettings",
     "TwoTowers",
@@ -44,11 +31,10 @@ __all__ = [
     "connect_heads",
     "connect_towers",
     "contrastive_backward",
-    "ids_of",
-    "ids_of_rows",
+    "geometry_figure",
+    "is_main_process",
     "measure",
-    "processes",
+    "read_features",
     "same_items",
-    "sides_of_files",
-    "sides_of_stores",
+    "score_rows",
 ]

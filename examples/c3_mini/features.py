@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from c3tools.connect.towers import augmented
+from c3tools.connect.inputs import augment
 from c3tools.reporter import TerminalReporter
 from c3tools.seeds import generator
 
@@ -58,7 +58,7 @@ def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
     with Image.open(path) as photo:
         image = photo.convert("RGB")
     if view:
-        square = augmented(image, (side, side), generator(view, path.name))
+        square = augment(image, (side, side), generator(view, path.name))
     else:
         square = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
     return torch.from_numpy(square.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
