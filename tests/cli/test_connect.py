@@ -20,10 +20,10 @@ from ..connect.test_gradients import two_processes
 from ..connect.worlds import write_files
 
 C3 = Callable[..., Result]
-HEADS: tuple[object, ...] = ("--dim", 16, "--hidden", 32, "--batch-size", 40, "--learning-rate", 0.003, "--precision", "fp32")
-HEADS += ("--epochs", 6, "--logit-scale", 20)
-TOWERS: tuple[object, ...] = ("--batch-size", 16, "--chunk", 6, "--epochs", 12, "--learning-rate", 0.01, "--precision", "fp32")
-TOWERS += ("--patience", 0, "--logit-scale", "learned:14")
+HEADS = ["--dim", "16", "--hidden", "32", "--batch-size", "40", "--learning-rate", "0.003", "--precision", "fp32"]
+HEADS += ["--epochs", "6", "--logit-scale", "20"]
+TOWERS = ["--batch-size", "16", "--chunk", "6", "--epochs", "12", "--learning-rate", "0.01", "--precision", "fp32"]
+TOWERS += ["--patience", "0", "--logit-scale", "learned:14"]
 
 
 def options_of(files: Mapping[str, Path]) -> list[str]:
@@ -137,7 +137,7 @@ def test_a_trained_model_is_used_like_any_other(c3: C3, tmp_path: Path, mode: st
 def test_two_processes_train_the_model_of_one(c3: C3, tmp_path: Path) -> None:
     save_photos(tmp_path / "photos", 4)
     tiny = save_tiny_clip(tmp_path / "tiny")
-    options = [str(part) for part in ("photos", "--model", tiny, *TOWERS, "--epochs", 1, "--no-augment")]
+    options = ["photos", "--model", tiny, *TOWERS, "--epochs", "1", "--no-augment"]
     alone = c3("connect", "full", *options, "-o", "alone")
     assert alone.exit_code == 0, alone.stderr
     code = "import os, sys; from c3tools.cli import main; os.chdir(sys.argv.pop(1)); main()"

@@ -45,7 +45,7 @@ def test_only_what_is_chosen_is_trained(tmp_path: Path) -> None:
 def test_a_projection_head_is_trained_on_the_trunk(tmp_path: Path) -> None:
     network = load_network("c3-mini")
     choose_trained(network, image_tower=False, image_head=True)
-    trained = {name for name, p in network.model.visual.named_parameters() if p.requires_grad}
+    trained = {name for name, p in network.model.get_submodule("visual").named_parameters() if p.requires_grad}
     assert trained
     assert all(name.startswith("head.") for name in trained)
     photos = sorted(save_photos(tmp_path / "photos", 1).glob("*.png"))[:2]

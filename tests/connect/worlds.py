@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def some_pairs(first: Matrix, second: Matrix, item_index: Indices, rows: Indices
     )
 
 
-def write_files(folder: Path, items: int = 120, per_item: int = 2) -> dict[str, Path]:
+def write_files(folder: Path, items: int = 120, per_item: int = 2) -> dict[str, Any]:
     """Write two files of features and their table; return the arguments of `read_features` that name them."""
     first, second, item_index = views(items, per_item)
     folder.mkdir(parents=True, exist_ok=True)
