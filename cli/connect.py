@@ -269,7 +269,8 @@ def _print(record: dict[str, Any], output: Path, json: str | None, following: st
     """Print the scores of a training; of several processes, only the main one does."""
     from rich.table import Table
 
-    from c3tools.connect import SCORE_COLUMNS, is_main_process, score_rows
+    from c3tools.connect.processes import is_main_process
+    from c3tools.connect.run import SCORE_COLUMNS, score_rows
 
     if not is_main_process():
         return

@@ -108,7 +108,13 @@ class Trainer:
         reporter: Reporter = SILENT,
     ) -> None:
         for purpose, pairs in (("training", train), ("validation", val)):
-            _require_two_items(purpose, pairs, names)
+            distinct = min(len(np.unique(ids.numpy())) for ids in pairs.ids(np.arange(len(pairs))))
+            if distinct < 2:
+                raise ConnectError(
+                    f"There are {len(pairs):,} {purpose} pairs of {names[0]} and {names[1]}, of {distinct} different "
+                    "items; contrastive training needs 2 or more.",
+                    remedy="Give more pairs, and check that their keys match.",
+                )
         if len(train) < settings.batch_size:
             reporter.message(
                 f"There are {len(train):,} training pairs, fewer than a batch of {settings.batch_size:,}: "
@@ -332,16 +338,6 @@ class Trainer:
         chance = 1 / len(self.val.item_rows)
         if state.outcome in (FINISHED, EARLY) and state.best_point.geometry.recall_at_1 <= 3 * chance:
             message("Retrieval among the validation pairs is near chance: do the rows of both sides belong together?")
-
-
-def _require_two_items(purpose: str, pairs: PairInputs, names: tuple[str, str]) -> None:
-    distinct = min(len(np.unique(ids.numpy())) for ids in pairs.ids(np.arange(len(pairs))))
-    if distinct < 2:
-        raise ConnectError(
-            f"There are {len(pairs):,} {purpose} pairs of {names[0]} and {names[1]}, of {distinct} different items; "
-            "contrastive training needs 2 or more.",
-            remedy="Give more pairs, and check that their keys match.",
-        )
 
 
 def _fingerprint(train: PairInputs, val: PairInputs, depends_on: object) -> str:

@@ -260,8 +260,8 @@ def tune_image_tower(
             for side in (logits, logits.T):
                 contrast = contrast + cross_entropy(side, own, label_smoothing=settings.tower_smoothing)
         pull: Tensor = settings.tower_pull * distance(images, _picked(held, seen, photos))
-        contrast /= 2 * said.shape[1]
-        return contrast + pull
+        mean: Tensor = contrast / (2 * said.shape[1])
+        return mean + pull
 
     trained = nn.ModuleDict({"late": student.late, "head": student.head})
     rates = {"late": settings.tower_rate, "head": settings.tower_head_rate}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from c3tools.connect import LogPoint, measure
+from c3tools.connect.geometry import LogPoint, measure
 
 from ..conftest import unit_rows
 

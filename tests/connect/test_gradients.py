@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from c3tools.connect import ContrastiveLoss, LogitScale, TwoTowers, contrastive_backward, same_items
+from c3tools.connect.gradients import TwoTowers, contrastive_backward
+from c3tools.connect.losses import ContrastiveLoss, LogitScale, same_items
 from c3tools.devices import Compute
 
 CPU = Compute(torch.device("cpu"), "fp32")
@@ -96,7 +97,9 @@ def test_batch_normalisation_stays_as_it_is() -> None:
 WORKER = """
 import json, sys
 import torch
-from c3tools.connect import ContrastiveLoss, LogitScale, contrastive_backward, processes
+from c3tools.connect import processes
+from c3tools.connect.gradients import contrastive_backward
+from c3tools.connect.losses import ContrastiveLoss, LogitScale
 from tests.connect.test_gradients import CPU, batch, towers
 with processes.join_processes("cpu", "fp32"):
     inputs, same = batch()

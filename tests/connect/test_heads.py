@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools.connect import ConnectedHeads, Head, HeadShape, apply_heads, connect_heads, read_features
-from c3tools.connect.heads import new_heads
+from c3tools.connect import ConnectedHeads, apply_heads, connect_heads, read_features
+from c3tools.connect.heads import Head, HeadShape, new_heads
 from c3tools.errors import ConnectError
 from c3tools.store import Pairs, Store
 

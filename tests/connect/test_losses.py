@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, log_softmax
 
-from c3tools.connect import ContrastiveLoss, LogitScale, same_items
+from c3tools.connect.losses import ContrastiveLoss, LogitScale, same_items
 from c3tools.errors import ConnectError
 
 from ..conftest import unit_rows

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from c3tools.connect import TrainingSettings
+from c3tools.connect.run import TrainingSettings
 from c3tools.errors import ConnectError
 
 

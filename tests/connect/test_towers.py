@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools.connect import ContrastiveLoss, LogitScale, TwoTowers, connect_towers
+from c3tools.connect import connect_towers
+from c3tools.connect.gradients import TwoTowers
 from c3tools.connect.inputs import PhotoInputs, TokenInputs
+from c3tools.connect.losses import ContrastiveLoss, LogitScale
 from c3tools.connect.towers import EPOCHS, ImageTower, TextTower, choose_trained, image_trunk, save_open_clip
 from c3tools.devices import Compute
 from c3tools.encoders import load_encoder, load_network

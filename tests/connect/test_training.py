@@ -10,9 +10,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from c3tools.connect import HeadShape, LogitScale, Trainer, TrainingSettings, TwoTowers, measure
-from c3tools.connect.heads import new_heads
-from c3tools.connect.run import COLLAPSED, DIVERGED, EARLY, FINISHED
+from c3tools.connect.geometry import measure
+from c3tools.connect.gradients import TwoTowers
+from c3tools.connect.heads import HeadShape, new_heads
+from c3tools.connect.losses import LogitScale
+from c3tools.connect.run import COLLAPSED, DIVERGED, EARLY, FINISHED, TrainingSettings
+from c3tools.connect.training import Trainer
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
 from c3tools.reporter import SILENT, Progress, Reporter

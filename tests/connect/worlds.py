@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from c3tools.connect import PairInputs
-from c3tools.connect.inputs import FeatureInputs
+from c3tools.connect.inputs import FeatureInputs, PairInputs
 from c3tools.reporter import Reporter
 from c3tools.store.rows import Indices, Matrix
 
