@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..corpus import Corpus, ImageItem, read_corpus
 from ..encoders import DEFAULT_MODEL, ModelName, Network, load_network, open_image
-from ..encoders.loading import weights_sha256
 from ..encoders.inference import can_trim, end_positions, trimmed_forward
+from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
