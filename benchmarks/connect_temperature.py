@@ -21,28 +21,27 @@ from typing import Any
 
 import numpy as np
 
-from c3tools.connect import (
-    ConnectedHeads,
-    HeadShape,
-    LogitScale,
-    PairedFeatures,
-    TrainingSettings,
-    apply_heads,
-    connect_heads,
-    sides_of_files,
-)
-from c3tools.devices import pick
-from c3tools.reporter import track
+from c3tools.connect import PairedFeatures, apply_heads, connect_heads, read_features
+from c3tools.reporter import TerminalReporter
 
-SHAPE = HeadShape(dim=256, hidden=512, dropout=0.5, cone=1.33)
 COLUMNS = ("gap before", "gap", "logit scale", "paired", "unpaired", "recall@1 i→t", "recall@1 t→i")
 
 
-def scores(sides: PairedFeatures, scale: str, seed: int, epochs: int, folder: Path) -> list[float]:
+def scores(features: PairedFeatures, scale: str, seed: int, epochs: int, folder: Path) -> list[float]:
     """Train, or read what was trained, and give the numbers of `COLUMNS`."""
     if not (folder / "connect.json").exists():
-        settings = TrainingSettings(scale=LogitScale.parse(scale), epochs=epochs, patience=0, seed=seed)
-        connect_heads(sides, folder, SHAPE, settings, compute=pick(precision="fp32"), progress=track)
+        connect_heads(
+            features,
+            folder,
+            dropout=0.5,
+            cone=1.33,
+            logit_scale=scale,
+            epochs=epochs,
+            patience=0,
+            seed=seed,
+            precision="fp32",
+            reporter=TerminalReporter(),
+        )
     record: dict[str, Any] = json.loads((folder / "connect.json").read_text())["record"]
     start = json.loads((folder / "geometry.json").read_text())["points"][0]["gap"]
     test = record["scores"]["test"]
@@ -61,20 +60,19 @@ def main() -> None:
     parser.add_argument("--stores", type=Path)
     arguments = parser.parse_args()
     folder = arguments.features
-    sides = sides_of_files(image=folder / "image.npy", text=folder / "text.npy", meta=folder / "meta.jsonl")
+    features = read_features(image=folder / "image.npy", text=folder / "text.npy", meta=folder / "meta.jsonl")
     lines = [f"| trained at | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for scale in arguments.scales.split(","):
         name = scale.replace(":", "-")
         runs = [
-            scores(sides, scale, seed, arguments.epochs, arguments.work / f"{name}-seed{seed}")
+            scores(features, scale, seed, arguments.epochs, arguments.work / f"{name}-seed{seed}")
             for seed in range(arguments.seeds)
         ]
         spread = np.std(runs, axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(COLUMNS))
         cells = [f"{mean:.3f} ± {std:.3f}" for mean, std in zip(np.mean(runs, axis=0), spread, strict=True)]
         lines.append(f"| {scale} | {' | '.join(cells)} |")
         if arguments.stores:
-            heads = ConnectedHeads.load(arguments.work / f"{name}-seed0")
-            apply_heads(heads, sides, arguments.stores / name)
+            apply_heads(arguments.work / f"{name}-seed0", features, arguments.stores / name)
     print("\n".join(lines))
 
 

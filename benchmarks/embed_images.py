@@ -61,7 +61,7 @@ def bare_pass(weights: Path, precision: str) -> None:
     def work() -> int:
         with torch.inference_mode():
             for _ in range(BARE_BATCHES):
-                encoder._model.encode_image(pixels)
+                encoder._model.encode_image(pixels)  # type: ignore[operator]
         return BARE_BATCHES * size
 
     work()

@@ -136,8 +136,8 @@ def main() -> None:
     )
     rows = []
     for name, measured in times.items():
-        started = statistics.median(start.clock for start, _ in measured)
-        cells = [name, f"{started:.1f}"]
+        start_up = statistics.median(start.clock for start, _ in measured)
+        cells = [name, f"{start_up:.1f}"]
         for clock in Now._fields:
             seconds = [getattr(then, clock) for _, then in measured]
             others = [getattr(then, clock) for _, then in times[local_name]]

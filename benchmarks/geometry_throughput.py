@@ -28,6 +28,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -123,10 +124,12 @@ def one_task(task: str, folder: Path) -> None:
     print(json.dumps({"seconds": seconds, "peak_gib": peak, "result": result}))
 
 
-def measured(task: str, folder: Path) -> dict:
+def measured(task: str, folder: Path) -> dict[str, Any]:
     """One task in a process of its own."""
     command = [sys.executable, __file__, "--task", task, "--store", str(folder)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
 
 
 def main() -> None:
@@ -149,7 +152,7 @@ def main() -> None:
         folder = arguments.folder / str(pairs)
         write_store(folder, pairs)
         tasks = [*TASKS, *(["notebook"] if arguments.notebook and pairs in (min(arguments.sizes), sizes[-1]) else [])]
-        runs = {task: [] for task in tasks}
+        runs: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
         for _ in range(arguments.repeats):
             for task in tasks:
                 if task != "notebook" or not runs[task]:

@@ -81,8 +81,8 @@ def report(options: argparse.Namespace, scores: dict[str, float]) -> None:
     """Draw low-data.svg and print the table."""
     found: dict[str, dict[float, list[float]]] = {}
     for name, value in scores.items():
-        kind, share, _ = name.split("/")
-        found.setdefault(kind, {}).setdefault(float(share), []).append(value)
+        kind, part, _ = name.split("/")
+        found.setdefault(kind, {}).setdefault(float(part), []).append(value)
     alone = found.get("texts alone", {}).get(0.0, [])
     figure, axes = new_figure(6.4, 3.8)
     kinds = [kind for kind in KINDS if kind in found]

@@ -117,7 +117,8 @@ def probe(x: np.ndarray, labels: np.ndarray, y: np.ndarray, sigma: float, seed: 
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        return layer(scale * torch.nn.functional.normalize(torch.from_numpy(y), dim=-1)).numpy()
+        found = layer(scale * torch.nn.functional.normalize(torch.from_numpy(y), dim=-1))
+    return np.asarray(found.numpy())
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:

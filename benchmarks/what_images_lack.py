@@ -73,7 +73,7 @@ def as_images(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     along = unit @ mean
     length = np.sqrt(along**2 + 1 - mean @ mean) - along
-    return (length[:, None] * unit + mean).astype(np.float32)
+    return np.asarray(length[:, None] * unit + mean, dtype=np.float32)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ._connecting import (
+from ._connect_options import (
     BatchOption,
+    CaptionsOption,
     ChunkOption,
     ConnectEpochsOption,
+    HalfOption,
     ImageArrayOption,
     ImageOption,
     LearningRateOption,
@@ -20,21 +22,23 @@ from ._connecting import (
     MaxLogitScaleOption,
     MetaOption,
     ModalitiesOption,
+    ModelFolderOption,
     OtherOption,
+    PathsArgument,
     PatienceOption,
     SecondStoreOption,
     TextArrayOption,
     TextMetaOption,
     TextOption,
+    TowerEpochsOption,
+    TowerLearningRateOption,
     TrainSplitOption,
     WarmupOption,
     WeightDecayOption,
-    read_sides,
-    show_scores,
-    tower_settings,
-    training_settings,
+    named_files,
+    names,
 )
-from ._console import err, write_json
+from ._console import out, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
     DeviceOption,
@@ -47,33 +51,15 @@ from ._options import (
     StoreOption,
 )
 
-if TYPE_CHECKING:
-    from c3tools.connect import TowerSettings, TrainingSettings
-
 DEFAULT_HEADS = Path("c3-heads")
 DEFAULT_MODEL_FOLDER = Path("c3-model")
-HeadsOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the heads.")]
-ModelFolderOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the trained model.")]
-PathsArgument = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Photos with captions.")]
-CaptionsOption = Annotated[
-    Path | None, typer.Option("--captions", help="A captions file, instead of those found.", show_default=False)
-]
-AugmentOption = Annotated[
-    bool, typer.Option("--augment/--no-augment", help="Show a random part of each photo, mirrored half the time.")
-]
-ImageHeadOption = Annotated[
-    bool, typer.Option("--image-head", help="Train the projection head of the image tower too (towers from timm).")
-]
-HalfOption = Annotated[bool, typer.Option("--half", help="Store the weights as float16.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     group = typer.Typer(no_args_is_help=True, help="Contrastive training from pairs, with a log of the geometry.")
-    group.command("heads", cls=JsonCommand)(heads)
-    group.command("apply", cls=JsonCommand)(apply)
-    group.command("lit", cls=JsonCommand)(lit)
-    group.command("full", cls=JsonCommand)(full)
+    for command in (heads, apply, lit, full):
+        group.command(command.__name__, cls=JsonCommand)(command)
     app.add_typer(group, name="connect")
 
 
@@ -88,10 +74,10 @@ def heads(
     store: StoreOption = DEFAULT_STORE,
     second_store: SecondStoreOption = None,
     modalities: ModalitiesOption = None,
-    output: HeadsOption = DEFAULT_HEADS,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the heads.")] = DEFAULT_HEADS,
     dim: Annotated[int, typer.Option("--dim", help="Dimension of the joint space.")] = 256,
     hidden: Annotated[int, typer.Option("--hidden", help="Width of the hidden layer; 0 for linear heads.")] = 512,
-    dropout: Annotated[float, typer.Option("--dropout", help="Of hidden units, in training.")] = 0.0,
+    dropout: Annotated[float, typer.Option("--dropout", help="Dropout of hidden units, in training.")] = 0.0,
     cone: Annotated[
         float,
         typer.Option("--cone", help="Start both heads in a cone, as a large random CLIP does: 1.33 is a gap of 1.1."),
@@ -118,52 +104,45 @@ def heads(
     The folder gets the heads, the log of the geometry by step (geometry.json, geometry.svg) and a card. An interrupted
     training is continued by the same command. `c3 connect apply` makes a store of the result.
     """
-    from c3tools import devices
-    from c3tools.connect import HeadShape, connect_heads, processes
-    from c3tools.reporter import track
+    from c3tools.connect import connect_heads, read_features
 
-    sides = read_sides(
-        store,
-        second_store,
-        modalities,
+    features = read_features(
         image=image,
         text=text,
-        other=other,
+        other=named_files(other),
         meta=meta,
         text_meta=text_meta,
         image_array=image_array,
         text_array=text_array,
+        store=store,
+        second_store=second_store,
+        modalities=names(modalities),
     )
     connected = connect_heads(
-        sides,
+        features,
         output,
-        HeadShape(dim, hidden, dropout, cone),
-        training_settings(
-            logit_scale,
-            max_logit_scale,
-            loss=loss,
-            batch_size=batch_size,
-            chunk=chunk,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            patience=patience,
-            log_every=log_every,
-            seed=seed,
-        ),
+        dim=dim,
+        hidden=hidden,
+        dropout=dropout,
+        cone=cone,
+        loss=loss,
+        logit_scale=logit_scale,
+        max_logit_scale=max_logit_scale,
+        batch_size=batch_size,
+        chunk=chunk,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        patience=patience,
+        log_every=log_every,
         train_split=train_split,
-        compute=devices.pick(device, precision),
-        progress=track,
-        say=_say,
+        seed=seed,
+        device=device,
+        precision=precision,
+        reporter=reporter(),
     )
-    if not processes.is_main_process():
-        return
-    if json:
-        write_json(connected.record, json)
-    if json != "-":
-        show_scores(connected.record)
-    _say(f"Wrote {output}/, its geometry by step in {output}/geometry.svg. Next: c3 connect apply {output} …")
+    _print(connected.to_dict(), output, json, f"c3 connect apply {output} …")
 
 
 def apply(
@@ -183,30 +162,28 @@ def apply(
     json: JsonOption = None,
 ) -> None:
     """Embed features of the same towers by trained heads, with keys, splits and captions, into a new store."""
-    from c3tools.connect import ConnectedHeads, apply_heads
-    from c3tools.reporter import track
+    from c3tools.connect import ConnectedHeads, apply_heads, read_features
 
     connected = ConnectedHeads.load(folder)
-    sides = read_sides(
-        store,
-        second_store,
-        modalities,
+    features = read_features(
         image=image,
         text=text,
-        other=other,
+        other=named_files(other),
         meta=meta,
         text_meta=text_meta,
         image_array=image_array,
         text_array=text_array,
+        store=store,
+        second_store=second_store,
+        modalities=names(modalities),
     )
-    with track("Embedding", len(sides.first) + len(sides.second)) as tracker:
-        report = apply_heads(connected, sides, output, dtype=dtype, tracker=tracker)
+    report = apply_heads(connected, features, output, dtype=dtype, reporter=reporter())
     if json:
         write_json(report.to_dict(), json)
     for note in report.notes:
-        _say(note)
+        reporter().message(note)
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
-    _say(f"Wrote {listing} rows into {output} ({report.pairs:,} pairs). Next: c3 gap-report {output}")
+    reporter().message(f"Wrote {listing} rows into {output} ({report.pairs:,} pairs). Next: c3 gap-report {output}")
 
 
 def lit(
@@ -215,15 +192,17 @@ def lit(
     captions: CaptionsOption = None,
     model: ModelOption = None,
     random_init: RandomInitOption = None,
-    image_head: ImageHeadOption = False,
+    image_head: Annotated[
+        bool, typer.Option("--image-head", help="Train the projection head of the image tower too (towers from timm).")
+    ] = False,
     half: HalfOption = False,
     loss: LossOption = "infonce",
     logit_scale: LogitScaleOption = "learned",
     max_logit_scale: MaxLogitScaleOption = 100.0,
     batch_size: BatchOption = 256,
     chunk: ChunkOption = 64,
-    epochs: ConnectEpochsOption = 20,
-    learning_rate: LearningRateOption = 5e-4,
+    epochs: TowerEpochsOption = None,
+    learning_rate: TowerLearningRateOption = None,
     weight_decay: WeightDecayOption = 0.05,
     warmup: WarmupOption = 0.05,
     patience: PatienceOption = 5,
@@ -239,30 +218,7 @@ def lit(
     The photos are encoded once. The folder is a model for every command (--model local-dir:c3-model), with a card and
     the log of the geometry. Interrupted, the same command continues; `torchrun` shares it among GPUs.
     """
-    settings = training_settings(
-        logit_scale,
-        max_logit_scale,
-        loss=loss,
-        batch_size=batch_size,
-        chunk=chunk,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        patience=patience,
-        log_every=log_every,
-        seed=seed,
-    )
-    towers = tower_settings(
-        "lit",
-        model,
-        random_init=random_init,
-        image_head=image_head,
-        augment=False,
-        half=half,
-        train_split=train_split,
-    )
-    _train(paths, output, towers, settings, captions, device, precision, json)
+    _connect_towers(mode="lit", **locals())
 
 
 def full(
@@ -271,15 +227,17 @@ def full(
     captions: CaptionsOption = None,
     model: ModelOption = None,
     random_init: RandomInitOption = None,
-    augment: AugmentOption = True,
+    augment: Annotated[
+        bool, typer.Option("--augment/--no-augment", help="Show a random part of each photo, mirrored half the time.")
+    ] = True,
     half: HalfOption = False,
     loss: LossOption = "infonce",
     logit_scale: LogitScaleOption = "learned",
     max_logit_scale: MaxLogitScaleOption = 100.0,
     batch_size: BatchOption = 256,
     chunk: ChunkOption = 64,
-    epochs: ConnectEpochsOption = 10,
-    learning_rate: LearningRateOption = 1e-4,
+    epochs: TowerEpochsOption = None,
+    learning_rate: TowerLearningRateOption = None,
     weight_decay: WeightDecayOption = 0.05,
     warmup: WarmupOption = 0.05,
     patience: PatienceOption = 5,
@@ -296,56 +254,31 @@ def full(
     (--model local-dir:c3-model), with a card and the log of the geometry. Interrupted, the same command continues;
     `torchrun` shares it among GPUs.
     """
-    settings = training_settings(
-        logit_scale,
-        max_logit_scale,
-        loss=loss,
-        batch_size=batch_size,
-        chunk=chunk,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        patience=patience,
-        log_every=log_every,
-        seed=seed,
-    )
-    towers = tower_settings("full", model, random_init=random_init, augment=augment, half=half, train_split=train_split)
-    _train(paths, output, towers, settings, captions, device, precision, json)
+    _connect_towers(mode="full", **locals())
 
 
-def _train(
-    paths: list[Path],
-    output: Path,
-    towers: TowerSettings,
-    settings: TrainingSettings,
-    captions: Path | None,
-    device: str | None,
-    precision: str,
-    json: str | None,
-) -> None:
-    from c3tools import devices
-    from c3tools.connect import connect_towers, processes
-    from c3tools.reporter import track
+def _connect_towers(*, output: Path, json: str | None, **options: Any) -> None:
+    """Train towers; every option is the argument of `connect_towers` that has its name."""
+    from c3tools.connect import connect_towers
 
-    record = connect_towers(
-        paths,
-        output,
-        towers,
-        settings,
-        captions=captions,
-        compute=devices.pick(device, precision),
-        progress=track,
-        say=_say,
-    )
-    if not processes.is_main_process():
+    connected = connect_towers(output=output, **options, reporter=reporter())
+    _print(connected.to_dict(), output, json, f"c3 embed --model local-dir:{output} …")
+
+
+def _print(record: dict[str, Any], output: Path, json: str | None, following: str) -> None:
+    """Print the scores of a training; of several processes, only the main one does."""
+    from rich.table import Table
+
+    from c3tools.connect.processes import is_main_process
+    from c3tools.connect.run import SCORE_COLUMNS, score_rows
+
+    if not is_main_process():
         return
     if json:
         write_json(record, json)
     if json != "-":
-        show_scores(record)
-    _say(f"Wrote {output}/, its geometry by step in {output}/geometry.svg. Next: c3 embed --model local-dir:{output} …")
-
-
-def _say(message: str) -> None:
-    err.print(message, highlight=False, markup=False)
+        table = Table(*SCORE_COLUMNS)
+        for row in score_rows(record):
+            table.add_row(*row)
+        out.print(table)
+    reporter().message(f"Wrote {output}/, its geometry by step in {output}/geometry.svg. Next: {following}")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
-    code = "from importlinter.cli import lint_imports_command as run; run(['--no-cache', '--no-show-logo'])"
+    code = "from importlinter.cli import lint_imports_command as run; run(['--no-cache', '--no-logo'])"
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -1,24 +1,25 @@
-"""The geometry of the joint space while it is trained: one point of the log."""
+"""The geometry of the joint space while it is trained: the points of the log, as values, JSON and a figure."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..geometry.spectrum import effective_dimension, eigenvalues, gap_vector, relative_gap
 from ..metrics.retrieval import pair_recall
 from ..moments import Moments
-
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
+from ..pages import new_figure, palette, styled
+from ..store.rows import Indices, Matrix
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Unit rows of held-out pairs, measured as in docs/geometry.md.
+    """Gap, cosines, dimensions and recall of held-out pairs, measured as in docs/geometry.md.
 
     Attributes:
         gap: distance of the means of the two modalities.
@@ -38,8 +39,21 @@ class Geometry:
 
     @property
     def recall_at_1(self) -> float:
-        """Mean of recall@1 in the two directions: what checkpoints are chosen by."""
+        """Mean of recall@1 in the two directions, which checkpoints are chosen by."""
         return (self.recall[0]["recall@1"] + self.recall[1]["recall@1"]) / 2
+
+    def to_dict(self, names: tuple[str, str]) -> dict[str, Any]:
+        """Return the measures as JSON values, the two modalities by name."""
+        first, second = names
+        forward, backward = self.recall
+        return {
+            "gap": self.gap,
+            "effective_dimension": dict(zip(names, self.effective_dimension, strict=True)),
+            "paired_cosine": self.paired_cosine,
+            "unpaired_cosine": self.unpaired_cosine,
+            "rmg": self.rmg,
+            "recall": {f"{first}_to_{second}": forward, f"{second}_to_{first}": backward},
+        }
 
 
 @dataclass(frozen=True)
@@ -62,19 +76,14 @@ class LogPoint:
     seconds: float
     geometry: Geometry
 
-    def to_json(self, names: tuple[str, str]) -> dict[str, Any]:
-        """The point as JSON values, the two modalities by name."""
-        first, second = names
-        value = asdict(self)
-        geometry = value.pop("geometry")
-        geometry["effective_dimension"] = dict(zip(names, geometry["effective_dimension"], strict=True))
-        forward, backward = geometry["recall"]
-        geometry["recall"] = {f"{first}_to_{second}": forward, f"{second}_to_{first}": backward}
-        return {**value, **geometry}
+    def to_dict(self, names: tuple[str, str]) -> dict[str, Any]:
+        """Return the point as JSON values, the two modalities by name."""
+        own = {"step": self.step, "epoch": self.epoch, "loss": self.loss, "logit_scale": self.logit_scale}
+        return {**own, "seconds": self.seconds, **self.geometry.to_dict(names)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> LogPoint:
-        """What `to_json` gave."""
+    def from_dict(cls, value: dict[str, Any]) -> LogPoint:
+        """Read what `to_dict` returned."""
         own = {name: value[name] for name in ("step", "epoch", "loss", "logit_scale", "seconds")}
         geometry = Geometry(
             gap=value["gap"],
@@ -87,10 +96,16 @@ class LogPoint:
         return cls(**own, geometry=geometry)
 
 
-def measure(first: Floats, second: Floats, owner: Indices) -> Geometry:
-    """Measure unit rows of items (n, d), and of what belongs to them (m, d); ``owner`` (m,) is the item of each."""
+def measure(first: Matrix, second: Matrix, item_index: Indices) -> Geometry:
+    """Measure unit rows of items (n, d), and of what belongs to them (m, d).
+
+    Args:
+        first: one row per item.
+        second: any number of rows per item.
+        item_index: int64 (m,), the row of ``first`` that each row of ``second`` belongs to.
+    """
     moments = Moments.from_rows(first), Moments.from_rows(second)
-    paired = float(np.einsum("ij,ij->i", first[owner], second, dtype=np.float64).mean())
+    paired = float(np.einsum("ij,ij->i", first[item_index], second, dtype=np.float64).mean())
     total = float((moments[0].n * moments[0].mean) @ (moments[1].n * moments[1].mean))
     rest = len(first) * len(second) - len(second)
     return Geometry(
@@ -102,5 +117,40 @@ def measure(first: Floats, second: Floats, owner: Indices) -> Geometry:
         paired_cosine=paired,
         unpaired_cosine=(total - paired * len(second)) / rest if rest else paired,
         rmg=relative_gap(paired, *moments),
-        recall=pair_recall(first, second, owner),
+        recall=pair_recall(first, second, item_index),
     )
+
+
+@styled
+def geometry_figure(log: Sequence[LogPoint], names: tuple[str, str], kept: int) -> Figure:
+    """Draw gap, cosines, recall@1 and dimensions over steps; a dashed line is at the step whose weights are kept."""
+    figure, grid = new_figure(9.4, 5.2, rows=2, columns=2)
+    (gap, cosine), (recall, dimension) = grid
+    steps = [point.step for point in log]
+    found = [point.geometry for point in log]
+    first, second = names
+    gap.plot(steps, [g.gap for g in found], color=palette.THIRD, label="gap")
+    gap.plot(steps, [g.rmg for g in found], color=palette.FOURTH, linestyle=(0, (4, 2)), label="relative gap (RMG)")
+    gap.set_title(f"Gap: {found[0].gap:.2f} at initialisation, {found[-1].gap:.2f} at the end; dashed: kept")
+    cosine.plot(steps, [g.paired_cosine for g in found], color=palette.FIRST, label="pairs")
+    cosine.plot(steps, [g.unpaired_cosine for g in found], color=palette.SECOND, label="others")
+    scales = dict.fromkeys(f"{point.logit_scale:.0f}" for point in (log[0], log[-1]))
+    cosine.set_title(f"Cosine; logit scale {' to '.join(scales)}")
+    for forward, label, colour in (
+        (0, f"{first} → {second}", palette.FIRST),
+        (1, f"{second} → {first}", palette.SECOND),
+    ):
+        recall.plot(steps, [g.recall[forward]["recall@1"] for g in found], color=colour, label=label)
+    recall.set_title("Recall@1 among the validation pairs")
+    for side, (name, colour) in enumerate(zip(names, (palette.FIRST, palette.SECOND), strict=True)):
+        dimension.plot(steps, [g.effective_dimension[side] for g in found], color=colour, label=name)
+    dimension.set_title("Effective dimension (99 %)")
+    for axes in grid.flat:
+        axes.axvline(kept, color=palette.MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.legend(loc="best")
+    for axes in (gap, recall, dimension):
+        axes.set_ylim(bottom=0)
+    return figure

@@ -14,22 +14,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..devices import Compute
 from ..seeds import generator
+from ..store.rows import Indices, Matrix
 from . import processes
+from .inputs import Inputs
 from .losses import ContrastiveLoss
-from .pairs import Indices, Inputs
 
 _EMBED_ROWS = 128
 
 
 class TwoTowers(nn.Module):
-    """Two modules that map the inputs of either side into one space.
+    """Two modules that map the inputs of two sides into one space.
 
     Normalisation layers with running statistics stay as they are: a batch in chunks has no statistics of its own.
     """
@@ -40,7 +40,7 @@ class TwoTowers(nn.Module):
         self.second = second
 
     def train(self, mode: bool = True) -> TwoTowers:
-        """Training mode, batch normalisation excepted."""
+        """Set training mode, except for batch normalisation."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -48,19 +48,19 @@ class TwoTowers(nn.Module):
         return self
 
     def embed(self, inputs: Tensor, side: int, compute: Compute) -> Tensor:
-        """Unit rows, float32 (n, d), of the inputs of side 0 or 1; normalised in float32, whatever the precision."""
+        """Return unit rows, float32 (n, d), for inputs of side 0 or 1; normalised in float32 at any precision."""
         return F.normalize(self.project(inputs, side, compute), dim=1)
 
     def project(self, inputs: Tensor, side: int, compute: Compute) -> Tensor:
-        """As `embed`, not normalised."""
+        """Return what `embed` returns, not normalised."""
         tower = self.second if side else self.first
         with torch.autocast(compute.device.type, dtype=compute.dtype, enabled=compute.precision != "fp32"):
             rows: Tensor = tower(inputs.to(compute.device))
         return rows.float()
 
     @torch.inference_mode()
-    def embed_rows(self, inputs: Inputs, side: int, numbers: Indices, compute: Compute) -> npt.NDArray[np.float32]:
-        """Unit rows (n, d) of one side as the towers are now; leaves them in evaluation mode."""
+    def embed_rows(self, inputs: Inputs, side: int, numbers: Indices, compute: Compute) -> Matrix:
+        """Return unit rows (n, d) of one side by the present weights; leaves the towers in evaluation mode."""
         self.eval()
         parts = [
             self.embed(inputs.rows(numbers[start : start + _EMBED_ROWS]), side, compute).cpu().numpy()
@@ -100,7 +100,7 @@ def contrastive_backward(
 
     with torch.set_grad_enabled(whole):
         kept = [[embed(side, place) for place in range(len(parts))] for side in range(2)]
-    leaves = [processes.gathered(torch.cat(rows).detach()).requires_grad_() for rows in kept]
+    leaves = [processes.gather_rows(torch.cat(rows).detach()).requires_grad_() for rows in kept]
     value = loss(leaves[0], leaves[1], same.to(compute.device))
     value.backward()
     mine = processes.rank() * size

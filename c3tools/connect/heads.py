@@ -1,4 +1,4 @@
-"""Two small heads on frozen features: what `c3 connect heads` trains.
+"""Two small heads on frozen features: trained by `c3 connect heads`, used by `c3 connect apply`.
 
 A head standardises its features by mean and spread of the train split and maps them into the joint space, by one
 linear layer or by a perceptron with one hidden layer. It can start in a cone: a random offset, one per modality, on
@@ -21,18 +21,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import ConnectError
+from ..errors import ConnectError, StoreError
+from ..identity import ModelIdentity
 from ..io.files import write_atomically, write_json_atomically
+from ..reporter import SILENT, Reporter
+from ..seeds import generator
+from ..store import StoreInfo
+from ..store.import_embeddings import ImportReport, write_modalities
+from ..store.importers import Modality
+from ..store.rows import Indices, Matrix, Rows
+from .gradients import TwoTowers
+from .inputs import FeatureInputs, PairedFeatures, PairInputs
+from .losses import MAX_LOGIT_SCALE, LogitScale
+from .processes import join_processes
+from .run import TrainingSettings, score_splits, scores_html, write_card
+from .training import train_towers
 
 FORMAT_VERSION = 1
 RECORD_FILE = "connect.json"
 WEIGHTS_FILE = "heads.safetensors"
+HEADS_MODEL = "connected-heads"
 _BLOCK_ROWS = 8192
+_SAMPLED_ROWS = 1024
+_USAGE = """\
+`c3 connect apply` turns features of the same towers into a store that every command takes. In Python:
+`ConnectedHeads.load(folder).embed("text", features)`."""
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """The architecture of both heads.
+    """Architecture of both heads.
 
     Attributes:
         dim: dimension d of the joint space.
@@ -57,7 +75,7 @@ class HeadShape:
 
 
 class Head(nn.Module):
-    """From features (n, e) to the joint space (n, d), not yet normalised."""
+    """A map from features (n, e) to the joint space (n, d), not yet normalised."""
 
     mean: Tensor
     spread: Tensor
@@ -78,12 +96,12 @@ class Head(nn.Module):
             self.layers = nn.Linear(features, shape.dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Standardise and map."""
+        """Standardise and map the features."""
         return self.layers((features - self.mean) / self.spread)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def fit(self, features: npt.NDArray[np.floating[Any]], numbers: npt.NDArray[np.int64]) -> None:
-        """Take mean and spread of the rows ``numbers`` of features (n, e); a constant feature has the spread 1."""
+    def fit(self, features: npt.NDArray[Any], numbers: Indices) -> None:
+        """Take mean and spread of the rows ``numbers`` of features (n, e); a constant feature gets the spread 1."""
         total = np.zeros(features.shape[1])
         for block in _blocks(numbers):
             total += features[block].sum(axis=0, dtype=np.float64)
@@ -109,7 +127,7 @@ class Head(nn.Module):
 
 
 class ConnectedHeads:
-    """A trained pair of heads, with what made it.
+    """A trained pair of heads, with the record of its training.
 
     Attributes:
         names: of the two modalities.
@@ -126,20 +144,16 @@ class ConnectedHeads:
 
     @property
     def sha256(self) -> str:
-        """Digest of names, shapes and values of all weights."""
+        """A digest of names, shapes and values of all weights."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self._tensors().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.numpy().data)
         return digest.hexdigest()
 
-    def feature_dim(self, modality: str) -> int:
-        """How many features the head of a modality takes."""
-        return len(self._head(modality).mean)
-
     @torch.inference_mode()
-    def embed(self, modality: str, features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """L2-normalised embeddings, float32 (n, d), of features (n, e).
+    def embed(self, modality: str, features: npt.NDArray[Any]) -> Matrix:
+        """Return L2-normalised embeddings, float32 (n, d), of features (n, e).
 
         Raises:
             ConnectError: if there is no head for the modality, or it takes another number of features.
@@ -157,7 +171,7 @@ class ConnectedHeads:
         return np.concatenate(blocks) if blocks else np.zeros((0, self.shape.dim), np.float32)
 
     def save(self, folder: Path) -> None:
-        """Write weights and record, each whole or not at all; the record, which has the weights' digest, last."""
+        """Write the weights, then the record, which has their digest; each file appears whole or not at all."""
         tensors = self._tensors()
         write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
         shape = {"modalities": list(self.names), "shape": asdict(self.shape)}
@@ -165,12 +179,13 @@ class ConnectedHeads:
         write_json_atomically(folder / RECORD_FILE, value)
 
     @classmethod
-    def load(cls, folder: Path) -> ConnectedHeads:
+    def load(cls, folder: str | Path) -> ConnectedHeads:
         """Read what `save` wrote.
 
         Raises:
             ConnectError: if there is nothing, it is damaged, or the weights are not those of the record.
         """
+        folder = Path(folder)
         try:
             value = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
             if int(value["format_version"]) > FORMAT_VERSION:
@@ -199,6 +214,13 @@ class ConnectedHeads:
             )
         return loaded
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record of the training as JSON values."""
+        return self.record
+
+    def _repr_html_(self) -> str:
+        return scores_html(f"Heads of {' and '.join(self.names)}, {self.shape.dim} dimensions", self.record)
+
     def _head(self, modality: str) -> Head:
         if modality not in self.heads:
             raise ConnectError(f"There is no head for {modality!r}; there are {' and '.join(self.heads)}.")
@@ -210,6 +232,166 @@ class ConnectedHeads:
             for name, head in self.heads.items()
             for key, tensor in head.state_dict().items()
         }
+
+
+def connect_heads(
+    features: PairedFeatures,
+    output: str | Path = "c3-heads",
+    *,
+    dim: int = 256,
+    hidden: int = 512,
+    dropout: float = 0.0,
+    cone: float = 0.0,
+    loss: str = "infonce",
+    logit_scale: str = "learned",
+    max_logit_scale: float = MAX_LOGIT_SCALE,
+    batch_size: int = 512,
+    chunk: int | None = None,
+    epochs: int = 20,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.05,
+    warmup: float = 0.05,
+    patience: int = 5,
+    log_every: int | None = None,
+    train_split: str = "train",
+    seed: int = 0,
+    device: str | None = None,
+    precision: str = "auto",
+    reporter: Reporter = SILENT,
+) -> ConnectedHeads:
+    """Train two heads on paired features and write them to the folder ``output``.
+
+    The folder gets the weights, the record, the log of the geometry as a table and as a figure, and a card. A run that
+    was interrupted is continued by the same call: its state is kept beside ``output`` until the heads are written.
+
+    Args:
+        features: see `read_features`.
+        output: the folder.
+        dim, hidden, dropout, cone: see `HeadShape`.
+        logit_scale, max_logit_scale: see `LogitScale.parse`.
+        loss, batch_size, chunk, epochs, learning_rate, weight_decay, warmup, patience, log_every, seed: see
+            `TrainingSettings`.
+        train_split: the split to learn from; ``val`` chooses the checkpoint, ``test`` is only scored at the end.
+        device, precision: see `c3tools.devices.pick`.
+        reporter: told what happens.
+
+    Raises:
+        ConnectError: if an option makes no sense, there are too few pairs, or the run collapsed.
+    """
+    shape = HeadShape(dim, hidden, dropout, cone)
+    settings = TrainingSettings(
+        loss=loss,
+        scale=LogitScale.parse(logit_scale, max_logit_scale),
+        batch_size=batch_size,
+        chunk=chunk,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        log_every=log_every,
+        patience=patience,
+        seed=seed,
+    )
+    output, names = Path(output), features.names
+    with join_processes(device, precision, reporter) as run:
+        for note in features.notes:
+            run.reporter.message(note)
+        pairs = features.inputs()
+        train, val = pairs.train_and_val(train_split, names, run.reporter)
+        heads = new_heads(train, shape, seed)
+        trained, _ = train_towers(TwoTowers(*heads), train, val, settings, output, names, run, asdict(shape))
+        dims = {rows.modality: rows.embeddings.shape[1] for rows in (features.first, features.second)}
+        record: dict[str, Any] = {"modalities": list(names), "features": dims, **trained}
+        connected = ConnectedHeads(dict(zip(names, heads, strict=True)), shape, record)
+        record["scores"] = score_splits(
+            pairs, lambda inputs, side, rows: connected.embed(names[side], inputs.rows(rows).numpy()), names
+        )
+        if run.is_main_process:
+            connected.save(output)
+            kind = f"a perceptron with {hidden} hidden units" if hidden else "a linear map"
+            taken = " and ".join(f"{count} features of {name}" for name, count in dims.items())
+            facts = [
+                ("heads", f"{kind} on {taken}, to {dim} dimensions"),
+                ("start in a cone", f"{cone:g} times the spread of the outputs" if cone else "no"),
+            ]
+            write_card(output, "Connected heads", facts, record, _USAGE)
+    return connected
+
+
+def new_heads(train: PairInputs, shape: HeadShape, seed: int) -> tuple[Head, Head]:
+    """Return heads fitted to the features of the training pairs, with random weights from the seed."""
+    heads = []
+    for side, inputs, rows in ((0, train.first, train.first_rows), (1, train.second, train.second_rows)):
+        assert isinstance(inputs, FeatureInputs)
+        numbers, values = np.unique(rows), inputs.values
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator(seed, "head", side).integers(2**62)))
+            head = Head(values.shape[1], shape)
+        head.fit(values, numbers)
+        if shape.cone > 0:
+            own = torch.Generator().manual_seed(int(generator(seed, "cone", side).integers(2**62)))
+            head.start_in_cone(inputs.rows(numbers[:_SAMPLED_ROWS]), shape.cone, own)
+        heads.append(head)
+    return heads[0], heads[1]
+
+
+def apply_heads(
+    heads: ConnectedHeads | str | Path,
+    features: PairedFeatures,
+    output: str | Path = "c3-connected",
+    *,
+    dtype: str = "float16",
+    reporter: Reporter = SILENT,
+) -> ImportReport:
+    """Embed features of both modalities, paired or not, and write them with keys, splits and captions into a store.
+
+    Args:
+        heads: trained on features of the same towers, or their folder.
+        features: see `read_features`.
+        output: the store; it must not hold rows of these modalities yet, except of an interrupted call like this.
+        dtype: ``float16`` or ``float32``, as stored.
+        reporter: told about rows written.
+
+    Raises:
+        ConnectError: if a modality has no head, or another number of features.
+        StoreError: if the store is in use, or the dtype unknown.
+    """
+    if dtype not in ("float16", "float32"):
+        raise StoreError(f"Unknown dtype {dtype!r}.", remedy="Choose float16 or float32.")
+    heads = heads if isinstance(heads, ConnectedHeads) else ConnectedHeads.load(heads)
+    modalities, digests = [], {}
+    for rows in (features.first, features.second):
+        heads.embed(rows.modality, rows.embeddings[:1])  # refuses other features before anything is written
+        columns = {name: rows.column(name) for name in rows.table.column_names}
+        modalities.append(Modality(rows.modality, _HeadVectors(heads, rows), columns))
+        digests[rows.modality] = _digest(rows.embeddings)
+    model = ModelIdentity(name=HEADS_MODEL, weights_sha256=heads.sha256)
+    info = StoreInfo(model=model, dim=heads.shape.dim, dtype=dtype, extra={"connected": digests})
+    with reporter.progress("Embedding", len(features.first) + len(features.second)) as progress:
+        result = write_modalities(Path(output), info, modalities, progress)
+    return ImportReport(Path(output), result.rows, len(features), result.failures, list(features.notes))
+
+
+class _HeadVectors:
+    """Features that pass through a head as they are read."""
+
+    def __init__(self, heads: ConnectedHeads, features: Rows) -> None:
+        self._heads, self._features = heads, features
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self._features), self._heads.shape.dim
+
+    def __getitem__(self, rows: slice, /) -> Matrix:
+        return self._heads.embed(self._features.modality, self._features.embeddings[rows])
+
+
+def _digest(features: npt.NDArray[Any]) -> str:
+    """Return a digest of features, so that others are not taken for those of an interrupted call."""
+    digest = hashlib.sha256()
+    for block in _blocks(features):
+        digest.update(np.ascontiguousarray(block).tobytes())
+    return digest.hexdigest()
 
 
 def _blocks(rows: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:

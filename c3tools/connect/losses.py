@@ -28,7 +28,7 @@ _SIGMOID_BIAS = -10.0
 
 @dataclass(frozen=True)
 class LogitScale:
-    """How the logit scale goes through the training.
+    """The course of the logit scale through the training.
 
     Attributes:
         start: its value at the first step.
@@ -57,7 +57,7 @@ class LogitScale:
 
     @classmethod
     def parse(cls, text: str, limit: float = MAX_LOGIT_SCALE) -> LogitScale:
-        """``100`` stays, ``learned`` or ``learned:20`` is a parameter that starts at 14.3 or 20, ``14:100`` rises.
+        """Read ``100`` (fixed), ``learned`` (a parameter, from 14.3), ``learned:20`` or ``14:100`` (rising).
 
         Raises:
             ConnectError: for anything else, or a scale beyond the limit.
@@ -104,12 +104,12 @@ class ContrastiveLoss(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """The logit scale as it is now."""
+        """The present logit scale."""
         return math.exp(float(self.log_scale.detach()))
 
     @property
     def clamped(self) -> bool:
-        """Whether a learned scale stands at its limit."""
+        """True if a learned scale is at its limit."""
         return self.scale.learned and float(self.log_scale.detach()) >= math.log(self.scale.limit) - 1e-6
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class ContrastiveLoss(nn.Module):
             self.log_scale.fill_(low + progress * (high - low))
 
     def forward(self, first: Tensor, second: Tensor, same: Tensor | None = None) -> Tensor:
-        """The loss of pairs of unit rows (n, d).
+        """Return the loss of pairs of unit rows (n, d).
 
         Args:
             first: row i belongs to row i of ``second``.
@@ -140,7 +140,7 @@ class ContrastiveLoss(nn.Module):
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     def of_chance(self, n: float) -> float:
-        """The loss in a batch with ``n`` entries in a row if all cosines are equal: where a collapsed run stays.
+        """Return the loss in a batch with ``n`` entries in a row if all cosines are equal, where a collapsed run stays.
 
         ``log n`` for infonce; for the sigmoid loss, with the best bias, n times the entropy of a share of 1/n.
         """
@@ -150,5 +150,5 @@ class ContrastiveLoss(nn.Module):
 
 
 def same_items(first_ids: Tensor, second_ids: Tensor) -> Tensor:
-    """Bool (n, n): whether entry (i, j) joins rows of one item, by the ids of either side; true on the diagonal."""
+    """Return which entries (i, j) join rows of one item, by the ids of either side: bool (n, n)."""
     return (first_ids[:, None] == first_ids[None]) | (second_ids[:, None] == second_ids[None])

@@ -1,54 +1,74 @@
-"""Several processes that train together, as `torchrun` starts them; one process is the plain case of it."""
+"""Where a run is computed: this process, or several that train together as `torchrun` starts them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
 
+from ..devices import Compute, pick
+from ..reporter import SILENT, Reporter
 
-def launched() -> bool:
-    """Whether this process was started by `torchrun` (or another launcher that sets WORLD_SIZE), with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+@dataclass(frozen=True)
+class RunContext:
+    """Device, precision and reporter of a run; of several processes, only the main one reports and writes."""
+
+    compute: Compute
+    reporter: Reporter
+    is_main_process: bool
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that speaks for all; known without joining them."""
+    """Return whether this process reports and writes for all of them; this is known before they are joined."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def rank() -> int:
-    """The number of this process, 0 where there is one."""
+    """Return the number of this process, 0 if it is the only one."""
     return distributed.get_rank() if _joined() else 0
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return distributed.get_world_size() if _joined() else 1
 
 
 @contextmanager
-def joined() -> Iterator[torch.device | None]:
-    """Join the other processes, if there are any, while the block runs; gives this process' GPU, or None."""
-    if not launched():
-        yield None
+def join_processes(
+    device: str | None = None, precision: str = "auto", reporter: Reporter = SILENT
+) -> Iterator[RunContext]:
+    """Join the processes that `torchrun` (or another launcher that sets WORLD_SIZE) started, if there are several.
+
+    Args:
+        device, precision: see `c3tools.devices.pick`; one of several processes takes the GPU of its LOCAL_RANK.
+        reporter: used by the main process.
+
+    Raises:
+        C3Error: if there is no such device, or it cannot compute in this precision.
+    """
+    compute = pick(device, precision)
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield RunContext(compute, reporter, is_main_process=True)
         return
     gpus = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpus else None
-    if device is not None:
-        torch.cuda.set_device(device)
+    if gpus:
+        compute = Compute(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), compute.precision)
+        torch.cuda.set_device(compute.device)
     distributed.init_process_group("nccl" if gpus else "gloo")
     try:
-        yield device
+        main = rank() == 0
+        yield RunContext(compute, reporter if main else SILENT, main)
     finally:
         distributed.destroy_process_group()
 
 
-def gathered(rows: Tensor) -> Tensor:
-    """The rows (k, d) of every process, in the order of the processes: (k * world, d), without gradient."""
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows (k, d) of every process in the order of the processes: (k * world, d), without gradient."""
     if world() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(world())]

@@ -1,110 +1,131 @@
-"""A training run around any two towers: its processes, its state, its log, and how it can fail."""
+"""What a training run is made of, and what it leaves behind: settings, state, log, record and card."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from ..devices import Compute, pick
 from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically
 from ..pages.figures import save_figure
-from ..reporter import SilentTracker, Tracker
-from . import processes
-from .figure import geometry_figure
-from .geometry import Geometry
-from .gradients import TwoTowers
-from .losses import ContrastiveLoss
-from .pairs import Pairs
-from .settings import TrainingSettings
-from .state import RunFolder
-from .training import COLLAPSED, Progress, Trainer
+from .geometry import LogPoint, geometry_figure, measure
+from .inputs import EmbedRows, PairInputs
+from .losses import KINDS, LogitScale
 
 LOG_FILE, FIGURE_FILE, CARD_FILE = "geometry.json", "geometry.svg", "README.md"
-_SAMPLED_ROWS = 1024
-
-
-class Display(Protocol):
-    """Opens a progress display."""
-
-    def __call__(self, label: str, total: int | None) -> AbstractContextManager[Tracker]:
-        """A display of ``total`` steps under ``label``."""
-
-
-def silent(label: str, total: int | None) -> AbstractContextManager[Tracker]:
-    """Show nothing."""
-    return nullcontext(SilentTracker())
+FINISHED, EARLY, DIVERGED, COLLAPSED = "finished", "stopped early", "diverged", "collapsed"
+SCORE_COLUMNS = ("split", "direction", "recall@1", "recall@5", "recall@10", "gap", "paired cosine", "unpaired")
 
 
 @dataclass(frozen=True)
-class RunContext:
-    """Where a run is computed and whom it tells; of several processes, one leads, and the others are silent."""
+class TrainingSettings:
+    """What the training of any two towers depends on beside them and the pairs.
 
-    compute: Compute
-    progress: Display
-    say: Callable[[str], None]
-    is_main_process: bool
-
-
-@contextmanager
-def distributed(compute: Compute | None, progress: Display, say: Callable[[str], None]) -> Iterator[RunContext]:
-    """Join the processes that `torchrun` started, if it did, while the block runs."""
-    with processes.joined() as gpu:
-        compute = compute or pick()
-        if gpu is not None:
-            compute = Compute(gpu, compute.precision)
-        if processes.rank():
-            yield RunContext(compute, silent, lambda message: None, is_main_process=False)
-        else:
-            yield RunContext(compute, progress, say, is_main_process=True)
-
-
-def train_towers(
-    towers: TwoTowers,
-    train: Pairs,
-    val: Pairs,
-    settings: TrainingSettings,
-    output: Path,
-    names: tuple[str, str],
-    session: RunContext,
-    *identity: object,
-) -> tuple[dict[str, Any], ContrastiveLoss]:
-    """Train, leave the best weights in the towers, write the log into ``output``; the record of the run, and the loss.
-
-    The state of the run is kept in a folder beside ``output``; ``identity`` is what it depends on beside the
-    arguments.
-
-    Raises:
-        ConnectError: if there are too few pairs, or the run collapsed.
+    Attributes:
+        loss: ``infonce`` or ``sigmoid``.
+        scale: see `LogitScale`.
+        batch_size: pairs per step, over all processes.
+        chunk: pairs embedded at a time (gradient caching), or None for the whole batch.
+        epochs: passes over the pairs, at most.
+        learning_rate: peak of the schedule: linear warm-up, then cosine to zero.
+        weight_decay: AdamW's, on matrices only.
+        warmup: share of all steps spent warming up.
+        log_every: steps between two points of the log; None for once an epoch.
+        patience: stop after so many points without a better recall@1; 0 never stops early.
+        seed: of everything random.
     """
-    trainer = Trainer(towers, train, val, settings, session.compute, names=names, say=session.say)
-    run = RunFolder(output.with_name(f".{output.name}.run"))
-    plain = [asdict(trainer.settings), session.compute.precision, names, *identity]
-    with session.progress("Connecting", trainer.total_steps) as tracker:
-        state = trainer.run(run, fingerprint(train, val, plain), tracker)
-    if session.is_main_process:
-        write_log(output, state, names)
-        run.clear()
-    if state.outcome == COLLAPSED:
-        raise collapsed(state, trainer, output)
-    record = {
-        "pairs": {"train": len(train), "val": len(val)},
-        "settings": {**asdict(trainer.settings), "scale": str(trainer.settings.scale)},
-        **outcome(state),
-    }
-    return record, trainer.loss
+
+    loss: str = "infonce"
+    scale: LogitScale = field(default_factory=LogitScale)
+    batch_size: int = 512
+    chunk: int | None = None
+    epochs: int = 20
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    log_every: int | None = None
+    patience: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in KINDS:
+            raise ConnectError(f"There is no loss {self.loss!r}.", remedy=f"Choose from {', '.join(KINDS)}.")
+        if self.batch_size < 2:
+            raise ConnectError(
+                f"A batch of {self.batch_size} has no negatives.", remedy="Choose a batch of 2 pairs or more."
+            )
+        for name in ("epochs", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConnectError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        for name in ("chunk", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConnectError(f"{name} must be at least 1, not {value}.")
+        if not 0 <= self.warmup <= 1 or self.patience < 0 or self.weight_decay < 0:
+            raise ConnectError("warmup lies between 0 and 1; patience and weight decay are 0 or more.")
 
 
-def outcome(state: Progress) -> dict[str, Any]:
-    """How a run went, as JSON values."""
+@dataclass
+class RunState:
+    """The position and the log of a run.
+
+    Attributes:
+        step: optimiser steps done.
+        log: points so far.
+        best: index of the best of them.
+        stuck: consecutive points at which the loss is that of chance and pairs are no nearer than other rows.
+        seconds: of training.
+        loss_sum: over the batches since the last point.
+        loss_count: number of these batches.
+        false_since: false negatives in them.
+        chance: the loss of equal cosines in batches like these.
+        repeated: batches in which an item came more than once.
+        false_negatives: pairs of pairs that were left out for that.
+        outcome: how it ended, or an empty string.
+    """
+
+    step: int = 0
+    log: list[LogPoint] = field(default_factory=list)
+    best: int = 0
+    stuck: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    false_since: int = 0
+    chance: float = 0.0
+    repeated: int = 0
+    false_negatives: int = 0
+    outcome: str = ""
+
+    @property
+    def best_point(self) -> LogPoint:
+        """The point of the log whose weights are kept."""
+        return self.log[self.best]
+
+    def to_dict(self, names: tuple[str, str]) -> dict[str, Any]:
+        """Return the state as JSON values, the two modalities by name."""
+        return {**vars(self), "log": [point.to_dict(names) for point in self.log]}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> RunState:
+        """Read what `to_dict` returned."""
+        return cls(**{**value, "log": [LogPoint.from_dict(point) for point in value["log"]]})
+
+    def write_log(self, output: Path, names: tuple[str, str]) -> None:
+        """Write the log of the geometry as a table and as a figure."""
+        kept = self.best_point.step
+        points = [point.to_dict(names) for point in self.log]
+        write_json_atomically(output / LOG_FILE, {"kept_step": kept, "points": points})
+        save_figure(geometry_figure(self.log, names, kept), output / FIGURE_FILE)
+
+
+def training_record(state: RunState, settings: TrainingSettings, train: PairInputs, val: PairInputs) -> dict[str, Any]:
+    """Return data, settings and outcome of a finished run as JSON values."""
     return {
+        "pairs": {"train": len(train), "val": len(val)},
+        "settings": {**asdict(settings), "scale": str(settings.scale)},
         "outcome": state.outcome,
         "steps": state.step,
         "kept_step": state.best_point.step,
@@ -114,52 +135,51 @@ def outcome(state: Progress) -> dict[str, Any]:
     }
 
 
-def write_log(output: Path, state: Progress, names: tuple[str, str]) -> None:
-    """The log of the geometry as a table and as a figure."""
-    points = [point.to_json(names) for point in state.log]
-    write_json_atomically(output / LOG_FILE, {"kept_step": state.best_point.step, "points": points})
-    save_figure(geometry_figure(state.log, names, state.best_point.step), output / FIGURE_FILE)
-
-
-def collapsed(state: Progress, trainer: Trainer, output: Path) -> ConnectError:
-    """The error of a run whose loss stays at chance."""
-    last = state.log[-1]
-    return ConnectError(
-        f"The run collapsed: after {state.step:,} steps the loss is {last.loss:.3f}, that of chance in batches of "
-        f"{trainer.settings.batch_size} ({state.chance:.3f}), and pairs are no nearer than other rows. Nothing was "
-        f"written but the log in {output}.",
-        remedy="Lower --learning-rate, start at a lower --logit-scale, and check that the rows of a pair match.",
-    )
-
-
-def fingerprint(train: Pairs, val: Pairs, settings: object) -> str:
-    """A digest of pairs, features (a sample of their rows) and settings."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for pairs in (train, val):
-        for rows, inputs in ((pairs.first_rows, pairs.first), (pairs.second_rows, pairs.second)):
-            digest.update(np.ascontiguousarray(rows).tobytes())
-            digest.update(inputs.rows(rows[:: max(1, len(rows) // _SAMPLED_ROWS)]).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def scores_of(geometry: Geometry, names: tuple[str, str]) -> dict[str, Any]:
-    """The geometry of scored pairs as JSON values."""
-    first, second = names
-    forward, backward = geometry.recall
+def score_splits(pairs: PairInputs, embed: EmbedRows, names: tuple[str, str]) -> dict[str, Any]:
+    """Measure the splits val and test as JSON values; a split of a single item is left out."""
+    parts = {split: pairs.where(split) for split in ("val", "test")}
     return {
-        "gap": geometry.gap,
-        "effective_dimension": dict(zip(names, geometry.effective_dimension, strict=True)),
-        "paired_cosine": geometry.paired_cosine,
-        "unpaired_cosine": geometry.unpaired_cosine,
-        "rmg": geometry.rmg,
-        "recall": {f"{first}_to_{second}": forward, f"{second}_to_{first}": backward},
+        split: measure(*part.embed(embed)).to_dict(names) for split, part in parts.items() if len(part.item_rows) > 1
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    write_atomically(path, lambda temporary: _fill(temporary, text))
+def score_rows(record: dict[str, Any], *, percent: bool = True) -> list[list[str]]:
+    """Return the scores of a record as rows of text, see `SCORE_COLUMNS`; recalls in percent or as fractions."""
+    rows = []
+    for split, score in record["scores"].items():
+        geometry = [f"{score[name]:.3f}" for name in ("gap", "paired_cosine", "unpaired_cosine")]
+        for direction, recall in score["recall"].items():
+            cells = [f"{100 * value:.1f} %" if percent else f"{value:.3f}" for value in recall.values()]
+            rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
+    return rows
 
 
-def _fill(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def scores_html(title: str, record: dict[str, Any]) -> str:
+    """Return the scores of a record as an HTML table, for notebooks."""
+    rows = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in score_rows(record)]
+    head = "".join(f"<th>{name}</th>" for name in SCORE_COLUMNS)
+    return f"<p>{escape(title)}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def write_card(output: Path, title: str, facts: list[tuple[str, str]], record: dict[str, Any], usage: str) -> None:
+    """Write a card in Markdown: facts about the model, its training, its scores, and how it is used."""
+    settings = record["settings"]
+    training = [
+        ("pairs", f"{record['pairs']['train']:,} to learn from, {record['pairs']['val']:,} to choose the checkpoint"),
+        ("loss", f"{settings['loss']}, logit scale {settings['scale']} ({record['logit_scale']:.1f} in the end)"),
+        (
+            "training",
+            f"batches of {settings['batch_size']:,}, AdamW at {settings['learning_rate']:g}, seed {settings['seed']}; "
+            f"{record['outcome']} after {record['steps']:,} steps, step {record['kept_step']:,} kept; "
+            f"{record['seconds']:,.0f} s",
+        ),
+    ]
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in [*facts, *training])]
+    scores = [f"| {' | '.join(SCORE_COLUMNS)} |", "|---" * len(SCORE_COLUMNS) + "|"]
+    scores += [f"| {' | '.join(row)} |" for row in score_rows(record, percent=False)]
+    text = "\n".join([f"# {title}", "", *table, "", *scores, "", usage, ""])
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    write_atomically(output / CARD_FILE, write)

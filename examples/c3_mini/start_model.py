@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
 from features import image_tower
 from safetensors.torch import save_file
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 256,
     "vision_cfg": {
         "timm_model_name": "tf_efficientnet_lite0",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +110,9 @@ class Student(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, config: dict, vocabulary: Vocabulary, trunk: nn.Module, features: Tensor, seed: int) -> None:
+    def __init__(
+        self, config: dict[str, Any], vocabulary: Vocabulary, trunk: nn.Module, features: Tensor, seed: int
+    ) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.late = copy.deepcopy(split_tower(trunk)[1])
@@ -135,7 +138,8 @@ class Student(nn.Module):
 
     def pooled(self, maps: Tensor) -> Tensor:
         """Trunk features (n, e) of maps (n, c, h, w) before the last blocks."""
-        return self.late(maps.float())
+        features: Tensor = self.late(maps.float())
+        return features
 
     @torch.no_grad()
     def all_pooled(self, maps: Tensor) -> Tensor:
@@ -145,7 +149,8 @@ class Student(nn.Module):
 
     def images(self, features: Tensor) -> Tensor:
         """Embeddings (n, d) of trunk features (n, e), not normalised."""
-        return self.head((features - self.mean) / self.spread)
+        rows: Tensor = self.head((features - self.mean) / self.spread)
+        return rows
 
     @torch.no_grad()
     def all_texts(self, tokens: Tensor) -> Tensor:
@@ -159,7 +164,7 @@ class Student(nn.Module):
         return trimmed_forward(self.tower, tokens[:, :length])
 
     @torch.no_grad()
-    def whole(self, config: dict, vocabulary: Vocabulary, trunk: nn.Module, scale: float) -> nn.Module:
+    def whole(self, config: dict[str, Any], vocabulary: Vocabulary, trunk: nn.Module, scale: float) -> nn.Module:
         """The open_clip model: standardisation inside the head, every token of the tokenizer; unseen ones are zero."""
         model = open_clip.CLIP(**config)
         model.visual.trunk.load_state_dict(trunk.state_dict())
@@ -173,7 +178,8 @@ class Student(nn.Module):
         model.token_embedding.weight.zero_()
         model.token_embedding.weight[vocabulary.used.long()] = self.tower.token_embedding.weight
         model.logit_scale.fill_(np.log(scale))
-        return model.eval()
+        evaluated: nn.Module = model.eval()
+        return evaluated
 
 
 def teach_images(
@@ -253,7 +259,9 @@ def tune_image_tower(
             logits = settings.scale * images @ texts[photos, column].T
             for side in (logits, logits.T):
                 contrast = contrast + cross_entropy(side, own, label_smoothing=settings.tower_smoothing)
-        return contrast / (2 * said.shape[1]) + settings.tower_pull * distance(images, _picked(held, seen, photos))
+        pull: Tensor = settings.tower_pull * distance(images, _picked(held, seen, photos))
+        mean: Tensor = contrast / (2 * said.shape[1])
+        return mean + pull
 
     trained = nn.ModuleDict({"late": student.late, "head": student.head})
     rates = {"late": settings.tower_rate, "head": settings.tower_head_rate}
@@ -282,7 +290,7 @@ def _descend(
 ) -> None:
     """AdamW, a one-cycle schedule (a peak for all, or by child), and the running mean of the weights in the end."""
     parts = [(module, rate)] if isinstance(rate, float) else [(module.get_submodule(n), r) for n, r in rate.items()]
-    groups = []
+    groups: list[dict[str, Any]] = []
     for part, peak in parts:
         matrices = [p for p in part.parameters() if p.ndim > 1]
         rest = [p for p in part.parameters() if p.ndim <= 1]

@@ -135,6 +135,7 @@ def train_teacher(
     described = teacher.text_inputs(texts)
     with TerminalReporter().progress("Teacher", settings.members * settings.epochs) as progress:
         for number, member in enumerate(teacher.members):
+            assert isinstance(member, Member)
             torch.manual_seed(seed + number)
             for loss in _epochs(member, inputs, described, captions, settings, np.random.default_rng([seed, number])):
                 progress.advance(1, f"loss {loss:.2f}")
@@ -142,7 +143,7 @@ def train_teacher(
 
 
 def _epochs(
-    member: nn.Module,
+    member: Member,
     views: Sequence[Tensor],
     texts: Tensor,
     captions: Rows,
@@ -186,7 +187,7 @@ def running_mean(module: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(module, avg_fn=average)
 
 
-def _loss(member: nn.Module, x: Tensor, t: Tensor, settings: TeacherSettings) -> Tensor:
+def _loss(member: Member, x: Tensor, t: Tensor, settings: TeacherSettings) -> Tensor:
     """Symmetric InfoNCE, averaged over the captions of a photo: x (n, e), t (k n, f), caption by caption."""
     n = len(x)
     logits = settings.scale * normalize(member.image(x), dim=1) @ normalize(member.text(t), dim=1).T  # (n, k n)

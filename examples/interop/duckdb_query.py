@@ -28,13 +28,16 @@ def provenance(export: Path) -> dict[str, Any]:
     (value,) = duckdb.execute(
         "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = 'c3' LIMIT 1", [pattern]
     ).fetchone()
-    return json.loads(value)
+    found: dict[str, Any] = json.loads(value)
+    return found
 
 
 def nearest(export: Path, key: str) -> list[tuple[str, str, float]]:
     """Key, caption and cosine of the five rows nearest to one."""
     dim = provenance(export)["store"]["dim"]
-    return duckdb.execute(NEAREST.format(dim=int(dim)), [str(export / "text" / "*.parquet"), key]).fetchall()
+    rows: list[tuple[str, str, float]]
+    rows = duckdb.execute(NEAREST.format(dim=int(dim)), [str(export / "text" / "*.parquet"), key]).fetchall()
+    return rows
 
 
 if __name__ == "__main__":

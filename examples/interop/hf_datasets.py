@@ -22,7 +22,8 @@ def load(export: Path, modality: str, cache: Path | None = None) -> datasets.Dat
 
 def provenance(export: Path) -> dict[str, Any]:
     """What the export says about itself."""
-    return json.loads((export / "export.json").read_text())["provenance"]
+    value: dict[str, Any] = json.loads((export / "export.json").read_text())["provenance"]
+    return value
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def embeddings(frame: pl.DataFrame) -> np.ndarray:
 
 def provenance(export: Path) -> dict[str, Any]:
     """What the first shard says about itself."""
-    return json.loads(pl.read_parquet_metadata(min((export / "text").glob("*.parquet")))["c3"])
+    value: dict[str, Any] = json.loads(pl.read_parquet_metadata(min((export / "text").glob("*.parquet")))["c3"])
+    return value
 
 
 if __name__ == "__main__":

@@ -1,27 +1,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from typer.testing import Result
 
 from c3tools.connect import ConnectedHeads
+from c3tools.encoders import load_encoder, load_network
 from c3tools.store import Store
 
 from ..conftest import make_store
-from ..connect.worlds import views, write_files
+from ..connect.photos import save_photos, save_tiny_clip
+from ..connect.test_gradients import two_processes
+from ..connect.worlds import write_files
 
 C3 = Callable[..., Result]
-QUICK = ("--dim", 16, "--hidden", 32, "--batch-size", 40, "--learning-rate", 0.003, "--precision", "fp32")
-QUICK += ("--epochs", 6, "--logit-scale", 20)
+HEADS = ["--dim", "16", "--hidden", "32", "--batch-size", "40", "--learning-rate", "0.003", "--precision", "fp32"]
+HEADS += ["--epochs", "6", "--logit-scale", "20"]
+TOWERS = ["--batch-size", "16", "--chunk", "6", "--epochs", "12", "--learning-rate", "0.01", "--precision", "fp32"]
+TOWERS += ["--patience", "0", "--logit-scale", "learned:14"]
+
+
+def options_of(files: Mapping[str, Path]) -> list[str]:
+    return [part for name, path in files.items() for part in (f"--{name}", str(path))]
+
+
+def state(name: str) -> dict[str, npt.NDArray[np.float32]]:
+    return {key: value.numpy() for key, value in load_network(name).model.state_dict().items()}
 
 
 def test_heads_connect_two_files_and_apply_makes_a_store(c3: C3, tmp_path: Path) -> None:
-    files = write_files(tmp_path / "features")
-    result = c3("connect", "heads", *files, *QUICK, "--json", "run.json")
+    files = options_of(write_files(tmp_path / "features"))
+    result = c3("connect", "heads", *files, *HEADS, "--json", "run.json")
     assert result.exit_code == 0, result.stderr
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["features"] == {"image": 20, "text": 12}
@@ -68,79 +83,6 @@ def test_heads_connect_two_files_and_apply_makes_a_store(c3: C3, tmp_path: Path)
     )
 
 
-def test_the_same_command_gives_the_same_heads(c3: C3, tmp_path: Path) -> None:
-    files = write_files(tmp_path / "features")
-    digests = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert c3("connect", "heads", *files, *QUICK, "--seed", seed, "-o", name).exit_code == 0
-        digests.append(ConnectedHeads.load(tmp_path / name).sha256)
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_heads_connect_the_modalities_of_a_store_and_of_two(c3: C3, tmp_path: Path) -> None:
-    first, second, owner = views(120, 2, dims=(12, 12))
-    unit = [(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (first, second)]
-    make_store(tmp_path / "c3-store", *unit, owners=owner, split=None)
-    make_store(tmp_path / "other", -unit[0], unit[1], owners=owner, split=None)
-    result = c3("connect", "heads", *QUICK, "--json", "one.json")
-    assert result.exit_code == 0, result.stderr
-    one = json.loads((tmp_path / "one.json").read_text())
-    assert one["modalities"] == ["image", "text"]
-    assert sum(one["pairs"].values()) < 240  # a store without splits is split by the keys
-    across = ("--second-store", "other", "--modalities", "image,image")
-    result = c3("connect", "heads", *QUICK, *across, "-o", "h2", "--json", "two.json")
-    assert result.exit_code == 0, result.stderr
-    two = json.loads((tmp_path / "two.json").read_text())
-    assert two["modalities"] == ["image", "image_2"]
-    assert two["scores"]["val"]["recall"]["image_to_image_2"]["recall@1"] > 0.5
-    made = c3("connect", "apply", "h2", *across, "-o", "joined")
-    assert made.exit_code == 0, made.stderr
-    report = c3("gap-report", "joined", "--json", "gap.json")
-    assert report.exit_code == 0, report.stderr
-    assert json.loads((tmp_path / "gap.json").read_text())["pairs"]["n"] == 120
-
-
-def test_audio_is_connected_with_text(c3: C3, tmp_path: Path) -> None:
-    first, second, _ = views(120)
-    np.save(tmp_path / "sounds.npy", first)
-    np.save(tmp_path / "words.npy", second)
-    sides = ("--text", "words.npy", "--other", "audio=sounds.npy")
-    result = c3("connect", "heads", *sides, *QUICK, "--json", "run.json")
-    assert result.exit_code == 0, result.stderr
-    assert "Row i of audio was paired with row i of text" in result.stderr
-    record = json.loads((tmp_path / "run.json").read_text())
-    assert record["modalities"] == ["text", "audio"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--logit-scale", "200"), "beyond the limit of 100"),
-        (("--loss", "hinge"), "no loss 'hinge'"),
-        (("--batch-size", "1"), "has no negatives"),
-        (("--train-split", "dev2"), "no pairs of image and text in the split 'dev2'"),
-        (("--cone", "-1"), "The cone is 0 or more"),
-    ],
-)
-def test_wrong_settings_are_one_message(c3: C3, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
-    files = write_files(tmp_path / "features")
-    result = c3("connect", "heads", *files, *QUICK, *options)
-    assert result.exit_code == 1
-    assert message in result.stderr
-    assert not (tmp_path / "c3-heads").exists()
-
-
-def test_a_collapsed_run_writes_its_log_alone(c3: C3, tmp_path: Path) -> None:
-    files = write_files(tmp_path / "features")
-    rows = np.ones((240, 12), np.float32)  # every text is the same to its tower
-    rows[0] += 1
-    np.save(tmp_path / "features" / "text.npy", rows)
-    result = c3("connect", "heads", *files, *QUICK, "--learning-rate", "1e-5", "--logit-scale", "0.01")
-    assert result.exit_code == 1, result.stderr
-    assert "The run collapsed" in result.stderr
-    assert {path.name for path in (tmp_path / "c3-heads").iterdir()} == {"geometry.json", "geometry.svg"}
-
-
 def test_without_two_sides_or_heads_there_is_a_remedy(c3: C3, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.eye(4))
     one = c3("connect", "heads", "--image", "a.npy")
@@ -149,32 +91,64 @@ def test_without_two_sides_or_heads_there_is_a_remedy(c3: C3, tmp_path: Path) ->
     none = c3("connect", "apply", "nowhere", "--image", "a.npy", "--text", "a.npy")
     assert none.exit_code == 1
     assert "c3 connect heads" in none.stderr
-    names = c3("connect", "heads", "--store", ".", "--modalities", "image")
-    assert "does not name two" in names.stderr
+    make_store(tmp_path / "store", np.eye(4), np.eye(4))
+    names = c3("connect", "heads", "--store", "store", "--modalities", "image")
+    assert names.exit_code == 1
+    assert "Two modalities are connected, not 1 (image)" in names.stderr
 
 
-def test_features_of_another_tower_are_refused_before_anything_is_written(c3: C3, tmp_path: Path) -> None:
-    files = write_files(tmp_path / "features")
-    assert c3("connect", "heads", *files, *QUICK).exit_code == 0
-    np.save(tmp_path / "features" / "text.npy", np.ones((240, 13), np.float32))
-    result = c3("connect", "apply", *files, "-o", "connected")
-    assert result.exit_code == 1
-    assert "takes 12 features per row, not 13" in result.stderr
-    assert not (tmp_path / "connected").exists()
-
-
-def test_rows_with_nan_are_left_out_of_training_and_of_the_store(c3: C3, tmp_path: Path) -> None:
-    files = write_files(tmp_path / "features")
-    path = tmp_path / "features" / "image.npy"
-    rows = np.load(path)
-    rows[3, 5] = np.nan  # an image of the train split: its two captions go as well
-    np.save(path, rows)
-    result = c3("connect", "heads", *files, *QUICK, "--json", "run.json")
+@pytest.mark.parametrize("mode", ["lit", "full"])
+def test_a_trained_model_is_used_like_any_other(c3: C3, tmp_path: Path, mode: str) -> None:
+    save_photos(tmp_path / "photos")
+    tiny = save_tiny_clip(tmp_path / "tiny")
+    result = c3("connect", mode, "photos", "--model", tiny, *TOWERS, "--json", "run.json")
     assert result.exit_code == 0, result.stderr
-    assert "1 of 120 image rows hold NaN or infinity" in result.stderr
-    assert json.loads((tmp_path / "run.json").read_text())["pairs"]["train"] == 166
-    made = c3("connect", "apply", *files, "-o", "connected", "--json", "made.json")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["pairs"] == {"train": 64, "val": 16}
+    assert record["mode"] == mode
+    assert record["false_negatives"]["batches"] > 0  # captions such as "a dark red square" stand under four photos
+    log = json.loads((tmp_path / "c3-model" / "geometry.json").read_text())["points"]
+    assert log[-1]["loss"] < 0.8 * log[1]["loss"]
+    assert record["scores"]["test"]["recall"]["image_to_text"]["recall@5"] > 0.6
+    folder = tmp_path / "c3-model"
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "geometry.json",
+        "geometry.svg",
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+    }
+    before, after = state(tiny), state(f"local-dir:{folder}")
+    moved = {key for key in before if not np.array_equal(before[key], after[key])}
+    assert "logit_scale" in moved
+    assert np.exp(after["logit_scale"]) == pytest.approx(record["logit_scale"], rel=0.05)
+    assert any(key.startswith("transformer") for key in moved)
+    assert any(key.startswith("visual") for key in moved) == (mode == "full")
+
+    made = c3("embed", "photos", "--model", f"local-dir:{folder}", "--store", "store", "--precision", "fp32")
     assert made.exit_code == 0, made.stderr
-    assert json.loads((tmp_path / "made.json").read_text())["rows"] == {"image": 119, "text": 240}
-    store = Store.open(tmp_path / "connected")
-    assert [failure.key for failure in store.failures()] == ["photo003"]
+    texts = Store.open(tmp_path / "store").load("text", split="test")
+    images = Store.open(tmp_path / "store").load("image", split="test")
+    gap = np.linalg.norm(images.embeddings.mean(axis=0) - texts.embeddings.mean(axis=0))
+    assert gap == pytest.approx(record["scores"]["test"]["gap"], abs=3e-3)
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_train_the_model_of_one(c3: C3, tmp_path: Path) -> None:
+    save_photos(tmp_path / "photos", 4)
+    tiny = save_tiny_clip(tmp_path / "tiny")
+    options = ["photos", "--model", tiny, *TOWERS, "--epochs", "1", "--no-augment"]
+    alone = c3("connect", "full", *options, "-o", "alone")
+    assert alone.exit_code == 0, alone.stderr
+    code = "import os, sys; from c3tools.cli import main; os.chdir(sys.argv.pop(1)); main()"
+    command = [sys.executable, "-c", code, str(tmp_path), "connect", "full", *options, "-o", "both"]
+    two = two_processes(command, tmp_path / "both" / "geometry.json")["points"]
+    one = json.loads((tmp_path / "alone" / "geometry.json").read_text())["points"]
+    for name in ("loss", "gap", "paired_cosine", "logit_scale"):
+        # the first point of the log, before training, has no loss
+        assert [point[name] for point in two[1:]] == pytest.approx([point[name] for point in one[1:]], abs=1e-4)
+    rows = [
+        load_encoder(f"local-dir:{tmp_path / name}", precision="fp32").encode_texts(["a dark red square"])
+        for name in ("alone", "both")
+    ]
+    assert float((rows[0] * rows[1]).sum()) == pytest.approx(1, abs=1e-5)

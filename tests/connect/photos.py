@@ -21,7 +21,7 @@ CONFIG = {
 
 
 def save_tiny_clip(folder: Path) -> str:
-    """Write the model with random weights; gives its name."""
+    """Write the model with random weights; return its name."""
     torch.manual_seed(0)
     model = open_clip.CLIP(**CONFIG)
     folder.mkdir(parents=True)
@@ -33,7 +33,7 @@ def save_tiny_clip(folder: Path) -> str:
 
 
 def save_photos(folder: Path, per_kind: int = 6) -> Path:
-    """Noisy squares of eight colours, ``per_kind`` of each, two captions each, split into train, val and test."""
+    """Write noisy squares of eight colours, ``per_kind`` of each, two captions each, split into train, val and test."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     lines = []

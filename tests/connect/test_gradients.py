@@ -7,13 +7,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
 
-from c3tools.connect import ContrastiveLoss, LogitScale, TwoTowers, contrastive_backward, same_items
+from c3tools.connect.gradients import TwoTowers, contrastive_backward
+from c3tools.connect.losses import ContrastiveLoss, LogitScale, same_items
 from c3tools.devices import Compute
 
 CPU = Compute(torch.device("cpu"), "fp32")
@@ -33,8 +36,8 @@ def batch(n: int = 12) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]
     return inputs, same_items(torch.arange(n) // 2, torch.arange(n))
 
 
-def gradients(module: nn.Module) -> list[np.ndarray]:
-    return [p.grad.numpy().copy() for p in module.parameters()]
+def gradients(module: nn.Module) -> list[npt.NDArray[np.float32]]:
+    return [p.grad.numpy().copy() for p in module.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("kind", ["infonce", "sigmoid"])
@@ -65,13 +68,14 @@ def test_dropout_is_the_same_in_both_passes() -> None:
     for first, second in zip(*runs, strict=True):
         np.testing.assert_array_equal(first, second)
     # finite differences of the loss with the same masks: another mask in the second pass would show
-    weight = trained.first[0].weight
+    weight = trained.get_parameter("first.0.weight")
     nudge = 1e-3
     values = []
     for sign in (1, -1):
         moved = copy.deepcopy(trained)
-        moved.first[0].weight.data[0, 0] += sign * nudge
+        moved.get_parameter("first.0.weight").data[0, 0] += sign * nudge
         values.append(contrastive_backward(moved, ContrastiveLoss(), inputs, same, CPU, chunk=4, scope=(0, 3)))
+    assert weight.grad is not None
     assert float(weight.grad[0, 0]) == pytest.approx((values[0] - values[1]) / (2 * nudge), rel=0.05, abs=1e-4)
 
 
@@ -87,15 +91,17 @@ def test_a_frozen_tower_gets_no_gradient() -> None:
 def test_batch_normalisation_stays_as_it_is() -> None:
     trained = TwoTowers(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), nn.Linear(5, 8)).train()
     assert trained.second.training
-    assert not trained.first[1].training
+    assert not trained.get_submodule("first.1").training
 
 
 WORKER = """
 import json, sys
 import torch
-from c3tools.connect import ContrastiveLoss, LogitScale, contrastive_backward, processes
+from c3tools.connect import processes
+from c3tools.connect.gradients import contrastive_backward
+from c3tools.connect.losses import ContrastiveLoss, LogitScale
 from tests.connect.test_gradients import CPU, batch, towers
-with processes.joined():
+with processes.join_processes("cpu", "fp32"):
     inputs, same = batch()
     size = len(same) // processes.world()
     mine = slice(processes.rank() * size, (processes.rank() + 1) * size)
@@ -119,7 +125,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.array(got).reshape(expected.shape), expected, rtol=1e-4, atol=1e-7)
 
 
-def two_processes(command: list[str], result: Path) -> dict[str, object]:
+def two_processes(command: list[str], result: Path) -> dict[str, Any]:
     """Run the command twice, as torchrun would, and read what it wrote."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -139,4 +145,5 @@ def two_processes(command: list[str], result: Path) -> dict[str, object]:
         for run in runs:
             run.kill()  # one that failed leaves the other waiting
             run.communicate()
-    return json.loads(result.read_text())
+    found: dict[str, Any] = json.loads(result.read_text())
+    return found

@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from c3tools.connect import ConnectedHeads, Head, HeadShape
-from c3tools.connect.heads_run import new_heads
+from c3tools.connect import ConnectedHeads, apply_heads, connect_heads, read_features
+from c3tools.connect.heads import Head, HeadShape, new_heads
 from c3tools.errors import ConnectError
+from c3tools.store import Pairs, Store
 
-from .worlds import some_pairs, views
+from ..conftest import make_store
+from .worlds import Messages, some_pairs, views, write_files
+
+QUICK: dict[str, Any] = {"dim": 16, "hidden": 32, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32"}
+QUICK |= {"epochs": 6, "logit_scale": "20"}
 
 
 def connected(hidden: int = 16) -> ConnectedHeads:
@@ -49,8 +55,8 @@ def test_embeddings_are_the_normalised_outputs(hidden: int) -> None:
 
 @pytest.mark.parametrize("cone", [0.5, 1.33, 3.0])
 def test_a_cone_is_a_gap_of_the_stated_size(cone: float) -> None:
-    first, second, owner = views(400, dims=(64, 64), shared=32)
-    pairs = some_pairs(first, second, owner, np.arange(400))
+    first, second, index = views(400, dims=(64, 64), shared=32)
+    pairs = some_pairs(first, second, index, np.arange(400))
     shape = HeadShape(dim=256, hidden=512, cone=cone)
     heads = ConnectedHeads(dict(zip(("image", "text"), new_heads(pairs, shape, seed=0), strict=True)), shape, {})
     means = heads.embed("image", first).mean(axis=0), heads.embed("text", second).mean(axis=0)
@@ -104,6 +110,82 @@ def test_other_features_are_refused() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"dim": 1}, {"hidden": -1}, {"dropout": 1.0}, {"cone": -0.1}])
-def test_shapes_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+def test_shapes_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConnectError):
         HeadShape(**wrong)
+
+
+def test_the_same_call_gives_the_same_heads(tmp_path: Path) -> None:
+    features = read_features(**write_files(tmp_path / "features"))
+    options = {**QUICK, "epochs": 2, "dropout": 0.2}
+    a, b, c = (connect_heads(features, tmp_path / f"{n}", seed=seed, **options) for n, seed in enumerate((0, 0, 1)))
+    assert a.sha256 == b.sha256 != c.sha256
+    assert ConnectedHeads.load(tmp_path / "0").sha256 == a.sha256
+
+
+def test_heads_connect_two_stores_and_make_a_third(tmp_path: Path) -> None:
+    first, second, index = views(120, 2, dims=(12, 12))
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second)]
+    make_store(tmp_path / "one", *unit, owners=index.tolist(), split=None)
+    make_store(tmp_path / "two", -unit[0], unit[1], owners=index.tolist(), split=None)
+    features = read_features(store=tmp_path / "one", second_store=tmp_path / "two", modalities=("image", "image"))
+    heads = connect_heads(features, tmp_path / "heads", **QUICK)
+    record = heads.to_dict()
+    assert record["modalities"] == ["image", "image_2"]
+    assert sum(record["pairs"].values()) < 120  # a store without splits is split by the keys
+    assert record["scores"]["val"]["recall"]["image_to_image_2"]["recall@1"] > 0.5
+    assert "image → image_2" in heads._repr_html_()
+    report = apply_heads(tmp_path / "heads", features, tmp_path / "joined")
+    assert report.rows == {"image": 120, "image_2": 120}
+    joined = Store.open(tmp_path / "joined")
+    assert len(Pairs.match(joined.load("image"), joined.load("image_2"))) == 120
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"logit_scale": "200"}, "beyond the limit of 100"),
+        ({"loss": "hinge"}, "no loss 'hinge'"),
+        ({"batch_size": 1}, "has no negatives"),
+        ({"train_split": "dev2"}, "no pairs of image and text in the split 'dev2'"),
+        ({"cone": -1}, "The cone is 0 or more"),
+    ],
+)
+def test_wrong_settings_are_one_message(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    features = read_features(**write_files(tmp_path / "features"))
+    with pytest.raises(ConnectError, match=message):
+        connect_heads(features, tmp_path / "heads", **{**QUICK, **options})
+    assert not (tmp_path / "heads").exists()
+
+
+def test_a_collapsed_run_writes_its_log_alone(tmp_path: Path) -> None:
+    files = write_files(tmp_path / "features")
+    rows = np.ones((240, 12), np.float32)  # every text is the same to its tower
+    rows[0] += 1
+    np.save(files["text"], rows)
+    options = {**QUICK, "learning_rate": 1e-5, "logit_scale": "0.01"}
+    with pytest.raises(ConnectError, match="The run collapsed"):
+        connect_heads(read_features(**files), tmp_path / "heads", **options)
+    assert {path.name for path in (tmp_path / "heads").iterdir()} == {"geometry.json", "geometry.svg"}
+
+
+def test_features_of_another_tower_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    files = write_files(tmp_path / "features")
+    np.save(files["text"], np.ones((240, 13), np.float32))
+    with pytest.raises(ConnectError, match="takes 12 features per row, not 13"):
+        apply_heads(connected(), read_features(**files), tmp_path / "connected")
+    assert not (tmp_path / "connected").exists()
+
+
+def test_rows_with_nan_are_left_out_of_training_and_of_the_store(tmp_path: Path) -> None:
+    files = write_files(tmp_path / "features")
+    rows = np.load(files["image"])
+    rows[3, 5] = np.nan  # an image of the train split: its two captions go as well
+    np.save(files["image"], rows)
+    features, said = read_features(**files), Messages()
+    record = connect_heads(features, tmp_path / "heads", **{**QUICK, "epochs": 1}, reporter=said).to_dict()
+    assert any("1 of 120 image rows hold NaN or infinity" in text for text in said.texts)
+    assert record["pairs"]["train"] == 166
+    report = apply_heads(tmp_path / "heads", features, tmp_path / "connected")
+    assert report.rows == {"image": 119, "text": 240}
+    assert [failure.key for failure in Store.open(tmp_path / "connected").failures()] == ["photo003"]

@@ -5,23 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from c3tools.connect import FeatureInputs, TwoTowers, processes
-from c3tools.connect.towers import (
-    ImageTower,
-    PhotoInputs,
-    TextTower,
-    TokenInputs,
-    augmented,
-    choose_trained,
-    image_trunk,
-)
+from c3tools.connect import connect_towers
+from c3tools.connect.gradients import TwoTowers
+from c3tools.connect.inputs import PhotoInputs, TokenInputs
+from c3tools.connect.losses import ContrastiveLoss, LogitScale
+from c3tools.connect.towers import EPOCHS, ImageTower, TextTower, choose_trained, image_trunk, save_open_clip
 from c3tools.devices import Compute
 from c3tools.encoders import load_encoder, load_network
 from c3tools.errors import ConnectError
 
 from .photos import save_photos, save_tiny_clip
+from .worlds import Messages
 
 CPU = Compute(torch.device("cpu"), "fp32")
 
@@ -35,37 +30,8 @@ def test_towers_embed_as_the_encoder_does(tmp_path: Path) -> None:
     rows = towers.embed_rows(pixels, 0, np.arange(len(photos)), CPU)
     np.testing.assert_allclose(rows, encoder.encode_images(photos), atol=1e-5)
     texts = ["a dog", "two people ride bicycles along a river"]
-    found = towers.embed_rows(TokenInputs(network, texts), 1, np.arange(2), CPU)
+    found = towers.embed_rows(TokenInputs(network.tokenizer, texts), 1, np.arange(2), CPU)
     np.testing.assert_allclose(found, encoder.encode_texts(texts), atol=1e-5)
-
-
-def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
-    network = load_network(save_tiny_clip(tmp_path / "tiny"))
-    path = str(next(save_photos(tmp_path / "photos", 1).glob("*.png")))
-
-    def pixels(seed: int | None, epoch: int | None, key: str = "a") -> np.ndarray:
-        return PhotoInputs([path], [key], network.preprocess, seed).rows(np.array([0]), epoch).numpy()
-
-    np.testing.assert_array_equal(pixels(0, 1), pixels(0, 1))
-    for other in (pixels(1, 1), pixels(0, 2), pixels(0, 1, "b")):
-        assert not np.array_equal(pixels(0, 1), other)
-    np.testing.assert_array_equal(pixels(None, 1), pixels(0, None))
-
-
-def test_an_augmented_photo_is_a_part_of_it() -> None:
-    # red rises from left to right, green from top to bottom: a part keeps to the range, and half are mirrored
-    ramp = np.linspace(0, 255, 200).astype(np.uint8)
-    photo = np.zeros((200, 200, 3), np.uint8)
-    photo[..., 0], photo[..., 1] = ramp[None, :], ramp[:, None]
-    mirrored = 0
-    for seed in range(60):
-        part = augmented(Image.fromarray(photo), (20, 30), np.random.default_rng(seed)).astype(int)
-        assert part.shape == (20, 30, 3)
-        mirrored += part[10, 0, 0] > part[10, -1, 0]
-        assert part[0, 15, 1] < part[-1, 15, 1]
-        wide, high = abs(part[10, -1, 0] - part[10, 0, 0]), part[-1, 15, 1] - part[0, 15, 1]
-        assert wide * high > 0.4 * 255**2
-    assert 15 < mirrored < 45
 
 
 def test_only_what_is_chosen_is_trained(tmp_path: Path) -> None:
@@ -78,17 +44,10 @@ def test_only_what_is_chosen_is_trained(tmp_path: Path) -> None:
         assert any(name.startswith("visual") for name in trained) == image_tower
 
 
-def test_one_process_gathers_its_own_rows() -> None:
-    rows = torch.ones(3, 2)
-    assert processes.gathered(rows) is rows
-    assert (processes.rank(), processes.world()) == (0, 1)
-    assert FeatureInputs(np.ones((3, 2), np.float16)).rows(np.array([0, 2])).dtype == torch.float32
-
-
 def test_a_projection_head_is_trained_on_the_trunk(tmp_path: Path) -> None:
     network = load_network("c3-mini")
     choose_trained(network, image_tower=False, image_head=True)
-    trained = {name for name, p in network.model.visual.named_parameters() if p.requires_grad}
+    trained = {name for name, p in network.model.get_submodule("visual").named_parameters() if p.requires_grad}
     assert trained
     assert all(name.startswith("head.") for name in trained)
     photos = sorted(save_photos(tmp_path / "photos", 1).glob("*.png"))[:2]
@@ -99,3 +58,60 @@ def test_a_projection_head_is_trained_on_the_trunk(tmp_path: Path) -> None:
     torch.testing.assert_close(parts, whole)
     with pytest.raises(ConnectError, match="no projection head of its own"):
         image_trunk(load_network(save_tiny_clip(tmp_path / "tiny")))
+
+
+def test_half_weights_are_half_as_large_and_encode_alike(tmp_path: Path) -> None:
+    network = load_network(save_tiny_clip(tmp_path / "tiny"))
+    for name in ("whole", "half"):
+        save_open_clip(network, ContrastiveLoss("infonce", LogitScale(20)), tmp_path / name, half=name == "half")
+    sizes = [(tmp_path / name / "open_clip_model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.02)
+    encoders = [load_encoder(f"local-dir:{tmp_path / name}", precision="fp32") for name in ("whole", "half")]
+    rows = [encoder.encode_texts(["a dark red square"]) for encoder in encoders]
+    assert float((rows[0] * rows[1]).sum()) > 0.999
+    saved = load_network(f"local-dir:{tmp_path / 'whole'}").model.get_parameter("logit_scale")
+    assert float(saved.detach().exp()) == pytest.approx(20, rel=1e-5)
+
+
+def test_a_photo_that_cannot_be_decoded_is_left_out_and_said(tmp_path: Path) -> None:
+    photos, said = save_photos(tmp_path / "photos"), Messages()
+    broken = photos / "plain-red-3.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    connected = connect_towers(
+        photos,
+        tmp_path / "out",
+        mode="lit",
+        model=save_tiny_clip(tmp_path / "tiny"),
+        epochs=1,
+        batch_size=16,
+        precision="fp32",
+        reporter=said,
+    )
+    assert said.texts[0].startswith("1 of 48 photos cannot be decoded")
+    assert "plain-red-3.png" in said.texts[0]
+    record = connected.to_dict()
+    assert (record["photos"], record["unreadable"], record["pairs"]["train"]) == (47, 1, 62)
+    assert connected.name == f"local-dir:{tmp_path / 'out'}"
+    assert connected._repr_html_().count("<tr>") == 1 + 2 * len(record["scores"])
+
+
+def test_photos_without_captions_or_split_are_one_message(tmp_path: Path) -> None:
+    tiny, bare = save_tiny_clip(tmp_path / "tiny"), tmp_path / "bare"
+    photos = save_photos(tmp_path / "photos", 3)
+    bare.mkdir()
+    (photos / "dark-red-0.png").rename(bare / "one.png")
+    with pytest.raises(ConnectError, match="no pairs of image and text in the split 'train'; pairs by split: none"):
+        connect_towers(bare, tmp_path / "out", model=tiny)
+    with pytest.raises(ConnectError, match="test: 16, train: 16, val: 14"):
+        connect_towers(photos, tmp_path / "out", model=tiny, train_split="other")
+    assert not (tmp_path / "out").exists()
+
+
+def test_modes_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="no mode 'half'"):
+        connect_towers("nowhere", tmp_path / "out", mode="half")
+    with pytest.raises(ConnectError, match="its head with it"):
+        connect_towers("nowhere", tmp_path / "out", mode="full", image_head=True)
+    with pytest.raises(ConnectError, match="epochs must be greater than 0"):
+        connect_towers("nowhere", tmp_path / "out", epochs=0)
+    assert EPOCHS == {"lit": 20, "full": 10}
