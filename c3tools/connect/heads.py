@@ -367,8 +367,7 @@ def apply_heads(
         digests[rows.modality] = _digest(rows.embeddings)
     model = ModelIdentity(name=HEADS_MODEL, weights_sha256=heads.sha256)
     info = StoreInfo(model=model, dim=heads.shape.dim, dtype=dtype, extra={"connected": digests})
-    with reporter.progress("Embedding", len(features.first) + len(features.second)) as progress:
-        result = write_modalities(Path(output), info, modalities, progress)
+    result = write_modalities(Path(output), info, modalities, reporter=reporter)
     return ImportReport(Path(output), result.rows, len(features), result.failures, list(features.notes))
 
 

@@ -21,6 +21,7 @@ from ..io.files import remove_leftovers
 from ..io.locations import kind_of, location
 from ..reporter import SILENT, Reporter
 from ..store import Failure, Store, StoreInfo, create_store, locked, rewrite_failures, write_failures
+from ..store.rows import keys_of
 from .shards import EmbedWork
 from .summary import EmbedSummary, ModalitySummary
 
@@ -235,7 +236,7 @@ def plan_shards(
     column = "size" if modality == "image" else "caption"  # changes with an input
     embedded: dict[Any, Any] = {}
     for batch in store.batches(modality, ["key", column]) if store.parts(modality) else ():
-        embedded.update(zip(batch.column("key").to_pylist(), batch.column(column).to_pylist(), strict=True))
+        embedded.update(zip(keys_of(batch), batch.column(column).to_pylist(), strict=True))
     failed = {failure.key for part in store.parts(modality) for failure in store.shard_failures(modality, part)}
     failed -= embedded.keys()
     pending: list[Item] = []
@@ -280,7 +281,7 @@ def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
         key
         for modality in (store.modalities if any_failure else ())
         for batch in store.batches(modality, ["key"])
-        for key in batch.column("key").to_pylist()
+        for key in keys_of(batch)
     }
     for modality in store.modalities:
         for part in store.parts(modality):

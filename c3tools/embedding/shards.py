@@ -19,6 +19,7 @@ from ..errors import StoreError
 from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, write_shard
 from ..store.rewriting import intact_shard
+from ..store.rows import keys_of
 from .loader import PixelBatch, pixel_batches
 from .summary import ModalitySummary, no_seconds
 
@@ -95,7 +96,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 batches = list(whole.batches(self.modality, ["key"], parts=[number]))
         except StoreError:
             return None
-        keys = [str(key) for batch in batches for key in batch.column("key").to_pylist()]
+        keys = [str(key) for batch in batches for key in keys_of(batch)]
         if sorted([*keys, *(failure.key for failure in failures)]) != sorted(item.key for item in items):
             return None
         report(len(items), len(failures))

@@ -36,6 +36,7 @@ from ..io.float16 import to_float16
 from ..io.locations import kind_of, location, names_in, read_all, remove, size_of, upload
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix, split_mask
+from ..store.rows import keys_of
 from ..store.shards import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
 from ..transforms import Pipeline, open_pipeline
 from .part_writers import PART_WRITERS, ROLE_COLUMN, Block
@@ -252,7 +253,7 @@ class ExportWork(Work[PartTask, PartResult]):
         training = self._training_rows(modality, batch)
         x = embedding_matrix(batch, self.store.info.dtype)
         needs_keys = self.pipeline.noisy and training.any()
-        keys = [str(key) for key in batch.column("key").to_pylist()] if needs_keys else None
+        keys = [str(key) for key in keys_of(batch)] if needs_keys else None
         y = np.empty(x.shape, self.settings["dtype"])
         for start in range(0, len(x), _CACHED_ROWS):
             rows = slice(start, start + _CACHED_ROWS)

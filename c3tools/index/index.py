@@ -29,6 +29,7 @@ from ..io.locations import is_url
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix
 from ..store.importers import read_vectors
+from ..store.rows import keys_of
 from ..tables import Table
 from ..transforms import Pipeline, open_pipeline
 from ..transforms import preset as preset_named
@@ -394,7 +395,7 @@ def _vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
     """
     for name in store.modalities:
         for batch in store.batches(name, ["key", "embedding"]):
-            keys = batch.column("key").to_pylist()
+            keys = keys_of(batch)
             if key in keys:
                 return embedding_matrix(batch.slice(keys.index(key), 1)), name
     raise StoreError(f"No row of the store {store.path} has the key {key!r}.")

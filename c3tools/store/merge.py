@@ -18,7 +18,7 @@ from .keys import Hashes, contains, key_hashes, repeated
 from .metadata import Failure, write_failures, write_marker
 from .reader import Store, all_parts
 from .rewriting import intact_shard, new_folder, new_store, not_intact, replace_column
-from .rows import ITEM_COLUMNS
+from .rows import ITEM_COLUMNS, keys_of
 from .shards import MARKER, MOMENTS, ROWS, create_store, part_path, write_batches
 
 _KEY_COLUMNS = ("key", *ITEM_COLUMNS)
@@ -176,7 +176,7 @@ def _key_blocks(store: Store, modality: str, parts: Sequence[int] | None = None)
     """Yield the keys of the rows of a modality (of some of its shards), none if the store has no such modality."""
     if parts is not None or modality in store.modalities:
         for batch in store.batches(modality, ["key"], parts=parts):
-            yield batch.column("key").to_pylist()
+            yield keys_of(batch)
 
 
 def _has_key(store: Store, modality: str, part: int, hashes: Hashes) -> bool:
@@ -226,7 +226,7 @@ def _rewritten(
                         values = batch.column(name).to_pylist()
                         batch = replace_column(batch, name, [value and prefix + value for value in values])  # noqa: PLW2901
             if len(duplicates):
-                keys = batch.column("key").to_pylist()
+                keys = keys_of(batch)
                 keep = np.ones(len(keys), bool)
                 for row in np.flatnonzero(contains(duplicates, key_hashes(keys))):
                     keep[row] = keys[row] not in seen

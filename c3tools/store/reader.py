@@ -19,7 +19,7 @@ from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_i
 from ..moments import Moments, load_counts, load_moments
 from ..tables import Table
 from .metadata import Failure, StoreInfo, read_failures, read_marker
-from .rows import Pairs, Rows, embedding_matrix, split_mask
+from .rows import Pairs, Rows, embedding_matrix, keys_of, split_mask
 from .shards import MARKER, MOMENTS, ROWS, part_path, shard_schema
 
 EXTERNAL_FILE = "borrowed-moments.safetensors"
@@ -207,13 +207,14 @@ class Store:
         if parts is None:
             self.require(modality)
             parts = self.parts(modality)
+        wanted = None if columns is None else list(columns)
         block = SMALL_BLOCK if columns and "embedding" not in columns else None
         for part in parts:
             path = part_path(self.path, modality, part, ROWS)
             try:
                 with name_or_file(path, block) as source, pq.ParquetFile(source) as file:
                     self._check_schema(modality, file.schema_arrow, columns or ())
-                    for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
+                    for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
                         batch.validate(full=True)  # text that is not UTF-8 would fail later
                         chosen = batch if split in (None, ALL) else batch.filter(pa.array(split_mask(batch, split)))
                         if len(chosen):
@@ -255,7 +256,7 @@ class Store:
         if not batches:
             raise StoreError(f"The modality {modality!r} of the store {self.path} has no rows.")
         table = pa.Table.from_batches(batches).replace_schema_metadata(None)
-        return Rows(modality, table.column("key").to_pylist(), np.concatenate(matrices), table)
+        return Rows(modality, keys_of(table), np.concatenate(matrices), table)
 
     def pairs(self, first: str = "image", second: str = "text", *, split: str | None = None) -> Pairs:
         """Return the rows of two modalities (of ``split``, or of all splits) and which of them belong together.

@@ -92,7 +92,7 @@ class Rows:
 
     def column(self, name: str) -> list[Any]:
         """Return one column as a list of n Python values."""
-        return self.table.column(name).to_pylist()  # type: ignore[no-any-return]
+        return self.table.column(name).to_pylist()
 
     @cached_property
     def captions(self) -> list[str]:
@@ -116,8 +116,8 @@ class Rows:
 
     def select(self, rows: Indices | Mask) -> Rows:
         """Return the rows with these numbers, in this order, or where a mask (n,) is true."""
-        chosen = np.flatnonzero(rows) if rows.dtype == bool else rows
-        table = self.table.take(pa.array(chosen))
+        chosen: Indices = np.arange(len(self))[rows]
+        table = self.table.take(chosen)
         return Rows(self.modality, [self.keys[row] for row in chosen], self.embeddings[chosen], table)
 
     def where(self, split: str | None) -> Rows:
@@ -186,13 +186,19 @@ def number(values: Sequence[object]) -> Indices:
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
-def match_items(first: pa.Array, second: pa.Array) -> Indices:
+def match_items(first: pa.Array[Any], second: pa.Array[Any]) -> Indices:
     """Return for each key of ``second`` where ``first`` has it (first occurrence), or -1; null matches nothing."""
     found = pc.index_in(second, value_set=first, skip_nulls=True).fill_null(-1)
     return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array:
+def keys_of(table: pa.Table | pa.RecordBatch) -> list[str]:
+    """Return the keys of n rows."""
+    keys: list[Any] = table.column("key").to_pylist()
+    return keys
+
+
+def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
     """Return the key of each row's item as a string array; null for a text that belongs to no image.
 
     Rows of other modalities that name no item are items of their own.
@@ -206,14 +212,14 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array:
 
 def row_items(table: pa.Table | pa.RecordBatch) -> list[str]:
     """Return the key of each row's item: its own key where it belongs to no other."""
-    keys = table.column("key").to_pylist()
+    keys = keys_of(table)
     return [item or key for item, key in zip(item_keys(table).to_pylist(), keys, strict=True)]
 
 
 def row_splits(table: pa.Table | pa.RecordBatch) -> list[str]:
     """Return the split of each row: as the corpus says, else by a stable hash of the item's key."""
     names = table.schema.names
-    keys = table.column("key").to_pylist()
+    keys = keys_of(table)
     splits = table.column("split").to_pylist() if "split" in names else None
     item_column = next((name for name in ITEM_COLUMNS if name in names), None)
     return splits_of(keys, table.column(item_column).to_pylist() if item_column else None, splits)
@@ -253,7 +259,7 @@ def embedding_matrix(table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np
         column = column.combine_chunks()
     if column.null_count:
         raise StoreError(f"{column.null_count:,} rows have no embedding.", remedy="Check the store with `c3 verify`.")
-    flat = column.flatten()
+    flat = column.flatten()  # type: ignore[attr-defined]
     # a view of the buffer: Array.to_numpy would import pandas where it is installed
     values = np.frombuffer(flat.buffers()[1], dtype=flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]
     matrix = values.reshape(-1, column.type.list_size)
@@ -278,11 +284,11 @@ def _among(items: Sequence[str], chosen: set[str]) -> Mask:
     return np.array([item in chosen for item in items], dtype=bool)
 
 
-def _text(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
+def _text(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array[Any]:
     column = table.column(name)
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-    return column.cast(pa.string()) if not pa.types.is_string(column.type) else column
+    return column if pa.types.is_string(column.type) else column.cast(pa.string())  # type: ignore[return-value]
 
 
 def _is_text(values: Sequence[Any]) -> bool:

@@ -18,7 +18,7 @@ from ..moments import Moments, load_moments
 from .metadata import StoreInfo, inspect_marker
 from .reader import Store
 from .rewriting import local_shard
-from .rows import ITEM_COLUMNS, embedding_matrix
+from .rows import ITEM_COLUMNS, embedding_matrix, keys_of
 from .shards import MARKER, MOMENTS, ROWS, add_moments, part_name, part_path, shard_schema
 from .store_checks import Finding, Repair, command_of, description_in
 
@@ -166,7 +166,7 @@ def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[
     worst = 0.0
     try:
         for batch in shard.rows_in.batches(shard.modality, columns, parts=[shard.part]):
-            keys = batch.column("key").to_pylist()
+            keys = keys_of(batch)
             matrix = embedding_matrix(batch)
             with np.errstate(all="ignore"):
                 norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))

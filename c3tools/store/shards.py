@@ -91,7 +91,7 @@ def parquet_writer(path: Path, schema: pa.Schema, *, split_bytes: bool = True) -
         path,
         schema,
         compression="zstd",
-        use_dictionary=["key"],
+        use_dictionary=["key"],  # type: ignore[arg-type]
         use_byte_stream_split=["embedding.list.element"] if split_bytes else False,
         write_statistics=[name for name in schema.names if name != "embedding"],
     )

@@ -21,7 +21,7 @@ from .keys import SplitTable
 from .metadata import write_failures
 from .reader import Store, all_parts, split_order
 from .rewriting import intact_shard, new_folder, new_store, replace_column
-from .rows import ITEM_COLUMNS, row_items
+from .rows import ITEM_COLUMNS, keys_of, row_items
 from .shards import create_store, shard_schema, write_batches
 
 ChooseSplits = Callable[[Sequence[str]], list[str | None]]  # keys of items -> their new splits, None for no change
@@ -135,7 +135,7 @@ def _with_new_splits(
 def _image_splits(store: Store, choose: ChooseSplits) -> Iterator[tuple[list[str], list[str]]]:
     """Yield blocks of image keys and their new splits, for the rows that belong to images."""
     for batch in store.batches("image", ["key", "split"]) if store.parts("image") else ():
-        keys, before = batch.column("key").to_pylist(), batch.column("split").to_pylist()
+        keys, before = keys_of(batch), batch.column("split").to_pylist()
         yield keys, [new or old or hashed_split(key) for key, new, old in zip(keys, choose(keys), before, strict=True)]
 
 
@@ -172,7 +172,7 @@ def _table_of_file(store: Store, file: Path, names: ColumnNames) -> SplitTable:
 def _table_of_column(store: Store, column: str) -> SplitTable:
     deciding = [name for name in store.modalities if name != "text" or not store.parts("image")]
     table = SplitTable(
-        (batch.column("key").to_pylist(), [v if v is None else str(v) for v in batch.column(column).to_pylist()])
+        (keys_of(batch), [v if v is None else str(v) for v in batch.column(column).to_pylist()])
         for modality in deciding
         for batch in store.batches(modality, list(dict.fromkeys(["key", column])))
         if column in batch.schema.names

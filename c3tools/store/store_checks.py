@@ -24,7 +24,7 @@ from ..moments import load_moments
 from .keys import Hashes, contains, key_hashes, repeated
 from .metadata import FAILURES_FILE, FORMAT_VERSION, INFO_FILE, Failure, StoreInfo, read_marker
 from .reader import EXTERNAL_FILE, Store, all_parts, finished_parts
-from .rows import ITEM_COLUMNS
+from .rows import ITEM_COLUMNS, keys_of
 from .shards import MARKER, METADATA_KEY, ROWS, part_name, part_path
 
 _UNFINISHED_FILE = re.compile(r"part-(\d{5,9})\.(parquet|moments\.safetensors)")
@@ -178,9 +178,8 @@ def _hash_keys(store: Store, modality: str, parts: Sequence[int]) -> tuple[Hashe
     for part in parts:
         try:
             for batch in store.batches(modality, ["key"], parts=[part]):
-                column = batch.column("key")
-                keys = column.to_pylist()
-                if column.null_count or "" in keys:
+                keys = keys_of(batch)
+                if batch.column("key").null_count or "" in keys:
                     problems.append(_bad_keys(store, modality, part, "it has rows without a key"))
                     break
                 collected.append(key_hashes(keys))
@@ -194,7 +193,7 @@ def _report_duplicates(store: Store, modality: str, parts: Sequence[int], duplic
     for part in parts:
         again = []
         for batch in _readable(store, modality, ["key"], part):
-            keys = batch.column("key").to_pylist()
+            keys = keys_of(batch)
             for row in np.flatnonzero(contains(duplicates, key_hashes(keys))):
                 key = keys[row]
                 if key in first:

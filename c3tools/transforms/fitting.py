@@ -138,7 +138,7 @@ def first_rows(
 
     from ..store import Rows as StoreRows
     from ..store import embedding_matrix
-    from ..store.rows import item_keys
+    from ..store.rows import item_keys, keys_of
 
     batches: list[pa.RecordBatch] = []
     missing = max_rows
@@ -153,7 +153,7 @@ def first_rows(
     table = pa.Table.from_batches(batches)
     return StoreRows(
         modality,
-        [str(key) for key in table.column("key").to_pylist()],
+        [str(key) for key in keys_of(table)],
         embedding_matrix(table),
         table.drop_columns(["embedding"]),
     )

@@ -67,7 +67,7 @@ def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floa
     return vectors, _lists(path, table)
 
 
-def _arrow(path: Path) -> dict[str, pa.ChunkedArray]:
+def _arrow(path: Path) -> dict[str, pa.ChunkedArray[Any]]:
     try:
         if path.suffix.lower() == ".parquet":
             table = pq.read_table(path)
@@ -82,7 +82,7 @@ def _arrow(path: Path) -> dict[str, pa.ChunkedArray]:
         raise StoreError(f"{path} cannot be read ({error}).") from error
 
 
-def _lists(path: Path, table: dict[str, pa.ChunkedArray]) -> Columns:
+def _lists(path: Path, table: dict[str, pa.ChunkedArray[Any]]) -> Columns:
     try:
         return {name: column.to_pylist() for name, column in table.items()}
     except (ValueError, OverflowError, pa.ArrowException) as error:  # not UTF-8, or dates beyond the calendar
@@ -118,16 +118,17 @@ def _read_jsonl(path: Path) -> Columns:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _list_column(path: Path, name: str, column: pa.ChunkedArray) -> npt.NDArray[np.floating[Any]]:
+def _list_column(path: Path, name: str, column: pa.ChunkedArray[Any]) -> npt.NDArray[np.floating[Any]]:
     if column.null_count:
         raise StoreError(f"The column {name!r} of {path} has {column.null_count} rows without a vector.")
     try:
         if pa.types.is_string(column.type):
-            values = [json.loads(text) for text in column.to_pylist()]
+            values = [json.loads(str(text)) for text in column.to_pylist()]
             return np.array(values, dtype=np.float32)
         if not _is_list(column.type):
             raise TypeError(f"it is {column.type}")
-        flat = pa.concat_arrays([chunk.flatten() for chunk in column.chunks]).to_numpy(zero_copy_only=False)
+        chunks = [chunk.flatten() for chunk in column.chunks]  # type: ignore[attr-defined]
+        flat = pa.concat_arrays(chunks).to_numpy(zero_copy_only=False)
         return np.asarray(flat).reshape(len(column), -1)
     except (ValueError, TypeError, RecursionError, OverflowError, pa.ArrowException) as error:
         raise StoreError(f"The column {name!r} of {path} does not hold vectors of one length ({error}).") from error
