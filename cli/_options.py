@@ -23,6 +23,31 @@ def local_path(text: str | Path) -> Path:
     return Path(text)
 
 
+def arguments(values: dict[str, Any], *others: str) -> dict[str, Any]:
+    """Return the parameters of a command as keyword arguments of its verb, which has the same names and defaults.
+
+    Args:
+        values: ``locals()`` of the command, before it has other names.
+        others: the parameters that are not passed on by name, beside ``json``.
+    """
+    return {name: value for name, value in values.items() if name not in ("json", *others)}
+
+
+def named_files(items: list[str] | None) -> dict[str, Path]:
+    """Read ``NAME=FILE`` options as a mapping.
+
+    Raises:
+        C3Error: if one is of another form.
+    """
+    files = {}
+    for item in items or []:
+        name, _, path = item.partition("=")
+        if not name.isidentifier() or not path:
+            raise C3Error(f"--other {item} is not NAME=FILE.", remedy="For example: --other audio=audio.npy")
+        files[name] = Path(path)
+    return files
+
+
 StoreOption = Annotated[
     Path,
     typer.Option(

@@ -9,7 +9,16 @@ import typer
 
 from ._captioning import BeamsOption, EpochsOption, LengthPenaltyOption, MagicOption, SetOption, SizeOption
 from ._console import err, out, print_table, reporter, write_json
-from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, PrecisionOption, StoreOption, local_path
+from ._options import (
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonCommand,
+    JsonOption,
+    PrecisionOption,
+    StoreOption,
+    arguments,
+    local_path,
+)
 
 DEFAULT_FOLDER = Path("c3-ablation")
 
@@ -74,6 +83,7 @@ def ablate(
 
     What is finished is kept: the same command continues, and one with more methods, seeds or sigmas adds to it.
     """
+    options = arguments(locals(), "store", "list_methods")
     from c3tools.ablation import METHODS
     from c3tools.ablation import ablate as run
     from c3tools.tables import Table
@@ -83,26 +93,7 @@ def ablate(
         columns = ["method", "learns from", "noise", "what it is"]
         print_table(Table(columns, rows, left=columns))
         return
-    table = run(
-        store,
-        methods=methods,
-        seeds=seeds,
-        sigma=sigma,
-        grid=grid,
-        output=output,
-        split=split,
-        size=size,
-        set=set,
-        epochs=epochs,
-        train_fraction=train_fraction,
-        beams=beams,
-        length_penalty=length_penalty,
-        magic=magic,
-        keep_decoders=keep_decoders,
-        device=device,
-        precision=precision,
-        reporter=reporter(),
-    )
+    table = run(store, **options, reporter=reporter())
     if json:
         write_json(table.to_dict()["runs"], json)
     if json != "-":

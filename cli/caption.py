@@ -19,6 +19,7 @@ from ._options import (
     PrecisionOption,
     RandomInitOption,
     SeedOption,
+    arguments,
 )
 
 
@@ -43,25 +44,12 @@ def caption(
     json: JsonOption = None,
 ) -> None:
     """Caption images with a trained decoder and the model it was trained for."""
+    options = arguments(locals(), "paths")
     from c3tools.captioning import caption_images
     from c3tools.errors import CorpusError
     from c3tools.tables import Table
 
-    result = caption_images(
-        paths,
-        decoder=decoder,
-        beams=beams,
-        length_penalty=length_penalty,
-        top_p=top_p,
-        temperature=temperature,
-        magic=magic,
-        seed=seed,
-        model=model,
-        random_init=random_init,
-        device=device,
-        precision=precision,
-        reporter=reporter(),
-    )
+    result = caption_images(paths, **options, reporter=reporter())
     if json:
         write_json(result.to_dict()["captions"], json)
     if json != "-" and result.captions:

@@ -3,41 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._connect_options import (
-    BatchOption,
-    CaptionsOption,
-    ChunkOption,
-    ConnectEpochsOption,
-    HalfOption,
-    ImageArrayOption,
-    ImageOption,
-    LearningRateOption,
-    LogEveryOption,
-    LogitScaleOption,
-    LossOption,
-    MaxLogitScaleOption,
-    MetaOption,
-    ModalitiesOption,
-    ModelFolderOption,
-    OtherOption,
-    PathsArgument,
-    PatienceOption,
-    SecondStoreOption,
-    TextArrayOption,
-    TextMetaOption,
-    TextOption,
-    TowerEpochsOption,
-    TowerLearningRateOption,
-    TrainSplitOption,
-    WarmupOption,
-    WeightDecayOption,
-    named_files,
-    names,
-)
+from c3tools.io.locations import location
+
 from ._console import out, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
@@ -49,10 +20,105 @@ from ._options import (
     RandomInitOption,
     SeedOption,
     StoreOption,
+    arguments,
+    named_files,
 )
+
+if TYPE_CHECKING:
+    from c3tools.connect.inputs import PairedFeatures
 
 DEFAULT_HEADS = Path("c3-heads")
 DEFAULT_MODEL_FOLDER = Path("c3-model")
+FEATURES = (
+    *("image", "text", "other", "meta", "text_meta", "image_array", "text_array"),
+    *("store", "second_store", "modalities"),
+)
+ImageOption = Annotated[
+    Path | None,
+    typer.Option("--image", help="Image features: npy, npz, pt, safetensors, csv, parquet.", show_default=False),
+]
+TextOption = Annotated[Path | None, typer.Option("--text", help="Text features, likewise.", show_default=False)]
+OtherOption = Annotated[
+    list[str] | None,
+    typer.Option("--other", metavar="NAME=FILE", help="Features of another modality.", show_default=False),
+]
+MetaOption = Annotated[
+    Path | None,
+    typer.Option("--meta", help="Ids, captions, splits of the files, as in `c3 import`.", show_default=False),
+]
+TextMetaOption = Annotated[
+    Path | None, typer.Option("--text-meta", help="The same with one row per text.", show_default=False)
+]
+ImageArrayOption = Annotated[
+    str | None, typer.Option("--image-array", help="The array, tensor or column in --image.", show_default=False)
+]
+TextArrayOption = Annotated[
+    str | None, typer.Option("--text-array", help="The array, tensor or column in --text.", show_default=False)
+]
+SecondStoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--second-store",
+        parser=location,
+        metavar="PATH",
+        help="Take the second modality from this store: a folder, or a URL.",
+        show_default=False,
+    ),
+]
+ModalitiesOption = Annotated[
+    str | None,
+    typer.Option("--modalities", metavar="A,B", help="Two modalities of the store.", show_default=False),
+]
+LossOption = Annotated[str, typer.Option("--loss", help="infonce or sigmoid.")]
+LogitScaleOption = Annotated[
+    str,
+    typer.Option(
+        "--logit-scale",
+        help="1 / temperature: 100 (fixed), learned (from 14.3), learned:20, or 14:100 (rising over the steps).",
+    ),
+]
+MaxLogitScaleOption = Annotated[
+    float, typer.Option("--max-logit-scale", help="Largest logit scale; a learned one is clamped.")
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Pairs per step, over all processes.")]
+ChunkOption = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk", help="Pairs embedded at a time (gradient caching); default: the whole batch.", show_default=False
+    ),
+]
+ConnectEpochsOption = Annotated[int, typer.Option("--epochs", help="Passes over the pairs, at most.")]
+TowerEpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs", help="Passes over the pairs, at most; default: 20 in lit, 10 in full.", show_default=False
+    ),
+]
+LearningRateOption = Annotated[float, typer.Option("--learning-rate", help="Peak of AdamW's learning rate.")]
+TowerLearningRateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--learning-rate",
+        help="Peak of AdamW's learning rate; default: 0.0005 in lit, 0.0001 in full.",
+        show_default=False,
+    ),
+]
+WeightDecayOption = Annotated[float, typer.Option("--weight-decay", help="Weight decay of AdamW, on matrices.")]
+WarmupOption = Annotated[float, typer.Option("--warmup", help="Share of the steps in which the learning rate rises.")]
+PatienceOption = Annotated[
+    int, typer.Option("--patience", help="Stop after so many points of the log without a better recall@1; 0: never.")
+]
+LogEveryOption = Annotated[
+    int | None,
+    typer.Option("--log-every", help="Steps between points of the log; default: an epoch.", show_default=False),
+]
+TrainSplitOption = Annotated[str, typer.Option("--train-split", help="The split to learn from.")]
+PathsArgument = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Photos with captions.")]
+CaptionsOption = Annotated[
+    Path | None, typer.Option("--captions", help="A captions file, instead of those detected.", show_default=False)
+]
+ModelFolderOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the trained model.")]
+HalfOption = Annotated[bool, typer.Option("--half", help="Store the weights as float16.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -104,44 +170,10 @@ def heads(
     The folder gets the heads, the log of the geometry by step (geometry.json, geometry.svg) and a card. An interrupted
     training is continued by the same command. `c3 connect apply` makes a store of the result.
     """
-    from c3tools.connect import connect_heads, read_features
+    options, features = arguments(locals(), "output", *FEATURES), _read_features(locals())
+    from c3tools.connect import connect_heads
 
-    features = read_features(
-        image=image,
-        text=text,
-        other=named_files(other),
-        meta=meta,
-        text_meta=text_meta,
-        image_array=image_array,
-        text_array=text_array,
-        store=store,
-        second_store=second_store,
-        modalities=names(modalities),
-    )
-    connected = connect_heads(
-        features,
-        output,
-        dim=dim,
-        hidden=hidden,
-        dropout=dropout,
-        cone=cone,
-        loss=loss,
-        logit_scale=logit_scale,
-        max_logit_scale=max_logit_scale,
-        batch_size=batch_size,
-        chunk=chunk,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        patience=patience,
-        log_every=log_every,
-        train_split=train_split,
-        seed=seed,
-        device=device,
-        precision=precision,
-        reporter=reporter(),
-    )
+    connected = connect_heads(features, output, **options, reporter=reporter())
     _print(connected.to_dict(), output, json, f"c3 connect apply {output} …")
 
 
@@ -162,22 +194,10 @@ def apply(
     json: JsonOption = None,
 ) -> None:
     """Embed features of the same towers by trained heads, with keys, splits and captions, into a new store."""
-    from c3tools.connect import ConnectedHeads, apply_heads, read_features
+    features = _read_features(locals())
+    from c3tools.connect import apply_heads
 
-    connected = ConnectedHeads.load(folder)
-    features = read_features(
-        image=image,
-        text=text,
-        other=named_files(other),
-        meta=meta,
-        text_meta=text_meta,
-        image_array=image_array,
-        text_array=text_array,
-        store=store,
-        second_store=second_store,
-        modalities=names(modalities),
-    )
-    report = apply_heads(connected, features, output, dtype=dtype, reporter=reporter())
+    report = apply_heads(folder, features, output, dtype=dtype, reporter=reporter())
     if json:
         write_json(report.to_dict(), json)
     for note in report.notes:
@@ -255,6 +275,17 @@ def full(
     `torchrun` shares it among GPUs.
     """
     _connect_towers(mode="full", **locals())
+
+
+def _read_features(values: dict[str, Any]) -> PairedFeatures:
+    """Read the two modalities that the options of a command name."""
+    from c3tools.connect import read_features
+
+    options = {name: values[name] for name in FEATURES}
+    options["other"] = named_files(options["other"])
+    if options["modalities"] is not None:
+        options["modalities"] = [name.strip() for name in options["modalities"].split(",")]
+    return read_features(**options)
 
 
 def _connect_towers(*, output: Path, json: str | None, **options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import err, print_table, reporter, write_json
-from ._options import JsonCommand, JsonOption
+from ._options import JsonCommand, JsonOption, arguments
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +30,7 @@ def demo(
     json: JsonOption = None,
 ) -> None:
     """Run the whole method on the bundled photos, offline, and write a page to look at."""
+    options = arguments(locals(), "out", "photos_to")
     from c3tools.demo import copy_photos
     from c3tools.demo import demo as run
 
@@ -37,7 +38,7 @@ def demo(
         count = copy_photos(photos_to)
         err.print(f"Copied {count} photos with captions to {photos_to}.", highlight=False)
         return
-    result = run(out, seeds=seeds, sigma=sigma, size=size, captions=captions, reporter=reporter())
+    result = run(out, **options, reporter=reporter())
     if json is not None:
         write_json(result.to_dict()["runs"], json)
     if json != "-":

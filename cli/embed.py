@@ -18,6 +18,7 @@ from ._options import (
     ProcessesOption,
     RandomInitOption,
     StoreOption,
+    arguments,
 )
 
 
@@ -94,38 +95,13 @@ def embed(
     a .txt file with the stem of the image. Tars and tables contain theirs. Run it again to continue what was
     interrupted or to add what is new.
     """
+    options = arguments(locals(), "paths", "store", "strict")
     from rich.table import Table
 
     from c3tools.embedding import embed as run
     from c3tools.embedding.summary import HEADINGS
 
-    summary = run(
-        paths,
-        store,
-        captions=captions,
-        text_column=text_column,
-        image_column=image_column,
-        key_column=key_column,
-        images_root=images_root,
-        prefix_keys=prefix_keys,
-        download=download,
-        model=model,
-        random_init=random_init,
-        device=device,
-        precision=precision,
-        compile=compile,
-        dtype=dtype,
-        shard_size=shard_size,
-        workers=workers,
-        batch_size=batch_size,
-        image_timeout=image_timeout,
-        retry_failed=retry_failed,
-        follow_symlinks=follow_symlinks,
-        executor=executor,
-        address=address,
-        processes=processes,
-        reporter=reporter(),
-    ).summary
+    summary = run(paths, store, **options, reporter=reporter()).summary
     if json is not None:
         write_json(summary.to_dict(), json)
     if json != "-":

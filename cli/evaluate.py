@@ -19,6 +19,7 @@ from ._options import (
     PrecisionOption,
     SeedOption,
     StoreOption,
+    arguments,
 )
 
 
@@ -71,30 +72,11 @@ def evaluate(
     json: JsonOption = None,
 ) -> None:
     """Caption the test images of the store from their embeddings, and score the captions (in percent)."""
+    options = arguments(locals(), "store", "coco")
     from c3tools.captioning import evaluate_captions
     from c3tools.metrics.files import coco_results
 
-    result = evaluate_captions(
-        store,
-        captions=captions,
-        references=references,
-        against=against,
-        decoder=decoder,
-        split=split,
-        beams=beams,
-        length_penalty=length_penalty,
-        top_p=top_p,
-        temperature=temperature,
-        magic=magic,
-        seed=seed,
-        meteor=meteor,
-        spice=spice,
-        clip_score=clip_score,
-        resamples=resamples,
-        device=device,
-        precision=precision,
-        reporter=reporter(),
-    )
+    result = evaluate_captions(store, **options, reporter=reporter())
     if coco:
         write_json(coco_results(result.captions), coco)
     if json:

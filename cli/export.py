@@ -19,6 +19,7 @@ from ._options import (
     ProcessesOption,
     SeedOption,
     StoreOption,
+    arguments,
 )
 
 
@@ -80,6 +81,7 @@ def export(
     json: JsonOption = None,
 ) -> None:
     """Write transformed embeddings, and the fitted pipeline that made them, to c3-export/."""
+    options = arguments(locals(), "store", "output", "list_presets")
     if list_presets:
         _show_presets(json)
         return
@@ -96,26 +98,7 @@ def export(
         return
     from c3tools.export import export_store
 
-    report = export_store(
-        store,
-        output,
-        preset=preset,
-        pipeline=pipeline,
-        format=format,
-        modality=modality,
-        sigma=sigma,
-        role=role,
-        train_on=train_on,
-        dtype=dtype,
-        seed=seed,
-        epoch=epoch,
-        workers=workers,
-        overwrite=overwrite,
-        executor=executor,
-        address=address,
-        processes=processes,
-        reporter=reporter(),
-    )
+    report = export_store(store, output, **options, reporter=reporter())
     if json:
         write_json(report.to_dict(), json)
     for name, counts in report.rows.items():

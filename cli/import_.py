@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from c3tools.errors import C3Error
-
 from ._console import err, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
@@ -18,6 +16,8 @@ from ._options import (
     JsonOption,
     ProcessesOption,
     StoreOption,
+    arguments,
+    named_files,
 )
 
 
@@ -86,30 +86,10 @@ def import_(
     json: JsonOption = None,
 ) -> None:
     """Bring embeddings made elsewhere into a store; without ids, rows are paired by order."""
+    options = arguments(locals(), "source", "other", "store")
     from c3tools.store.import_embeddings import import_embeddings
 
-    report = import_embeddings(
-        source,
-        store,
-        image=image,
-        text=text,
-        other=_files_by_name(other or []),
-        meta=meta,
-        text_meta=text_meta,
-        image_array=image_array,
-        text_array=text_array,
-        key_column=key_column,
-        image_key_column=image_key_column,
-        caption_column=caption_column,
-        split_column=split_column,
-        model=model,
-        dtype=dtype,
-        normalise=normalise,
-        executor=executor,
-        address=address,
-        processes=processes,
-        reporter=reporter(),
-    )
+    report = import_embeddings(source, store, **options, other=named_files(other), reporter=reporter())
     if json:
         write_json(report.to_dict(), json)
     for note in report.notes:
@@ -124,13 +104,3 @@ def import_(
         )
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
     err.print(f"Imported {listing} rows into {report.store} ({report.pairs:,} pairs).", highlight=False, markup=False)
-
-
-def _files_by_name(options: list[str]) -> dict[str, Path]:
-    files = {}
-    for option in options:
-        name, _, path = option.partition("=")
-        if not name.isidentifier() or not path:
-            raise C3Error(f"--other {option} is not NAME=FILE.", remedy="For example: --other audio=audio.npy")
-        files[name] = Path(path)
-    return files

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from ._console import err, reporter, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption, local_path
+from ._options import (
+    DEFAULT_STORE,
+    JsonCommand,
+    JsonOption,
+    SeedOption,
+    SplitOption,
+    StoreOption,
+    arguments,
+    local_path,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -43,21 +52,10 @@ def index(
     json: JsonOption = None,
 ) -> None:
     """Index the store's embeddings, each centred by its own modality's mean, for `c3 search`."""
+    options = arguments(locals(), "store", "output")
     from c3tools.index import build_index
 
-    built = build_index(
-        store,
-        output,
-        factory=factory,
-        modality=modality,
-        split=split,
-        preset=preset,
-        pipeline=pipeline,
-        shard_rows=shard_rows,
-        recall=recall,
-        seed=seed,
-        reporter=reporter(),
-    )
+    built = build_index(store, output, **options, reporter=reporter())
     if json:
         write_json(built.to_dict(), json)
     record = built.record

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import err, out, reporter, write_json
-from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, StoreOption, local_path
+from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, StoreOption, arguments, local_path
 
 
 def register(app: typer.Typer) -> None:
@@ -44,21 +44,10 @@ def search(
     json: JsonOption = None,
 ) -> None:
     """Find the nearest rows of an index."""
+    options = arguments(locals(), "text", "image", "index")
     from c3tools.index import Index
 
-    results = Index.open(index).search(
-        text or None,
-        image=image or None,
-        vector=vector,
-        key=key,
-        modality=modality,
-        within=within,
-        k=k,
-        nprobe=nprobe,
-        store=store,
-        device=device,
-        reporter=reporter(),
-    )
+    results = Index.open(index).search(text or None, **options, image=image or None, reporter=reporter())
     if json:
         write_json([result.to_dict() for result in results], json)
         return

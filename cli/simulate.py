@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._console import err, out, print_table, reporter, write_json
-from ._options import DeviceOption, JsonCommand, JsonOption, SeedOption
+from ._options import DeviceOption, JsonCommand, JsonOption, SeedOption, arguments
 
 if TYPE_CHECKING:
     from c3tools.geometry.theory import Simulation
@@ -45,11 +45,10 @@ def init_gap(
     json: JsonOption = None,
 ) -> None:
     """Measure the gap of encoders with random weights, on real images and texts."""
+    options = arguments(locals(), "paths", "figure")
     from c3tools.geometry.theory.initialisation import simulate_init_gap
 
-    result = simulate_init_gap(
-        paths or (), model=model, toy=toy, seeds=seeds, limit=limit, device=device, reporter=reporter()
-    )
+    result = simulate_init_gap(paths or (), **options, reporter=reporter())
     _print_result(result, figure, json)
 
 
@@ -63,9 +62,10 @@ def depth(
     json: JsonOption = None,
 ) -> None:
     """Measure the effective dimension by layer of a deep random ReLU network."""
+    options = arguments(locals(), "figure")
     from c3tools.geometry.theory.depth import simulate_depth
 
-    result = simulate_depth(width=width, layers=layers, rows=rows, every=every, seed=seed, reporter=reporter())
+    result = simulate_depth(**options, reporter=reporter())
     _print_result(result, figure, json)
 
 
@@ -90,20 +90,10 @@ def gap_after_training(
     json: JsonOption = None,
 ) -> None:
     """Run the paper's optimisation: the loss falls, the gap stays. About ten minutes on two cores."""
+    options = arguments(locals(), "figure")
     from c3tools.geometry.theory.optimisation import simulate_gap_after_training
 
-    result = simulate_gap_after_training(
-        steps=steps,
-        fast=fast,
-        pairs=pairs,
-        dim=dim,
-        spans=spans,
-        learning_rate=learning_rate,
-        logit_scale=logit_scale,
-        every=every,
-        seed=seed,
-        reporter=reporter(),
-    )
+    result = simulate_gap_after_training(**options, reporter=reporter())
     _print_result(result, figure, json)
 
 
@@ -118,9 +108,10 @@ def stable_region(
     json: JsonOption = None,
 ) -> None:
     """Compare the bound of the loss, by temperature, candidates and lead, with simulated points under it."""
+    options = arguments(locals(), "figure")
     from c3tools.geometry.theory.stable_region import simulate_stable_region
 
-    result = simulate_stable_region(draws=draws, tau=tau, largest_n=largest_n, seed=seed)
+    result = simulate_stable_region(**options)
     _print_result(result, figure, json)
 
 
@@ -139,9 +130,10 @@ def temperature(
     json: JsonOption = None,
 ) -> None:
     """Measure the gap that survives training, as a function of the logit scale."""
+    options = arguments(locals(), "figure")
     from c3tools.geometry.theory.temperature import simulate_temperature
 
-    result = simulate_temperature(store=store, scale=scale, steps=steps, batch=batch, seed=seed, reporter=reporter())
+    result = simulate_temperature(**options, reporter=reporter())
     _print_result(result, figure, json)
 
 

@@ -10,7 +10,7 @@ import typer
 from c3tools.errors import C3Error
 
 from ._console import err, print_table, reporter, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, StoreOption
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, StoreOption, arguments
 
 
 def register(app: typer.Typer) -> None:
@@ -44,17 +44,14 @@ def split(
     Texts are in the split of their image. The moments are those of the new splits, so Collapse is fitted on the new
     train split. The old store is left as it is.
     """
+    options = arguments(locals(), "destination", "store", "fractions")
     from c3tools.store.split import split_store
 
     report = split_store(
         destination,
         store,
+        **options,
         fractions=None if fractions is None else _three_numbers(fractions),
-        seed=seed,
-        column=column,
-        file=file,
-        key_column=key_column,
-        split_column=split_column,
         reporter=reporter(),
     )
     if json is not None:

@@ -18,6 +18,7 @@ from ._options import (
     PrecisionOption,
     SeedOption,
     StoreOption,
+    arguments,
     local_path,
 )
 
@@ -81,29 +82,11 @@ def train_decoder(
     With few pairs: train on texts first, then --from c3-decoder --pairs 0.01. An interrupted training is continued
     by the same command.
     """
+    options = arguments(locals(), "store")
     from c3tools.captioning import train_captioner
     from c3tools.captioning.train import CURVES_FILE
 
-    captioner = train_captioner(
-        store,
-        output=output,
-        preset=preset,
-        sigma=sigma,
-        size=size,
-        set=set,
-        epochs=epochs,
-        train_split=train_split,
-        train_fraction=train_fraction,
-        patience=patience,
-        monitor=monitor,
-        start=start,
-        pairs=pairs,
-        seed=seed,
-        tensorboard=tensorboard,
-        device=device,
-        precision=precision,
-        reporter=reporter(),
-    )
+    captioner = train_captioner(store, **options, reporter=reporter())
     record = captioner.to_dict()
     if json:
         write_json(record, json)

@@ -12,14 +12,7 @@ from torch import nn
 
 from c3tools.devices import Compute, has_int8, pick
 from c3tools.encoders import load_encoder, loading
-from c3tools.encoders.inference import (
-    ON_CPU,
-    Int8Linear,
-    Int8SelfAttention,
-    find_batch_size,
-    largest_batch,
-    use_int8,
-)
+from c3tools.encoders.inference import ON_CPU, Int8Linear, Int8SelfAttention, find_batch_size, largest_batch, use_int8
 from c3tools.errors import C3Error, EncoderError
 from tests.encoders.test_encoder import TEXTS
 from tests.encoders.test_loading import local_model
