@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ._console import out, reporter, write_json
+from ._console import out, print_table, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
     AddressOption,
@@ -96,21 +96,13 @@ def embed(
     interrupted or to add what is new.
     """
     options = arguments(locals(), "paths", "store", "strict")
-    from rich.table import Table
-
     from c3tools.embedding import embed as run
-    from c3tools.embedding.summary import HEADINGS
 
     summary = run(paths, store, **options, reporter=reporter()).summary
     if json is not None:
         write_json(summary.to_dict(), json)
     if json != "-":
-        table = Table(title=summary.title, title_justify="left")
-        for heading in HEADINGS:
-            table.add_column(heading, justify="right" if heading else "left")
-        for cells in summary.rows():
-            table.add_row(*cells)
-        out.print(table)
+        print_table(summary.table())
         for note in summary.notes():
             out.print(note, markup=False, highlight=False)
     if strict and summary.failures_in_store:

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
-HEADINGS = ("", "embedded", "already there", "failed", "per second", "seconds")
+from ..tables import Table
+
 _NAMES_SHOWN = 5
 _STAGES = ("reading", "decoding", "waiting", "tokenising", "encoding", "writing")
 
@@ -85,22 +86,14 @@ class EmbedSummary:
             value["modalities"][name]["rate"] = round(summary.rate, 2)
         return value
 
-    @property
-    def title(self) -> str:
-        """The store, the model and its precision, in one line."""
-        return f"{self.store}   {self.model['name']}, {self.precision}"
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Return the cells of a table under `HEADINGS`, one row per modality."""
-        return [
-            (
-                name,
-                *(f"{n:,}" for n in (m.embedded, m.already, m.failed + m.failed_before)),
-                f"{m.rate:,.1f}",
-                f"{m.elapsed:,.1f}",
-            )
-            for name, m in self.modalities.items()
-        ]
+    def table(self) -> Table:
+        """Return the counts as a table, one row per modality."""
+        columns = ["modality", "embedded", "already there", "failed", "per second", "seconds"]
+        rows = []
+        for name, m in self.modalities.items():
+            counts = (f"{n:,}" for n in (m.embedded, m.already, m.failed + m.failed_before))
+            rows.append([name, *counts, f"{m.rate:,.1f}", f"{m.elapsed:,.1f}"])
+        return Table(columns, rows, f"{self.store}   {self.model['name']}, {self.precision}")
 
     def notes(self) -> list[str]:
         """Return what deserves attention, one sentence each: missing partners, changes, failures, the bottleneck."""
@@ -121,13 +114,7 @@ class EmbedSummary:
         return notes + ([bottleneck] if bottleneck else [])
 
     def _repr_html_(self) -> str:
-        lines = [
-            "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
-            for tag, cells in (("th", HEADINGS), *(("td", row) for row in self.rows()))
-        ]
-        table = "".join(f"<tr>{line}</tr>" for line in lines)
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes())
-        return f"<table><caption>{escape(self.title)}</caption>{table}</table>{notes}"
+        return self.table()._repr_html_() + "".join(f"<p>{escape(note)}</p>" for note in self.notes())
 
     def bottleneck(self) -> str | None:
         """Return which stage held the others up, and what would help; None if nothing was embedded."""
