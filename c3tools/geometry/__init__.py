@@ -1,1 +1,1 @@
-"""The geometry of a contrastive space: what is measured, what the report shows, and the theory, simulated."""
+"""The geometry of a contrastive space: its measures, the gap report, and in `theory` the simulations."""

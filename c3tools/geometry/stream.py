@@ -203,6 +203,8 @@ def stream_rows(store: Store, modality: str, keep: Mask, *, normalise: bool = Fa
 
 @dataclass(frozen=True)
 class _Common:
+    """Settings that both modalities of a pass share."""
+
     dim: int
     dtype: np.dtype[Any]
     normalise: bool
@@ -211,7 +213,7 @@ class _Common:
 
 
 class _RowAccumulator:
-    """Checks the rows of one modality as they pass, and keeps what is asked for."""
+    """Checks, sums and a sample of the rows of one modality, collected as the rows pass."""
 
     def __init__(self, common: _Common, keep: Mask, paired: Mask, sample: Indices, train: Mask | None) -> None:
         self.check = RowCheck(valid=keep.copy())

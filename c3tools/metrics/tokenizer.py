@@ -1,10 +1,10 @@
 """A caption tokenizer in the manner of the Penn Treebank, without Java.
 
 Caption scores are computed on the tokens of Stanford's PTBTokenizer with lower case and punctuation removed, as
-pycocoevalcap runs it in Java. This is the part of its rules that captions use; on real captions the tokens are
-the same (a test compares them wherever Java is there), but for one thing: the Java tokenizer reads all captions as one
-text, so that whether an initial at the end of a caption keeps its full stop depends on the next caption's first word.
-Here each caption is read alone, and it does.
+pycocoevalcap runs it in Java. This module has the part of its rules that captions use; on real captions the tokens are
+the same (a test compares them wherever Java is installed), with one exception. The Java tokenizer reads all captions
+as one text, so the first word of the next caption decides whether an initial at the end of a caption keeps its full
+stop. Here each caption is read alone, and the initial keeps it.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ _TOKEN = re.compile(
 
 
 def tokenize(caption: str) -> list[str]:
-    """Lower-case tokens of a caption, punctuation dropped, clitics split (``does n't``, ``man 's``)."""
+    """Return the lower-case tokens of a caption, punctuation dropped, clitics split (``does n't``, ``man 's``)."""
     line = _INITIAL_AT_END.sub(r"\1 .", caption.translate(_PLAIN)).lower()
     tokens = [_BRACKETS.get(token, token) for token in _TOKEN.findall(line)]
     return [token for token in tokens if token not in _PUNCTUATION and token != '"']
 
 
 def tokenize_all(captions: Iterable[str]) -> list[str]:
-    """Each caption as its tokens joined by single spaces, the form the scorers read."""
+    """Return each caption as its tokens joined by single spaces, the form the scorers read."""
     return [" ".join(tokenize(caption)) for caption in captions]
