@@ -9,7 +9,7 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import out, reporter, write_json
+from ._console import print_table, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
     DeviceOption,
@@ -298,18 +298,13 @@ def _connect_towers(*, output: Path, json: str | None, **options: Any) -> None:
 
 def _print(record: dict[str, Any], output: Path, json: str | None, following: str) -> None:
     """Print the scores of a training; of several processes, only the main one does."""
-    from rich.table import Table
-
     from c3tools.connect.processes import is_main_process
-    from c3tools.connect.run import SCORE_COLUMNS, score_rows
+    from c3tools.connect.run import score_table
 
     if not is_main_process():
         return
     if json:
         write_json(record, json)
     if json != "-":
-        table = Table(*SCORE_COLUMNS)
-        for row in score_rows(record):
-            table.add_row(*row)
-        out.print(table)
+        print_table(score_table(record))
     reporter().message(f"Wrote {output}/, its geometry by step in {output}/geometry.svg. Next: {following}")

@@ -34,7 +34,7 @@ from .gradients import TwoTowers
 from .inputs import FeatureInputs, PairedFeatures, PairInputs
 from .losses import MAX_LOGIT_SCALE, LogitScale
 from .processes import join_processes
-from .run import TrainingSettings, score_splits, scores_html, write_card
+from .run import TrainingSettings, score_splits, score_table, write_card
 from .training import train_towers
 
 FORMAT_VERSION = 1
@@ -219,7 +219,8 @@ class ConnectedHeads:
         return self.record
 
     def _repr_html_(self) -> str:
-        return scores_html(f"Heads of {' and '.join(self.names)}, {self.shape.dim} dimensions", self.record)
+        title = f"Heads of {' and '.join(self.names)}, {self.shape.dim} dimensions"
+        return score_table(self.record, title)._repr_html_()
 
     def _head(self, modality: str) -> Head:
         if modality not in self.heads:

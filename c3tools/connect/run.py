@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically
 from ..pages.figures import save_figure
+from ..tables import Table
 from .geometry import LogPoint, geometry_figure, measure
 from .inputs import EmbedRows, PairInputs
 from .losses import KINDS, LogitScale
 
 LOG_FILE, FIGURE_FILE, CARD_FILE = "geometry.json", "geometry.svg", "README.md"
 FINISHED, EARLY, DIVERGED, COLLAPSED = "finished", "stopped early", "diverged", "collapsed"
-SCORE_COLUMNS = ("split", "direction", "recall@1", "recall@5", "recall@10", "gap", "paired cosine", "unpaired")
+_SCORES = ("split", "direction", "recall@1", "recall@5", "recall@10", "gap", "paired cosine", "unpaired")
 
 
 @dataclass(frozen=True)
@@ -143,22 +143,15 @@ def score_splits(pairs: PairInputs, embed: EmbedRows, names: tuple[str, str]) ->
     }
 
 
-def score_rows(record: dict[str, Any], *, percent: bool = True) -> list[list[str]]:
-    """Return the scores of a record as rows of text, see `SCORE_COLUMNS`; recalls in percent or as fractions."""
+def score_table(record: dict[str, Any], title: str = "", *, percent: bool = True) -> Table:
+    """Return the scores of a record as a table, recalls in percent or as fractions."""
     rows = []
     for split, score in record["scores"].items():
         geometry = [f"{score[name]:.3f}" for name in ("gap", "paired_cosine", "unpaired_cosine")]
         for direction, recall in score["recall"].items():
             cells = [f"{100 * value:.1f} %" if percent else f"{value:.3f}" for value in recall.values()]
             rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
-    return rows
-
-
-def scores_html(title: str, record: dict[str, Any]) -> str:
-    """Return the scores of a record as an HTML table, for notebooks."""
-    rows = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in score_rows(record)]
-    head = "".join(f"<th>{name}</th>" for name in SCORE_COLUMNS)
-    return f"<p>{escape(title)}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+    return Table(_SCORES, rows, title, left=_SCORES[:2])
 
 
 def write_card(output: Path, title: str, facts: list[tuple[str, str]], record: dict[str, Any], usage: str) -> None:
@@ -175,8 +168,8 @@ def write_card(output: Path, title: str, facts: list[tuple[str, str]], record: d
         ),
     ]
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in [*facts, *training])]
-    scores = [f"| {' | '.join(SCORE_COLUMNS)} |", "|---" * len(SCORE_COLUMNS) + "|"]
-    scores += [f"| {' | '.join(row)} |" for row in score_rows(record, percent=False)]
+    scores = [f"| {' | '.join(_SCORES)} |", "|---" * len(_SCORES) + "|"]
+    scores += [f"| {' | '.join(row)} |" for row in score_table(record, percent=False).rows]
     text = "\n".join([f"# {title}", "", *table, "", *scores, "", usage, ""])
 
     def write(path: Path) -> None:

@@ -27,7 +27,7 @@ from .gradients import TwoTowers
 from .inputs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts
 from .losses import MAX_LOGIT_SCALE, ContrastiveLoss, LogitScale
 from .processes import RunContext, gather_rows, join_processes, rank, world
-from .run import TrainingSettings, score_splits, scores_html, write_card
+from .run import TrainingSettings, score_splits, score_table, write_card
 from .training import train_towers
 
 LIT, FULL = "lit", "full"
@@ -60,7 +60,7 @@ class ConnectedTowers:
         return self.record
 
     def _repr_html_(self) -> str:
-        return scores_html(self.name, self.record)
+        return score_table(self.record, self.name)._repr_html_()
 
 
 def connect_towers(
