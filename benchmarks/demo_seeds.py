@@ -14,7 +14,7 @@ import resource
 import time
 from pathlib import Path
 
-from c3tools.demo import demo
+from c3tools.demo import run_demo
 from c3tools.reporter import TerminalReporter
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     start = time.perf_counter()
-    result = demo(options.out, seeds=options.seeds, sigma=options.sigma, reporter=TerminalReporter())
+    result = run_demo(options.out, seeds=options.seeds, sigma=options.sigma, reporter=TerminalReporter())
     print(
         f"\nsigma {result.sigma:.4f}, {options.seeds} seeds, {time.perf_counter() - start:.0f} s, peak "
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB\n"

@@ -19,7 +19,7 @@ _TOOLING = "dev"  # the extra that contributors install
 _EXTRA = re.compile(r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']""")
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Describe this machine in plain data.
 
     Returns:

@@ -31,14 +31,13 @@ def demo(
 ) -> None:
     """Run the whole method on the bundled photos, offline, and write a page to look at."""
     options = arguments(locals(), "out", "photos_to")
-    from c3tools.demo import copy_photos
-    from c3tools.demo import demo as run
+    from c3tools.demo import copy_photos, run_demo
 
     if photos_to is not None:
         count = copy_photos(photos_to)
         err.print(f"Copied {count} photos with captions to {photos_to}.", highlight=False)
         return
-    result = run(out, **options, reporter=reporter())
+    result = run_demo(out, **options, reporter=reporter())
     if json is not None:
         write_json(result.to_dict()["runs"], json)
     if json != "-":

@@ -10,77 +10,71 @@ import typer
 from c3tools.io.locations import location
 
 from ._console import err, out, print_sections, reporter, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption
+from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption, arguments
 
 DEFAULT_PAGE = Path("gap-report.html")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
+    app.command("gap-report", cls=JsonCommand)(gap_report)
 
-    @app.command("gap-report", cls=JsonCommand)
-    def gap_report(
-        stores: Annotated[
-            list[Path] | None,
-            typer.Argument(
-                metavar="[STORE] [OTHER]",
-                parser=location,
-                help="One store, or two to compare: folders, or URLs (s3://, gs://).",
-                show_default=False,
-            ),
-        ] = None,
-        store: StoreOption = DEFAULT_STORE,
-        split: SplitOption = None,
-        modalities: Annotated[
-            str | None,
-            typer.Option(
-                "--modalities", help="The two to compare, for example image,text; all: every pair.", show_default=False
-            ),
-        ] = None,
-        by: Annotated[
-            str | None,
-            typer.Option("--by", metavar="COLUMN", help="Also give the gap for each value of this column."),
-        ] = None,
-        presets: Annotated[
-            str | None,
-            typer.Option("--presets", help="Measure recall under these presets only, for example raw,c2-collapse."),
-        ] = None,
-        skip_invalid: Annotated[
-            bool, typer.Option("--skip-invalid", help="Leave rows with NaN, infinity or norm 0 out.")
-        ] = False,
-        html: Annotated[
-            Path,
-            typer.Option("--html", parser=location, metavar="PATH", help="Where to write the page, here or by URL."),
-        ] = DEFAULT_PAGE,
-        figures: Annotated[
-            Path | None,
-            typer.Option(
-                "--figures", parser=location, metavar="FOLDER", help="Also write every figure there, as PNG and SVG."
-            ),
-        ] = None,
-        seed: SeedOption = 0,
-        json_path: JsonOption = None,
-    ) -> None:
-        """Measure the geometry of a store: gap, pairs, dimensions, recall, assumptions. Tables, JSON, an HTML page."""
-        from c3tools.geometry.comparison import gap_reports
 
-        report = gap_reports(
-            stores or [store],
-            modalities=_names(modalities),
-            split=split,
-            by=by,
-            skip_invalid=skip_invalid,
-            presets=_names(presets),
-            seed=seed,
-            reporter=reporter(),
-        )
-        if json_path != "-":
-            out.print(report.heading, style="bold", markup=False, highlight=False)
-            print_sections(report.sections(), report.notes)
-        if json_path is not None:
-            write_json(report.to_dict(), json_path)
-        for path in [*report.save(html), *(report.save_figures(figures) if figures else [])]:
-            err.print(f"Wrote {path}", highlight=False, markup=False)
+def gap_report(
+    stores: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[STORE] [OTHER]",
+            parser=location,
+            help="One store, or two to compare: folders, or URLs (s3://, gs://).",
+            show_default=False,
+        ),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    split: SplitOption = None,
+    modalities: Annotated[
+        str | None,
+        typer.Option(
+            "--modalities", help="The two to compare, for example image,text; all: every pair.", show_default=False
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="COLUMN", help="Also give the gap for each value of this column."),
+    ] = None,
+    presets: Annotated[
+        str | None,
+        typer.Option("--presets", help="Measure recall under these presets only, for example raw,c2-collapse."),
+    ] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave rows with NaN, infinity or norm 0 out.")
+    ] = False,
+    html: Annotated[
+        Path,
+        typer.Option("--html", parser=location, metavar="PATH", help="Where to write the page, here or by URL."),
+    ] = DEFAULT_PAGE,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            "--figures", parser=location, metavar="FOLDER", help="Also write every figure there, as PNG and SVG."
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    json: JsonOption = None,
+) -> None:
+    """Measure the geometry of a store: gap, pairs, dimensions, recall, assumptions. Tables, JSON, an HTML page."""
+    options = arguments(locals(), "stores", "store", "modalities", "presets", "html", "figures")
+    from c3tools.geometry.comparison import gap_reports
+
+    chosen = {"modalities": _names(modalities), "presets": _names(presets)}
+    report = gap_reports(stores or [store], **options, **chosen, reporter=reporter())
+    if json != "-":
+        out.print(report.heading, style="bold", markup=False, highlight=False)
+        print_sections(report.sections(), report.notes)
+    if json is not None:
+        write_json(report.to_dict(), json)
+    for path in [*report.save(html), *(report.save_figures(figures) if figures else [])]:
+        err.print(f"Wrote {path}", highlight=False, markup=False)
 
 
 def _names(value: str | None) -> list[str] | None:

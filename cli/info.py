@@ -17,9 +17,9 @@ def register(app: typer.Typer) -> None:
 
 def info(json: JsonOption = None) -> None:
     """Show versions, devices and the precisions they compute in, installed extras; for bug reports too."""
-    from c3tools.machine import machine
+    from c3tools.machine import describe_machine
 
-    found = machine()
+    found = describe_machine()
     if json:
         write_json(found, json)
     if json != "-":

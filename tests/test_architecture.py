@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +82,9 @@ def test_functions_say_what_they_do_with_a_verb() -> None:
 def test_no_file_is_too_long_to_be_read_from_top_to_bottom() -> None:
     long = {str(f.relative_to(ROOT)): n for f in sources() if (n := len(f.read_text("utf-8").splitlines())) > 400}
     assert long == {}
+
+
+def test_the_packages_of_the_distribution_are_those_of_the_tree() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    there = [file.parent.relative_to(ROOT) for file in (ROOT / "c3tools").rglob("__init__.py")]
+    assert listed == sorted(["c3tools.cli", *(".".join(folder.parts) for folder in there)])

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .run import DemoResult, copy_photos, demo
+from .run import DemoResult, copy_photos, run_demo
 
-__all__ = ["DemoResult", "copy_photos", "demo"]
+__all__ = ["DemoResult", "copy_photos", "run_demo"]

@@ -84,7 +84,7 @@ class DemoResult:
         return self.ablation.to_dict()
 
 
-def demo(
+def run_demo(
     out: str | Path = "c3-demo",
     *,
     seeds: int = 1,

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +57,53 @@ def test_every_command_has_a_help_text(c3) -> None:
         result = c3(name, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.stdout
+
+
+VERBS = {
+    "ablate": "ablate",
+    "caption": "caption_images",
+    "connect.apply": "apply_heads",
+    "connect.full": "connect_towers",
+    "connect.heads": "connect_heads",
+    "connect.lit": "connect_towers",
+    "demo": "run_demo",
+    "embed": "embed",
+    "evaluate": "evaluate_captions",
+    "export": "export_store",
+    "gap_report": "gap_report",
+    "import_": "import_embeddings",
+    "index": "build_index",
+    "merge": "merge_stores",
+    "models": "list_models",
+    "simulate.depth": "simulate_depth",
+    "simulate.gap_after_training": "simulate_gap_after_training",
+    "simulate.init_gap": "simulate_init_gap",
+    "simulate.stable_region": "simulate_stable_region",
+    "simulate.temperature": "simulate_temperature",
+    "split": "split_store",
+    "train_decoder": "train_captioner",
+    "verify": "verify_store",
+}
+
+
+def comparable(value: object) -> object:
+    """Return a default as the command line writes it: names with commas, paths as text, nothing for no value."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value)) or None
+    return str(value) if isinstance(value, (Path, float)) else value
+
+
+@pytest.mark.parametrize("command", VERBS)
+def test_the_defaults_of_a_command_are_those_of_its_verb(command: str) -> None:
+    module, _, name = command.partition(".")
+    found = getattr(importlib.import_module(f"c3tools.cli.{module}"), name or module)
+    own, verb = (inspect.signature(f).parameters for f in (found, getattr(c3tools, VERBS[command])))
+    shared = [name for name in own if name in verb and verb[name].default is not inspect.Parameter.empty]
+    if command == "verify":
+        shared.remove("store")  # also the argument; None tells which of the two is given
+    assert shared
+    for name in shared:
+        assert comparable(own[name].default) == comparable(verb[name].default), name
 
 
 def test_an_error_is_one_message_without_a_traceback(c3) -> None:
