@@ -37,7 +37,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C3:
     """Run `c3 ARGUMENTS` in an empty folder; the result has exit_code, stdout and stderr."""
     from c3tools.cli import app
 

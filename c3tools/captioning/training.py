@@ -233,7 +233,7 @@ class Trainer:
         loss = _cross_entropy(logits, tokens, pad, label_smoothing=config.label_smoothing)
         set_learning_rate(self.optimizer, config.learning_rate * schedule(self.done_steps, self.total_steps, config))
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()

@@ -110,7 +110,7 @@ def contrastive_backward(
             gradient = leaves[side].grad
             assert gradient is not None
             if rows.requires_grad:  # a frozen tower has no gradient to pass on
-                rows.backward(gradient[mine + part.start : mine + part.stop])  # type: ignore[no-untyped-call]
+                rows.backward(gradient[mine + part.start : mine + part.stop])
     processes.add_gradients(p for p in towers.parameters() if p.requires_grad)
     processes.add_gradients(loss.parameters(), mean=True)
     return float(value.detach())

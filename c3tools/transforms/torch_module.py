@@ -141,7 +141,7 @@ class EmbeddingDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self._captions = rows.captions if "caption" in rows.table.column_names else None
         self._epoch: Tensor = torch.zeros(1, dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the noise of this epoch from now on."""

@@ -182,7 +182,7 @@ def _train_heads(
         rows = torch.randperm(len(train[0]), generator=draw)[:batch]
         loss = pair_loss(heads[0](train[0][rows]), heads[1](train[1][rows]), scale)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         progress.advance()
     gap, recall = _measure(heads, held)
