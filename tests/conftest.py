@@ -26,6 +26,7 @@ from tests.servers import Faults, s3_server
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 MODEL = ModelIdentity(name="test-model", weights_sha256="0" * 64)
+C3 = Callable[..., Result]  # the fixture `c3`
 
 
 @pytest.fixture
