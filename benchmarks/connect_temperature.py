@@ -1,4 +1,4 @@
-"""How much of the gap survives contrastive training, by logit scale: heads on frozen features, with seeds.
+"""Measure how much of the gap survives contrastive training, by logit scale: heads on frozen features, with seeds.
 
     python examples/c3_mini/features.py CORPUS FEATURES      # or any image.npy, text.npy and meta.jsonl
     python benchmarks/connect_temperature.py FEATURES --stores STORES

@@ -27,7 +27,7 @@ BARE_BATCHES = 8
 
 
 def plain_loop(folder: Path, weights: Path, batch: int = 64) -> None:
-    """What people write: open, preprocess, stack, encode, normalise."""
+    """Encode images as people write it: open, preprocess, stack, encode, normalise."""
     import open_clip
     import torch
     from PIL import Image

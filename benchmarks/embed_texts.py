@@ -32,7 +32,7 @@ def read_captions(path: Path, count: int) -> list[str]:
 
 
 def plain_loop(captions: Path, weights: Path, output: Path, batch: int = 64) -> None:
-    """What people write: tokenise with padding, encode, normalise; keeps the embeddings."""
+    """Encode texts as people write it: tokenise with padding, encode, normalise; keep the embeddings."""
     import open_clip
     import torch
 

@@ -1,4 +1,4 @@
-"""What a Ray cluster costs on one machine: captions embedded by local processes and by as many Ray workers.
+"""Measure what a Ray cluster costs on one machine: captions embedded by local processes and by as many Ray workers.
 
     python benchmarks/executors.py captions.jsonl
 
@@ -53,7 +53,7 @@ class Now(NamedTuple):
 
 @dataclass(frozen=True)
 class Contest:
-    """What all contestants are given."""
+    """The work that all contestants are given."""
 
     texts: list[TextItem]
     encoder: Encoder

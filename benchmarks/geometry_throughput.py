@@ -1,4 +1,4 @@
-"""How fast a gap report is: against merely reading the shards, against n, and against the notebook's way.
+"""Time a gap report: against merely reading the shards, against n, and against the notebook's way.
 
 Writes synthetic stores (unit vectors that follow the paper's model, d = 512, one caption per image, float16), then
 measures each task in a process of its own, alternating, and prints medians:
@@ -68,7 +68,7 @@ def write_store(folder: Path, pairs: int) -> None:
 
 
 def run_moments(folder: Path) -> object:
-    """What moments say, without a single row."""
+    """Measure what moments alone give, without a single row."""
     from c3tools.geometry.spectrum import gap_vector, measure_modality
     from c3tools.store import Store
 

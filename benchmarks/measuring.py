@@ -1,4 +1,4 @@
-"""What the embedding benchmarks share: commands run one at a time, with their time and their peak memory."""
+"""Run commands one at a time and measure their time and peak memory, for the embedding benchmarks."""
 
 from __future__ import annotations
 

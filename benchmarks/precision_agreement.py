@@ -1,4 +1,4 @@
-"""What a lower precision does to embeddings and to retrieval.
+"""Measure what a lower precision does to embeddings and to retrieval.
 
     python benchmarks/precision_agreement.py FOLDER --split test --precisions int8 bf16
 

@@ -1,4 +1,4 @@
-"""Whether two commits of c3tools write the same bytes: proof that a restructuring kept behaviour.
+"""Check that two commits of c3tools write the same bytes: proof that a restructuring kept behaviour.
 
     python benchmarks/same_bytes.py --before 9afebd9 --after HEAD
     python benchmarks/same_bytes.py --before 9afebd9 --after 9afebd9      # what differs between two runs of one commit

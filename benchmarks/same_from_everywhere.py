@@ -1,4 +1,4 @@
-"""Whether the same photos give the same embeddings from a folder, from WebDataset tars and from Hugging Face Parquet.
+"""Check that the same photos give the same embeddings from a folder, WebDataset tars and Hugging Face Parquet.
 
     python benchmarks/same_from_everywhere.py flickr8k --split test --count 1000
 

@@ -1,4 +1,4 @@
-"""Which sigma suits real CLIP embeddings: a classifier of caption words, trained on texts, tested on images.
+"""Find the sigma that suits real CLIP embeddings: a classifier of caption words, trained on texts, tested on images.
 
     python benchmarks/sigma_probe.py                                    # the 500 pairs of ViT-B/16
     python benchmarks/sigma_probe.py --folder .../flickr8k_vitb32_combined

@@ -1,4 +1,4 @@
-"""What the sigma benchmarks share: the candidate rules on given embeddings, and the figure that marks them."""
+"""The candidate rules of sigma on given embeddings, and the figure that marks them, for the sigma benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a decoder trained on texts stays below one trained on pairs: what it makes of images, and of texts instead.
+"""Measure why a decoder trained on texts stays below one trained on pairs: captions of images, and of texts instead.
 
     python benchmarks/what_images_lack.py --store c3-store --decoder c3-decoder       # a decoder with Collapse
 

@@ -60,7 +60,7 @@ class MetricError(C3Error):
 
 
 class UnreachableError(C3Error, ConnectionError):
-    """What is behind a URL cannot be read or written, after several attempts."""
+    """A URL cannot be read or written, after several attempts."""
 
 
 class MissingExtraError(C3Error):

@@ -1,4 +1,4 @@
-"""Which model made some embeddings: the identity that stores, pipelines, decoders and indexes keep."""
+"""The identity of the model that made embeddings, as stores, pipelines, decoders and indexes keep it."""
 
 from __future__ import annotations
 

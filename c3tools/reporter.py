@@ -28,7 +28,7 @@ LINE_SECONDS = 30.0
 
 
 class Progress:
-    """Where a piece of work is: this one shows nothing."""
+    """The progress of one piece of work: this one shows nothing."""
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Count ``count`` more items as done; ``note`` replaces the text behind the bar."""
@@ -38,7 +38,7 @@ class Progress:
 
 
 class Reporter:
-    """What a long-running function tells others: this one is silent, and the base of those that are not."""
+    """A listener to long-running functions: this one is silent, and the base of those that are not."""
 
     def message(self, text: str) -> None:
         """Show one line that the user should know."""

@@ -77,7 +77,7 @@ class Ablation:
 
     @cached_property
     def notes(self) -> list[str]:
-        """How the steps of the method compare in CIDEr, each with the one before it and with the spread over seeds."""
+        """Sentences that compare each step of the method in CIDEr with the one before it and the spread over seeds."""
         notes = []
         for fraction, sigma in dict.fromkeys(_comparable(row) for row in self.rows):
             found = {

@@ -1,4 +1,4 @@
-"""Where a run is computed: this process, or several that train together as `torchrun` starts them."""
+"""The processes of a run: this one, or several that `torchrun` starts and that train together."""
 
 from __future__ import annotations
 

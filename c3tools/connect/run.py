@@ -1,4 +1,4 @@
-"""What a training run is made of, and what it leaves behind: settings, state, log, record and card."""
+"""One training run: its settings and state, and the log, record and card that it leaves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCORES = ("split", "direction", "recall@1", "recall@5", "recall@10", "gap", "pa
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the training of any two towers depends on beside them and the pairs.
+    """Settings of the training of any two towers.
 
     Attributes:
         loss: ``infonce`` or ``sigmoid``.

@@ -57,7 +57,7 @@ class ModelName:
 
     @property
     def has_schema(self) -> bool:
-        """Whether config and weights come from a folder or a hub rather than from open_clip's own lists."""
+        """True if config and weights come from a folder or a hub rather than from open_clip's own lists."""
         return self.architecture.startswith((_LOCAL, _HUB))
 
 

@@ -1,4 +1,4 @@
-"""Where work is done: in this process, in others of this machine, or on a Ray cluster; one interface.
+"""Executors: work in this process, in others of this machine, or on a Ray cluster, by one interface.
 
 with open_executor("ray", address="head:6379") as executor:
     embed_corpus(corpus, "s3://bucket/store", encoder, executor=executor)

@@ -47,7 +47,7 @@ class WorkingSet:
 
     @property
     def paired(self) -> bool:
-        """Whether the rows are pairs."""
+        """True if the rows are pairs."""
         return len(self.item_index) > 0
 
     @property

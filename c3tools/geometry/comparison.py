@@ -38,7 +38,7 @@ class GapReports:
 
     @property
     def notes(self) -> list[str]:
-        """What the reader should know: how two stores differ, and the notes of the reports, each once."""
+        """Notes for the reader: how two stores differ, and the notes of the reports, each once."""
         if len(self.reports) == 2:
             own = [f"{values['provenance']['store']}: {note}" for values in self.values for note in values["notes"]]
             return _differences(*self.values) + own

@@ -1,4 +1,4 @@
-"""What a store records beside its rows: `store.json`, the done marker of each shard, and `failures.parquet`.
+"""Records of a store beside its rows: `store.json`, the done marker of each shard, and `failures.parquet`.
 
 A done marker makes a shard exist. It holds the checksums of the shard's files, and one of itself::
 

@@ -31,7 +31,7 @@ _UNFINISHED_FILE = re.compile(r"part-(\d{5,9})\.(parquet|moments\.safetensors)")
 
 
 class Repair(StrEnum):
-    """What `c3 verify --repair` does about a defect."""
+    """The repair of a defect by `c3 verify --repair`."""
 
     NONE = "none"
     REDO = "redo"

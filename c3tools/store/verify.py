@@ -61,7 +61,7 @@ class Verification:
 
     @property
     def whole(self) -> bool:
-        """Whether there are no defects, or all are repaired."""
+        """True if there are no defects, or all are repaired."""
         return self.open == 0
 
     def to_dict(self) -> dict[str, Any]:

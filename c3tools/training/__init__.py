@@ -1,4 +1,4 @@
-"""What every training loop shares: checkpoints that a killed run continues from, the optimiser and its schedule."""
+"""The parts that every training loop shares: checkpoints to continue from, the optimiser and its schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What c3-mini learns from: the pairs of Flickr8k, and captions without photos; never what it is tested on."""
+"""The training data of c3-mini: the pairs of Flickr8k, and captions without photos; never what it is tested on."""
 
 from __future__ import annotations
 

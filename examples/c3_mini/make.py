@@ -48,7 +48,7 @@ MODEL = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "image_size": SIDE, "t
 
 @dataclass
 class Run:
-    """What the stages share: where they keep things, and what they read."""
+    """The folders and inputs that the stages share."""
 
     work: Path
     corpora: Corpora
@@ -67,7 +67,7 @@ class Run:
         return kept(self.path(name), make)
 
     def path(self, name: str) -> Path:
-        """Where a stage is kept: by all that it and those before it depend on."""
+        """Return the folder of a stage, named by all that it and those before it depend on."""
         settings, depends = asdict(self.student), [self._seen, self.views, self.seed, asdict(self.teacher), MODEL]
         for stage in STAGES[: STAGES.index(name) + 1]:
             depends.append({key: value for key, value in settings.items() if key.startswith(f"{stage}_")})

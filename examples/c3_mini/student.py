@@ -33,7 +33,7 @@ Watch = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class StudentSettings:
-    """How the student is trained; chosen on the validation photos of Flickr8k.
+    """Training settings of the student, chosen on the validation photos of Flickr8k.
 
     Attributes:
         scale: logit scale, of training on pairs and of the model.

@@ -27,7 +27,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """How each member is trained; all were chosen on the validation photos of Flickr8k.
+    """Training settings of each member, all chosen on the validation photos of Flickr8k.
 
     Attributes:
         members: pairs of heads.

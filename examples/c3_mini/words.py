@@ -1,4 +1,4 @@
-"""Which words a caption has, as vectors: what the mean of contextual states blurs."""
+"""The words of a caption as vectors, which the mean of contextual states blurs."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ NEAREST = """
 
 
 def provenance(export: Path) -> dict[str, Any]:
-    """What the first shard says about itself."""
+    """Return the record in the first shard's metadata."""
     pattern = str(export / "text" / "*.parquet")
     (value,) = duckdb.execute(
         "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = 'c3' LIMIT 1", [pattern]

@@ -21,7 +21,7 @@ def load(export: Path, modality: str, cache: Path | None = None) -> datasets.Dat
 
 
 def provenance(export: Path) -> dict[str, Any]:
-    """What the export says about itself."""
+    """Return the record in the export's metadata."""
     value: dict[str, Any] = json.loads((export / "export.json").read_text())["provenance"]
     return value
 

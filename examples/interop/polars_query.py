@@ -32,7 +32,7 @@ def embeddings(frame: pl.DataFrame) -> np.ndarray:
 
 
 def provenance(export: Path) -> dict[str, Any]:
-    """What the first shard says about itself."""
+    """Return the record in the first shard's metadata."""
     value: dict[str, Any] = json.loads(pl.read_parquet_metadata(min((export / "text").glob("*.parquet")))["c3"])
     return value
 

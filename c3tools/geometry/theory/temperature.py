@@ -1,4 +1,4 @@
-"""How much of the gap survives training, as a function of the logit scale.
+"""Simulate how much of the gap survives training, as a function of the logit scale.
 
 Two small heads are trained contrastively on frozen features of paired items, once per logit scale. At a low scale
 (high temperature) the loss can only fall if pairs come together, so the gap closes; at CLIP's scale of 100 a small
