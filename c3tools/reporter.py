@@ -33,9 +33,6 @@ class Progress:
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Count ``count`` more items as done; ``note`` replaces the text behind the bar."""
 
-    def expect(self, total: int) -> None:
-        """Set the number of items, where it was not known at the start."""
-
 
 class Reporter:
     """A listener to long-running functions: this one is silent, and the base of those that are not."""
@@ -49,7 +46,7 @@ class Reporter:
 
         Args:
             label: what is being done, as the user would say it.
-            total: number of items; None where it is not known yet (see `Progress.expect`).
+            total: number of items; None where it is not known.
         """
         yield Progress()
 
@@ -108,9 +105,6 @@ class _Bar(Progress):
         fields = {} if note is None else {"note": note}
         self._bars.update(self._task, advance=count, **fields)  # type: ignore[arg-type]
 
-    def expect(self, total: int) -> None:
-        self._bars.update(self._task, total=total)
-
 
 class _Lines(Progress):
     """Progress for a log: nothing at all where the work is done before the first line is due."""
@@ -125,9 +119,6 @@ class _Lines(Progress):
         self._note = self._note if note is None else note
         if time.monotonic() - self._last >= self._seconds:
             self._print()
-
-    def expect(self, total: int) -> None:
-        self._total = total
 
     def finish(self) -> None:
         if self._last > self._started:
@@ -166,15 +157,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-# until every room takes a reporter
-Tracker = Progress
-SilentTracker = Progress
-
-
-@contextmanager
-def track(label: str, total: int | None, *, console: Console | None = None) -> Iterator[Progress]:
-    """Show the progress of the block in the terminal."""
-    with TerminalReporter(console).progress(label, total) as progress:
-        yield progress
