@@ -44,6 +44,9 @@ class GapReport:
     measured: Measured | None
     alone: dict[str, ModalityMeasures] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"GapReport({self.heading})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return what `c3 gap-report --json` prints."""
         return self.values
