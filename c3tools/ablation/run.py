@@ -16,7 +16,7 @@ from .. import devices
 from ..captioning import GenerationConfig, load_size, training_config
 from ..captioning.evaluate import store_references
 from ..captioning.train import sigma_from_texts, training_captions
-from ..encoders import Encoder, resolve_encoder
+from ..encoders import resolve_encoder
 from ..errors import DecoderError, MetricError
 from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
@@ -152,33 +152,25 @@ def ablate(
         precision=precision,
     )
     store = store if isinstance(store, Store) else Store.open(store)
-    runs = []
-    for run in _runs(store, settings, Path(output), reporter):
-        runs.append(run)
-        reporter.message(f"{run.method}, seed {run.seed}: {CHOOSE_BY} {run.scores[CHOOSE_BY]:.1f}")
-    data, _ = ablation_data(store, split)
-    table = Ablation(runs, settings.methods, data, lambda row: settings.command(row, store.path))
-    table.save(Path(output))
-    return table
-
-
-def _runs(store: Store, settings: _Settings, folder: Path, reporter: Reporter) -> Iterator[AblationRun]:
-    """Yield all cells of a table: finished ones from ``folder``, the others computed and written there."""
-    everything, notes = ablation_data(store, settings.split, choose="best" in settings.sigmas)
+    compute = devices.pick(device, precision)
     encoder = None
-    if settings.generation.method == "magic":
-        encoder = resolve_encoder(
-            recorded=store.info.model, device=settings.device, precision=settings.precision, reporter=reporter
-        )
+    if magic:
+        encoder = resolve_encoder(recorded=store.info.model, device=device, precision=precision, reporter=reporter)
+    everything, notes = ablation_data(store, split, choose="best" in settings.sigmas)
+    runs: list[AblationRun] = []
     for fraction in settings.train_fractions:
         data = everything.sample(fraction)
         for note in [*notes, *_overlaps(data)]:
             reporter.message(note)
-        cells = _Cells(data, settings, fraction, folder, encoder, reporter)
+        cells = _Cells(data, settings, fraction, Path(output), reporter, {"encoder": encoder, "compute": compute})
         for source, sigmas in _sigmas(store, cells):
             for seed in settings.seeds:
                 for run in cells.runs(sigmas, seed):
-                    yield replace(run, sigma_from=source, train_fraction=fraction)
+                    runs.append(replace(run, sigma_from=source, train_fraction=fraction))
+                    reporter.message(f"{run.method}, seed {run.seed}: {CHOOSE_BY} {run.scores[CHOOSE_BY]:.1f}")
+    table = Ablation(runs, settings.methods, everything, lambda row: settings.command(row, store.path))
+    table.save(Path(output))
+    return table
 
 
 def ablation_data(store: Store, split: str = "test", *, choose: bool = False) -> tuple[AblationData, list[str]]:
@@ -259,11 +251,10 @@ class _Cells:
         settings: _Settings,
         fraction: float,
         folder: Path,
-        encoder: Encoder | None,
         reporter: Reporter,
+        options: dict[str, Any],
     ) -> None:
-        self.data, self.settings, self.encoder, self.reporter = data, settings, encoder, reporter
-        self.compute = devices.pick(settings.device, settings.precision)
+        self.data, self.settings, self.reporter, self.options = data, settings, reporter, options
         trained = _training_identity(data, settings)
         self.identity = _cell_identity(trained, data, settings)
         self.cells = folder / "cells" / self.identity[:_NAMED_DIGITS]
@@ -291,10 +282,9 @@ class _Cells:
                 set=settings.set,
                 epochs=settings.epochs,
                 generation=settings.generation,
-                encoder=self.encoder,
-                compute=self.compute,
                 decoders=self.decoders,
                 reporter=self.reporter,
+                **self.options,
             ):
                 content = {"identity": self.identity, "run": asdict(run)}
                 write_json_atomically(self._path(run.method, seed, sigma), content)

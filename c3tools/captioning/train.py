@@ -22,14 +22,13 @@ from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import fit_moments
-from ..transforms.sigma import auto_sigma, parse_sigma
+from ..transforms.sigma import AUTO, auto_sigma, parse_sigma
 from .captioner import Captioner
 from .config import AnySize, Size, TrainingConfig, load_size, training_config
 from .model import CaptionDecoder, Decoder
 from .tokenizer import CaptionTokenizer, drop_empty
 from .training import Trainer
 
-AUTO = "auto"
 DEFAULT_PRESET = "c3"
 MONITORS = ("text", "cross-modal")
 CURVES_FILE = "curves.png"

@@ -137,7 +137,7 @@ def test_a_decoder_trained_on_texts_captions_images(world: World) -> None:
             val,
             pipeline,
             size="tiny",
-            training=TrainingConfig(epochs=25, batch_size=16, learning_rate=3e-3),
+            training=TrainingConfig(epochs=14, batch_size=16, learning_rate=3e-3),
             compute=FP32,
         )
         assert captioner.record["best_val_loss"] == min(e["val_loss"] for e in captioner.record["history"])

@@ -52,12 +52,18 @@ def test_a_folder_is_captioned(c3: C3, captioner: Captioner, encoder: Encoder, p
         assert row["caption"].startswith("a ")
 
 
-def test_paths_and_pictures_are_captioned_by_the_recorded_encoder(captioner: Captioner, photos: Path) -> None:
+def test_paths_and_pictures_are_captioned_by_the_recorded_encoder(
+    captioner: Captioner, encoder: Encoder, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: object, recorded: dict[str, object], **__: object) -> Encoder:
+        assert recorded == encoder.identity
+        return encoder
+
+    monkeypatch.setattr("c3tools.captioning.captioner.resolve_encoder", resolve)
     paths = sorted(photos.glob("*.jpg"))
     from_paths = captioner.caption(paths)
-    pictures = [Image.open(path) for path in paths]
-    assert captioner.caption(pictures) == from_paths
     assert all(caption.startswith("a ") for caption in from_paths)
+    assert captioner.caption([Image.open(path) for path in paths]) == from_paths
     result = caption_images([photos], decoder=captioner)
     assert list(result.captions.values()) == from_paths
     assert result.to_dict()["captions"][0] == {"key": paths[0].stem, "caption": from_paths[0]}
