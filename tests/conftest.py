@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # read where numpy and torch are first imported, here and in the processes that tests start: small products lose more by
 # waiting for threads than they gain, tests run side by side, and the last bits of a sum depend on the number of threads
@@ -23,6 +23,9 @@ from c3tools.identity import ModelIdentity
 from c3tools.io import locations
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, lock, write_shard
 from tests.servers import Faults, s3_server
+
+if TYPE_CHECKING:
+    from c3tools.encoders import Encoder
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 MODEL = ModelIdentity(name="test-model", weights_sha256="0" * 64)
@@ -100,7 +103,7 @@ def put(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def encoder():
+def encoder() -> Encoder:
     """The bundled model, loaded once."""
     from c3tools.encoders import load_encoder
 
@@ -197,4 +200,5 @@ def put_store(folder: Path, url: str) -> Path:
 def unit_rows(n: int, dim: int, seed: int = 0) -> npt.NDArray[np.float32]:
     """Random unit vectors, float32 (n, dim)."""
     rows = np.random.default_rng(seed).normal(size=(n, dim))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    unit: npt.NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return unit

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from c3tools import devices
@@ -65,7 +66,11 @@ def test_each_method_goes_through_the_transforms_of_its_paper(data: AblationData
     text, image = data.train.embeddings[:1], data.images.embeddings[:1]
     key = [data.train.keys[0]]
     noise = keyed_normal(0, 0, key, text.shape[1])
-    unit = lambda x: x / np.linalg.norm(x)  # noqa: E731
+
+    def unit(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        scaled: npt.NDArray[Any] = x / np.linalg.norm(x)
+        return scaled
+
     means = {name: moments.mean for name, moments in data.moments.items()}
     weights = np.exp((data.train.embeddings @ image[0]) / 0.01 - 100)
     memory = unit((weights[:, None] * data.train.embeddings).sum(axis=0))

@@ -13,6 +13,7 @@ import pytest
 from c3tools.ablation import Ablation, AblationData, ablate
 from c3tools.captioning import SIZES, load_size
 from c3tools.errors import C3Error, DecoderError
+from c3tools.identity import ModelIdentity
 from c3tools.reporter import Reporter
 from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 
@@ -33,7 +34,13 @@ def table(toy_store: Store, tmp_path: Path) -> Table:
     """Compute a small table in a folder; returns it and what was said."""
 
     def run(**changes: Any) -> tuple[Ablation, list[str]]:
-        options = {"size": "tiny", "epochs": 1, "precision": "fp32", "seeds": 1, "output": tmp_path / "table"}
+        options: dict[str, Any] = {
+            "size": "tiny",
+            "epochs": 1,
+            "precision": "fp32",
+            "seeds": 1,
+            "output": tmp_path / "table",
+        }
         messages = Messages()
         return ablate(toy_store, **(options | changes), reporter=messages), messages.texts
 
@@ -151,10 +158,10 @@ def test_wrong_settings_are_refused_before_anything_is_written(table: Table, tmp
 
 
 def test_one_caption_only_is_too_few_for_a_table(tmp_path: Path) -> None:
-    info = StoreInfo({"name": "toy"}, 4, dtype="float32")
+    info = StoreInfo(ModelIdentity(name="toy"), 4, dtype="float32")
     create_store(tmp_path / "c3-store", info)
     rows = np.eye(1, 4, dtype=np.float32)
-    columns = {"key": ["a"], "path": ["a.png"], "width": [1], "height": [1], "split": ["train"]}
+    columns: dict[str, list[Any]] = {"key": ["a"], "path": ["a.png"], "width": [1], "height": [1], "split": ["train"]}
     write_shard(tmp_path / "c3-store", info, Shard("image", 0, rows, columns))
     columns = {"key": ["a#0"], "caption": ["a dog"], "image_key": ["a"], "split": ["train"]}
     write_shard(tmp_path / "c3-store", info, Shard("text", 0, rows, columns))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from c3tools.captioning import Captioner, evaluate_captions
 from c3tools.captioning.evaluate import store_references
 from c3tools.errors import DecoderError, MetricError
+from c3tools.identity import ModelIdentity
 from c3tools.metrics import score_captions
 from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 
@@ -97,9 +99,15 @@ def test_a_store_of_another_model_is_refused_with_both_names(captioner: Captione
         ("wider", {}, rf"trained on embeddings of 32 dimensions \({same}\); these have 5"),
     ):
         dim = 32 if changes else 5
-        info = StoreInfo({**TOY, **changes}, dim, dtype="float32")
+        info = StoreInfo(ModelIdentity({**TOY, **changes}), dim, dtype="float32")
         create_store(tmp_path / name, info)
-        columns = {"key": ["a"], "path": ["a.png"], "width": [1], "height": [1], "split": ["test"]}
+        columns: dict[str, list[Any]] = {
+            "key": ["a"],
+            "path": ["a.png"],
+            "width": [1],
+            "height": [1],
+            "split": ["test"],
+        }
         write_shard(tmp_path / name, info, Shard("image", 0, np.eye(1, dim, dtype=np.float32), columns))
         columns = {"key": ["a#0"], "caption": ["a dog"], "image_key": ["a"], "split": ["test"]}
         write_shard(tmp_path / name, info, Shard("text", 0, np.eye(1, dim, dtype=np.float32), columns))

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -113,7 +114,7 @@ def test_wrong_settings_and_inputs_are_refused(tiny_model: CaptionDecoder) -> No
         GenerationConfig("best")  # type: ignore[arg-type]
     for wrong in ({"beams": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0}, {"max_tokens": 0}):
         with pytest.raises(DecoderError):
-            GenerationConfig("nucleus", **wrong)  # type: ignore[arg-type]
+            GenerationConfig("nucleus", **wrong)
 
 
 def test_the_options_of_the_commands_mean_one_method() -> None:
@@ -126,7 +127,7 @@ def test_the_options_of_the_commands_mean_one_method() -> None:
     assert GenerationConfig.from_options(magic=True) == GenerationConfig("magic")
     for both in ({"beams": 2, "magic": True}, {"beams": 2, "top_p": 0.5}, {"top_p": 0.5, "magic": True}):
         with pytest.raises(DecoderError, match="three ways to write a caption"):
-            GenerationConfig.from_options(**both)  # type: ignore[arg-type]
+            GenerationConfig.from_options(**both)
 
 
 class Letters:
@@ -142,10 +143,11 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         self.asked += texts
         rows = np.array([[text.count(letter) + 0.1 for letter in "abcdefg"] for text in texts])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        unit: npt.NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return unit
 
 
 def magic_inputs(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +187,8 @@ def by_definition(model: CaptionDecoder, x: np.ndarray, image: np.ndarray, confi
 
 def logits_after(model: CaptionDecoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        return model(torch.from_numpy(x[None]), torch.tensor([[*written, PAD_ID]]))[0, len(written)]
+        logits: torch.Tensor = model(torch.from_numpy(x[None]), torch.tensor([[*written, PAD_ID]]))
+    return logits[0, len(written)]
 
 
 def hidden_states(model: CaptionDecoder, x: np.ndarray, written: list[int]) -> torch.Tensor:

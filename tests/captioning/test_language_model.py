@@ -4,6 +4,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,9 @@ def test_the_papers_settings() -> None:
     training = paper.training
     assert (training.learning_rate, training.batch_size, training.epochs) == (2e-5, 40, 10)
     assert (training.warmup_steps, training.decay) == (5000, "linear")
-    first, between, last = MAPPERS["mlp"](512, 768, 10)  # type: ignore[misc]
+    mapper = MAPPERS["mlp"](512, 768, 10)
+    assert isinstance(mapper, nn.Sequential)
+    first, between, last = mapper
     assert isinstance(between, nn.Tanh)
     assert [first.in_features, first.out_features, last.in_features, last.out_features] == [512, 3840, 3840, 7680]
 
@@ -71,7 +74,8 @@ def test_the_papers_settings() -> None:
 @pytest.mark.parametrize("mapper", list(MAPPERS))
 def test_greedy_equals_the_computation_without_cache(gpt2: Path, mapper: str) -> None:
     decoder = decoder_of(gpt2, mapper=mapper, prefix_length=3)
-    decoder.language_model.transformer.h[0].mlp.c_proj.weight.data.mul_(30)  # scores that depend on what was written
+    language_model: Any = decoder.language_model
+    language_model.transformer.h[0].mlp.c_proj.weight.data.mul_(30)  # scores that depend on what was written
     x = np.random.default_rng(0).normal(size=(6, DIM)).astype(np.float32)
     expected = []
     for row in torch.from_numpy(x):
@@ -132,7 +136,7 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(
     beams = GenerationConfig("beam", beams=3)
     assert loaded.caption(embeddings=images, generation=beams) == captioner.caption(embeddings=images, generation=beams)
     # GPT-2 ties its output layer to its token embeddings: they stay tied, and are written once
-    model = loaded.decoder.language_model  # type: ignore[attr-defined]
+    model: Any = loaded.decoder.language_model
     assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
     size_on_disk = (tmp_path / "decoder" / "weights.safetensors").stat().st_size
     assert size_on_disk < 4 * sum(p.numel() for p in loaded.decoder.parameters()) + 20_000

@@ -21,6 +21,7 @@ from c3tools.captioning import (
 )
 from c3tools.captioning.train import plan_training, training_captions
 from c3tools.errors import C3Error, DecoderError, StoreError, TransformError
+from c3tools.identity import ModelIdentity
 from c3tools.reporter import Reporter
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
 from c3tools.transforms import preset
@@ -50,7 +51,13 @@ def train(store: Store, tmp_path: Path) -> Train:
     """Train a tiny decoder for one epoch in an empty folder; what is given changes that."""
 
     def run(output: str = "c3-decoder", **changes: Any) -> Captioner:
-        options = {"store": store, "size": "tiny", "epochs": 1, "sigma": 0.1, "precision": "fp32"} | changes
+        options: dict[str, Any] = {
+            "store": store,
+            "size": "tiny",
+            "epochs": 1,
+            "sigma": 0.1,
+            "precision": "fp32",
+        } | changes
         return train_captioner(output=tmp_path / output, **options)
 
     return run
@@ -58,10 +65,15 @@ def train(store: Store, tmp_path: Path) -> Train:
 
 def texts_store(path: Path, captions: list[str], model: dict[str, Any] = TOY, dim: int = 8) -> Store:
     """A store of texts without images, all of the split train."""
-    info = StoreInfo(dict(model), dim, dtype="float32")
+    info = StoreInfo(ModelIdentity(model), dim, dtype="float32")
     create_store(path, info)
     keys = [f"t{i}" for i in range(len(captions))]
-    columns = {"key": keys, "caption": captions, "image_key": [None] * len(keys), "split": ["train"] * len(keys)}
+    columns: dict[str, list[Any]] = {
+        "key": keys,
+        "caption": captions,
+        "image_key": [None] * len(keys),
+        "split": ["train"] * len(keys),
+    }
     rows = np.random.default_rng(0).normal(size=(len(keys), dim)).astype(np.float32)
     write_shard(path, info, Shard("text", 0, rows / np.linalg.norm(rows, axis=1, keepdims=True), columns))
     return Store.open(path)
@@ -263,9 +275,11 @@ def test_the_losses_are_drawn_and_written_for_tensorboard(train: Train, tmp_path
         assert min(picture.size) > 400
     (axes,) = training_curves(record).axes
     trained, validated = axes.lines[0], axes.lines[1]
-    assert [list(point) for point in zip(*trained.get_data(), strict=True)] == record["trace"]
-    assert list(validated.get_ydata()) == [epoch["val_loss"] for epoch in record["history"]]
-    assert "no noise" in axes.get_legend().get_texts()[1].get_text()
+    assert [list(point) for point in zip(*map(np.asarray, trained.get_data()), strict=True)] == record["trace"]
+    assert list(np.asarray(validated.get_ydata())) == [epoch["val_loss"] for epoch in record["history"]]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert "no noise" in legend.get_texts()[1].get_text()
 
 
 def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Train, store: Store) -> None:

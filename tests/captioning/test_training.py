@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from c3tools import devices
 from c3tools.captioning import SIZES, CaptionDecoder, Captioner, DecoderConfig, Trainer, TrainingConfig, fit_captioner
+from c3tools.captioning.model import Decoder
 from c3tools.captioning.tokenizer import END_ID, PAD_ID, token_batch
 from c3tools.captioning.training import schedule
 from c3tools.errors import DecoderError
@@ -27,7 +28,7 @@ from .conftest import make_world
 FP32 = devices.pick("cpu", "fp32")
 WORLD = make_world()
 STEPS = 15  # of the runs that are killed: 3 epochs of 5 batches
-SMALL = {"width": 48, "layers": 1, "heads": 2, "prefix_length": 2, "dropout": 0.0}
+SMALL: dict[str, Any] = {"width": 48, "layers": 1, "heads": 2, "prefix_length": 2, "dropout": 0.0}
 
 
 class Spy:
@@ -67,6 +68,12 @@ def make_trainer(config: TrainingConfig, transform: Any = None, **changes: Any) 
     torch.manual_seed(0)
     model = CaptionDecoder(DecoderConfig(dim=4, vocab_size=9, max_tokens=8, **(SMALL | changes)))
     return Trainer(model, Digits(), caption_rows(), caption_rows(8), transform or Spy(), config, FP32)  # type: ignore[arg-type]
+
+
+def token_weights(model: Decoder) -> torch.Tensor:
+    """Return the token embeddings (V, W) of a built-in decoder."""
+    assert isinstance(model, CaptionDecoder)
+    return model.tokens.weight
 
 
 def test_noise_is_asked_for_training_inputs_only_anew_in_each_epoch() -> None:
@@ -136,14 +143,14 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(monkeypatch: pytest
     weights: list[torch.Tensor] = []
 
     def fake() -> float:
-        weights.append(trainer.model.tokens.weight.detach().clone())
+        weights.append(token_weights(trainer.model).detach().clone())
         return next(losses)
 
     monkeypatch.setattr(trainer, "validation_loss", fake)
     history = trainer.run()
     assert [epoch.val_loss for epoch in history] == [3.0, 2.0, 2.5, 2.4]
     assert trainer.state.best_val_loss == 2.0
-    torch.testing.assert_close(trainer.model.tokens.weight, weights[1], rtol=0, atol=0)
+    torch.testing.assert_close(token_weights(trainer.model), weights[1], rtol=0, atol=0)
 
 
 def test_training_leaves_the_global_generator_alone() -> None:
@@ -181,11 +188,11 @@ def test_averaged_weights_are_what_is_validated_and_kept(monkeypatch: pytest.Mon
 
     def spy(rows: np.ndarray) -> tuple[float, int]:
         result = step(rows)
-        raw.append(trainer.model.tokens.weight.detach().clone())
+        raw.append(token_weights(trainer.model).detach().clone())
         return result
 
     def loss() -> float:
-        validated.append(trainer.model.tokens.weight.detach().clone())
+        validated.append(token_weights(trainer.model).detach().clone())
         return -float(len(validated))
 
     monkeypatch.setattr(trainer, "_step", spy)
@@ -199,7 +206,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(monkeypatch: pytest.Mon
         averages.append(average)
     torch.testing.assert_close(validated[0], averages[1])
     torch.testing.assert_close(validated[1], averages[3])
-    torch.testing.assert_close(trainer.model.tokens.weight, averages[3])
+    torch.testing.assert_close(token_weights(trainer.model), averages[3])
 
 
 def test_the_course_is_written_down_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +238,7 @@ def test_the_course_is_written_down_and_told(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     trainer = make_trainer(TrainingConfig(epochs=1))
-    trainer.model.tokens.weight.data[:] = float("nan")
+    token_weights(trainer.model).data[:] = float("nan")
     with pytest.raises(DecoderError, match="loss became nan in epoch 1, step 1"):
         trainer.run()
 
@@ -309,7 +316,7 @@ def test_a_run_saved_within_an_epoch_is_continued_there(
     killer = Killer()
     resumed = train(tmp_path, killer)
     assert "step 7 of 15" in killer.messages[0]
-    torch.testing.assert_close(resumed.decoder.tokens.weight, uninterrupted.decoder.tokens.weight, rtol=0, atol=0)
+    torch.testing.assert_close(token_weights(resumed.decoder), token_weights(uninterrupted.decoder), rtol=0, atol=0)
     assert len(list(tmp_path.glob("state-*.safetensors"))) == 2
 
 
@@ -347,7 +354,7 @@ def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(
     assert newest.name in killer.messages[0]
     assert "cut short" in killer.messages[0]
     assert "step 5 of 15" in killer.messages[1]
-    torch.testing.assert_close(resumed.decoder.tokens.weight, uninterrupted.decoder.tokens.weight, rtol=0, atol=0)
+    torch.testing.assert_close(token_weights(resumed.decoder), token_weights(uninterrupted.decoder), rtol=0, atol=0)
 
 
 def test_a_run_with_other_settings_starts_anew(tmp_path: Path) -> None:
@@ -362,7 +369,7 @@ def test_a_run_with_other_settings_starts_anew(tmp_path: Path) -> None:
 
 def test_nothing_random_is_left_to_chance(uninterrupted: Captioner) -> None:
     again = train(None)
-    torch.testing.assert_close(again.decoder.tokens.weight, uninterrupted.decoder.tokens.weight, rtol=0, atol=0)
+    torch.testing.assert_close(token_weights(again.decoder), token_weights(uninterrupted.decoder), rtol=0, atol=0)
 
 
 def test_the_toy_world_has_as_many_steps_as_the_killer_expects() -> None:

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import Result
+
+from tests.conftest import C3
 
 from ..captioning.conftest import make_captions_store
 
 pytest.importorskip("pycocoevalcap")
-C3 = Callable[..., Result]
 QUICK = ("--size", "tiny", "--epochs", "1", "--precision", "fp32", "--seeds", "2")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import c3tools
+from tests.conftest import C3
 
 HEAVY = ("torch", "open_clip", "pyarrow", "matplotlib", "numpy")
 PROBE = "import sys; {code}; print(sorted(set({heavy}) & set(sys.modules)))"
@@ -42,13 +43,13 @@ def test_public_names_are_sorted_and_there() -> None:
         _ = c3tools.nonsense
 
 
-def test_the_version_is_that_of_the_package(c3) -> None:
+def test_the_version_is_that_of_the_package(c3: C3) -> None:
     from importlib.metadata import version
 
     assert c3("--version").stdout.strip() == f"c3tools {version('c3tools')}" == f"c3tools {c3tools.__version__}"
 
 
-def test_every_command_has_a_help_text(c3) -> None:
+def test_every_command_has_a_help_text(c3: C3) -> None:
     from c3tools.cli._app import COMMANDS
 
     names = re.findall(r"│ ([a-z][a-z-]+) ", c3("--help").stdout)
@@ -106,7 +107,7 @@ def test_the_defaults_of_a_command_are_those_of_its_verb(command: str) -> None:
         assert comparable(own[name].default) == comparable(verb[name].default), name
 
 
-def test_an_error_is_one_message_without_a_traceback(c3) -> None:
+def test_an_error_is_one_message_without_a_traceback(c3: C3) -> None:
     result = c3("means")
     assert result.exit_code == 1
     assert "no store at c3-store" in result.stderr
@@ -114,6 +115,6 @@ def test_an_error_is_one_message_without_a_traceback(c3) -> None:
     assert "Traceback" not in result.output
 
 
-def test_a_usage_error_exits_with_2(c3) -> None:
+def test_a_usage_error_exits_with_2(c3: C3) -> None:
     assert c3("embed").exit_code == 2
     assert c3("nonsense").exit_code == 2

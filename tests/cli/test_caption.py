@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import Result
 
 from c3tools import devices
 from c3tools.captioning import Captioner, GenerationConfig, TrainingConfig, caption_images, fit_captioner
@@ -17,8 +15,7 @@ from c3tools.errors import DecoderError
 from c3tools.moments import Moments
 from c3tools.store import Rows
 from c3tools.transforms import preset
-
-C3 = Callable[..., Result]
+from tests.conftest import C3
 
 
 @pytest.fixture(scope="module")

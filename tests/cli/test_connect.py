@@ -2,24 +2,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from typer.testing import Result
 
 from c3tools.connect import ConnectedHeads
 from c3tools.encoders import load_encoder, load_network
 from c3tools.store import Store
+from tests.conftest import C3
 
 from ..conftest import make_store
 from ..connect.photos import save_photos, save_tiny_clip
 from ..connect.test_gradients import two_processes
 from ..connect.worlds import write_files
 
-C3 = Callable[..., Result]
 HEADS = ["--dim", "16", "--hidden", "32", "--batch-size", "40", "--learning-rate", "0.003", "--precision", "fp32"]
 HEADS += ["--epochs", "6", "--logit-scale", "20"]
 TOWERS = ["--batch-size", "16", "--chunk", "6", "--epochs", "12", "--learning-rate", "0.01", "--precision", "fp32"]

@@ -2,26 +2,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from c3tools.encoders import loading
+from c3tools.encoders import Encoder, loading
 from c3tools.store import Store
-from tests.conftest import make_store, unit_rows
+from tests.conftest import C3, make_store, unit_rows
 
 
 @pytest.fixture(autouse=True)
-def _one_encoder(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_encoder(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the bundled model once for all tests of this file; every other name takes the real path."""
     real = loading.load_encoder
 
-    def load(model: str = "c3-mini", **options):
+    def load(model: str = "c3-mini", **options: Any) -> Encoder:
         return encoder if model == "c3-mini" and options.get("random_init") is None else real(model, **options)
 
     monkeypatch.setattr(loading, "load_encoder", load)
 
 
-def test_a_folder_of_photos_without_options(c3, photos: Path, tmp_path: Path) -> None:
+def test_a_folder_of_photos_without_options(c3: C3, photos: Path, tmp_path: Path) -> None:
     result = c3("embed", photos, "--workers", 0)
     assert result.exit_code == 0, result.output
     assert "c3-mini" in result.stderr
@@ -33,14 +34,16 @@ def test_a_folder_of_photos_without_options(c3, photos: Path, tmp_path: Path) ->
     assert value["modalities"]["image"]["already"] == 4
 
 
-def test_texts_alone_and_the_store_from_the_environment(c3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_alone_and_the_store_from_the_environment(
+    c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "t.txt").write_text("a dog\na cat\n")
     monkeypatch.setenv("C3_STORE", "elsewhere")
     assert c3("embed", "t.txt").exit_code == 0
     assert Store.open(tmp_path / "elsewhere").modalities == ["text"]
 
 
-def test_failures_are_told_and_strict_makes_them_an_exit_code(c3, photos: Path) -> None:
+def test_failures_are_told_and_strict_makes_them_an_exit_code(c3: C3, photos: Path) -> None:
     (photos / "broken.jpg").write_text("no")
     result = c3("embed", photos, "--workers", 0)
     assert result.exit_code == 0
@@ -62,7 +65,7 @@ def test_failures_are_told_and_strict_makes_them_an_exit_code(c3, photos: Path) 
         (["t.jsonl", "--store", "other"], "is of the model test-model"),
     ],
 )
-def test_bad_input_is_one_clear_error(c3, photos: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_bad_input_is_one_clear_error(c3: C3, photos: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "t.jsonl").write_text('{"text": "a dog"}\n')
     make_store(tmp_path / "other", unit_rows(2, 256), unit_rows(2, 256))
@@ -74,7 +77,7 @@ def test_bad_input_is_one_clear_error(c3, photos: Path, tmp_path: Path, argument
     assert "Traceback" not in result.output
 
 
-def test_what_was_embedded_stays_when_a_later_run_fails(c3, photos: Path, tmp_path: Path) -> None:
+def test_what_was_embedded_stays_when_a_later_run_fails(c3: C3, photos: Path, tmp_path: Path) -> None:
     c3("embed", photos, "--workers", 0)
     assert c3("embed", "nowhere").exit_code == 1
     assert Store.open(tmp_path / "c3-store").count("image") == 4

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import Result
 
 from c3tools.captioning import evaluate_captions
+from tests.conftest import C3
 
 from ..captioning.conftest import make_captions_store, trained_captioner
 
 pytest.importorskip("pycocoevalcap")
-C3 = Callable[..., Result]
 
 
 def test_the_test_images_are_captioned_and_scored(c3: C3, tmp_path: Path) -> None:

@@ -1,21 +1,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import make_store, unit_rows
+from c3tools.store import Store
+from tests.conftest import C3, make_store, unit_rows
 from tests.geometry.spaces import hostile_store, unit
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Store:
     """The hostile store as the default store."""
     return hostile_store(tmp_path / "c3-store")
 
 
-def test_without_options_it_prints_tables_and_writes_the_page(c3, store, tmp_path):
+def test_without_options_it_prints_tables_and_writes_the_page(c3: C3, store: Store, tmp_path: Path) -> None:
     result = c3("gap-report")
     assert result.exit_code == 0, result.output
     for words in ("gap length", "paired cosine", "c2-collapse", "Is the gap constant?", "How much noise to add"):
@@ -26,7 +28,9 @@ def test_without_options_it_prints_tables_and_writes_the_page(c3, store, tmp_pat
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-4)])
-def test_imported_clip_embeddings_have_the_published_numbers(c3, shared_data, dtype, tolerance):
+def test_imported_clip_embeddings_have_the_published_numbers(
+    c3: C3, shared_data: Path, dtype: str, tolerance: float
+) -> None:
     folder = shared_data / "clip_embeddings" / "coco_val2017_vitb16_500"
     image, text = folder / "image.npy", folder / "text.npy"
     assert c3("import", "--image", image, "--text", text, "--dtype", dtype).exit_code == 0
@@ -52,7 +56,7 @@ def test_imported_clip_embeddings_have_the_published_numbers(c3, shared_data, dt
     assert "row i was paired with row i" in c3("import", "--image", image, "--text", text, "--store", "b").stderr
 
 
-def test_json_has_the_promised_keys(c3, store, tmp_path):
+def test_json_has_the_promised_keys(c3: C3, store: Store, tmp_path: Path) -> None:
     result = c3("gap-report", "--json")
     values = json.loads(result.stdout)
     for found in values["modalities"].values():
@@ -75,7 +79,7 @@ def test_json_has_the_promised_keys(c3, store, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == values
 
 
-def test_two_stores_page_and_figures_go_where_they_are_asked_for(c3, store, tmp_path):
+def test_two_stores_page_and_figures_go_where_they_are_asked_for(c3: C3, store: Store, tmp_path: Path) -> None:
     make_store(tmp_path / "other", unit_rows(20, 4), unit_rows(20, 4, seed=1))
     options = ("--presets", "raw", "--json", "both.json", "--html", "deep/page.html", "--figures", "figures")
     result = c3("gap-report", "c3-store", "other", *options)
@@ -92,7 +96,7 @@ def test_two_stores_page_and_figures_go_where_they_are_asked_for(c3, store, tmp_
     assert "--modalities image,text" in " ".join(refused.stderr.split())
 
 
-def test_every_pair_of_two_modalities_is_the_one_report(c3, store):
+def test_every_pair_of_two_modalities_is_the_one_report(c3: C3, store: Store) -> None:
     result = c3("gap-report", "--modalities", "all", "--json")
     assert set(json.loads(result.stdout)["modalities"]) == {"image", "text"}
 
@@ -104,14 +108,14 @@ def test_every_pair_of_two_modalities_is_the_one_report(c3, store):
         (("--store", "elsewhere"), "elsewhere"),
     ],
 )
-def test_without_a_store_there_is_one_clear_error(c3, arguments, message):
+def test_without_a_store_there_is_one_clear_error(c3: C3, arguments: tuple[str, ...], message: str) -> None:
     result = c3("gap-report", *arguments)
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Traceback" not in result.output
 
 
-def test_a_nan_is_named_and_skipped_on_request(c3, tmp_path):
+def test_a_nan_is_named_and_skipped_on_request(c3: C3, tmp_path: Path) -> None:
     x, y = unit_rows(20, 4), unit_rows(20, 4, seed=1)
     x[4, 1] = np.nan
     make_store(tmp_path / "c3-store", x, y)
@@ -122,7 +126,7 @@ def test_a_nan_is_named_and_skipped_on_request(c3, tmp_path):
     assert c3("gap-report", "--skip-invalid", "--presets", "raw").exit_code == 0
 
 
-def test_options_narrow_the_report(c3, store):
+def test_options_narrow_the_report(c3: C3, store: Store) -> None:
     result = c3("gap-report", "--modalities", "image", "--json")
     assert set(json.loads(result.stdout)["modalities"]) == {"image"}
     result = c3("gap-report", "--presets", "raw", "--json")

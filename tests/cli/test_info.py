@@ -2,15 +2,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable
 
 import pytest
 import torch
-from typer.testing import Result
 
 from c3tools import __version__, devices, machine
-
-C3 = Callable[..., Result]
+from tests.conftest import C3
 
 
 def test_this_machine_is_described(c3: C3) -> None:

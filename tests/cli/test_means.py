@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.conftest import make_store, unit_rows
+from tests.conftest import C3, make_store, unit_rows
 
 
-def test_shows_saves_loads_and_merges(c3, tmp_path: Path) -> None:
+def test_shows_saves_loads_and_merges(c3: C3, tmp_path: Path) -> None:
     make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
     assert "Length of the modality gap" in c3("means").stdout
     assert c3("means", "--save", "m.safetensors").exit_code == 0
@@ -20,14 +20,14 @@ def test_shows_saves_loads_and_merges(c3, tmp_path: Path) -> None:
     assert all(row["source"] == "store" for row in json.loads(c3("means", "--json").stdout)["means"])
 
 
-def test_what_cannot_be_done_is_said(c3, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_said(c3: C3, tmp_path: Path) -> None:
     make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
     assert "--save" in c3("means", "--merge", "m.safetensors").stderr
     assert "no moments file" in c3("means", "--load", "nowhere").stderr
     assert "c3-mini" in c3("means", "--load", "c3-mini").stderr
 
 
-def test_what_cannot_be_written_is_said(c3, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_said(c3: C3, tmp_path: Path) -> None:
     make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
     (tmp_path / "file").touch()
     result = c3("means", "--save", "file/m.safetensors")

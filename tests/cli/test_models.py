@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
 import pytest
-from typer.testing import Result
 
 from c3tools.encoders import models
-
-C3 = Callable[..., Result]
+from tests.conftest import C3
 
 
 def test_every_listed_model_is_one_that_open_clip_has(c3: C3) -> None:

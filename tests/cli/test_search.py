@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,10 +37,11 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["search", *arguments])
 
 
-def hits_of(*arguments: str) -> list[dict]:
+def hits_of(*arguments: str) -> list[dict[str, Any]]:
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
 
 
 def refused(*arguments: str) -> str:
@@ -83,7 +85,7 @@ def test_text_and_image_queries_go_through_the_recorded_model(monkeypatch: pytes
     images, texts = make_vectors()
     asked = []
 
-    def load(*, recorded: dict, device: str | None, reporter: Reporter) -> SimpleNamespace:
+    def load(*, recorded: dict[str, Any], device: str | None, reporter: Reporter) -> SimpleNamespace:
         asked.append(recorded["name"])
         return SimpleNamespace(
             encode_texts=lambda queries: texts[[int(q) for q in queries]],

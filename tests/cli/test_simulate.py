@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+
+from tests.conftest import C3
 
 
 @pytest.mark.parametrize(
@@ -15,7 +18,9 @@ import pytest
         (("temperature", "--steps", 2, "--scale", 5, "--scale", 50, "--batch", 16), "logit scale"),
     ],
 )
-def test_each_prints_a_table_and_draws_a_figure(c3, tmp_path, arguments, words):
+def test_each_prints_a_table_and_draws_a_figure(
+    c3: C3, tmp_path: Path, arguments: tuple[object, ...], words: str
+) -> None:
     result = c3("simulate", *arguments)
     assert result.exit_code == 0, result.output
     assert words in " ".join(result.stdout.split())
@@ -27,7 +32,7 @@ def test_each_prints_a_table_and_draws_a_figure(c3, tmp_path, arguments, words):
     assert (tmp_path / "f.png").is_file()
 
 
-def test_init_gap_of_a_random_encoder(c3, photos, tmp_path):
+def test_init_gap_of_a_random_encoder(c3: C3, photos: Path, tmp_path: Path) -> None:
     """The architecture of the bundled model, random weights, four photos."""
     result = c3("simulate", "init-gap", photos, "--model", "c3-mini", "--seeds", 1, "--json")
     assert result.exit_code == 0, result.output
@@ -49,7 +54,7 @@ def test_init_gap_of_a_random_encoder(c3, photos, tmp_path):
         (("depth", "--width", 8, "--layers", 1, "--rows", 9, "--figure", "f.bmp"), "f.bmp"),
     ],
 )
-def test_what_cannot_be_is_one_clear_error(c3, arguments, message):
+def test_what_cannot_be_is_one_clear_error(c3: C3, arguments: tuple[object, ...], message: str) -> None:
     result = c3("simulate", *arguments)
     assert result.exit_code == 1, result.output
     assert message in " ".join(result.stderr.split())

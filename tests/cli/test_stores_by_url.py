@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import Result
@@ -13,13 +13,12 @@ from typer.testing import Result
 from c3tools.io import locations
 from c3tools.io.locations import read_all
 from c3tools.moments import load_moments
-from tests.conftest import put_store, store_files
+from tests.conftest import C3, put_store, store_files
 from tests.servers import Faults
 from tests.stores import gap_store, whole_store
 
 from ..captioning.conftest import make_captions_store
 
-C3 = Callable[..., Result]
 URL = "s3://bucket/runs/store"
 QUICK = ("--size", "tiny", "--epochs", "1", "--precision", "fp32")
 
@@ -140,9 +139,10 @@ def test_results_by_url(c3: C3, tmp_path: Path, s3: Faults) -> None:
     assert [path for path in tmp_path.iterdir() if path.name.startswith("s3:")] == []
 
 
-def means_of(c3: C3, *options: str) -> list[dict]:
+def means_of(c3: C3, *options: str) -> list[dict[str, Any]]:
     """The table of `c3 means` on the store at `URL`."""
-    return json.loads(done(c3("means", "--store", URL, *options, "--json")).stdout)["means"]
+    table: list[dict[str, Any]] = json.loads(done(c3("means", "--store", URL, *options, "--json")).stdout)["means"]
+    return table
 
 
 class TestBadInput:

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import Result
 
 from c3tools.captioning import Captioner
+from tests.conftest import C3
 
 from ..captioning.conftest import TOY, make_captions_store
-
-C3 = Callable[..., Result]
 
 
 def test_a_decoder_is_written_with_all_that_it_needs_and_continued(c3: C3, tmp_path: Path) -> None:

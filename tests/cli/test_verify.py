@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.conftest import C3
 from tests.stores import whole_store
 
 
-def test_a_whole_store_is_exit_code_0(c3, tmp_path: Path) -> None:
+def test_a_whole_store_is_exit_code_0(c3: C3, tmp_path: Path) -> None:
     whole_store(tmp_path / "c3-store")
     result = c3("verify")
     assert result.exit_code == 0
@@ -14,7 +15,7 @@ def test_a_whole_store_is_exit_code_0(c3, tmp_path: Path) -> None:
     assert "text: 60 rows in 3 shards, rows read" in result.stdout
 
 
-def test_a_defect_is_told_with_place_and_remedy_and_exit_code_1(c3, tmp_path: Path) -> None:
+def test_a_defect_is_told_with_place_and_remedy_and_exit_code_1(c3: C3, tmp_path: Path) -> None:
     path = whole_store(tmp_path / "elsewhere").path
     (path / "text" / "part-00001.json").write_text("{}")
     result = c3("verify", path, "--json", "-")
@@ -32,7 +33,7 @@ def test_a_defect_is_told_with_place_and_remedy_and_exit_code_1(c3, tmp_path: Pa
     assert "not finished, or was dropped" in again.stderr
 
 
-def test_what_can_be_mended_in_place_is_exit_code_0(c3, tmp_path: Path) -> None:
+def test_what_can_be_mended_in_place_is_exit_code_0(c3: C3, tmp_path: Path) -> None:
     path = whole_store(tmp_path / "c3-store").path
     (path / "image" / "part-00001.moments.safetensors").write_bytes(b"")
     (path / "store.json").write_text("[]")
@@ -43,13 +44,13 @@ def test_what_can_be_mended_in_place_is_exit_code_0(c3, tmp_path: Path) -> None:
     assert c3("verify").stderr.count("defect") == 0
 
 
-def test_sample_may_stand_alone(c3, tmp_path: Path) -> None:
+def test_sample_may_stand_alone(c3: C3, tmp_path: Path) -> None:
     whole_store(tmp_path / "c3-store")
     assert "of 1 shards read" in c3("verify", "--sample").stdout
     assert "of 2 shards read" in c3("verify", "--sample", "0.5", "--seed", "3").stdout
 
 
-def test_no_store_and_a_newer_store(c3, tmp_path: Path) -> None:
+def test_no_store_and_a_newer_store(c3: C3, tmp_path: Path) -> None:
     assert "There is no store" in c3("verify").stderr
     path = whole_store(tmp_path / "c3-store").path
     text = (path / "store.json").read_text()

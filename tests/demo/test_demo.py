@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from c3tools.assets.paths import CAPTIONS, PHOTOS
+from tests.conftest import C3
 
 
 def test_every_bundled_photo_has_captions_and_attribution() -> None:
@@ -26,7 +27,7 @@ def test_no_training_caption_is_of_a_bundled_photo() -> None:
     assert not training & {path.name for path in (PHOTOS / "images").iterdir()}
 
 
-def test_photos_can_be_copied_to_start_with(c3, tmp_path: Path) -> None:
+def test_photos_can_be_copied_to_start_with(c3: C3, tmp_path: Path) -> None:
     assert c3("demo", "--photos-to", "images").exit_code == 0
     assert len(list((tmp_path / "images").glob("*.jpg"))) == 79
     assert (tmp_path / "images" / "ATTRIBUTION.md").is_file()
@@ -36,7 +37,7 @@ def test_photos_can_be_copied_to_start_with(c3, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_the_demo_end_to_end_on_few_captions(c3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_end_to_end_on_few_captions(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole job on a small part of the captions: every row is there, the page stands alone."""
     from c3tools.demo import run
 

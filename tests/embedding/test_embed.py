@@ -16,9 +16,10 @@ from c3tools.corpus import Corpus, ImageItem, TextItem, read_corpus
 from c3tools.embedding import embed, embed_corpus
 from c3tools.embedding import shards as shards_module
 from c3tools.embedding.run import plan_shards
+from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
 from c3tools.reporter import Progress, Reporter
-from c3tools.store import Store, locked
+from c3tools.store import Shard, Store, StoreInfo, locked, write_shard
 from tests.conftest import copy_photos, make_store, unit_rows
 from tests.encoders.test_loading import local_model
 
@@ -39,7 +40,7 @@ def files(store: Path) -> dict[str, bytes]:
     return found
 
 
-def test_photos_and_captions_end_up_in_the_store(encoder, photos: Path, tmp_path: Path) -> None:
+def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     assert summary.modalities["image"].embedded == 4
     assert summary.modalities["text"].embedded == 20
@@ -60,7 +61,7 @@ def test_photos_and_captions_end_up_in_the_store(encoder, photos: Path, tmp_path
     np.testing.assert_allclose(np.linalg.norm(images.embeddings, axis=1), 1, atol=1e-3)
 
 
-def test_running_again_changes_nothing(encoder, photos: Path, tmp_path: Path) -> None:
+def test_running_again_changes_nothing(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     before = files(tmp_path / "s")
     summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
@@ -69,7 +70,7 @@ def test_running_again_changes_nothing(encoder, photos: Path, tmp_path: Path) ->
     assert files(tmp_path / "s") == before
 
 
-def test_worker_processes_give_the_same_bytes(encoder, photos: Path, tmp_path: Path) -> None:
+def test_worker_processes_give_the_same_bytes(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         embed_corpus(
             read_corpus([photos]), tmp_path / str(workers), encoder, shard_size=3, workers=workers, batch_size=2
@@ -79,20 +80,19 @@ def test_worker_processes_give_the_same_bytes(encoder, photos: Path, tmp_path: P
 
 @pytest.mark.parametrize("stop_at", [1, 2, 4, 6])
 def test_an_interrupted_run_continues_to_the_same_bytes(
-    encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     (photos / "broken.jpg").write_text("no image")
     corpus = read_corpus([photos])
     embed_corpus(corpus, tmp_path / "whole", encoder, **SMALL)
     calls = 0
-    write = shards_module.write_shard
 
-    def stopping(*arguments) -> None:
+    def stopping(*arguments: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == stop_at:
             raise KeyboardInterrupt
-        write(*arguments)
+        write_shard(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(shards_module, "write_shard", stopping)
@@ -102,7 +102,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
-def test_new_files_are_added_and_changed_ones_told(encoder, tmp_path: Path) -> None:
+def test_new_files_are_added_and_changed_ones_told(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 3)
     embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, **SMALL)
     before = files(tmp_path / "s")
@@ -123,7 +123,7 @@ def test_new_files_are_added_and_changed_ones_told(encoder, tmp_path: Path) -> N
     assert Store.open(tmp_path / "s").count("image") == 4
 
 
-def test_bad_files_stop_nobody_and_are_listed(encoder, photos: Path, tmp_path: Path) -> None:
+def test_bad_files_stop_nobody_and_are_listed(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     (photos / "empty.jpg").write_bytes(b"")
     (photos / "text.jpg").write_text("hello")
     good = next(iter(sorted(photos.glob("0*.jpg"))))
@@ -149,7 +149,7 @@ def test_bad_files_stop_nobody_and_are_listed(encoder, photos: Path, tmp_path: P
     assert failures["empty"].message == "empty file"
 
 
-def test_failures_are_tried_again_when_asked(encoder, photos: Path, tmp_path: Path) -> None:
+def test_failures_are_tried_again_when_asked(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     broken = photos / "broken.jpg"
     broken.write_text("no image")
     embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
@@ -166,7 +166,7 @@ def test_failures_are_tried_again_when_asked(encoder, photos: Path, tmp_path: Pa
     assert "broken" in store.load("image").keys
 
 
-def test_captions_that_cannot_be_used_are_failures_too(encoder, tmp_path: Path) -> None:
+def test_captions_that_cannot_be_used_are_failures_too(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": ["a dog", ""]}\n')
     summary = embed_corpus(read_corpus([tmp_path / "t.jsonl"]), tmp_path / "s", encoder, **SMALL)
     assert summary.failures_in_store == 1
@@ -174,7 +174,7 @@ def test_captions_that_cannot_be_used_are_failures_too(encoder, tmp_path: Path) 
     assert (failure.stage, failure.error) == ("list", "EmptyCaption")
 
 
-def test_long_texts_are_cut_and_counted(encoder, tmp_path: Path) -> None:
+def test_long_texts_are_cut_and_counted(encoder: Encoder, tmp_path: Path) -> None:
     corpus = Corpus(texts=[TextItem("a", "long " * 2000, None, None), TextItem("b", "short", None, None)])
     assert embed_corpus(corpus, tmp_path / "s", encoder, **SMALL).modalities["text"].truncated == 1
 
@@ -189,7 +189,7 @@ def test_finished_shards_out_of_order_are_planned_around(tmp_path: Path) -> None
     assert {number: [item.key for item in part] for number, part in shards.items()} == {1: ["text3", "text4", "text5"]}
 
 
-def test_a_store_of_another_model_is_refused(encoder, photos: Path, tmp_path: Path) -> None:
+def test_a_store_of_another_model_is_refused(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "s", unit_rows(2, 256), unit_rows(2, 256))
     before = files(tmp_path / "s")
     with pytest.raises(StoreError, match=r"is of the model test-model .* the model asked for of c3-mini"):
@@ -197,7 +197,7 @@ def test_a_store_of_another_model_is_refused(encoder, photos: Path, tmp_path: Pa
     assert files(tmp_path / "s") == before
 
 
-def test_two_runs_on_one_store_do_not_meet(encoder, photos: Path, tmp_path: Path) -> None:
+def test_two_runs_on_one_store_do_not_meet(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     corpus = read_corpus([photos])
     embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
     with locked(tmp_path / "s"), pytest.raises(StoreError, match="Another run is writing"):
@@ -205,14 +205,13 @@ def test_two_runs_on_one_store_do_not_meet(encoder, photos: Path, tmp_path: Path
 
 
 def test_a_full_disk_keeps_what_was_finished(
-    encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = shards_module.write_shard
 
-    def full(store, info, shard) -> None:
+    def full(store: Path, info: StoreInfo, shard: Shard) -> None:
         if shard.modality == "text":
             raise OSError(28, "No space left on device")
-        write(store, info, shard)
+        write_shard(store, info, shard)
 
     corpus = read_corpus([photos])
     with monkeypatch.context() as patch:
@@ -224,7 +223,7 @@ def test_a_full_disk_keeps_what_was_finished(
     assert Store.open(tmp_path / "s").count("text") == 20
 
 
-def test_the_summary_says_what_held_it_up(encoder, photos: Path, tmp_path: Path) -> None:
+def test_the_summary_says_what_held_it_up(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     start = time.perf_counter()
     summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     took = time.perf_counter() - start
@@ -252,7 +251,7 @@ class Recorder(Reporter):
         yield Progress()
 
 
-def test_one_call_does_what_the_command_does(encoder, photos: Path, tmp_path: Path) -> None:
+def test_one_call_does_what_the_command_does(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     store = embed(str(photos), tmp_path / "s", encoder=encoder, workers=0, reporter=recorder)
     assert (store.count("image"), store.count("text")) == (4, 20)
@@ -279,7 +278,7 @@ def test_the_model_and_the_precision_of_the_store_are_used_again(tmp_path: Path)
     assert recorder.messages == ["Found 0 images and 2 texts."]
 
 
-def test_the_summary_shows_itself_in_a_notebook(encoder, photos: Path, tmp_path: Path) -> None:
+def test_the_summary_shows_itself_in_a_notebook(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     (photos / "<b>.jpg").write_text("no")
     summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     page = summary._repr_html_()

@@ -12,6 +12,7 @@ from typer.testing import Result
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
+from c3tools.encoders import Encoder
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
 from tests.conftest import copy_photos
@@ -27,7 +28,7 @@ def by_key(store: Path, modality: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("form", ["tars", "parquet"])
-def test_tars_and_tables_give_the_embeddings_of_the_folder(encoder, tmp_path: Path, form: str) -> None:
+def test_tars_and_tables_give_the_embeddings_of_the_folder(encoder: Encoder, tmp_path: Path, form: str) -> None:
     folder = copy_photos(tmp_path / "p", 12)
     chosen = photos_of(folder)
     for part, start in enumerate(range(0, 12, 5)):
@@ -55,7 +56,7 @@ def test_tars_and_tables_give_the_embeddings_of_the_folder(encoder, tmp_path: Pa
     assert files(tmp_path / "s") == before
 
 
-def test_tars_that_are_added_later_continue_the_store(encoder, tmp_path: Path) -> None:
+def test_tars_that_are_added_later_continue_the_store(encoder: Encoder, tmp_path: Path) -> None:
     chosen = photos_of(copy_photos(tmp_path / "p", 7))
     write_tar(tmp_path / "t" / "1.tar", webdataset(chosen[:4]))
     embed_corpus(read_corpus([tmp_path / "t"]), tmp_path / "s", encoder, **OPTIONS)
@@ -74,7 +75,7 @@ def test_tars_that_are_added_later_continue_the_store(encoder, tmp_path: Path) -
     assert Store.open(tmp_path / "s").recorded_failures()[0].path.startswith(str(tmp_path / "t" / "2.tar"))
 
 
-def test_a_cut_tar_that_is_mended_leaves_no_failure(encoder, tmp_path: Path) -> None:
+def test_a_cut_tar_that_is_mended_leaves_no_failure(encoder: Encoder, tmp_path: Path) -> None:
     chosen = photos_of(copy_photos(tmp_path / "p", 4))
     tar = write_tar(tmp_path / "x.tar", webdataset(chosen))
     whole = tar.read_bytes()
@@ -89,7 +90,7 @@ def test_a_cut_tar_that_is_mended_leaves_no_failure(encoder, tmp_path: Path) -> 
     assert Store.open(tmp_path / "s").count("text") == 20
 
 
-def test_null_rows_are_listed(encoder, tmp_path: Path) -> None:
+def test_null_rows_are_listed(encoder: Encoder, tmp_path: Path) -> None:
     chosen = photos_of(copy_photos(tmp_path / "p", 4))
     half = [photo._replace(content=None) if number % 2 else photo for number, photo in enumerate(chosen)]  # type: ignore[arg-type]
     path = write_hf_parquet(tmp_path / "x.parquet", half)
@@ -114,7 +115,7 @@ def test_the_commands_own_options(c3: Callable[..., Result], photos: Path, tmp_p
     assert Store.open(tmp_path / "list").count("image") == 4
 
 
-def test_verification_knows_a_store_made_of_tars(encoder, tmp_path: Path) -> None:
+def test_verification_knows_a_store_made_of_tars(encoder: Encoder, tmp_path: Path) -> None:
     members = webdataset(photos_of(copy_photos(tmp_path / "p", 3)))
     tar = write_tar(tmp_path / "x.tar", [*members, ("../out.png", b"refused"), ("alone.txt", b"a text without image")])
     store = tmp_path / "s"

@@ -16,6 +16,7 @@ import pytest
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
+from c3tools.encoders import Encoder
 from c3tools.errors import C3Error
 from c3tools.executors import LocalExecutor, local
 from c3tools.reporter import Progress, Reporter
@@ -30,7 +31,7 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "cores", lambda: 2)
 
 
-def test_two_processes_write_the_same_bytes_as_one(encoder, photos: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_bytes_as_one(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     (photos / "broken.jpg").write_text("no image")
     corpus = read_corpus([photos])
     done: list[int] = []
@@ -54,7 +55,9 @@ def test_two_processes_write_the_same_bytes_as_one(encoder, photos: Path, tmp_pa
     assert summary.modalities["text"].embedded == 20
 
 
-def test_a_process_that_fails_ends_the_run_with_its_reason(encoder, photos: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_process_that_fails_ends_the_run_with_its_reason(
+    encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(encoder.identity, "weights_sha256", "0" * 64)
     with pytest.raises(C3Error, match="cpu: The model c3-mini has other weights now"):
         executor = LocalExecutor(["cpu", "cpu"])

@@ -7,12 +7,13 @@ from PIL import Image
 
 from c3tools.corpus import ImageItem, read_corpus
 from c3tools.embedding import embed_corpus
+from c3tools.encoders import Encoder
 from c3tools.store import Store
 from tests.conftest import copy_photos
 from tests.embedding.hostile import write_hostile_files
 
 
-def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder, tmp_path: Path) -> None:
+def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 6)
     photo = sorted(folder.glob("0*.jpg"))[0]
     good, bad = write_hostile_files(folder, photo)
@@ -37,7 +38,7 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder, tmp_pa
     assert (again.modalities["image"].embedded, again.failures_in_store) == (0, len(bad))
 
 
-def test_captions_of_every_kind(encoder, tmp_path: Path) -> None:
+def test_captions_of_every_kind(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 1)
     name = next(folder.glob("*.jpg")).name
     (folder / "captions.jsonl").unlink()
@@ -52,7 +53,7 @@ def test_captions_of_every_kind(encoder, tmp_path: Path) -> None:
     assert "UnicodeError" in errors
 
 
-def test_a_file_that_changed_since_it_was_listed_is_recorded_as_it_was_read(encoder, tmp_path: Path) -> None:
+def test_a_file_that_changed_since_it_was_listed_is_recorded_as_it_was_read(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 2)
     corpus = read_corpus([folder])
     path = Path(corpus.images[0].path)
@@ -63,7 +64,7 @@ def test_a_file_that_changed_since_it_was_listed_is_recorded_as_it_was_read(enco
     assert embed_corpus(read_corpus([folder]), tmp_path / "s", encoder).modalities["image"].changed == []
 
 
-def test_a_link_that_was_mended_is_no_failure_any_more(encoder, photos: Path, tmp_path: Path) -> None:
+def test_a_link_that_was_mended_is_no_failure_any_more(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     (photos / "link.jpg").symlink_to(photos / "later.jpg")
     assert embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, workers=0).failures_in_store == 1
     (photos / "later.jpg").write_bytes(next(photos.glob("0*.jpg")).read_bytes())

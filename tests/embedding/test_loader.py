@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from PIL import Image
 from c3tools.corpus import ImageItem, read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.embedding.loader import pixel_batches
-from c3tools.encoders import ImagePreprocessor
+from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
 from c3tools.store import Store
 from tests.conftest import copy_photos
@@ -34,7 +34,7 @@ def slow_jpeg() -> bytes:
     return content[:-2] + scan * 50_000 + content[-2:]
 
 
-def test_an_image_that_takes_too_long_is_a_failure_and_stops_nobody(encoder, tmp_path: Path) -> None:
+def test_an_image_that_takes_too_long_is_a_failure_and_stops_nobody(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 6)
     embed_corpus(read_corpus([folder]), tmp_path / "without", encoder, **OPTIONS)
     (folder / "000000000300.jpg").write_bytes(slow_jpeg())
@@ -52,11 +52,11 @@ def test_an_image_that_takes_too_long_is_a_failure_and_stops_nobody(encoder, tmp
 class DyingPreprocessor(ImagePreprocessor):
     """Ends its process, as one does that runs out of memory."""
 
-    def load(self, source):
+    def load(self, source: str | Path | BinaryIO) -> NoReturn:
         os._exit(9)
 
 
-def test_a_worker_that_dies_for_another_reason_is_told(encoder, photos: Path) -> None:
+def test_a_worker_that_dies_for_another_reason_is_told(encoder: Encoder, photos: Path) -> None:
     p = encoder.preprocess
     dying = DyingPreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
     items: list[ImageItem] = read_corpus([photos]).images
@@ -64,7 +64,9 @@ def test_a_worker_that_dies_for_another_reason_is_told(encoder, photos: Path) ->
         list(pixel_batches({0: items}, dying, batch_size=3, workers=1, time_limit=60.0))
 
 
-def test_a_file_that_became_a_pipe_or_is_huge_does_not_hang_or_fill_the_memory(encoder, tmp_path: Path) -> None:
+def test_a_file_that_became_a_pipe_or_is_huge_does_not_hang_or_fill_the_memory(
+    encoder: Encoder, tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(2**31)  # takes no room on the disk
@@ -76,7 +78,7 @@ def test_a_file_that_became_a_pipe_or_is_huge_does_not_hang_or_fill_the_memory(e
     ]
 
 
-def test_a_file_without_read_permission_is_a_failure_of_reading(encoder, photos: Path) -> None:
+def test_a_file_without_read_permission_is_a_failure_of_reading(encoder: Encoder, photos: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)

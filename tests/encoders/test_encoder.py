@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -11,7 +12,7 @@ from PIL import Image
 from c3tools import devices
 from c3tools.assets.paths import C3_MINI, PHOTOS
 from c3tools.devices import Compute, pick
-from c3tools.encoders import load_encoder, open_image
+from c3tools.encoders import Encoder, load_encoder, open_image
 from c3tools.encoders.encoder import MAX_ASPECT_RATIO
 from c3tools.encoders.loading import agreement
 from c3tools.errors import EncoderError
@@ -21,14 +22,14 @@ TEXTS = ["a dog", "two people ride bicycles along a river", "word " * 200, "", "
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain() -> tuple[Any, Any, Any]:
     """The bundled model as open_clip itself runs it: padded texts, its own preprocessing."""
     name = f"local-dir:{C3_MINI}"
     model, _, transform = open_clip.create_model_and_transforms(name)
     return model.eval(), transform, open_clip.get_tokenizer(name)
 
 
-def test_images_are_embedded_as_open_clip_does(encoder, plain) -> None:
+def test_images_are_embedded_as_open_clip_does(encoder: Encoder, plain: tuple[Any, Any, Any]) -> None:
     model, transform, _ = plain
     paths = sorted((PHOTOS / "images").iterdir())[:5]
     with torch.inference_mode():
@@ -37,7 +38,7 @@ def test_images_are_embedded_as_open_clip_does(encoder, plain) -> None:
     np.testing.assert_allclose(encoder.encode_images(paths), expected, atol=2e-6)
 
 
-def test_texts_without_padding_are_embedded_as_with_it(encoder, plain) -> None:
+def test_texts_without_padding_are_embedded_as_with_it(encoder: Encoder, plain: tuple[Any, Any, Any]) -> None:
     model, _, tokenizer = plain
     assert encoder.trims_texts
     with torch.inference_mode():
@@ -45,22 +46,24 @@ def test_texts_without_padding_are_embedded_as_with_it(encoder, plain) -> None:
     np.testing.assert_allclose(encoder.encode_texts(TEXTS, batch_size=2), expected, atol=1e-5)
 
 
-def test_truncated_texts_are_counted(encoder) -> None:
+def test_truncated_texts_are_counted(encoder: Encoder) -> None:
     assert encoder.truncated(TEXTS, encoder.tokenise(TEXTS)) == 1
 
 
-def test_nothing_gives_an_empty_matrix(encoder) -> None:
+def test_nothing_gives_an_empty_matrix(encoder: Encoder) -> None:
     assert encoder.encode_texts([]).shape == (0, 256)
     assert encoder.encode_images([]).shape == (0, 256)
 
 
-def test_a_file_that_is_no_image_is_named(encoder, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_named(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("no")
     with pytest.raises(EncoderError, match=r"x\.jpg cannot be read as an image"):
         encoder.encode_images([tmp_path / "x.jpg"])
 
 
-def test_an_out_of_memory_error_halves_the_batch_and_those_that_follow(encoder, monkeypatch) -> None:
+def test_an_out_of_memory_error_halves_the_batch_and_those_that_follow(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     whole = encoder._text_features
 
@@ -79,10 +82,15 @@ def test_an_out_of_memory_error_halves_the_batch_and_those_that_follow(encoder, 
     assert sizes[4:] == [2, 2, 1]
 
 
-def test_long_texts_come_in_smaller_batches(encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_come_in_smaller_batches(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, int]] = []
     whole = encoder._forward["text"]
-    monkeypatch.setitem(encoder._forward, "text", lambda t: shapes.append(tuple(t.shape)) or whole(t))
+
+    def noting(tokens: torch.Tensor) -> torch.Tensor:
+        shapes.append((len(tokens), tokens.shape[1]))
+        return whole(tokens)
+
+    monkeypatch.setitem(encoder._forward, "text", noting)
     texts = ["dog " * (1 + number % 90) for number in range(300)]
     expected = encoder.encode_texts(texts, batch_size=300)
     shapes.clear()
@@ -92,7 +100,7 @@ def test_long_texts_come_in_smaller_batches(encoder, monkeypatch: pytest.MonkeyP
     assert all(n * length <= room for n, length in shapes)
 
 
-def test_other_errors_are_not_taken_for_lack_of_memory(encoder, monkeypatch) -> None:
+def test_other_errors_are_not_taken_for_lack_of_memory(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(batch: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("shapes differ")
 
@@ -101,7 +109,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(encoder, monkeypatch) -> 
         encoder.encode_texts(TEXTS)
 
 
-def test_one_input_that_does_not_fit_is_an_error(encoder, monkeypatch) -> None:
+def test_one_input_that_does_not_fit_is_an_error(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(batch: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -111,12 +119,12 @@ def test_one_input_that_does_not_fit_is_an_error(encoder, monkeypatch) -> None:
         encoder.encode_texts(TEXTS)
 
 
-def test_a_text_that_just_fits_is_not_counted_as_truncated(encoder) -> None:
+def test_a_text_that_just_fits_is_not_counted_as_truncated(encoder: Encoder) -> None:
     texts = ["dog " * 75, "dog " * 76]  # 77 tokens with the start and the end, and one more
     assert encoder.truncated(texts, encoder.tokenise(texts)) == 1
 
 
-def test_bf16_is_taken_only_where_the_model_bears_it(encoder) -> None:
+def test_bf16_is_taken_only_where_the_model_bears_it(encoder: Encoder) -> None:
     forced = encoder.in_precision(Compute(torch.device("cpu"), "bf16"))
     paths = sorted((PHOTOS / "images").iterdir())[:8]
     cosines = (forced.encode_images(paths) * encoder.encode_images(paths)).sum(axis=1)
@@ -126,11 +134,16 @@ def test_bf16_is_taken_only_where_the_model_bears_it(encoder) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_texts_are_run_without_padding_in_every_precision(encoder, precision: str) -> None:
+def test_texts_are_run_without_padding_in_every_precision(encoder: Encoder, precision: str) -> None:
     rounded = encoder.in_precision(Compute(torch.device("cpu"), precision))
     widths: list[int] = []
     whole = rounded._forward["text"]
-    rounded._forward["text"] = lambda tokens: widths.append(tokens.shape[1]) or whole(tokens)
+
+    def noting(tokens: torch.Tensor) -> torch.Tensor:
+        widths.append(tokens.shape[1])
+        return whole(tokens)
+
+    rounded._forward["text"] = noting
     cosines = (rounded.encode_texts(TEXTS[:2]) * encoder.encode_texts(TEXTS[:2])).sum(axis=1)
     assert cosines.min() > 0.99
     assert max(widths) < 20
@@ -177,13 +190,13 @@ def test_a_compiler_that_fails_is_one_clear_error(tmp_path: Path, monkeypatch: p
         encoder.through_compiler()
 
 
-def test_images_may_be_files_pillow_images_or_arrays(encoder, tmp_path: Path) -> None:
+def test_images_may_be_files_pillow_images_or_arrays(encoder: Encoder, tmp_path: Path) -> None:
     image = Image.effect_noise((40, 30), 60).convert("RGB")
     image.save(tmp_path / "a.png")
     rows = encoder.encode_images([tmp_path / "a.png", image, np.asarray(image)])
     np.testing.assert_allclose(rows[1:], rows[[0, 0]], atol=1e-6)
     with pytest.raises(EncoderError, match="float64"):
-        encoder.encode_images([np.zeros((4, 4, 3))])
+        encoder.encode_images([np.zeros((4, 4, 3))])  # type: ignore[list-item]
 
 
 EXIF_ORIENTATION = 0x0112
@@ -233,7 +246,7 @@ def test_an_animated_gif_gives_its_first_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (10, 20_000), (3, 2)])
-def test_extreme_sizes_are_preprocessed(tmp_path: Path, encoder, size: tuple[int, int]) -> None:
+def test_extreme_sizes_are_preprocessed(tmp_path: Path, encoder: Encoder, size: tuple[int, int]) -> None:
     gradient(*size).save(tmp_path / "x.png")
     pixels, width, height = encoder.preprocess.load(tmp_path / "x.png")
     assert pixels.shape == (352, 352, 3)
@@ -241,14 +254,14 @@ def test_extreme_sizes_are_preprocessed(tmp_path: Path, encoder, size: tuple[int
     assert (width, height) == size
 
 
-def test_only_the_middle_of_an_extreme_image_is_looked_at(encoder) -> None:
+def test_only_the_middle_of_an_extreme_image_is_looked_at(encoder: Encoder) -> None:
     wide = Image.new("RGB", (4000, 10), "black")
     half = MAX_ASPECT_RATIO * 10 // 2
     wide.paste((255, 255, 255), (2000 - half, 0, 2000 + half, 10))
     assert encoder.preprocess(wide).min() == 255
 
 
-def test_large_jpegs_decoded_at_a_lower_scale_embed_the_same(tmp_path: Path, encoder) -> None:
+def test_large_jpegs_decoded_at_a_lower_scale_embed_the_same(tmp_path: Path, encoder: Encoder) -> None:
     from c3tools.assets.paths import PHOTOS
 
     for number, path in enumerate(sorted((PHOTOS / "images").iterdir())[:2]):

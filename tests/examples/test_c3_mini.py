@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -29,7 +30,7 @@ def made() -> Iterator[ModuleType]:
         make.MODEL = {**make.MODEL, "text_cfg": {**make.MODEL["text_cfg"], "layers": 1}}
         torch.manual_seed(0)
         trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
-        make.image_tower = lambda: trunk  # the packaged weights are not needed for what is tested
+        vars(make)["image_tower"] = lambda: trunk  # the packaged weights are not needed for what is tested
         yield make
     finally:
         sys.path.remove(str(FOLDER))
@@ -174,8 +175,10 @@ def test_the_student_is_the_same_inside_and_outside_the_model(made: ModuleType) 
         maps = early(photos)
         student = Student(made.MODEL, vocabulary, trunk, late(maps), seed=3).eval()
         student.start_in_cones(late(maps), vocabulary(tokens))
-        student.late[1].weight *= 1.5  # as if it had been trained
-        model = student.whole(made.MODEL, vocabulary, trunk, 100.0)
+        last = student.late[1]
+        assert isinstance(last.weight, torch.Tensor)
+        last.weight *= 1.5  # as if it had been trained
+        model: Any = student.whole(made.MODEL, vocabulary, trunk, 100.0)
         inside = student.images(student.all_pooled(maps))
         np.testing.assert_allclose(model.encode_image(photos), inside, atol=1e-4)
         np.testing.assert_allclose(model.encode_text(tokens), student.texts(vocabulary(tokens)), atol=1e-4)

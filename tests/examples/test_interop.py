@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def expected(folder: Path, pattern: str = "text/*.parquet") -> tuple[list[str], 
     import pyarrow.parquet as pq
 
     table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(pattern))])
-    return table.column("key").to_pylist(), embedding_matrix(table)
+    return cast("list[str]", table.column("key").to_pylist()), embedding_matrix(table)
 
 
 def test_duckdb(tmp_path: Path) -> None:

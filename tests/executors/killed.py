@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from c3tools.embedding import ModalitySummary
 from c3tools.embedding.shards import EmbedWork, ShardTask
@@ -21,7 +22,7 @@ class KilledOnce(EmbedWork):
 
     folder = Path()
 
-    def __init__(self, *arguments) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.folder = KilledOnce.folder
 

@@ -25,7 +25,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
-def test_nobody_there(outside) -> None:
+def test_nobody_there(outside: None) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"  # nobody listens
@@ -35,7 +35,7 @@ def test_nobody_there(outside) -> None:
         assert time.monotonic() - start < 10
 
 
-def test_somebody_who_says_nothing(outside, monkeypatch) -> None:
+def test_somebody_who_says_nothing(outside: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_ray, "ANSWER_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
@@ -43,7 +43,7 @@ def test_somebody_who_says_nothing(outside, monkeypatch) -> None:
             RayExecutor().__enter__()
 
 
-def test_another_kind_of_server(outside, tmp_path: Path) -> None:
+def test_another_kind_of_server(outside: None, tmp_path: Path) -> None:
     with web_server(tmp_path, Faults()) as address, pytest.raises(UnreachableError, match="not Ray"):
         RayExecutor(address.removeprefix("http://")).__enter__()
 
@@ -57,7 +57,7 @@ def test_a_machine_without_the_folder_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_missing_extra_is_named(monkeypatch) -> None:
+def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(MissingExtraError, match=r'pip install "c3tools\[ray\]"'),

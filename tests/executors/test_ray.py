@@ -15,11 +15,13 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.embedding import run as run_module
 from c3tools.embedding import shards as shards_module
+from c3tools.encoders import Encoder
 from c3tools.errors import C3Error
+from c3tools.executors import Executor
 from c3tools.executors import ray as on_ray
-from c3tools.executors.ray import WorkerAllocation, allocate
+from c3tools.executors.ray import RayExecutor, WorkerAllocation, allocate
 from c3tools.reporter import Progress, Reporter
-from c3tools.store import Store
+from c3tools.store import Store, write_shard
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
 from tests.executors.killed import KilledOnce
@@ -35,7 +37,7 @@ def corpus_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def squares(executor, work: Squares, count: int = 6) -> tuple[list[int], int, int]:
+def squares(executor: Executor, work: Squares, count: int = 6) -> tuple[list[int], int, int]:
     told = [0, 0]
 
     def report(done: int, failed: int) -> None:
@@ -46,7 +48,7 @@ def squares(executor, work: Squares, count: int = 6) -> tuple[list[int], int, in
 
 
 class TestTasks:
-    def test_results_come_in_the_order_of_tasks_from_two_processes(self, cluster, tmp_path: Path) -> None:
+    def test_results_come_in_the_order_of_tasks_from_two_processes(self, cluster: RayExecutor, tmp_path: Path) -> None:
         assert squares(cluster, Squares(tmp_path, "meet", 0)) == ([0, 1, 4, 9, 16, 25], 60, 6)
         assert squares(cluster, Squares(tmp_path), 0) == ([], 0, 0)
         processes = {path.name.split("-")[2] for path in tmp_path.iterdir()}
@@ -54,7 +56,9 @@ class TestTasks:
         assert str(os.getpid()) not in processes
 
     @pytest.mark.parametrize("trouble", ["crash", "kill"])
-    def test_a_task_that_fails_is_tried_again_and_counted_once(self, cluster, tmp_path: Path, trouble: str) -> None:
+    def test_a_task_that_fails_is_tried_again_and_counted_once(
+        self, cluster: RayExecutor, tmp_path: Path, trouble: str
+    ) -> None:
         assert squares(cluster, Squares(tmp_path, trouble, times=2)) == ([0, 1, 4, 9, 16, 25], 60, 6)
         assert len(list(tmp_path.glob("3-*"))) == 3
 
@@ -66,12 +70,16 @@ class TestTasks:
             ("refuse", r"square 3: the disk is full\nMake room\."),
         ],
     )
-    def test_a_task_that_always_fails_is_named(self, cluster, tmp_path: Path, trouble: str, told: str) -> None:
+    def test_a_task_that_always_fails_is_named(
+        self, cluster: RayExecutor, tmp_path: Path, trouble: str, told: str
+    ) -> None:
         with pytest.raises(C3Error, match=told):
             squares(cluster, Squares(tmp_path, trouble))
         assert len(list(tmp_path.glob("3-*"))) == (1 if trouble == "refuse" else 3)
 
-    def test_a_straggler_is_done_by_an_idle_worker_too(self, cluster, tmp_path: Path, monkeypatch) -> None:
+    def test_a_straggler_is_done_by_an_idle_worker_too(
+        self, cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(on_ray, "STRAGGLER_SECONDS", 0.5)
         start = time.monotonic()
         assert squares(cluster, Squares(tmp_path, "sleep", times=1)) == ([0, 1, 4, 9, 16, 25], 60, 6)
@@ -79,7 +87,9 @@ class TestTasks:
 
 
 class TestEmbedding:
-    def test_the_store_has_the_same_bytes(self, cluster, encoder, corpus_folder: Path, tmp_path: Path) -> None:
+    def test_the_store_has_the_same_bytes(
+        self, cluster: RayExecutor, encoder: Encoder, corpus_folder: Path, tmp_path: Path
+    ) -> None:
         corpus = read_corpus([corpus_folder])
         here = embed_corpus(corpus, tmp_path / "here", encoder, **OPTIONS)
         there = embed_corpus(corpus, tmp_path / "there", encoder, **OPTIONS, executor=cluster)
@@ -91,7 +101,12 @@ class TestEmbedding:
             assert counts == {"image": (7, 1, 0), "text": (35, 0, 0)}
 
     def test_a_killed_worker_loses_nothing(
-        self, cluster, encoder, corpus_folder: Path, tmp_path: Path, monkeypatch
+        self,
+        cluster: RayExecutor,
+        encoder: Encoder,
+        corpus_folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         corpus = read_corpus([corpus_folder])
         embed_corpus(corpus, tmp_path / "here", encoder, **OPTIONS)
@@ -108,19 +123,23 @@ class TestEmbedding:
         assert (flags / "text-ran-1").read_text() == "x"  # its done marker was there already
 
     def test_local_goes_on_where_ray_was_interrupted_and_ray_where_local_was(
-        self, cluster, encoder, corpus_folder: Path, tmp_path: Path, monkeypatch
+        self,
+        cluster: RayExecutor,
+        encoder: Encoder,
+        corpus_folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         corpus = read_corpus([corpus_folder])
         embed_corpus(corpus, tmp_path / "whole", encoder, **OPTIONS)
         calls = 0
-        write = shards_module.write_shard
 
-        def stopping(*arguments) -> None:
+        def stopping(*arguments: Any) -> None:
             nonlocal calls
             calls += 1
             if calls == 5:
                 raise KeyboardInterrupt
-            write(*arguments)
+            write_shard(*arguments)
 
         with monkeypatch.context() as patch:
             patch.setattr(shards_module, "write_shard", stopping)
@@ -144,7 +163,7 @@ class TestEmbedding:
         assert files(tmp_path / "other") == files(tmp_path / "whole")
 
 
-def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict:
+def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, Any]:
     return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {})}}
 
 
@@ -159,7 +178,9 @@ def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict:
         ([machine(96, 8)], 2, None, True, WorkerAllocation(2, 12)),
     ],
 )
-def test_workers_that_fit(nodes, processes, cores, gpu, expected) -> None:
+def test_workers_that_fit(
+    nodes: list[dict[str, Any]], processes: int | None, cores: int | None, gpu: bool, expected: WorkerAllocation
+) -> None:
     assert allocate(nodes, processes, cores, gpu=gpu) == expected
 
 

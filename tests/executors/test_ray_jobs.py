@@ -11,13 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
-from c3tools.executors import LocalExecutor
+from c3tools.encoders import Encoder
+from c3tools.executors import LocalExecutor, Report
+from c3tools.executors.ray import RayExecutor
 from c3tools.export import export_store
 from c3tools.identity import ModelIdentity
 from c3tools.reporter import Progress, Reporter
@@ -49,7 +52,7 @@ def exported(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("format", ["parquet", "hf", "npy"])
-def test_exports(cluster, store: Store, tmp_path: Path, format: str) -> None:
+def test_exports(cluster: RayExecutor, store: Store, tmp_path: Path, format: str) -> None:
     pipeline = preset("c3").fit(store)
     told: list[int] = []
 
@@ -61,7 +64,7 @@ def test_exports(cluster, store: Store, tmp_path: Path, format: str) -> None:
         def advance(self, count: int = 1, note: str | None = None) -> None:
             told.append(count)
 
-    options = {"pipeline": pipeline, "format": format}
+    options: dict[str, Any] = {"pipeline": pipeline, "format": format}
     here = export_store(store, tmp_path / "here", **options)
     there = export_store(store, tmp_path / "there", **options, executor=cluster, reporter=Counting())
     assert exported(tmp_path / "there") == exported(tmp_path / "here")
@@ -70,7 +73,7 @@ def test_exports(cluster, store: Store, tmp_path: Path, format: str) -> None:
     assert (again.parts, again.kept) == (0, 14)
 
 
-def test_imports(cluster, tmp_path: Path, monkeypatch) -> None:
+def test_imports(cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module, "SHARD_ROWS", 20)
     images, texts = make_vectors(50)
     images[7] = 0
@@ -92,7 +95,7 @@ def test_imports(cluster, tmp_path: Path, monkeypatch) -> None:
         assert report.notes == reports[0].notes
 
 
-def test_moments(cluster, store: Store, tmp_path: Path, monkeypatch) -> None:
+def test_moments(cluster: RayExecutor, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = store.moments_by_split("text")
     monkeypatch.setattr(reader, "MIN_GROUP_SHARDS", 2)
     results = [store.moments_by_split("text", where) for where in (None, LocalExecutor(threads=2), cluster)]
@@ -115,18 +118,18 @@ def test_many_shards_are_merged_in_groups_of_bounded_number() -> None:
             return list(range(10_000))
 
     class Noting:
-        def run(self, work, tasks, report) -> list:
+        def run(self, work: object, tasks: Any, report: Report) -> list[Any]:
             self.tasks = list(tasks)
             return []
 
     noting = Noting()
-    Many(Path(), StoreInfo(ModelIdentity(), 4)).moments_by_split("text", noting)  # type: ignore[arg-type]
+    Many(Path(), StoreInfo(ModelIdentity(), 4)).moments_by_split("text", noting)
     assert len(noting.tasks) == 32
     assert [part for _, parts in noting.tasks for part in parts] == list(range(10_000))
     assert max(len(parts) for _, parts in noting.tasks) == 313
 
 
-def test_the_command_with_a_store_by_url(s3: Faults, encoder, tmp_path: Path) -> None:
+def test_the_command_with_a_store_by_url(s3: Faults, encoder: Encoder, tmp_path: Path) -> None:
     """In a process of its own: workers have the credentials of where the cluster was started."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
     import s3fs

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import Result
 
 from c3tools.errors import TransformError
 from c3tools.export.export import ExportWork, export_store
 from c3tools.io import locations
 from c3tools.store import Store
 from c3tools.transforms import Pipeline
+from tests.conftest import C3
 from tests.servers import Faults
 from tests.stores import gap_store
 
@@ -90,7 +89,7 @@ def test_an_interrupted_export_continues_and_another_is_refused(
     assert fetched(tmp_path / "copy2", s3) == content(tmp_path / "other")
 
 
-def test_the_command(c3: Callable[..., Result], store: Store, tmp_path: Path, s3: Faults) -> None:
+def test_the_command(c3: C3, store: Store, tmp_path: Path, s3: Faults) -> None:
     result = c3("export", "--store", store.path, "-o", URL)
     assert result.exit_code == 0, result.output
     assert URL in result.stderr.replace("\n", "")

@@ -31,7 +31,8 @@ class Pairs(NamedTuple):
 
 
 def unit(rows: Array) -> Array:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    scaled: Array = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return scaled
 
 
 def make_pairs(n: int = 120, dim: int = 24, seed: int = 0) -> Pairs:

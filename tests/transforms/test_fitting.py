@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from c3tools.errors import TransformError
@@ -23,11 +24,16 @@ def store(tmp_path: Path) -> Store:
     return Store.open(gap_store(tmp_path / "store"))
 
 
+def mean_of(pipeline: Pipeline, modality: str) -> npt.NDArray[np.float64]:
+    """Return the mean that the second step takes away, of the preset ``c3`` the one of centring."""
+    return pipeline.steps[1].state[f"mean/{modality}"].astype(np.float64)
+
+
 def test_a_store_gives_the_moments_of_its_train_split(store: Store) -> None:
     pipeline = preset("c3").fit(store)
     for modality in ("image", "text"):
         expected = store.load(modality, "train").embeddings.astype(np.float64).mean(axis=0)
-        np.testing.assert_allclose(pipeline.steps[1].state[f"mean/{modality}"], expected, atol=1e-12)
+        np.testing.assert_allclose(mean_of(pipeline, modality), expected, atol=1e-12)
     assert pipeline.provenance == {"model": store.info.model, "split": "train", "n": {"image": 60, "text": 120}}
 
 
@@ -44,8 +50,8 @@ def test_external_moments_come_first(store: Store) -> None:
     other = Moments.from_rows(unit(np.random.default_rng(9).normal(size=(50, 16)) + 1))
     save_moments(store.external_path, {"image": other}, {"split": "train"})
     pipeline = preset("c3").fit(store)
-    np.testing.assert_allclose(pipeline.steps[1].state["mean/image"], other.mean)
-    np.testing.assert_allclose(pipeline.steps[1].state["mean/text"], store.moments("text", "train").mean)
+    np.testing.assert_allclose(mean_of(pipeline, "image"), other.mean)
+    np.testing.assert_allclose(mean_of(pipeline, "text"), store.moments("text", "train").mean)
     assert pipeline.provenance["source"] == "loaded moments (image), else store"
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,13 @@ def test_saved_loaded_and_torch_agree(n: int, dim: int, name: str, seed: int) ->
     for modality, rows in pairs.rows.items():
         module = TransformModule(pipeline, modality, seed=seed)
         for training in (False, True):
-            options = {"modality": modality, "training": training, "keys": pairs.keys, "seed": seed, "epoch": 3}
+            options: dict[str, Any] = {
+                "modality": modality,
+                "training": training,
+                "keys": pairs.keys,
+                "seed": seed,
+                "epoch": 3,
+            }
             expected = pipeline.transform(rows, **options)
             assert (loaded.transform(rows, **options) == expected).all()
             got = module.train(training)(torch.from_numpy(rows), keys=pairs.keys, epoch=3)
@@ -101,7 +108,9 @@ def test_moments_merge_to_the_same_fit(shape: tuple[int, int, int], cuts: list[i
         second = preset(name).fit({"text": merged, "image": other})
         for a, b in zip(first.steps, second.steps, strict=True):
             for key, value in a.state.items():
-                np.testing.assert_allclose(b.state[key], value, rtol=1e-6, atol=1e-9)
+                np.testing.assert_allclose(
+                    b.state[key].astype(np.float64), value.astype(np.float64), rtol=1e-6, atol=1e-9
+                )
 
 
 def test_fit_from_rows_equals_fit_from_moments(pairs: Pairs) -> None:
@@ -206,7 +215,7 @@ def test_steps_are_fitted_on_what_the_steps_before_leave(pairs: Pairs) -> None:
     gap = pairs.x.mean(0) - pairs.y.mean(0)
     u = gap / np.linalg.norm(gap)
     expected = unit(pairs.y - (pairs.y @ u)[:, None] * u).mean(0)
-    np.testing.assert_allclose(pipeline.steps[3].state["mean/text"], expected, atol=1e-7)
+    np.testing.assert_allclose(pipeline.steps[3].state["mean/text"].astype(np.float64), expected, atol=1e-7)
 
 
 def test_moments_unknown_after_renormalising_need_rows(pairs: Pairs) -> None:

@@ -19,16 +19,19 @@ SIGMA = 0.1
 
 
 def z_of(pairs: Pairs) -> Array:
-    return keyed_normal(5, 2, pairs.keys, pairs.x.shape[1]).astype(np.float64)
+    noise: Array = keyed_normal(5, 2, pairs.keys, pairs.x.shape[1]).astype(np.float64)
+    return noise
 
 
 def gap_unit(p: Pairs) -> Array:
     gap = unit(p.x).mean(0) - unit(p.y).mean(0)
-    return gap / np.linalg.norm(gap)
+    direction: Array = gap / np.linalg.norm(gap)
+    return direction
 
 
 def _centred(v: Array) -> Array:
-    return unit(v) - unit(v).mean(0)
+    centred: Array = unit(v) - unit(v).mean(0)
+    return centred
 
 
 def _realign(p: Pairs) -> Array:

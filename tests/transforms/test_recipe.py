@@ -173,4 +173,4 @@ def test_tensors_are_kept_in_double_precision(pairs: Pairs, tmp_path: Path) -> N
     preset("c3").fit(pairs.moments).save(tmp_path)
     mean = Pipeline.load(tmp_path).steps[1].state["mean/text"]
     assert mean.dtype == np.float64
-    np.testing.assert_allclose(mean, pairs.y.mean(axis=0), atol=1e-15)
+    np.testing.assert_allclose(mean.astype(np.float64), pairs.y.mean(axis=0), atol=1e-15)

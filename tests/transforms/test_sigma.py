@@ -22,17 +22,17 @@ from c3tools.transforms.sigma import (
 
 
 @given(st.floats(0.05, 0.99), st.floats(0.1, 2.0), st.integers(2, 1024))
-def test_noise_of_this_size_gives_this_cosine(cosine, norm, dim):
+def test_noise_of_this_size_gives_this_cosine(cosine: float, norm: float, dim: int) -> None:
     sigma = sigma_for_cosine(cosine, norm, dim)
     assert norm / np.hypot(norm, sigma * np.sqrt(dim)) == pytest.approx(cosine)
 
 
-def test_no_noise_gives_a_cosine_of_zero_or_less():
+def test_no_noise_gives_a_cosine_of_zero_or_less() -> None:
     assert sigma_for_cosine(0.0, 1.0, 8) is None
     assert sigma_for_cosine(-0.3, 1.0, 8) is None
 
 
-def test_sibling_cosine_is_the_mean_over_pairs_of_one_item():
+def test_sibling_cosine_is_the_mean_over_pairs_of_one_item() -> None:
     rng = np.random.default_rng(0)
     rows, owner = rng.normal(size=(7, 4)), np.array([2, 0, 2, 0, 2, 5, 0])
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -44,7 +44,7 @@ def test_sibling_cosine_is_the_mean_over_pairs_of_one_item():
     assert sibling_cosine(rows[:2], np.array([0, 1])) is None
 
 
-def test_caption_spread_finds_the_noise_that_made_the_captions():
+def test_caption_spread_finds_the_noise_that_made_the_captions() -> None:
     """Captions are a centre plus noise of sigma each; two of them meet at the cosine |e|^2 / (|e|^2 + sigma^2 d)."""
     rng = np.random.default_rng(1)
     dim, sigma = 64, 0.04
@@ -57,7 +57,7 @@ def test_caption_spread_finds_the_noise_that_made_the_captions():
     assert caption_spread(texts, owner, np.zeros(dim)).sigma == pytest.approx(expected, rel=0.02)
 
 
-def test_pair_cosine_and_residual_are_their_formulas():
+def test_pair_cosine_and_residual_are_their_formulas() -> None:
     rng = np.random.default_rng(2)
     x = rng.normal(size=(50, 6))
     y = x + rng.normal(size=(50, 6)) * 0.5
@@ -69,13 +69,15 @@ def test_pair_cosine_and_residual_are_their_formulas():
     assert residual_rms((x - y).var(axis=0)).sigma == pytest.approx(np.sqrt((x - y).var(axis=0).mean()))
 
 
-def test_auto_takes_the_captions_then_the_constant():
+def test_auto_takes_the_captions_then_the_constant() -> None:
     rng = np.random.default_rng(3)
     texts, mean = rng.normal(size=(40, 8)), np.zeros(8)
     several, one = np.repeat(np.arange(20), 2), np.arange(40)
     texts[1::2] = texts[::2] + rng.normal(size=(20, 8)) * 0.2
     sigma, why = auto_sigma(texts, several, mean)
-    assert sigma == 2 * caption_spread(texts, several, mean).sigma
+    spread = caption_spread(texts, several, mean).sigma
+    assert spread is not None
+    assert sigma == 2 * spread
     assert "captions of one image" in why
     sigma, why = auto_sigma(texts, one, mean)
     assert sigma == PUBLISHED_SIGMA
@@ -83,7 +85,7 @@ def test_auto_takes_the_captions_then_the_constant():
     assert "without pairs" in why
 
 
-def test_of_one_caption_each_the_cosine_of_pairs_is_recommended():
+def test_of_one_caption_each_the_cosine_of_pairs_is_recommended() -> None:
     rng = np.random.default_rng(4)
     images = rng.normal(size=(40, 8))
     texts, own, means = images + rng.normal(size=(40, 8)) * 0.5, np.arange(40), [np.zeros(8)] * 2
@@ -95,16 +97,16 @@ def test_of_one_caption_each_the_cosine_of_pairs_is_recommended():
     assert recommend([])[0].sigma == PUBLISHED_SIGMA
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TransformError, match="do not fit"):
         auto_sigma(np.ones((3, 4)), np.arange(2), np.zeros(4))
 
 
-def test_sigma_is_a_number_or_one_of_the_words():
+def test_sigma_is_a_number_or_one_of_the_words() -> None:
     assert (parse_sigma("0.1"), parse_sigma(0), parse_sigma("auto")) == (0.1, 0.0, "auto")
     assert parse_sigma("best", also=("auto", "best")) == "best"
     for value in ("much", "best", -0.1, float("nan"), "inf", None):
         with pytest.raises(TransformError, match="sigma is a number of at least 0 or 'auto', not "):
-            parse_sigma(value)
+            parse_sigma(value)  # type: ignore[arg-type]
     with pytest.raises(TransformError, match="sigma is a number of at least 0, not 'auto'"):
         parse_sigma("auto", also=())

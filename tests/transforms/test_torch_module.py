@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def dataset(pairs: Pairs) -> EmbeddingDataset:
     return EmbeddingDataset(rows, pipeline, training=True, seed=3)
 
 
-def collected(loader: DataLoader) -> dict[str, torch.Tensor]:
+def collected(loader: DataLoader[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {key: row for batch in loader for key, row in zip(batch["key"], batch["embedding"], strict=True)}
 
 
