@@ -72,11 +72,7 @@ def load_encoder(
     identity = {**network.identity, "weights_sha256": weights_sha256(network.model)}
     compute = pick(device, precision, encoder=True)
     encoder = Encoder(
-        network.model,
-        network.tokenizer,
-        network.preprocess,
-        identity=identity,
-        compute=Compute(compute.device, "fp32"),
+        network.model, network.tokenizer, network.preprocess, identity=identity, compute=Compute(compute.device, "fp32")
     )
     if compute.precision != "fp32":
         encoder = _in_precision(encoder, compute, precision)

@@ -357,7 +357,6 @@ class _RangeReader(io.RawIOBase):
         """Keep the content of a file whose server ignores ranges and always sends the whole file."""
         if len(content) > _LARGEST_WHOLE:
             raise OSError(
-                0,
-                f"the server of {self._url} supports no ranges and the file is large; download it and use the copy",
+                0, f"the server of {self._url} supports no ranges and the file is large; download it and use the copy"
             )
         self._whole = content
