@@ -6,9 +6,11 @@ import importlib
 from typing import Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from ._console import err
+from ._options import JsonCommand
 
 COMMANDS = (
     "embed",
@@ -47,25 +49,19 @@ class FriendlyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except C3Error as error:
-            err.print(f"[bold red]Error:[/] {_escaped(error.message)}")
+            err.print(f"[bold red]Error:[/] {escape(error.message)}")
             if error.remedy:
-                err.print(_escaped(error.remedy))
+                err.print(escape(error.remedy))
             raise typer.Exit(1) from error
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            err.print(f"[bold red]Error:[/] {_escaped(str(error))}")
+            err.print(f"[bold red]Error:[/] {escape(str(error))}")
             err.print("Check the path, its permissions and the space on its disk, then run the same command again.")
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             err.print("Interrupted. What was finished is kept; the same command continues.")
             raise typer.Exit(130) from None
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _show_version(value: bool) -> None:
@@ -93,7 +89,11 @@ def _root(
 
 
 for _name in COMMANDS:
-    importlib.import_module(f".{_name}", __package__).register(app)
+    _module = importlib.import_module(f".{_name}", __package__)
+    if hasattr(_module, "group"):
+        app.add_typer(_module.group, name=_name)
+    else:
+        app.command(_name.strip("_").replace("_", "-"), cls=JsonCommand)(getattr(_module, _name))
 
 
 def main() -> None:

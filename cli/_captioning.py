@@ -18,8 +18,7 @@ MagicOption = Annotated[
     bool, typer.Option("--magic", help="MAGIC: the encoder re-scores every word (k 45, alpha 0.1, beta 2); slow.")
 ]
 SizeOption = Annotated[
-    str,
-    typer.Option("--size", help="tiny, small or base (built-in), or paper (GPT-2, the extra hf)."),
+    str, typer.Option("--size", help="tiny, small or base (built-in), or paper (GPT-2, the extra hf).")
 ]
 SetOption = Annotated[
     list[str],

@@ -24,14 +24,24 @@ err = Console(stderr=True, soft_wrap=True)
 _VERDICTS = {"yes": "green", "partly": "yellow", "no": "red", "unknown": "dim"}
 
 
-def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str) -> None:
-    """Write ``value`` as JSON to the file or URL ``destination``, or to standard output for ``-``."""
+def message(text: str) -> None:
+    """Print a line that the user should know on standard error; brackets in it are no markup."""
+    err.print(text, highlight=False, markup=False)
+
+
+def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None) -> bool:
+    """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, nowhere for None.
+
+    Returns:
+        Whether standard output is free for people.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if destination == "-":
         sys.stdout.write(text + "\n")
-    else:
+    elif destination:
         write_all(location(destination), f"{text}\n".encode())
-        err.print(f"Wrote {destination}", highlight=False)
+        message(f"Wrote {destination}")
+    return destination != "-"
 
 
 def reporter() -> Reporter:

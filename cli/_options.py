@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,17 +77,44 @@ RandomInitOption = Annotated[
     typer.Option("--random-init", metavar="SEED", help="Use the architecture with random weights from this seed."),
 ]
 DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.", show_default=False),
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.", show_default=False)
 ]
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help="auto, fp32, bf16, fp16, or int8 (encoders on a CPU).")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
 SplitOption = Annotated[
-    str | None,
-    typer.Option("--split", help="Rows of this split only: train, val, test, or all.", show_default=False),
+    str | None, typer.Option("--split", help="Rows of this split only: train, val, test, or all.", show_default=False)
 ]
+ImageOption = Annotated[
+    Path | None,
+    typer.Option("--image", help="Image vectors: npy, npz, pt, safetensors, csv, parquet.", show_default=False),
+]
+TextOption = Annotated[Path | None, typer.Option("--text", help="Text vectors, likewise.", show_default=False)]
+OtherOption = Annotated[
+    list[str] | None,
+    typer.Option("--other", metavar="NAME=FILE", help="Vectors of another modality.", show_default=False),
+]
+MetaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--meta",
+        help="Ids, captions, splits: jsonl, csv or parquet with one row per image (per text without images).",
+        show_default=False,
+    ),
+]
+TextMetaOption = Annotated[
+    Path | None,
+    typer.Option("--text-meta", help="The same with one row per text, with a column image_key.", show_default=False),
+]
+ImageArrayOption = Annotated[
+    str | None, typer.Option("--image-array", help="The array, tensor or column in --image.", show_default=False)
+]
+TextArrayOption = Annotated[
+    str | None, typer.Option("--text-array", help="The array, tensor or column in --text.", show_default=False)
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="Type of the embeddings on disk: float16 or float32.")]
+TrainSplitOption = Annotated[str, typer.Option("--train-split", help="The split to learn from.")]
 ExecutorOption = Annotated[str, typer.Option("--executor", help="local: this machine; ray: a Ray cluster (extra ray).")]
 AddressOption = Annotated[
     str | None,
@@ -105,26 +134,38 @@ DEFAULT_STORE = Path("c3-store")
 DEFAULT_DECODER = Path("c3-decoder")
 
 
+SAMPLE = "0.1"  # of a bare --sample
+
+
 class JsonCommand(TyperCommand):
-    """A command whose `--json` may stand alone (print) or be followed by a path that ends in .json (write)."""
+    """A command whose `--json` may stand alone (print) or be followed by a path that ends in .json (write).
+
+    `--sample`, where there is one, may stand alone too.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Turn a bare `--json` into `--json -`."""
+        """Turn a bare `--json` into `--json -`, a bare `--sample` into `--sample 0.1`."""
         rewritten = []
-        for position, argument in enumerate(args):
+        for argument, following in zip_longest(args, args[1:], fillvalue=""):
             rewritten.append(argument)
-            following = args[position + 1] if position + 1 < len(args) else ""
             if argument == "--json" and following != "-" and not following.endswith(".json"):
                 rewritten.append("-")
+            if argument == "--sample" and not following[:1].isdigit() and not following.startswith("."):
+                rewritten.append(SAMPLE)
         return super().parse_args(ctx, rewritten)
+
+
+def command_group(help: str, *commands: Callable[..., None]) -> typer.Typer:
+    """Return the commands as subcommands of one, named like their functions."""
+    group = typer.Typer(no_args_is_help=True, help=help)
+    for command in commands:
+        group.command(command.__name__.replace("_", "-"), cls=JsonCommand)(command)
+    return group
 
 
 JsonOption = Annotated[
     str | None,
     typer.Option(
-        "--json",
-        metavar="[PATH.json]",
-        help="Print the result as JSON, or write it to PATH.json.",
-        show_default=False,
+        "--json", metavar="[PATH.json]", help="Print the result as JSON, or write it to PATH.json.", show_default=False
     ),
 ]

@@ -8,24 +8,10 @@ from typing import Annotated
 import typer
 
 from ._captioning import BeamsOption, EpochsOption, LengthPenaltyOption, MagicOption, SetOption, SizeOption
-from ._console import err, out, print_table, reporter, write_json
-from ._options import (
-    DEFAULT_STORE,
-    DeviceOption,
-    JsonCommand,
-    JsonOption,
-    PrecisionOption,
-    StoreOption,
-    arguments,
-    local_path,
-)
+from ._console import message, out, print_table, reporter, write_json
+from ._options import DEFAULT_STORE, DeviceOption, JsonOption, PrecisionOption, StoreOption, arguments, local_path
 
 DEFAULT_FOLDER = Path("c3-ablation")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("ablate", cls=JsonCommand)(ablate)
 
 
 def ablate(
@@ -60,8 +46,7 @@ def ablate(
     set: SetOption = [],  # noqa: B006
     epochs: EpochsOption = None,
     train_fraction: Annotated[
-        list[float],
-        typer.Option("--train-fraction", help="Use this share of the images' captions; may be repeated."),
+        list[float], typer.Option("--train-fraction", help="Use this share of the images' captions; may be repeated.")
     ] = [1.0],  # noqa: B006
     beams: BeamsOption = 1,
     length_penalty: LengthPenaltyOption = 0.7,
@@ -94,13 +79,11 @@ def ablate(
         print_table(Table(columns, rows, left=columns))
         return
     table = run(store, **options, reporter=reporter())
-    if json:
-        write_json(table.to_dict()["runs"], json)
-    if json != "-":
+    if write_json(table.to_dict()["runs"], json):
         print_table(table.table())
         for note in table.notes:
             out.print(note, highlight=False)
         out.print("\nEach row is made by:", highlight=False)
         for command in table.commands:
             out.print(command, style="dim", highlight=False, markup=False, soft_wrap=True)
-    err.print(f"Wrote {output}/table.md and {output}/table.html", highlight=False)
+    message(f"Wrote {output}/table.md and {output}/table.html")

@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 from ._captioning import BeamsOption, LengthPenaltyOption, MagicOption, TemperatureOption, TopPOption
-from ._console import err, print_table, reporter, write_json
+from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_DECODER,
     DecoderOption,
     DeviceOption,
-    JsonCommand,
     JsonOption,
     ModelOption,
     PrecisionOption,
@@ -21,11 +20,6 @@ from ._options import (
     SeedOption,
     arguments,
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("caption", cls=JsonCommand)(caption)
 
 
 def caption(
@@ -50,12 +44,10 @@ def caption(
     from c3tools.tables import Table
 
     result = caption_images(paths, **options, reporter=reporter())
-    if json:
-        write_json(result.to_dict()["captions"], json)
-    if json != "-" and result.captions:
+    if write_json(result.to_dict()["captions"], json) and result.captions:
         print_table(Table(["image", "caption"], list(result.captions.items()), left=["caption"]))
     for path, reason in result.failures:
-        err.print(f"Not read: {path} ({reason})", highlight=False, markup=False, soft_wrap=True)
+        message(f"Not read: {path} ({reason})")
     if result.failures:
         total = len(result.failures) + len(result.captions)
         raise CorpusError(

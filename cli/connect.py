@@ -9,18 +9,27 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import print_table, reporter, write_json
+from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
     DeviceOption,
-    JsonCommand,
+    DtypeOption,
+    ImageArrayOption,
+    ImageOption,
     JsonOption,
+    MetaOption,
     ModelOption,
+    OtherOption,
     PrecisionOption,
     RandomInitOption,
     SeedOption,
     StoreOption,
+    TextArrayOption,
+    TextMetaOption,
+    TextOption,
+    TrainSplitOption,
     arguments,
+    command_group,
     named_files,
 )
 
@@ -33,28 +42,6 @@ FEATURES = (
     *("image", "text", "other", "meta", "text_meta", "image_array", "text_array"),
     *("store", "second_store", "modalities"),
 )
-ImageOption = Annotated[
-    Path | None,
-    typer.Option("--image", help="Image features: npy, npz, pt, safetensors, csv, parquet.", show_default=False),
-]
-TextOption = Annotated[Path | None, typer.Option("--text", help="Text features, likewise.", show_default=False)]
-OtherOption = Annotated[
-    list[str] | None,
-    typer.Option("--other", metavar="NAME=FILE", help="Features of another modality.", show_default=False),
-]
-MetaOption = Annotated[
-    Path | None,
-    typer.Option("--meta", help="Ids, captions, splits of the files, as in `c3 import`.", show_default=False),
-]
-TextMetaOption = Annotated[
-    Path | None, typer.Option("--text-meta", help="The same with one row per text.", show_default=False)
-]
-ImageArrayOption = Annotated[
-    str | None, typer.Option("--image-array", help="The array, tensor or column in --image.", show_default=False)
-]
-TextArrayOption = Annotated[
-    str | None, typer.Option("--text-array", help="The array, tensor or column in --text.", show_default=False)
-]
 SecondStoreOption = Annotated[
     Path | None,
     typer.Option(
@@ -66,8 +53,7 @@ SecondStoreOption = Annotated[
     ),
 ]
 ModalitiesOption = Annotated[
-    str | None,
-    typer.Option("--modalities", metavar="A,B", help="Two modalities of the store.", show_default=False),
+    str | None, typer.Option("--modalities", metavar="A,B", help="Two modalities of the store.", show_default=False)
 ]
 LossOption = Annotated[str, typer.Option("--loss", help="infonce or sigmoid.")]
 LogitScaleOption = Annotated[
@@ -112,21 +98,12 @@ LogEveryOption = Annotated[
     int | None,
     typer.Option("--log-every", help="Steps between points of the log; default: an epoch.", show_default=False),
 ]
-TrainSplitOption = Annotated[str, typer.Option("--train-split", help="The split to learn from.")]
 PathsArgument = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Photos with captions.")]
 CaptionsOption = Annotated[
     Path | None, typer.Option("--captions", help="A captions file, instead of those detected.", show_default=False)
 ]
 ModelFolderOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the trained model.")]
 HalfOption = Annotated[bool, typer.Option("--half", help="Store the weights as float16.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    group = typer.Typer(no_args_is_help=True, help="Contrastive training from pairs, with a log of the geometry.")
-    for command in (heads, apply, lit, full):
-        group.command(command.__name__, cls=JsonCommand)(command)
-    app.add_typer(group, name="connect")
 
 
 def heads(
@@ -190,7 +167,7 @@ def apply(
     second_store: SecondStoreOption = None,
     modalities: ModalitiesOption = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The new store.")] = Path("c3-connected"),
-    dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32, as stored.")] = "float16",
+    dtype: DtypeOption = "float16",
     json: JsonOption = None,
 ) -> None:
     """Embed features of the same towers by trained heads, with keys, splits and captions, into a new store."""
@@ -198,12 +175,11 @@ def apply(
     from c3tools.connect import apply_heads
 
     report = apply_heads(folder, features, output, dtype=dtype, reporter=reporter())
-    if json:
-        write_json(report.to_dict(), json)
+    write_json(report.to_dict(), json)
     for note in report.notes:
-        reporter().message(note)
+        message(note)
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
-    reporter().message(f"Wrote {listing} rows into {output} ({report.pairs:,} pairs). Next: c3 gap-report {output}")
+    message(f"Wrote {listing} rows into {output} ({report.pairs:,} pairs). Next: c3 gap-report {output}")
 
 
 def lit(
@@ -303,8 +279,9 @@ def _print(record: dict[str, Any], output: Path, json: str | None, following: st
 
     if not is_main_process():
         return
-    if json:
-        write_json(record, json)
-    if json != "-":
+    if write_json(record, json):
         print_table(score_table(record))
-    reporter().message(f"Wrote {output}/, its geometry by step in {output}/geometry.svg. Next: {following}")
+    message(f"Wrote {output}/, its geometry by step in {output}/geometry.svg. Next: {following}")
+
+
+group = command_group("Contrastive training from pairs, with a log of the geometry.", heads, apply, lit, full)

@@ -7,13 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ._console import err, print_table, reporter, write_json
-from ._options import JsonCommand, JsonOption, arguments
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("demo", cls=JsonCommand)(demo)
+from ._console import message, print_table, reporter, write_json
+from ._options import JsonOption, arguments
 
 
 def demo(
@@ -35,11 +30,9 @@ def demo(
 
     if photos_to is not None:
         count = copy_photos(photos_to)
-        err.print(f"Copied {count} photos with captions to {photos_to}.", highlight=False)
+        message(f"Copied {count} photos with captions to {photos_to}.")
         return
     result = run_demo(out, **options, reporter=reporter())
-    if json is not None:
-        write_json(result.to_dict()["runs"], json)
-    if json != "-":
+    if write_json(result.to_dict()["runs"], json):
         print_table(result.table())
-    err.print(f"The photos with their captions: {result.page}", highlight=False)
+    message(f"The photos with their captions: {result.page}")

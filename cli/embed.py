@@ -10,8 +10,8 @@ from ._console import out, print_table, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
     AddressOption,
+    DtypeOption,
     ExecutorOption,
-    JsonCommand,
     JsonOption,
     ModelOption,
     PrecisionOption,
@@ -20,11 +20,6 @@ from ._options import (
     StoreOption,
     arguments,
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("embed", cls=JsonCommand)(embed)
 
 
 def embed(
@@ -66,7 +61,7 @@ def embed(
         bool,
         typer.Option("--compile", help="Run the model through torch.compile: faster, after a minute of compiling."),
     ] = False,
-    dtype: Annotated[str, typer.Option(help="Storage type of the embeddings: float16 or float32.")] = "float16",
+    dtype: DtypeOption = "float16",
     shard_size: Annotated[
         int, typer.Option(min=1, help="Inputs per shard, which is the most that a kill can lose.")
     ] = 4096,
@@ -99,9 +94,7 @@ def embed(
     from c3tools.embedding import embed as run
 
     summary = run(paths, store, **options, reporter=reporter()).summary
-    if json is not None:
-        write_json(summary.to_dict(), json)
-    if json != "-":
+    if write_json(summary.to_dict(), json):
         print_table(summary.table())
         for note in summary.notes():
             out.print(note, markup=False, highlight=False)

@@ -8,24 +8,18 @@ from typing import Annotated
 import typer
 
 from ._captioning import BeamsOption, LengthPenaltyOption, MagicOption, TemperatureOption, TopPOption
-from ._console import err, print_table, reporter, write_json
+from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_DECODER,
     DEFAULT_STORE,
     DecoderOption,
     DeviceOption,
-    JsonCommand,
     JsonOption,
     PrecisionOption,
     SeedOption,
     StoreOption,
     arguments,
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("evaluate", cls=JsonCommand)(evaluate)
 
 
 def evaluate(
@@ -46,8 +40,7 @@ def evaluate(
         ),
     ] = None,
     against: Annotated[
-        Path | None,
-        typer.Option("--against", help="Other captions of the same images: is the difference significant?"),
+        Path | None, typer.Option("--against", help="Other captions of the same images: is the difference significant?")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     decoder: DecoderOption = DEFAULT_DECODER,
@@ -79,9 +72,7 @@ def evaluate(
     result = evaluate_captions(store, **options, reporter=reporter())
     if coco:
         write_json(coco_results(result.captions), coco)
-    if json:
-        write_json(result.to_dict(), json)
-    if json != "-":
+    if write_json(result.to_dict(), json):
         print_table(result.table())
     for note in result.notes:
-        err.print(note, highlight=False, markup=False)
+        message(note)

@@ -9,23 +9,18 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, out, reporter, write_json
+from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
     AddressOption,
+    DtypeOption,
     ExecutorOption,
-    JsonCommand,
     JsonOption,
     ProcessesOption,
     SeedOption,
     StoreOption,
     arguments,
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("export", cls=JsonCommand)(export)
 
 
 def export(
@@ -49,8 +44,7 @@ def export(
         str, typer.Option("--format", "-f", help="parquet, npy, safetensors, hf (a datasets folder) or faiss.")
     ] = "parquet",
     modality: Annotated[
-        list[str] | None,
-        typer.Option("--modality", help="This modality only; may be repeated.", show_default=False),
+        list[str] | None, typer.Option("--modality", help="This modality only; may be repeated.", show_default=False)
     ] = None,
     sigma: Annotated[
         str | None,
@@ -69,7 +63,7 @@ def export(
         ),
     ] = "auto",
     train_on: Annotated[str, typer.Option("--train-on", help="Modality of the training inputs.")] = "text",
-    dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32.")] = "float16",
+    dtype: DtypeOption = "float16",
     seed: SeedOption = 0,
     epoch: Annotated[int, typer.Option("--epoch", help="Another epoch, other noise.")] = 0,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Parts written at the same time.")] = 2,
@@ -91,34 +85,28 @@ def export(
 
         chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
         index = build_index(store, output, modality=modality, pipeline=chosen, seed=seed)
-        if json:
-            write_json(index.to_dict(), json)
-        record = index.record
-        err.print(f"Indexed {record['rows']:,} rows as {record['factory']} in {index.path}.", highlight=False)
+        write_json(index.to_dict(), json)
+        message(f"Indexed {index.record['rows']:,} rows as {index.record['factory']} in {index.path}.")
         return
     from c3tools.export import export_store
 
     report = export_store(store, output, **options, reporter=reporter())
-    if json:
-        write_json(report.to_dict(), json)
+    write_json(report.to_dict(), json)
     for name, counts in report.rows.items():
         noise = f", {counts['training']:,} of them as training inputs" if report.pipeline.noisy else ""
-        err.print(f"{name}: {sum(counts.values()):,} rows{noise}", highlight=False)
+        message(f"{name}: {sum(counts.values()):,} rows{noise}")
     kept = f" ({report.kept} parts were finished before)" if report.kept else ""
-    err.print(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}", highlight=False)
+    message(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}")
     if isinstance(report.output, Path):
-        err.print(f'The recipe is beside it: c3tools.Pipeline.load("{report.output}")', highlight=False)
+        message(f'The recipe is beside it: c3tools.Pipeline.load("{report.output}")')
 
 
 def _show_presets(json: str | None) -> None:
+    from c3tools.tables import Table
     from c3tools.transforms import PRESETS
 
     if json:
         write_json([{"name": n, "summary": p.summary, "source": p.source} for n, p in PRESETS.items()], json)
-        return
-    from rich.table import Table
-
-    table = Table("preset", "embedding", "source")
-    for name, entry in PRESETS.items():
-        table.add_row(name, entry.summary, entry.source)
-    out.print(table)
+    else:
+        columns = ["preset", "embedding", "source"]
+        print_table(Table(columns, [[n, p.summary, p.source] for n, p in PRESETS.items()], left=columns))

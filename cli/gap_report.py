@@ -9,15 +9,10 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, out, print_sections, reporter, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption, SplitOption, StoreOption, arguments
+from ._console import message, out, print_sections, reporter, write_json
+from ._options import DEFAULT_STORE, JsonOption, SeedOption, SplitOption, StoreOption, arguments
 
 DEFAULT_PAGE = Path("gap-report.html")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("gap-report", cls=JsonCommand)(gap_report)
 
 
 def gap_report(
@@ -39,8 +34,7 @@ def gap_report(
         ),
     ] = None,
     by: Annotated[
-        str | None,
-        typer.Option("--by", metavar="COLUMN", help="Also give the gap for each value of this column."),
+        str | None, typer.Option("--by", metavar="COLUMN", help="Also give the gap for each value of this column.")
     ] = None,
     presets: Annotated[
         str | None,
@@ -50,8 +44,7 @@ def gap_report(
         bool, typer.Option("--skip-invalid", help="Leave rows with NaN, infinity or norm 0 out.")
     ] = False,
     html: Annotated[
-        Path,
-        typer.Option("--html", parser=location, metavar="PATH", help="Where to write the page, here or by URL."),
+        Path, typer.Option("--html", parser=location, metavar="PATH", help="Where to write the page, here or by URL.")
     ] = DEFAULT_PAGE,
     figures: Annotated[
         Path | None,
@@ -71,10 +64,9 @@ def gap_report(
     if json != "-":
         out.print(report.heading, style="bold", markup=False, highlight=False)
         print_sections(report.sections(), report.notes)
-    if json is not None:
-        write_json(report.to_dict(), json)
+    write_json(report.to_dict(), json)
     for path in [*report.save(html), *(report.save_figures(figures) if figures else [])]:
-        err.print(f"Wrote {path}", highlight=False, markup=False)
+        message(f"Wrote {path}")
 
 
 def _names(value: str | None) -> list[str] | None:

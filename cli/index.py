@@ -7,22 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ._console import err, reporter, write_json
-from ._options import (
-    DEFAULT_STORE,
-    JsonCommand,
-    JsonOption,
-    SeedOption,
-    SplitOption,
-    StoreOption,
-    arguments,
-    local_path,
-)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("index", cls=JsonCommand)(index)
+from ._console import message, reporter, write_json
+from ._options import DEFAULT_STORE, JsonOption, SeedOption, SplitOption, StoreOption, arguments, local_path
 
 
 def index(
@@ -56,18 +42,16 @@ def index(
     from c3tools.index import build_index
 
     built = build_index(store, output, **options, reporter=reporter())
-    if json:
-        write_json(built.to_dict(), json)
+    write_json(built.to_dict(), json)
     record = built.record
     measured = next((f"{name} {value:.3f}" for name, value in record.items() if name.startswith("recall@")), "")
     probes = f" with nprobe {record['nprobe']}" if record.get("nprobe") else ""
-    err.print(f"Indexed {record['rows']:,} rows as {record['factory']} in {built.path}.", highlight=False)
-    err.print(f"{measured} against exact search{probes} ({record['recall_queries']} queries).", highlight=False)
+    message(f"Indexed {record['rows']:,} rows as {record['factory']} in {built.path}.")
+    message(f"{measured} against exact search{probes} ({record['recall_queries']} queries).")
     bias = built.bias or {"before": {}, "after": {}}
     for name in bias["before"]:
         before, after = bias["before"][name], bias["after"][name]
-        err.print(
+        message(
             f"{name} queries: {before:.2f} of the 10 nearest are {name} rows before centring, {after:.2f} after "
-            "(balanced sample, 0.50 without bias).",
-            highlight=False,
+            "(balanced sample, 0.50 without bias)."
         )

@@ -9,24 +9,11 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, out, print_table, write_json
-from ._options import (
-    DEFAULT_STORE,
-    AddressOption,
-    ExecutorOption,
-    JsonCommand,
-    JsonOption,
-    ProcessesOption,
-    StoreOption,
-)
+from ._console import message, out, print_table, write_json
+from ._options import DEFAULT_STORE, AddressOption, ExecutorOption, JsonOption, ProcessesOption, StoreOption
 
 if TYPE_CHECKING:
     from c3tools.moments import Moments
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("means", cls=JsonCommand)(means)
 
 
 def means(
@@ -68,14 +55,12 @@ def means(
         unload_means(opened)
     if load is not None:
         loaded = load_means(opened, load)
-        err.print(f"Collapse now uses the means in {load}: {', '.join(loaded)}.", highlight=False)
+        message(f"Collapse now uses the means in {load}: {', '.join(loaded)}.")
     with open_executor(executor, address=address, processes=processes, cores=1) as runner:
         if save is not None:
             _print_saved(save, save_means(opened, save, split=split, executor=runner))
         found = compute_means(opened, executor=runner)
-    if json is not None:
-        write_json(found.to_dict(), json)
-    if json != "-":
+    if write_json(found.to_dict(), json):
         print_table(found.table())
         if found.gap_length is not None:
             out.print(f"Length of the modality gap: {found.gap_length:.4f}", highlight=False)
@@ -83,4 +68,4 @@ def means(
 
 def _print_saved(path: Path, groups: dict[str, Moments]) -> None:
     listing = ", ".join(f"{moments.n:,} {name} rows" for name, moments in groups.items())
-    err.print(f"Wrote {path}: {listing}", highlight=False)
+    message(f"Wrote {path}: {listing}")

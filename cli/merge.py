@@ -9,13 +9,8 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, reporter, write_json
-from ._options import JsonCommand, JsonOption
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("merge", cls=JsonCommand)(merge)
+from ._console import message, reporter, write_json
+from ._options import JsonOption
 
 
 def merge(
@@ -29,8 +24,7 @@ def merge(
         ),
     ],
     keep: Annotated[
-        str | None,
-        typer.Option(metavar="first", help="Of rows with the same key, keep that of the first store."),
+        str | None, typer.Option(metavar="first", help="Of rows with the same key, keep that of the first store.")
     ] = None,
     prefix: Annotated[
         bool, typer.Option("--prefix", help="Put the name of its store before every key: dogs/ before those of dogs.")
@@ -44,10 +38,9 @@ def merge(
     from c3tools.store.merge import merge_stores
 
     report = merge_stores(destination, stores, keep=keep, prefix=prefix, reporter=reporter())  # type: ignore[arg-type]
-    if json is not None:
-        write_json(report.to_dict(), json)
+    write_json(report.to_dict(), json)
     listing = ", ".join(f"{rows:,} {name}" for name, rows in report.rows.items()) or "no"
     dropped = f"; {report.dropped:,} doubles were left out" if report.dropped else ""
-    err.print(f"Wrote {report.store}: {listing} rows{dropped}.", markup=False, highlight=False)
+    message(f"Wrote {report.store}: {listing} rows{dropped}.")
     for note in report.notes:
-        err.print(note, markup=False, highlight=False)
+        message(note)

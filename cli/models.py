@@ -6,13 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ._console import err, out, write_json
-from ._options import JsonCommand, JsonOption
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("models", cls=JsonCommand)(models)
+from ._console import message, out, write_json
+from ._options import JsonOption
 
 
 def models(
@@ -26,9 +21,7 @@ def models(
     from c3tools.encoders.models import list_models
 
     found = list_models(containing, here=here)
-    if json:
-        write_json([asdict(model) for model in found], json)
-    if json != "-":
+    if write_json([asdict(model) for model in found], json):
         from rich.table import Column, Table
 
         # names are copied: folded, never cut
@@ -37,4 +30,4 @@ def models(
             sizes = (str(model.dim), f"{model.image_size} px", f"{model.context_length} tokens")
             table.add_row(model.name, *sizes, "yes" if model.here else "")
         out.print(table)
-        err.print("Also: local-dir:PATH (a folder with open_clip_config.json), hf-hub:ORG/NAME.", highlight=False)
+        message("Also: local-dir:PATH (a folder with open_clip_config.json), hf-hub:ORG/NAME.")

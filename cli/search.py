@@ -8,12 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import err, out, reporter, write_json
-from ._options import DEFAULT_STORE, DeviceOption, JsonCommand, JsonOption, StoreOption, arguments, local_path
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("search", cls=JsonCommand)(search)
+from ._options import DEFAULT_STORE, DeviceOption, JsonOption, StoreOption, arguments, local_path
 
 
 def search(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._console import err, out, print_table, reporter, write_json
-from ._options import DeviceOption, JsonCommand, JsonOption, SeedOption, arguments
+from ._console import message, out, print_table, reporter, write_json
+from ._options import DeviceOption, JsonOption, SeedOption, arguments, command_group
 
 if TYPE_CHECKING:
     from c3tools.geometry.theory import Simulation
@@ -19,17 +19,6 @@ FigureOption = Annotated[
         "--figure", metavar="PATH", help="Where to draw: .svg, .png or .pdf.", show_default="simulate-NAME.svg"
     ),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    group = typer.Typer(no_args_is_help=True, help="The theory of the modality gap, run.")
-    group.command("init-gap", cls=JsonCommand)(init_gap)
-    group.command("depth", cls=JsonCommand)(depth)
-    group.command("gap-after-training", cls=JsonCommand)(gap_after_training)
-    group.command("stable-region", cls=JsonCommand)(stable_region)
-    group.command("temperature", cls=JsonCommand)(temperature)
-    app.add_typer(group, name="simulate")
 
 
 def init_gap(
@@ -48,8 +37,7 @@ def init_gap(
     options = arguments(locals(), "paths", "figure")
     from c3tools.geometry.theory.initialisation import simulate_init_gap
 
-    result = simulate_init_gap(paths or (), **options, reporter=reporter())
-    _print_result(result, figure, json)
+    _print_result(simulate_init_gap(paths or (), **options, reporter=reporter()), figure, json)
 
 
 def depth(
@@ -65,8 +53,7 @@ def depth(
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.depth import simulate_depth
 
-    result = simulate_depth(**options, reporter=reporter())
-    _print_result(result, figure, json)
+    _print_result(simulate_depth(**options, reporter=reporter()), figure, json)
 
 
 def gap_after_training(
@@ -93,8 +80,7 @@ def gap_after_training(
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.optimisation import simulate_gap_after_training
 
-    result = simulate_gap_after_training(**options, reporter=reporter())
-    _print_result(result, figure, json)
+    _print_result(simulate_gap_after_training(**options, reporter=reporter()), figure, json)
 
 
 def stable_region(
@@ -111,8 +97,7 @@ def stable_region(
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.stable_region import simulate_stable_region
 
-    result = simulate_stable_region(**options)
-    _print_result(result, figure, json)
+    _print_result(simulate_stable_region(**options), figure, json)
 
 
 def temperature(
@@ -133,17 +118,19 @@ def temperature(
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.temperature import simulate_temperature
 
-    result = simulate_temperature(**options, reporter=reporter())
-    _print_result(result, figure, json)
+    _print_result(simulate_temperature(**options, reporter=reporter()), figure, json)
 
 
 def _print_result(result: Simulation, figure: Path | None, json_path: str | None) -> None:
-    if json_path != "-":
+    if write_json(result.to_dict(), json_path):
         print_table(result.table)
         out.print(result.found, highlight=False)
         out.print(f"The paper: {result.paper}", highlight=False, style="dim")
-    if json_path is not None:
-        write_json(result.to_dict(), json_path)
     path = figure or Path(f"simulate-{result.name}.svg")
     result.save_figure(path)
-    err.print(f"Wrote {path}", highlight=False, markup=False)
+    message(f"Wrote {path}")
+
+
+group = command_group(
+    "The theory of the modality gap, run.", init_gap, depth, gap_after_training, stable_region, temperature
+)

@@ -9,13 +9,8 @@ import typer
 
 from c3tools.errors import C3Error
 
-from ._console import err, print_table, reporter, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, StoreOption, arguments
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("split", cls=JsonCommand)(split)
+from ._console import message, print_table, reporter, write_json
+from ._options import DEFAULT_STORE, JsonOption, StoreOption, arguments
 
 
 def split(
@@ -32,8 +27,7 @@ def split(
         str | None, typer.Option(help="The column of the images that says the split.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None,
-        typer.Option(help="A table of keys and splits: jsonl, csv, tsv or parquet.", show_default=False),
+        Path | None, typer.Option(help="A table of keys and splits: jsonl, csv, tsv or parquet.", show_default=False)
     ] = None,
     key_column: Annotated[str | None, typer.Option(help="Its column of keys.", show_default=False)] = None,
     split_column: Annotated[str | None, typer.Option(help="Its column of splits.", show_default=False)] = None,
@@ -54,16 +48,10 @@ def split(
         fractions=None if fractions is None else _three_numbers(fractions),
         reporter=reporter(),
     )
-    if json is not None:
-        write_json(report.to_dict(), json)
-    if json != "-":
+    if write_json(report.to_dict(), json):
         print_table(report.table())
     if report.unnamed:
-        err.print(
-            f"Nothing is said about {report.unnamed:,} rows; they keep the split they had.",
-            markup=False,
-            highlight=False,
-        )
+        message(f"Nothing is said about {report.unnamed:,} rows; they keep the split they had.")
 
 
 def _three_numbers(text: str) -> tuple[float, float, float]:

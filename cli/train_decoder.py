@@ -8,24 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from ._captioning import EpochsOption, SetOption, SizeOption
-from ._console import err, print_table, reporter, write_json
+from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_DECODER,
     DEFAULT_STORE,
     DeviceOption,
-    JsonCommand,
     JsonOption,
     PrecisionOption,
     SeedOption,
     StoreOption,
+    TrainSplitOption,
     arguments,
     local_path,
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("train-decoder", cls=JsonCommand)(train_decoder)
 
 
 def train_decoder(
@@ -48,7 +43,7 @@ def train_decoder(
     size: SizeOption = "small",
     set: SetOption = [],  # noqa: B006
     epochs: EpochsOption = None,
-    train_split: Annotated[str, typer.Option("--train-split", help="The split to learn from.")] = "train",
+    train_split: TrainSplitOption = "train",
     train_fraction: Annotated[float, typer.Option("--train-fraction", help="Use this share of its images.")] = 1.0,
     patience: Annotated[
         int | None,
@@ -61,8 +56,7 @@ def train_decoder(
         ),
     ] = "text",
     start: Annotated[
-        Path | None,
-        typer.Option("--from", help="Continue from this decoder, with its transform.", show_default=False),
+        Path | None, typer.Option("--from", help="Continue from this decoder, with its transform.", show_default=False)
     ] = None,
     pairs: Annotated[
         float | None,
@@ -88,14 +82,9 @@ def train_decoder(
 
     captioner = train_captioner(store, **options, reporter=reporter())
     record = captioner.to_dict()
-    if json:
-        write_json(record, json)
-    if json != "-":
+    if write_json(record, json):
         _show(record)
-    err.print(
-        f"Wrote {output}/, its training in {output}/{CURVES_FILE}. Next: c3 caption PATH, or c3 evaluate.",
-        highlight=False,
-    )
+    message(f"Wrote {output}/, its training in {output}/{CURVES_FILE}. Next: c3 caption PATH, or c3 evaluate.")
 
 
 def _show(record: dict[str, Any]) -> None:

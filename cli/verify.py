@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from c3tools.io.locations import location
 
-from ._console import err, out, reporter, write_json
-from ._options import DEFAULT_STORE, JsonCommand, JsonOption, SeedOption
+from ._console import err, message, out, reporter, write_json
+from ._options import DEFAULT_STORE, SAMPLE, JsonOption, SeedOption
 
 if TYPE_CHECKING:
     from c3tools.store.verify import Verification
-
-_SAMPLE = "0.1"
-
-
-class _VerifyCommand(JsonCommand):
-    """A command whose `--sample` may stand alone."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Turn a bare `--sample` into `--sample 0.1`."""
-        rewritten = []
-        for position, argument in enumerate(args):
-            rewritten.append(argument)
-            following = args[position + 1] if position + 1 < len(args) else ""
-            if argument == "--sample" and not following[:1].isdigit() and not following.startswith("."):
-                rewritten.append(_SAMPLE)
-        return super().parse_args(ctx, rewritten)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("verify", cls=_VerifyCommand)(verify)
 
 
 def verify(
@@ -55,7 +34,7 @@ def verify(
     sample: Annotated[
         float | None,
         typer.Option(
-            metavar=f"[FRACTION={_SAMPLE}]",
+            metavar=f"[FRACTION={SAMPLE}]",
             help="Read only the rows of this fraction of the shards; everything else is checked in all of them.",
             show_default=False,
         ),
@@ -75,9 +54,7 @@ def verify(
 
     chosen = store or path or DEFAULT_STORE
     result = verify_store(chosen, sample=sample, seed=seed, repair=repair, reporter=reporter())
-    if json is not None:
-        write_json(result.to_dict(), json)
-    if json != "-":
+    if write_json(result.to_dict(), json):
         _show(result)
     if not result.whole:
         raise typer.Exit(1)
@@ -93,8 +70,8 @@ def _show(result: Verification) -> None:
         colour = "yellow" if finding.warning else "red"
         level = "warning" if finding.warning else "defect"
         err.print(f"[bold {colour}]{level}[/] ({finding.check})", end=" ", highlight=False)
-        err.print(f"{result.store / finding.where}: {finding.what}", markup=False, highlight=False)
-        err.print(f"  {finding.remedy}", markup=False, highlight=False)
+        message(f"{result.store / finding.where}: {finding.what}")
+        message(f"  {finding.remedy}")
     for line in result.repaired:
         out.print(f"Repaired: {line}.", markup=False, highlight=False)
     if not result.findings:

@@ -105,15 +105,13 @@ def measure(first: Matrix, second: Matrix, item_index: Indices) -> Geometry:
         item_index: int64 (m,), the row of ``first`` that each row of ``second`` belongs to.
     """
     moments = Moments.from_rows(first), Moments.from_rows(second)
+    dimensions = [effective_dimension(eigenvalues(side.covariance)) for side in moments]
     paired = float(np.einsum("ij,ij->i", first[item_index], second, dtype=np.float64).mean())
     total = float((moments[0].n * moments[0].mean) @ (moments[1].n * moments[1].mean))
     rest = len(first) * len(second) - len(second)
     return Geometry(
         gap=float(np.linalg.norm(gap_vector(*moments))),
-        effective_dimension=(
-            effective_dimension(eigenvalues(moments[0].covariance)),
-            effective_dimension(eigenvalues(moments[1].covariance)),
-        ),
+        effective_dimension=(dimensions[0], dimensions[1]),
         paired_cosine=paired,
         unpaired_cosine=(total - paired * len(second)) / rest if rest else paired,
         rmg=relative_gap(paired, *moments),
@@ -128,7 +126,6 @@ def geometry_figure(log: Sequence[LogPoint], names: tuple[str, str], kept: int) 
     (gap, cosine), (recall, dimension) = grid
     steps = [point.step for point in log]
     found = [point.geometry for point in log]
-    first, second = names
     gap.plot(steps, [g.gap for g in found], color=palette.THIRD, label="gap")
     gap.plot(steps, [g.rmg for g in found], color=palette.FOURTH, linestyle=(0, (4, 2)), label="relative gap (RMG)")
     gap.set_title(f"Gap: {found[0].gap:.2f} at initialisation, {found[-1].gap:.2f} at the end; dashed: kept")
@@ -136,14 +133,11 @@ def geometry_figure(log: Sequence[LogPoint], names: tuple[str, str], kept: int) 
     cosine.plot(steps, [g.unpaired_cosine for g in found], color=palette.SECOND, label="others")
     scales = dict.fromkeys(f"{point.logit_scale:.0f}" for point in (log[0], log[-1]))
     cosine.set_title(f"Cosine; logit scale {' to '.join(scales)}")
-    for forward, label, colour in (
-        (0, f"{first} → {second}", palette.FIRST),
-        (1, f"{second} → {first}", palette.SECOND),
-    ):
-        recall.plot(steps, [g.recall[forward]["recall@1"] for g in found], color=colour, label=label)
+    for side, colour in enumerate((palette.FIRST, palette.SECOND)):
+        label = f"{names[side]} → {names[1 - side]}"
+        recall.plot(steps, [g.recall[side]["recall@1"] for g in found], color=colour, label=label)
+        dimension.plot(steps, [g.effective_dimension[side] for g in found], color=colour, label=names[side])
     recall.set_title("Recall@1 among the validation pairs")
-    for side, (name, colour) in enumerate(zip(names, (palette.FIRST, palette.SECOND), strict=True)):
-        dimension.plot(steps, [g.effective_dimension[side] for g in found], color=colour, label=name)
     dimension.set_title("Effective dimension (99 %)")
     for axes in grid.flat:
         axes.axvline(kept, color=palette.MUTED, linewidth=0.9, linestyle=(0, (3, 3)))

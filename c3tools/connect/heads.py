@@ -158,7 +158,9 @@ class ConnectedHeads:
         Raises:
             ConnectError: if there is no head for the modality, or it takes another number of features.
         """
-        head = self._head(modality)
+        if modality not in self.heads:
+            raise ConnectError(f"There is no head for {modality!r}; there are {' and '.join(self.heads)}.")
+        head = self.heads[modality]
         if features.shape[1] != len(head.mean):
             raise ConnectError(
                 f"The {modality} head takes {len(head.mean)} features per row, not {features.shape[1]}.",
@@ -221,11 +223,6 @@ class ConnectedHeads:
     def _repr_html_(self) -> str:
         title = f"Heads of {' and '.join(self.names)}, {self.shape.dim} dimensions"
         return score_table(self.record, title)._repr_html_()
-
-    def _head(self, modality: str) -> Head:
-        if modality not in self.heads:
-            raise ConnectError(f"There is no head for {modality!r}; there are {' and '.join(self.heads)}.")
-        return self.heads[modality]
 
     def _tensors(self) -> dict[str, Tensor]:
         return {

@@ -361,10 +361,8 @@ def _join_stores(
             f"Two modalities are connected, not {len(modalities)} ({', '.join(modalities)}).",
             remedy="For example --modalities audio,text.",
         )
-    first = store if isinstance(store, Store) else Store.open(store)
-    second = first
-    if second_store is not None:
-        second = second_store if isinstance(second_store, Store) else Store.open(second_store)
+    first = Store.open(store)
+    second = first if second_store is None else Store.open(second_store)
     if modalities is None:
         modalities = first.modalities[:2] if second is first else [*first.modalities[:1], *second.modalities[-1:]]
         if len(modalities) < 2:

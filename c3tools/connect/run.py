@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConnectError
-from ..io.files import write_atomically, write_json_atomically
+from ..io.files import write_json_atomically, write_text_atomically
 from ..pages.figures import save_figure
 from ..tables import Table
 from .geometry import LogPoint, geometry_figure, measure
@@ -171,8 +171,4 @@ def write_card(output: Path, title: str, facts: list[tuple[str, str]], record: d
     scores = [f"| {' | '.join(_SCORES)} |", "|---" * len(_SCORES) + "|"]
     scores += [f"| {' | '.join(row)} |" for row in score_table(record, percent=False).rows]
     text = "\n".join([f"# {title}", "", *table, "", *scores, "", usage, ""])
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    write_atomically(output / CARD_FILE, write)
+    write_text_atomically(output / CARD_FILE, text)

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from .images import ImageItem, ImageReader, ImageSource
-from .items import CaptionRow, Corpus, Skipped, TextItem
+from .images import ImageItem, ImageReader
+from .items import Corpus, TextItem
 from .reading import read_corpus
-from .splits import hashed_split, split_of
 
-__all__ = [
-    "CaptionRow",
-    "Corpus",
-    "ImageItem",
-    "ImageReader",
-    "ImageSource",
-    "Skipped",
-    "TextItem",
-    "hashed_split",
-    "read_corpus",
-    "split_of",
-]
+__all__ = ["Corpus", "ImageItem", "ImageReader", "TextItem", "read_corpus"]

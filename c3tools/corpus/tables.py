@@ -182,7 +182,8 @@ def _image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> _ImageT
     key = require_column(others, options.key_column, "--key-column", path)
     if key is None:
         known = [name for name in (*KEY_COLUMNS, *IMAGE_COLUMNS, *ID_COLUMNS) if name in others]
-        key = next((name for name in known if _may_be_key(schema.field(name).type)), None)
+        kinds = {name: schema.field(name).type for name in known}
+        key = next((name for name, kind in kinds.items() if _is_text(kind) or pa.types.is_integer(kind)), None)
     kind = schema.field(image).type
     has_path = pa.types.is_struct(kind) and any(
         kind.field(i).name == "path" and _is_text(kind.field(i).type) for i in range(kind.num_fields)
@@ -217,10 +218,6 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) == "binary_view")
-
-
-def _may_be_key(kind: pa.DataType) -> bool:
-    return bool(_is_text(kind) or pa.types.is_integer(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:

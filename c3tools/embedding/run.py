@@ -176,10 +176,18 @@ def embed_corpus(
     """
     executor = executor or LocalExecutor()
     folder = location(store)
+    info = StoreInfo(
+        encoder.identity,
+        encoder.dim,
+        dtype,
+        preprocessing=encoder.preprocess.config,
+        precision=encoder.compute.precision,
+        extra={"compiled": True} if encoder.compiled else {},
+    )
     modalities: dict[str, ModalitySummary] = {}
     try:
         with locked(folder):
-            create_store(folder, _store_info(encoder, dtype))
+            create_store(folder, info)
             opened = Store.open(folder)
             inputs: dict[str, list[Any]] = {"image": corpus.images, "text": corpus.texts}
             for modality, items in inputs.items():
@@ -209,18 +217,6 @@ def embed_corpus(
         captions_without_image=corpus.captions_without_image,
         skipped=len(corpus.skipped),
         failures_in_store=len(failures),
-    )
-
-
-def _store_info(encoder: Encoder, dtype: str) -> StoreInfo:
-    """Return the description of a store of this encoder's embeddings."""
-    return StoreInfo(
-        model=encoder.identity,
-        dim=encoder.dim,
-        dtype=dtype,
-        preprocessing=encoder.preprocess.config,
-        precision=encoder.compute.precision,
-        extra={"compiled": True} if encoder.compiled else {},
     )
 
 

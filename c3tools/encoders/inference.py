@@ -88,7 +88,8 @@ def end_positions(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the position (n,) of the end-of-text token of each row of tokens (n, length)."""
     tower = _tower(model)
     if _pool_type(tower) == "eos":
-        return (tokens == _eos_id(tower)).int().argmax(dim=-1)
+        eos = int(getattr(tower, "eos_id", getattr(tower, "text_eos_id", -1)))
+        return (tokens == eos).int().argmax(dim=-1)
     return tokens.argmax(dim=-1)
 
 
@@ -125,10 +126,6 @@ def _tower(model: nn.Module) -> Any:
 
 def _pool_type(tower: Any) -> str:
     return str(getattr(tower, "pool_type", getattr(tower, "text_pool_type", "")))
-
-
-def _eos_id(tower: Any) -> int:
-    return int(getattr(tower, "eos_id", getattr(tower, "text_eos_id", -1)))
 
 
 class Int8Linear(nn.Module):

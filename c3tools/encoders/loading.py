@@ -72,11 +72,7 @@ def load_encoder(
     identity = {**network.identity, "weights_sha256": weights_sha256(network.model)}
     compute = pick(device, precision, encoder=True)
     encoder = Encoder(
-        network.model,
-        network.tokenizer,
-        network.preprocess,
-        identity=identity,
-        compute=Compute(compute.device, "fp32"),
+        network.model, network.tokenizer, network.preprocess, identity=identity, compute=Compute(compute.device, "fp32")
     )
     if compute.precision != "fp32":
         encoder = _in_precision(encoder, compute, precision)
@@ -152,7 +148,12 @@ def resolve_encoder(
             precision=precision,
             compiled=compiled,
         )
-        _require_recorded_weights(encoder, recorded)
+        now, then = encoder.identity["weights_sha256"], recorded.get("weights_sha256")
+        if then and then != now:
+            raise EncoderError(
+                f"The model {recorded['name']} has other weights now ({now[:12]}) than those recorded ({then[:12]}).",
+                remedy="Bring the old weights back, or embed again into another --store.",
+            )
         return encoder
     if model is None:
         reporter.message(
@@ -162,15 +163,6 @@ def resolve_encoder(
     return load_encoder(
         model or DEFAULT_MODEL, random_init=random_init, device=device, precision=precision, compiled=compiled
     )
-
-
-def _require_recorded_weights(encoder: Encoder, recorded: Mapping[str, Any]) -> None:
-    now, then = encoder.identity["weights_sha256"], recorded.get("weights_sha256")
-    if then and then != now:
-        raise EncoderError(
-            f"The model {recorded['name']} has other weights now ({now[:12]}) than those recorded ({then[:12]}).",
-            remedy="Bring the old weights back, or embed again into another --store.",
-        )
 
 
 def weights_sha256(network: nn.Module) -> str:

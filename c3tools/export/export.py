@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import pyarrow as pa
 
 from ..errors import StoreError, TransformError
 from ..executors import Executor, Report, Work, WorkerResources, open_executor
-from ..io.files import sha256_of, write_atomically, write_json_atomically
+from ..io.files import sha256_of, write_json_atomically, write_text_atomically
 from ..io.float16 import to_float16
 from ..io.locations import kind_of, location, names_in, read_all, remove, size_of, upload
 from ..reporter import SILENT, Reporter
@@ -74,10 +75,8 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, without the pipeline."""
-        return {
-            "output": str(self.output),
-            **{name: getattr(self, name) for name in ("rows", "parts", "kept", "bytes")},
-        }
+        counts = {"rows": self.rows, "parts": self.parts, "kept": self.kept, "bytes": self.bytes}
+        return {"output": str(self.output), **counts}
 
 
 def export_store(
@@ -130,7 +129,7 @@ def export_store(
         TransformError: if the pipeline does not fit the store, a setting is unknown, or another export is in the way.
         StoreError: if the store cannot be read.
     """
-    store = store if isinstance(store, Store) else Store.open(store)
+    store = Store.open(store)
     settings = {"format": format, "dtype": dtype, "role": role, "train_on": train_on, "seed": seed, "epoch": epoch}
     for name, choices in (("format", FORMATS), ("dtype", DTYPES), ("role", ROLES)):
         if (value := settings[name]) not in choices:
@@ -159,8 +158,7 @@ def export_store(
     _remove_leftovers(output)
     write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": rows})
     if format == "hf":
-        card = _dataset_card(output, identity["provenance"], modalities).encode()
-        write_atomically(output / "README.md", lambda path: path.write_bytes(card))
+        write_text_atomically(output / "README.md", _dataset_card(output, identity["provenance"], modalities))
     size = sum(entry["bytes"] for marker, _ in done for entry in marker["files"].values())
     fresh = sum(new for _, new in done)
     return ExportReport(output, chosen, rows, fresh, len(done) - fresh, size)
@@ -233,7 +231,7 @@ class ExportWork(Work[PartTask, PartResult]):
     ) -> tuple[dict[str, int], list[Path]]:
         """Write the files of a part; return the number of rows by role, and the paths."""
         counts = {"training": 0, "inference": 0}
-        running = _in_thread() if self.overlap else nullcontext(_call)
+        running = _in_thread() if self.overlap else nullcontext(call)
         writer_of = PART_WRITERS[self.settings["format"]]
         with writer_of(folder / modality, part, rows, self._schema(modality)) as writer, running as run:
             for batch in self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part]):
@@ -358,10 +356,10 @@ def _in_thread() -> Iterator[Callable[..., None]]:
     """Yield a function that runs a call in a thread: a block is written while the next one is transformed."""
     pending: list[Future[None]] = []
 
-    def run(call: Callable[..., None], *arguments: Any) -> None:
+    def run(write: Callable[..., None], *arguments: Any) -> None:
         if pending:
             pending.pop().result()
-        pending.append(thread.submit(call, *arguments))
+        pending.append(thread.submit(write, *arguments))
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         yield run
@@ -385,7 +383,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _call(function: Callable[..., None], *arguments: Any) -> None:
-    function(*arguments)

@@ -143,11 +143,7 @@ def measure_recall(
 
 
 def search_shards(
-    shards: Iterable[Any],
-    queries: Matrix,
-    k: int,
-    nprobe: int | None,
-    between: tuple[int, int] | None = None,
+    shards: Iterable[Any], queries: Matrix, k: int, nprobe: int | None, between: tuple[int, int] | None = None
 ) -> tuple[Matrix, Indices]:
     """Return the best scores and row numbers over all shards, both (q, k), best first.
 

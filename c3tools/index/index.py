@@ -135,8 +135,7 @@ class Index:
             raise StoreError(
                 f"The index at {folder} is damaged ({error}).", remedy="Make it again: c3 index"
             ) from error
-        vectors = sum(shard.ntotal for shard in shards)
-        if vectors != rows.num_rows:
+        if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
             raise StoreError(
                 f"The index at {folder} has {vectors:,} vectors and {rows.num_rows:,} keys.",
                 remedy="Make it again: c3 index",
@@ -195,7 +194,7 @@ class Index:
             )
         if key is not None:
             labels = [key]
-            embeddings, modality = _vector_of_key(store if isinstance(store, Store) else Store.open(store), key)
+            embeddings, modality = _vector_of_key(Store.open(store), key)
         elif vector is not None:
             is_file = isinstance(vector, str | Path)
             embeddings = _read_queries(Path(str(vector))) if is_file else np.atleast_2d(np.asarray(vector))
@@ -290,7 +289,7 @@ def build_index(
     if is_url(output):
         raise StoreError(f"A FAISS index is not written to {output}.", remedy="Name a folder of this machine.")
     folder = Path(output)
-    store = store if isinstance(store, Store) else Store.open(store)
+    store = Store.open(store)
     chosen = open_pipeline(pipeline, preset)
     if not chosen.fitted:
         chosen.fit(store)

@@ -314,9 +314,6 @@ class _RangeReader(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def tell(self) -> int:
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
@@ -357,7 +354,6 @@ class _RangeReader(io.RawIOBase):
         """Keep the content of a file whose server ignores ranges and always sends the whole file."""
         if len(content) > _LARGEST_WHOLE:
             raise OSError(
-                0,
-                f"the server of {self._url} supports no ranges and the file is large; download it and use the copy",
+                0, f"the server of {self._url} supports no ranges and the file is large; download it and use the copy"
             )
         self._whole = content

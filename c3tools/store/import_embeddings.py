@@ -49,13 +49,7 @@ class ImportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; of the failures their number."""
-        return {
-            "store": str(self.store),
-            "rows": self.rows,
-            "pairs": self.pairs,
-            "failures": len(self.failures),
-            "notes": self.notes,
-        }
+        return {**vars(self), "store": str(self.store), "failures": len(self.failures)}
 
 
 def import_embeddings(
@@ -137,13 +131,8 @@ def import_embeddings(
             "arrays": [image_array, text_array],
             "columns": asdict(names),
         }
-        info = StoreInfo(
-            model=ModelIdentity(name=model or UNKNOWN_MODEL),
-            dim=dim,
-            dtype=dtype,
-            normalised=normalise,
-            extra={"imported": origin},
-        )
+        identity = ModelIdentity(name=model or UNKNOWN_MODEL)
+        info = StoreInfo(identity, dim, dtype, normalise, extra={"imported": origin})
         report = write_modalities(location(store), info, modalities, executor=runner, reporter=reporter)
     report.notes[:0] = notes
     return report
@@ -236,9 +225,7 @@ def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     """Return name and hash of an imported file: with a changed file, an interrupted import is not continued."""
-    if path.is_dir():
-        return {"name": path.name}
-    return {"name": path.name, "sha256": sha256_of(path)}
+    return {"name": path.name} if path.is_dir() else {"name": path.name, "sha256": sha256_of(path)}
 
 
 class _Block(NamedTuple):

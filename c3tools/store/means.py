@@ -100,7 +100,7 @@ def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor 
     Raises:
         StoreError: if there is no store, or moments cannot be read.
     """
-    store = _opened(store)
+    store = Store.open(store)
     rows, totals = [], []
     for modality in store.modalities:
         groups = store.moments_by_split(modality, executor)
@@ -131,7 +131,7 @@ def save_means(
     Raises:
         StoreError: if no modality has rows in the split.
     """
-    store = _opened(store)
+    store = Store.open(store)
     groups = {name: store.moments(name, split, executor) for name in store.modalities}
     groups = {name: moments for name, moments in groups.items() if moments.n}
     if not groups:
@@ -154,7 +154,7 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
     Raises:
         StoreError: if the file is not readable, or belongs to another model or dimension.
     """
-    store = _opened(store)
+    store = Store.open(store)
     path = BUNDLED.get(str(load)) or location(load)
     groups, header = load_moments(path)
     model = header.get("model")
@@ -177,7 +177,7 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
 
 def unload_means(store: Store | str | Path) -> None:
     """Remove the moments that `load_means` has loaded: Collapse is fitted on the store's own again."""
-    remove(_opened(store).external_path)
+    remove(Store.open(store).external_path)
 
 
 def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Moments]:
@@ -208,7 +208,3 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
     header["source"] = " + ".join(path.name for path in paths)
     write_atomically(location(save), lambda temporary: save_moments(temporary, total, header))
     return total
-
-
-def _opened(store: Store | str | Path) -> Store:
-    return store if isinstance(store, Store) else Store.open(store)

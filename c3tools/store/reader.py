@@ -63,12 +63,14 @@ class Store:
         return Table(["modality", *splits, "all"], rows, title)._repr_html_()
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
-        """Open the store in the folder, or at the URL, ``path``.
+    def open(cls, path: Store | str | Path) -> Store:
+        """Open the store in the folder, or at the URL, ``path``; one that is open already is returned as it is.
 
         Raises:
             StoreError: if there is none, or it cannot be read.
         """
+        if isinstance(path, Store):
+            return path
         folder = location(path)
         return cls(folder, StoreInfo.load(folder))
 

@@ -108,8 +108,7 @@ def intact_shard(store: Store, modality: str, part: int) -> Iterator[Store]:
 def not_intact(store: Store, path: Path) -> StoreError:
     """Return the error for a file whose checksum is not the one in its done marker."""
     return StoreError(
-        f"{path} is not what its done marker says.",
-        remedy=f"Check and mend the store first: c3 verify {store.path}",
+        f"{path} is not what its done marker says.", remedy=f"Check and mend the store first: c3 verify {store.path}"
     )
 
 

@@ -58,13 +58,7 @@ class Rows:
             )
 
     @classmethod
-    def of(
-        cls,
-        modality: str,
-        keys: Sequence[str],
-        embeddings: npt.ArrayLike,
-        **columns: Sequence[Any] | None,
-    ) -> Rows:
+    def of(cls, modality: str, keys: Sequence[str], embeddings: npt.ArrayLike, **columns: Sequence[Any] | None) -> Rows:
         """Make rows from arrays and lists.
 
         Args:

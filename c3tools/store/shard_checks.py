@@ -20,7 +20,7 @@ from .reader import Store
 from .rewriting import local_shard
 from .rows import ITEM_COLUMNS, embedding_matrix, keys_of
 from .shards import MARKER, MOMENTS, ROWS, add_moments, part_name, part_path, shard_schema
-from .store_checks import Finding, Repair, command_of, description_in
+from .store_checks import Finding, Repair, description_in, redo_remedy
 
 # half a unit in the last place of each component, and some room for rounding before it was stored
 NORM_TOLERANCE = {"float16": 1e-3, "float32": 1e-4}
@@ -76,13 +76,7 @@ def check_shard(
         if suffix == MOMENTS:
             repair, remedy = Repair.MOMENTS, "Compute the moments anew from the rows: c3 verify --repair"
         else:
-            repair, remedy = (
-                Repair.REDO,
-                (
-                    f"Drop this shard with `c3 verify --repair`, then run the `{command_of(store.info)}` that made it "
-                    "again: only what was dropped is made anew."
-                ),
-            )
+            repair, remedy = Repair.REDO, redo_remedy(store.info)
         return Finding(check, part_name(modality, part, suffix), what, remedy, repair, modality, part)
 
     marker, problem = inspect_marker(part_path(store.path, modality, part, MARKER))

@@ -83,6 +83,12 @@ def command_of(info: StoreInfo) -> str:
     return "c3 import" if "imported" in info.extra else "c3 embed"
 
 
+def redo_remedy(info: StoreInfo) -> str:
+    """Return what to do about a shard that has to be made again."""
+    drop = "Drop this shard with `c3 verify --repair`"
+    return f"{drop}, then run the `{command_of(info)}` that made it again: only what was dropped is made anew."
+
+
 def check_description(path: Path) -> list[Finding]:
     """Check that store.json can be read, is written as c3 writes it, and is repeated in at least one shard.
 
@@ -195,11 +201,9 @@ def _report_duplicates(store: Store, modality: str, parts: Sequence[int], duplic
         for batch in _readable(store, modality, ["key"], part):
             keys = keys_of(batch)
             for row in np.flatnonzero(contains(duplicates, key_hashes(keys))):
-                key = keys[row]
-                if key in first:
-                    again.append(key)
-                else:
-                    first[key] = part
+                if keys[row] in first:
+                    again.append(keys[row])
+                first.setdefault(keys[row], part)
         if again:
             more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
             what = f"it repeats the key {again[0]!r} of shard {first[again[0]]}{more}"
@@ -248,8 +252,8 @@ def _readable(store: Store, modality: str, columns: Sequence[str], part: int) ->
 
 
 def _bad_keys(store: Store, modality: str, part: int, what: str) -> Finding:
-    remedy = f"Drop this shard with `c3 verify --repair`, then run the `{command_of(store.info)}` that made it again."
-    return Finding("keys", part_name(modality, part, ROWS), what, remedy, Repair.REDO, modality, part)
+    where = part_name(modality, part, ROWS)
+    return Finding("keys", where, what, redo_remedy(store.info), Repair.REDO, modality, part)
 
 
 def check_failures(store: Store, failures: Collection[Failure]) -> Iterator[Finding]:

@@ -161,7 +161,9 @@ def repair_store(result: Verification) -> None:
             _repaired(result, f"{INFO_FILE} was written anew from the shards")
         dropped = dict.fromkeys(_shards_to_repair(result, Repair.REDO))
         for modality, part in dropped:
-            _drop(result.store, modality, part)
+            # the marker first: without it the shard does not exist, whatever happens next
+            for suffix in (MARKER, MOMENTS, ROWS):
+                remove(part_path(result.store, modality, part, suffix))
             result.repaired.append(f"{modality} shard {part} was dropped: it is to be made again")
         opened = Store.open(result.store)
         for modality, part in _shards_to_repair(result, Repair.MOMENTS):
@@ -205,12 +207,6 @@ def _shards_to_repair(result: Verification, repair: Repair) -> list[tuple[str, i
 def _repaired(result: Verification, what: str) -> None:
     result.repaired.append(what)
     result.open -= 1
-
-
-def _drop(store: Path, modality: str, part: int) -> None:
-    # the marker first: without it the shard does not exist, whatever happens next
-    for suffix in (MARKER, MOMENTS, ROWS):
-        remove(part_path(store, modality, part, suffix))
 
 
 def _write_moments(store: Store, modality: str, part: int) -> None:

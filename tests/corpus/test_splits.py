@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools.corpus import hashed_split, split_of
 from c3tools.corpus.reading import assign_keys
+from c3tools.corpus.splits import hashed_split, split_of
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c3tools.corpus import hashed_split
+from c3tools.corpus.splits import hashed_split
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
 from c3tools.store import Store

@@ -263,6 +263,5 @@ def _require_unique_keys(modality: Modality) -> None:
     if times > 1 or "" in counts:
         what = f"{key!r} stands {times} times" if times > 1 else "some are empty"
         raise StoreError(
-            f"Keys of {modality.name} rows must be unique: {what}.",
-            remedy="Name another column with --key-column.",
+            f"Keys of {modality.name} rows must be unique: {what}.", remedy="Name another column with --key-column."
         )
