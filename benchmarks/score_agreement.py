@@ -70,11 +70,12 @@ def theirs(written: dict[str, str], references: dict[str, list[str]]) -> tuple[d
     pairs += [(written[key], results[key][0]) for key in targets]
     different = [text for text, tokens in pairs if tokenize(text) != tokens.split()]
     most = max(len(texts) for texts in targets.values())
+    # sacrebleu takes None where a caption has fewer references, though its annotations do not say so
     columns = [[texts[i] if i < len(texts) else None for texts in targets.values()] for i in range(most)]
     sentences = [results[key][0] for key in targets]
     for n in (1, 2, 3, 4):
         metric = sacrebleu.BLEU(max_ngram_order=n, tokenize="none", smooth_method="none", force=True)
-        found[f"BLEU-{n}", "sacrebleu"] = metric.corpus_score(sentences, columns).score
+        found[f"BLEU-{n}", "sacrebleu"] = metric.corpus_score(sentences, columns).score  # type: ignore[arg-type]
     return found, different
 
 

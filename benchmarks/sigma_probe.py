@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sigma_rules import draw, rules_of
-from sigma_sweep import table
+from sigma_sweep import markdown_table
 
 from c3tools.metrics import tokenize
 from c3tools.seeds import generator
@@ -75,7 +75,7 @@ def main() -> None:
     (options.out / f"{options.folder.name}.json").write_text(json.dumps(content, indent=1))
     figure = options.out / f"{options.folder.name}.svg"
     draw(figure, curves, rules, ylabel="mean average precision of words, %", title=options.folder.name)
-    print(table(curves, rules))
+    print(markdown_table(curves, rules))
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[set[str]]]:

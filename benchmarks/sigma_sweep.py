@@ -29,7 +29,7 @@ from c3tools.metrics import mean_and_std
 from c3tools.reporter import TerminalReporter
 from c3tools.store import Store
 from c3tools.transforms.fitting import fit_moments
-from c3tools.transforms.sigma import published
+from c3tools.transforms.sigma import SigmaRule, published
 
 WITHOUT_NOISE = {"C2_2": "C1", "C3": "C2_1"}
 NOISED = {plain: noised for noised, plain in WITHOUT_NOISE.items()}
@@ -116,7 +116,7 @@ def markdown_table(curves: dict[str, dict[float, list[float]]], rules: dict[str,
     return "\n".join(lines)
 
 
-def store_rules(store: Store):  # type: ignore[no-untyped-def]
+def store_rules(store: Store) -> list[SigmaRule]:
     """The rules on the pairs of the val split, the means those of the train split."""
     pairs = store.pairs(split="val")
     means = [fit_moments(store, modality, "train").mean for modality in ("image", "text")]

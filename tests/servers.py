@@ -121,7 +121,7 @@ def web_server(folder: Path, faults: Faults, *, ranges: bool = True) -> Iterator
 @contextmanager
 def s3_server(faults: Faults) -> Iterator[str]:
     """An S3 in memory; yields its endpoint."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_against_numpy(shape: tuple[int, int, int]) -> None:
 
 @given(shapes, st.lists(st.integers(0, 60), max_size=6), st.randoms())
 @settings(max_examples=80, deadline=None)
-def test_merging_in_any_order_and_partition(shape: tuple[int, int, int], cuts: list[int], random: st.randoms) -> None:
+def test_merging_in_any_order_and_partition(shape: tuple[int, int, int], cuts: list[int], random: Random) -> None:
     x = rows_of(shape)
     order = np.random.default_rng(0).permutation(len(x))
     pieces = [Moments.from_rows(p) for p in np.split(x[order], sorted({min(c, len(x)) for c in cuts}))]

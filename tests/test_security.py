@@ -19,7 +19,7 @@ from c3tools.moments import load_moments
 from c3tools.store import Store
 from c3tools.store.importers import read_pickle, read_table, read_vectors, vectors
 from c3tools.transforms import Pipeline
-from tests.conftest import unit_rows
+from tests.conftest import C3, unit_rows
 from tests.fuzz.targets import _arrays, _recipe
 from tests.stores import whole_store
 
@@ -154,7 +154,9 @@ def test_reading_works_with_every_unpickler_taken_away(tmp_path: Path, monkeypat
         b"\x80\x04\x8e\xff\xff\xff\xff\xff\0\0\0.",
     ],
 )
-def test_a_pickle_that_wants_more_than_arrays_is_refused(tmp_path: Path, payload: bytes, monkeypatch) -> None:
+def test_a_pickle_that_wants_more_than_arrays_is_refused(
+    tmp_path: Path, payload: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pkl").write_bytes(payload)
     with pytest.raises(C3Error):
@@ -216,7 +218,7 @@ def test_yaml_neither_makes_objects_nor_grows(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_no_command_on_local_data_opens_a_connection(tmp_path: Path, c3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_command_on_local_data_opens_a_connection(tmp_path: Path, c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_store(tmp_path / "c3-store")
 
     def refused(*_: object, **__: object) -> None:
@@ -228,7 +230,7 @@ def test_no_command_on_local_data_opens_a_connection(tmp_path: Path, c3, monkeyp
         assert result.exit_code == 0, (command, result.stderr, result.exception)
 
 
-def test_names_from_files_are_text_in_the_report(tmp_path: Path, c3) -> None:
+def test_names_from_files_are_text_in_the_report(tmp_path: Path, c3: C3) -> None:
     path = whole_store(tmp_path / "c3-store").path
     text = (path / "store.json").read_text()
     (path / "store.json").write_text(text.replace("test-model", "<script>alert(1)</script>"))
@@ -238,7 +240,7 @@ def test_names_from_files_are_text_in_the_report(tmp_path: Path, c3) -> None:
     assert "&lt;script&gt;alert(1)" in page
 
 
-def test_a_newer_store_is_refused_by_every_command(tmp_path: Path, c3) -> None:
+def test_a_newer_store_is_refused_by_every_command(tmp_path: Path, c3: C3) -> None:
     for name in ("c3-store", "second"):
         path = whole_store(tmp_path / name).path
         value = json.loads((path / "store.json").read_text())

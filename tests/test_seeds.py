@@ -30,7 +30,8 @@ def independent(seed: int, epoch: int, key: str, dim: int) -> np.ndarray:
     quantiles = stats.norm.ppf((np.arange(65536) + 0.5) / 65536)
     quantiles[[0, -1]] = np.array([-1, 1]) * np.sqrt((65536 - (quantiles[1:-1] ** 2).sum()) / 2)
     values = quantiles[codes].reshape(4, quarter)
-    return (hadamard(4) / 2 @ values).reshape(-1)[:dim]
+    rotated: np.ndarray = hadamard(4) / 2 @ values
+    return rotated.reshape(-1)[:dim]
 
 
 def test_the_words_are_those_of_splitmix64() -> None:
@@ -95,10 +96,10 @@ def test_noise_is_standard_normal() -> None:
 
 def test_dimensions_are_independent() -> None:
     noise = keyed_normal(0, 0, KEYS, 64).astype(np.float64)
-    off_diagonal = np.corrcoef(noise.T)[~np.eye(64, dtype=bool)]
+    off_diagonal = np.asarray(np.corrcoef(noise.T))[~np.eye(64, dtype=bool)]
     assert off_diagonal.std() == pytest.approx(1 / np.sqrt(2000), rel=0.05)
     # four values come from the same four codes: not even their squares may be related
-    squares = np.corrcoef((noise**2).T)[~np.eye(64, dtype=bool)]
+    squares = np.asarray(np.corrcoef((noise**2).T))[~np.eye(64, dtype=bool)]
     assert squares.std() == pytest.approx(1 / np.sqrt(2000), rel=0.05)
     assert np.abs(squares).max() < 5 / np.sqrt(2000)
 
@@ -106,7 +107,7 @@ def test_dimensions_are_independent() -> None:
 @pytest.mark.parametrize("other", [(0, 1), (1, 0), (2**40, 0)])
 def test_keys_epochs_and_seeds_are_independent(other: tuple[int, int]) -> None:
     noise = keyed_normal(0, 0, KEYS[:400], 64).astype(np.float64)
-    correlation = np.corrcoef(noise)[~np.eye(400, dtype=bool)]
+    correlation = np.asarray(np.corrcoef(noise))[~np.eye(400, dtype=bool)]
     assert correlation.std() == pytest.approx(1 / np.sqrt(64), rel=0.05)
     again = keyed_normal(*other, KEYS[:400], 64).astype(np.float64)
     assert abs((noise * again).mean()) < 4 / np.sqrt(noise.size)
@@ -115,7 +116,8 @@ def test_keys_epochs_and_seeds_are_independent(other: tuple[int, int]) -> None:
 
 
 def test_generators_differ_by_scope() -> None:
-    draws = {tuple(generator(*scope).integers(2**32, size=2)) for scope in [(0,), (1,), (0, "a"), (0, "b"), (0, 1)]}
+    scopes: list[tuple[int, *tuple[object, ...]]] = [(0,), (1,), (0, "a"), (0, "b"), (0, 1)]
+    draws = {tuple(generator(*scope).integers(2**32, size=2)) for scope in scopes}
     assert len(draws) == 5
 
 

@@ -102,7 +102,8 @@ def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.contiguous() for key, value in make().items()}
         write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    return load_file(path)
+    found: dict[str, Tensor] = load_file(path)
+    return found
 
 
 def main() -> None:

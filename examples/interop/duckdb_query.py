@@ -25,9 +25,9 @@ NEAREST = """
 def provenance(export: Path) -> dict[str, Any]:
     """Return the record in the first shard's metadata."""
     pattern = str(export / "text" / "*.parquet")
-    (value,) = duckdb.execute(
+    [(value,)] = duckdb.execute(
         "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = 'c3' LIMIT 1", [pattern]
-    ).fetchone()
+    ).fetchall()
     found: dict[str, Any] = json.loads(value)
     return found
 
@@ -44,6 +44,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     origin = provenance(folder)
     print(origin["store"]["model"]["name"], origin["transform"]["name"])
-    first = duckdb.execute("SELECT key FROM read_parquet(?) LIMIT 1", [str(folder / "text" / "*.parquet")]).fetchone()
-    for row in nearest(folder, first[0]):
+    pattern = str(folder / "text" / "*.parquet")
+    [(first,)] = duckdb.execute("SELECT key FROM read_parquet(?) LIMIT 1", [pattern]).fetchall()
+    for row in nearest(folder, first):
         print(row)

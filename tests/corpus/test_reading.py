@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from c3tools.corpus import read_corpus
+from c3tools.corpus import Corpus, read_corpus
 from c3tools.errors import CorpusError
 
 
@@ -23,7 +24,7 @@ def jsonl(path: Path, *rows: object) -> Path:
     return path
 
 
-def pairs(corpus) -> list[tuple[str, str | None]]:
+def pairs(corpus: Corpus) -> list[tuple[str, str | None]]:
     return [(text.caption, text.image_key) for text in corpus.texts]
 
 
@@ -193,7 +194,7 @@ def test_several_folders_do_not_mix_up_their_keys(tmp_path: Path) -> None:
 
 
 class TestErrors:
-    def check(self, match: str, *arguments, **options) -> None:
+    def check(self, match: str, *arguments: Any, **options: Any) -> None:
         with pytest.raises(CorpusError, match=match):
             read_corpus(*arguments, **options)
 

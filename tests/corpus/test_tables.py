@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,7 +68,7 @@ def test_the_parquet_files_of_img2dataset(tmp_path: Path) -> None:
         ({"id": [0.5, 1.5]}, ["train-00000-of-00001:0", "train-00000-of-00001:1"]),
     ],
 )
-def test_where_keys_come_from(tmp_path: Path, columns: dict[str, list], keys: list[str]) -> None:
+def test_where_keys_come_from(tmp_path: Path, columns: dict[str, list[Any]], keys: list[str]) -> None:
     path = write(tmp_path / "train-00000-of-00001.parquet", image=[b"1", b"2"], text=["a", "b"], **columns)
     corpus = read_corpus([path])
     assert [(item.key, item.split) for item in corpus.images] == [(key, "train") for key in keys]
@@ -187,7 +188,7 @@ class TestArrow:
             (folder / split).mkdir(parents=True)
             cells = pa.array([{"bytes": p.content, "path": p.name} for p in part], type=IMAGE_STRUCT)
             table = pa.table({"image": cells, "captions": [p.captions for p in part]})
-            with pa.ipc.new_stream(folder / split / "data-00000-of-00001.arrow", table.schema) as writer:
+            with pa.ipc.new_stream(str(folder / split / "data-00000-of-00001.arrow"), table.schema) as writer:
                 writer.write_table(table, max_chunksize=2)
             state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_data_files": None}
             (folder / split / "state.json").write_text(json.dumps(state))
@@ -208,7 +209,7 @@ class TestArrow:
             folder = tmp_path / "s" / split
             folder.mkdir(parents=True)
             table = pa.table({"image": pa.array([{"bytes": b"1", "path": None}] * 2, type=IMAGE_STRUCT)})
-            with pa.ipc.new_file(folder / "data-00000-of-00001.arrow", table.schema) as writer:
+            with pa.ipc.new_file(str(folder / "data-00000-of-00001.arrow"), table.schema) as writer:
                 writer.write_table(table)
         (tmp_path / "s" / "dataset_dict.json").write_text("{}")
         keys = [item.key for item in read_corpus([tmp_path / "s"]).images]
@@ -229,7 +230,7 @@ class TestArrow:
         offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 10**9, 2)))
         cells = pa.Array.from_buffers(pa.binary(), 2, [None, offsets, pa.py_buffer(b"12")])
         path = tmp_path / "x.arrow"
-        with pa.ipc.new_stream(path, pa.schema([("image", pa.binary())])) as writer:
+        with pa.ipc.new_stream(str(path), pa.schema([("image", pa.binary())])) as writer:
             writer.write_batch(pa.record_batch([pa.array([b"1"], pa.binary())], ["image"]))
             writer.write_batch(pa.RecordBatch.from_arrays([cells], ["image"]))
         corpus = read_corpus([path])

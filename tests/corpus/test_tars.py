@@ -264,8 +264,13 @@ def test_damaged_bytes_never_raise_and_never_read_past_the_end(tmp_path: Path, d
 
 def test_the_index_of_a_tar_is_made_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "x.tar", [*webdataset(photos_of(photos)), ("../up.jpg", b"x")])
-    scans = []
-    monkeypatch.setattr(tars, "scan", lambda path: scans.append(path) or scan(path))
+    scans: list[Path] = []
+
+    def counting(path: Path) -> tars.TarIndex:
+        scans.append(path)
+        return scan(path)
+
+    monkeypatch.setattr(tars, "scan", counting)
     first = read_corpus([path], index_folder=tmp_path / "i")
     (kept,) = (tmp_path / "i").iterdir()
     for _ in range(2):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,8 +97,7 @@ def test_memory_with_patterns_and_folders(photos: Path, packed: Path) -> None:
 
 
 def test_s3_with_every_seventh_request_failing(photos: Path, packed: Path, s3: Faults) -> None:
-    import s3fs
-
+    s3fs = pytest.importorskip("s3fs")
     s3fs.S3FileSystem().put(str(packed), "bucket/x", recursive=True)
     s3.every = 7
     check(photos, "s3://bucket/x")
@@ -177,7 +177,7 @@ def test_seeking_and_reading_a_file_behind_a_url(tmp_path: Path) -> None:
 def test_retrying_pauses_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(locations, "FIRST_PAUSE", 0.2)
-    monkeypatch.setattr(locations.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
 
     def broken() -> None:
         raise RuntimeError("down")

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,15 @@ class Target:
     """
 
     name: str
-    make: Callable[[Path], None]
+    make: Callable[[Path], object]
     vary: Mapping[str, tuple[Mutation, ...]]
     read: Callable[[Path], object]
     agree: Callable[[Path], None] | None = None
     share: int = 10
 
 
-def _file(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+def _file(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
 
 
 def _table() -> pa.Table:
@@ -192,8 +193,8 @@ def _read_store(folder: Path) -> None:
     store = Store.open(path)
     reads: list[Callable[[], object]] = [store.failures, store.recorded_failures, store.external_moments]
     for modality in store.modalities:
-        reads += [lambda m=modality: store.count(m), lambda m=modality: store.moments(m)]
-        reads += [lambda m=modality: store.load(m, "train")]
+        reads += [partial(store.count, modality), partial(store.moments, modality)]
+        reads += [partial(store.load, modality, "train")]
     _every(reads)
 
 
@@ -222,9 +223,7 @@ def _store_target(name: str, read: Callable[[Path], object], share: int) -> Targ
         "s/failures.parquet": binary,
         "s/borrowed-moments.safetensors": binary,
     }
-    return Target(
-        name, lambda folder: whole_store(folder / "s", images=6) and None, vary, read, _agree_store, share=share
-    )
+    return Target(name, lambda folder: whole_store(folder / "s", images=6), vary, read, _agree_store, share=share)
 
 
 def _arrays(folder: Path) -> None:
@@ -332,7 +331,7 @@ def targets() -> tuple[Target, ...]:
         Target("tar, checksums mended", _tar, {"x.tar": (mutate_bytes,)}, _images_in("x.tar"), _agree_tar, share=60),
         Target(
             "table of images",
-            lambda folder: write_hf_parquet(folder / "x.parquet", _photos()) and None,
+            lambda folder: write_hf_parquet(folder / "x.parquet", _photos()),
             {"x.parquet": (mutate_bytes,)},
             _images_in("x.parquet"),
             share=60,

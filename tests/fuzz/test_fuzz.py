@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from c3tools.errors import C3Error
@@ -19,14 +21,14 @@ def test_no_reader_fails_otherwise_than_by_its_own_errors(target: Target) -> Non
 
 
 def test_the_harness_sees_a_reader_that_fails() -> None:
-    def read(folder) -> None:
+    def read(folder: Path) -> None:
         content = (folder / "x").read_bytes()
         if b"a" not in content:
             raise KeyError("a")
         if content != b"abc":
             raise C3Error("refused")
 
-    target = Target("broken", lambda folder: (folder / "x").write_bytes(b"abc") and None, {"x": (mutate_bytes,)}, read)
+    target = Target("broken", lambda folder: (folder / "x").write_bytes(b"abc"), {"x": (mutate_bytes,)}, read)
     outcome = run_target(target, 200)
     assert 0 < sum(outcome.counts.values()) < outcome.runs
     assert outcome.refused > 0
@@ -38,9 +40,9 @@ def test_the_harness_sees_a_reader_that_fails() -> None:
 def test_the_harness_sees_a_reader_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fuzz.harness.LONGEST", 0.05)
 
-    def read(folder) -> None:
+    def read(folder: Path) -> None:
         while (folder / "x").read_bytes() != b"abc":
             pass
 
-    target = Target("slow", lambda folder: (folder / "x").write_bytes(b"abc") and None, {"x": (mutate_bytes,)}, read)
+    target = Target("slow", lambda folder: (folder / "x").write_bytes(b"abc"), {"x": (mutate_bytes,)}, read)
     assert any("HangError" in problem for problem in run_target(target, 5).problems)

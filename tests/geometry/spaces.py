@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from c3tools.identity import ModelIdentity
 from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 EVIL = "<script>alert(1)</script>"
 
 
-def paper_model(items: int, dim: int, *, gap: float = 0.8, sigma: float = 0.03, captions: int = 1, seed: int = 0):
+def paper_model(
+    items: int, dim: int, *, gap: float = 0.8, sigma: float = 0.03, captions: int = 1, seed: int = 0
+) -> tuple[Floats, Floats, Ints]:
     """`e_x - e_y = c + eps`, c constant and orthogonal to what varies: (images, texts, owner), not normalised."""
     rng = np.random.default_rng(seed)
     content = rng.normal(size=(items, dim)) * 0.05
@@ -23,15 +30,16 @@ def paper_model(items: int, dim: int, *, gap: float = 0.8, sigma: float = 0.03, 
     return image, text, owner
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
+def unit(rows: npt.NDArray[np.floating[Any]]) -> Floats:
     """Rows of length 1, float64."""
-    rows = rows.astype(np.float64)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    exact = rows.astype(np.float64)
+    unit_rows: Floats = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+    return unit_rows
 
 
 def plain_measures(
     image: np.ndarray, text: np.ndarray, owner: np.ndarray, fit: np.ndarray, fit_text: np.ndarray
-) -> dict:
+) -> dict[str, float]:
     """Every number that must agree, from the definitions, on all cosines at once."""
     x, y = unit(image), unit(text)
     cosines = x @ y.T
@@ -70,7 +78,7 @@ def plain_measures(
     return result
 
 
-def reported_measures(values: dict) -> dict:
+def reported_measures(values: dict[str, Any]) -> dict[str, float]:
     """The same numbers, out of a report."""
     result = {name: values["gap"][name] for name in ("length", "instance_distance", "rmg")}
     result |= {name: values["pairs"][name] for name in ("paired_cosine", "unpaired_cosine", "residual_rms")}
@@ -87,7 +95,7 @@ def hostile_store(path: Path) -> Store:
     """Thirty images with two captions each, whose names and texts would be elements of a page if not escaped."""
     image, text, owner = paper_model(30, 8, captions=2)
     keys = [f"photo{i}" for i in range(29)] + [EVIL]
-    info = StoreInfo({"name": "model [bold]&<i>"}, 8, dtype="float32")
+    info = StoreInfo(ModelIdentity(name="model [bold]&<i>"), 8, dtype="float32")
     create_store(path, info)
     write_shard(path, info, Shard("image", 0, unit(image).astype(np.float32), {"key": keys, "path": keys}))
     columns = {

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,11 +13,11 @@ from tests.geometry.spaces import paper_model, unit
 ONLY_TWO = ("raw", "c2-collapse")
 
 
-def answers(path):
+def answers(path: Path) -> dict[str, str]:
     return {name: found["answer"] for name, found in gap_report(path, presets=ONLY_TWO).values["assumptions"].items()}
 
 
-def test_the_papers_model_passes_every_test(tmp_path):
+def test_the_papers_model_passes_every_test(tmp_path: Path) -> None:
     image, text, _ = paper_model(3000, 32, sigma=0.05)
     # a common large norm in a further dimension: normalising then hardly bends the model
     image, text = (np.c_[rows, np.full(len(rows), 20.0)] for rows in (image, text))
@@ -24,7 +26,7 @@ def test_the_papers_model_passes_every_test(tmp_path):
     assert (found["constant"], found["orthogonal"], found["gaussian"]) == ("yes", "yes", "yes")
 
 
-def test_noise_in_a_few_dimensions_is_not_isotropic():
+def test_noise_in_a_few_dimensions_is_not_isotropic() -> None:
     rng = np.random.default_rng(0)
     isotropic = rng.normal(size=(2000, 20))
     assert residuals(isotropic, np.arange(2000)).isotropy > 0.95
@@ -33,12 +35,12 @@ def test_noise_in_a_few_dimensions_is_not_isotropic():
     assert residuals(squeezed, np.arange(2000)).isotropy == pytest.approx(104**2 / 2501 / 20, rel=0.03)
 
 
-def test_isotropy_is_corrected_for_few_pairs():
+def test_isotropy_is_corrected_for_few_pairs() -> None:
     noise = np.random.default_rng(1).normal(size=(60, 100))
     assert residuals(noise, np.arange(60)).isotropy > 0.9
 
 
-def test_heavy_tails_are_seen():
+def test_heavy_tails_are_seen() -> None:
     rng = np.random.default_rng(2)
     normal, heavy = rng.normal(size=(4000, 8)), rng.standard_t(3, size=(4000, 8))
     assert residuals(normal, np.arange(4000)).distance < 0.01
@@ -46,7 +48,7 @@ def test_heavy_tails_are_seen():
     assert np.median(residuals(heavy, np.arange(4000)).kurtosis) > 3
 
 
-def test_residuals_of_one_item_are_not_compared():
+def test_residuals_of_one_item_are_not_compared() -> None:
     owner = np.repeat(np.arange(5), 4)
     left, right = different_items(owner, 0, "test")
     assert len(left)
@@ -54,7 +56,7 @@ def test_residuals_of_one_item_are_not_compared():
     assert len(different_items(np.zeros(10, int), 0, "test")[0]) == 0
 
 
-def test_orthogonality_of_a_gap_inside_the_span():
+def test_orthogonality_of_a_gap_inside_the_span() -> None:
     rows = np.zeros((200, 3))
     rows[:, 0] = np.random.default_rng(0).normal(size=200)
     assert np.allclose(np.abs(orthogonality(rows, np.arange(200), np.array([1.0, 0, 0]))), 1)
@@ -62,7 +64,7 @@ def test_orthogonality_of_a_gap_inside_the_span():
     assert len(orthogonality(rows, np.arange(200), np.zeros(3))) == 0
 
 
-def test_a_gap_that_turns_is_not_constant(tmp_path):
+def test_a_gap_that_turns_is_not_constant(tmp_path: Path) -> None:
     x = np.tile([0.0, 0.0, 1.0, 0.0], (1000, 1)) + np.random.default_rng(0).normal(size=(1000, 4)) * 0.02
     y = x.copy()
     angle = np.linspace(0, np.pi, 1000)
@@ -75,7 +77,7 @@ def test_a_gap_that_turns_is_not_constant(tmp_path):
     assert found["number"] == pytest.approx(np.sqrt((0.5 * (2 / np.pi) ** 2 + along) / (0.5 + along)), abs=0.02)
 
 
-def test_the_marginals_are_those_of_scipy():
+def test_the_marginals_are_those_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     noise = np.random.default_rng(4).standard_t(6, size=(900, 5)) * np.array([1, 2, 3, 4, 5])
     found = residuals(noise, np.arange(900))

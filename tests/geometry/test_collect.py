@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from c3tools.errors import StoreError
 from c3tools.geometry import collect, reading, stream
 from c3tools.geometry.report import gap_report
+from c3tools.identity import ModelIdentity
 from c3tools.store import Shard, StoreInfo, create_store, write_shard
 from tests.conftest import make_store, unit_rows
 from tests.geometry.spaces import paper_model, reported_measures, unit
@@ -16,7 +18,9 @@ ONLY_TWO = ("raw", "c2-collapse")
 
 
 @pytest.mark.parametrize("window", [None, 10])
-def test_pairs_are_found_by_key_in_any_order(tmp_path, monkeypatch, window):
+def test_pairs_are_found_by_key_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
     """A shuffled store gives the same numbers; with a small window the first modality is spilled to a file."""
     image, text, owner = paper_model(90, 8, captions=2)
     x, y = unit(image).astype(np.float32), unit(text).astype(np.float32)
@@ -29,7 +33,7 @@ def test_pairs_are_found_by_key_in_any_order(tmp_path, monkeypatch, window):
     assert reported_measures(gap_report(tmp_path / "shuffled", presets=ONLY_TWO).values) == pytest.approx(ordered)
 
 
-def test_large_stores_are_measured_on_a_stated_sample(tmp_path, monkeypatch):
+def test_large_stores_are_measured_on_a_stated_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, owner = paper_model(400, 8, captions=2, sigma=0.05)
     x, y = unit(image).astype(np.float32), unit(text).astype(np.float32)
     make_store(tmp_path / "s", x, y, owners=list(owner))
@@ -50,7 +54,7 @@ def test_large_stores_are_measured_on_a_stated_sample(tmp_path, monkeypatch):
     assert low < sampled["gap"]["length"] < high
 
 
-def test_float32_batches_agree_with_float64(tmp_path, monkeypatch):
+def test_float32_batches_agree_with_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, owner = paper_model(200, 16, captions=2)
     make_store(tmp_path / "s", unit(image).astype(np.float32), unit(text).astype(np.float32), owners=list(owner))
     exact = reported_measures(gap_report(tmp_path / "s", presets=ONLY_TWO).values)
@@ -58,7 +62,7 @@ def test_float32_batches_agree_with_float64(tmp_path, monkeypatch):
     assert reported_measures(gap_report(tmp_path / "s", presets=ONLY_TWO).values) == pytest.approx(exact, abs=2e-6)
 
 
-def test_texts_alone_beside_pairs_count_for_the_mean_only(tmp_path):
+def test_texts_alone_beside_pairs_count_for_the_mean_only(tmp_path: Path) -> None:
     x, y, _ = paper_model(40, 8)
     x, y = unit(x).astype(np.float32), unit(y).astype(np.float32)
     extra = unit_rows(60, 8, seed=5)
@@ -70,8 +74,8 @@ def test_texts_alone_beside_pairs_count_for_the_mean_only(tmp_path):
     assert values["pairs"]["unpaired_cosine"] == pytest.approx(off, abs=1e-6)
 
 
-def test_one_modality_is_checked_too(tmp_path):
-    info = StoreInfo({"name": "m"}, 4, dtype="float32")
+def test_one_modality_is_checked_too(tmp_path: Path) -> None:
+    info = StoreInfo(ModelIdentity(name="m"), 4, dtype="float32")
     create_store(tmp_path / "s", info)
     rows = 2 * unit_rows(9, 4)
     rows[3] = np.nan
@@ -89,14 +93,14 @@ def test_one_modality_is_checked_too(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_invalid_rows_are_named_and_can_be_left_out(tmp_path):
+def test_invalid_rows_are_named_and_can_be_left_out(tmp_path: Path) -> None:
     image, text, owner = paper_model(60, 8, captions=2)
     x, y = unit(image).astype(np.float32), unit(text).astype(np.float32)
     clean = make_store(
         tmp_path / "clean",
         np.delete(x, 7, axis=0),
         np.delete(y, [14, 15, 30], axis=0),
-        owners=[int(o) - (o > 7) for o in np.delete(owner, [14, 15, 30])],
+        owners=[int(o) - int(o > 7) for o in np.delete(owner, [14, 15, 30])],
     )
     x[7, 0], y[30] = np.nan, 0.0
     make_store(tmp_path / "s", x, y, owners=list(owner))
@@ -113,7 +117,7 @@ def test_invalid_rows_are_named_and_can_be_left_out(tmp_path):
     assert any("1 of 60 image rows were left out" in note for note in values["notes"])
 
 
-def test_overflow_of_float16_is_explained(tmp_path):
+def test_overflow_of_float16_is_explained(tmp_path: Path) -> None:
     x, y = unit_rows(10, 4), unit_rows(10, 4, seed=1)
     x[3, 0] = np.inf
     with np.errstate(all="ignore"):
@@ -122,7 +126,7 @@ def test_overflow_of_float16_is_explained(tmp_path):
         gap_report(tmp_path / "s")
 
 
-def test_vectors_of_other_lengths_are_normalised_and_that_is_said(tmp_path):
+def test_vectors_of_other_lengths_are_normalised_and_that_is_said(tmp_path: Path) -> None:
     image, text, _ = paper_model(50, 8)
     make_store(tmp_path / "loose", image.astype(np.float32), text.astype(np.float32))
     make_store(tmp_path / "unit", unit(image).astype(np.float32), unit(text).astype(np.float32))
@@ -133,21 +137,21 @@ def test_vectors_of_other_lengths_are_normalised_and_that_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_fewer_than_three_rows_are_refused(tmp_path, rows):
+def test_fewer_than_three_rows_are_refused(tmp_path: Path, rows: int) -> None:
     make_store(tmp_path / "s", unit_rows(rows, 4), unit_rows(rows, 4, seed=1))
     with pytest.raises(StoreError, match=f"has {rows} rows; a report needs at least 3"):
         gap_report(tmp_path / "s")
 
 
-def test_three_rows_are_enough(tmp_path):
+def test_three_rows_are_enough(tmp_path: Path) -> None:
     make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4, seed=1))
     values = gap_report(tmp_path / "s").values
     assert values["pairs"]["n"] == 3
     json.dumps(values, allow_nan=False)
 
 
-def test_an_empty_store_and_a_split_without_rows(tmp_path):
-    create_store(tmp_path / "empty", StoreInfo({"name": "m"}, 4))
+def test_an_empty_store_and_a_split_without_rows(tmp_path: Path) -> None:
+    create_store(tmp_path / "empty", StoreInfo(ModelIdentity(name="m"), 4))
     with pytest.raises(StoreError, match="is empty"):
         gap_report(tmp_path / "empty")
     make_store(tmp_path / "s", unit_rows(5, 4), unit_rows(5, 4, seed=1))
@@ -155,7 +159,7 @@ def test_an_empty_store_and_a_split_without_rows(tmp_path):
         gap_report(tmp_path / "s", split="test")
 
 
-def test_collapse_is_fitted_on_train_where_there_is_enough_of_it(tmp_path):
+def test_collapse_is_fitted_on_train_where_there_is_enough_of_it(tmp_path: Path) -> None:
     x, y, _ = paper_model(150, 8)
     make_store(tmp_path / "many", unit(x).astype(np.float32), unit(y).astype(np.float32))
     make_store(tmp_path / "few", unit(x[:50]).astype(np.float32), unit(y[:50]).astype(np.float32))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from c3tools.errors import StoreError
 from c3tools.geometry.comparison import gap_reports
+from c3tools.identity import ModelIdentity
 from c3tools.store import Shard, StoreInfo, create_store, write_shard
 from tests.conftest import make_store, unit_rows
 from tests.geometry.spaces import hostile_store
@@ -13,9 +15,9 @@ from tests.geometry.spaces import hostile_store
 ONLY_TWO = ("raw", "c2-collapse")
 
 
-def test_two_stores_of_different_models_are_compared_with_a_note(tmp_path):
+def test_two_stores_of_different_models_are_compared_with_a_note(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
-        info = StoreInfo({"name": name}, 4, dtype="float32")
+        info = StoreInfo(ModelIdentity(name=name), 4, dtype="float32")
         create_store(tmp_path / name, info)
         keys = [str(k) for k in range(20 + seed)]
         write_shard(tmp_path / name, info, Shard("image", 0, unit_rows(len(keys), 4, seed), {"key": keys}))
@@ -27,7 +29,7 @@ def test_two_stores_of_different_models_are_compared_with_a_note(tmp_path):
     assert "size of the gallery" in values["notes"][1]
 
 
-def test_two_stores_side_by_side(tmp_path):
+def test_two_stores_side_by_side(tmp_path: Path) -> None:
     make_store(tmp_path / "other", unit_rows(20, 4), unit_rows(20, 4, seed=1))
     reports = gap_reports([hostile_store(tmp_path / "s"), tmp_path / "other"], presets=ONLY_TWO)
     assert [values["modalities"]["image"]["n"] for values in reports.to_dict()["stores"]] == [30, 20]
@@ -43,15 +45,15 @@ def test_two_stores_side_by_side(tmp_path):
         gap_reports([tmp_path / "s"] * 3)
 
 
-def test_two_stores_of_which_one_has_one_modality(tmp_path):
-    info = StoreInfo({"name": "m"}, 8, dtype="float32")
+def test_two_stores_of_which_one_has_one_modality(tmp_path: Path) -> None:
+    info = StoreInfo(ModelIdentity(name="m"), 8, dtype="float32")
     create_store(tmp_path / "one", info)
     write_shard(tmp_path / "one", info, Shard("text", 0, unit_rows(9, 8), {"key": list("abcdefghi")}))
     gap_reports([hostile_store(tmp_path / "s"), tmp_path / "one"], presets=ONLY_TWO).save(tmp_path / "page.html")
     assert "9 text" in (tmp_path / "page.html").read_text()
 
 
-def test_every_pair_of_modalities(tmp_path):
+def test_every_pair_of_modalities(tmp_path: Path) -> None:
     store = hostile_store(tmp_path / "s")
     audio = {"key": [f"a{i}" for i in range(29)], "pair_key": [f"photo{i}" for i in range(29)]}
     write_shard(store.path, store.info, Shard("audio", 0, unit_rows(29, 8, seed=9), audio))

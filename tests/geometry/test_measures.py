@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -13,11 +15,11 @@ from tests.geometry.spaces import paper_model, unit
 DRAWS = 40
 
 
-def half_width(interval) -> float:
+def half_width(interval: tuple[float, float]) -> float:
     return (interval[1] - interval[0]) / 2
 
 
-def test_intervals_of_the_report_are_as_wide_as_its_numbers_scatter(tmp_path):
+def test_intervals_of_the_report_are_as_wide_as_its_numbers_scatter(tmp_path: Path) -> None:
     found: dict[tuple[str, str], list[float]] = {}
     widths: dict[tuple[str, str], list[float]] = {}
     for seed in range(DRAWS):
@@ -42,7 +44,9 @@ def test_intervals_of_the_report_are_as_wide_as_its_numbers_scatter(tmp_path):
         assert np.mean(widths[key]) == pytest.approx(1.96 * np.std(numbers), rel=0.35), key
 
 
-def test_a_sample_narrows_the_intervals_of_what_rests_on_every_row(tmp_path, monkeypatch):
+def test_a_sample_narrows_the_intervals_of_what_rests_on_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image, text, owner = paper_model(900, 8, captions=2, sigma=0.1)
     make_store(tmp_path / "s", unit(image).astype(np.float32), unit(text).astype(np.float32), owners=list(owner))
     whole = gap_report(tmp_path / "s", presets=("raw",)).values

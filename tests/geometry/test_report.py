@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from c3tools.corpus.splits import hashed_split
 from c3tools.errors import StoreError
 from c3tools.geometry.report import GapReport, gap_report
+from c3tools.identity import ModelIdentity
 from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 from tests.conftest import make_store, unit_rows
 from tests.geometry.spaces import hostile_store, paper_model, plain_measures, reported_measures, unit
@@ -19,7 +21,7 @@ from tests.geometry.spaces import hostile_store, paper_model, plain_measures, re
 ONLY_TWO = ("raw", "c2-collapse")
 
 
-def test_agrees_with_plain_numpy_where_images_have_many_captions(tmp_path):
+def test_agrees_with_plain_numpy_where_images_have_many_captions(tmp_path: Path) -> None:
     image, text, owner = paper_model(130, 16, captions=3, sigma=0.08)
     x, y = unit(image).astype(np.float32), unit(text).astype(np.float32)
     make_store(tmp_path / "s", x, y, owners=list(owner), part_rows=70)
@@ -31,7 +33,7 @@ def test_agrees_with_plain_numpy_where_images_have_many_captions(tmp_path):
     assert values["modalities"]["text"]["independent_rows"] == 130
 
 
-def test_published_numbers_on_500_clip_pairs(tmp_path, shared_data):
+def test_published_numbers_on_500_clip_pairs(tmp_path: Path, shared_data: Path) -> None:
     folder = shared_data / "clip_embeddings" / "coco_val2017_vitb16_500"
     image, text = np.load(folder / "image.npy"), np.load(folder / "text.npy")
     make_store(tmp_path / "s", image, text, split=None)
@@ -52,10 +54,10 @@ def test_published_numbers_on_500_clip_pairs(tmp_path, shared_data):
     assert any("limited by the number of rows" in note for note in values["notes"])
 
 
-def test_split_narrows_and_subsets_are_compared(tmp_path):
+def test_split_narrows_and_subsets_are_compared(tmp_path: Path) -> None:
     x, y, _ = paper_model(120, 8)
     x, y = unit(x).astype(np.float32), unit(y).astype(np.float32)
-    info = StoreInfo({"name": "m"}, 8, dtype="float32")
+    info = StoreInfo(ModelIdentity(name="m"), 8, dtype="float32")
     create_store(tmp_path / "s", info)
     keys, split = [f"i{k}" for k in range(120)], ["train", "val"] * 60
     write_shard(tmp_path / "s", info, Shard("image", 0, x, {"key": keys, "split": split}))
@@ -75,14 +77,14 @@ def test_split_narrows_and_subsets_are_compared(tmp_path):
         gap_report(tmp_path / "s", by="image_key")
 
 
-def store_with_topics(path, turn):
+def store_with_topics(path: Path, turn: float) -> None:
     """200 pairs, half of them of the topic ``b``, whose gap is turned by the angle ``turn``."""
     image, text, _ = paper_model(200, 8, gap=0.8, sigma=0.02)
     image[:, 7], text[:, 7] = 1.0, 1.0
     half = np.arange(200) >= 100
     for rows, sign in ((image, 0.4), (text, -0.4)):
         rows[half, 0], rows[half, 1] = sign * np.cos(turn), sign * np.sin(turn)
-    info = StoreInfo({"name": "m"}, 8, dtype="float32")
+    info = StoreInfo(ModelIdentity(name="m"), 8, dtype="float32")
     create_store(path, info)
     keys, topics = [f"i{k}" for k in range(200)], ["a"] * 100 + ["b"] * 100
     write_shard(path, info, Shard("image", 0, unit(image).astype(np.float32), {"key": keys, "split": topics}))
@@ -91,7 +93,7 @@ def store_with_topics(path, turn):
 
 
 @pytest.mark.parametrize(("turn", "answer"), [(0.0, "yes"), (np.pi / 3, "partly"), (np.pi / 2, "no")])
-def test_a_gap_that_turns_with_a_column_is_seen(tmp_path, turn, answer):
+def test_a_gap_that_turns_with_a_column_is_seen(tmp_path: Path, turn: float, answer: str) -> None:
     store_with_topics(tmp_path / "s", turn)
     values = gap_report(tmp_path / "s", by="split", presets=ONLY_TWO).values
     found = values["assumptions"]["subsets"]
@@ -101,9 +103,9 @@ def test_a_gap_that_turns_with_a_column_is_seen(tmp_path, turn, answer):
     assert [row["items"] for row in values["subsets"]] == [100, 100]
 
 
-def test_chance_differences_of_small_subsets_are_taken_off(tmp_path):
+def test_chance_differences_of_small_subsets_are_taken_off(tmp_path: Path) -> None:
     x, y, _ = paper_model(400, 16, gap=0.3, sigma=0.2)
-    info = StoreInfo({"name": "m"}, 16, dtype="float32")
+    info = StoreInfo(ModelIdentity(name="m"), 16, dtype="float32")
     create_store(tmp_path / "s", info)
     keys, topics = [f"i{k}" for k in range(400)], [f"topic {k % 40}" for k in range(400)]
     write_shard(tmp_path / "s", info, Shard("image", 0, unit(x).astype(np.float32), {"key": keys, "split": topics}))
@@ -115,13 +117,13 @@ def test_chance_differences_of_small_subsets_are_taken_off(tmp_path):
     assert np.mean([row["difference"] for row in rows]) < 0.25
 
 
-def test_a_column_without_values_is_refused(tmp_path):
+def test_a_column_without_values_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s", unit_rows(20, 4), unit_rows(20, 4, seed=1), split=None)
     with pytest.raises(StoreError, match="is empty for every pair"):
         gap_report(tmp_path / "s", by="split")
 
 
-def test_fewer_rows_than_dimensions_are_said_to_limit_the_dimension(tmp_path):
+def test_fewer_rows_than_dimensions_are_said_to_limit_the_dimension(tmp_path: Path) -> None:
     make_store(tmp_path / "s", unit_rows(12, 32), unit_rows(12, 32, seed=1))
     values = gap_report(tmp_path / "s").values
     assert values["modalities"]["image"]["limited_by_rows"]
@@ -129,7 +131,7 @@ def test_fewer_rows_than_dimensions_are_said_to_limit_the_dimension(tmp_path):
     assert any("image: 12 rows span at most 11 of 32 dimensions" in note for note in values["notes"])
 
 
-def test_unpaired_modalities_still_have_a_gap(tmp_path):
+def test_unpaired_modalities_still_have_a_gap(tmp_path: Path) -> None:
     make_store(tmp_path / "s", unit_rows(30, 8), unit_rows(40, 8, seed=1), owners=[None] * 40)
     values = gap_report(tmp_path / "s").values
     assert values["gap"]["length"] > 0
@@ -140,8 +142,8 @@ def test_unpaired_modalities_still_have_a_gap(tmp_path):
     assert values["sigma"]["recommended"] == "published"
 
 
-def test_one_modality_says_what_cannot_be_said(tmp_path):
-    info = StoreInfo({"name": "m"}, 4, dtype="float32")
+def test_one_modality_says_what_cannot_be_said(tmp_path: Path) -> None:
+    info = StoreInfo(ModelIdentity(name="m"), 4, dtype="float32")
     create_store(tmp_path / "s", info)
     write_shard(tmp_path / "s", info, Shard("text", 0, unit_rows(9, 4), {"key": [str(k) for k in range(9)]}))
     values = gap_report(tmp_path / "s").values
@@ -150,7 +152,7 @@ def test_one_modality_says_what_cannot_be_said(tmp_path):
     assert "one modality" in values["notes"][0]
 
 
-def test_other_modalities_can_be_chosen(tmp_path):
+def test_other_modalities_can_be_chosen(tmp_path: Path) -> None:
     x, y, _ = paper_model(30, 8)
     store = make_store(tmp_path / "s", unit(x).astype(np.float32), unit(y).astype(np.float32))
     audio = {"key": [f"audio{k}" for k in range(30)], "pair_key": [f"image{k}" for k in range(30)]}
@@ -177,7 +179,7 @@ def test_other_modalities_can_be_chosen(tmp_path):
         gap_report(tmp_path / "s", modalities=("video", "text"))
 
 
-def test_rows_that_are_all_equal_are_measured_as_far_as_possible(tmp_path):
+def test_rows_that_are_all_equal_are_measured_as_far_as_possible(tmp_path: Path) -> None:
     x = np.tile(np.eye(4, dtype=np.float32)[0], (6, 1))
     make_store(tmp_path / "s", x, np.roll(x, 1, axis=1))
     values = gap_report(tmp_path / "s").values
@@ -186,31 +188,31 @@ def test_rows_that_are_all_equal_are_measured_as_far_as_possible(tmp_path):
     assert values["retrieval"]["raw"]["image_to_text"]["recall@1"] == pytest.approx(1 / 6)
 
 
-def test_unknown_presets_are_refused(tmp_path):
+def test_unknown_presets_are_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s", unit_rows(5, 4), unit_rows(5, 4, seed=1))
     with pytest.raises(StoreError, match="not measured under 'c3'"):
         gap_report(tmp_path / "s", presets=("c3",))
 
 
-def test_a_store_of_another_folder_is_not_there(tmp_path):
+def test_a_store_of_another_folder_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store"):
         gap_report(tmp_path / "nothing")
     assert isinstance(make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4)), Store)
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory) -> GapReport:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> GapReport:
     """The report of a store whose names and captions hold markup."""
     return gap_report(hostile_store(tmp_path_factory.mktemp("hostile") / "s"), presets=ONLY_TWO)
 
 
 @pytest.fixture(scope="module")
-def page(hostile) -> str:
+def page(hostile: GapReport) -> str:
     """Its page."""
     return hostile.to_html()
 
 
-def test_the_page_stands_alone_and_shows_text_as_text(page):
+def test_the_page_stands_alone_and_shows_text_as_text(page: str) -> None:
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2
     # the only addresses are the names of the SVG and XLink vocabularies
@@ -224,27 +226,28 @@ def test_the_page_stands_alone_and_shows_text_as_text(page):
 class Tags(HTMLParser):
     """Whether every element is closed where it must be."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.open, self.wrong = [], []
+        self.open: list[str] = []
+        self.wrong: list[tuple[str, tuple[int, int]]] = []
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in ("meta", "link", "br", "img", "hr"):
             self.open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         if not self.open or self.open.pop() != tag:
             self.wrong.append((tag, self.getpos()))
 
 
-def test_the_page_is_well_formed(page):
+def test_the_page_is_well_formed(page: str) -> None:
     tags = Tags()
     tags.feed(page)
     assert tags.wrong == []
     assert tags.open == []
 
 
-def test_the_page_in_a_browser_asks_for_nothing_and_runs_nothing(page, tmp_path):
+def test_the_page_in_a_browser_asks_for_nothing_and_runs_nothing(page: str, tmp_path: Path) -> None:
     """Chromium, where there is one: a caption that became an element would be looked up, and be in its network log."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
@@ -261,7 +264,7 @@ def test_the_page_in_a_browser_asks_for_nothing_and_runs_nothing(page, tmp_path)
     assert "example.invalid" not in log.read_text()
 
 
-def test_a_report_is_saved_by_the_ending_and_draws_its_figures(hostile, page, tmp_path):
+def test_a_report_is_saved_by_the_ending_and_draws_its_figures(hostile: GapReport, page: str, tmp_path: Path) -> None:
     assert hostile.save(tmp_path / "deep" / "report.json") == [tmp_path / "deep" / "report.json"]
     assert json.loads((tmp_path / "deep" / "report.json").read_text()) == hostile.to_dict()
     assert hostile.save(tmp_path / "report.html") == [tmp_path / "report.html"]
@@ -272,7 +275,7 @@ def test_a_report_is_saved_by_the_ending_and_draws_its_figures(hostile, page, tm
     assert {"spectra.png", "spectra.svg", "projection.png", "recall.svg", "gap-length.svg"} <= names
 
 
-def test_terminal_page_and_notebook_show_the_same_tables(hostile, page):
+def test_terminal_page_and_notebook_show_the_same_tables(hostile: GapReport, page: str) -> None:
     tables = [table for section in hostile.sections() for table in section.tables]
     assert {"measure", "question", "preset", "rule"} <= {table.columns[0] for table in tables}
     recall = next(table for table in tables if table.columns[0] == "preset")
@@ -285,8 +288,8 @@ def test_terminal_page_and_notebook_show_the_same_tables(hostile, page):
             assert f">{table.rows[-1][0]}</t" in shown
 
 
-def test_the_page_of_one_modality(tmp_path):
-    info = StoreInfo({"name": "m"}, 4, dtype="float32")
+def test_the_page_of_one_modality(tmp_path: Path) -> None:
+    info = StoreInfo(ModelIdentity(name="m"), 4, dtype="float32")
     create_store(tmp_path / "s", info)
     write_shard(tmp_path / "s", info, Shard("image", 0, unit_rows(9, 4), {"key": list("abcdefghi")}))
     page = gap_report(tmp_path / "s").to_html()
@@ -297,7 +300,7 @@ def test_the_page_of_one_modality(tmp_path):
     assert "mathdefault" not in page
 
 
-def test_the_page_without_pairs(tmp_path):
+def test_the_page_without_pairs(tmp_path: Path) -> None:
     report = gap_report(make_store(tmp_path / "s", unit_rows(20, 4), unit_rows(20, 4, seed=1), owners=[None] * 20))
     json.dumps(report.to_dict(), allow_nan=False)
     page = report.to_html()

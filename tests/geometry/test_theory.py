@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +18,12 @@ from c3tools.geometry.theory.temperature import gap_by_scale, simulate_temperatu
 from tests.conftest import make_store
 from tests.geometry.spaces import paper_model, unit
 
-SMALL = {"pairs": 24, "dim": 32, "spans": (4, 12), "seed": 3}
+SMALL: dict[str, Any] = {"pairs": 24, "dim": 32, "spans": (4, 12), "seed": 3}
 
 
-def plain_descent(x: np.ndarray, y: np.ndarray, steps: int, rate: float, scale: float) -> tuple[list, np.ndarray]:
+def plain_descent(
+    x: np.ndarray, y: np.ndarray, steps: int, rate: float, scale: float
+) -> tuple[list[tuple[float, float]], np.ndarray]:
     """The loop as one writes it first: torch.optim.SGD over the points in all dimensions."""
     a, b = (torch.tensor(rows, requires_grad=True) for rows in (x, y))
     optimiser = torch.optim.SGD([a, b], lr=rate)
@@ -35,7 +40,7 @@ def plain_descent(x: np.ndarray, y: np.ndarray, steps: int, rate: float, scale: 
     return trace, a.detach().numpy()
 
 
-def test_training_in_the_span_is_training_in_all_dimensions():
+def test_training_in_the_span_is_training_in_all_dimensions() -> None:
     x, y = draw_spans(**SMALL)
     expected, points = plain_descent(x, y, 40, 5.0, 14.0)
     trace, moved, _ = train_pairs(x, y, steps=40, learning_rate=5.0, logit_scale=14.0, every=10, dtype=torch.float64)
@@ -44,9 +49,9 @@ def test_training_in_the_span_is_training_in_all_dimensions():
     np.testing.assert_allclose(moved, points, atol=1e-8)
 
 
-def test_long_steps_follow_the_short_ones():
+def test_long_steps_follow_the_short_ones() -> None:
     x, y = draw_spans(**SMALL)
-    arguments = {"steps": 1000, "learning_rate": 0.1, "logit_scale": 14.0, "every": 500}
+    arguments: dict[str, Any] = {"steps": 1000, "learning_rate": 0.1, "logit_scale": 14.0, "every": 500}
     plain, _, _ = train_pairs(x, y, **arguments)
     fast, _, _ = train_pairs(x, y, fast=True, **arguments)
     for one, other in zip(plain, fast, strict=True):
@@ -54,18 +59,18 @@ def test_long_steps_follow_the_short_ones():
     assert plain[-1].loss < 0.9 * plain[0].loss
 
 
-def test_the_default_draw_starts_where_the_papers_did():
+def test_the_default_draw_starts_where_the_papers_did() -> None:
     x, y = draw_spans(500, 512, (25, 230), PAPER_LIKE_SEED)
     trace, _, _ = train_pairs(x, y, steps=1, every=1)
     assert (trace[0].loss, trace[0].gap) == pytest.approx(PAPER_TRACE[0], rel=1e-3)
 
 
-def test_spans_must_fit():
+def test_spans_must_fit() -> None:
     with pytest.raises(C3Error, match="do not fit into 32"):
         draw_spans(4, 32, (20, 20), 0)
 
 
-def test_the_toy_agrees_with_its_closed_form():
+def test_the_toy_agrees_with_its_closed_form() -> None:
     assert toy_gap(512, (257, 257)) == pytest.approx(1.0, abs=0.01)
     gaps = [draw_toy(512, (257, 257), n=100, seed=seed).length for seed in range(6)]
     assert np.mean(gaps) == pytest.approx(toy_gap(512, (257, 257)), abs=0.05)
@@ -74,7 +79,7 @@ def test_the_toy_agrees_with_its_closed_form():
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.floats(-1, 1), st.floats(0.01, 1.0))
-def test_the_loss_never_exceeds_the_bound(negatives, positive, tau):
+def test_the_loss_never_exceeds_the_bound(negatives: list[float], positive: float, tau: float) -> None:
     differences = (np.array(negatives) - positive) / tau
     loss = np.logaddexp.reduce(np.r_[0.0, differences])
     bound = float(loss_bound(positive - max(negatives), tau, len(negatives) + 1))
@@ -82,11 +87,11 @@ def test_the_loss_never_exceeds_the_bound(negatives, positive, tau):
 
 
 @given(st.floats(0.005, 1.0), st.integers(2, 100_000), st.floats(1e-4, 5.0))
-def test_the_stable_lead_is_where_the_bound_meets_delta(tau, n, delta):
+def test_the_stable_lead_is_where_the_bound_meets_delta(tau: float, n: int, delta: float) -> None:
     assert float(loss_bound(stable_lead(tau, n, delta), tau, n)) == pytest.approx(delta, rel=1e-6)
 
 
-def test_no_simulated_point_lies_above_the_bound():
+def test_no_simulated_point_lies_above_the_bound() -> None:
     draws = draw_queries(draws=10_000)
     assert draws.above == 0
     assert (draws.lead < 0).any()
@@ -97,12 +102,12 @@ def test_no_simulated_point_lies_above_the_bound():
 
 
 @pytest.mark.parametrize("arguments", [(0.0, 10, 0.1), (0.1, 1, 0.1), (0.1, 10, 0.0)])
-def test_the_stable_lead_needs_sensible_numbers(arguments):
+def test_the_stable_lead_needs_sensible_numbers(arguments: tuple[float, int, float]) -> None:
     with pytest.raises(C3Error, match="stable region"):
         stable_lead(*arguments)
 
 
-def test_depth_loses_dimensions():
+def test_depth_loses_dimensions() -> None:
     spans = span_by_layer(width=48, layers=24, rows=1500, every=8)
     assert [span.layer for span in spans] == [0, 8, 16, 24]
     dimensions = [span.effective_dimension for span in spans]
@@ -115,12 +120,12 @@ def test_depth_loses_dimensions():
 
 @settings(deadline=None)
 @given(st.just(0))
-def test_depth_is_reproducible(seed):
+def test_depth_is_reproducible(seed: int) -> None:
     one, other = (span_by_layer(width=16, layers=3, rows=50, every=1, seed=seed) for _ in range(2))
     assert [s.cosine for s in one] == [s.cosine for s in other]
 
 
-def test_more_of_the_gap_survives_at_a_higher_scale():
+def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
     x, y = synthetic_features(n=400, dim=32, shared=8)
     low, high = gap_by_scale(x, y, scales=(5.0, 100.0), steps=150, batch=64, hidden=64, out=32, learning_rate=3e-3)
     assert low.start_gap == high.start_gap
@@ -128,12 +133,12 @@ def test_more_of_the_gap_survives_at_a_higher_scale():
     assert low.recall > 0.3
 
 
-def test_training_needs_pairs():
+def test_training_needs_pairs() -> None:
     with pytest.raises(C3Error, match="at least 20 pairs"):
         gap_by_scale(np.ones((5, 3)), np.ones((5, 3)))
 
 
-def test_temperature_of_a_store_takes_one_pair_per_item(tmp_path):
+def test_temperature_of_a_store_takes_one_pair_per_item(tmp_path: Path) -> None:
     image, text, owner = paper_model(30, 8, captions=2)
     store = make_store(tmp_path / "s", unit(image).astype("float32"), unit(text).astype("float32"), owners=list(owner))
     result = simulate_temperature(store=store, steps=2, scale=[10])

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from c3tools.io.float16 import to_float16, to_float32
@@ -16,7 +19,7 @@ def test_every_code_is_decoded_as_numpy_does() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_other_types_are_copied(dtype: type) -> None:
-    values = np.array([[1, 2], [3, 4]], dtype=dtype)
+    values: npt.NDArray[Any] = np.array([[1, 2], [3, 4]], dtype=dtype)
     out = to_float32(values)
     assert out.dtype == np.float32
     out[0, 0] = 9

@@ -160,13 +160,12 @@ def test_java_scores_that_cannot_run_are_left_out_and_say_what_they_lack(
 ) -> None:
     plain = score_captions(PREDICTIONS, REFERENCES)
     monkeypatch.setattr(captions_module, "_SPICE_MODELS", ("no-such-model.jar",))
-    monkeypatch.setattr(captions_module.shutil, "which", lambda name: "/usr/bin/java")
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/java")
     scores = score_captions(PREDICTIONS, REFERENCES, java=["SPICE"])
     assert scores.corpus == plain.corpus
-    assert re.fullmatch(
-        r"SPICE is left out: the Stanford models are not in .*lib \(no-such-model.jar\)\..*", *scores.notes
-    )
-    monkeypatch.setattr(captions_module.shutil, "which", lambda name: None)
+    (note,) = scores.notes
+    assert re.fullmatch(r"SPICE is left out: the Stanford models are not in .*lib \(no-such-model.jar\)\..*", note)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     scores = score_captions(PREDICTIONS, REFERENCES, java=["METEOR", "SPICE"])
     assert scores.corpus == plain.corpus
     for name, note in zip(("METEOR", "SPICE"), scores.notes, strict=True):

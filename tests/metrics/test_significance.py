@@ -68,16 +68,20 @@ def test_mean_and_std_is_the_sample_standard_deviation() -> None:
         mean_and_std([])
 
 
-def test_bootstrap_interval_is_that_of_the_standard_error():
+def test_bootstrap_interval_is_that_of_the_standard_error() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, 4000)
-    low, high = mean_interval(values)
+    interval = mean_interval(values)
+    assert interval is not None
+    low, high = interval
     assert (high - low) / 2 == pytest.approx(1.96 * 2.0 / np.sqrt(4000), rel=0.12)
     assert low < values.mean() < high
 
 
-def test_bootstrap_draws_the_captions_of_an_image_together():
+def test_bootstrap_draws_the_captions_of_an_image_together() -> None:
     items = np.repeat(np.arange(300), 5)
     values = np.random.default_rng(0).normal(size=300)[items]
-    low, high = mean_interval(values, items)
+    interval = mean_interval(values, items)
+    assert interval is not None
+    low, high = interval
     assert (high - low) / 2 == pytest.approx(1.96 / np.sqrt(300), rel=0.12)
     assert mean_interval(values[:10], items[:10]) is None

@@ -86,8 +86,8 @@ def test_readers_never_see_half_a_shard(tmp_path: Path, importing: dict[str, str
         assert writer.returncode == 0
     assert Store.open(path).count("image") == 20_000
     assert len(set(counts)) > 2, "the reader never ran beside the writer"
-    rows = Store.open(path).load("image").embeddings
-    assert Moments.from_rows(rows).n == 20_000
+    loaded = Store.open(path).load("image").embeddings
+    assert Moments.from_rows(loaded).n == 20_000
 
 
 def test_a_second_writer_does_not_touch_what_the_first_is_writing(tmp_path: Path) -> None:

@@ -74,6 +74,6 @@ def test_the_table_is_plain_values_and_html(tmp_path: Path) -> None:
     value = found.to_dict()
     assert value["means"][0]["modality"] == "image"
     assert value["gap_length"] == found.gap_length
-    headings, cells = found.table()
-    assert [len(row) for row in cells] == [len(headings)] * 4
+    table = found.table()
+    assert [len(row) for row in table.rows] == [len(table.columns)] * 4
     assert "<td>60</td>" in found._repr_html_()

@@ -12,7 +12,7 @@ from c3tools.moments import Moments
 from c3tools.store import Failure, Rows, Store, rewrite_failures, write_failures
 from c3tools.store.merge import merge_stores
 from c3tools.store.verify import verify_store
-from tests.conftest import MODEL, build_store, unit_rows
+from tests.conftest import C3, MODEL, build_store, unit_rows
 
 DIM = 8
 
@@ -129,12 +129,12 @@ class TestErrors:
             merge_stores(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
         assert (tmp_path / "both").read_text() == "mine"
 
-    def test_options_that_contradict(self, c3, tmp_path: Path) -> None:
+    def test_options_that_contradict(self, c3: C3, tmp_path: Path) -> None:
         assert "--keep last is not known" in c3("merge", "o", "a", "b", "--keep", "last").stderr
         assert "nothing to --keep" in c3("merge", "o", "a", "b", "--keep", "first", "--prefix").stderr
 
 
-def test_the_command(c3, tmp_path: Path) -> None:
+def test_the_command(c3: C3, tmp_path: Path) -> None:
     store_of(tmp_path / "one", list("ab"), 1)
     store_of(tmp_path / "two", list("bc"), 2)
     refused = c3("merge", "both", "one", "two")

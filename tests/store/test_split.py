@@ -13,7 +13,7 @@ from c3tools.moments import Moments
 from c3tools.store import Store
 from c3tools.store.split import split_store
 from c3tools.store.verify import verify_store
-from tests.conftest import store_files
+from tests.conftest import C3, store_files
 from tests.stores import whole_store
 
 
@@ -121,7 +121,7 @@ class TestErrors:
         with pytest.raises(StoreError, match="have a value in a column 'colour'"):
             split_store(tmp_path / "new", source.path, column="colour")
 
-    def test_fractions(self, c3, tmp_path: Path) -> None:
+    def test_fractions(self, c3: C3, tmp_path: Path) -> None:
         whole_store(tmp_path / "c3-store")
         assert "add up to 1" in c3("split", "new", "--fractions", "0.5,0.1,0.1").stderr
         assert "are not three numbers" in c3("split", "new", "--fractions", "0.5,0.5").stderr
@@ -138,7 +138,7 @@ class TestErrors:
         assert not (tmp_path / ".new.unfinished").exists()
 
 
-def test_the_command(c3, tmp_path: Path) -> None:
+def test_the_command(c3: C3, tmp_path: Path) -> None:
     whole_store(tmp_path / "c3-store")
     result = c3("split", "new", "--json", "report.json")
     assert result.exit_code == 0, result.stderr

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
+from c3tools.identity import ModelIdentity
 from c3tools.store import Failure, Rows, Shard, Store, StoreInfo, create_store, write_failures, write_shard
 from tests.conftest import MODEL, build_store, make_store, unit_rows
 
@@ -88,7 +89,7 @@ def test_a_shard_without_its_marker_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_failures_are_rows(tmp_path: Path) -> None:
-    info = StoreInfo(dict(MODEL), 4)
+    info = StoreInfo(MODEL, 4)
     create_store(tmp_path / "s", info)
     failure = Failure("k", "p.jpg", "decode", "OSError", "truncated")
     write_shard(tmp_path / "s", info, Shard("image", 0, np.zeros((0, 4)), {"key": []}, [failure]))
@@ -121,14 +122,14 @@ class TestErrors:
 
     def test_another_model(self, tmp_path: Path) -> None:
         make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
-        other = StoreInfo({"name": "other", "weights_sha256": "1" * 64}, 4, dtype="float32")
+        other = StoreInfo(ModelIdentity(name="other", weights_sha256="1" * 64), 4, dtype="float32")
         with pytest.raises(StoreError, match=r"test-model \(000000000000\).*other \(111111111111\)"):
             create_store(tmp_path / "s", other)
 
     def test_another_dtype(self, tmp_path: Path) -> None:
         make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
         with pytest.raises(StoreError, match="dtype = float32"):
-            create_store(tmp_path / "s", StoreInfo(dict(MODEL), 4))
+            create_store(tmp_path / "s", StoreInfo(MODEL, 4))
 
     def test_missing_modality(self, tmp_path: Path) -> None:
         store = make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import Result
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.embedding import shards as shards_module
+from c3tools.encoders import Encoder
 from c3tools.errors import C3Error, StoreError, UnreachableError
 from c3tools.io import locations
-from c3tools.store import Store, lock, locked
+from c3tools.store import Store, lock, locked, write_shard
 from c3tools.store import verify as verify_module
 from c3tools.store.verify import repair_store, verify_store
-from tests.conftest import copy_photos, put_store
+from tests.conftest import C3, copy_photos, put_store
 from tests.corpus.packing import photos_of, webdataset, write_tar
 from tests.embedding.test_embed import files
 from tests.servers import Faults
@@ -37,14 +37,13 @@ URL = "s3://bucket/runs/store"
 
 def fetched(folder: Path, faults: Faults) -> dict[str, bytes]:
     """All bytes of the store at `URL`, as of one on disk."""
-    import s3fs
-
+    s3fs = pytest.importorskip("s3fs")
     faults.every = 0
     s3fs.S3FileSystem(use_listings_cache=False).get(URL.removeprefix("s3://"), str(folder), recursive=True)
     return files(folder)
 
 
-def test_the_store_has_the_bytes_of_one_on_disk(encoder, tmp_path: Path, s3: Faults) -> None:
+def test_the_store_has_the_bytes_of_one_on_disk(encoder: Encoder, tmp_path: Path, s3: Faults) -> None:
     folder = copy_photos(tmp_path / "p", 7)
     (folder / "broken.jpg").write_text("no image")
     s3.every = 7
@@ -67,20 +66,19 @@ def test_the_store_has_the_bytes_of_one_on_disk(encoder, tmp_path: Path, s3: Fau
 
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_an_interrupted_run_continues_to_the_same_bytes(
-    encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    encoder: Encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     corpus = read_corpus([copy_photos(tmp_path / "p", 4)])
     embed_corpus(corpus, tmp_path / "disk", encoder, **OPTIONS)
     s3.every = 7
     calls = 0
-    write = shards_module.write_shard
 
-    def stopping(*arguments) -> None:
+    def stopping(*arguments: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == stop_at:
             raise KeyboardInterrupt
-        write(*arguments)
+        write_shard(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(shards_module, "write_shard", stopping)
@@ -101,7 +99,7 @@ main()
 
 
 def test_a_run_that_is_killed_continues_to_the_same_bytes(
-    encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_photos(tmp_path / "p", 4)
     corpus = read_corpus([folder])
@@ -126,10 +124,9 @@ def test_a_run_that_is_killed_continues_to_the_same_bytes(
 
 
 def test_commands_on_a_store_by_url_from_tars_by_url(
-    c3: Callable[..., Result], tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+    c3: C3, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import s3fs
-
+    s3fs = pytest.importorskip("s3fs")
     folder = copy_photos(tmp_path / "p", 4)
     chosen = photos_of(folder)
     for number in (0, 1):
@@ -161,7 +158,7 @@ def test_commands_on_a_store_by_url_from_tars_by_url(
     assert s3.failed > 10
 
 
-def without_store(value: dict) -> dict:
+def without_store(value: dict[str, Any]) -> dict[str, Any]:
     """A report without the name of its store."""
     return {
         name: without_store(inner) if isinstance(inner, dict) else inner
@@ -214,7 +211,7 @@ def test_a_repair_that_is_cut_off_leaves_no_half_shard_and_is_continued(
 
 
 def test_a_defect_is_told_and_dropped_marker_first(
-    c3: Callable[..., Result], tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+    c3: C3, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = whole_store(tmp_path / "s").path
     content = (path / "text" / "part-00001.parquet").read_bytes()
@@ -229,8 +226,12 @@ def test_a_defect_is_told_and_dropped_marker_first(
     assert [(f["check"], f["where"]) for f in value["findings"]] == [("checksum", "text/part-00001.parquet")]
     assert c3("verify", URL, "--sample", "0.1", "--seed", "2").exit_code == 0  # reads another shard
     removed: list[str] = []
-    remove = locations.remove
-    monkeypatch.setattr(verify_module, "remove", lambda path: (removed.append(path.name), remove(path)))
+
+    def noting(path: Path) -> None:
+        removed.append(path.name)
+        locations.remove(path)
+
+    monkeypatch.setattr(verify_module, "remove", noting)
     result = c3("verify", "--store", URL, "--repair")
     assert result.exit_code == 1
     assert f"{URL}/text/part-00001.parquet: its sha256" in result.stderr
@@ -242,7 +243,7 @@ def test_a_defect_is_told_and_dropped_marker_first(
     assert "not finished, or was dropped" in again.stderr
 
 
-def test_two_writers(encoder, tmp_path: Path, s3: Faults) -> None:
+def test_two_writers(encoder: Encoder, tmp_path: Path, s3: Faults) -> None:
     corpus = read_corpus([copy_photos(tmp_path / "p", 1)])
     place = locations.location(URL)
     entered, leave = threading.Event(), threading.Event()
@@ -328,7 +329,7 @@ def test_a_run_that_lost_its_lease_ends_with_an_error(s3: Faults, monkeypatch: p
                 thread.join(30)  # it ends when it finds the other's token
 
 
-def test_a_missing_package_is_named(c3: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "upath", None)
     result = c3("means", "--store", "s3://bucket/x")
     assert result.exit_code == 1
@@ -336,7 +337,7 @@ def test_a_missing_package_is_named(c3: Callable[..., Result], monkeypatch: pyte
 
 
 def test_a_server_that_stays_down_is_named_with_what_to_do(
-    c3: Callable[..., Result], photos: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+    c3: C3, photos: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locations, "ATTEMPTS", 2)
     with pytest.raises(C3Error, match="There is no store at s3://bucket/nothing"):

@@ -14,7 +14,9 @@ import pytest
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
+from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
+from c3tools.identity import ModelIdentity
 from c3tools.io.files import json_text, sha256_of
 from c3tools.io.locations import read_all, remove, upload
 from c3tools.moments import Moments, save_moments
@@ -199,7 +201,7 @@ def test_a_wrong_count_and_another_stores_shard(tmp_path: Path, put: Put) -> Non
     path = whole_store(tmp_path / "s").path
     marker = json.loads((path / "image" / "part-00000.json").read_text())
     write_marker(path / "image" / "part-00000.json", {**marker, "rows": 11})
-    other = StoreInfo({"name": "other", "weights_sha256": "1" * 64}, 12)
+    other = StoreInfo(ModelIdentity(name="other", weights_sha256="1" * 64), 12)
     rows = Store.open(path).load("image")
     columns = {"key": rows.keys[20:], "path": rows.column("path")[20:], "split": rows.column("split")[20:]}
     write_shard(path, other, Shard("image", 2, rows.embeddings[20:], columns))
@@ -276,7 +278,9 @@ def test_repair_keeps_off_a_store_that_is_being_written(tmp_path: Path, put: Put
 
 
 @pytest.mark.parametrize("name", ["image/part-00001.parquet", "image/part-00000.json", "text/part-00003.parquet"])
-def test_repaired_and_embedded_again_the_bytes_are_the_same(encoder, photos: Path, tmp_path: Path, name: str) -> None:
+def test_repaired_and_embedded_again_the_bytes_are_the_same(
+    encoder: Encoder, photos: Path, tmp_path: Path, name: str
+) -> None:
     (photos / "broken.jpg").write_text("no image")
     options: dict[str, Any] = {"shard_size": 3, "workers": 0, "batch_size": 2}
     embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **options)
