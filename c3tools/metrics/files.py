@@ -58,7 +58,11 @@ def read_references(path: Path) -> dict[str, list[str]]:
                 image = annotation["image_id"]
                 references.setdefault(names.get(image, str(image)), []).append(str(annotation["caption"]))
         else:
-            rows = value.items() if isinstance(value, dict) else [(_key(row), _texts(row)) for row in value]
+            rows = (
+                value.items()
+                if isinstance(value, dict)
+                else [(_key(r), r["captions" if "captions" in r else "caption"]) for r in value]
+            )
             for key, texts in rows:
                 listed = [texts] if isinstance(texts, str) else [str(text) for text in texts]
                 references.setdefault(str(key), []).extend(listed)
@@ -113,10 +117,6 @@ def _key(row: Mapping[str, Any]) -> str:
         if name in row:
             return str(row[name])
     raise KeyError(f"no {', '.join(_KEY_NAMES)} in a row")
-
-
-def _texts(row: Mapping[str, Any]) -> Any:
-    return row["captions"] if "captions" in row else row["caption"]
 
 
 def _stem(key: str) -> str:

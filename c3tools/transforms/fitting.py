@@ -152,10 +152,7 @@ def first_rows(
         return StoreRows.of(modality, [], np.empty((0, store.info.dim)))
     table = pa.Table.from_batches(batches)
     return StoreRows(
-        modality,
-        [str(key) for key in keys_of(table)],
-        embedding_matrix(table),
-        table.drop_columns(["embedding"]),
+        modality, [str(key) for key in keys_of(table)], embedding_matrix(table), table.drop_columns(["embedding"])
     )
 
 
