@@ -159,8 +159,8 @@ def _compare_stores(reports: Sequence[Values], figures: Sequence[Figures] = ()) 
     for preset, when in ((RAW, "before"), (COLLAPSE, "after Collapse")):
         spaces = [report["spaces"].get(preset) for report in reports]
         if all(spaces):
-            shares = ((space["separability"], space["separability_interval"]) for space in spaces if space)
-            add(f"Linear separability, %, {when}", [with_interval(value, ends, 1, 100) for value, ends in shares])
+            parts = ((space["separability"], space["separability_interval"]) for space in spaces if space)
+            add(f"Linear separability, %, {when}", [with_interval(value, ends, 1, 100) for value, ends in parts])
     for name, found in reports[0]["assumptions"].items():
         if name in reports[1]["assumptions"]:
             add(found["question"], [report["assumptions"][name]["answer"] for report in reports])

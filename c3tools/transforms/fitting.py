@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
-from ..moments import Moments
+from ..moments import Array, Moments
 from . import operations as ops
-from .operations import Affine, Array, Operation, Rows, Unit
+from .operations import Affine, Operation, Rows, Unit
 from .sigma import auto_sigma
 
 if TYPE_CHECKING:

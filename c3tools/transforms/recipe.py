@@ -172,7 +172,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TransformError(f"{path} cannot be read as a pipeline ({error}).") from error
-    language, parse, failures = "JSON", json.loads, (ValueError, RecursionError)
+    failures: tuple[type[Exception], ...] = (ValueError, RecursionError)
+    language, parse = "JSON", json.loads
     if path.suffix.lower() in (".yaml", ".yml"):
         try:
             import yaml

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
-from ..moments import Moments
+from ..moments import Array, Moments
 from .fitting import FitData
-from .operations import Affine, Array, MixNoise, Noise, Operation, Unit
+from .operations import Affine, MixNoise, Noise, Operation, Unit
 from .sigma import AUTO, PUBLISHED_SIGMA, parse_sigma
 
 Role = Literal["training", "inference", "both"]

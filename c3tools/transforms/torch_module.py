@@ -102,7 +102,7 @@ class TransformModule(nn.Module):
                 direction = noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True)
                 mixed: Tensor = (1 - operation.mix) * x + operation.mix * size * direction
                 return mixed
-            case MemoryAttention() if memory is not None:
+            case MemoryAttention() if isinstance(memory, Tensor):
                 scores = x @ memory.T  # (n, m)
                 if operation.tau == 0:
                     return memory[scores.argmax(dim=1)]
