@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from c3tools.captioning import evaluate_captions, train_captioner
-from c3tools.metrics import mean_and_std
+from c3tools.metrics.significance import mean_and_std
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
 from c3tools.reporter import TerminalReporter

@@ -24,7 +24,7 @@ import torch
 from sigma_rules import draw, rules_of
 from sigma_sweep import table
 
-from c3tools.metrics import tokenize
+from c3tools.metrics.tokenizer import tokenize
 from c3tools.seeds import generator
 from c3tools.transforms.sigma import PUBLISHED_SIGMA
 

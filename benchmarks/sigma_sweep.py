@@ -25,7 +25,7 @@ import numpy as np
 from sigma_rules import NAMES, draw, rules_of
 
 from c3tools.ablation import AblationRun, ablate
-from c3tools.metrics import mean_and_std
+from c3tools.metrics.significance import mean_and_std
 from c3tools.reporter import TerminalReporter
 from c3tools.store import Store
 from c3tools.transforms.fitting import fit_moments

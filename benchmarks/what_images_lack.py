@@ -18,7 +18,7 @@ import numpy as np
 
 from c3tools.captioning import Captioner
 from c3tools.captioning.evaluate import store_references
-from c3tools.metrics import score_captions
+from c3tools.metrics.captions import score_captions
 from c3tools.store import Store
 from c3tools.transforms.fitting import fit_moments
 

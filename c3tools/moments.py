@@ -32,8 +32,7 @@ def unit_rows(rows: npt.NDArray[Float]) -> npt.NDArray[Float]:
     """Return the rows (n, d), float32 or float64, divided by their L2 norms; rows of norm 0 stay 0."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     norms[norms == 0] = 1
-    units: npt.NDArray[Float] = rows / norms
-    return units
+    return np.asarray(rows / norms)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from ..captioning.train import captions_of_images
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError
-from ..metrics import score_captions
+from ..metrics.captions import score_captions
 from ..moments import Moments
 from ..reporter import SILENT, Reporter
 from ..store import Rows

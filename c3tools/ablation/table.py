@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..metrics import mean_and_std
+from ..metrics.significance import mean_and_std
 from ..pages import render_page
 from ..tables import Table
 from .methods import ABLATION, METHODS, AblationData, AblationRun

@@ -12,9 +12,9 @@ import numpy as np
 from .. import devices
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError
-from ..metrics import CaptionScores, Comparison, Interval, bootstrap_interval, compare, score_captions
-from ..metrics.captions import PROMPT, clip_score, ref_clip_score
+from ..metrics.captions import PROMPT, CaptionScores, clip_score, ref_clip_score, score_captions
 from ..metrics.files import align_keys, read_predictions, read_references
+from ..metrics.significance import Comparison, Interval, bootstrap_interval, compare
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..store.rows import positions

@@ -12,8 +12,8 @@ from math import erf, sqrt
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from ..moments import Array
 from ..seeds import generator
 from ..store.rows import Indices
 from .collect import Collected
@@ -21,14 +21,15 @@ from .reading import Rows
 from .spectrum import eigenvalues, participation_ratio
 from .stream import PairSums
 
-Array = npt.NDArray[np.float64]
 Answer = Literal["yes", "partly", "no", "unknown"]
 
-CONSTANT = "Is the gap constant?"
-ORTHOGONAL = "Is the gap orthogonal to both modalities?"
-GAUSSIAN = "Is what is left of a pair Gaussian?"
-ISOTROPIC = "Is what is left of a pair isotropic?"
-SUBSETS = "Is the gap the same in every subset?"
+QUESTIONS = {
+    "constant": "Is the gap constant?",
+    "orthogonal": "Is the gap orthogonal to both modalities?",
+    "gaussian": "Is what is left of a pair Gaussian?",
+    "isotropic": "Is what is left of a pair isotropic?",
+    "subsets": "Is the gap the same in every subset?",
+}
 MAX_DIRECTIONS = 10_000
 MIN_SUBSET_ITEMS = 3
 SAME, ALIKE = 0.3, 0.6
@@ -118,14 +119,16 @@ def residuals(differences: Rows, item_index: Indices, *, seed: int = 0) -> Resid
     standard = np.divide(noise, np.where(deviation > 0, deviation, 1.0), out=noise)
     squares = standard * standard
     counts, edges = np.histogram(standard, bins=_FINE_BINS, range=(-_FURTHEST, _FURTHEST))
-    below = int(np.count_nonzero(standard < -_FURTHEST))
+    # from a histogram: sorting all values of a large sample would cost more than everything else
+    below = np.count_nonzero(standard < -_FURTHEST) + np.concatenate([[0], np.cumsum(counts)])
+    normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in edges])
     coarse, shown = counts.reshape(-1, _FINE_PER_SHOWN).sum(axis=1), edges[::_FINE_PER_SHOWN]
     return Residuals(
         spectrum=values,
         per_dimension=deviation,
         skewness=np.einsum("ij,ij->j", squares, standard) / pairs,
         kurtosis=np.einsum("ij,ij->j", squares, squares) / pairs - 3,
-        distance=_distance_to_normal(below, counts, edges, standard.size),
+        distance=float(np.abs(below / standard.size - normal).max()),
         cosines=cosines,
         isotropy=min(float(isotropy), 1.0),
         pairs=pairs,
@@ -163,8 +166,7 @@ def orthogonality(rows: Rows, item_index: Indices, gap: Array, *, seed: int = 0)
         difference = rows[left[block]] - rows[right[block]]
         norms[block] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
         along[block] = difference @ gap.astype(difference.dtype)
-    cosines: Array = along[norms > 0] / (norms[norms > 0] * length)
-    return cosines
+    return np.asarray(along[norms > 0] / (norms[norms > 0] * length))
 
 
 def group_directions(groups: Array) -> Array:
@@ -178,57 +180,45 @@ def all_assumptions(
     """Answer the four questions, in the order of the paper's model; three of them need pairs."""
     if sums is None or noise is None:
         absent = "This needs pairs, and the store has none."
-        return [
-            Assumption("constant", CONSTANT, "unknown", None, absent),
-            is_orthogonal(orthogonal, dim),
-            Assumption("gaussian", GAUSSIAN, "unknown", None, absent),
-            Assumption("isotropic", ISOTROPIC, "unknown", None, absent),
-        ]
+        constant, gaussian, isotropic = (_answer(name, absent) for name in ("constant", "gaussian", "isotropic"))
+        return [constant, is_orthogonal(orthogonal, dim), gaussian, isotropic]
     return [is_constant(sums, items), is_orthogonal(orthogonal, dim), is_gaussian(noise), is_isotropic(noise)]
 
 
 def is_constant(sums: PairSums, items: int) -> Assumption:
     """Test whether the gap is the same vector everywhere: over groups of pairs, in the order of the store."""
     if len(sums.groups) < 2:
-        return Assumption(
-            "constant", CONSTANT, "unknown", None, f"{len(sums.item_index)} pairs make fewer than two groups."
-        )
+        return _answer("constant", f"{len(sums.item_index)} pairs make fewer than two groups.")
     # with the overall gap rather than with the next group: a gap that turns slowly agrees with its neighbours
     overall = np.broadcast_to(sums.mean, sums.groups.shape)
     directions, lengths = row_cosines(sums.groups, overall), np.linalg.norm(sums.groups, axis=1)
     if not len(directions):
-        return Assumption("constant", CONSTANT, "unknown", None, "There is no gap.")
+        return _answer("constant", "There is no gap.")
     cosine, spread = float(directions.mean()), float(lengths.std() / max(lengths.mean(), 1e-12))
     answer: Answer = "yes" if cosine >= 0.95 and spread <= 0.05 else "partly" if cosine >= 0.8 else "no"
-    return Assumption(
-        "constant",
-        CONSTANT,
-        answer,
-        cosine,
+    because = (
         f"Means of {sums.group_pairs} pairs have a cosine of {cosine:.3f} with the gap (at least "
         f"{float(directions.min()):.3f}), and their lengths vary by {100 * spread:.1f} % ({len(lengths)} groups, "
-        f"{items} items).",
+        f"{items} items)."
     )
+    return _answer("constant", because, answer, cosine)
 
 
 def is_orthogonal(cosines: dict[str, Array], dim: int) -> Assumption:
     """Test whether the gap is orthogonal to the spans of both modalities."""
     spreads = {name: float(np.sqrt(np.mean(values**2))) for name, values in cosines.items() if len(values)}
     if not spreads:
-        return Assumption("orthogonal", ORTHOGONAL, "unknown", None, "There is no gap, or no differences to compare.")
+        return _answer("orthogonal", "There is no gap, or no differences to compare.")
     worst = max(spreads.values())
     # in few dimensions not even random directions are nearly orthogonal
     allowed = max(0.1, 1.25 / sqrt(dim))
     answer: Answer = "yes" if worst <= allowed else "partly" if worst <= 2 * allowed else "no"
     listed = ", ".join(f"{name} {value:.3f}" for name, value in spreads.items())
-    return Assumption(
-        "orthogonal",
-        ORTHOGONAL,
-        answer,
-        worst,
+    because = (
         f"Differences within a modality have a cosine of 0 ± {worst:.3f} with the gap ({listed}; directions at random "
-        f"in {dim} dimensions would have {1 / sqrt(dim):.3f}).",
+        f"in {dim} dimensions would have {1 / sqrt(dim):.3f})."
     )
+    return _answer("orthogonal", because, answer, worst)
 
 
 def is_gaussian(noise: Residuals) -> Assumption:
@@ -238,14 +228,11 @@ def is_gaussian(noise: Residuals) -> Assumption:
     allowed = 3 * sqrt(24 / noise.pairs)
     close = kurtosis <= max(0.5, allowed) and skewness <= max(0.3, allowed / 2) and noise.distance <= 0.03
     answer: Answer = "yes" if close else "partly" if kurtosis <= 1.5 and noise.distance <= 0.06 else "no"
-    return Assumption(
-        "gaussian",
-        GAUSSIAN,
-        answer,
-        noise.distance,
+    because = (
         f"The standardised marginals differ from a normal distribution by at most {noise.distance:.3f}; the median "
-        f"dimension has skewness {skewness:.2f} and excess kurtosis {kurtosis:.2f} in size ({noise.pairs} pairs).",
+        f"dimension has skewness {skewness:.2f} and excess kurtosis {kurtosis:.2f} in size ({noise.pairs} pairs)."
     )
+    return _answer("gaussian", because, answer, noise.distance)
 
 
 def is_isotropic(noise: Residuals) -> Assumption:
@@ -253,21 +240,17 @@ def is_isotropic(noise: Residuals) -> Assumption:
     smallest, largest = float(noise.per_dimension.min()), float(noise.per_dimension.max())
     ratio = largest / smallest if smallest > 0 else float("inf")
     answer: Answer = "yes" if noise.isotropy >= 0.9 and ratio <= 2 else "partly" if noise.isotropy >= 0.6 else "no"
-    return Assumption(
-        "isotropic",
-        ISOTROPIC,
-        answer,
-        noise.isotropy,
+    because = (
         f"It fills {100 * noise.isotropy:.0f} % of the dimensions (100 % if isotropic); the standard deviation per "
-        f"dimension runs from {smallest:.3f} to {largest:.3f}.",
+        f"dimension runs from {smallest:.3f} to {largest:.3f}."
     )
+    return _answer("isotropic", because, answer, noise.isotropy)
 
 
 def row_cosines(left: Array, right: Array) -> Array:
     """Return the cosine of each row of ``left`` (n, d) with the same row of ``right``; rows of norm 0 are left out."""
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    cosines: Array = np.einsum("ij,ij->i", left, right)[norms > 0] / norms[norms > 0]
-    return cosines
+    return np.asarray(np.einsum("ij,ij->i", left, right)[norms > 0] / norms[norms > 0])
 
 
 def compare_subsets(collected: Collected, gap: Array) -> list[dict[str, Any]]:
@@ -307,22 +290,16 @@ def is_same_in_subsets(rows: list[dict[str, Any]]) -> Assumption:
     known = [row for row in rows if row["difference"] is not None]
     if len(known) < 2:
         because = f"{len(known)} of {len(rows)} subsets have at least {MIN_SUBSET_ITEMS} items with pairs."
-        return Assumption("subsets", SUBSETS, "unknown", None, because)
+        return _answer("subsets", because)
     worst = max(known, key=lambda row: row["difference"])
     value = float(worst["difference"])
     answer: Answer = "yes" if value <= SAME else "partly" if value <= ALIKE else "no"
-    return Assumption(
-        "subsets",
-        SUBSETS,
-        answer,
-        value,
+    because = (
         f"The gap of {worst['value']!r} ({worst['items']:,} items) differs most from that of all pairs: by "
-        f"{100 * value:.0f} % of its length, beyond what so few items differ by chance ({len(known)} subsets).",
+        f"{100 * value:.0f} % of its length, beyond what so few items differ by chance ({len(known)} subsets)."
     )
+    return _answer("subsets", because, answer, value)
 
 
-def _distance_to_normal(below: int, counts: npt.NDArray[np.int64], edges: Array, size: int) -> float:
-    # from a histogram: sorting all values of a large sample would cost more than everything else
-    share = (below + np.concatenate([[0], np.cumsum(counts)])) / size
-    normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in edges])
-    return float(np.abs(share - normal).max())
+def _answer(name: str, because: str, answer: Answer = "unknown", number: float | None = None) -> Assumption:
+    return Assumption(name, QUESTIONS[name], answer, number, because)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -97,16 +97,13 @@ class Collected:
     def provenance(self) -> dict[str, Any]:
         """Return where the numbers come from, as the report's JSON has it."""
         working = self.working
+        sizes = {self.first: len(working.first), self.second: len(working.second)}
         return {
             **store_facts(self.store),
             "rows": {name: moments.n for name, moments in self.moments.items()},
             "items": self.items,
             "pairs": 0 if self.sums is None else len(self.sums.item_index),
-            "working_set": {
-                "complete": working.complete,
-                self.first: len(working.first),
-                self.second: len(working.second),
-            },
+            "working_set": {"complete": working.complete, **sizes},
             "fitted_on": self.fitted_on,
         }
 
@@ -292,11 +289,11 @@ def _sample_items(pairing: Pairing, seed: int) -> tuple[Indices, Indices, bool]:
     rng = generator(seed, "gap report", "working set")
     if not pairing.pairs:
         kept = [np.flatnonzero(mask) for mask in (pairing.keep_first, pairing.keep_second)]
-        chosen = [
+        first, second = (
             rows if len(rows) <= SAMPLE_ITEMS else np.sort(rng.choice(rows, SAMPLE_ITEMS, replace=False))
             for rows in kept
-        ]
-        return chosen[0], chosen[1], _total(chosen) == _total(kept)
+        )
+        return first, second, max(map(len, kept)) <= SAMPLE_ITEMS
     items, rows = pairing.items, np.flatnonzero(pairing.item_index >= 0)
     if len(items) * len(rows) <= EXACT_SCORES and len(items) + len(rows) <= EXACT_ROWS:
         return items, rows, True
@@ -307,17 +304,8 @@ def _sample_items(pairing: Pairing, seed: int) -> tuple[Indices, Indices, bool]:
     return items, np.flatnonzero(np.isin(pairing.item_index, items)), False
 
 
-def _total(arrays: Sequence[Indices]) -> int:
-    return sum(len(array) for array in arrays)
-
-
 def _read(
-    store: Store,
-    pairing: Pairing,
-    seed: int,
-    normalise: bool,
-    train: Mapping[str, Mask] | None,
-    reporter: Reporter,
+    store: Store, pairing: Pairing, seed: int, normalise: bool, train: Mapping[str, Mask] | None, reporter: Reporter
 ) -> tuple[StreamResult, WorkingSet]:
     items, rows, complete = _sample_items(pairing, seed)
     with reporter.progress("Reading rows", len(pairing.keep_first) + len(pairing.keep_second)) as progress:

@@ -15,7 +15,7 @@ from ..store.reader import Store
 from .figures import figure_blocks
 from .report import TEMPLATE, GapReport, gap_report, open_store, save_report
 from .spaces import COLLAPSE, RAW
-from .tables import Figures, Values, report_facts, with_interval
+from .tables import Figures, Values, numbers, report_facts, with_interval
 
 ALL_PAIRS = ("all",)
 
@@ -159,12 +159,8 @@ def _compare_stores(reports: Sequence[Values], figures: Sequence[Figures] = ()) 
     for preset, when in ((RAW, "before"), (COLLAPSE, "after Collapse")):
         spaces = [report["spaces"].get(preset) for report in reports]
         if all(spaces):
-            cells = [
-                with_interval(space["separability"], space["separability_interval"], 1, 100)
-                for space in spaces
-                if space
-            ]
-            add(f"Linear separability, %, {when}", cells)
+            shares = ((space["separability"], space["separability_interval"]) for space in spaces if space)
+            add(f"Linear separability, %, {when}", [with_interval(value, ends, 1, 100) for value, ends in shares])
     for name, found in reports[0]["assumptions"].items():
         if name in reports[1]["assumptions"]:
             add(found["question"], [report["assumptions"][name]["answer"] for report in reports])
@@ -178,11 +174,8 @@ def _compare_stores(reports: Sequence[Values], figures: Sequence[Figures] = ()) 
         ("noise-size", "Size of the noise"),
         ("recall", "Recall under each preset"),
     ):
-        blocks = [
-            FigureBlock(own[key].svg, store, own[key].wide)
-            for own, store in zip(figures, stores, strict=False)
-            if key in own
-        ]
+        found = [(own[key], store) for own, store in zip(figures, stores, strict=False) if key in own]
+        blocks = [FigureBlock(block.svg, store, block.wide) for block, store in found]
         sections += [Section(title, figures=blocks)] if blocks else []
     return sections
 
@@ -193,10 +186,8 @@ def _list_pairs(reports: Sequence[Values], links: Sequence[str] = ()) -> list[Se
     rows, recall = [], []
     for name, report in zip(names, reports, strict=True):
         gap, pairs = report["gap"], report["pairs"] or {}
-        cells = [number(pairs.get("n"), 0)]
-        for part, key in ((gap, "length"), (gap, "rmg"), (pairs, "paired_cosine"), (pairs, "unpaired_cosine")):
-            cells.append(number(part.get(key)))
-        rows.append([name, *cells, number(pairs.get("residual_rms"), 4)])
+        cells = [*numbers(gap, length=3, rmg=3), *numbers(pairs, paired_cosine=3, unpaired_cosine=3, residual_rms=4)]
+        rows.append([name, *numbers(pairs, n=0), *cells])
         before, after = report["retrieval"].get(RAW, {}), report["retrieval"].get(COLLAPSE, {})
         for direction, scores in before.items():
             if direction in after:
@@ -229,13 +220,9 @@ def _differences(first: Values, second: Values) -> list[str]:
     models, rows = ([facts[key] for facts in provenance] for key in ("model", "rows"))
     notes = []
     if models[0] != models[1]:
-        notes.append(
-            f"The stores hold embeddings of two models, {models[0]} and {models[1]}: compare the measures, not the "
-            "vectors."
-        )
+        both = " and ".join(models)
+        notes.append(f"The stores hold embeddings of two models, {both}: compare the measures, not the vectors.")
     if rows[0] != rows[1]:
-        listed = (", ".join(f"{n:,} {name}" for name, n in counts.items()) for counts in rows)
-        notes.append(
-            f"The stores differ in rows ({' against '.join(listed)}): recall depends on the size of the gallery."
-        )
+        listed = " against ".join(", ".join(f"{n:,} {name}" for name, n in counts.items()) for counts in rows)
+        notes.append(f"The stores differ in rows ({listed}): recall depends on the size of the gallery.")
     return notes

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from ..moments import Array
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
+from ..store.rows import Indices
 from .assumptions import Residuals, group_directions
 from .measures import Measured
 from .reading import Rows
 from .spaces import COLLAPSE, RAW, SpaceMeasures
 from .spectrum import ModalityMeasures
-
-Array = npt.NDArray[np.float64]
 
 MAX_POINTS = 160
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -47,8 +46,7 @@ def all_figures(measured: Measured) -> dict[str, tuple[Figure, str]]:
         figure = histogram("Gap direction", "cosine with the next group", {"": group_directions(sums.groups)})
         figures["gap-direction"] = figure, "Histogram of cosines of one group's gap with the next"
     if any(len(values) for values in measured.orthogonal.values()):
-        label = "cosine of differences with the gap"
-        figure = histogram("Gap orthogonality", label, measured.orthogonal, bins=80)
+        figure = histogram("Gap orthogonality", "cosine of differences with the gap", measured.orthogonal, bins=80)
         figures["orthogonality"] = figure, "Histogram of cosines of differences with the gap"
     if noise is not None:
         figures["noise-marginals"] = noise_marginals(noise), "Alignment noise against a normal distribution"
@@ -106,14 +104,10 @@ def histogram(
         share = np.histogram(np.clip(values, low, high), bins=edges)[0] / len(values)
         axes.stairs(share, edges, fill=True, color=colour, alpha=0.35)
         axes.stairs(share, edges, color=colour, linewidth=1.1)
-    axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_yticks([])
-    axes.set_ylim(bottom=0)
+    axes.set(title=title, xlabel=label, yticks=[], xlim=(low, high), ylim=(0, None))
     if line is not None:
         axes.axvline(line, color=palette.INK, linewidth=1)
-    axes.set_title(title)
-    axes.set_xlabel(label)
     if len(groups) > 1:
         for name, colour in zip(groups, colours, strict=True):
             axes.plot([], [], color=colour, label=name)
@@ -129,10 +123,7 @@ def noise_marginals(noise: Residuals) -> Figure:
     axes.stairs(density, edges, fill=True, color=palette.THIRD_SOFT)
     z = np.linspace(-4, 4, 121)
     axes.plot(z, np.exp(-z * z / 2) / np.sqrt(2 * np.pi), color=palette.INK, linewidth=1.1)
-    axes.set_xlim(-4, 4)
-    axes.set_yticks([])
-    axes.set_title("Noise: Gaussian?")
-    axes.set_xlabel("standardised residual; line: normal")
+    axes.set(title="Noise: Gaussian?", xlabel="standardised residual; line: normal", yticks=[], xlim=(-4, 4))
     return figure
 
 
@@ -151,29 +142,18 @@ def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
             left.plot([k], [found.spectrum[k - 1]], "o", color=colour, markersize=5)
             right.plot([k], [share[k - 1]], "o", color=colour, markersize=5)
             lower = k <= min(other.effective_dimension for other in modalities.values())
-            right.annotate(
-                f"{k}",
-                (k, share[k - 1]),
-                xytext=(2, -13) if not lower else (-2, -13),
-                textcoords="offset points",
-                color=colour,
-                ha="right" if lower else "left",
-            )
+            side, place = ("right", (-2, -13)) if lower else ("left", (2, -13))
+            right.annotate(f"{k}", (k, share[k - 1]), place, textcoords="offset points", color=colour, ha=side)
     left.set_yscale("log")
     left.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
     left.yaxis.set_minor_formatter(NullFormatter())
     low, high = left.get_ylim()
     if high < 30 * low:  # at least one labelled power of ten on either side
         left.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
-    left.set_title("Spectrum")
-    left.set_xlabel("dimension, by size")
-    left.set_ylabel("variance")
+    left.set(title="Spectrum", xlabel="dimension, by size", ylabel="variance", xlim=(0, found.dim))
     right.axhline(0.99, color=palette.MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-    right.set_ylim(0, 1.03)
-    right.set_title("Share explained; dots: effective dimension (99 %)")
-    right.set_xlabel("number of dimensions")
-    for axes in (left, right):
-        axes.set_xlim(0, found.dim)
+    title = "Share explained; dots: effective dimension (99 %)"
+    right.set(title=title, xlabel="number of dimensions", xlim=(0, found.dim), ylim=(0, 1.03))
     left.legend()
     return figure
 
@@ -191,9 +171,8 @@ def projection(measured: Measured, seed: int = 0) -> Figure:
         flat = _plane(x, y)
         a, b = flat(x[picked]), flat(y[partner])
         if working.paired:
-            axes.add_collection(
-                LineCollection(list(np.stack([a, b], axis=1)), colors=palette.RULE, linewidths=0.7, zorder=1)
-            )
+            lines = list(np.stack([a, b], axis=1))
+            axes.add_collection(LineCollection(lines, colors=palette.RULE, linewidths=0.7, zorder=1))
         axes.scatter(*a.T, s=11, color=palette.FIRST, linewidths=0, zorder=2, label=names[0])
         axes.scatter(*b.T, s=11, color=palette.SECOND, linewidths=0, zorder=2, label=names[1])
         axes.set_title("Before" if space == RAW else "After Collapse")
@@ -218,9 +197,7 @@ def recall(spaces: Sequence[SpaceMeasures], names: tuple[str, str]) -> Figure:
         axes.plot(values, positions + offset, "o", color=colour, markersize=5, label=direction.replace("_", " "))
     axes.set_yticks(positions, [space.preset for space in spaces])
     axes.tick_params(axis="y", labelcolor=palette.INK)
-    axes.set_xlabel("recall@1, %")
-    axes.set_xlim(left=0)
-    axes.set_ylim(-0.6, len(spaces) - 0.4)
+    axes.set(xlabel="recall@1, %", xlim=(0, None), ylim=(-0.6, len(spaces) - 0.4))
     close_up(axes, grid="x")
     axes.legend(loc="best", ncols=1)
     return figure
@@ -242,9 +219,7 @@ def _plane(x: Rows, y: Rows):  # type: ignore[no-untyped-def]
     return lambda rows: (rows - mean) @ plane
 
 
-def _picked(
-    item_index: npt.NDArray[np.int64], firsts: int, seconds: int, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _picked(item_index: Indices, firsts: int, seconds: int, seed: int) -> tuple[Indices, Indices]:
     """Choose rows of both modalities to draw: pairs of different items, or rows of each where nothing is paired."""
     rng = generator(seed, "projection")
     if len(item_index):

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import TransformError
 from ..metrics.significance import Ends, mean_interval
+from ..moments import Array
 from ..reporter import SILENT, Reporter
 from ..transforms import sigma as sigma_rules
 from .assumptions import (
@@ -33,8 +33,7 @@ from .collect import Collected
 from .reading import Rows
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, apply_preset, measure_space
 from .spectrum import ModalityMeasures, gap_vector, measure_modality, relative_gap, variance_along
-
-Array = npt.NDArray[np.float64]
+from .stream import PairSums
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,7 @@ class Measured:
 
 
 def measure(
-    collected: Collected,
-    *,
-    presets: Sequence[str] | None = None,
-    seed: int = 0,
-    reporter: Reporter = SILENT,
+    collected: Collected, *, presets: Sequence[str] | None = None, seed: int = 0, reporter: Reporter = SILENT
 ) -> Measured:
     """Measure a pair of modalities.
 
@@ -186,17 +181,16 @@ def _measure_gap(collected: Collected, gap: Array, seed: int) -> GapMeasures:
     lengths = np.linalg.norm(sums.groups, axis=1)
     directions = group_directions(sums.groups)
     rmg = relative_gap(float(sums.cosine.mean()), first, second)
-    # each pair adds u . (x - y) to the length, u the unit gap
-    length_interval = (
-        None if length == 0 else _interval(collected, length, working.differences() @ (gap / length), seed)
-    )
+    length_interval = None
+    if length > 0:  # each pair adds u . (x - y) to the length, u the unit gap
+        length_interval = _interval(collected, length, working.differences() @ (gap / length), seed)
     return GapMeasures(
         length=length,
         length_interval=length_interval,
         instance_distance=float(sums.distance.mean()),
         instance_distance_interval=mean_interval(sums.distance, sums.item_index, seed=seed),
         rmg=rmg,
-        rmg_interval=None if rmg is None else _rmg_interval(collected, rmg, seed),
+        rmg_interval=None if rmg is None else _rmg_interval(collected, sums, rmg, seed),
         direction=float(directions.mean()) if len(directions) else None,
         group_length=(float(lengths.mean()), float(lengths.std())) if len(lengths) else None,
         variance_along=along,
@@ -207,7 +201,7 @@ def _measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     sums = collected.sums
     if sums is None:
         return None
-    unpaired = _unpaired_cosine(collected)
+    unpaired = _unpaired_cosine(collected, sums)
     unpaired_interval = None
     if unpaired is not None:
         x, y = _along_means(collected, crossed=True)  # each pair adds x . mu_y + mu_x . y
@@ -222,17 +216,14 @@ def _measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
         unpaired_cosine=unpaired,
         unpaired_cosine_interval=unpaired_interval,
         residual_rms=rms,
-        residual_rms_interval=None if rms == 0 else _residual_interval(collected, rms, seed),
+        residual_rms_interval=None if rms == 0 else _residual_interval(collected, sums, rms, seed),
         alignment=float(squares.mean()),
         alignment_interval=mean_interval(squares, sums.item_index, seed=seed),
     )
 
 
-def _unpaired_cosine(collected: Collected) -> float | None:
+def _unpaired_cosine(collected: Collected, sums: PairSums) -> float | None:
     """Return the mean cosine of paired rows that do not match: ``(sum x . sum y - sum_pairs x . y) / rest``."""
-    sums = collected.sums
-    if sums is None:
-        return None
     rest = collected.items * len(sums.item_index) - len(sums.item_index)
     if rest <= 0:
         return None
@@ -243,14 +234,14 @@ def _unpaired_cosine(collected: Collected) -> float | None:
     return float((first @ second - sums.cosine.sum()) / rest)
 
 
-def _rmg_interval(collected: Collected, value: float, seed: int) -> Ends | None:
+def _rmg_interval(collected: Collected, sums: PairSums, value: float, seed: int) -> Ends | None:
     """Return the interval of RMG = N / (N + W), N the distance of pairs and W the mean one within modalities.
 
     To first order a pair adds ``(1 - x . y) / 2`` to N and ``-(x . mu_x + y . mu_y) / 2`` to W, each row standing on
     both sides of the pairs of its modality; the derivatives are ``W / (N + W)^2`` and ``-N / (N + W)^2``.
     """
-    working, sums = collected.working, collected.sums
-    num = 0.0 if sums is None else float((1 - sums.cosine.mean()) / 2)
+    working = collected.working
+    num = float((1 - sums.cosine.mean()) / 2)
     if num <= 0 or not 0 < value < 1:
         return None
     near = (1 - np.einsum("ij,ij->i", working.first[working.item_index], working.second)) / 2
@@ -259,12 +250,9 @@ def _rmg_interval(collected: Collected, value: float, seed: int) -> Ends | None:
     return _interval(collected, value, (within * near + num * (x + y) / 2) / (num + within) ** 2, seed)
 
 
-def _residual_interval(collected: Collected, value: float, seed: int) -> Ends | None:
+def _residual_interval(collected: Collected, sums: PairSums, value: float, seed: int) -> Ends | None:
     """Return the interval of the residual rms: each pair adds ``|(x - y) - mean|^2 / d`` to its square."""
-    working, sums = collected.working, collected.sums
-    if sums is None:
-        return None
-    noise = working.differences() - sums.mean.astype(working.first.dtype)
+    noise = collected.working.differences() - sums.mean.astype(collected.working.first.dtype)
     squares = np.einsum("ij,ij->i", noise, noise) / noise.shape[1]
     return _interval(collected, value, squares / (2 * value), seed)
 
@@ -278,7 +266,7 @@ def _along_means(collected: Collected, *, crossed: bool) -> tuple[Array, Array]:
     return x[working.item_index].astype(np.float64), y.astype(np.float64)
 
 
-def _interval(collected: Collected, value: float, added: npt.NDArray[np.floating], seed: int) -> Ends | None:
+def _interval(collected: Collected, value: float, added: Rows, seed: int) -> Ends | None:
     """Return the interval of ``value`` from what each pair of the working set adds to it (k,)."""
     values = added.astype(np.float64)
     interval = mean_interval(values, collected.working.item_index, seed=seed)
@@ -305,13 +293,12 @@ def _sigmas(collected: Collected) -> list[sigma_rules.SigmaRule]:
 
 def _limits(collected: Collected, modalities: dict[str, ModalityMeasures]) -> list[str]:
     """Return notes on what limits the numbers: few rows, no pairs, or a sample."""
-    notes = []
-    for name, found in modalities.items():
-        if found.limited_by_rows:
-            notes.append(
-                f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so its effective "
-                "dimension is limited by the number of rows, not by the encoder alone."
-            )
+    notes = [
+        f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so its effective "
+        "dimension is limited by the number of rows, not by the encoder alone."
+        for name, found in modalities.items()
+        if found.limited_by_rows
+    ]
     if collected.sums is None:
         notes.append(
             f"No {collected.second} row belongs to any {collected.first} row, so distances of pairs, RMG, alignment "

@@ -231,8 +231,7 @@ class Window:
             rows.tofile(self._file)
             count += len(rows)
         self._file.flush()
-        shape = (count, self._held.shape[1])
-        self._held = np.memmap(self._file, dtype=self._held.dtype, mode="r", shape=shape)
+        self._held = np.memmap(self._file, self._held.dtype, mode="r", shape=(count, self._held.shape[1]))
 
 
 def _read_columns(store: Store, modality: str, split: str | None, by: str | None) -> pa.Table:
@@ -256,9 +255,7 @@ def _subsets(pairing: Pairing, tables: dict[str, pa.Table], by: str) -> tuple[np
         )
     columns = {name: pc.cast(tables[name].column(by), pa.string()) for name in found}
     if pairing.first in columns:
-        index = pa.array(
-            np.where(pairing.item_index >= 0, pairing.item_index, 0), pa.int64(), mask=pairing.item_index < 0
-        )
+        index = pa.array(np.maximum(pairing.item_index, 0), pa.int64(), mask=pairing.item_index < 0)
         columns[pairing.first] = columns[pairing.first].take(index)
     values = pc.coalesce(*columns.values())
     if values.null_count == len(values):
@@ -272,7 +269,6 @@ def _subsets(pairing: Pairing, tables: dict[str, pa.Table], by: str) -> tuple[np
             f"The column {by!r} has {len(encoded.dictionary)} values; the gap is compared over at most {MAX_SUBSETS}.",
             remedy="Choose a column that names a few groups, such as split.",
         )
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    return np.where(pairing.item_index >= 0, codes, -1).astype(np.int32), [
-        str(value) for value in encoded.dictionary.to_pylist()
-    ]
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    names = [str(value) for value in encoded.dictionary.to_pylist()]
+    return np.where(pairing.item_index >= 0, codes, -1).astype(np.int32), names

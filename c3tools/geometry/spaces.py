@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..metrics.retrieval import DEFAULT_KS, pair_ranks
+from ..metrics.retrieval import DEFAULT_KS, pair_ranks, recall_at
 from ..metrics.significance import Ends, Estimate, mean_interval
-from ..moments import unit_rows
+from ..moments import Array, unit_rows
 from ..seeds import generator
 from ..store.rows import Indices
 from ..transforms import PRESETS, preset
 from .collect import Collected
 from .reading import Rows
-
-Array = npt.NDArray[np.float64]
 
 RAW = "raw"
 COLLAPSE = "c2-collapse"
@@ -91,7 +88,7 @@ def measure_space(
         forward, backward = pair_ranks(x, y, working.item_index)
         directions = ((f"{first}_to_{second}", forward, None), (f"{second}_to_{first}", backward, working.item_index))
         for direction, ranks, queries in directions:
-            recall[direction] = {f"recall@{k}": float(ranks.hits(k).mean()) for k in DEFAULT_KS}
+            recall[direction] = recall_at(ranks)
             intervals[direction] = {f"recall@{k}": mean_interval(ranks.hits(k), queries, seed=seed) for k in DEFAULT_KS}
     gap = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)))
     if name not in (RAW, COLLAPSE):
@@ -200,9 +197,9 @@ def separability(
 
 
 def modality_bias(
-    first: Rows, second: Rows, k: int = BIAS_K, *, items: tuple[Indices, Indices] | None = None, seed: int = 0
+    first: Rows, second: Rows, *, items: tuple[Indices, Indices] | None = None, seed: int = 0
 ) -> tuple[Estimate, Estimate]:
-    """Return the share of the top-k neighbours, in a corpus of both, that have the query's own modality.
+    """Return the share of the ten nearest neighbours, in a corpus of both, that have the query's own modality.
 
     The corpus is balanced (as many rows of each, at most 1,000), the query itself left out; without any bias the
     share is close to one half.
@@ -210,7 +207,6 @@ def modality_bias(
     Args:
         first: (m, d), L2-normalised.
         second: (n, d), likewise.
-        k: neighbours.
         items: int64 (m,) and (n,), the item of each row, for the intervals; each row is its own by default.
         seed: of the sample and the resampling.
 
@@ -221,7 +217,7 @@ def modality_bias(
     sides = [_chosen(len(rows), count, seed, "bias") for rows in (first, second)]
     corpus = np.concatenate([first[sides[0]], second[sides[1]]])
     own = np.arange(2 * count) < count
-    k = min(k, 2 * count - 1)
+    k = min(BIAS_K, 2 * count - 1)
     shares = np.empty(2 * count)
     for start in range(0, 2 * count, 1024):
         scores = corpus[start : start + 1024] @ corpus.T  # (block, corpus)
@@ -254,8 +250,7 @@ def _logistic(x: Array, y: Array) -> Array:
         p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
         gradient = design.T @ (p - y) + penalty * weights
         weighted = design * np.sqrt(np.maximum(p * (1 - p), 1e-9))[:, None]
-        hessian = weighted.T @ weighted
-        step = np.linalg.solve(hessian + np.diag(penalty), gradient)
+        step = np.linalg.solve(weighted.T @ weighted + np.diag(penalty), gradient)
         weights -= step
         if np.abs(step).max() < 1e-3:
             break

@@ -7,12 +7,9 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..moments import Moments
+from ..moments import Array, Moments
 from ..store.reader import Store
-
-Array = npt.NDArray[np.float64]
 
 EXPLAINED = 0.99
 _UNIT_TOLERANCE = 0.01
@@ -57,32 +54,27 @@ class ModalityMeasures:
 
 def eigenvalues(covariance: Array) -> Array:
     """Return the eigenvalues (d,) of a covariance (d, d), descending, negative rounding errors set to zero."""
-    values: Array = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0)
-    return values
+    return np.asarray(np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0))
 
 
-def effective_dimension(values: Array, explained: float = EXPLAINED) -> int:
-    """Return the smallest k whose k largest singular values make up more than ``explained`` of their sum.
+def effective_dimension(values: Array) -> int:
+    """Return the smallest k whose k largest singular values make up more than 99 % of their sum.
 
     The paper's measure of dimensional collapse (Zhang et al., ICLR 2024), with the singular values of the
     covariance of L2-normalised rows. 0 where there is no variance at all.
 
     Args:
         values: (d,) eigenvalues of the covariance, descending.
-        explained: the share of the sum.
     """
     total = values.sum()
-    if total <= 0:
-        return 0
-    return int(np.argmax(np.cumsum(values) > explained * total)) + 1
+    return int(np.argmax(np.cumsum(values) > EXPLAINED * total)) + 1 if total > 0 else 0
 
 
 def effective_rank(values: Array) -> float:
     """Return ``exp(-sum p log p)``, ``p = s / sum(s)`` (Roy and Vetterli, 2007); 0 where there is no variance."""
-    total = values.sum()
-    if total <= 0:
+    if values.sum() <= 0:
         return 0.0
-    p = values[values > 0] / total
+    p = values[values > 0] / values.sum()
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
@@ -107,8 +99,7 @@ def measure_modality(moments: Moments, independent: int | None = None) -> Modali
     values = eigenvalues(covariance)
     length = float(np.linalg.norm(moments.mean))
     along = across = float("nan")
-    direction_error: float | None = None
-    enough: int | None = None
+    direction_error = enough = None
     if length > 0 and rows > 1:
         unit = moments.mean / length
         along = float(unit @ covariance @ unit)

@@ -13,16 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from ..moments import Moments
+from ..moments import Array, Moments
 from ..reporter import Progress
 from ..store.reader import Store
 from ..store.rows import Indices, Mask
 from .reading import Batches, Pairing, Rows, Window
-
-Array = npt.NDArray[np.float64]
 
 GROUP_PAIRS = 100
 UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-5}
@@ -172,10 +169,9 @@ def stream_pairs(
                 sums.add(window.rows(items[chosen]), matched, position + chosen)
             position += len(rows)
         window.finish()
-        pair_sums = None if sums is None else sums.result(first.paired_sum, second.paired_sum)
     return StreamResult(
         checks={pairing.first: first.check, pairing.second: second.check},
-        sums=pair_sums,
+        sums=None if sums is None else sums.result(first.paired_sum, second.paired_sum),
         first_rows=first.sample,
         second_rows=second.sample,
         moments={pairing.first: first.moments, pairing.second: second.moments} if train else {},

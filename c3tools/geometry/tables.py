@@ -63,17 +63,11 @@ def report_sections(values: Values, measured: Measured | None, figures: Figures 
 
 def extreme_sections(first: str, second: str, extremes: Mapping[str, Sequence[Values]]) -> list[Section]:
     """Lay out the pairs with the highest and lowest cosines (`c3tools.geometry.collect.extreme_pairs`)."""
-    columns = [first, second, "cosine"]
-    tables = [
-        Table(
-            columns,
-            [[row["item"], row["text"] or row["key"], number(row["cosine"])] for row in extremes[side]],
-            title,
-            left=(second,),
-        )
-        for side, title in (("closest", "The closest"), ("furthest", "The furthest apart"))
-        if extremes.get(side)
-    ]
+    tables = []
+    for side, title in (("closest", "The closest"), ("furthest", "The furthest apart")):
+        rows = [[row["item"], row["text"] or row["key"], number(row["cosine"])] for row in extremes.get(side, ())]
+        if rows:
+            tables.append(Table([first, second, "cosine"], rows, title, left=(second,)))
     return [Section("Pairs at the extremes", tables=tables)] if tables else []
 
 
@@ -141,6 +135,11 @@ def with_interval(value: float | None, ends: Sequence[float] | None, digits: int
     return text if ends is None else f"{text} ({interval(ends, digits, scale)})"
 
 
+def numbers(values: Values, **digits: int) -> list[str]:
+    """Return the named values as cells, each with so many decimals."""
+    return [number(values.get(name), decimals) for name, decimals in digits.items()]
+
+
 def _take(figures: Figures, *names: str) -> list[FigureBlock]:
     return [figures[name] for name in names if name in figures]
 
@@ -148,26 +147,12 @@ def _take(figures: Figures, *names: str) -> list[FigureBlock]:
 def _modality_tables(values: Values) -> list[Table]:
     spans, means = [], []
     for name, found in values["modalities"].items():
-        spans.append(
-            [
-                name,
-                number(found["n"], 0),
-                f"{found['effective_dimension']} of {found['dim']}",
-                number(found["effective_rank"], 1),
-                number(found["participation_ratio"], 1),
-            ]
-        )
+        span = f"{found['effective_dimension']} of {found['dim']}"
+        spans.append([name, number(found["n"], 0), span, *numbers(found, effective_rank=1, participation_ratio=1)])
         angle = found["mean_direction_error_degrees"]
-        means.append(
-            [
-                name,
-                number(found["mean_norm"]),
-                number(found["mean_norm_error"], 4),
-                number(angle, 2) + ("" if angle is None else "°"),
-                number(found["independent_rows"], 0),
-                number(found["rows_for_one_degree"], 0),
-            ]
-        )
+        direction = number(angle, 2) + ("" if angle is None else "°")
+        counts = numbers(found, independent_rows=0, rows_for_one_degree=0)
+        means.append([name, *numbers(found, mean_norm=3, mean_norm_error=4), direction, *counts])
     note = (
         "Collapse subtracts the mean, which is good enough once its direction is known to about a degree. The errors "
         "count only independent rows: the captions of one image are one."
@@ -197,10 +182,8 @@ def _measures_table(values: Values) -> Table:
 
 
 def _gaps_table(values: Values) -> Table:
-    rows = [
-        [f"{row['first']} and {row['second']}", number(row["length"], 4), number(row["cosine_of_means"])]
-        for row in values["modality_gaps"]
-    ]
+    gaps = values["modality_gaps"]
+    rows = [[f"{gap['first']} and {gap['second']}", *numbers(gap, length=4, cosine_of_means=3)] for gap in gaps]
     note = "--modalities A,B reports on another pair, --modalities all on every pair."
     title = "Every pair of modalities in the store, from moments"
     return Table(["modalities", "gap length", "cosine of means"], rows, title, note=note)
@@ -259,9 +242,7 @@ def _subsets_table(values: Values) -> Table:
     rows = [
         [
             str(row["value"]),
-            number(row["pairs"], 0),
-            number(row["length"]),
-            number(row["cosine_with_gap"]),
+            *numbers(row, pairs=0, length=3, cosine_with_gap=3),
             number(None if row["difference"] is None else 100 * row["difference"], 1),
         ]
         for row in values["subsets"]
@@ -311,17 +292,12 @@ def _describe_collapse(measured: Measured) -> str:
         )
     text += "."
     if raw.modality_bias and collapsed.modality_bias:
-        before, after = (
-            float(np.mean([estimate.value for estimate in bias.values()]))
-            for bias in (raw.modality_bias, collapsed.modality_bias)
-        )
+        biases = (raw.modality_bias, collapsed.modality_bias)
+        before, after = (float(np.mean([found.value for found in bias.values()])) for bias in biases)
         text += f" Among the ten nearest of both modalities, {100 * before:.0f} % are of the query's own before it and "
         text += f"{100 * after:.0f} % after it."
     if raw.recall and collapsed.recall:
-        changes = [
-            100 * (collapsed.recall[direction]["recall@1"] - raw.recall[direction]["recall@1"])
-            for direction in raw.recall
-        ]
+        changes = [100 * (collapsed.recall[way]["recall@1"] - raw.recall[way]["recall@1"]) for way in raw.recall]
         listed = " and ".join(f"{change:+.1f}".replace("-", "−") for change in changes)
         text += f" Recall@1 changes by {listed} points in the two directions: "
         text += _describe_change(changes, _is_within_intervals(raw, collapsed))
@@ -342,11 +318,8 @@ def _describe_change(changes: list[float], uncertain: bool) -> str:
 
 def _is_within_intervals(raw: SpaceMeasures, collapsed: SpaceMeasures) -> bool:
     """Return whether recall@1 after Collapse lies, in both directions, in the interval of the one before."""
-    for direction, scores in collapsed.recall.items():
-        ends = raw.intervals[direction]["recall@1"]
-        if ends is None or not ends[0] <= scores["recall@1"] <= ends[1]:
-            return False
-    return True
+    recalls = ((raw.intervals[way]["recall@1"], scores["recall@1"]) for way, scores in collapsed.recall.items())
+    return all(ends is not None and ends[0] <= score <= ends[1] for ends, score in recalls)
 
 
 def _describe_corrupt(measured: Measured) -> str:

@@ -22,10 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MetricError, MissingExtraError
-from ..moments import unit_rows
+from ..moments import Array, unit_rows
 from .tokenizer import tokenize_all
 
-Floats = npt.NDArray[np.float64]
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 METRICS = (*BLEU, "ROUGE-L", "CIDEr")
 JAVA_METRICS = ("METEOR", "SPICE")
@@ -51,8 +50,8 @@ class CaptionScores:
 
     keys: list[str]
     corpus: dict[str, float]
-    per_image: dict[str, Floats]
-    bleu_counts: Floats
+    per_image: dict[str, Array]
+    bleu_counts: Array
     notes: list[str]
 
     def resampled(self, metric: str, rows: npt.NDArray[np.int64]) -> float:
@@ -104,8 +103,7 @@ def score_captions(
         # CiderScorer's scale is already 10 times a cosine, and papers print it times 100
         "CIDEr": _pure_python("cider.cider", "Cider")().compute_score(targets, hypotheses)[1] * 100,
     }
-    bleu = corpus_bleu(counts.sum(axis=0))
-    corpus = {name: float(value) for name, value in zip(BLEU, bleu, strict=True)}
+    corpus = dict(zip(BLEU, corpus_bleu(counts.sum(axis=0)).tolist(), strict=True))
     corpus |= {name: float(values.mean()) for name, values in per_image.items()}
     notes = []
     for name in java:
@@ -119,7 +117,7 @@ def score_captions(
     return CaptionScores(keys, corpus, per_image, counts, notes)
 
 
-def corpus_bleu(counts: Floats) -> Floats:
+def corpus_bleu(counts: Array) -> Array:
     """Return BLEU-1 to 4 (Papineni, 2002) in percent (4,) from summed counts (10,), see `CaptionScores`."""
     length, reference_length = counts[0], counts[1]
     matches, ngrams = counts[2::2], counts[3::2]
@@ -147,7 +145,7 @@ def missing_for(name: str) -> str | None:
     return None
 
 
-def clip_score(images: npt.NDArray[np.floating], captions: npt.NDArray[np.floating]) -> Floats:
+def clip_score(images: npt.NDArray[np.floating], captions: npt.NDArray[np.floating]) -> Array:
     """Return ``100 * 2.5 * max(cos, 0)`` (n,) of image embeddings (n, d) and those of ``PROMPT + caption`` (n, d).
 
     Raises:
@@ -163,7 +161,7 @@ def ref_clip_score(
     captions: npt.NDArray[np.floating],
     references: npt.NDArray[np.floating],
     item_index: npt.NDArray[np.int64],
-) -> Floats:
+) -> Array:
     """Return the harmonic mean (n,), in percent, of CLIPScore and the best cosine of the caption with a reference.
 
     Args:
@@ -179,12 +177,12 @@ def ref_clip_score(
     return np.where(total > 0, 200 * score * best / np.where(total > 0, total, 1), 0.0)
 
 
-def _cosines(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> Floats:
+def _cosines(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> Array:
     """Return the cosine (n,) of each row of ``first`` (n, d) with the same row of ``second``."""
     return np.asarray(np.sum(unit_rows(first.astype(np.float64)) * unit_rows(second.astype(np.float64)), axis=1))
 
 
-def _bleu_counts(hypotheses: Mapping[str, list[str]], targets: Mapping[str, list[str]]) -> Floats:
+def _bleu_counts(hypotheses: Mapping[str, list[str]], targets: Mapping[str, list[str]]) -> Array:
     cook_refs = _pure_python("bleu.bleu_scorer", "cook_refs")
     cook_test = _pure_python("bleu.bleu_scorer", "cook_test")
     rows = []
@@ -206,7 +204,7 @@ def _pure_python(module: str, name: str) -> Callable[..., Any]:
 
 def _java_score(
     name: str, targets: Mapping[str, list[str]], hypotheses: Mapping[str, list[str]]
-) -> tuple[float, Floats]:
+) -> tuple[float, Array]:
     """Return the corpus score and the scores per image (n,) of METEOR or SPICE, in percent."""
     try:
         corpus, values = _meteor(targets, hypotheses) if name == "METEOR" else _spice(targets, hypotheses)

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MetricError
+from ..moments import Array
 
 Floats = npt.NDArray[np.floating]
-Hits = npt.NDArray[np.float64]
 
 DEFAULT_KS = (1, 5, 10)
 _BLOCK_BYTES = 64 * 2**20
@@ -42,7 +42,7 @@ class Ranks:
     tied_positives: npt.NDArray[np.int64]
     gallery: int
 
-    def hits(self, k: int) -> Hits:
+    def hits(self, k: int) -> Array:
         """Return the probability, over the order of ties, that a positive is among the first ``k``: float64 (n,)."""
         free = k - self.better
         hits = (free > 0).astype(np.float64)

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MetricError
+from ..moments import Array
 from ..seeds import generator
 from .captions import CaptionScores
 
-Array = npt.NDArray[np.float64]
 Ends = tuple[float, float]
 
 RESAMPLES = 1000
@@ -132,12 +132,8 @@ def compare(
             f"The two runs are not on the same images ({len(first.keys)} and {len(second.keys)} keys).",
             remedy="Score both on the keys they share.",
         )
-    draws = np.array(
-        [
-            second.resampled(metric, rows) - first.resampled(metric, rows)
-            for rows in _resamples(len(first.keys), resamples, seed)
-        ]
-    )
+    samples = _resamples(len(first.keys), resamples, seed)
+    draws = np.array([second.resampled(metric, rows) - first.resampled(metric, rows) for rows in samples])
     # add-one, so that a finite number of resamples never claims certainty
     tail = min(int((draws <= 0).sum()), int((draws >= 0).sum())) + 1
     difference = second.corpus[metric] - first.corpus[metric]
@@ -147,12 +143,9 @@ def compare(
 @lru_cache(maxsize=8)
 def _draw_counts(seed: int, count: int) -> Array:
     """Return how often each item is drawn in each resample, float64 (resamples, items)."""
-    drawn = (
-        generator(seed, "bootstrap").integers(count, size=(RESAMPLES, count)) + np.arange(RESAMPLES)[:, None] * count
-    )
-    counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * count)
-    draws: Array = counts.reshape(RESAMPLES, count).astype(np.float64)
-    return draws
+    drawn = generator(seed, "bootstrap").integers(count, size=(RESAMPLES, count))
+    drawn += np.arange(RESAMPLES)[:, None] * count
+    return np.bincount(drawn.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count).astype(np.float64)
 
 
 def _resamples(n: int, count: int, seed: int) -> npt.NDArray[np.int64]:

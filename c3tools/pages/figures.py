@@ -104,8 +104,7 @@ def close_up(axes: Axes, *, grid: str | None = None, ticks: bool = True) -> None
     if grid is not None:
         axes.grid(True, axis=grid)  # type: ignore[arg-type]
     if not ticks:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
 
 
 def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
@@ -116,7 +115,10 @@ def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
         name: unique in the page; prefixes every id, so that figures do not clip or fill each other.
         label: what the figure shows, for screen readers.
     """
-    svg = _svg_text(figure)
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     for role, (light, _) in palette.ROLES.items():
         svg = svg.replace(light, f"var(--{role})")
@@ -144,13 +146,6 @@ def save_figure(figure: Figure, path: Path) -> None:
         metadata = {"Software": None} if kind == "png" else _NO_METADATA if kind == "svg" else {"CreationDate": None}
         figure.savefig(content, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
     write_all(path, content.getvalue())
-
-
-def _svg_text(figure: Figure) -> str:
-    buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
-    return buffer.getvalue()
 
 
 def _font_properties(match: re.Match[str]) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from .mapping import CovarianceNoise, MemoryProjection, Procrustes, ReAlign, RidgeMap
 from .pipeline import OrderWarning, Pipeline
 from .presets import PRESETS, open_pipeline, preset
-from .recipe import STEPS
-from .sigma import PUBLISHED_SIGMA, parse_sigma
+from .sigma import PUBLISHED_SIGMA
 from .steps import (
     AdaptiveNoise,
     Collapse,
@@ -27,7 +26,6 @@ from .steps import (
 __all__ = [
     "PRESETS",
     "PUBLISHED_SIGMA",
-    "STEPS",
     "AdaptiveNoise",
     "Collapse",
     "CovarianceNoise",
@@ -46,6 +44,5 @@ __all__ = [
     "Step",
     "Whiten",
     "open_pipeline",
-    "parse_sigma",
     "preset",
 ]

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
-from ..moments import Moments
+from ..moments import Array, Moments
 from . import operations as ops
-from .operations import Affine, Array, Operation, Rows, Unit
+from .operations import Affine, Operation, Rows, Unit
 from .sigma import auto_sigma
 
 if TYPE_CHECKING:
@@ -152,10 +152,7 @@ def first_rows(
         return StoreRows.of(modality, [], np.empty((0, store.info.dim)))
     table = pa.Table.from_batches(batches)
     return StoreRows(
-        modality,
-        [str(key) for key in keys_of(table)],
-        embedding_matrix(table),
-        table.drop_columns(["embedding"]),
+        modality, [str(key) for key in keys_of(table)], embedding_matrix(table), table.drop_columns(["embedding"])
     )
 
 

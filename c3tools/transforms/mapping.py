@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import MissingExtraError, TransformError
+from ..moments import Array
 from .fitting import FitData
-from .operations import Affine, Array, Indices, MemoryAttention, Noise, Operation, Rows, Search, Unit
+from .operations import Affine, Indices, MemoryAttention, Noise, Operation, Rows, Search, Unit
 from .sigma import parse_sigma
 from .steps import Role, Step
 

@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from ..errors import TransformError
 from ..io.float16 import to_float32
-from ..moments import Moments
+from ..moments import Array, Moments
 
 Rows = npt.NDArray[np.float32]
-Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Search = Callable[[Rows, int], tuple[Rows, Indices]]  # queries (n, d), k -> scores and row numbers, both (n, k)
 _SCORE_CELLS = 1 << 24
@@ -130,8 +129,7 @@ def apply(operation: Operation, x: Rows, noise: Rows | None = None) -> Rows:
 
 def row_norms(x: Rows) -> Rows:
     """Return the Euclidean norms (n,) of the rows of ``x`` (n, d)."""
-    norms: Rows = np.sqrt(np.einsum("ij,ij->i", x, x))
-    return norms
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", x, x)))
 
 
 def _unit(x: Rows) -> Rows:
@@ -185,8 +183,7 @@ def _attend(operation: MemoryAttention, x: Rows) -> Rows:
 
 def _weighted_mean(scores: Rows, rows: Rows, tau: float) -> Rows:
     """Return the mean (b, d) of ``rows`` (b, k, d), weighted by the softmax of ``scores`` (b, k) over tau."""
-    mean: Rows = np.einsum("bk,bkd->bd", _softmax(scores, tau), rows)
-    return mean
+    return np.asarray(np.einsum("bk,bkd->bd", _softmax(scores, tau), rows))
 
 
 def _softmax(scores: Rows, tau: float) -> Rows:

@@ -45,9 +45,7 @@ PRESETS: dict[str, Preset] = {
     "c1": Preset("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", lambda sigma, x, y: []),
     "c2-collapse": Preset("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", lambda sigma, x, y: [Collapse()]),
     "c2-corrupt": Preset(
-        "training: norm(e + sigma z)",
-        "C3 ablation C2_2 (ICLR 2024)",
-        lambda sigma, x, y: [GaussianNoise(sigma)],
+        "training: norm(e + sigma z)", "C3 ablation C2_2 (ICLR 2024)", lambda sigma, x, y: [GaussianNoise(sigma)]
     ),
     "c3": Preset(
         "norm(e - mu), training: norm(e - mu + sigma z)",

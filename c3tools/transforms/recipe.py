@@ -172,20 +172,18 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TransformError(f"{path} cannot be read as a pipeline ({error}).") from error
+    language, parse = "JSON", json.loads
+    failures: tuple[type[Exception], ...] = (ValueError, RecursionError)
     if path.suffix.lower() in (".yaml", ".yml"):
         try:
             import yaml
         except ImportError:
             raise MissingExtraError("pyyaml", extra="yaml", purpose="Reading a pipeline from YAML") from None
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise TransformError(f"{path} is not valid YAML ({error}).") from error
-    else:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise TransformError(f"{path} is not valid JSON ({error}).") from error
+        language, parse, failures = "YAML", yaml.safe_load, (yaml.YAMLError, *failures)
+    try:
+        value = parse(text)
+    except failures as error:
+        raise TransformError(f"{path} is not valid {language} ({error}).") from error
     if not isinstance(value, dict):
         raise TransformError(f"{path} holds no mapping.", remedy="Write steps: [{step: normalize}, ...].")
     return value
@@ -241,9 +239,8 @@ def _read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, npt.NDArra
 def checksum(record: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a record without its ``checksum``."""
     body = {key: value for key, value in record.items() if key != "checksum"}
-    return hashlib.sha256(
-        json.dumps(body, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _damaged(path: Path, why: str) -> TransformError:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
+from ..moments import Array
 
-Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.floating[Any]]
 
@@ -172,9 +172,8 @@ def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[
 
 def published() -> SigmaRule:
     """Return the constant of the paper and of CapDec, ``sqrt(0.016)``, chosen for OpenAI's CLIP and GPT-2."""
-    return SigmaRule(
-        "published", PUBLISHED_SIGMA, "a constant, tuned for captioning with OpenAI CLIP ViT-B/32 and GPT-2"
-    )
+    rests_on = "a constant, tuned for captioning with OpenAI CLIP ViT-B/32 and GPT-2"
+    return SigmaRule("published", PUBLISHED_SIGMA, rests_on)
 
 
 def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:

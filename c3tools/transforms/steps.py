@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
+from ..moments import Array, Moments
 from .fitting import FitData
-from .operations import Affine, Array, MixNoise, Noise, Operation, Unit
+from .operations import Affine, MixNoise, Noise, Operation, Unit
 from .sigma import AUTO, PUBLISHED_SIGMA, parse_sigma
 
 Role = Literal["training", "inference", "both"]
@@ -95,10 +96,10 @@ class Step:
             )
         return self.state[key]  # type: ignore[return-value]
 
-    def _fitted_modalities(self, data: FitData) -> list[str]:
-        """Return the modalities that the step is fitted for: those it applies to that have moments."""
+    def _fitted_moments(self, data: FitData) -> dict[str, Moments]:
+        """Return the moments of the modalities that the step is fitted for: those it applies to that have any."""
         names = self.modalities if self.modalities is not None else tuple(sorted(data.moments))
-        present = [name for name in names if name in data.moments]
+        present = {name: data.moments[name] for name in names if name in data.moments}
         if not present:
             data.moments_of(names[0] if names else "text", self.kind)
         return present
@@ -130,7 +131,7 @@ class Collapse(Step):
 
     def fit(self, data: FitData) -> None:
         """Keep the mean of each modality."""
-        self.state = {f"mean/{m}": data.moments_of(m, self.kind).mean for m in self._fitted_modalities(data)}
+        self.state = {f"mean/{modality}": moments.mean for modality, moments in self._fitted_moments(data).items()}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Subtract the modality's mean."""
@@ -207,8 +208,7 @@ class Standardize(Step):
     def fit(self, data: FitData) -> None:
         """Keep mean and reciprocal deviation of each modality."""
         self.state = {}
-        for modality in self._fitted_modalities(data):
-            moments = data.moments_of(modality, self.kind)
+        for modality, moments in self._fitted_moments(data).items():
             deviation = np.sqrt(np.diag(moments.covariance))
             constant = deviation < self.epsilon
             self.state[f"mean/{modality}"] = moments.mean
@@ -241,10 +241,8 @@ class Whiten(Step):
     def fit(self, data: FitData) -> None:
         """Keep mean and inverse square root of the covariance of each modality."""
         self.state = {}
-        for modality in self._fitted_modalities(data):
-            moments = data.moments_of(modality, self.kind)
-            covariance = moments.covariance
-            dim = moments.dim
+        for modality, moments in self._fitted_moments(data).items():
+            covariance, dim = moments.covariance, moments.dim
             shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(covariance) / dim * np.eye(dim)
             values, vectors = np.linalg.eigh(shrunk)
             if values[0] <= values[-1] * dim * np.finfo(np.float64).eps:
@@ -344,5 +342,4 @@ class AdaptiveNoise(Step):
 
 def _complement(unit: Array) -> Array:
     """Return the projection (d, d) onto the complement of the unit vector (d,)."""
-    projection: Array = np.eye(len(unit)) - np.outer(unit, unit)
-    return projection
+    return np.asarray(np.eye(len(unit)) - np.outer(unit, unit))

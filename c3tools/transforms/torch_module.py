@@ -45,7 +45,12 @@ class TransformModule(nn.Module):
         for training in (True, False):
             for step in pipeline.active_steps(modality, training):
                 for operation in step.operations(modality):
-                    self._add(operation, training, not training)
+                    for name in _BUFFERS:
+                        value = getattr(operation, name, None)
+                        if value is not None and not isinstance(value, float):
+                            tensor = torch.tensor(np.asarray(value), dtype=torch.float32)
+                            self.register_buffer(f"{name}_{len(self._steps)}", tensor)
+                    self._steps.append((operation, training, not training))
         self.train(False)
 
     def forward(self, x: Tensor, keys: Sequence[str] | None = None, epoch: int = 0) -> Tensor:
@@ -77,20 +82,9 @@ class TransformModule(nn.Module):
             x = self._run(number, operation, x, noise)
         return x
 
-    def _add(self, operation: Any, training: bool, inference: bool) -> None:
-        number = len(self._steps)
-        self._steps.append((operation, training, inference))
-        for name in _BUFFERS:
-            value = getattr(operation, name, None)
-            if value is not None and not isinstance(value, float):
-                self.register_buffer(f"{name}_{number}", torch.tensor(np.asarray(value), dtype=torch.float32))
-
-    def _buffer(self, name: str, number: int) -> Tensor | None:
-        value = getattr(self, f"{name}_{number}", None)
-        return value if isinstance(value, Tensor) else None
-
     def _run(self, number: int, operation: Any, x: Tensor, noise: Tensor | None) -> Tensor:
-        centre, scale, matrix, offset, memory = (self._buffer(name, number) for name in _BUFFERS)
+        buffers: list[Tensor | None] = [getattr(self, f"{name}_{number}", None) for name in _BUFFERS]
+        centre, scale, matrix, offset, memory = buffers
         match operation:
             case Unit():
                 unit: Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)

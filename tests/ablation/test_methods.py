@@ -13,7 +13,7 @@ from c3tools.ablation import METHODS, AblationData, run_ablation
 from c3tools.ablation.methods import fit_preset, training_rows
 from c3tools.captioning import GenerationConfig
 from c3tools.errors import DecoderError, MetricError
-from c3tools.metrics import score_captions
+from c3tools.metrics.captions import score_captions
 from c3tools.seeds import keyed_normal
 
 pytest.importorskip("pycocoevalcap")

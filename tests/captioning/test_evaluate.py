@@ -12,7 +12,7 @@ from c3tools.captioning import Captioner, evaluate_captions
 from c3tools.captioning.evaluate import store_references
 from c3tools.errors import DecoderError, MetricError
 from c3tools.identity import ModelIdentity
-from c3tools.metrics import score_captions
+from c3tools.metrics.captions import score_captions
 from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 
 from .conftest import TOY, make_captions_store

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from c3tools.errors import MetricError, MissingExtraError
-from c3tools.metrics import METRICS, score_captions
 from c3tools.metrics import captions as captions_module
-from c3tools.metrics.captions import corpus_bleu
+from c3tools.metrics.captions import METRICS, corpus_bleu, score_captions
 from c3tools.metrics.tokenizer import tokenize_all
 
 pytest.importorskip("pycocoevalcap")

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from c3tools.errors import MetricError
-from c3tools.metrics import CaptionScores, bootstrap_interval, compare, mean_and_std
-from c3tools.metrics.significance import mean_interval
+from c3tools.metrics.captions import CaptionScores
+from c3tools.metrics.significance import bootstrap_interval, compare, mean_and_std, mean_interval
 
 
 def made_up(values: np.ndarray, keys: list[str] | None = None) -> CaptionScores:

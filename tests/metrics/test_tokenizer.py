@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.assets.paths import CAPTIONS
-from c3tools.metrics import tokenize
+from c3tools.metrics.tokenizer import tokenize
 
 
 @pytest.mark.parametrize(

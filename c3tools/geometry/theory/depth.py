@@ -56,15 +56,13 @@ def simulate_depth(
     spans = span_by_layer(width=width, layers=layers, rows=rows, every=every, seed=seed, reporter=reporter)
     first, last = spans[0], spans[-1]
     keys = ("layer", "effective_dimension", "effective_rank", "cosine")
+    rows_by_layer = [
+        [str(s.layer), f"{s.effective_dimension} of {width}", f"{s.effective_rank:.1f}", f"{s.cosine:.3f}"]
+        for s in spans
+    ]
     return Simulation(
         name="depth",
-        table=Table(
-            ["layer", "eff. dim", "eff. rank", "mean cosine"],
-            [
-                [str(s.layer), f"{s.effective_dimension} of {width}", f"{s.effective_rank:.1f}", f"{s.cosine:.3f}"]
-                for s in spans
-            ],
-        ),
+        table=Table(["layer", "eff. dim", "eff. rank", "mean cosine"], rows_by_layer),
         values=to_json_floats({"width": width, "layers": [{key: getattr(s, key) for key in keys} for s in spans]}),
         figure=_draw_figure(spans),
         found=f"From {first.effective_dimension} dimensions at the input, {last.effective_dimension} are left after "
@@ -126,13 +124,9 @@ def _draw_figure(layers: Sequence[LayerSpan]) -> Figure:
     left.set_yscale("log")
     left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     left.yaxis.set_minor_formatter(NullFormatter())
-    left.set_title("Spectrum by layer, paler with depth")
-    left.set_xlabel("dimension, by size")
-    left.set_ylabel("variance, relative")
+    left.set(title="Spectrum by layer, paler with depth", xlabel="dimension, by size", ylabel="variance, relative")
     numbers = [found.layer for found in layers]
     right.plot(numbers, [found.effective_dimension for found in layers], "o-", color=palette.FIRST, markersize=4)
-    right.set_ylim(bottom=0)
-    right.set_title("Effective dimension (99 %)")
-    right.set_xlabel("layer")
+    right.set(title="Effective dimension (99 %)", xlabel="layer", ylim=(0, None))
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

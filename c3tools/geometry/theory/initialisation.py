@@ -217,18 +217,16 @@ def _draw_figure(results: Sequence[InitialGap]) -> Figure:
     figure, (left, right) = new_figure(9.4, 3.0, columns=2)
     seeds = np.arange(len(results))
     left.bar(seeds, [found.length for found in results], width=0.55, color=palette.THIRD)
-    left.set_ylim(bottom=0)
-    left.set_title("Gap at initialisation")
-    left.set_ylabel("distance of the means")
+    left.set(title="Gap at initialisation", ylabel="distance of the means", ylim=(0, None))
     names = list(results[0].effective)
     for number, (name, colour) in enumerate(zip(names, (palette.FIRST, palette.SECOND), strict=True)):
         values = [found.effective[name] for found in results]
         right.bar(seeds + (number - 0.5) * 0.36, values, width=0.34, color=colour, label=name)
         if name in PAPER_EFFECTIVE and results[0].dim == 512:
             right.axhline(PAPER_EFFECTIVE[name], color=colour, linewidth=0.8, linestyle=(0, (3, 3)))
-    right.set_title("Effective dimension; dashed: the paper, 500 pairs")
+    highest = max(max(found.effective.values()) for found in results)
+    right.set(title="Effective dimension; dashed: the paper, 500 pairs", ylim=(0, 1.25 * highest))
     right.legend(loc="upper left", ncols=2)
-    right.set_ylim(0, 1.25 * max(max(found.effective.values()) for found in results))
     for axes in (left, right):
         axes.set_xticks(seeds, [str(found.seed) for found in results])
         axes.set_xlabel("seed of the weights")

@@ -19,19 +19,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch.nn.functional import cross_entropy, normalize
 
 from ...errors import C3Error
+from ...moments import Array
 from ...pages import Table, new_figure, palette, styled
 from ...reporter import SILENT, Reporter
 from ...seeds import generator
 from ..report import to_json_floats
 from . import Simulation
-
-Array = npt.NDArray[np.float64]
 
 LOGIT_SCALE = float(np.exp(2.6593))
 PAPER_SETTINGS = {"pairs": 500, "dim": 512, "spans": (25, 230), "learning_rate": 0.1, "logit_scale": LOGIT_SCALE}
@@ -185,7 +184,9 @@ def train_pairs(
     Returns:
         The trace, and the points afterwards, in the coordinates given.
     """
-    basis = _span(np.concatenate([x, y]))
+    both = np.concatenate([x, y])
+    values, vectors = np.linalg.eigh(both.T @ both)
+    basis = vectors[:, values > values[-1] * 1e-10]  # (d, r), orthonormal, of the span of the points
     a = torch.from_numpy(x @ basis).to(dtype)
     b = torch.from_numpy(y @ basis).to(dtype)
     leap = FAST_STEPS if fast else 1
@@ -210,10 +211,9 @@ def train_pairs(
 
 def pair_loss(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> torch.Tensor:
     """Return the symmetric cross-entropy of the pairs (a_i, b_i), rows (n, d) of any norm, normalised first."""
-    logits = logit_scale * (_unit(a) @ _unit(b).T)  # (n, n)
+    logits = logit_scale * (normalize(a) @ normalize(b).T)  # (n, n)
     own = torch.arange(len(a))
-    entropy = torch.nn.functional.cross_entropy
-    return (entropy(logits, own) + entropy(logits.T, own)) / 2
+    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
 
 def _gradients(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,18 +232,7 @@ def _gradients(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> tuple[to
 
 
 def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((_unit(a).mean(dim=0) - _unit(b).mean(dim=0)).norm())
-
-
-def _unit(rows: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(rows, dim=1)
-
-
-def _span(rows: Array) -> Array:
-    """Return an orthonormal basis (d, r) of the span of the rows."""
-    values, vectors = np.linalg.eigh(rows.T @ rows)
-    basis: Array = vectors[:, values > values[-1] * 1e-10]
-    return basis
+    return float((normalize(a).mean(dim=0) - normalize(b).mean(dim=0)).norm())
 
 
 @styled
@@ -257,11 +246,9 @@ def _draw_figure(trace: Sequence[TracePoint], *, paper: bool) -> Figure:
         for axes, column in ((left, 0), (right, 1)):
             inside = [step for step in PAPER_TRACE if step <= steps[-1]]
             axes.plot(inside, [PAPER_TRACE[step][column] for step in inside], "o", color=palette.INK, markersize=4)
-    left.set_title("Loss" + ("; dots: the paper" if paper else ""))
-    right.set_title("Gap" + ("; dots: the paper" if paper else ""))
-    for axes, highest in ((left, max(p.loss for p in trace)), (right, max(p.gap for p in trace))):
-        axes.set_ylim(0, 1.08 * highest)
-        axes.set_xlabel("step of gradient descent")
+    for axes, name, highest in ((left, "Loss", max(p.loss for p in trace)), (right, "Gap", max(p.gap for p in trace))):
+        title = name + ("; dots: the paper" if paper else "")
+        axes.set(title=title, xlabel="step of gradient descent", ylim=(0, 1.08 * highest))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure

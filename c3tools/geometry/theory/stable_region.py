@@ -16,12 +16,11 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from ...errors import C3Error
+from ...moments import Array
 from ...pages import Table, new_figure, palette, styled
 from ...seeds import generator
 from ..report import to_json_floats
 from . import Simulation
-
-Array = npt.NDArray[np.float64]
 
 TAUS = (0.01, 0.02, 0.05, 0.07, 0.1)
 _DELTAS = (0.1, 0.01)
@@ -90,8 +89,7 @@ def simulate_stable_region(
 def loss_bound(lead: npt.ArrayLike, tau: npt.ArrayLike, n: npt.ArrayLike) -> Array:
     """Return ``log(1 + (n - 1) exp(-r / tau))``, without overflow; all arguments broadcast."""
     lead, tau, n = np.asarray(lead, float), np.asarray(tau, float), np.asarray(n, float)
-    bound: Array = np.logaddexp(0.0, np.log(n - 1) - lead / tau)
-    return bound
+    return np.asarray(np.logaddexp(0.0, np.log(n - 1) - lead / tau))
 
 
 def stable_lead(tau: npt.ArrayLike, n: npt.ArrayLike, delta: npt.ArrayLike) -> Array:
@@ -103,8 +101,7 @@ def stable_lead(tau: npt.ArrayLike, n: npt.ArrayLike, delta: npt.ArrayLike) -> A
     tau, n, delta = np.asarray(tau, float), np.asarray(n, float), np.asarray(delta, float)
     if np.any(tau <= 0) or np.any(delta <= 0) or np.any(n < 2):
         raise C3Error("The stable region needs tau > 0, delta > 0 and n of at least 2.")
-    lead: Array = tau * np.log((n - 1) / np.expm1(delta))
-    return lead
+    return np.asarray(tau * np.log((n - 1) / np.expm1(delta)))
 
 
 def draw_queries(*, draws: int, taus: tuple[float, ...] = TAUS, largest_n: int = 1_000, seed: int = 0) -> StableDraws:
@@ -146,11 +143,8 @@ def _draw_figure(draws: StableDraws) -> Figure:
     for n, style in ((int(draws.n.max()), "-"), (2, (0, (4, 2)))):
         bound = loss_bound(grid, 1.0, n)
         axes.plot(grid, bound, color=palette.SECOND, linestyle=style, label=f"bound, n = {n:,}")
-    axes.set_xlabel("lead of the positive over the temperature, r / tau")
-    axes.set_ylabel("loss")
-    axes.set_title(
-        f"Inside the stable region the loss is small (median: {100 * float(np.median(share)):.0f} % of its bound)"
-    )
+    median = 100 * float(np.median(share))
+    title = f"Inside the stable region the loss is small (median: {median:.0f} % of its bound)"
+    axes.set(title=title, xlabel="lead of the positive over the temperature, r / tau", ylabel="loss", ylim=(0, 14))
     axes.legend(loc="upper right")
-    axes.set_ylim(0, 14)
     return figure

@@ -21,7 +21,7 @@ from torch import nn
 
 from ...errors import C3Error
 from ...pages import Table, new_figure, palette, styled
-from ...reporter import SILENT, Progress, Reporter
+from ...reporter import SILENT, Reporter
 from ...seeds import generator
 from ...store.reader import Store
 from ..collect import collect
@@ -89,9 +89,7 @@ def simulate_temperature(
     return Simulation(
         name="temperature",
         table=Table(["logit scale", "gap before", "gap after", "last loss", "recall@1, %"], rows),
-        values=to_json_floats(
-            {"features": features, "pairs": len(first), "runs": [asdict(result) for result in results]}
-        ),
+        values=to_json_floats({"features": features, "pairs": len(first), "runs": [asdict(r) for r in results]}),
         figure=_draw_figure(results),
         found=f"From {low.start_gap:.2f} before training, {low.gap:.2f} is left at a logit scale of "
         f"{low.logit_scale:g} and {high.gap:.2f} at {high.logit_scale:g}.",
@@ -152,41 +150,26 @@ def gap_by_scale(
     views = [torch.from_numpy(_standardise(view, order[cut:])) for view in (first, second)]
     held = [view[torch.from_numpy(order[:cut])] for view in views]
     train = [view[torch.from_numpy(order[cut:])] for view in views]
+    results = []
     with reporter.progress("Steps", steps * len(scales)) as progress:
-        return [
-            _train_heads(train, held, float(scale), steps, batch, (hidden, out), learning_rate, seed, progress)
-            for scale in scales
-        ]
-
-
-def _train_heads(
-    train: Sequence[torch.Tensor],
-    held: Sequence[torch.Tensor],
-    scale: float,
-    steps: int,
-    batch: int,
-    sizes: tuple[int, int],
-    learning_rate: float,
-    seed: int,
-    progress: Progress,
-) -> Survival:
-    torch.manual_seed(seed)
-    hidden, out = sizes
-    heads = [nn.Sequential(nn.Linear(view.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, out)) for view in train]
-    start, _ = _measure(heads, held)
-    optimiser = torch.optim.AdamW([p for head in heads for p in head.parameters()], lr=learning_rate)
-    draw = torch.Generator().manual_seed(seed)
-    loss = torch.zeros(())
-    for _ in range(steps):
-        # without replacement: a pair that is drawn twice would be its own negative
-        rows = torch.randperm(len(train[0]), generator=draw)[:batch]
-        loss = pair_loss(heads[0](train[0][rows]), heads[1](train[1][rows]), scale)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        progress.advance()
-    gap, recall = _measure(heads, held)
-    return Survival(scale, start, gap, float(loss.detach()), recall)
+        for scale in map(float, scales):
+            torch.manual_seed(seed)
+            heads = [nn.Sequential(nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, out)) for x in train]
+            start, _ = _measure(heads, held)
+            optimiser = torch.optim.AdamW([p for head in heads for p in head.parameters()], lr=learning_rate)
+            draw = torch.Generator().manual_seed(seed)
+            loss = torch.zeros(())
+            for _ in range(steps):
+                # without replacement: a pair that is drawn twice would be its own negative
+                chosen = torch.randperm(len(train[0]), generator=draw)[:batch]
+                loss = pair_loss(heads[0](train[0][chosen]), heads[1](train[1][chosen]), scale)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                progress.advance()
+            gap, recall = _measure(heads, held)
+            results.append(Survival(scale, start, gap, float(loss.detach()), recall))
+    return results
 
 
 @torch.no_grad()
@@ -211,8 +194,7 @@ def _paired_rows(store: Store | str | Path, seed: int) -> tuple[Floats, Floats]:
 def _standardise(rows: Floats, fit: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     x = rows.astype(np.float64)
     scale = x[fit].std(axis=0)
-    standard: npt.NDArray[np.float32] = ((x - x[fit].mean(axis=0)) / np.where(scale > 0, scale, 1)).astype(np.float32)
-    return standard
+    return np.asarray((x - x[fit].mean(axis=0)) / np.where(scale > 0, scale, 1), dtype=np.float32)
 
 
 @styled
@@ -220,16 +202,13 @@ def _draw_figure(results: Sequence[Survival]) -> Figure:
     """Draw the gap that is left after training, against the logit scale."""
     figure, axes = new_figure(6.4, 3.4)
     scales = [found.logit_scale for found in results]
-    axes.axhline(
-        results[0].start_gap, color=palette.MUTED, linewidth=0.9, linestyle=(0, (3, 3)), label="before training"
-    )
+    start = results[0].start_gap
+    axes.axhline(start, color=palette.MUTED, linewidth=0.9, linestyle=(0, (3, 3)), label="before training")
     axes.plot(scales, [found.gap for found in results], "o-", color=palette.THIRD, markersize=5, label="after training")
     axes.set_xscale("log")
     axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
-    axes.set_title("The gap that survives training")
-    axes.set_xlabel("logit scale (1 / temperature)")
-    axes.set_ylabel("gap on held-out pairs")
+    title = "The gap that survives training"
+    axes.set(title=title, xlabel="logit scale (1 / temperature)", ylabel="gap on held-out pairs", ylim=(0, None))
     axes.legend(loc="best")
     return figure
