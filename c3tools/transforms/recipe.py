@@ -172,8 +172,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TransformError(f"{path} cannot be read as a pipeline ({error}).") from error
-    failures: tuple[type[Exception], ...] = (ValueError, RecursionError)
     language, parse = "JSON", json.loads
+    failures: tuple[type[Exception], ...] = (ValueError, RecursionError)
     if path.suffix.lower() in (".yaml", ".yml"):
         try:
             import yaml

@@ -83,7 +83,8 @@ class TransformModule(nn.Module):
         return x
 
     def _run(self, number: int, operation: Any, x: Tensor, noise: Tensor | None) -> Tensor:
-        centre, scale, matrix, offset, memory = (getattr(self, f"{name}_{number}", None) for name in _BUFFERS)
+        buffers: list[Tensor | None] = [getattr(self, f"{name}_{number}", None) for name in _BUFFERS]
+        centre, scale, matrix, offset, memory = buffers
         match operation:
             case Unit():
                 unit: Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
@@ -102,7 +103,7 @@ class TransformModule(nn.Module):
                 direction = noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True)
                 mixed: Tensor = (1 - operation.mix) * x + operation.mix * size * direction
                 return mixed
-            case MemoryAttention() if isinstance(memory, Tensor):
+            case MemoryAttention() if memory is not None:
                 scores = x @ memory.T  # (n, m)
                 if operation.tau == 0:
                     return memory[scores.argmax(dim=1)]
