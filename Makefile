@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 	$(BIN)/c3 demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
