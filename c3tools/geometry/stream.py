@@ -169,9 +169,10 @@ def stream_pairs(
                 sums.add(window.rows(items[chosen]), matched, position + chosen)
             position += len(rows)
         window.finish()
+        pair_sums = None if sums is None else sums.result(first.paired_sum, second.paired_sum)
     return StreamResult(
         checks={pairing.first: first.check, pairing.second: second.check},
-        sums=None if sums is None else sums.result(first.paired_sum, second.paired_sum),
+        sums=pair_sums,
         first_rows=first.sample,
         second_rows=second.sample,
         moments={pairing.first: first.moments, pairing.second: second.moments} if train else {},
