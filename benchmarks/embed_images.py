@@ -69,7 +69,7 @@ def bare_pass(weights: Path, precision: str) -> None:
 
 
 def embeddings(store: Path) -> dict[str, np.ndarray]:
-    """Unit vectors of a store by key; storage in float16 has moved their lengths a little."""
+    """Return unit vectors of a store by key; storage in float16 has moved their lengths a little."""
     from c3tools import Store
 
     rows = Store.open(store).load("image")

@@ -24,7 +24,7 @@ from measuring import MODEL, c3_embed, clip_retrieval, peer_option, print_table,
 
 
 def read_captions(path: Path, count: int) -> list[str]:
-    """The first captions of a captions file, one after another."""
+    """Return the first captions of a captions file, one after another."""
     from c3tools.corpus.captions import read_captions as rows
 
     captions = (" ".join(caption.split()) for row in rows(path, None) for caption in row.captions)

@@ -61,7 +61,7 @@ class Contest:
     processes: int
 
     def local(self, store: Path) -> tuple[Now, Now]:
-        """A process for each thread: start-up, and the rest."""
+        """Time a process for each thread: start-up, and the rest."""
         executor = LocalExecutor(["cpu"] * self.processes)
         start = Now.read()
         self._embed_few(executor)
@@ -71,7 +71,7 @@ class Contest:
         return started, Now.read().since(between).since(started)
 
     def ray(self, store: Path) -> tuple[Now, Now]:
-        """A Ray worker for each thread: start-up, and the rest."""
+        """Time a Ray worker for each thread: start-up, and the rest."""
         start = Now.read()
         with RayExecutor("local", processes=self.processes) as executor:
             self._embed_few(executor)

@@ -62,7 +62,7 @@ def make_store(folder: Path, rows: int) -> None:
 
 
 def copy_with_pyarrow(store: Path, output: Path, workers: int) -> None:
-    """The limit: batches in, the same batches out."""
+    """Run the limit: batches in, the same batches out."""
     import pyarrow.parquet as pq
 
     from c3tools.store.shards import parquet_writer
@@ -79,7 +79,7 @@ def copy_with_pyarrow(store: Path, output: Path, workers: int) -> None:
 
 
 def export_with_c3(store: Path, output: Path, workers: int, role: str) -> None:
-    """The preset c3, fitted on the store's moments."""
+    """Return the preset c3, fitted on the store's moments."""
     from c3tools.export import export_store
 
     export_store(store, output, preset="c3", role=role, workers=workers)

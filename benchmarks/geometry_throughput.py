@@ -79,7 +79,7 @@ def run_moments(folder: Path) -> object:
 
 
 def run_read(folder: Path) -> object:
-    """The limit: pyarrow decodes every column of every shard."""
+    """Run the limit: pyarrow decodes every column of every shard."""
     rows = 0
     for modality in ("image", "text"):
         for shard in sorted((folder / modality).glob("*.parquet")):
@@ -98,7 +98,7 @@ def run_report(folder: Path) -> object:
 
 
 def run_notebook(folder: Path) -> object:
-    """The notebooks' way: both matrices in memory, means, covariances and differences of all pairs."""
+    """Measure as notebooks do: both matrices in memory, means, covariances and differences of all pairs."""
     from c3tools.store import Store
 
     store = Store.open(folder)

@@ -69,7 +69,7 @@ def print_bias(store: Store, split: str = "test") -> None:
 
 
 def spread(x: np.ndarray, y: np.ndarray) -> float:
-    """Standard deviation of the cosines of unit rows, those of a row with itself left out."""
+    """Return the standard deviation of the cosines of unit rows, those of a row with itself left out."""
     cosines = x[:1000] @ y[:: max(1, len(y) // 1000)][:1000].T if x is not y else x[:1000] @ x[:1000].T
     apart = np.eye(*cosines.shape) == 0
     return float(cosines[apart].std() if x is y else cosines.std())

@@ -38,7 +38,7 @@ def content(store: Path) -> dict[str, bytes]:
 
 
 def shards_of(store: Path) -> int:
-    """Number of finished shards."""
+    """Return the number of finished shards."""
     return len(list(store.glob("*/part-*.json")))
 
 

@@ -71,14 +71,14 @@ def main() -> None:
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
-    """The command in a process of its own."""
+    """Start the command in a process of its own."""
     code = "from c3tools.cli import main; main()"
     command = [sys.executable, "-c", code, *(str(argument) for argument in arguments)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def run(*arguments: object) -> None:
-    """The command to its end."""
+    """Run the command to its end."""
     if start(*arguments).wait():
         raise SystemExit(f"c3 {' '.join(map(str, arguments))} failed")
 

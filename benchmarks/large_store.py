@@ -48,7 +48,7 @@ gaps_between_modalities(store, split=None)
 
 
 def make(path: Path, rows: int, dim: int) -> None:
-    """A store of as many image rows and texts, half each, in 100 shards."""
+    """Write a store of as many image rows and texts, half each, in 100 shards."""
     info = StoreInfo(ModelIdentity(name="synthetic"), dim)
     create_store(path, info)
     draw = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def make(path: Path, rows: int, dim: int) -> None:
 
 
 def batches(info: StoreInfo, modality: str, part: int, rows: int, block: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """The rows of one shard."""
+    """Return the rows of one shard."""
     schema = shard_schema(modality, info)
     for start in range(0, rows, ROW_GROUP_ROWS):
         count = min(ROW_GROUP_ROWS, rows - start)

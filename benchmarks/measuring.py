@@ -83,7 +83,7 @@ def clip_retrieval(command: Path, inputs: Path, output: Path, weights: Path, kin
 
 
 def random_weights(path: Path) -> Path:
-    """A file with random weights of the benchmark's model, the same for everybody who reads it."""
+    """Write a file with random weights of the benchmark's model, the same for everybody who reads it."""
     if not path.exists():
         import open_clip
         import torch
@@ -100,7 +100,7 @@ def timed(work: Callable[[], int]) -> float:
 
 
 def copy_files(sources: Sequence[Path], folder: Path) -> Path:
-    """A folder with copies of these files: a part of a corpus."""
+    """Make a folder with copies of these files: a part of a corpus."""
     folder.mkdir(parents=True)
     for source in sources:
         shutil.copyfile(source, folder / source.name)
@@ -120,14 +120,14 @@ def processor_seconds() -> float:
 
 
 def peer_option(parser: argparse.ArgumentParser) -> None:
-    """The option that names the peer's command."""
+    """Add the option that names the peer's command."""
     parser.add_argument(
         "--peer", type=Path, help="clip-retrieval's command, in its own environment; left out where not given"
     )
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A Markdown table."""
+    """Return a Markdown table."""
     print("| " + " | ".join(headings) + " |")
     print("|" + "---|" * len(headings))
     for row in rows:
@@ -135,7 +135,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> No
 
 
 def _status(pid: int, file: str, name: str) -> float:
-    """A field of /proc/PID/FILE in MiB; 0 once the process is gone."""
+    """Return a field of /proc/PID/FILE in MiB; 0 once the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
@@ -144,7 +144,7 @@ def _status(pid: int, file: str, name: str) -> float:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that descend from it and still run."""
+    """Return a process and all that descend from it and still run."""
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):

@@ -29,7 +29,7 @@ PAGE = HERE / "docs" / "presets.md"
 
 
 def measure(name: str, x: np.ndarray, y: np.ndarray, split: int) -> list[float]:
-    """The measures of one preset on one split; x images, y texts, paired rows."""
+    """Measure one preset on one split: x images, y texts, paired rows."""
     order = generator(0, "preset table", split).permutation(len(x))
     fit, held = order[: len(x) // 2], order[len(x) // 2 :]
     moments = {"image": Moments.from_rows(x[fit]), "text": Moments.from_rows(y[fit])}
@@ -61,7 +61,7 @@ def recall_at_1(cosines: np.ndarray) -> float:
 
 
 def table(x: np.ndarray, y: np.ndarray, splits: int) -> list[str]:
-    """A Markdown table: one row per preset."""
+    """Return a Markdown table: one row per preset."""
     lines = [
         "| preset | gap | paired cosine | unpaired cosine | recall@1 image→text, % | recall@1 text→image, % "
         "| cosine with the training input | bias@10, image queries | bias@10, text queries |",
@@ -104,7 +104,7 @@ query's own modality: 0.5 is none.""",
 
 
 def page(lines: list[str], splits: int) -> str:
-    """The page docs/presets.md."""
+    """Return the page docs/presets.md."""
     listing = [f"| `{name}` | {entry.summary} | {entry.source} |" for name, entry in PRESETS.items()]
     sections = [
         "# Presets",

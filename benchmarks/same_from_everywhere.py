@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def write_tar(path: Path, records: list[dict[str, Any]]) -> None:
-    """A WebDataset tar: image, captions one a line."""
+    """Write a WebDataset tar: image, captions one a line."""
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for record in records:
@@ -83,7 +83,7 @@ def write_tar(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_table(path: Path, records: list[dict[str, Any]]) -> None:
-    """A table as Hugging Face datasets writes it."""
+    """Write a table as Hugging Face datasets writes it."""
     path.parent.mkdir(exist_ok=True)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = [{"bytes": record["content"], "path": record["name"]} for record in records]

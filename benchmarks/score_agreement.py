@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def turned(text: str) -> str:
-    """The words in the opposite order."""
+    """Return the words in the opposite order."""
     return " ".join(reversed(text.split()))
 
 

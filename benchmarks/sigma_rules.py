@@ -21,7 +21,7 @@ NAMES = {
 
 
 def rules_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, means: Sequence[np.ndarray]) -> list[SigmaRule]:
-    """The candidate rules on pairs.
+    """Return the candidate rules on pairs.
 
     Args:
         images: float32 (m, d), L2-normalised.

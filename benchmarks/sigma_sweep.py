@@ -117,7 +117,7 @@ def markdown_table(curves: dict[str, dict[float, list[float]]], rules: dict[str,
 
 
 def store_rules(store: Store) -> list[SigmaRule]:
-    """The rules on the pairs of the val split, the means those of the train split."""
+    """Return the rules on the pairs of the val split, the means those of the train split."""
     pairs = store.pairs(split="val")
     means = [fit_moments(store, modality, "train").mean for modality in ("image", "text")]
     return rules_of(pairs.first.embeddings, pairs.arrays()[1], pairs.item_index[pairs.rows], means)

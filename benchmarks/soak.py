@@ -55,7 +55,7 @@ class Soak:
         self.add()
 
     def command(self, *words: object) -> list[str]:
-        """A command of c3 with its words."""
+        """Return a command of c3 with its words."""
         return [*C3, *(str(word) for word in words)]
 
     def run(self, *words: object, allowed: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
@@ -66,11 +66,11 @@ class Soak:
         return done
 
     def embedding(self) -> list[object]:
-        """The command that embeds the corpus."""
+        """Return the command that embeds the corpus."""
         return ["embed", self.corpus, "--store", self.store, "--shard-size", SHARD_SIZE, "--workers", "0"]
 
     def add(self) -> None:
-        """New photos, generated images, or a file that is no image."""
+        """Add new photos, generated images, or a file that is no image."""
         for _ in range(self.draw.randint(1, 5)):
             kind = self.draw.choice(["photo", "small", "small", "broken"])
             number = len(list(self.corpus.iterdir()))
@@ -154,7 +154,7 @@ class Soak:
             raise BrokenError(f"not whole after repair: {done.stdout} {done.stderr}")
 
     def export(self) -> None:
-        """A whole store can be exported, and the export has its rows."""
+        """Check that a whole store can be exported, and the export has its rows."""
         self.repair()
         if len(Store.open(self.store).modalities) < 2:
             return

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def as_images(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """The unit vectors (n, d) that lie in the direction of each vector from the mean, as Collapse takes images."""
+    """Return the unit vectors (n, d) in the direction of each vector from the mean, as Collapse takes images."""
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     along = unit @ mean
     length = np.sqrt(along**2 + 1 - mean @ mean) - along

@@ -15,7 +15,7 @@ from c3tools.io.locations import is_url, location
 
 
 def local_path(text: str | Path) -> Path:
-    """The parser of paths that cannot be URLs.
+    """Parse a path that cannot be a URL.
 
     Raises:
         C3Error: for a URL, which would otherwise be the name of a folder.

@@ -320,4 +320,4 @@ def _merge_splits(parts: Iterable[SplitMoments]) -> SplitMoments:
 
 
 def _no_report(done: int, failed: int) -> None:
-    """Merging is too quick to be shown."""
+    """Report nothing: merging is too quick to be shown."""

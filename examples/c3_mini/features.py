@@ -36,7 +36,7 @@ TEXT_BATCH = 256
 
 
 def packaged(package: str, pattern: str) -> Path:
-    """The one file of an installed package that matches ``pattern``."""
+    """Return the one file of an installed package that matches ``pattern``."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise SystemExit(f"The package {package} is not installed: pip install {package.replace('_', '-')}")
@@ -55,7 +55,7 @@ def image_tower() -> nn.Module:
 
 
 def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
-    """A photo as float32 (3, side, side) in [-1, 1], squashed to a square; views other than 0 are augmented."""
+    """Return a photo as float32 (3, side, side) in [-1, 1], squashed to a square; views other than 0 are augmented."""
     with Image.open(path) as photo:
         image = photo.convert("RGB")
     if view:
@@ -66,7 +66,7 @@ def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
 
 
 def split_tower(tower: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
-    """The stages of an EfficientNet up to the last blocks, and those from there to the pooled features."""
+    """Return the stages of an EfficientNet up to the last blocks, and those from there to the pooled features."""
     child = tower.get_submodule
     *blocks, last = child("blocks").children()
     early = nn.Sequential(child("conv_stem"), child("bn1"), *blocks)

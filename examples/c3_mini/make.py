@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def make_run(arguments: argparse.Namespace) -> Run:
-    """The run that the arguments ask for."""
+    """Return the run that the arguments ask for."""
     teacher = TeacherSettings(**_given(members=arguments.members, epochs=arguments.teacher_epochs))
     steps = {name: getattr(arguments, name) for name in ("image_steps", "text_epochs", "tower_epochs")}
     corpora = read_corpora(arguments.pairs, arguments.captions)
@@ -210,7 +210,7 @@ def train(
 
 
 def taught(run: Run, views: list[Tensor], texts: Tensor, captions: Rows) -> tuple[Teacher, Tensor]:
-    """The teacher, and its embeddings of all captions (m, d - 2), float16."""
+    """Train the teacher, and return it and its embeddings of all captions (m, d - 2), float16."""
 
     def make() -> dict[str, Tensor]:
         teacher = train_teacher(views, texts, captions, run.teacher, run.seed)
@@ -237,7 +237,7 @@ def scored(run: Run, student: Student, maps: Tensor, tokens: Tensor, split: str)
 
 
 def write(out: Path, run: Run, model: torch.nn.Module, log: list[LogPoint], seconds: dict[str, float]) -> None:
-    """The model as float16, its configuration, and the log as a table and a figure."""
+    """Write the model as float16, its configuration, and the log as a table and a figure."""
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     out.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ class Vocabulary:
         self._number[self.used.long()] = torch.arange(len(self.used))
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """New numbers of these tokens; one that no training caption has becomes number 0, which is padding."""
+        """Return new numbers of these tokens; one that no training caption has becomes number 0, which is padding."""
         return self._number[tokens.long()]
 
 
@@ -143,7 +143,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def all_pooled(self, maps: Tensor) -> Tensor:
-        """The same, a few at a time, for use."""
+        """Return the same, a few at a time, for use."""
         self.late.eval()
         return torch.cat([self.pooled(block) for block in maps.split(_FEW)])
 
@@ -154,7 +154,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def all_texts(self, tokens: Tensor) -> Tensor:
-        """Unit rows for tokens of any number, for use."""
+        """Return unit rows for tokens of any number, for use."""
         self.tower.eval()
         return torch.cat([normalize(self.texts(block), dim=1) for block in tokens.split(512)])
 
@@ -165,7 +165,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def whole(self, config: dict[str, Any], vocabulary: Vocabulary, trunk: nn.Module, scale: float) -> nn.Module:
-        """The open_clip model: standardisation inside the head, every token of the tokenizer; unseen ones are zero."""
+        """Return the open_clip model: standardisation inside the head, all tokens of the tokenizer, unseen ones zero."""
         model = open_clip.CLIP(**config)
         model.visual.trunk.load_state_dict(trunk.state_dict())
         split_tower(model.visual.trunk)[1].load_state_dict(self.late.state_dict())
@@ -231,7 +231,7 @@ def tune_image_tower(
     seed: int,
     watch: Watch,
 ) -> None:
-    """The last blocks and the head towards the captions: InfoNCE, the captions' embeddings staying where they are.
+    """Train the last blocks and the head towards the captions: InfoNCE, the captions' embeddings staying in place.
 
     Args:
         maps: (n, c, h, w) each: the same photos, seen differently, before the last blocks.
@@ -331,7 +331,7 @@ def batches_by_length(tokens: Tensor, rows: Rows, size: int, rng: np.random.Gene
 
 
 def in_cone(embeddings: Tensor, side: int, share: float) -> Tensor:
-    """Unit rows (n, d - 2) with the constant direction of a modality (``side`` 0 or 1) added: unit rows (n, d)."""
+    """Add to unit rows (n, d - 2) the constant direction of a modality (``side`` 0 or 1); return unit rows (n, d)."""
     offset = torch.zeros(len(embeddings), 2)
     offset[:, side] = share**0.5
     return torch.cat([embeddings * (1 - share) ** 0.5, offset], dim=1)

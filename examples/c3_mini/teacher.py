@@ -99,11 +99,11 @@ class Teacher(nn.Module):
         return float(values[-dim:].sum() / values.sum())
 
     def images(self, features: Tensor) -> Tensor:
-        """Unit rows for image features (n, e)."""
+        """Return unit rows for image features (n, e)."""
         return self._joint(self.image_inputs(features), "image")
 
     def texts(self, features: Tensor) -> Tensor:
-        """Unit rows for caption features (m, f), block by block."""
+        """Return unit rows for caption features (m, f), block by block."""
         return torch.cat([self._joint(self.text_inputs(block), "text") for block in features.split(_BLOCK)])
 
     def _joint(self, inputs: Tensor, side: str) -> Tensor:
@@ -174,12 +174,12 @@ def _epochs(
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, rate: float | list[float], steps: int) -> OneCycleLR:
-    """A learning rate that rises to its peak in a tenth of the steps, then falls."""
+    """Return a learning rate that rises to its peak in a tenth of the steps, then falls."""
     return OneCycleLR(optimizer, rate, total_steps=steps, pct_start=max(0.1, 2 / steps))
 
 
 def running_mean(module: nn.Module, decay: float) -> AveragedModel:
-    """The running mean of a module's weights, which forgets faster at the start."""
+    """Return the running mean of a module's weights, which forgets faster at the start."""
 
     def average(old: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
         return old.lerp(new, 1 - min(decay, (1 + float(n)) / (10 + float(n))))

@@ -16,7 +16,7 @@ from autofaiss import build_index
 
 
 def index(export: Path, output: Path, modality: str = "text") -> Any:
-    """The index of one modality; `output` gets knn.index."""
+    """Return the index of one modality; `output` gets knn.index."""
     made, _ = build_index(
         str(export / modality / "embeddings"),
         save_on_disk=False,

@@ -16,7 +16,7 @@ import datasets
 
 
 def load(export: Path, modality: str, cache: Path | None = None) -> datasets.DatasetDict:
-    """The splits of one modality, by the configuration of that name."""
+    """Return the splits of one modality, by the configuration of that name."""
     return datasets.load_dataset(str(export), modality, cache_dir=None if cache is None else str(cache))
 
 

@@ -27,7 +27,7 @@ def counts(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def embeddings(frame: pl.DataFrame) -> np.ndarray:
-    """The embeddings, float32 (n, d)."""
+    """Return the embeddings, float32 (n, d)."""
     return np.array(frame["embedding"].to_list(), dtype=np.float32)
 
 
