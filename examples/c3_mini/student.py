@@ -165,7 +165,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def whole(self, config: dict[str, Any], vocabulary: Vocabulary, trunk: nn.Module, scale: float) -> nn.Module:
-        """Return the open_clip model: standardisation inside the head, all tokens of the tokenizer, unseen ones zero."""
+        """Return the open_clip model: standardisation inside the head, all tokens, unseen ones zero."""
         model = open_clip.CLIP(**config)
         model.visual.trunk.load_state_dict(trunk.state_dict())
         split_tower(model.visual.trunk)[1].load_state_dict(self.late.state_dict())
