@@ -45,7 +45,7 @@ def caption(
 
     result = caption_images(paths, **options, reporter=reporter())
     if write_json(result.to_dict()["captions"], json) and result.captions:
-        print_table(Table(["image", "caption"], list(result.captions.items()), left=["caption"]))
+        print_table(Table(["image", "caption"], list(result.captions.items()), left=["image", "caption"]))
     for path, reason in result.failures:
         message(f"Not read: {path} ({reason})")
     if result.failures:
