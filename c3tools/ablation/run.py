@@ -151,7 +151,7 @@ def ablate(
         device=device,
         precision=precision,
     )
-    store = store if isinstance(store, Store) else Store.open(store)
+    store = Store.open(store)
     compute = devices.pick(device, precision)
     encoder = None
     if magic:

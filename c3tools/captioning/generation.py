@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DecoderError
+from ..moments import unit_rows
 from ..seeds import generator
 from .model import Cache, Decoder
 from .tokenizer import CaptionTokenizer
@@ -376,6 +377,5 @@ def _similarity(encoder: TextEncoder, texts: list[str], images: npt.NDArray[np.f
     """Return the cosines (B, K) of each image with its K texts; each different text is encoded once."""
     different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     embeddings = encoder.encode_texts(list(different))
-    units = images / np.linalg.norm(images, axis=1, keepdims=True)
     numbers = np.array([different[text] for text in texts]).reshape(len(images), -1)  # (B, K)
-    return torch.from_numpy(np.einsum("bd,bkd->bk", units, embeddings[numbers]))
+    return torch.from_numpy(np.einsum("bd,bkd->bk", unit_rows(images), embeddings[numbers]))

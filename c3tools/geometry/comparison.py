@@ -13,7 +13,7 @@ from ..pages import FigureBlock, Section, Table, render_page
 from ..pages.render import number
 from ..store.reader import Store
 from .figures import figure_blocks
-from .report import TEMPLATE, GapReport, gap_report, open_store, save_report
+from .report import TEMPLATE, GapReport, gap_report, save_report
 from .spaces import COLLAPSE, RAW
 from .tables import Figures, Values, numbers, report_facts, with_interval
 
@@ -116,7 +116,7 @@ def gap_reports(
             "Two stores are compared by one pair of modalities, not by every pair.",
             remedy="Name the pair, for example --modalities image,text.",
         )
-    store = open_store(stores[0])
+    store = Store.open(stores[0])
     pairs = list(combinations(store.modalities, 2)) if len(store.modalities) > 2 else [None]
     return GapReports([gap_report(store, modalities=pair, **options) for pair in pairs])
 

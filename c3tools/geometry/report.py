@@ -132,7 +132,7 @@ def gap_report(
     Raises:
         StoreError: if there is no store, a modality is missing or has fewer than 3 rows, or rows are invalid.
     """
-    store = open_store(store)
+    store = Store.open(store)
     chosen = _choose(store, modalities)
     _check_presets(presets)
     if len(chosen) == 1:
@@ -182,11 +182,6 @@ def to_json_floats(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json_floats(item) for item in value]
     return value
-
-
-def open_store(store: Store | str | Path) -> Store:
-    """Return the store itself, or open the one at a path or URL."""
-    return store if isinstance(store, Store) else Store.open(store)
 
 
 def _check_presets(names: Sequence[str] | None) -> None:

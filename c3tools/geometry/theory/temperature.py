@@ -182,7 +182,7 @@ def _measure(heads: Sequence[nn.Module], views: Sequence[torch.Tensor]) -> tuple
 
 def _paired_rows(store: Store | str | Path, seed: int) -> tuple[Floats, Floats]:
     """Return one image-text pair per item, so that no item is its own negative."""
-    collected = collect(store if isinstance(store, Store) else Store.open(store), "image", "text", seed=seed)
+    collected = collect(Store.open(store), "image", "text", seed=seed)
     working = collected.working
     if not working.paired:
         raise C3Error(f"The store {collected.store.path} has no pairs of image and text.")
