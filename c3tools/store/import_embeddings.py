@@ -21,7 +21,7 @@ from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pi
 from .lock import locked
 from .metadata import INFO_FILE, Failure, StoreInfo, write_failures
 from .reader import Store
-from .rows import match_items
+from .rows import item_keys, match_items
 from .shards import Shard, create_store, write_shard
 
 SHARD_ROWS = 32_768
@@ -36,7 +36,7 @@ class ImportReport:
     Attributes:
         store: the folder or URL.
         rows: rows written, by modality.
-        pairs: texts whose image is there.
+        pairs: texts whose image is there; without images or texts, rows paired with the first modality.
         failures: rows left out, and why.
         notes: how rows were paired, and what else the user should know, a sentence each.
     """
@@ -75,7 +75,7 @@ def import_embeddings(
     processes: int | None = None,
     reporter: Reporter = SILENT,
 ) -> ImportReport:
-    """Write embeddings from files into a new store; without ids, rows are paired by order.
+    """Write embeddings from files into a new store; rows are joined by id, and by order where there are no ids.
 
     Args:
         source: a clip-retrieval folder, or a released pickle (read without running code), instead of single files.
@@ -292,12 +292,18 @@ class _ImportWork(Work[_Block, tuple[list[Failure], int]]):
 
 
 def _count_pairs(modalities: Sequence[Modality], left_out: Mapping[str, Sequence[Failure]]) -> int:
-    """Return the number of imported texts whose image was imported."""
-    columns = {modality.name: modality.columns for modality in modalities}
-    if "image" not in columns or "text" not in columns:
+    """Return the number of rows, texts if there are any, whose item is among the rows of the first modality."""
+    first, *others = modalities
+    second = next((modality for modality in others if modality.name == "text"), others[0] if others else None)
+    if second is None:
         return 0
-    bad = {name: {failure.key for failure in failures} for name, failures in left_out.items()}
-    images = pa.array([key for key in columns["image"]["key"] if key not in bad["image"]], pa.string())
-    texts = zip(columns["text"]["key"], columns["text"]["image_key"], strict=True)
-    items = pa.array([item for key, item in texts if key not in bad["text"]], pa.string())
-    return int(np.count_nonzero(match_items(images, items) >= 0))
+    items = (_imported_items(modality, left_out[modality.name]) for modality in (first, second))
+    return int(np.count_nonzero(match_items(*items) >= 0))
+
+
+def _imported_items(modality: Modality, left_out: Sequence[Failure]) -> pa.Array[Any]:
+    """Return the key of the item of each row that was not left out."""
+    names = ("key", "image_key", "pair_key")
+    table = pa.table({n: pa.array(modality.columns[n], pa.string()) for n in names if n in modality.columns})
+    bad = {failure.key for failure in left_out}
+    return item_keys(table.filter(pa.array([key not in bad for key in modality.columns["key"]], pa.bool_())))

@@ -85,7 +85,7 @@ def test_pairing_by_order_is_said(here: Path) -> None:
     np.save("i.npy", images)
     np.save("t.npy", texts[::2])
     said = ok("--image", "i.npy", "--text", "t.npy")
-    assert "row i was paired with row i (6 pairs)" in said
+    assert "The texts and the images have no ids: row i of text was paired with row i of image (6 pairs)" in said
     assert "Imported 6 image, 6 text rows into c3-store (6 pairs)" in said
     assert Store.open("c3-store").load("text").keys[1] == "00000001#0"
 
@@ -100,7 +100,8 @@ def test_ids_and_pairing_by_column(here: Path) -> None:
     write_jsonl(here / "t.jsonl", [{**row, "image_id": 999} if row["caption_id"] == "c3" else row for row in rows])
     said = ok("--image", "i.npy", "--text", "t.npy", "--meta", "i.jsonl", "--text-meta", "t.jsonl")
     assert "paired with images by their column 'image_id'" in said
-    assert "1 images that texts name are not there, for example '999'" in said
+    assert "9 of 10 texts and 5 of 5 images are paired" in said
+    assert "Some images that texts name are not there, for example '999'" in said
     assert "(9 pairs)" in said
     text = Store.open("c3-store").load("text")
     row = text.keys.index("c7")
@@ -230,7 +231,8 @@ def test_other_modalities(here: Path) -> None:
     np.save("i.npy", images)
     np.save("a.npy", unit(texts[::2] + images))
     said = ok("--image", "i.npy", "--other", "audio=a.npy", "--model", "ImageBind")
-    assert "Row i of audio was paired with row i of image" in said
+    assert "row i of audio was paired with row i of image (5 pairs)" in said
+    assert "(5 pairs)." in said
     store = Store.open("c3-store")
     assert store.modalities == ["image", "audio"]
     assert store.load("audio").column("pair_key") == store.load("image").keys

@@ -6,7 +6,8 @@ unpickler that knows arrays, numbers and strings and refuses everything else.
 
 from __future__ import annotations
 
-from .pairing import ColumnNames, Modality, key_and_split, pair
+from .columns import ColumnNames, key_and_split
+from .pairing import Modality, pair
 from .pickles import read_pickle
 from .tables import read_table
 from .vectors import VectorFile, Vectors, read_clip_retrieval, read_vectors

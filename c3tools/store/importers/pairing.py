@@ -1,40 +1,35 @@
-"""Keys, captions and pairs for imported rows."""
+"""Keys, captions and pairs for imported rows.
+
+Rows are joined by id wherever both sides have ids: vectors with their table, texts with images, other modalities with
+either. They are paired by order only where one side has no ids at all, and a note says so.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import Any
 
 from ...errors import StoreError
+from .columns import (
+    CAPTIONS,
+    ITEMS,
+    KEYS,
+    NEVER_ITEMS,
+    PATHS,
+    TEXT_KEYS,
+    ColumnNames,
+    as_items,
+    as_keys,
+    as_texts,
+    captions_in,
+    find_column,
+    label_vectors,
+    match_ids,
+    splits_in,
+)
 from .tables import Columns
 from .vectors import VectorFile, Vectors
-
-_KEYS = ("key", "image_key", "id", "image_id", "image", "file_name", "path", "image_path", "url")
-_TEXT_KEYS = ("key", "text_key", "caption_id", "id")
-_ITEMS = ("image_key", "image_id", "img_id", "image", "file_name", "image_path")
-_CAPTIONS = ("caption", "text", "captions", "sentence", "title")
-_PATHS = ("path", "image_path", "file_name", "image", "url")
-_FILE_NAMES = ("image", "file_name", "path", "image_path", "image_key")
-
-
-@dataclass(frozen=True)
-class ColumnNames:
-    """Columns to use, where the usual names do not fit.
-
-    Attributes:
-        key: id of a row.
-        image_key: in a table of texts, the id of the image that a text belongs to.
-        caption: the text.
-        split: train, val, test.
-    """
-
-    key: str | None = None
-    image_key: str | None = None
-    caption: str | None = None
-    split: str | None = None
 
 
 @dataclass
@@ -68,12 +63,13 @@ def pair(
     """Give every row a key, and every text its image.
 
     Texts find their image by a column of their own table (``image_key``, ``image_id``, ...), by the column
-    ``text_rows`` of the images' table, or, without either, by order.
+    ``text_rows`` of the images' table, or by their own ids where these are those of images. Only where texts or
+    images have no ids are they paired by order.
 
     Args:
         images: vectors of images.
         texts: vectors of texts.
-        others: vectors of further modalities, paired by order.
+        others: vectors of further modalities, joined with images or texts in the same way.
         meta: table with one row per image (per text if there are no images).
         text_meta: table with one row per text.
         names: columns to use.
@@ -82,157 +78,272 @@ def pair(
         The modalities, and what the user should know about how they were paired, a sentence each.
 
     Raises:
-        StoreError: if numbers of rows do not match, or keys repeat.
+        StoreError: if numbers of rows do not match, ids disagree with those of a table, or keys repeat.
     """
     names = names or ColumnNames()
     meta = meta or {}
+    text_meta = text_meta or (meta if images is None else {})
+    given = [meta, text_meta, *(file.columns for file in (images, texts, *others.values()) if file is not None)]
+    for column in filter(None, vars(names).values()):
+        if not any(column in table for table in given):
+            there = ", ".join(dict.fromkeys(name for table in given for name in table)) or "none"
+            raise StoreError(f"There is no column {column!r}; there are {there}.")
     notes: list[str] = []
-    modalities = []
-    image_keys: list[str] = []
+    known: list[_Table] = []
     if images is not None:
-        modalities.append(_image(images, {**images.columns, **meta}, names))
-        image_keys = modalities[0].columns["key"]
+        known.append(_image(_Table.of("image", images, meta, names, given, KEYS, notes)))
     if texts is not None:
-        table = {**texts.columns, **(text_meta or (meta if images is None else {}))}
-        modalities.append(_text(texts, table, meta, image_keys, names, notes))
+        table = _Table.of("text", texts, text_meta, names, given, TEXT_KEYS, notes)
+        known.append(_text(table, known[0] if known else None, notes))
     for name, file in others.items():
-        modalities.append(_other(name, file, modalities, names, notes))
-    for modality in modalities:
-        _require_unique_keys(modality)
-    return modalities, notes
+        known.append(_other(_Table.of(name, file, {}, names, given, KEYS, notes), known, notes))
+    for table in known:
+        _require_unique_keys(table)
+    return [Modality(table.name, table.vectors, table.rows) for table in known], notes
 
 
-def key_and_split(table: Columns, names: ColumnNames, source: object) -> tuple[list[str], list[str | None]]:
-    """Return the keys and the splits of a table, n each.
+@dataclass
+class _Table:
+    """The rows of one modality on the way into a store.
 
-    Raises:
-        StoreError: if it has no column of keys or none of splits.
+    Attributes:
+        name: of the modality.
+        vectors: (n, d).
+        columns: of the file and of its table, n values each.
+        names: columns to use.
+        key_column: that of the ids; None without ids.
+        rows: the columns as they are written, filled in by the modality's own function.
     """
-    key, split = _column(table, names.key, _KEYS), _column(table, names.split, ("split",))
-    if key is None or split is None:
-        raise StoreError(
-            f"{source} has no column of {'keys' if key is None else 'splits'}; it has {', '.join(table) or 'none'}.",
-            remedy="Name the columns with --key-column and --split-column.",
-        )
-    return _as_keys(table[key], key), _splits(table, names, len(table[key]))
+
+    name: str
+    vectors: Vectors
+    columns: Columns
+    names: ColumnNames
+    key_column: str | None
+    rows: Columns = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        file: VectorFile,
+        table: Columns,
+        names: ColumnNames,
+        given: Sequence[Columns],
+        usual: Sequence[str],
+        notes: list[str],
+    ) -> _Table:
+        """Join the vectors of a file with their table; of ``names``, those that only other tables have do not apply."""
+        own = names.within({**file.columns, **table}, *given)
+        columns = label_vectors(name, file, table, own, usual, notes)
+        return cls(name, file.vectors, columns, own, find_column(columns, own.key, usual))
+
+    def __len__(self) -> int:
+        return self.vectors.shape[0]
+
+    @property
+    def plural(self) -> str:
+        """The rows in words."""
+        return f"{self.name}s" if self.name in ("image", "text") else f"{self.name} rows"
+
+    @property
+    def items(self) -> list[str | None]:
+        """The key of each row's item: of texts that name none, None."""
+        return self.rows.get("image_key", self.rows["key"])
+
+    def item_columns(self, *usual: str) -> list[str]:
+        """Return the columns that may name the item of each row, the one that the user named alone."""
+        named = find_column(self.columns, self.names.image_key, ())
+        return [named] if named else [name for name in usual if name in self.columns]
+
+    def ids(self, like: str) -> Iterator[tuple[str, list[str | None]]]:
+        """Yield columns that may name the items of these rows: one of the name ``like``, the keys, then the others."""
+        if any(self.rows.get("image_key", ())):
+            yield "image_key", self.items
+        for column in dict.fromkeys([like, self.key_column, *KEYS]):
+            if column in self.columns:
+                values = self.rows["key"] if column == self.key_column else as_keys(self.columns[column], column)
+                if len(set(values)) == len(values):  # else they are not of these rows
+                    yield column, values
 
 
-def _image(images: VectorFile, table: Columns, names: ColumnNames) -> Modality:
-    n = images.vectors.shape[0]
-    _require_row_per_vector("images", n, table)
-    path = _column(table, None, _PATHS)
-    columns: Columns = {
-        "key": _keys(table, names, n),
-        "path": _strings(table[path]) if path else [None] * n,
-        "split": _splits(table, names, n),
+def _image(images: _Table) -> _Table:
+    path = find_column(images.columns, None, PATHS)
+    images.rows = {
+        "key": _keys(images),
+        "path": as_texts(images.columns[path]) if path else [None] * len(images),
+        "split": splits_in(images.columns, images.names, len(images)),
     }
-    return Modality("image", images.vectors, columns)
+    return images
 
 
-def _text(
-    texts: VectorFile, table: Columns, meta: Columns, image_keys: list[str], names: ColumnNames, notes: list[str]
-) -> Modality:
-    n = texts.vectors.shape[0]
-    _require_row_per_vector("texts", n, table)
-    item_column = _column(table, names.image_key, _ITEMS)
-    items: list[str | None] = [None] * n
-    captions = _captions(table, names, n)
-    splits = _splits(table, names, n)
-    if not image_keys:
-        items = _strings(table[item_column]) if item_column else items
-    elif item_column:
-        items = list(_as_keys(table[item_column], item_column))
-        unknown = set(items) - set(image_keys)
-        notes.append(f"Texts were paired with images by their column {item_column!r}.")
-        if unknown:
-            notes.append(f"{len(unknown)} images that texts name are not there, for example {min(unknown)!r}.")  # type: ignore[type-var]
-    elif "text_rows" in meta:
-        _pair_by_text_rows(meta, image_keys, names, items, captions, splits)
+def _text(texts: _Table, images: _Table | None, notes: list[str]) -> _Table:
+    n = len(texts)
+    by = texts.item_columns(*ITEMS)
+    key = texts.key_column
+    named = as_items(texts.columns[by[0]], by[0]) if by else [None] * n
+    texts.rows = {
+        "key": as_keys(texts.columns[key], "") if key else [],
+        "caption": captions_in(texts.columns, texts.names, n),
+        "image_key": named,
+        "split": splits_in(texts.columns, texts.names, n),
+    }
+    if images is None:
+        pass
+    elif "text_rows" in images.columns and not by:
+        _pair_by_text_rows(texts.rows, images)
         notes.append("Texts were paired with images by the column 'text_rows'.")
-    elif n == len(image_keys):
-        items = list(image_keys)
-        notes.append(f"Nothing says which text belongs to which image: row i was paired with row i ({n:,} pairs).")
-        captions = _captions(meta, names, n) if meta and captions == [None] * n else captions
-        splits = _splits(meta, names, n) if meta and splits == [None] * n else splits
+    elif images.key_column and (by or key):
+        _pair_texts_by_id(texts, images, by, notes)
     else:
-        raise StoreError(
-            f"There are {len(image_keys):,} images and {n:,} texts, so they cannot be paired by order.",
-            remedy="Give ids: --text-meta FILE with a column image_key, or --meta FILE with a column text_rows.",
-        )
-    key_column = _column(table, names.key, _TEXT_KEYS)
-    keys = [str(value) for value in table[key_column]] if key_column else _numbered_keys(items)
-    return Modality("text", texts.vectors, {"key": keys, "caption": captions, "image_key": items, "split": splits})
+        if by and (None in named or not n == len(set(named)) == len(images)):
+            raise StoreError(
+                f"The texts name their images by {by[0]!r}, and the {len(images):,} images have no ids.",
+                remedy="Give the ids of the images: --meta FILE with a column of them.",
+            )
+        if n != len(images):
+            raise StoreError(
+                f"There are {len(images):,} images and {n:,} texts, so they cannot be paired by order.",
+                remedy="Give ids: --text-meta FILE with a column image_key, or --meta FILE with a column text_rows.",
+            )
+        if by:
+            images.rows["key"] = named
+        _pair_by_order(texts, images, "image_key", bool(by or key), notes)
+        if texts.rows["caption"] == [None] * n:
+            texts.rows["caption"] = captions_in(images.columns, images.names, n)
+    if not texts.rows["key"]:
+        texts.rows["key"] = _numbered_keys(texts.rows["image_key"])
+    return texts
 
 
-def _pair_by_text_rows(
-    meta: Columns,
-    image_keys: list[str],
-    names: ColumnNames,
-    items: list[str | None],
-    captions: list[str | None],
-    splits: list[str | None],
-) -> None:
+def _pair_texts_by_id(texts: _Table, images: _Table, by: list[str], notes: list[str]) -> None:
+    """Pair texts with images by the columns ``by``; without any by their own ids, where these are those of images."""
+    key = str(texts.key_column)
+    own_ids = not by
+    if own_ids and (key not in NEVER_ITEMS or key in images.columns):
+        by = [key]
+    own = texts.rows["key"]
+    if len(set(own)) < len(own) and key in by:
+        texts.rows["key"] = _numbered_keys(as_items(own, ""))  # several texts of an image have its id
+    joined = _join(texts, by, images, notes)
+    if joined is None:
+        notes.append(_nothing_paired(texts, by or [key], images))
+        return
+    found, _, named = joined
+    keys, splits = images.rows["key"], images.rows["split"]
+    texts.rows["image_key"] = [
+        (None if own_ids else name) if row is None else keys[row] for row, name in zip(found, named, strict=True)
+    ]
+    _take_splits(texts, [None if row is None else splits[row] for row in found])
+
+
+def _other(rows: _Table, known: Sequence[_Table], notes: list[str]) -> _Table:
+    rows.rows = {"key": _keys(rows), "split": splits_in(rows.columns, rows.names, len(rows))}
+    by = rows.item_columns("pair_key", *ITEMS) or ([rows.key_column] if rows.key_column else [])
+    partners = [table for table in known if table.key_column or any(table.rows.get("image_key", ()))] if by else []
+    for partner in partners:
+        joined = _join(rows, by, partner, notes)
+        if joined is not None:
+            found, _, named = joined
+            items, splits = partner.items, partner.rows["split"]
+            if partner.name == "text" and len(known) == 1:
+                partner.rows["image_key"] = items = _items_of_their_own(partner)
+            own = rows.rows["key"] if partner.name == "text" else [None] * len(rows)
+            rows.rows["pair_key"] = [
+                name if row is None else None if items[row] == key else items[row]
+                for row, name, key in zip(found, named, own, strict=True)
+            ]
+            _take_splits(rows, [None if row is None else splits[row] for row in found])
+            return rows
+    if partners:
+        notes.append(_nothing_paired(rows, by, partners[0]))
+        return rows
+    partner = next((table for table in known if len(table) == len(rows)), None)
+    if partner is not None:
+        if partner.name == "text" and len(known) == 1:
+            partner.rows["image_key"] = _items_of_their_own(partner)
+        _pair_by_order(rows, partner, "pair_key", bool(by), notes)
+    return rows
+
+
+def _items_of_their_own(texts: _Table) -> list[str | None]:
+    """Return the items of texts in a store without images: those that name none are items of their own."""
+    return [item or key for item, key in zip(texts.items, texts.rows["key"], strict=True)]
+
+
+def _take_splits(rows: _Table, splits: Sequence[str | None]) -> None:
+    """Put rows that have no split into that of the rows they are paired with."""
+    rows.rows["split"] = [own or taken for own, taken in zip(rows.rows["split"], splits, strict=True)]
+
+
+def _pair_by_order(rows: _Table, known: _Table, column: str, ids: bool, notes: list[str]) -> None:
+    """Pair row i with row i; ``ids`` says whether the rows have ids, which those of ``known`` then have not."""
+    rows.rows[column] = list(known.items)
+    _take_splits(rows, known.rows["split"])
+    lacking = [table.plural for table, has in ((rows, ids), (known, known.key_column)) if not has]
+    why = f"The {' and the '.join(lacking)} have no ids"
+    notes.append(f"{why}: row i of {rows.name} was paired with row i of {known.name} ({len(rows):,} pairs).")
+
+
+def _join(
+    rows: _Table, by: Sequence[str], known: _Table, notes: list[str]
+) -> tuple[list[int | None], str, list[str | None]] | None:
+    """Find for each row the row of ``known`` that it belongs to, by the first of the columns ``by`` that finds any.
+
+    Returns:
+        The rows of ``known``, None for none; the column; and what it holds, None where it is empty. None without a hit.
+    """
+    for column in by:
+        named = as_items(rows.columns[column], column)
+        for target, keys in known.ids(column):
+            found = match_ids(named, keys)
+            hits = [(name, keys[row]) for name, row in zip(named, found, strict=True) if row is not None]
+            if not hits:
+                continue
+            taken = {key for _, key in hits}
+            notes.append(
+                f"{rows.plural.capitalize()} were paired with {known.plural} by their column {column!r}"
+                f"{'' if target == column else f' and those by {target!r}'}: {len(hits):,} of {len(rows):,} "
+                f"{rows.plural} and {sum(key in taken for key in keys):,} of {len(known):,} {known.plural} are paired."
+            )
+            unlike = next(((name, key) for name, key in hits if name != key), None)
+            if unlike:
+                notes.append(f"Zeros in front and file suffixes do not count: {unlike[0]!r} is {unlike[1]!r}.")
+            lost = next((n for n, row in zip(named, found, strict=True) if row is None and n is not None), None)
+            if lost:
+                notes.append(f"Some {known.plural} that {rows.plural} name are not there, for example {lost!r}.")
+            return found, column, named
+    return None
+
+
+def _nothing_paired(rows: _Table, by: Sequence[str], known: _Table) -> str:
+    mine = next(filter(None, as_items(rows.columns[by[0]], by[0])), "")
+    theirs = next(filter(None, known.items), "")
+    return (
+        f"Nothing is paired: the {rows.plural} have ids ({by[0]!r}, for example {mine!r}), the {known.plural} too "
+        f"({known.key_column or 'image_key'!r}, for example {theirs!r}), and none is the same. "
+        f"Name the column of the {rows.plural} that holds the other side's id with --image-key-column."
+    )
+
+
+def _pair_by_text_rows(rows: Columns, images: _Table) -> None:
     """Fill in items, captions and splits of the texts from the rows that each image lists in ``text_rows``."""
-    caption_column = _column(meta, names.caption, _CAPTIONS)
-    image_splits = _splits(meta, names, len(image_keys))
-    for row, wanted in enumerate(meta["text_rows"]):
-        listed = meta[caption_column][row] if caption_column else None
+    n = len(rows["image_key"])
+    caption_column = find_column(images.columns, images.names.caption, CAPTIONS)
+    for row, wanted in enumerate(images.columns["text_rows"]):
+        listed = images.columns[caption_column][row] if caption_column else None
         texts = listed if isinstance(listed, list) else [listed]
         for place, target in enumerate(wanted or []):
-            if not (isinstance(target, int) and 0 <= target < len(items)):
-                raise StoreError(f"Row {row} of the table names the text row {target!r}; there are {len(items)} texts.")
-            items[target], splits[target] = image_keys[row], image_splits[row]
+            if not (isinstance(target, int) and 0 <= target < n):
+                raise StoreError(f"Row {row} of the table names the text row {target!r}; there are {n} texts.")
+            rows["image_key"][target], rows["split"][target] = images.rows["key"][row], images.rows["split"][row]
             if len(texts) == len(wanted):
-                captions[target] = texts[place]
+                rows["caption"][target] = texts[place]
 
 
-def _other(name: str, file: VectorFile, before: Sequence[Modality], names: ColumnNames, notes: list[str]) -> Modality:
-    n = file.vectors.shape[0]
-    columns: Columns = {"key": _keys(file.columns, names, n), "split": _splits(file.columns, names, n)}
-    partner = next((modality for modality in before if len(modality) == n), None)
-    if partner is not None:
-        columns["pair_key"] = partner.columns["key"]
-        columns["split"] = partner.columns["split"]
-        notes.append(f"Row i of {name} was paired with row i of {partner.name}.")
-    return Modality(name, file.vectors, columns)
-
-
-def _column(table: Columns, wanted: str | None, usual: Sequence[str]) -> str | None:
-    if wanted is not None and wanted in table:
-        return wanted
-    if wanted is not None and table:
-        raise StoreError(f"There is no column {wanted!r}; there are {', '.join(table)}.")
-    return next((name for name in usual if name in table), None)
-
-
-def _keys(table: Columns, names: ColumnNames, n: int) -> list[str]:
-    column = _column(table, names.key, _KEYS)
-    return _as_keys(table[column], column) if column else _numbered_keys([None] * n)
-
-
-def _as_keys(values: Sequence[Any], column: str) -> list[str]:
-    keys = ["" if value is None else str(value) for value in values]
-    if column in _FILE_NAMES:
-        # as `c3 embed` makes keys: the path without its suffix
-        return [str(PurePosixPath(key).with_suffix("")) if key else "" for key in keys]
-    return keys
-
-
-def _strings(values: Sequence[Any]) -> list[str | None]:
-    return [None if value is None else str(value) for value in values]
-
-
-def _captions(table: Columns, names: ColumnNames, n: int) -> list[str | None]:
-    column = _column(table, names.caption, _CAPTIONS)
-    if column is None:
-        return [None] * n
-    first = [value[0] if isinstance(value, list) and value else value for value in table[column]]
-    return [None if value is None or value == [] else str(value) for value in first]
-
-
-def _splits(table: Columns, names: ColumnNames, n: int) -> list[str | None]:
-    column = _column(table, names.split, ("split",))
-    return _strings(table[column]) if column else [None] * n
+def _keys(table: _Table) -> list[str]:
+    column = table.key_column
+    return as_keys(table.columns[column], column) if column else _numbered_keys([None] * len(table))
 
 
 def _numbered_keys(items: Sequence[str | None]) -> list[str]:
@@ -248,17 +359,8 @@ def _numbered_keys(items: Sequence[str | None]) -> list[str]:
     return keys
 
 
-def _require_row_per_vector(what: str, n: int, table: Columns) -> None:
-    for name, values in table.items():
-        if len(values) != n:
-            raise StoreError(
-                f"There are {n:,} {what} and {len(values):,} rows in their table (column {name!r}).",
-                remedy="A table has one row per vector, in the same order; texts have their own: --text-meta FILE.",
-            )
-
-
-def _require_unique_keys(modality: Modality) -> None:
-    counts = Counter(modality.columns["key"])
+def _require_unique_keys(modality: _Table) -> None:
+    counts = Counter(modality.rows["key"])
     key, times = counts.most_common(1)[0] if counts else ("", 0)
     if times > 1 or "" in counts:
         what = f"{key!r} stands {times} times" if times > 1 else "some are empty"

@@ -90,14 +90,17 @@ def _lists(path: Path, table: dict[str, pa.ChunkedArray[Any]]) -> Columns:
 
 
 def _read_csv(path: Path) -> pa.Table:
+    """Read a table whose numbered columns are numbers; all others are text, as written: 007 is an id, not 7."""
     parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
-    table = pa.csv.read_csv(path, parse_options=parse)
-    if all(_is_number(name) for name in table.column_names):
+    with pa.csv.open_csv(path, parse_options=parse) as reader:
+        names = reader.schema.names
+    if all(_is_number(name) for name in names):
         # no header: the names are the numbers of the first row
         return pa.csv.read_csv(
             path, parse_options=parse, read_options=pa.csv.ReadOptions(autogenerate_column_names=True)
         )
-    return table
+    texts = {name: pa.string() for name in names if not _NUMBERED.fullmatch(name)}
+    return pa.csv.read_csv(path, parse_options=parse, convert_options=pa.csv.ConvertOptions(column_types=texts))
 
 
 def _read_jsonl(path: Path) -> Columns:

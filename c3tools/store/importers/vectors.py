@@ -26,7 +26,6 @@ SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".par
 _USUAL = ("embedding", "embeddings", "clip_embedding", "vectors", "features", "arr_0")
 _ANY_SIZE, _MOST_PACKED = 1 << 26, 100  # bytes that any archive may unpack to, and times its own size
 _CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
-_KEY_NAMES = ("key", "keys", "ids", "id", "image_id", "names")
 
 
 class Vectors(Protocol):
@@ -77,9 +76,9 @@ def read_vectors(path: Path, name: str | None = None) -> VectorFile:
     elif suffix == ".npz":
         vectors, columns = _read_npz(path, name)
     elif suffix in (".pt", ".pth"):
-        vectors = _read_torch(path, name)
+        vectors, columns = _read_torch(path, name)
     elif suffix == ".safetensors":
-        vectors = _read_safetensors(path, name)
+        vectors, columns = _read_safetensors(path, name)
     else:
         vectors, columns = read_vector_table(path, name)
     if vectors.ndim == 3 and vectors.shape[1] == 1:
@@ -174,19 +173,10 @@ def _read_npz(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns]:
             raise ValueError("it holds other things than arrays")
     except Exception as error:  # zip, zlib and numpy each have errors of their own
         raise _unreadable(path, error) from error
-    vectors = _choose(path, {key: a for key, a in arrays.items() if a.ndim >= 2}, name)
-    columns = {
-        key: array.tolist()
-        for key, array in arrays.items()
-        if array.ndim == 1 and len(array) == len(vectors) and array.dtype.kind in "USiu"
-    }
-    for usual in _KEY_NAMES:
-        if usual in columns and "key" not in columns:
-            columns["key"] = columns.pop(usual)
-    return vectors, columns
+    return _vectors_and_ids(path, arrays, name)
 
 
-def _read_torch(path: Path, name: str | None) -> npt.NDArray[Any]:
+def _read_torch(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns]:
     import torch
 
     try:
@@ -197,7 +187,7 @@ def _read_torch(path: Path, name: str | None) -> npt.NDArray[Any]:
         arrays = {
             str(key): (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
             for key, t in tensors.items()
-            if isinstance(key, (str, int)) and isinstance(t, torch.Tensor) and t.ndim >= 2
+            if isinstance(key, (str, int)) and isinstance(t, torch.Tensor) and t.ndim >= 1
         }
     except Exception as error:  # a damaged file can raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -205,10 +195,10 @@ def _read_torch(path: Path, name: str | None) -> npt.NDArray[Any]:
             f"{path} was not read: it is damaged, or holds more than tensors ({reason}).",
             remedy="Save the tensors alone: torch.save(tensor, path), or use safetensors.",
         ) from error
-    return _choose(path, arrays, name)
+    return _vectors_and_ids(path, arrays, name)
 
 
-def _read_safetensors(path: Path, name: str | None) -> npt.NDArray[Any]:
+def _read_safetensors(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -219,8 +209,21 @@ def _read_safetensors(path: Path, name: str | None) -> npt.NDArray[Any]:
         raise _unreadable(path, error) from error
     import torch
 
-    arrays = {k: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for k, t in tensors.items() if t.ndim >= 2}
-    return _choose(path, arrays, name)
+    arrays = {k: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for k, t in tensors.items() if t.ndim >= 1}
+    return _vectors_and_ids(path, arrays, name)
+
+
+def _vectors_and_ids(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str | None
+) -> tuple[npt.NDArray[Any], Columns]:
+    """Return the vectors among the arrays of a file, and its columns of n texts or integers, such as ids."""
+    vectors = _choose(path, {key: array for key, array in arrays.items() if array.ndim >= 2}, name)
+    columns = {
+        key: array.tolist()
+        for key, array in arrays.items()
+        if array.ndim == 1 and len(array) == len(vectors) and array.dtype.kind in "USiu"
+    }
+    return vectors, columns
 
 
 def _check_unpacked_size(path: Path) -> None:
