@@ -28,7 +28,6 @@ from c3tools.ablation import AblationRun, ablate
 from c3tools.metrics.significance import mean_and_std
 from c3tools.reporter import TerminalReporter
 from c3tools.store import Store
-from c3tools.transforms.fitting import fit_moments
 from c3tools.transforms.sigma import SigmaRule, published
 
 WITHOUT_NOISE = {"C2_2": "C1", "C3": "C2_1"}
@@ -119,7 +118,7 @@ def markdown_table(curves: dict[str, dict[float, list[float]]], rules: dict[str,
 def store_rules(store: Store) -> list[SigmaRule]:
     """Return the rules on the pairs of the val split, the means those of the train split."""
     pairs = store.pairs(split="val")
-    means = [fit_moments(store, modality, "train").mean for modality in ("image", "text")]
+    means = [store.fitting_moments(modality).mean for modality in ("image", "text")]
     return rules_of(pairs.first.embeddings, pairs.arrays()[1], pairs.item_index[pairs.rows], means)
 
 

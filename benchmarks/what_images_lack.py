@@ -20,7 +20,6 @@ from c3tools.captioning import Captioner
 from c3tools.captioning.evaluate import store_references
 from c3tools.metrics.captions import score_captions
 from c3tools.store import Store
-from c3tools.transforms.fitting import fit_moments
 
 KEPT = 0.99  # of the variance of texts
 RIDGE = 0.01  # of the mean variance of a direction, per training pair
@@ -35,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     store, captioner = Store.open(options.store), Captioner.load(options.decoder)
     references = {key: list(texts) for key, texts in store_references(store).items()}
-    image_mean, text_mean = (fit_moments(store, name, "train").mean for name in ("image", "text"))
+    image_mean, text_mean = (store.fitting_moments(name).mean for name in ("image", "text"))
     paired_images, texts = store.pairs(split="train").arrays()
     inputs, targets = paired_images - image_mean, texts - text_mean
     images, own = store.load("image", split=options.split), store.load("text", split=options.split)

@@ -26,6 +26,7 @@ from .io.locations import read_all
 Array = npt.NDArray[np.float64]
 Float = TypeVar("Float", bound=np.floating[Any])
 _BLOCK_ROWS = 8192
+_UNIT_TOLERANCE = 0.01  # of a mean squared norm: rows of float16 and bfloat16 are within 0.004 of 1
 
 
 def unit_rows(rows: npt.NDArray[Float]) -> npt.NDArray[Float]:
@@ -91,6 +92,16 @@ class Moments:
     def covariance(self) -> Array:
         """The population covariance (d, d): ``scatter / n``."""
         return self.scatter / max(self.n, 1)
+
+    @property
+    def mean_squared_norm(self) -> float:
+        """The mean of ``|x_i|^2``: the trace of the population covariance and ``|mean|^2``."""
+        return float(np.trace(self.covariance) + self.mean @ self.mean)
+
+    @property
+    def of_unit_rows(self) -> bool:
+        """Whether the rows can have been of unit length: their mean squared norm is 1, to the precision of float16."""
+        return self.n == 0 or abs(self.mean_squared_norm - 1) <= _UNIT_TOLERANCE
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both sets of rows (Chan et al., 1983).

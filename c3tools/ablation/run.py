@@ -21,7 +21,6 @@ from ..errors import DecoderError, MetricError
 from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
-from ..transforms.fitting import fit_moments
 from ..transforms.sigma import parse_sigma
 from .methods import ABLATION, METHODS, AblationData, AblationRun, check_methods, run_ablation
 from .table import CHOOSE_BY, Ablation, Row
@@ -195,7 +194,7 @@ def ablation_data(store: Store, split: str = "test", *, choose: bool = False) ->
     images, left_out = _described(store, everything, split, references)
     if left_out:
         notes.append(f"{left_out:,} images have no captions to score against and are left out.")
-    moments = {modality: fit_moments(store, modality, "train") for modality in store.modalities}
+    moments = {modality: store.fitting_moments(modality) for modality in store.modalities}
     choice = _described(store, everything, "val", references)[0] if choose else None
     return AblationData(train, val, images, references, moments, everything, choice).sample(1.0), notes
 

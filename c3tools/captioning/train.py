@@ -21,7 +21,6 @@ from ..training import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
-from ..transforms.fitting import fit_moments
 from ..transforms.sigma import AUTO, auto_sigma, parse_sigma
 from .captioner import Captioner
 from .config import AnySize, Size, TrainingConfig, load_size, training_config
@@ -288,7 +287,7 @@ def captions_of_images(images: Rows, texts: Rows) -> Rows:
 
 def sigma_from_texts(store: Store, train: Rows, split: str) -> tuple[float, str]:
     """Return sigma by the rule of ``--sigma auto``, and a sentence on what it is based on."""
-    sigma, why = auto_sigma(train.embeddings, train.item_index, fit_moments(store, "text", split).mean)
+    sigma, why = auto_sigma(train.embeddings, train.item_index, store.fitting_moments("text", split).mean)
     return sigma, f"{why[:1].upper()}{why[1:]}"
 
 

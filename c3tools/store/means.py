@@ -117,7 +117,7 @@ def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor 
 def save_means(
     store: Store | str | Path, save: str | Path, *, split: str = "train", executor: Executor | None = None
 ) -> dict[str, Moments]:
-    """Write the moments of every modality to one file or URL, with the model they belong to.
+    """Write the moments of every modality, of rows at unit length, to one file or URL, with the model they belong to.
 
     Args:
         store: a store, or its folder or URL.
@@ -132,7 +132,7 @@ def save_means(
         StoreError: if no modality has rows in the split.
     """
     store = Store.open(store)
-    groups = {name: store.moments(name, split, executor) for name in store.modalities}
+    groups = {name: store.unit_moments(name, split, executor) for name in store.modalities}
     groups = {name: moments for name, moments in groups.items() if moments.n}
     if not groups:
         raise StoreError(f"The store {store.path} has no rows in the split {split!r}.", remedy="Choose --split all.")
@@ -152,7 +152,8 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
         The moments by modality.
 
     Raises:
-        StoreError: if the file is not readable, or belongs to another model or dimension.
+        StoreError: if the file is not readable, belongs to another model or dimension, or is of rows that are not of
+            unit length.
     """
     store = Store.open(store)
     path = BUNDLED.get(str(load)) or location(load)
@@ -165,6 +166,12 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
             raise StoreError(
                 f"The {name} moments in {path} have dimension {moments.dim}, the store has {store.info.dim}.",
                 remedy="Use moments of the same model.",
+            )
+        if not moments.of_unit_rows:
+            raise StoreError(
+                f"The {name} moments in {path} are not those of rows of unit length: the mean squared norm of the rows "
+                f"is {moments.mean_squared_norm:.4g} instead of 1.",
+                remedy="Write them again with `c3 means --save`, which takes the rows at unit length.",
             )
 
     def write(temporary: Path) -> None:

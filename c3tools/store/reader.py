@@ -16,7 +16,7 @@ from ..corpus.splits import ALL
 from ..errors import StoreError, UnreachableError
 from ..executors import Executor, Report, Work
 from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
-from ..moments import Moments, load_counts, load_moments
+from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..tables import Table
 from .metadata import Failure, StoreInfo, read_failures, read_marker
 from .rows import Pairs, Rows, embedding_matrix, keys_of, split_mask
@@ -146,9 +146,19 @@ class Store:
         return groups, {name: value for name, value in header.items() if name != "seal"}
 
     def fitting_moments(self, modality: str, split: str = "train", executor: Executor | None = None) -> Moments:
-        """Return the moments that transforms are fitted on: external ones if there are any, else those of ``split``."""
+        """Return the moments that transforms are fitted on: external ones if there are any, else those of ``split``.
+
+        They are of rows at unit length; for the rows of a store that keeps norms see `unit_moments`.
+        """
         external, _ = self.external_moments()
-        return external[modality] if modality in external else self.moments(modality, split, executor)
+        return external[modality] if modality in external else self.unit_moments(modality, split, executor)
+
+    def unit_moments(self, modality: str, split: str | None = None, executor: Executor | None = None) -> Moments:
+        """Return the moments of the rows scaled to unit length; where the store keeps norms, rows are read once."""
+        if self.info.normalised:
+            return self.moments(modality, split, executor)
+        blocks = (unit_rows(embedding_matrix(batch)) for batch in self.batches(modality, split=split))
+        return Moments.merge_all(map(Moments.from_rows, blocks), self.info.dim)
 
     def moments_by_split(self, modality: str, executor: Executor | None = None) -> dict[str, Moments]:
         """Return the moments of ``modality`` for each split, merged from those of the shards.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
@@ -51,7 +52,7 @@ class EmbeddingTransformer:
         """
         pipeline = self._unfitted()
         rows = {self.modality: as_rows(X)}
-        if y is not None and getattr(y, "ndim", 1) == 2:
+        if y is not None and np.ndim(y) == 2:
             rows[self.target] = as_rows(y)
         self._keep(pipeline.fit(rows=rows))
         self._moments = unit_moments(rows[self.modality])

@@ -5,7 +5,7 @@ Only numpy is imported here; a store brings pyarrow with it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +45,18 @@ class FitData:
         self.gap_from = dict(self.moments)
 
     @classmethod
-    def of(cls, moments: Mapping[str, Moments], rows: Mapping[str, npt.ArrayLike]) -> FitData:
+    def of(
+        cls, moments: Mapping[str, Moments], rows: Mapping[str, npt.ArrayLike], unit: Callable[[str], bool]
+    ) -> FitData:
         """Check moments and rows (n, d) by modality; rows also give the moments where these are not given.
 
+        Args:
+            moments: of each modality.
+            rows: of each modality.
+            unit: whether the moments of a modality are to be those of rows at unit length.
+
         Raises:
-            TransformError: if dimensions differ, or something is not finite.
+            TransformError: if dimensions differ, something is not finite, or moments are not of unit rows.
         """
         known = {name: value for name, value in moments.items() if value.n > 0}
         given = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
@@ -65,10 +72,18 @@ class FitData:
         for name, value in known.items():
             if not (np.isfinite(value.mean).all() and np.isfinite(value.scatter).all()):
                 raise TransformError(f"The moments of {name} hold NaN or infinity.", remedy="Embed the corpus again.")
+            if unit(name) and not value.of_unit_rows:
+                raise TransformError(
+                    f"The moments of {name} are not those of rows of unit length: the mean squared norm of the rows, "
+                    f"trace(covariance) + |mean|^2, is {value.mean_squared_norm:.4g} instead of 1, and the pipeline "
+                    "scales every row to unit length first.",
+                    remedy=f"Give the rows, fit({{'{name}': array}}), or Moments.from_rows(unit_rows(array)). "
+                    "If a store's, check it with `c3 verify`; if loaded, forget them with `c3 means --unload`.",
+                )
         for name, values in given.items():
             ops.check_finite(values)
             if name not in known:
-                known[name] = unit_moments(values)
+                known[name] = unit_moments(values) if unit(name) else Moments.from_rows(values)
         return cls(known, given)
 
     @property
@@ -156,27 +171,18 @@ def first_rows(
     )
 
 
-def fit_moments(store: Store, modality: str, split: str = "train", executor: Executor | None = None) -> Moments:
-    """Return the moments of the L2-normalised embeddings of one split of a store.
-
-    Moments taken from another corpus (`c3 means --load`) come first. A store of normalised embeddings has its own;
-    of another, the rows are read once, in blocks. An ``executor`` merges the moments of shards, to the same bits.
-
-    Raises:
-        StoreError: if the store cannot be read.
-    """
-    if store.info.normalised or modality in store.external_moments()[0]:
-        return store.fitting_moments(modality, split, executor)
-    from ..store import embedding_matrix
-
-    parts = (unit_moments(embedding_matrix(batch)) for batch in store.batches(modality, split=split))
-    return Moments.merge_all(parts, store.info.dim)
-
-
 def read_store(
-    store: Store, rows: bool, pairs: bool, split: str, max_rows: int = MAX_FIT_ROWS, executor: Executor | None = None
+    store: Store,
+    rows: bool,
+    pairs: bool,
+    split: str,
+    unit: Callable[[str], bool],
+    max_rows: int = MAX_FIT_ROWS,
+    executor: Executor | None = None,
 ) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
     """Return moments of one split of a store, with ``rows`` or ``pairs`` also embeddings, and where they come from.
+
+    The moments are of rows at unit length for the modalities for which ``unit`` says so, else of the rows as they are.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -184,7 +190,12 @@ def read_store(
     """
     external, _ = store.external_moments()
     modalities = dict.fromkeys([*store.modalities, *external])
-    moments = {modality: fit_moments(store, modality, split, executor) for modality in modalities}
+    moments = {
+        modality: store.fitting_moments(modality, split, executor)
+        if unit(modality) or modality in external
+        else store.moments(modality, split, executor)
+        for modality in modalities
+    }
     read = read_rows(store, split, max_rows, paired=pairs) if rows or pairs else {}
     origin: dict[str, Any] = {"model": store.info.model, "split": split}
     if external:
@@ -232,7 +243,26 @@ def sigma_of_captions(store: Store, split: str, max_rows: int = MAX_FIT_ROWS) ->
         )
     texts = first_rows(store, "text", split, max_rows)
     rows = texts.embeddings if store.info.normalised else ops.apply(Unit(), texts.embeddings)
-    return auto_sigma(rows, texts.item_index, fit_moments(store, "text", split).mean)
+    return auto_sigma(rows, texts.item_index, store.fitting_moments("text", split).mean)
+
+
+def sigma_of_arrays(rows: Mapping[str, npt.ArrayLike]) -> tuple[float, str]:
+    """Return sigma by the rule of ``auto`` from the rows of ``text``, and what it rests on.
+
+    Texts are those of one image where rows of ``image``, one for each text, are the same; else each is of its own.
+
+    Raises:
+        TransformError: if rows are not numbers of shape (n, d).
+    """
+    texts = ops.as_rows(rows["text"], "rows of text")
+    ops.check_finite(texts)
+    texts = ops.apply(Unit(), texts)
+    items = np.arange(len(texts))
+    if "image" in rows:
+        images = ops.as_rows(rows["image"], "rows of image")
+        if len(images) == len(texts):
+            items = np.unique(images, axis=0, return_inverse=True)[1].reshape(-1)
+    return auto_sigma(texts, items, Moments.from_rows(texts).mean)
 
 
 def _moments_in(moments: Mapping[str, Moments], modality: str, step: str) -> Moments:

@@ -213,12 +213,17 @@ def check_finite(x: Rows) -> None:
 
 
 def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Rows:
-    """Return a new float32 (n, d) array of ``x``.
+    """Return a new float32 (n, d) array of ``x``: an array, a list of lists, or a torch tensor on any device.
 
     Raises:
         TransformError: if ``x`` does not have two dimensions, or is not of numbers.
     """
-    source = np.asarray(x)
+    if hasattr(x, "detach"):  # a tensor: it may need a gradient, or be of bfloat16, which numpy has not
+        x = x.detach().cpu().float().numpy()
+    try:
+        source = np.asarray(x)
+    except (ValueError, TypeError) as error:
+        raise TransformError(f"{name} must be numbers of shape (n, d) ({error}).") from error
     if source.ndim != 2 or source.dtype.kind not in "fiu":
         raise TransformError(
             f"{name} must be numbers of shape (n, d), not {source.dtype} of shape {source.shape}.",

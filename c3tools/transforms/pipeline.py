@@ -1,6 +1,6 @@
 """Pipelines: ordered steps that are fitted once, saved, and applied anywhere.
 
-    pipeline = preset("c3", sigma=0.1).fit(moments)
+    pipeline = preset("c3", sigma=0.1).fit({"image": images, "text": texts})  # arrays; or a store; or moments
     train_inputs = pipeline.transform(texts, modality="text", training=True, keys=keys, seed=0, epoch=3)
     test_inputs = pipeline.transform(images, modality="image")
 
@@ -22,10 +22,10 @@ from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
-from .fitting import MAX_FIT_ROWS, FitData, read_store, sigma_of_captions
+from .fitting import MAX_FIT_ROWS, FitData, read_store, sigma_of_arrays, sigma_of_captions
 from .operations import Rows
 from .recipe import make_recipe, parse_config, read_recipe, write_recipe
-from .steps import Step
+from .steps import Role, Step, order_findings
 
 if TYPE_CHECKING:
     from ..executors import Executor
@@ -58,7 +58,7 @@ class Pipeline:
         self.strict = strict
         self.dim: int | None = None
         self.provenance: dict[str, Any] = {}
-        findings = _order_findings(self.steps)
+        findings = order_findings(self.steps)
         if findings:
             text = f"The pipeline {name!r} is in an order that no method means: " + " ".join(findings)
             if strict:
@@ -106,6 +106,11 @@ class Pipeline:
         """Return the noise per dimension; ``auto`` until it is settled, None where there is no Gaussian noise."""
         return next((step.settings["sigma"] for step in self.steps if step.noisy and "sigma" in step.settings), None)
 
+    def _takes_unit_rows(self, modality: str) -> bool:
+        """Return whether what is fitted is fitted on rows that the first step has scaled to unit length."""
+        first = self.steps[0] if any(step.fits for step in self.steps) else None
+        return first is not None and first.keeps_unit and first.applies(modality, training=False)
+
     @property
     def _needs_sigma(self) -> bool:
         return any(step.needs_sigma for step in self.steps)
@@ -130,11 +135,12 @@ class Pipeline:
 
         A store is read as far as the steps need it: its moments, the first rows, or the first pairs by key. Moments
         that `c3 means --load` took from another corpus stand in for its own. A sigma of ``auto`` is settled by the
-        rule of `c3tools.transforms.sigma`, from the captions of a store alone.
+        rule of `c3tools.transforms.sigma`, from the texts of a store or the array ``text``. Of arrays, texts are of one
+        image where there are as many image rows and those of these texts are the same.
 
         Args:
-            data: a store; or, by modality, `Moments` of L2-normalised embeddings over the train split, or embeddings
-                (n, d), which are the same as ``rows``.
+            data: a store; or, by modality, embeddings (n, d), of any norm, which are the same as ``rows``; or, by
+                modality, `Moments` over the train split, of embeddings at unit length where the first step normalises.
             rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where pairs are needed,
                 row i of one modality belongs to row i of the other. They also give moments that are not given. A store
                 has its own.
@@ -145,7 +151,7 @@ class Pipeline:
 
         Raises:
             TransformError: if something is missing, of another dimension, not finite, or of a split that is not
-                for fitting.
+                for fitting, or if moments are not of unit rows.
             StoreError: if the store cannot be read.
         """
         origin: dict[str, Any] = {}
@@ -159,7 +165,9 @@ class Pipeline:
                     arrays[name] = value
         elif hasattr(data, "external_moments"):
             self._check_split(split)
-            moments, read, origin = read_store(data, self.needs_rows, self.needs_pairs, split, max_rows, executor)
+            moments, read, origin = read_store(
+                data, self.needs_rows, self.needs_pairs, split, self._takes_unit_rows, max_rows, executor
+            )
             arrays = dict(read)
             if self._needs_sigma:
                 sigma, origin["sigma"] = sigma_of_captions(data, split, max_rows)
@@ -169,13 +177,15 @@ class Pipeline:
                 f"A pipeline is fitted on a store, or on moments or arrays by modality, not on {type(data).__name__}.",
                 remedy='For example fit({"image": array, "text": array}).',
             )
+        if self._needs_sigma and "text" in arrays:
+            sigma, origin["sigma"] = sigma_of_arrays(arrays)
+            self.settle_sigma(sigma)
         if self._needs_sigma:
             raise TransformError(
-                f"The pipeline {self.name!r} has the sigma 'auto', which takes the captions of a store; it was given "
-                "moments or arrays.",
-                remedy="Fit it on a Store, or give sigma a number, as in preset('c3', sigma=0.1).",
+                f"The pipeline {self.name!r} has the sigma 'auto', which is found from texts, and it was given none.",
+                remedy="Fit it on a Store or on {'text': array}, or give sigma a number: preset('c3', sigma=0.1).",
             )
-        fit_data = FitData.of(moments, arrays)
+        fit_data = FitData.of(moments, arrays, self._takes_unit_rows)
         self.dim = fit_data.dim
         sizes = {name: m.n for name, m in sorted(fit_data.moments.items())}
         for position, step in enumerate(self.steps):
@@ -193,7 +203,7 @@ class Pipeline:
         self,
         x: npt.ArrayLike,
         *,
-        modality: str = "text",
+        modality: str | None = None,
         training: bool = False,
         keys: Sequence[str] | None = None,
         seed: int = 0,
@@ -202,18 +212,20 @@ class Pipeline:
         """Return transformed embeddings, float32 (n, d); ``x`` is left as it is.
 
         Args:
-            x: (n, d) embeddings, any float dtype.
-            modality: whose means apply.
+            x: (n, d) embeddings, any float dtype: an array, a list or a tensor.
+            modality: what the rows are, which decides whose means apply. It may be left out where it makes no
+                difference, and where the pipeline was fitted for one modality alone.
             training: whether these are training inputs: only then is noise added.
             keys: one per row, needed where noise is added: it is drawn from (seed, epoch, key).
             seed: of the noise.
             epoch: of the training; each has other noise.
 
         Raises:
-            TransformError: if the pipeline is not fitted, the dimension is another, a value is not finite, a row
-                has norm 0, or keys are missing.
+            TransformError: if the pipeline is not fitted, the modality is missing, the dimension is another, a value is
+                not finite, a row has norm 0, or keys are missing.
         """
         self.check_fitted()
+        modality = self.choose_modality(modality, "training" if training else "inference")
         rows = ops.as_rows(x)
         self.check_dim(rows.shape[1])
         ops.check_finite(rows)
@@ -226,6 +238,25 @@ class Pipeline:
                     draws += 1
                 rows = ops.apply(operation, rows, noise)
         return rows
+
+    def choose_modality(self, modality: str | None, *roles: Role) -> str:
+        """Return ``modality``; for None the only one that inputs of these roles can be of.
+
+        Raises:
+            TransformError: if it is None, and the steps treat several modalities in different ways.
+        """
+        if modality is not None:
+            return modality
+        steps = [step for step in self.steps if step.role in ("both", *roles)]
+        named = {key.partition("/")[2] for step in steps for key in step.state if "/" in key}
+        named |= {name for step in steps for name in step.modalities or ()}
+        known = sorted(named | self.provenance.get("n", {}).keys()) if named else []
+        if len(known) > 1:
+            raise TransformError(
+                f"The pipeline {self.name!r} is fitted for {' and '.join(known)}, and treats them in different ways.",
+                remedy=f"Say what these embeddings are of: {' or '.join(f'modality={name!r}' for name in known)}.",
+            )
+        return known[0] if known else "text"  # for no modality in particular, any name does
 
     def active_steps(self, modality: str, training: bool) -> list[Step]:
         """Return the steps that apply to inputs of this modality and role, in order."""
@@ -348,47 +379,3 @@ class Pipeline:
             if self.strict:
                 raise TransformError(text, remedy="Fit on the train split.")
             warnings.warn(text, OrderWarning, stacklevel=3)
-
-
-def _order_findings(steps: Sequence[Step]) -> list[str]:
-    """Return what is wrong with the order and the roles of ``steps``, one sentence each.
-
-    The method is normalise, collapse, corrupt, re-normalise. What breaks it does not fail, it silently costs accuracy
-    (C3, Zhang et al., ICLR 2024): noise on validation inputs, means subtracted twice, no re-normalisation.
-    """
-    findings = []
-    for step in steps:
-        if step.noisy and step.role != "training":
-            findings.append(
-                f"{step.kind} has the role {step.role}: noise belongs on training inputs only, "
-                "never on validation or inference inputs."
-            )
-    for role in ("training", "inference"):
-        findings += _path_findings([step for step in steps if step.role in ("both", role)], role)
-    return list(dict.fromkeys(findings))
-
-
-def _path_findings(path: Sequence[Step], role: str) -> list[str]:
-    findings = []
-    unit = changed = False
-    noise: Step | None = None
-    centred: Step | None = None
-    for step in path:
-        if step.needs_unit and not unit:
-            after = f"and comes after {centred.kind}" if centred else "and there is no normalize before it"
-            findings.append(f"{step.kind} is fitted on vectors of unit norm {after}.")
-        if step.centres:
-            if noise is not None:
-                findings.append(
-                    f"{noise.kind} comes before {step.kind}: noise is added to centred vectors, so centre first."
-                )
-            if centred is not None:
-                findings.append(f"{step.kind} comes after {centred.kind}: the mean would be subtracted twice.")
-            centred = step
-        if step.noisy:
-            noise = step
-        unit = step.keeps_unit
-        changed = changed or not step.keeps_unit
-    if changed and not unit:
-        findings.append(f"{role} inputs end without normalize: decoders and searches expect unit norm.")
-    return findings

@@ -7,6 +7,7 @@ z is standard normal and drawn by the pipeline, keyed by (seed, epoch, key of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -343,3 +344,47 @@ class AdaptiveNoise(Step):
 def _complement(unit: Array) -> Array:
     """Return the projection (d, d) onto the complement of the unit vector (d,)."""
     return np.asarray(np.eye(len(unit)) - np.outer(unit, unit))
+
+
+def order_findings(steps: Sequence[Step]) -> list[str]:
+    """Return what is wrong with the order and the roles of ``steps``, one sentence each.
+
+    The method is normalise, collapse, corrupt, re-normalise. What breaks it does not fail, it silently costs accuracy
+    (C3, Zhang et al., ICLR 2024): noise on validation inputs, means subtracted twice, no re-normalisation.
+    """
+    findings = []
+    for step in steps:
+        if step.noisy and step.role != "training":
+            findings.append(
+                f"{step.kind} has the role {step.role}: noise belongs on training inputs only, "
+                "never on validation or inference inputs."
+            )
+    for role in ("training", "inference"):
+        findings += _path_findings([step for step in steps if step.role in ("both", role)], role)
+    return list(dict.fromkeys(findings))
+
+
+def _path_findings(path: Sequence[Step], role: str) -> list[str]:
+    findings = []
+    unit = changed = False
+    noise: Step | None = None
+    centred: Step | None = None
+    for step in path:
+        if step.needs_unit and not unit:
+            after = f"and comes after {centred.kind}" if centred else "and there is no normalize before it"
+            findings.append(f"{step.kind} is fitted on vectors of unit norm {after}.")
+        if step.centres:
+            if noise is not None:
+                findings.append(
+                    f"{noise.kind} comes before {step.kind}: noise is added to centred vectors, so centre first."
+                )
+            if centred is not None:
+                findings.append(f"{step.kind} comes after {centred.kind}: the mean would be subtracted twice.")
+            centred = step
+        if step.noisy:
+            noise = step
+        unit = step.keeps_unit
+        changed = changed or not step.keeps_unit
+    if changed and not unit:
+        findings.append(f"{role} inputs end without normalize: decoders and searches expect unit norm.")
+    return findings

@@ -28,18 +28,18 @@ class TransformModule(nn.Module):
 
     Args:
         pipeline: fitted.
-        modality: what the inputs are.
+        modality: what the inputs are; needed where the pipeline is fitted for several modalities.
         seed: of noise that is drawn from keys.
 
     Raises:
         TransformError: if the pipeline is not fitted, or not for this modality.
     """
 
-    def __init__(self, pipeline: Pipeline, modality: str = "text", *, seed: int = 0) -> None:
+    def __init__(self, pipeline: Pipeline, modality: str | None = None, *, seed: int = 0) -> None:
         super().__init__()
         pipeline.check_fitted()
         self.pipeline = pipeline
-        self.modality = modality
+        self.modality = modality = pipeline.choose_modality(modality, "training", "inference")
         self.seed = seed
         self._steps: list[tuple[Any, bool, bool]] = []
         for training in (True, False):

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from c3tools.errors import StoreError
-from c3tools.moments import load_moments
+from c3tools.moments import load_moments, save_moments
+from c3tools.store import Store
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
+from c3tools.transforms import preset
 from tests.conftest import make_store, unit_rows
+from tests.stores import gap_store
 
 
 def test_the_table_is_that_of_the_rows(tmp_path: Path) -> None:
@@ -61,6 +64,20 @@ def test_moments_of_another_model_or_dimension_are_refused(tmp_path: Path) -> No
     (tmp_path / "bad").write_bytes(b"\x00" * 40)
     with pytest.raises(StoreError, match="not a readable moments file"):
         load_means(store, tmp_path / "bad")
+
+
+def test_means_are_those_of_rows_at_unit_length(tmp_path: Path) -> None:
+    raw = Store.open(gap_store(tmp_path / "raw", dtype="float32", normalised=False))
+    saved = save_means(raw, tmp_path / "m.safetensors")
+    rows = raw.load("text", "train").embeddings.astype(np.float64)
+    expected = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(saved["text"].mean, expected, atol=1e-7)
+    load_means(raw, tmp_path / "m.safetensors")
+    np.testing.assert_allclose(preset("c3").fit(raw).steps[1].state["mean/text"], expected, atol=1e-7)
+    other = {name: raw.moments(name, "train") for name in raw.modalities}
+    save_moments(tmp_path / "raw.safetensors", other, {})
+    with pytest.raises(StoreError, match=r"image moments .* squared norm of the rows is 9 instead of 1"):
+        load_means(raw, tmp_path / "raw.safetensors")
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from c3tools.errors import TransformError
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Store
-from c3tools.transforms import Pipeline, preset
-from c3tools.transforms.fitting import fit_moments, read_rows
-from c3tools.transforms.sigma import auto_sigma
+from c3tools.transforms import Collapse, Normalize, OrderWarning, Pipeline, preset
+from c3tools.transforms.fitting import read_rows
+from c3tools.transforms.sigma import PUBLISHED_SIGMA, auto_sigma
+from tests.conftest import unit_rows
 from tests.stores import gap_store, make_vectors, unit
 
 from .conftest import Pairs
@@ -59,7 +61,7 @@ def test_moments_of_a_store_that_is_not_normalised(tmp_path: Path) -> None:
     store = Store.open(gap_store(tmp_path / "raw", dtype="float32", normalised=False))
     train = np.arange(180) // 2 % 3 > 0
     expected = unit(make_vectors()[1].astype(np.float64))[train]
-    moments = fit_moments(store, "text")
+    moments = store.fitting_moments("text")
     assert moments.n == 120
     np.testing.assert_allclose(moments.mean, expected.mean(axis=0), atol=1e-7)
 
@@ -97,7 +99,119 @@ def test_other_splits_are_refused(store: Store) -> None:
         preset("c3").fit(store, split="test")
 
 
+class TestUnitLength:
+    """Moments are those of rows at unit length, as `transform` makes them."""
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_the_mean_squared_norm_is_that_of_the_rows(self, pairs: Pairs, dtype: type) -> None:
+        moments = Moments.from_rows(pairs.x.astype(dtype) * dtype(3))
+        expected = float((np.linalg.norm((pairs.x.astype(dtype) * dtype(3)).astype(np.float64), axis=1) ** 2).mean())
+        assert moments.mean_squared_norm == pytest.approx(expected, rel=1e-12)
+        assert not moments.of_unit_rows
+        assert Moments.from_rows(pairs.x.astype(dtype)).of_unit_rows
+
+    @pytest.mark.parametrize("n", [1, 2, 5])
+    def test_few_rows(self, pairs: Pairs, n: int) -> None:
+        assert Moments.from_rows(pairs.x[:n]).of_unit_rows
+        assert not Moments.from_rows(pairs.x[:n] * 1.02).of_unit_rows
+
+    def test_bfloat16_is_unit(self, pairs: Pairs) -> None:
+        assert Moments.from_rows(torch.tensor(pairs.x).bfloat16().float().numpy()).of_unit_rows
+
+    @pytest.mark.parametrize("name", ["c3", "whiten", "gap-shift", "c3-span"])
+    def test_moments_of_other_rows_are_refused(self, pairs: Pairs, name: str) -> None:
+        raw = {"image": Moments.from_rows(pairs.x), "text": Moments.from_rows(pairs.y * 10)}
+        with pytest.raises(TransformError, match=r"moments of text .* is 100 instead of 1[\s\S]*unit_rows\(array\)"):
+            preset(name).fit(raw)
+
+    def test_arrays_of_any_norm_are_fitted_as_they_are_transformed(self, pairs: Pairs) -> None:
+        lengths = np.random.default_rng(0).uniform(0.1, 20, (len(pairs.x), 1))
+        pipeline = preset("c3").fit({"image": pairs.x * lengths, "text": pairs.y * lengths})
+        np.testing.assert_allclose(mean_of(pipeline, "image"), pairs.x.mean(axis=0), atol=1e-6)
+
+    def test_steps_that_fit_nothing_take_any_moments(self, pairs: Pairs) -> None:
+        raw = {"text": Moments.from_rows(pairs.y * 10)}
+        for name in ("c1", "c2-corrupt", "lafite"):
+            assert preset(name).fit(raw).provenance["n"] == {"text": 120}
+
+    def test_a_pipeline_that_keeps_norms_is_fitted_on_the_rows_as_they_are(self, tmp_path: Path) -> None:
+        store = Store.open(gap_store(tmp_path / "raw", dtype="float32", normalised=False))
+        rows = {name: store.load(name, "train").embeddings for name in store.modalities}
+        raw = {name: Moments.from_rows(values) for name, values in rows.items()}
+        for data in (store, rows, raw):
+            with pytest.warns(OrderWarning):
+                pipeline = Pipeline([Collapse(), Normalize()], strict=False)
+            mean = pipeline.fit(data).steps[0].state["mean/text"]
+            np.testing.assert_allclose(mean, rows["text"].astype(np.float64).mean(axis=0), atol=1e-7)
+
+    def test_loaded_moments_of_other_rows_are_refused(self, store: Store, pairs: Pairs) -> None:
+        raw = Moments.from_rows(unit_rows(50, 16) * 7)
+        save_moments(store.external_path, {"image": raw}, {"split": "train"})  # as a store of before may have them
+        with pytest.raises(TransformError, match=r"moments of image .* is 49 instead of 1[\s\S]*c3 means --unload"):
+            preset("c3").fit(store)
+
+
+class TestModality:
+    """`transform` knows whose means apply, or asks."""
+
+    def test_it_is_asked_for_where_several_are_fitted(self, pairs: Pairs, tmp_path: Path) -> None:
+        pipeline = preset("c3").fit(pairs.moments)
+        for each in (pipeline, Pipeline.load(pipeline.save(tmp_path / "p"))):
+            with pytest.raises(TransformError, match=r"image and text.*\n.*modality='image' or modality='text'"):
+                each.transform(pairs.x)
+
+    @pytest.mark.parametrize("modality", ["image", "text"])
+    def test_the_only_one_is_taken(self, pairs: Pairs, modality: str) -> None:
+        pipeline = preset("c3").fit({modality: pairs.x})
+        assert (pipeline.transform(pairs.x) == pipeline.transform(pairs.x, modality=modality)).all()
+        np.testing.assert_allclose(pipeline.transform(pairs.x), unit(pairs.x - pairs.x.mean(axis=0)), atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["decap", "ridge"])
+    def test_a_step_for_one_of_two(self, pairs: Pairs, name: str) -> None:
+        pipeline = preset(name).fit(pairs.moments, pairs.rows)
+        with pytest.raises(TransformError, match="fitted for image and text"):
+            pipeline.transform(pairs.x)
+        assert (pipeline.transform(pairs.y, training=True) == pipeline.transform(pairs.y, modality="text")).all()
+
+    @pytest.mark.parametrize("name", ["c1", "project-out-gap", "lafite"])
+    def test_it_makes_no_difference(self, pairs: Pairs, name: str) -> None:
+        pipeline = preset(name).fit(pairs.moments)
+        for modality in ("image", "text"):
+            assert (pipeline.transform(pairs.x) == pipeline.transform(pairs.x, modality=modality)).all()
+
+    def test_it_is_unknown(self, pairs: Pairs) -> None:
+        with pytest.raises(TransformError, match="not fitted for the modality 'audio'; it knows image, text"):
+            preset("c3").fit(pairs.moments).transform(pairs.x, modality="audio")
+
+
+@pytest.mark.parametrize("kind", ["list", "float16", "tensor", "bfloat16", "gradient"])
+def test_what_stands_for_an_array(pairs: Pairs, kind: str) -> None:
+    make = {
+        "list": lambda x: x.tolist(),
+        "float16": lambda x: x.astype(np.float16),
+        "tensor": torch.tensor,
+        "bfloat16": lambda x: torch.tensor(x, dtype=torch.bfloat16),
+        "gradient": lambda x: torch.tensor(x, requires_grad=True),
+    }[kind]
+    pipeline = preset("c3", sigma="auto").fit({"image": make(pairs.x), "text": make(pairs.y)})
+    got = pipeline.transform(make(pairs.x), modality="image")
+    np.testing.assert_allclose(got, unit(pairs.x - pairs.x.mean(axis=0)), atol=2e-2 if kind == "bfloat16" else 2e-3)
+    assert got.dtype == np.float32
+
+
+def test_rows_of_different_lengths_are_no_array() -> None:
+    with pytest.raises(TransformError, match=r"rows of image must be numbers of shape \(n, d\)"):
+        preset("c3").fit({"image": [[1.0, 2.0], [3.0]]})
+
+
 class TestSigma:
+    def test_auto_is_settled_by_an_array_of_texts(self, store: Store) -> None:
+        images, texts = store.pairs(split="train").arrays()  # an image stands once for each of its texts
+        pipeline = preset("c3", sigma="auto").fit({"image": images, "text": texts})
+        assert pipeline.sigma == pytest.approx(preset("c3", sigma="auto").fit(store).sigma, rel=1e-3)
+        alone = preset("c3", sigma="auto").fit({"text": texts})
+        assert alone.sigma == PUBLISHED_SIGMA and "every image has one caption" in alone.provenance["sigma"]
+
     @pytest.mark.parametrize("name", ["c3", "c3-span"])
     def test_auto_is_settled_by_the_captions_of_a_store(self, store: Store, name: str, tmp_path: Path) -> None:
         pipeline = preset(name, sigma="auto")

@@ -20,7 +20,7 @@ import numpy as np
 from c3tools.transforms import Pipeline
 pipeline = Pipeline.load({folder!r})
 x = np.random.default_rng(0).normal(size=(5, 24))
-pipeline.transform(x, training=True, keys=list("abcde"))
+pipeline.transform(x, modality="text", training=True, keys=list("abcde"))
 pipeline.transform(x, modality="image")
 print(" ".join(name for name in {heavy!r} if name in sys.modules))
 """

@@ -116,8 +116,8 @@ def test_moments_merge_to_the_same_fit(shape: tuple[int, int, int], cuts: list[i
 def test_fit_from_rows_equals_fit_from_moments(pairs: Pairs) -> None:
     from_rows = preset("c3").fit(rows={"text": pairs.y * 7, "image": pairs.x})
     from_moments = preset("c3").fit(pairs.moments)
-    a = from_rows.transform(pairs.y)
-    np.testing.assert_allclose(a, from_moments.transform(pairs.y), atol=1e-6)
+    a = from_rows.transform(pairs.y, modality="text")
+    np.testing.assert_allclose(a, from_moments.transform(pairs.y, modality="text"), atol=1e-6)
 
 
 def test_noise_depends_on_seed_epoch_and_key_alone(pairs: Pairs) -> None:
@@ -125,7 +125,7 @@ def test_noise_depends_on_seed_epoch_and_key_alone(pairs: Pairs) -> None:
 
     def draw(rows: list[int], seed: int = 1, epoch: int = 1) -> np.ndarray:
         keys = [pairs.keys[row] for row in rows]
-        return pipeline.transform(pairs.y[rows], training=True, keys=keys, seed=seed, epoch=epoch)
+        return pipeline.transform(pairs.y[rows], modality="text", training=True, keys=keys, seed=seed, epoch=epoch)
 
     together = draw([0, 1, 2, 3])
     assert (together[[2, 0]] == draw([2, 0])).all()
@@ -138,7 +138,7 @@ def test_noise_has_the_size_that_sigma_says() -> None:
     steps: list[Step] = [Normalize(), Collapse(), GaussianNoise(0.3), Normalize()]
     pipeline = Pipeline(steps).fit(pairs.moments)
     centred = pairs.y - pairs.y.mean(0)
-    out = pipeline.transform(pairs.y, training=True, keys=pairs.keys).astype(np.float64)
+    out = pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys).astype(np.float64)
     # the noised vector's direction: E cos = |c|^2 / (|c| sqrt(|c|^2 + d sigma^2)) to first order
     norms = np.linalg.norm(centred, axis=1)
     cosines = (out * centred).sum(1) / norms
@@ -149,8 +149,8 @@ def test_noise_has_the_size_that_sigma_says() -> None:
 def test_two_noisy_steps_draw_different_noise(pairs: Pairs) -> None:
     twice = Pipeline([Normalize(), GaussianNoise(0.1), GaussianNoise(0.1), Normalize()])
     once = Pipeline([Normalize(), GaussianNoise(0.2), Normalize()])
-    a = twice.transform(pairs.y, training=True, keys=pairs.keys)
-    b = once.transform(pairs.y, training=True, keys=pairs.keys)
+    a = twice.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
+    b = once.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
     assert not np.allclose(a, b, atol=1e-3)
 
 
@@ -227,7 +227,7 @@ def test_moments_unknown_after_renormalising_need_rows(pairs: Pairs) -> None:
 def test_input_is_left_alone(pairs: Pairs) -> None:
     y = pairs.y.astype(np.float32)
     before = y.copy()
-    preset("c3").fit(pairs.moments).transform(y, training=True, keys=pairs.keys)
+    preset("c3").fit(pairs.moments).transform(y, modality="text", training=True, keys=pairs.keys)
     assert (y == before).all()
 
 
@@ -235,7 +235,7 @@ def test_input_is_left_alone(pairs: Pairs) -> None:
 def test_input_dtypes(pairs: Pairs, dtype: type) -> None:
     pipeline = preset("c3").fit(pairs.moments)
     expected = unit(unit(pairs.y.astype(dtype).astype(np.float64)) - pairs.y.mean(0))
-    np.testing.assert_allclose(pipeline.transform(pairs.y.astype(dtype)), expected, atol=2e-6)
+    np.testing.assert_allclose(pipeline.transform(pairs.y.astype(dtype), modality="text"), expected, atol=2e-6)
 
 
 def test_rows_do_not_depend_on_their_block(pairs: Pairs) -> None:
@@ -254,11 +254,11 @@ def test_very_short_vectors_keep_their_direction() -> None:
 class TestRefusals:
     def test_unfitted(self, pairs: Pairs) -> None:
         with pytest.raises(TransformError, match=r"not fitted.*collapse"):
-            preset("c3").transform(pairs.y)
+            preset("c3").transform(pairs.y, modality="text")
 
     def test_other_dimension_gives_both_numbers(self, pairs: Pairs) -> None:
         with pytest.raises(TransformError, match=r"24 dimensions; these have 10[\s\S]*same model"):
-            preset("c3").fit(pairs.moments).transform(pairs.y[:, :10])
+            preset("c3").fit(pairs.moments).transform(pairs.y[:, :10], modality="text")
 
     def test_other_modality(self, pairs: Pairs) -> None:
         pipeline = preset("c3").fit({"text": pairs.moments["text"]})
@@ -280,7 +280,7 @@ class TestRefusals:
         y = pairs.y.copy()
         y[[4, 9], 3] = value
         with pytest.raises(TransformError, match=r"2 of 120 rows hold NaN or infinity; the first is row 4"):
-            preset("c3").fit(pairs.moments).transform(y)
+            preset("c3").fit(pairs.moments).transform(y, modality="text")
         with pytest.raises(TransformError, match="NaN or infinity"):
             preset("c3").fit(rows={"text": y})
 
@@ -292,7 +292,7 @@ class TestRefusals:
         y = pairs.y.copy()
         y[7] = 0
         with pytest.raises(TransformError, match="Row 7 has norm 0"):
-            preset("c1").fit().transform(y)
+            preset("c1").fit().transform(y, modality="text")
 
     def test_one_vector_without_its_axis(self, pairs: Pairs) -> None:
         with pytest.raises(TransformError, match=r"shape \(24,\)[\s\S]*v\[None, :\]"):
@@ -301,9 +301,9 @@ class TestRefusals:
     def test_noise_without_keys(self, pairs: Pairs) -> None:
         pipeline = preset("c3").fit(pairs.moments)
         with pytest.raises(TransformError, match="keys="):
-            pipeline.transform(pairs.y, training=True)
+            pipeline.transform(pairs.y, modality="text", training=True)
         with pytest.raises(TransformError, match="3 keys for 120 rows"):
-            pipeline.transform(pairs.y, training=True, keys=["a", "b", "c"])
+            pipeline.transform(pairs.y, modality="text", training=True, keys=["a", "b", "c"])
 
     def test_no_rows_for_a_step_that_needs_them(self, pairs: Pairs) -> None:
         with pytest.raises(TransformError, match=r"memory-projection is fitted on text rows"):

@@ -153,7 +153,7 @@ def test_outputs_have_unit_norm(name: str, pairs: Pairs) -> None:
     pipeline = fitted(name, pairs)
     for out in (
         pipeline.transform(pairs.x, modality="image"),
-        pipeline.transform(pairs.y, training=True, keys=pairs.keys),
+        pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys),
     ):
         np.testing.assert_allclose(np.linalg.norm(out.astype(np.float64), axis=1), 1, atol=1e-6)
 

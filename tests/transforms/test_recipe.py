@@ -20,7 +20,9 @@ def test_saved_and_loaded_pipelines_give_the_same_bits(name: str, pairs: Pairs, 
     loaded = Pipeline.load(pipeline.save(tmp_path / "p"))
     for modality, rows in pairs.rows.items():
         assert (loaded.transform(rows, modality=modality) == pipeline.transform(rows, modality=modality)).all()
-    noised = [p.transform(pairs.y, training=True, keys=pairs.keys, epoch=3) for p in (pipeline, loaded)]
+    noised = [
+        p.transform(pairs.y, modality="text", training=True, keys=pairs.keys, epoch=3) for p in (pipeline, loaded)
+    ]
     assert (noised[0] == noised[1]).all()
     assert (loaded.name, loaded.dim, loaded.provenance) == (pipeline.name, pipeline.dim, pipeline.provenance)
 

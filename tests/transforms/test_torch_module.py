@@ -72,6 +72,9 @@ def test_module_refusals(pairs: Pairs) -> None:
     with pytest.raises(TransformError, match="not fitted for the modality 'image'"):
         TransformModule(pipeline, "image")
     module = TransformModule(pipeline).train()
+    assert module.modality == "text"
+    with pytest.raises(TransformError, match=r"fitted for image and text.*\n.*modality='image' or modality='text'"):
+        TransformModule(preset("c3").fit(pairs.moments))
     with pytest.raises(TransformError, match="24 dimensions; these have 3"):
         module(torch.zeros(2, 3))
     with pytest.raises(TransformError, match="1 keys for 2 rows"):
@@ -94,7 +97,7 @@ def test_loader_gives_the_pipelines_rows(dataset: EmbeddingDataset, pairs: Pairs
     batch = next(iter(DataLoader(dataset, batch_size=5)))
     assert batch["caption"] == [f"caption {i}" for i in range(5)]
     expected = dataset.pipeline.transform(
-        pairs.y[:5].astype(np.float32), training=True, keys=pairs.keys[:5], seed=3, epoch=7
+        pairs.y[:5].astype(np.float32), modality="text", training=True, keys=pairs.keys[:5], seed=3, epoch=7
     )
     assert torch.equal(batch["embedding"], torch.from_numpy(expected))
 
@@ -128,6 +131,6 @@ def test_rows_of_a_store(tmp_path: Path) -> None:
     train = EmbeddingDataset(store.load("text", "train"), pipeline, training=True)
     assert len(train) == 120
     keys, expected = train.rows.keys[5:8], train.rows.embeddings[5:8]
-    noised = pipeline.transform(expected, training=True, keys=keys)
+    noised = pipeline.transform(expected, modality="text", training=True, keys=keys)
     assert all((train[5 + i]["embedding"].numpy() == noised[i]).all() for i in range(3))
     assert train[5]["caption"] == train.rows.captions[5]
