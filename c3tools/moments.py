@@ -100,7 +100,7 @@ class Moments:
 
     @property
     def of_unit_rows(self) -> bool:
-        """Whether the rows can have been of unit length: their mean squared norm is 1, to the precision of float16."""
+        """Return whether the rows can be of unit length: their mean squared norm is 1, to the precision of float16."""
         return self.n == 0 or abs(self.mean_squared_norm - 1) <= _UNIT_TOLERANCE
 
     def merge(self, other: Moments) -> Moments:

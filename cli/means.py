@@ -60,6 +60,8 @@ def means(
         if save is not None:
             _print_saved(save, save_means(opened, save, split=split, executor=runner))
         found = compute_means(opened, executor=runner)
+    if opened.split_note:
+        message(opened.split_note)
     if write_json(found.to_dict(), json):
         print_table(found.table())
         if found.gap_length is not None:

@@ -206,7 +206,7 @@ def _described(store: Store, images: Rows, split: str, references: dict[str, lis
     if not kept.any():
         raise MetricError(
             f"The store {store.path} has no images with captions in the split {split!r}.",
-            remedy="Name another with --split.",
+            remedy=f"Name another with --split; of the images there are {store.list_splits('image')}.",
         )
     return own.select(kept), int((~kept).sum())
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import devices
+from ..corpus.splits import STANDARD
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError
 from ..metrics.captions import PROMPT, CaptionScores, clip_score, ref_clip_score, score_captions
@@ -143,6 +144,8 @@ def evaluate_captions(
         if magic:
             encoder = _encoder_of(store, device, precision, reporter)
         images = _images_of(store, decoder, split)
+        if store.split_note and split in STANDARD:
+            reporter.message(store.split_note)
         texts = decoder.caption(embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation)
         left_out = [key for key in images.keys if not known.get(key)]
         own = {key: text for key, text in zip(images.keys, texts, strict=True) if known.get(key)}
@@ -191,9 +194,8 @@ def _images_of(store: Store, captioner: Captioner, split: str) -> Rows:
     captioner.check_model(store.info.model, store.info.dim)
     images = store.load("image", split=split)
     if not len(images):
-        there = ", ".join(f"{name}: {m.n:,}" for name, m in sorted(store.moments_by_split("image").items()))
         raise MetricError(
-            f"The store {store.path} has no images in the split {split!r}; it has {there or 'none'}.",
+            f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
             remedy="Name another with --split, or `--split all`.",
         )
     return images

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .. import devices
+from ..corpus.splits import STANDARD
 from ..devices import Compute
 from ..errors import DecoderError
 from ..reporter import SILENT, Reporter
@@ -242,13 +243,14 @@ def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, l
     """
     train = store.load("text", split)
     if not len(train):
-        there = ", ".join(f"{name}: {m.n:,}" for name, m in sorted(store.moments_by_split("text").items()))
         raise DecoderError(
-            f"The store {store.path} has no captions in the split {split!r}; it has {there or 'none'}.",
+            f"The store {store.path} has no captions in the split {split!r}; it has {store.list_splits('text')}.",
             remedy="Name the split to learn from with --train-split.",
         )
-    notes: list[str] = []
-    if split != "val" and store.moments("text", "val").n:
+    notes = [store.split_note] if store.split_note else []
+    # where rows are split by hash, those of a split that the corpus names are in val too
+    apart = split in STANDARD or store.kept_splits is None
+    if split != "val" and apart and store.count("text", "val"):
         val = store.load("text", "val")
     else:
         train, val = train.hold_out()

@@ -302,7 +302,10 @@ def connect_heads(
         record: dict[str, Any] = {"modalities": list(names), "features": dims, **trained}
         connected = ConnectedHeads(dict(zip(names, heads, strict=True)), shape, record)
         record["scores"] = score_splits(
-            pairs, lambda inputs, side, rows: connected.embed(names[side], inputs.rows(rows).numpy()), names
+            pairs,
+            lambda inputs, side, rows: connected.embed(names[side], inputs.rows(rows).numpy()),
+            names,
+            train_split,
         )
         if run.is_main_process:
             connected.save(output)

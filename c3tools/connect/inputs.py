@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..corpus.splits import STANDARD, describe_rule, kept_splits, split_of
 from ..encoders import ImagePreprocessor, open_image
 from ..errors import ConnectError, StoreError
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
 from ..store.importers import Modality, pair, read_table, read_vectors
-from ..store.rows import Indices, Mask, Matrix, Pairs, Rows, held_out, match_items, number
+from ..store.rows import Indices, Mask, Matrix, Pairs, Rows, held_out, match_items, number, row_splits
 
 _NOT_COLUMNS = ("width", "height", "size")
 _BLOCK_ROWS = 8192
@@ -176,8 +177,10 @@ class PairInputs:
         )
 
     def where(self, split: str) -> PairInputs:
-        """Return the pairs of one split."""
-        return self.select(np.array([own == split for own in self.splits], dtype=bool))
+        """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be asked of all pairs."""
+        kept = kept_splits(self.splits) if split in STANDARD else None
+        named = zip(self.splits, self.items, strict=True)
+        return self.select(np.array([split_of(own, item, kept) == split.lower() for own, item in named], dtype=bool))
 
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
@@ -201,7 +204,11 @@ class PairInputs:
                 remedy="Check that the keys of the two sides (of images and captions) match, or name the split with "
                 "--train-split.",
             )
-        if not len(val) or train_split == "val":
+        rule = describe_rule(self.splits)
+        if rule and train_split in STANDARD:
+            reporter.message(rule)
+        # where rows are split by hash, those of a split that the corpus names are in val too
+        if not len(val) or train_split == "val" or (rule and train_split not in STANDARD):
             held = held_out(train.items)
             train, val = train.select(~held), train.select(held)
             reporter.message(f"There is no val split: {len(val):,} pairs of the split {train_split!r} are held out.")
@@ -272,6 +279,7 @@ class PairedFeatures(Pairs):
     def inputs(self) -> PairInputs:
         """Return all pairs as training draws from them."""
         first, second, rows = self.first, self.second, self.rows
+        splits = row_splits(second.table)
         captions = second.captions if "caption" in second.table.column_names else []
         # a sentence is the same content even where its features differ by rounding
         known = bool(captions) and all(captions)
@@ -283,7 +291,7 @@ class PairedFeatures(Pairs):
             first_rows=self.item_index[rows],
             second_rows=rows,
             items=[first.keys[row] for row in self.item_index[rows]],
-            splits=[second.splits[row] for row in rows],
+            splits=[splits[row] for row in rows],
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..corpus.splits import STANDARD, describe_rule
 from ..errors import ConnectError
 from ..io.files import write_json_atomically, write_text_atomically
 from ..pages.figures import save_figure
@@ -135,9 +136,13 @@ def training_record(state: RunState, settings: TrainingSettings, train: PairInpu
     }
 
 
-def score_splits(pairs: PairInputs, embed: EmbedRows, names: tuple[str, str]) -> dict[str, Any]:
-    """Measure the splits val and test as JSON values; a split of a single item is left out."""
-    parts = {split: pairs.where(split) for split in ("val", "test")}
+def score_splits(pairs: PairInputs, embed: EmbedRows, names: tuple[str, str], train_split: str) -> dict[str, Any]:
+    """Measure the splits val and test as JSON values; a split of a single item is left out.
+
+    None is measured where rows are split by hash and another split is learned from: its rows are in them.
+    """
+    apart = train_split in STANDARD or describe_rule(pairs.splits) is None
+    parts = {split: pairs.where(split) for split in ("val", "test") if apart}
     return {
         split: measure(*part.embed(embed)).to_dict(names) for split, part in parts.items() if len(part.item_rows) > 1
     }

@@ -168,7 +168,10 @@ def connect_towers(
             "augment": augment,
             **trained,
             "scores": score_splits(
-                pairs, lambda inputs, side, rows: towers.embed_rows(inputs, side, rows, run.compute), _NAMES
+                pairs,
+                lambda inputs, side, rows: towers.embed_rows(inputs, side, rows, run.compute),
+                _NAMES,
+                train_split,
             ),
         }
         if run.is_main_process:

@@ -2,12 +2,14 @@
 
 Fitting uses train, checkpoints are chosen on val, scores come from test. A corpus may name its splits in its own
 way (``train2017``, ``restval``, ``validation``); one without splits is split by a stable hash of the key, the
-same on every machine and in every run.
+same on every machine and in every run. So are, in all commands, rows of a corpus that names no row train: see
+`kept_splits`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from ..seeds import stable_fraction
@@ -15,6 +17,8 @@ from ..seeds import stable_fraction
 ALL = "all"
 SALT = "c3tools split"
 HASH_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
+STANDARD = tuple(HASH_FRACTIONS)
+Kept = frozenset[str] | None
 _ALIASES = {
     "train": re.compile(r"(train|training|restval)[-_ ]?\d*"),
     "val": re.compile(r"(val|valid|validation|dev)[-_ ]?\d*"),
@@ -23,16 +27,43 @@ _ALIASES = {
 _NAMED = re.compile(r"(train|val|valid|validation|dev|test)(?:[-_.]?\d.*)?$")
 
 
-def split_of(split: str | None, key: str) -> str:
+def split_of(split: str | None, key: str, kept: Kept = None) -> str:
     """Return the split of a row: ``train``, ``val``, ``test``, or the corpus' own name for something else.
 
     Args:
         split: as the corpus names it; None or an empty string where it names none.
         key: the key that decides where the corpus names none: that of the image, so that an image and its captions
             are in the same split.
+        kept: the splits whose rows stay in them (`kept_splits`); the key decides for the others. None keeps all.
     """
     name = (split or "").strip().lower()
-    return _canonical_name(name) if name else hashed_split(key)
+    name = _canonical_name(name) if name else ""
+    return name if name and (kept is None or name in kept) else hashed_split(key)
+
+
+def kept_splits(names: Iterable[str]) -> Kept:
+    """Return the splits of a corpus whose rows stay in them, from the ``names`` of all; None if every row stays.
+
+    Without rows named train, those that are neither val nor test are split by the hash of their keys; where all rows
+    are named val, so are these. Rows named test are never learned from.
+    """
+    found = set(names)
+    if "train" in found:
+        return None
+    if found == {"val"}:
+        return frozenset()
+    return frozenset({"val", "test"}) if found - {"val", "test"} else None
+
+
+def describe_rule(names: Iterable[str]) -> str | None:
+    """Return a sentence that says which rows are split by hash; None if every row stays in its split."""
+    found = sorted(set(names))
+    kept = kept_splits(found)
+    if kept is None:
+        return None
+    which = "those that are neither val nor test are" if kept else "all are"
+    shares = ", ".join(f"{share:.0%} {name}".replace("%", " %") for name, share in HASH_FRACTIONS.items())
+    return f"No rows are named train (but {', '.join(found)}): {which} split by a stable hash of their keys, {shares}."
 
 
 @lru_cache(maxsize=1024)  # a corpus has few names and many rows

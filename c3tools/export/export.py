@@ -37,7 +37,7 @@ from ..io.float16 import to_float16
 from ..io.locations import kind_of, location, names_in, read_all, remove, size_of, upload
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix, split_mask
-from ..store.rows import keys_of
+from ..store.rows import keys_of, row_splits
 from ..store.shards import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
 from ..transforms import Pipeline, open_pipeline
 from .part_writers import PART_WRITERS, ROLE_COLUMN, Block
@@ -142,6 +142,7 @@ def export_store(
     with open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where:
         if not chosen.fitted:
             chosen.fit(store, executor=where)
+            reporter.message(chosen.describe_fit(store))
         chosen.check_model(store.info.model)
         chosen.check_dim(store.info.dim)
         identity = _prepare(output, store, chosen, settings, overwrite)
@@ -259,6 +260,7 @@ class ExportWork(Work[PartTask, PartResult]):
         counts["training"] += int(training.sum())
         counts["inference"] += int((~training).sum())
         columns = {name: batch.column(name) for name in batch.schema.names if name != "embedding"}
+        columns["split"] = pa.array(row_splits(batch, self.store.kept_splits), type=pa.string())
         columns[ROLE_COLUMN] = pa.array(np.where(training, "training", "inference"), type=pa.string())
         return y, columns
 
@@ -277,7 +279,7 @@ class ExportWork(Work[PartTask, PartResult]):
         role = self.settings["role"]
         if role != "auto" or modality != self.settings["train_on"]:
             return np.full(len(batch), role == "training")
-        return split_mask(batch, "train")
+        return split_mask(batch, "train", self.store.kept_splits)
 
     def _schema(self, modality: str) -> pa.Schema:
         value = pa.float16() if self.settings["dtype"] == "float16" else pa.float32()

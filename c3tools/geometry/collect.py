@@ -149,7 +149,8 @@ def collect(
         train = {name: kept_rows(store, name, "train") for name in names}
         found, working = _read(store, pairing, seed, normalise or loose, train, reporter)
     moments = found.moments or {name: store.moments(name, split) for name in names}
-    train_moments = found.train_moments or {name: store.moments(name, "train") for name in names}
+    none = Moments.empty(store.info.dim)
+    train_moments = found.train_moments or {name: store.moments_by_split(name).get("train", none) for name in names}
     fit_moments, fitted_on = _fit_moments(moments, train_moments, split)
     return Collected(
         store=store,
@@ -161,7 +162,11 @@ def collect(
         sums=found.sums,
         working=working,
         subset_names=pairing.subset_names,
-        notes=[*pairing.notes, *_row_notes(checks, normalise or loose)],
+        notes=[
+            *([store.split_note] if store.split_note else []),
+            *pairing.notes,
+            *_row_notes(checks, normalise or loose),
+        ],
     )
 
 
@@ -238,11 +243,11 @@ def _require_rows(store: Store, pairing: Pairing, split: str | None) -> None:
 
 def _require_count(store: Store, modality: str, count: int, split: str | None) -> None:
     if count < MIN_ROWS:
-        where = "" if split in (None, ALL) else f" in the split {split!r}"
+        every = split in (None, ALL)
         raise StoreError(
-            f"The modality {modality!r} of the store {store.path} has {count} rows{where}; a report needs at least "
-            f"{MIN_ROWS}.",
-            remedy="Embed more, or choose another --split.",
+            f"The modality {modality!r} of the store {store.path} has {count} rows"
+            f"{'' if every else f' in the split {split!r}'}; a report needs at least {MIN_ROWS}.",
+            remedy="Embed more." if every else f"Choose another --split; there are {store.list_splits(modality)}.",
         )
 
 

@@ -99,7 +99,7 @@ def pair_rows(store: Store, first: str, second: str, *, split: str | None = None
         notes.append(
             f"Several {first} rows belong to one item; the first of them is paired with each {second} row of the item."
         )
-    keep = {name: split_mask(tables[name], split) for name in (first, second)}
+    keep = {name: split_mask(tables[name], split, store.kept_splits) for name in (first, second)}
     kept = np.flatnonzero(keep[first])
     found = match_items(items[first].filter(pa.array(keep[first])), items[second])
     matched = (found >= 0) & keep[second]
@@ -112,7 +112,7 @@ def pair_rows(store: Store, first: str, second: str, *, split: str | None = None
 
 def kept_rows(store: Store, modality: str, split: str | None) -> Mask:
     """Return which rows of a modality are in a split: bool (n,), all of them for None or ``all``."""
-    return split_mask(_read_columns(store, modality, split, None), split)
+    return split_mask(_read_columns(store, modality, split, None), split, store.kept_splits)
 
 
 class Batches:

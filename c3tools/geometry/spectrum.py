@@ -12,7 +12,6 @@ from ..moments import Array, Moments
 from ..store.reader import Store
 
 EXPLAINED = 0.99
-_UNIT_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,21 +172,17 @@ def gaps_between_modalities(store: Store, *, split: str | None = None) -> list[d
         store: the store.
         split: the rows of this split only.
     """
-    moments = {name: store.moments(name, split) for name in store.modalities}
+    moments = {
+        name: store.moments(name, split) if store.count(name, split) else Moments.empty(store.info.dim)
+        for name in store.modalities
+    }
     rows = []
     for first, second in combinations(moments, 2):
         x, y = moments[first], moments[second]
         row: dict[str, Any] = {"first": first, "second": second, "length": None, "cosine_of_means": None}
-        if _of_unit_rows(x) and _of_unit_rows(y):
+        if all(each.n and each.of_unit_rows for each in (x, y)):
             norms = float(np.linalg.norm(x.mean) * np.linalg.norm(y.mean))
             row["length"] = float(np.linalg.norm(gap_vector(x, y)))
             row["cosine_of_means"] = float(x.mean @ y.mean) / norms if norms > 0 else None
         rows.append(row)
     return rows
-
-
-def _of_unit_rows(moments: Moments) -> bool:
-    if moments.n == 0:
-        return False
-    squared = float(np.trace(moments.scatter)) / moments.n + float(moments.mean @ moments.mean)
-    return bool(abs(squared - 1) <= _UNIT_TOLERANCE)

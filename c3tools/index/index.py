@@ -300,7 +300,7 @@ def build_index(
     rows = _row_table(store, modalities, split)
     n, dim = rows.num_rows, store.info.dim
     if n == 0:
-        raise StoreError(f"The store {store.path} has no rows in the split {split!r} to index.")
+        raise StoreError(f"The store {store.path} has no rows in {split!r} to index; it has {store.list_splits()}.")
     with reporter.progress("Indexing") as progress:
 
         def blocks() -> Iterator[Matrix]:

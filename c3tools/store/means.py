@@ -132,10 +132,12 @@ def save_means(
         StoreError: if no modality has rows in the split.
     """
     store = Store.open(store)
-    groups = {name: store.unit_moments(name, split, executor) for name in store.modalities}
-    groups = {name: moments for name, moments in groups.items() if moments.n}
+    groups = {name: store.unit_moments(name, split, executor) for name in store.modalities if store.count(name, split)}
     if not groups:
-        raise StoreError(f"The store {store.path} has no rows in the split {split!r}.", remedy="Choose --split all.")
+        raise StoreError(
+            f"The store {store.path} has no rows in the split {split!r}; it has {store.list_splits()}.",
+            remedy="Choose another, or --split all.",
+        )
     header = {"model": store.info.model, "split": split, "source": store.path.name}
     write_atomically(location(save), lambda temporary: save_moments(temporary, groups, header))
     return groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..corpus.splits import ALL
+from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits
 from ..errors import StoreError, UnreachableError
 from ..executors import Executor, Report, Work
 from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..tables import Table
 from .metadata import Failure, StoreInfo, read_failures, read_marker
-from .rows import Pairs, Rows, embedding_matrix, keys_of, split_mask
-from .shards import MARKER, MOMENTS, ROWS, part_path, shard_schema
+from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, keys_of, split_mask
+from .shards import MARKER, MOMENTS, ROWS, add_moments, part_path, shard_schema
 
 EXTERNAL_FILE = "borrowed-moments.safetensors"
 _MARKER = re.compile(r"part-(\d{5,9})\.json")
@@ -46,6 +47,7 @@ class Store:
         self.path = path
         self.info = info
         self.summary: Any = None
+        self._hashed_moments: dict[str, SplitMoments] = {}
 
     def __repr__(self) -> str:
         """Return path, model and dimension; no shard is read."""
@@ -93,16 +95,43 @@ class Store:
         """
         return read_marker(part_path(self.path, modality, part, MARKER))
 
-    def count(self, modality: str) -> int:
-        """Return the number of rows of ``modality``."""
-        return sum(int(self.marker(modality, part)["rows"]) for part in self.parts(modality))
+    def count(self, modality: str, split: str | None = None) -> int:
+        """Return the number of rows of ``modality`` (in ``split``)."""
+        if split is None or split == ALL:
+            return sum(int(self.marker(modality, part)["rows"]) for part in self.parts(modality))
+        if self.kept_splits is None or split not in STANDARD:
+            return self.split_counts(modality).get(split.lower(), 0)
+        return sum(batch.num_rows for batch in self.batches(modality, ["key"], split=split))
 
     def split_counts(self, modality: str) -> dict[str, int]:
-        """Return the number of rows of ``modality`` in each split, from the headers of the shards' moments."""
+        """Return the number of rows of ``modality`` in each split of the corpus, from the headers of moments."""
         counts: Counter[str] = Counter()
         for part in self.parts(modality):
             counts.update(load_counts(part_path(self.path, modality, part, MOMENTS)))
-        return dict(counts)
+        return {split: n for split, n in counts.items() if n}
+
+    @cached_property
+    def kept_splits(self) -> Kept:
+        """The splits whose rows stay in them, None for all: `c3tools.corpus.splits.kept_splits`."""
+        for modality, part in all_parts(self):  # the first shard of most stores has rows named train
+            if load_counts(part_path(self.path, modality, part, MOMENTS)).get("train"):
+                return None
+        return kept_splits(self._split_names())
+
+    @property
+    def split_note(self) -> str | None:
+        """A sentence that says which rows are split by hash, although the corpus names their splits; else None."""
+        return None if self.kept_splits is None else describe_rule(self._split_names())
+
+    def list_splits(self, modality: str | None = None) -> str:
+        """Return the splits that there are, with their numbers of rows, in words."""
+        names = self.modalities if modality is None else [modality]
+        counts = sum((Counter(self.split_counts(name)) for name in names), Counter[str]())
+        listed = ", ".join(f"{split} ({counts[split]:,})" for split in sorted(counts, key=split_order)) or "none"
+        return listed if self.kept_splits is None else f"{listed}; by hash also train, val and test"
+
+    def _split_names(self) -> set[str]:
+        return {split for modality in self.modalities for split in self.split_counts(modality)}
 
     def shard_failures(self, modality: str, part: int) -> list[Failure]:
         """Return the inputs of one shard that were not embedded, from its done marker."""
@@ -120,15 +149,23 @@ class Store:
     def moments(self, modality: str, split: str | None = None, executor: Executor | None = None) -> Moments:
         """Return the moments of the rows of ``modality`` in ``split`` (None or ``all``: every row).
 
-        They are merged from the shards' moments, no row is read; for ``executor`` see `moments_by_split`.
+        They are merged from the shards' moments; rows are read only to split them by hash (see `kept_splits`). For
+        ``executor`` see `moments_by_split`.
 
         Raises:
-            StoreError: if the modality is not there.
+            StoreError: if the modality is not there, or has no rows in the split.
         """
-        groups = self.moments_by_split(modality, executor)
-        if split not in (None, ALL):
-            return groups.get(str(split), Moments.empty(self.info.dim))
-        return Moments.merge_all(groups.values(), self.info.dim)
+        if split is None or split == ALL:
+            return Moments.merge_all(self._stored_moments(modality, executor).values(), self.info.dim)
+        standard = split in STANDARD
+        groups = self.moments_by_split(modality, executor) if standard else self._stored_moments(modality, executor)
+        found = groups.get(split.lower())
+        if found is None or found.n == 0:
+            raise StoreError(
+                f"The store {self.path} has no {modality} rows in the split {split!r}.",
+                remedy=f"Its splits of {modality} rows: {self.list_splits(modality)}.",
+            )
+        return found
 
     @property
     def external_path(self) -> Path:
@@ -148,10 +185,13 @@ class Store:
     def fitting_moments(self, modality: str, split: str = "train", executor: Executor | None = None) -> Moments:
         """Return the moments that transforms are fitted on: external ones if there are any, else those of ``split``.
 
-        They are of rows at unit length; for the rows of a store that keeps norms see `unit_moments`.
+        They are of rows at unit length, see `unit_moments`; those of no rows if the modality has none in the split.
         """
         external, _ = self.external_moments()
-        return external[modality] if modality in external else self.unit_moments(modality, split, executor)
+        if modality in external:
+            return external[modality]
+        there = self.count(modality, split) > 0
+        return self.unit_moments(modality, split, executor) if there else Moments.empty(self.info.dim)
 
     def unit_moments(self, modality: str, split: str | None = None, executor: Executor | None = None) -> Moments:
         """Return the moments of the rows scaled to unit length; where the store keeps norms, rows are read once."""
@@ -161,7 +201,9 @@ class Store:
         return Moments.merge_all(map(Moments.from_rows, blocks), self.info.dim)
 
     def moments_by_split(self, modality: str, executor: Executor | None = None) -> dict[str, Moments]:
-        """Return the moments of ``modality`` for each split, merged from those of the shards.
+        """Return the moments of ``modality`` for each split, as all commands see them (`kept_splits`).
+
+        They are merged from those of the shards; where rows are split by hash, the rows are read once.
 
         Args:
             modality: its name.
@@ -171,6 +213,17 @@ class Store:
         Raises:
             StoreError: if the modality is not there, or moments cannot be read.
         """
+        kept = self.kept_splits
+        if kept is None:
+            return self._stored_moments(modality, executor)
+        if modality not in self._hashed_moments:
+            groups: SplitMoments = {}
+            for batch in self.batches(modality):
+                add_moments(groups, batch, kept)
+            self._hashed_moments[modality] = groups
+        return dict(self._hashed_moments[modality])
+
+    def _stored_moments(self, modality: str, executor: Executor | None = None) -> SplitMoments:
         self.require(modality)
         parts = self.parts(modality)
         size = max(MIN_GROUP_SHARDS, -(-len(parts) // MAX_GROUPS))
@@ -209,7 +262,7 @@ class Store:
         Args:
             modality: its name.
             columns: the columns to read; None for all.
-            split: the rows to read: of this split only; None or ``all`` for every row.
+            split: the rows to read, of this split only (see `split_mask`); None or ``all`` for every row.
             batch_rows: most rows of a batch.
             parts: numbers of the shards to read; None for all.
 
@@ -219,7 +272,11 @@ class Store:
         if parts is None:
             self.require(modality)
             parts = self.parts(modality)
+        every = split is None or split == ALL
+        kept = None if every else self.kept_splits
         wanted = None if columns is None else list(columns)
+        if wanted is not None and not every:
+            wanted = list(dict.fromkeys([*wanted, "key", "split", *ITEM_COLUMNS]))
         block = SMALL_BLOCK if columns and "embedding" not in columns else None
         for part in parts:
             path = part_path(self.path, modality, part, ROWS)
@@ -228,7 +285,9 @@ class Store:
                     self._check_schema(modality, file.schema_arrow, columns or ())
                     for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
                         batch.validate(full=True)  # text that is not UTF-8 would fail later
-                        chosen = batch if split in (None, ALL) else batch.filter(pa.array(split_mask(batch, split)))
+                        chosen = batch if every else batch.filter(pa.array(split_mask(batch, split, kept)))
+                        if columns is not None and not every:
+                            chosen = chosen.select([name for name in columns if name in chosen.schema.names])
                         if len(chosen):
                             yield chosen
             except UnreachableError:
@@ -260,15 +319,15 @@ class Store:
         batches, matrices = [], []
         for batch in self.batches(modality):
             matrix, rest = embedding_matrix(batch), batch.drop_columns(["embedding"])
-            if split not in (None, ALL):
-                chosen = split_mask(rest, split)
+            if split is not None and split != ALL:
+                chosen = split_mask(rest, split, self.kept_splits)
                 matrix, rest = matrix[chosen], rest.filter(pa.array(chosen))
             batches.append(rest)
             matrices.append(matrix)
         if not batches:
             raise StoreError(f"The modality {modality!r} of the store {self.path} has no rows.")
         table = pa.Table.from_batches(batches).replace_schema_metadata(None)
-        return Rows(modality, keys_of(table), np.concatenate(matrices), table)
+        return Rows(modality, keys_of(table), np.concatenate(matrices), table, self.kept_splits)
 
     def pairs(self, first: str = "image", second: str = "text", *, split: str | None = None) -> Pairs:
         """Return the rows of two modalities (of ``split``, or of all splits) and which of them belong together.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpus.splits import ALL, split_of
+from ..corpus.splits import ALL, STANDARD, Kept, split_of
 from ..errors import StoreError
 from ..io.float16 import to_float32
 from ..seeds import stable_fraction
@@ -42,12 +42,14 @@ class Rows:
         keys: n unique keys.
         embeddings: float32 (n, d).
         table: the other columns, and ``key``, as an Arrow table of n rows.
+        kept_splits: the splits whose rows stay in them (`Store.kept_splits`); None for all.
     """
 
     modality: str
     keys: Sequence[str]
     embeddings: Matrix
     table: pa.Table
+    kept_splits: Kept = None
 
     def __post_init__(self) -> None:
         if not len(self.keys) == len(self.embeddings) == self.table.num_rows:
@@ -106,17 +108,17 @@ class Rows:
     @cached_property
     def splits(self) -> list[str]:
         """The split of each row."""
-        return row_splits(self.table)
+        return row_splits(self.table, self.kept_splits)
 
     def select(self, rows: Indices | Mask) -> Rows:
         """Return the rows with these numbers, in this order, or where a mask (n,) is true."""
         chosen: Indices = np.arange(len(self))[rows]
         table = self.table.take(chosen)
-        return Rows(self.modality, [self.keys[row] for row in chosen], self.embeddings[chosen], table)
+        return Rows(self.modality, [self.keys[row] for row in chosen], self.embeddings[chosen], table, self.kept_splits)
 
     def where(self, split: str | None) -> Rows:
-        """Return the rows of one split; all of them for None or ``all``."""
-        return self if split in (None, ALL) else self.select(split_mask(self.table, split))
+        """Return the rows of one split, see `split_mask`; all of them for None or ``all``."""
+        return self if split in (None, ALL) else self.select(split_mask(self.table, split, self.kept_splits))
 
     def sample(self, fraction: float, salt: str = _SAMPLE_SALT) -> Rows:
         """Return all rows of ``fraction`` of the items, at least one, by a stable hash of their keys.
@@ -171,7 +173,7 @@ class Pairs:
     def captions_of_first(self) -> Rows:
         """Return the paired rows of ``second`` with the embeddings of ``first`` in place of their own."""
         paired = self.second.select(self.rows)
-        return Rows(self.first.modality, paired.keys, self.arrays()[0], paired.table)
+        return Rows(self.first.modality, paired.keys, self.arrays()[0], paired.table, paired.kept_splits)
 
 
 def number(values: Sequence[object]) -> Indices:
@@ -210,29 +212,38 @@ def row_items(table: pa.Table | pa.RecordBatch) -> list[str]:
     return [item or key for item, key in zip(item_keys(table).to_pylist(), keys, strict=True)]
 
 
-def row_splits(table: pa.Table | pa.RecordBatch) -> list[str]:
-    """Return the split of each row: as the corpus says, else by a stable hash of the item's key."""
+def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:
+    """Return the split of each row: as the corpus says, else by a stable hash of the item's key.
+
+    Rows of splits that are not in ``kept`` are split by the hash too; None keeps all.
+    """
     names = table.schema.names
     keys = keys_of(table)
     splits = table.column("split").to_pylist() if "split" in names else None
     item_column = next((name for name in ITEM_COLUMNS if name in names), None)
-    return splits_of(keys, table.column(item_column).to_pylist() if item_column else None, splits)
+    return splits_of(keys, table.column(item_column).to_pylist() if item_column else None, splits, kept)
 
 
 def splits_of(
-    keys: Sequence[str], items: Sequence[str | None] | None, splits: Sequence[str | None] | None
+    keys: Sequence[str], items: Sequence[str | None] | None, splits: Sequence[str | None] | None, kept: Kept = None
 ) -> list[str]:
     """Return the split of each row from its key, its item's key and what the corpus says, None where it has none."""
     n = len(keys)
     rows = zip(splits or [None] * n, items or [None] * n, keys, strict=True)
-    return [split_of(split, item or key) for split, item, key in rows]
+    return [split_of(split, item or key, kept) for split, item, key in rows]
 
 
-def split_mask(table: pa.Table | pa.RecordBatch, split: str | None) -> Mask:
-    """Return which rows are in a split: bool (n,), all of them for None or ``all``."""
-    if split in (None, ALL):
+def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept = None) -> Mask:
+    """Return which rows are in a split: bool (n,), all of them for None or ``all``.
+
+    ``train``, ``val`` and ``test`` are as all commands see them, given the splits that are ``kept``; another name is
+    the corpus' own.
+    """
+    if split is None or split == ALL:
         return np.ones(table.num_rows, dtype=bool)
-    return np.array([own == split for own in row_splits(table)], dtype=bool)
+    if split in STANDARD:
+        return np.array([own == split for own in row_splits(table, kept)], dtype=bool)
+    return np.array([own == split.lower() for own in row_splits(table)], dtype=bool)
 
 
 def held_out(items: Sequence[str], share: float = HELD_OUT) -> Mask:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..corpus.splits import Kept
 from ..errors import StoreError
 from ..io.files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
 from ..io.locations import kind_of, names_in
@@ -197,12 +198,12 @@ def write_moments(
     return {path.name: sha256_of(path)}
 
 
-def add_moments(groups: dict[str, Moments], batch: pa.RecordBatch) -> None:
-    """Add the rows of a batch to the moments of their splits, ``groups``.
+def add_moments(groups: dict[str, Moments], batch: pa.RecordBatch, kept: Kept = None) -> None:
+    """Add the rows of a batch to the moments of their splits, ``groups``; for ``kept`` see `row_splits`.
 
     The moments are those of the stored values, so that they can be checked against the rows.
     """
-    matrix, splits = embedding_matrix(batch), np.array(row_splits(batch), dtype=object)
+    matrix, splits = embedding_matrix(batch), np.array(row_splits(batch, kept), dtype=object)
     for split in sorted(set(splits)):
         moments = Moments.from_rows(matrix[splits == split])
         groups[split] = groups[split].merge(moments) if split in groups else moments

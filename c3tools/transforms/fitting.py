@@ -194,10 +194,14 @@ def read_store(
         modality: store.fitting_moments(modality, split, executor)
         if unit(modality) or modality in external
         else store.moments(modality, split, executor)
+        if store.count(modality, split)
+        else Moments.empty(store.info.dim)
         for modality in modalities
     }
     read = read_rows(store, split, max_rows, paired=pairs) if rows or pairs else {}
     origin: dict[str, Any] = {"model": store.info.model, "split": split}
+    if store.split_note:
+        origin["split_rule"] = store.split_note
     if external:
         origin["source"] = f"loaded moments ({', '.join(external)}), else store"
     if read:

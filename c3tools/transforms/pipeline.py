@@ -168,6 +168,12 @@ class Pipeline:
             moments, read, origin = read_store(
                 data, self.needs_rows, self.needs_pairs, split, self._takes_unit_rows, max_rows, executor
             )
+            if any(step.fits for step in self.steps) and not any(known.n for known in moments.values()):
+                raise TransformError(
+                    f"The store {data.path} has no rows in the split {split!r} to fit {self.name} on; it has "
+                    f"{data.list_splits()}.",
+                    remedy="Fit it on another split, load means with `c3 means --load`, or split anew with `c3 split`.",
+                )
             arrays = dict(read)
             if self._needs_sigma:
                 sigma, origin["sigma"] = sigma_of_captions(data, split, max_rows)
@@ -198,6 +204,16 @@ class Pipeline:
                             fit_data.advance(modality, operation, first_step=position == 0)
         self.provenance = {**origin, **(provenance or {}), "n": sizes}
         return self
+
+    def describe_fit(self, store: Store) -> str:
+        """Return a sentence that says on how many rows of a store it was fitted, and how these were chosen."""
+        external = store.external_moments()[0]
+        parts = [
+            f"{n:,} loaded {name} rows" if name in external else f"{n:,} of {store.count(name):,} {name} rows"
+            for name, n in self.provenance["n"].items()
+        ]
+        rule = f" {self.provenance['split_rule']}" if "split_rule" in self.provenance else ""
+        return f"Fitted {self.name} on the {self.provenance['split']} split: {' and '.join(parts)}.{rule}"
 
     def transform(
         self,

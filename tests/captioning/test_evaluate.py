@@ -148,6 +148,6 @@ def test_longer_beams_and_their_length_penalty(store: Store, captioner: Captione
 
 
 def test_an_empty_split_is_said(store: Store, captioner: Captioner) -> None:
-    message = "no images in the split 'restval'; it has test: 16, train: 56, val: 8"
+    message = r"no images in the split 'restval'; it has train \(56\), val \(8\), test \(16\)"
     with pytest.raises(MetricError, match=message):
         evaluate_captions(store, decoder=captioner, split="restval")

@@ -85,7 +85,7 @@ def test_pairing_by_order_is_said(here: Path) -> None:
     np.save("i.npy", images)
     np.save("t.npy", texts[::2])
     said = ok("--image", "i.npy", "--text", "t.npy")
-    assert "The texts and the images have no ids: row i of text was paired with row i of image (6 pairs)" in said
+    assert "The texts and the images have no ids: row i was paired with row i (6 pairs)" in said
     assert "Imported 6 image, 6 text rows into c3-store (6 pairs)" in said
     assert Store.open("c3-store").load("text").keys[1] == "00000001#0"
 
@@ -231,7 +231,7 @@ def test_other_modalities(here: Path) -> None:
     np.save("i.npy", images)
     np.save("a.npy", unit(texts[::2] + images))
     said = ok("--image", "i.npy", "--other", "audio=a.npy", "--model", "ImageBind")
-    assert "row i of audio was paired with row i of image (5 pairs)" in said
+    assert "row i was paired with row i (5 pairs)" in said
     assert "(5 pairs)." in said
     store = Store.open("c3-store")
     assert store.modalities == ["image", "audio"]

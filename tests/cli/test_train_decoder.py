@@ -50,7 +50,7 @@ def test_a_decoder_is_written_with_all_that_it_needs_and_continued(c3: C3, tmp_p
         (("--train-fraction", "0"), "must be above 0"),
         (("--size", "huge"), "no decoder size 'huge'"),
         (("--preset", "c4"), "no preset 'c4'"),
-        (("--train-split", "restval"), "no captions in the split 'restval'; it has test: 32, train: 112, val: 16"),
+        (("--train-split", "restval"), "no captions in the split 'restval'; it has train (112), val (16), test (32)"),
         (("--store", "nowhere"), "no store at nowhere"),
     ],
 )

@@ -56,7 +56,7 @@ def test_other_modalities_are_paired_by_order(tmp_path: Path) -> None:
     np.save(tmp_path / "words.npy", second)
     features = read_features(text=tmp_path / "words.npy", other={"audio": tmp_path / "sounds.npy"})
     assert features.names == ("text", "audio")
-    assert "row i of audio was paired with row i of text (120 pairs)" in features.notes[0]
+    assert "row i was paired with row i (120 pairs)" in features.notes[0]
     assert len(features) == 120
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.corpus.reading import assign_keys
-from c3tools.corpus.splits import hashed_split, split_of
+from c3tools.corpus.splits import describe_rule, hashed_split, kept_splits, split_of
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,25 @@ def test_without_a_split_the_key_decides_and_always_the_same() -> None:
     shares = [hashed_split(str(i)) for i in range(20_000)]
     assert shares.count("train") / 20_000 == pytest.approx(0.8, abs=0.01)
     assert shares.count("val") / 20_000 == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        ({"train"}, None), ({"train", "base", "val"}, None), (set(), None), ({"test"}, None), ({"val", "test"}, None),
+        ({"base", "modifier"}, {"val", "test"}), ({"base", "val"}, {"val", "test"}),
+        ({"unused", "test"}, {"val", "test"}), ({"val"}, set()),
+    ],
+)  # fmt: skip
+def test_without_rows_named_train_the_others_are_split_by_hash(names: set[str], kept: set[str] | None) -> None:
+    assert kept_splits(names) == kept
+    for name in names:
+        stays = kept is None or name in kept
+        assert split_of(name, "photo7", kept_splits(names)) == (name if stays else hashed_split("photo7"))
+    sentence = describe_rule(names)
+    assert (sentence is None) == (kept is None)
+    if sentence:
+        assert "80 % train, 10 % val, 10 % test" in sentence and all(name in sentence for name in names)
 
 
 @given(st.lists(st.text("ab.", min_size=1, max_size=4), unique=True))

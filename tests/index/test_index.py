@@ -94,7 +94,7 @@ def test_refusals(store: Store, tmp_path: Path) -> None:
     for factory in ("Nonsense", "IVF4000,Flat"):
         with pytest.raises(StoreError, match=f"FAISS cannot make the index '{factory}' from 270 rows"):
             build_index(store, tmp_path / "index", factory=factory)
-    with pytest.raises(StoreError, match="no rows in the split 'val'"):
+    with pytest.raises(StoreError, match=r"no rows in 'val' to index; it has train \(180\), test \(90\)"):
         build_index(store, tmp_path / "index", split="val")
     with pytest.raises(StoreError, match="k is 0"):
         build_index(store, tmp_path / "index").search(key="img001", k=0, store=store)

@@ -7,7 +7,7 @@ import json
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def stored(store: Path | str) -> Counter[tuple[int, int]]:
     return Counter(zip(row_of(images), row_of(texts), strict=True))
 
 
-def write(path: Path, rows: np.ndarray, columns: dict[str, Ids]) -> Path:
+def write(path: Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Path:
     """Write vectors and their columns in the format that the name of the file says."""
     match path.suffix:
         case ".csv":
@@ -57,7 +57,8 @@ def write(path: Path, rows: np.ndarray, columns: dict[str, Ids]) -> Path:
         case ".parquet":
             pq.write_table(pa.table({**columns, "embedding": pa.array(list(rows), pa.list_(pa.float32()))}), path)
         case ".npz":
-            np.savez(path, embedding=rows, **{name: np.array(values) for name, values in columns.items()})
+            arrays: dict[str, Any] = {name: np.array(values) for name, values in columns.items()}
+            np.savez(path, embedding=rows, **arrays)
         case ".safetensors":
             tensors = {name: torch.tensor(values) for name, values in columns.items()}
             save_file({"embedding": torch.from_numpy(rows), **tensors}, path)
@@ -73,8 +74,8 @@ def write(path: Path, rows: np.ndarray, columns: dict[str, Ids]) -> Path:
 
 def bring(
     folder: Path,
-    images: dict[str, Ids],
-    texts: dict[str, Ids],
+    images: Mapping[str, Ids],
+    texts: Mapping[str, Ids],
     formats: tuple[str, str] = (".parquet", ".parquet"),
     **options: Any,
 ) -> ImportReport:
@@ -104,9 +105,9 @@ def test_the_same_ids_in_another_order(tmp_path: Path, formats: tuple[str, str])
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_many_texts_to_one_image(tmp_path: Path, suffix: str, column: str) -> None:
     named = [int(i) for i in np.random.default_rng(1).integers(100, 110, 40)]
-    images, texts = {"id": range(109, 99, -1)}, {"id": range(100, 140), column: named}  # ids of texts, by chance alike
-    report = bring(tmp_path, images, texts, (suffix, suffix))
-    assert stored(tmp_path / "s") == joined(images["id"], named)
+    texts = {"id": range(100, 140), column: named}  # ids of texts, by chance alike
+    report = bring(tmp_path, {"id": range(109, 99, -1)}, texts, (suffix, suffix))
+    assert stored(tmp_path / "s") == joined(range(109, 99, -1), named)
     assert report.pairs == 40
     text = Store.open(tmp_path / "s").load("text")
     assert text.keys == [str(key) for key in range(100, 140)]
@@ -147,7 +148,7 @@ def test_row_order_only_where_one_side_has_no_ids(tmp_path: Path) -> None:
     np.save(tmp_path / "i.npy", vectors(4))
     text = write(tmp_path / "t.csv", vectors(4, 1), {"id": [3, 2, 1, 0]})
     report = import_embeddings(store=tmp_path / "a", image=tmp_path / "i.npy", text=text, dtype="float32")
-    assert "The images have no ids: row i of text was paired with row i of image (4 pairs)" in report.notes[0]
+    assert "The images have no ids: row i was paired with row i (4 pairs)" in report.notes[0]
     assert stored(tmp_path / "a") == joined(range(4), range(4))
     report = import_embeddings(store=tmp_path / "b", image=text, text=tmp_path / "i.npy", dtype="float32")
     assert "The texts have no ids" in report.notes[0]
@@ -197,7 +198,7 @@ def test_images_that_share_an_id_are_refused(tmp_path: Path) -> None:
 
 
 def test_image_column_that_fits_is_found(tmp_path: Path) -> None:
-    images = {"id": [0, 1, 2], "image_id": [2, 0, 1], "file_name": ["x.jpg", "y.jpg", "z.jpg"]}
+    images: dict[str, Ids] = {"id": [0, 1, 2], "image_id": [2, 0, 1], "file_name": ["x.jpg", "y.jpg", "z.jpg"]}
     bring(tmp_path, images, {"image_id": [1, 0, 2]})
     assert stored(tmp_path / "s") == joined(images["image_id"], [1, 0, 2])
     (tmp_path / "named").mkdir()

@@ -11,6 +11,7 @@ from c3tools.corpus.splits import hashed_split
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
 from c3tools.store import Store
+from c3tools.store.rows import row_splits
 from c3tools.store.split import split_store
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, store_files
@@ -19,7 +20,7 @@ from tests.stores import whole_store
 
 def splits_by_key(store: Store, modality: str) -> dict[str, str]:
     rows = store.load(modality)
-    return dict(zip(rows.keys, rows.splits, strict=True))
+    return dict(zip(rows.keys, row_splits(rows.table), strict=True))
 
 
 def check(store: Store, source: Store) -> None:
@@ -30,7 +31,7 @@ def check(store: Store, source: Store) -> None:
         assert split == images[key.split("#")[0]]
     np.testing.assert_array_equal(texts.embeddings, source.load("text").embeddings)
     for modality in ("image", "text"):
-        groups = store.moments_by_split(modality)
+        groups = {name: store.moments(modality, name) for name in set(splits_by_key(store, modality).values())}
         assert {name: m.n for name, m in groups.items()} == Counter(splits_by_key(store, modality).values())
         for name, moments in groups.items():
             own = Moments.from_rows(store.load(modality, name).embeddings)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +143,7 @@ class TestUnitLength:
         for data in (store, rows, raw):
             with pytest.warns(OrderWarning):
                 pipeline = Pipeline([Collapse(), Normalize()], strict=False)
-            mean = pipeline.fit(data).steps[0].state["mean/text"]
+            mean = pipeline.fit(data).steps[0].state["mean/text"].astype(np.float64)
             np.testing.assert_allclose(mean, rows["text"].astype(np.float64).mean(axis=0), atol=1e-7)
 
     def test_loaded_moments_of_other_rows_are_refused(self, store: Store, pairs: Pairs) -> None:
@@ -186,7 +188,7 @@ class TestModality:
 
 @pytest.mark.parametrize("kind", ["list", "float16", "tensor", "bfloat16", "gradient"])
 def test_what_stands_for_an_array(pairs: Pairs, kind: str) -> None:
-    make = {
+    make: Callable[[npt.NDArray[np.float64]], Any] = {
         "list": lambda x: x.tolist(),
         "float16": lambda x: x.astype(np.float16),
         "tensor": torch.tensor,

@@ -162,7 +162,8 @@ class _Table:
             yield "image_key", self.items
         for column in dict.fromkeys([like, self.key_column, *KEYS]):
             if column in self.columns:
-                values = self.rows["key"] if column == self.key_column else as_keys(self.columns[column], column)
+                own = column == self.key_column
+                values: list[str | None] = self.rows["key"] if own else [*as_keys(self.columns[column], column)]
                 if len(set(values)) == len(values):  # else they are not of these rows
                     yield column, values
 
@@ -258,11 +259,11 @@ def _other(rows: _Table, known: Sequence[_Table], notes: list[str]) -> _Table:
     if partners:
         notes.append(_nothing_paired(rows, by, partners[0]))
         return rows
-    partner = next((table for table in known if len(table) == len(rows)), None)
-    if partner is not None:
-        if partner.name == "text" and len(known) == 1:
-            partner.rows["image_key"] = _items_of_their_own(partner)
-        _pair_by_order(rows, partner, "pair_key", bool(by), notes)
+    same = next((table for table in known if len(table) == len(rows)), None)
+    if same is not None:
+        if same.name == "text" and len(known) == 1:
+            same.rows["image_key"] = _items_of_their_own(same)
+        _pair_by_order(rows, same, "pair_key", bool(by), notes)
     return rows
 
 
@@ -282,7 +283,7 @@ def _pair_by_order(rows: _Table, known: _Table, column: str, ids: bool, notes: l
     _take_splits(rows, known.rows["split"])
     lacking = [table.plural for table, has in ((rows, ids), (known, known.key_column)) if not has]
     why = f"The {' and the '.join(lacking)} have no ids"
-    notes.append(f"{why}: row i of {rows.name} was paired with row i of {known.name} ({len(rows):,} pairs).")
+    notes.append(f"{why}: row i was paired with row i ({len(rows):,} pairs).")
 
 
 def _join(
