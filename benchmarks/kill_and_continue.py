@@ -39,7 +39,7 @@ def content(store: Path) -> dict[str, bytes]:
 
 def shards_of(store: Path) -> int:
     """Return the number of finished shards."""
-    return len(list(store.glob("*/part-*.json")))
+    return len(list(store.glob("*/_part-*.json")))
 
 
 def kill_at(command: list[str | Path], store: Path, draw: random.Random, total: int) -> int | None:

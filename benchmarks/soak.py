@@ -110,7 +110,7 @@ class Soak:
 
     def damage(self) -> None:
         """Change a byte of any file of the store, or remove a file of a shard."""
-        markers = sorted(self.store.glob("*/part-*.json"))
+        markers = sorted(self.store.glob("*/_part-*.json"))
         files = [*markers, *self.store.glob("*.json"), *self.store.glob("*.parquet")]
         files += [m.with_suffix(suffix) for m in markers for suffix in (".parquet", ".moments.safetensors")]
         if not files:

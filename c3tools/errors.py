@@ -4,6 +4,7 @@
     ├── CorpusError            inputs: paths, images, captions files, columns
     ├── EncoderError           models: unknown names, weights that cannot be had, wrong shapes
     ├── StoreError             stores: missing, damaged, made with another model
+    │   └── IncompleteStoreError   files that the store's manifest records are not there
     ├── TransformError         pipelines: unfitted, wrong order, wrong dimension
     ├── ConnectError           contrastive training: too few pairs, settings that make no sense, runs that fail
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
@@ -41,6 +42,10 @@ class EncoderError(C3Error):
 
 class StoreError(C3Error):
     """A store is missing, damaged, or was made with another model."""
+
+
+class IncompleteStoreError(StoreError):
+    """Files that a store's manifest records are not there."""
 
 
 class TransformError(C3Error):

@@ -13,6 +13,8 @@ from typer.core import TyperCommand
 from c3tools.errors import C3Error
 from c3tools.io.locations import is_url, location
 
+from ._console import write_json
+
 
 def local_path(text: str | Path) -> Path:
     """Parse a path that cannot be a URL.
@@ -153,6 +155,16 @@ class JsonCommand(TyperCommand):
             if argument == "--sample" and not following[:1].isdigit() and not following.startswith("."):
                 rewritten.append(SAMPLE)
         return super().parse_args(ctx, rewritten)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; with a bare `--json`, an expected error is a JSON object on standard output too."""
+        try:
+            return super().invoke(ctx)
+        except (C3Error, OSError) as error:
+            if ctx.params.get("json") == "-" and not isinstance(error, BrokenPipeError):
+                remedy = getattr(error, "remedy", None)
+                write_json({"error": getattr(error, "message", str(error)), "remedy": remedy}, "-")
+            raise
 
 
 def command_group(help: str, *commands: Callable[..., None]) -> typer.Typer:

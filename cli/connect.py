@@ -261,7 +261,7 @@ def _read_features(values: dict[str, Any]) -> PairedFeatures:
     options["other"] = named_files(options["other"])
     if options["modalities"] is not None:
         options["modalities"] = [name.strip() for name in options["modalities"].split(",")]
-    return read_features(**options)
+    return read_features(**options, reporter=reporter())
 
 
 def _connect_towers(*, output: Path, json: str | None, **options: Any) -> None:

@@ -98,6 +98,8 @@ def export(
     kept = f" ({report.kept} parts were finished before)" if report.kept else ""
     message(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}")
     if isinstance(report.output, Path):
+        for name in report.rows if format == "hf" else ():
+            message(f'Read it with: datasets.load_dataset("{report.output}", "{name}")')
         message(f'The recipe is beside it: c3tools.Pipeline.load("{report.output}")')
 
 

@@ -9,7 +9,7 @@ import typer
 
 from c3tools.io.locations import location
 
-from ._console import message, out, print_table, write_json
+from ._console import message, out, print_table, reporter, write_json
 from ._options import DEFAULT_STORE, AddressOption, ExecutorOption, JsonOption, ProcessesOption, StoreOption
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def means(
             raise StoreError("--merge needs --save FILE to say where the result goes.")
         _print_saved(save, merge_means(merge, save))
         return
-    opened = Store.open(store)
     if unload:
-        unload_means(opened)
+        unload_means(store)
     if load is not None:
-        loaded = load_means(opened, load)
+        loaded = load_means(store, load)
         message(f"Collapse now uses the means in {load}: {', '.join(loaded)}.")
+    opened = Store.open(store, reporter=reporter())
     with open_executor(executor, address=address, processes=processes, cores=1) as runner:
         if save is not None:
             _print_saved(save, save_means(opened, save, split=split, executor=runner))

@@ -12,6 +12,8 @@ from c3tools.io.locations import location
 from ._console import err, message, out, reporter, write_json
 from ._options import DEFAULT_STORE, SAMPLE, JsonOption, SeedOption
 
+NOT_WHOLE = 3  # the exit code
+
 if TYPE_CHECKING:
     from c3tools.store.verify import Verification
 
@@ -47,8 +49,9 @@ def verify(
 ) -> None:
     """Check a store: files, checksums, schema, counts, keys, pairs, norms, NaN, moments against rows, failures.
 
-    Every problem is reported with its file and with what to run. The exit code is 1 if there are defects, also if
-    --repair dropped shards: the `c3 embed` (or `c3 import`) that made the store makes exactly those again.
+    Every problem is reported with its file and with what to run. The exit code is 0 for a whole store, 3 for one that
+    is not whole (files are lost or damaged, or the run that makes it did not end), also if --repair dropped shards:
+    the `c3 embed` (or `c3 import`) that made the store makes exactly those again. 1 is an error, such as no store.
     """
     from c3tools.store.verify import verify_store
 
@@ -57,7 +60,7 @@ def verify(
     if write_json(result.to_dict(), json):
         _show(result)
     if not result.whole:
-        raise typer.Exit(1)
+        raise typer.Exit(NOT_WHOLE)
 
 
 def _show(result: Verification) -> None:

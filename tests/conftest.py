@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
 from c3tools.io import locations
-from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, lock, write_shard
+from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, lock, write_shard
 from tests.servers import Faults, s3_server
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ def build_store(
             columns = {name: chosen.column(name) for name in chosen.table.column_names}
             timings = {"total": 1.5}
             write_shard(path, info, Shard(rows.modality, part, chosen.embeddings, columns, timings=timings))
+    finish_store(path)
     return Store.open(path)
 
 

@@ -150,7 +150,7 @@ def ablate(
         device=device,
         precision=precision,
     )
-    store = Store.open(store)
+    store = Store.open(store, reporter=reporter)
     compute = devices.pick(device, precision)
     encoder = None
     if magic:

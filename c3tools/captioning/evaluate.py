@@ -127,7 +127,7 @@ def evaluate_captions(
     """
     java = [name for name, wanted in (("METEOR", meteor), ("SPICE", spice)) if wanted]
     if captions is None or references is None or clip_score:
-        store = Store.open(store)
+        store = Store.open(store, reporter=reporter)
     if references is None:
         assert isinstance(store, Store)
         references = store_references(store)

@@ -113,7 +113,7 @@ def train_captioner(
         raise DecoderError(f"The share of pairs must be above 0 and at most 1, not {pairs}.")
     if monitor not in MONITORS:
         raise DecoderError(f"There is no monitor {monitor!r}.", remedy=f"Choose from {', '.join(MONITORS)}.")
-    store = Store.open(store)
+    store = Store.open(store, reporter=reporter)
     output = Path(output)
     compute = devices.pick(device, precision)
     previous = None if start is None else Captioner.load(Path(start))

@@ -307,6 +307,7 @@ def read_features(
     store: Store | str | Path = "c3-store",
     second_store: Store | str | Path | None = None,
     modalities: Sequence[str] | None = None,
+    reporter: Reporter = SILENT,
 ) -> PairedFeatures:
     """Read features of two modalities: from files of vectors if any is named, else from one store or two.
 
@@ -321,13 +322,14 @@ def read_features(
         store: has both modalities, or the first one.
         second_store: has the second modality.
         modalities: names of the two in the stores; the first two by default.
+        reporter: is told of a store that is not finished.
 
     Raises:
         ConnectError: if there are not exactly two modalities.
         StoreError: if a file or store cannot be read, or rows cannot be paired.
     """
     if not (image or text or other):
-        return _join_stores(store, second_store, modalities)
+        return _join_stores(store, second_store, modalities, reporter)
     found, notes = pair(
         read_vectors(Path(image), image_array) if image else None,
         read_vectors(Path(text), text_array) if text else None,
@@ -362,15 +364,18 @@ def number_texts(texts: Sequence[str]) -> Indices:
 
 
 def _join_stores(
-    store: Store | str | Path, second_store: Store | str | Path | None, modalities: Sequence[str] | None
+    store: Store | str | Path,
+    second_store: Store | str | Path | None,
+    modalities: Sequence[str] | None,
+    reporter: Reporter,
 ) -> PairedFeatures:
     if modalities is not None and not (len(modalities) == 2 and all(modalities)):
         raise ConnectError(
             f"Two modalities are connected, not {len(modalities)} ({', '.join(modalities)}).",
             remedy="For example --modalities audio,text.",
         )
-    first = Store.open(store)
-    second = first if second_store is None else Store.open(second_store)
+    first = Store.open(store, reporter=reporter)
+    second = first if second_store is None else Store.open(second_store, reporter=reporter)
     if modalities is None:
         modalities = first.modalities[:2] if second is first else [*first.modalities[:1], *second.modalities[-1:]]
         if len(modalities) < 2:

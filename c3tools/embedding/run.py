@@ -7,7 +7,7 @@ shards take whole such blocks out of the order, so a run that was interrupted pl
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,8 @@ from ..executors import Executor, LocalExecutor, open_executor
 from ..io.files import remove_leftovers
 from ..io.locations import kind_of, location
 from ..reporter import SILENT, Reporter
-from ..store import Failure, Store, StoreInfo, create_store, locked, rewrite_failures, write_failures
+from ..store import Failure, Store, StoreInfo, create_store, finish_store, locked, rewrite_failures, write_failures
+from ..store.manifest import Manifest, ShardName, ShardRecord
 from ..store.rows import keys_of
 from .shards import EmbedWork
 from .summary import EmbedSummary, ModalitySummary
@@ -136,7 +137,7 @@ def embed(
             executor=chosen,
             reporter=reporter,
         )
-    opened = Store.open(folder)
+    opened = Store.open(folder, incomplete=True)
     opened.summary = summary
     return opened
 
@@ -188,19 +189,21 @@ def embed_corpus(
     try:
         with locked(folder):
             create_store(folder, info)
-            opened = Store.open(folder)
+            opened = Store.open(folder, incomplete=True)
+            lost = _lost_shards(folder, reporter)
             inputs: dict[str, list[Any]] = {"image": corpus.images, "text": corpus.texts}
             for modality, items in inputs.items():
                 if not items:
                     continue
                 shards, modalities[modality] = plan_shards(
-                    opened, modality, items, shard_size=shard_size, retry_failed=retry_failed
+                    opened, modality, items, shard_size=shard_size, retry_failed=retry_failed, lost=lost
                 )
                 if shards:
                     work = EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout)
                     _embed_shards(shards, modalities[modality], work, executor, reporter)
                     remove_leftovers(opened.path / modality)  # of workers that were lost
             failures = _roll_up_failures(opened, corpus)
+            present = finish_store(folder).shards
     except UnreachableError:  # has a remedy of its own
         raise
     except OSError as error:
@@ -217,13 +220,38 @@ def embed_corpus(
         captions_without_image=corpus.captions_without_image,
         skipped=len(corpus.skipped),
         failures_in_store=len(failures),
+        lost=[
+            f"{name} shard {part} ({record.rows:,} {'row' if record.rows == 1 else 'rows'})"
+            for (name, part), record in lost.items()
+            if present.get((name, part)) != record
+        ],
     )
 
 
+def _lost_shards(folder: Path, reporter: Reporter) -> Mapping[ShardName, ShardRecord]:
+    """Return the shards that the store's manifest records and that do not exist; tell of them."""
+    manifest = Manifest.load(folder)
+    missing = manifest.compare(folder)[0] if manifest else []
+    if missing:
+        reporter.message(
+            f"{folder} lacks {len(missing):,} of its recorded files, {missing[0]} for one; inputs that are not in it "
+            "are embedded again."
+        )
+    return manifest.lost(missing) if manifest else {}
+
+
 def plan_shards(
-    store: Store, modality: str, items: Sequence[Item], *, shard_size: int, retry_failed: bool
+    store: Store,
+    modality: str,
+    items: Sequence[Item],
+    *,
+    shard_size: int,
+    retry_failed: bool,
+    lost: Mapping[ShardName, ShardRecord] | None = None,
 ) -> tuple[dict[int, list[Item]], ModalitySummary]:
     """Compare the items of one modality with those in the store, and divide the others into shards.
+
+    The numbers of ``lost`` shards are free only if enough items are to be embedded to bring their rows back.
 
     Returns:
         The items to embed by the number of their shard, and a summary that counts the items left out.
@@ -247,6 +275,9 @@ def plan_shards(
         else:
             pending.append(item)
     taken = set(store.parts(modality))
+    missing = {part: record.rows for (name, part), record in (lost or {}).items() if name == modality}
+    if len(pending) < sum(missing.values()):
+        taken |= missing.keys()
     free = (number for number in count() if number not in taken)
     starts = range(0, len(pending), shard_size)
     return {next(free): pending[start : start + shard_size] for start in starts}, summary

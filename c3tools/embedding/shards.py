@@ -67,7 +67,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             EncoderError: if it cannot be loaded, or its weights are other ones here.
             StoreError: if the store is not to be seen from here.
         """
-        here = Store.open(self._store.path)
+        here = Store.open(self._store.path, incomplete=True)
         if here.info != self._store.info:
             raise StoreError(
                 f"The store {here.path} is another one on this machine.",

@@ -68,6 +68,7 @@ class EmbedSummary:
         images_without_caption, captions_without_image: images and captions without a partner.
         skipped: inputs refused before encoding (empty captions, links out of the corpus).
         failures_in_store: rows of failures.parquet.
+        lost: shards that were lost from the store and that this run did not make again as they were.
     """
 
     store: str
@@ -78,6 +79,7 @@ class EmbedSummary:
     captions_without_image: list[str]
     skipped: int
     failures_in_store: int
+    lost: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -109,6 +111,12 @@ class EmbedSummary:
             notes.append(
                 f"{self.failures_in_store:,} inputs were not embedded; {self.store}/failures.parquet says why "
                 "(--retry-failed tries them again)."
+            )
+        if self.lost:
+            notes += _listed("shards were lost and are not made again by these inputs", self.lost)
+            notes.append(
+                "Embed what they were made from too. If nothing is missing, delete manifest.json and run "
+                f"`c3 verify {self.store} --repair`: it records what is there."
             )
         bottleneck = self.bottleneck()
         return notes + ([bottleneck] if bottleneck else [])

@@ -7,7 +7,7 @@ again. The bytes of a part depend on the store, the recipe and the settings alon
       transform.json, transform.safetensors   the fitted pipeline: Pipeline.load("c3-export")
       export.json                             provenance: store, model, settings, rows
       text/part-00000.parquet                 the data, in one of the formats of part_writers
-      text/part-00000.json                    done marker: rows, sha256 of the files, what they were made from
+      text/_part-00000.json                   done marker: rows, sha256 of the files, what they were made from
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ..io.locations import kind_of, location, names_in, read_all, remove, size_o
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix, split_mask
 from ..store.rows import keys_of, row_splits
-from ..store.shards import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
+from ..store.shards import BESIDE_ROWS, MARKER, METADATA_KEY, ROW_GROUP_ROWS, part_name, shard_schema
 from ..transforms import Pipeline, open_pipeline
 from .part_writers import PART_WRITERS, ROLE_COLUMN, Block
 
@@ -46,7 +46,7 @@ FORMATS = tuple(PART_WRITERS)
 DTYPES = ("float16", "float32")
 ROLES = ("auto", "training", "inference")
 EXPORT_FILE = "export.json"
-_MARKER = re.compile(r"part-\d+\.json")
+_MARKER = re.compile(r"_?part-\d+\.json")
 _CACHED_ROWS = 512  # rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
 Mask = npt.NDArray[np.bool_]
 PartTask = tuple[str, int]  # modality and number
@@ -129,7 +129,7 @@ def export_store(
         TransformError: if the pipeline does not fit the store, a setting is unknown, or another export is in the way.
         StoreError: if the store cannot be read.
     """
-    store = Store.open(store)
+    store = Store.open(store, reporter=reporter)
     settings = {"format": format, "dtype": dtype, "role": role, "train_on": train_on, "seed": seed, "epoch": epoch}
     for name, choices in (("format", FORMATS), ("dtype", DTYPES), ("role", ROLES)):
         if (value := settings[name]) not in choices:
@@ -201,7 +201,7 @@ class ExportWork(Work[PartTask, PartResult]):
     def _run(self, modality: str, part: int, report: Report) -> PartResult:
         source = self.store.marker(modality, part)
         made_from = {"identity": self.identity["digest"], "source": source["sha256"]}
-        marker_path = self.output / modality / f"part-{part:05d}.json"
+        marker_path = self.output / part_name(modality, part, MARKER)
         present = _read_marker(marker_path, made_from, self.output)
         if present is not None:
             report(present["rows"], 0)
@@ -312,6 +312,7 @@ def _prepare(
                 remedy="Name another folder with --output, or replace it with --overwrite.",
             )
         _clear(output)
+    _rename_early_markers(output)
     _remove_leftovers(output)
     identity = {"digest": digest, "provenance": provenance}
     if present.get("digest") != digest:
@@ -325,6 +326,15 @@ def _remove_leftovers(output: Path) -> None:
     if isinstance(output, Path):
         for leftover in output.glob("**/.*.tmp"):
             leftover.unlink(missing_ok=True)
+
+
+def _rename_early_markers(output: Path) -> None:
+    """Give markers of early versions, which other programs took for data, the names of today."""
+    for folder in names_in(output)[0]:
+        for name in names_in(output / folder)[1]:
+            if _MARKER.fullmatch(name) and not name.startswith(BESIDE_ROWS):
+                write_json_atomically(output / folder / (BESIDE_ROWS + name), _read_json(output / folder / name))
+                remove(output / folder / name)
 
 
 def _clear(output: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import StoreError
 from ..pages import FigureBlock, Section, Table, render_page
 from ..pages.render import number
+from ..reporter import SILENT
 from ..store.reader import Store
 from .figures import figure_blocks
 from .report import TEMPLATE, GapReport, gap_report, save_report
@@ -116,7 +117,7 @@ def gap_reports(
             "Two stores are compared by one pair of modalities, not by every pair.",
             remedy="Name the pair, for example --modalities image,text.",
         )
-    store = Store.open(stores[0])
+    store = Store.open(stores[0], reporter=options.get("reporter", SILENT))
     pairs = list(combinations(store.modalities, 2)) if len(store.modalities) > 2 else [None]
     return GapReports([gap_report(store, modalities=pair, **options) for pair in pairs])
 

@@ -132,7 +132,7 @@ def gap_report(
     Raises:
         StoreError: if there is no store, a modality is missing or has fewer than 3 rows, or rows are invalid.
     """
-    store = Store.open(store)
+    store = Store.open(store, reporter=reporter)
     chosen = _choose(store, modalities)
     _check_presets(presets)
     if len(chosen) == 1:

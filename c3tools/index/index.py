@@ -289,7 +289,7 @@ def build_index(
     if is_url(output):
         raise StoreError(f"A FAISS index is not written to {output}.", remedy="Name a folder of this machine.")
     folder = Path(output)
-    store = Store.open(store)
+    store = Store.open(store, reporter=reporter)
     chosen = open_pipeline(pipeline, preset)
     if not chosen.fitted:
         chosen.fit(store)

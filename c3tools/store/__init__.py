@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .lock import locked
+from .manifest import finish_store
 from .metadata import Failure, StoreInfo, write_failures
 from .reader import Store
 from .rows import Pairs, Rows, embedding_matrix, split_mask
@@ -17,6 +18,7 @@ __all__ = [
     "StoreInfo",
     "create_store",
     "embedding_matrix",
+    "finish_store",
     "locked",
     "rewrite_failures",
     "split_mask",

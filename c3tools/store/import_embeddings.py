@@ -19,6 +19,7 @@ from ..io.locations import kind_of, location
 from ..reporter import SILENT, Reporter
 from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
 from .lock import locked
+from .manifest import finish_store
 from .metadata import INFO_FILE, Failure, StoreInfo, write_failures
 from .reader import Store
 from .rows import item_keys, match_items
@@ -168,7 +169,7 @@ def write_modalities(
             report: Report = lambda count, _: progress.advance(count)  # noqa: E731
             for modality in modalities:
                 failures, off_unit = left_out.setdefault(modality.name, []), 0
-                finished = set(Store.open(path).parts(modality.name))
+                finished = set(Store.open(path, incomplete=True).parts(modality.name))
                 work = _ImportWork(path, info, modality.name)
                 for bad, off in executor.run(work, _Blocks(modality, finished), report):
                     failures += bad
@@ -178,7 +179,8 @@ def write_modalities(
                     kept = "divided by their norms" if info.normalised else "kept as they are"
                     counted = f"{off_unit:,} of {len(modality):,} {modality.name} rows"
                     notes.append(f"{counted} were not of unit norm; they were {kept}.")
-        write_failures(path, Store.open(path).failures())
+        write_failures(path, Store.open(path, incomplete=True).failures())
+        finish_store(path)
     rows = {modality.name: len(modality) - len(left_out[modality.name]) for modality in modalities}
     everything = [failure for failures in left_out.values() for failure in failures]
     return ImportReport(path, rows, _count_pairs(modalities, left_out), everything, notes)
@@ -212,7 +214,7 @@ def _common_dim(modalities: Sequence[Modality]) -> int:
 def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -> None:
     if kind_of(path / INFO_FILE) is None:
         return
-    store = Store.open(path)
+    store = Store.open(path, incomplete=True)
     if store.info.extra == info.extra:
         return  # an interrupted import of the same files
     taken = [modality.name for modality in modalities if store.parts(modality.name)]

@@ -16,6 +16,8 @@ from ..io.files import SEAL_PLACE, seal, write_atomically
 from ..io.locations import location, remove
 from ..moments import Moments, load_moments, save_moments
 from ..tables import Table
+from .lock import locked
+from .manifest import EXTERNAL_FILE, record_again
 from .reader import Store, split_order
 
 BUNDLED = {"c3-mini": C3_MINI_MOMENTS}
@@ -155,9 +157,9 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
 
     Raises:
         StoreError: if the file is not readable, belongs to another model or dimension, or is of rows that are not of
-            unit length.
+            unit length, or another run is writing to the store.
     """
-    store = Store.open(store)
+    store = Store.open(store, incomplete=True)
     path = BUNDLED.get(str(load)) or location(load)
     groups, header = load_moments(path)
     model = header.get("model")
@@ -180,13 +182,18 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
         save_moments(temporary, groups, {**header, "seal": SEAL_PLACE})
         seal(temporary)
 
-    write_atomically(store.external_path, write)
+    with locked(store.path):
+        write_atomically(store.external_path, write)
+        record_again(store.path)
     return groups
 
 
 def unload_means(store: Store | str | Path) -> None:
     """Remove the moments that `load_means` has loaded: Collapse is fitted on the store's own again."""
-    remove(Store.open(store).external_path)
+    store = Store.open(store, incomplete=True)
+    with locked(store.path):
+        remove(store.external_path)
+        record_again(store.path, removed_files=[EXTERNAL_FILE])
 
 
 def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Moments]:

@@ -15,6 +15,7 @@ from ..io.files import sha256_of, write_atomically
 from ..io.locations import download, kind_of
 from ..reporter import SILENT, Reporter
 from .keys import Hashes, contains, key_hashes, repeated
+from .manifest import finish_store
 from .metadata import Failure, write_failures, write_marker
 from .reader import Store, all_parts
 from .rewriting import intact_shard, new_folder, new_store, not_intact, replace_column
@@ -75,7 +76,7 @@ def merge_stores(
     if keep and prefix:
         raise StoreError("With --prefix no key is double, so there is nothing to --keep.", remedy="Choose one of them.")
     report = MergeReport(new_folder(destination))
-    sources = [Store.open(store) for store in stores]
+    sources = [Store.open(store, reporter=reporter) for store in stores]
     _require_mergeable(sources)
     prefixes = _prefixes(sources) if prefix else [""] * len(sources)
     duplicates = {} if prefix else _duplicates(sources)
@@ -110,6 +111,7 @@ def merge_stores(
         ]
         unique = {(failure.stage, failure.key): failure for failure in reversed(everything)}
         write_failures(building, [unique[name] for name in sorted(unique)])
+        finish_store(building)
     report.notes += [
         f"Moments that {store.path} took from another corpus were not taken over; `c3 means --load` takes them again."
         for store in sources
@@ -193,7 +195,7 @@ def _copy_shard(
     marker = store.marker(modality, part)
     digests = {}
     for suffix in (ROWS, MOMENTS):
-        source = part_path(store.path, modality, part, suffix)
+        source = store.file(modality, part, suffix)
         target = part_path(building, modality, number, suffix)
         write_atomically(target, lambda path, source=source: _copy_file(source, path))  # type: ignore[misc]
         digests[target.name] = sha256_of(target)

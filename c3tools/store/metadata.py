@@ -122,6 +122,11 @@ class StoreInfo:
         except (OSError, ValueError, RecursionError) as error:
             raise StoreError(f"{path} is damaged ({error}).", remedy=_WRITTEN_ANEW) from error
 
+    @property
+    def command(self) -> str:
+        """The command that makes the shards of this store."""
+        return "c3 import" if "imported" in self.extra else "c3 embed"
+
     def require_same_model(self, model: Mapping[str, Any], *, own: str, theirs: str) -> None:
         """Refuse to mix embeddings of two models (see `ModelIdentity.require_same`).
 
@@ -187,8 +192,8 @@ def write_marker(path: Path, marker: Mapping[str, Any]) -> None:
     content = {name: marker[name] for name in _MARKER_FIELDS}
     content["failures"] = [asdict(f) if isinstance(f, Failure) else f for f in content["failures"]]
     timings = _without_checksum(content["timings"])
-    content["timings"] = {**timings, CHECKSUM: _digest(timings)}
-    write_json_atomically(path, {**content, CHECKSUM: _checksum(content)})
+    content["timings"] = {**timings, CHECKSUM: digest_of(timings)}
+    write_json_atomically(path, {**content, CHECKSUM: marker_digest(content)})
 
 
 def read_marker(path: Path) -> dict[str, Any]:
@@ -212,7 +217,7 @@ def inspect_marker(path: Path) -> tuple[dict[str, Any] | None, str | None]:
     if content != json_text(marker).encode("utf-8", "surrogatepass"):
         return marker, "the done marker is not as it was written"
     timings = marker["timings"]
-    if CHECKSUM in marker and timings.get(CHECKSUM) != _digest(_without_checksum(timings)):
+    if CHECKSUM in marker and timings.get(CHECKSUM) != digest_of(_without_checksum(timings)):
         return marker, "the timings in the done marker do not match their checksum"
     return marker, None
 
@@ -244,7 +249,7 @@ def _check_marker(value: Any) -> None:
         raise ValueError("sha256 is no mapping of names to digests")
     if not isinstance(timings, dict):
         raise ValueError("timings is no mapping")
-    if CHECKSUM in value and value[CHECKSUM] != _checksum(value):
+    if CHECKSUM in value and value[CHECKSUM] != marker_digest(value):
         raise ValueError("its checksum does not match its content")
 
 
@@ -252,14 +257,16 @@ def _is_text(values: Mapping[str, Any]) -> bool:
     return all(isinstance(value, str) for value in values.values())
 
 
-def _checksum(marker: Mapping[str, Any]) -> str:
-    return _digest({name: value for name, value in _without_checksum(marker).items() if name != "timings"})
+def marker_digest(marker: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a done marker without its timings and its checksum."""
+    return digest_of({name: value for name, value in _without_checksum(marker).items() if name != "timings"})
 
 
 def _without_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
     return {name: inner for name, inner in value.items() if name != CHECKSUM}
 
 
-def _digest(value: Any) -> str:
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a JSON value as it is written."""
     # lone surrogates, which file names may hold, have no UTF-8; written files never have them, read ones may
     return hashlib.sha256(json_text(value).encode("utf-8", "surrogatepass")).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -14,17 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits
-from ..errors import StoreError, UnreachableError
+from ..errors import IncompleteStoreError, StoreError, UnreachableError
 from ..executors import Executor, Report, Work
 from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
 from ..moments import Moments, load_counts, load_moments, unit_rows
+from ..reporter import SILENT, Reporter
 from ..tables import Table
+from .manifest import EXTERNAL_FILE, MANIFEST_FILE, Manifest
 from .metadata import Failure, StoreInfo, read_failures, read_marker
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, keys_of, split_mask
-from .shards import MARKER, MOMENTS, ROWS, add_moments, part_path, shard_schema
+from .shards import MARKER, MOMENTS, ROWS, add_moments, early_name, finished_parts, part_path, shard_schema
 
-EXTERNAL_FILE = "borrowed-moments.safetensors"
-_MARKER = re.compile(r"part-(\d{5,9})\.json")
 _TEXT_TYPES = (pa.string(), pa.large_string())
 MAX_GROUPS = 32  # their results are in memory at once
 MIN_GROUP_SHARDS = 64
@@ -48,6 +47,7 @@ class Store:
         self.info = info
         self.summary: Any = None
         self._hashed_moments: dict[str, SplitMoments] = {}
+        self._early: dict[str, set[int]] = {}  # modality → shards whose files have the names of early versions
 
     def __repr__(self) -> str:
         """Return path, model and dimension; no shard is read."""
@@ -65,16 +65,51 @@ class Store:
         return Table(["modality", *splits, "all"], rows, title)._repr_html_()
 
     @classmethod
-    def open(cls, path: Store | str | Path) -> Store:
+    def open(cls, path: Store | str | Path, *, incomplete: bool = False, reporter: Reporter = SILENT) -> Store:
         """Open the store in the folder, or at the URL, ``path``; one that is open already is returned as it is.
 
+        Args:
+            path: a store, its folder, or its URL.
+            incomplete: open it also if recorded files are not there: for writers, which may bring them back.
+            reporter: is told of a store that is not finished.
+
         Raises:
+            IncompleteStoreError: if files that its manifest records are not there.
             StoreError: if there is none, or it cannot be read.
         """
         if isinstance(path, Store):
             return path
         folder = location(path)
-        return cls(folder, StoreInfo.load(folder))
+        store = cls(folder, StoreInfo.load(folder))
+        if not incomplete:
+            store._require_recorded(reporter)
+        return store
+
+    def _require_recorded(self, reporter: Reporter) -> None:
+        missing: list[str] = []
+        for _ in range(2):  # a writer may have ended in between
+            manifest = Manifest.load(self.path)
+            if manifest is None:
+                reporter.message(
+                    f"{self.path} is not finished, or of an early version: it has no {MANIFEST_FILE}. What is there is "
+                    f"used; `c3 verify {self.path}` says more."
+                )
+                return
+            missing, unrecorded = manifest.compare(self.path)
+            if not missing:
+                break
+        if missing:
+            more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+            raise IncompleteStoreError(
+                f"The store {self.path} is not whole: {missing[0]} is not there{more}; {MANIFEST_FILE} records them.",
+                remedy=f"Copy it again, or run the `{self.info.command}` that made it again. "
+                f"`c3 verify {self.path}` says what is lost.",
+            )
+        if unrecorded:
+            reporter.message(
+                f"{self.path} is not finished: a `{self.info.command}` is writing to it, or was interrupted. What is "
+                "there is used."
+            )
 
     @property
     def modalities(self) -> list[str]:
@@ -85,7 +120,25 @@ class Store:
 
     def parts(self, modality: str) -> list[int]:
         """Return the numbers of the finished shards of ``modality``, ascending."""
-        return finished_parts(self.path / modality)
+        found = finished_parts(names_in(self.path / modality)[1])
+        self._early[modality] = {part for part, early in found.items() if early}
+        return list(found)
+
+    def file(self, modality: str, part: int, suffix: str) -> Path:
+        """Return the path of one file of a shard, by the name it has in this store; see `part_path`."""
+        if modality not in self._early:
+            self.parts(modality)
+        path = part_path(self.path, modality, part, suffix)
+        if part in self._early[modality]:
+            early = self.path / early_name(modality, part, suffix)
+            return early if kind_of(early) else path  # a writer may have renamed it
+        return path
+
+    def copy_in(self, folder: Path) -> Store:
+        """Return a store in ``folder`` on this machine that is to hold copies of files of this one."""
+        copy = Store(folder, self.info)
+        copy._early = self._early
+        return copy
 
     def marker(self, modality: str, part: int) -> dict[str, Any]:
         """Return the done marker of one shard: rows, failures, sha256, timings.
@@ -93,7 +146,7 @@ class Store:
         Raises:
             StoreError: if it cannot be read.
         """
-        return read_marker(part_path(self.path, modality, part, MARKER))
+        return read_marker(self.file(modality, part, MARKER))
 
     def count(self, modality: str, split: str | None = None) -> int:
         """Return the number of rows of ``modality`` (in ``split``)."""
@@ -107,14 +160,14 @@ class Store:
         """Return the number of rows of ``modality`` in each split of the corpus, from the headers of moments."""
         counts: Counter[str] = Counter()
         for part in self.parts(modality):
-            counts.update(load_counts(part_path(self.path, modality, part, MOMENTS)))
+            counts.update(load_counts(self.file(modality, part, MOMENTS)))
         return {split: n for split, n in counts.items() if n}
 
     @cached_property
     def kept_splits(self) -> Kept:
         """The splits whose rows stay in them, None for all: `c3tools.corpus.splits.kept_splits`."""
         for modality, part in all_parts(self):  # the first shard of most stores has rows named train
-            if load_counts(part_path(self.path, modality, part, MOMENTS)).get("train"):
+            if load_counts(self.file(modality, part, MOMENTS)).get("train"):
                 return None
         return kept_splits(self._split_names())
 
@@ -238,7 +291,7 @@ class Store:
         Raises:
             StoreError: if they cannot be read, or are of another dimension.
         """
-        path = part_path(self.path, modality, part, MOMENTS)
+        path = self.file(modality, part, MOMENTS)
         groups, _ = load_moments(path)
         for moments in groups.values():
             if moments.dim != self.info.dim:
@@ -279,7 +332,7 @@ class Store:
             wanted = list(dict.fromkeys([*wanted, "key", "split", *ITEM_COLUMNS]))
         block = SMALL_BLOCK if columns and "embedding" not in columns else None
         for part in parts:
-            path = part_path(self.path, modality, part, ROWS)
+            path = self.file(modality, part, ROWS)
             try:
                 with name_or_file(path, block) as source, pq.ParquetFile(source) as file:
                     self._check_schema(modality, file.schema_arrow, columns or ())
@@ -361,11 +414,6 @@ class MergeWork(Work[ShardGroup, SplitMoments]):
     def name(self, task: ShardGroup) -> str:
         """Return a name such as ``the moments of text shards 0 to 63``."""
         return f"the moments of {task[0]} shards {task[1][0]} to {task[1][-1]}"
-
-
-def finished_parts(folder: Path) -> list[int]:
-    """Return the numbers of the shards in a modality's folder that have their done marker, ascending."""
-    return sorted(int(match[1]) for match in map(_MARKER.fullmatch, names_in(folder)[1]) if match)
 
 
 def all_parts(store: Store) -> Iterator[tuple[str, int]]:

@@ -15,7 +15,7 @@ from ..io.files import sha256_of
 from ..io.locations import download, is_url
 from .lock import LOCK_FILE, locked
 from .reader import Store
-from .shards import MOMENTS, ROWS, part_path
+from .shards import MOMENTS, ROWS
 
 
 def new_folder(destination: str | Path) -> Path:
@@ -82,11 +82,12 @@ def local_shard(store: Store, modality: str, part: int, suffixes: Sequence[str] 
         yield store
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy = Store(Path(folder), store.info)
+        copy = store.copy_in(Path(folder))
         (copy.path / modality).mkdir()
         for suffix in suffixes:
             with suppress(FileNotFoundError):
-                download(part_path(store.path, modality, part, suffix), part_path(copy.path, modality, part, suffix))
+                source = store.file(modality, part, suffix)
+                download(source, copy.path / modality / source.name)
         yield copy
 
 
@@ -99,9 +100,9 @@ def intact_shard(store: Store, modality: str, part: int) -> Iterator[Store]:
     """
     marker = store.marker(modality, part)
     with local_shard(store, modality, part, (ROWS,)) as local:
-        path = part_path(local.path, modality, part, ROWS)
+        path = local.file(modality, part, ROWS)
         if not path.is_file() or sha256_of(path) != marker["sha256"].get(path.name):
-            raise not_intact(store, part_path(store.path, modality, part, ROWS))
+            raise not_intact(store, store.file(modality, part, ROWS))
         yield local
 
 

@@ -19,7 +19,7 @@ from .metadata import StoreInfo, inspect_marker
 from .reader import Store
 from .rewriting import local_shard
 from .rows import ITEM_COLUMNS, embedding_matrix, keys_of
-from .shards import MARKER, MOMENTS, ROWS, add_moments, part_name, part_path, shard_schema
+from .shards import MARKER, MOMENTS, ROWS, add_moments, shard_schema
 from .store_checks import Finding, Repair, description_in, redo_remedy
 
 # half a unit in the last place of each component, and some room for rounding before it was stored
@@ -53,7 +53,7 @@ class _Shard:
 
     def require(self, store: Store, suffix: str, *, checksum: bool = True) -> None:
         """Check that a file exists and has the checksum of the marker."""
-        path = part_path(store.path, self.modality, self.part, suffix)
+        path = store.file(self.modality, self.part, suffix)
         if kind_of(path) != "file":
             raise _DamagedFileError("files", suffix, "the file is missing")
         if checksum and sha256_of(path) != self.marker["sha256"][path.name]:
@@ -77,12 +77,14 @@ def check_shard(
             repair, remedy = Repair.MOMENTS, "Compute the moments anew from the rows: c3 verify --repair"
         else:
             repair, remedy = Repair.REDO, redo_remedy(store.info)
-        return Finding(check, part_name(modality, part, suffix), what, remedy, repair, modality, part)
+        return Finding(
+            check, f"{modality}/{store.file(modality, part, suffix).name}", what, remedy, repair, modality, part
+        )
 
-    marker, problem = inspect_marker(part_path(store.path, modality, part, MARKER))
+    marker, problem = inspect_marker(store.file(modality, part, MARKER))
     if marker is None or problem is not None:
         return marker, [finding("marker", MARKER, str(problem))]
-    if set(marker["sha256"]) != {part_path(store.path, modality, part, suffix).name for suffix in (ROWS, MOMENTS)}:
+    if set(marker["sha256"]) != {store.file(modality, part, suffix).name for suffix in (ROWS, MOMENTS)}:
         return marker, [finding("marker", MARKER, "the done marker names other files than the shard's")]
     findings = []
     with local_shard(store, modality, part, (ROWS, MOMENTS) if rows else (MOMENTS,)) as local:
@@ -104,7 +106,7 @@ def check_shard(
 
 def _check_footer(shard: _Shard) -> None:
     info = shard.rows_in.info
-    path = part_path(shard.rows_in.path, shard.modality, shard.part, ROWS)
+    path = shard.rows_in.file(shard.modality, shard.part, ROWS)
     try:
         with name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
             count, schema = file.metadata.num_rows, file.schema_arrow
@@ -136,7 +138,7 @@ def _valid_moments(shard: _Shard) -> dict[str, Moments]:
     """Return the moments in the shard's file."""
     shard.require(shard.moments_in, MOMENTS)
     try:
-        groups, _ = load_moments(part_path(shard.moments_in.path, shard.modality, shard.part, MOMENTS))
+        groups, _ = load_moments(shard.moments_in.file(shard.modality, shard.part, MOMENTS))
     except StoreError as error:
         raise _DamagedFileError(
             "moments", MOMENTS, f"they cannot be read ({error.__cause__ or error.message})"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,18 @@ import pyarrow.parquet as pq
 from ..corpus.splits import Kept
 from ..errors import StoreError
 from ..io.files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
-from ..io.locations import kind_of, names_in
+from ..io.locations import download, kind_of, names_in, remove
 from ..moments import Moments, save_moments
 from .metadata import INFO_FILE, Failure, StoreInfo, read_marker, write_marker
 from .rows import embedding_matrix, row_splits
 
 METADATA_KEY = b"c3"
+_MARKER = re.compile(r"(_?)part-(\d{5,9})\.json")
 ROW_GROUP_ROWS = 8192
 MARKER, ROWS, MOMENTS = ".json", ".parquet", ".moments.safetensors"
+# pandas, pyarrow, Spark and others read a folder but for the files whose names begin with _ or a dot; patterns of
+# shells (cp store/image/*) leave out the dot, and would lose the files
+BESIDE_ROWS = "_"
 _COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
     "image": [
         ("path", pa.string()),
@@ -64,8 +70,48 @@ def part_path(store: Path, modality: str, index: int, suffix: str) -> Path:
 
 
 def part_name(modality: str, index: int, suffix: str) -> str:
-    """Return the name of one file of a shard, relative to the store: ``image/part-00000.parquet``."""
+    """Return the name of one file of a shard, relative to the store: ``image/part-00000.parquet``.
+
+    Those of marker and moments begin with `BESIDE_ROWS`: ``image/_part-00000.json``.
+    """
+    return f"{modality}/{'' if suffix == ROWS else BESIDE_ROWS}part-{index:05d}{suffix}"
+
+
+def early_name(modality: str, index: int, suffix: str) -> str:
+    """Return the name that early versions gave to a file of a shard: ``image/part-00000.json``."""
     return f"{modality}/part-{index:05d}{suffix}"
+
+
+def finished_parts(names: Iterable[str]) -> dict[int, bool]:
+    """Return the numbers of the shards that have their done marker, ascending, from the names in a modality's folder.
+
+    Each has as its value whether marker and moments have the names of early versions.
+    """
+    found: dict[int, bool] = {}
+    for match in filter(None, map(_MARKER.fullmatch, names)):
+        number = int(match[2])
+        found[number] = not match[1] and found.get(number, True)
+    return dict(sorted(found.items()))
+
+
+def rename_early_files(store: Path, modality: str) -> None:
+    """Give the shards of early versions the names of today: a store has one kind of names once it is written to.
+
+    A shard has a marker at every moment; after a crash the next call continues.
+    """
+    names = set(names_in(store / modality)[1])
+    for part, early in finished_parts(names).items():
+        marker_path, moments_path = (store / early_name(modality, part, suffix) for suffix in (MARKER, MOMENTS))
+        if early:
+            target = part_path(store, modality, part, MOMENTS)
+            if moments_path.name in names:
+                write_atomically(target, partial(download, moments_path))
+            marker = read_marker(marker_path)
+            digests = {target.name if name == moments_path.name else name: d for name, d in marker["sha256"].items()}
+            write_marker(part_path(store, modality, part, MARKER), {**marker, "sha256": digests})
+        for path in (marker_path, moments_path):
+            if path.name in names:
+                remove(path)
 
 
 def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
@@ -119,6 +165,7 @@ def create_store(path: Path, info: StoreInfo) -> None:
             )
     for modality in names_in(path)[0]:
         remove_leftovers(path / modality)
+        rename_early_files(path, modality)
 
 
 def write_shard(store: Path, info: StoreInfo, shard: Shard) -> None:

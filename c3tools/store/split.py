@@ -18,6 +18,7 @@ from ..seeds import stable_fraction
 from ..tables import Table
 from .importers import ColumnNames, key_and_split, read_table
 from .keys import SplitTable
+from .manifest import finish_store
 from .metadata import write_failures
 from .reader import Store, all_parts, split_order
 from .rewriting import intact_shard, new_folder, new_store, replace_column
@@ -88,7 +89,7 @@ def split_store(
             of the keys, something is at ``destination``, or that is a URL.
     """
     report = SplitReport(new_folder(destination))
-    source = Store.open(store)
+    source = Store.open(store, reporter=reporter)
     if column is not None and file is not None:
         raise StoreError("Either a column or a file says the splits, not both.")
     if (column or file) and fractions is not None:
@@ -115,6 +116,7 @@ def split_store(
             report.rows[modality] = dict(sorted(counts.items()))
             progress.advance()
         write_failures(building, source.recorded_failures())
+        finish_store(building)
     return report
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,12 +22,13 @@ from ..io.files import check_seal, json_text, sha256_of
 from ..io.locations import SMALL_BLOCK, kind_of, name_or_file, names_in, read_all
 from ..moments import load_moments
 from .keys import Hashes, contains, key_hashes, repeated
+from .manifest import EXTERNAL_FILE, MANIFEST_FILE, Manifest, ShardName, ShardRecord
 from .metadata import FAILURES_FILE, FORMAT_VERSION, INFO_FILE, Failure, StoreInfo, read_marker
-from .reader import EXTERNAL_FILE, Store, all_parts, finished_parts
+from .reader import Store, all_parts
 from .rows import ITEM_COLUMNS, keys_of
-from .shards import MARKER, METADATA_KEY, ROWS, part_name, part_path
+from .shards import MARKER, METADATA_KEY, ROWS, early_name, finished_parts, part_name, part_path
 
-_UNFINISHED_FILE = re.compile(r"part-(\d{5,9})\.(parquet|moments\.safetensors)")
+_UNFINISHED_FILE = re.compile(r"_?part-(\d{5,9})\.(parquet|moments\.safetensors)")
 
 
 class Repair(StrEnum):
@@ -38,6 +39,7 @@ class Repair(StrEnum):
     MOMENTS = "moments"
     FAILURES = "failures"
     DESCRIPTION = "description"
+    MANIFEST = "manifest"
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Finding:
     """A defect, or something worth knowing.
 
     Attributes:
-        check: which check found it: description, marker, files, checksum, schema, count, moments, values, norms, keys,
-            pairing, failures, unfinished.
+        check: which check found it: description, manifest, marker, files, checksum, schema, count, moments, values,
+            norms, keys, pairing, failures, unfinished, empty.
         where: the file, relative to the store.
         what: what is wrong with it.
         remedy: what to do.
@@ -78,15 +80,10 @@ class Finding:
         }
 
 
-def command_of(info: StoreInfo) -> str:
-    """Return the command that makes the shards of a store."""
-    return "c3 import" if "imported" in info.extra else "c3 embed"
-
-
 def redo_remedy(info: StoreInfo) -> str:
     """Return what to do about a shard that has to be made again."""
     drop = "Drop this shard with `c3 verify --repair`"
-    return f"{drop}, then run the `{command_of(info)}` that made it again: only what was dropped is made anew."
+    return f"{drop}, then run the `{info.command}` that made it again: only what was dropped is made anew."
 
 
 def check_description(path: Path) -> list[Finding]:
@@ -118,11 +115,13 @@ def check_description(path: Path) -> list[Finding]:
 
 def described_by_shards(path: Path) -> dict[str, Any] | None:
     """Return the store.json that the first intact shard repeats, or None if there is none."""
-    shards = ((modality, part) for modality in names_in(path)[0] for part in finished_parts(path / modality))
-    for modality, part in shards:
+    found = {modality: finished_parts(names_in(path / modality)[1]) for modality in names_in(path)[0]}
+    for modality, part, early in (
+        (name, part, early) for name, parts in found.items() for part, early in parts.items()
+    ):
         rows = part_path(path, modality, part, ROWS)
         try:
-            digests = read_marker(part_path(path, modality, part, MARKER))["sha256"]
+            digests = read_marker(path / (early_name if early else part_name)(modality, part, MARKER))["sha256"]
             if digests.get(rows.name) == sha256_of(rows):
                 return _description_of_shard(path, modality, part)
         except UnreachableError:
@@ -159,13 +158,16 @@ def _is_newer(path: Path) -> bool:
     return isinstance(version, int) and version > FORMAT_VERSION
 
 
-def check_keys(store: Store, parts: dict[str, list[int]], failed: Set[str]) -> Iterator[Finding]:
+def check_keys(
+    store: Store, parts: dict[str, list[int]], failed: Set[str], *, finished: bool = True
+) -> Iterator[Finding]:
     """Check that no key is missing, none occurs twice in a modality, and the image of every text is there.
 
     Args:
         store: the store.
         parts: modality → numbers of the shards that can be read.
         failed: keys that are listed as failed.
+        finished: whether the store has a manifest, which tells texts alone from texts whose images were all lost.
     """
     known: dict[str, Hashes] = {}
     for modality, numbers in parts.items():
@@ -177,6 +179,9 @@ def check_keys(store: Store, parts: dict[str, list[int]], failed: Set[str]) -> I
         known[modality] = hashes
     for modality, numbers in parts.items():
         yield from _check_pairing(store, modality, numbers, known, failed)
+    if not finished and "text" in parts and "image" not in parts and _name_images(store, parts["text"]):
+        what = "its texts name images, and there is no image: either texts alone were embedded, or the images are lost"
+        yield Finding("pairing", "text", what, "Nothing is to be done if they were.", modality="text", warning=True)
 
 
 def _hash_keys(store: Store, modality: str, parts: Sequence[int]) -> tuple[Hashes, list[Finding]]:
@@ -243,6 +248,11 @@ def _check_pairing(
             )
 
 
+def _name_images(store: Store, parts: Sequence[int]) -> bool:
+    batches = (batch for part in parts for batch in _readable(store, "text", ["key", "image_key"], part))
+    return any(batch.column("image_key").null_count < len(batch) for batch in batches)
+
+
 def _readable(store: Store, modality: str, columns: Sequence[str], part: int) -> Iterator[pa.RecordBatch]:
     """Yield the batches of a shard without the embeddings; none if it cannot be read, which is reported elsewhere."""
     try:
@@ -256,13 +266,13 @@ def _bad_keys(store: Store, modality: str, part: int, what: str) -> Finding:
     return Finding("keys", where, what, redo_remedy(store.info), Repair.REDO, modality, part)
 
 
-def check_failures(store: Store, failures: Collection[Failure]) -> Iterator[Finding]:
+def check_failures(store: Store, failures: Collection[Failure], manifest: Manifest | None) -> Iterator[Finding]:
     """Check that failures.parquet is intact and holds the ``failures`` of the shards."""
     path = store.path / FAILURES_FILE
     remedy = "Write it anew from the done markers: c3 verify --repair"
     listed = {(f.stage, f.key) for f in failures}
     if kind_of(path) is None:
-        if listed:
+        if listed and manifest is None:  # else the manifest says that it was there
             yield _unfinished(FAILURES_FILE, "it is not there yet", "Run the same `c3 embed` again.")
         return
     try:
@@ -301,17 +311,93 @@ def check_external_moments(store: Store) -> Iterator[Finding]:
         yield Finding("moments", EXTERNAL_FILE, f"they are not of dimension {store.info.dim}", remedy)
 
 
-def check_unfinished(store: Store) -> Iterator[Finding]:
-    """Report shards that a run did not finish, and gaps in their numbers: no defect, but something is to be done."""
-    remedy = f"Run the `{command_of(store.info)}` that made the store again: it makes this shard."
+def check_unfinished(store: Store, manifest: Manifest | None) -> Iterator[Finding]:
+    """Report files of shards that a run did not finish, and gaps in the numbers of a store without a manifest."""
+    remedy = f"Run the `{store.info.command}` that made the store again: it makes this shard."
+    recorded = manifest.shards if manifest else {}
     for modality in names_in(store.path)[0]:
         finished = set(store.parts(modality))
         files = names_in(store.path / modality)[1]
         started = {int(match[1]) for match in map(_UNFINISHED_FILE.fullmatch, files) if match}
-        gaps = set(range(max(finished, default=-1) + 1)) - finished
+        gaps = set() if manifest else set(range(max(finished, default=-1) + 1))
         for part in sorted((started | gaps) - finished):
-            where = part_name(modality, part, MARKER)
-            yield _unfinished(where, "the shard is not finished, or was dropped", remedy, modality, part)
+            if (modality, part) not in recorded:
+                where = part_name(modality, part, MARKER)
+                yield _unfinished(where, "the shard is not finished, or was dropped", remedy, modality, part)
+
+
+def load_manifest(store: Store) -> tuple[Manifest | None, list[Finding]]:
+    """Return the manifest of a store, or None and what is wrong with it."""
+    try:
+        manifest = Manifest.load(store.path)
+    except StoreError as error:
+        remedy = "Write it anew for what is there: c3 verify --repair"
+        return None, [Finding("manifest", MANIFEST_FILE, error.message, remedy, Repair.MANIFEST)]
+    if manifest is not None:
+        return manifest, []
+    what = "it is not there: the run did not end, the copy is not complete, or an early version made the store"
+    remedy = (
+        f"Run the `{store.info.command}` that made the store again, or copy it again. If nothing else is missing, "
+        "`c3 verify --repair` writes it."
+    )
+    return None, [Finding("manifest", MANIFEST_FILE, what, remedy, Repair.MANIFEST)]
+
+
+def check_manifest(
+    store: Store, manifest: Manifest, markers: Mapping[ShardName, Mapping[str, Any]]
+) -> Iterator[Finding]:
+    """Compare what a store has with what its manifest records.
+
+    Args:
+        store: the store.
+        manifest: its manifest.
+        markers: the done markers of its shards, those that can be read.
+    """
+    command = store.info.command
+    again = f"Copy the store again, or run the `{command}` that made it again."
+    missing, unrecorded = manifest.compare(store.path)
+    lost: dict[str, list[int]] = {}
+    for modality, part in sorted(manifest.shards):
+        marker = part_name(modality, part, MARKER)
+        if marker in missing:
+            lost.setdefault(modality, []).append(part)
+        elif (modality, part) in markers and ShardRecord.of(markers[modality, part]) != manifest.shards[modality, part]:
+            what = "the shard is intact, and not the one that is recorded: a run did not end, or two copies were mixed"
+            yield Finding("manifest", marker, what, again, modality=modality, part=part)
+    for modality, parts in lost.items():
+        rows = sum(manifest.shards[modality, part].rows for part in parts)
+        of = sum(name == modality for name, _ in manifest.shards)
+        where = part_name(modality, parts[0], ROWS) if len(parts) == 1 else modality
+        what = f"{len(parts):,} of {of:,} recorded shards are not there ({rows:,} rows): {_ranges(parts)}"
+        yield Finding("files", where, what, again, modality=modality)
+    for name in manifest.files:
+        if name in missing:
+            repair, what = Repair.NONE, "it is recorded and not there"
+            if name == FAILURES_FILE:
+                repair, remedy = Repair.FAILURES, f"{again} `c3 verify --repair` writes what the done markers know."
+            else:
+                remedy = "Copy it again, take them again with `c3 means --load FILE`, or forget them with --unload."
+            yield Finding("files", name, what, remedy, repair)
+        elif sha256_of(store.path / name) != manifest.files[name]:
+            what = "it is not the one that is recorded: a run did not end, or two copies were mixed"
+            yield Finding("manifest", name, what, f"{again} `c3 verify --repair` keeps it as it is.", Repair.MANIFEST)
+    for modality in sorted({modality for modality, _ in unrecorded}):
+        parts = [part for name, part in unrecorded if name == modality]
+        what = f"{len(parts):,} shards are not recorded, so a run did not end: {_ranges(parts)}"
+        remedy = f"Run the same `{command}` again: it continues."
+        yield Finding("unfinished", modality, what, remedy, modality=modality)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as text: ``0 to 4, 7``; at most eight ranges."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    shown = [" to ".join(map(str, ends)) for ends in ranges[:8]]
+    return ", ".join([*shown, "…"] if len(ranges) > len(shown) else shown)
 
 
 def _unfinished(where: str, what: str, remedy: str, modality: str | None = None, part: int | None = None) -> Finding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from ..moments import Moments
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 from .lock import locked
+from .manifest import MANIFEST_FILE, ShardName, finish_store, record_again
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, write_failures, write_marker
 from .reader import Store
 from .shard_checks import check_shard
-from .shards import MARKER, MOMENTS, ROWS, add_moments, part_path, write_moments
+from .shards import MARKER, MOMENTS, ROWS, add_moments, part_path, rename_early_files, write_moments
 from .store_checks import (
     Finding,
     Repair,
@@ -25,8 +26,10 @@ from .store_checks import (
     check_external_moments,
     check_failures,
     check_keys,
+    check_manifest,
     check_unfinished,
     described_by_shards,
+    load_manifest,
 )
 
 _CHECKS_OF_ROWS = ("marker", "files", "checksum", "schema", "count")
@@ -123,6 +126,7 @@ def verify_store(
 def _run_checks(store: Store, result: Verification, sample: float | None, seed: int, progress: Progress) -> None:
     readable: dict[str, list[int]] = {}
     failures: list[Failure] = []
+    markers: dict[ShardName, dict[str, Any]] = {}
     for modality in store.modalities:
         parts = store.parts(modality)
         chosen = _sampled(parts, sample, seed, modality)
@@ -137,35 +141,51 @@ def _run_checks(store: Store, result: Verification, sample: float | None, seed: 
             if not any(finding.check in _CHECKS_OF_ROWS and finding.repair is Repair.REDO for finding in found):
                 readable.setdefault(modality, []).append(part)
                 result.rows[modality] += marker["rows"]
+                markers[modality, part] = marker
+    manifest, found = load_manifest(store)
     failed = {failure.key for failure in (*failures, *_recorded(store))}
-    result.findings += check_keys(store, readable, failed)
-    result.findings += check_failures(store, failures)
+    result.findings += check_keys(store, readable, failed, finished=manifest is not None)
+    result.findings += check_failures(store, failures, manifest)
     result.findings += check_external_moments(store)
-    result.findings += check_unfinished(store)
+    if manifest is not None:
+        reported = {finding.where for finding in result.findings}
+        found += (finding for finding in check_manifest(store, manifest, markers) if finding.where not in reported)
+    result.findings += found
+    result.findings += check_unfinished(store, manifest)
+    if not any(result.rows.values()) and not result.defects:
+        what = "it has no rows: every input failed" if result.shards else "it has no shards"
+        remedy = f"{FAILURES_FILE} says why inputs failed." if result.shards else f"Run `{store.info.command}` again."
+        result.findings.append(Finding("empty", INFO_FILE, what, remedy))
     result.open = len(result.defects)
 
 
 def repair_store(result: Verification) -> None:
     """Repair what can be repaired in place, drop the shards that have to be made again, and record it in ``result``.
 
+    Shards that were dropped, or lost, stay recorded in the manifest until they are made again.
+
     Raises:
         StoreError: if another run is writing to the store.
         UnreachableError: if it can no longer be read or written; the same command continues.
     """
-    with locked(result.store):
-        for name in names_in(result.store)[0]:
-            remove_leftovers(result.store / name)
-        repairs = {finding.repair for finding in result.findings}
+    path = result.store
+    with locked(path):
+        for name in names_in(path)[0]:
+            remove_leftovers(path / name)
+        repairs = [finding.repair for finding in result.findings]
         if Repair.DESCRIPTION in repairs:
-            write_json_atomically(result.store / INFO_FILE, described_by_shards(result.store))
+            write_json_atomically(path / INFO_FILE, described_by_shards(path))
             _repaired(result, f"{INFO_FILE} was written anew from the shards")
+        opened = Store.open(path, incomplete=True)
         dropped = dict.fromkeys(_shards_to_repair(result, Repair.REDO))
         for modality, part in dropped:
             # the marker first: without it the shard does not exist, whatever happens next
             for suffix in (MARKER, MOMENTS, ROWS):
-                remove(part_path(result.store, modality, part, suffix))
+                remove(opened.file(modality, part, suffix))
             result.repaired.append(f"{modality} shard {part} was dropped: it is to be made again")
-        opened = Store.open(result.store)
+        for name in opened.modalities:
+            rename_early_files(path, name)
+        opened = Store.open(path, incomplete=True)
         for modality, part in _shards_to_repair(result, Repair.MOMENTS):
             if (modality, part) in dropped:
                 result.open -= 1
@@ -178,6 +198,24 @@ def repair_store(result: Verification) -> None:
             _repaired(
                 result, f"{FAILURES_FILE} was written anew; inputs refused before encoding come back with `c3 embed`"
             )
+        _repair_manifest(result, repairs.count(Repair.MANIFEST), dropped)
+
+
+def _repair_manifest(result: Verification, defects: int, dropped: Collection[ShardName]) -> None:
+    if any(finding.where == MANIFEST_FILE for finding in result.findings):
+        if dropped:
+            result.repaired.append(f"{MANIFEST_FILE} was not written: what was dropped is to be made again first")
+            return
+        remove(result.store / MANIFEST_FILE)  # damaged, if there is one
+        finish_store(result.store)
+        what = (
+            f"{MANIFEST_FILE} was written for what is there; what an unfinished run lacks comes with the same command"
+        )
+        _repaired(result, what)
+    else:
+        record_again(result.store, _shards_to_repair(result, Repair.MOMENTS))
+        for _ in range(defects):
+            _repaired(result, f"{MANIFEST_FILE} was brought up to date")
 
 
 def _open(path: Path, findings: Sequence[Finding]) -> Store:
@@ -186,7 +224,7 @@ def _open(path: Path, findings: Sequence[Finding]) -> Store:
         described = described_by_shards(path)
         if described is not None:
             return Store(path, StoreInfo.from_dict(described, path / INFO_FILE))
-    return Store.open(path)
+    return Store.open(path, incomplete=True)
 
 
 def _sampled(parts: Sequence[int], sample: float | None, seed: int, modality: str) -> set[int]:

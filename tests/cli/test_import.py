@@ -245,7 +245,7 @@ def test_same_import_again_and_another_one(here: Path) -> None:
     np.save("i.npy", images)
     ok("--image", "i.npy")
     before = {p.name: p.read_bytes() for p in (here / "c3-store" / "image").iterdir()}
-    (here / "c3-store" / "image" / "part-00000.json").unlink()  # as if it had been interrupted
+    (here / "c3-store" / "image" / "_part-00000.json").unlink()  # as if it had been interrupted
     ok("--image", "i.npy")
     assert {p.name: p.read_bytes() for p in (here / "c3-store" / "image").iterdir()} == before
     np.save("i.npy", images[::-1])

@@ -15,27 +15,27 @@ def test_a_whole_store_is_exit_code_0(c3: C3, tmp_path: Path) -> None:
     assert "text: 60 rows in 3 shards, rows read" in result.stdout
 
 
-def test_a_defect_is_told_with_place_and_remedy_and_exit_code_1(c3: C3, tmp_path: Path) -> None:
+def test_a_defect_is_told_with_place_and_remedy_and_exit_code_3(c3: C3, tmp_path: Path) -> None:
     path = whole_store(tmp_path / "elsewhere").path
-    (path / "text" / "part-00001.json").write_text("{}")
+    (path / "text" / "_part-00001.json").write_text("{}")
     result = c3("verify", path, "--json", "-")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     value = json.loads(result.stdout)
     assert value["whole"] is False
-    assert value["findings"][0]["where"] == "text/part-00001.json"
+    assert value["findings"][0]["where"] == "text/_part-00001.json"
     assert value["findings"][0]["repair"] == "redo"
-    assert "text/part-00001.json: The done marker" in c3("verify", "--store", path).stderr
+    assert "text/_part-00001.json: The done marker" in c3("verify", "--store", path).stderr
     repaired = c3("verify", path, "--repair")
-    assert repaired.exit_code == 1
+    assert repaired.exit_code == 3
     assert "text shard 1 was dropped" in repaired.stdout
     again = c3("verify", path)
-    assert again.exit_code == 0
-    assert "not finished, or was dropped" in again.stderr
+    assert again.exit_code == 3  # until it is made again
+    assert "1 of 3 recorded shards are not there (20 rows): 1" in again.stderr
 
 
 def test_what_can_be_mended_in_place_is_exit_code_0(c3: C3, tmp_path: Path) -> None:
     path = whole_store(tmp_path / "c3-store").path
-    (path / "image" / "part-00001.moments.safetensors").write_bytes(b"")
+    (path / "image" / "_part-00001.moments.safetensors").write_bytes(b"")
     (path / "store.json").write_text("[]")
     (path / "failures.parquet").write_bytes(b"PAR1")
     result = c3("verify", "--repair")

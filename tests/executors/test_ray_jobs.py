@@ -158,7 +158,7 @@ def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     arguments = ["embed", "texts.txt", "--shard-size", "20", "--executor", "ray", "--processes", "2"]
     running = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
-    while not list(tmp_path.glob("c3-store/text/part-*.json")) and time.monotonic() < end:
+    while not list(tmp_path.glob("c3-store/text/_part-*.json")) and time.monotonic() < end:
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=60)

@@ -45,9 +45,7 @@ def read(folder: Path) -> pa.Table:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    files = [
-        p for p in sorted(folder.rglob("*")) if (p.is_file() and not p.name.startswith("part-")) or "parquet" in p.name
-    ]
+    files = [p for p in sorted(folder.rglob("*")) if (p.is_file() and "part-" not in p.name) or "parquet" in p.name]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -160,7 +158,7 @@ def test_interrupted_export_is_continued(here: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ExportWork, "_block", failing)
     with pytest.raises(KeyboardInterrupt):
         ok(workers=1)
-    finished = sorted(path.name for path in (here / "c3-export").glob("*/part-*.json"))
+    finished = sorted(path.name for path in (here / "c3-export").glob("*/_part-*.json"))
     assert len(finished) == 4
     assert not list((here / "c3-export").rglob("*.tmp"))
     monkeypatch.setattr(ExportWork, "_block", real)
@@ -269,5 +267,5 @@ class TestBadInput:
         path.write_bytes(path.read_bytes()[:200])
         message = refused(workers=1)
         assert "part-00002.parquet cannot be read" in message
-        assert (here / "c3-export" / "text" / "part-00001.json").exists()
+        assert (here / "c3-export" / "text" / "_part-00001.json").exists()
         assert not (here / "c3-export" / "text" / "part-00002.parquet").exists()

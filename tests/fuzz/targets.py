@@ -205,7 +205,7 @@ def _verify(folder: Path) -> None:
 
 
 def _agree_store(folder: Path) -> None:
-    for marker_path in (folder / "s").glob("*/part-*.json"):
+    for marker_path in (folder / "s").glob("*/_part-*.json"):
         marker = json.loads(marker_path.read_text(encoding="utf-8"))
         marker["sha256"] = {name: sha256_of(marker_path.parent / name) for name in marker["sha256"]}
         write_marker(marker_path, marker)
@@ -216,10 +216,10 @@ def _store_target(name: str, read: Callable[[Path], object], share: int) -> Targ
     text = (mutate_bytes, mutate_json, mutate_json)
     vary = {
         "s/store.json": text,
-        "s/image/part-00000.json": text,
+        "s/image/_part-00000.json": text,
         "s/image/part-00000.parquet": binary,
         "s/text/part-00000.parquet": binary,
-        "s/text/part-00000.moments.safetensors": binary,
+        "s/text/_part-00000.moments.safetensors": binary,
         "s/failures.parquet": binary,
         "s/borrowed-moments.safetensors": binary,
     }

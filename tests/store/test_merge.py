@@ -9,8 +9,9 @@ import pytest
 
 from c3tools.errors import StoreError
 from c3tools.moments import Moments
-from c3tools.store import Failure, Rows, Store, rewrite_failures, write_failures
+from c3tools.store import Failure, Rows, Store, finish_store, rewrite_failures, write_failures
 from c3tools.store.merge import merge_stores
+from c3tools.store.shards import MOMENTS, ROWS, part_path
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, MODEL, build_store, unit_rows
 
@@ -29,6 +30,7 @@ def store_of(
     failures = [Failure(failed, f"{failed}.jpg", "decode", "OSError", "cut")] if failed else []
     rewrite_failures(path, "image", 0, failures)
     write_failures(path, failures)
+    finish_store(path)
     return store
 
 
@@ -43,9 +45,9 @@ def test_two_stores_become_one_with_the_same_bytes_in_its_shards(tmp_path: Path)
     np.testing.assert_array_equal(both.load("image").embeddings, expected)
     assert both.parts("image") == [0, 1, 2]
     for source, part, target in ((one, 0, 0), (one, 1, 1), (two, 0, 2)):
-        for suffix in ("parquet", "moments.safetensors"):
-            before = (source.path / "image" / f"part-{part:05d}.{suffix}").read_bytes()
-            assert (both.path / "image" / f"part-{target:05d}.{suffix}").read_bytes() == before
+        for suffix in (ROWS, MOMENTS):
+            before = part_path(source.path, "image", part, suffix).read_bytes()
+            assert part_path(both.path, "image", target, suffix).read_bytes() == before
     moments = Moments.from_rows(expected)
     np.testing.assert_allclose(both.moments("image").covariance, moments.covariance, atol=1e-14)
     # what failed in one and was embedded in the other is no failure

@@ -65,7 +65,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make_store(tmp_path / name, rows, rows)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(files) == 7
+    assert len(files) == 8
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
@@ -83,7 +83,7 @@ def test_a_shard_explains_itself(tmp_path: Path) -> None:
 
 def test_a_shard_without_its_marker_does_not_exist(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", unit_rows(10, 8), unit_rows(10, 8), part_rows=5)
-    (tmp_path / "s" / "image" / "part-00001.json").unlink()
+    (tmp_path / "s" / "image" / "_part-00001.json").unlink()
     assert store.count("image") == 5
     assert len(store.load("image")) == 5
 
@@ -145,7 +145,7 @@ class TestErrors:
 
     def test_damaged_marker(self, tmp_path: Path) -> None:
         store = make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
-        (tmp_path / "s" / "image" / "part-00000.json").write_text("[]")
+        (tmp_path / "s" / "image" / "_part-00000.json").write_text("[]")
         with pytest.raises(StoreError, match="done marker"):
             store.count("image")
 

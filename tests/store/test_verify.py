@@ -20,8 +20,9 @@ from c3tools.identity import ModelIdentity
 from c3tools.io.files import json_text, sha256_of
 from c3tools.io.locations import read_all, remove, upload
 from c3tools.moments import Moments, save_moments
-from c3tools.store import Rows, Shard, Store, StoreInfo, locked, write_shard
+from c3tools.store import Rows, Shard, Store, StoreInfo, finish_store, locked, write_shard
 from c3tools.store.metadata import inspect_marker, write_marker
+from c3tools.store.shards import MARKER, MOMENTS, ROWS, part_path
 from c3tools.store.store_checks import check_description
 from c3tools.store.verify import Verification, repair_store, verify_store
 from tests.conftest import build_store, store_files, unit_rows
@@ -44,10 +45,11 @@ def put_file(file: Path, folder: Path, place: Path) -> None:
 
 def reseal(store: Path, modality: str, part: int) -> None:
     """Make the marker agree with files that a test has changed: what is left is what other checks find."""
-    marker_path = store / modality / f"part-{part:05d}.json"
+    marker_path = store / modality / f"_part-{part:05d}.json"
     marker = json.loads(marker_path.read_text())
     marker["sha256"] = {name: sha256_of(marker_path.parent / name) for name in marker["sha256"]}
     write_marker(marker_path, marker)
+    finish_store(store)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -76,9 +78,10 @@ def test_a_store_behind_a_web_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("put", "count"), [("disk", 60), ("s3", 6)], indirect=["put"])
 def test_every_one_of_60_single_byte_corruptions_is_detected(tmp_path: Path, put: Put, count: int) -> None:
     path = whole_store(tmp_path / "s").path
-    kinds = {file.name.split(".", 1)[-1] if file.name.startswith("part") else file.name for file in store_files(path)}
+    kinds = {file.name.split(".", 1)[-1] if "part" in file.name else file.name for file in store_files(path)}
     assert kinds == {
         "store.json",
+        "manifest.json",
         "failures.parquet",
         "borrowed-moments.safetensors",
         "parquet",
@@ -101,7 +104,7 @@ def test_every_one_of_60_single_byte_corruptions_is_detected(tmp_path: Path, put
     assert verify_store(place).whole
 
 
-@pytest.mark.parametrize("name", ["store.json", "image/part-00001.json"])
+@pytest.mark.parametrize("name", ["store.json", "image/_part-00001.json"])
 def test_every_byte_of_the_json_files_is_guarded(tmp_path: Path, name: str) -> None:
     path = whole_store(tmp_path / "s", images=4, part_rows=2).path
 
@@ -120,11 +123,11 @@ def test_every_byte_of_the_json_files_is_guarded(tmp_path: Path, name: str) -> N
 def test_a_missing_file_is_named_with_what_to_run(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s").path
     (path / "image" / "part-00001.parquet").unlink()
-    (path / "text" / "part-00002.moments.safetensors").unlink()
+    (path / "text" / "_part-00002.moments.safetensors").unlink()
     result = verify_store(put(path))
     assert found(result)[:2] == [
         ("files", "image/part-00001.parquet"),
-        ("files", "text/part-00002.moments.safetensors"),
+        ("files", "text/_part-00002.moments.safetensors"),
     ]
     assert "c3 embed" in result.findings[0].remedy
     # texts of the images that are gone are told too
@@ -148,17 +151,17 @@ def test_rounding_to_float16_is_no_defect_of_the_norm(tmp_path: Path) -> None:
 
 def test_moments_that_are_not_those_of_the_rows(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s").path
-    before = (path / "image" / "part-00000.moments.safetensors").read_bytes()
+    before = (path / "image" / "_part-00000.moments.safetensors").read_bytes()
     groups = {"train": Moments.from_rows(unit_rows(8, 12, 5)), "val": Moments.from_rows(unit_rows(2, 12, 6))}
-    save_moments(path / "image" / "part-00000.moments.safetensors", groups, {"modality": "image"})
+    save_moments(path / "image" / "_part-00000.moments.safetensors", groups, {"modality": "image"})
     reseal(path, "image", 0)
     place = put(path)
     result = verify_store(place)
-    assert found(result) == [("moments", "image/part-00000.moments.safetensors")]
+    assert found(result) == [("moments", "image/_part-00000.moments.safetensors")]
     assert "the mean of train is off by" in result.findings[0].what
     repair_store(result)
     assert result.whole
-    assert read_all(place / "image" / "part-00000.moments.safetensors") == before
+    assert read_all(place / "image" / "_part-00000.moments.safetensors") == before
     assert verify_store(place).findings == []
 
 
@@ -166,21 +169,21 @@ def test_splits_of_the_rows_and_of_the_moments_must_agree(tmp_path: Path) -> Non
     path = whole_store(tmp_path / "s").path
     rows = Store.open(path).load("image").embeddings[:10]
     groups = {"train": Moments.from_rows(rows)}
-    save_moments(path / "image" / "part-00000.moments.safetensors", groups, {"modality": "image"})
+    save_moments(path / "image" / "_part-00000.moments.safetensors", groups, {"modality": "image"})
     reseal(path, "image", 0)
     assert "10 train rows instead of 8" in verify_store(path).findings[0].what
 
 
 def test_duplicates_across_shards_are_found_and_the_later_shard_is_redone(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s").path
-    for suffix in (".parquet", ".moments.safetensors", ".json"):
-        shutil.copyfile(path / "text" / f"part-00000{suffix}", path / "text" / f"part-00003{suffix}")
-    marker = json.loads((path / "text" / "part-00003.json").read_text())
+    for suffix in (ROWS, MOMENTS, MARKER):
+        shutil.copyfile(part_path(path, "text", 0, suffix), part_path(path, "text", 3, suffix))
+    marker = json.loads((path / "text" / "_part-00003.json").read_text())
     marker["sha256"] = {name.replace("00000", "00003"): digest for name, digest in marker["sha256"].items()}
-    write_marker(path / "text" / "part-00003.json", marker)
+    write_marker(path / "text" / "_part-00003.json", marker)
     place = put(path)
     result = verify_store(place)
-    assert found(result) == [("keys", "text/part-00003.parquet")]
+    assert found(result) == [("keys", "text/part-00003.parquet"), ("unfinished", "text")]
     assert result.findings[0].what == "it repeats the key 'img000#0' of shard 0 and 19 more"
     repair_store(result)
     assert not result.whole
@@ -199,8 +202,8 @@ def test_texts_without_their_image(tmp_path: Path, put: Put) -> None:
 
 def test_a_wrong_count_and_another_stores_shard(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s").path
-    marker = json.loads((path / "image" / "part-00000.json").read_text())
-    write_marker(path / "image" / "part-00000.json", {**marker, "rows": 11})
+    marker = json.loads((path / "image" / "_part-00000.json").read_text())
+    write_marker(path / "image" / "_part-00000.json", {**marker, "rows": 11})
     other = StoreInfo(ModelIdentity(name="other", weights_sha256="1" * 64), 12)
     rows = Store.open(path).load("image")
     columns = {"key": rows.keys[20:], "path": rows.column("path")[20:], "split": rows.column("split")[20:]}
@@ -231,7 +234,7 @@ def test_store_json_is_written_anew_from_the_shards(tmp_path: Path, put: Put) ->
 
 def test_a_store_from_before_checksums_is_read_and_whole(tmp_path: Path) -> None:
     path = whole_store(tmp_path / "s").path
-    for marker_path in path.glob("*/part-*.json"):
+    for marker_path in path.glob("*/_part-*.json"):
         marker = json.loads(marker_path.read_text())
         del marker["checksum"], marker["timings"]["checksum"]
         marker_path.write_text(json_text(marker))
@@ -239,20 +242,26 @@ def test_a_store_from_before_checksums_is_read_and_whole(tmp_path: Path) -> None
 
     table = pq.read_table(path / "failures.parquet").replace_schema_metadata(None)
     pq.write_table(table, path / "failures.parquet")
-    assert verify_store(path).findings == []
+    (path / "manifest.json").unlink()
+    result = verify_store(path)
+    assert found(result) == [("manifest", "manifest.json")]
     assert Store.open(path).count("image") == 30
+    repair_store(result)
+    assert result.whole
+    assert verify_store(path).findings == []
 
 
-def test_what_an_unfinished_run_left_is_no_defect(tmp_path: Path, put: Put) -> None:
+def test_what_an_unfinished_run_left_is_no_damage(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s").path
-    (path / "image" / "part-00002.json").unlink()
+    (path / "manifest.json").unlink()
+    (path / "image" / "_part-00002.json").unlink()
     (path / "failures.parquet").unlink()
     place = put(path)
     result = verify_store(place)
     assert {finding.check for finding in result.findings if finding.warning} == {"unfinished"}
-    assert {finding.check for finding in result.defects} == {"pairing"}
-    remove(place / "text" / "part-00002.json")
-    assert verify_store(place).whole
+    assert {finding.check for finding in result.defects} == {"pairing", "manifest"}
+    remove(place / "text" / "_part-00002.json")
+    assert {finding.check for finding in verify_store(place).defects} == {"manifest"}
 
 
 def test_a_sample_reads_few_shards_but_checks_all_others_cheaply(tmp_path: Path, put: Put) -> None:
@@ -262,22 +271,22 @@ def test_a_sample_reads_few_shards_but_checks_all_others_cheaply(tmp_path: Path,
     assert result.shards == {"image": 6, "text": 6}
     assert result.rows == {"image": 12, "text": 24}
     assert result.findings == []
-    (path / "image" / "part-00004.moments.safetensors").write_bytes(b"x")
-    assert found(verify_store(put(path), sample=0.1)) == [("checksum", "image/part-00004.moments.safetensors")]
+    (path / "image" / "_part-00004.moments.safetensors").write_bytes(b"x")
+    assert found(verify_store(put(path), sample=0.1)) == [("checksum", "image/_part-00004.moments.safetensors")]
     with pytest.raises(StoreError, match="fraction"):
         verify_store(path, sample=1.5)
 
 
 def test_repair_keeps_off_a_store_that_is_being_written(tmp_path: Path, put: Put) -> None:
     path = whole_store(tmp_path / "s").path
-    (path / "image" / "part-00000.json").write_text("{}")
+    (path / "image" / "_part-00000.json").write_text("{}")
     place = put(path)
     result = verify_store(place)
     with locked(place), pytest.raises(StoreError, match="Another run is writing"):
         repair_store(result)
 
 
-@pytest.mark.parametrize("name", ["image/part-00001.parquet", "image/part-00000.json", "text/part-00003.parquet"])
+@pytest.mark.parametrize("name", ["image/part-00001.parquet", "image/_part-00000.json", "text/part-00003.parquet"])
 def test_repaired_and_embedded_again_the_bytes_are_the_same(
     encoder: Encoder, photos: Path, tmp_path: Path, name: str
 ) -> None:
@@ -286,17 +295,18 @@ def test_repaired_and_embedded_again_the_bytes_are_the_same(
     embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **options)
     before = files(tmp_path / "s")
     assert verify_store(tmp_path / "s").findings == []
-    untouched = {file: file.stat().st_mtime_ns for file in store_files(tmp_path / "s") if name[:16] not in str(file)}
+    shard = name[-13:].partition(".")[0][-5:]
+    untouched = {file: file.stat().st_mtime_ns for file in store_files(tmp_path / "s") if shard not in file.name}
     content = (tmp_path / "s" / name).read_bytes()
     (tmp_path / "s" / name).write_bytes(content[:40] + b"\0" + content[41:])
     result = verify_store(tmp_path / "s")
     repair_store(result)
     assert not result.whole
-    assert all(finding.warning for finding in verify_store(tmp_path / "s").findings if finding.check != "pairing")
+    assert {finding.check for finding in verify_store(tmp_path / "s").defects} - {"pairing"} == {"files"}
     summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **options)
     assert 0 < sum(m.embedded for m in summary.modalities.values()) <= 3
     assert files(tmp_path / "s") == before
     assert verify_store(tmp_path / "s").findings == []
     for file, modified in untouched.items():
-        if file.name.startswith("part-"):
+        if "part-" in file.name:
             assert file.stat().st_mtime_ns == modified, file

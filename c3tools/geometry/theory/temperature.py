@@ -76,7 +76,7 @@ def simulate_temperature(
     Raises:
         C3Error: if the store has too few pairs, or a scale is not positive.
     """
-    first, second = synthetic_features(seed=seed) if store is None else _paired_rows(store, seed)
+    first, second = synthetic_features(seed=seed) if store is None else _paired_rows(store, seed, reporter)
     results = gap_by_scale(
         first, second, scales=sorted(scale or SCALES), steps=steps, batch=batch, seed=seed, reporter=reporter
     )
@@ -180,9 +180,9 @@ def _measure(heads: Sequence[nn.Module], views: Sequence[torch.Tensor]) -> tuple
     return float((a.mean(dim=0) - b.mean(dim=0)).norm()), float((best == torch.arange(len(a))).double().mean())
 
 
-def _paired_rows(store: Store | str | Path, seed: int) -> tuple[Floats, Floats]:
+def _paired_rows(store: Store | str | Path, seed: int, reporter: Reporter) -> tuple[Floats, Floats]:
     """Return one image-text pair per item, so that no item is its own negative."""
-    collected = collect(Store.open(store), "image", "text", seed=seed)
+    collected = collect(Store.open(store, reporter=reporter), "image", "text", seed=seed)
     working = collected.working
     if not working.paired:
         raise C3Error(f"The store {collected.store.path} has no pairs of image and text.")
