@@ -23,7 +23,7 @@ import pyarrow as pa
 from measuring import print_table
 
 from c3tools.identity import ModelIdentity
-from c3tools.store import StoreInfo, create_store
+from c3tools.store import StoreInfo, create_store, finish_store
 from c3tools.store.shards import ROW_GROUP_ROWS, shard_schema, write_batches
 
 SHARDS = 100
@@ -57,6 +57,7 @@ def make(path: Path, rows: int, dim: int) -> None:
     for modality in ("image", "text"):
         for part in range(SHARDS // 2):
             write_batches(path, info, modality, part, batches(info, modality, part, rows // SHARDS, block))
+    finish_store(path)
 
 
 def batches(info: StoreInfo, modality: str, part: int, rows: int, block: np.ndarray) -> Iterator[pa.RecordBatch]:

@@ -75,6 +75,15 @@ def embed(
         float, typer.Option(min=0, help="Seconds that one image may take to decode (0: no limit).")
     ] = 60.0,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Embed again what changed: edited captions, images with other bytes.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove the rows whose source has gone from PATH: images, captions.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be embedded, updated and removed; write nothing.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything was not embedded.")] = False,
     follow_symlinks: Annotated[
         bool, typer.Option("--follow-symlinks", help="Follow symbolic links, and paths in lists, out of the corpus.")

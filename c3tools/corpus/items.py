@@ -71,6 +71,8 @@ class Corpus:
         captions_without_image: names in captions files for which no image was found.
         containers: the tars, tables and lists that were read; images in them have a path like ``container#…``.
         notes: what the user may want to know about how the inputs were read.
+        sources: the paths and URLs that were given, patterns expanded.
+        captions: the captions file that was given; None where captions were detected.
     """
 
     images: list[ImageItem] = field(default_factory=list)
@@ -80,6 +82,8 @@ class Corpus:
     captions_without_image: list[str] = field(default_factory=list)
     containers: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    captions: str | None = None
 
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
         """Add an image with its captions; captions that cannot be used are skipped, and reported."""

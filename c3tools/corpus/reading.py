@@ -73,6 +73,8 @@ def read_corpus(
     corpus = Corpus()
     roots = [root for path in ([paths] if isinstance(paths, str | Path) else paths) for root in expand(path)]
     kinds = {root: kind_of(root) for root in roots}
+    corpus.sources = [str(root) for root in roots]
+    corpus.captions = None if captions is None else str(captions)
     missing = [root for root in roots if kinds[root] is None]
     if missing:
         more = f" (and at {len(missing) - 1:,} more)" if len(missing) > 1 else ""

@@ -89,3 +89,8 @@ def hashed_split(key: str) -> str:
         if position < edge:
             return split
     return "test"
+
+
+def split_order(split: str) -> tuple[int, str]:
+    """Return the sort key of a split: train, val, test, then others by name."""
+    return {"train": 0, "val": 1, "test": 2}.get(split, 3), split

@@ -1,18 +1,13 @@
-"""The embedding run: read the corpus, load the model, plan the shards, have them made, sum up.
-
-A shard takes a fixed number of inputs, in the order of the corpus, and gets the lowest number that is free. Finished
-shards take whole such blocks out of the order, so a run that was interrupted plans the same shards again.
-"""
+"""The embedding run: read the corpus, load the model, plan the shards, have them made, sum up."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ..corpus import Corpus, ImageItem, TextItem, read_corpus
+from ..corpus import Corpus, read_corpus
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..errors import StoreError, UnreachableError
@@ -22,14 +17,14 @@ from ..io.locations import kind_of, location
 from ..reporter import SILENT, Reporter
 from ..store import Failure, Store, StoreInfo, create_store, finish_store, locked, rewrite_failures, write_failures
 from ..store.manifest import Manifest, ShardName, ShardRecord
+from ..store.rewriting import rewrite_shard
 from ..store.rows import keys_of
+from .plan import Plan, Sources, is_within, plan_corpus
 from .shards import EmbedWork
 from .summary import EmbedSummary, ModalitySummary
 
 DTYPES = ("float16", "float32")
 INDEX_FOLDER = ".inputs"  # in the store: the indexes of tars
-
-Item = TypeVar("Item", ImageItem, TextItem)
 
 
 def embed(
@@ -54,6 +49,9 @@ def embed(
     batch_size: int | None = None,
     image_timeout: float = 60.0,
     retry_failed: bool = False,
+    update: bool = False,
+    prune: bool = False,
+    dry_run: bool = False,
     follow_symlinks: bool = False,
     executor: str | Executor = "local",
     address: str | None = None,
@@ -76,7 +74,8 @@ def embed(
             or the best device there is.
         precision: see `c3tools.encoders.load_encoder`; ``auto`` is that of the store, if it has one.
         compile: run the model through `torch.compile`.
-        dtype, shard_size, workers, batch_size, image_timeout, retry_failed: see `embed_corpus`.
+        dtype, shard_size, workers, batch_size, image_timeout, retry_failed, update, prune: see `embed_corpus`.
+        dry_run: only find out what would be done, and sum it up; no model is loaded and nothing is written.
         executor, address, processes: ``local``, or ``ray`` with the address of the cluster and the number of its
             worker processes, or an open executor; see `c3tools.executors.open_executor`.
         encoder: a loaded encoder, to be used instead of ``model`` and the options of the model.
@@ -104,11 +103,15 @@ def embed(
         prefix_keys=prefix_keys,
         follow_symlinks=follow_symlinks,
         download=download,
-        index_folder=folder / INDEX_FOLDER,
+        index_folder=None if dry_run else folder / INDEX_FOLDER,
     )
     reporter.message(f"Found {len(corpus.images):,} images and {len(corpus.texts):,} texts.")
     for note in corpus.notes:
         reporter.message(note)
+    if dry_run:
+        planned = Store.open(folder, incomplete=True)
+        planned.summary = _planned(planned, corpus, shard_size, retry_failed, update=update, prune=prune)
+        return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
     if encoder is None:
         recorded = StoreInfo.load(folder) if kind_of(folder / "store.json") == "file" else None
@@ -134,6 +137,8 @@ def embed(
             batch_size=batch_size,
             image_timeout=image_timeout,
             retry_failed=retry_failed,
+            update=update,
+            prune=prune,
             executor=chosen,
             reporter=reporter,
         )
@@ -153,10 +158,14 @@ def embed_corpus(
     batch_size: int | None = None,
     image_timeout: float = 60.0,
     retry_failed: bool = False,
+    update: bool = False,
+    prune: bool = False,
     executor: Executor | None = None,
     reporter: Reporter = SILENT,
 ) -> EmbedSummary:
     """Embed the part of a corpus that is not in the store yet, and add it.
+
+    What changed since it was embedded, and what has gone, is counted; see `plan` for how this is found out.
 
     Args:
         corpus: images and texts.
@@ -168,6 +177,8 @@ def embed_corpus(
         batch_size: images or texts run at a time; None for the encoder's own.
         image_timeout: seconds that decoding one image may take (0: no limit); needs at least one worker.
         retry_failed: try again what failed in an earlier run.
+        update: embed again, in its place, what changed since it was embedded.
+        prune: remove the rows whose source was in the corpus's paths and has gone.
         executor: the executor that makes the shards; None for this process, with the encoder given.
         reporter: shows the progress.
 
@@ -176,6 +187,7 @@ def embed_corpus(
         C3Error: if a worker process fails; what was finished is kept.
     """
     executor = executor or LocalExecutor()
+    began = time.time()
     folder = location(store)
     info = StoreInfo(
         encoder.identity,
@@ -191,18 +203,25 @@ def embed_corpus(
             create_store(folder, info)
             opened = Store.open(folder, incomplete=True)
             lost = _lost_shards(folder, reporter)
-            inputs: dict[str, list[Any]] = {"image": corpus.images, "text": corpus.texts}
-            for modality, items in inputs.items():
-                if not items:
-                    continue
-                shards, modalities[modality] = plan_shards(
-                    opened, modality, items, shard_size=shard_size, retry_failed=retry_failed, lost=lost
-                )
-                if shards:
-                    work = EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout)
-                    _embed_shards(shards, modalities[modality], work, executor, reporter)
-                    remove_leftovers(opened.path / modality)  # of workers that were lost
-            failures = _roll_up_failures(opened, corpus)
+            plans = plan_corpus(
+                opened, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update, lost=lost
+            )
+            works = {
+                modality: EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout, began=began)
+                for modality in plans
+            }
+            for modality, plan in plans.items():
+                if plan.inputs or plan.summary.gone:
+                    modalities[modality] = plan.summary
+                if plan.shards:
+                    _embed_shards(plan.shards, plan.summary, works[modality], executor, reporter)
+            # texts first: which of them have gone is known from their images
+            for modality in reversed(plans) if update or prune else ():
+                plan, work = plans[modality], works[modality]
+                _rewrite_shards(plan, work, corpus, executor, reporter, update=update, prune=prune)
+            for modality in plans:
+                remove_leftovers(opened.path / modality)  # of workers that were lost
+            failures = _roll_up_failures(opened, corpus, prune=prune)
             present = finish_store(folder).shards
     except UnreachableError:  # has a remedy of its own
         raise
@@ -240,47 +259,53 @@ def _lost_shards(folder: Path, reporter: Reporter) -> Mapping[ShardName, ShardRe
     return manifest.lost(missing) if manifest else {}
 
 
-def plan_shards(
-    store: Store,
-    modality: str,
-    items: Sequence[Item],
+def _planned(
+    store: Store, corpus: Corpus, shard_size: int, retry_failed: bool, *, update: bool, prune: bool
+) -> EmbedSummary:
+    """Return the summary of a run that is only planned."""
+    plans = plan_corpus(store, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update)
+    for plan in plans.values():
+        plan.summary.to_embed = sum(map(len, plan.shards.values()))
+        plan.summary.to_update = len(plan.summary.changed) if update else 0
+        plan.summary.to_remove = len(plan.summary.gone) if prune else 0
+    return EmbedSummary(
+        store=str(store.path),
+        model=store.info.model,
+        precision=store.info.precision or "unknown",
+        modalities={name: plan.summary for name, plan in plans.items() if plan.inputs or plan.summary.gone},
+        images_without_caption=corpus.images_without_caption,
+        captions_without_image=corpus.captions_without_image,
+        skipped=len(corpus.skipped),
+        failures_in_store=len(store.recorded_failures()),
+        dry_run=True,
+    )
+
+
+def _rewrite_shards(
+    plan: Plan[Any],
+    work: EmbedWork,
+    corpus: Corpus,
+    executor: Executor,
+    reporter: Reporter,
     *,
-    shard_size: int,
-    retry_failed: bool,
-    lost: Mapping[ShardName, ShardRecord] | None = None,
-) -> tuple[dict[int, list[Item]], ModalitySummary]:
-    """Compare the items of one modality with those in the store, and divide the others into shards.
-
-    The numbers of ``lost`` shards are free only if enough items are to be embedded to bring their rows back.
-
-    Returns:
-        The items to embed by the number of their shard, and a summary that counts the items left out.
-    """
-    summary = ModalitySummary()
-    column = "size" if modality == "image" else "caption"  # changes with an input
-    embedded: dict[Any, Any] = {}
-    for batch in store.batches(modality, ["key", column]) if store.parts(modality) else ():
-        embedded.update(zip(keys_of(batch), batch.column(column).to_pylist(), strict=True))
-    failed = {failure.key for part in store.parts(modality) for failure in store.shard_failures(modality, part)}
-    failed -= embedded.keys()
-    pending: list[Item] = []
-    for item in items:
-        if item.key in embedded:
-            summary.already += 1
-            before, now = embedded[item.key], getattr(item, column)
-            if None not in (before, now) and before != now:
-                summary.changed.append(item.key)
-        elif item.key in failed and not retry_failed:
-            summary.failed_before += 1
-        else:
-            pending.append(item)
-    taken = set(store.parts(modality))
-    missing = {part: record.rows for (name, part), record in (lost or {}).items() if name == modality}
-    if len(pending) < sum(missing.values()):
-        taken |= missing.keys()
-    free = (number for number in count() if number not in taken)
-    starts = range(0, len(pending), shard_size)
-    return {next(free): pending[start : start + shard_size] for start in starts}, summary
+    update: bool,
+    prune: bool,
+) -> None:
+    """Write the shards anew that have rows which changed or have gone."""
+    changed, gone = plan.changed if update else {}, plan.gone if prune else {}
+    if changed:
+        work.dropped = {part: frozenset(gone.get(part, ())) for part in changed}
+        work.whole = {item.key for item in (corpus.images if work.modality == "image" else corpus.texts)}
+        again = ModalitySummary()
+        _embed_shards(changed, again, work, executor, reporter)
+        plan.summary.updated, plan.summary.not_updated = again.embedded, again.failed
+        plan.summary.truncated += again.truncated
+        plan.summary.elapsed += again.elapsed
+        for stage, seconds in again.seconds.items():
+            plan.summary.seconds[stage] += seconds
+    for part in sorted(gone.keys() - changed.keys()):
+        rewrite_shard(work.store, work.modality, part, drop=gone[part])
+    plan.summary.removed = sum(map(len, gone.values()))
 
 
 def _embed_shards(
@@ -301,8 +326,13 @@ def _embed_shards(
     summary.elapsed = time.perf_counter() - start
 
 
-def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
+def _roll_up_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> list[Failure]:
     """Bring failures.parquet up to date with the failures of the shards and those found while reading the corpus."""
+    sources = Sources(corpus)
+
+    def has_gone(failure: Failure) -> bool:
+        return prune and sources.has_lost_failure(failure)
+
     any_failure = bool(corpus.skipped or store.failures() or store.recorded_failures())
     embedded = {
         key
@@ -313,18 +343,14 @@ def _roll_up_failures(store: Store, corpus: Corpus) -> list[Failure]:
     for modality in store.modalities:
         for part in store.parts(modality):
             present = store.shard_failures(modality, part)
-            left = [failure for failure in present if failure.key not in embedded]
+            left = [failure for failure in present if failure.key not in embedded and not has_gone(failure)]
             if len(left) != len(present):
                 rewrite_failures(store.path, modality, part, left)
     skipped = [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
     read_now = {item.path for item in corpus.images} | set(corpus.containers)
-    before = [f for f in store.recorded_failures() if f.stage == "list" and not _is_within(f.path, read_now)]
+    before = [f for f in store.recorded_failures() if f.stage == "list" and not is_within(f.path, read_now)]
+    before = [failure for failure in before if not has_gone(failure)]
     unique = {(f.stage, f.key): f for f in [*before, *skipped, *store.failures()] if f.key not in embedded}
     failures = [unique[name] for name in sorted(unique)]
     write_failures(store.path, failures)
     return failures
-
-
-def _is_within(path: str, files: set[str]) -> bool:
-    """Return whether a path is one of these files, or ``file#…`` of a tar, table or list among them."""
-    return path in files or any(path[:i] in files for i, letter in enumerate(path) if letter == "#")

@@ -6,6 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..encoders import Encoder, resolve_encoder, to_numpy
 from ..errors import StoreError
 from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, write_shard
-from ..store.rewriting import intact_shard
+from ..store.rewriting import intact_shard, rewrite_shard
 from ..store.rows import keys_of
 from .loader import PixelBatch, pixel_batches
 from .summary import ModalitySummary, no_seconds
@@ -36,6 +37,11 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         modality: ``image`` or ``text``.
         encoder: is used in this process; others load the same model, once each.
         workers, batch_size, image_timeout: see `c3tools.embedding.embed_corpus`.
+        began: seconds since 1970 when the run began, which the markers keep: images written later have changed.
+
+    Attributes:
+        dropped: the shards that exist and whose rows are replaced, with the keys of the rows that are left out.
+        whole: the keys of the corpus, if shards are replaced.
     """
 
     def __init__(
@@ -46,9 +52,14 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         workers: int | None = None,
         batch_size: int | None = None,
         image_timeout: float = 60.0,
+        *,
+        began: float | None = None,
     ) -> None:
         self.modality = modality
-        self._store = store
+        self.store = store
+        self.dropped: dict[int, frozenset[str]] = {}
+        self.whole: set[str] = set()
+        self._began = began
         self._encoder: Encoder | None = encoder
         self._workers, self._batch_size, self._image_timeout = workers, batch_size, image_timeout
         self._cores: int | None = None
@@ -67,8 +78,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             EncoderError: if it cannot be loaded, or its weights are other ones here.
             StoreError: if the store is not to be seen from here.
         """
-        here = Store.open(self._store.path, incomplete=True)
-        if here.info != self._store.info:
+        here = Store.open(self.store.path, incomplete=True)
+        if here.info != self.store.info:
             raise StoreError(
                 f"The store {here.path} is another one on this machine.",
                 remedy="Keep it on storage that all machines share, or at a URL.",
@@ -88,11 +99,11 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
     def finished(self, task: ShardTask, report: Report) -> ModalitySummary | None:
         """Return the summary of a shard whose done marker exists and that holds the inputs of the task, else None."""
         number, items = task
-        if number not in self._store.parts(self.modality):
+        if number in self.dropped or number not in self.store.parts(self.modality):
             return None
         try:
-            failures = self._store.shard_failures(self.modality, number)
-            with intact_shard(self._store, self.modality, number) as whole:
+            failures = self.store.shard_failures(self.modality, number)
+            with intact_shard(self.store, self.modality, number) as whole:
                 batches = list(whole.batches(self.modality, ["key"], parts=[number]))
         except StoreError:
             return None
@@ -173,13 +184,27 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
 
     def _write(self, shard: Shard) -> None:
         try:
-            write_shard(self._store.path, self._store.info, shard)
+            if shard.index in self.dropped:
+                self._rewrite(shard)
+            else:
+                began = {} if self._began is None else {"began": self._began}
+                timed = replace(shard, timings={**shard.timings, **began})
+                write_shard(self.store.path, self.store.info, timed)
         except OSError as error:
             raise StoreError(
-                f"The {shard.modality} shard {shard.index} could not be written to {self._store.path} "
+                f"The {shard.modality} shard {shard.index} could not be written to {self.store.path} "
                 f"({error.strerror or error}).",
                 remedy="What was finished is kept. Make room, then run the same command again: it continues there.",
             ) from error
+
+    def _rewrite(self, shard: Shard) -> None:
+        """Put the rows of a shard in the places of those with their keys in the shard of its number."""
+        keys = {
+            key for batch in self.store.batches(self.modality, ["key"], parts=[shard.index]) for key in keys_of(batch)
+        }
+        # rows of other paths were not compared now, so what is later than their run has still to be noticed
+        began = self._began if keys <= self.whole | self.dropped[shard.index] else None
+        rewrite_shard(self.store, self.modality, shard.index, drop=self.dropped[shard.index], new=shard, began=began)
 
     def _loaded(self) -> Encoder:
         assert self._encoder is not None, "load comes first"

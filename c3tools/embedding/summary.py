@@ -28,6 +28,12 @@ class ModalitySummary:
         failed_before: inputs that failed in an earlier run, and were not tried again.
         truncated: texts longer than the model's context, which were cut.
         changed: keys of inputs that changed since they were embedded.
+        updated: of these, how many were embedded again.
+        not_updated: and how many failed, so that their rows stay as they were.
+        gone: keys of rows whose source has gone from the paths given.
+        removed: how many of these were removed.
+        from_elsewhere: keys of inputs that were not embedded, as the store has these keys from other files.
+        to_embed, to_update, to_remove: what a run would do, where it is only planned.
         seconds: by stage, summed over processes. ``reading`` and ``decoding`` happen in worker processes, beside the
             other stages; ``waiting`` is for them.
         elapsed: wall-clock seconds.
@@ -39,6 +45,14 @@ class ModalitySummary:
     failed_before: int = 0
     truncated: int = 0
     changed: list[str] = field(default_factory=list)
+    updated: int = 0
+    not_updated: int = 0
+    gone: list[str] = field(default_factory=list)
+    removed: int = 0
+    from_elsewhere: list[str] = field(default_factory=list)
+    to_embed: int = 0
+    to_update: int = 0
+    to_remove: int = 0
     seconds: dict[str, float] = field(default_factory=no_seconds)
     elapsed: float = 0.0
 
@@ -55,6 +69,27 @@ class ModalitySummary:
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
 
+    def notes(self, name: str) -> list[str]:
+        """Return what is to be said of inputs that changed or have gone, a sentence each."""
+        notes = []
+        if self.changed:
+            done = f"{self.updated:,} embedded again" if self.updated or self.not_updated else ""
+            done = "would be embedded again" if self.to_update else done
+            one = f"changed since it was embedded ({done or '--update embeds it again'})"
+            notes.append(_said(name, self.changed, one, one.replace("it was", "they were").replace(" it ", " them ")))
+        if self.not_updated:
+            notes.append(f"{self.not_updated:,} changed {name} inputs cannot be read; their rows stay as they were.")
+        if self.gone:
+            done = "{} removed" if self.removed else "{} would be removed" if self.to_remove else "--prune removes {}"
+            one = f"has gone from its source ({done.format('its row')})"
+            many = f"have gone from their source ({done.format('their rows')})"
+            notes.append(_said(name, self.gone, one, many))
+        if self.from_elsewhere:
+            one = "was not embedded, as the store has its key from another file"
+            many = "were not embedded, as the store has their keys from other files"
+            notes.append(_said(name, self.from_elsewhere, one, many))
+        return notes
+
 
 @dataclass
 class EmbedSummary:
@@ -68,6 +103,7 @@ class EmbedSummary:
         images_without_caption, captions_without_image: images and captions without a partner.
         skipped: inputs refused before encoding (empty captions, links out of the corpus).
         failures_in_store: rows of failures.parquet.
+        dry_run: whether the run is only planned.
         lost: shards that were lost from the store and that this run did not make again as they were.
     """
 
@@ -80,6 +116,7 @@ class EmbedSummary:
     skipped: int
     failures_in_store: int
     lost: list[str] = field(default_factory=list)
+    dry_run: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -90,6 +127,13 @@ class EmbedSummary:
 
     def table(self) -> Table:
         """Return the counts as a table, one row per modality."""
+        if self.dry_run:
+            planned = [
+                [name, *(f"{n:,}" for n in (m.to_embed, m.to_update, m.to_remove, m.already, m.failed_before))]
+                for name, m in self.modalities.items()
+            ]
+            columns = ["modality", "to embed", "to update", "to remove", "already there", "failed before"]
+            return Table(columns, planned, f"{self.store}   {self.model['name']}, dry run: nothing is written")
         columns = ["modality", "embedded", "already there", "failed", "per second", "seconds"]
         rows = []
         for name, m in self.modalities.items():
@@ -104,7 +148,7 @@ class EmbedSummary:
             *_listed("captions name an image that was not found", self.captions_without_image),
         ]
         for name, m in self.modalities.items():
-            notes += _listed(f"{name} inputs changed since they were embedded (kept as they were)", m.changed)
+            notes += m.notes(name)
             if m.truncated:
                 notes.append(f"{m.truncated:,} texts were longer than the model's context and were cut.")
         if self.failures_in_store:
@@ -158,5 +202,13 @@ _ADVICE = {
 
 def _listed(problem: str, names: list[str]) -> list[str]:
     """Return one sentence with the number of names and the first of them; none without names."""
-    shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-    return [f"{len(names):,} {problem}: {shown}"] if names else []
+    return [f"{len(names):,} {problem}: {_first(names)}"] if names else []
+
+
+def _said(name: str, keys: list[str], one: str, many: str) -> str:
+    """Return a sentence about one input of a modality, or several, with the first of their keys."""
+    return f"1 {name} {one}: {keys[0]}" if len(keys) == 1 else f"{len(keys):,} {name}s {many}: {_first(keys)}"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")

@@ -186,6 +186,20 @@ def remove(path: Path) -> None:
         retrying(lambda: place.fs.rm_file(place.path), str(path))
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a file another name in the same store; at a URL it is copied there first, then removed.
+
+    Raises:
+        OSError: if it does not exist, or cannot be written.
+    """
+    if isinstance(source, Path):
+        source.replace(target)
+        return
+    place: Any = source
+    retrying(lambda: place.fs.cp_file(place.path, target.path), str(target))
+    remove(source)
+
+
 def size_of(path: Path) -> int | None:
     """Return the size of a file in bytes; None if it does not exist."""
     try:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import StoreError, UnreachableError
+from ..errors import IncompleteStoreError, StoreError, UnreachableError
 from ..io.files import json_text, sha256_of, write_json_atomically
 from ..io.locations import names_in, read_all
-from .metadata import CHECKSUM, FAILURES_FILE, digest_of, marker_digest, read_marker
+from ..reporter import Reporter
+from .metadata import CHECKSUM, FAILURES_FILE, StoreInfo, digest_of, marker_digest, read_marker
 from .shards import MARKER, MOMENTS, ROWS, finished_parts, part_name, part_path
 
 MANIFEST_FILE = "manifest.json"
@@ -28,7 +29,7 @@ ShardName = tuple[str, int]  # modality and number
 
 
 class ShardRecord(NamedTuple):
-    """What is recorded of a shard: its number of rows, and the digest of its done marker without the timings."""
+    """The record of a shard: its number of rows, and the digest of its done marker without the timings."""
 
     rows: int
     marker: str
@@ -126,14 +127,42 @@ class Manifest:
         return {shard: record for shard, record in self.shards.items() if part_name(*shard, MARKER) in missing}
 
 
-def finish_store(store: Path, *, removed: Iterable[ShardName] = ()) -> Manifest:
+def require_recorded(store: Path, info: StoreInfo, reporter: Reporter) -> None:
+    """Refuse a store that lacks recorded files; tell the reporter of one that is not finished.
+
+    Raises:
+        IncompleteStoreError: if files that the manifest records are not there.
+        StoreError: if the manifest is damaged.
+    """
+    missing: list[str] = []
+    for _ in range(2):  # a writer may have ended in between
+        manifest = Manifest.load(store)
+        if manifest is None:
+            reporter.message(
+                f"{store} is not finished, or of an early version: it has no {MANIFEST_FILE}. What is there is "
+                f"used; `c3 verify {store}` says more."
+            )
+            return
+        missing, unrecorded = manifest.compare(store)
+        if not missing:
+            break
+    if missing:
+        more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise IncompleteStoreError(
+            f"The store {store} is not whole: {missing[0]} is not there{more}; {MANIFEST_FILE} records them.",
+            remedy=f"Copy it again, or run the `{info.command}` that made it again. "
+            f"`c3 verify {store}` says what is lost.",
+        )
+    if unrecorded:
+        reporter.message(
+            f"{store} is not finished: a `{info.command}` is writing to it, or was interrupted. What is there is used."
+        )
+
+
+def finish_store(store: Path) -> Manifest:
     """Record what a store has: the last step of every writer, under the store's lock.
 
     Shards that were recorded before and are lost stay recorded until there are shards of their numbers again.
-
-    Args:
-        store: the folder or URL.
-        removed: shards that are gone on purpose.
 
     Returns:
         What is there.
@@ -142,13 +171,17 @@ def finish_store(store: Path, *, removed: Iterable[ShardName] = ()) -> Manifest:
         StoreError: if a done marker, or the manifest there was, cannot be read.
     """
     before, now = Manifest.load(store) or Manifest({}, {}), Manifest.of(store)
-    gone = set(removed)
-    shards = {shard: record for shard, record in before.shards.items() if shard not in gone}
-    Manifest({**shards, **now.shards}, {**before.files, **now.files}).write(store)
+    Manifest({**before.shards, **now.shards}, {**before.files, **now.files}).write(store)
     return now
 
 
-def record_again(store: Path, shards: Iterable[ShardName] = (), *, removed_files: Collection[str] = ()) -> None:
+def record_again(
+    store: Path,
+    shards: Iterable[ShardName] = (),
+    *,
+    removed: Collection[ShardName] = (),
+    removed_files: Collection[str] = (),
+) -> None:
     """Record some shards, and the files beside the shards, anew after they were changed.
 
     A store without a manifest stays without one, and shards of a run that did not end stay unrecorded.
@@ -156,13 +189,15 @@ def record_again(store: Path, shards: Iterable[ShardName] = (), *, removed_files
     Args:
         store: the folder or URL.
         shards: the shards that were changed; those that are not recorded are left out.
+        removed: shards that are gone on purpose; they are no longer recorded before they are removed.
         removed_files: files that are gone on purpose.
     """
     before = Manifest.load(store)
     if before is not None:
         changed = {shard: _record(store, *shard) for shard in shards if shard in before.shards}
         files = {name: digest for name, digest in before.files.items() if name not in removed_files}
-        Manifest({**before.shards, **changed}, {**files, **_files_of(store)}).write(store)
+        kept = {shard: record for shard, record in before.shards.items() if shard not in removed}
+        Manifest({**kept, **changed}, {**files, **_files_of(store)}).write(store)
 
 
 def _record(store: Path, modality: str, part: int) -> ShardRecord:

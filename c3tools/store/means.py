@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..assets.paths import C3_MINI_MOMENTS
+from ..corpus.splits import split_order
 from ..errors import StoreError
 from ..executors import Executor
 from ..io.files import SEAL_PLACE, seal, write_atomically
@@ -18,7 +19,7 @@ from ..moments import Moments, load_moments, save_moments
 from ..tables import Table
 from .lock import locked
 from .manifest import EXTERNAL_FILE, record_again
-from .reader import Store, split_order
+from .reader import Store
 
 BUNDLED = {"c3-mini": C3_MINI_MOMENTS}
 

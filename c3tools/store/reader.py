@@ -12,17 +12,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits
-from ..errors import IncompleteStoreError, StoreError, UnreachableError
+from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
+from ..errors import StoreError, UnreachableError
 from ..executors import Executor, Report, Work
 from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
 from ..tables import Table
-from .manifest import EXTERNAL_FILE, MANIFEST_FILE, Manifest
+from .manifest import EXTERNAL_FILE, require_recorded
 from .metadata import Failure, StoreInfo, read_failures, read_marker
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, keys_of, split_mask
-from .shards import MARKER, MOMENTS, ROWS, add_moments, early_name, finished_parts, part_path, shard_schema
+from .shards import (
+    MARKER,
+    MOMENTS,
+    ROWS,
+    add_moments,
+    early_name,
+    finished_parts,
+    merge_moments,
+    part_path,
+    shard_schema,
+)
 
 _TEXT_TYPES = (pa.string(), pa.large_string())
 MAX_GROUPS = 32  # their results are in memory at once
@@ -80,36 +90,10 @@ class Store:
         if isinstance(path, Store):
             return path
         folder = location(path)
-        store = cls(folder, StoreInfo.load(folder))
+        info = StoreInfo.load(folder)
         if not incomplete:
-            store._require_recorded(reporter)
-        return store
-
-    def _require_recorded(self, reporter: Reporter) -> None:
-        missing: list[str] = []
-        for _ in range(2):  # a writer may have ended in between
-            manifest = Manifest.load(self.path)
-            if manifest is None:
-                reporter.message(
-                    f"{self.path} is not finished, or of an early version: it has no {MANIFEST_FILE}. What is there is "
-                    f"used; `c3 verify {self.path}` says more."
-                )
-                return
-            missing, unrecorded = manifest.compare(self.path)
-            if not missing:
-                break
-        if missing:
-            more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-            raise IncompleteStoreError(
-                f"The store {self.path} is not whole: {missing[0]} is not there{more}; {MANIFEST_FILE} records them.",
-                remedy=f"Copy it again, or run the `{self.info.command}` that made it again. "
-                f"`c3 verify {self.path}` says what is lost.",
-            )
-        if unrecorded:
-            reporter.message(
-                f"{self.path} is not finished: a `{self.info.command}` is writing to it, or was interrupted. What is "
-                "there is used."
-            )
+            require_recorded(folder, info, reporter)
+        return cls(folder, info)
 
     @property
     def modalities(self) -> list[str]:
@@ -283,7 +267,7 @@ class Store:
         groups = [(modality, parts[start : start + size]) for start in range(0, len(parts), size)]
         work = MergeWork(self)
         merged = work.run(groups, _no_report) if executor is None else executor.run(work, groups, _no_report)
-        return _merge_splits(merged)
+        return merge_moments(merged)
 
     def shard_moments(self, modality: str, part: int) -> dict[str, Moments]:
         """Return the moments of one shard by split.
@@ -409,7 +393,7 @@ class MergeWork(Work[ShardGroup, SplitMoments]):
     def run(self, tasks: Iterable[ShardGroup], report: Report) -> Iterator[SplitMoments]:
         """See `Work.run`."""
         for modality, parts in tasks:
-            yield _merge_splits(self._store.shard_moments(modality, part) for part in parts)
+            yield merge_moments(self._store.shard_moments(modality, part) for part in parts)
 
     def name(self, task: ShardGroup) -> str:
         """Return a name such as ``the moments of text shards 0 to 63``."""
@@ -421,19 +405,6 @@ def all_parts(store: Store) -> Iterator[tuple[str, int]]:
     for modality in store.modalities:
         for part in store.parts(modality):
             yield modality, part
-
-
-def split_order(split: str) -> tuple[int, str]:
-    """Return the sort key of a split: train, val, test, then others by name."""
-    return {"train": 0, "val": 1, "test": 2}.get(split, 3), split
-
-
-def _merge_splits(parts: Iterable[SplitMoments]) -> SplitMoments:
-    total: SplitMoments = {}
-    for part in parts:
-        for split, moments in part.items():
-            total[split] = total[split].merge(moments) if split in total else moments
-    return total
 
 
 def _no_report(done: int, failed: int) -> None:

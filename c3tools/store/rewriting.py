@@ -1,21 +1,35 @@
-"""New stores made from the shards of others: they appear whole or not at all, and damage is not copied."""
+"""Stores and shards made from others: they appear whole or not at all, and damage is not copied."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError, UnreachableError
 from ..io.files import sha256_of
-from ..io.locations import download, is_url
+from ..io.locations import download, is_url, remove
 from .lock import LOCK_FILE, locked
+from .manifest import record_again
+from .metadata import CHECKSUM, Failure
 from .reader import Store
-from .shards import MOMENTS, ROWS
+from .rows import keys_of
+from .shards import (
+    MARKER,
+    MOMENTS,
+    REWRITTEN,
+    ROWS,
+    Shard,
+    put_in_place,
+    shard_batch,
+    shard_schema,
+    write_batches,
+)
 
 
 def new_folder(destination: str | Path) -> Path:
@@ -104,6 +118,55 @@ def intact_shard(store: Store, modality: str, part: int) -> Iterator[Store]:
         if not path.is_file() or sha256_of(path) != marker["sha256"].get(path.name):
             raise not_intact(store, store.file(modality, part, ROWS))
         yield local
+
+
+def rewrite_shard(
+    store: Store,
+    modality: str,
+    part: int,
+    *,
+    drop: Set[str] = frozenset(),
+    new: Shard | None = None,
+    began: float | None = None,
+) -> None:
+    """Write a shard anew without some of its rows, and with others in their places; a crash loses neither of the two.
+
+    A shard that is left without rows and failures is removed.
+
+    Args:
+        store: the store.
+        modality: of the shard.
+        part: its number.
+        drop: keys of the rows, and of the failures, to leave out.
+        new: rows that take the places of those with their keys. Those it lists as failed stay as they were.
+        began: when the inputs were compared with the rows, as in the timings of `EmbedWork`; None leaves it as it was.
+
+    Raises:
+        StoreError: if the shard is not what its done marker says.
+    """
+    marker = store.marker(modality, part)
+    with intact_shard(store, modality, part) as local:
+        rows = pa.Table.from_batches(list(local.batches(modality, parts=[part])), shard_schema(modality, store.info))
+    keys = keys_of(rows)
+    chosen = np.array([row for row, key in enumerate(keys) if key not in drop], np.int64)
+    failures = [Failure(**failure) for failure in marker["failures"]]
+    if new is not None:
+        places = {key: len(keys) + row for row, key in enumerate(new.columns["key"])}
+        chosen = np.array([places.get(keys[row], row) for row in chosen], np.int64)
+        rows = pa.concat_tables([rows, pa.Table.from_batches([shard_batch(store.info, new)], rows.schema)])
+        failures += new.failures
+    left = {keys[row] if row < len(keys) else new.columns["key"][row - len(keys)] for row in chosen}  # type: ignore[union-attr]
+    failures = [failure for failure in failures if failure.key not in drop and failure.key not in left]
+    if not len(chosen) and not failures:
+        record_again(store.path, removed=[(modality, part)])
+        for suffix in (MARKER, MOMENTS, ROWS):
+            remove(store.file(modality, part, suffix))
+        return
+    batches = rows.take(chosen).combine_chunks().to_batches()
+    timings = {name: value for name, value in marker["timings"].items() if name != CHECKSUM}
+    timings |= {} if began is None else {"began": began}
+    write_batches(store.path / REWRITTEN, store.info, modality, part, batches, failures, timings)
+    put_in_place(store.path, modality, part)
 
 
 def not_intact(store: Store, path: Path) -> StoreError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from ..corpus.splits import Kept
 from ..errors import StoreError
 from ..io.files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
-from ..io.locations import download, kind_of, names_in, remove
+from ..io.locations import download, kind_of, move, names_in, remove
 from ..moments import Moments, save_moments
 from .metadata import INFO_FILE, Failure, StoreInfo, read_marker, write_marker
 from .rows import embedding_matrix, row_splits
@@ -30,6 +31,7 @@ MARKER, ROWS, MOMENTS = ".json", ".parquet", ".moments.safetensors"
 # pandas, pyarrow, Spark and others read a folder but for the files whose names begin with _ or a dot; patterns of
 # shells (cp store/image/*) leave out the dot, and would lose the files
 BESIDE_ROWS = "_"
+REWRITTEN = ".rewritten"  # in the store: shards that are to take the place of others
 _COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
     "image": [
         ("path", pa.string()),
@@ -166,10 +168,42 @@ def create_store(path: Path, info: StoreInfo) -> None:
     for modality in names_in(path)[0]:
         remove_leftovers(path / modality)
         rename_early_files(path, modality)
+    finish_rewriting(path)
+
+
+def put_in_place(store: Path, modality: str, part: int) -> None:
+    """Put a finished shard of the folder `REWRITTEN` in the place of the one of its number.
+
+    The marker of the old one goes first, that of the new one comes last; after a crash the next call continues.
+    """
+    remove(part_path(store, modality, part, MARKER))
+    staged = names_in(store / REWRITTEN / modality)[1]
+    for suffix in (ROWS, MOMENTS, MARKER):
+        source = part_path(store / REWRITTEN, modality, part, suffix)
+        if source.name in staged:
+            move(source, part_path(store, modality, part, suffix))
+
+
+def finish_rewriting(store: Path) -> None:
+    """Put in place what an interrupted run had rewritten whole, and remove what it had not finished."""
+    for modality in names_in(store / REWRITTEN)[0]:
+        folder = store / REWRITTEN / modality
+        for part in finished_parts(names_in(folder)[1]):
+            put_in_place(store, modality, part)
+        for name in names_in(folder)[1]:
+            remove(folder / name)
+    if isinstance(store, Path):
+        shutil.rmtree(store / REWRITTEN, ignore_errors=True)
 
 
 def write_shard(store: Path, info: StoreInfo, shard: Shard) -> None:
     """Write a shard whose rows are in memory; embeddings are cast to the dtype of the store."""
+    timings = {stage: round(seconds, 3) for stage, seconds in shard.timings.items()}
+    write_batches(store, info, shard.modality, shard.index, [shard_batch(info, shard)], shard.failures, timings)
+
+
+def shard_batch(info: StoreInfo, shard: Shard) -> pa.RecordBatch:
+    """Return the rows of a shard with the columns of its modality; embeddings are cast to the dtype of the store."""
     n = len(shard.columns["key"])
     flat = np.asarray(shard.embeddings).reshape(n, info.dim).astype(info.dtype).reshape(-1)
     schema = shard_schema(shard.modality, info)
@@ -179,9 +213,7 @@ def write_shard(store: Path, info: StoreInfo, shard: Shard) -> None:
         else pa.array(shard.columns.get(column.name, [None] * n), type=column.type)
         for column in schema
     ]
-    batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-    timings = {stage: round(seconds, 3) for stage, seconds in shard.timings.items()}
-    write_batches(store, info, shard.modality, shard.index, [batch], shard.failures, timings)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def write_batches(
@@ -254,6 +286,15 @@ def add_moments(groups: dict[str, Moments], batch: pa.RecordBatch, kept: Kept = 
     for split in sorted(set(splits)):
         moments = Moments.from_rows(matrix[splits == split])
         groups[split] = groups[split].merge(moments) if split in groups else moments
+
+
+def merge_moments(parts: Iterable[dict[str, Moments]]) -> dict[str, Moments]:
+    """Merge the moments by split of several shards."""
+    total: dict[str, Moments] = {}
+    for part in parts:
+        for split, moments in part.items():
+            total[split] = total[split].merge(moments) if split in total else moments
+    return total
 
 
 def rewrite_failures(store: Path, modality: str, index: int, failures: Iterable[Failure]) -> None:

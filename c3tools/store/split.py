@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..corpus.splits import HASH_FRACTIONS, SALT, hashed_split, split_of
+from ..corpus.splits import HASH_FRACTIONS, SALT, hashed_split, split_of, split_order
 from ..errors import StoreError
 from ..reporter import SILENT, Reporter
 from ..seeds import stable_fraction
@@ -20,7 +20,7 @@ from .importers import ColumnNames, key_and_split, read_table
 from .keys import SplitTable
 from .manifest import finish_store
 from .metadata import write_failures
-from .reader import Store, all_parts, split_order
+from .reader import Store, all_parts
 from .rewriting import intact_shard, new_folder, new_store, replace_column
 from .rows import ITEM_COLUMNS, keys_of, row_items
 from .shards import create_store, shard_schema, write_batches

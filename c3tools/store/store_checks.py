@@ -368,7 +368,7 @@ def check_manifest(
         rows = sum(manifest.shards[modality, part].rows for part in parts)
         of = sum(name == modality for name, _ in manifest.shards)
         where = part_name(modality, parts[0], ROWS) if len(parts) == 1 else modality
-        what = f"{len(parts):,} of {of:,} recorded shards are not there ({rows:,} rows): {_ranges(parts)}"
+        what = f"{len(parts):,} of {of:,} recorded shards are not there ({rows:,} rows): {_listed(parts)}"
         yield Finding("files", where, what, again, modality=modality)
     for name in manifest.files:
         if name in missing:
@@ -383,21 +383,13 @@ def check_manifest(
             yield Finding("manifest", name, what, f"{again} `c3 verify --repair` keeps it as it is.", Repair.MANIFEST)
     for modality in sorted({modality for modality, _ in unrecorded}):
         parts = [part for name, part in unrecorded if name == modality]
-        what = f"{len(parts):,} shards are not recorded, so a run did not end: {_ranges(parts)}"
+        what = f"{len(parts):,} shards are not recorded, so a run did not end: {_listed(parts)}"
         remedy = f"Run the same `{command}` again: it continues."
         yield Finding("unfinished", modality, what, remedy, modality=modality)
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers as text: ``0 to 4, 7``; at most eight ranges."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][-1] + 1:
-            ranges[-1] = [ranges[-1][0], number]
-        else:
-            ranges.append([number])
-    shown = [" to ".join(map(str, ends)) for ends in ranges[:8]]
-    return ", ".join([*shown, "…"] if len(ranges) > len(shown) else shown)
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:12])) + (", …" if len(numbers) > 12 else "")
 
 
 def _unfinished(where: str, what: str, remedy: str, modality: str | None = None, part: int | None = None) -> Finding:

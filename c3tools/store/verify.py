@@ -18,7 +18,7 @@ from .manifest import MANIFEST_FILE, ShardName, finish_store, record_again
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, write_failures, write_marker
 from .reader import Store
 from .shard_checks import check_shard
-from .shards import MARKER, MOMENTS, ROWS, add_moments, part_path, rename_early_files, write_moments
+from .shards import MARKER, MOMENTS, ROWS, add_moments, finish_rewriting, part_path, rename_early_files, write_moments
 from .store_checks import (
     Finding,
     Repair,
@@ -176,6 +176,7 @@ def repair_store(result: Verification) -> None:
         if Repair.DESCRIPTION in repairs:
             write_json_atomically(path / INFO_FILE, described_by_shards(path))
             _repaired(result, f"{INFO_FILE} was written anew from the shards")
+        finish_rewriting(path)
         opened = Store.open(path, incomplete=True)
         dropped = dict.fromkeys(_shards_to_repair(result, Repair.REDO))
         for modality, part in dropped:

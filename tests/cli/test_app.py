@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -118,3 +119,31 @@ def test_an_error_is_one_message_without_a_traceback(c3: C3) -> None:
 def test_a_usage_error_exits_with_2(c3: C3) -> None:
     assert c3("embed").exit_code == 2
     assert c3("nonsense").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", "/none"],
+        ["means", "--store", "/none"],
+        ["gap-report", "/none"],
+        ["export", "--store", "/none"],
+        ["embed", "/none"],
+        ["import", "--image", "/none.npy"],
+        ["evaluate", "--store", "/none"],
+        ["ablate", "--store", "/none", "--sigma", "0.1"],
+        ["index", "--store", "/none"],
+        ["merge", "out", "/none", "/neither"],
+        ["split", "out", "--store", "/none"],
+        ["caption", "/none.jpg", "--decoder", "/none"],
+        ["connect", "heads", "--store", "/none"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_error_is_json_too_where_json_is_asked_for(c3: C3, command: list[str]) -> None:
+    result = c3(*command, "--json")
+    assert result.exit_code == 1, result.output
+    value = json.loads(result.stdout)
+    assert value["error"]
+    assert value.keys() == {"error", "remedy"}
+    assert "Error:" in result.stderr

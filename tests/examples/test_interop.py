@@ -43,6 +43,27 @@ def expected(folder: Path, pattern: str = "text/*.parquet") -> tuple[list[str], 
     return cast("list[str]", table.column("key").to_pylist()), embedding_matrix(table)
 
 
+@pytest.mark.parametrize("name", ["store/text", "c3-export/text", "hf/text", "npy/text/metadata"])
+def test_folders_are_read_as_they_are(tmp_path: Path, name: str) -> None:
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+
+    if name.startswith("store"):
+        gap_store(tmp_path / "store")
+    else:
+        export(tmp_path, "--format", name.partition("/")[0].replace("c3-export", "parquet"))
+        (tmp_path / "c3-export").rename(tmp_path / name.partition("/")[0])
+    folder = tmp_path / name
+    assert pq.read_table(folder).num_rows == 180
+    assert ds.dataset(folder).count_rows() == 180
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    assert len(pandas.read_parquet(folder)) == 180
+    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
+    assert duckdb.sql(f"SELECT count(DISTINCT key) FROM read_parquet('{folder}/**/*.parquet')").fetchall() == [(180,)]
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    assert polars.read_parquet(f"{folder}/**/*.parquet").height == 180
+
+
 def test_duckdb(tmp_path: Path) -> None:
     module = script("duckdb_query", "duckdb")
     folder = export(tmp_path, "--role", "inference")

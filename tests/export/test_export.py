@@ -269,3 +269,13 @@ class TestBadInput:
         assert "part-00002.parquet cannot be read" in message
         assert (here / "c3-export" / "text" / "_part-00001.json").exists()
         assert not (here / "c3-export" / "text" / "part-00002.parquet").exists()
+
+
+def test_an_export_of_an_early_version_is_continued_under_the_names_of_today(here: Path) -> None:
+    ok()
+    before = {path.relative_to(here): path.read_bytes() for path in (here / "c3-export").rglob("*") if path.is_file()}
+    for path in (here / "c3-export").glob("*/_part-*.json"):
+        path.rename(path.with_name(path.name.removeprefix("_")))
+    assert ok().kept == 6
+    after = {path.relative_to(here): path.read_bytes() for path in (here / "c3-export").rglob("*") if path.is_file()}
+    assert after == before

@@ -191,8 +191,8 @@ def test_texts_of_an_image_that_failed_are_no_loss_and_those_of_a_lost_one_are(
     assert verify_store(tmp_path / "s").findings == []
     # an early store says by its failures alone which images are lost
     make_early(tmp_path / "s")
-    for file in (tmp_path / "s" / "image").iterdir():
-        file.unlink()
+    for lost in (tmp_path / "s" / "image").iterdir():
+        lost.unlink()
     result = verify_store(tmp_path / "s")
     assert [f.check for f in result.defects] == ["manifest"]
     assert any("its texts name images" in f.what for f in result.findings)

@@ -1,0 +1,309 @@
+"""`c3 embed --update` and `--prune`: what changed and what has gone, found without reading images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import c3tools.embedding.shards as shards_module
+import c3tools.store.shards as store_shards
+from c3tools.corpus import read_corpus
+from c3tools.embedding import EmbedSummary, embed, embed_corpus
+from c3tools.encoders import Encoder
+from c3tools.errors import StoreError
+from c3tools.store import Store
+from c3tools.store.verify import verify_store
+from tests.conftest import C3, copy_photos, put_store
+from tests.corpus.packing import photos_of, webdataset, write_tar
+from tests.embedding.test_embed import SMALL, files
+from tests.servers import Faults
+
+
+def edit_captions(folder: Path, change: dict[str, list[str] | None]) -> None:
+    """Replace the captions of some images in captions.jsonl; None removes the line."""
+    path = folder / "captions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    edited = [{**row, "captions": change.get(row["image"], row["captions"])} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in edited if row["captions"] is not None))
+
+
+def recolour(path: Path, *, seed: int = 0) -> None:
+    """Write another image to the path."""
+    noise = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def run(encoder: Encoder, paths: Path | list[Path], store: Path, **options: Any) -> EmbedSummary:
+    return embed_corpus(read_corpus(paths), store, encoder, **SMALL, **options)
+
+
+def rows(store: Path, modality: str) -> dict[str, tuple[Any, ...]]:
+    """The rows of a store by key: embedding and columns."""
+    loaded = Store.open(store, incomplete=True).load(modality)
+    columns = [loaded.column(name) for name in loaded.table.column_names]
+    return {
+        key: (embedding.tobytes(), *values)
+        for key, embedding, *values in zip(loaded.keys, loaded.embeddings, *columns, strict=True)
+    }
+
+
+def assert_alike(one: dict[str, tuple[Any, ...]], other: dict[str, tuple[Any, ...]]) -> None:
+    """Rows are the same, but for roundings of embeddings that were encoded in other batches."""
+    assert {key: row[1:] for key, row in one.items()} == {key: row[1:] for key, row in other.items()}
+    for key, row in one.items():
+        np.testing.assert_allclose(np.frombuffer(row[0], "f4"), np.frombuffer(other[key][0], "f4"), atol=2e-3)
+
+
+def edited(encoder: Encoder, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A store of 7 photos whose folder was then edited; the folder, and the names of its photos."""
+    folder = copy_photos(tmp_path / "p", 7)
+    run(encoder, folder, tmp_path / "s")
+    names = sorted(path.name for path in folder.glob("*.jpg"))
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    own = {line["image"]: line["captions"] for line in lines}
+    recolour(folder / names[1])
+    (folder / names[2]).unlink()
+    (folder / names[4]).rename(folder / "renamed.jpg")
+    changed = ["another caption", *own[names[0]][1:]]
+    edit_captions(folder, {names[0]: changed, names[2]: None, names[5]: own[names[5]][:3]})
+    return folder, names
+
+
+def test_counts_are_said_and_nothing_is_touched(encoder: Encoder, tmp_path: Path) -> None:
+    folder, names = edited(encoder, tmp_path)
+    stems = [Path(name).stem for name in names]
+    summary = run(encoder, folder, tmp_path / "s")
+    assert summary.modalities["image"].changed == [stems[1]]
+    assert summary.modalities["text"].changed == [f"{stems[0]}#0"]
+    assert sorted(summary.modalities["image"].gone) == sorted([stems[2], stems[4]])
+    texts = [f"{stem}#{i}" for stem in (stems[2], stems[4]) for i in range(5)]
+    assert sorted(summary.modalities["text"].gone) == sorted([*texts, f"{stems[5]}#3", f"{stems[5]}#4"])
+    notes = " ".join(summary.notes())
+    assert f"1 image changed since it was embedded (--update embeds it again): {stems[1]}" in notes
+    assert "2 images have gone from their source (--prune removes their rows)" in notes
+    assert Store.open(tmp_path / "s").count("image") == 8  # the renamed one was added
+
+
+def test_updated_and_pruned_it_has_the_rows_of_a_fresh_store(encoder: Encoder, tmp_path: Path) -> None:
+    folder, _ = edited(encoder, tmp_path)
+    summary = run(encoder, folder, tmp_path / "s", update=True, prune=True)
+    image, text = summary.modalities["image"], summary.modalities["text"]
+    assert (image.embedded, image.updated, image.removed) == (1, 1, 2)
+    assert (text.embedded, text.updated, text.removed) == (0, 1, 12)
+    run(encoder, folder, tmp_path / "fresh")
+    for modality in ("image", "text"):
+        assert_alike(rows(tmp_path / "s", modality), rows(tmp_path / "fresh", modality))
+    assert verify_store(tmp_path / "s").findings == []
+    before = files(tmp_path / "s")
+    again = run(encoder, folder, tmp_path / "s", update=True, prune=True)
+    nothing = [(m.embedded, m.updated, m.removed, m.changed, m.gone) for m in again.modalities.values()]
+    assert nothing == [(0, 0, 0, [], [])] * 2
+    assert files(tmp_path / "s") == before
+
+
+def test_an_update_alone_has_the_bytes_of_a_fresh_store(encoder: Encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 4)
+    run(encoder, folder, tmp_path / "s")
+    names = sorted(path.name for path in folder.glob("*.jpg"))
+    recolour(folder / names[2])
+    edit_captions(folder, {names[0]: ["another", "and another", "a third", "a fourth", "the last"]})
+    summary = run(encoder, folder, tmp_path / "s", update=True)
+    assert [m.updated for m in summary.modalities.values()] == [1, 5]
+    run(encoder, folder, tmp_path / "fresh")
+    assert files(tmp_path / "s") == files(tmp_path / "fresh")
+
+
+def test_other_bytes_of_the_same_size_are_told_by_the_time_of_writing(encoder: Encoder, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for name, seed in (("a.bmp", 0), ("b.bmp", 1)):
+        recolour(folder / name, seed=seed)
+    run(encoder, folder, tmp_path / "s")
+    assert run(encoder, folder, tmp_path / "s").modalities["image"].changed == []
+    before = rows(tmp_path / "s", "image")
+    recolour(folder / "a.bmp", seed=2)  # as long as before
+    assert run(encoder, folder, tmp_path / "s").modalities["image"].changed == ["a"]
+    run(encoder, folder, tmp_path / "s", update=True)
+    after = rows(tmp_path / "s", "image")
+    assert after["b"] == before["b"]
+    assert after["a"] != before["a"]
+    assert run(encoder, folder, tmp_path / "s").modalities["image"].changed == []
+
+
+def test_a_dry_run_writes_nothing_and_loads_no_model(
+    encoder: Encoder, tmp_path: Path, c3: C3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, names = edited(encoder, tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    monkeypatch.setattr("c3tools.embedding.run.resolve_encoder", None)
+    result = c3("embed", folder, "--store", "s", "--update", "--prune", "--dry-run")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "dry run: nothing is written" in said
+    assert f"(would be embedded again): {Path(names[1]).stem}" in said
+    assert "2 images have gone from their source (their rows would be removed)" in said
+    value = json.loads(c3("embed", folder, "--store", "s", "--update", "--prune", "--dry-run", "--json").stdout)
+    planned = {name: (m["to_embed"], m["to_update"], m["to_remove"]) for name, m in value["modalities"].items()}
+    assert planned == {"image": (1, 1, 2), "text": (0, 1, 12)}
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+    with pytest.raises(StoreError, match="There is no store"):
+        embed(folder, tmp_path / "none", dry_run=True)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 5, 8])
+def test_an_interrupted_update_loses_nothing_and_is_continued(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    folder, _ = edited(encoder, tmp_path)
+    run(encoder, folder, tmp_path / "fresh")
+    expected = {modality: rows(tmp_path / "fresh", modality) for modality in ("image", "text")}
+    kept = {modality: rows(tmp_path / "s", modality) for modality in expected}
+    calls = []
+
+    def cutting(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) > place:
+            raise KeyboardInterrupt
+        source.replace(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_shards, "move", cutting)
+        with pytest.raises(KeyboardInterrupt):
+            run(encoder, folder, tmp_path / "s", update=True, prune=True)
+    assert not verify_store(tmp_path / "s").whole
+    # whatever comes next, every row that is wanted is there: the former one or the new one
+    run(encoder, copy_photos(tmp_path / "q", 1), tmp_path / "s")
+    for modality, wanted in expected.items():
+        found = rows(tmp_path / "s", modality)
+        for key in wanted.keys() & kept[modality].keys():
+            assert found[key][1:] in (wanted[key][1:], kept[modality][key][1:])
+    run(encoder, folder, tmp_path / "s", update=True, prune=True)
+    for modality, wanted in expected.items():
+        found = rows(tmp_path / "s", modality)
+        assert_alike({key: found[key] for key in wanted}, wanted)
+    assert verify_store(tmp_path / "s").findings == []
+
+
+def test_rows_of_other_paths_are_left_alone(encoder: Encoder, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    photos = copy_photos(tmp_path / "p", 4)
+    names = sorted(path.name for path in photos.glob("*.jpg"))
+    for folder, chosen in ((one, names[:2]), (two, names[2:])):
+        shutil.copytree(photos, folder)
+        for path in folder.glob("*.jpg"):
+            if path.name not in chosen:
+                path.unlink()
+        edit_captions(folder, {name: None for name in names if name not in chosen})
+    run(encoder, one, tmp_path / "s")
+    before = rows(tmp_path / "s", "text")
+    summary = run(encoder, two, tmp_path / "s", update=True, prune=True)
+    assert [m.gone + m.changed for m in summary.modalities.values()] == [[], []]
+    assert before.items() <= rows(tmp_path / "s", "text").items()
+    # a file of another folder with a key that is taken is neither a change nor embedded
+    recolour(two / names[0])
+    edit_captions(two, {names[2]: ["one", "two", "three", "four", "five"]})
+    with (two / "captions.jsonl").open("a") as file:
+        file.write(json.dumps({"image": names[0], "captions": ["of another image"]}) + "\n")
+    summary = run(encoder, two, tmp_path / "s", update=True, prune=True)
+    assert summary.modalities["image"].from_elsewhere == [Path(names[0]).stem]
+    assert summary.modalities["text"].updated == 5
+    text = rows(tmp_path / "s", "text")
+    assert all(text[key] == row for key, row in before.items())
+    assert any("the store has its key from another file" in note for note in summary.notes())
+
+
+def test_captions_of_a_file_that_is_not_given_now_stay(encoder: Encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    shutil.move(folder / "captions.jsonl", tmp_path / "c.jsonl")
+    embed_corpus(read_corpus(folder, captions=tmp_path / "c.jsonl"), tmp_path / "s", encoder, **SMALL)
+    assert run(encoder, folder, tmp_path / "s", prune=True).modalities.keys() == {"image"}
+    assert Store.open(tmp_path / "s").count("text") == 10
+
+
+def test_failures_whose_file_has_gone_or_was_mended(encoder: Encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    for name in ("gone.jpg", "mended.jpg"):
+        (folder / name).write_text("no image")
+    assert run(encoder, folder, tmp_path / "s").failures_in_store == 2
+    (folder / "gone.jpg").unlink()
+    recolour(folder / "mended.jpg")
+    assert run(encoder, folder, tmp_path / "s").failures_in_store == 2
+    later = time.time() + 1  # other file systems tell seconds alone
+    os.utime(folder / "mended.jpg", (later, later))
+    summary = run(encoder, folder, tmp_path / "s", update=True, prune=True)
+    assert (summary.modalities["image"].embedded, summary.failures_in_store) == (1, 0)
+    assert verify_store(tmp_path / "s").findings == []
+
+
+def test_a_changed_image_that_cannot_be_read_keeps_its_row(encoder: Encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    run(encoder, folder, tmp_path / "s")
+    before = rows(tmp_path / "s", "image")
+    min(folder.glob("*.jpg")).write_text("half a download")
+    summary = run(encoder, folder, tmp_path / "s", update=True)
+    assert (summary.modalities["image"].updated, summary.modalities["image"].not_updated) == (0, 1)
+    assert "cannot be read" in " ".join(summary.notes())
+    assert rows(tmp_path / "s", "image") == before
+
+
+def test_texts_that_stand_alone(encoder: Encoder, tmp_path: Path) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("a dog\na cat\na bird\n")
+    (tmp_path / "other.txt").write_text("a tree\n")
+    run(encoder, [file, tmp_path / "other.txt"], tmp_path / "s")
+    file.write_text("a dog\na fish\n")
+    summary = run(encoder, file, tmp_path / "s", update=True, prune=True)
+    assert (summary.modalities["text"].updated, summary.modalities["text"].removed) == (1, 1)
+    texts = Store.open(tmp_path / "s").load("text")
+    assert sorted(texts.captions) == ["a dog", "a fish", "a tree"]
+
+
+def test_members_of_tars(encoder: Encoder, tmp_path: Path) -> None:
+    chosen = photos_of(copy_photos(tmp_path / "p", 3))
+    (tmp_path / "t").mkdir()
+    write_tar(tmp_path / "t" / "0.tar", webdataset(chosen[:2]))
+    write_tar(tmp_path / "t" / "1.tar", webdataset(chosen[2:]))
+    run(encoder, tmp_path / "t", tmp_path / "s")
+    write_tar(tmp_path / "t" / "0.tar", webdataset(chosen[:1]))
+    summary = run(encoder, tmp_path / "t" / "0.tar", tmp_path / "s", prune=True)
+    assert summary.modalities["image"].gone == [chosen[1].key]  # the other tar was not given
+    (tmp_path / "t" / "1.tar").unlink()
+    summary = run(encoder, tmp_path / "t", tmp_path / "s", prune=True)
+    assert summary.modalities["image"].gone == [chosen[2].key]
+    assert Store.open(tmp_path / "s").count("text") == Store.open(tmp_path / "s").count("image") * 5
+    assert verify_store(tmp_path / "s").findings == []
+
+
+def test_a_store_by_url_is_updated_and_pruned(encoder: Encoder, tmp_path: Path, s3: Faults) -> None:
+    folder, _ = edited(encoder, tmp_path)
+    place = put_store(tmp_path / "s", "s3://bucket/s")
+    s3.every = 7
+    for store in (place, tmp_path / "s"):
+        run(encoder, folder, store, update=True, prune=True)
+    for modality in ("image", "text"):
+        assert rows(place, modality) == rows(tmp_path / "s", modality)
+    assert verify_store(place).findings == []
+
+
+def test_a_full_disk_in_an_update_loses_nothing(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = edited(encoder, tmp_path)
+    before = rows(tmp_path / "s", "text")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards_module, "rewrite_shard", full)
+    with pytest.raises(StoreError, match="No space left"):
+        run(encoder, folder, tmp_path / "s", update=True, prune=True)
+    assert rows(tmp_path / "s", "text") == before
