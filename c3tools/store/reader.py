@@ -27,14 +27,13 @@ from .shards import (
     MOMENTS,
     ROWS,
     add_moments,
+    check_schema,
     early_name,
     finished_parts,
     merge_moments,
     part_path,
-    shard_schema,
 )
 
-_TEXT_TYPES = (pa.string(), pa.large_string())
 MAX_GROUPS = 32  # their results are in memory at once
 MIN_GROUP_SHARDS = 64
 SplitMoments = dict[str, Moments]
@@ -319,7 +318,7 @@ class Store:
             path = self.file(modality, part, ROWS)
             try:
                 with name_or_file(path, block) as source, pq.ParquetFile(source) as file:
-                    self._check_schema(modality, file.schema_arrow, columns or ())
+                    check_schema(file.schema_arrow, modality, self.info, columns or ())
                     for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
                         batch.validate(full=True)  # text that is not UTF-8 would fail later
                         chosen = batch if every else batch.filter(pa.array(split_mask(batch, split, kept)))
@@ -334,18 +333,6 @@ class Store:
                     f"The shard {path} cannot be read ({error}).",
                     remedy="Run `c3 verify --repair`, then the same `c3 embed` again: only this shard is made anew.",
                 ) from error
-
-    def _check_schema(self, modality: str, schema: pa.Schema, columns: Sequence[str]) -> None:
-        """Raise a ValueError if a column is missing, or the embeddings are not of this store's dimension and dtype."""
-        expected = shard_schema(modality, self.info)
-        missing = {"key", "embedding", *(name for name in columns if name in expected.names)} - set(schema.names)
-        if missing:
-            raise ValueError(f"it has no column {min(missing)!r}")
-        wanted = expected.field("embedding").type
-        if schema.field("embedding").type != wanted:
-            raise ValueError(f"its embeddings are {schema.field('embedding').type}, the store's {wanted}")
-        if schema.field("key").type not in _TEXT_TYPES:
-            raise ValueError(f"its keys are {schema.field('key').type}, not text")
 
     def load(self, modality: str, split: str | None = None) -> Rows:
         """Return all rows of ``modality`` (of ``split``, or of all splits) in memory, embeddings as float32.

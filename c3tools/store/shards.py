@@ -130,6 +130,19 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(info.to_dict(), sort_keys=True)})
 
 
+def check_schema(schema: pa.Schema, modality: str, info: StoreInfo, columns: Sequence[str]) -> None:
+    """Raise a ValueError if a column is missing, or the embeddings are not of the store's dimension and dtype."""
+    expected = shard_schema(modality, info)
+    missing = {"key", "embedding", *(name for name in columns if name in expected.names)} - set(schema.names)
+    if missing:
+        raise ValueError(f"it has no column {min(missing)!r}")
+    wanted = expected.field("embedding").type
+    if schema.field("embedding").type != wanted:
+        raise ValueError(f"its embeddings are {schema.field('embedding').type}, the store's {wanted}")
+    if schema.field("key").type not in (pa.string(), pa.large_string()):
+        raise ValueError(f"its keys are {schema.field('key').type}, not text")
+
+
 def parquet_writer(path: Path, schema: pa.Schema, *, split_bytes: bool = True) -> pq.ParquetWriter:
     """Open a writer of shards: zstd, byte-stream split on the embedding, dictionary on the key only.
 
