@@ -52,7 +52,7 @@ def main() -> None:
     started = time.monotonic()
     for seed in range(options.seeds):
         texts = options.out / f"texts-{seed}"
-        shared: dict[str, Any] = {"size": options.size, "epochs": options.epochs, "seed": seed}
+        shared: dict[str, Any] = {"size": options.size, "epochs": options.epochs, "seed": seed, "overwrite": True}
         jobs = {f"texts alone/0/{seed}": {"output": texts, "sigma": options.sigma}}
         for share in (float(text) for text in options.shares.split(",")):
             jobs[f"{TUNED}/{share:g}/{seed}"] = {"output": options.out / "tuned", "start": texts, "pairs": share}

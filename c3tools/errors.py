@@ -5,6 +5,7 @@
     ├── EncoderError           models: unknown names, weights that cannot be had, wrong shapes
     ├── StoreError             stores: missing, damaged, made with another model
     │   └── IncompleteStoreError   files that the store's manifest records are not there
+    ├── OutputError            what a command writes to: in use by another run, a finished result, something else
     ├── TransformError         pipelines: unfitted, wrong order, wrong dimension
     ├── ConnectError           contrastive training: too few pairs, settings that make no sense, runs that fail
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
@@ -16,6 +17,9 @@ Each message says what is wrong, where, and what would help.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class C3Error(Exception):
@@ -48,6 +52,10 @@ class IncompleteStoreError(StoreError):
     """Files that a store's manifest records are not there."""
 
 
+class OutputError(C3Error):
+    """A folder cannot be written to: another run does, or it holds what would be lost."""
+
+
 class TransformError(C3Error):
     """A pipeline is unfitted, in a wrong order, or of another dimension."""
 
@@ -76,3 +84,17 @@ class MissingExtraError(C3Error):
             f"{purpose} needs the package {package}, which is not installed.",
             remedy=f'Install it with: pip install "c3tools[{extra}]"',
         )
+
+
+@contextmanager
+def telling_what_is_kept(describe: Callable[[], str]) -> Iterator[None]:
+    """Add to a KeyboardInterrupt of the block what is kept of the work, for `c3` and notebooks to show.
+
+    Args:
+        describe: returns it in words, and whether the same command continues.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(describe())
+        raise

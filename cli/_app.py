@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
+from types import FrameType
 from typing import Any
 
 import typer
@@ -35,6 +38,10 @@ COMMANDS = (
 )
 
 
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
 class FriendlyGroup(TyperGroup):
     """Commands in the order of the workflow; a `C3Error`, or a file in the way, becomes one message and exit code 1."""
 
@@ -59,9 +66,11 @@ class FriendlyGroup(TyperGroup):
             err.print(f"[bold red]Error:[/] {escape(str(error))}")
             err.print("Check the path, its permissions and the space on its disk, then run the same command again.")
             raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            err.print("Interrupted. What was finished is kept; the same command continues.")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as interrupt:
+            kept = getattr(interrupt, "__notes__", ["Nothing of this run is kept."])
+            terminated = isinstance(interrupt, _TerminatedError)
+            err.print(escape(" ".join(["Terminated." if terminated else "Interrupted.", *kept])))
+            raise typer.Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
 
 
 def _show_version(value: bool) -> None:
@@ -96,6 +105,17 @@ for _name in COMMANDS:
         app.command(_name.strip("_").replace("_", "-"), cls=JsonCommand)(getattr(_module, _name))
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _TerminatedError
+
+
+def _leave_termination_to_the_system() -> None:
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main() -> None:
     """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    os.register_at_fork(after_in_child=_leave_termination_to_the_system)  # workers are ended by it without a word
     app(prog_name="c3")

@@ -132,6 +132,13 @@ ProcessesOption = Annotated[
     typer.Option("--processes", min=1, help="Worker processes on the cluster.", show_default="as many as fit"),
 ]
 
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace a former result of other settings in --output; it is kept as OUTPUT.previous."
+    ),
+]
+
 DEFAULT_STORE = Path("c3-store")
 DEFAULT_DECODER = Path("c3-decoder")
 

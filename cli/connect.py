@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from c3tools.errors import C3Error
 from c3tools.io.locations import location
 
 from ._console import message, print_table, reporter, write_json
@@ -20,6 +21,7 @@ from ._options import (
     MetaOption,
     ModelOption,
     OtherOption,
+    OverwriteOption,
     PrecisionOption,
     RandomInitOption,
     SeedOption,
@@ -42,6 +44,8 @@ FEATURES = (
     *("image", "text", "other", "meta", "text_meta", "image_array", "text_array"),
     *("store", "second_store", "modalities"),
 )
+STORE_OPTIONS = ("store", "second_store", "modalities")
+FILE_OPTIONS = ("meta", "text_meta", "image_array", "text_array")
 SecondStoreOption = Annotated[
     Path | None,
     typer.Option(
@@ -107,6 +111,7 @@ HalfOption = Annotated[bool, typer.Option("--half", help="Store the weights as f
 
 
 def heads(
+    context: typer.Context,
     image: ImageOption = None,
     text: TextOption = None,
     other: OtherOption = None,
@@ -140,6 +145,7 @@ def heads(
     seed: SeedOption = 0,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Train two small heads on frozen features: of a store's modalities, of two stores, or of two files of vectors.
@@ -147,7 +153,7 @@ def heads(
     The folder gets the heads, the log of the geometry by step (geometry.json, geometry.svg) and a card. An interrupted
     training is continued by the same command. `c3 connect apply` makes a store of the result.
     """
-    options, features = arguments(locals(), "output", *FEATURES), _read_features(locals())
+    options, features = arguments(locals(), "context", "output", *FEATURES), _read_features(locals())
     from c3tools.connect import connect_heads
 
     connected = connect_heads(features, output, **options, reporter=reporter())
@@ -155,6 +161,7 @@ def heads(
 
 
 def apply(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="[HEADS]", help="The folder of the heads.")] = DEFAULT_HEADS,
     image: ImageOption = None,
     text: TextOption = None,
@@ -207,6 +214,7 @@ def lit(
     seed: SeedOption = 0,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Train the text tower of an open_clip model towards its frozen image tower, on photos with captions.
@@ -242,6 +250,7 @@ def full(
     seed: SeedOption = 0,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Train both towers of an open_clip model on photos with captions.
@@ -258,10 +267,39 @@ def _read_features(values: dict[str, Any]) -> PairedFeatures:
     from c3tools.connect import read_features
 
     options = {name: values[name] for name in FEATURES}
+    _refuse_what_is_not_read(values["context"], bool(options["image"] or options["text"] or options["other"]))
     options["other"] = named_files(options["other"])
     if options["modalities"] is not None:
         options["modalities"] = [name.strip() for name in options["modalities"].split(",")]
     return read_features(**options, reporter=reporter())
+
+
+def _refuse_what_is_not_read(context: typer.Context, from_files: bool) -> None:
+    """Refuse options of stores beside files of vectors, and options of files without any.
+
+    Raises:
+        C3Error: with the option, and what is read instead.
+    """
+    ignored = STORE_OPTIONS if from_files else FILE_OPTIONS
+    given = [name for name in ignored if _is_on_the_command_line(context, name)]
+    if not given:
+        return
+    option = f"--{given[0].replace('_', '-')}"
+    if from_files:
+        raise C3Error(
+            f"{option} is not read: the features come from the files that --image, --text or --other name.",
+            remedy=f"Leave out {option}, or the files. What is written is named by --output.",
+        )
+    raise C3Error(
+        f"{option} belongs to files of vectors, and none is given: the features would come from a store.",
+        remedy=f"Name the files with --image, --text or --other, or leave out {option}.",
+    )
+
+
+def _is_on_the_command_line(context: typer.Context, name: str) -> bool:
+    """Return whether an option was typed, and is neither a default nor from the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _connect_towers(*, output: Path, json: str | None, **options: Any) -> None:
@@ -281,7 +319,7 @@ def _print(record: dict[str, Any], output: Path, json: str | None, following: st
         return
     if write_json(record, json):
         print_table(score_table(record))
-    message(f"Wrote {output}/, its geometry by step in {output}/geometry.svg. Next: {following}")
+    message(f"The result is in {output}/, its geometry by step in {output}/geometry.svg. Next: {following}")
 
 
 group = command_group("Contrastive training from pairs, with a log of the geometry.", heads, apply, lit, full)

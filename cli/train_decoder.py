@@ -14,6 +14,7 @@ from ._options import (
     DEFAULT_STORE,
     DeviceOption,
     JsonOption,
+    OverwriteOption,
     PrecisionOption,
     SeedOption,
     StoreOption,
@@ -69,22 +70,25 @@ def train_decoder(
     ] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Train the caption decoder on transformed text embeddings alone, and write it to c3-decoder/.
 
-    With few pairs: train on texts first, then --from c3-decoder --pairs 0.01. An interrupted training is continued
-    by the same command.
+    With few pairs: train on texts first, then --from c3-decoder --pairs 0.01 -o tuned. An interrupted training is
+    continued by the same command. A decoder of other settings in the folder is replaced with --overwrite alone.
     """
     options = arguments(locals(), "store")
     from c3tools.captioning import train_captioner
-    from c3tools.captioning.train import CURVES_FILE
+    from c3tools.captioning.curves import CURVES_FILE
 
     captioner = train_captioner(store, **options, reporter=reporter())
     record = captioner.to_dict()
     if write_json(record, json):
         _show(record)
-    message(f"Wrote {output}/, its training in {output}/{CURVES_FILE}. Next: c3 caption PATH, or c3 evaluate.")
+    message(
+        f"The decoder is in {output}/, its training in {output}/{CURVES_FILE}. Next: c3 caption PATH, or c3 evaluate."
+    )
 
 
 def _show(record: dict[str, Any]) -> None:

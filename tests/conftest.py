@@ -20,8 +20,8 @@ from typer.testing import CliRunner, Result
 
 from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
-from c3tools.io import locations
-from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, lock, write_shard
+from c3tools.io import locations, lock
+from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
 from tests.servers import Faults, s3_server
 
 if TYPE_CHECKING:

@@ -17,8 +17,10 @@ from ..captioning import GenerationConfig, load_size, training_config
 from ..captioning.evaluate import store_references
 from ..captioning.train import sigma_from_texts, training_captions
 from ..encoders import resolve_encoder
-from ..errors import DecoderError, MetricError
+from ..errors import DecoderError, MetricError, telling_what_is_kept
 from ..io.files import write_json_atomically
+from ..io.lock import locked
+from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..transforms.sigma import parse_sigma
@@ -107,7 +109,8 @@ def ablate(
 ) -> Ablation:
     """Train, caption and score each method with each seed on a store; write table.md and table.html to ``output``.
 
-    Finished cells are kept there: the same call continues, and one with more methods, seeds or sigmas adds to it.
+    Finished cells are kept there by their settings and data: the same call continues, and one with more methods, seeds
+    or sigmas adds to it. The table is always that of the last call.
 
     Args:
         store: holds images and their captions.
@@ -133,6 +136,7 @@ def ablate(
         DecoderError: if a method or a setting is unknown, or there are too few captions.
         MetricError: if the split has no images with captions.
         StoreError: if texts or images are missing.
+        OutputError: if ``output`` holds other files, or is written by another run.
     """
     names = _listed(methods)
     settings = _Settings(
@@ -150,26 +154,41 @@ def ablate(
         device=device,
         precision=precision,
     )
-    store = Store.open(store, reporter=reporter)
+    folder = Path(output)
+    with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
+        Output(folder, "ablation", ("cells", "decoders", "table.md")).holds_result()
+        return _ablate(Store.open(store, reporter=reporter), settings, folder, reporter)
+
+
+def _ablate(store: Store, settings: _Settings, folder: Path, reporter: Reporter) -> Ablation:
+    """Compute the cells that are not finished, and write the table."""
+    device, precision = settings.device, settings.precision
     compute = devices.pick(device, precision)
     encoder = None
-    if magic:
+    if settings.generation.method == "magic":
         encoder = resolve_encoder(recorded=store.info.model, device=device, precision=precision, reporter=reporter)
-    everything, notes = ablation_data(store, split, choose="best" in settings.sigmas)
+    everything, notes = ablation_data(store, settings.split, choose="best" in settings.sigmas)
     runs: list[AblationRun] = []
     for fraction in settings.train_fractions:
         data = everything.sample(fraction)
         for note in [*notes, *_overlaps(data)]:
             reporter.message(note)
-        cells = _Cells(data, settings, fraction, Path(output), reporter, {"encoder": encoder, "compute": compute})
+        cells = _Cells(data, settings, fraction, folder, reporter, {"encoder": encoder, "compute": compute})
         for source, sigmas in _sigmas(store, cells):
             for seed in settings.seeds:
                 for run in cells.runs(sigmas, seed):
                     runs.append(replace(run, sigma_from=source, train_fraction=fraction))
                     reporter.message(f"{run.method}, seed {run.seed}: {CHOOSE_BY} {run.scores[CHOOSE_BY]:.1f}")
     table = Ablation(runs, settings.methods, everything, lambda row: settings.command(row, store.path))
-    table.save(Path(output))
+    table.save(folder)
     return table
+
+
+def _kept(folder: Path) -> str:
+    """Return what is kept of a table that is interrupted now."""
+    if cells := len(list(folder.glob("cells/*/*.json"))):
+        return f"{cells:,} finished cells are in {folder}; the same command computes the others."
+    return "No cell of the table was finished."
 
 
 def ablation_data(store: Store, split: str = "test", *, choose: bool = False) -> tuple[AblationData, list[str]]:

@@ -12,8 +12,6 @@ Saved as a folder, without any pickle:
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +31,7 @@ from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, DecoderError
 from ..identity import ModelIdentity
 from ..io.files import sha256_of, write_json_atomically
+from ..io.outputs import Output, previous_folder, replacing, written_at
 from ..reporter import SILENT, Reporter
 from ..transforms import Pipeline
 from .config import DecoderConfig
@@ -46,6 +45,7 @@ DECODER_FILE = "decoder.json"
 WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_AGAIN = "`c3 train-decoder --overwrite`"
 _PARTS = (WEIGHTS_FILE, TOKENIZER_FILE, "transform.json", "transform.safetensors")
 
 
@@ -168,26 +168,18 @@ class Captioner:
 
     def save(self, folder: str | Path) -> None:
         """Write the folder, whole or not at all; the decoder that is there is kept as ``<folder>.previous``."""
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            save_model(self.decoder, str(temporary / WEIGHTS_FILE))  # tied weights are written once
-            self.tokenizer.save(temporary / TOKENIZER_FILE)
-            self.pipeline.save(temporary)
+        with replacing(Path(folder)) as new:
+            save_model(self.decoder, str(new / WEIGHTS_FILE))  # tied weights are written once
+            self.tokenizer.save(new / TOKENIZER_FILE)
+            self.pipeline.save(new)
             content = {
                 "format_version": FORMAT_VERSION,
                 "kind": BUILT_IN if isinstance(self.decoder, CaptionDecoder) else LANGUAGE_MODEL,
                 "config": asdict(self.decoder.config),  # type: ignore[call-overload]
                 "record": self.record,
-                "files": {name: sha256_of(temporary / name) for name in _PARTS if (temporary / name).is_file()},
+                "files": {name: sha256_of(new / name) for name in _PARTS if (new / name).is_file()},
             }
-            write_json_atomically(temporary / DECODER_FILE, content)
-            _replace_folder(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            write_json_atomically(new / DECODER_FILE, content)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | None = None) -> Captioner:
@@ -212,11 +204,11 @@ class Captioner:
         except (FileNotFoundError, NotADirectoryError):
             raise DecoderError(
                 f"There is no trained decoder at {folder} ({DECODER_FILE} is not there).",
-                remedy="Train one with `c3 train-decoder`, or name another with --decoder.",
+                remedy=_remedy(folder, "Train one with `c3 train-decoder`, or name another with --decoder."),
             ) from None
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DecoderError(
-                f"The decoder at {folder} is damaged ({error}).", remedy="Train it again: `c3 train-decoder`."
+                f"The decoder at {folder} is damaged ({error}).", remedy=f"Train it again: {_AGAIN}."
             ) from error
         decoder.to(device or torch.device("cpu")).eval()
         tokenizer = CaptionTokenizer.load(folder / TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
@@ -236,24 +228,34 @@ def _check_files(folder: Path, expected: Mapping[str, str]) -> None:
         path = folder / name
         if not path.is_file() or sha256_of(path) != digest:
             state = "is damaged or was cut short" if path.is_file() else "is missing"
-            previous = previous_folder(folder)
-            remedy = "Train it again: `c3 train-decoder`."
-            if previous.is_dir():
-                remedy = f"The decoder before this one is at {previous}: use --decoder {previous}, or train again."
+            remedy = _remedy(folder, f"Train it again: {_AGAIN}.")
             raise DecoderError(f"{path} {state}.", remedy=remedy)
 
 
-def previous_folder(folder: Path) -> Path:
-    """Return where the decoder that a new one replaced is kept."""
-    return folder.with_name(f"{folder.name}.previous")
+def decoder_output(folder: Path, overwrite: bool = False) -> Output:
+    """Return the folder of a decoder as the output of a training."""
+    return Output(folder, "decoder", (DECODER_FILE,), overwrite, kept=previous_folder(folder))
 
 
-def _replace_folder(new: Path, folder: Path) -> None:
-    if folder.exists():
-        previous = previous_folder(folder)
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    new.rename(folder)
+def describe_decoder(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the record of the decoder in a folder, empty if it is damaged, and in words what it is."""
+    path = folder / DECODER_FILE
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8"))["record"])
+        facts = [str(record["preset"]), f"sigma {record['sigma']:.3g}", f"size {record['size']}"]
+        facts += [f"seed {record['seed']}", f"trained on {record['captions']['train']:,} captions"]
+        facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.3f}"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, "it is damaged, or was made otherwise than by c3 train-decoder"
+    return record, ", ".join(facts)
+
+
+def _remedy(folder: Path, otherwise: str) -> str:
+    """Return what to do without the decoder in a folder: use the one before it, if it is kept."""
+    previous = previous_folder(folder)
+    if not (previous / DECODER_FILE).is_file():
+        return otherwise
+    return f"The decoder before this one is at {previous}: use --decoder {previous}, or train again."
 
 
 @dataclass

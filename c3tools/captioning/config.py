@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
@@ -10,6 +11,10 @@ from typing import Any
 from ..errors import DecoderError
 
 DECAYS = ("cosine", "linear")
+_MIN_STEPS = 600
+_MAX_STRETCHED_EPOCHS = 60
+_PATIENCE = 5
+_FINE_TUNING = 0.1  # of the size's learning rate: the weights are good already
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,39 @@ def training_config(size: AnySize, *, seed: int = 0, epochs: int | None = None, 
     """Return the training settings of a size with other values for some; epochs None keeps those of the size."""
     config = replace(size.training, seed=seed, **changes)
     return config if epochs is None else replace(config, epochs=epochs)
+
+
+def plan_training(
+    size: AnySize, captions: int, *, epochs: int | None = None, patience: int | None = None, seed: int = 0
+) -> TrainingConfig:
+    """Return the training settings for a number of captions: few get more epochs, and stop early.
+
+    Args:
+        size: of the decoder.
+        captions: how many there are to learn from.
+        epochs: None for those of the size, or as many as give 600 steps (at most 60).
+        patience: None for that of the size, or 5 where epochs were added.
+        seed: of everything random.
+    """
+    own = size.training
+    stretched = epochs
+    if epochs is None and isinstance(size, Size):
+        steps = math.ceil(max(captions, 1) / own.batch_size)
+        stretched = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
+        if patience is None and stretched > own.epochs:
+            patience = _PATIENCE
+    return training_config(size, seed=seed, epochs=stretched, patience=own.patience if patience is None else patience)
+
+
+def fine_tuned_size(name: str, overrides: Sequence[str]) -> AnySize:
+    """Return the size of a decoder that training continues from, with a lower learning rate."""
+    chosen = load_size(name, overrides)
+    if replace(chosen, training=load_size(name).training) != load_size(name):
+        raise DecoderError("The architecture is that of the decoder to continue from; it cannot be changed.")
+    if any(override.startswith("learning_rate=") for override in overrides):
+        return chosen
+    rate = _FINE_TUNING * chosen.training.learning_rate
+    return replace(chosen, training=replace(chosen.training, learning_rate=rate))
 
 
 def _settings(part: AnySize | TrainingConfig) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from ..pages import palette
-from ..pages.figures import new_figure, styled
+from ..pages.figures import new_figure, save_figure, styled
 
+CURVES_FILE = "curves.png"
 _MONITORS = {"text": "validation: texts, no noise", "cross-modal": "validation: images of pairs"}
 
 
@@ -47,3 +49,8 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
     axes.set_ylabel("loss, nats per token")
     axes.legend()
     return figure
+
+
+def save_curves(record: Mapping[str, Any], folder: Path) -> None:
+    """Draw the curves of a record into the folder of its decoder."""
+    save_figure(training_curves(record), folder / CURVES_FILE)

@@ -12,7 +12,7 @@ import numpy as np
 from .. import devices
 from ..corpus.splits import STANDARD
 from ..encoders import Encoder, resolve_encoder
-from ..errors import MetricError
+from ..errors import MetricError, StoreError
 from ..metrics.captions import PROMPT, CaptionScores, clip_score, ref_clip_score, score_captions
 from ..metrics.files import align_keys, read_predictions, read_references
 from ..metrics.significance import Comparison, Interval, bootstrap_interval, compare
@@ -120,7 +120,7 @@ def evaluate_captions(
         reporter: shows messages and progress.
 
     Raises:
-        StoreError: if the store is missing, or has no images.
+        StoreError: if the store is missing, or has no images or no captions.
         DecoderError: if there is no decoder, or it was trained on another model or dimension.
         MetricError: if there is nothing to score, or references are missing (their keys are listed).
         MissingExtraError: if pycocoevalcap is not installed.
@@ -130,6 +130,7 @@ def evaluate_captions(
         store = Store.open(store, reporter=reporter)
     if references is None:
         assert isinstance(store, Store)
+        require_captions(store)
         references = store_references(store)
     known = references if isinstance(references, Mapping) else read_references(Path(references))
     encoder: Encoder | None = None
@@ -169,6 +170,26 @@ def evaluate_captions(
         shared = [name for name in result.scores if name in other.corpus and name in details.corpus]
         result.differences.update({name: compare(other, details, name) for name in shared})
     return result
+
+
+def require_captions(store: Store) -> None:
+    """Refuse a store without captions, by a look at the first text that has one.
+
+    Raises:
+        StoreError: if the store has no texts, or none of them has a caption.
+    """
+    if "text" not in store.modalities:
+        there = ", ".join(store.modalities) or "no rows"
+        lacks = f"no text rows, and so no captions; it has {there}"
+    elif any(any(batch.column("caption").to_pylist()) for batch in store.batches("text", ["caption"])):
+        return
+    else:
+        lacks = f"no captions: none of its {store.count('text'):,} text rows has a value in the column caption"
+    raise StoreError(
+        f"The store {store.path} has {lacks}.",
+        remedy="Embed images with their captions (`c3 embed PATH`), or import the texts with a table that has a column "
+        "of captions (`c3 import --text FILE --meta FILE`) into a new store.",
+    )
 
 
 def store_references(store: Store) -> dict[str, list[str]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from .. import devices
 from ..corpus.splits import STANDARD
 from ..devices import Compute
-from ..errors import DecoderError
+from ..errors import DecoderError, telling_what_is_kept
+from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
@@ -23,19 +24,16 @@ from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.sigma import AUTO, auto_sigma, parse_sigma
-from .captioner import Captioner
-from .config import AnySize, Size, TrainingConfig, load_size, training_config
+from .captioner import Captioner, decoder_output, describe_decoder
+from .config import AnySize, Size, TrainingConfig, fine_tuned_size, load_size, plan_training, training_config
+from .curves import save_curves
+from .evaluate import require_captions
 from .model import CaptionDecoder, Decoder
 from .tokenizer import CaptionTokenizer, drop_empty
 from .training import Trainer
 
 DEFAULT_PRESET = "c3"
 MONITORS = ("text", "cross-modal")
-CURVES_FILE = "curves.png"
-_MIN_STEPS = 600
-_MAX_STRETCHED_EPOCHS = 60
-_PATIENCE = 5
-_FINE_TUNING = 0.1  # of the size's learning rate: the weights are good already
 
 
 def train_captioner(
@@ -58,18 +56,20 @@ def train_captioner(
     tensorboard: str | Path | None = None,
     device: str | None = None,
     precision: str = "auto",
+    overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> Captioner:
     """Train a decoder on the text embeddings of a store, and write it to the folder ``output``.
 
     With ``pairs`` it learns from images instead: after a training on texts (``start``), the low-data regime of the
     paper, with the noise of that training; or from scratch, without noise unless sigma is given. The state of the run
-    is kept in a folder beside ``output``, so that the same call continues a run that was interrupted.
+    is kept in a folder beside ``output``, so that the same call continues a run that was interrupted, and returns the
+    decoder of one that is finished.
 
     Args:
         store: holds text embeddings with their captions.
         pipeline: transforms the embeddings, in place of a preset; fitted on the store unless it is fitted already.
-        output: the decoder's folder; a decoder that is there is kept as ``<output>.previous``.
+        output: the decoder's folder.
         preset: name of the pipeline, a key of `c3tools.transforms.PRESETS`; ``c3`` when None.
         sigma: noise per dimension, or ``auto``: from how far captions of one image lie apart. None means ``auto``, or
             no noise for pairs from scratch.
@@ -87,6 +87,8 @@ def train_captioner(
         tensorboard: folder to write losses to, for TensorBoard.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        overwrite: replace a decoder of other settings or data that is in ``output``, which is kept as
+            ``<output>.previous`` (the one before it is removed), and drop an interrupted training of another.
         reporter: shows messages and progress.
 
     Returns:
@@ -96,10 +98,94 @@ def train_captioner(
         StoreError: if the store has no texts, or no images where they are needed.
         DecoderError: if there are too few captions, the settings contradict each other, or the decoder to continue
             from is of another model.
+        OutputError: if ``output`` holds another decoder or other files, is written by another run, or is ``start``.
         TransformError: if sigma, the preset or the pipeline cannot be used.
     """
     if sigma is not None:
         sigma = parse_sigma(sigma, also=(AUTO,))
+    _check_options(preset, sigma, pipeline, start, train_fraction, pairs, monitor)
+    output = Path(output)
+    target, load = decoder_output(output, overwrite), partial(Captioner.load, output)
+    if start is not None:
+        target.refuse_start(start)
+    compute = devices.pick(device, precision)
+    checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
+    with checkpoints.locked(output):
+        target.ask(
+            {
+                "preset": pipeline.name if pipeline is not None else None if start else preset or DEFAULT_PRESET,
+                "sigma": _noise_of(pipeline) if pipeline is not None else None if start else sigma or AUTO,
+                "size": size,
+                "set": list(set),
+                "epochs": epochs,
+                "train_split": train_split,
+                "train_fraction": train_fraction,
+                "patience": patience,
+                "monitor": monitor,
+                "from": None if start is None else str(start),
+                "pairs": pairs,
+                "seed": seed,
+                "precision": compute.precision,
+            },
+            lambda: describe_decoder(output),
+        )
+        store = Store.open(store, reporter=reporter)
+        previous = None if start is None else Captioner.load(Path(start))
+        if previous is not None:
+            previous.check_model(store.info.model, store.info.dim)
+            size = str(previous.record.get("size", size))
+        chosen = load_size(size, set) if previous is None else fine_tuned_size(size, set)
+        train, val, notes = training_captions(store, train_split)
+        if train_fraction < 1:
+            train = train.sample(train_fraction)
+            notes.append(f"Using {len(train):,} captions: {train_fraction:.0%} of the images.")
+        learned, validated, pair_notes = _inputs(store, train, val, pairs, monitor, seed)
+        notes += pair_notes
+        for note in notes:
+            reporter.message(note)
+        if previous is not None:
+            pipeline, noise = previous.pipeline, float(previous.record.get("sigma", 0.0))
+        elif pipeline is not None:
+            if not pipeline.fitted:
+                pipeline = pipeline.fit(store, split=train_split)
+            pipeline.check_model(store.info.model)
+            noise = _noise_of(pipeline)
+        else:
+            if sigma is None and pairs is not None:
+                sigma = 0.0
+            pipeline, noise = _preset_pipeline(preset or DEFAULT_PRESET, sigma, store, train, train_split, reporter)
+        record: dict[str, Any] = {"model": dict(store.info.model), "sigma": noise, "notes": notes}
+        record |= {"pairs": pairs} if pairs is not None else {}
+        record |= {"from": str(start)} if start is not None else {}
+        with record_scalars(tensorboard, reporter) as recorder:
+            captioner = fit_captioner(
+                learned,
+                validated,
+                pipeline,
+                size=size,
+                set=set,
+                training=plan_training(chosen, len(learned), epochs=epochs, patience=patience, seed=seed),
+                compute=compute,
+                record=record | {"asked": target.asked},
+                start=previous,
+                checkpoints=checkpoints,
+                finished=lambda digest: load() if target.is_done(digest, load) else None,
+                label=f"Training {pipeline.name}",
+                reporter=recorder,
+            )
+        _finish(captioner, target, checkpoints, reporter)
+    return captioner
+
+
+def _check_options(
+    preset: str | None,
+    sigma: float | str | None,
+    pipeline: Pipeline | None,
+    start: str | Path | None,
+    train_fraction: float,
+    pairs: float | None,
+    monitor: str,
+) -> None:
     if start is not None and not (preset is None and sigma is None and pipeline is None):
         raise DecoderError(
             "The transform, with its sigma, is that of the decoder to continue from; it cannot be changed.",
@@ -113,56 +199,20 @@ def train_captioner(
         raise DecoderError(f"The share of pairs must be above 0 and at most 1, not {pairs}.")
     if monitor not in MONITORS:
         raise DecoderError(f"There is no monitor {monitor!r}.", remedy=f"Choose from {', '.join(MONITORS)}.")
-    store = Store.open(store, reporter=reporter)
-    output = Path(output)
-    compute = devices.pick(device, precision)
-    previous = None if start is None else Captioner.load(Path(start))
-    if previous is not None:
-        previous.check_model(store.info.model, store.info.dim)
-        size = str(previous.record.get("size", size))
-    chosen = load_size(size, set) if previous is None else _fine_tuned(size, set)
-    train, val, notes = training_captions(store, train_split)
-    if train_fraction < 1:
-        train = train.sample(train_fraction)
-        notes.append(f"Using {len(train):,} captions: {train_fraction:.0%} of the images.")
-    learned, validated, pair_notes = _inputs(store, train, val, pairs, monitor, seed)
-    notes += pair_notes
-    for note in notes:
-        reporter.message(note)
-    if previous is not None:
-        pipeline, noise = previous.pipeline, float(previous.record.get("sigma", 0.0))
-    elif pipeline is not None:
-        if not pipeline.fitted:
-            pipeline = pipeline.fit(store, split=train_split)
-        pipeline.check_model(store.info.model)
-        noise = float(next((step.settings["sigma"] for step in pipeline.steps if "sigma" in step.settings), 0.0))
-    else:
-        if sigma is None and pairs is not None:
-            sigma = 0.0
-        pipeline, noise = _preset_pipeline(preset or DEFAULT_PRESET, sigma, store, train, train_split, reporter)
-    record: dict[str, Any] = {"model": dict(store.info.model), "sigma": noise, "notes": notes}
-    record |= {"pairs": pairs} if pairs is not None else {}
-    record |= {"from": str(start)} if start is not None else {}
-    checkpoints = CheckpointDir.beside(output)
-    with record_scalars(tensorboard, reporter) as recorder:
-        captioner = fit_captioner(
-            learned,
-            validated,
-            pipeline,
-            size=size,
-            set=set,
-            training=plan_training(chosen, len(learned), epochs=epochs, patience=patience, seed=seed),
-            compute=compute,
-            record=record,
-            start=previous,
-            checkpoints=checkpoints,
-            label=f"Training {pipeline.name}",
-            reporter=recorder,
-        )
-    captioner.save(output)
-    _draw_curves(captioner, output)
-    checkpoints.clear()
-    return captioner
+
+
+def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
+    """Write the decoder, unless it is there already, with its curves, and remove what the run has saved."""
+    with telling_what_is_kept(lambda: "The training is finished and saved; the same command writes the decoder."):
+        if target.done:
+            reporter.message(f"{target.folder} holds this decoder already; there is nothing to do.")
+        else:
+            former = target.folder.exists()
+            captioner.save(target.folder)
+            if former:
+                reporter.message(f"The former decoder is kept as {target.kept}.")
+        save_curves(captioner.record, target.folder)
+        checkpoints.clear()
 
 
 def fit_captioner(
@@ -177,6 +227,7 @@ def fit_captioner(
     record: Mapping[str, Any] | None = None,
     start: Captioner | None = None,
     checkpoints: CheckpointDir | None = None,
+    finished: Callable[[str], Captioner | None] = lambda identity: None,
     label: str = "Training",
     reporter: Reporter = SILENT,
 ) -> Captioner:
@@ -193,13 +244,14 @@ def fit_captioner(
         record: kept in the captioner's record, beside what is known here.
         start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
         checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.
+        finished: takes a digest of all that the training depends on, and returns its decoder if there is one already.
         label: what the progress is called.
         reporter: shows messages and progress.
 
     Raises:
         DecoderError: if there is no caption to learn from or to validate on, or the loss is not finite.
     """
-    require_captions(train, val)
+    require_captioned(train, val)
     chosen = load_size(size, set)
     training = training or training_config(chosen)
     compute = compute or devices.pick()
@@ -211,9 +263,12 @@ def fit_captioner(
         start.check_dim(train.embeddings.shape[1])
         model, tokenizer = copy.deepcopy(start.decoder), start.tokenizer
     trainer = Trainer(model, tokenizer, train, val, pipeline, training, compute)
+    if (there := finished(trainer.identity)) is not None:
+        return there
     history = trainer.run(checkpoints, keep_initial=start is not None, label=label, reporter=reporter)
     content = {
         **dict(record or {}),
+        "identity": trainer.identity,
         "preset": pipeline.name,
         "modality": train.modality,
         "monitor": "text" if val.modality == train.modality == "text" else "cross-modal",
@@ -238,9 +293,10 @@ def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, l
     training images (by a stable hash of their keys) is held out with all their captions.
 
     Raises:
-        StoreError: if the store has no texts.
+        StoreError: if the store has no texts, or they have no captions.
         DecoderError: if the split has no captions, or too few to hold some out.
     """
+    require_captions(store)
     train = store.load("text", split)
     if not len(train):
         raise DecoderError(
@@ -258,11 +314,11 @@ def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, l
         notes.append(f"There is no val split: {len(val):,} captions of {images:,} images are held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
     notes += [note for note in (train_note, val_note) if note]
-    require_captions(train, val, notes)
+    require_captioned(train, val, notes)
     return train, val, notes
 
 
-def require_captions(train: Rows, val: Rows, notes: Sequence[str] = ()) -> None:
+def require_captioned(train: Rows, val: Rows, notes: Sequence[str] = ()) -> None:
     """Raise a DecoderError if there is nothing to learn from or to validate on; it ends with the notes."""
     if not len(train) or not len(val):
         raise DecoderError(
@@ -291,28 +347,6 @@ def sigma_from_texts(store: Store, train: Rows, split: str) -> tuple[float, str]
     """Return sigma by the rule of ``--sigma auto``, and a sentence on what it is based on."""
     sigma, why = auto_sigma(train.embeddings, train.item_index, store.fitting_moments("text", split).mean)
     return sigma, f"{why[:1].upper()}{why[1:]}"
-
-
-def plan_training(
-    size: AnySize, captions: int, *, epochs: int | None = None, patience: int | None = None, seed: int = 0
-) -> TrainingConfig:
-    """Return the training settings for a number of captions: few get more epochs, and stop early.
-
-    Args:
-        size: of the decoder.
-        captions: how many there are to learn from.
-        epochs: None for those of the size, or as many as give 600 steps (at most 60).
-        patience: None for that of the size, or 5 where epochs were added.
-        seed: of everything random.
-    """
-    own = size.training
-    stretched = epochs
-    if epochs is None and isinstance(size, Size):
-        steps = math.ceil(max(captions, 1) / own.batch_size)
-        stretched = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
-        if patience is None and stretched > own.epochs:
-            patience = _PATIENCE
-    return training_config(size, seed=seed, epochs=stretched, patience=own.patience if patience is None else patience)
 
 
 def _inputs(
@@ -350,15 +384,9 @@ def _preset_pipeline(
     return named_pipeline(name, sigma=noise).fit(store, split=split), noise
 
 
-def _fine_tuned(name: str, overrides: Sequence[str]) -> AnySize:
-    """Return the size of a decoder that training continues from, with a lower learning rate."""
-    chosen = load_size(name, overrides)
-    if replace(chosen, training=load_size(name).training) != load_size(name):
-        raise DecoderError("The architecture is that of the decoder to continue from; it cannot be changed.")
-    if any(override.startswith("learning_rate=") for override in overrides):
-        return chosen
-    rate = _FINE_TUNING * chosen.training.learning_rate
-    return replace(chosen, training=replace(chosen.training, learning_rate=rate))
+def _noise_of(pipeline: Pipeline) -> float:
+    """Return the sigma of the step of a pipeline that adds noise, 0 without one."""
+    return float(next((step.settings["sigma"] for step in pipeline.steps if "sigma" in step.settings), 0.0))
 
 
 def _new_decoder(size: AnySize, train: Rows) -> tuple[Decoder, CaptionTokenizer]:
@@ -369,10 +397,3 @@ def _new_decoder(size: AnySize, train: Rows) -> tuple[Decoder, CaptionTokenizer]
     from .language_model import pretrained
 
     return pretrained(size, dim)
-
-
-def _draw_curves(captioner: Captioner, folder: Path) -> None:
-    from ..pages.figures import save_figure
-    from .curves import training_curves
-
-    save_figure(training_curves(captioner.record), folder / CURVES_FILE)

@@ -14,8 +14,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..devices import Compute
-from ..errors import DecoderError
-from ..reporter import SILENT, Reporter
+from ..errors import DecoderError, telling_what_is_kept
+from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 from ..store.rows import Indices, Rows
-from ..training import CheckpointDir, adamw, warmup
+from ..training import NOTHING_KEPT, CheckpointDir, adamw, interrupts_held, warmup
 from ..training.optimization import set_learning_rate
 from ..transforms import Pipeline
 from .config import TrainingConfig
@@ -156,33 +157,51 @@ class Trainer:
 
         Raises:
             DecoderError: if the loss is not finite.
+            OutputError: if a run of other settings is saved there that is not to be dropped.
+            KeyboardInterrupt: after Ctrl-C, when the step at hand is done and the run is saved.
         """
-        identity = "" if checkpoints is None else self._identity()
-        resumed = checkpoints is not None and self._resume(checkpoints, identity, reporter)
+        resumed = checkpoints is not None and self._resume(checkpoints, reporter)
         if keep_initial and not resumed:
             self.state.best_val_loss = self.state.start_val_loss = self.validation_loss()
             self.state.best_weights = copy.deepcopy(self.model.state_dict())
-        state, last_saved = self.state, time.monotonic()
         devices = [self.compute.device] if self.compute.device.type == "cuda" else []
-        with reporter.progress(label, self.total_steps) as progress, torch.random.fork_rng(devices=devices):
+        with (
+            telling_what_is_kept(lambda: self._kept(checkpoints)),
+            reporter.progress(label, self.total_steps) as progress,
+            torch.random.fork_rng(devices=devices),
+            interrupts_held() as interrupted,
+        ):
             progress.advance(self.done_steps)
-            while state.epoch < self.config.epochs and not self._out_of_patience():
-                batches = self._batches(state.epoch)
-                self.model.train()
-                for rows in batches[state.batch :]:
-                    self._run_step(rows, reporter)
-                    progress.advance(1, note=self._note())
-                    due = time.monotonic() - last_saved > CHECKPOINT_SECONDS and state.batch < len(batches)
-                    if checkpoints is not None and due:
-                        self._save(checkpoints, identity)
-                        last_saved = time.monotonic()
-                self._end_epoch(reporter)
-                if checkpoints is not None:
-                    self._save(checkpoints, identity)
-                    last_saved = time.monotonic()
-        self.model.load_state_dict(state.best_weights)
+            self._run_epochs(checkpoints, interrupted, progress, reporter)
+        self.model.load_state_dict(self.state.best_weights)
         self.model.eval()
-        return state.history
+        return self.state.history
+
+    def _run_epochs(
+        self,
+        checkpoints: CheckpointDir | None,
+        interrupted: Callable[[], bool],
+        progress: Progress,
+        reporter: Reporter,
+    ) -> None:
+        """Train until the end, or until a signal has arrived; then the run is saved as after an epoch."""
+        state, last_saved = self.state, time.monotonic()
+        while state.epoch < self.config.epochs and not self._out_of_patience():
+            batches = self._batches(state.epoch)
+            self.model.train()
+            for rows in batches[state.batch :]:
+                self._run_step(rows, reporter)
+                progress.advance(1, note=self._note())
+                due = time.monotonic() - last_saved > CHECKPOINT_SECONDS and state.batch < len(batches)
+                if checkpoints is not None and (due or interrupted()):
+                    self._save(checkpoints)
+                    last_saved = time.monotonic()
+                if interrupted():
+                    return
+            self._end_epoch(reporter)
+            if checkpoints is not None:
+                self._save(checkpoints)
+                last_saved = time.monotonic()
 
     def validation_loss(self) -> float:
         """Return the mean loss per token over the validation captions, without noise or dropout."""
@@ -296,22 +315,24 @@ class Trainer:
         best = min(range(len(history)), key=lambda i: history[i].val_loss)
         return len(history) - 1 - best >= patience
 
-    def _identity(self) -> str:
-        """Return a digest of all that the run depends on; the model must still have its initial weights."""
+    @cached_property
+    def identity(self) -> str:
+        """A digest of all that the run depends on, taken while the model has its initial weights."""
         plain = [asdict(self.model.config), asdict(self.config), self.pipeline.config(), self.model.digest()]  # type: ignore[call-overload]
+        plain.append(self.compute.precision)
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
         for rows in (self.train, self.val):
             digest.update("\x1f".join([*rows.keys, *rows.captions]).encode())
             digest.update(np.ascontiguousarray(rows.embeddings).tobytes())
         return digest.hexdigest()
 
-    def _save(self, checkpoints: CheckpointDir, identity: str) -> None:
+    def _save(self, checkpoints: CheckpointDir) -> None:
         state = self.state
         tensors = {"model": self.model.state_dict(), "best": state.best_weights, "average": state.average}
-        checkpoints.save(self.done_steps, identity, state.position(), tensors, self.optimizer)
+        checkpoints.save(self.done_steps, self.identity, state.position(), tensors, self.optimizer)
 
-    def _resume(self, checkpoints: CheckpointDir, identity: str, reporter: Reporter) -> bool:
-        found = checkpoints.resume(identity, self.optimizer, reporter)
+    def _resume(self, checkpoints: CheckpointDir, reporter: Reporter) -> bool:
+        found = checkpoints.resume(self.identity, self.optimizer, reporter)
         if found is None:
             return False
         position, groups = found
@@ -325,6 +346,10 @@ class Trainer:
             f"Continuing the run saved in {checkpoints.path} at step {self.done_steps:,} of {self.total_steps:,}."
         )
         return True
+
+    def _kept(self, checkpoints: CheckpointDir | None) -> str:
+        """Return what is kept of the run if it is interrupted now."""
+        return NOTHING_KEPT if checkpoints is None else checkpoints.after_interrupt(self.total_steps)
 
     def _note(self) -> str:
         state = self.state

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .heads import ConnectedHeads, apply_heads, connect_heads
+from .apply import apply_heads
+from .heads import ConnectedHeads, connect_heads
 from .inputs import PairedFeatures, read_features
 from .towers import ConnectedTowers, connect_towers
 

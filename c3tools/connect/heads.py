@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import ConnectError, StoreError
-from ..identity import ModelIdentity
+from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
-from ..store import StoreInfo
-from ..store.import_embeddings import ImportReport, write_modalities
-from ..store.importers import Modality
-from ..store.rows import Indices, Matrix, Rows
+from ..store.rows import Indices, Matrix
+from ..training import CheckpointDir
 from .gradients import TwoTowers
 from .inputs import FeatureInputs, PairedFeatures, PairInputs
 from .losses import MAX_LOGIT_SCALE, LogitScale
 from .processes import join_processes
-from .run import TrainingSettings, score_splits, score_table, write_card
+from .run import RECORD_FILE, ConnectOutput, TrainingSettings, score_splits, score_table, write_card
 from .training import train_towers
 
 FORMAT_VERSION = 1
-RECORD_FILE = "connect.json"
 WEIGHTS_FILE = "heads.safetensors"
-HEADS_MODEL = "connected-heads"
+_AGAIN = "`c3 connect heads --overwrite`"
 _BLOCK_ROWS = 8192
 _SAMPLED_ROWS = 1024
 _USAGE = """\
@@ -103,11 +100,11 @@ class Head(nn.Module):
     def fit(self, features: npt.NDArray[Any], numbers: Indices) -> None:
         """Take mean and spread of the rows ``numbers`` of features (n, e); a constant feature gets the spread 1."""
         total = np.zeros(features.shape[1])
-        for block in _blocks(numbers):
+        for block in blocks(numbers):
             total += features[block].sum(axis=0, dtype=np.float64)
         mean = total / len(numbers)
         squares = np.zeros(features.shape[1])
-        for block in _blocks(numbers):
+        for block in blocks(numbers):
             squares += np.square(features[block] - mean).sum(axis=0)
         spread = np.sqrt(squares / len(numbers))
         self.mean.copy_(torch.from_numpy(mean))
@@ -166,11 +163,11 @@ class ConnectedHeads:
                 f"The {modality} head takes {len(head.mean)} features per row, not {features.shape[1]}.",
                 remedy="Give the features of the tower that the heads were trained on.",
             )
-        blocks = [
+        parts = [
             nn.functional.normalize(head(torch.from_numpy(block.astype(np.float32))), dim=1).numpy()
-            for block in _blocks(features)
+            for block in blocks(features)
         ]
-        return np.concatenate(blocks) if blocks else np.zeros((0, self.shape.dim), np.float32)
+        return np.concatenate(parts) if parts else np.zeros((0, self.shape.dim), np.float32)
 
     def save(self, folder: Path) -> None:
         """Write the weights, then the record, which has their digest; each file appears whole or not at all."""
@@ -207,7 +204,8 @@ class ConnectedHeads:
             ) from None
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ConnectError(
-                f"The heads in {folder} are damaged ({error}).", remedy="Train them again with `c3 connect heads`."
+                f"The heads in {folder} are damaged ({error}).",
+                remedy=f"Train them again: {_AGAIN}.",
             ) from error
         if loaded.sha256 != value["sha256"]:
             raise ConnectError(
@@ -255,12 +253,13 @@ def connect_heads(
     seed: int = 0,
     device: str | None = None,
     precision: str = "auto",
+    overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ConnectedHeads:
     """Train two heads on paired features and write them to the folder ``output``.
 
     The folder gets the weights, the record, the log of the geometry as a table and as a figure, and a card. A run that
-    was interrupted is continued by the same call: its state is kept beside ``output`` until the heads are written.
+    was interrupted is continued by the same call, and the heads of one that is finished are returned.
 
     Args:
         features: see `read_features`.
@@ -271,10 +270,13 @@ def connect_heads(
             `TrainingSettings`.
         train_split: the split to learn from; ``val`` chooses the checkpoint, ``test`` is only scored at the end.
         device, precision: see `c3tools.devices.pick`.
+        overwrite: replace heads of other settings or data that are in ``output``, which are kept as
+            ``<output>.previous``, and drop an interrupted training of others.
         reporter: told what happens.
 
     Raises:
         ConnectError: if an option makes no sense, there are too few pairs, or the run collapsed.
+        OutputError: if ``output`` holds other heads or other files, or is written by another run.
     """
     shape = HeadShape(dim, hidden, dropout, cone)
     settings = TrainingSettings(
@@ -291,13 +293,22 @@ def connect_heads(
         seed=seed,
     )
     output, names = Path(output), features.names
-    with join_processes(device, precision, reporter) as run:
+    target = ConnectOutput.of(output, "pair of heads", WEIGHTS_FILE, overwrite)
+    checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
+    with (
+        join_processes(device, precision, reporter) as run,
+        target.claimed(checkpoints, run, {**asdict(shape), **settings.asked(train_split, run.compute.precision)}),
+    ):
         for note in features.notes:
             run.reporter.message(note)
         pairs = features.inputs()
         train, val = pairs.train_and_val(train_split, names, run.reporter)
         heads = new_heads(train, shape, seed)
-        trained, _ = train_towers(TwoTowers(*heads), train, val, settings, output, names, run, asdict(shape))
+        towers, load = TwoTowers(*heads), partial(ConnectedHeads.load, output)
+        ended = train_towers(towers, train, val, settings, target, checkpoints, names, run, load, asdict(shape))
+        if ended is None:
+            return load()
+        trained, _, state = ended
         dims = {rows.modality: rows.embeddings.shape[1] for rows in (features.first, features.second)}
         record: dict[str, Any] = {"modalities": list(names), "features": dims, **trained}
         connected = ConnectedHeads(dict(zip(names, heads, strict=True)), shape, record)
@@ -308,14 +319,15 @@ def connect_heads(
             train_split,
         )
         if run.is_main_process:
-            connected.save(output)
             kind = f"a perceptron with {hidden} hidden units" if hidden else "a linear map"
             taken = " and ".join(f"{count} features of {name}" for name, count in dims.items())
             facts = [
                 ("heads", f"{kind} on {taken}, to {dim} dimensions"),
                 ("start in a cone", f"{cone:g} times the spread of the outputs" if cone else "no"),
             ]
-            write_card(output, "Connected heads", facts, record, _USAGE)
+            with target.written(state, names, checkpoints, run.reporter) as new:
+                connected.save(new)
+                write_card(new, "Connected heads", facts, record, _USAGE)
     return connected
 
 
@@ -336,64 +348,7 @@ def new_heads(train: PairInputs, shape: HeadShape, seed: int) -> tuple[Head, Hea
     return heads[0], heads[1]
 
 
-def apply_heads(
-    heads: ConnectedHeads | str | Path,
-    features: PairedFeatures,
-    output: str | Path = "c3-connected",
-    *,
-    dtype: str = "float16",
-    reporter: Reporter = SILENT,
-) -> ImportReport:
-    """Embed features of both modalities, paired or not, and write them with keys, splits and captions into a store.
-
-    Args:
-        heads: trained on features of the same towers, or their folder.
-        features: see `read_features`.
-        output: the store; it must not hold rows of these modalities yet, except of an interrupted call like this.
-        dtype: ``float16`` or ``float32``, as stored.
-        reporter: told about rows written.
-
-    Raises:
-        ConnectError: if a modality has no head, or another number of features.
-        StoreError: if the store is in use, or the dtype unknown.
-    """
-    if dtype not in ("float16", "float32"):
-        raise StoreError(f"Unknown dtype {dtype!r}.", remedy="Choose float16 or float32.")
-    heads = heads if isinstance(heads, ConnectedHeads) else ConnectedHeads.load(heads)
-    modalities, digests = [], {}
-    for rows in (features.first, features.second):
-        heads.embed(rows.modality, rows.embeddings[:1])  # refuses other features before anything is written
-        columns = {name: rows.column(name) for name in rows.table.column_names}
-        modalities.append(Modality(rows.modality, _HeadVectors(heads, rows), columns))
-        digests[rows.modality] = _digest(rows.embeddings)
-    model = ModelIdentity(name=HEADS_MODEL, weights_sha256=heads.sha256)
-    info = StoreInfo(model=model, dim=heads.shape.dim, dtype=dtype, extra={"connected": digests})
-    result = write_modalities(Path(output), info, modalities, reporter=reporter)
-    return ImportReport(Path(output), result.rows, len(features), result.failures, list(features.notes))
-
-
-class _HeadVectors:
-    """Features that pass through a head as they are read."""
-
-    def __init__(self, heads: ConnectedHeads, features: Rows) -> None:
-        self._heads, self._features = heads, features
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return len(self._features), self._heads.shape.dim
-
-    def __getitem__(self, rows: slice, /) -> Matrix:
-        return self._heads.embed(self._features.modality, self._features.embeddings[rows])
-
-
-def _digest(features: npt.NDArray[Any]) -> str:
-    """Return a digest of features, so that others are not taken for those of an interrupted call."""
-    digest = hashlib.sha256()
-    for block in _blocks(features):
-        digest.update(np.ascontiguousarray(block).tobytes())
-    return digest.hexdigest()
-
-
-def _blocks(rows: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+def blocks(rows: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Yield the rows a few thousand at a time."""
     for start in range(0, len(rows), _BLOCK_ROWS):
         yield rows[start : start + _BLOCK_ROWS]

@@ -67,6 +67,14 @@ def join_processes(
         distributed.destroy_process_group()
 
 
+def from_main(value: bool) -> bool:
+    """Return what the main process passes, in every process."""
+    shared = [value]
+    if world() > 1:
+        distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Return the rows (k, d) of every process in the order of the processes: (k * world, d), without gradient."""
     if world() == 1:

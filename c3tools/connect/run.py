@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..corpus.splits import STANDARD, describe_rule
-from ..errors import ConnectError
+from ..errors import ConnectError, telling_what_is_kept
 from ..io.files import write_json_atomically, write_text_atomically
+from ..io.outputs import Output, previous_folder, replacing, written_at
 from ..pages.figures import save_figure
+from ..reporter import Reporter
 from ..tables import Table
+from ..training import CheckpointDir
 from .geometry import LogPoint, geometry_figure, measure
 from .inputs import EmbedRows, PairInputs
 from .losses import KINDS, LogitScale
+from .processes import RunContext
 
+RECORD_FILE = "connect.json"
 LOG_FILE, FIGURE_FILE, CARD_FILE = "geometry.json", "geometry.svg", "README.md"
 FINISHED, EARLY, DIVERGED, COLLAPSED = "finished", "stopped early", "diverged", "collapsed"
 _SCORES = ("split", "direction", "recall@1", "recall@5", "recall@10", "gap", "paired cosine", "unpaired")
@@ -66,6 +74,66 @@ class TrainingSettings:
                 raise ConnectError(f"{name} must be at least 1, not {value}.")
         if not 0 <= self.warmup <= 1 or self.patience < 0 or self.weight_decay < 0:
             raise ConnectError("warmup lies between 0 and 1; patience and weight decay are 0 or more.")
+
+    def asked(self, train_split: str, precision: str) -> dict[str, Any]:
+        """Return all that a run is asked for beside its model and data, as JSON values by name."""
+        return {**asdict(self), "scale": str(self.scale), "train_split": train_split, "precision": precision}
+
+
+@dataclass
+class ConnectOutput(Output):
+    """The folder of trained heads or of a trained model."""
+
+    @classmethod
+    def of(cls, folder: Path, kind: str, model_file: str, overwrite: bool) -> ConnectOutput:
+        """Return the folder of a training; the record, the model or the log of a collapsed run show that it is one."""
+        return cls(folder, kind, (RECORD_FILE, model_file, LOG_FILE), overwrite, previous_folder(folder))
+
+    @contextmanager
+    def claimed(self, checkpoints: CheckpointDir, run: RunContext, asked: Mapping[str, Any]) -> Iterator[None]:
+        """Keep other runs off the folder while the block runs, and refuse to replace what may not be replaced.
+
+        The main process does it for all.
+
+        Raises:
+            OutputError: if another run writes to it, or it holds another result or other files.
+        """
+        if not run.is_main_process:
+            self.asked = asked
+            yield
+            return
+        with checkpoints.locked(self.folder):
+            self.ask(asked, self._read)
+            yield
+
+    @contextmanager
+    def written(
+        self, state: RunState, names: tuple[str, str], checkpoints: CheckpointDir, reporter: Reporter
+    ) -> Iterator[Path]:
+        """Yield a folder for the result, which gets the log and replaces the former result when the block ends."""
+        with (
+            telling_what_is_kept(lambda: "The training is finished and saved; the same command writes the result."),
+            replacing(self.folder, keep=self.replaces) as new,
+        ):
+            state.write_log(new, names)
+            yield new
+        checkpoints.clear()
+        if self.replaces:
+            reporter.message(f"The former {self.kind} is kept as {self.kept}.")
+
+    def _read(self) -> tuple[Mapping[str, Any], str] | None:
+        """Return the record of the finished training in the folder, and what it is in words; None without one."""
+        path = self.folder / RECORD_FILE
+        if not path.is_file() and not (self.folder / self.files[1]).is_file():
+            return None  # the log of a run that collapsed
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))["record"]
+            recall = record["scores"]["val"]["recall"].items()
+            scores = [f"{way.replace('_to_', ' to ')} {100 * values['recall@1']:.1f} %" for way, values in recall]
+            facts = [f"{record['pairs']['train']:,} pairs", f"{record['outcome']} {written_at(path)}"]
+            return record, ", ".join([*facts, f"recall@1 on val {' and '.join(scores)}"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}, "it has no record of its training"
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store.rows import Matrix, positions, splits_of
+from ..training import CheckpointDir
 from .gradients import TwoTowers
 from .inputs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts
 from .losses import MAX_LOGIT_SCALE, ContrastiveLoss, LogitScale
 from .processes import RunContext, gather_rows, join_processes, rank, world
-from .run import TrainingSettings, score_splits, score_table, write_card
+from .run import RECORD_FILE, ConnectOutput, TrainingSettings, score_splits, score_table, write_card
 from .training import train_towers
 
 LIT, FULL = "lit", "full"
@@ -89,12 +92,14 @@ def connect_towers(
     seed: int = 0,
     device: str | None = None,
     precision: str = "auto",
+    overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ConnectedTowers:
     """Train the text tower, or both towers, of an open_clip model on photos and write it as a ``local-dir:`` model.
 
-    The folder ``output`` gets the model, the log of the geometry as a table and as a figure, and a card. A run that
-    was interrupted is continued by the same call. Several processes (`torchrun`) share each batch.
+    The folder ``output`` gets the model, the log of the geometry as a table and as a figure, the record and a card. A
+    run that was interrupted is continued by the same call, and the model of one that is finished is returned. Several
+    processes (`torchrun`) share each batch.
 
     Args:
         paths: photos with captions, as `c3 embed` takes them.
@@ -112,12 +117,15 @@ def connect_towers(
         learning_rate: likewise; 5e-4 in ``lit`` and 1e-4 in ``full`` by default.
         train_split: the split to learn from; ``val`` chooses the checkpoint, ``test`` is only scored at the end.
         device, precision: see `c3tools.devices.pick`.
+        overwrite: replace a model of other settings or data that is in ``output``, which is kept as
+            ``<output>.previous``, and drop an interrupted training of another.
         reporter: told what happens.
 
     Raises:
         CorpusError: if there are no photos or captions.
         EncoderError: if the model cannot be loaded.
         ConnectError: if an option makes no sense, there are too few pairs, or the run collapsed.
+        OutputError: if ``output`` holds another model or other files, is written by another run, or is ``model``.
     """
     if mode not in (LIT, FULL):
         raise ConnectError(f"There is no mode {mode!r}.", remedy=f"Choose {LIT} or {FULL}.")
@@ -138,7 +146,17 @@ def connect_towers(
     )
     paths = [paths] if isinstance(paths, str | Path) else paths
     output, augment = Path(output), augment and mode == FULL
-    with join_processes(device, precision, reporter) as run:
+    target = ConnectOutput.of(output, "model", CONFIG_FILE, overwrite)
+    start = ModelName.parse(model or DEFAULT_MODEL).architecture
+    if start.startswith("local-dir:"):
+        target.refuse_start(start.removeprefix("local-dir:"))
+    checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
+    asked = {"mode": mode, "model": model or DEFAULT_MODEL, "random_init": random_init, "image_head": image_head}
+    asked |= {"augment": augment, "half": half}
+    with (
+        join_processes(device, precision, reporter) as run,
+        target.claimed(checkpoints, run, {**asked, **settings.asked(train_split, run.compute.precision)}),
+    ):
         if model is None:
             run.reporter.message(f"Starting from the bundled model {DEFAULT_MODEL}; --model names another.")
         network = load_network(model or DEFAULT_MODEL, random_init=random_init)
@@ -158,7 +176,11 @@ def connect_towers(
             )
             towers = TwoTowers(image_trunk(network)[1] if image_head else nn.Identity(), text)
         identity = (mode, image_head, augment, start_weights)
-        trained, trained_loss = train_towers(towers, train, val, settings, output, _NAMES, run, *identity)
+        load = partial(load_network, f"local-dir:{output}")
+        ended = train_towers(towers, train, val, settings, target, checkpoints, _NAMES, run, load, *identity)
+        if ended is None:
+            return ConnectedTowers(output, json.loads((output / RECORD_FILE).read_text(encoding="utf-8"))["record"])
+        trained, trained_loss, state = ended
         record: dict[str, Any] = {
             "mode": mode,
             "image_head": image_head,
@@ -175,8 +197,10 @@ def connect_towers(
             ),
         }
         if run.is_main_process:
-            save_open_clip(network, trained_loss, output, half=half)
-            _write_card(output, record)
+            with target.written(state, _NAMES, checkpoints, run.reporter) as new:
+                save_open_clip(network, trained_loss, new, half=half)
+                _write_card(new, output.name, record)
+                write_json_atomically(new / RECORD_FILE, {"record": record})
     return ConnectedTowers(output, record)
 
 
@@ -345,7 +369,7 @@ def _encode_photos(towers: TwoTowers, photos: Inputs, n: int, run: RunContext) -
     return np.concatenate(parts)[:n]
 
 
-def _write_card(output: Path, record: dict[str, Any]) -> None:
+def _write_card(folder: Path, name: str, record: dict[str, Any]) -> None:
     start = record["start"]
     weights = f"random weights, seed {start['random_init']}" if start["random_init"] is not None else "its weights"
     head = " and the image tower's projection head, its trunk frozen" if record["image_head"] else ""
@@ -356,6 +380,5 @@ def _write_card(output: Path, record: dict[str, Any]) -> None:
         ("trained", f"{lit if record['mode'] == LIT else 'both towers'}{augmented}"),
         ("photos", f"{record['photos']:,}, and {record['unreadable']:,} that could not be decoded"),
     ]
-    name = output.name
     usage = f'`c3 embed PATH --model local-dir:{name}`, or `open_clip.create_model_and_transforms("local-dir:{name}")`.'
-    write_card(output, name, facts, record, usage)
+    write_card(folder, name, facts, record, usage)

@@ -10,10 +10,11 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ import torch
 from torch import Tensor
 
 from ..devices import Compute
-from ..errors import ConnectError
+from ..errors import ConnectError, telling_what_is_kept
+from ..io.outputs import Output
 from ..reporter import SILENT, Progress, Reporter
 from ..store.rows import Indices
-from ..training import CheckpointDir, adamw, warmup
+from ..training import NOTHING_KEPT, CheckpointDir, adamw, interrupts_held, warmup
 from ..training.optimization import set_learning_rate
 from . import processes
 from .geometry import LogPoint, measure
@@ -48,45 +50,57 @@ def train_towers(
     train: PairInputs,
     val: PairInputs,
     settings: TrainingSettings,
-    output: Path,
+    output: Output,
+    checkpoints: CheckpointDir,
     names: tuple[str, str],
     run: processes.RunContext,
+    load: Callable[[], object],
     *identity: object,
-) -> tuple[dict[str, Any], ContrastiveLoss]:
-    """Train two towers, leave the best weights in them and write the log of the geometry into ``output``.
+) -> tuple[dict[str, Any], ContrastiveLoss, RunState] | None:
+    """Train two towers and leave the best weights in them.
 
     Args:
         towers: their parameters that require a gradient are trained.
         train: pairs to learn from.
         val: pairs to choose the checkpoint by.
         settings: of the training.
-        output: a folder; checkpoints are kept in a folder beside it until the run has ended.
+        output: where the result is going to be written.
+        checkpoints: where the run is saved, and continued from.
         names: of the two modalities.
         run: where it is computed and whom it reports to.
+        load: reads the result that is in ``output``, and raises a `C3Error` if it is damaged.
         identity: JSON values that the run depends on beside the arguments.
 
     Returns:
-        The record of the run, and the loss with its logit scale.
+        The record of the run, the loss with its logit scale, and the state with the log; None if the result is there.
 
     Raises:
         ConnectError: if there are too few pairs, or the run collapsed.
+        OutputError: if a result of other data is there, or a run of other settings, and may not be replaced.
     """
     trainer = Trainer(towers, train, val, settings, run.compute, names=names, reporter=run.reporter)
     settings = trainer.settings
-    checkpoints = CheckpointDir.beside(output)
     depends_on = [asdict(settings), run.compute.precision, names, *identity]
-    state = trainer.run(checkpoints, _fingerprint(train, val, depends_on))
-    if run.is_main_process:
-        state.write_log(output, names)
-        checkpoints.clear()
+    digest = _fingerprint(train, val, depends_on)
+    if processes.from_main(output.is_done(digest, load) if run.is_main_process else False):
+        run.reporter.message(f"{output.folder} holds this {output.kind} already; there is nothing to do.")
+        return None
+    state = trainer.run(checkpoints, digest)
     if state.outcome == COLLAPSED:
+        written = "Nothing was written"
+        if run.is_main_process:
+            checkpoints.clear()
+            if not output.replaces:
+                state.write_log(output.folder, names)
+                written += f" but the log in {output.folder}"
         raise ConnectError(
             f"The run collapsed: after {state.step:,} steps the loss is {state.log[-1].loss:.3f}, that of chance in "
-            f"batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no nearer than other rows. Nothing "
-            f"was written but the log in {output}.",
+            f"batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no nearer than other rows. "
+            f"{written}.",
             remedy="Lower --learning-rate, start at a lower --logit-scale, and check that the rows of a pair match.",
         )
-    return training_record(state, settings, train, val), trainer.loss
+    record = training_record(state, settings, train, val)
+    return {**record, "asked": dict(output.asked), "identity": digest}, trainer.loss, state
 
 
 class Trainer:
@@ -163,9 +177,16 @@ class Trainer:
         """
         if checkpoints is not None:
             self._resume(checkpoints, identity)
-        with self.reporter.progress("Connecting", self.total_steps) as progress:
-            self._run_steps(progress, checkpoints, identity)
-        self._loader.shutdown(cancel_futures=True)
+        alone = processes.world() == 1  # several would have to stop at the same step
+        try:
+            with (
+                telling_what_is_kept(lambda: self._kept(checkpoints)),
+                self.reporter.progress("Connecting", self.total_steps) as progress,
+                interrupts_held() if alone else nullcontext(lambda: False) as interrupted,
+            ):
+                self._run_steps(progress, checkpoints, identity, interrupted)
+        finally:
+            self._loader.shutdown(cancel_futures=True)
         self._restore_best()
         self._report_outcome()
         return self.state
@@ -175,7 +196,9 @@ class Trainer:
         rise = max(1, round(self.settings.warmup * self.total_steps))
         return self.settings.learning_rate * warmup(step, self.total_steps, rise)
 
-    def _run_steps(self, progress: Progress, checkpoints: CheckpointDir | None, identity: str) -> None:
+    def _run_steps(
+        self, progress: Progress, checkpoints: CheckpointDir | None, identity: str, interrupted: Callable[[], bool]
+    ) -> None:
         progress.advance(self.state.step, self._note())
         if not self.state.log and not self._add_point(None):
             raise ConnectError(
@@ -190,10 +213,12 @@ class Trainer:
             if self.state.step % self.every == 0 or self.state.step == self.total_steps:
                 self._evaluate()
             progress.advance(1, self._note())
-            due = time.monotonic() - saved > SAVE_SECONDS or bool(self.state.outcome)
+            due = time.monotonic() - saved > SAVE_SECONDS or bool(self.state.outcome) or interrupted()
             if checkpoints is not None and due and processes.rank() == 0:
                 self._save(checkpoints, identity)
                 saved = time.monotonic()
+            if interrupted():
+                return
 
     def _load(self, step: int) -> Batch:
         """Return the inputs of this process in a step, and `same_items` of the whole batch, bool (n, n).
@@ -286,6 +311,12 @@ class Trainer:
             )
         )
         return True
+
+    def _kept(self, checkpoints: CheckpointDir | None) -> str:
+        """Return what is kept of the run if it is interrupted now."""
+        if processes.rank():
+            return "The main process tells what is kept."
+        return NOTHING_KEPT if checkpoints is None else checkpoints.after_interrupt(self.total_steps)
 
     def _note(self) -> str:
         if not self.state.log:

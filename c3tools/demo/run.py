@@ -24,13 +24,16 @@ from ..captioning.evaluate import store_references
 from ..corpus import read_corpus
 from ..embedding import embed_corpus
 from ..encoders import Encoder, load_encoder
-from ..errors import CorpusError
+from ..errors import CorpusError, telling_what_is_kept
 from ..geometry.figures import figure_blocks
 from ..geometry.report import gap_report
+from ..io.lock import locked
+from ..io.outputs import Output
 from ..pages import render_page
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..store.means import load_means
+from ..store.metadata import INFO_FILE
 from ..tables import Table
 from ..transforms.sigma import SigmaRule, caption_spread, twice_spread
 
@@ -104,37 +107,44 @@ def run_demo(
         reporter: shows messages, one line a step, and progress.
 
     Raises:
+        OutputError: if ``out`` holds other files, or another run writes to it.
         C3Error: as the steps that it consists of.
     """
     out = Path(out)
-    encoder = load_encoder()
-    reporter.message("1  Connect: embedding the photos, and the captions of other photos to learn from")
-    photos = _embed(encoder, PHOTOS, out / "photos", reporter)
-    texts = _embed(encoder, CAPTIONS, out / "captions", reporter)
-    moments = load_means(photos, "c3-mini")
-    load_means(texts, "c3-mini")
-    means_from = f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions c3-mini was trained on"
-    reporter.message(f"2  Collapse: means of {means_from}; not of the photos that are scored")
-    train, val = texts.load("text", "train"), texts.load("text", "val")
-    rule = None
-    if sigma is None:
-        rule = twice_spread(caption_spread(train.embeddings, train.item_index, moments["text"].mean))
-        assert rule.sigma is not None
-        sigma = rule.sigma
-    origin = "as asked for" if rule is None else f"from {rule.rests_on}"
-    reporter.message(f"3  Corrupt: sigma {sigma:.3f} per dimension, {origin}")
-    data = AblationData(
-        train=_first(train, captions),
-        val=_first(val, captions),
-        images=photos.load("image"),
-        references=store_references(photos),
-        moments={name: photos.fitting_moments(name) for name in ("image", "text")},
-    )
-    reporter.message(f"4  Training {len(ABLATION)} decoders on {len(data.train):,} captions; none sees an image")
-    runs = run_ablation(data, seeds=range(seeds), sigma=sigma, size=size, epochs=_EPOCHS, reporter=reporter)
-    result = DemoResult(Ablation(list(runs), ABLATION, data), data, sigma, rule, photos, means_from, out / "demo.html")
-    _write_page(result)
-    return result
+    kept = "The embeddings that were made are kept, the decoders are not; the same command trains them again."
+    with locked(out), telling_what_is_kept(lambda: kept):
+        if not (out / "photos" / INFO_FILE).is_file():
+            Output(out, "demo", ("demo.html", "captions")).holds_result()
+        encoder = load_encoder()
+        reporter.message("1  Connect: embedding the photos, and the captions of other photos to learn from")
+        photos = _embed(encoder, PHOTOS, out / "photos", reporter)
+        texts = _embed(encoder, CAPTIONS, out / "captions", reporter)
+        moments = load_means(photos, "c3-mini")
+        load_means(texts, "c3-mini")
+        means_from = f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions c3-mini was trained on"
+        reporter.message(f"2  Collapse: means of {means_from}; not of the photos that are scored")
+        train, val = texts.load("text", "train"), texts.load("text", "val")
+        rule = None
+        if sigma is None:
+            rule = twice_spread(caption_spread(train.embeddings, train.item_index, moments["text"].mean))
+            assert rule.sigma is not None
+            sigma = rule.sigma
+        origin = "as asked for" if rule is None else f"from {rule.rests_on}"
+        reporter.message(f"3  Corrupt: sigma {sigma:.3f} per dimension, {origin}")
+        data = AblationData(
+            train=_first(train, captions),
+            val=_first(val, captions),
+            images=photos.load("image"),
+            references=store_references(photos),
+            moments={name: photos.fitting_moments(name) for name in ("image", "text")},
+        )
+        reporter.message(f"4  Training {len(ABLATION)} decoders on {len(data.train):,} captions; none sees an image")
+        runs = run_ablation(data, seeds=range(seeds), sigma=sigma, size=size, epochs=_EPOCHS, reporter=reporter)
+        result = DemoResult(
+            Ablation(list(runs), ABLATION, data), data, sigma, rule, photos, means_from, out / "demo.html"
+        )
+        _write_page(result)
+        return result
 
 
 def copy_photos(destination: Path) -> int:

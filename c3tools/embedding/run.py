@@ -10,12 +10,13 @@ from typing import Any
 from ..corpus import Corpus, read_corpus
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
-from ..errors import StoreError, UnreachableError
+from ..errors import StoreError, UnreachableError, telling_what_is_kept
 from ..executors import Executor, LocalExecutor, open_executor
 from ..io.files import remove_leftovers
 from ..io.locations import kind_of, location
+from ..io.lock import locked
 from ..reporter import SILENT, Reporter
-from ..store import Failure, Store, StoreInfo, create_store, finish_store, locked, rewrite_failures, write_failures
+from ..store import Failure, Store, StoreInfo, create_store, finish_store, rewrite_failures, write_failures
 from ..store.manifest import Manifest, ShardName, ShardRecord
 from ..store.rewriting import rewrite_shard
 from ..store.rows import keys_of
@@ -87,7 +88,8 @@ def embed(
     Raises:
         CorpusError: if a path is missing, or there is nothing to embed.
         EncoderError: if the model cannot be loaded.
-        StoreError: if the store holds embeddings of another model, is damaged, or is being written by another run.
+        StoreError: if the store holds embeddings of another model, or is damaged.
+        OutputError: if another run is writing to it.
         C3Error: if a worker process fails; what was finished is kept.
     """
     if dtype not in DTYPES:
@@ -183,7 +185,8 @@ def embed_corpus(
         reporter: shows the progress.
 
     Raises:
-        StoreError: if the store holds embeddings of another model, is damaged, or is being written by another run.
+        StoreError: if the store holds embeddings of another model, or is damaged.
+        OutputError: if another run is writing to it.
         C3Error: if a worker process fails; what was finished is kept.
     """
     executor = executor or LocalExecutor()
@@ -199,7 +202,7 @@ def embed_corpus(
     )
     modalities: dict[str, ModalitySummary] = {}
     try:
-        with locked(folder):
+        with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
             create_store(folder, info)
             opened = Store.open(folder, incomplete=True)
             lost = _lost_shards(folder, reporter)
@@ -324,6 +327,15 @@ def _embed_shards(
         for part in executor.run(work, list(shards.items()), report):
             summary.add(part)
     summary.elapsed = time.perf_counter() - start
+
+
+def _kept(store: Path) -> str:
+    """Return what is in the store of a run that is interrupted now."""
+    if not isinstance(store, Path):  # whoever interrupts does not want to wait for a server
+        return f"The shards that were finished are in {store}; the same command continues."
+    opened = Store.open(store, incomplete=True)
+    rows = ", ".join(f"{name} {opened.count(name):,}" for name in opened.modalities)
+    return f"Rows that are in {store}: {rows or 'none'}; the same command continues."
 
 
 def _roll_up_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> list[Failure]:

@@ -30,11 +30,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..errors import StoreError, TransformError
+from ..errors import OutputError, StoreError, TransformError, telling_what_is_kept
 from ..executors import Executor, Report, Work, WorkerResources, open_executor
 from ..io.files import sha256_of, write_json_atomically, write_text_atomically
 from ..io.float16 import to_float16
-from ..io.locations import kind_of, location, names_in, read_all, remove, size_of, upload
+from ..io.locations import location, names_in, read_all, remove, size_of, upload
+from ..io.lock import locked
+from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix, split_mask
 from ..store.rows import keys_of, row_splits
@@ -119,14 +121,15 @@ def export_store(
         seed: of the noise.
         epoch: of the training that the noise is drawn for.
         workers: parts written at the same time, on this machine.
-        overwrite: replace what another export left in ``output``.
+        overwrite: replace another export in ``output``.
         executor: ``local`` for this machine, ``ray`` for a Ray cluster, or an executor that is open already.
         address: of the Ray cluster.
         processes: worker processes on the cluster; None for as many as fit.
         reporter: shows the progress.
 
     Raises:
-        TransformError: if the pipeline does not fit the store, a setting is unknown, or another export is in the way.
+        TransformError: if the pipeline does not fit the store, or a setting is unknown.
+        OutputError: if ``output`` holds another export or other files, or is written by another run.
         StoreError: if the store cannot be read.
     """
     store = Store.open(store, reporter=reporter)
@@ -145,21 +148,22 @@ def export_store(
             reporter.message(chosen.describe_fit(store))
         chosen.check_model(store.info.model)
         chosen.check_dim(store.info.dim)
-        identity = _prepare(output, store, chosen, settings, overwrite)
-        # where every processor has a part of its own to do, a thread more would only take turns with it
-        overlap = workers < (os.cpu_count() or 1)
-        work = ExportWork(store, chosen, settings, output, identity, overlap)
         tasks = [(name, part) for name in modalities for part in store.parts(name)]
-        with reporter.progress(f"Exporting {chosen.name}", sum(map(store.count, modalities))) as progress:
-            done = where.run(work, tasks, lambda count, _: progress.advance(count))
-    rows: dict[str, dict[str, int]] = {name: {"training": 0, "inference": 0} for name in modalities}
-    for (name, _), (marker, _) in zip(tasks, done, strict=True):
-        for kind, count in marker["roles"].items():
-            rows[name][kind] += count
-    _remove_leftovers(output)
-    write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": rows})
-    if format == "hf":
-        write_text_atomically(output / "README.md", _dataset_card(output, identity["provenance"], modalities))
+        rows: dict[str, dict[str, int]] = {name: {"training": 0, "inference": 0} for name in modalities}
+        with locked(output), telling_what_is_kept(lambda: _kept(output)):
+            identity = _prepare(output, store, chosen, settings, overwrite)
+            # where every processor has a part of its own to do, a thread more would only take turns with it
+            overlap = workers < (os.cpu_count() or 1)
+            work = ExportWork(store, chosen, settings, output, identity, overlap)
+            with reporter.progress(f"Exporting {chosen.name}", sum(map(store.count, modalities))) as progress:
+                done = where.run(work, tasks, lambda count, _: progress.advance(count))
+            for (name, _), (marker, _) in zip(tasks, done, strict=True):
+                for kind, count in marker["roles"].items():
+                    rows[name][kind] += count
+            _remove_leftovers(output)
+            write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": rows})
+            if format == "hf":
+                write_text_atomically(output / "README.md", _dataset_card(output, identity["provenance"], modalities))
     size = sum(entry["bytes"] for marker, _ in done for entry in marker["files"].values())
     fresh = sum(new for _, new in done)
     return ExportReport(output, chosen, rows, fresh, len(done) - fresh, size)
@@ -295,20 +299,16 @@ def _prepare(
     output: Path, store: Store, pipeline: Pipeline, settings: dict[str, Any], overwrite: bool
 ) -> dict[str, Any]:
     """Save the recipe, refuse or clear what another export left, and return the identity that parts are made from."""
-    if kind_of(output) == "file":
-        raise TransformError(f"{output} is a file, not a folder.", remedy="Name another folder with --output.")
+    former = Output(output, "export", (EXPORT_FILE,), overwrite).holds_result()
     recipe = pipeline.record()
     provenance = {"store": store.info.to_dict(), "transform": recipe, "settings": settings}
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
     present = _read_json(output / EXPORT_FILE)
-    folders, files = names_in(output)
-    if present.get("digest") != digest:
-        leftovers = present or any(not name.startswith(".") for name in [*folders, *files])
-        if leftovers and not overwrite:
-            what = present.get("provenance", {}).get("transform", {}).get("name")
-            described = f"another export ({what})" if what else "other files"
-            raise TransformError(
-                f"{output} holds {described}; this one has another recipe, store or settings.",
+    if former and present.get("digest") != digest:
+        if not overwrite:
+            what = present.get("provenance", {}).get("transform", {}).get("name", "its record is damaged")
+            raise OutputError(
+                f"{output} holds another export ({what}); this one has another recipe, store or settings.",
                 remedy="Name another folder with --output, or replace it with --overwrite.",
             )
         _clear(output)
@@ -321,6 +321,13 @@ def _prepare(
     return identity
 
 
+def _kept(output: Path) -> str:
+    """Return what is kept of an export that is interrupted now."""
+    if parts := _markers(output):
+        return f"{len(parts):,} finished parts are in {output}; the same command writes the others."
+    return "No part was finished; the same command starts again."
+
+
 def _remove_leftovers(output: Path) -> None:
     """Remove what an export, or a worker, that was killed left on this machine."""
     if isinstance(output, Path):
@@ -330,22 +337,24 @@ def _remove_leftovers(output: Path) -> None:
 
 def _rename_early_markers(output: Path) -> None:
     """Give markers of early versions, which other programs took for data, the names of today."""
-    for folder in names_in(output)[0]:
-        for name in names_in(output / folder)[1]:
-            if _MARKER.fullmatch(name) and not name.startswith(BESIDE_ROWS):
-                write_json_atomically(output / folder / (BESIDE_ROWS + name), _read_json(output / folder / name))
-                remove(output / folder / name)
+    for marker in _markers(output):
+        if not marker.name.startswith(BESIDE_ROWS):
+            write_json_atomically(marker.parent / (BESIDE_ROWS + marker.name), _read_json(marker))
+            remove(marker)
 
 
 def _clear(output: Path) -> None:
     """Remove what an export wrote, and nothing else."""
-    for folder in names_in(output)[0]:
-        for name in names_in(output / folder)[1]:
-            if _MARKER.fullmatch(name):
-                marker_path = output / folder / name
-                for file in _read_json(marker_path).get("files", {}):
-                    remove(output / file)
-                remove(marker_path)
+    for marker in _markers(output):
+        for file in _read_json(marker).get("files", {}):
+            remove(output / file)
+        remove(marker)
+
+
+def _markers(output: Path) -> list[Path]:
+    """Return the done markers of an export."""
+    folders = names_in(output)[0]
+    return [output / f / name for f in folders for name in names_in(output / f)[1] if _MARKER.fullmatch(name)]
 
 
 def _dataset_card(output: Path, provenance: dict[str, Any], modalities: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .index import Hit, Index, SearchResult, build_index
+from .build import build_index
+from .index import Hit, Index, SearchResult
 
 __all__ = ["Hit", "Index", "SearchResult", "build_index"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .lock import locked
 from .manifest import finish_store
 from .metadata import Failure, StoreInfo, write_failures
 from .reader import Store
@@ -19,7 +18,6 @@ __all__ = [
     "create_store",
     "embedding_matrix",
     "finish_store",
-    "locked",
     "rewrite_failures",
     "split_mask",
     "write_failures",

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..errors import StoreError
+from ..errors import StoreError, telling_what_is_kept
 from ..executors import Executor, LocalExecutor, Report, Tasks, Work, open_executor
 from ..identity import ModelIdentity
 from ..io.files import remove_leftovers, sha256_of
 from ..io.locations import kind_of, location
+from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
-from .lock import locked
 from .manifest import finish_store
 from .metadata import INFO_FILE, Failure, StoreInfo, write_failures
 from .reader import Store
@@ -102,7 +102,9 @@ def import_embeddings(
         reporter: shows the progress.
 
     Raises:
-        StoreError: if a file cannot be read, rows cannot be paired, dimensions differ, or the store is in use.
+        StoreError: if a file cannot be read, rows cannot be paired, dimensions differ, or the store
+            has rows of these modalities already.
+        OutputError: if another run is writing to it.
     """
     if dtype not in ("float16", "float32"):
         raise StoreError(f"Unknown dtype {dtype!r}.", remedy="Choose float16 or float32.")
@@ -157,12 +159,14 @@ def write_modalities(
         reporter: shows the progress.
 
     Raises:
-        StoreError: if the store holds rows of one of them from elsewhere, or another process writes to it.
+        StoreError: if the store holds rows of one of them from elsewhere.
+        OutputError: if another run is writing to it.
     """
     executor = executor or LocalExecutor()
     left_out: dict[str, list[Failure]] = {}
     notes = []
-    with locked(path):
+    kept = "The shards that were finished are kept; the same command writes the others."
+    with locked(path), telling_what_is_kept(lambda: kept):
         _require_free(path, info, modalities)
         create_store(path, info)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:

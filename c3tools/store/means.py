@@ -15,9 +15,9 @@ from ..errors import StoreError
 from ..executors import Executor
 from ..io.files import SEAL_PLACE, seal, write_atomically
 from ..io.locations import location, remove
+from ..io.lock import locked
 from ..moments import Moments, load_moments, save_moments
 from ..tables import Table
-from .lock import locked
 from .manifest import EXTERNAL_FILE, record_again
 from .reader import Store
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ..errors import StoreError, UnreachableError
 from ..io.files import sha256_of
 from ..io.locations import download, is_url, remove
-from .lock import LOCK_FILE, locked
+from ..io.lock import LOCK_FILE, locked
 from .manifest import record_again
 from .metadata import CHECKSUM, Failure
 from .reader import Store
@@ -54,7 +54,8 @@ def new_store(path: Path) -> Iterator[Path]:
     What a killed run left there is removed first.
 
     Raises:
-        StoreError: if something is at ``path``, another run is building it, or it cannot be written.
+        StoreError: if something is at ``path``, or it cannot be written.
+        OutputError: if another run is building it.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise StoreError(f"There is something at {path} already.", remedy="Name a new folder for the store.")

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
+from ..errors import StoreError, telling_what_is_kept
 from ..io.files import remove_leftovers, write_json_atomically
 from ..io.locations import location, names_in, remove
+from ..io.lock import locked
 from ..moments import Moments
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
-from .lock import locked
 from .manifest import MANIFEST_FILE, ShardName, finish_store, record_again
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, write_failures, write_marker
 from .reader import Store
@@ -165,11 +165,11 @@ def repair_store(result: Verification) -> None:
     Shards that were dropped, or lost, stay recorded in the manifest until they are made again.
 
     Raises:
-        StoreError: if another run is writing to the store.
+        OutputError: if another run is writing to the store.
         UnreachableError: if it can no longer be read or written; the same command continues.
     """
     path = result.store
-    with locked(path):
+    with locked(path), telling_what_is_kept(lambda: "What was mended stays; the same command mends the rest."):
         for name in names_in(path)[0]:
             remove_leftovers(path / name)
         repairs = [finding.repair for finding in result.findings]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .checkpoints import CheckpointDir
+from .checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 from .optimization import adamw, warmup
 
-__all__ = ["CheckpointDir", "adamw", "warmup"]
+__all__ = ["NOTHING_KEPT", "CheckpointDir", "adamw", "interrupts_held", "warmup"]

@@ -8,9 +8,12 @@ on the seed and the step alone, so no generator has to be saved.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,23 +21,48 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import OutputError
 from ..io.files import remove_leftovers, write_atomically
+from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 
+NOTHING_KEPT = "Nothing of this training is kept; the same command starts it again."
 _KEPT = 2
 _OPTIMIZER = "optimizer"
 
 
 class CheckpointDir:
-    """The folder that one training run is saved in, beside the folder that it will write."""
+    """The folder that one training run is saved in, beside the folder that it will write.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the folder.
+        overwrite: drop a run of other settings or data that is saved there, rather than refuse.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = True) -> None:
         self.path = path
+        self._overwrite = overwrite
+        self._saved_step: int | None = None
 
     @classmethod
-    def beside(cls, output: Path) -> CheckpointDir:
+    def beside(cls, output: Path, *, overwrite: bool = False) -> CheckpointDir:
         """Return the folder of the run that writes ``output``: ``.NAME.run`` beside it."""
-        return cls(output.with_name(f".{output.name}.run"))
+        output = output if output.name else output.absolute()
+        return cls(output.with_name(f".{output.name}.run"), overwrite=overwrite)
+
+    @contextmanager
+    def locked(self, output: Path) -> Iterator[None]:
+        """Keep other runs off ``output`` while the block runs.
+
+        Raises:
+            OutputError: if another run is writing it.
+        """
+        try:
+            with locked(self.path, output):
+                yield
+        finally:
+            with suppress(OSError):  # not empty: a run that can be continued
+                self.path.rmdir()
 
     def save(
         self,
@@ -60,6 +88,7 @@ class CheckpointDir:
         header = json.dumps({"identity": identity, "position": position})
         path = self.path / f"state-{step:08d}.safetensors"
         write_atomically(path, lambda temporary: save_file(plain, temporary, metadata={"c3": header}))
+        self._saved_step = step
         for old in self._states()[_KEPT:]:
             old.unlink()
 
@@ -70,6 +99,9 @@ class CheckpointDir:
 
         Returns:
             The position, and the tensors by group and name; None if there is no state to continue from.
+
+        Raises:
+            OutputError: if the run that is saved has other settings or data, and is not to be dropped.
         """
         for path in self._states():
             try:
@@ -79,7 +111,15 @@ class CheckpointDir:
             except (SafetensorError, OSError, KeyError, ValueError) as error:
                 reporter.message(f"The saved state {path} is cut short or damaged ({error}); using the one before.")
                 continue
+            step = int(path.stem.rpartition("-")[2])
             if header.get("identity") != identity:
+                if not self._overwrite:
+                    raise OutputError(
+                        f"A training that was interrupted at step {step:,} is saved in {self.path}; it has other "
+                        "settings or data.",
+                        remedy="Run its command again to continue it, name another folder with --output, or drop it "
+                        "with --overwrite.",
+                    )
                 reporter.message(f"The run saved in {self.path} has other settings or data; starting anew.")
                 self.clear()
                 return None
@@ -88,12 +128,23 @@ class CheckpointDir:
                 group, _, name = key.partition("/")
                 groups.setdefault(group, {})[name] = value
             _restore(optimizer, groups.pop(_OPTIMIZER, {}))
+            self._saved_step = step
             return header["position"], groups
         return None
 
     def clear(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the states, and the folder if nothing else is in it."""
+        for state in self._states():
+            state.unlink()
+        self._saved_step = None
+        with suppress(OSError):  # the lock of this run is in it
+            self.path.rmdir()
+
+    def after_interrupt(self, total: int) -> str:
+        """Return what is kept of a run of ``total`` steps that is interrupted now, in words."""
+        if self._saved_step is None:
+            return NOTHING_KEPT
+        return f"The training is saved at step {self._saved_step:,} of {total:,}; the same command continues it."
 
     def _states(self) -> list[Path]:
         if self.path.is_dir():
@@ -109,3 +160,38 @@ def _restore(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) ->
     state = optimizer.state_dict()
     state["state"] = by_parameter
     optimizer.load_state_dict(state)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], bool]]:
+    """Hold SIGINT (Ctrl-C) and SIGTERM back, so that a training can be saved between two steps.
+
+    Yields a function that returns whether one has arrived. It acts when the block ends; a second one acts at once.
+    Only the main thread is told of signals; in others this does nothing, as where a signal is ignored.
+    """
+    arrived: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        while before:
+            signal.signal(*before.popitem())
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        if len(arrived) > 1:
+            restore()
+            signal.raise_signal(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if handler not in (signal.SIG_IGN, None):
+                before[number] = handler
+                signal.signal(number, hold)
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        restore()
+    if arrived:
+        signal.raise_signal(arrived[0])
+        raise KeyboardInterrupt

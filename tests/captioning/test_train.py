@@ -19,7 +19,8 @@ from c3tools.captioning import (
     load_size,
     train_captioner,
 )
-from c3tools.captioning.train import plan_training, training_captions
+from c3tools.captioning.config import plan_training
+from c3tools.captioning.train import training_captions
 from c3tools.errors import C3Error, DecoderError, StoreError, TransformError
 from c3tools.identity import ModelIdentity
 from c3tools.reporter import Reporter
@@ -57,6 +58,7 @@ def train(store: Store, tmp_path: Path) -> Train:
             "epochs": 1,
             "sigma": 0.1,
             "precision": "fp32",
+            "overwrite": True,
         } | changes
         return train_captioner(output=tmp_path / output, **options)
 
@@ -171,8 +173,8 @@ def test_training_again_gives_the_same_decoder_and_keeps_the_previous_one(train:
     weights, previous = (tmp_path / name / "weights.safetensors" for name in ("c3-decoder", "c3-decoder.previous"))
     train()
     first = weights.read_bytes()
-    train()
-    assert weights.read_bytes() == first
+    train("again")
+    assert (tmp_path / "again" / "weights.safetensors").read_bytes() == first
     train(seed=1)
     assert weights.read_bytes() != first
     assert previous.read_bytes() == first

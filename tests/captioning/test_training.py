@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ from c3tools.captioning.training import schedule
 from c3tools.errors import DecoderError
 from c3tools.reporter import Progress, Reporter
 from c3tools.store import Rows
-from c3tools.training import CheckpointDir
+from c3tools.training import NOTHING_KEPT, CheckpointDir
 from c3tools.transforms import preset
 
 from .conftest import make_world
@@ -318,6 +320,37 @@ def test_a_run_saved_within_an_epoch_is_continued_there(
     assert "step 7 of 15" in killer.messages[0]
     torch.testing.assert_close(token_weights(resumed.decoder), token_weights(uninterrupted.decoder), rtol=0, atol=0)
     assert len(list(tmp_path.glob("state-*.safetensors"))) == 2
+
+
+class Interrupter(Killer):
+    """Sends SIGINT to this process at a step, as Ctrl-C does."""
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self.done += count
+        if note is not None and self.done == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 15])  # the first of all, in the first epoch, at its end, the last of all
+def test_an_interrupted_run_is_saved_at_that_step_and_ends_with_the_same_weights(
+    uninterrupted: Captioner, tmp_path: Path, step: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        train(tmp_path, Interrupter(step))
+    said = f"The training is saved at step {step} of 15; the same command continues it."
+    assert interrupt.value.__notes__ == [said]
+    assert (tmp_path / f"state-{step:08d}.safetensors").is_file()
+    resumed = train(tmp_path)
+    assert resumed.decoder.digest() == uninterrupted.decoder.digest()
+    assert resumed.record["trace"] == uninterrupted.record["trace"]
+    losses = [[(e["train_loss"], e["val_loss"]) for e in run.record["history"]] for run in (resumed, uninterrupted)]
+    assert losses[0] == losses[1]
+
+
+def test_an_interrupted_run_without_a_folder_says_that_nothing_is_kept() -> None:
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        train(None, Interrupter(3))
+    assert interrupt.value.__notes__ == [NOTHING_KEPT]
 
 
 def test_on_two_threads_a_killed_run_ends_with_the_same_weights_too(tmp_path: Path) -> None:

@@ -82,6 +82,72 @@ def test_heads_connect_two_files_and_apply_makes_a_store(c3: C3, tmp_path: Path)
     )
 
 
+def test_finished_heads_are_replaced_only_if_asked(c3: C3, tmp_path: Path) -> None:
+    files = options_of(write_files(tmp_path / "features"))
+    quick = ["connect", "heads", *files, *HEADS, "--epochs", "2"]
+    assert c3(*quick).exit_code == 0
+    first = ConnectedHeads.load(tmp_path / "c3-heads")
+    same = c3(*quick, "--json", "run.json")
+    assert same.exit_code == 0
+    assert "c3-heads holds this pair of heads already; there is nothing to do." in same.stderr
+    assert json.loads((tmp_path / "run.json").read_text()) == first.record
+    other = c3(*quick, "--seed", "1")
+    assert other.exit_code == 1
+    said = " ".join(other.stderr.split())
+    assert "c3-heads holds a finished pair of heads: 168 pairs, finished 20" in said
+    assert "It was made with seed 0, not 1." in said
+    assert {path.name for path in tmp_path.iterdir()} == {"features", "c3-heads", "run.json"}
+    replaced = c3(*quick, "--seed", "1", "--overwrite")
+    assert replaced.exit_code == 0, replaced.stderr
+    assert "is kept as c3-heads.previous" in replaced.stderr
+    assert ConnectedHeads.load(tmp_path / "c3-heads.previous").sha256 == first.sha256
+    assert ConnectedHeads.load(tmp_path / "c3-heads").sha256 != first.sha256
+    (tmp_path / "c3-heads.previous" / "heads.safetensors").write_bytes(b"cut short")
+    damaged = ["-o", "c3-heads.previous"]
+    assert "c3 connect heads --overwrite" in c3(*quick, *damaged).stderr
+    assert c3(*quick, *damaged, "--overwrite").exit_code == 0
+    assert ConnectedHeads.load(tmp_path / "c3-heads.previous").sha256 == first.sha256
+    mine = c3(*quick, "--overwrite", "-o", "features")
+    assert "features holds other files (image.npy, meta.jsonl, text.npy), not a former pair of heads" in mine.stderr
+
+
+def test_a_finished_model_is_replaced_only_if_asked_and_never_by_its_own_training(c3: C3, tmp_path: Path) -> None:
+    save_photos(tmp_path / "photos", 4)
+    quick = ["connect", "lit", "photos", *TOWERS, "--epochs", "1", "--json", "run.json"]
+    start = ["--model", save_tiny_clip(tmp_path / "tiny")]
+    assert c3(*quick, *start).exit_code == 0
+    first = json.loads((tmp_path / "run.json").read_text())
+    before = state(f"local-dir:{tmp_path / 'c3-model'}")
+    same = c3(*quick, *start)
+    assert same.exit_code == 0, same.stderr
+    assert "c3-model holds this model already; there is nothing to do." in same.stderr
+    assert json.loads((tmp_path / "run.json").read_text()) == first
+    assert "with half False, not True" in " ".join(c3(*quick, *start, "--half").stderr.split())
+    own = c3(*quick, "--model", "local-dir:c3-model", "--overwrite")
+    assert own.exit_code == 1
+    assert "starts from c3-model, which the new model in c3-model would replace" in own.stderr
+    assert c3(*quick, *start, "--seed", "1", "--overwrite").exit_code == 0
+    kept = state(f"local-dir:{tmp_path / 'c3-model.previous'}")
+    assert all(np.array_equal(kept[name], before[name]) for name in before)
+
+
+def test_options_that_would_be_ignored_are_refused(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = options_of(write_files(tmp_path / "features"))
+    make_store(tmp_path / "X", np.eye(4), np.eye(4))
+    for command in (["heads", "-o", "out"], ["apply", "c3-heads", "-o", "out"]):
+        for option in (["--store", "X"], ["--second-store", "X"], ["--modalities", "image,text"]):
+            refused = c3("connect", *command, *files, *option)
+            assert refused.exit_code == 1
+            assert f"{option[0]} is not read: the features come from the files" in refused.stderr
+        refused = c3("connect", *command, "--store", "X", "--meta", "features/meta.jsonl")
+        assert refused.exit_code == 1
+        assert "--meta belongs to files of vectors, and none is given" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    # a store of the environment is nobody's wish for this run
+    monkeypatch.setenv("C3_STORE", "X")
+    assert c3("connect", "heads", *files, *HEADS, "--epochs", "1").exit_code == 0
+
+
 def test_without_two_sides_or_heads_there_is_a_remedy(c3: C3, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.eye(4))
     one = c3("connect", "heads", "--image", "a.npy")
@@ -112,6 +178,7 @@ def test_a_trained_model_is_used_like_any_other(c3: C3, tmp_path: Path, mode: st
     folder = tmp_path / "c3-model"
     assert {path.name for path in folder.iterdir()} == {
         "README.md",
+        "connect.json",
         "geometry.json",
         "geometry.svg",
         "open_clip_config.json",

@@ -79,7 +79,9 @@ def test_mistakes_end_the_command_with_a_message(here: Path) -> None:
     assert "sigma belongs to presets" in refused("--pipeline", "p.yaml", "--sigma", "0.1")
     (here / "mine").mkdir()
     (here / "mine" / "notes.txt").write_text("keep")
-    assert "--overwrite" in refused("-o", "mine")
+    for option in ([], ["--overwrite"]):
+        assert "holds other files (notes.txt), not a former export" in refused("-o", "mine", *option)
+        assert "other files" in refused("-o", "c3-store", *option)
 
 
 def test_an_interrupted_command_ends_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from c3tools.captioning import Captioner
-from tests.conftest import C3
+from c3tools.store import Rows
+from tests.conftest import C3, build_store, unit_rows
 
 from ..captioning.conftest import TOY, make_captions_store
 
@@ -61,3 +68,119 @@ def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "c3-decoder").exists()
+
+
+QUICK = ("--size", "tiny", "--epochs", "1", "--precision", "fp32", "--sigma", "0.1")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_finished_decoder_is_replaced_only_if_asked(c3: C3, tmp_path: Path) -> None:
+    make_captions_store(tmp_path / "c3-store")
+    folder = tmp_path / "c3-decoder"
+    assert c3("train-decoder", *QUICK).exit_code == 0
+    first = contents(folder)
+    same = c3("train-decoder", *QUICK)
+    assert same.exit_code == 0
+    assert "c3-decoder holds this decoder already; there is nothing to do." in same.stderr
+    assert contents(folder) == first | {"curves.png": (folder / "curves.png").read_bytes()}
+    refused = c3("train-decoder", *QUICK, "--seed", "1")
+    assert refused.exit_code == 1
+    said = " ".join(refused.stderr.split())
+    assert "c3-decoder holds a finished decoder: c3, sigma 0.1, size tiny, seed 0, trained on 112 captions" in said
+    assert "best validation loss" in said
+    assert "It was made with seed 0, not 1." in said
+    assert "with --overwrite; it is then kept as c3-decoder.previous" in said
+    assert contents(folder)["decoder.json"] == first["decoder.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"c3-store", "c3-decoder"}
+    replaced = c3("train-decoder", *QUICK, "--seed", "1", "--overwrite")
+    assert replaced.exit_code == 0, replaced.stderr
+    assert "The former decoder is kept as c3-decoder.previous." in replaced.stderr
+    assert contents(tmp_path / "c3-decoder.previous")["weights.safetensors"] == first["weights.safetensors"]
+    assert contents(folder)["weights.safetensors"] != first["weights.safetensors"]
+
+
+def test_a_damaged_decoder_is_trained_again_if_asked(c3: C3, tmp_path: Path) -> None:
+    make_captions_store(tmp_path / "c3-store")
+    assert c3("train-decoder", *QUICK).exit_code == 0
+    weights = tmp_path / "c3-decoder" / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    refused = c3("train-decoder", *QUICK)
+    assert refused.exit_code == 1
+    assert "damaged or was cut short" in refused.stderr
+    assert "c3 train-decoder --overwrite" in refused.stderr
+    assert c3("train-decoder", *QUICK, "--overwrite").exit_code == 0
+    assert weights.read_bytes() == whole
+
+
+def test_the_same_settings_on_other_data_are_another_decoder(c3: C3, tmp_path: Path) -> None:
+    make_captions_store(tmp_path / "c3-store")
+    make_captions_store(tmp_path / "other", noise=0.05)
+    assert c3("train-decoder", *QUICK).exit_code == 0
+    refused = c3("train-decoder", *QUICK, "--store", "other")
+    assert refused.exit_code == 1
+    assert "It was made with these settings from other data." in refused.stderr
+
+
+def test_a_decoder_never_replaces_its_start_or_what_is_no_decoder(c3: C3, tmp_path: Path) -> None:
+    make_captions_store(tmp_path / "c3-store")
+    assert c3("train-decoder", *QUICK).exit_code == 0
+    before = contents(tmp_path / "c3-decoder")
+    for option in ([], ["--overwrite"]):
+        own = c3("train-decoder", "--from", "c3-decoder", "--epochs", "1", *option)
+        assert own.exit_code == 1
+        assert "starts from c3-decoder, which the new decoder in c3-decoder would replace" in own.stderr
+        into_store = c3("train-decoder", *QUICK, "-o", "c3-store", *option)
+        assert into_store.exit_code == 1
+        assert "c3-store holds other files (" in into_store.stderr
+    assert contents(tmp_path / "c3-decoder") == before
+    assert (tmp_path / "c3-store" / "store.json").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_run_is_refused_and_the_first_is_saved_when_it_is_interrupted(
+    c3: C3, tmp_path: Path, number: signal.Signals
+) -> None:
+    make_captions_store(tmp_path / "c3-store")
+    code = "from c3tools.cli import main; main()"
+    # so many epochs that it is still training when it is interrupted
+    options = ["train-decoder", *QUICK, "--epochs", "5000"]
+    command = [sys.executable, "-c", code, *options]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as first:
+        try:
+            states = tmp_path / ".c3-decoder.run"
+            while not list(states.glob("state-*.safetensors")):
+                assert first.poll() is None
+                time.sleep(0.02)
+            second = c3(*options)
+            assert second.exit_code == 1
+            assert f"Another run is writing to c3-decoder (process {first.pid} on " in second.stderr
+            first.send_signal(number)
+            _, stderr = first.communicate(timeout=120)
+        finally:
+            first.kill()
+    assert first.returncode == 128 + number
+    said = re.search(r"(Interrupted|Terminated)\. The training is saved at step ([\d,]+) of 10,000; the same", stderr)
+    assert said is not None, stderr
+    step = int(said[2].replace(",", ""))
+    assert (states / f"state-{step:08d}.safetensors").is_file()
+    assert not (states / ".lock").exists()
+
+
+def test_a_store_without_captions_is_said_to_have_none(c3: C3, tmp_path: Path) -> None:
+    rows = unit_rows(40, 8)
+    keys = [f"t{i}" for i in range(40)]
+    build_store(tmp_path / "texts", Rows.of("text", keys, rows, split=["train"] * 40))
+    build_store(tmp_path / "images", Rows.of("image", keys, rows, split=["train"] * 40))
+    for command in (["train-decoder"], ["ablate", "--seeds", "1"], ["evaluate"]):
+        texts, images = (c3(*command, "--store", store) for store in ("texts", "images"))
+        assert (texts.exit_code, images.exit_code) == (1, 1)
+        assert "has no captions: none of its 40 text rows has a value in the column caption" in texts.stderr
+        assert "The store images has no text rows, and so no captions; it has image." in images.stderr
+        for result in (texts, images):
+            assert "letter of any script" not in result.stderr
+            assert "c3 import --text FILE --meta FILE" in result.stderr

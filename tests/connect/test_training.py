@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +106,35 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     other = trainer(settings, reporter=said)
     other.run(folder, "another")
     assert any("other settings or data" in line for line in said.texts)
+
+
+@pytest.mark.parametrize("at", [1, 5, 23])
+def test_an_interrupted_run_is_saved_at_that_step_and_ends_as_if_it_had_not_been(tmp_path: Path, at: int) -> None:
+    settings = dataclasses.replace(QUICK, scale=LogitScale(20, learned=True), log_every=3)
+    whole = trainer(settings)
+    whole.run()
+
+    class Interrupting(Progress, Reporter):
+        steps = 0
+
+        @contextmanager
+        def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+            yield self
+
+        def advance(self, count: int = 1, note: str | None = None) -> None:
+            self.steps += count
+            if self.steps == at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    folder = CheckpointDir(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        trainer(settings, reporter=Interrupting()).run(folder, "same")
+    said = f"The training is saved at step {at} of {whole.total_steps}; the same command continues it."
+    assert interrupt.value.__notes__ == [said]
+    second = trainer(settings)
+    second.run(folder, "same")
+    for expected, got in zip(weights(whole), weights(second), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from c3tools.embedding import embed, embed_corpus
 from c3tools.embedding import shards as shards_module
 from c3tools.embedding.plan import plan_shards
 from c3tools.encoders import Encoder
-from c3tools.errors import StoreError
+from c3tools.errors import OutputError, StoreError
+from c3tools.io.lock import locked
 from c3tools.reporter import Progress, Reporter
-from c3tools.store import Shard, Store, StoreInfo, locked, write_shard
+from c3tools.store import Shard, Store, StoreInfo, write_shard
 from tests.conftest import copy_photos, make_store, unit_rows
 from tests.encoders.test_loading import local_model
 
@@ -200,7 +201,7 @@ def test_a_store_of_another_model_is_refused(encoder: Encoder, photos: Path, tmp
 def test_two_runs_on_one_store_do_not_meet(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     corpus = read_corpus([photos])
     embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
-    with locked(tmp_path / "s"), pytest.raises(StoreError, match="Another run is writing"):
+    with locked(tmp_path / "s"), pytest.raises(OutputError, match="Another run is writing"):
         embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from c3tools.errors import TransformError
+from c3tools.errors import OutputError
 from c3tools.export.export import ExportWork, export_store
 from c3tools.io import locations
 from c3tools.store import Store
@@ -82,7 +82,7 @@ def test_an_interrupted_export_continues_and_another_is_refused(
     again = export_store(store, URL)
     assert (again.parts, again.kept) == (3, 3)
     assert fetched(tmp_path / "copy", s3) == content(tmp_path / "disk")
-    with pytest.raises(TransformError, match=r"holds another export \(c3\)"):
+    with pytest.raises(OutputError, match=r"holds another export \(c3\)"):
         export_store(store, URL, preset="c1")
     export_store(store, URL, preset="c1", overwrite=True)
     export_store(store, tmp_path / "other", preset="c1")

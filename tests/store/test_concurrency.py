@@ -13,9 +13,10 @@ import pytest
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder
-from c3tools.errors import StoreError
+from c3tools.errors import OutputError
+from c3tools.io.lock import locked
 from c3tools.moments import Moments
-from c3tools.store import Store, locked
+from c3tools.store import Store
 from c3tools.store.verify import verify_store
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
@@ -25,7 +26,8 @@ C3 = [sys.executable, "-c", "from c3tools.cli import main; main()"]
 WRITER = """
 import sys
 from pathlib import Path
-from c3tools.store import Shard, StoreInfo, create_store, locked, write_shard
+from c3tools.io.lock import locked
+from c3tools.store import Shard, StoreInfo, create_store, write_shard
 from tests.conftest import MODEL, unit_rows
 path = Path(sys.argv[1])
 info = StoreInfo(dict(MODEL), 64)
@@ -94,7 +96,7 @@ def test_a_second_writer_does_not_touch_what_the_first_is_writing(tmp_path: Path
     path = whole_store(tmp_path / "s").path
     temporary = path / "image" / ".part-00003.parquet.1.tmp"
     temporary.write_bytes(b"half a shard")
-    code = "from pathlib import Path; from c3tools.store import *\n"
+    code = "from pathlib import Path; from c3tools.io.lock import locked; from c3tools.store import *\n"
     code += f"p = Path({str(path)!r})\nwith locked(p): create_store(p, StoreInfo.load(p))"
     with locked(path):
         refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -109,21 +111,21 @@ def test_the_lock_is_not_opened_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (path / ".lock").unlink(missing_ok=True)
     (path / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(StoreError, match="cannot be opened"), locked(path):
+    with pytest.raises(OutputError, match="cannot be opened"), locked(path):
         pass
     assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_a_file_where_the_store_should_be(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("x")
-    with pytest.raises(StoreError, match="is a file, not a folder"), locked(tmp_path / "s"):
+    with pytest.raises(OutputError, match="is a file, not a folder"), locked(tmp_path / "s"):
         pass
 
 
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from c3tools.store import locked
+from c3tools.io.lock import locked
 with locked(Path(sys.argv[1])):
     child = os.fork()
     if child == 0:

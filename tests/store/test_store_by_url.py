@@ -20,9 +20,10 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.embedding import shards as shards_module
 from c3tools.encoders import Encoder
-from c3tools.errors import C3Error, StoreError, UnreachableError
-from c3tools.io import locations
-from c3tools.store import Store, lock, locked, write_shard
+from c3tools.errors import C3Error, OutputError, UnreachableError
+from c3tools.io import locations, lock
+from c3tools.io.lock import locked
+from c3tools.store import Store, write_shard
 from c3tools.store import verify as verify_module
 from c3tools.store.verify import repair_store, verify_store
 from tests.conftest import C3, copy_photos, put_store
@@ -91,7 +92,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
 KILLED = """
 from c3tools.cli import main
 from c3tools.io import locations
-from c3tools.store import lock
+from c3tools.io import lock
 locations.FIRST_PAUSE = 0.001
 lock.HEARTBEAT, lock.SETTLING = 0.2, 0.05
 main()
@@ -261,7 +262,7 @@ def test_two_writers(encoder: Encoder, tmp_path: Path, s3: Faults) -> None:
     holder = threading.Thread(target=hold)
     holder.start()
     assert entered.wait(30)
-    with pytest.raises(StoreError, match="Another run is writing to s3://"):
+    with pytest.raises(OutputError, match="Another run is writing to s3://"):
         embed_corpus(corpus, URL, encoder, **OPTIONS)
     leave.set()
     holder.join()
@@ -306,13 +307,13 @@ def test_the_lease_of_a_dead_writer_is_taken_over_and_a_lost_one_is_told(
 
     write(b'{"token": "of somebody who is alive", "beat": 1}')
     alive = Clock(lambda: None, lambda: write(b'{"token": "of somebody who is alive", "beat": 2}'))
-    with pytest.raises(StoreError, match="Another run is writing to s3://"):
+    with pytest.raises(OutputError, match="Another run is writing to s3://"):
         lock.Lease(place, sleep=alive.sleep, clock=alive).take()
     assert alive.seconds < 3
     locations.remove(place / lock.LOCK_FILE)
 
     later = Clock(lambda: write(b'{"token": "of one that began at the same time"}'))
-    with pytest.raises(StoreError, match="Another run is writing to s3://"):
+    with pytest.raises(OutputError, match="Another run is writing to s3://"):
         lock.Lease(place, sleep=later.sleep, clock=later).take()
     locations.remove(place / lock.LOCK_FILE)
 
@@ -327,7 +328,7 @@ def test_the_lease_of_a_dead_writer_is_taken_over_and_a_lost_one_is_told(
 def test_a_run_that_lost_its_lease_ends_with_an_error(s3: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     place = locations.location(URL)
     monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
-    with pytest.raises(StoreError, match="took over"), locked(place):
+    with pytest.raises(OutputError, match="took over"), locked(place):
         locations.write_all(place / lock.LOCK_FILE, b'{"token": "another"}')
         for thread in threading.enumerate():
             if thread.name == lock.HEARTBEAT_THREAD:

@@ -15,12 +15,13 @@ import pytest
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder
-from c3tools.errors import StoreError
+from c3tools.errors import OutputError, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.io.files import json_text, sha256_of
 from c3tools.io.locations import read_all, remove, upload
+from c3tools.io.lock import locked
 from c3tools.moments import Moments, save_moments
-from c3tools.store import Rows, Shard, Store, StoreInfo, finish_store, locked, write_shard
+from c3tools.store import Rows, Shard, Store, StoreInfo, finish_store, write_shard
 from c3tools.store.metadata import inspect_marker, write_marker
 from c3tools.store.shards import MARKER, MOMENTS, ROWS, part_path
 from c3tools.store.store_checks import check_description
@@ -282,7 +283,7 @@ def test_repair_keeps_off_a_store_that_is_being_written(tmp_path: Path, put: Put
     (path / "image" / "_part-00000.json").write_text("{}")
     place = put(path)
     result = verify_store(place)
-    with locked(place), pytest.raises(StoreError, match="Another run is writing"):
+    with locked(place), pytest.raises(OutputError, match="Another run is writing"):
         repair_store(result)
 
 

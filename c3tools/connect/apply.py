@@ -1,0 +1,81 @@
+"""The use of trained heads, `c3 connect apply`: a store of the embeddings that they make of features."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import StoreError
+from ..identity import ModelIdentity
+from ..reporter import SILENT, Reporter
+from ..store import StoreInfo
+from ..store.import_embeddings import ImportReport, write_modalities
+from ..store.importers import Modality
+from ..store.rows import Matrix, Rows
+from .heads import ConnectedHeads, blocks
+from .inputs import PairedFeatures
+
+HEADS_MODEL = "connected-heads"
+
+
+def apply_heads(
+    heads: ConnectedHeads | str | Path,
+    features: PairedFeatures,
+    output: str | Path = "c3-connected",
+    *,
+    dtype: str = "float16",
+    reporter: Reporter = SILENT,
+) -> ImportReport:
+    """Embed features of both modalities, paired or not, and write them with keys, splits and captions into a store.
+
+    Args:
+        heads: trained on features of the same towers, or their folder.
+        features: see `read_features`.
+        output: the store; it must not hold rows of these modalities yet, except of an interrupted call like this.
+        dtype: ``float16`` or ``float32``, as stored.
+        reporter: told about rows written.
+
+    Raises:
+        ConnectError: if a modality has no head, or another number of features.
+        StoreError: if the store has rows of these modalities already, or the dtype is unknown.
+        OutputError: if another run is writing to it.
+    """
+    if dtype not in ("float16", "float32"):
+        raise StoreError(f"Unknown dtype {dtype!r}.", remedy="Choose float16 or float32.")
+    heads = heads if isinstance(heads, ConnectedHeads) else ConnectedHeads.load(heads)
+    modalities, digests = [], {}
+    for rows in (features.first, features.second):
+        heads.embed(rows.modality, rows.embeddings[:1])  # refuses other features before anything is written
+        columns = {name: rows.column(name) for name in rows.table.column_names}
+        modalities.append(Modality(rows.modality, _HeadVectors(heads, rows), columns))
+        digests[rows.modality] = _digest(rows.embeddings)
+    model = ModelIdentity(name=HEADS_MODEL, weights_sha256=heads.sha256)
+    info = StoreInfo(model=model, dim=heads.shape.dim, dtype=dtype, extra={"connected": digests})
+    result = write_modalities(Path(output), info, modalities, reporter=reporter)
+    return ImportReport(Path(output), result.rows, len(features), result.failures, list(features.notes))
+
+
+class _HeadVectors:
+    """Features that pass through a head as they are read."""
+
+    def __init__(self, heads: ConnectedHeads, features: Rows) -> None:
+        self._heads, self._features = heads, features
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self._features), self._heads.shape.dim
+
+    def __getitem__(self, rows: slice, /) -> Matrix:
+        return self._heads.embed(self._features.modality, self._features.embeddings[rows])
+
+
+def _digest(features: npt.NDArray[Any]) -> str:
+    """Return a digest of features, so that others are not taken for those of an interrupted call."""
+    digest = hashlib.sha256()
+    for block in blocks(features):
+        digest.update(np.ascontiguousarray(block).tobytes())
+    return digest.hexdigest()

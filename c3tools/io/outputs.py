@@ -1,0 +1,194 @@
+"""The folders that results are written to: nothing that is finished is replaced unless that is asked for.
+
+One rule for every command that writes a folder:
+
+- a new or empty folder is written;
+- a run that was interrupted is continued by the same command, and so is a finished one, which is no work;
+- a finished result of other settings, or of other data, is replaced with ``--overwrite`` alone;
+- a folder that holds anything else is left alone, whatever is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..errors import C3Error, OutputError
+from .locations import kind_of, names_in
+
+_NAMED = 3
+
+
+@dataclass
+class Output:
+    """A folder that a result of one kind is to be written to, and the result of an earlier run that may be there.
+
+    Attributes:
+        folder: a folder, or a URL.
+        kind: the result, as messages call it: ``decoder``.
+        files: names, of which a folder with such a result has one at least.
+        overwrite: whether a finished result may be replaced.
+        kept: where the former result is kept when it is replaced; None where it is removed.
+        asked: the settings that the result is asked for with, as JSON values by name; they are recorded with it.
+        done: whether the result that is there is the one that is asked for.
+        replaces: whether a finished result is there.
+    """
+
+    folder: Path
+    kind: str
+    files: tuple[str, ...]
+    overwrite: bool = False
+    kept: Path | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    done: bool = False
+    replaces: bool = False
+    _former: Mapping[str, Any] | None = None
+    _description: str = ""
+
+    def holds_result(self) -> bool:
+        """Return whether the folder has a result of this kind; one that does not exist, or is empty, has none.
+
+        Raises:
+            OutputError: if it is a file, or holds something else.
+        """
+        if kind_of(self.folder) == "file":
+            raise OutputError(f"{self.folder} is a file, not a folder.", remedy="Name another folder with --output.")
+        folders, files = names_in(self.folder)
+        there = [name for name in (*files, *folders) if not name.startswith(".")]
+        if not there:
+            return False
+        if not set(self.files) & set(there):
+            named = ", ".join(there[:_NAMED]) + (", …" if len(there) > _NAMED else "")
+            others = f"; --overwrite replaces nothing but a former {self.kind}" if self.overwrite else ""
+            raise OutputError(
+                f"{self.folder} holds other files ({named}), not a former {self.kind}.",
+                remedy=f"Name a new or empty folder{others}.",
+            )
+        return True
+
+    def ask(self, asked: Mapping[str, Any], read: Callable[[], tuple[Mapping[str, Any], str] | None]) -> None:
+        """Compare the settings ``asked`` for with those of the result that is there, before anything is computed.
+
+        Args:
+            asked: settings, as JSON values by name.
+            read: returns the record of the result that is there, with its settings as ``asked``, and what it is, in
+                words; None if it is not finished.
+
+        Raises:
+            OutputError: if they differ and it is not to be replaced, or the folder holds something else.
+        """
+        self.asked = asked
+        found = read() if self.holds_result() else None
+        if found is None:
+            return
+        self.replaces = True
+        self._former, self._description = found
+        former = self._former.get("asked", {})
+        changed = [name for name in asked if name not in former or former[name] != asked[name]]
+        if changed:
+            named = [f"{name} {_shown(former[name])}, not {_shown(asked[name])}" for name in changed if name in former]
+            self._refuse_unless_replaced(f"It was made with {'; '.join(named)}." if named else "")
+            self._former = None
+
+    def is_done(self, identity: str, load: Callable[[], object] = lambda: None) -> bool:
+        """Return whether the result that is there is of the run with this digest, so that there is nothing to do.
+
+        Args:
+            identity: a digest of settings and data.
+            load: reads the result, and raises a `C3Error` if it is damaged.
+
+        Raises:
+            OutputError: if it has the same settings, was made from other data, and is not to be replaced.
+            C3Error: if it is damaged and not to be replaced.
+        """
+        if self._former is None:
+            return False
+        if self._former.get("identity") != identity:
+            self._refuse_unless_replaced("It was made with these settings from other data.")
+            return False
+        try:
+            load()
+        except C3Error:
+            if not self.overwrite:
+                raise
+            return False
+        self.done = True
+        return True
+
+    def _refuse_unless_replaced(self, why: str) -> None:
+        if not self.overwrite:
+            kept = f"; it is then kept as {self.kept}" if self.kept else ""
+            raise OutputError(
+                f"{self.folder} holds a finished {self.kind}: {self._description}. {why}".rstrip(),
+                remedy=f"Name another folder with --output, or replace it with --overwrite{kept}.",
+            )
+
+    def refuse_start(self, start: str | Path) -> None:
+        """Refuse to write to the folder that a training starts from, or to where it would be moved.
+
+        Raises:
+            OutputError: if ``start`` is one of them; ``--overwrite`` does not help.
+        """
+        ends = [folder.resolve() for folder in (self.folder, self.kept) if folder is not None]
+        if Path(start).resolve() in ends:
+            raise OutputError(
+                f"The training starts from {start}, which the new {self.kind} in {self.folder} would replace.",
+                remedy="Name another folder with --output.",
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def written_at(path: Path) -> str:
+    """Return when a file was written, in local time."""
+    return datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+
+
+def previous_folder(folder: Path) -> Path:
+    """Return where the result that a new one replaced is kept."""
+    return folder.with_name(f"{folder.name}.previous")
+
+
+@contextmanager
+def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
+    """Yield a hidden folder to write to; when the block ends well it becomes ``folder``.
+
+    What was there becomes `previous_folder`. At every moment the old or the new result is whole in one of the two; a
+    run that is killed between the two renames leaves the old one as `previous_folder`.
+
+    Args:
+        folder: the folder.
+        keep: keep what was there; otherwise it is removed when the new result is in its place.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if not folder.exists():
+            temporary.rename(folder)
+            return
+        previous = previous_folder(folder) if keep else folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+        try:
+            temporary.rename(folder)
+        except BaseException:
+            if not folder.exists():
+                previous.rename(folder)
+            raise
+        if not keep:
+            shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

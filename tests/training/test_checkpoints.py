@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import torch
+
+from c3tools.errors import OutputError
+from c3tools.training import NOTHING_KEPT, CheckpointDir, interrupts_held
+
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in BOTH]
+
+
+def saved(folder: Path, identity: str = "mine", **options: bool) -> tuple[CheckpointDir, torch.optim.Optimizer]:
+    run = CheckpointDir.beside(folder, **options)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
+    run.save(7, identity, {"at": 7}, {"model": {"w": torch.ones(2)}}, optimizer)
+    return run, optimizer
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_signal_waits_for_the_end_of_the_block(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    seen: list[int] = []
+
+    def handler(got: int, frame: FrameType | None) -> None:
+        seen.append(got)
+
+    former = signal.signal(number, handler)
+    before = handlers()
+    try:
+        # the handler of this test raises nothing; the block still ends as interrupted
+        with pytest.raises(KeyboardInterrupt), interrupts_held() as interrupted:
+            assert not interrupted()
+            os.kill(os.getpid(), number)
+            assert interrupted()
+            assert seen == []
+        assert seen == [number]
+        assert handlers() == before
+    finally:
+        signal.signal(number, former)
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    before, reached = handlers(), []
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("once")
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("twice")
+    assert reached == ["once"]
+    assert handlers() == before
+
+
+def test_an_error_in_the_block_is_not_hidden_and_a_signal_that_is_ignored_stays_so() -> None:
+    before = handlers()
+    with pytest.raises(ValueError, match="mine"), interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        raise ValueError("mine")
+    assert handlers() == before
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_held() as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def test_in_another_thread_nothing_is_held() -> None:
+    found: list[bool] = []
+
+    def work() -> None:
+        with interrupts_held() as interrupted:
+            found.append(interrupted())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def test_a_run_of_other_settings_is_dropped_only_if_asked(tmp_path: Path) -> None:
+    run, optimizer = saved(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"interrupted at step 7 is saved in .*\.out\.run") as refused:
+        CheckpointDir.beside(tmp_path / "out").resume("other", optimizer)
+    assert "--overwrite" in str(refused.value)
+    found = run.resume("mine", optimizer)
+    assert found is not None
+    assert found[0] == {"at": 7}
+    assert CheckpointDir.beside(tmp_path / "out", overwrite=True).resume("other", optimizer) is None
+    assert not run.path.exists()
+
+
+def test_dropping_a_run_keeps_the_lock_of_this_one(tmp_path: Path) -> None:
+    run, optimizer = saved(tmp_path / "out", overwrite=True)
+    with run.locked(tmp_path / "out"):
+        assert run.resume("other", optimizer) is None
+        with pytest.raises(OutputError, match=r"Another run is writing to .*out "), run.locked(tmp_path / "out"):
+            pass
+        run.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_is_said_as_it_is(tmp_path: Path) -> None:
+    assert CheckpointDir.beside(tmp_path / "out").after_interrupt(600) == NOTHING_KEPT
+    run, optimizer = saved(tmp_path / "out")
+    said = "The training is saved at step 7 of 600; the same command continues it."
+    assert run.after_interrupt(600) == said
+    again = CheckpointDir.beside(tmp_path / "out")
+    again.resume("mine", optimizer)
+    assert again.after_interrupt(600) == said
+    run.clear()
+    assert run.after_interrupt(600) == NOTHING_KEPT
