@@ -18,9 +18,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from operator import call
 from pathlib import Path
@@ -42,7 +41,7 @@ from ..store import Store, embedding_matrix, split_mask
 from ..store.rows import keys_of, row_splits
 from ..store.shards import BESIDE_ROWS, MARKER, METADATA_KEY, ROW_GROUP_ROWS, part_name, shard_schema
 from ..transforms import Pipeline, open_pipeline
-from .part_writers import PART_WRITERS, ROLE_COLUMN, Block
+from .part_writers import PART_WRITERS, ROLE_COLUMN, Block, in_thread
 
 FORMATS = tuple(PART_WRITERS)
 DTYPES = ("float16", "float32")
@@ -236,7 +235,7 @@ class ExportWork(Work[PartTask, PartResult]):
     ) -> tuple[dict[str, int], list[Path]]:
         """Write the files of a part; return the number of rows by role, and the paths."""
         counts = {"training": 0, "inference": 0}
-        running = _in_thread() if self.overlap else nullcontext(call)
+        running = in_thread() if self.overlap else nullcontext(call)
         writer_of = PART_WRITERS[self.settings["format"]]
         with writer_of(folder / modality, part, rows, self._schema(modality)) as writer, running as run:
             for batch in self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part]):
@@ -370,22 +369,6 @@ def _dataset_card(output: Path, provenance: dict[str, Any], modalities: Sequence
         '(`c3tools.Pipeline.load(".")`), the provenance in export.json.'
     )
     return "\n".join([*lines, "---", "", text, ""])
-
-
-@contextmanager
-def _in_thread() -> Iterator[Callable[..., None]]:
-    """Yield a function that runs a call in a thread: a block is written while the next one is transformed."""
-    pending: list[Future[None]] = []
-
-    def run(write: Callable[..., None], *arguments: Any) -> None:
-        if pending:
-            pending.pop().result()
-        pending.append(thread.submit(write, *arguments))
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        yield run
-        if pending:
-            pending.pop().result()
 
 
 def _read_marker(path: Path, made_from: dict[str, Any], output: Path) -> dict[str, Any] | None:

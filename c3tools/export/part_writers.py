@@ -16,7 +16,9 @@ import json
 import os
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -226,3 +228,19 @@ PART_WRITERS: dict[str, type[PartWriter]] = {
 
 def _folder_name(split: str) -> str:
     return "".join(char if char.isalnum() or char in "-_" else "_" for char in split)
+
+
+@contextmanager
+def in_thread() -> Iterator[Callable[..., None]]:
+    """Yield a function that runs a call in a thread: a block is written while the next one is transformed."""
+    pending: list[Future[None]] = []
+
+    def run(write: Callable[..., None], *arguments: Any) -> None:
+        if pending:
+            pending.pop().result()
+        pending.append(thread.submit(write, *arguments))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        yield run
+        if pending:
+            pending.pop().result()

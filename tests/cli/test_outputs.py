@@ -80,12 +80,12 @@ def test_on_ctrl_c_nothing_is_promised_that_is_not_so(
         raise KeyboardInterrupt
 
     where, arguments, said = {
-        "gap-report": ("c3tools.geometry.report.gap_report", [], "Nothing of this run is kept."),
+        "gap-report": ("c3tools.store.Store.open", [], "Nothing of this run is kept."),
         "evaluate": ("c3tools.captioning.evaluate.store_references", [], "Nothing of this run is kept."),
         "caption": ("c3tools.captioning.captioner.images_by_key", ["photos"], "Nothing of this run is kept."),
         "simulate": (
-            "c3tools.geometry.theory.initialisation.simulate_init_gap",
-            ["init-gap"],
+            "c3tools.geometry.theory.initialisation.generator",
+            ["init-gap", "--toy"],
             "Nothing of this run is kept.",
         ),
         "index": (
