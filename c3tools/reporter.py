@@ -149,6 +149,11 @@ class _NoteColumn(ProgressColumn):
         return Text(str(task.fields["note"]), style="dim", no_wrap=True, overflow="ellipsis")
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, as messages say it: ``1 image``, ``2,000 images``; ``plural`` is noun + s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def _rigid() -> Column:
     return Column(no_wrap=True)
 

@@ -67,7 +67,7 @@ class _Draft:
 
     @property
     def lacks_captions(self) -> bool:
-        return self.image is not None and self.lines is None and not self.record
+        return self.image is not None and not self.lines
 
 
 def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
@@ -130,13 +130,13 @@ def _add_member(member: Member, drafts: dict[str, _Draft]) -> tuple[str, str] | 
 
 
 def _captions(draft: _Draft, options: ReadOptions, beside: list[str], where: str) -> list[str]:
-    if options.text_column is None and draft.lines is not None:
+    if options.text_column is None and draft.lines:
         return draft.lines
     wanted = options.text_column if options.text_column in draft.record else None
     texts = pick_text_columns(list(draft.record), wanted, Path(where)) if draft.record else ()
     if options.text_column is not None and wanted is None:
         texts = ()
-    return captions_of(draft.record, texts, where) if texts else beside
+    return captions_of(draft.record, texts, where) or beside
 
 
 def _require_text_column(path: Path, drafts: dict[str, _Draft], column: str, beside: dict[str, list[str]]) -> None:
