@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +24,32 @@ def local_path(text: str | Path) -> Path:
     if is_url(text):
         raise C3Error(f"{text} is a URL; here a path on this machine is needed.", remedy="Name a folder, and copy it.")
     return Path(text)
+
+
+def output_file(text: str | Path) -> Path:
+    """Parse the path or URL of a file to write, before any work is done for it.
+
+    Raises:
+        C3Error: if its folder on this machine is missing or cannot be written to, or a folder has the name.
+    """
+    path = location(text)
+    if not isinstance(path, Path):
+        return path
+    folder = path.parent
+    if not folder.is_dir():
+        raise C3Error(f"{path} cannot be written: there is no folder {folder}.", remedy=f"Make it: mkdir -p {folder}")
+    if path.is_dir():
+        raise C3Error(f"{path} cannot be written: it is a folder.", remedy="Name a file in it.")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise C3Error(f"{path} cannot be written: permission denied.", remedy="Name a file in another folder.")
+    return path
+
+
+def json_destination(text: str) -> str:
+    """Parse what follows `--json`: ``-``, or a path or URL as `output_file` takes it."""
+    if text != "-":
+        output_file(text)
+    return text
 
 
 def arguments(values: dict[str, Any], *others: str) -> dict[str, Any]:
@@ -166,6 +193,10 @@ def command_group(help: str, *commands: Callable[..., None]) -> typer.Typer:
 JsonOption = Annotated[
     str | None,
     typer.Option(
-        "--json", metavar="[PATH.json]", help="Print the result as JSON, or write it to PATH.json.", show_default=False
+        "--json",
+        parser=json_destination,
+        metavar="[PATH.json]",
+        help="Print the result as JSON, or write it to PATH.json.",
+        show_default=False,
     ),
 ]

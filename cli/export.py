@@ -84,7 +84,7 @@ def export(
         from c3tools.transforms import open_pipeline
 
         chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
-        index = build_index(store, output, modality=modality, pipeline=chosen, seed=seed)
+        index = build_index(store, output, modality=modality, pipeline=chosen, seed=seed, rebuild=True)
         write_json(index.to_dict(), json)
         message(f"Indexed {index.record['rows']:,} rows as {index.record['factory']} in {index.path}.")
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from .index import Hit, Index, SearchResult, build_index
+from .build import build_index
+from .index import Index
+from .results import Hit, SearchResult, contact_sheet
 
-__all__ = ["Hit", "Index", "SearchResult", "build_index"]
+__all__ = ["Hit", "Index", "SearchResult", "build_index", "contact_sheet"]
