@@ -45,6 +45,20 @@ def output_file(text: str | Path) -> Path:
     return path
 
 
+def output_folder(text: str | Path) -> Path:
+    """Parse the path or URL of a folder to write into, which is made if need be; its own folder has to be there.
+
+    Raises:
+        C3Error: if that is missing or cannot be written to, or a file has the name.
+    """
+    path = location(text)
+    if not isinstance(path, Path) or path.is_dir():
+        return path
+    if path.exists():
+        raise C3Error(f"{path} is a file, not a folder.", remedy="Name another folder.")
+    return output_file(path)
+
+
 def json_destination(text: str) -> str:
     """Parse what follows `--json`: ``-``, or a path or URL as `output_file` takes it."""
     if text != "-":
