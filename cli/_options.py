@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
@@ -36,8 +37,11 @@ def output_file(text: str | Path) -> Path:
     if not isinstance(path, Path):
         return path
     folder = path.parent
+    if folder.exists() and not folder.is_dir():
+        raise C3Error(f"{path} cannot be written: {folder} is a file.", remedy="Name a file in a folder.")
     if not folder.is_dir():
-        raise C3Error(f"{path} cannot be written: there is no folder {folder}.", remedy=f"Make it: mkdir -p {folder}")
+        remedy = f"Make it: mkdir -p {shlex.quote(str(folder))}"
+        raise C3Error(f"{path} cannot be written: there is no folder {folder}.", remedy=remedy)
     if path.is_dir():
         raise C3Error(f"{path} cannot be written: it is a folder.", remedy="Name a file in it.")
     if not os.access(path if path.exists() else folder, os.W_OK):
@@ -57,6 +61,17 @@ def output_folder(text: str | Path) -> Path:
     if path.exists():
         raise C3Error(f"{path} is a file, not a folder.", remedy="Name another folder.")
     return output_file(path)
+
+
+def extra_output(given: Path | None, default: Path, json: str | None) -> Path | None:
+    """Return the file to write beside what is printed: the one given, else ``default``; with `--json` none by default.
+
+    Raises:
+        C3Error: as `output_file`.
+    """
+    if given is not None:
+        return given
+    return None if json else output_file(default)
 
 
 def json_destination(text: str) -> str:

@@ -17,6 +17,7 @@ from ._options import (
     SplitOption,
     StoreOption,
     arguments,
+    extra_output,
     output_file,
     output_folder,
 )
@@ -77,7 +78,7 @@ def gap_report(
     Prints a verdict in a few sentences, with --full all tables, and writes an HTML page with tables and figures.
     """
     options = arguments(locals(), "stores", "store", "modalities", "presets", "full", "html", "figures")
-    page = html if html is not None else None if json else output_file(DEFAULT_PAGE)
+    page = extra_output(html, DEFAULT_PAGE, json)
     from c3tools.geometry.comparison import gap_reports
 
     chosen = {"modalities": _names(modalities), "presets": _names(presets)}

@@ -10,7 +10,15 @@ import typer
 from c3tools.io.locations import location
 
 from ._console import message, out, print_table, write_json
-from ._options import DEFAULT_STORE, AddressOption, ExecutorOption, JsonOption, ProcessesOption, StoreOption
+from ._options import (
+    DEFAULT_STORE,
+    AddressOption,
+    ExecutorOption,
+    JsonOption,
+    ProcessesOption,
+    StoreOption,
+    output_file,
+)
 
 if TYPE_CHECKING:
     from c3tools.moments import Moments
@@ -20,7 +28,7 @@ def means(
     store: StoreOption = DEFAULT_STORE,
     save: Annotated[
         Path | None,
-        typer.Option(parser=location, metavar="PATH", help="Write the moments of a split to this file or URL."),
+        typer.Option(parser=output_file, metavar="PATH", help="Write the moments of a split to this file or URL."),
     ] = None,
     split: Annotated[str, typer.Option(help="The split that --save writes: train, val, test or all.")] = "train",
     load: Annotated[
