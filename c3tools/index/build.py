@@ -6,7 +6,7 @@ the rows that it was built from, and its cells. It is built anew where that woul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def build_index(
         store.require(name)
     settings = {
         "factory": factory,
-        "modality": modalities,
+        "modality": list(modality) if modality else None,
         "split": split or "all",
         "pipeline": chosen.record()["checksum"] if chosen.fitted else chosen.config(),
         "shard_rows": shard_rows,
@@ -105,28 +105,28 @@ def build_index(
     n, dim = rows.num_rows, store.info.dim
     if n == 0:
         raise StoreError(f"The store {store.path} has no rows in {split!r} to index; it has {store.list_splits()}.")
-    with reporter.progress("Indexing") as progress:
 
-        def blocks() -> Iterator[Matrix]:
+    def blocks(label: str) -> Iterator[Matrix]:
+        with reporter.progress(label, n) as progress:
             for name in modalities:
                 for batch in store.batches(name, split=split):
                     yield chosen.transform(embedding_matrix(batch), modality=name)
                     progress.advance(len(batch))
 
-        queries = _sample_queries(store, chosen, modalities, blocks)
-        used, empty = faiss_shards.train_index(factory, blocks, n, dim, seed=seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / INDEX_FILE).unlink(missing_ok=True)
-        for old in [*folder.glob("part-*.faiss"), *folder.glob("rows*.parquet")]:
-            old.unlink()
-        try:
-            names, parts = faiss_shards.write_shards(folder, empty, blocks(), shard_rows)
-        except RuntimeError as error:
-            raise StoreError(
-                f"FAISS cannot fill an index {used!r} block by block ({_last_line(error)}).",
-                remedy="Use --factory auto or another index.",
-            ) from error
-        measured = faiss_shards.measure_recall(parts, queries, blocks(), recall)
+    queries = _sample_queries(store, chosen, modalities, split)
+    used, empty = faiss_shards.train_index(factory, lambda: blocks("Training"), n, dim, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX_FILE).unlink(missing_ok=True)
+    for old in [*folder.glob("part-*.faiss"), *folder.glob("rows*.parquet")]:
+        old.unlink()
+    try:
+        names, parts = faiss_shards.write_shards(folder, empty, blocks("Indexing"), shard_rows)
+    except RuntimeError as error:
+        raise StoreError(
+            f"FAISS cannot fill an index {used!r} block by block ({_last_line(error)}).",
+            remedy="Use --factory auto or another index.",
+        ) from error
+    measured = faiss_shards.measure_recall(parts, queries, blocks("Measuring recall"), recall)
     write_atomically(folder / ROWS_FILE, lambda path: pq.write_table(rows, path, compression="zstd"))
     record = {
         "modalities": modalities,
@@ -179,6 +179,8 @@ def _reason_to_rebuild(
                 "" if name == "pipeline" else f" was {_shown(record['settings'].get(name))}, now it is {_shown(value)}"
             )
             return f"its {name}{shown or ' is another one'}"
+    if record["modalities"] != list(shards):
+        return f"the store now has {_shown(list(shards))}, it was built from {_shown(record['modalities'])}"
     lost = len(index.lost_shards(shards))
     if lost:
         return f"{counted(lost, 'shard')} of the store changed or {'was' if lost == 1 else 'were'} removed"
@@ -193,7 +195,7 @@ def _last_line(error: RuntimeError) -> str:
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    return "all" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _add_rows(index: Index, store: Store, shards: Mapping[str, Mapping[str, str]], reporter: Reporter) -> Index:
@@ -254,9 +256,7 @@ def _row_table(store: Store, parts: Mapping[str, Sequence[int] | None], split: s
     return pa.table(columns, schema=schema)
 
 
-def _sample_queries(
-    store: Store, pipeline: Pipeline, modalities: Sequence[str], blocks: Callable[[], Iterator[Matrix]]
-) -> Matrix:
+def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str | None) -> Matrix:
     """Return queries to tune the search with: rows of another modality where there is one that the pipeline knows.
 
     Rows of the index itself would find themselves without effort.
@@ -268,7 +268,8 @@ def _sample_queries(
     except TransformError:
         if not others:
             raise
-        return next(blocks())[:RECALL_QUERIES]
+        rows = first_rows(store, modalities[0], split, RECALL_QUERIES)
+        return pipeline.transform(rows.embeddings, modality=modalities[0])
 
 
 def _bias(store: Store, pipeline: Pipeline, modalities: Sequence[str], seed: int) -> dict[str, dict[str, float]]:

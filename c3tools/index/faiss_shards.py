@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import MissingExtraError, StoreError
 from ..io.files import write_atomically
+from ..reporter import counted
 from ..seeds import generator
 
 Matrix = npt.NDArray[np.float32]
@@ -88,7 +89,7 @@ def train_index(
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise StoreError(
-            f"FAISS cannot make the index {factory!r} from {n:,} rows of {dim} dimensions ({reason}).",
+            f"FAISS cannot make the index {factory!r} from {counted(n, 'row')} of {dim} dimensions ({reason}).",
             remedy="Use --factory auto, Flat, or fewer cells.",
         ) from error
     return factory, empty

@@ -12,9 +12,11 @@ from PIL import Image
 
 from c3tools import Store
 from c3tools.errors import StoreError
-from c3tools.index import Hit, Index, SearchResult, build, build_index, contact_sheet
+from c3tools.index import Hit, Index, SearchResult, build, build_index, contact_sheet, faiss_shards
 from c3tools.reporter import Reporter
+from c3tools.store import Rows
 from c3tools.store.shards import Shard, write_shard
+from tests.conftest import build_store
 from tests.corpus.packing import write_tar
 from tests.stores import gap_store, make_vectors, unit
 
@@ -236,8 +238,8 @@ def test_the_index_is_built_anew_where_rows_cannot_be_added_and_that_is_said(sto
     assert "its split was all, now it is test" in rebuilt(factory="Flat", split="test")
     assert "its pipeline is another one" in rebuilt(factory="Flat", split="test", preset="c1")
     rebuilt()
-    assert "its modality was image, text, now it is image" in rebuilt(modality=["image"])
-    assert "now it is image, text" in rebuilt()
+    assert "its modality was all, now it is image" in rebuilt(modality=["image"])
+    assert "its modality was image, now it is all" in rebuilt()
     grow(store, 0, 12, 1)  # in the place of a shard that was indexed
     assert "out of date: 2 shards of the store" in (Index.open(path).stale(store) or "")
     assert "2 shards of the store changed or were removed" in rebuilt()
@@ -252,6 +254,20 @@ def test_the_index_is_built_anew_where_rows_cannot_be_added_and_that_is_said(sto
     assert "is damaged" in rebuilt()
 
 
+def test_a_modality_that_the_store_has_now(tmp_path: Path) -> None:
+    images, texts = make_vectors(30)
+    columns = {"key": [f"{n}" for n in range(30)], "split": ["train"] * 30}
+    store = build_store(tmp_path / "s", Rows.of("image", columns["key"], images, split=columns["split"]))
+    build_index(store, tmp_path / "index")
+    build_index(store, tmp_path / "images", modality=["image"])
+    write_shard(store.path, store.info, Shard("text", 0, texts[::2], {**columns, "caption": columns["key"]}))
+    assert "30 rows that the index lacks" in (Index.open(tmp_path / "index").stale(store) or "")
+    assert Index.open(tmp_path / "images").stale(store) is None
+    messages = Messages()
+    assert build_index(store, tmp_path / "index", reporter=messages).rows.num_rows == 60
+    assert "the store now has image, text, it was built from image" in messages.texts[0]
+
+
 def test_an_index_that_faiss_fills_only_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match="cannot fill an index 'NSG8' block by block"):
         build_index(store, tmp_path / "index", factory="NSG8")
@@ -261,7 +277,7 @@ def test_an_index_that_faiss_fills_only_once(store: Store, tmp_path: Path, monke
     def refuse(*_: object) -> None:
         raise RuntimeError("in faiss\nno incremental addition")
 
-    monkeypatch.setattr(build.faiss_shards, "extend_shards", refuse)
+    monkeypatch.setattr(faiss_shards, "extend_shards", refuse)
     messages = Messages()
     index = build_index(store, tmp_path / "index", reporter=messages)
     assert "FAISS cannot add rows to Flat (no incremental addition)" in messages.texts[0]
