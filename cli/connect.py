@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c3tools.io.locations import location
+from c3tools.reporter import counted
 
 from ._console import message, print_table, reporter, write_json
 from ._options import (
@@ -179,7 +180,7 @@ def apply(
     for note in report.notes:
         message(note)
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
-    message(f"Wrote {listing} rows into {output} ({report.pairs:,} pairs). Next: c3 gap-report {output}")
+    message(f"Wrote {listing} rows into {output} ({counted(report.pairs, 'pair')}). Next: c3 gap-report {output}")
 
 
 def lit(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c3tools.io.locations import location
+from c3tools.reporter import counted
 
 from ._console import message, out, print_table, write_json
 from ._options import (
@@ -77,5 +78,5 @@ def means(
 
 
 def _print_saved(path: Path, groups: dict[str, Moments]) -> None:
-    listing = ", ".join(f"{moments.n:,} {name} rows" for name, moments in groups.items())
+    listing = ", ".join(counted(moments.n, f"{name} row") for name, moments in groups.items())
     message(f"Wrote {path}: {listing}")

@@ -15,7 +15,7 @@ from .. import devices
 from ..corpus.splits import STANDARD
 from ..devices import Compute
 from ..errors import DecoderError
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..training import CheckpointDir
@@ -124,7 +124,7 @@ def train_captioner(
     train, val, notes = training_captions(store, train_split)
     if train_fraction < 1:
         train = train.sample(train_fraction)
-        notes.append(f"Using {len(train):,} captions: {train_fraction:.0%} of the images.")
+        notes.append(f"Using {counted(len(train), 'caption')}: {train_fraction:.0%} of the images.")
     learned, validated, pair_notes = _inputs(store, train, val, pairs, monitor, seed)
     notes += pair_notes
     for note in notes:
@@ -255,7 +255,8 @@ def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, l
     else:
         train, val = train.hold_out()
         images = len(dict.fromkeys(val.items))
-        notes.append(f"There is no val split: {len(val):,} captions of {images:,} images are held out.")
+        held = f"{counted(len(val), 'caption')} of {counted(images, 'image is', 'images are')}"
+        notes.append(f"There is no val split: {held} held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
     notes += [note for note in (train_note, val_note) if note]
     require_captions(train, val, notes)
@@ -324,14 +325,15 @@ def _inputs(
     images = store.load("image")
     if pairs is None:
         validated = captions_of_images(images, val)
-        note = f"The checkpoint is chosen on {len(validated):,} captions from the embeddings of their images."
+        note = f"The checkpoint is chosen on {counted(len(validated), 'caption')} from the embeddings of their images."
         return train, validated, [note]
     # the same share of both, so that the pairs used to choose the checkpoint are counted too
     train, val = (rows.sample(pairs, f"pairs {seed}") for rows in (train, val))
     learned, validated = captions_of_images(images, train), captions_of_images(images, val)
     note = (
-        f"Learning from pairs: {len(learned):,} captions of {len(dict.fromkeys(train.items)):,} images; the checkpoint "
-        f"is chosen on {len(validated):,} captions of {len(dict.fromkeys(val.items)):,} others."
+        f"Learning from pairs: {counted(len(learned), 'caption')} of "
+        f"{counted(len(dict.fromkeys(train.items)), 'image')}; the checkpoint "
+        f"is chosen on {counted(len(validated), 'caption')} of {counted(len(dict.fromkeys(val.items)), 'other')}."
     )
     return learned, validated, [note]
 

@@ -10,6 +10,7 @@ from ..corpus.splits import STANDARD, describe_rule
 from ..errors import ConnectError
 from ..io.files import write_json_atomically, write_text_atomically
 from ..pages.figures import save_figure
+from ..reporter import counted
 from ..tables import Table
 from .geometry import LogPoint, geometry_figure, measure
 from .inputs import EmbedRows, PairInputs
@@ -168,7 +169,7 @@ def write_card(output: Path, title: str, facts: list[tuple[str, str]], record: d
         (
             "training",
             f"batches of {settings['batch_size']:,}, AdamW at {settings['learning_rate']:g}, seed {settings['seed']}; "
-            f"{record['outcome']} after {record['steps']:,} steps, step {record['kept_step']:,} kept; "
+            f"{record['outcome']} after {counted(record['steps'], 'step')}, step {record['kept_step']:,} kept; "
             f"{record['seconds']:,.0f} s",
         ),
     ]

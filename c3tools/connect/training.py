@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..devices import Compute
 from ..errors import ConnectError
-from ..reporter import SILENT, Progress, Reporter
+from ..reporter import SILENT, Progress, Reporter, counted
 from ..store.rows import Indices
 from ..training import CheckpointDir, adamw, warmup
 from ..training.optimization import set_learning_rate
@@ -81,9 +81,9 @@ def train_towers(
         checkpoints.clear()
     if state.outcome == COLLAPSED:
         raise ConnectError(
-            f"The run collapsed: after {state.step:,} steps the loss is {state.log[-1].loss:.3f}, that of chance in "
-            f"batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no nearer than other rows. Nothing "
-            f"was written but the log in {output}.",
+            f"The run collapsed: after {counted(state.step, 'step')} the loss is {state.log[-1].loss:.3f}, that of "
+            f"chance in batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no nearer than other "
+            f"rows. Nothing was written but the log in {output}.",
             remedy="Lower --learning-rate, start at a lower --logit-scale, and check that the rows of a pair match.",
         )
     return training_record(state, settings, train, val), trainer.loss

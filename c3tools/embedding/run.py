@@ -19,7 +19,7 @@ from ..errors import StoreError, UnreachableError
 from ..executors import Executor, LocalExecutor, open_executor
 from ..io.files import remove_leftovers
 from ..io.locations import kind_of, location
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, create_store, locked, rewrite_failures, write_failures
 from ..store.rows import keys_of
 from .shards import EmbedWork
@@ -105,7 +105,7 @@ def embed(
         download=download,
         index_folder=folder / INDEX_FOLDER,
     )
-    reporter.message(f"Found {len(corpus.images):,} images and {len(corpus.texts):,} texts.")
+    reporter.message(f"Found {counted(len(corpus.images), 'image')} and {counted(len(corpus.texts), 'text')}.")
     for note in corpus.notes:
         reporter.message(note)
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
+from ..reporter import counted
 from ..tables import Table
 
 _NAMES_SHOWN = 5
@@ -98,18 +99,25 @@ class EmbedSummary:
     def notes(self) -> list[str]:
         """Return what deserves attention, one sentence each: missing partners, changes, failures, the bottleneck."""
         notes = [
-            *_listed("images have no caption", self.images_without_caption),
-            *_listed("captions name an image that was not found", self.captions_without_image),
+            *_listed("image has no caption", "images have no caption", self.images_without_caption),
+            *_listed(
+                "caption names an image that was not found",
+                "captions name images that were not found",
+                self.captions_without_image,
+            ),
         ]
         for name, m in self.modalities.items():
-            notes += _listed(f"{name} inputs changed since they were embedded (kept as they were)", m.changed)
-            if m.truncated:
-                notes.append(f"{m.truncated:,} texts were longer than the model's context and were cut.")
-        if self.failures_in_store:
-            notes.append(
-                f"{self.failures_in_store:,} inputs were not embedded; {self.store}/failures.parquet says why "
-                "(--retry-failed tries them again)."
+            notes += _listed(
+                f"{name} input changed since it was embedded (kept as it was)",
+                f"{name} inputs changed since they were embedded (kept as they were)",
+                m.changed,
             )
+            if m.truncated:
+                texts = counted(m.truncated, "text was", "texts were")
+                notes.append(f"{texts} longer than the model's context, and cut.")
+        if self.failures_in_store:
+            inputs = counted(self.failures_in_store, "input was", "inputs were")
+            notes.append(f"{inputs} not embedded; {self.store}/failures.parquet says why (--retry-failed tries again).")
         bottleneck = self.bottleneck()
         return notes + ([bottleneck] if bottleneck else [])
 
@@ -148,7 +156,7 @@ _ADVICE = {
 }
 
 
-def _listed(problem: str, names: list[str]) -> list[str]:
+def _listed(problem: str, problems: str, names: list[str]) -> list[str]:
     """Return one sentence with the number of names and the first of them; none without names."""
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-    return [f"{len(names):,} {problem}: {shown}"] if names else []
+    return [f"{counted(len(names), problem, problems)}: {shown}"] if names else []

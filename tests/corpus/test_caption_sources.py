@@ -30,8 +30,8 @@ def write_source(folder: Path, source: str, rows: list[tuple[str, list[str]]]) -
         jsonl(folder / source, *({"file_name": name, "captions": captions} for name, captions in rows))
     else:
         images = [{"id": number, "file_name": name} for number, (name, _) in enumerate(rows)]
-        captions = [{"image_id": n, "caption": text} for n, (_, texts) in enumerate(rows) for text in texts]
-        value = {"info": {}, "licenses": [], "images": images, "annotations": captions}
+        annotations = [{"image_id": n, "caption": text} for n, (_, texts) in enumerate(rows) for text in texts]
+        value = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
         (folder / source).write_text(json.dumps(value))
 
 
