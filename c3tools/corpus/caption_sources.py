@@ -72,7 +72,7 @@ class CaptionSources:
 
     @property
     def complete(self) -> bool:
-        """Whether every image has captions."""
+        """True if every image has captions."""
         return all(map(_has_captions, self._offers))
 
     def add(self, source: str, folder: Path, rows: Iterable[CaptionRow]) -> int:
