@@ -116,6 +116,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         )
     print(f"{arguments.count} photos, {MODEL} with random weights, {arguments.rounds} rounds")
     print_table(("", "images/s", "range", "of clip-retrieval", "of the bare pass", "command, s"), rows)
+    if "fp32" not in arguments.precisions:
+        print("No cosines: fp32, which they are with, is not among --precisions.")
+        return
     exact = embeddings(folder / "fp32-0")
     for precision in arguments.precisions:
         cosines = [vector @ exact[key] for key, vector in embeddings(folder / f"{precision}-0").items()]
@@ -133,7 +136,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--precisions", nargs="+", default=["auto", "fp32", "int8"], help="fp32 has to be among them")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=["auto", "fp32", "int8"],
+        help="with fp32 among them, cosines with it are printed too",
+    )
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
     peer_option(parser)
     arguments = parser.parse_args()

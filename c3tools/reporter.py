@@ -6,6 +6,7 @@ Library functions take a ``reporter`` and tell it what happens; by default nobod
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from rich.table import Column
 from rich.text import Text
 
 LINE_SECONDS = 30.0
+BAR_SECONDS = 0.5
 
 
 class Progress:
@@ -63,11 +65,19 @@ class TerminalReporter(Reporter):
     Args:
         console: where to write; standard error by default.
         line_seconds: where the console is no terminal, seconds between two lines of progress.
+        bar_seconds: in a terminal, seconds until the bar of work that goes on is drawn.
     """
 
-    def __init__(self, console: Console | None = None, *, line_seconds: float = LINE_SECONDS) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        line_seconds: float = LINE_SECONDS,
+        bar_seconds: float = BAR_SECONDS,
+    ) -> None:
         self.console = console or Console(stderr=True, soft_wrap=True)
         self.line_seconds = line_seconds
+        self.bar_seconds = bar_seconds
 
     def message(self, text: str) -> None:
         """Print one line."""
@@ -81,19 +91,35 @@ class TerminalReporter(Reporter):
             yield lines
             lines.finish()
             return
-        bars = Bars(
-            TextColumn("{task.description}"),
+        known = (
             BarColumn(bar_width=20, table_column=_rigid()),
             MofNCompleteColumn(table_column=_rigid()),
             _RateColumn(table_column=_rigid()),
             TimeElapsedColumn(table_column=_rigid()),
             TextColumn("eta"),
             TimeRemainingColumn(table_column=_rigid()),
-            _NoteColumn(),
-            console=self.console,
         )
-        with bars:
+        unknown = (
+            TextColumn("{task.completed:,}", table_column=_rigid()),
+            _RateColumn(table_column=_rigid()),
+            TimeElapsedColumn(table_column=_rigid()),
+        )
+        columns = unknown if total is None else known
+        bars = Bars(TextColumn("{task.description}"), *columns, _NoteColumn(), console=self.console)
+        # an error at the start, as for a wrong setting, would leave the bar of work that never began
+        timer = threading.Timer(self.bar_seconds, bars.start)
+        timer.daemon = True
+        timer.start()
+        done = False
+        try:
             yield _Bar(bars, label, total)
+            done = True
+        finally:
+            timer.cancel()
+            timer.join()
+            if done and not bars.live.is_started:
+                bars.start()  # shows where it ended
+            bars.stop()
 
 
 class _Bar(Progress):
@@ -147,6 +173,11 @@ class _NoteColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(str(task.fields["note"]), style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, as messages say it: ``1 image``, ``2,000 images``; ``plural`` is noun + s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def _rigid() -> Column:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
@@ -118,4 +120,7 @@ def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminate)
     os.register_at_fork(after_in_child=_leave_termination_to_the_system)  # workers are ended by it without a word
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to stop
     app(prog_name="c3")

@@ -36,6 +36,11 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None
         Whether standard output is free for people.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False)
+    encoding = sys.stdout.encoding or "utf-8" if destination == "-" else "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:  # letters that this output has not, or halves of letters in file names
+        text = json.dumps(value, indent=2)
     if destination == "-":
         sys.stdout.write(text + "\n")
     elif destination:

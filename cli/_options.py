@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
@@ -25,6 +27,60 @@ def local_path(text: str | Path) -> Path:
     if is_url(text):
         raise C3Error(f"{text} is a URL; here a path on this machine is needed.", remedy="Name a folder, and copy it.")
     return Path(text)
+
+
+def output_file(text: str | Path) -> Path:
+    """Parse the path or URL of a file to write, before any work is done for it.
+
+    Raises:
+        C3Error: if its folder on this machine is missing or cannot be written to, or a folder has the name.
+    """
+    path = location(text)
+    if not isinstance(path, Path):
+        return path
+    folder = path.parent
+    if folder.exists() and not folder.is_dir():
+        raise C3Error(f"{path} cannot be written: {folder} is a file.", remedy="Name a file in a folder.")
+    if not folder.is_dir():
+        remedy = f"Make it: mkdir -p {shlex.quote(str(folder))}"
+        raise C3Error(f"{path} cannot be written: there is no folder {folder}.", remedy=remedy)
+    if path.is_dir():
+        raise C3Error(f"{path} cannot be written: it is a folder.", remedy="Name a file in it.")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise C3Error(f"{path} cannot be written: permission denied.", remedy="Name a file in another folder.")
+    return path
+
+
+def output_folder(text: str | Path) -> Path:
+    """Parse the path or URL of a folder to write into, which is made if need be; its own folder has to be there.
+
+    Raises:
+        C3Error: if that is missing or cannot be written to, or a file has the name.
+    """
+    path = location(text)
+    if not isinstance(path, Path) or path.is_dir():
+        return path
+    if path.exists():
+        raise C3Error(f"{path} is a file, not a folder.", remedy="Name another folder.")
+    return output_file(path)
+
+
+def extra_output(given: Path | None, default: Path, json: str | None) -> Path | None:
+    """Return the file to write beside what is printed: the one given, else ``default``; with `--json` none by default.
+
+    Raises:
+        C3Error: as `output_file`.
+    """
+    if given is not None:
+        return given
+    return None if json else output_file(default)
+
+
+def json_destination(text: str) -> str:
+    """Parse what follows `--json`: ``-``, or a path or URL as `output_file` takes it."""
+    if text != "-":
+        output_file(text)
+    return text
 
 
 def arguments(values: dict[str, Any], *others: str) -> dict[str, Any]:
@@ -185,6 +241,10 @@ def command_group(help: str, *commands: Callable[..., None]) -> typer.Typer:
 JsonOption = Annotated[
     str | None,
     typer.Option(
-        "--json", metavar="[PATH.json]", help="Print the result as JSON, or write it to PATH.json.", show_default=False
+        "--json",
+        parser=json_destination,
+        metavar="[PATH.json]",
+        help="Print the result as JSON, or write it to PATH.json.",
+        show_default=False,
     ),
 ]

@@ -9,6 +9,7 @@ import typer
 
 from c3tools.errors import C3Error
 from c3tools.io.locations import location
+from c3tools.reporter import counted
 
 from ._console import message, print_table, reporter, write_json
 from ._options import (
@@ -186,7 +187,7 @@ def apply(
     for note in report.notes:
         message(note)
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
-    message(f"Wrote {listing} rows into {output} ({report.pairs:,} pairs). Next: c3 gap-report {output}")
+    message(f"Wrote {listing} rows into {output} ({counted(report.pairs, 'pair')}). Next: c3 gap-report {output}")
 
 
 def lit(

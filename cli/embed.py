@@ -95,9 +95,9 @@ def embed(
 ) -> None:
     """Embed images and their captions, or texts, into a store.
 
-    Captions are detected automatically: captions.jsonl, metadata.jsonl or metadata.csv in the folder or beside it, or
-    a .txt file with the stem of the image. Tars and tables contain theirs. Run it again to continue what was
-    interrupted or to add what is new.
+    Captions are detected automatically, image by image: captions.jsonl, metadata.jsonl, metadata.csv or COCO .json in
+    the folder, the first three beside it, or a .txt file with the stem of the image. Tars and tables contain theirs.
+    Run it again to continue what was interrupted or to add what is new.
     """
     options = arguments(locals(), "paths", "store", "strict")
     from c3tools.embedding import embed as run

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from c3tools.io.locations import location
+from c3tools.reporter import counted
 
 from ._console import message, print_table, reporter, write_json
 from ._options import (
@@ -84,9 +85,9 @@ def export(
         from c3tools.transforms import open_pipeline
 
         chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
-        index = build_index(store, output, modality=modality, pipeline=chosen, seed=seed)
+        index = build_index(store, output, modality=modality, pipeline=chosen, seed=seed, rebuild=True)
         write_json(index.to_dict(), json)
-        message(f"Indexed {index.record['rows']:,} rows as {index.record['factory']} in {index.path}.")
+        message(f"Indexed {counted(index.record['rows'], 'row')} as {index.record['factory']} in {index.path}.")
         return
     from c3tools.export import export_store
 
@@ -94,7 +95,7 @@ def export(
     write_json(report.to_dict(), json)
     for name, counts in report.rows.items():
         noise = f", {counts['training']:,} of them as training inputs" if report.pipeline.noisy else ""
-        message(f"{name}: {sum(counts.values()):,} rows{noise}")
+        message(f"{name}: {counted(sum(counts.values()), 'row')}{noise}")
     kept = f" ({report.kept} parts were finished before)" if report.kept else ""
     message(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}")
     if isinstance(report.output, Path):

@@ -10,7 +10,17 @@ import typer
 from c3tools.io.locations import location
 
 from ._console import message, out, print_sections, reporter, write_json
-from ._options import DEFAULT_STORE, JsonOption, SeedOption, SplitOption, StoreOption, arguments
+from ._options import (
+    DEFAULT_STORE,
+    JsonOption,
+    SeedOption,
+    SplitOption,
+    StoreOption,
+    arguments,
+    extra_output,
+    output_file,
+    output_folder,
+)
 
 DEFAULT_PAGE = Path("gap-report.html")
 
@@ -43,29 +53,45 @@ def gap_report(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave rows with NaN, infinity or norm 0 out.")
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print every table, not the verdict alone.")] = False,
     html: Annotated[
-        Path, typer.Option("--html", parser=location, metavar="PATH", help="Where to write the page, here or by URL.")
-    ] = DEFAULT_PAGE,
+        Path | None,
+        typer.Option(
+            "--html",
+            parser=output_file,
+            metavar="PATH",
+            help="Where to write the page, here or by URL.",
+            show_default=f"{DEFAULT_PAGE}, none with --json",
+        ),
+    ] = None,
     figures: Annotated[
         Path | None,
         typer.Option(
-            "--figures", parser=location, metavar="FOLDER", help="Also write every figure there, as PNG and SVG."
+            "--figures", parser=output_folder, metavar="FOLDER", help="Also write every figure there, as PNG and SVG."
         ),
     ] = None,
     seed: SeedOption = 0,
     json: JsonOption = None,
 ) -> None:
-    """Measure the geometry of a store: gap, pairs, dimensions, recall, assumptions. Tables, JSON, an HTML page."""
-    options = arguments(locals(), "stores", "store", "modalities", "presets", "html", "figures")
+    """Measure the geometry of a store: gap, pairs, dimensions, recall, assumptions.
+
+    Prints a verdict in a few sentences, with --full all tables, and writes an HTML page with tables and figures.
+    """
+    options = arguments(locals(), "stores", "store", "modalities", "presets", "full", "html", "figures")
+    page = extra_output(html, DEFAULT_PAGE, json)
     from c3tools.geometry.comparison import gap_reports
 
     chosen = {"modalities": _names(modalities), "presets": _names(presets)}
     report = gap_reports(stores or [store], **options, **chosen, reporter=reporter())
     if json != "-":
         out.print(report.heading, style="bold", markup=False, highlight=False)
-        print_sections(report.sections(), report.notes)
+        print_sections(report.sections() if full else report.summary(), report.notes)
+        if not full:
+            seen = f", {page} shows them with figures" if page else ""
+            out.print(f"More: --full prints every table{seen}; docs/geometry.md says what the words mean.", style="dim")
     write_json(report.to_dict(), json)
-    for path in [*report.save(html), *(report.save_figures(figures) if figures else [])]:
+    written = report.save(page) if page else []
+    for path in [*written, *(report.save_figures(figures) if figures else [])]:
         message(f"Wrote {path}")
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from c3tools.reporter import counted
+
 from ._console import message, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
@@ -74,8 +76,8 @@ def import_(
     if report.failures:
         first = report.failures[0]
         message(
-            f"{len(report.failures):,} rows were left out and are listed in {report.store}/failures.parquet, "
-            f"the first ({first.path}) because {first.message}."
+            f"{counted(len(report.failures), 'row was', 'rows were')} left out and listed in "
+            f"{report.store}/failures.parquet, the first ({first.path}) because {first.message}."
         )
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
-    message(f"Imported {listing} rows into {report.store} ({report.pairs:,} pairs).")
+    message(f"Imported {listing} rows into {report.store} ({counted(report.pairs, 'pair')}).")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from c3tools.reporter import counted
+
 from ._console import message, reporter, write_json
 from ._options import DEFAULT_STORE, JsonOption, SeedOption, SplitOption, StoreOption, arguments, local_path
 
@@ -35,19 +37,30 @@ def index(
         float, typer.Option("--recall", min=0, max=1, help="Recall@10 that the search is tuned to.")
     ] = 0.98,
     seed: SeedOption = 0,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build it anew, with means of all rows, rather than add to it.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Index the store's embeddings, each centred by its own modality's mean, for `c3 search`."""
+    """Index the store's embeddings, each centred by its own modality's mean, for `c3 search`.
+
+    Run it again to add what was added to the store. The index is built anew, and that is said, where rows of the store
+    changed, the settings are others, or it would more than double.
+    """
     options = arguments(locals(), "store", "output")
     from c3tools.index import build_index
 
     built = build_index(store, output, **options, reporter=reporter())
     write_json(built.to_dict(), json)
     record = built.record
+    if record["added"] < record["rows"]:
+        added = f"Added {counted(record['added'], 'row')} to" if record["added"] else "There is nothing to add to"
+        message(f"{added} {built.path}: {counted(record['rows'], 'row')} as {record['factory']}.")
+        return
     measured = next((f"{name} {value:.3f}" for name, value in record.items() if name.startswith("recall@")), "")
     probes = f" with nprobe {record['nprobe']}" if record.get("nprobe") else ""
-    message(f"Indexed {record['rows']:,} rows as {record['factory']} in {built.path}.")
-    message(f"{measured} against exact search{probes} ({record['recall_queries']} queries).")
+    message(f"Indexed {counted(record['rows'], 'row')} as {record['factory']} in {built.path}.")
+    message(f"{measured} against exact search{probes} ({counted(record['recall_queries'], 'query', 'queries')}).")
     bias = built.bias or {"before": {}, "after": {}}
     for name in bias["before"]:
         before, after = bias["before"][name], bias["after"][name]

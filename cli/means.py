@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c3tools.io.locations import location
+from c3tools.reporter import counted
 
 from ._console import message, out, print_table, reporter, write_json
-from ._options import DEFAULT_STORE, AddressOption, ExecutorOption, JsonOption, ProcessesOption, StoreOption
+from ._options import (
+    DEFAULT_STORE,
+    AddressOption,
+    ExecutorOption,
+    JsonOption,
+    ProcessesOption,
+    StoreOption,
+    output_file,
+)
 
 if TYPE_CHECKING:
     from c3tools.moments import Moments
@@ -20,7 +29,7 @@ def means(
     store: StoreOption = DEFAULT_STORE,
     save: Annotated[
         Path | None,
-        typer.Option(parser=location, metavar="PATH", help="Write the moments of a split to this file or URL."),
+        typer.Option(parser=output_file, metavar="PATH", help="Write the moments of a split to this file or URL."),
     ] = None,
     split: Annotated[str, typer.Option(help="The split that --save writes: train, val, test or all.")] = "train",
     load: Annotated[
@@ -69,5 +78,5 @@ def means(
 
 
 def _print_saved(path: Path, groups: dict[str, Moments]) -> None:
-    listing = ", ".join(f"{moments.n:,} {name} rows" for name, moments in groups.items())
+    listing = ", ".join(counted(moments.n, f"{name} row") for name, moments in groups.items())
     message(f"Wrote {path}: {listing}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ._console import message, out, print_table, reporter, write_json
-from ._options import DeviceOption, JsonOption, SeedOption, arguments, command_group
+from ._options import DeviceOption, JsonOption, SeedOption, arguments, command_group, extra_output, output_file
 
 if TYPE_CHECKING:
     from c3tools.geometry.theory import Simulation
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 FigureOption = Annotated[
     Path | None,
     typer.Option(
-        "--figure", metavar="PATH", help="Where to draw: .svg, .png or .pdf.", show_default="simulate-NAME.svg"
+        "--figure",
+        parser=output_file,
+        metavar="PATH",
+        help="Where to draw: .svg, .png or .pdf.",
+        show_default="simulate-NAME.svg, none with --json",
     ),
 ]
 
@@ -37,7 +42,7 @@ def init_gap(
     options = arguments(locals(), "paths", "figure")
     from c3tools.geometry.theory.initialisation import simulate_init_gap
 
-    _print_result(simulate_init_gap(paths or (), **options, reporter=reporter()), figure, json)
+    _run(simulate_init_gap, {"paths": paths or (), **options, "reporter": reporter()}, figure, json)
 
 
 def depth(
@@ -53,7 +58,7 @@ def depth(
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.depth import simulate_depth
 
-    _print_result(simulate_depth(**options, reporter=reporter()), figure, json)
+    _run(simulate_depth, {**options, "reporter": reporter()}, figure, json)
 
 
 def gap_after_training(
@@ -80,7 +85,7 @@ def gap_after_training(
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.optimisation import simulate_gap_after_training
 
-    _print_result(simulate_gap_after_training(**options, reporter=reporter()), figure, json)
+    _run(simulate_gap_after_training, {**options, "reporter": reporter()}, figure, json)
 
 
 def stable_region(
@@ -97,7 +102,7 @@ def stable_region(
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.stable_region import simulate_stable_region
 
-    _print_result(simulate_stable_region(**options), figure, json)
+    _run(simulate_stable_region, options, figure, json)
 
 
 def temperature(
@@ -118,17 +123,21 @@ def temperature(
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.temperature import simulate_temperature
 
-    _print_result(simulate_temperature(**options, reporter=reporter()), figure, json)
+    _run(simulate_temperature, {**options, "reporter": reporter()}, figure, json)
 
 
-def _print_result(result: Simulation, figure: Path | None, json_path: str | None) -> None:
-    if write_json(result.to_dict(), json_path):
+def _run(simulate: Callable[..., Simulation], options: dict[str, Any], figure: Path | None, json: str | None) -> None:
+    """Run a simulation and print its result; the figure is named like the function unless ``figure`` names it."""
+    name = simulate.__name__.removeprefix("simulate_").replace("_", "-")
+    drawing = extra_output(figure, Path(f"simulate-{name}.svg"), json)
+    result = simulate(**options)
+    if write_json(result.to_dict(), json):
         print_table(result.table)
         out.print(result.found, highlight=False)
         out.print(f"The paper: {result.paper}", highlight=False, style="dim")
-    path = figure or Path(f"simulate-{result.name}.svg")
-    result.save_figure(path)
-    message(f"Wrote {path}")
+    if drawing is not None:
+        result.save_figure(drawing)
+        message(f"Wrote {drawing}")
 
 
 group = command_group(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from c3tools.errors import C3Error
+from c3tools.reporter import counted
 
 from ._console import message, print_table, reporter, write_json
 from ._options import DEFAULT_STORE, JsonOption, StoreOption, arguments
@@ -51,7 +52,7 @@ def split(
     if write_json(report.to_dict(), json):
         print_table(report.table())
     if report.unnamed:
-        message(f"Nothing is said about {report.unnamed:,} rows; they keep the split they had.")
+        message(f"Nothing is said about {counted(report.unnamed, 'row')}: the split stays as it was.")
 
 
 def _three_numbers(text: str) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c3tools.io.locations import location
+from c3tools.reporter import counted
 
 from ._console import err, message, out, reporter, write_json
 from ._options import DEFAULT_STORE, SAMPLE, JsonOption, SeedOption
@@ -67,8 +68,8 @@ def _show(result: Verification) -> None:
     for name, shards in result.shards.items():
         read = result.read[name]
         rows_read = "read" if read == shards else f"of {read:,} shards read"
-        counted = f"{shards:,} {'shard' if shards == 1 else 'shards'}"
-        out.print(f"{name}: {result.rows[name]:,} rows in {counted}, rows {rows_read}", highlight=False)
+        rows, parts = counted(result.rows[name], "row"), counted(shards, "shard")
+        out.print(f"{name}: {rows} in {parts}, rows {rows_read}", highlight=False)
     for finding in result.findings:
         colour = "yellow" if finding.warning else "red"
         level = "warning" if finding.warning else "defect"
@@ -81,7 +82,10 @@ def _show(result: Verification) -> None:
         out.print(f"{result.store} is whole.", markup=False, highlight=False)
     elif result.whole:
         done = "whole again" if result.repaired else "whole"
-        out.print(f"{result.store} is {done}; {len(result.findings):,} findings above.", markup=False, highlight=False)
+        out.print(
+            f"{result.store} is {done}; {counted(len(result.findings), 'finding')} above.",
+            markup=False,
+            highlight=False,
+        )
     else:
-        counted = f"{result.open:,} {'defect' if result.open == 1 else 'defects'}"
-        out.print(f"{result.store} is not whole: {counted}.", markup=False, highlight=False)
+        out.print(f"{result.store} is not whole: {counted(result.open, 'defect')}.", markup=False, highlight=False)

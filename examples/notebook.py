@@ -68,7 +68,7 @@ dict(zip(images.keys[:3], written, strict=True))
 # %% [markdown]
 # ## Search
 #
-# An index with one mean per role ranks images and texts together.
+# Each modality is searched by itself: first the nearest images, then the nearest texts.
 
 # %%
 index = c3tools.build_index(store, folder / "c3-index")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -33,3 +36,25 @@ def test_the_table_of_biases_has_a_line_for_each_preset(
     benchmark.print_bias(whole_store(tmp_path / "store", images=60), split="val")
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split()[0] for line in lines[2:]] == list(benchmark.BIAS_PRESETS)
+
+
+@pytest.mark.parametrize("precisions", [["auto", "int8"], ["auto", "fp32"]])
+def test_embedding_is_compared_with_fp32_only_where_it_was_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precisions: list[str]
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark = importlib.import_module("embed_images")
+
+    def embed(_: object, store: Path, *options: object) -> tuple[dict[str, Any], SimpleNamespace]:
+        whole_store(store)
+        return {"precision": options[-1], "modalities": {"image": {"rate": 2.0}}}, SimpleNamespace(seconds=1.0)
+
+    monkeypatch.setattr(benchmark, "random_weights", lambda path: path)
+    monkeypatch.setattr(benchmark, "child_rate", lambda *_: 2.0)
+    monkeypatch.setattr(benchmark, "c3_embed", embed)
+    (tmp_path / "photos-of-the-user").mkdir()
+    arguments = Namespace(folder=tmp_path / "photos-of-the-user", count=1, rounds=1, precisions=precisions, peer=None)
+    benchmark.measure(arguments, tmp_path)
+    said = capsys.readouterr().out
+    assert ("No cosines: fp32" in said) == ("fp32" not in precisions)
+    assert said.count("smallest cosine with fp32") == (2 if "fp32" in precisions else 0)

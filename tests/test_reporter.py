@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import io
 import re
+import threading
+from unittest import mock
 
+import pytest
 from rich.console import Console
+from rich.live import Live
+from rich.progress import Progress as Bars
 
-from c3tools.reporter import SILENT, TerminalReporter
+from c3tools.reporter import SILENT, TerminalReporter, counted
 
 
 def screen(*, terminal: bool) -> tuple[io.StringIO, Console]:
@@ -22,6 +27,52 @@ def test_a_long_note_takes_no_room_from_the_numbers() -> None:
     assert "eta" in last
     assert "epoch 5" in last
     assert "…" in last
+
+
+def test_work_of_unknown_length_has_neither_a_bar_nor_an_end() -> None:
+    text, console = screen(terminal=True)
+    with TerminalReporter(console).progress("Indexing") as progress:
+        progress.advance(1234)
+    assert re.search(r"Indexing 1,234\b", text.getvalue())
+    assert "eta" not in text.getvalue()
+    assert "/?" not in text.getvalue()
+
+
+def test_an_error_at_the_start_leaves_no_bar() -> None:
+    text, console = screen(terminal=True)
+    with pytest.raises(ValueError, match="wrong"), TerminalReporter(console, bar_seconds=60).progress("Indexing", 9):
+        raise ValueError("wrong")
+    assert text.getvalue() == ""
+
+
+def test_a_bar_is_drawn_while_the_work_goes_on() -> None:
+    text, console = screen(terminal=True)
+    drawn = threading.Event()
+
+    def start(bars: Bars) -> None:
+        Live.start(bars.live)
+        drawn.set()
+
+    with (
+        mock.patch.object(Bars, "start", start),
+        TerminalReporter(console, bar_seconds=0).progress("Indexing", 9),
+    ):
+        assert drawn.wait(30)
+    assert "0/9" in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "expected"),
+    [
+        (1, ("image",), "1 image"),
+        (0, ("image",), "0 images"),
+        (20_000, ("query", "queries"), "20,000 queries"),
+        (1, ("row was", "rows were"), "1 row was"),
+        (2, ("row was", "rows were"), "2 rows were"),
+    ],
+)
+def test_counted(count: int, words: tuple[str, ...], expected: str) -> None:
+    assert counted(count, *words) == expected
 
 
 def test_a_log_gets_a_line_now_and_then_with_rate_and_eta() -> None:

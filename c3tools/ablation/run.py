@@ -21,7 +21,7 @@ from ..errors import DecoderError, MetricError, telling_what_is_kept
 from ..io.files import write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
 from ..transforms.sigma import parse_sigma
 from .methods import ABLATION, METHODS, AblationData, AblationRun, check_methods, run_ablation
@@ -212,7 +212,9 @@ def ablation_data(store: Store, split: str = "test", *, choose: bool = False) ->
     everything = store.load("image")
     images, left_out = _described(store, everything, split, references)
     if left_out:
-        notes.append(f"{left_out:,} images have no captions to score against and are left out.")
+        without = "no captions to score against and"
+        said = counted(left_out, f"image has {without} is", f"images have {without} are")
+        notes.append(f"{said} left out.")
     moments = {modality: store.fitting_moments(modality) for modality in store.modalities}
     choice = _described(store, everything, "val", references)[0] if choose else None
     return AblationData(train, val, images, references, moments, everything, choice).sample(1.0), notes

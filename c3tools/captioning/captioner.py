@@ -25,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from .. import devices
+from ..corpus.folders import find_images
 from ..corpus.items import IMAGE_SUFFIXES
-from ..corpus.reading import assign_keys, find_images
+from ..corpus.reading import assign_keys
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, DecoderError
 from ..identity import ModelIdentity

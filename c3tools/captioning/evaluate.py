@@ -16,7 +16,7 @@ from ..errors import MetricError, StoreError
 from ..metrics.captions import PROMPT, CaptionScores, clip_score, ref_clip_score, score_captions
 from ..metrics.files import align_keys, read_predictions, read_references
 from ..metrics.significance import Comparison, Interval, bootstrap_interval, compare
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
 from ..store.rows import positions
 from ..tables import Table
@@ -73,7 +73,7 @@ class Evaluation:
             if change:
                 row += [f"{change.difference:+.1f} ({change.low:+.1f} – {change.high:+.1f})", f"{change.p_value:.3f}"]
             rows.append(row + [""] * (len(columns) - len(row)))
-        return Table(columns, rows, title=f"{len(self.captions):,} captions")
+        return Table(columns, rows, title=counted(len(self.captions), "caption"))
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
@@ -158,7 +158,9 @@ def evaluate_captions(
     result = Evaluation(own, dict(details.corpus), intervals, details, notes=list(details.notes), left_out=left_out)
     if left_out:
         named = ", ".join(left_out[:_NAMED_KEYS]) + (", …" if len(left_out) > _NAMED_KEYS else "")
-        result.notes.append(f"{len(left_out):,} images have no captions to score against and are left out: {named}.")
+        without = "no captions to score against and"
+        said = counted(len(left_out), f"image has {without} is", f"images have {without} are")
+        result.notes.append(f"{said} left out: {named}.")
     if clip_score:
         assert isinstance(store, Store)
         result.scores.update(

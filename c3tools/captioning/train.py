@@ -16,7 +16,7 @@ from ..corpus.splits import STANDARD
 from ..devices import Compute
 from ..errors import DecoderError, telling_what_is_kept
 from ..io.outputs import Output
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..training import CheckpointDir
@@ -311,7 +311,8 @@ def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, l
     else:
         train, val = train.hold_out()
         images = len(dict.fromkeys(val.items))
-        notes.append(f"There is no val split: {len(val):,} captions of {images:,} images are held out.")
+        held = f"{counted(len(val), 'caption')} of {counted(images, 'image is', 'images are')}"
+        notes.append(f"There is no val split: {held} held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
     notes += [note for note in (train_note, val_note) if note]
     require_captioned(train, val, notes)
@@ -358,14 +359,15 @@ def _inputs(
     images = store.load("image")
     if pairs is None:
         validated = captions_of_images(images, val)
-        note = f"The checkpoint is chosen on {len(validated):,} captions from the embeddings of their images."
+        note = f"The checkpoint is chosen on {counted(len(validated), 'caption')} from the embeddings of their images."
         return train, validated, [note]
     # the same share of both, so that the pairs used to choose the checkpoint are counted too
     train, val = (rows.sample(pairs, f"pairs {seed}") for rows in (train, val))
     learned, validated = captions_of_images(images, train), captions_of_images(images, val)
     note = (
-        f"Learning from pairs: {len(learned):,} captions of {len(dict.fromkeys(train.items)):,} images; the checkpoint "
-        f"is chosen on {len(validated):,} captions of {len(dict.fromkeys(val.items)):,} others."
+        f"Learning from pairs: {counted(len(learned), 'caption')} of "
+        f"{counted(len(dict.fromkeys(train.items)), 'image')}; the checkpoint "
+        f"is chosen on {counted(len(validated), 'caption')} of {counted(len(dict.fromkeys(val.items)), 'other')}."
     )
     return learned, validated, [note]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..corpus.splits import STANDARD, describe_rule, kept_splits, split_of
 from ..encoders import ImagePreprocessor, open_image
 from ..errors import ConnectError, StoreError
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Store
 from ..store.importers import Modality, pair, read_table, read_vectors
@@ -211,7 +211,10 @@ class PairInputs:
         if not len(val) or train_split == "val" or (rule and train_split not in STANDARD):
             held = held_out(train.items)
             train, val = train.select(~held), train.select(held)
-            reporter.message(f"There is no val split: {len(val):,} pairs of the split {train_split!r} are held out.")
+            own = f"of the split {train_split!r}"
+            reporter.message(
+                f"There is no val split: {counted(len(val), f'pair {own} is', f'pairs {own} are')} held out."
+            )
         return train, val
 
     def ids(self, pairs: Indices) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from ..errors import ConnectError, telling_what_is_kept
 from ..io.files import write_json_atomically, write_text_atomically
 from ..io.outputs import Output, previous_folder, replacing, written_at
 from ..pages.figures import save_figure
-from ..reporter import Reporter
+from ..reporter import Reporter, counted
 from ..tables import Table
 from ..training import CheckpointDir
 from .geometry import LogPoint, geometry_figure, measure
@@ -236,7 +236,7 @@ def write_card(output: Path, title: str, facts: list[tuple[str, str]], record: d
         (
             "training",
             f"batches of {settings['batch_size']:,}, AdamW at {settings['learning_rate']:g}, seed {settings['seed']}; "
-            f"{record['outcome']} after {record['steps']:,} steps, step {record['kept_step']:,} kept; "
+            f"{record['outcome']} after {counted(record['steps'], 'step')}, step {record['kept_step']:,} kept; "
             f"{record['seconds']:,.0f} s",
         ),
     ]

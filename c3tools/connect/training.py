@@ -24,7 +24,7 @@ from torch import Tensor
 from ..devices import Compute
 from ..errors import ConnectError, telling_what_is_kept
 from ..io.outputs import Output
-from ..reporter import SILENT, Progress, Reporter
+from ..reporter import SILENT, Progress, Reporter, counted
 from ..store.rows import Indices
 from ..training import NOTHING_KEPT, CheckpointDir, adamw, interrupts_held, warmup
 from ..training.optimization import set_learning_rate
@@ -94,9 +94,9 @@ def train_towers(
                 state.write_log(output.folder, names)
                 written += f" but the log in {output.folder}"
         raise ConnectError(
-            f"The run collapsed: after {state.step:,} steps the loss is {state.log[-1].loss:.3f}, that of chance in "
-            f"batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no nearer than other rows. "
-            f"{written}.",
+            f"The run collapsed: after {counted(state.step, 'step')} the loss is {state.log[-1].loss:.3f}, that of "
+            f"chance in batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no nearer than other "
+            f"rows. {written}.",
             remedy="Lower --learning-rate, start at a lower --logit-scale, and check that the rows of a pair match.",
         )
     record = training_record(state, settings, train, val)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CorpusError
 from ..io.locations import is_url, name_or_file
+from ..reporter import counted
 from .captions import read_captions
 from .items import Corpus, Entry, ReadOptions, Skipped, is_utf8
 from .lists import read_list
@@ -88,10 +89,12 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
     captions_by_key = _captions_by_key(options)
     paths_by_key = {item.key: item.path for item in corpus.images}
     captioned: set[str] = set()
+    lost = 0
 
     def add(container: Path, entry: Entry) -> Skipped | None:
         if isinstance(entry, Skipped):
             return entry
+        nonlocal lost
         image, captions = entry
         own_key = image.key
         key = f"{container.stem}/{own_key}" if options.prefix_keys else own_key
@@ -106,6 +109,7 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
         paths_by_key[key] = image.path
         split = image.split
         if captions_by_key is not None:
+            lost += bool(captions) and own_key not in captions_by_key
             captions, named_split = captions_by_key.get(own_key, ([], None))
             split = named_split or split
             captioned.add(own_key)
@@ -127,6 +131,11 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
             corpus.skipped.append(unreadable(path, message))
     if captions_by_key is not None:
         corpus.captions_without_image += sorted(captions_by_key.keys() - captioned)
+    if lost:
+        corpus.notes.append(
+            f"Captions come from --captions alone: {counted(lost, 'image')} without captions there "
+            f"{'has' if lost == 1 else 'have'} captions of {'its' if lost == 1 else 'their'} own, not used."
+        )
 
 
 def _captions_by_key(options: ReadOptions) -> dict[str, tuple[list[str], str | None]] | None:

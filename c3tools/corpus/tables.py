@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CorpusError
 from ..io.locations import is_url, name_or_file
+from ..reporter import counted
 from .arrow import UNREADABLE, record_batches
 from .captions import (
     ID_COLUMNS,
@@ -64,7 +65,8 @@ def read_parquet(path: Path, options: ReadOptions) -> Iterator[Entry]:
                 try:
                     records = file.read_row_group(group, columns=columns).to_pylist() if columns else [{}] * count
                 except UNREADABLE as error:
-                    message = f"row group {group} ({count:,} rows) cannot be read ({error}); get the file again"
+                    damaged = f"row group {group} ({counted(count, 'row')})"
+                    message = f"{damaged} cannot be read ({error}); get the file again"
                     yield Skipped(path.name, f"{path}#group {group}", "DamagedTable", message)
                     rows.count += count  # their keys are not known
                     continue

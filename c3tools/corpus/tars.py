@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError
-from ..io.locations import kind_of, name_or_file, open_binary, upload, version_of
+from ..io.locations import is_url, kind_of, name_or_file, open_binary, upload, version_of
 from .captions import SPLIT_COLUMN, captions_of, pick_text_columns, read_captions
 from .images import ByteRange, ImageItem
 from .items import IMAGE_SUFFIXES, Entry, ReadOptions, Skipped
@@ -67,7 +67,7 @@ class _Draft:
 
     @property
     def lacks_captions(self) -> bool:
-        return self.image is not None and self.lines is None and not self.record
+        return self.image is not None and not self.lines
 
 
 def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
@@ -130,13 +130,13 @@ def _add_member(member: Member, drafts: dict[str, _Draft]) -> tuple[str, str] | 
 
 
 def _captions(draft: _Draft, options: ReadOptions, beside: list[str], where: str) -> list[str]:
-    if options.text_column is None and draft.lines is not None:
+    if options.text_column is None and draft.lines:
         return draft.lines
     wanted = options.text_column if options.text_column in draft.record else None
     texts = pick_text_columns(list(draft.record), wanted, Path(where)) if draft.record else ()
     if options.text_column is not None and wanted is None:
         texts = ()
-    return captions_of(draft.record, texts, where) if texts else beside
+    return captions_of(draft.record, texts, where) or beside
 
 
 def _require_text_column(path: Path, drafts: dict[str, _Draft], column: str, beside: dict[str, list[str]]) -> None:
@@ -161,6 +161,27 @@ def _captions_beside(path: Path, options: ReadOptions) -> dict[str, list[str]]:
     except CorpusError:  # some other table that happens to lie there
         return {}
     return captions
+
+
+def member_range(path: str, tars: dict[str, TarIndex]) -> ByteRange | None:
+    """Return where the bytes of ``x.tar#member`` are in a tar of this machine; None if the path is none of a member.
+
+    Args:
+        path: as `ImageItem.path`.
+        tars: the indexes of the tars that were read before, by path; this one is added.
+
+    Raises:
+        OSError: if the tar cannot be read, or has no such image.
+    """
+    start, mark, name = path.partition(".tar#")
+    if not mark or is_url(path):
+        return None
+    tar = f"{start}.tar"
+    tars[tar] = tars[tar] if tar in tars else scan(Path(tar))
+    for member in tars[tar].members:
+        if member.content is None and member.name == name:
+            return ByteRange(tar, member.offset, member.length)
+    raise FileNotFoundError(0, f"{tar} has no image {name}")
 
 
 def index_of(path: Path, folder: Path | None) -> TarIndex:

@@ -6,8 +6,6 @@ come from the corpus that c3-mini was trained on, and sigma from the spread of t
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from ..geometry.figures import figure_blocks
 from ..geometry.report import gap_report
 from ..io.lock import locked
 from ..io.outputs import Output
-from ..pages import render_page
+from ..pages import inline_image, render_page
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..store.means import load_means
@@ -181,7 +179,7 @@ def _write_page(result: DemoResult) -> None:
         photos.append(
             {
                 "key": key,
-                "source": _inline_photo(PHOTOS / "images" / f"{key}.jpg"),
+                "source": _inline_photo(key),
                 "attribution": attributions.get(key),
                 "captions": [
                     {"method": method, "steps": _STEPS.get(method, method), "text": by_key[key]}
@@ -222,12 +220,9 @@ def _geometry_of(photos: Store) -> dict[str, Any] | None:
     return {"sentence": sentence, "figures": figures}
 
 
-def _inline_photo(path: Path) -> str:
-    with Image.open(path) as image:
-        image.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _inline_photo(key: str) -> str:
+    with Image.open(PHOTOS / "images" / f"{key}.jpg") as image:
+        return inline_image(image, _PHOTO_SIDE)
 
 
 def _attributions() -> dict[str, dict[str, str]]:

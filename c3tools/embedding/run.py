@@ -15,7 +15,7 @@ from ..executors import Executor, LocalExecutor, open_executor
 from ..io.files import remove_leftovers
 from ..io.locations import kind_of, location
 from ..io.lock import locked
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, create_store, finish_store, rewrite_failures, write_failures
 from ..store.manifest import Manifest, ShardName, ShardRecord
 from ..store.rewriting import rewrite_shard
@@ -107,7 +107,7 @@ def embed(
         download=download,
         index_folder=None if dry_run else folder / INDEX_FOLDER,
     )
-    reporter.message(f"Found {len(corpus.images):,} images and {len(corpus.texts):,} texts.")
+    reporter.message(f"Found {counted(len(corpus.images), 'image')} and {counted(len(corpus.texts), 'text')}.")
     for note in corpus.notes:
         reporter.message(note)
     if dry_run:

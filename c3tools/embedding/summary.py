@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
+from ..reporter import counted
 from ..tables import Table
 
 _NAMES_SHOWN = 5
@@ -144,20 +145,27 @@ class EmbedSummary:
     def notes(self) -> list[str]:
         """Return what deserves attention, one sentence each: missing partners, changes, failures, the bottleneck."""
         notes = [
-            *_listed("images have no caption", self.images_without_caption),
-            *_listed("captions name an image that was not found", self.captions_without_image),
+            *_listed("image has no caption", "images have no caption", self.images_without_caption),
+            *_listed(
+                "caption names an image that was not found",
+                "captions name images that were not found",
+                self.captions_without_image,
+            ),
         ]
         for name, m in self.modalities.items():
             notes += m.notes(name)
             if m.truncated:
-                notes.append(f"{m.truncated:,} texts were longer than the model's context and were cut.")
+                texts = counted(m.truncated, "text was", "texts were")
+                notes.append(f"{texts} longer than the model's context, and cut.")
         if self.failures_in_store:
-            notes.append(
-                f"{self.failures_in_store:,} inputs were not embedded; {self.store}/failures.parquet says why "
-                "(--retry-failed tries them again)."
-            )
+            inputs = counted(self.failures_in_store, "input was", "inputs were")
+            notes.append(f"{inputs} not embedded; {self.store}/failures.parquet says why (--retry-failed tries again).")
         if self.lost:
-            notes += _listed("shards were lost and are not made again by these inputs", self.lost)
+            notes += _listed(
+                "shard was lost and is not made again by these inputs",
+                "shards were lost and are not made again by these inputs",
+                self.lost,
+            )
             notes.append(
                 "Embed what they were made from too. If nothing is missing, delete manifest.json and run "
                 f"`c3 verify {self.store} --repair`: it records what is there."
@@ -200,14 +208,14 @@ _ADVICE = {
 }
 
 
-def _listed(problem: str, names: list[str]) -> list[str]:
+def _listed(problem: str, problems: str, names: list[str]) -> list[str]:
     """Return one sentence with the number of names and the first of them; none without names."""
-    return [f"{len(names):,} {problem}: {_first(names)}"] if names else []
+    return [f"{counted(len(names), problem, problems)}: {_first(names)}"] if names else []
 
 
 def _said(name: str, keys: list[str], one: str, many: str) -> str:
     """Return a sentence about one input of a modality, or several, with the first of their keys."""
-    return f"1 {name} {one}: {keys[0]}" if len(keys) == 1 else f"{len(keys):,} {name}s {many}: {_first(keys)}"
+    return f"{counted(len(keys), f'{name} {one}', f'{name}s {many}')}: {_first(keys)}"
 
 
 def _first(names: list[str]) -> str:

@@ -135,7 +135,10 @@ def export_store(
     settings = {"format": format, "dtype": dtype, "role": role, "train_on": train_on, "seed": seed, "epoch": epoch}
     for name, choices in (("format", FORMATS), ("dtype", DTYPES), ("role", ROLES)):
         if (value := settings[name]) not in choices:
-            raise TransformError(f"Unknown export {name} {value!r}.", remedy=f"Choose from {', '.join(choices)}.")
+            index = "; faiss makes an index: c3 export -f faiss, or c3tools.build_index" if name == "format" else ""
+            raise TransformError(
+                f"Unknown export {name} {value!r}.", remedy=f"Choose from {', '.join(choices)}{index}."
+            )
     chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
     output = location(output)
     modalities = list(modality) if modality else store.modalities

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..moments import Array
+from ..reporter import counted
 from ..seeds import generator
 from ..store.rows import Indices
 from .collect import Collected
@@ -188,7 +189,7 @@ def all_assumptions(
 def is_constant(sums: PairSums, items: int) -> Assumption:
     """Test whether the gap is the same vector everywhere: over groups of pairs, in the order of the store."""
     if len(sums.groups) < 2:
-        return _answer("constant", f"{len(sums.item_index)} pairs make fewer than two groups.")
+        return _answer("constant", f"{counted(len(sums.item_index), 'pair')}: fewer than two groups.")
     # with the overall gap rather than with the next group: a gap that turns slowly agrees with its neighbours
     overall = np.broadcast_to(sums.mean, sums.groups.shape)
     directions, lengths = row_cosines(sums.groups, overall), np.linalg.norm(sums.groups, axis=1)

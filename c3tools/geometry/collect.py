@@ -12,7 +12,7 @@ import numpy as np
 from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..moments import Moments
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store.reader import Store
 from ..store.rows import Indices, Mask
@@ -245,7 +245,7 @@ def _require_count(store: Store, modality: str, count: int, split: str | None) -
     if count < MIN_ROWS:
         every = split in (None, ALL)
         raise StoreError(
-            f"The modality {modality!r} of the store {store.path} has {count} rows"
+            f"The modality {modality!r} of the store {store.path} has {counted(count, 'row')}"
             f"{'' if every else f' in the split {split!r}'}; a report needs at least {MIN_ROWS}.",
             remedy="Embed more." if every else f"Choose another --split; there are {store.list_splits(modality)}.",
         )

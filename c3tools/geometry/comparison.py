@@ -17,6 +17,7 @@ from .figures import figure_blocks
 from .report import TEMPLATE, GapReport, gap_report, save_report
 from .spaces import COLLAPSE, RAW
 from .tables import Figures, Values, numbers, report_facts, with_interval
+from .verdict import verdict_section
 
 ALL_PAIRS = ("all",)
 
@@ -53,11 +54,16 @@ class GapReports:
             return {"stores": self.values, "notes": _differences(*self.values)}
         return {"reports": self.values}
 
+    def summary(self) -> list[Section]:
+        """Return the one report in a few sentences; of several, those of each and the tables that compare them."""
+        return self.reports[0].summary() if len(self.reports) == 1 else self.sections()
+
     def sections(self) -> list[Section]:
         """Return the one report, two stores side by side, or the pairs of modalities as sentences and tables."""
         if len(self.reports) == 1:
             return self.reports[0].sections()
-        return _compare_stores(self.values) if len(self.reports) == 2 else _list_pairs(self.values)
+        tables = _compare_stores(self.values) if len(self.reports) == 2 else _list_pairs(self.values)
+        return [*self._verdicts(), *tables]
 
     def save(self, path: str | Path) -> list[Path]:
         """Write JSON or pages as `GapReport.save` does; every pair of modalities has a further page beside ``path``."""
@@ -77,6 +83,12 @@ class GapReports:
     def _repr_html_(self) -> str:
         return "".join(table._repr_html_() for section in self.sections() for table in section.tables)
 
+    def _verdicts(self) -> list[Section]:
+        """Return the verdict of each report under the name of its store, or of its pair of modalities."""
+        two = len(self.reports) == 2
+        names = [values["provenance"]["store"] if two else " and ".join(values["modalities"]) for values in self.values]
+        return [verdict_section(values, f"Verdict: {name}") for name, values in zip(names, self.values, strict=True)]
+
     def _pages(self, name: str) -> dict[str, str]:
         """Return HTML pages by what is added to the stem of ``name``: the first page has "" and links to the others."""
         if len(self.reports) == 1:
@@ -87,11 +99,13 @@ class GapReports:
                 figure_blocks(report.labelled_figures() if report.measured else {}, prefix=f"store{number}")
                 for number, report in enumerate(self.reports)
             ]
-            return {"": _page(self.heading, self.notes, _compare_stores(self.values, blocks), facts)}
+            return {
+                "": _page(self.heading, self.notes, [*self._verdicts(), *_compare_stores(self.values, blocks)], facts)
+            }
         suffixes = ["-" + "-".join(values["modalities"]) for values in self.values]
         links = [f"{Path(name).stem}{suffix}{Path(name).suffix}" for suffix in suffixes]
         shared = {key: facts[0][key] for key in ("Store", "Model", "Made with")}
-        first = _page("Every pair of modalities", [], _list_pairs(self.values, links), [shared])
+        first = _page("Every pair of modalities", [], [*self._verdicts(), *_list_pairs(self.values, links)], [shared])
         return {"": first} | {suffix: each.to_html() for suffix, each in zip(suffixes, self.reports, strict=True)}
 
 

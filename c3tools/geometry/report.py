@@ -23,6 +23,7 @@ from .measures import Measured, measure
 from .spaces import RECALL_PRESETS
 from .spectrum import ModalityMeasures, gaps_between_modalities, measure_modality
 from .tables import extreme_sections, report_facts, report_sections, report_tiles, summarize
+from .verdict import verdict_section, verdicts
 
 DIGITS = 9
 SCHEMA = 1
@@ -67,9 +68,13 @@ class GapReport:
             return {"spectrum": (spectra(self.alone), "Covariance spectrum")}
         return all_figures(self.measured)
 
+    def summary(self) -> list[Section]:
+        """Return the report in a few sentences."""
+        return [verdict_section(self.values)]
+
     def sections(self) -> list[Section]:
         """Return the report as sentences and tables."""
-        return report_sections(self.values, self.measured)
+        return [*self.summary(), *report_sections(self.values, self.measured)]
 
     def to_html(self) -> str:
         """Return the report as one self-contained page."""
@@ -84,7 +89,11 @@ class GapReport:
             lead=lead,
             tiles=report_tiles(self.values),
             notes=self.values["notes"],
-            sections=report_sections(self.values, self.measured, figure_blocks(self.labelled_figures())) + sections,
+            sections=[
+                *self.summary(),
+                *report_sections(self.values, self.measured, figure_blocks(self.labelled_figures())),
+                *sections,
+            ],
             sources=[report_facts(self.values)],
         )
 
@@ -184,6 +193,11 @@ def to_json_floats(value: Any) -> Any:
     return value
 
 
+def _with_verdict(values: dict[str, Any]) -> dict[str, Any]:
+    values["verdict"] = {found.name: asdict(found) for found in verdicts(values)}
+    return to_json_floats(values)  # type: ignore[no-any-return]
+
+
 def _check_presets(names: Sequence[str] | None) -> None:
     for name in names or ():
         if name not in RECALL_PRESETS:
@@ -235,7 +249,7 @@ def _pair_values(measured: Measured, *, seed: int, split: str | None) -> dict[st
         },
         "notes": measured.notes,
     }
-    return to_json_floats(values)  # type: ignore[no-any-return]
+    return _with_verdict(values)
 
 
 def _single_values(
@@ -264,4 +278,4 @@ def _single_values(
         },
         "notes": [*notes, *row_notes],
     }
-    return to_json_floats(values)  # type: ignore[no-any-return]
+    return _with_verdict(values)

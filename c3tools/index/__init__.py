@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .build import build_index
-from .index import Hit, Index, SearchResult
+from .index import Index
+from .results import Hit, SearchResult, contact_sheet
 
-__all__ = ["Hit", "Index", "SearchResult", "build_index"]
+__all__ = ["Hit", "Index", "SearchResult", "build_index", "contact_sheet"]

@@ -1,8 +1,12 @@
-"""Building an index of a store: the rows go through a pipeline and into FAISS, the search is tuned and measured."""
+"""Build an index of a store, or bring one up to date with a store that has grown.
+
+Rows of new shards are added to an index that was built with the same settings; it keeps its pipeline, so the means of
+the rows that it was built from, and its cells. It is built anew where that would not do: `_reason_to_rebuild`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +19,18 @@ from ..io.files import write_atomically, write_json_atomically
 from ..io.locations import is_url
 from ..io.lock import locked
 from ..io.outputs import Output
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..store import Store, embedding_matrix
 from ..transforms import Pipeline, open_pipeline
 from ..transforms import preset as preset_named
 from ..transforms.fitting import first_rows
 from . import faiss_shards
 from .faiss_shards import SHARD_ROWS, Matrix
-from .index import HIT_COLUMNS, INDEX_FILE, ROWS_FILE, Index
+from .index import HIT_COLUMNS, INDEX_FILE, ROWS_FILE, Index, location_of_store, shards_of
 
 BIAS_ROWS = 2_000
 RECALL_QUERIES = 200
+_GROWTH = 2  # times the rows it was built from, beyond which means and cells are computed anew
 
 
 def build_index(
@@ -40,13 +45,17 @@ def build_index(
     shard_rows: int = SHARD_ROWS,
     recall: float = 0.98,
     seed: int = 0,
+    rebuild: bool = False,
     reporter: Reporter = SILENT,
 ) -> Index:
     """Index the transformed embeddings of a store, as inference inputs without noise.
 
+    An index that is there already, and was built with the same settings from a store that has only grown since, gets
+    the rows it lacks; ``record["added"]`` counts them. Any other is built anew, and the reporter is told why.
+
     Args:
         store: a store, its folder, or its URL.
-        output: the folder to write to; an index that is there is built anew.
+        output: the folder to write to.
         factory: FAISS index string, or ``auto`` by the number of rows.
         modality: one, or several for a mixed index; None for all.
         split: rows of this split only; None for all.
@@ -56,6 +65,7 @@ def build_index(
         shard_rows: vectors per file.
         recall: recall@10 that the number of inverted lists to visit is tuned to.
         seed: of training samples and of the sample that bias is measured on.
+        rebuild: build it anew, with means of all rows, even if the rows could be added.
         reporter: shows the progress.
 
     Raises:
@@ -79,6 +89,7 @@ def build_index(
             shard_rows=shard_rows,
             recall=recall,
             seed=seed,
+            rebuild=rebuild,
             reporter=reporter,
         )
 
@@ -94,33 +105,61 @@ def _build(
     shard_rows: int,
     recall: float,
     seed: int,
+    rebuild: bool,
     reporter: Reporter,
 ) -> Index:
-    """Build the index; the arguments are those of `build_index`."""
-    if not chosen.fitted:
-        chosen.fit(store)
-    chosen.check_model(store.info.model)
+    """Build the index or add to it; the arguments are those of `build_index`."""
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
-    rows = _row_table(store, modalities, split)
+    settings = {
+        "factory": factory,
+        "modality": list(modality) if modality else None,
+        "split": split or "all",
+        "pipeline": chosen.record()["checksum"] if chosen.fitted else chosen.config(),
+        "shard_rows": shard_rows,
+        "recall": recall,
+        "seed": seed,
+    }
+    shards = {name: shards_of(store, name) for name in modalities}
+    before = None if rebuild else _open_before(folder, reporter)
+    if before is not None:
+        reason = _reason_to_rebuild(before, store, settings, shards)
+        if reason is None:
+            try:
+                return _add_rows(before, store, shards, reporter)
+            except RuntimeError as error:  # some kinds of FAISS index are filled once
+                reason = f"FAISS cannot add rows to {before.record['factory']} ({_last_line(error)})"
+        reporter.message(f"Building {folder} anew: {reason}.")
+    if not chosen.fitted:
+        chosen.fit(store)
+    chosen.check_model(store.info.model)
+    rows = _row_table(store, dict.fromkeys(modalities), split)
     n, dim = rows.num_rows, store.info.dim
     if n == 0:
         raise StoreError(f"The store {store.path} has no rows in {split!r} to index; it has {store.list_splits()}.")
-    with reporter.progress("Indexing") as progress:
 
-        def blocks() -> Iterator[Matrix]:
+    def blocks(label: str) -> Iterator[Matrix]:
+        with reporter.progress(label, n) as progress:
             for name in modalities:
                 for batch in store.batches(name, split=split):
                     yield chosen.transform(embedding_matrix(batch), modality=name)
                     progress.advance(len(batch))
 
-        queries = _sample_queries(store, chosen, modalities, blocks)
-        used, empty = faiss_shards.train_index(factory, blocks, n, dim, seed=seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / INDEX_FILE).unlink(missing_ok=True)
-        names, shards = faiss_shards.write_shards(folder, empty, blocks(), shard_rows)
-        measured = faiss_shards.measure_recall(shards, queries, blocks(), recall)
+    queries = _sample_queries(store, chosen, modalities, split)
+    used, empty = faiss_shards.train_index(factory, lambda: blocks("Training"), n, dim, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX_FILE).unlink(missing_ok=True)
+    for old in [*folder.glob("part-*.faiss"), *folder.glob("rows*.parquet")]:
+        old.unlink()
+    try:
+        names, parts = faiss_shards.write_shards(folder, empty, blocks("Indexing"), shard_rows)
+    except RuntimeError as error:
+        raise StoreError(
+            f"FAISS cannot fill an index {used!r} block by block ({_last_line(error)}).",
+            remedy="Use --factory auto or another index.",
+        ) from error
+    measured = faiss_shards.measure_recall(parts, queries, blocks("Measuring recall"), recall)
     write_atomically(folder / ROWS_FILE, lambda path: pq.write_table(rows, path, compression="zstd"))
     record = {
         "modalities": modalities,
@@ -133,21 +172,116 @@ def _build(
         "shards": names,
         "metric": "cosine",
         **measured,
+        "built_from": n,
+        "added": n,
+        "store": location_of_store(store, folder),
+        "store_shards": shards,
+        "settings": settings,
     }
     write_json_atomically(folder / INDEX_FILE, record)
     chosen.save(folder)
-    index = Index(folder, record, shards, rows, chosen)
+    index = Index(folder, record, parts, rows, chosen)
     if len(modalities) == 2:
         index.bias = _bias(store, chosen, modalities, seed)
     return index
 
 
-def _row_table(store: Store, modalities: Sequence[str], split: str | None) -> pa.Table:
-    """Return key, modality and what a hit shows of each row, in the order of the vectors."""
-    schema = pa.schema([(name, pa.string()) for name in (*HIT_COLUMNS, "image_key")])
+def _open_before(folder: Path, reporter: Reporter) -> Index | None:
+    """Return the index that is in the folder; None if there is none, or it is damaged."""
+    if not (folder / INDEX_FILE).is_file():
+        return None
+    try:
+        return Index.open(folder, gpu=False)
+    except StoreError as error:
+        reporter.message(f"Building {folder} anew: {error.message}")
+        return None
+
+
+def _reason_to_rebuild(
+    index: Index, store: Store, settings: Mapping[str, Any], shards: Mapping[str, Mapping[str, str]]
+) -> str | None:
+    """Return why the rows that an index lacks cannot be added to it; None if they can."""
+    record = index.record
+    if "settings" not in record:
+        return "it does not say what it was built from"
+    if record["model"] != store.info.model:
+        return "the store is of another model"
+    for name, value in settings.items():
+        if record["settings"].get(name) != value:
+            shown = (
+                "" if name == "pipeline" else f" was {_shown(record['settings'].get(name))}, now it is {_shown(value)}"
+            )
+            return f"its {name}{shown or ' is another one'}"
+    if record["modalities"] != list(shards):
+        return f"the store now has {_shown(list(shards))}, it was built from {_shown(record['modalities'])}"
+    lost = len(index.lost_shards(shards))
+    if lost:
+        return f"{counted(lost, 'shard')} of the store changed or {'was' if lost == 1 else 'were'} removed"
+    n = record["rows"] + index.count_missing(store, shards)
+    if n > _GROWTH * record["built_from"]:
+        return f"the store has {counted(n, 'row')}, more than twice the {record['built_from']:,} that it was built from"
+    return None
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _shown(value: Any) -> str:
+    return "all" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _add_rows(index: Index, store: Store, shards: Mapping[str, Mapping[str, str]], reporter: Reporter) -> Index:
+    """Add the rows of the shards that an index lacks; index.json is replaced last, so a kill leaves the old index.
+
+    Raises:
+        RuntimeError: if FAISS cannot add rows to an index of this kind.
+    """
+    record, folder = index.record, index.path
+    split = record["split"]
+    missing = {name: sorted(map(int, parts)) for name, parts in index.missing_shards(shards).items()}
+    rows = _row_table(store, missing, split)
+    names, parts, row_files = list(record["shards"]), index.shards, list(record.get("row_files", [ROWS_FILE]))
+    if rows.num_rows:
+        with reporter.progress("Indexing", rows.num_rows) as progress:
+
+            def blocks() -> Iterator[Matrix]:
+                for name, numbers in missing.items():
+                    for batch in store.batches(name, split=split, parts=numbers):
+                        yield index.pipeline.transform(embedding_matrix(batch), modality=name)
+                        progress.advance(len(batch))
+
+            names, parts = faiss_shards.extend_shards(folder, names, parts, blocks(), record["settings"]["shard_rows"])
+        row_files.append(f"rows-{len(row_files):05d}.parquet")
+        write_atomically(folder / row_files[-1], lambda path: pq.write_table(rows, path, compression="zstd"))
+    changed = {
+        **record,
+        "rows": record["rows"] + rows.num_rows,
+        "shards": names,
+        "row_files": row_files,
+        "added": rows.num_rows,
+        "store": location_of_store(store, folder),
+        "store_shards": shards,
+    }
+    write_json_atomically(folder / INDEX_FILE, changed)
+    for old in [*folder.glob("part-*.faiss"), *folder.glob("rows-*.parquet")]:
+        if old.name not in (*names, *row_files):
+            old.unlink()
+    return Index(folder, changed, parts, pa.concat_tables([index.rows, rows]), index.pipeline)
+
+
+def _row_table(store: Store, parts: Mapping[str, Sequence[int] | None], split: str | None) -> pa.Table:
+    """Return key, modality and what a hit shows of each row, in the order of the vectors.
+
+    Args:
+        store: the store.
+        parts: numbers of the shards by modality; None for all of them.
+        split: rows of this split only; None or ``all`` for all.
+    """
+    schema = pa.schema([(name, pa.string()) for name in HIT_COLUMNS])
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for modality in modalities:
-        for batch in store.batches(modality, split=split):
+    for modality, numbers in parts.items():
+        for batch in store.batches(modality, split=split, parts=numbers):
             known = batch.select([name for name in columns if name in batch.schema.names]).to_pydict()
             known["modality"] = [modality] * len(batch)
             for name in columns:
@@ -155,9 +289,7 @@ def _row_table(store: Store, modalities: Sequence[str], split: str | None) -> pa
     return pa.table(columns, schema=schema)
 
 
-def _sample_queries(
-    store: Store, pipeline: Pipeline, modalities: Sequence[str], blocks: Callable[[], Iterator[Matrix]]
-) -> Matrix:
+def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str | None) -> Matrix:
     """Return queries to tune the search with: rows of another modality where there is one that the pipeline knows.
 
     Rows of the index itself would find themselves without effort.
@@ -169,7 +301,8 @@ def _sample_queries(
     except TransformError:
         if not others:
             raise
-        return next(blocks())[:RECALL_QUERIES]
+        rows = first_rows(store, modalities[0], split, RECALL_QUERIES)
+        return pipeline.transform(rows.embeddings, modality=modalities[0])
 
 
 def _bias(store: Store, pipeline: Pipeline, modalities: Sequence[str], seed: int) -> dict[str, dict[str, float]]:

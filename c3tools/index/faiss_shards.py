@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import MissingExtraError, StoreError
 from ..io.files import write_atomically
+from ..reporter import counted
 from ..seeds import generator
 
 Matrix = npt.NDArray[np.float32]
@@ -53,15 +54,16 @@ def choose_factory(n: int, dim: int) -> str:
     return f"OPQ{pieces}_{pieces * 4},IVF{cells},PQ{pieces}"
 
 
-def read_shards(paths: Iterable[Path]) -> list[Any]:
-    """Read FAISS indexes from files, onto GPUs where faiss sees some.
+def read_shards(paths: Iterable[Path], *, gpu: bool = True) -> list[Any]:
+    """Read FAISS indexes from files, onto GPUs where faiss sees some and ``gpu`` is true.
 
     Raises:
         RuntimeError: if a file is missing or damaged.
         MissingExtraError: if faiss is not installed.
     """
     faiss = load_faiss()
-    return [_on_gpu(faiss, faiss.read_index(str(path))) for path in paths]
+    read = [faiss.read_index(str(path)) for path in paths]
+    return [_on_gpu(faiss, shard) for shard in read] if gpu else read
 
 
 def train_index(
@@ -87,27 +89,57 @@ def train_index(
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise StoreError(
-            f"FAISS cannot make the index {factory!r} from {n:,} rows of {dim} dimensions ({reason}).",
+            f"FAISS cannot make the index {factory!r} from {counted(n, 'row')} of {dim} dimensions ({reason}).",
             remedy="Use --factory auto, Flat, or fewer cells.",
         ) from error
     return factory, empty
 
 
-def write_shards(folder: Path, empty: Any, blocks: Iterable[Matrix], shard_rows: int) -> tuple[list[str], list[Any]]:
+def write_shards(
+    folder: Path, empty: Any, blocks: Iterable[Matrix], shard_rows: int, *, number: int = 0, begun: Any = None
+) -> tuple[list[str], list[Any]]:
     """Fill copies of the trained index ``empty`` with up to ``shard_rows`` vectors each, and write them to ``folder``.
 
-    Shards that are there already are removed. Returns the names of the files, and the shards.
+    Args:
+        folder: where to write.
+        empty: a trained index without vectors.
+        blocks: the vectors.
+        shard_rows: most vectors of a shard.
+        number: of the first file.
+        begun: a shard that has room left, to be filled first.
+
+    Returns:
+        The names of the files, and the shards.
     """
     faiss = load_faiss()
-    for old in folder.glob("part-*.faiss"):
-        old.unlink()
     names, shards = [], []
-    for part, shard in enumerate(_filled(faiss, empty, blocks, shard_rows)):
+    for part, shard in enumerate(_filled(faiss, empty, blocks, shard_rows, begun), start=number):
         name = f"part-{part:05d}.faiss"
         write_atomically(folder / name, lambda path, shard=shard: faiss.write_index(shard, str(path)))  # type: ignore[misc]
         names.append(name)
         shards.append(shard)
     return names, shards
+
+
+def extend_shards(
+    folder: Path, names: list[str], shards: list[Any], blocks: Iterable[Matrix], shard_rows: int
+) -> tuple[list[str], list[Any]]:
+    """Add vectors behind those of the shards; no file is changed: a last shard that grows gets a new one.
+
+    Returns:
+        The names of all files, and all shards.
+
+    Raises:
+        RuntimeError: if FAISS cannot add vectors to an index of this kind.
+    """
+    faiss = load_faiss()
+    empty = faiss.clone_index(shards[-1])
+    empty.reset()
+    begun = faiss.clone_index(shards[-1]) if shards[-1].ntotal < shard_rows else None
+    kept = len(names) - (begun is not None)
+    number = 1 + max(int(name.removesuffix(".faiss").rpartition("-")[2]) for name in names)
+    more, grown = write_shards(folder, empty, blocks, shard_rows, number=number, begun=begun)
+    return names[:kept] + more, shards[:kept] + grown
 
 
 def exact_neighbours(blocks: Iterable[Matrix], queries: Matrix, k: int) -> Indices:
@@ -143,22 +175,22 @@ def measure_recall(
 
 
 def search_shards(
-    shards: Iterable[Any], queries: Matrix, k: int, nprobe: int | None, between: tuple[int, int] | None = None
+    shards: Iterable[Any], queries: Matrix, k: int, nprobe: int | None, wanted: npt.NDArray[np.bool_] | None = None
 ) -> tuple[Matrix, Indices]:
     """Return the best scores and row numbers over all shards, both (q, k), best first.
 
-    Where there are fewer than ``k`` rows, the row number is -1 and the score -inf. ``between`` looks only at rows from
-    its first number to before its second.
+    Where there are fewer than ``k`` rows, the row number is -1 and the score -inf. ``wanted`` (n,) tells which rows are
+    looked at; None for all.
     """
     queries = np.ascontiguousarray(queries, dtype=np.float32)
-    scores, rows, start = [], [], 0
+    scores = [np.full((len(queries), k), -np.inf, np.float32)]
+    rows = [np.full((len(queries), k), -1, np.int64)]
+    start = 0
     for shard in shards:
-        span = None
-        if between is not None:
-            # FAISS trusts the range: beyond its vectors it reads other memory
-            span = (min(max(between[0] - start, 0), shard.ntotal), min(max(between[1] - start, 0), shard.ntotal))
-        if span is None or span[0] < span[1]:
-            found_scores, found = shard.search(queries, k, params=_parameters(shard, nprobe, span))
+        own = None if wanted is None else wanted[start : start + shard.ntotal]
+        if own is None or own.any():
+            parameters = _parameters(shard, nprobe, None if own is None or own.all() else own, k)
+            found_scores, found = shard.search(queries, k, params=parameters)
             missing = found < 0
             scores.append(np.where(missing, -np.inf, found_scores))
             rows.append(np.where(missing, -1, found + start))
@@ -168,25 +200,27 @@ def search_shards(
     return np.take_along_axis(all_scores, best, 1), np.take_along_axis(all_rows, best, 1)
 
 
-def _parameters(index: Any, nprobe: int | None, span: tuple[int, int] | None) -> Any:
-    """Return search parameters of the class that the index takes."""
+def _parameters(index: Any, nprobe: int | None, wanted: npt.NDArray[np.bool_] | None, k: int) -> Any:
+    """Return search parameters of the class that the index takes; ``wanted`` (n,) tells which rows are looked at."""
     faiss = load_faiss()
     options: dict[str, Any] = {}
-    if span is not None:
-        options["sel"] = faiss.IDSelectorRange(*span)
+    if wanted is not None:
+        options["sel"] = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        inner = _parameters(index.index, nprobe, span)
+        inner = _parameters(index.index, nprobe, wanted, k)
         return None if inner is None else faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexIVF):
         return faiss.SearchParametersIVF(nprobe=int(nprobe or index.nprobe), **options)
     if hasattr(faiss, "IndexHNSW") and isinstance(index, faiss.IndexHNSW):
+        if wanted is not None:  # the graph is searched among all rows: as many more have to be visited
+            options["efSearch"] = max(index.hnsw.efSearch, -(-k * len(wanted) // int(wanted.sum())))
         return faiss.SearchParametersHNSW(**options)
     return faiss.SearchParameters(**options) if options else None
 
 
-def _filled(faiss: ModuleType, empty: Any, blocks: Iterable[Matrix], shard_rows: int) -> Iterator[Any]:
-    shard = faiss.clone_index(empty)
+def _filled(faiss: ModuleType, empty: Any, blocks: Iterable[Matrix], shard_rows: int, begun: Any) -> Iterator[Any]:
+    shard = faiss.clone_index(empty) if begun is None else begun
     for block in blocks:
         start = 0
         while start < len(block):

@@ -1,86 +1,45 @@
-"""An index of a store on disk: build it, open it, search it by text, image, vector or key.
+"""An index of a store on disk: open it, search it by text, image, vector or key.
 
 c3-index/
-index.json                    factory, dimension, rows, nprobe, measured recall, provenance
+index.json                    factory, dimension, rows, nprobe, measured recall, shards of the store, provenance
 part-00000.faiss              up to `shard_rows` vectors
-rows.parquet                  key, modality, caption, path of each row, in the order of the vectors
+rows.parquet, rows-00001…     key, modality, caption, path of each row, in the order of the vectors; a file per addition
 transform.json, .safetensors  the pipeline that index and queries went through
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import StoreError
+from ..errors import C3Error, StoreError
 from ..io.float16 import to_float32
-from ..reporter import SILENT, Reporter
-from ..store import Store, embedding_matrix
+from ..io.locations import is_url, kind_of, location
+from ..reporter import SILENT, Reporter, counted
+from ..store import Store
 from ..store.importers import read_vectors
-from ..store.rows import keys_of
-from ..tables import Table
+from ..store.shards import ROWS
 from ..transforms import Pipeline
 from . import faiss_shards
 from .faiss_shards import Indices, Matrix
+from .results import Hit, SearchResult, vector_of_key, with_vectors
 
 INDEX_FILE = "index.json"
 ROWS_FILE = "rows.parquet"
-_PROVENANCE = ("modalities", "split", "model", "transform")
-HIT_COLUMNS = ("key", "modality", "caption", "path")
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A row that was found.
-
-    Attributes:
-        score: cosine with the query after the transform.
-        key: of the row.
-        modality: of the row.
-        caption: of a text.
-        path: of an image.
-    """
-
-    score: float
-    key: str
-    modality: str
-    caption: str | None = None
-    path: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the hit as JSON values, without what it lacks."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The rows found for one query, best first.
-
-    Attributes:
-        query: the text, the path, the key, or the number of the vector.
-        hits: the rows.
-    """
-
-    query: str
-    hits: list[Hit]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return {"query": self.query, "hits": [hit.to_dict() for hit in self.hits]}
-
-    def _repr_html_(self) -> str:
-        """Return a table of the hits, for notebooks."""
-        rows = [(f"{hit.score:.3f}", hit.modality, hit.key, hit.caption or hit.path or "") for hit in self.hits]
-        return Table(("score", "modality", "key", "caption or path"), rows, self.query)._repr_html_()
+ANY = "any"  # a modality to search in: all of them, in one ranking
+HIT_COLUMNS = ("key", "modality", "caption", "path", "image_key")
+_PROVENANCE = ("modalities", "split", "model", "transform", "row_files", "store", "store_shards", "settings")
 
 
 class Index:
@@ -91,6 +50,7 @@ class Index:
         record: the content of index.json.
         rows: the table of keys, one row per vector.
         pipeline: fitted; queries go through it too.
+        shards: the FAISS indexes.
         bias: share of own-modality rows among the 10 nearest, per modality, before and after the transform, in a
             balanced sample (0.5 without bias); None for one modality, and where the index was not built just now.
     """
@@ -103,11 +63,11 @@ class Index:
         self.rows = rows
         self.pipeline = pipeline
         self.bias: dict[str, dict[str, float]] | None = None
-        self._shards = shards
+        self.shards = shards
 
     @classmethod
-    def open(cls, path: str | Path) -> Index:
-        """Open the index in the folder ``path``; on GPUs where faiss sees some.
+    def open(cls, path: str | Path, *, gpu: bool = True) -> Index:
+        """Open the index in the folder ``path``; on GPUs where faiss sees some and ``gpu`` is true.
 
         Raises:
             StoreError: if there is none, or it is damaged.
@@ -118,8 +78,9 @@ class Index:
         faiss_shards.load_faiss()
         try:
             record = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-            shards = faiss_shards.read_shards(folder / name for name in record["shards"])
-            rows = pq.read_table(folder / ROWS_FILE)
+            shards = faiss_shards.read_shards((folder / name for name in record["shards"]), gpu=gpu)
+            files = record.get("row_files", [ROWS_FILE])
+            rows = pa.concat_tables(pq.read_table(folder / name, columns=list(HIT_COLUMNS)) for name in files)
         except FileNotFoundError:
             raise StoreError(
                 f"There is no index at {folder}.", remedy="Make one with `c3 index`, or name another with --index."
@@ -130,7 +91,7 @@ class Index:
             ) from error
         if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
             raise StoreError(
-                f"The index at {folder} has {vectors:,} vectors and {rows.num_rows:,} keys.",
+                f"The index at {folder} has {counted(vectors, 'vector')} and {counted(rows.num_rows, 'key')}.",
                 remedy="Make it again: c3 index",
             )
         return cls(folder, record, shards, rows, Pipeline.load(folder))
@@ -143,6 +104,48 @@ class Index:
         measured = {name: value for name, value in self.record.items() if name not in _PROVENANCE}
         return {"output": str(self.path), **measured, "bias@10": self.bias}
 
+    @property
+    def store_path(self) -> Path:
+        """The store that the index was built from: its folder, or a path-like object for a URL."""
+        recorded = str(self.record.get("store", "c3-store"))
+        if is_url(recorded) or "store" not in self.record:
+            return location(recorded)
+        return Path(os.path.normpath(self.path / recorded))
+
+    def missing_shards(self, shards: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+        """Return the numbers of the shards of a store that the index lacks, by modality; ``shards`` as `shards_of`."""
+        known = self.record["store_shards"]
+        return {name: [part for part in own if part not in known.get(name, {})] for name, own in shards.items()}
+
+    def lost_shards(self, shards: Mapping[str, Mapping[str, str]]) -> list[str]:
+        """Return the shards that the index was built from and the store no longer has, or has with other rows."""
+        return [
+            f"{name} {part}"
+            for name, known in self.record["store_shards"].items()
+            for part, digest in known.items()
+            if shards.get(name, {}).get(part) != digest
+        ]
+
+    def count_missing(self, store: Store, shards: Mapping[str, Mapping[str, str]]) -> int:
+        """Return the number of rows in the shards that the index lacks, of whatever split."""
+        missing = self.missing_shards(shards)
+        return sum(int(store.marker(name, int(part))["rows"]) for name, parts in missing.items() for part in parts)
+
+    def stale(self, store: Store) -> str | None:
+        """Return how a store and the index differ, and what would help; None if the index has all its rows."""
+        if "store_shards" not in self.record:
+            return None
+        wanted = self.record["modalities"] if self.record["settings"]["modality"] else store.modalities
+        known = self.record["store_shards"]
+        shards = {name: shards_of(store, name, known.get(name, {})) for name in wanted if store.parts(name)}
+        lost, missing = self.lost_shards(shards), self.count_missing(store, shards)
+        if lost:
+            text = f"{counted(len(lost), 'shard')} of the store {store.path} changed or went since"
+            return f"The index {self.path} is out of date: {text}. `c3 index` builds it anew."
+        if missing:
+            return f"The store {store.path} has {counted(missing, 'row')} that the index lacks; `c3 index` adds them."
+        return None
+
     def search(
         self,
         text: str | Sequence[str] | None = None,
@@ -154,11 +157,15 @@ class Index:
         within: str | None = None,
         k: int = 10,
         nprobe: int | None = None,
-        store: Store | str | Path = "c3-store",
+        vectors: bool = False,
+        store: Store | str | Path | None = None,
         device: str | None = None,
         reporter: Reporter = SILENT,
     ) -> list[SearchResult]:
         """Find the nearest rows of one kind of query, of which there may be several; one result per query.
+
+        Each modality of the index is searched by itself, texts last: the gap between modalities would fill one ranking
+        with rows of the query's own.
 
         Args:
             text: what to look for, in words.
@@ -166,15 +173,17 @@ class Index:
             vector: embeddings (q, d) or (d,) as the model gives them, or a file that holds them.
             key: of a row of ``store``.
             modality: of ``vector``; decides which mean is subtracted.
-            within: find rows of this modality only.
-            k: rows per query.
+            within: find rows of this modality only; ``any`` ranks all rows together.
+            k: rows per query and modality.
             nprobe: inverted lists to visit; None for what the index was tuned to.
-            store: where ``key`` is looked up.
+            vectors: add the embeddings of the queries and of the rows, which are read from ``store``.
+            store: where ``key`` and embeddings are looked up; None for the store that the index was built from.
             device: of the encoder of texts and images, which is the recorded one.
-            reporter: is told what the encoder has to say.
+            reporter: is told what the encoder has to say, and if the index lacks rows of its store.
 
         Raises:
-            StoreError: if there is not one kind of query, the index has no rows of ``within``, or the key is unknown.
+            StoreError: if there is not one kind of query, a text is empty, the index has no rows of ``within``, or the
+                key is unknown.
             TransformError: if the pipeline does not know the modality, or dimensions differ.
             EncoderError: if the recorded model cannot be loaded.
         """
@@ -185,9 +194,13 @@ class Index:
                 f"One kind of query is needed; given: {', '.join(kinds) or 'none'}.",
                 remedy='For example: c3 search "a dog on a beach"',
             )
+        if text is not None and not all(query.strip() for query in ([text] if isinstance(text, str) else text)):
+            raise StoreError("The query is empty.", remedy='Say what to look for: c3 search "a dog on a beach"')
+        self._warn_if_stale(reporter)
+        source = self.store_path if store is None else store
         if key is not None:
             labels = [key]
-            embeddings, modality = _vector_of_key(Store.open(store), key)
+            embeddings, modality = vector_of_key(Store.open(source), key)
         elif vector is not None:
             is_file = isinstance(vector, str | Path)
             embeddings = _read_queries(Path(str(vector))) if is_file else np.atleast_2d(np.asarray(vector))
@@ -203,8 +216,13 @@ class Index:
                 images = list(image) if isinstance(image, list | tuple) else [image]
                 embeddings, modality = encoder.encode_images(images), "image"
                 labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
-        scores, rows = self.nearest(embeddings, modality, k, within=within, nprobe=nprobe)
-        return [SearchResult(label, self._hits(*found)) for label, *found in zip(labels, scores, rows, strict=True)]
+        results = [SearchResult(label, []) for label in labels]
+        for group in [within] if within else self._groups():
+            within_group = None if group == ANY else group
+            scores, rows = self.nearest(embeddings, modality, k, within=within_group, nprobe=nprobe)
+            for result, *found in zip(results, scores, rows, strict=True):
+                result.hits.extend(self._hits(*found))
+        return with_vectors(results, to_float32(embeddings), Store.open(source)) if vectors else results
 
     def nearest(
         self, embeddings: npt.ArrayLike, modality: str, k: int, *, within: str | None = None, nprobe: int | None = None
@@ -223,25 +241,81 @@ class Index:
                 remedy="Embed the queries with the model of the index.",
             )
         return faiss_shards.search_shards(
-            self._shards, queries, k, nprobe or self.record.get("nprobe"), self._rows_of(within)
+            self.shards, queries, k, nprobe or self.record.get("nprobe"), self._rows_of(within)
         )
 
-    def _rows_of(self, modality: str | None) -> tuple[int, int] | None:
-        """Return the first row of a modality and the one after its last: its rows are contiguous."""
+    def _groups(self) -> list[str]:
+        """Return the modalities to search one by one: images first, texts last, as a person looks at them."""
+        present = [str(name) for name in pc.unique(self.rows.column("modality")).to_pylist()]
+        return sorted(present, key=lambda name: (name == "text", name != "image", name))
+
+    def _is_of(self, modality: str) -> Any:
+        return pc.equal(self.rows.column("modality"), pa.scalar(modality))
+
+    def _rows_of(self, modality: str | None) -> npt.NDArray[np.bool_] | None:
+        """Return which rows (n,) are of a modality; None for all."""
         if modality is None:
             return None
-        names = [str(name) for name in self.rows.column("modality").to_pylist()]
-        if modality not in names:
-            known = ", ".join(sorted(set(names)))
-            raise StoreError(f"The index {self.path} has no {modality} rows; it has {known}.")
-        first = names.index(modality)
-        return first, first + names.count(modality)
+        wanted = self._is_of(modality).to_numpy()
+        if not wanted.any():
+            known = ", ".join(self._groups())
+            raise StoreError(
+                f"The index {self.path} has no {modality} rows; it has {known}.",
+                remedy=f"Name one of them with --in, or {ANY} for one ranking of all.",
+            )
+        return np.asarray(wanted, dtype=bool)
 
     def _hits(self, scores: Matrix, rows: Indices) -> list[Hit]:
         """Return the hits of one query from scores and row numbers, both (k,)."""
         found = rows >= 0
-        columns = [self.rows.column(name).take(rows[found]).to_pylist() for name in HIT_COLUMNS]
-        return [Hit(round(float(score), 6), *row) for score, *row in zip(scores[found], *columns, strict=True)]
+        table = self.rows.take(rows[found]).select(HIT_COLUMNS)
+        paths = self._paths({key for key in table.column("image_key").to_pylist() if key is not None})
+        hits = [
+            Hit(round(float(score), 6), *row)
+            for score, *row in zip(scores[found], *(column.to_pylist() for column in table.columns), strict=True)
+        ]
+        return [replace(hit, path=paths.get(hit.image_key)) if hit.image_key and not hit.path else hit for hit in hits]
+
+    def _paths(self, keys: set[str]) -> dict[str | None, str]:
+        """Return the paths of the images with these keys, as far as the index has them."""
+        if not keys:
+            return {}
+        images = self.rows.filter(self._is_of("image")).select(["key", "path"])
+        chosen = images.filter(pc.is_in(images.column("key"), pa.array(sorted(keys), pa.string())))
+        return {key: path for key, path in zip(*(c.to_pylist() for c in chosen.columns), strict=True) if path}
+
+    def _warn_if_stale(self, reporter: Reporter) -> None:
+        if kind_of(self.store_path / "store.json") != "file":
+            return  # an index can be searched without its store
+        try:
+            text = self.stale(Store.open(self.store_path))
+        except C3Error as error:
+            text = f"The index {self.path} cannot be compared with its store: {error.message}"
+        if text:
+            reporter.message(text)
+
+
+def shards_of(store: Store, modality: str, trusted: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the checksums of the rows in the finished shards of a modality, by the number of the shard.
+
+    At a URL each costs a request, so shards with a number in ``trusted`` are taken to have the checksum there.
+    """
+    found = {}
+    for part in store.parts(modality):
+        if trusted and str(part) in trusted and not isinstance(store.path, Path):
+            found[str(part)] = trusted[str(part)]
+            continue
+        digests = store.marker(modality, part).get("sha256", {})
+        found[str(part)] = next((digest for name, digest in digests.items() if name.endswith(ROWS)), "")
+    return found
+
+
+def location_of_store(store: Store, folder: Path) -> str:
+    """Return what an index in ``folder`` records of its store's place: relative to it if both may move together."""
+    if not isinstance(store.path, Path):
+        return str(store.path)
+    target, start = store.path.resolve(), folder.resolve()
+    return os.path.relpath(target, start) if target.is_relative_to(start.parent) else str(target)
 
 
 def _read_queries(path: Path) -> Matrix:
@@ -252,17 +326,3 @@ def _read_queries(path: Path) -> Matrix:
             if array.ndim == 1:
                 return to_float32(array[None])
     return to_float32(read_vectors(path).vectors[:])
-
-
-def _vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
-    """Return the embedding (1, d) of a row of the store, and its modality.
-
-    Raises:
-        StoreError: if no row has the key.
-    """
-    for name in store.modalities:
-        for batch in store.batches(name, ["key", "embedding"]):
-            keys = keys_of(batch)
-            if key in keys:
-                return embedding_matrix(batch.slice(keys.index(key), 1)), name
-    raise StoreError(f"No row of the store {store.path} has the key {key!r}.")

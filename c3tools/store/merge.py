@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..errors import StoreError
 from ..io.files import sha256_of, write_atomically
 from ..io.locations import download, kind_of
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from .keys import Hashes, contains, key_hashes, repeated
 from .manifest import finish_store
 from .metadata import Failure, write_failures, write_marker
@@ -167,9 +167,9 @@ def _refuse_duplicates(stores: Sequence[Store], duplicates: dict[str, Hashes]) -
                 for row in np.flatnonzero(contains(hashes, key_hashes(keys))):
                     other = found.setdefault(keys[row], store)
                     if other is not store:
+                        shared = counted(len(hashes), f"key of {modality} rows is", f"keys of {modality} rows are")
                         raise StoreError(
-                            f"{len(hashes):,} keys of {modality} rows are in several stores, for example {keys[row]!r} "
-                            f"in {other.path} and {store.path}.",
+                            f"{shared} in several stores, for example {keys[row]!r} in {other.path} and {store.path}.",
                             remedy="Use --keep first to take the row of the first, or --prefix to tell them apart.",
                         )
 

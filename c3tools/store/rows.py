@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from ..corpus.splits import ALL, STANDARD, Kept, split_of
 from ..errors import StoreError
 from ..io.float16 import to_float32
+from ..reporter import counted
 from ..seeds import stable_fraction
 
 Matrix = npt.NDArray[np.float32]
@@ -263,7 +264,10 @@ def embedding_matrix(table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if column.null_count:
-        raise StoreError(f"{column.null_count:,} rows have no embedding.", remedy="Check the store with `c3 verify`.")
+        raise StoreError(
+            f"{counted(column.null_count, 'row has', 'rows have')} no embedding.",
+            remedy="Check the store with `c3 verify`.",
+        )
     flat = column.flatten()  # type: ignore[attr-defined]
     # a view of the buffer: Array.to_numpy would import pandas where it is installed
     values = np.frombuffer(flat.buffers()[1], dtype=flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]

@@ -15,6 +15,7 @@ from ..identity import ModelIdentity
 from ..io.files import sha256_of
 from ..io.locations import SMALL_BLOCK, kind_of, name_or_file
 from ..moments import Moments, load_moments
+from ..reporter import counted
 from .metadata import StoreInfo, inspect_marker
 from .reader import Store
 from .rewriting import local_shard
@@ -124,7 +125,7 @@ def _check_footer(shard: _Shard) -> None:
     if described is None or not _is_of_store(described, info):
         raise _DamagedFileError("schema", ROWS, "its metadata describe another store")
     if count != shard.marker["rows"]:
-        what = f"it has {count:,} rows, the done marker says {shard.marker['rows']:,}"
+        what = f"it has {counted(count, 'row')}, the done marker says {shard.marker['rows']:,}"
         raise _DamagedFileError("count", ROWS, what)
 
 

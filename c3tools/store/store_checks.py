@@ -21,6 +21,7 @@ from ..errors import StoreError, UnreachableError
 from ..io.files import check_seal, json_text, sha256_of
 from ..io.locations import SMALL_BLOCK, kind_of, name_or_file, names_in, read_all
 from ..moments import load_moments
+from ..reporter import counted
 from .keys import Hashes, contains, key_hashes, repeated
 from .manifest import EXTERNAL_FILE, MANIFEST_FILE, Manifest, ShardName, ShardRecord
 from .metadata import FAILURES_FILE, FORMAT_VERSION, INFO_FILE, Failure, StoreInfo, read_marker
@@ -238,7 +239,8 @@ def _check_pairing(
             yield Finding(
                 "pairing",
                 part_name(modality, part, ROWS),
-                f"{missing:,} rows belong to what is neither there nor listed as failed, for example {example!r}",
+                f"{counted(missing, 'row belongs', 'rows belong')} to what is neither there nor listed as failed, for "
+                f"example {example!r}",
                 "The import's tables name them; give the images too, if they are wanted."
                 if imported
                 else "Run the `c3 embed` that made the store again: it embeds what is missing.",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..errors import TransformError
 from ..moments import Array, Moments
+from ..reporter import counted
 from . import operations as ops
 from .operations import Affine, Operation, Rows, Unit
 from .sigma import auto_sigma
@@ -109,8 +110,9 @@ class FitData:
         """Return the paired rows of two modalities, or raise a TransformError that says what the step lacks."""
         x, y = self.rows_of(first, step), self.rows_of(second, step)
         if len(x) != len(y):
+            there = f"{counted(len(x), f'{first} row')} and {counted(len(y), f'{second} row')}"
             raise TransformError(
-                f"The step {step} needs pairs; there are {len(x)} {first} rows and {len(y)} {second} rows.",
+                f"The step {step} needs pairs; there are {there}.",
                 remedy="Pass rows in which row i of the one belongs to row i of the other.",
             )
         return x, y

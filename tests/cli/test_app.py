@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import c3tools
-from tests.conftest import C3
+from c3tools.store import Rows
+from tests.conftest import C3, build_store, unit_rows
 
 HEAVY = ("torch", "open_clip", "pyarrow", "matplotlib", "numpy")
 PROBE = "import sys; {code}; print(sorted(set({heavy}) & set(sys.modules)))"
@@ -33,6 +35,27 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_the_probe_can_fail() -> None:
     assert "pyarrow" in loaded_by("import c3tools; c3tools.Store")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_letters_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path: Path, encoding: str) -> None:
+    name = "сон ö"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "夢.txt").write_text("夢 ö\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-c", "from c3tools.cli._app import main; main()", *arguments]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        return subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+
+    text = run("verify", name)
+    assert text.returncode == 1
+    assert b"Traceback" not in text.stderr
+    assert "сон ö".encode(encoding, "replace") in text.stderr
+    build_store(tmp_path / name / "store", Rows.of("text", ["夢", "ö"], unit_rows(2, 4)))
+    result = run("verify", f"{name}/store", "--json")
+    assert b"Traceback" not in result.stderr
+    assert json.loads(result.stdout.decode(encoding))["store"] == f"{name}/store"
 
 
 def test_public_names_are_sorted_and_there() -> None:

@@ -47,8 +47,8 @@ def test_failures_are_told_and_strict_makes_them_an_exit_code(c3: C3, photos: Pa
     (photos / "broken.jpg").write_text("no")
     result = c3("embed", photos, "--workers", 0)
     assert result.exit_code == 0
-    assert "1 inputs were not embedded" in result.stdout
-    assert "1 images have no caption: broken" in result.stdout
+    assert "1 input was not embedded" in result.stdout
+    assert "1 image has no caption: broken" in result.stdout
     assert c3("embed", photos, "--strict", "--workers", 0).exit_code == 1
 
 

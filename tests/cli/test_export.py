@@ -74,6 +74,7 @@ def test_mistakes_end_the_command_with_a_message(here: Path) -> None:
     assert not (here / "c3-export").exists()
     assert "no preset 'c4'" in refused("--preset", "c4")
     assert "Unknown export format 'hdf5'" in refused("--format", "hdf5")
+    assert "parquet, npy, safetensors, hf; faiss makes an index" in refused("--format", "csv")
     assert "sigma is a number of at least 0 or 'auto', not 'much'" in refused("--sigma", "much")
     (here / "p.yaml").write_text("steps: [normalize]\n")
     assert "sigma belongs to presets" in refused("--pipeline", "p.yaml", "--sigma", "0.1")

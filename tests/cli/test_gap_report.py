@@ -17,14 +17,49 @@ def store(tmp_path: Path) -> Store:
     return hostile_store(tmp_path / "c3-store")
 
 
-def test_without_options_it_prints_tables_and_writes_the_page(c3: C3, store: Store, tmp_path: Path) -> None:
+TABLES = ("gap length", "paired cosine", "c2-collapse", "Is the gap constant?", "How much noise to add")
+QUESTIONS = ("Is there a modality gap?", "Will Collapse help?", "Will Corrupt help?", "Is anything unusual?")
+
+
+def test_without_options_it_prints_the_verdict_and_writes_the_page(c3: C3, store: Store, tmp_path: Path) -> None:
     result = c3("gap-report")
     assert result.exit_code == 0, result.output
-    for words in ("gap length", "paired cosine", "c2-collapse", "Is the gap constant?", "How much noise to add"):
-        assert words in result.stdout
     assert "Wrote gap-report.html" in result.stderr
     assert "model [bold]&<i>" in result.stdout
-    assert (tmp_path / "gap-report.html").stat().st_size > 50_000
+    page = (tmp_path / "gap-report.html").read_text()
+    assert len(page) > 50_000
+    for words in QUESTIONS:
+        assert words in result.stdout
+        assert words in page
+    assert not any(words in result.stdout for words in TABLES)
+    assert "--full prints every table, gap-report.html shows them" in " ".join(result.stdout.split())
+    full = c3("gap-report", "--full")
+    assert all(words in full.stdout for words in (*QUESTIONS, *TABLES))
+
+
+def test_json_alone_writes_no_page_and_needs_no_folder_to_write_to(
+    c3: C3, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr("cli._options.os.access", lambda *_: False)  # as where the folder is not ours
+    result = c3("gap-report", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["verdict"]["gap"]["answer"] in ("yes", "partly", "no", "unknown")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    refused = c3("gap-report")
+    assert refused.exit_code == 1
+    assert "gap-report.html cannot be written: permission denied" in refused.stderr
+    assert "Pairs" not in refused.stderr  # nothing was measured before
+
+
+def test_missing_folders_of_outputs_are_errors(c3: C3, store: Store, tmp_path: Path) -> None:
+    for option in ("--html", "--json"):
+        refused = c3("gap-report", option, "none/deep/file.json")
+        assert refused.exit_code == 1
+        assert "there is no folder none/deep" in refused.stderr
+    assert "there is no folder none" in c3("gap-report", "--figures", "none/figures").stderr
+    assert "it is a folder" in c3("gap-report", "--html", "c3-store").stderr
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-4)])
@@ -81,6 +116,7 @@ def test_json_has_the_promised_keys(c3: C3, store: Store, tmp_path: Path) -> Non
 
 def test_two_stores_page_and_figures_go_where_they_are_asked_for(c3: C3, store: Store, tmp_path: Path) -> None:
     make_store(tmp_path / "other", unit_rows(20, 4), unit_rows(20, 4, seed=1))
+    (tmp_path / "deep").mkdir()
     options = ("--presets", "raw", "--json", "both.json", "--html", "deep/page.html", "--figures", "figures")
     result = c3("gap-report", "c3-store", "other", *options)
     assert result.exit_code == 0, result.output

@@ -37,6 +37,15 @@ def test_options_and_what_is_printed(here: Path) -> None:
     assert Index.open("mine").rows.num_rows == 180
 
 
+def test_again_and_anew(here: Path) -> None:
+    assert "Indexed 270 rows" in run().stderr
+    assert "There is nothing to add to c3-index: 270 rows as Flat." in run().stderr
+    assert "Indexed 270 rows" in run("--rebuild").stderr
+    anew = run("--modality", "image").stderr
+    assert "Building c3-index anew: its modality was all, now it is image." in anew
+    assert "Indexed 90 rows" in anew
+
+
 def test_unknown_factory(here: Path) -> None:
     assert "FAISS cannot make the index 'Nonsense'" in refused("Nonsense")
 

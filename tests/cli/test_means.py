@@ -32,5 +32,5 @@ def test_what_cannot_be_written_is_said(c3: C3, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = c3("means", "--save", "file/m.safetensors")
     assert result.exit_code == 1
-    assert "Not a directory: 'file'" in result.stderr or "File exists: 'file'" in result.stderr
-    assert "Check the path" in result.stderr
+    assert "file/m.safetensors cannot be written: file is a file." in result.stderr
+    assert "Name a file in a folder" in result.stderr

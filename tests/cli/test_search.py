@@ -54,8 +54,10 @@ def refused(*arguments: str) -> str:
 def test_a_row_finds_itself_and_its_texts() -> None:
     (found,) = hits_of("--key", "img004", "-k", "3")
     assert found["query"] == "img004"
-    assert {hit["key"] for hit in found["hits"]} == {"img004", "img004#0", "img004#1"}
+    assert [hit["modality"] for hit in found["hits"]] == ["image"] * 3 + ["text"] * 3
+    assert found["hits"][0]["key"] == "img004"
     assert found["hits"][0]["score"] == pytest.approx(1, abs=1e-3)
+    assert {hit["key"] for hit in found["hits"][3:5]} == {"img004#0", "img004#1"}
 
 
 def test_within_one_modality() -> None:
@@ -77,7 +79,7 @@ def test_vectors_from_a_file(here: Path) -> None:
         {f"img{i:03d}#0", f"img{i:03d}#1"} for i in range(4)
     ]
     np.save("one.npy", texts[8])
-    (found_one,) = hits_of("--vector", "one.npy", "-k", "1")
+    (found_one,) = hits_of("--vector", "one.npy", "-k", "1", "--in", "text")
     assert found_one["hits"][0]["key"] == "img004#0"
 
 
@@ -102,12 +104,29 @@ def test_text_and_image_queries_go_through_the_recorded_model(monkeypatch: pytes
 
 def test_printed_lines() -> None:
     result = run("--key", "img004#0", "-k", "1")
-    assert result.stdout.split()[1:] == ["text", "img004#0", "caption", "0", "of", "image", "4"]
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[1:] for line in lines] == [
+        ["image", "img004", "img004.jpg"],
+        ["text", "img004#0", "caption", "0", "of", "image", "4", "img004.jpg"],
+    ]
+
+
+def test_page_and_vectors(here: Path) -> None:
+    result = run("--key", "img004", "-k", "2", "--html", "sheet.html")
+    assert result.exit_code == 0, result.output
+    assert "Wrote sheet.html" in result.stderr
+    page = Path("sheet.html").read_text()
+    assert page.count("<figure>") == 2
+    assert "caption 0 of image 4" in page
+    (found,) = hits_of("--key", "img004", "-k", "1", "--vectors")
+    assert found["hits"][0]["embedding"] == found["embedding"]
 
 
 class TestBadInput:
     def test_queries(self) -> None:
         assert "One kind of query is needed; given: none" in refused()
+        assert "query is empty" in refused(" ")
+        assert "adds embeddings to the JSON alone" in refused("--key", "img001", "--vectors")
         assert "given: text, key" in refused("a dog", "--key", "img001")
         assert "No row of the store c3-store has the key 'x'" in refused("--key", "x")
         assert "no audio rows; it has image, text" in refused("--key", "img001", "--in", "audio")
@@ -115,6 +134,10 @@ class TestBadInput:
     def test_dimension(self) -> None:
         np.save("wrong.npy", np.eye(3))
         assert "16 dimensions; these have 3" in refused("--vector", "wrong.npy")
+
+    def test_the_folder_of_the_page_is_missing(self) -> None:
+        assert "there is no folder none" in refused("--key", "img001", "--html", "none/sheet.html")
+        assert not Path("none").exists()
 
     def test_no_index(self) -> None:
         assert "no index at none" in refused("--key", "img001", "--index", "none")

@@ -26,6 +26,9 @@ def test_each_prints_a_table_and_draws_a_figure(
     assert words in " ".join(result.stdout.split())
     assert "The paper:" in result.stdout
     assert (tmp_path / f"simulate-{arguments[0]}.svg").read_text().startswith("<?xml")
+    before = sorted(tmp_path.iterdir())
+    assert c3("simulate", *arguments, "--json").exit_code == 0
+    assert sorted(tmp_path.iterdir()) == before  # nothing is drawn beside JSON unless it is asked for
     printed = c3("simulate", *arguments, "--json", "--figure", "f.png")
     assert printed.exit_code == 0, printed.output
     assert isinstance(json.loads(printed.stdout), dict)
@@ -52,6 +55,7 @@ def test_init_gap_of_a_random_encoder(c3: C3, photos: Path, tmp_path: Path) -> N
         (("temperature", "--scale", -1), "above 0"),
         (("temperature", "--store", "nowhere"), "no store"),
         (("depth", "--width", 8, "--layers", 1, "--rows", 9, "--figure", "f.bmp"), "f.bmp"),
+        (("gap-after-training", "--figure", "none/f.svg"), "there is no folder none"),
     ],
 )
 def test_what_cannot_be_is_one_clear_error(c3: C3, arguments: tuple[object, ...], message: str) -> None:

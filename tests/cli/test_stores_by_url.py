@@ -48,6 +48,12 @@ def test_index_and_search(c3: C3, tmp_path: Path, s3: Faults) -> None:
     s3.every = 7
     for store, output in (("disk", "one"), (URL, "other")):
         done(c3("index", "--store", store, "-o", output))
+    records = [json.loads((tmp_path / output / "index.json").read_text()) for output in ("one", "other")]
+    assert [record.pop("store") for record in records] == ["../disk", URL]
+    assert records[0] == records[1]
+    for output in ("one", "other"):
+        (tmp_path / output / "index.json").unlink()
+        (tmp_path / output / "index.json").write_text(json.dumps(records[0]))
     same_files(tmp_path / "one", tmp_path / "other")
     found = [
         json.loads(done(c3("search", "--key", "img004", "--index", "one", "--store", store, "--json")).stdout)

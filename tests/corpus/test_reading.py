@@ -231,7 +231,7 @@ class TestErrors:
     def test_captions_of_other_images(self, tmp_path: Path) -> None:
         image(tmp_path / "x.png")
         path = jsonl(tmp_path / "c.jsonl", {"image": "y.png", "captions": ["a"]})
-        self.check("for none of the 1 images", [tmp_path], captions=path)
+        self.check("for none of the images", [tmp_path], captions=path)
 
     def test_captions_that_name_no_image(self, tmp_path: Path) -> None:
         image(tmp_path / "x.png")

@@ -52,6 +52,33 @@ def test_every_dialect_long_names_and_other_scripts(tmp_path: Path, form: int) -
     assert set(contents(corpus).values()) == {b"abc"}
 
 
+def test_a_member_without_captions_does_not_silence_the_next_source(tmp_path: Path) -> None:
+    members = [
+        ("a.jpg", b"x"),
+        ("a.txt", b"\n"),
+        ("a.json", b'{"caption": "json"}'),
+        ("b.jpg", b"x"),
+        ("b.txt", b"text"),
+    ]
+    members += [("c.jpg", b"x"), ("c.json", b'{"caption": null}'), ("d.jpg", b"x"), ("d.txt", b"")]
+    write_tar(tmp_path / "x.tar", members)
+    table = pa.table({"key": ["a", "b", "c", "d"], "caption": ["table a", "table b", "table c", "table d"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    corpus = read_corpus([tmp_path / "x.tar"])
+    found = {text.image_key: text.caption for text in corpus.texts}
+    assert found == {"a": "json", "b": "text", "c": "table c", "d": "table d"}
+
+
+def test_a_captions_file_that_is_given_counts_alone_and_that_is_said(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("a.jpg", b"x"), ("a.txt", b"own a"), ("b.jpg", b"x"), ("b.txt", b"own b")])
+    (tmp_path / "c.csv").write_text("key,caption\na,given\n")
+    corpus = read_corpus([tmp_path / "x.tar"], captions=tmp_path / "c.csv")
+    assert [(text.caption, text.image_key) for text in corpus.texts] == [("given", "a")]
+    assert corpus.notes == [
+        "Captions come from --captions alone: 1 image without captions there has captions of its own, not used."
+    ]
+
+
 def test_patterns(tmp_path: Path) -> None:
     for number in range(8, 13):
         write_tar(tmp_path / f"{number:03d}.tar", [(f"k{number}.jpg", b"x")])

@@ -256,7 +256,8 @@ def test_one_call_does_what_the_command_does(encoder: Encoder, photos: Path, tmp
     recorder = Recorder()
     store = embed(str(photos), tmp_path / "s", encoder=encoder, workers=0, reporter=recorder)
     assert (store.count("image"), store.count("text")) == (4, 20)
-    assert recorder.messages == ["Found 4 images and 20 texts."]
+    found = [f"{photos}: 20 captions: 20 from captions.jsonl."]
+    assert recorder.messages == ["Found 4 images and 20 texts.", *found]
     assert recorder.labels == ["Images", "Texts"]
     assert store.summary.to_dict()["modalities"]["text"]["embedded"] == 20
     assert Store.open(tmp_path / "s").summary is None
@@ -284,4 +285,4 @@ def test_the_summary_shows_itself_in_a_notebook(encoder: Encoder, photos: Path, 
     summary = embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     page = summary._repr_html_()
     assert "<tr><td>image</td><td>4</td><td>0</td><td>1</td>" in page
-    assert "1 images have no caption: &lt;b&gt;" in page
+    assert "1 image has no caption: &lt;b&gt;" in page

@@ -33,7 +33,9 @@ def test_two_stores_side_by_side(tmp_path: Path) -> None:
     make_store(tmp_path / "other", unit_rows(20, 4), unit_rows(20, 4, seed=1))
     reports = gap_reports([hostile_store(tmp_path / "s"), tmp_path / "other"], presets=ONLY_TWO)
     assert [values["modalities"]["image"]["n"] for values in reports.to_dict()["stores"]] == [30, 20]
-    rows = {row[0]: row[1:] for row in reports.sections()[0].tables[0].rows}
+    *verdicts, measures = reports.sections()
+    assert [section.title for section in verdicts] == [f"Verdict: {tmp_path / name}" for name in ("s", "other")]
+    rows = {row[0]: row[1:] for row in measures.tables[0].rows}
     lengths = [f"{values['gap']['length']:.3f}" for values in reports.values]
     assert [cell.split()[0] for cell in rows["Gap length"]] == lengths
     assert "Recall@1, %, image to text, before" in rows

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from c3tools import Store
 from c3tools.errors import StoreError
-from c3tools.index import Hit, Index, build_index
-from tests.stores import gap_store, unit
+from c3tools.index import Hit, Index, SearchResult, build, build_index, contact_sheet, faiss_shards
+from c3tools.reporter import Reporter
+from c3tools.store import Rows
+from c3tools.store.shards import Shard, write_shard
+from tests.conftest import build_store
+from tests.corpus.packing import write_tar
+from tests.stores import gap_store, make_vectors, unit
 
 pytest.importorskip("faiss", reason="faiss is an extra")
 
@@ -82,7 +91,7 @@ def test_splits(store: Store, tmp_path: Path) -> None:
 def test_an_array_is_a_query(store: Store, tmp_path: Path) -> None:
     index = build_index(store.path, tmp_path / "index")
     images = store.load("image").embeddings
-    (one,) = index.search(vector=images[4], modality="image", k=1)
+    (one,) = index.search(vector=images[4], modality="image", within="image", k=1)
     assert one.hits == [Hit(one.hits[0].score, "img004", "image", path="img004.jpg")]
     several = index.search(vector=images[:3], modality="image", within="text", k=2)
     assert [len(result.hits) for result in several] == [2, 2, 2]
@@ -98,5 +107,217 @@ def test_refusals(store: Store, tmp_path: Path) -> None:
         build_index(store, tmp_path / "index", split="val")
     with pytest.raises(StoreError, match="k is 0"):
         build_index(store, tmp_path / "index").search(key="img001", k=0, store=store)
+    for query in ("", "  ", ["a dog", ""]):
+        with pytest.raises(StoreError, match="query is empty"):
+            build_index(store, tmp_path / "index").search(query)
     with pytest.raises(StoreError, match=r"FAISS index is not written to s3://bucket/index"):
         build_index(store, "s3://bucket/index")
+
+
+@pytest.mark.parametrize(("query", "modality"), [(0, "image"), (1, "text")])
+def test_every_modality_has_its_nearest_rows_whatever_the_query(
+    store: Store, tmp_path: Path, query: int, modality: str
+) -> None:
+    index = build_index(store, tmp_path / "index")
+    row = store.load(modality).embeddings[7]
+    (found,) = index.search(vector=row, modality=modality, k=4)
+    assert {name: len(hits) for name, hits in found.groups.items()} == {"image": 4, "text": 4}
+    assert [hit.modality for hit in found.hits] == ["image"] * 4 + ["text"] * 4
+    transformed = centred(store, modality)[7]
+    for name, hits in found.groups.items():
+        best = np.argsort(-(centred(store, name) @ transformed))[:4]
+        assert [hit.key for hit in hits] == [store.load(name).keys[int(i)] for i in best]
+    assert all(hit.path == f"{hit.image_key}.jpg" for hit in found.groups["text"])
+    (mixed,) = index.search(vector=row, modality=modality, k=4, within="any")
+    assert len(mixed.hits) == 4
+    assert mixed.hits == sorted(mixed.hits, key=lambda hit: -hit.score)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,SQfp16", "HNSW8", "OPQ4_16,IVF4,SQ8"])
+def test_rows_of_one_modality_are_found_in_every_kind_of_index(store: Store, tmp_path: Path, factory: str) -> None:
+    index = build_index(store, tmp_path / "index", factory=factory, shard_rows=120)
+    for name in ("image", "text"):
+        scores, rows = index.nearest(store.load("text").embeddings[:20], "text", 5, within=name, nprobe=4)
+        assert (rows >= 0).all()
+        assert np.isfinite(scores).all()
+        assert set(index.rows.column("modality").take(rows.ravel()).to_pylist()) == {name}
+
+
+def test_vectors_are_those_of_the_store(store: Store, tmp_path: Path) -> None:
+    index = build_index(store, tmp_path / "index")
+    images, texts = store.load("image"), store.load("text")
+    (found,) = index.search(vector=images.embeddings[4], modality="image", k=3, vectors=True)
+    assert found.embedding == images.embeddings[4].tolist()
+    for hit in found.hits:
+        rows = images if hit.modality == "image" else texts
+        assert hit.embedding == rows.embeddings[list(rows.keys).index(hit.key)].tolist()
+    assert found.to_dict()["hits"][0]["embedding"] == found.hits[0].embedding
+    assert "embedding" not in index.search(vector=images.embeddings[4], modality="image")[0].to_dict()["hits"][0]
+
+
+def test_a_contact_sheet_shows_what_can_be_read_and_says_what_cannot(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "red.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    write_tar(tmp_path / "x.tar", [("in.png", (tmp_path / "red.png").read_bytes())])
+    paths = ["red.png", "broken.jpg", "gone.jpg", "x.tar#in.png", "x.tar#none.png"]
+    hits = [Hit(0.5, path, "image", path=str(tmp_path / path)) for path in paths]
+    hits += [Hit(0.4, "u", "image", path="https://example.org/a.jpg"), Hit(0.3, "<b>", "text", caption="<i>a & b</i>")]
+    page = contact_sheet([SearchResult("<script>dog", hits)])
+    assert page.count("data:image/jpeg;base64,") == 2
+    for text in ("cannot identify image", "no such file here", "has no image none.png", "not fetched"):
+        assert text in page
+    assert "&lt;script&gt;dog" in page
+    assert "&lt;i&gt;a &amp; b&lt;/i&gt;" in page
+    assert "<script>dog" not in page
+
+
+class Messages(Reporter):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def grow(store: Store, first: int, count: int, part: int, seed: int = 5) -> None:
+    """Add a shard of ``count`` images, and one of their texts."""
+    images, texts = make_vectors(count, seed)
+    keys = [f"new{number:03d}" for number in range(first, first + count)]
+    splits = ["train"] * count
+    paths = [f"{key}.jpg" for key in keys]
+    write_shard(store.path, store.info, Shard("image", part, images, {"key": keys, "path": paths, "split": splits}))
+    columns = {"key": [f"{key}#0" for key in keys], "caption": keys, "image_key": keys, "split": splits}
+    write_shard(store.path, store.info, Shard("text", part, texts[::2], columns))
+
+
+@pytest.mark.parametrize("factory", ["auto", "IVF4,SQfp16", "HNSW8"])
+@pytest.mark.parametrize("shard_rows", [1000, 100])
+def test_rows_that_were_added_to_the_store_are_added_to_the_index(
+    store: Store, tmp_path: Path, factory: str, shard_rows: int
+) -> None:
+    path, options = tmp_path / "index", {"factory": factory, "shard_rows": shard_rows}
+    first = build_index(store, path, **options)  # type: ignore[arg-type]
+    messages = Messages()
+    again = build_index(store, path, **options, reporter=messages)  # type: ignore[arg-type]
+    assert (again.record["rows"], again.record["added"], messages.texts) == (270, 0, [])
+    for part, start in ((3, 0), (4, 12)):
+        grow(store, start, 12, part, seed=part)
+        assert "24 rows that the index lacks" in (Index.open(path).stale(store) or "")
+        grown = build_index(store, path, **options, reporter=messages)  # type: ignore[arg-type]
+        assert (grown.record["added"], grown.stale(store)) == (24, None)
+    assert messages.texts == []  # nothing was built anew
+    assert grown.record["transform"] == first.record["transform"]
+    opened = Index.open(path)
+    assert opened.rows.num_rows == sum(shard.ntotal for shard in opened.shards) == 318
+    assert {file.name for file in path.glob("part-*.faiss")} == set(opened.record["shards"])
+    assert {file.name for file in path.glob("rows*.parquet")} == set(opened.record["row_files"])
+    # the result is what an index of the same vectors, filled at once, finds
+    whole = build_index(store, tmp_path / "whole", pipeline=first.pipeline, factory="Flat")
+    queries = store.load("image").embeddings[-30:]
+    for name in ("image", "text"):
+        keys = []
+        for index in (opened, whole):
+            _, rows = index.nearest(queries, "image", 1, within=name, nprobe=4)
+            keys.append(index.rows.column("key").take(rows[:, 0]).to_pylist())
+        assert np.mean([a == b for a, b in zip(*keys, strict=True)]) >= (0.8 if factory == "HNSW8" else 1)
+
+
+def test_the_index_is_built_anew_where_rows_cannot_be_added_and_that_is_said(store: Store, tmp_path: Path) -> None:
+    path, messages = tmp_path / "index", Messages()
+    build_index(store, path)
+
+    def rebuilt(**options: Any) -> str:
+        messages.texts.clear()
+        index = build_index(store, path, reporter=messages, **options)
+        assert index.record["added"] == index.record["rows"]
+        assert Index.open(path).stale(store) is None
+        return " ".join(messages.texts)
+
+    assert "its preset" not in rebuilt(rebuild=True)
+    assert "its factory was auto, now it is Flat" in rebuilt(factory="Flat")
+    assert "its split was all, now it is test" in rebuilt(factory="Flat", split="test")
+    assert "its pipeline is another one" in rebuilt(factory="Flat", split="test", preset="c1")
+    rebuilt()
+    assert "its modality was all, now it is image" in rebuilt(modality=["image"])
+    assert "its modality was image, now it is all" in rebuilt()
+    grow(store, 0, 12, 1)  # in the place of a shard that was indexed
+    assert "out of date: 2 shards of the store" in (Index.open(path).stale(store) or "")
+    assert "2 shards of the store changed or were removed" in rebuilt()
+    grow(store, 100, 200, 7)
+    assert "more than twice the" in rebuilt()
+    record = json.loads((path / "index.json").read_text())
+    del record["settings"], record["store_shards"], record["store"]
+    (path / "index.json").write_text(json.dumps(record))
+    assert Index.open(path).search(vector=store.load("text").embeddings[0])[0].hits
+    assert "does not say what it was built from" in rebuilt()
+    (path / "part-00000.faiss").write_bytes(b"x")
+    assert "is damaged" in rebuilt()
+
+
+def test_a_modality_that_the_store_has_now(tmp_path: Path) -> None:
+    images, texts = make_vectors(30)
+    columns = {"key": [f"{n}" for n in range(30)], "split": ["train"] * 30}
+    store = build_store(tmp_path / "s", Rows.of("image", columns["key"], images, split=columns["split"]))
+    build_index(store, tmp_path / "index")
+    build_index(store, tmp_path / "images", modality=["image"])
+    write_shard(store.path, store.info, Shard("text", 0, texts[::2], {**columns, "caption": columns["key"]}))
+    assert "30 rows that the index lacks" in (Index.open(tmp_path / "index").stale(store) or "")
+    assert Index.open(tmp_path / "images").stale(store) is None
+    messages = Messages()
+    assert build_index(store, tmp_path / "index", reporter=messages).rows.num_rows == 60
+    assert "the store now has image, text, it was built from image" in messages.texts[0]
+
+
+def test_an_index_that_faiss_fills_only_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="cannot fill an index 'NSG8' block by block"):
+        build_index(store, tmp_path / "index", factory="NSG8")
+    build_index(store, tmp_path / "index")
+    grow(store, 0, 12, 3)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("in faiss\nno incremental addition")
+
+    monkeypatch.setattr(faiss_shards, "extend_shards", refuse)
+    messages = Messages()
+    index = build_index(store, tmp_path / "index", reporter=messages)
+    assert "FAISS cannot add rows to Flat (no incremental addition)" in messages.texts[0]
+    assert (index.rows.num_rows, index.stale(store)) == (294, None)
+
+
+def test_a_kill_while_rows_are_added_leaves_the_old_index(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(store, tmp_path / "index")
+    grow(store, 0, 12, 3)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_json_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(store, tmp_path / "index")
+    assert Index.open(tmp_path / "index").rows.num_rows == 270
+    assert build_index(store, tmp_path / "index").record["added"] == 24
+    assert Index.open(tmp_path / "index").rows.num_rows == 294
+
+
+def test_search_warns_of_rows_that_the_index_lacks_and_needs_no_store(store: Store, tmp_path: Path) -> None:
+    build_index(store, tmp_path / "index")
+    query = store.load("text").embeddings[0]
+    messages = Messages()
+    Index.open(tmp_path / "index").search(vector=query, reporter=messages)
+    assert messages.texts == []
+    grow(store, 0, 12, 3)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("index", "c3-store"):  # both move together
+        (tmp_path / name).rename(moved / name)
+    index = Index.open(moved / "index")
+    index.search(vector=query, reporter=messages)
+    index.search(key="img001", reporter=messages)
+    assert len(messages.texts) == 2
+    assert "has 24 rows that the index lacks; `c3 index` adds them" in messages.texts[0]
+    shutil.rmtree(moved / "c3-store")
+    assert index.search(vector=query, reporter=messages)[0].hits
+    assert len(messages.texts) == 2

@@ -197,7 +197,7 @@ def test_texts_without_their_image(tmp_path: Path, put: Put) -> None:
     build_store(tmp_path / "s", images, texts)
     result = verify_store(put(tmp_path / "s"))
     assert found(result) == [("pairing", "text/part-00000.parquet")]
-    assert "1 rows belong" in result.findings[0].what
+    assert "1 row belongs" in result.findings[0].what
     assert "'c'" in result.findings[0].what
 
 

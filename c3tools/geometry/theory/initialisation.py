@@ -21,7 +21,7 @@ from ...corpus import ImageReader, read_corpus
 from ...errors import C3Error
 from ...moments import Moments, unit_rows
 from ...pages import Table, new_figure, palette, styled
-from ...reporter import SILENT, Reporter
+from ...reporter import SILENT, Reporter, counted
 from ...seeds import generator
 from ..report import to_json_floats
 from ..spectrum import gap_vector, measure_modality
@@ -175,7 +175,7 @@ def _measure_encoders(
     chosen = [image for image in corpus.images if image.key in captioned][:limit]
     if len(chosen) < 3:
         raise C3Error(
-            f"{len(chosen)} images have a caption; the gap needs at least 3.",
+            f"{counted(len(chosen), 'image has', 'images have')} a caption; the gap needs at least 3.",
             remedy="Name a folder of images with captions, or none for the photos that come with the package.",
         )
     # the toy does without open_clip, which takes seconds to import

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...corpus.items import IMAGE_SUFFIXES
 from ...errors import StoreError
+from ...reporter import counted
 from ..rows import positions
 from .tables import Columns
 from .vectors import VectorFile
@@ -203,6 +204,6 @@ def _require_row_per_vector(what: str, n: int, table: Columns) -> None:
     for name, values in table.items():
         if len(values) != n:
             raise StoreError(
-                f"There are {n:,} {what} and {len(values):,} rows in their table (column {name!r}).",
+                f"There are {n:,} {what} and {counted(len(values), 'row')} in their table (column {name!r}).",
                 remedy="A table has one row per vector, in the same order; texts have their own: --text-meta FILE.",
             )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import StoreError
+from ...reporter import counted
 from .columns import (
     CAPTIONS,
     ITEMS,
@@ -204,7 +205,7 @@ def _text(texts: _Table, images: _Table | None, notes: list[str]) -> _Table:
             )
         if n != len(images):
             raise StoreError(
-                f"There are {len(images):,} images and {n:,} texts, so they cannot be paired by order.",
+                f"{counted(len(images), 'image')} and {counted(n, 'text')} cannot be paired by order.",
                 remedy="Give ids: --text-meta FILE with a column image_key, or --meta FILE with a column text_rows.",
             )
         if by:
@@ -283,7 +284,7 @@ def _pair_by_order(rows: _Table, known: _Table, column: str, ids: bool, notes: l
     _take_splits(rows, known.rows["split"])
     lacking = [table.plural for table, has in ((rows, ids), (known, known.key_column)) if not has]
     why = f"The {' and the '.join(lacking)} have no ids"
-    notes.append(f"{why}: row i was paired with row i ({len(rows):,} pairs).")
+    notes.append(f"{why}: row i was paired with row i ({counted(len(rows), 'pair')}).")
 
 
 def _join(
@@ -336,7 +337,7 @@ def _pair_by_text_rows(rows: Columns, images: _Table) -> None:
         texts = listed if isinstance(listed, list) else [listed]
         for place, target in enumerate(wanted or []):
             if not (isinstance(target, int) and 0 <= target < n):
-                raise StoreError(f"Row {row} of the table names the text row {target!r}; there are {n} texts.")
+                raise StoreError(f"Row {row} of the table names the text row {target!r}; there are {n:,}.")
             rows["image_key"][target], rows["split"][target] = images.rows["key"][row], images.rows["split"][row]
             if len(texts) == len(wanted):
                 rows["caption"][target] = texts[place]

@@ -14,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ...errors import StoreError
+from ...reporter import counted
 
 Columns = dict[str, list[Any]]
 _NUMBERED = re.compile(r"(emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d{1,9})", re.IGNORECASE)
@@ -123,7 +124,7 @@ def _read_jsonl(path: Path) -> Columns:
 
 def _list_column(path: Path, name: str, column: pa.ChunkedArray[Any]) -> npt.NDArray[np.floating[Any]]:
     if column.null_count:
-        raise StoreError(f"The column {name!r} of {path} has {column.null_count} rows without a vector.")
+        raise StoreError(f"The column {name!r} of {path} has {counted(column.null_count, 'row')} without a vector.")
     try:
         if pa.types.is_string(column.type):
             values = [json.loads(str(text)) for text in column.to_pylist()]

@@ -1,0 +1,160 @@
+"""The rows that a search found: as data, as a table, with their embeddings, and as a page of thumbnails."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..corpus import ImageItem, ImageReader
+from ..corpus.tars import TarIndex, member_range
+from ..errors import StoreError
+from ..io.locations import is_url
+from ..reporter import counted
+from ..store import Store, embedding_matrix
+from ..store.rows import keys_of
+from ..tables import Table
+from .faiss_shards import Matrix
+
+TEMPLATE = Path(__file__).parent / "templates" / "contact_sheet.html"
+_THUMBNAIL = 480  # pixels of the longer side, for screens with two pixels to the point
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row that was found.
+
+    Attributes:
+        score: cosine with the query after the transform.
+        key: of the row.
+        modality: of the row.
+        caption: of a text.
+        path: of an image, or of the image that a text belongs to, if the index has it.
+        image_key: of the image that a text belongs to.
+        embedding: (d,) as the store has it, where it was asked for and the store still has the row.
+    """
+
+    score: float
+    key: str
+    modality: str
+    caption: str | None = None
+    path: str | None = None
+    image_key: str | None = None
+    embedding: list[float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the hit as JSON values, without what it lacks."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The rows found for one query.
+
+    Attributes:
+        query: the text, the path, the key, or the number of the vector.
+        hits: the rows: the best of each modality that was searched, one modality after the other.
+        embedding: (d,) of the query as the model gives it, where it was asked for.
+    """
+
+    query: str
+    hits: list[Hit]
+    embedding: list[float] | None = None
+
+    @property
+    def groups(self) -> dict[str, list[Hit]]:
+        """The hits by modality, in their order."""
+        return {name: [hit for hit in self.hits if hit.modality == name] for name in {h.modality: 0 for h in self.hits}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        value: dict[str, Any] = {"query": self.query, "hits": [hit.to_dict() for hit in self.hits]}
+        return value if self.embedding is None else {**value, "embedding": self.embedding}
+
+    def _repr_html_(self) -> str:
+        """Return a table of the hits, for notebooks."""
+        rows = [(f"{hit.score:.3f}", hit.modality, hit.key, hit.caption or hit.path or "") for hit in self.hits]
+        return Table(("score", "modality", "key", "caption or path"), rows, self.query)._repr_html_()
+
+
+def contact_sheet(results: Sequence[SearchResult]) -> str:
+    """Return a self-contained page of the results: images as thumbnails, texts beside the image they belong to.
+
+    An image that cannot be read from here is shown as its key and the reason.
+    """
+    from ..pages import render_page
+
+    pictures: dict[str, dict[str, str]] = {}
+    tars: dict[str, TarIndex] = {}
+    with ImageReader() as reader:
+        for result in results:
+            for path in [result.query, *(hit.path for hit in result.hits)]:
+                if path and path not in pictures:
+                    pictures[path] = _picture(reader, path, tars)
+    title = results[0].query if len(results) == 1 else counted(len(results), "query", "queries")
+    return render_page(TEMPLATE, title=title, results=results, pictures=pictures)
+
+
+def _picture(reader: ImageReader, path: str, tars: dict[str, TarIndex]) -> dict[str, str]:
+    """Return the thumbnail of an image as a ``data:`` URL, or why there is none."""
+    from PIL import Image
+
+    from ..encoders import open_image
+    from ..pages import inline_image
+
+    try:
+        source = member_range(path, tars)
+        if source is None and (is_url(path) or not Path(path).is_file()):
+            return {"problem": "not fetched" if is_url(path) else "no such file here"}
+        image, _, _ = open_image(io.BytesIO(reader.read(ImageItem(path, path, None, None, source))))
+        return {"source": inline_image(image, _THUMBNAIL)}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return {"problem": getattr(error, "strerror", None) or str(error) or type(error).__name__}
+
+
+def with_vectors(results: Sequence[SearchResult], queries: Matrix, store: Store) -> list[SearchResult]:
+    """Return the results with the embeddings of the queries (q, d), and of the hits as the store has them."""
+    wanted: dict[str, set[str]] = {}
+    for result in results:
+        for hit in result.hits:
+            wanted.setdefault(hit.modality, set()).add(hit.key)
+    known = {
+        (name, key): vector.tolist()
+        for name, keys in wanted.items()
+        for key, vector in _vectors_of_keys(store, name, keys).items()
+    }
+    return [
+        SearchResult(
+            result.query,
+            [replace(hit, embedding=known.get((hit.modality, hit.key))) for hit in result.hits],
+            query.tolist(),
+        )
+        for result, query in zip(results, queries, strict=True)
+    ]
+
+
+def _vectors_of_keys(store: Store, modality: str, keys: set[str]) -> dict[str, Matrix]:
+    """Return the embeddings (d,) of the rows with these keys; keys are looked at before any embedding is read."""
+    found: dict[str, Matrix] = {}
+    for part in store.parts(modality):
+        if len(found) == len(keys):
+            break
+        if any(not keys.isdisjoint(keys_of(batch)) for batch in store.batches(modality, ["key"], parts=[part])):
+            for batch in store.batches(modality, ["key", "embedding"], parts=[part]):
+                matrix = embedding_matrix(batch)
+                found |= {key: matrix[row] for row, key in enumerate(keys_of(batch)) if key in keys}
+    return found
+
+
+def vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
+    """Return the embedding (1, d) of a row of the store, and its modality.
+
+    Raises:
+        StoreError: if no row has the key.
+    """
+    for name in store.modalities:
+        for vector in _vectors_of_keys(store, name, {key}).values():
+            return vector[None], name
+    raise StoreError(f"No row of the store {store.path} has the key {key!r}.")

@@ -1,0 +1,197 @@
+"""Which source has the captions of an image, where there are several."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from c3tools.corpus import read_corpus
+from c3tools.errors import CorpusError
+
+from .test_reading import image, jsonl, pairs
+
+SOURCES = ("captions.jsonl", "metadata.jsonl", "metadata.csv", "captions_val.json", "text")
+
+
+def write_source(folder: Path, source: str, rows: list[tuple[str, list[str]]]) -> None:
+    """Write captions by the name of the image as this source has them."""
+    if source == "text":
+        for name, captions in rows:
+            (folder / name).with_suffix(".txt").write_text("\n".join(captions))
+    elif source.endswith(".csv"):
+        lines = [f"{name},{caption}\n" for name, captions in rows for caption in captions or [""]]
+        (folder / source).write_text("file_name,text\n" + "".join(lines))
+    elif source.endswith(".jsonl"):
+        jsonl(folder / source, *({"file_name": name, "captions": captions} for name, captions in rows))
+    else:
+        images = [{"id": number, "file_name": name} for number, (name, _) in enumerate(rows)]
+        annotations = [{"image_id": n, "caption": text} for n, (_, texts) in enumerate(rows) for text in texts]
+        value = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
+        (folder / source).write_text(json.dumps(value))
+
+
+def test_one_row_of_metadata_beside_text_files(tmp_path: Path) -> None:
+    for number in range(20):
+        image(tmp_path / f"{number:02}.png")
+        (tmp_path / f"{number:02}.txt").write_text(f"text {number}\n")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n07.png,of the table\n")
+    corpus = read_corpus([tmp_path])
+    expected = [(f"text {n}" if n != 7 else "of the table", f"{n:02}") for n in range(20)]
+    assert pairs(corpus) == expected
+    assert corpus.images_without_caption == []
+    assert corpus.notes == [
+        f"{tmp_path}: 20 captions: 1 from metadata.csv and 19 from .txt files.",
+        f"{tmp_path}: not used, as an earlier source has captions of the same image: .txt files for 1 image.",
+    ]
+
+
+def test_one_row_of_captions_beside_a_table_of_twenty(tmp_path: Path) -> None:
+    for number in range(20):
+        image(tmp_path / f"{number:02}.png")
+    rows = "".join(f"{n:02}.png,table {n},{'val' if n == 3 else 'train'}\n" for n in range(20))
+    (tmp_path / "metadata.csv").write_text("file_name,text,split\n" + rows)
+    jsonl(tmp_path / "captions.jsonl", {"image": "03.png", "captions": ["first", "second"]})
+    corpus = read_corpus([tmp_path])
+    assert [text.caption for text in corpus.texts if text.image_key == "03"] == ["first", "second"]
+    assert len(corpus.texts) == 21
+    assert {image.split for image in corpus.images if image.key == "03"} == {"val"}  # only the table names a split
+    assert corpus.notes[0] == f"{tmp_path}: 21 captions: 2 from captions.jsonl and 19 from metadata.csv."
+
+
+def test_a_coco_file_in_the_folder_is_used(tmp_path: Path) -> None:
+    image(tmp_path / "val2017" / "000001.jpg")
+    (tmp_path / "annotations").mkdir()
+    write_source(tmp_path / "annotations", "captions_val.json", [("000001.jpg", ["a", "b"])])
+    write_source(tmp_path / "annotations", "captions_train.json", [("000002.jpg", ["c"])])
+    instances = {"images": [{"id": 1, "file_name": "000001.jpg"}], "annotations": [{"image_id": 1, "bbox": [0]}]}
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(instances))
+    corpus = read_corpus([tmp_path])
+    assert pairs(corpus) == [("a", "val2017/000001"), ("b", "val2017/000001")]
+    assert corpus.captions_without_image == []
+    assert corpus.notes == [
+        f"{tmp_path}: annotations/captions_train.json is not used: it names none of the images.",
+        f"{tmp_path}: 2 captions: 2 from annotations/captions_val.json.",
+    ]
+
+
+def test_a_coco_file_that_is_not_needed_or_is_cut_is_mentioned(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.png")
+    write_source(tmp_path, "metadata.csv", [("a.png", ["table"])])
+    (tmp_path / "captions.json").write_text('{"images": [], "annotations": [{"image_id": 1, "caption": "cu')
+    notes = read_corpus([tmp_path]).notes
+    assert any("captions.json is not used" in note and "is not JSON" in note for note in notes)
+    write_source(tmp_path, "captions.json", [("a.png", ["coco"])])
+    write_source(tmp_path, "metadata.csv", [("a.png", ["table"]), ("b.png", ["table too"])])
+    corpus = read_corpus([tmp_path])
+    assert [text.caption for text in corpus.texts] == ["table", "table too"]
+    assert any("captions.json is not used: all images have captions" in note for note in corpus.notes)
+
+
+def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
+    image(tmp_path / "train" / "a.png")
+    image(tmp_path / "train" / "b.png")
+    jsonl(tmp_path / "captions.jsonl", {"image": "train/a.png", "text": "far a"}, {"image": "train/b.png", "text": "b"})
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na.png,near a\n")
+    image(tmp_path / "z" / "y" / "c.png")
+    jsonl(tmp_path / "z" / "y" / "captions.jsonl", {"image": "b.png", "text": "by its name alone"})
+    corpus = read_corpus([tmp_path])
+    assert pairs(corpus) == [("near a", "train/a"), ("b", "train/b")]
+
+
+@pytest.mark.parametrize("way", ["plain", "dots", "link"])
+def test_captions_beside_the_folder_fill_what_it_lacks(tmp_path: Path, way: str) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path / "images" / f"{name}.png")
+        image(tmp_path / "images" / "again" / f"{name}.png")  # so that a file name alone does not decide
+    (tmp_path / "images" / "metadata.csv").write_text("file_name,text\na.png,inside\n")
+    jsonl(tmp_path / "captions.jsonl", *({"image": f"{n}.png", "captions": [f"beside {n}"]} for n in ("x", "a", "b")))
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    root = {"plain": tmp_path / "images", "dots": tmp_path / "images" / "again" / "..", "link": tmp_path / "link"}[way]
+    corpus = read_corpus([root])
+    assert pairs(corpus) == [("inside", "a"), ("beside b", "b")]
+    assert corpus.captions_without_image == ["x.png"]
+
+
+def test_a_damaged_second_source_is_said_and_the_first_still_counts(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.png")
+    jsonl(tmp_path / "captions.jsonl", {"image": "a.png", "captions": ["first"]})
+    (tmp_path / "metadata.csv").write_text("file_name,width\nb.png,640\n")
+    corpus = read_corpus([tmp_path])
+    assert pairs(corpus) == [("first", "a")]
+    assert any(note.startswith(f"{tmp_path}: metadata.csv is not used: ") for note in corpus.notes)
+    (tmp_path / "captions.jsonl").unlink()
+    with pytest.raises(CorpusError, match="--text-column"):
+        read_corpus([tmp_path])
+
+
+def test_a_file_beside_the_folder_that_breaks_off_is_an_error_only_if_it_is_about_the_folder(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "a.png")
+    beside = tmp_path / "captions.jsonl"
+    beside.write_text('{"image": "other.png", "captions": ["x"]}\n{oops\n')
+    assert read_corpus([tmp_path / "images"]).texts == []
+    beside.write_text('{"image": "a.png", "captions": ["x"]}\n{oops\n')
+    with pytest.raises(CorpusError, match="line 2 is not JSON"):
+        read_corpus([tmp_path / "images"])
+
+
+def test_a_captions_file_that_is_given_counts_alone_and_that_is_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("text")
+    given_file = jsonl(tmp_path / "captions.jsonl", {"image": "a.png", "captions": ["given"]})
+    (tmp_path / "metadata.csv").write_text("file_name,text\nb.png,table\n")
+    corpus = read_corpus([tmp_path], captions=given_file)
+    assert pairs(corpus) == [("given", "a")]
+    assert corpus.images_without_caption == ["b"]
+    note = f"{tmp_path}: captions come from --captions alone; not read: metadata.csv, 2 .txt files."
+    assert corpus.notes == [note]
+
+
+def test_coco_files_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path) -> None:
+    image(tmp_path / "corpus" / "a.png")
+    (tmp_path / "secret").mkdir()
+    write_source(tmp_path / "secret", "captions.json", [("a.png", ["secret"])])
+    (tmp_path / "corpus" / "captions.json").symlink_to(tmp_path / "secret" / "captions.json")
+    assert read_corpus([tmp_path / "corpus"]).texts == []
+    followed = read_corpus([tmp_path / "corpus"], follow_symlinks=True)
+    assert [text.caption for text in followed.texts] == ["secret"]
+
+
+def _assignments() -> st.SearchStrategy[list[dict[str, list[str]]]]:
+    """Return captions by source for every image; a source may name an image and have nothing to say."""
+    captions = st.lists(st.sampled_from(["one", "two", "three"]), max_size=2)
+    return st.lists(st.dictionaries(st.sampled_from(SOURCES), captions), min_size=1, max_size=6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(_assignments(), st.randoms(use_true_random=False))
+def test_each_image_has_the_captions_of_the_first_source_that_has_some(
+    assignment: list[dict[str, list[str]]], random: object
+) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(len(assignment)):
+            image(folder / f"{number}.png")
+        by_source = {
+            source: [(f"{number}.png", row[source]) for number, row in enumerate(assignment) if source in row]
+            for source in SOURCES
+        }
+        sources = [source for source in SOURCES if by_source[source]]
+        random.shuffle(sources)  # type: ignore[attr-defined]
+        for source in sources:
+            rows = by_source[source]
+            random.shuffle(rows)  # type: ignore[attr-defined]
+            write_source(folder, source, rows)
+        corpus = read_corpus([folder])
+        for number, row in enumerate(assignment):
+            expected = next((row[source] for source in SOURCES if row.get(source)), [])
+            assert [text.caption for text in corpus.texts if text.image_key == str(number)] == expected
+        without = [str(number) for number, row in enumerate(assignment) if not any(row.values())]
+        assert corpus.images_without_caption == without
