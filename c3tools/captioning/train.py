@@ -364,12 +364,9 @@ def _inputs(
     # the same share of both, so that the pairs used to choose the checkpoint are counted too
     train, val = (rows.sample(pairs, f"pairs {seed}") for rows in (train, val))
     learned, validated = captions_of_images(images, train), captions_of_images(images, val)
-    note = (
-        f"Learning from pairs: {counted(len(learned), 'caption')} of "
-        f"{counted(len(dict.fromkeys(train.items)), 'image')}; the checkpoint "
-        f"is chosen on {counted(len(validated), 'caption')} of {counted(len(dict.fromkeys(val.items)), 'other')}."
-    )
-    return learned, validated, [note]
+    of_images, of_others = (counted(len(set(rows.items)), noun) for rows, noun in ((train, "image"), (val, "other")))
+    chosen_on = f"the checkpoint is chosen on {counted(len(validated), 'caption')} of {of_others}."
+    return learned, validated, [f"Learning from pairs: {counted(len(learned), 'caption')} of {of_images}; {chosen_on}"]
 
 
 def _preset_pipeline(

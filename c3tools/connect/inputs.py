@@ -211,10 +211,8 @@ class PairInputs:
         if not len(val) or train_split == "val" or (rule and train_split not in STANDARD):
             held = held_out(train.items)
             train, val = train.select(~held), train.select(held)
-            own = f"of the split {train_split!r}"
-            reporter.message(
-                f"There is no val split: {counted(len(val), f'pair {own} is', f'pairs {own} are')} held out."
-            )
+            held_out_pairs = counted(len(val), "pair is", "pairs are")
+            reporter.message(f"There is no val split: {held_out_pairs} held out from the split {train_split!r}.")
         return train, val
 
     def ids(self, pairs: Indices) -> tuple[Tensor, Tensor]:
@@ -257,7 +255,7 @@ class PairedFeatures(Pairs):
 
         The sides change places where only the first one has several rows of one item.
         """
-        if _repeats(first.items) and not _repeats(second.items):
+        if len(set(first.items)) < len(first) and len(set(second.items)) == len(second):
             first, second = second, first
         index = match_items(pa.array(first.items, pa.string()), pa.array(second.items, pa.string()))
         found, alone = list(notes), int(np.count_nonzero(index < 0))
@@ -399,7 +397,3 @@ def _as_rows(modality: Modality) -> Rows:
     columns = {name: pa.array(values, pa.string()) for name, values in modality.columns.items()}
     # a slice of a memory map is not read yet
     return Rows(modality.name, modality.columns["key"], modality.vectors[:], pa.table(columns))
-
-
-def _repeats(items: Sequence[str]) -> bool:
-    return len(set(items)) < len(items)

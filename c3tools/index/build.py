@@ -133,6 +133,7 @@ def _build(
         reporter.message(f"Building {folder} anew: {reason}.")
     if not chosen.fitted:
         chosen.fit(store)
+        reporter.message(chosen.describe_fit(store))
     chosen.check_model(store.info.model)
     rows = _row_table(store, dict.fromkeys(modalities), split)
     n, dim = rows.num_rows, store.info.dim
