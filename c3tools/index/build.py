@@ -55,7 +55,7 @@ def build_index(
 
     Args:
         store: a store, its folder, or its URL.
-        output: the folder to write to.
+        output: the folder to write to; it holds an index, or nothing.
         factory: FAISS index string, or ``auto`` by the number of rows.
         modality: one, or several for a mixed index; None for all.
         split: rows of this split only; None for all.
@@ -78,37 +78,7 @@ def build_index(
         raise StoreError(f"A FAISS index is not written to {output}.", remedy="Name a folder of this machine.")
     folder = Path(output)
     Output(folder, "index", (INDEX_FILE, "part-00000.faiss")).holds_result()
-    with locked(folder), telling_what_is_kept(lambda: "An index is built as a whole; the same command starts again."):
-        return _build(
-            Store.open(store, reporter=reporter),
-            folder,
-            open_pipeline(pipeline, preset),
-            factory=factory,
-            modality=modality,
-            split=split,
-            shard_rows=shard_rows,
-            recall=recall,
-            seed=seed,
-            rebuild=rebuild,
-            reporter=reporter,
-        )
-
-
-def _build(
-    store: Store,
-    folder: Path,
-    chosen: Pipeline,
-    *,
-    factory: str,
-    modality: Sequence[str] | None,
-    split: str | None,
-    shard_rows: int,
-    recall: float,
-    seed: int,
-    rebuild: bool,
-    reporter: Reporter,
-) -> Index:
-    """Build the index or add to it; the arguments are those of `build_index`."""
+    store, chosen = Store.open(store, reporter=reporter), open_pipeline(pipeline, preset)
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
@@ -121,16 +91,30 @@ def _build(
         "recall": recall,
         "seed": seed,
     }
-    shards = {name: shards_of(store, name) for name in modalities}
-    before = None if rebuild else _open_before(folder, reporter)
-    if before is not None:
-        reason = _reason_to_rebuild(before, store, settings, shards)
-        if reason is None:
-            try:
-                return _add_rows(before, store, shards, reporter)
-            except RuntimeError as error:  # some kinds of FAISS index are filled once
-                reason = f"FAISS cannot add rows to {before.record['factory']} ({_last_line(error)})"
-        reporter.message(f"Building {folder} anew: {reason}.")
+    with locked(folder), telling_what_is_kept(lambda: _what_is_kept(folder)):
+        shards = {name: shards_of(store, name) for name in modalities}
+        before = None if rebuild else _open_before(folder, reporter)
+        if before is not None:
+            reason = _reason_to_rebuild(before, store, settings, shards)
+            if reason is None:
+                try:
+                    return _add_rows(before, store, shards, reporter)
+                except RuntimeError as error:  # some kinds of FAISS index are filled once
+                    reason = f"FAISS cannot add rows to {before.record['factory']} ({_last_line(error)})"
+            reporter.message(f"Building {folder} anew: {reason}.")
+        return _build(store, folder, chosen, settings, shards, reporter)
+
+
+def _build(
+    store: Store,
+    folder: Path,
+    chosen: Pipeline,
+    settings: Mapping[str, Any],
+    shards: Mapping[str, Mapping[str, str]],
+    reporter: Reporter,
+) -> Index:
+    """Build the index as a whole, of these shards by modality; ``settings`` are those of `build_index`."""
+    modalities, split, seed = list(shards), settings["split"], settings["seed"]
     if not chosen.fitted:
         chosen.fit(store)
         reporter.message(chosen.describe_fit(store))
@@ -148,23 +132,23 @@ def _build(
                     progress.advance(len(batch))
 
     queries = _sample_queries(store, chosen, modalities, split)
-    used, empty = faiss_shards.train_index(factory, lambda: blocks("Training"), n, dim, seed=seed)
+    used, empty = faiss_shards.train_index(settings["factory"], lambda: blocks("Training"), n, dim, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX_FILE).unlink(missing_ok=True)
     for old in [*folder.glob("part-*.faiss"), *folder.glob("rows*.parquet")]:
         old.unlink()
     try:
-        names, parts = faiss_shards.write_shards(folder, empty, blocks("Indexing"), shard_rows)
+        names, parts = faiss_shards.write_shards(folder, empty, blocks("Indexing"), settings["shard_rows"])
     except RuntimeError as error:
         raise StoreError(
             f"FAISS cannot fill an index {used!r} block by block ({_last_line(error)}).",
             remedy="Use --factory auto or another index.",
         ) from error
-    measured = faiss_shards.measure_recall(parts, queries, blocks("Measuring recall"), recall)
+    measured = faiss_shards.measure_recall(parts, queries, blocks("Measuring recall"), settings["recall"])
     write_atomically(folder / ROWS_FILE, lambda path: pq.write_table(rows, path, compression="zstd"))
     record = {
         "modalities": modalities,
-        "split": split or "all",
+        "split": split,
         "model": store.info.model,
         "transform": chosen.record(),
         "factory": used,
@@ -185,6 +169,12 @@ def _build(
     if len(modalities) == 2:
         index.bias = _bias(store, chosen, modalities, seed)
     return index
+
+
+def _what_is_kept(folder: Path) -> str:
+    if (folder / INDEX_FILE).is_file():
+        return "The former index is kept."
+    return "An index is built as a whole; the same command starts again."
 
 
 def _open_before(folder: Path, reporter: Reporter) -> Index | None:

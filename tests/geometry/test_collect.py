@@ -139,7 +139,7 @@ def test_vectors_of_other_lengths_are_normalised_and_that_is_said(tmp_path: Path
 @pytest.mark.parametrize("rows", [1, 2])
 def test_fewer_than_three_rows_are_refused(tmp_path: Path, rows: int) -> None:
     make_store(tmp_path / "s", unit_rows(rows, 4), unit_rows(rows, 4, seed=1))
-    with pytest.raises(StoreError, match=f"has {rows} rows; a report needs at least 3"):
+    with pytest.raises(StoreError, match=rf"has {rows} rows?; a report needs at least 3"):
         gap_report(tmp_path / "s")
 
 
