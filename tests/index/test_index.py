@@ -295,8 +295,9 @@ def test_a_kill_while_rows_are_added_leaves_the_old_index(
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "write_json_atomically", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as interrupt:
             build_index(store, tmp_path / "index")
+    assert "The former index is kept" in interrupt.value.__notes__[0]
     assert Index.open(tmp_path / "index").rows.num_rows == 270
     assert build_index(store, tmp_path / "index").record["added"] == 24
     assert Index.open(tmp_path / "index").rows.num_rows == 294
