@@ -21,7 +21,7 @@ _HOMES = {
     "Reporter": "reporter",
     "Rows": "store",
     "Store": "store",
-    "TerminalReporter": "reporter",
+    "TerminalReporter": "terminal",
     "ablate": "ablation",
     "apply_heads": "connect",
     "build_index": "index",

@@ -51,7 +51,7 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None
 
 def reporter() -> Reporter:
     """Return the reporter that commands pass on: messages and progress on standard error."""
-    from c3tools.reporter import TerminalReporter
+    from c3tools.terminal import TerminalReporter
 
     return TerminalReporter(err)
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress as Bars
 
-from c3tools.reporter import SILENT, TerminalReporter, counted
+from c3tools.reporter import SILENT, counted
+from c3tools.terminal import TerminalReporter
 
 
 def screen(*, terminal: bool) -> tuple[io.StringIO, Console]:

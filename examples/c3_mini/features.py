@@ -27,8 +27,8 @@ from PIL import Image
 from torch import nn
 
 from c3tools.connect.inputs import augment
-from c3tools.reporter import TerminalReporter
 from c3tools.seeds import generator
+from c3tools.terminal import TerminalReporter
 
 SIDE = 224
 IMAGE_BATCH = 8  # small ones stay in the caches: 1.4 times as fast as 64 at 352 pixels

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize
 
 from c3tools.encoders.inference import trimmed_forward
-from c3tools.reporter import Progress, TerminalReporter
+from c3tools.reporter import Progress
+from c3tools.terminal import TerminalReporter
 
 Rows = npt.NDArray[np.int64]
 _START_CONE = 1.33  # offset of the outputs at the start, as a multiple of their spread: a gap of 1.13

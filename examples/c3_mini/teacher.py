@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
-from c3tools.reporter import TerminalReporter
+from c3tools.terminal import TerminalReporter
 
 Rows = npt.NDArray[np.int64]
 CAPTIONS = 3  # of a photo, in each step
