@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from c3tools.demo import run_demo
-from c3tools.reporter import TerminalReporter
+from c3tools.terminal import TerminalReporter
 
 
 def main() -> None:

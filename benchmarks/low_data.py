@@ -25,8 +25,8 @@ from c3tools.captioning import evaluate_captions, train_captioner
 from c3tools.metrics.significance import mean_and_std
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
-from c3tools.reporter import TerminalReporter
 from c3tools.store import Store
+from c3tools.terminal import TerminalReporter
 
 TUNED, SCRATCH, NOISED = "texts, then pairs", "pairs from scratch", "pairs from scratch, with noise"
 KINDS = {TUNED: palette.SECOND, SCRATCH: palette.FIRST, NOISED: palette.FOURTH}

@@ -26,8 +26,8 @@ from sigma_rules import NAMES, draw, rules_of
 
 from c3tools.ablation import AblationRun, ablate
 from c3tools.metrics.significance import mean_and_std
-from c3tools.reporter import TerminalReporter
 from c3tools.store import Store
+from c3tools.terminal import TerminalReporter
 from c3tools.transforms.sigma import SigmaRule, published
 
 WITHOUT_NOISE = {"C2_2": "C1", "C3": "C2_1"}

@@ -112,7 +112,7 @@ def test_moments(cluster: RayExecutor, store: Store, tmp_path: Path, monkeypatch
     assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
 
 
-def test_many_shards_are_merged_in_groups_of_bounded_number() -> None:
+def test_many_shards_are_merged_in_groups_of_bounded_number(tmp_path: Path) -> None:
     class Many(Store):
         def parts(self, modality: str) -> list[int]:
             return list(range(10_000))
@@ -123,13 +123,15 @@ def test_many_shards_are_merged_in_groups_of_bounded_number() -> None:
             return []
 
     noting = Noting()
-    Many(Path(), StoreInfo(ModelIdentity(), 4)).moments_by_split("text", noting)
+    Many(tmp_path, StoreInfo(ModelIdentity(), 4)).moments_by_split("text", noting)
     assert len(noting.tasks) == 32
     assert [part for _, parts in noting.tasks for part in parts] == list(range(10_000))
     assert max(len(parts) for _, parts in noting.tasks) == 313
 
 
-def test_the_command_with_a_store_by_url(s3: Faults, encoder: Encoder, tmp_path: Path) -> None:
+def test_the_command_with_a_store_by_url(
+    s3: Faults, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a process of its own: workers have the credentials of where the cluster was started."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
     import s3fs
@@ -144,7 +146,7 @@ def test_the_command_with_a_store_by_url(s3: Faults, encoder: Encoder, tmp_path:
     summary = json.loads(done.stdout)
     assert (summary["modalities"]["image"]["embedded"], summary["modalities"]["text"]["embedded"]) == (4, 20)
     assert "ray" not in done.stderr.lower().replace("--executor ray", "")
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     embed_corpus(read_corpus(["photos"]), tmp_path / "here", encoder, shard_size=3, workers=1)
     s3fs.S3FileSystem(use_listings_cache=False).get("bucket/store", str(tmp_path / "there"), recursive=True)
     assert files(tmp_path / "there") == files(tmp_path / "here")
