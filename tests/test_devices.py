@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import platform
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -38,3 +43,26 @@ def test_several_devices() -> None:
 def test_every_gpu_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert devices.pick_devices() == ["cuda:0", "cuda:1", "cuda:2"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
+def test_freed_memory_is_kept() -> None:
+    code = """
+import resource, sys, torch
+from c3tools.devices import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+for _ in range(20):
+    [torch.ones(4 * 2**20) for _ in range(4)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "given back")
+    )
+    assert given_back - kept > 15 * 2**26 // resource.getpagesize()  # 19 times 64 MiB, page by page
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert devices.keep_freed_memory.__wrapped__() is False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, create_store, finish_store, rewrite_failures, write_failures
 from ..store.manifest import Manifest, ShardName, ShardRecord
+from ..store.metadata import INFO_FILE
 from ..store.rewriting import rewrite_shard
 from ..store.rows import keys_of
 from .plan import Plan, Sources, is_within, plan_corpus
@@ -115,9 +117,10 @@ def embed(
         planned.summary = _planned(planned, corpus, shard_size, retry_failed, update=update, prune=prune)
         return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
-    if encoder is None:
-        recorded = StoreInfo.load(folder) if kind_of(folder / "store.json") == "file" else None
-        encoder = resolve_encoder(
+    recorded = StoreInfo.load(folder) if _is_store(folder) else None
+
+    def load() -> Encoder:
+        return resolve_encoder(
             model,
             recorded=recorded.model if recorded else None,
             random_init=random_init,
@@ -127,12 +130,16 @@ def embed(
             compiled=compile,
             reporter=reporter,
         )
-    gpu = encoder.compute.device.type == "cuda"
+
+    own = (recorded.model.name, recorded.model.get("random_init")) if recorded else ()
+    if encoder is None and (model, random_init) not in ((None, None), own):
+        encoder = load()  # another model than the store's is refused even if there is nothing to embed
+    gpu = devices[0].startswith("cuda")
     with open_executor(executor, devices=devices, address=address, processes=processes, gpu=gpu) as chosen:
         summary = embed_corpus(
             corpus,
             folder,
-            encoder,
+            encoder or load,
             dtype=dtype,
             shard_size=shard_size,
             workers=workers,
@@ -152,7 +159,7 @@ def embed(
 def embed_corpus(
     corpus: Corpus,
     store: str | Path,
-    encoder: Encoder,
+    encoder: Encoder | Callable[[], Encoder],
     *,
     dtype: str = "float16",
     shard_size: int = 4096,
@@ -172,7 +179,7 @@ def embed_corpus(
     Args:
         corpus: images and texts.
         store: the store's folder or URL; made if it is not there.
-        encoder: the contrastive model.
+        encoder: the contrastive model, or a function that loads it, called only if there is something to embed.
         dtype: ``float16`` or ``float32``, for storage.
         shard_size: inputs per shard, which is the most that a kill can lose.
         workers: processes that decode images beside one encoder; None for as many as there are cores to spare.
@@ -192,26 +199,24 @@ def embed_corpus(
     executor = executor or LocalExecutor()
     began = time.time()
     folder = location(store)
-    info = StoreInfo(
-        encoder.identity,
-        encoder.dim,
-        dtype,
-        preprocessing=encoder.preprocess.config,
-        precision=encoder.compute.precision,
-        extra={"compiled": True} if encoder.compiled else {},
-    )
     modalities: dict[str, ModalitySummary] = {}
     try:
         with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
-            create_store(folder, info)
+            if isinstance(encoder, Encoder) or not _is_store(folder):
+                encoder = _loaded_for(folder, encoder, dtype)
+            else:
+                create_store(folder, replace(StoreInfo.load(folder), dtype=dtype))
             opened = Store.open(folder, incomplete=True)
             lost = _lost_shards(folder, reporter)
             plans = plan_corpus(
                 opened, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update, lost=lost
             )
+            if any(plan.shards or (update and plan.changed) or (prune and plan.gone) for plan in plans.values()):
+                encoder = _loaded_for(folder, encoder, dtype)
             works = {
                 modality: EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout, began=began)
                 for modality in plans
+                if isinstance(encoder, Encoder)
             }
             for modality, plan in plans.items():
                 if plan.inputs or plan.summary.gone:
@@ -219,7 +224,7 @@ def embed_corpus(
                 if plan.shards:
                     _embed_shards(plan.shards, plan.summary, works[modality], executor, reporter)
             # texts first: which of them have gone is known from their images
-            for modality in reversed(plans) if update or prune else ():
+            for modality in reversed(works) if update or prune else ():
                 plan, work = plans[modality], works[modality]
                 _rewrite_shards(plan, work, corpus, executor, reporter, update=update, prune=prune)
             for modality in plans:
@@ -235,8 +240,8 @@ def embed_corpus(
         ) from error
     return EmbedSummary(
         store=str(folder),
-        model=encoder.identity,
-        precision=encoder.compute.precision,
+        model=encoder.identity if isinstance(encoder, Encoder) else opened.info.model,
+        precision=encoder.compute.precision if isinstance(encoder, Encoder) else opened.info.precision,
         modalities=modalities,
         images_without_caption=corpus.images_without_caption,
         captions_without_image=corpus.captions_without_image,
@@ -262,6 +267,26 @@ def _lost_shards(folder: Path, reporter: Reporter) -> Mapping[ShardName, ShardRe
     return manifest.lost(missing) if manifest else {}
 
 
+def _is_store(folder: Path) -> bool:
+    return kind_of(folder / INFO_FILE) == "file"
+
+
+def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: str) -> Encoder:
+    """Return the encoder, loaded; the store is made if it is not there, and is one of this model."""
+    if not isinstance(encoder, Encoder):
+        encoder = encoder()
+    info = StoreInfo(
+        encoder.identity,
+        encoder.dim,
+        dtype,
+        preprocessing=encoder.preprocess.config,
+        precision=encoder.compute.precision,
+        extra={"compiled": True} if encoder.compiled else {},
+    )
+    create_store(folder, info)
+    return encoder
+
+
 def _planned(
     store: Store, corpus: Corpus, shard_size: int, retry_failed: bool, *, update: bool, prune: bool
 ) -> EmbedSummary:
@@ -274,7 +299,7 @@ def _planned(
     return EmbedSummary(
         store=str(store.path),
         model=store.info.model,
-        precision=store.info.precision or "unknown",
+        precision=store.info.precision,
         modalities={name: plan.summary for name, plan in plans.items() if plan.inputs or plan.summary.gone},
         images_without_caption=corpus.images_without_caption,
         captions_without_image=corpus.captions_without_image,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from torch import nn
 
@@ -20,12 +17,11 @@ from ..devices import Compute, pick
 from ..errors import EncoderError
 from ..reporter import SILENT, Reporter
 from .encoder import Encoder, ImagePreprocessor
-from .models import DEFAULT_MODEL, ModelName
+from .models import DEFAULT_MODEL, OFFLINE_REMEDY, ModelName, require_weights
 
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
 AGREEMENT = 0.999
 INT8_AGREEMENT = 0.99
-_REMEDY = "Offline, use the bundled --model c3-mini, or --model local-dir:PATH with a folder on this machine."
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,10 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
         EncoderError: for an unknown name, or weights that cannot be had.
     """
     name = ModelName.parse(model)
-    _check_known(name, random_init)
+    if random_init is None:
+        require_weights(name)
+    else:
+        name.require_known()
     network, transform, tokenizer = _create(name, random_init)
     network.eval().requires_grad_(False)
     identity = {
@@ -174,35 +173,9 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_known(name: ModelName, random_init: int | None) -> None:
-    if name.has_schema:
-        return
-    known = open_clip.list_models()
-    if name.architecture not in known:
-        close = difflib.get_close_matches(name.architecture, [*known, DEFAULT_MODEL], n=3)
-        hint = f"Did you mean {' or '.join(close)}? " if close else ""
-        raise EncoderError(
-            f"Unknown model {name.name!r}.",
-            remedy=f"{hint}Models are named c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH or "
-            "hf-hub:ORG/NAME.",
-        )
-    if random_init is not None:
-        return
-    tags = open_clip.list_pretrained_tags_by_model(name.architecture)
-    if name.pretrained is None:
-        raise EncoderError(
-            f"{name.name!r} names an architecture without weights.",
-            remedy=f"Add pretrained weights ({', '.join(f'{name.architecture}/{tag}' for tag in tags[:4]) or 'a file'}"
-            f"{', …' if len(tags) > 4 else ''}), or ask for random ones with --random-init SEED.",
-        )
-    if name.pretrained not in tags and not Path(name.pretrained).is_file():
-        raise EncoderError(
-            f"{name.architecture} has no pretrained weights {name.pretrained!r}, and there is no such file.",
-            remedy=f"Known are: {', '.join(tags) or 'none'}.",
-        )
-
-
 def _create(name: ModelName, random_init: int | None) -> tuple[nn.Module, Any, Any]:
+    import open_clip  # takes seconds
+
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_init or 0)
@@ -219,7 +192,7 @@ def _create(name: ModelName, random_init: int | None) -> tuple[nn.Module, Any, A
         # open_clip and the hubs raise whatever their layers raise: no common base class, so all are turned into one
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(
-            f"The model {name.name} could not be loaded: {type(error).__name__}: {reason}", remedy=_REMEDY
+            f"The model {name.name} could not be loaded: {type(error).__name__}: {reason}", remedy=OFFLINE_REMEDY
         ) from error
     return network, transform, tokenizer
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterator
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import open_clip
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from ..assets.paths import C3_MINI
 from ..errors import EncoderError
@@ -16,6 +19,9 @@ from ..errors import EncoderError
 DEFAULT_MODEL = "c3-mini"
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 _DOWNLOADS = Path("~/.cache/clip")  # where open_clip keeps weights that it fetched by address
+_PATIENCE = 5.0  # seconds for a server to answer
+_TAGS_SHOWN = 8
+OFFLINE_REMEDY = "Offline, use the bundled --model c3-mini, or --model local-dir:PATH with a folder on this machine."
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -60,6 +66,99 @@ class ModelName:
         """True if config and weights come from a folder or a hub rather than from open_clip's own lists."""
         return self.architecture.startswith((_LOCAL, _HUB))
 
+    def require_known(self) -> None:
+        """Refuse an architecture that open_clip does not have.
+
+        Raises:
+            EncoderError: with the names that are close.
+        """
+        if self.has_schema:
+            return
+        import open_clip  # takes seconds
+
+        known = open_clip.list_models()
+        if self.architecture not in known:
+            close = difflib.get_close_matches(self.architecture, [*known, DEFAULT_MODEL], n=3)
+            hint = f"Did you mean {' or '.join(close)}? " if close else ""
+            raise EncoderError(
+                f"Unknown model {self.name!r}.",
+                remedy=f"{hint}Models are named c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH or "
+                "hf-hub:ORG/NAME.",
+            )
+
+
+def require_weights(name: ModelName) -> None:
+    """Refuse a model whose weights cannot be had, within seconds: the hubs' own clients try for a minute.
+
+    Raises:
+        EncoderError: for an unknown name, or weights that are not on this machine while their server does not answer.
+    """
+    if name.architecture.startswith(_LOCAL):
+        return
+    if name.architecture.startswith(_HUB):
+        weights = {"hf_hub": f"{name.architecture.removeprefix(_HUB).partition('@')[0]}/"}
+    else:
+        name.require_known()
+        weights = _listed_weights(name)
+    if weights and not is_local(weights) and not _answers(server := _server(weights)):
+        raise EncoderError(
+            f"The weights of {name.name} are not on this machine, and {server} does not answer.", remedy=OFFLINE_REMEDY
+        )
+
+
+def _listed_weights(name: ModelName) -> dict[str, Any]:
+    """Return where open_clip finds weights (``url``, ``hf_hub``); nothing for a file of weights."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name.architecture)
+    if name.pretrained is None:
+        raise EncoderError(
+            f"{name.name!r} names an architecture without weights.",
+            remedy=f"Add pretrained weights ({', '.join(f'{name.architecture}/{tag}' for tag in tags[:4]) or 'a file'}"
+            f"{', …' if len(tags) > 4 else ''}), or ask for random ones with --random-init SEED.",
+        )
+    if name.pretrained not in tags:
+        if Path(name.pretrained).is_file():
+            return {}
+        close = difflib.get_close_matches(name.pretrained, tags, n=_TAGS_SHOWN, cutoff=0.4)
+        shown = [*close, *(tag for tag in tags if tag not in close)][:_TAGS_SHOWN]
+        lines = ["Known are:" if tags else "open_clip has none.", *(f"  {name.architecture}/{tag}" for tag in shown)]
+        if len(tags) > len(shown):
+            lines.append(f"and {len(tags) - len(shown)} more: c3 models {name.architecture}/")
+        raise EncoderError(
+            f"{name.architecture} has no pretrained weights {name.pretrained!r}, and there is no such file.",
+            remedy="\n".join(lines),
+        )
+    return dict(open_clip.get_pretrained_cfg(name.architecture, name.pretrained))
+
+
+def _server(weights: Mapping[str, Any]) -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT if weights.get("hf_hub") else weights["url"])
+
+
+def _answers(address: str) -> bool:
+    """Return whether a server answers, with whatever; asked in a thread, since a name look-up has no time limit."""
+    problems: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            with urlopen(Request(address, method="HEAD"), timeout=_PATIENCE):
+                pass
+        except HTTPError:
+            pass
+        except URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):  # the clients may have certificates that Python has not
+                problems.append(error)
+        except OSError as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return not problems and not thread.is_alive()
+
 
 @dataclass(frozen=True)
 class ListedModel:
@@ -103,6 +202,8 @@ def list_models(containing: str = "", *, here: bool = False) -> list[ListedModel
 
 
 def _all() -> Iterator[ListedModel]:
+    import open_clip  # takes seconds
+
     config = json.loads((C3_MINI / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
     yield _listed(DEFAULT_MODEL, config, "bundled", here=True)
     for architecture, tag in open_clip.list_pretrained():
@@ -111,7 +212,7 @@ def _all() -> Iterator[ListedModel]:
         if not weights or config is None:
             continue
         source = str(weights.get("hf_hub") or weights.get("url") or "")
-        yield _listed(f"{architecture}/{tag}", config, source.rstrip("/"), here=_is_local(weights))
+        yield _listed(f"{architecture}/{tag}", config, source.rstrip("/"), here=is_local(weights))
 
 
 def _listed(name: str, config: dict[str, Any], source: str, *, here: bool) -> ListedModel:
@@ -120,7 +221,8 @@ def _listed(name: str, config: dict[str, Any], source: str, *, here: bool) -> Li
     return ListedModel(name, config["embed_dim"], side, config["text_cfg"].get("context_length", 77), source, here)
 
 
-def _is_local(weights: dict[str, Any]) -> bool:
+def is_local(weights: Mapping[str, Any]) -> bool:
+    """Return whether weights, as open_clip describes them (``url``, ``hf_hub``), are on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
     address = str(weights.get("url") or "")

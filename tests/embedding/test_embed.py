@@ -14,6 +14,7 @@ from PIL import Image
 
 from c3tools.corpus import Corpus, ImageItem, TextItem, read_corpus
 from c3tools.embedding import embed, embed_corpus
+from c3tools.embedding import run as run_module
 from c3tools.embedding import shards as shards_module
 from c3tools.embedding.plan import plan_shards
 from c3tools.encoders import Encoder
@@ -278,6 +279,26 @@ def test_the_model_and_the_precision_of_the_store_are_used_again(tmp_path: Path)
     store = embed(tmp_path / "t.txt", tmp_path / "s", reporter=recorder)
     assert (store.info.model["random_init"], store.summary.precision, store.count("text")) == (4, "bf16", 2)
     assert recorder.messages == ["Found 0 images and 2 texts."]
+
+
+def test_nothing_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.txt").write_text("a dog\n")
+    name = local_model(tmp_path / "m")
+    first = embed(tmp_path / "t.txt", tmp_path / "s", model=name, precision="fp32")
+
+    def load(*arguments: object, **options: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(run_module, "resolve_encoder", load)
+    for options in ({}, {"model": name}):
+        again = embed(tmp_path / "t.txt", tmp_path / "s", **options).summary
+        assert again.modalities["text"].already == 1
+        assert (again.model, again.precision) == (first.info.model, "fp32")
+    with pytest.raises(StoreError, match=r"dtype = float16, asked for was float32"):
+        embed(tmp_path / "t.txt", tmp_path / "s", dtype="float32")
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="embeddings of different models cannot be mixed"):
+        embed(tmp_path / "t.txt", tmp_path / "s", model=name, random_init=1)
 
 
 def test_the_summary_shows_itself_in_a_notebook(encoder: Encoder, photos: Path, tmp_path: Path) -> None:

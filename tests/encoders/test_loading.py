@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import copy
 import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
 
-from c3tools.encoders import ModelName, load_encoder, resolve_encoder
+from c3tools.encoders import ModelName, load_encoder, models, resolve_encoder
 from c3tools.encoders.loading import weights_sha256
 from c3tools.errors import EncoderError
 from c3tools.reporter import Reporter
@@ -85,8 +92,85 @@ def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch: pytest.Mon
         raise RuntimeError("Failed to download weights\nfor tag 'openai'")
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", unreachable)
+    monkeypatch.setattr(models, "_answers", lambda address: True)
     with pytest.raises(EncoderError, match=r"(?s)ViT-B-32/openai could not be loaded.*c3-mini.*local-dir:"):
         load_encoder("ViT-B-32/openai")
+
+
+@contextmanager
+def server(status: int | None) -> Iterator[str]:
+    """The address of a server that answers with a status, or, for None, accepts and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection = listening.accept()[0]
+                except OSError:
+                    return
+                connections.append(connection)
+                if status is not None:
+                    connection.recv(4096)
+                    connection.sendall(
+                        f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+                    )
+                    connection.close()
+
+        connections: list[socket.socket] = []
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+        for connection in connections:
+            connection.close()
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32/openai", "hf-hub:org/name"])
+@pytest.mark.parametrize("silent", [False, True])
+def test_weights_behind_a_server_that_does_not_answer_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, name: str, silent: bool
+) -> None:
+    def asked(*args: object, **kwargs: object) -> None:
+        raise AssertionError("open_clip was asked, and its clients try for a minute")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", asked)
+    monkeypatch.setattr(models, "_PATIENCE", 0.2)
+    with server(None) as address:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address if silent else "http://127.0.0.1:1")
+        with pytest.raises(EncoderError, match=r"(?s)not on this machine, and http://127.* does not answer.*c3-mini"):
+            load_encoder(name)
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 503])
+def test_a_server_that_answers_with_anything_is_there(status: int) -> None:
+    with server(status) as address:
+        assert models._answers(address)
+
+
+def test_weights_on_this_machine_need_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def asked(address: str) -> bool:
+        raise AssertionError("the server was asked")
+
+    monkeypatch.setattr(models, "_answers", asked)
+    monkeypatch.setattr(models, "is_local", lambda weights: True)
+    models.require_weights(ModelName.parse("ViT-B-32/openai"))
+    (tmp_path / "weights.pt").touch()
+    models.require_weights(ModelName.parse(f"ViT-B-32/{tmp_path / 'weights.pt'}"))
+    models.require_weights(ModelName.parse("c3-mini"))
+
+
+def test_an_unknown_tag_gets_a_short_list_with_the_closest_first() -> None:
+    with pytest.raises(EncoderError) as caught:
+        load_encoder("ViT-B-32/laion2b_s34b")
+    lines = str(caught.value.remedy).splitlines()
+    assert lines[:2] == ["Known are:", "  ViT-B-32/laion2b_s34b_b79k"]
+    assert len(lines) == 10
+    assert lines[-1] == f"and {len(open_clip.list_pretrained_tags_by_model('ViT-B-32')) - 8} more: c3 models ViT-B-32/"
+
+
+def test_importing_the_rooms_of_the_encoder_imports_no_open_clip() -> None:
+    code = "import sys, c3tools.embedding, c3tools.captioning, c3tools.index; print('open_clip' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_damaged_local_model(tmp_path: Path) -> None:
