@@ -13,7 +13,17 @@ import torch
 from . import __version__, devices
 from .metrics.captions import JAVA_METRICS, missing_for
 
-PACKAGES = ("torch", "open_clip_torch", "numpy", "pyarrow", "safetensors", "faiss-cpu", "faiss-gpu")
+PACKAGES = (
+    "torch",
+    "open_clip_torch",
+    "openvino",
+    "onnxruntime",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+    "faiss-cpu",
+    "faiss-gpu",
+)
 _DISTRIBUTION = "c3tools"
 _TOOLING = "dev"  # the extra that contributors install
 _EXTRA = re.compile(r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']""")

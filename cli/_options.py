@@ -140,6 +140,9 @@ DeviceOption = Annotated[
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help="auto, fp32, bf16, fp16, or int8 (encoders on a CPU).")
 ]
+BackendOption = Annotated[
+    str, typer.Option("--backend", help="auto, torch, openvino or onnx (CPUs; the extras openvino and onnx).")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
 SplitOption = Annotated[
     str | None, typer.Option("--split", help="Rows of this split only: train, val, test, or all.", show_default=False)

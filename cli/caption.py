@@ -11,6 +11,7 @@ from ._captioning import BeamsOption, LengthPenaltyOption, MagicOption, Temperat
 from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_DECODER,
+    BackendOption,
     DecoderOption,
     DeviceOption,
     JsonOption,
@@ -34,6 +35,7 @@ def caption(
     model: ModelOption = None,
     random_init: RandomInitOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:

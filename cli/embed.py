@@ -10,6 +10,7 @@ from ._console import out, print_table, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
     AddressOption,
+    BackendOption,
     DtypeOption,
     ExecutorOption,
     JsonOption,
@@ -56,6 +57,7 @@ def embed(
             show_default="every GPU, or the best there is",
         ),
     ] = None,
+    backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     compile: Annotated[
         bool,

@@ -12,6 +12,7 @@ from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_DECODER,
     DEFAULT_STORE,
+    BackendOption,
     DecoderOption,
     DeviceOption,
     JsonOption,
@@ -61,6 +62,7 @@ def evaluate(
         str | None, typer.Option("--coco", help="Also write the captions as COCO results.", show_default=False)
     ] = None,
     device: DeviceOption = None,
+    backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:

@@ -11,7 +11,7 @@ from c3tools.errors import C3Error
 from c3tools.io.locations import location, write_all
 
 from ._console import err, message, out, reporter, write_json
-from ._options import DeviceOption, JsonOption, arguments, local_path, output_file
+from ._options import BackendOption, DeviceOption, JsonOption, arguments, local_path, output_file
 
 
 def search(
@@ -63,6 +63,7 @@ def search(
         ),
     ] = None,
     device: DeviceOption = None,
+    backend: BackendOption = "auto",
     json: JsonOption = None,
 ) -> None:
     """Find the nearest rows of an index: images first, then texts, the best of each.

@@ -292,6 +292,7 @@ def caption_images(
     model: str | None = None,
     random_init: int | None = None,
     device: str | None = None,
+    backend: str = "auto",
     precision: str = "auto",
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
@@ -305,7 +306,7 @@ def caption_images(
         model: of the encoder; the decoder's when None.
         random_init: seed of an encoder with random weights.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
-        precision: of the encoder.
+        backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.
         encoder: an encoder that is loaded already, in place of ``model``.
         reporter: shows messages and progress.
 
@@ -325,6 +326,7 @@ def caption_images(
         recorded=decoder.model,
         random_init=random_init,
         device=device,
+        backend=backend,
         precision=precision,
         reporter=reporter,
     )

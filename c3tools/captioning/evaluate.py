@@ -98,6 +98,7 @@ def evaluate_captions(
     clip_score: bool = False,
     resamples: int = 1000,
     device: str | None = None,
+    backend: str = "auto",
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Evaluation:
@@ -116,7 +117,7 @@ def evaluate_captions(
         clip_score: add CLIPScore and RefCLIPScore by the store's encoder.
         resamples: of the bootstrap; 0 leaves it out.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
-        precision: of the encoder.
+        backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.
         reporter: shows messages and progress.
 
     Raises:
@@ -143,7 +144,7 @@ def evaluate_captions(
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device).device)
         if magic:
-            encoder = _encoder_of(store, device, precision, reporter)
+            encoder = _encoder_of(store, device, backend, precision, reporter)
         images = _images_of(store, decoder, split)
         if store.split_note and split in STANDARD:
             reporter.message(store.split_note)
@@ -164,7 +165,7 @@ def evaluate_captions(
     if clip_score:
         assert isinstance(store, Store)
         result.scores.update(
-            _clip_scores(store, encoder or _encoder_of(store, device, precision, reporter), own, known)
+            _clip_scores(store, encoder or _encoder_of(store, device, backend, precision, reporter), own, known)
         )
     if against is not None:
         others = _captions(against)
@@ -209,8 +210,10 @@ def _captions(captions: Mapping[str, str] | str | Path) -> dict[str, str]:
     return dict(captions) if isinstance(captions, Mapping) else read_predictions(Path(captions))
 
 
-def _encoder_of(store: Store, device: str | None, precision: str, reporter: Reporter) -> Encoder:
-    return resolve_encoder(recorded=store.info.model, device=device, precision=precision, reporter=reporter)
+def _encoder_of(store: Store, device: str | None, backend: str, precision: str, reporter: Reporter) -> Encoder:
+    return resolve_encoder(
+        recorded=store.info.model, device=device, backend=backend, precision=precision, reporter=reporter
+    )
 
 
 def _images_of(store: Store, captioner: Captioner, split: str) -> Rows:

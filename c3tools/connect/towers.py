@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..corpus import Corpus, ImageItem, read_corpus
 from ..encoders import DEFAULT_MODEL, ModelName, Network, load_network, open_image
-from ..encoders.inference import can_trim, end_positions, trimmed_forward
+from ..encoders.backends.towers import can_trim, end_positions, trimmed_forward
 from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically

@@ -44,6 +44,7 @@ def embed(
     model: str | None = None,
     random_init: int | None = None,
     device: str | None = None,
+    backend: str = "auto",
     precision: str = "auto",
     compile: bool = False,
     dtype: str = "float16",
@@ -75,7 +76,7 @@ def embed(
             the bundled one.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or several with commas, one process each; None for every GPU,
             or the best device there is.
-        precision: see `c3tools.encoders.load_encoder`; ``auto`` is that of the store, if it has one.
+        backend, precision: see `c3tools.encoders.load_encoder`; ``auto`` is that of the store, if it has one.
         compile: run the model through `torch.compile`.
         dtype, shard_size, workers, batch_size, image_timeout, retry_failed, update, prune: see `embed_corpus`.
         dry_run: only find out what would be done, and sum it up; no model is loaded and nothing is written.
@@ -125,6 +126,8 @@ def embed(
             recorded=recorded.model if recorded else None,
             random_init=random_init,
             device=devices[0],
+            backend=backend,
+            recorded_backend=_recorded_backend(recorded) if recorded else None,
             precision=precision,
             recorded_precision=recorded.precision if recorded else None,
             compiled=compile,
@@ -242,6 +245,7 @@ def embed_corpus(
         store=str(folder),
         model=encoder.identity if isinstance(encoder, Encoder) else opened.info.model,
         precision=encoder.compute.precision if isinstance(encoder, Encoder) else opened.info.precision,
+        backend=encoder.backend.name if isinstance(encoder, Encoder) else opened.info.backend,
         modalities=modalities,
         images_without_caption=corpus.images_without_caption,
         captions_without_image=corpus.captions_without_image,
@@ -271,6 +275,11 @@ def _is_store(folder: Path) -> bool:
     return kind_of(folder / INFO_FILE) == "file"
 
 
+def _recorded_backend(info: StoreInfo) -> str | None:
+    """Return the backend of a store; stores from before there were several record the precision alone."""
+    return info.backend or ("torch" if info.precision else None)
+
+
 def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: str) -> Encoder:
     """Return the encoder, loaded; the store is made if it is not there, and is one of this model."""
     if not isinstance(encoder, Encoder):
@@ -281,6 +290,7 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
         dtype,
         preprocessing=encoder.preprocess.config,
         precision=encoder.compute.precision,
+        backend=encoder.backend.name,
         extra={"compiled": True} if encoder.compiled else {},
     )
     create_store(folder, info)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..corpus import ImageItem, TextItem
-from ..encoders import Encoder, resolve_encoder, to_numpy
+from ..encoders import Encoder, resolve_encoder
+from ..encoders.backends import Pending
 from ..errors import StoreError
 from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, write_shard
@@ -64,7 +64,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         self._workers, self._batch_size, self._image_timeout = workers, batch_size, image_timeout
         self._cores: int | None = None
         self._identity = json.dumps(encoder.identity)
-        self._precision = encoder.compute.precision
+        self._backend, self._precision = encoder.backend.name, encoder.compute.precision
         self._compiled = encoder.compiled
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 remedy="Keep it on storage that all machines share, or at a URL.",
             )
         torch.set_num_threads(min(resources.threads, torch.get_num_threads()))  # fewer if OMP_NUM_THREADS says so
-        self._encoder = _load_once(self._identity, resources.device, self._precision, self._compiled)
+        self._encoder = _load_once(self._identity, resources.device, self._backend, self._precision, self._compiled)
         self._cores = resources.threads
 
     def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
@@ -140,7 +140,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         for batch, features in _encode_ahead(batches, encoder, seconds):
             start = time.perf_counter()
             if features is not None:
-                embeddings.append(to_numpy(features))
+                embeddings.append(features.result())
             rows += batch.rows
             failures += batch.failures
             seconds["reading"] += batch.reading
@@ -213,10 +213,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
 
 def _encode_ahead(
     batches: Iterable[PixelBatch], encoder: Encoder, seconds: dict[str, float]
-) -> Iterator[tuple[PixelBatch, Tensor | None]]:
-    """Yield each batch with its features (n, d); a GPU is given the next batch before the caller waits for one."""
-    ahead = 0 if encoder.compute.device.type == "cpu" else 1
-    running: deque[tuple[PixelBatch, Tensor | None]] = deque()
+) -> Iterator[tuple[PixelBatch, Pending | None]]:
+    """Yield each batch with its features (n, d); the backend is given the next ones before the caller waits for one."""
+    running: deque[tuple[PixelBatch, Pending | None]] = deque()
     source = iter(batches)
     while True:
         start = time.perf_counter()
@@ -227,7 +226,7 @@ def _encode_ahead(
             break
         running.append((batch, encoder.start_pixels(batch.pixels) if batch.rows else None))
         seconds["encoding"] += time.perf_counter() - arrived
-        if len(running) > ahead:
+        if len(running) > encoder.backend.ahead:
             yield running.popleft()
     yield from running
 
@@ -238,5 +237,7 @@ def _decoding_processes(device: torch.device, available: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _load_once(identity: str, device: str, precision: str, compiled: bool) -> Encoder:
-    return resolve_encoder(recorded=json.loads(identity), device=device, precision=precision, compiled=compiled)
+def _load_once(identity: str, device: str, backend: str, precision: str, compiled: bool) -> Encoder:
+    return resolve_encoder(
+        recorded=json.loads(identity), device=device, backend=backend, precision=precision, compiled=compiled
+    )

@@ -99,7 +99,7 @@ class EmbedSummary:
     Attributes:
         store: its path.
         model: identity of the encoder.
-        precision: of the encoder; None if the store does not say, and nothing was embedded.
+        precision, backend: of the encoder; None if the store does not say, and nothing was embedded.
         modalities: by name, ``image`` and ``text``.
         images_without_caption, captions_without_image: images and captions without a partner.
         skipped: inputs refused before encoding (empty captions, links out of the corpus).
@@ -111,6 +111,7 @@ class EmbedSummary:
     store: str
     model: dict[str, Any]
     precision: str | None
+    backend: str | None
     modalities: dict[str, ModalitySummary]
     images_without_caption: list[str]
     captions_without_image: list[str]
@@ -140,7 +141,8 @@ class EmbedSummary:
         for name, m in self.modalities.items():
             counts = (f"{n:,}" for n in (m.embedded, m.already, m.failed + m.failed_before))
             rows.append([name, *counts, f"{m.rate:,.1f}", f"{m.elapsed:,.1f}"])
-        return Table(columns, rows, f"{self.store}   {self.model['name']}, {self.precision or 'precision unknown'}")
+        how = [self.precision, None if self.backend == "torch" else self.backend]
+        return Table(columns, rows, f"{self.store}   {', '.join([self.model['name'], *filter(None, how)])}")
 
     def notes(self) -> list[str]:
         """Return what deserves attention, one sentence each: missing partners, changes, failures, the bottleneck."""

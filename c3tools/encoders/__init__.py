@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .encoder import Encoder, ImagePreprocessor, open_image, to_numpy
+from .encoder import Encoder
 from .loading import Network, load_encoder, load_network, resolve_encoder
 from .models import DEFAULT_MODEL, ModelName
+from .preprocessing import ImagePreprocessor, open_image
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -16,5 +17,4 @@ __all__ = [
     "load_network",
     "open_image",
     "resolve_encoder",
-    "to_numpy",
 ]

@@ -7,38 +7,19 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..devices import Compute, pick
 from ..errors import EncoderError
 from ..reporter import SILENT, Reporter
-from .encoder import Encoder, ImagePreprocessor
+from .encoder import Encoder
 from .models import DEFAULT_MODEL, OFFLINE_REMEDY, ModelName, require_weights
+from .preprocessing import ImagePreprocessor
+from .selection import EncoderFactory, Network
 
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
-AGREEMENT = 0.999
-INT8_AGREEMENT = 0.99
-
-
-@dataclass(frozen=True)
-class Network:
-    """A loaded model.
-
-    Attributes:
-        model: open_clip's module.
-        tokenizer: from texts to token ids.
-        preprocess: from an image to pixels.
-        identity: ``name``, ``architecture``, ``pretrained``, ``random_init``.
-    """
-
-    model: nn.Module
-    tokenizer: Any
-    preprocess: ImagePreprocessor
-    identity: dict[str, Any]
 
 
 def load_encoder(
@@ -46,8 +27,10 @@ def load_encoder(
     *,
     random_init: int | None = None,
     device: str | None = None,
+    backend: str = "auto",
     precision: str = "auto",
     compiled: bool = False,
+    reporter: Reporter = SILENT,
 ) -> Encoder:
     """Load a contrastive model for inference.
 
@@ -56,23 +39,21 @@ def load_encoder(
             weights file), ``local-dir:PATH`` or ``hf-hub:ORG/NAME``.
         random_init: take the architecture alone, with random weights from this seed.
         device: see `c3tools.devices.pick`.
+        backend: ``torch``, ``openvino`` or ``onnx``; ``auto`` takes, on a CPU, the fastest of those installed. A model
+            is converted once and kept in a cache (`c3tools.encoders.backends.ModelCache`).
         precision: see `c3tools.devices.pick`; ``auto`` takes bf16 only where the model's embeddings agree with
             those of fp32 to a cosine of 0.999 on a probe; ``int8`` is refused where they fall below 0.99.
         compiled: run the model through `torch.compile`.
+        reporter: is told of measurements, and of what does not work with the model.
 
     Raises:
-        EncoderError: for an unknown name, weights that cannot be had, or a precision or compilation that does not
-            work with the model.
+        EncoderError: for an unknown name, weights that cannot be had, or a backend, precision or compilation that does
+            not work with the model.
+        MissingExtraError: if the backend is not installed.
     """
     network = load_network(model, random_init=random_init)
     identity = {**network.identity, "weights_sha256": weights_sha256(network.model)}
-    compute = pick(device, precision, encoder=True)
-    encoder = Encoder(
-        network.model, network.tokenizer, network.preprocess, identity=identity, compute=Compute(compute.device, "fp32")
-    )
-    if compute.precision != "fp32":
-        encoder = _in_precision(encoder, compute, precision)
-    return encoder.through_compiler() if compiled else encoder
+    return EncoderFactory(network, identity, reporter).select(device, backend, precision, compiled)
 
 
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
@@ -97,28 +78,14 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     return Network(network, tokenizer, _preprocessor(network, transform), identity)
 
 
-def _in_precision(encoder: Encoder, compute: Compute, asked: str) -> Encoder:
-    candidate = encoder.in_precision(compute)
-    if asked not in ("auto", "int8"):
-        return candidate
-    cosine = agreement(encoder, candidate)
-    if asked == "auto":
-        return candidate if cosine >= AGREEMENT else encoder
-    if cosine < INT8_AGREEMENT:
-        raise EncoderError(
-            f"{encoder.identity.name} loses too much in int8: the cosine with its fp32 embeddings falls to "
-            f"{cosine:.4f} on a probe (the limit is {INT8_AGREEMENT}).",
-            remedy="Use --precision auto.",
-        )
-    return candidate
-
-
 def resolve_encoder(
     model: str | None = None,
     *,
     recorded: Mapping[str, Any] | None = None,
     random_init: int | None = None,
     device: str | None = None,
+    backend: str = "auto",
+    recorded_backend: str | None = None,
     precision: str = "auto",
     recorded_precision: str | None = None,
     compiled: bool = False,
@@ -130,22 +97,26 @@ def resolve_encoder(
         model: the model's name, as in `load_encoder`; None for the recorded model.
         recorded: the identity recorded in a store, decoder or index (`c3tools.identity.ModelIdentity`); its weights
             have to be the same still. None or empty where no model is recorded.
-        random_init, device, precision, compiled: see `load_encoder`.
-        recorded_precision: the precision that ``auto`` stands for, where one is recorded.
-        reporter: is told when the bundled model is used because no other was named.
+        random_init, device, backend, precision, compiled: see `load_encoder`.
+        recorded_backend, recorded_precision: what ``auto`` stands for, where it is recorded.
+        reporter: is told when the bundled model is used because no other was named; see `load_encoder`.
 
     Raises:
         EncoderError: if the model cannot be loaded, or its weights are not the recorded ones.
     """
     if precision == "auto":
         precision = recorded_precision or "auto"
+    if backend == "auto":
+        backend = recorded_backend or "auto"
     if model is None and random_init is None and recorded:
         encoder = load_encoder(
             recorded["name"],
             random_init=recorded.get("random_init"),
             device=device,
+            backend=backend,
             precision=precision,
             compiled=compiled,
+            reporter=reporter,
         )
         now, then = encoder.identity["weights_sha256"], recorded.get("weights_sha256")
         if then and then != now:
@@ -160,7 +131,13 @@ def resolve_encoder(
             "For real work name one, for example --model ViT-B-32/openai."
         )
     return load_encoder(
-        model or DEFAULT_MODEL, random_init=random_init, device=device, precision=precision, compiled=compiled
+        model or DEFAULT_MODEL,
+        random_init=random_init,
+        device=device,
+        backend=backend,
+        precision=precision,
+        compiled=compiled,
+        reporter=reporter,
     )
 
 
@@ -203,20 +180,6 @@ def _preprocessor(network: nn.Module, transform: Any) -> ImagePreprocessor:
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     steps = tuple(step for step in transform.transforms[:-_TENSOR_STEPS] if type(step).__name__ != "MaybeConvertMode")
     return ImagePreprocessor(steps, (height, width), tuple(config["mean"]), tuple(config["std"]), config)
-
-
-def agreement(reference: Encoder, candidate: Encoder) -> float:
-    """Return the smallest cosine between embeddings in two precisions, on smooth random images and on texts."""
-    height, width = reference.preprocess.size
-    coarse = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    smooth = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
-    pixels = (smooth * 255).byte().permute(0, 2, 3, 1).contiguous()
-    probe = ["a dog runs on the grass", "two people at a table", "an old red train in the snow", "food"]
-    pairs = (
-        (reference.encode_pixels(pixels), candidate.encode_pixels(pixels)),
-        (reference.encode_texts(probe), candidate.encode_texts(probe)),
-    )
-    return min(float((a * b).sum(axis=1).min()) for a, b in pairs)
 
 
 @contextmanager

@@ -45,7 +45,8 @@ class StoreInfo:
         dtype: ``float16`` or ``float32``, as stored.
         normalised: whether the embeddings have unit L2 norm.
         preprocessing: how images were resized and scaled.
-        precision: of the encoder: ``fp32``, ``bf16``, ``fp16``, or None if unknown.
+        precision: of the encoder: ``fp32``, ``bf16``, ``fp16``, ``int8``, or None if unknown.
+        backend: of the encoder: ``torch``, ``openvino``, ``onnx``, or None if unknown.
         extra: anything else worth keeping (for example where an import came from).
     """
 
@@ -55,6 +56,7 @@ class StoreInfo:
     normalised: bool = True
     preprocessing: dict[str, Any] = field(default_factory=dict)
     precision: str | None = None
+    backend: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,7 +66,10 @@ class StoreInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of store.json."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
+        content = asdict(self)
+        if self.backend is None:  # as in stores from before there were backends
+            del content["backend"]
+        return {"format_version": FORMAT_VERSION, **content}
 
     @classmethod
     def from_dict(cls, value: Any, source: Path) -> StoreInfo:
@@ -96,6 +101,7 @@ class StoreInfo:
             "normalised": isinstance(self.normalised, bool),
             "preprocessing": isinstance(self.preprocessing, dict),
             "precision": self.precision is None or isinstance(self.precision, str),
+            "backend": self.backend is None or isinstance(self.backend, str),
             "extra": isinstance(self.extra, dict),
         }
         invalid = next((name for name, is_valid in valid.items() if not is_valid), None)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from c3tools.devices import Compute, has_int8, pick
-from c3tools.encoders import load_encoder, loading
-from c3tools.encoders.inference import ON_CPU, Int8Linear, Int8SelfAttention, find_batch_size, largest_batch, use_int8
+from c3tools.encoders import load_encoder, selection
+from c3tools.encoders.backends.int8 import Int8Linear, use_int8
+from c3tools.encoders.backends.towers import SelfAttention, use_plain_attention
 from c3tools.errors import C3Error, EncoderError
 from tests.encoders.test_encoder import TEXTS
 from tests.encoders.test_loading import local_model
@@ -58,9 +58,14 @@ def test_attention_agrees_with_that_of_torch(causal: bool) -> None:
     mask = torch.full((7, 7), -torch.inf).triu(1) if causal else None
     with torch.inference_mode():
         expected, _ = attention(x, x, x, need_weights=False, attn_mask=mask)
-        got, _ = Int8SelfAttention(attention)(x, x, x, attn_mask=mask)
+        got, _ = SelfAttention(attention, Int8Linear)(x, x, x, attn_mask=mask)
     cosine = nn.functional.cosine_similarity(got.flatten(), expected.flatten(), dim=0)
     assert cosine > 0.999
+    network = nn.ModuleList([attention])
+    use_plain_attention(network)
+    assert type(network[0]) is SelfAttention
+    with torch.inference_mode():
+        torch.testing.assert_close(network[0](x, x, x, attn_mask=mask)[0], expected)
 
 
 def test_layers_are_replaced_and_others_are_left() -> None:
@@ -84,8 +89,8 @@ def test_an_encoder_in_int8_agrees_with_fp32(tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_bear_int8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = local_model(tmp_path / "m")
-    monkeypatch.setattr(loading, "pick", lambda *arguments, **options: INT8)
-    monkeypatch.setattr(loading, "agreement", lambda a, b: 0.9)
+    monkeypatch.setattr(selection, "pick", lambda *arguments, **options: INT8)
+    monkeypatch.setattr(selection, "agreement", lambda a, b: 0.9)
     with pytest.raises(EncoderError, match=r"(?s)loses too much in int8.*0\.9000.*--precision auto"):
         load_encoder(name, precision="int8")
 
@@ -94,35 +99,3 @@ def test_a_cpu_without_the_instructions_says_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(C3Error, match="avx512_vnni"):
         pick("cpu", "int8", encoder=True)
-
-
-@given(st.integers(1, 2**34), st.integers(0, 2**40), st.integers(1, 4096))
-def test_the_batch_is_the_largest_power_of_two_that_fits(per_input: int, available: int, largest: int) -> None:
-    batch = largest_batch(per_input, available, largest)
-    assert batch.bit_count() == 1
-    assert batch <= largest
-    assert batch == 1 or batch * per_input <= available
-    assert 2 * batch > largest or 2 * batch * per_input > available
-
-
-def test_a_cpu_is_not_probed() -> None:
-    def never(modality: str, n: int) -> None:
-        raise AssertionError("probed")
-
-    assert find_batch_size("image", torch.device("cpu"), never) == ON_CPU["image"]
-    assert find_batch_size("text", torch.device("cpu"), never, 352 * 352) == ON_CPU["text"]
-    assert find_batch_size("image", torch.device("cpu"), never, 160 * 160) == 32
-    assert find_batch_size("image", torch.device("cpu"), never, 352 * 352) == 8
-    assert find_batch_size("image", torch.device("cpu"), never, 4000 * 4000) == 1
-
-
-@pytest.mark.parametrize(("per_image", "expected"), [(2**20, 256), (2**26, 128), (2**34, 1)])
-def test_on_a_gpu_memory_decides(monkeypatch: pytest.MonkeyPatch, per_image: int, expected: int) -> None:
-    """The bookkeeping alone: a card of 16 GiB whose runs take ``per_image`` bytes an image and 1 GiB of weights."""
-    ran: list[int] = []
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: ran.clear())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30 + ran[0] * per_image)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
-    size = find_batch_size("image", torch.device("cuda:0"), lambda modality, n: ran.append(n))
-    assert size == expected

@@ -1,0 +1,23 @@
+"""Backends: what runs a model. torch takes any; openvino and onnx are faster on CPUs."""
+
+from __future__ import annotations
+
+from .base import Backend, Matrix, Pending
+from .cache import CachedModel, ModelCache
+from .converted import ConvertedBackend
+from .onnx import OnnxBackend
+from .openvino import OpenVINOBackend
+
+BACKENDS = ("torch", "openvino", "onnx")
+CONVERTED: dict[str, type[ConvertedBackend]] = {"openvino": OpenVINOBackend, "onnx": OnnxBackend}
+
+__all__ = [
+    "BACKENDS",
+    "CONVERTED",
+    "Backend",
+    "CachedModel",
+    "ConvertedBackend",
+    "Matrix",
+    "ModelCache",
+    "Pending",
+]

@@ -1,0 +1,173 @@
+"""The folder where converted models, and what was measured of them, are kept for the next run.
+
+converted/<key>/model.json       what it was made from; sha256 of the other files; written with them, by one rename
+converted/<key>/image.*, text.*  the towers
+choices/<key>.json               the backend and the precision that `auto` took on a machine
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from ...errors import EncoderError
+from ...io.files import json_text, sha256_of, write_json_atomically
+from ...reporter import SILENT, Reporter
+
+CACHE_VARIABLE = "C3_CACHE"
+_RECORD = "model.json"
+_TEMPORARY = ".making-"
+_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A converted model in the cache.
+
+    Attributes:
+        path: its folder.
+        size: bytes.
+        made_from: ``model``, ``weights_sha256``, ``backend``, ``version``, ``precision``.
+    """
+
+    path: Path
+    size: int
+    made_from: dict[str, Any]
+
+
+class ModelCache:
+    """Converted models on this machine.
+
+    Args:
+        folder: by default ``$C3_CACHE``, or c3tools in the platform's folder for caches.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder or os.environ.get(CACHE_VARIABLE) or user_cache_path("c3tools", appauthor=False))
+        self._elsewhere: list[tempfile.TemporaryDirectory[str]] = []
+
+    def converted(
+        self, made_from: Mapping[str, Any], convert: Callable[[Path], None], reporter: Reporter = SILENT
+    ) -> Path:
+        """Return the folder of a converted model, which is made where it is missing or damaged.
+
+        Where the cache cannot be written, it is made in a temporary folder, for this process.
+
+        Args:
+            made_from: everything that the files depend on.
+            convert: writes the files into a folder.
+            reporter: is told of a damaged model, and of a cache that cannot be written.
+
+        Raises:
+            EncoderError: if there is no room for it anywhere.
+        """
+        path = self.folder / "converted" / _digest(made_from)
+        if path.exists():
+            if _is_intact(path, made_from):
+                return path
+            reporter.message(f"The converted model in {path} is damaged and is made again.")
+        try:
+            return self._make(path, made_from, convert)
+        except OSError as error:
+            reporter.message(
+                f"The converted model cannot be kept in {self.folder} ({error.strerror or error}); "
+                f"{CACHE_VARIABLE} names another folder."
+            )
+        try:
+            self._elsewhere.append(tempfile.TemporaryDirectory(prefix="c3-"))
+            return self._make(Path(self._elsewhere[-1].name) / "model", made_from, convert)
+        except OSError as error:
+            raise EncoderError(
+                f"There is no room for the converted model ({error.strerror or error}).",
+                remedy="Use --backend torch, which needs none.",
+            ) from error
+
+    def _make(self, path: Path, made_from: Mapping[str, Any], convert: Callable[[Path], None]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+        folder.mkdir()
+        try:
+            convert(folder)
+            files = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
+            (folder / _RECORD).write_text(json_text({"made_from": dict(made_from), "sha256": files}), encoding="utf-8")
+            if path.exists() and not _is_intact(path, made_from):
+                shutil.rmtree(path, ignore_errors=True)
+            try:
+                folder.rename(path)
+            except OSError:
+                if not _is_intact(path, made_from):  # else another process was faster
+                    raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return path
+
+    def choice(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what was noted for a key, or None."""
+        try:
+            noted = json.loads(self._choice_path(key).read_text(encoding="utf-8"))
+            return dict(noted["choice"]) if noted["key"] == json.loads(json_text(dict(key))) else None
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is measured again
+            return None
+
+    def note_choice(self, key: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
+        """Note what was chosen for a key; where the cache cannot be written, the next run measures again."""
+        with suppress(OSError):
+            write_json_atomically(self._choice_path(key), {"key": dict(key), "choice": dict(choice)})
+
+    def _choice_path(self, key: Mapping[str, Any]) -> Path:
+        return self.folder / "choices" / f"{_digest(key)}.json"
+
+    def models(self) -> list[CachedModel]:
+        """Return the converted models, the largest first; damaged ones too."""
+        found = []
+        for folder in (self.folder / "converted").glob("*"):
+            size = sum(file.stat().st_size for file in folder.glob("*"))
+            found.append(CachedModel(folder, size, (_record(folder) or {}).get("made_from", {})))
+        return sorted(found, key=lambda model: (-model.size, model.path))
+
+    def clear(self) -> None:
+        """Remove all converted models and choices; nothing else in the folder is touched.
+
+        Raises:
+            EncoderError: if something cannot be removed.
+        """
+        for name in ("converted", "choices"):
+            try:
+                shutil.rmtree(self.folder / name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise EncoderError(f"{self.folder / name} cannot be removed ({error.strerror or error}).") from error
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json_text(dict(key)).encode()).hexdigest()[:_DIGITS]
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        return record if isinstance(record, dict) and isinstance(record.get("made_from"), dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _is_intact(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    record = _record(folder)
+    if record is None or record["made_from"] != json.loads(json_text(dict(made_from))):
+        return False
+    try:
+        return all(sha256_of(folder / name) == digest for name, digest in record["sha256"].items())
+    except (OSError, KeyError, AttributeError):
+        return False

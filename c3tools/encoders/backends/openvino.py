@@ -1,0 +1,65 @@
+"""The backend OpenVINO (extra ``openvino``): fp32 and bf16 on CPUs."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .base import Matrix, Modality
+from .converted import ConvertedBackend
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVINOBackend(ConvertedBackend):
+    """Towers as OpenVINO models; each thread has a stream of its own."""
+
+    name = "openvino"
+    packages = ("openvino",)
+
+    @classmethod
+    def precisions(cls) -> tuple[str, ...]:
+        """Return fp32, and bf16 where the CPU has it."""
+        import openvino
+
+        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
+
+    @classmethod
+    def _convert(cls, tower: nn.Module, example: Tensor, folder: Path, modality: Modality) -> None:
+        import openvino
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+        # what `openvino.convert_model` does, without the messages that it sends to its makers
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(tower, example_input=(example,))  # has to outlive the conversion
+        model = frontend.convert(frontend.load(decoder))
+        sizes = example.shape[1:] if modality == "image" else (-1,)
+        model.reshape({0: openvino.PartialShape([-1, *sizes])})
+        openvino.save_model(model, folder / f"{modality}.xml", compress_to_fp16=False)
+
+    def _open(self, folder: Path, modality: str, threads: int) -> Any:
+        import openvino
+
+        self._requests = threading.local()
+        settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.compute.precision],
+            "NUM_STREAMS": str(threads),
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # two commands would be pinned to the same cores
+        }
+        return openvino.Core().compile_model(folder / f"{modality}.xml", "CPU", settings)
+
+    def _compute(self, tower: Any, batch: np.ndarray[Any, Any]) -> Matrix:
+        requests = self._requests.__dict__  # of this thread
+        request = requests.setdefault(str(id(tower)), None) or tower.create_infer_request()
+        requests[str(id(tower))] = request
+        request.infer({0: batch}, share_inputs=True)
+        return np.array(request.get_output_tensor(0).data)

@@ -1,0 +1,126 @@
+"""The backend torch: any model, on any device, in any precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...devices import Compute
+from ..preprocessing import ImagePreprocessor
+from .base import LARGEST, Backend, Matrix, Modality, Pending, largest_batch
+from .int8 import use_int8
+from .towers import ImageTower, TextTower
+
+_SHARE_OF_MEMORY = 0.5
+_PROBES = (4, 8)
+
+
+class TorchBackend(Backend):
+    """The towers as torch modules.
+
+    Args:
+        model: open_clip's module, which is changed: moved to the device, in the precision.
+        preprocess: knows size, mean and standard deviation of the pixels.
+        compute: device and precision.
+        trims_texts: whether texts come without their padding.
+        longest_text: tokens of the longest text, int64 (1, length), for measuring memory.
+        compiled: run the towers through `torch.compile`.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: ImagePreprocessor,
+        compute: Compute,
+        *,
+        trims_texts: bool,
+        longest_text: Tensor,
+        compiled: bool = False,
+    ) -> None:
+        self.compute = compute
+        self.compiled = compiled
+        self.ahead = 0 if compute.device.type == "cpu" else 1
+        model = model.to(compute.device, compute.dtype)
+        if compute.precision == "int8":
+            use_int8(model)
+        if compute.device.type in ("cpu", "cuda"):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._probes = {
+            "image": torch.zeros((1, *preprocess.size, 3), dtype=torch.uint8),
+            "text": longest_text,
+        }
+        towers: dict[str, nn.Module] = {
+            "image": ImageTower(model, preprocess, compute.dtype),
+            "text": TextTower(model, trims=trims_texts),
+        }
+        self._forward: dict[str, Callable[[Tensor], Tensor]] = {
+            name: torch.compile(tower, dynamic=True) if compiled else tower for name, tower in towers.items()
+        }
+        self._limits: dict[str, int] = {}  # largest batch that fits into memory, once one did not
+
+    def submit(self, modality: Modality, batch: Any) -> Pending:
+        """Compute a batch; on a GPU without waiting for it. Where it does not fit into memory it is run in halves."""
+        return _Features(self._features(modality, torch.as_tensor(batch)))
+
+    def batch_size(self, modality: Modality, pixels: int) -> int:
+        """Return the batch size: on a CUDA GPU from its memory, on other devices a constant."""
+        if self.compute.device.type != "cuda":
+            return super().batch_size(modality, pixels)
+        return self._batch_size_on_gpu(modality)
+
+    def run_probe(self, modality: Modality, n: int) -> None:
+        """Run n inputs of the largest size."""
+        probe = self._probes[modality]
+        self._features(modality, probe.repeat(n, *[1] * (probe.ndim - 1)))
+
+    def _batch_size_on_gpu(self, modality: Modality) -> int:
+        """Return the largest power of two whose activations take at most half of the memory, from two small runs."""
+        device = self.compute.device
+        few, more = (_peak_memory(device, lambda n=n: self.run_probe(modality, n)) for n in _PROBES)  # type: ignore[misc]
+        return largest_batch(
+            max(1, (more - few) // (_PROBES[1] - _PROBES[0])),
+            int(_SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory),
+            LARGEST[modality],
+        )
+
+    def _features(self, modality: Modality, batch: Tensor) -> Tensor:
+        """Return unit vectors, float32 (n, d), on the device.
+
+        Where a batch does not fit into memory it is run in halves, and so are those that follow.
+        """
+        limit = self._limits.get(modality, len(batch))
+        if len(batch) > limit:
+            return torch.cat([self._features(modality, part) for part in torch.split(batch, limit)])
+        try:
+            with torch.inference_mode():
+                return self._forward[modality](batch.to(self.compute.device, non_blocking=True))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+            if not out_of_memory or len(batch) == 1:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._limits[modality] = len(batch) // 2
+        return self._features(modality, batch)
+
+
+class _Features:
+    """Unit vectors (n, d) on the device, which may still be computing them."""
+
+    def __init__(self, features: Tensor) -> None:
+        self._features = features
+
+    def result(self) -> Matrix:
+        return self._features.cpu().numpy()
+
+
+def _peak_memory(device: torch.device, run: Callable[[], None]) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)

@@ -1,0 +1,322 @@
+"""The choice of backend and precision: what was asked for, what is fastest of what agrees with fp32."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..devices import Compute, pick
+from ..errors import C3Error, EncoderError
+from ..reporter import SILENT, Reporter
+from .backends import BACKENDS, CONVERTED, ConvertedBackend, ModelCache
+from .backends.base import Matrix, Modality
+from .backends.converted import FORMAT
+from .backends.torch import TorchBackend
+from .backends.towers import ImageTower, TextTower, can_trim, end_token, use_plain_attention
+from .encoder import Encoder, Tokens
+from .preprocessing import ImagePreprocessor, Pixels
+
+AGREEMENT = 0.999
+INT8_AGREEMENT = 0.99
+_ROUNDS = 2
+_LONG = 0.5  # seconds of a round that is not repeated
+_PROBE_TEXTS = ("a dog runs on the grass", "two people at a table", "an old red train in the snow", "food")
+_IMAGES_AT_A_TIME = 4
+_TEXTS_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class Network:
+    """A loaded model.
+
+    Attributes:
+        model: open_clip's module.
+        tokenizer: from texts to token ids.
+        preprocess: from an image to pixels.
+        identity: ``name``, ``architecture``, ``pretrained``, ``random_init``.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    preprocess: ImagePreprocessor
+    identity: dict[str, Any]
+
+
+class EncoderFactory:
+    """Encoders of one network, in any backend and precision.
+
+    Args:
+        network: in fp32 on the CPU; it is left as it is.
+        identity: with the hash of the weights.
+        reporter: is told of what takes long and what does not work.
+    """
+
+    def __init__(self, network: Network, identity: Mapping[str, Any], reporter: Reporter = SILENT) -> None:
+        self._network = network
+        self._identity = identity
+        self._reporter = reporter
+        self._cache = ModelCache()
+        self._trims_texts = can_trim(network.model, network.tokenizer)
+        self._reference: Encoder | None = None
+        self._expected: tuple[Matrix, Matrix] | None = None
+
+    @property
+    def reference(self) -> Encoder:
+        """The network in fp32 on the CPU, by torch."""
+        if self._reference is None:
+            self._reference = self._torch(Compute(torch.device("cpu"), "fp32"), False, self._network.model)
+        return self._reference
+
+    def select(self, device: str | None, backend: str, precision: str, compiled: bool) -> Encoder:
+        """Return the encoder that was asked for; ``auto`` is decided here.
+
+        Raises:
+            EncoderError: if the model does not work in the backend or in the precision.
+            MissingExtraError: if the backend is not installed.
+            C3Error: for an unknown backend or precision, or a missing device.
+        """
+        if backend not in ("auto", *BACKENDS):
+            raise C3Error(f"Unknown backend {backend!r}.", remedy=f"Choose auto, {', '.join(BACKENDS)}.")
+        compute = pick(device, precision, encoder=True)
+        if backend in CONVERTED:
+            _require(backend, compute, precision, compiled)
+            CONVERTED[backend].require_installed()
+            return self._select_converted(compute.device, [backend], precision)
+        others = [name for name, kind in CONVERTED.items() if kind.is_installed()]
+        if backend == "torch" or compiled or compute.device.type != "cpu" or not others or precision == "int8":
+            return self._select_torch(compute, precision, compiled)
+        return self._select_converted(compute.device, ["torch", *others], precision)
+
+    def _select_torch(self, compute: Compute, asked: str, compiled: bool) -> Encoder:
+        plain = Compute(compute.device, "fp32")
+        if asked not in ("auto", "int8") or compute.precision == "fp32":
+            return self._torch(compute, compiled)
+        candidate = self._torch(compute, False)
+        cosine = self._agreement(candidate)
+        if asked == "int8" and cosine < INT8_AGREEMENT:
+            raise EncoderError(
+                f"{self._identity['name']} loses too much in int8: the cosine with its fp32 embeddings falls to "
+                f"{cosine:.4f} on a probe (the limit is {INT8_AGREEMENT}).",
+                remedy="Use --precision auto.",
+            )
+        if asked == "auto" and cosine < AGREEMENT:
+            return self._torch(plain, compiled)
+        return self._torch(compute, compiled) if compiled else candidate
+
+    def _select_converted(self, device: torch.device, backends: list[str], precision: str) -> Encoder:
+        """Return the fastest of several backends and precisions that agrees with fp32; measured once on a machine."""
+        candidates = [
+            (backend, name)
+            for backend in backends
+            for name in (_native(backend) if precision == "auto" else (precision,))
+            if name in _native(backend)
+        ]
+        if len(candidates) == 1:
+            return self._open(*candidates[0], device)
+        key = {
+            "weights_sha256": self._identity["weights_sha256"],
+            "candidates": [list(candidate) for candidate in candidates],
+            "versions": {"torch": torch.__version__, **{b: CONVERTED[b].version() for b in backends if b in CONVERTED}},
+            "machine": [platform.node(), platform.machine(), _cpu_name(), torch.get_num_threads()],
+            "format": FORMAT,
+        }
+        noted = self._cache.choice(key)
+        if noted and [noted.get("backend"), noted.get("precision")] in key["candidates"]:
+            with suppress(EncoderError):  # it is measured again where the noted one does not work any more
+                return self._open(noted["backend"], noted["precision"], device)
+        self._reporter.message(
+            f"Measuring {', '.join(dict.fromkeys(backends))} with {self._identity['name']}, once on this machine."
+        )
+        measured = [self._measure(backend, name, device) for backend, name in candidates]
+        valid = [one for one in measured if one.get("cosine", 0) >= AGREEMENT]
+        if not valid:
+            raise EncoderError(str(measured[0].get("error")), remedy="Use --backend torch.")
+        base = valid[0]
+        best = max(valid, key=lambda one: math.sqrt(one["images"] / base["images"] * one["texts"] / base["texts"]))
+        self._cache.note_choice(key, {**best, "measured": measured})
+        return self._open(best["backend"], best["precision"], device)
+
+    def _measure(self, backend: str, precision: str, device: torch.device) -> dict[str, Any]:
+        """Return images and texts per second and the smallest cosine with fp32, or the error."""
+        found: dict[str, Any] = {"backend": backend, "precision": precision}
+        try:
+            encoder = self._open(backend, precision, device)
+        except EncoderError as error:
+            self._reporter.message(f"{error.message} It is not used.")
+            return {**found, "error": error.message}
+        rates = {f"{modality}s": _rate(encoder, modality) for modality in ("image", "text")}
+        return {**found, **rates, "cosine": self._agreement(encoder)}
+
+    def _open(self, backend: str, precision: str, device: torch.device) -> Encoder:
+        compute = Compute(device, precision)
+        if backend == "torch":
+            return self.reference if precision == "fp32" else self._torch(compute, False)
+        kind = CONVERTED[backend]
+        made_from = {
+            "model": self._identity["name"],
+            "weights_sha256": self._identity["weights_sha256"],
+            "mean": list(self._network.preprocess.mean),
+            "std": list(self._network.preprocess.std),
+            "size": list(self._network.preprocess.size),
+            "backend": backend,
+            "version": kind.version(),
+            "precision": "fp32",
+            "format": FORMAT,
+        }
+        folder = self._cache.converted(made_from, lambda folder: self._convert(kind, folder), self._reporter)
+        return self._encoder(kind(folder, compute, torch.get_num_threads()))
+
+    def _agreement(self, candidate: Encoder) -> float:
+        if self._expected is None:
+            self._expected = probe_embeddings(self.reference)
+        return agreement(self._expected, probe_embeddings(candidate))
+
+    def _convert(self, kind: type[ConvertedBackend], folder: Path) -> None:
+        """Convert the towers, and see that the result agrees.
+
+        Raises:
+            EncoderError: if it does not.
+            OSError: if the folder cannot be written.
+        """
+        model, preprocess = copy.deepcopy(self._network.model), self._network.preprocess
+        use_plain_attention(model)
+        towers: dict[Modality, nn.Module] = {
+            "image": ImageTower(model, preprocess).eval(),
+            "text": TextTower(model, trims=self._trims_texts).eval(),
+        }
+        pixels, tokens = probe_pixels(preprocess), self.reference.tokenise(_PROBE_TEXTS)
+        cut = next(batch for _, batch in self.reference._token_batches(tokens[2:], None))
+        examples = {"image": torch.from_numpy(pixels[:2]), "text": torch.from_numpy(cut)}
+        try:
+            kind.convert(towers, examples, folder)
+            plain = Compute(torch.device("cpu"), "fp32")
+            cosine = self._agreement(self._encoder(kind(folder, plain, torch.get_num_threads())))
+        except OSError:
+            raise
+        except Exception as error:  # converters raise whatever their layers raise
+            reason = " ".join(str(error).split())[:300]
+            raise self._does_not_convert(kind, f"{type(error).__name__}: {reason}") from error
+        if cosine < AGREEMENT:
+            raise self._does_not_convert(kind, f"the cosine with its own embeddings falls to {cosine:.4f}")
+
+    def _does_not_convert(self, kind: type[ConvertedBackend], reason: str) -> EncoderError:
+        name = self._identity["name"]
+        return EncoderError(f"{name} does not convert to {kind.name} ({reason}).", remedy="Use --backend torch.")
+
+    def _torch(self, compute: Compute, compiled: bool, model: nn.Module | None = None) -> Encoder:
+        preprocess = self._network.preprocess
+        longest = torch.as_tensor(self._network.tokenizer(["word " * 500]))
+
+        def open_backend(through_compiler: bool) -> Encoder:
+            backend = TorchBackend(
+                model or copy.deepcopy(self._network.model),
+                preprocess,
+                compute,
+                trims_texts=self._trims_texts,
+                longest_text=longest,
+                compiled=through_compiler,
+            )
+            return self._encoder(backend)
+
+        if not compiled:
+            return open_backend(False)
+        try:
+            encoder = open_backend(True)
+            for modality in ("image", "text"):
+                encoder.backend.run_probe(modality, 2)  # type: ignore[attr-defined]
+            return encoder
+        except Exception as error:  # the compilers raise their own, and so do the tools they call
+            reason = " ".join(str(error).split())[:300]
+            raise EncoderError(
+                f"The model {self._identity['name']} could not be compiled: {type(error).__name__}: {reason}",
+                remedy="Leave --compile away; on a CPU it needs a C++ compiler (g++ or clang++).",
+            ) from error
+
+    def _encoder(self, backend: Any) -> Encoder:
+        return Encoder(
+            backend,
+            self._network.tokenizer,
+            self._network.preprocess,
+            identity=self._identity,
+            trims_texts=self._trims_texts,
+            end_token=end_token(self._network.model),
+        )
+
+
+def _require(backend: str, compute: Compute, precision: str, compiled: bool) -> None:
+    """Refuse what a converted model cannot do."""
+    if compute.device.type != "cpu":
+        raise EncoderError(
+            f"The backend {backend} runs on the CPU, not on {compute.device}.",
+            remedy="Use --device cpu, or --backend torch.",
+        )
+    if compiled:
+        raise EncoderError(f"--compile is for the backend torch, not for {backend}.", remedy="Leave one of them away.")
+    if CONVERTED[backend].is_installed() and precision not in ("auto", *_native(backend)):
+        raise EncoderError(
+            f"The backend {backend} does not compute in {precision} on this machine.",
+            remedy=f"Use --precision {' or '.join(('auto', *_native(backend)))}, or --backend torch.",
+        )
+
+
+def _native(backend: str) -> tuple[str, ...]:
+    """Return the precisions that a backend computes in natively on this CPU."""
+    if backend == "torch":
+        return tuple(dict.fromkeys(("fp32", pick("cpu").precision)))
+    return CONVERTED[backend].precisions()
+
+
+def _rate(encoder: Encoder, modality: Modality) -> float:
+    """Return inputs per second: the best of a few rounds, in each of which all threads are busy."""
+    batches = 2 * max(1, encoder.backend.ahead)
+    if modality == "image":
+        batch: Pixels | Tokens = probe_pixels(encoder.preprocess)[:_IMAGES_AT_A_TIME]
+    else:
+        tokens = encoder.tokenise(_PROBE_TEXTS * (_TEXTS_AT_A_TIME // len(_PROBE_TEXTS)))
+        batch = next(part for _, part in encoder._token_batches(tokens, _TEXTS_AT_A_TIME))
+    best = math.inf
+    for _ in range(_ROUNDS + 1):  # the first also compiles
+        start = time.perf_counter()
+        for _ in encoder.backend.run(modality, ((None, batch) for _ in range(batches))):
+            pass
+        seconds = time.perf_counter() - start
+        best = min(best, seconds)
+        if seconds > _LONG:
+            break
+    return round(batches * len(batch) / best, 2)
+
+
+def probe_pixels(preprocess: ImagePreprocessor) -> Pixels:
+    """Return eight smooth random images, uint8 (8, height, width, 3)."""
+    coarse = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    smooth = nn.functional.interpolate(coarse, preprocess.size, mode="bicubic").clamp(0, 1)
+    return (smooth * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def probe_embeddings(encoder: Encoder) -> tuple[Matrix, Matrix]:
+    """Return embeddings (8, d) of smooth random images, and (4, d) of texts."""
+    return encoder.encode_pixels(probe_pixels(encoder.preprocess)), encoder.encode_texts(_PROBE_TEXTS)
+
+
+def agreement(expected: tuple[Matrix, Matrix], got: tuple[Matrix, Matrix]) -> float:
+    """Return the smallest cosine between the `probe_embeddings` of two encoders."""
+    return min(float((a * b).sum(axis=1).min()) for a, b in zip(expected, got, strict=True))
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or str(os.cpu_count())

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from c3tools.assets.paths import PHOTOS
+from c3tools.encoders import Encoder, open_image
+from c3tools.encoders.preprocessing import MAX_ASPECT_RATIO
+
+EXIF_ORIENTATION = 0x0112
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    x = np.linspace(0, 255, width)[None, :].repeat(height, 0)
+    y = np.linspace(0, 255, height)[:, None].repeat(width, 1)
+    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    source = gradient(40, 20)
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    source.save(tmp_path / "turned.png", exif=exif)
+    image, width, height = open_image(tmp_path / "turned.png")
+    assert image.size == (20, 40) == (width, height)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(source.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "YCbCr", "HSV"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = "tiff" if mode in ("CMYK", "YCbCr", "HSV") else "png"
+    path = tmp_path / f"x.{suffix}"
+    source = gradient(30, 20).convert(mode)
+    if mode == "HSV":
+        source = source.convert("RGB")
+    source.save(path)
+    image, width, height = open_image(path)
+    assert (image.mode, width, height) == ("RGB", 30, 20)
+
+
+def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    image, _, _ = open_image(tmp_path / "deep.png")
+    expected = (values.astype(float) / 65535 * 255).astype(np.uint8)
+    np.testing.assert_allclose(np.asarray(image)[..., 0], expected, atol=1)
+
+
+def test_an_animated_gif_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    image, _, _ = open_image(tmp_path / "a.gif")
+    assert image.getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (10, 20_000), (3, 2)])
+def test_extreme_sizes_are_preprocessed(tmp_path: Path, encoder: Encoder, size: tuple[int, int]) -> None:
+    gradient(*size).save(tmp_path / "x.png")
+    pixels, width, height = encoder.preprocess.load(tmp_path / "x.png")
+    assert pixels.shape == (352, 352, 3)
+    assert pixels.dtype == np.uint8
+    assert (width, height) == size
+
+
+def test_only_the_middle_of_an_extreme_image_is_looked_at(encoder: Encoder) -> None:
+    wide = Image.new("RGB", (4000, 10), "black")
+    half = MAX_ASPECT_RATIO * 10 // 2
+    wide.paste((255, 255, 255), (2000 - half, 0, 2000 + half, 10))
+    assert encoder.preprocess(wide).min() == 255
+
+
+def test_large_jpegs_decoded_at_a_lower_scale_embed_the_same(tmp_path: Path, encoder: Encoder) -> None:
+    for number, path in enumerate(sorted((PHOTOS / "images").iterdir())[:2]):
+        with Image.open(path) as photo:
+            large = photo.convert("RGB").resize((2400, 1800), Image.Resampling.BICUBIC)
+        file = tmp_path / f"{number}.jpg"
+        large.save(file, quality=92)
+        scaled, width, height = open_image(file, (224, 224))
+        assert scaled.width < 2400
+        assert (width, height) == (2400, 1800)
+        plain, _, _ = open_image(file)
+        a, b = encoder.encode_images([scaled, plain])
+        assert a @ b >= 0.999
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
+def test_damaged_files_raise(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.jpg"
+    gradient(200, 200).save(path)
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not an image"}[damage])
+    with pytest.raises(OSError, match=r"truncated|cannot identify"):
+        open_image(path)
+
+
+def test_a_decompression_bomb_raises(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(Image.DecompressionBombError):
+        open_image(tmp_path / "bomb.png")
