@@ -117,6 +117,14 @@ def encoder() -> Encoder:
     return load_encoder(backend="torch", precision="fp32")
 
 
+@pytest.fixture(scope="session", params=["torch", "openvino", "onnx"])
+def each_encoder(request: pytest.FixtureRequest) -> Encoder:
+    """The bundled model in fp32, by every backend."""
+    from c3tools.encoders import load_encoder
+
+    return load_encoder(backend=request.param, precision="fp32")
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of four bundled photos with their captions (20), split into train and val."""

@@ -18,7 +18,8 @@ from c3tools.embedding import run as run_module
 from c3tools.embedding import shards as shards_module
 from c3tools.embedding.plan import plan_shards
 from c3tools.encoders import Encoder
-from c3tools.errors import OutputError, StoreError
+from c3tools.encoders.backends import CONVERTED
+from c3tools.errors import MissingExtraError, OutputError, StoreError
 from c3tools.io.lock import locked
 from c3tools.reporter import Progress, Reporter
 from c3tools.store import Shard, Store, StoreInfo, write_shard
@@ -72,21 +73,21 @@ def test_running_again_changes_nothing(encoder: Encoder, photos: Path, tmp_path:
     assert files(tmp_path / "s") == before
 
 
-def test_worker_processes_give_the_same_bytes(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
+def test_worker_processes_give_the_same_bytes(each_encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         embed_corpus(
-            read_corpus([photos]), tmp_path / str(workers), encoder, shard_size=3, workers=workers, batch_size=2
+            read_corpus([photos]), tmp_path / str(workers), each_encoder, shard_size=3, workers=workers, batch_size=2
         )
     assert files(tmp_path / "0") == files(tmp_path / "2")
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 4, 6])
 def test_an_interrupted_run_continues_to_the_same_bytes(
-    encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    each_encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     (photos / "broken.jpg").write_text("no image")
     corpus = read_corpus([photos])
-    embed_corpus(corpus, tmp_path / "whole", encoder, **SMALL)
+    embed_corpus(corpus, tmp_path / "whole", each_encoder, **SMALL)
     calls = 0
 
     def stopping(*arguments: Any) -> None:
@@ -99,8 +100,8 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(shards_module, "write_shard", stopping)
         with pytest.raises(KeyboardInterrupt):
-            embed_corpus(corpus, tmp_path / "parts", encoder, **SMALL)
-    embed_corpus(corpus, tmp_path / "parts", encoder, **SMALL)
+            embed_corpus(corpus, tmp_path / "parts", each_encoder, **SMALL)
+    embed_corpus(corpus, tmp_path / "parts", each_encoder, **SMALL)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
@@ -279,6 +280,35 @@ def test_the_model_and_the_precision_of_the_store_are_used_again(tmp_path: Path)
     store = embed(tmp_path / "t.txt", tmp_path / "s", reporter=recorder)
     assert (store.info.model["random_init"], store.summary.precision, store.count("text")) == (4, "bf16", 2)
     assert recorder.messages == ["Found 0 images and 2 texts."]
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+def test_the_backend_of_the_store_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    (tmp_path / "t.txt").write_text("a dog\n")
+    name = local_model(tmp_path / "m")
+    embed(tmp_path / "t.txt", tmp_path / "s", model=name, backend=backend, precision="fp32")
+    assert json.loads((tmp_path / "s" / "store.json").read_text())["backend"] == backend
+    (tmp_path / "t.txt").write_text("a dog\na cat\n")
+    again = embed(tmp_path / "t.txt", tmp_path / "s").summary
+    assert (again.backend, again.precision, again.modalities["text"].embedded) == (backend, "fp32", 1)
+    assert backend in str(again.table().title)
+    (tmp_path / "t.txt").write_text("a dog\na cat\na bird\n")
+    monkeypatch.setattr(CONVERTED[backend], "packages", ("a_package_that_nobody_has",))
+    with pytest.raises(MissingExtraError, match=rf"(?s)--backend {backend} needs.*c3tools\[{backend}\]"):
+        embed(tmp_path / "t.txt", tmp_path / "s")
+    assert embed(tmp_path / "t.txt", tmp_path / "s", backend="torch").summary.backend == "torch"
+
+
+def test_a_store_from_before_there_were_backends_is_continued_by_torch(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("a dog\n")
+    name = local_model(tmp_path / "m")
+    embed(tmp_path / "t.txt", tmp_path / "s", model=name, backend="torch", precision="fp32")
+    description = json.loads((tmp_path / "s" / "store.json").read_text())
+    del description["backend"]
+    (tmp_path / "s" / "store.json").write_text(json.dumps(description))
+    (tmp_path / "t.txt").write_text("a dog\na cat\n")
+    assert embed(tmp_path / "t.txt", tmp_path / "s").summary.backend == "torch"
+    assert "backend" not in Store.open(tmp_path / "s").info.to_dict()
 
 
 def test_nothing_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

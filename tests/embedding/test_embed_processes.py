@@ -31,11 +31,11 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "cores", lambda: 2)
 
 
-def test_two_processes_write_the_same_bytes_as_one(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_bytes_as_one(each_encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     (photos / "broken.jpg").write_text("no image")
     corpus = read_corpus([photos])
     done: list[int] = []
-    embed_corpus(corpus, tmp_path / "one", encoder, shard_size=3, workers=0)
+    embed_corpus(corpus, tmp_path / "one", each_encoder, shard_size=3, workers=0)
 
     class Counting(Progress, Reporter):
         def advance(self, count: int = 1, note: str | None = None) -> None:
@@ -47,7 +47,7 @@ def test_two_processes_write_the_same_bytes_as_one(encoder: Encoder, photos: Pat
 
     executor = LocalExecutor(["cpu", "cpu"])
     summary = embed_corpus(
-        corpus, tmp_path / "two", encoder, shard_size=3, workers=0, executor=executor, reporter=Counting()
+        corpus, tmp_path / "two", each_encoder, shard_size=3, workers=0, executor=executor, reporter=Counting()
     )
     assert files(tmp_path / "two") == files(tmp_path / "one")
     assert sum(done) == 5 + 20
@@ -65,9 +65,10 @@ def test_a_process_that_fails_ends_the_run_with_its_reason(
     assert Store.open(tmp_path / "s").modalities == []
 
 
-def test_killed_at_random_moments_and_continued_to_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["torch", "openvino", "onnx"])
+def test_killed_at_random_moments_and_continued_to_the_same_bytes(photos: Path, tmp_path: Path, backend: str) -> None:
     (photos / "broken.jpg").write_text("no image")
-    arguments = [*COMMAND, str(photos), "--shard-size", "2", "--workers", "1"]
+    arguments = [*COMMAND, str(photos), "--shard-size", "2", "--workers", "1", "--backend", backend]
     start = time.monotonic()
     subprocess.run([*arguments, "--store", str(tmp_path / "whole")], check=True, capture_output=True)
     took = time.monotonic() - start

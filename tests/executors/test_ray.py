@@ -88,11 +88,11 @@ class TestTasks:
 
 class TestEmbedding:
     def test_the_store_has_the_same_bytes(
-        self, cluster: RayExecutor, encoder: Encoder, corpus_folder: Path, tmp_path: Path
+        self, cluster: RayExecutor, each_encoder: Encoder, corpus_folder: Path, tmp_path: Path
     ) -> None:
         corpus = read_corpus([corpus_folder])
-        here = embed_corpus(corpus, tmp_path / "here", encoder, **OPTIONS)
-        there = embed_corpus(corpus, tmp_path / "there", encoder, **OPTIONS, executor=cluster)
+        here = embed_corpus(corpus, tmp_path / "here", each_encoder, **OPTIONS)
+        there = embed_corpus(corpus, tmp_path / "there", each_encoder, **OPTIONS, executor=cluster)
         assert files(tmp_path / "there") == files(tmp_path / "here")
         failures = Store.open(tmp_path / "there").recorded_failures()
         assert [failure.key for failure in failures] == ["broken"]

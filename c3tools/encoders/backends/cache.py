@@ -7,6 +7,7 @@ choices/<key>.json               the backend and the precision that `auto` took 
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -55,7 +56,6 @@ class ModelCache:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = Path(folder or os.environ.get(CACHE_VARIABLE) or user_cache_path("c3tools", appauthor=False))
-        self._elsewhere: list[tempfile.TemporaryDirectory[str]] = []
 
     def converted(
         self, made_from: Mapping[str, Any], convert: Callable[[Path], None], reporter: Reporter = SILENT
@@ -85,8 +85,9 @@ class ModelCache:
                 f"{CACHE_VARIABLE} names another folder."
             )
         try:
-            self._elsewhere.append(tempfile.TemporaryDirectory(prefix="c3-"))
-            return self._make(Path(self._elsewhere[-1].name) / "model", made_from, convert)
+            elsewhere = tempfile.mkdtemp(prefix="c3-")
+            atexit.register(shutil.rmtree, elsewhere, ignore_errors=True)
+            return self._make(Path(elsewhere) / "model", made_from, convert)
         except OSError as error:
             raise EncoderError(
                 f"There is no room for the converted model ({error.strerror or error}).",
