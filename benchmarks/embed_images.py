@@ -1,15 +1,17 @@
-"""Images per second of `c3 embed` against clip-retrieval, a plain open_clip loop, and the bare forward pass.
+"""Images per second of `c3 embed` by backend against clip-retrieval, a plain open_clip loop, and the bare pass.
 
     python benchmarks/embed_images.py FOLDER --peer ../clip-retrieval/bin/clip-retrieval
+    python benchmarks/embed_images.py FOLDER --model c3-mini --how auto torch:fp32 openvino:bf16 onnx:fp32
 
-FOLDER holds photos (2,000 of them are taken); the model is ViT-B/32 with random weights from one file, which all read.
-clip-retrieval 2.45 needs an environment of its own: `pip install "setuptools<70" clip-retrieval==2.45`. It is given
-images only. Everything runs in turn, once a round; medians are printed. Rates leave out loading the model (and
-clip-retrieval's warm-up, by its own clock); the last column is the whole command. The bare pass is `encode_image` on
-ready tensors at the batch size of `c3 embed`. At the end: the cosine of every embedding with that of fp32.
+FOLDER holds photos (2,000 of them are taken); the model is ViT-B/32 with random weights from one file, which all read,
+or the one that is named. ``--how`` lists backends and precisions (BACKEND:PRECISION, or ``auto``). clip-retrieval 2.45
+needs an environment of its own: `pip install "setuptools<70" clip-retrieval==2.45`. It is given images only. Everything
+runs in turn, once a round; medians are printed. Rates leave out loading the model (and clip-retrieval's warm-up, by its
+own clock); the last column is the whole command. The bare pass is the model alone on ready pixels, at the batch size of
+`c3 embed`. At the end: the cosine of every embedding with that of torch in fp32.
 
-Costs about 6 minutes a round on 2 cores without bf16. Where bf16 pays, auto should be at least 2.5 times
-clip-retrieval, fp32 at least 1.2 times, and `c3 embed` at least 0.92 of the bare pass in the same precision.
+Costs about 8 minutes a round on 2 cores without bf16. With the extra ``openvino``, where bf16 pays, auto should be at
+least 3.3 times clip-retrieval, and `c3 embed` at least 0.9 of the bare pass in the same precision.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from measuring import MODEL, c3_embed, clip_retrieval, copy_files, peer_option, print_table, random_weights, run, timed
 
-BARE_BATCHES = 8
+BARE_IMAGES = 256
+REFERENCE = "torch:fp32"
 
 
 def plain_loop(folder: Path, weights: Path, batch: int = 64) -> None:
@@ -47,19 +50,26 @@ def plain_loop(folder: Path, weights: Path, batch: int = 64) -> None:
     print(timed(work))
 
 
-def bare_pass(weights: Path, precision: str) -> None:
-    """`encode_image` alone, on tensors that are ready, in the weights' precision."""
+def bare_pass(model: str, how: str) -> None:
+    """Run the image tower alone, on pixels that are ready."""
     from c3tools.encoders import load_encoder
 
-    encoder = load_encoder(f"{MODEL}/{weights}", backend=backend, precision=precision)
+    encoder = load_encoder(model, **options(how))
     size = encoder.batch_size("image")
     pixels = np.random.default_rng(0).integers(0, 255, (size, *encoder.preprocess.size, 3), dtype=np.uint8)
+    count = max(1, BARE_IMAGES // size)
 
     def work() -> int:
-        return BARE_BATCHES * sum(1 for _ in ()) or 0
+        return sum(len(part) for _, part in encoder.backend.run("image", ((None, pixels) for _ in range(count))))
 
     work()
     print(statistics.median(timed(work) for _ in range(3)))
+
+
+def options(how: str) -> dict[str, str]:
+    """Return ``backend`` and ``precision`` of BACKEND:PRECISION; ``auto`` where they are not said."""
+    backend, _, precision = how.partition(":")
+    return {"backend": backend, "precision": precision or "auto"}
 
 
 def embeddings(store: Path) -> dict[str, np.ndarray]:
@@ -73,9 +83,11 @@ def embeddings(store: Path) -> dict[str, np.ndarray]:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """All contestants in turn, round after round; then the table."""
-    weights = random_weights(folder / "weights.pt")
+    model, peers = arguments.model, not arguments.model
+    if not model:
+        weights = random_weights(folder / "weights.pt")
+        model = f"{MODEL}/{weights}"
     photos = copy_files(sorted(arguments.folder.iterdir())[: arguments.count], folder / "photos")
-    model = ["--model", f"{MODEL}/{weights}"]
     rates: dict[str, list[float]] = {}
     whole: dict[str, list[float]] = {}
 
@@ -84,16 +96,19 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         if seconds is not None:
             whole.setdefault(name, []).append(seconds)
 
+    hows = list(dict.fromkeys([*arguments.how, REFERENCE]))
     for number in range(arguments.rounds):
-        for precision in arguments.precisions:
-            store = folder / f"{precision}-{number}"
-            result, done = c3_embed(photos, store, model, "--precision", precision)
-            note(f"c3 embed, {precision} ({result['precision']})", result["modalities"]["image"]["rate"], done.seconds)
-            note(f"bare pass, {precision}", child_rate("bare", precision, weights))
-        if arguments.peer:
+        for how in hows:
+            given = [f"--{name}={value}" for name, value in options(how).items()]
+            result, done = c3_embed(photos, folder / f"{how}-{number}", ["--model", model], *given)
+            took = f"{result['backend']} {result['precision']}"
+            note(f"c3 embed, {how} ({took})", result["modalities"]["image"]["rate"], done.seconds)
+            note(f"bare pass, {how}", child_rate("bare", how, model))
+        if arguments.peer and peers:
             rate, done = clip_retrieval(arguments.peer, photos, folder / f"peer-{number}", weights, "image")
             note("clip-retrieval", rate, done.seconds)
-        note("plain open_clip loop", child_rate("plain", photos, weights))
+        if peers:
+            note("plain open_clip loop", child_rate("plain", photos, weights))
     middle = {name: statistics.median(values) for name, values in rates.items()}
     rows = []
     for name, rate in middle.items():
@@ -103,25 +118,22 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
                 name,
                 f"{rate:.1f}",
                 f"{min(rates[name]):.1f} to {max(rates[name]):.1f}",
-                f"{rate / middle['clip-retrieval']:.2f}" if arguments.peer else "",
+                f"{rate / middle['clip-retrieval']:.2f}" if "clip-retrieval" in middle else "",
                 f"{rate / bare:.2f}" if bare else "",
                 f"{statistics.median(whole[name]):.0f}" if name in whole else "",
             )
         )
-    print(f"{arguments.count} photos, {MODEL} with random weights, {arguments.rounds} rounds")
+    print(f"{arguments.count} photos, {arguments.model or f'{MODEL} with random weights'}, {arguments.rounds} rounds")
     print_table(("", "images/s", "range", "of clip-retrieval", "of the bare pass", "command, s"), rows)
-    if "fp32" not in arguments.precisions:
-        print("No cosines: fp32, which they are with, is not among --precisions.")
-        return
-    exact = embeddings(folder / "fp32-0")
-    for precision in arguments.precisions:
-        cosines = [vector @ exact[key] for key, vector in embeddings(folder / f"{precision}-0").items()]
-        print(f"{precision}: smallest cosine with fp32 over {len(cosines):,} photos {min(cosines):.5f}")
+    exact = embeddings(folder / f"{REFERENCE}-0")
+    for how in hows:
+        cosines = [vector @ exact[key] for key, vector in embeddings(folder / f"{how}-0").items()]
+        print(f"{how}: smallest cosine with {REFERENCE} over {len(cosines):,} photos {min(cosines):.5f}")
 
 
-def child_rate(task: str, argument: object, weights: Path) -> float:
+def child_rate(task: str, argument: object, model: object) -> float:
     """Images per second of one of this script's own contestants, in a process of its own."""
-    return float(run([sys.executable, __file__, "--task", task, argument, weights]).stdout.split()[-1])
+    return float(run([sys.executable, __file__, "--task", task, argument, model]).stdout.split()[-1])
 
 
 def main() -> None:
@@ -129,22 +141,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument(
-        "--precisions",
-        nargs="+",
-        default=["auto", "fp32", "int8"],
-        help="with fp32 among them, cosines with it are printed too",
-    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", help="another model; without peers")
+    parser.add_argument("--how", nargs="+", default=["auto", "torch:fp32", "torch:int8"], help="BACKEND:PRECISION")
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
     peer_option(parser)
     arguments = parser.parse_args()
     if arguments.task:
-        task, argument, weights = arguments.task
+        task, argument, model = arguments.task
         if task == "plain":
-            plain_loop(Path(argument), Path(weights))
+            plain_loop(Path(argument), Path(model))
         else:
-            bare_pass(Path(weights), argument)
+            bare_pass(model, argument)
         return
     with tempfile.TemporaryDirectory() as temporary:
         measure(arguments, Path(temporary))

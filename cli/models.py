@@ -6,16 +6,25 @@ from typing import Annotated
 
 import typer
 
-from ._console import message, out, write_json
+from ._console import message, out, print_table, write_json
 from ._options import JsonOption
 
 
 def models(
     containing: Annotated[str, typer.Argument(help="Only names that contain this, for example ViT-B-32.")] = "",
     here: Annotated[bool, typer.Option("--here", help="Only those whose weights are on this machine.")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="List the converted models that are kept on this machine instead.")
+    ] = False,
+    clear_cache: Annotated[
+        bool, typer.Option("--clear-cache", help="Remove converted models, and what --backend auto has measured.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """List the models that --model takes by name: the bundled one, and all that open_clip lists."""
+    if cache or clear_cache:
+        _show_cache(clear_cache, json)
+        return
     from dataclasses import asdict
 
     from c3tools.encoders.models import list_models
@@ -31,3 +40,34 @@ def models(
             table.add_row(model.name, *sizes, "yes" if model.here else "")
         out.print(table)
         message("Also: local-dir:PATH (a folder with open_clip_config.json), hf-hub:ORG/NAME.")
+
+
+def _show_cache(clear: bool, json: str | None) -> None:
+    """List the converted models, and remove them if asked to."""
+    from c3tools.encoders.backends import ModelCache
+
+    cache = ModelCache()
+    found = cache.models()
+    if clear:
+        cache.clear()
+    size = sum(model.size for model in found)
+    content = {
+        "folder": str(cache.folder),
+        "removed": clear,
+        "models": [{**model.made_from, "folder": model.path.name, "size": model.size} for model in found],
+    }
+    if write_json(content, json):
+        if found and not clear:
+            from c3tools.tables import Table
+
+            rows = []
+            for model in found:
+                about = (
+                    str(model.made_from.get(name, "?")) for name in ("model", "backend", "version", "weights_sha256")
+                )
+                *names, weights = about
+                rows.append([*names, weights[:12], f"{model.size / 2**20:,.1f} MiB"])
+            columns = ["model", "backend", "version", "weights", "size"]
+            print_table(Table(columns, rows, left=columns[:-1]))
+        what = f"{len(found):,} converted model{'s' * (len(found) != 1)}, {size / 2**20:,.1f} MiB,"
+        message(f"Removed {what} from {cache.folder}." if clear else f"{what} in {cache.folder}.")

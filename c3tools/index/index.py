@@ -160,6 +160,7 @@ class Index:
         vectors: bool = False,
         store: Store | str | Path | None = None,
         device: str | None = None,
+        backend: str = "auto",
         reporter: Reporter = SILENT,
     ) -> list[SearchResult]:
         """Find the nearest rows of one kind of query, of which there may be several; one result per query.
@@ -178,7 +179,7 @@ class Index:
             nprobe: inverted lists to visit; None for what the index was tuned to.
             vectors: add the embeddings of the queries and of the rows, which are read from ``store``.
             store: where ``key`` and embeddings are looked up; None for the store that the index was built from.
-            device: of the encoder of texts and images, which is the recorded one.
+            device, backend: of the encoder of texts and images, which is the recorded one.
             reporter: is told what the encoder has to say, and if the index lacks rows of its store.
 
         Raises:
@@ -208,7 +209,7 @@ class Index:
         else:
             from ..encoders import resolve_encoder
 
-            encoder = resolve_encoder(recorded=self.record["model"], device=device, reporter=reporter)
+            encoder = resolve_encoder(recorded=self.record["model"], device=device, backend=backend, reporter=reporter)
             if text is not None:
                 labels = [text] if isinstance(text, str) else list(text)
                 embeddings, modality = encoder.encode_texts(labels), "text"

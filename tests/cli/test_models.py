@@ -7,6 +7,7 @@ import open_clip
 import pytest
 
 from c3tools.encoders import models
+from c3tools.encoders.backends import ModelCache
 from tests.conftest import C3
 
 
@@ -52,3 +53,19 @@ def test_no_model_of_that_name_is_one_error(c3: C3) -> None:
     assert result.exit_code == 1
     assert "No model has 'no-such-model' in its name" in result.stderr
     assert "hf-hub:ORG/NAME" in result.stderr
+
+
+def test_the_cache_is_listed_and_cleared(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("C3_CACHE", str(tmp_path / "cache"))
+    assert c3("models", "--cache").stderr.startswith("0 converted models, 0.0 MiB, in ")
+    made_from = {"model": "local-dir:m", "backend": "onnx", "version": "1.2", "weights_sha256": "abc" * 20}
+    ModelCache().converted(made_from, lambda folder: (folder / "image.onnx").write_bytes(bytes(2**21)))
+    listed = c3("models", "--cache")
+    assert listed.exit_code == 0
+    assert {"local-dir:m", "onnx", "1.2", "abcabcabcabc"} <= set(listed.stdout.replace("│", " ").split())
+    assert "1 converted model, 2.0 MiB," in listed.stderr
+    value = json.loads(c3("models", "--cache", "--json").stdout)
+    assert (value["removed"], value["models"][0]["backend"]) == (False, "onnx")
+    assert json.loads(c3("models", "--clear-cache", "--json").stdout)["removed"]
+    assert ModelCache().models() == []
+    assert "0 converted models" in c3("models", "--clear-cache").stderr

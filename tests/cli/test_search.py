@@ -11,7 +11,6 @@ from c3tools.cli import app
 from typer.testing import CliRunner, Result
 
 import c3tools.encoders
-from c3tools.reporter import Reporter
 from tests.stores import gap_store, make_vectors
 
 pytest.importorskip("faiss", reason="faiss is an extra")
@@ -87,7 +86,7 @@ def test_text_and_image_queries_go_through_the_recorded_model(monkeypatch: pytes
     images, texts = make_vectors()
     asked = []
 
-    def load(*, recorded: dict[str, Any], device: str | None, reporter: Reporter) -> SimpleNamespace:
+    def load(*, recorded: dict[str, Any], **options: Any) -> SimpleNamespace:
         asked.append(recorded["name"])
         return SimpleNamespace(
             encode_texts=lambda queries: texts[[int(q) for q in queries]],
