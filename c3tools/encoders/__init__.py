@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .encoder import Encoder
-from .loading import Network, load_encoder, load_network, resolve_encoder
+from .loading import load_encoder, load_network, resolve_encoder
 from .models import DEFAULT_MODEL, ModelName
 from .preprocessing import ImagePreprocessor, open_image
+from .selection import Network
 
 __all__ = [
     "DEFAULT_MODEL",

@@ -142,7 +142,10 @@ class Encoder:
 
     def _ends(self, tokens: Tokens) -> npt.NDArray[np.int64]:
         """Return the position (n,) of the end-of-text token of each row."""
-        return (tokens if self._end_token is None else tokens == self._end_token).argmax(axis=1)
+        ends: npt.NDArray[np.int64] = np.argmax(
+            tokens if self._end_token is None else tokens == self._end_token, axis=1
+        )
+        return ends
 
     def encode_pixels(self, pixels: Pixels) -> Matrix:
         """Return L2-normalised embeddings, float32 (n, d), of pixels, uint8 (n, height, width, 3)."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..devices import Compute, pick
 from ..errors import C3Error, EncoderError
@@ -197,7 +197,7 @@ class EncoderFactory:
         }
         pixels, tokens = probe_pixels(preprocess), self.reference.tokenise(_PROBE_TEXTS)
         cut = next(batch for _, batch in self.reference._token_batches(tokens[2:], None))
-        examples = {"image": torch.from_numpy(pixels[:2]), "text": torch.from_numpy(cut)}
+        examples: dict[Modality, Tensor] = {"image": torch.from_numpy(pixels[:2]), "text": torch.from_numpy(cut)}
         try:
             kind.convert(towers, examples, folder)
             plain = Compute(torch.device("cpu"), "fp32")

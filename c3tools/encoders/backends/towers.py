@@ -17,6 +17,9 @@ _TOLERANCE = 1e-4
 class ImageTower(nn.Module):
     """Unit vectors, float32 (n, d), of pixels, uint8 (n, height, width, 3)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, preprocess: ImagePreprocessor, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = model
