@@ -24,6 +24,7 @@ class Encoder:
 
     Args:
         end_token: the id of the end-of-text token; None where it is the largest.
+        dim: dimension d of the embeddings; None to find out by a text.
 
     Attributes:
         identity: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init``.
@@ -42,6 +43,7 @@ class Encoder:
         identity: Mapping[str, Any],
         trims_texts: bool,
         end_token: int | None = None,
+        dim: int | None = None,
     ) -> None:
         self.backend = backend
         self.identity = ModelIdentity(identity)
@@ -50,7 +52,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._end_token = end_token
         self._batch_sizes: dict[str, int] = {}
-        self.dim = next(self.encode_token_batches(self.tokenise(["a photo"]), batch_size=1))[1].shape[1]
+        self.dim = dim or next(self.encode_token_batches(self.tokenise(["a photo"]), batch_size=1))[1].shape[1]
 
     @property
     def compute(self) -> Compute:
@@ -59,7 +61,7 @@ class Encoder:
 
     @property
     def compiled(self) -> bool:
-        """Whether the towers run through `torch.compile`."""
+        """True where the towers run through `torch.compile`."""
         return self.backend.compiled
 
     def batch_size(self, modality: Modality) -> int:

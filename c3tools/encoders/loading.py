@@ -14,10 +14,11 @@ from torch import nn
 
 from ..errors import EncoderError
 from ..reporter import SILENT, Reporter
+from .bundled import read_description
 from .encoder import Encoder
 from .models import DEFAULT_MODEL, OFFLINE_REMEDY, ModelName, require_weights
 from .preprocessing import ImagePreprocessor
-from .selection import EncoderFactory, Network
+from .selection import EncoderFactory, Network, describe
 
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
 
@@ -51,9 +52,13 @@ def load_encoder(
             not work with the model.
         MissingExtraError: if the backend is not installed.
     """
-    network = load_network(model, random_init=random_init)
-    identity = {**network.identity, "weights_sha256": weights_sha256(network.model)}
-    return EncoderFactory(network, identity, reporter).select(device, backend, precision, compiled)
+    described = read_description() if model == DEFAULT_MODEL and random_init is None else None
+    if described is not None:
+        factory = EncoderFactory(described, lambda: load_network(model).model, reporter)
+    else:
+        network = load_network(model, random_init=random_init)
+        factory = EncoderFactory(describe(network, weights_sha256(network.model)), lambda: network.model, reporter)
+    return factory.select(device, backend, precision, compiled)
 
 
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:

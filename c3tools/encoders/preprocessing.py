@@ -87,6 +87,21 @@ class ImagePreprocessor:
         return self(image), width, height
 
 
+@dataclass(frozen=True)
+class Squash:
+    """Resizing to a height and a width, whatever the shape of the image; one step of the geometry, without torchvision.
+
+    Attributes:
+        size: (height, width).
+    """
+
+    size: tuple[int, int]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the image, resized by bicubic interpolation."""
+        return image.resize(self.size[::-1], Image.Resampling.BICUBIC)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         # Pillow would clip 16-bit and float pixels at 255

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,29 +53,66 @@ class Network:
     identity: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Description:
+    """What an encoder needs to know of its network, beside the towers.
+
+    Attributes:
+        identity: with the hash of the weights.
+        tokenizer, preprocess: see `Network`.
+        trims_texts, end_token: see `Encoder`.
+        dim: dimension d of the embeddings; None to find out.
+    """
+
+    identity: Mapping[str, Any]
+    tokenizer: Any
+    preprocess: ImagePreprocessor
+    trims_texts: bool
+    end_token: int | None
+    dim: int | None = None
+
+
+def describe(network: Network, weights_sha256: str) -> Description:
+    """Return the description of a network, whose text tower is run for it."""
+    return Description(
+        {**network.identity, "weights_sha256": weights_sha256},
+        network.tokenizer,
+        network.preprocess,
+        can_trim(network.model, network.tokenizer),
+        end_token(network.model),
+    )
+
+
 class EncoderFactory:
     """Encoders of one network, in any backend and precision.
 
     Args:
-        network: in fp32 on the CPU; it is left as it is.
-        identity: with the hash of the weights.
+        description: of the network.
+        load: loads it, in fp32 on the CPU; called only where no converted model is there.
         reporter: is told of what takes long and what does not work.
     """
 
-    def __init__(self, network: Network, identity: Mapping[str, Any], reporter: Reporter = SILENT) -> None:
-        self._network = network
-        self._identity = identity
+    def __init__(self, description: Description, load: Callable[[], nn.Module], reporter: Reporter = SILENT) -> None:
+        self._description = description
+        self._identity = description.identity
+        self._load = load
         self._reporter = reporter
         self._cache = ModelCache()
-        self._trims_texts = can_trim(network.model, network.tokenizer)
+        self._loaded: nn.Module | None = None
         self._reference: Encoder | None = None
         self._expected: tuple[Matrix, Matrix] | None = None
+
+    @property
+    def _model(self) -> nn.Module:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
 
     @property
     def reference(self) -> Encoder:
         """The network in fp32 on the CPU, by torch."""
         if self._reference is None:
-            self._reference = self._torch(Compute(torch.device("cpu"), "fp32"), False, self._network.model)
+            self._reference = self._torch(Compute(torch.device("cpu"), "fp32"), False, self._model)
         return self._reference
 
     def select(self, device: str | None, backend: str, precision: str, compiled: bool) -> Encoder:
@@ -166,9 +203,7 @@ class EncoderFactory:
         made_from = {
             "model": self._identity["name"],
             "weights_sha256": self._identity["weights_sha256"],
-            "mean": list(self._network.preprocess.mean),
-            "std": list(self._network.preprocess.std),
-            "size": list(self._network.preprocess.size),
+            **{name: list(getattr(self._description.preprocess, name)) for name in ("mean", "std", "size")},
             "backend": backend,
             "version": kind.version(),
             "precision": "fp32",
@@ -189,11 +224,11 @@ class EncoderFactory:
             EncoderError: if it does not.
             OSError: if the folder cannot be written.
         """
-        model, preprocess = copy.deepcopy(self._network.model), self._network.preprocess
+        model, preprocess = copy.deepcopy(self._model), self._description.preprocess
         use_plain_attention(model)
         towers: dict[Modality, nn.Module] = {
             "image": ImageTower(model, preprocess).eval(),
-            "text": TextTower(model, trims=self._trims_texts).eval(),
+            "text": TextTower(model, trims=self._description.trims_texts).eval(),
         }
         pixels, tokens = probe_pixels(preprocess), self.reference.tokenise(_PROBE_TEXTS)
         cut = next(batch for _, batch in self.reference._token_batches(tokens[2:], None))
@@ -215,15 +250,14 @@ class EncoderFactory:
         return EncoderError(f"{name} does not convert to {kind.name} ({reason}).", remedy="Use --backend torch.")
 
     def _torch(self, compute: Compute, compiled: bool, model: nn.Module | None = None) -> Encoder:
-        preprocess = self._network.preprocess
-        longest = torch.as_tensor(self._network.tokenizer(["word " * 500]))
+        longest = torch.as_tensor(self._description.tokenizer(["word " * 500]))
 
         def open_backend(through_compiler: bool) -> Encoder:
             backend = TorchBackend(
-                model or copy.deepcopy(self._network.model),
-                preprocess,
+                model or copy.deepcopy(self._model),
+                self._description.preprocess,
                 compute,
-                trims_texts=self._trims_texts,
+                trims_texts=self._description.trims_texts,
                 longest_text=longest,
                 compiled=through_compiler,
             )
@@ -246,11 +280,12 @@ class EncoderFactory:
     def _encoder(self, backend: Any) -> Encoder:
         return Encoder(
             backend,
-            self._network.tokenizer,
-            self._network.preprocess,
+            self._description.tokenizer,
+            self._description.preprocess,
             identity=self._identity,
-            trims_texts=self._trims_texts,
-            end_token=end_token(self._network.model),
+            trims_texts=self._description.trims_texts,
+            end_token=self._description.end_token,
+            dim=self._description.dim,
         )
 
 

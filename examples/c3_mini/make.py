@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from corpora import Corpora, Rows, read_corpora
+from describe import write_description
 from features import image_features, image_tower, text_features
 from safetensors.torch import load_file, save_file
 from start_model import CONFIG, PREPROCESS
@@ -243,6 +244,7 @@ def write(out: Path, run: Run, model: torch.nn.Module, log: list[LogPoint], seco
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "open_clip_model.safetensors", lambda path: save_file(state, path))
     write_json_atomically(out / "open_clip_config.json", {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS})
+    write_description(out)
     record = {
         "seed": run.seed,
         "views": run.views,

@@ -1,4 +1,4 @@
-"""Backends: what runs a model. torch takes any; openvino and onnx are faster on CPUs."""
+"""Backends, which run a model: torch takes any; openvino and onnx are faster on CPUs."""
 
 from __future__ import annotations
 

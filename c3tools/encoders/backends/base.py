@@ -32,7 +32,7 @@ class Pending(Protocol):
 
 
 class Backend(ABC):
-    """What runs the two towers of a model.
+    """A way to run the two towers of a model.
 
     Attributes:
         name: ``torch``, ``openvino`` or ``onnx``.

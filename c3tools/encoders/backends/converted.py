@@ -1,4 +1,4 @@
-"""What the backends for converted models share: several batches at a time, each on one thread of a CPU.
+"""The common part of the backends for converted models: several batches at a time, each on one thread of a CPU.
 
 Each batch is computed by one thread, so the result does not depend on their number.
 """

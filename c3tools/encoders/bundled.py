@@ -1,0 +1,40 @@
+"""The description of the bundled model, so that it starts without open_clip, whose import takes seconds.
+
+``encoder.json`` beside the weights is written by examples/c3_mini/describe.py, from the model itself.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..assets.paths import C3_MINI
+from ..io.files import sha256_of
+from .preprocessing import ImagePreprocessor, Squash
+from .selection import Description
+from .tokenizer import ClipTokenizer
+
+DESCRIPTION_FILE, WEIGHTS_FILE, _CONFIG = "encoder.json", "open_clip_model.safetensors", "open_clip_config.json"
+
+
+def read_description(folder: Path = C3_MINI) -> Description | None:
+    """Return the description of the bundled model; None where it is not that of the weights in the folder."""
+    try:
+        noted = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        if noted["weights_file_sha256"] != sha256_of(folder / WEIGHTS_FILE):
+            return None
+        preprocessing = noted["preprocessing"]
+        size = preprocessing["size"] = tuple(preprocessing["size"])
+        return Description(
+            noted["identity"],
+            ClipTokenizer(config["model_cfg"]["text_cfg"]["context_length"]),
+            ImagePreprocessor(
+                (Squash(size),), size, tuple(preprocessing["mean"]), tuple(preprocessing["std"]), preprocessing
+            ),
+            noted["trims_texts"],
+            noted["end_token"],
+            noted["dim"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,81 @@
+"""The tokenizer of CLIP without torch: byte-pair encoding with the vocabulary that open_clip ships."""
+
+from __future__ import annotations
+
+import gzip
+import html
+import importlib.util
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers.models import BPE
+
+from ..errors import EncoderError
+
+_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+_MERGES = 49152 - 256 - 2
+_START, _END = "<start_of_text>", "<end_of_text>"
+_WORDS = rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
+
+
+class ClipTokenizer:
+    """From texts to token ids, as open_clip's ``SimpleTokenizer`` does.
+
+    Args:
+        context_length: tokens of a row; longer texts are cut, and keep their end token.
+    """
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+
+    def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return token ids, int64 (n, context length): start, text, end, zeros."""
+        rows = np.zeros((len(texts), self.context_length), np.int64)
+        start, end = self._specials.values()
+        for row, text in zip(rows, texts, strict=True):
+            tokens = [start, *self.encode(text)[: self.context_length - 2], end]
+            row[: len(tokens)] = tokens
+        return rows
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text of any length, without start and end."""
+        import ftfy
+        import regex
+
+        cleaned = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        cleaned = " ".join(cleaned.split()).strip().lower()
+        ids: list[int] = []
+        for word in regex.findall(_WORDS, cleaned, regex.IGNORECASE):
+            mapped = "".join(self._letters[byte] for byte in word.encode("utf-8"))
+            special = self._specials.get(mapped)
+            ids += [token.id for token in self._bpe.tokenize(mapped)] if special is None else [special]
+        return ids
+
+    @cached_property
+    def _letters(self) -> dict[int, str]:
+        """A printable letter for each byte: its own, or one from 256 on."""
+        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+        others = [byte for byte in range(256) if byte not in printable]
+        return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+    @cached_property
+    def _bpe(self) -> BPE:
+        found = importlib.util.find_spec("open_clip")  # does not import it
+        folders = (found.submodule_search_locations or []) if found else []
+        path = next((Path(folder) / _VOCABULARY for folder in folders if (Path(folder) / _VOCABULARY).is_file()), None)
+        if path is None:
+            raise EncoderError(f"open_clip has no {_VOCABULARY}.", remedy="Install open_clip_torch again.")
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
+        merges = [(left, right) for left, right in (line.split() for line in lines)]
+        letters = list(self._letters.values())
+        words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+        vocabulary = {word: number for number, word in enumerate([*words, _START, _END])}
+        return BPE(vocabulary, merges, end_of_word_suffix="</w>")
+
+    @cached_property
+    def _specials(self) -> dict[str, int]:
+        start = 2 * len(self._letters) + _MERGES
+        return {_START: start, _END: start + 1}

@@ -1,0 +1,40 @@
+"""Write encoder.json, with which c3tools starts the bundled model without open_clip.
+
+    python describe.py c3-mini            # a folder that make.py wrote
+    python describe.py ../../c3tools/assets/c3-mini
+
+Costs seconds. `make.py` does it too; the file has to be written anew whenever the weights change, and is ignored where
+it does not belong to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from c3tools.encoders import DEFAULT_MODEL, load_network
+from c3tools.encoders.bundled import DESCRIPTION_FILE, WEIGHTS_FILE
+from c3tools.encoders.loading import weights_sha256
+from c3tools.encoders.selection import EncoderFactory, describe
+from c3tools.io.files import sha256_of, write_json_atomically
+
+
+def write_description(folder: Path) -> None:
+    """Load the model in a folder by open_clip, and note what an encoder needs to know of it."""
+    network = load_network(f"local-dir:{folder}")
+    described = describe(network, weights_sha256(network.model))
+    content = {
+        "weights_file_sha256": sha256_of(folder / WEIGHTS_FILE),
+        "identity": {**described.identity, "name": DEFAULT_MODEL, "architecture": DEFAULT_MODEL},
+        "preprocessing": network.preprocess.config,
+        "trims_texts": described.trims_texts,
+        "end_token": described.end_token,
+        "dim": EncoderFactory(described, lambda: network.model).reference.dim,
+    }
+    write_json_atomically(folder / DESCRIPTION_FILE, content)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    write_description(parser.parse_args().folder)
