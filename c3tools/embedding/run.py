@@ -310,6 +310,7 @@ def _planned(
         store=str(store.path),
         model=store.info.model,
         precision=store.info.precision,
+        backend=store.info.backend,
         modalities={name: plan.summary for name, plan in plans.items() if plan.inputs or plan.summary.gone},
         images_without_caption=corpus.images_without_caption,
         captions_without_image=corpus.captions_without_image,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-import ssl
+import os
+import socket
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
 
 from ..assets.paths import C3_MINI
 from ..errors import EncoderError
@@ -139,25 +140,20 @@ def _server(weights: Mapping[str, Any]) -> str:
 
 
 def _answers(address: str) -> bool:
-    """Return whether a server answers, with whatever; asked in a thread, since a name look-up has no time limit."""
-    problems: list[Exception] = []
+    """Return whether a server, or the proxy before it, takes connections; in a thread, as name look-ups may hang."""
+    proxies = (os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"))
+    target = urlsplit(next(filter(None, proxies), address))
+    connected: list[bool] = []
 
-    def ask() -> None:
-        try:
-            with urlopen(Request(address, method="HEAD"), timeout=_PATIENCE):
-                pass
-        except HTTPError:
-            pass
-        except URLError as error:
-            if not isinstance(error.reason, ssl.SSLError):  # the clients may have certificates that Python has not
-                problems.append(error)
-        except OSError as error:
-            problems.append(error)
+    def connect() -> None:
+        port = target.port or (80 if target.scheme == "http" else 443)
+        with suppress(OSError), socket.create_connection((target.hostname or "", port), _PATIENCE):
+            connected.append(True)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(_PATIENCE)
-    return not problems and not thread.is_alive()
+    return bool(connected)
 
 
 @dataclass(frozen=True)

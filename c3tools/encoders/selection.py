@@ -125,14 +125,14 @@ class EncoderFactory:
         """
         if backend not in ("auto", *BACKENDS):
             raise C3Error(f"Unknown backend {backend!r}.", remedy=f"Choose auto, {', '.join(BACKENDS)}.")
-        compute = pick(device, precision, encoder=True)
+        compute = pick(device, "fp32" if precision == "auto" else precision, encoder=True)
         if backend in CONVERTED:
             _require(backend, compute, precision, compiled)
             CONVERTED[backend].require_installed()
             return self._select_converted(compute.device, [backend], precision)
         others = [name for name, kind in CONVERTED.items() if kind.is_installed()]
         if backend == "torch" or compiled or compute.device.type != "cpu" or not others or precision == "int8":
-            return self._select_torch(compute, precision, compiled)
+            return self._select_torch(pick(device, precision, encoder=True), precision, compiled)
         return self._select_converted(compute.device, ["torch", *others], precision)
 
     def _select_torch(self, compute: Compute, asked: str, compiled: bool) -> Encoder:
@@ -153,36 +153,41 @@ class EncoderFactory:
 
     def _select_converted(self, device: torch.device, backends: list[str], precision: str) -> Encoder:
         """Return the fastest of several backends and precisions that agrees with fp32; measured once on a machine."""
-        candidates = [
-            (backend, name)
-            for backend in backends
-            for name in (_native(backend) if precision == "auto" else (precision,))
-            if name in _native(backend)
-        ]
-        if len(candidates) == 1:
-            return self._open(*candidates[0], device)
+        if precision != "auto" and len(backends) == 1:
+            return self._open(backends[0], precision, device)
         key = {
             "weights_sha256": self._identity["weights_sha256"],
-            "candidates": [list(candidate) for candidate in candidates],
+            "backends": backends,
+            "precision": precision,
             "versions": {"torch": torch.__version__, **{b: CONVERTED[b].version() for b in backends if b in CONVERTED}},
             "machine": [platform.node(), platform.machine(), _cpu_name(), torch.get_num_threads()],
             "format": FORMAT,
         }
         noted = self._cache.choice(key)
-        if noted and [noted.get("backend"), noted.get("precision")] in key["candidates"]:
+        if noted and noted.get("backend") in backends and noted.get("precision") in ("fp32", "bf16"):
             with suppress(EncoderError):  # it is measured again where the noted one does not work any more
                 return self._open(noted["backend"], noted["precision"], device)
         self._reporter.message(
             f"Measuring {', '.join(dict.fromkeys(backends))} with {self._identity['name']}, once on this machine."
         )
-        measured = [self._measure(backend, name, device) for backend, name in candidates]
+        measured = [one for backend in backends for one in self._measure_all(backend, precision, device)]
         valid = [one for one in measured if one.get("cosine", 0) >= AGREEMENT]
+        if not valid and "torch" in backends:  # a precision that was asked for, and that no backend does well
+            return self._torch(Compute(device, precision), False)
         if not valid:
-            raise EncoderError(str(measured[0].get("error")), remedy="Use --backend torch.")
+            raise EncoderError(str(measured[0]["error"]), remedy="Use --backend torch.")
         base = valid[0]
         best = max(valid, key=lambda one: math.sqrt(one["images"] / base["images"] * one["texts"] / base["texts"]))
         self._cache.note_choice(key, {**best, "measured": measured})
         return self._open(best["backend"], best["precision"], device)
+
+    def _measure_all(self, backend: str, precision: str, device: torch.device) -> list[dict[str, Any]]:
+        """Measure a backend in the precision that was asked for, or in all that it computes in natively."""
+        measured: list[dict[str, Any]] = []
+        for name in _native(backend):
+            if precision in ("auto", name) and not (measured and "error" in measured[-1]):
+                measured.append(self._measure(backend, name, device))
+        return measured
 
     def _measure(self, backend: str, precision: str, device: torch.device) -> dict[str, Any]:
         """Return images and texts per second and the smallest cosine with fp32, or the error."""

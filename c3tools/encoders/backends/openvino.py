@@ -48,7 +48,7 @@ class OpenVINOBackend(ConvertedBackend):
     def _open(self, folder: Path, modality: str, threads: int) -> Any:
         import openvino
 
-        self._requests = threading.local()
+        self._ready = threading.local()
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.compute.precision],
             "NUM_STREAMS": str(threads),
@@ -58,8 +58,8 @@ class OpenVINOBackend(ConvertedBackend):
         return openvino.Core().compile_model(folder / f"{modality}.xml", "CPU", settings)
 
     def _compute(self, tower: Any, batch: np.ndarray[Any, Any]) -> Matrix:
-        requests = self._requests.__dict__  # of this thread
-        request = requests.setdefault(str(id(tower)), None) or tower.create_infer_request()
-        requests[str(id(tower))] = request
+        ready = self._ready.__dict__  # of this thread
+        request = ready.get(str(id(tower))) or tower.create_infer_request()
+        ready[str(id(tower))] = request
         request.infer({0: batch}, share_inputs=True)
         return np.array(request.get_output_tensor(0).data)

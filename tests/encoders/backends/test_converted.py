@@ -216,6 +216,18 @@ def test_the_fastest_that_agrees_is_taken_and_noted(
     assert len(measured) == 2 * len(set(measured))
 
 
+def test_a_precision_that_was_asked_for_is_kept_by_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from c3tools.encoders import selection
+
+    def measure(self: Any, backend: str, precision: str, device: torch.device) -> dict[str, Any]:
+        assert precision == "bf16"
+        return {"backend": backend, "precision": precision, "images": 1, "texts": 1, "cosine": 0.9}
+
+    monkeypatch.setattr(selection.EncoderFactory, "_measure", measure)
+    chosen = load_encoder(local_model(tmp_path / "m"), precision="bf16")
+    assert (chosen.backend.name, chosen.compute.precision) == ("torch", "bf16")
+
+
 def test_where_nothing_else_is_installed_torch_is_taken_without_measuring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
