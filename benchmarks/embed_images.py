@@ -54,7 +54,8 @@ def bare_pass(model: str, how: str) -> None:
     """Run the image tower alone, on pixels that are ready."""
     from c3tools.encoders import load_encoder
 
-    encoder = load_encoder(model, **options(how))
+    given = options(how)
+    encoder = load_encoder(model, backend=given["backend"], precision=given["precision"])
     size = encoder.batch_size("image")
     pixels = np.random.default_rng(0).integers(0, 255, (size, *encoder.preprocess.size, 3), dtype=np.uint8)
     count = max(1, BARE_IMAGES // size)

@@ -71,7 +71,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         for precision in arguments.precisions:
             store = folder / f"{precision}-{number}"
             result, done = c3_embed(folder / "all.txt", store, model, "--precision", precision)
-            name = f"c3 embed, {precision} ({result['precision']})"
+            name = f"c3 embed, {precision} ({result['backend']} {result['precision']})"
             rates.setdefault(name, []).append(result["modalities"]["text"]["rate"])
             whole.setdefault(name, []).append(done.seconds)
         if arguments.peer:

@@ -320,8 +320,8 @@ def test_nothing_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.Monkey
         raise AssertionError("loaded")
 
     monkeypatch.setattr(run_module, "resolve_encoder", load)
-    for options in ({}, {"model": name}):
-        again = embed(tmp_path / "t.txt", tmp_path / "s", **options).summary
+    for model in (None, name):
+        again = embed(tmp_path / "t.txt", tmp_path / "s", model=model).summary
         assert again.modalities["text"].already == 1
         assert (again.model, again.precision) == (first.info.model, "fp32")
     with pytest.raises(StoreError, match=r"dtype = float16, asked for was float32"):

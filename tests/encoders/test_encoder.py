@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.encoders.test_loading import local_model
 TEXTS = ["a dog", "two people ride bicycles along a river", "word " * 200, "", "snow on a hill"]
 
 
-def forward(encoder: Encoder) -> dict[str, Any]:
+def forward(encoder: Encoder) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     """What the backend torch runs for each modality."""
     return encoder.backend._forward  # type: ignore[attr-defined,no-any-return]
 

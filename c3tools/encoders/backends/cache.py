@@ -58,7 +58,7 @@ class ModelCache:
         self.folder = Path(folder or os.environ.get(CACHE_VARIABLE) or user_cache_path("c3tools", appauthor=False))
 
     def converted(
-        self, made_from: Mapping[str, Any], convert: Callable[[Path], None], reporter: Reporter = SILENT
+        self, made_from: Mapping[str, Any], convert: Callable[[Path], object], reporter: Reporter = SILENT
     ) -> Path:
         """Return the folder of a converted model, which is made where it is missing or damaged.
 
@@ -94,7 +94,7 @@ class ModelCache:
                 remedy="Use --backend torch, which needs none.",
             ) from error
 
-    def _make(self, path: Path, made_from: Mapping[str, Any], convert: Callable[[Path], None]) -> Path:
+    def _make(self, path: Path, made_from: Mapping[str, Any], convert: Callable[[Path], object]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
         folder.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_the_fastest_that_agrees_is_taken_and_noted(
         assert (chosen.backend.name, chosen.compute.precision) == ("openvino", "fp32")
     assert {backend for backend, _ in measured} == set(BACKENDS)
     assert len(measured) == len(set(measured))  # once each
-    monkeypatch.setattr(selection.platform, "node", lambda: "another-machine")
+    monkeypatch.setattr(platform, "node", lambda: "another-machine")
     load_encoder(name)
     assert len(measured) == 2 * len(set(measured))
 
