@@ -55,7 +55,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Description:
-    """What an encoder needs to know of its network, beside the towers.
+    """The facts about a network that an encoder needs beside the towers.
 
     Attributes:
         identity: with the hash of the weights.
