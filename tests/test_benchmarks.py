@@ -38,23 +38,25 @@ def test_the_table_of_biases_has_a_line_for_each_preset(
     assert [line.split()[0] for line in lines[2:]] == list(benchmark.BIAS_PRESETS)
 
 
-@pytest.mark.parametrize("precisions", [["auto", "int8"], ["auto", "fp32"]])
-def test_embedding_is_compared_with_fp32_only_where_it_was_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precisions: list[str]
+@pytest.mark.parametrize("how", [["auto", "torch:int8"], ["auto", "torch:fp32"]])
+def test_embedding_is_always_compared_with_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: list[str]
 ) -> None:
     monkeypatch.syspath_prepend(FOLDER)
     benchmark = importlib.import_module("embed_images")
 
     def embed(_: object, store: Path, *options: object) -> tuple[dict[str, Any], SimpleNamespace]:
         whole_store(store)
-        return {"precision": options[-1], "modalities": {"image": {"rate": 2.0}}}, SimpleNamespace(seconds=1.0)
+        return {"backend": "torch", "precision": "fp32", "modalities": {"image": {"rate": 2.0}}}, SimpleNamespace(
+            seconds=1.0
+        )
 
     monkeypatch.setattr(benchmark, "random_weights", lambda path: path)
     monkeypatch.setattr(benchmark, "child_rate", lambda *_: 2.0)
     monkeypatch.setattr(benchmark, "c3_embed", embed)
     (tmp_path / "photos-of-the-user").mkdir()
-    arguments = Namespace(folder=tmp_path / "photos-of-the-user", count=1, rounds=1, precisions=precisions, peer=None)
+    photos = tmp_path / "photos-of-the-user"
+    arguments = Namespace(folder=photos, count=1, rounds=1, how=how, model=None, peer=None)
     benchmark.measure(arguments, tmp_path)
     said = capsys.readouterr().out
-    assert ("No cosines: fp32" in said) == ("fp32" not in precisions)
-    assert said.count("smallest cosine with fp32") == (2 if "fp32" in precisions else 0)
+    assert said.count("smallest cosine with torch:fp32") == len({*how, "torch:fp32"})

@@ -127,7 +127,7 @@ def embed(
             random_init=random_init,
             device=devices[0],
             backend=backend,
-            recorded_backend=_recorded_backend(recorded) if recorded else None,
+            recorded_backend=recorded.backend if recorded else None,
             precision=precision,
             recorded_precision=recorded.precision if recorded else None,
             compiled=compile,
@@ -273,11 +273,6 @@ def _lost_shards(folder: Path, reporter: Reporter) -> Mapping[ShardName, ShardRe
 
 def _is_store(folder: Path) -> bool:
     return kind_of(folder / INFO_FILE) == "file"
-
-
-def _recorded_backend(info: StoreInfo) -> str | None:
-    """Return the backend of a store; stores from before there were several record the precision alone."""
-    return info.backend or ("torch" if info.precision else None)
 
 
 def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: str) -> Encoder:

@@ -112,7 +112,8 @@ def resolve_encoder(
     if precision == "auto":
         precision = recorded_precision or "auto"
     if backend == "auto":
-        backend = recorded_backend or "auto"
+        # what was recorded before there were several was made by torch
+        backend = recorded_backend or ("torch" if recorded_precision else "auto")
     if model is None and random_init is None and recorded:
         encoder = load_encoder(
             recorded["name"],
