@@ -112,7 +112,12 @@ def test_weights_behind_a_server_that_does_not_answer_are_refused_at_once(
 
 def test_a_name_look_up_that_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
-    monkeypatch.setattr(socket, "create_connection", lambda *arguments: ended.wait(10))
+
+    def hang(*arguments: object) -> None:
+        ended.wait(10)
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", hang)
     monkeypatch.setattr(models, "_PATIENCE", 0.05)
     assert not models._answers("https://example.org")
     ended.set()
