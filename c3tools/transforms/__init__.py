@@ -6,7 +6,7 @@ fitted pipeline as a step of its own.
 
 from __future__ import annotations
 
-from .mapping import CovarianceNoise, MemoryProjection, Procrustes, ReAlign, RidgeMap
+from .mapping import CovarianceNoise, FewPairsWarning, MemoryProjection, Procrustes, ReAlign, RidgeMap
 from .pipeline import OrderWarning, Pipeline
 from .presets import PRESETS, open_pipeline, preset
 from .sigma import PUBLISHED_SIGMA
@@ -29,6 +29,7 @@ __all__ = [
     "AdaptiveNoise",
     "Collapse",
     "CovarianceNoise",
+    "FewPairsWarning",
     "GapShift",
     "GaussianNoise",
     "MemoryProjection",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,6 +16,10 @@ from .sigma import parse_sigma
 from .steps import Role, Step
 
 _VISITED = 16  # an inverted index looks at one cell in this many
+
+
+class FewPairsWarning(UserWarning):
+    """A map was fitted on fewer pairs than it takes to determine all of it."""
 
 
 @dataclass(eq=False)
@@ -114,17 +119,33 @@ class RidgeMap(PairedMap):
 
 @dataclass(eq=False)
 class Procrustes(PairedMap):
-    """Rotation of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+    """Orthogonal map of centred source rows that comes nearest to the target rows (Schönemann, 1966).
 
-    M = U V^T from the singular vectors of X^T Y.
+    M = U V^T from the singular vectors of X^T Y. With fewer pairs than dimensions these leave directions open, in which
+    any rotation fits equally well: of all solutions the one nearest to the identity is taken, and a warning says so.
     """
 
     kind: ClassVar[str] = "procrustes"
 
     def matrix(self, x: Array, y: Array) -> Array:
-        """Decompose the cross-covariance into singular values."""
-        left, _, right = np.linalg.svd(x.T @ y)
-        return np.asarray(left @ right, dtype=np.float64)
+        """Decompose the cross-covariance into singular values, and complete what it leaves open."""
+        left, values, right = np.linalg.svd(x.T @ y)
+        dim = len(values)
+        rank = int(np.count_nonzero(values > values[0] * dim * np.finfo(np.float64).eps)) if values[0] > 0 else 0
+        if rank < dim:
+            warnings.warn(
+                f"Procrustes is fitted on {len(x)} pairs, which determine {rank} of {dim} dimensions; in the others it "
+                "is the map nearest to the identity. More pairs than dimensions determine all of it.",
+                FewPairsWarning,
+                stacklevel=2,
+            )
+        fitted = left[:, :rank] @ right[:rank]
+        open_left, open_right = (
+            left[:, rank:],
+            right[rank:],
+        )  # (d, d - rank) and (d - rank, d), any basis of these spaces
+        turn, _, back = np.linalg.svd(open_left.T @ open_right.T)
+        return np.asarray(fitted + open_left @ (turn @ back) @ open_right, dtype=np.float64)
 
 
 @dataclass(eq=False)
