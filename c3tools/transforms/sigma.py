@@ -24,6 +24,8 @@ AUTO = "auto"
 PUBLISHED_SIGMA = 0.016**0.5  # C3 (Zhang et al., ICLR 2024) and CapDec (Nukrai et al., 2022): variance 0.016
 AUTO_RULE = "twice_spread"
 FALLBACK = "pair_cosine"
+MIN_COSINE = 0.1  # noise that leaves a lower cosine is over ten times as long as what is noised: nothing would be left
+MIN_SIBLING_COSINE = 0.2  # twice the noise that leaves this one would leave less than the other
 SPREADS = 2.0  # an image differs from a caption by more than two captions of it do: docs/decoders.md has the evidence
 
 
@@ -109,6 +111,8 @@ def sibling_cosine(rows: Rows, item_index: Indices) -> float | None:
 def caption_spread(texts: Rows, item_index: Indices, mean: Array) -> SigmaRule:
     """Measure the spread of captions of one image: what an image leaves open, the decoder must not depend on.
 
+    There is none where captions of one image have a mean cosine below `MIN_SIBLING_COSINE`.
+
     Args:
         texts: (k, d) L2-normalised text embeddings; rows with the item -1 belong to no image.
         item_index: int64 (k,), the image of each.
@@ -119,7 +123,8 @@ def caption_spread(texts: Rows, item_index: Indices, mean: Array) -> SigmaRule:
     cosine = sibling_cosine(rows, item_index[item_index >= 0]) if len(rows) else None
     if cosine is None:
         return SigmaRule("caption_spread", None, rests_on, "every image has one caption")
-    return _by_cosine("caption_spread", cosine, float(np.linalg.norm(rows, axis=1).mean()), rows.shape[1], rests_on)
+    norm = float(np.linalg.norm(rows, axis=1).mean())
+    return _by_cosine("caption_spread", cosine, norm, rows.shape[1], rests_on, least=MIN_SIBLING_COSINE)
 
 
 def twice_spread(spread: SigmaRule) -> SigmaRule:
@@ -151,23 +156,43 @@ def residual_rms(variance: Array | None) -> SigmaRule:
 def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[Array]) -> SigmaRule:
     """Find the sigma that gives the noised text the cosine of its true image, both centred.
 
+    There is none where pairs are no nearer than strangers: where the mean cosine is below `MIN_COSINE`, or does not
+    exceed that of texts with the image of another item by three standard errors over items.
+
     Args:
         first: (m, d) L2-normalised image embeddings.
         second: (k, d) text embeddings.
         item_index: int64 (k,), the image of each text; empty without pairs.
         means: of the two modalities, float64 (d,) each.
     """
-    rests_on = "held-out pairs: the mean cosine of true pairs, both centred"
+    rests_on = "pairs, best those that the encoder was not trained on: their mean cosine, both centred"
     if not len(item_index):
         return SigmaRule("pair_cosine", None, rests_on, "there are no pairs")
     x, y = first - means[0], second - means[1]
     norms = np.linalg.norm(y, axis=1)
-    lengths = np.linalg.norm(x, axis=1)[item_index] * norms
-    good = lengths > 0
-    if not good.any():
+    own, right = _row_cosines(x[item_index], y)
+    if not right.any():
         return SigmaRule("pair_cosine", None, rests_on, "the centred vectors are zero")
-    cosine = float(np.mean(np.einsum("ij,ij->i", x[item_index][good], y[good]) / lengths[good]))
-    return _by_cosine("pair_cosine", cosine, float(norms.mean()), y.shape[1], rests_on)
+    cosine, text_norm = float(own[right].mean()), float(norms.mean())
+    items, numbers = np.unique(item_index, return_inverse=True)
+    other, apart = _row_cosines(x[np.roll(items, 1)[numbers]], y)  # each text with the image of the item before its own
+    good = right & apart
+    nearer = np.bincount(numbers[good], own[good] - other[good], len(items)) / np.maximum(
+        np.bincount(numbers[good], minlength=len(items)), 1
+    )
+    strangers = float(other[apart].mean()) if apart.any() else 0.0
+    error = float(nearer.std(ddof=1) / np.sqrt(len(items))) if len(items) > 1 else 0.0
+    if len(items) > 1 and nearer.mean() <= 3 * error:
+        missing = f"pairs are no nearer than strangers: a cosine of {cosine:.3f} against {strangers:.3f}"
+        return SigmaRule("pair_cosine", None, f"{rests_on} ({cosine:.3f})", missing)
+    return _by_cosine("pair_cosine", cosine, text_norm, y.shape[1], rests_on)
+
+
+def _row_cosines(left: Rows, right: Rows) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Return the cosine of each row with the same row of the other, and where both have a length: (n,) each."""
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    products = np.einsum("ij,ij->i", left, right).astype(np.float64)
+    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0), lengths > 0
 
 
 def published() -> SigmaRule:
@@ -189,7 +214,9 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     because = f"as {missing}, " if missing else ""
     if FALLBACK in known:
         return known[FALLBACK], f"{because}the cosine of the pairs instead of the spread of captions"
-    return published(), f"{because}and without pairs, the published constant, which may be far off"
+    refused = next((rule.missing for rule in rules if rule.name == FALLBACK and rule.missing), "")
+    also = f"as {refused}" if refused else "without pairs"
+    return published(), f"{because}{'and ' if because else ''}{also}, the published constant, which may be far off"
 
 
 def auto_sigma(texts: Rows, item_index: Indices, mean: Array) -> tuple[float, str]:
@@ -212,7 +239,9 @@ def auto_sigma(texts: Rows, item_index: Indices, mean: Array) -> tuple[float, st
     return rule.sigma, f"sigma {rule.sigma:.4g}: {why}"
 
 
-def _by_cosine(name: str, cosine: float, norm: float, dim: int, rests_on: str) -> SigmaRule:
-    sigma = sigma_for_cosine(cosine, norm, dim)
-    missing = "" if sigma is not None else f"the cosine is {cosine:.3f}, not positive"
+def _by_cosine(
+    name: str, cosine: float, norm: float, dim: int, rests_on: str, *, least: float = MIN_COSINE
+) -> SigmaRule:
+    sigma = sigma_for_cosine(cosine, norm, dim) if cosine >= least else None
+    missing = "" if sigma is not None else f"the cosine is {cosine:.3f}, and below {least:g} noise leaves nothing"
     return SigmaRule(name, sigma, f"{rests_on} ({cosine:.3f})", missing)

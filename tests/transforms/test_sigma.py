@@ -97,6 +97,46 @@ def test_of_one_caption_each_the_cosine_of_pairs_is_recommended() -> None:
     assert recommend([])[0].sigma == PUBLISHED_SIGMA
 
 
+def test_no_sigma_where_pairs_are_no_nearer_than_strangers() -> None:
+    rng = np.random.default_rng(5)
+    images, texts, own = rng.normal(size=(400, 64)), rng.normal(size=(400, 64)), np.arange(400)
+    texts += 0.002 * images  # by the formula alone a sigma of hundreds of times the norm
+    found = pair_cosine(images, texts, own, [images.mean(axis=0), texts.mean(axis=0)])
+    assert found.sigma is None
+    assert "no nearer than strangers" in found.missing
+    rule, why = recommend([found])
+    assert rule.sigma == PUBLISHED_SIGMA
+    assert "pairs are no nearer" in why
+
+
+def test_no_sigma_where_noise_would_leave_nothing() -> None:
+    rng = np.random.default_rng(6)
+    images, own = rng.normal(size=(3000, 64)), np.arange(3000)
+    texts = rng.normal(size=(3000, 64)) + 0.07 * images  # nearer than strangers for certain, and hardly
+    found = pair_cosine(images, texts, own, [np.zeros(64)] * 2)
+    assert found.sigma is None
+    assert "below 0.1 noise leaves nothing" in found.missing
+    siblings = caption_spread(texts[:1000], np.repeat(np.arange(500), 2), np.zeros(64))
+    assert siblings.sigma is None
+    assert twice_spread(siblings).sigma is None
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_pairs_that_belong_together_have_a_sigma_even_where_there_are_few(noise: float) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        images = rng.normal(size=(30, 64))
+        texts = images + noise * rng.normal(size=(30, 64))
+        assert pair_cosine(images, texts, np.arange(30), [images.mean(axis=0), texts.mean(axis=0)]).sigma is not None
+
+
+def test_pairs_are_not_called_held_out_which_nobody_knows() -> None:
+    rows = np.random.default_rng(7).normal(size=(20, 8))
+    found = pair_cosine(rows, rows + 0.1, np.arange(20), [np.zeros(8)] * 2)
+    assert "held-out" not in found.rests_on
+    assert "not trained on" in found.rests_on
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TransformError, match="do not fit"):
         auto_sigma(np.ones((3, 4)), np.arange(2), np.zeros(4))
