@@ -2,9 +2,9 @@
 
 Caption scores are computed on the tokens of Stanford's PTBTokenizer with lower case and punctuation removed, as
 pycocoevalcap runs it in Java. This module has the part of its rules that captions use; on real captions the tokens are
-the same (a test compares them wherever Java is installed), with one exception. The Java tokenizer reads all captions
-as one text, so the first word of the next caption decides whether an initial at the end of a caption keeps its full
-stop. Here each caption is read alone, and the initial keeps it.
+the same (a test compares them wherever Java is installed), with two exceptions. Names such as AT&T are split here. And
+the Java tokenizer reads all captions as one text, so the first word of the next caption decides whether an initial at
+the end of a caption keeps its full stop. Here each caption is read alone, and the initial keeps it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from collections.abc import Iterable
 # what pycocoevalcap removes after tokenising; brackets are not in it once they are lower-cased
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "})
+_PLAIN = str.maketrans(
+    {"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "}
+    | {"½": " 1/2 ", "⅓": " 1/3 ", "⅔": " 2/3 ", "¼": " 1/4 ", "¾": " 3/4 ", "£": "# ", "€": "$ ", "¢": " cents "}
+    | {"\u00ad": ""}  # a soft hyphen
+)
+# characters that end a word and are dropped: all beyond 16 bits, such as emoji, and those without width
+_DROPPED = re.compile("[\U00010000-\U0010ffff\u200b-\u200f\u202a-\u202e\u2060-\u2064\u20e3\ufe00-\ufe0f\ufeff]+")
 
 # words that keep their full stop: titles, companies, places, months, days, states
 _ABBREVIATIONS = (
@@ -46,6 +52,11 @@ _TOKEN = re.compile(
     | can(?=not\b) | gon(?=na\b) | wan(?=na\b) | got(?=ta\b) | gim(?=me\b) | lem(?=me\b)
     | '(?:s|m|d|re|ve|ll|em)\b | 'n\b'? | n't\b          # clitics
     | 't(?=(?:is|was)\b)
+    | (?<!\w)(?:'(?:til|cause|\d\ds?)\b | ol' | c\+\+)
+    | (?<!\w)(?:[jy]'(?=[^\W\d_]) | [gt](?='[^\W\d_]{{2}}))  # y'all, g'day
+    | [!?]{{2,}} | \#{{2,}} | \*{{2,}}
+    | \#[^\W\d_]+ | (?<!\w)[cf]\#                         # hashtags, notes
+    | [^\W\d_]+[!?][^\W\d_]+                              # wow!great
     | \d*[.,]?\d+(?:[.,:/]\d+)*(?:(?:[-/]\w+)+|\w*)       # numbers
     | [^\W\d_]\w*?(?=n't\b)                               # do of don't
     | \w+(?=-?'(?:s|m|d|re|ve|ll)\b)                      # man of man's
@@ -59,7 +70,7 @@ _TOKEN = re.compile(
 
 def tokenize(caption: str) -> list[str]:
     """Return the lower-case tokens of a caption, punctuation dropped, clitics split (``does n't``, ``man 's``)."""
-    line = _INITIAL_AT_END.sub(r"\1 .", caption.translate(_PLAIN)).lower()
+    line = _INITIAL_AT_END.sub(r"\1 .", _DROPPED.sub(" ", caption).translate(_PLAIN)).lower()
     tokens = [_BRACKETS.get(token, token) for token in _TOKEN.findall(line)]
     return [token for token in tokens if token not in _PUNCTUATION and token != '"']
 
