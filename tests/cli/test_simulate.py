@@ -14,7 +14,7 @@ from tests.conftest import C3
         (("init-gap", "--toy", "--seeds", 2), "closed form"),
         (("depth", "--width", 16, "--layers", 4, "--rows", 50, "--every", 2), "eff. dim"),
         (("gap-after-training", "--pairs", 12, "--dim", 16, "--spans", 3, 5, "--steps", 40, "--every", 20), "loss"),
-        (("stable-region", "--draws", 200), "0 of 200 random draws lie above the bound"),
+        (("stable-region", "--pairs", 30, "--dim", 16), "The lead is in proportion to tau:"),
         (("temperature", "--steps", 2, "--scale", 5, "--scale", 50, "--batch", 16), "logit scale"),
     ],
 )
@@ -51,7 +51,7 @@ def test_init_gap_of_a_random_encoder(c3: C3, photos: Path, tmp_path: Path) -> N
         (("init-gap", "nowhere"), "nothing at nowhere"),
         (("init-gap", "--model", "no-such-model"), "Unknown model"),
         (("gap-after-training", "--dim", 16), "do not fit into 16"),
-        (("stable-region", "--tau", 0), "temperatures above 0"),
+        (("stable-region", "--tau", 0), "needs tau > 0"),
         (("temperature", "--scale", -1), "above 0"),
         (("temperature", "--store", "nowhere"), "no store"),
         (("depth", "--width", 8, "--layers", 1, "--rows", 9, "--figure", "f.bmp"), "f.bmp"),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from c3tools.errors import C3Error
 from c3tools.geometry.theory.depth import span_by_layer
 from c3tools.geometry.theory.initialisation import draw_toy, toy_gap
-from c3tools.geometry.theory.optimisation import PAPER_LIKE_SEED, PAPER_TRACE, draw_spans, train_pairs
-from c3tools.geometry.theory.stable_region import draw_queries, loss_bound, stable_lead
+from c3tools.geometry.theory.optimisation import PAPER_TRACE, SELECTED_SEED, draw_spans, train_pairs
+from c3tools.geometry.theory.stable_region import StableRun, loss_bound, predictions, stable_lead, train_to_loss
 from c3tools.geometry.theory.temperature import gap_by_scale, simulate_temperature, synthetic_features
 from tests.conftest import make_store
 from tests.geometry.spaces import paper_model, unit
@@ -59,8 +59,8 @@ def test_long_steps_follow_the_short_ones() -> None:
     assert plain[-1].loss < 0.9 * plain[0].loss
 
 
-def test_the_default_draw_starts_where_the_papers_did() -> None:
-    x, y = draw_spans(500, 512, (25, 230), PAPER_LIKE_SEED)
+def test_the_selected_draw_starts_where_the_papers_did() -> None:
+    x, y = draw_spans(500, 512, (25, 230), SELECTED_SEED)
     trace, _, _ = train_pairs(x, y, steps=1, every=1)
     assert (trace[0].loss, trace[0].gap) == pytest.approx(PAPER_TRACE[0], rel=1e-3)
 
@@ -91,14 +91,26 @@ def test_the_stable_lead_is_where_the_bound_meets_delta(tau: float, n: int, delt
     assert float(loss_bound(stable_lead(tau, n, delta), tau, n)) == pytest.approx(delta, rel=1e-6)
 
 
-def test_no_simulated_point_lies_above_the_bound() -> None:
-    draws = draw_queries(draws=10_000)
-    assert draws.above == 0
-    assert (draws.lead < 0).any()
-    assert (draws.lead > 0).any()
-    # one negative: the bound is the loss
-    pairs = draws.n == 2
-    np.testing.assert_allclose(draws.loss[pairs], draws.bound[pairs], rtol=1e-9)
+def test_trained_points_lead_in_proportion_to_the_temperature() -> None:
+    runs = [train_to_loss(tau, pairs=80, dim=32) for tau in (0.02, 0.05, 0.1)]
+    assert all(predictions(runs).values())
+    for run in runs:
+        assert run.start_lead < 0 < run.lead < run.sufficient_lead
+        assert 0.05 < run.loss <= 0.1
+
+
+def test_the_predictions_can_fail() -> None:
+    def run(tau: float, lead: float, noise: float, later: float) -> StableRun:
+        return StableRun(tau, 10, 0.1, -0.3, lead, 1.0, noise, later)
+
+    assert list(predictions([run(0.01, 0.05, 0.2, 0.06), run(0.1, 0.5, 0.1, 0.6)]).values()) == [True, True, True]
+    # one lead at every temperature, noise that does not depend on it, and a descent that goes on
+    assert list(predictions([run(0.01, 0.5, 0.1, 1.0), run(0.1, 0.5, 0.1, 1.0)]).values()) == [False, False, False]
+
+
+def test_a_loss_that_cannot_be_reached_is_said() -> None:
+    with pytest.raises(C3Error, match=r"above delta 0\.01"):
+        train_to_loss(0.5, delta=0.01, pairs=20, dim=2, steps=20)
 
 
 @pytest.mark.parametrize("arguments", [(0.0, 10, 0.1), (0.1, 1, 0.1), (0.1, 10, 0.0)])

@@ -4,9 +4,9 @@ Two sets of points on the unit sphere, each spanning few dimensions and constant
 descent on the symmetric cross-entropy of their pairs (Zhang et al., ICLR 2024, section 3). The loss falls, the gap
 hardly does: the gradient of one modality lies in the span of the other's differences, which is orthogonal to the gap.
 
-Where the trace starts depends on the draw: over seeds, the initial loss is 6.264 ± 0.005 and the gap 1.226 ± 0.024.
-The paper shows one draw. The default seed was selected among 3,000 to match it in initial loss (6.267), initial gap
-(1.248) and speed of descent. The agreement with the paper's trace is by selection; most seeds start at another gap.
+Where the trace starts depends on the draw: over seeds, the initial loss is 6.264 ± 0.005 and the gap 1.226 ± 0.024,
+and the paper shows one draw (6.267, 1.248). Seeds are compared with it by the share of the gap that is left. Seed 1179
+was selected among 3,000 to match the paper in initial loss, initial gap and speed of descent.
 
 Cost: the gradient never leaves the span of the initial points, 25 + 230 + 2 = 257 dimensions instead of 512, so the
 loop runs in coordinates of that span, exactly. 100,000 steps take about ten minutes on two cores; ``fast`` integrates
@@ -42,7 +42,7 @@ PAPER_TRACE = {
     80_000: (2.920, 1.1837),
 }
 """Step → (loss, gap) as the paper's notebook prints them."""
-PAPER_LIKE_SEED = 1179
+SELECTED_SEED = 1179
 FAST_STEPS = 20
 
 
@@ -65,7 +65,7 @@ def simulate_gap_after_training(
     learning_rate: float = 0.1,
     logit_scale: float | None = None,
     every: int = 20_000,
-    seed: int = PAPER_LIKE_SEED,
+    seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
     """Run the paper's optimisation, with its settings as defaults: the loss falls, the gap stays.
@@ -79,7 +79,7 @@ def simulate_gap_after_training(
         learning_rate: of gradient descent.
         logit_scale: the fixed inverse temperature; exp(2.6593) by default.
         every: steps between two rows of the table.
-        seed: of the draw; 1179 was selected to match the paper's run.
+        seed: of the draw; 1179 was selected to start where the paper's run does.
         reporter: shows the progress over the steps.
 
     Raises:
@@ -108,8 +108,14 @@ def simulate_gap_after_training(
         f"The loss goes from {first.loss:.2f} to {last.loss:.2f}, the gap from {first.gap:.3f} to {last.gap:.3f}: "
         f"{100 * (1 - last.gap / first.gap):.0f} % of it is closed."
     )
-    if paper and seed == PAPER_LIKE_SEED:
-        found += " The seed was selected among 3,000 to match the paper's run; others start at a gap of 1.226 ± 0.024."
+    theirs = PAPER_TRACE.get(last.step) if paper else None
+    if theirs is not None:
+        left = 100 * (last.gap / first.gap / (theirs[1] / PAPER_TRACE[0][1]) - 1)
+        found += (
+            f" At this step the paper's loss is {theirs[0]:.2f}; the share of the gap left differs by {left:+.2f} %."
+        )
+    if paper and seed == SELECTED_SEED:
+        found += " This seed was selected among 3,000 to match the paper's run; most start at a gap of 1.226 ± 0.024."
     return Simulation(
         name="gap-after-training",
         table=Table(["step", "loss", "gap", *(["paper's loss", "paper's gap"] if paper else [])], rows),
@@ -199,9 +205,9 @@ def train_pairs(
             if step == steps:
                 break
             here = min(leap, steps - step) / leap * rate
-            da, db = _gradients(a, b, logit_scale)
+            da, db = pair_gradients(a, b, logit_scale)
             if fast:
-                ea, eb = _gradients(a - here * da, b - here * db, logit_scale)
+                ea, eb = pair_gradients(a - here * da, b - here * db, logit_scale)
                 da, db = (da + ea) / 2, (db + eb) / 2
             a -= here * da
             b -= here * db
@@ -216,7 +222,7 @@ def pair_loss(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> torch.Ten
     return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
 
-def _gradients(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_gradients(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradient of `pair_loss` with respect to the points, written out: it costs a third of autograd's."""
     na, nb = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     ua, ub = a / na, b / nb

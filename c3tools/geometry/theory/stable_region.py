@@ -2,88 +2,188 @@
 
 For one query with positive similarity ``s_+`` and n - 1 negatives, ``L = log(1 + sum_j exp((s_j - s_+) / tau))``. With
 ``r = s_+ - max_j s_j`` every term is at most ``exp(-r / tau)``, so ``L <= log(1 + (n - 1) exp(-r / tau))``: a lead of
-``r >= tau log((n - 1) / (exp(delta) - 1))`` suffices for ``L <= delta`` (Zhang et al., ICLR 2024, section 3). A small
-tau requires only a small lead, and leaves pairs some distance apart: alignment noise.
+``r >= tau log((n - 1) / (exp(delta) - 1))`` suffices for ``L <= delta`` (Zhang et al., ICLR 2024, section 3).
+
+That is a theorem. What the paper concludes from it is not, and can fail: that training gets by with a lead in
+proportion to tau, that it then halts, and that a small tau leaves pairs further apart, as alignment noise. Here points
+are trained from unrelated starts at several temperatures until the loss is delta, and these three are looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.figure import Figure
+from torch.nn.functional import normalize
 
 from ...errors import C3Error
 from ...moments import Array
 from ...pages import Table, new_figure, palette, styled
+from ...reporter import SILENT, Reporter
 from ...seeds import generator
 from ..report import to_json_floats
 from . import Simulation
+from .optimisation import pair_gradients, pair_loss
 
 TAUS = (0.01, 0.02, 0.05, 0.07, 0.1)
-_DELTAS = (0.1, 0.01)
-_SIZES = (100, 1_000, 10_000, 100_000)
+PROPORTIONAL = 2.0
+"""Leads over tau that differ by less than this factor, where tau differs by more, count as proportional."""
+_TENTHS = 10
 
 
-@dataclass(frozen=True, eq=False)
-class StableDraws:
-    """Simulated queries.
+@dataclass(frozen=True)
+class StableRun:
+    """Trained points at one temperature, when their loss first was delta.
 
     Attributes:
-        tau: float64 (m,), temperature of each.
-        n: int64 (m,), number of candidates of each.
-        lead: float64 (m,), r of each.
-        loss: float64 (m,), L of each.
-        bound: float64 (m,), upper bound of L.
+        tau: temperature.
+        steps: of gradient descent until then.
+        loss: then.
+        start_lead: median lead of the positives before training.
+        lead: median lead then, over queries of both directions.
+        sufficient_lead: the lead that guarantees the loss.
+        noise: root mean square, per dimension, of the alignment noise of the pairs.
+        later_lead: median lead after ten times as many steps.
     """
 
-    tau: Array
-    n: npt.NDArray[np.int64]
-    lead: Array
-    loss: Array
-    bound: Array
-
-    @property
-    def above(self) -> int:
-        """Draws whose loss exceeds the bound by more than rounding."""
-        return int(np.sum(self.loss > self.bound * (1 + 1e-12) + 1e-12))
+    tau: float
+    steps: int
+    loss: float
+    start_lead: float
+    lead: float
+    sufficient_lead: float
+    noise: float
+    later_lead: float
 
 
 def simulate_stable_region(
-    *, draws: int = 10_000, tau: Sequence[float] | None = None, largest_n: int = 1_000, seed: int = 0
+    *,
+    tau: Sequence[float] | None = None,
+    delta: float = 0.1,
+    pairs: int = 400,
+    dim: int = 64,
+    steps: int = 5_000,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Compare the bound of the loss with random queries, and list the leads that guarantee a small loss.
+    """Train points at several temperatures and compare leads and alignment noise with the paper's predictions.
 
     Args:
-        draws: random queries.
         tau: temperatures; by default 0.01, 0.02, 0.05, 0.07 and 0.1.
-        largest_n: most candidates of a query.
-        seed: of the draws.
+        delta: loss at which a training ends.
+        pairs: number of pairs.
+        dim: d.
+        steps: most steps of a training.
+        seed: of the starts.
+        reporter: shows the progress over the temperatures.
 
     Raises:
-        C3Error: if there are no draws, or a temperature is not positive.
+        C3Error: if a temperature or delta is not positive, there are fewer than 3 pairs, or a training does not get
+            to the loss.
     """
-    taus = tuple(tau or TAUS)
-    simulated = draw_queries(draws=draws, taus=taus, largest_n=largest_n, seed=seed)
-    rows = [[f"{tau:g}", *(f"{float(stable_lead(tau, n, _DELTAS[0])):.3f}" for n in _SIZES)] for tau in taus]
-    leads = [
-        {"tau": tau, "n": n, "delta": delta, "lead": float(stable_lead(tau, n, delta))}
-        for tau in taus
-        for n in _SIZES
-        for delta in _DELTAS
+    taus = sorted(tau or TAUS)
+    with reporter.progress("Temperatures", len(taus)) as progress:
+        runs = []
+        for value in taus:
+            runs.append(train_to_loss(value, delta=delta, pairs=pairs, dim=dim, steps=steps, seed=seed))
+            progress.advance(note=f"tau {value:g}")
+    verdicts = predictions(runs)
+    rows = [
+        [
+            f"{run.tau:g}",
+            f"{run.steps:,}",
+            f"{run.start_lead:.3f}",
+            f"{run.lead:.3f}",
+            f"{run.lead / run.tau:.1f}",
+            f"{run.sufficient_lead:.3f}",
+            f"{run.noise:.4f}",
+            f"{run.later_lead:.3f}",
+        ]
+        for run in runs
     ]
+    columns = ["tau", "steps", "lead before", "lead", "lead / tau", "sufficient", "noise left", "lead later"]
+    said = "; ".join(f"{name}: {'yes' if held else 'no'}" for name, held in verdicts.items())
     return Simulation(
         name="stable-region",
-        table=Table(["tau", *(f"r, n = {n:,}" for n in _SIZES)], rows),
-        values=to_json_floats({"draws": draws, "above_bound": simulated.above, "seed": seed, "leads": leads}),
-        figure=_draw_figure(simulated),
-        found=f"{simulated.above} of {draws:,} random draws lie above the bound. The table has the lead r of the "
-        f"positive that guarantees a loss of at most {_DELTAS[0]}.",
+        table=Table(columns, rows),
+        values=to_json_floats(
+            {
+                "delta": delta,
+                "pairs": pairs,
+                "dim": dim,
+                "seed": seed,
+                "runs": [asdict(run) for run in runs],
+                "predictions": verdicts,
+            }
+        ),
+        figure=_draw_figure(runs),
+        found=f"Trained until the loss is {delta:g}. {said[0].upper()}{said[1:]}.",
         paper="Once every positive leads by r the loss is small and the optimisation halts; what differs between pairs "
         "by then is alignment noise, and a lower temperature leaves more of it.",
     )
+
+
+def predictions(runs: Sequence[StableRun]) -> dict[str, bool]:
+    """Return whether the paper's three predictions hold for runs in ascending order of tau."""
+    over_tau = [run.lead / run.tau for run in runs]
+    return {
+        "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau),
+        "a lower tau leaves more noise": all(one.noise > other.noise for one, other in pairwise(runs)),
+        "the descent halts (nine times as many further steps gain less than half as much lead)": all(
+            run.later_lead - run.lead < 0.5 * (run.lead - run.start_lead) for run in runs
+        ),
+    }
+
+
+def train_to_loss(
+    tau: float, *, delta: float = 0.1, pairs: int = 400, dim: int = 64, steps: int = 5_000, seed: int = 0
+) -> StableRun:
+    """Train two sets of unrelated random points by gradient descent until the mean loss of their pairs is delta.
+
+    The step is ``n tau^2``: the curvature of the loss is at most of the order of its inverse.
+
+    Raises:
+        C3Error: see `simulate_stable_region`.
+    """
+    sufficient = float(stable_lead(tau, pairs, delta))
+    rng = generator(seed, "stable region")
+    a, b = (normalize(torch.from_numpy(rng.standard_normal((pairs, dim)))) for _ in range(2))
+    start, reached = float(np.median(leads(a, b))), -1
+    found: tuple[float, float, float] | None = None
+    for step in range(_TENTHS * steps + 1):
+        if reached < 0:
+            loss = float(pair_loss(a, b, 1 / tau))
+            if loss <= delta:
+                difference = (a - b).numpy()
+                noise = float(np.sqrt(np.mean((difference - difference.mean(axis=0)) ** 2)))
+                reached, found = max(step, 1), (loss, float(np.median(leads(a, b))), noise)
+            elif step == steps:
+                break
+        elif step >= _TENTHS * reached:
+            break
+        da, db = pair_gradients(a, b, 1 / tau)
+        rate = pairs * tau**2
+        a, b = normalize(a - rate * da), normalize(b - rate * db)
+    if found is None:
+        raise C3Error(
+            f"At tau {tau:g} the loss of {pairs} pairs in {dim} dimensions is {loss:.3f} after {steps:,} steps, "
+            f"above delta {delta:g}.",
+            remedy="Allow more --steps or a larger --delta, or take more dimensions.",
+        )
+    return StableRun(tau, reached, found[0], start, found[1], sufficient, found[2], float(np.median(leads(a, b))))
+
+
+def leads(a: torch.Tensor, b: torch.Tensor) -> Array:
+    """Return how far the positive of each query leads its best negative, in both directions: float64 (2 n,)."""
+    cosines = (a @ b.T).double().numpy()
+    own = np.diag(cosines).copy()
+    np.fill_diagonal(cosines, -np.inf)
+    return np.concatenate([own - cosines.max(axis=1), own - cosines.max(axis=0)])
 
 
 def loss_bound(lead: npt.ArrayLike, tau: npt.ArrayLike, n: npt.ArrayLike) -> Array:
@@ -104,47 +204,23 @@ def stable_lead(tau: npt.ArrayLike, n: npt.ArrayLike, delta: npt.ArrayLike) -> A
     return np.asarray(tau * np.log((n - 1) / np.expm1(delta)))
 
 
-def draw_queries(*, draws: int, taus: tuple[float, ...] = TAUS, largest_n: int = 1_000, seed: int = 0) -> StableDraws:
-    """Draw random queries: similarities of random spread, a positive anywhere between behind and far ahead.
-
-    Each draw has its own n (log-uniform from 2), temperature (one of ``taus``), spread of the negatives and position
-    of the positive, so that leads of both signs and negatives of all shapes occur.
-
-    Raises:
-        C3Error: if there are no draws, or a temperature is not positive.
-    """
-    if draws < 1 or largest_n < 2 or min(taus) <= 0:
-        raise C3Error("The simulation needs at least one draw, n of at least 2, and temperatures above 0.")
-    rng = generator(seed, "stable region")
-    tau = rng.choice(np.asarray(taus), draws)
-    n = np.exp(rng.uniform(np.log(2), np.log(largest_n + 1), draws)).astype(np.int64).clip(2, largest_n)
-    lead, loss = np.empty(draws), np.empty(draws)
-    for row in range(draws):
-        spread = rng.uniform(0.0, 0.2)
-        negatives = np.clip(rng.normal(rng.uniform(-0.5, 0.3), spread, n[row] - 1), -1, 1)
-        positive = np.clip(negatives.max() + rng.uniform(-0.1, 0.9), -1, 1)
-        differences = (negatives - positive) / tau[row]
-        lead[row] = positive - negatives.max()
-        highest = float(differences.max())
-        loss[row] = np.logaddexp(0.0, highest + np.log(np.exp(differences - highest).sum()))
-    return StableDraws(tau, n, lead, loss, loss_bound(lead, tau, n))
-
-
 @styled
-def _draw_figure(draws: StableDraws) -> Figure:
-    """Draw the loss of simulated queries against their lead over the temperature, under the bound."""
-    figure, axes = new_figure(7.2, 3.8)
-    x = draws.lead / draws.tau
-    inside = (x > -12) & (x < 22)
-    share = draws.loss[inside] / np.maximum(draws.bound[inside], 1e-300)
-    chosen = np.flatnonzero(inside)[:: max(1, int(inside.sum()) // 1_500)]
-    axes.scatter(x[chosen], draws.loss[chosen], s=5, color=palette.FIRST, linewidths=0, alpha=0.6, label="simulated")
-    grid = np.linspace(-12, 22, 300)
-    for n, style in ((int(draws.n.max()), "-"), (2, (0, (4, 2)))):
-        bound = loss_bound(grid, 1.0, n)
-        axes.plot(grid, bound, color=palette.SECOND, linestyle=style, label=f"bound, n = {n:,}")
-    median = 100 * float(np.median(share))
-    title = f"Inside the stable region the loss is small (median: {median:.0f} % of its bound)"
-    axes.set(title=title, xlabel="lead of the positive over the temperature, r / tau", ylabel="loss", ylim=(0, 14))
-    axes.legend(loc="upper right")
+def _draw_figure(runs: Sequence[StableRun]) -> Figure:
+    """Draw the lead and the noise that training leaves, against the temperature."""
+    figure, (left, right) = new_figure(9.4, 3.2, columns=2)
+    taus = [run.tau for run in runs]
+    left.plot(taus, [run.sufficient_lead for run in runs], "--", color=palette.MUTED, label="sufficient")
+    left.plot(taus, [run.lead for run in runs], "o-", color=palette.FIRST, markersize=4, label="at the loss asked for")
+    left.plot(
+        taus,
+        [run.later_lead for run in runs],
+        "o-",
+        color=palette.SECOND,
+        markersize=4,
+        label="after ten times the steps",
+    )
+    left.set(title="Lead of the positives", xlabel="temperature", xlim=(0, None), ylim=(0, None))
+    left.legend(loc="upper left")
+    right.plot(taus, [run.noise for run in runs], "o-", color=palette.THIRD, markersize=4)
+    right.set(title="Alignment noise left, per dimension", xlabel="temperature", xlim=(0, None), ylim=(0, None))
     return figure
