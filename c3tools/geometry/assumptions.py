@@ -1,26 +1,27 @@
 """Tests of the model `e_x - e_y = c_perp + eps, eps ~ N(0, sigma^2 I)`: questions with a number and a verdict each.
 
 The paper's model of a contrastive space (Zhang et al., ICLR 2024): the gap is constant, it is orthogonal to the
-spans of both modalities, and what is left of a pair is isotropic Gaussian noise. The thresholds below are effect
-sizes rather than significance levels: with enough rows every test rejects every model.
+spans of both modalities, and what is left of a pair is isotropic Gaussian noise. Each test has two parts: an effect
+size, since with enough rows every significance test rejects every model, and an allowance for what so few items give by
+chance. Items are what is drawn independently; the captions of one image are not. benchmarks/assumption_power.py
+has the verdicts on stores that follow the model and on stores that break it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import erf, sqrt
+from dataclasses import dataclass, field
+from math import exp, sqrt
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 
-from ..moments import Array
-from ..reporter import counted
+from ..moments import Array, Moments
 from ..seeds import generator
 from ..store.rows import Indices
 from .collect import Collected
-from .reading import Rows
-from .spectrum import eigenvalues, participation_ratio
-from .stream import PairSums
+from .residuals import Residuals, unbiased_kurtosis
+from .spectrum import effective_dimension
 
 Answer = Literal["yes", "partly", "no", "unknown"]
 
@@ -31,14 +32,16 @@ QUESTIONS = {
     "isotropic": "Is what is left of a pair isotropic?",
     "subsets": "Is the gap the same in every subset?",
 }
-MAX_DIRECTIONS = 10_000
 MIN_SUBSET_ITEMS = 3
+MIN_ITEMS = 20
 SAME, ALIKE = 0.3, 0.6
 """A difference of 0.3 of the gap's length is a turn of 17 degrees (a cosine of 0.95); 0.6 is one of 35 (0.82)."""
-_FURTHEST = 5.0
-_FINE_PER_SHOWN = 8
-_FINE_BINS = 60 * _FINE_PER_SHOWN
-_BLOCK = 1024
+FEW, SOME = 0.1, 0.25
+"""Shares of the dimensions that may have other marginals than a Gaussian."""
+_GROUPS = 10
+_PERMUTATIONS = 99
+_MIXED_DIRECTIONS = 5
+_NULL_DIRECTIONS = 2_000
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Assumption:
         answer: ``yes``, ``partly``, ``no``, or ``unknown``.
         number: what the answer rests on; None where unknown.
         because: one sentence with the number in it.
+        measures: the numbers behind it, with what chance gives.
     """
 
     name: str
@@ -58,213 +62,271 @@ class Assumption:
     answer: Answer
     number: float | None
     because: str
+    measures: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class Residuals:
-    """The alignment noise ``(x - y) - mean`` of the pairs of the working set.
-
-    Attributes:
-        spectrum: float64 (d,), eigenvalues of its covariance, descending.
-        per_dimension: float64 (d,), standard deviation per dimension.
-        skewness: float64 (d,), per dimension.
-        kurtosis: float64 (d,), excess, per dimension.
-        distance: largest distance between the distribution function of the pooled standardised marginals and the
-            normal one (Kolmogorov's).
-        cosines: cosines between residuals of different items.
-        isotropy: share of the dimensions that the noise fills: the participation ratio over d, corrected for the
-            number of pairs, 1 for isotropic noise.
-        pairs: number of pairs.
-        standardised: a histogram of the pooled standardised marginals: densities and bin edges.
-    """
-
-    spectrum: Array
-    per_dimension: Array
-    skewness: Array
-    kurtosis: Array
-    distance: float
-    cosines: Array
-    isotropy: float
-    pairs: int
-    standardised: tuple[Array, Array]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the noise as the report's JSON has it."""
-        return {
-            "pairs": self.pairs,
-            "isotropy": self.isotropy,
-            "std_smallest": float(self.per_dimension.min()),
-            "std_largest": float(self.per_dimension.max()),
-            "direction_mean": float(self.cosines.mean()) if len(self.cosines) else None,
-            "direction_std": float(self.cosines.std()) if len(self.cosines) else None,
-            "distance_to_normal": self.distance,
-        }
-
-
-def residuals(differences: Rows, item_index: Indices, *, seed: int = 0) -> Residuals:
-    """Measure the alignment noise.
-
-    Args:
-        differences: (k, d), ``x - y`` of every pair.
-        item_index: int64 (k,), its item.
-        seed: of the pairs of residuals that are compared.
-    """
-    noise = differences.astype(np.float64) - differences.mean(axis=0, dtype=np.float64)
-    pairs, dim = noise.shape
-    deviation = noise.std(axis=0)
-    values = eigenvalues(noise.T @ noise / pairs)
-    # a sample of n isotropic Gaussian rows has a participation ratio of d / (1 + (d + 1) / n), not d
-    isotropy = participation_ratio(values) * (1 + (dim + 1) / pairs) / dim
-    left, right = different_items(item_index, seed, "residual cosines")
-    cosines = row_cosines(noise[left], noise[right])
-    standard = np.divide(noise, np.where(deviation > 0, deviation, 1.0), out=noise)
-    squares = standard * standard
-    counts, edges = np.histogram(standard, bins=_FINE_BINS, range=(-_FURTHEST, _FURTHEST))
-    # from a histogram: sorting all values of a large sample would cost more than everything else
-    below = np.count_nonzero(standard < -_FURTHEST) + np.concatenate([[0], np.cumsum(counts)])
-    normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in edges])
-    coarse, shown = counts.reshape(-1, _FINE_PER_SHOWN).sum(axis=1), edges[::_FINE_PER_SHOWN]
-    return Residuals(
-        spectrum=values,
-        per_dimension=deviation,
-        skewness=np.einsum("ij,ij->j", squares, standard) / pairs,
-        kurtosis=np.einsum("ij,ij->j", squares, squares) / pairs - 3,
-        distance=float(np.abs(below / standard.size - normal).max()),
-        cosines=cosines,
-        isotropy=min(float(isotropy), 1.0),
-        pairs=pairs,
-        standardised=(coarse / (standard.size * np.diff(shown)), shown),
-    )
-
-
-def different_items(item_index: Indices, seed: int, purpose: str) -> tuple[Indices, Indices]:
-    """Draw up to 10,000 random pairs of rows that belong to different items."""
-    count = len(item_index)
-    rng = generator(seed, purpose)
-    wanted = min(MAX_DIRECTIONS, count * (count - 1) // 2)
-    left = rng.integers(count, size=wanted)
-    right = (left + rng.integers(1, max(count, 2), size=wanted)) % count
-    different = item_index[left] != item_index[right]
-    return left[different], right[different]
-
-
-def orthogonality(rows: Rows, item_index: Indices, gap: Array, *, seed: int = 0) -> Array:
-    """Return cosines of same-modality differences ``x_i - x_j``, of distinct items, with the mean gap.
-
-    Args:
-        rows: (n, d) of one modality.
-        item_index: int64 (n,), the item of each row; rows of one item are not compared.
-        gap: float64 (d,).
-        seed: of the pairs.
-    """
-    left, right = different_items(item_index, seed, "orthogonality")
-    length = float(np.linalg.norm(gap))
-    if not len(left) or length == 0:
-        return np.empty(0)
-    norms, along = np.empty(len(left)), np.empty(len(left))
-    for start in range(0, len(left), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        difference = rows[left[block]] - rows[right[block]]
-        norms[block] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
-        along[block] = difference @ gap.astype(difference.dtype)
-    return np.asarray(along[norms > 0] / (norms[norms > 0] * length))
-
-
-def group_directions(groups: Array) -> Array:
-    """Return the cosine of each group's mean difference with the next one's (the paper's gap direction)."""
-    return row_cosines(groups[:-1], groups[1:])
-
-
-def all_assumptions(
-    sums: PairSums | None, items: int, noise: Residuals | None, orthogonal: dict[str, Array], dim: int
-) -> list[Assumption]:
+def all_assumptions(collected: Collected, noise: Residuals | None, *, seed: int = 0) -> list[Assumption]:
     """Answer the four questions, in the order of the paper's model; three of them need pairs."""
-    if sums is None or noise is None:
+    orthogonal = is_orthogonal(collected, seed=seed)
+    if collected.sums is None or noise is None:
         absent = "This needs pairs, and the store has none."
         constant, gaussian, isotropic = (_answer(name, absent) for name in ("constant", "gaussian", "isotropic"))
-        return [constant, is_orthogonal(orthogonal, dim), gaussian, isotropic]
-    return [is_constant(sums, items), is_orthogonal(orthogonal, dim), is_gaussian(noise), is_isotropic(noise)]
+        return [constant, orthogonal, gaussian, isotropic]
+    return [is_constant(collected, seed=seed), orthogonal, is_gaussian(noise), is_isotropic(noise)]
 
 
-def is_constant(sums: PairSums, items: int) -> Assumption:
-    """Test whether the gap is the same vector everywhere: over groups of pairs, in the order of the store."""
-    if len(sums.groups) < 2:
-        return _answer("constant", f"{counted(len(sums.item_index), 'pair')}: fewer than two groups.")
-    # with the overall gap rather than with the next group: a gap that turns slowly agrees with its neighbours
-    overall = np.broadcast_to(sums.mean, sums.groups.shape)
-    directions, lengths = row_cosines(sums.groups, overall), np.linalg.norm(sums.groups, axis=1)
-    if not len(directions):
-        return _answer("constant", "There is no gap.")
-    cosine, spread = float(directions.mean()), float(lengths.std() / max(lengths.mean(), 1e-12))
-    answer: Answer = "yes" if cosine >= 0.95 and spread <= 0.05 else "partly" if cosine >= 0.8 else "no"
+def is_constant(collected: Collected, *, seed: int = 0) -> Assumption:
+    """Test whether the gap is the same vector everywhere: along the store's order, by content, and item by item.
+
+    A variation is the root mean square distance of the groups' gaps from the gap of all, less what groups drawn at
+    random differ by, over the gap's length. It counts only where it is above 95 % of random groups. The groups are the
+    items in the store's order, and clusters of items by content (k-means on the sum of both modalities' centred rows,
+    which noise of one size in both leaves uncorrelated with their difference). A third variation is that of two or more
+    gaps mixed at random: along a principal direction of the differences two of them make a flat, two-peaked
+    distribution, and ``sqrt(-kurtosis / 2)`` of its variance is theirs.
+    """
+    gap, working = collected.moments[collected.first].mean - collected.moments[collected.second].mean, collected.working
+    count = len(working.first)
+    length = sqrt(max(float(gap @ gap) - collected.gap_bias, 0.0))
+    if count < MIN_ITEMS:
+        return _answer("constant", f"{count} items are too few to compare parts of them; it takes {MIN_ITEMS}.")
+    if length == 0:
+        return _answer("constant", "There is no gap beyond what so few items give by chance.")
+    means = working.item_means
+    content = working.first + means
+    differences = working.first - means
+    differences -= differences.mean(axis=0)
+    groups = min(_GROUPS, max(2, count // 10))
+    parts = {
+        "order": np.arange(count) * groups // count,
+        "content": cluster(content, groups, seed=seed),
+    }
+    found = {name: between_groups(differences, labels, seed=seed) / length for name, labels in parts.items()}
+    found["mixture"] = mixture(differences) / length
+    worst = max(found.values())
+    answer: Answer = "yes" if worst <= SAME else "partly" if worst <= ALIKE else "no"
+    shares = {name: f"{100 * value:.0f} %" for name, value in found.items()}
     because = (
-        f"Means of {sums.group_pairs} pairs have a cosine of {cosine:.3f} with the gap (at least "
-        f"{float(directions.min()):.3f}), and their lengths vary by {100 * spread:.1f} % ({len(lengths)} groups, "
-        f"{items} items)."
+        f"Beyond chance the gap varies by {shares['order']} of its length along the order of the store, by "
+        f"{shares['content']} between {groups} clusters of items by content, and by {shares['mixture']} as two gaps "
+        f"mixed at random would ({count} items)."
     )
-    return _answer("constant", because, answer, cosine)
+    return _answer("constant", because, answer, worst, {"groups": groups, "items": count, **found})
 
 
-def is_orthogonal(cosines: dict[str, Array], dim: int) -> Assumption:
-    """Test whether the gap is orthogonal to the spans of both modalities."""
-    spreads = {name: float(np.sqrt(np.mean(values**2))) for name, values in cosines.items() if len(values)}
-    if not spreads:
-        return _answer("orthogonal", "There is no gap, or no differences to compare.")
-    worst = max(spreads.values())
-    # in few dimensions not even random directions are nearly orthogonal
-    allowed = max(0.1, 1.25 / sqrt(dim))
-    answer: Answer = "yes" if worst <= allowed else "partly" if worst <= 2 * allowed else "no"
-    listed = ", ".join(f"{name} {value:.3f}" for name, value in spreads.items())
+def between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> float:
+    """Return the root mean square distance of group means from the mean, beyond that of random groups.
+
+    Args:
+        differences: float64 (n, d), centred.
+        labels: int64 (n,), the group of each row.
+        seed: of the permutations.
+
+    Returns:
+        0 where it is not above 95 % of the permutations of the labels.
+    """
+    count, groups = len(differences), int(labels.max()) + 1
+    sizes = np.bincount(labels, minlength=groups).astype(np.float64)
+
+    def spread(names: Indices) -> float:
+        chosen = np.zeros((groups, count))
+        chosen[names, np.arange(count)] = 1
+        sums = chosen @ differences
+        return float(np.sum(np.einsum("ij,ij->i", sums, sums)[sizes > 0] / sizes[sizes > 0])) / count
+
+    rng = generator(seed, "permuted groups")
+    drawn = sorted(spread(rng.permutation(labels)) for _ in range(_PERMUTATIONS))
+    value = spread(labels)
+    if value <= drawn[int(0.95 * _PERMUTATIONS)]:
+        return 0.0
+    # the mean over all permutations, exactly
+    chance = float(np.sum(differences**2)) * (np.count_nonzero(sizes) - 1) / (count * (count - 1))
+    return sqrt(max(value - chance, 0.0))
+
+
+def mixture(differences: Array) -> float:
+    """Return the root mean square distance of two gaps, mixed at random, from their mean: see `is_constant`.
+
+    Args:
+        differences: float64 (n, d), centred, one row per item.
+    """
+    count = len(differences)
+    _, vectors = np.linalg.eigh(differences.T @ differences)
+    scores = differences @ vectors[:, : -_MIXED_DIRECTIONS - 1 : -1]
+    variances = np.mean(scores**2, axis=0)
+    variances[variances <= 0] = 1.0
+    kurtosis = unbiased_kurtosis(np.mean(scores**4, axis=0) / variances**2 - 3, count)
+    flat = np.minimum(np.where(kurtosis < -3 * sqrt(24 / count), kurtosis, 0.0), 0.0)
+    return float(np.sqrt(np.sum(variances * np.sqrt(np.minimum(-flat / 2, 1.0)))))
+
+
+def cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Indices:
+    """Cluster rows (n, d) by k-means from k-means++ starts; return the cluster of each, int64 (n,)."""
+    rng = generator(seed, "clusters")
+    rows = rows - rows.mean(axis=0)
+    squares = np.einsum("ij,ij->i", rows, rows)
+    centres = rows[rng.integers(len(rows), size=1)]
+    distance = np.full(len(rows), np.inf)
+    while len(centres) < count:
+        distance = np.minimum(distance, np.maximum(squares - 2 * rows @ centres[-1] + centres[-1] @ centres[-1], 0))
+        if not distance.sum() > 0:
+            break
+        centres = np.vstack([centres, rows[rng.choice(len(rows), p=distance / distance.sum())]])
+    labels = np.zeros(len(rows), dtype=np.int64)
+    for _ in range(rounds):
+        found = np.argmin(np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T, axis=1)
+        if np.array_equal(found, labels):
+            break
+        labels = found
+        for number in np.unique(labels):
+            centres[number] = rows[labels == number].mean(axis=0)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def is_orthogonal(collected: Collected, *, seed: int = 0) -> Assumption:
+    """Test whether the gap is orthogonal to the spans of both modalities, against directions at random.
+
+    The number is the variance of a modality along the gap over that along the average direction: 0 if orthogonal,
+    about 1 for a random direction, more for one inside the span. The answer is yes only where both modalities vary less
+    along the gap than along 97.5 % of random directions. The share of the gap inside the 99 % span is given as well;
+    it cannot tell a gap from a random direction where noise fills all dimensions, as the span then does.
+    """
+    gap = collected.moments[collected.first].mean - collected.moments[collected.second].mean
+    found = {
+        name: along_gap(moments, gap, collected.gap_covariance, seed=seed)
+        for name, moments in collected.moments.items()
+    }
+    known = {name: values for name, values in found.items() if values is not None}
+    if not known:
+        return _answer("orthogonal", "There is no gap beyond chance, or the modalities do not vary.")
+    below = [values["variance_ratio"] < values["random_directions"][0] for values in known.values()]
+    above = [values["variance_ratio"] > values["random_directions"][1] for values in known.values()]
+    answer: Answer = "yes" if all(below) else "partly" if any(below) and not any(above) else "no"
+
+    def listed(key: str, digits: int) -> str:
+        return ", ".join(f"{name} {values[key]:.{digits}f}" for name, values in known.items())
+
+    low, high = next(iter(known.values()))["random_directions"]
     because = (
-        f"Differences within a modality have a cosine of 0 ± {worst:.3f} with the gap ({listed}; directions at random "
-        f"in {dim} dimensions would have {1 / sqrt(dim):.3f})."
+        f"Variance along the gap over that along the average direction: {listed('variance_ratio', 2)}; random "
+        f"directions have {low:.2f} to {high:.2f}, those inside the span {listed('random_in_span', 1)}. Share of the "
+        f"gap inside the 99 % span: {listed('share_in_span', 2)}; by chance {listed('share_by_chance', 2)}."
     )
-    return _answer("orthogonal", because, answer, worst)
+    worst = max(float(values["variance_ratio"]) for values in known.values())
+    return _answer("orthogonal", because, answer, worst, known)
+
+
+def along_gap(moments: Moments, gap: Array, gap_covariance: Array, *, seed: int = 0) -> dict[str, Any] | None:
+    """Compare the variance of a modality along the gap with that along random directions.
+
+    Args:
+        moments: of the modality.
+        gap: float64 (d,).
+        gap_covariance: float64 (d, d), the uncertainty of ``gap``, whose share is taken off.
+        seed: of the random directions.
+
+    Returns:
+        ``variance_ratio``, 1 on average over all directions, ``random_directions``, the range of 95 % of those with the
+        gap's angle to the mean, and ``random_in_span``, the mean over directions inside the span; ``share_in_span``,
+        ``share_by_chance`` and ``share_range`` likewise. None without a gap or without variance.
+    """
+    values, vectors = np.linalg.eigh(moments.covariance)
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    total, dim = float(values.sum()), len(values)
+    square = float(gap @ gap) - float(np.trace(gap_covariance))
+    if total <= 0 or square <= 0:
+        return None
+    span = effective_dimension(values)
+    inside = vectors[:, :span]
+    along = float(gap @ moments.covariance @ gap) - float(np.sum(moments.covariance * gap_covariance))
+    part = float(np.sum((gap @ inside) ** 2)) - float(np.sum((gap_covariance @ inside) * inside))
+    directions = _random_directions(moments.mean, gap, generator(seed, "random directions"))
+    weights = (directions @ vectors) ** 2
+    ratios, shares = weights @ values * (dim / total), weights[:, :span].sum(axis=1)
+    return {
+        "variance_ratio": max(along, 0.0) / square * dim / total,
+        "random_directions": [float(end) for end in np.quantile(ratios, [0.025, 0.975])],
+        "random_in_span": float(values[:span].sum()) / span * dim / total,
+        "share_in_span": min(max(part / square, 0.0), 1.0),
+        "share_by_chance": span / dim,
+        "share_range": [float(end) for end in np.quantile(shares, [0.025, 0.975])],
+    }
+
+
+def _random_directions(mean: Array, gap: Array, rng: np.random.Generator) -> Array:
+    """Draw unit vectors (m, d) at random among those with the gap's angle to a modality's mean.
+
+    Rows of unit length vary little along their mean, and the gap, a difference of means, is not at right angles to it:
+    among all directions it would vary less than most for this reason alone.
+    """
+    drawn = rng.standard_normal((_NULL_DIRECTIONS, len(gap)))
+    length = float(np.linalg.norm(mean))
+    unit = mean / length if length > 0 else np.zeros_like(mean)
+    drawn -= np.outer(drawn @ unit, unit)
+    drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), 1e-300)
+    cosine = min(max(float(gap @ unit) / float(np.linalg.norm(gap)), -1.0), 1.0)
+    return np.asarray(cosine * unit + sqrt(1 - cosine**2) * drawn)
 
 
 def is_gaussian(noise: Residuals) -> Assumption:
-    """Test whether the marginals of the alignment noise are Gaussian."""
-    kurtosis, skewness = float(np.median(np.abs(noise.kurtosis))), float(np.median(np.abs(noise.skewness)))
-    # allow for chance: for n Gaussian values these statistics have variances of 24 / n and 6 / n
-    allowed = 3 * sqrt(24 / noise.pairs)
-    close = kurtosis <= max(0.5, allowed) and skewness <= max(0.3, allowed / 2) and noise.distance <= 0.03
-    answer: Answer = "yes" if close else "partly" if kurtosis <= 1.5 and noise.distance <= 0.06 else "no"
+    """Test whether the marginals of the alignment noise are Gaussian, dimension by dimension and pooled.
+
+    A dimension is unlike a Gaussian if its skewness is beyond 0.3 or its excess kurtosis beyond 0.5, and beyond three
+    standard errors of either: ``sqrt(6 / n)`` and ``sqrt(24 / n)`` of n items.
+    """
+    kurtosis = unbiased_kurtosis(noise.kurtosis, noise.items)
+    error = sqrt(24 / noise.items)
+    unlike = (np.abs(kurtosis) > max(0.5, 3 * error)) | (np.abs(noise.skewness) > max(0.3, 1.5 * error))
+    share, mean = float(unlike.mean()), float(kurtosis.mean())
+    # dimensions that vary together count as one
+    allowed = 3 * error / sqrt(max(noise.isotropy * len(kurtosis), 1.0))
+    close = share <= FEW and noise.distance <= 0.03 and abs(mean) <= 0.5 + allowed
+    near = share <= SOME and noise.distance <= 0.06 and abs(mean) <= 1.0 + allowed
+    answer: Answer = "yes" if close else "partly" if near else "no"
     because = (
-        f"The standardised marginals differ from a normal distribution by at most {noise.distance:.3f}; the median "
-        f"dimension has skewness {skewness:.2f} and excess kurtosis {kurtosis:.2f} in size ({noise.pairs} pairs)."
+        f"{100 * share:.0f} % of the dimensions have a skewness or kurtosis unlike a Gaussian's; the mean excess "
+        f"kurtosis is {mean:.2f}, and the pooled standardised marginals differ from a normal distribution by at most "
+        f"{noise.distance:.3f} ({noise.items} items)."
     )
-    return _answer("gaussian", because, answer, noise.distance)
+    measures = {"unlike_dimensions": share, "mean_excess_kurtosis": mean, "distance": noise.distance}
+    return _answer("gaussian", because, answer, noise.distance, measures)
 
 
 def is_isotropic(noise: Residuals) -> Assumption:
-    """Test whether the alignment noise has the same size in every direction."""
+    """Test whether the alignment noise has the same size in every direction.
+
+    Allowances for few items: twice the standard error ``2 / n`` of the share, and for the ratio of the largest to the
+    smallest standard deviation, what n isotropic items in d dimensions give.
+    """
     smallest, largest = float(noise.per_dimension.min()), float(noise.per_dimension.max())
     ratio = largest / smallest if smallest > 0 else float("inf")
-    answer: Answer = "yes" if noise.isotropy >= 0.9 and ratio <= 2 else "partly" if noise.isotropy >= 0.6 else "no"
+    furthest = NormalDist().inv_cdf(1 - 0.5 / len(noise.per_dimension)) if len(noise.per_dimension) > 1 else 0.0
+    chance = exp(2 * furthest / sqrt(2 * noise.items))
+    share = noise.isotropy * (1 + 4 / noise.items)
+    answer: Answer = "yes" if share >= 0.9 and ratio <= 2 * chance else "partly" if share >= 0.6 else "no"
     because = (
         f"It fills {100 * noise.isotropy:.0f} % of the dimensions (100 % if isotropic); the standard deviation per "
-        f"dimension runs from {smallest:.3f} to {largest:.3f}."
+        f"dimension runs from {smallest:.3f} to {largest:.3f}, a ratio of {ratio:.1f} (isotropic noise of "
+        f"{noise.items} items: {chance:.1f})."
     )
-    return _answer("isotropic", because, answer, noise.isotropy)
-
-
-def row_cosines(left: Array, right: Array) -> Array:
-    """Return the cosine of each row of ``left`` (n, d) with the same row of ``right``; rows of norm 0 are left out."""
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return np.asarray(np.einsum("ij,ij->i", left, right)[norms > 0] / norms[norms > 0])
+    measures = {"isotropy": noise.isotropy, "std_ratio": ratio, "std_ratio_by_chance": chance}
+    return _answer("isotropic", because, answer, noise.isotropy, measures)
 
 
 def compare_subsets(collected: Collected, gap: Array) -> list[dict[str, Any]]:
     """Measure the gap of each subset: pairs, items, length, cosine with the gap, and how far it differs beyond chance.
 
     By chance, the mean difference of a subset of m of n items is off the mean over all by a squared distance of
-    ``tr(S) (1 / m - 1 / n)``, S the covariance of the pair differences. ``difference`` is the distance that is left
+    ``tr(S) (1 / m - 1 / n)``, S the covariance of the items' differences. ``difference`` is the distance that is left
     when this is taken off, over the length of the gap; None for subsets of fewer than 3 items.
     """
     sums, length = collected.sums, float(np.linalg.norm(gap))
     if sums is None:
         return []
-    overall, total = float(np.linalg.norm(sums.mean)), float(sums.variance.sum())
+    working = collected.working
+    spread = working.first - working.item_means
+    total = float(np.sum(spread.var(axis=0, ddof=1))) if len(spread) > 1 else 0.0
+    overall = float(np.linalg.norm(sums.mean))
     rows = []
     for number, name in enumerate(collected.subset_names):
         pairs, items, mean = int(sums.subset_pairs[number]), int(sums.subset_items[number]), sums.subset_means[number]
@@ -302,5 +364,11 @@ def is_same_in_subsets(rows: list[dict[str, Any]]) -> Assumption:
     return _answer("subsets", because, answer, value)
 
 
-def _answer(name: str, because: str, answer: Answer = "unknown", number: float | None = None) -> Assumption:
-    return Assumption(name, QUESTIONS[name], answer, number, because)
+def _answer(
+    name: str,
+    because: str,
+    answer: Answer = "unknown",
+    number: float | None = None,
+    measures: dict[str, Any] | None = None,
+) -> Assumption:
+    return Assumption(name, QUESTIONS[name], answer, number, because, measures or {})

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..corpus.splits import ALL
 from ..errors import StoreError
-from ..moments import Moments
+from ..moments import Array, Moments
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store.reader import Store
@@ -60,6 +60,22 @@ class WorkingSet:
         """Return ``x - y`` of every pair (k, d)."""
         return self.first[self.item_index] - self.second
 
+    @cached_property
+    def rows_per_item(self) -> Array:
+        """Rows of the second modality that each item has: float64 (m,)."""
+        return np.bincount(self.item_index, minlength=len(self.first)).astype(np.float64)
+
+    @cached_property
+    def item_means(self) -> Array:
+        """Mean of each item's rows of the second modality: float64 (m, d), 0 for an item without any."""
+        means = np.zeros(self.first.shape)
+        order = np.argsort(self.item_index, kind="stable")
+        items, starts = np.unique(self.item_index[order], return_index=True)
+        if len(items):
+            sums = np.add.reduceat(self.second[order], starts, axis=0, dtype=np.float64)
+            means[items] = sums / self.rows_per_item[items, None]
+        return means
+
 
 @dataclass
 class Collected:
@@ -72,6 +88,7 @@ class Collected:
         moments: per modality, over the rows of the split, L2-normalised.
         fit_moments: per modality, the moments that transforms are fitted on.
         fitted_on: which rows these are, in words.
+        fit_share: share of the measured rows that are among them.
         sums: over the pairs, or None where there are none.
         working: rows in memory.
         subset_names: values of the user's column.
@@ -84,6 +101,7 @@ class Collected:
     moments: dict[str, Moments]
     fit_moments: dict[str, Moments]
     fitted_on: str
+    fit_share: float
     sums: PairSums | None
     working: WorkingSet
     subset_names: list[str]
@@ -93,6 +111,30 @@ class Collected:
     def items(self) -> int:
         """Number of items that have pairs."""
         return 0 if self.sums is None else int(np.count_nonzero(np.bincount(self.sums.item_index)))
+
+    @cached_property
+    def gap_covariance(self) -> Array:
+        """Covariance of the gap ``mu_x - mu_y`` over draws of the data, float64 (d, d); items are what is drawn.
+
+        Its trace is what ``|mu_x - mu_y|^2`` is too large by on average. An item moves the gap by its own row and by
+        the mean of its rows in the other modality, weighted by their number; rows without a partner add the variance
+        of their modality.
+        """
+        x, y = self.moments[self.first], self.moments[self.second]
+        working, items = self.working, self.items
+        pairs = 0 if self.sums is None else len(self.sums.item_index)
+        alone = (x.n - items) / x.n * x.covariance / (x.n - 1) + (y.n - pairs) / y.n * y.covariance / (y.n - 1)
+        if len(working.first) < 2 or not pairs:
+            return alone
+        weight = working.rows_per_item[:, None] * items / y.n
+        moved = (working.first - x.mean) * (items / x.n) - (working.item_means - y.mean) * weight
+        moved -= moved.mean(axis=0)
+        return alone + moved.T @ moved / (items * (len(moved) - 1))
+
+    @cached_property
+    def gap_bias(self) -> float:
+        """Expected excess of ``|mu_x - mu_y|^2`` over the squared distance of the true means."""
+        return float(np.trace(self.gap_covariance))
 
     def provenance(self) -> dict[str, Any]:
         """Return where the numbers come from, as the report's JSON has it."""
@@ -151,7 +193,7 @@ def collect(
     moments = found.moments or {name: store.moments(name, split) for name in names}
     none = Moments.empty(store.info.dim)
     train_moments = found.train_moments or {name: store.moments_by_split(name).get("train", none) for name in names}
-    fit_moments, fitted_on = _fit_moments(moments, train_moments, split)
+    fit_moments, fitted_on, fit_share = _fit_moments(moments, train_moments, split, pairing.first)
     return Collected(
         store=store,
         first=pairing.first,
@@ -159,6 +201,7 @@ def collect(
         moments=moments,
         fit_moments=fit_moments,
         fitted_on=fitted_on,
+        fit_share=fit_share,
         sums=found.sums,
         working=working,
         subset_names=pairing.subset_names,
@@ -320,14 +363,21 @@ def _read(
 
 
 def _fit_moments(
-    moments: dict[str, Moments], train: dict[str, Moments], split: str | None
-) -> tuple[dict[str, Moments], str]:
-    """Choose the moments that transforms are fitted on, and name their rows: train, or all where that is small."""
+    moments: dict[str, Moments], train: dict[str, Moments], split: str | None, first: str
+) -> tuple[dict[str, Moments], str, float]:
+    """Choose the moments that transforms are fitted on: train, or all where that is small.
+
+    Returns:
+        The moments, which rows they are of in words, and the share of the measured rows that are among them.
+    """
 
     def sizes(parts: dict[str, Moments]) -> str:
         return ", ".join(f"{part.n:,} {name}" for name, part in parts.items()) + " rows"
 
     if all(part.n >= MIN_FIT_ROWS for part in train.values()):
-        return train, f"the train split ({sizes(train)}; split by a hash of the keys where the corpus names no split)"
+        words = f"the train split ({sizes(train)}; split by a hash of the keys where the corpus names no split)"
+        share = train[first].n / moments[first].n if split in (None, ALL) else float(split == "train")
+        return train, words, share
     rows = "all rows" if split in (None, ALL) else f"the {split} split"
-    return moments, f"{rows} ({sizes(moments)}), as the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
+    words = f"{rows} ({sizes(moments)}), as the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
+    return moments, words, 1.0

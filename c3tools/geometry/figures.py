@@ -13,9 +13,9 @@ from ..moments import Array
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
 from ..store.rows import Indices
-from .assumptions import Residuals, group_directions
 from .measures import Measured
 from .reading import Rows
+from .residuals import Residuals, group_directions
 from .spaces import COLLAPSE, RAW, SpaceMeasures
 from .spectrum import ModalityMeasures
 

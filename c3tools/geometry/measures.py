@@ -15,22 +15,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import TransformError
-from ..metrics.significance import Ends, mean_interval
+from ..metrics.significance import Ends, mean_interval, student_quantile
 from ..moments import Array
 from ..reporter import SILENT, Reporter
 from ..transforms import sigma as sigma_rules
-from .assumptions import (
-    Assumption,
-    Residuals,
-    all_assumptions,
-    compare_subsets,
-    group_directions,
-    is_same_in_subsets,
-    orthogonality,
-    residuals,
-)
+from .assumptions import Assumption, all_assumptions, compare_subsets, is_same_in_subsets
 from .collect import Collected
 from .reading import Rows
+from .residuals import Residuals, group_directions, orthogonality, residuals
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, apply_preset, measure_space
 from .spectrum import ModalityMeasures, gap_vector, measure_modality, relative_gap, variance_along
 from .stream import PairSums
@@ -40,10 +32,12 @@ from .stream import PairSums
 class GapMeasures:
     """Measures of the modality gap, as in the report's JSON; all but the length and ``variance_along`` need pairs.
 
-    An ``_interval`` is the 95 % bootstrap interval over items.
+    An ``_interval`` is the 95 % interval over items.
 
     Attributes:
-        length: norm of the difference of the means (L2M).
+        length: norm of the difference of the means (L2M). Its square is too large by what the means of so few items
+            differ by chance, on average (`Collected.gap_bias`).
+        length_debiased: the square root of the square less that; 0 where nothing is left.
         instance_distance: mean distance of pairs (L2I).
         rmg: relative modality gap (Schrodi et al., 2024).
         direction: mean cosine between group means; None with fewer than two groups.
@@ -53,6 +47,8 @@ class GapMeasures:
 
     length: float
     length_interval: Ends | None
+    length_debiased: float
+    length_debiased_interval: Ends | None
     instance_distance: float | None
     instance_distance_interval: Ends | None
     rmg: float | None
@@ -66,14 +62,15 @@ class GapMeasures:
 class PairMeasures:
     """Measures of the pairs, as in the report's JSON.
 
-    An ``_interval`` is the 95 % bootstrap interval over items.
+    An ``_interval`` is the 95 % interval over items.
 
     Attributes:
         n: pairs.
         items: items that have pairs.
         paired_cosine: mean cosine of pairs.
         unpaired_cosine: mean cosine over all pairs that do not match, exactly; None if there are none.
-        residual_rms: root mean square, over dimensions, of the alignment noise.
+        residual_rms: root mean square, over dimensions, of the alignment noise about the mean of these pairs.
+        residual_rms_debiased: about the true mean, from which that of so few items differs.
         alignment: mean squared distance of pairs (Wang and Isola, 2020).
     """
 
@@ -85,6 +82,8 @@ class PairMeasures:
     unpaired_cosine_interval: Ends | None
     residual_rms: float
     residual_rms_interval: Ends | None
+    residual_rms_debiased: float
+    residual_rms_debiased_interval: Ends | None
     alignment: float
     alignment_interval: Ends | None
 
@@ -150,7 +149,7 @@ def measure(
         for name, rows, items in zip((first, second), (working.first, working.second), working.items, strict=True)
     }
     noise = residuals(working.differences(), working.item_index, seed=seed) if working.paired else None
-    assumptions = all_assumptions(collected.sums, collected.items, noise, orthogonal, len(gap))
+    assumptions = all_assumptions(collected, noise, seed=seed)
     subsets = compare_subsets(collected, gap)
     if subsets:
         assumptions.insert(1, is_same_in_subsets(subsets))
@@ -174,19 +173,21 @@ def measure(
 
 def _measure_gap(collected: Collected, gap: Array, seed: int) -> GapMeasures:
     first, second = (collected.moments[name] for name in (collected.first, collected.second))
-    length, sums, working = float(np.linalg.norm(gap)), collected.sums, collected.working
+    sums = collected.sums
+    length, length_interval, debiased, debiased_interval = _gap_lengths(collected, gap)
     along = {name: variance_along(moments, gap) for name, moments in collected.moments.items()}
     if sums is None:
-        return GapMeasures(length, None, None, None, None, None, None, None, along)
+        return GapMeasures(
+            length, length_interval, debiased, debiased_interval, None, None, None, None, None, None, along
+        )
     lengths = np.linalg.norm(sums.groups, axis=1)
     directions = group_directions(sums.groups)
     rmg = relative_gap(float(sums.cosine.mean()), first, second)
-    length_interval = None
-    if length > 0:  # each pair adds u . (x - y) to the length, u the unit gap
-        length_interval = _interval(collected, length, working.differences() @ (gap / length), seed)
     return GapMeasures(
         length=length,
         length_interval=length_interval,
+        length_debiased=debiased,
+        length_debiased_interval=debiased_interval,
         instance_distance=float(sums.distance.mean()),
         instance_distance_interval=mean_interval(sums.distance, sums.item_index, seed=seed),
         rmg=rmg,
@@ -195,6 +196,27 @@ def _measure_gap(collected: Collected, gap: Array, seed: int) -> GapMeasures:
         group_length=(float(lengths.mean()), float(lengths.std())) if len(lengths) else None,
         variance_along=along,
     )
+
+
+def _gap_lengths(collected: Collected, gap: Array) -> tuple[float, Ends | None, float, Ends | None]:
+    """Return the length of the gap with its interval, plain and without the bias of its square.
+
+    The plain interval is that of the linearised length. The other is found for the square, whose variance is
+    ``4 g' A g - 2 tr(A^2)`` with A the covariance of the gap g over draws of the data, so that it holds for a gap of
+    zero too; both have the quantiles of Student's distribution.
+    """
+    covariance, length = collected.gap_covariance, float(np.linalg.norm(gap))
+    independent = collected.items or min(moments.n for moments in collected.moments.values())
+    square = length**2 - collected.gap_bias
+    debiased = float(np.sqrt(max(square, 0.0)))
+    if independent < 3 or length == 0:
+        return length, None, debiased, None
+    quantile = student_quantile(independent - 1)
+    along, chance = max(float(gap @ covariance @ gap), 0.0), 2 * float(np.sum(covariance**2))
+    plain = quantile * float(np.sqrt(along)) / length
+    wide = quantile * float(np.sqrt(max(4 * along - chance, chance)))
+    ends = float(np.sqrt(max(square - wide, 0.0))), float(np.sqrt(max(square + wide, 0.0)))
+    return length, (length - plain, length + plain), debiased, ends
 
 
 def _measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
@@ -207,6 +229,8 @@ def _measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
         x, y = _along_means(collected, crossed=True)  # each pair adds x . mu_y + mu_x . y
         unpaired_interval = _interval(collected, unpaired, x + y, seed)
     rms = float(np.sqrt(sums.variance.mean()))
+    rms_debiased = float(np.sqrt(sums.variance.mean() + _residual_bias(collected, sums)))
+    rms_interval = None if rms == 0 else _residual_interval(collected, sums, rms, seed)
     squares = sums.distance**2
     return PairMeasures(
         n=len(sums.item_index),
@@ -216,7 +240,9 @@ def _measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
         unpaired_cosine=unpaired,
         unpaired_cosine_interval=unpaired_interval,
         residual_rms=rms,
-        residual_rms_interval=None if rms == 0 else _residual_interval(collected, sums, rms, seed),
+        residual_rms_interval=rms_interval,
+        residual_rms_debiased=rms_debiased,
+        residual_rms_debiased_interval=_scaled(rms_interval, rms_debiased / rms) if rms_interval else None,
         alignment=float(squares.mean()),
         alignment_interval=mean_interval(squares, sums.item_index, seed=seed),
     )
@@ -255,6 +281,21 @@ def _residual_interval(collected: Collected, sums: PairSums, value: float, seed:
     noise = collected.working.differences() - sums.mean.astype(collected.working.first.dtype)
     squares = np.einsum("ij,ij->i", noise, noise) / noise.shape[1]
     return _interval(collected, value, squares / (2 * value), seed)
+
+
+def _scaled(ends: Ends, factor: float) -> Ends:
+    return ends[0] * factor, ends[1] * factor
+
+
+def _residual_bias(collected: Collected, sums: PairSums) -> float:
+    """Return what the mean square of the residuals, per dimension, is too small by: the variance of their mean."""
+    working = collected.working
+    off = (working.item_means - working.first + sums.mean) * working.rows_per_item[:, None]  # (m, d)
+    count = len(off)
+    if count < 2:
+        return 0.0
+    share = off / (len(working.item_index) / count)
+    return float(np.sum(share**2)) / ((count - 1) * collected.items * off.shape[1])
 
 
 def _along_means(collected: Collected, *, crossed: bool) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.retrieval import DEFAULT_KS, pair_ranks, recall_at
-from ..metrics.significance import Ends, Estimate, mean_interval
+from ..metrics.significance import Ends, Estimate, mean_interval, share_interval, student_quantile
 from ..moments import Array, unit_rows
 from ..seeds import generator
 from ..store.rows import Indices
@@ -27,8 +27,11 @@ ALL_PRESETS_SCORES = 50_000_000
 """Recall is measured under all of them by default, as long as a space has at most so many cosines."""
 MAX_UNIFORMITY_ROWS = 2_000
 MAX_PROBE_ROWS = 1_000
-MAX_BIAS_ROWS = 1_000
+BIAS_ROWS = 100
+MAX_CORPORA = 10
 BIAS_K = 10
+_LEFT_OUT = 5
+_DELETIONS = 40
 _RIDGE = 1e-2
 _NEWTON_STEPS = 25
 
@@ -42,6 +45,8 @@ class SpaceMeasures:
         recall: direction (``image_to_text``) → ``{"recall@1": ...}``, fractions; empty without pairs.
         intervals: the same keys → 95 % bootstrap interval.
         gap: distance of the two means of the working set after it.
+        gap_by_chance: root mean square distance that is left of a true gap of zero, since the means that the preset
+            was fitted on and those of the working set differ by chance.
         separability: held-out accuracy of the probe; None where not computed.
         modality_bias: per modality, share of own-modality neighbours; None where not computed.
         uniformity: per modality; None where not computed.
@@ -51,13 +56,15 @@ class SpaceMeasures:
     recall: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, Ends | None]]
     gap: float
+    gap_by_chance: float | None
     separability: Estimate | None = None
     modality_bias: dict[str, Estimate] | None = None
     uniformity: dict[str, Estimate] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measures besides recall, as the report's JSON has them."""
-        values: dict[str, Any] = {"gap": self.gap, "separability": None, "modality_bias@10": None, "uniformity": None}
+        values: dict[str, Any] = {"gap": self.gap, "gap_by_chance": self.gap_by_chance}
+        values |= {"separability": None, "modality_bias@10": None, "uniformity": None}
         if self.separability is None or self.modality_bias is None or self.uniformity is None:
             return values
         values |= {"separability": self.separability.value, "separability_interval": self.separability.interval}
@@ -89,20 +96,38 @@ def measure_space(
         directions = ((f"{first}_to_{second}", forward, None), (f"{second}_to_{first}", backward, working.item_index))
         for direction, ranks, queries in directions:
             recall[direction] = recall_at(ranks)
-            intervals[direction] = {f"recall@{k}": mean_interval(ranks.hits(k), queries, seed=seed) for k in DEFAULT_KS}
+            intervals[direction] = {f"recall@{k}": share_interval(ranks.hits(k), queries) for k in DEFAULT_KS}
     gap = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)))
+    by_chance = _gap_by_chance(name, collected, x, y)
     if name not in (RAW, COLLAPSE):
-        return SpaceMeasures(name, recall, intervals, gap)
+        return SpaceMeasures(name, recall, intervals, gap, by_chance)
     bias = modality_bias(x, y, items=items, seed=seed)
     return SpaceMeasures(
         name,
         recall,
         intervals,
         gap,
+        by_chance,
         separability=separability(working.first, working.second, items, collapse=name == COLLAPSE, seed=seed),
         modality_bias={first: bias[0], second: bias[1]},
         uniformity={first: uniformity(x, items[0], seed=seed), second: uniformity(y, items[1], seed=seed)},
     )
+
+
+def _gap_by_chance(name: str, collected: Collected, x: Rows, y: Rows) -> float | None:
+    """Return ``sqrt(tr(S) (1 / n + 1 / f - 2 s / f))`` for n items measured and f fitted on, a share s being both.
+
+    S is the covariance of the items' differences after the preset; a preset that is not fitted has tr(S) / n alone.
+    """
+    working = collected.working
+    if not working.paired or len(x) < 2:
+        return None
+    means = np.zeros((len(x), x.shape[1]))
+    np.add.at(means, working.item_index, y)
+    differences = x - means / np.maximum(working.rows_per_item, 1)[:, None]
+    fitted, share = collected.fit_moments[collected.first].n, collected.fit_share
+    factor = 1 / len(x) + (0.0 if name == RAW else (1 - 2 * share) / fitted)
+    return float(np.sqrt(max(factor, 0.0) * differences.var(axis=0, ddof=1).sum()))
 
 
 def apply_preset(name: str, collected: Collected) -> tuple[Rows, Rows]:
@@ -128,10 +153,11 @@ def describe_preset(name: str) -> str:
 
 
 def uniformity(rows: Rows, items: Indices | None = None, *, seed: int = 0) -> Estimate:
-    """Return ``log E exp(-2 |x_i - x_j|^2)`` over pairs of different rows (Wang and Isola, ICML 2020).
+    """Return ``log E exp(-2 |x_i - x_j|^2)`` over pairs of rows of different items (Wang and Isola, ICML 2020).
 
-    0 when all rows are equal, lower when they spread. The interval is that of the mean over rows of each row's own
-    mean, counted twice because every row stands on both sides of a pair (Hoeffding, 1948).
+    0 when all rows are equal, lower when they spread. Rows of one item are not compared: they are near each other, and
+    their share of all pairs falls with the number of items. The interval is that of the mean over rows of each row's
+    own mean, counted twice because every row stands on both sides of a pair (Hoeffding, 1948).
 
     Args:
         rows: (n, d), L2-normalised, n at least 2.
@@ -140,17 +166,21 @@ def uniformity(rows: Rows, items: Indices | None = None, *, seed: int = 0) -> Es
     """
     chosen = _chosen(len(rows), MAX_UNIFORMITY_ROWS, seed, "uniformity")
     x, n = rows[chosen], len(chosen)
+    owner = np.arange(n) if items is None else items[chosen]
     squares = np.einsum("ij,ij->i", x, x)
-    own = np.empty(n)
+    total, others = np.empty(n), np.empty(n)
     for start in range(0, n, 1024):
         block = x[start : start + 1024]
         squared = squares[start : start + 1024, None] + squares[None, :] - 2 * (block @ x.T)  # (block, n)
-        total = np.exp(-2 * np.maximum(squared, 0), out=squared).sum(axis=1, dtype=np.float64)
-        # each row meets itself at distance zero: exp(0) = 1
-        own[start : start + 1024] = (total - 1) / (n - 1)
-    mean = float(own.mean())
+        near = np.exp(-2 * np.maximum(squared, 0), out=squared)
+        apart = owner[start : start + 1024, None] != owner[None, :]
+        total[start : start + 1024] = np.where(apart, near, 0).sum(axis=1, dtype=np.float64)
+        others[start : start + 1024] = np.count_nonzero(apart, axis=1)
+    if not others.any():
+        return Estimate(0.0, None, n)
+    mean = float(total.sum() / others.sum())
     value = float(np.log(mean))
-    interval = mean_interval(own, None if items is None else items[chosen], seed=seed)
+    interval = mean_interval(total / np.maximum(others, 1), owner, seed=seed)
     if interval is not None:
         interval = value + 2 * (interval[0] - mean) / mean, value + 2 * (interval[1] - mean) / mean
     return Estimate(value, interval, n)
@@ -193,7 +223,7 @@ def separability(
         right.append((held_rows @ weights[:-1] + weights[-1] > 0) == (labels > 0.5))
         tested += [numbers[held] for numbers in half_items]
     hits = np.concatenate(right).astype(np.float64)
-    return Estimate(float(hits.mean()), mean_interval(hits, np.concatenate(tested), seed=seed), len(hits))
+    return Estimate(float(hits.mean()), share_interval(hits, np.concatenate(tested)), len(hits))
 
 
 def modality_bias(
@@ -201,35 +231,79 @@ def modality_bias(
 ) -> tuple[Estimate, Estimate]:
     """Return the share of the ten nearest neighbours, in a corpus of both, that have the query's own modality.
 
-    The corpus is balanced (as many rows of each, at most 1,000), the query itself left out; without any bias the
-    share is close to one half.
+    The share grows with the corpus, so that the corpus has a fixed size: 100 items with one row of each modality, or
+    all items where there are fewer. It is the mean over as many such corpora as the items fill, at most ten; the query
+    itself is left out, and without any bias the share is close to one half.
 
     Args:
         first: (m, d), L2-normalised.
         second: (n, d), likewise.
-        items: int64 (m,) and (n,), the item of each row, for the intervals; each row is its own by default.
-        seed: of the sample and the resampling.
+        items: int64 (m,) and (n,), the item of each row; each row is its own by default.
+        seed: of the corpora.
 
     Returns:
-        The share for queries of the first modality, and of the second. The intervals resample queries, not the corpus.
+        The share for queries of the first modality, and of the second; ``rows`` is the number of items in a corpus. The
+        interval is that of the jackknife, which leaves out a random fifth of the items, as queries and from the corpus
+        (Shao and Wu, 1989); it is rather too wide than too narrow.
     """
-    count = min(len(first), len(second), MAX_BIAS_ROWS)
-    sides = [_chosen(len(rows), count, seed, "bias") for rows in (first, second)]
-    corpus = np.concatenate([first[sides[0]], second[sides[1]]])
-    own = np.arange(2 * count) < count
-    k = min(BIAS_K, 2 * count - 1)
-    shares = np.empty(2 * count)
-    for start in range(0, 2 * count, 1024):
-        scores = corpus[start : start + 1024] @ corpus.T  # (block, corpus)
-        rows = np.arange(len(scores))
-        scores[rows, start + rows] = -np.inf
-        nearest = np.argpartition(scores, 2 * count - k, axis=1)[:, -k:]
-        shares[start : start + 1024] = (own[nearest] == own[start + rows, None]).mean(axis=1)
+    rng = generator(seed, "bias")
+    left, right = _one_row_each(items, rng) if items is not None else (np.empty(0, np.int64), np.empty(0, np.int64))
+    if not len(left):  # nothing is paired
+        left, right = (rng.permutation(len(rows))[: min(len(first), len(second))] for rows in (first, second))
+    count = min(len(left), BIAS_ROWS)
+    corpora = min(len(left) // count, MAX_CORPORA)
+    shares, variances = np.empty((corpora, 2)), np.zeros((corpora, 2))
+    for number in range(corpora):
+        chosen = slice(number * count, (number + 1) * count)
+        shares[number], parts = _corpus_bias(first[left[chosen]], second[right[chosen]], rng)
+        variances[number] = (_LEFT_OUT - 1) * np.var(parts, axis=0)
+    errors = np.sqrt(variances.sum(axis=0)) / corpora
+    quantile = student_quantile(max(corpora * count - 1, 1))
     estimates = []
-    for number, values in enumerate((shares[:count], shares[count:])):
-        own_items = None if items is None else items[number][sides[number]]
-        estimates.append(Estimate(float(values.mean()), mean_interval(values, own_items, seed=seed), count))
+    for value, error in zip(shares.mean(axis=0), errors, strict=True):
+        ends = max(float(value - quantile * error), 0.0), min(float(value + quantile * error), 1.0)
+        estimates.append(Estimate(float(value), ends if count >= 3 else None, count))
     return estimates[0], estimates[1]
+
+
+def _one_row_each(items: tuple[Indices, Indices], rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """Return a random row of each modality for the items that both have, in random order: int64 (n,) each."""
+    chosen = []
+    shared = np.intersect1d(*items)
+    for numbers in items:
+        order = rng.permutation(len(numbers))
+        found, at = np.unique(numbers[order], return_index=True)
+        chosen.append(order[at[np.isin(found, shared)]])
+    order = rng.permutation(len(shared))
+    return chosen[0][order], chosen[1][order]
+
+
+def _corpus_bias(x: Rows, y: Rows, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return the share of own neighbours for queries of ``x`` and of ``y`` (2,), and without random fifths (r, 2).
+
+    Row i of both is one item, which is left out with both its rows.
+    """
+    count = len(x)
+    corpus = np.concatenate([x, y])
+    own, dropped = np.arange(2 * count) < count, max(1, count // _LEFT_OUT)
+    k = min(BIAS_K, 2 * count - 1)
+    scores = corpus @ corpus.T
+    np.fill_diagonal(scores, -np.inf)
+    # as many more neighbours as are left out, so that k remain
+    near = np.argsort(-scores, axis=1, kind="stable")[:, : min(k + 2 * dropped, 2 * count - 1)]
+    same = own[near] == own[:, None]
+
+    def share(out: Indices) -> Array:
+        kept = ~np.isin(np.arange(2 * count) % count, out)
+        counted = kept[near]
+        counted &= np.cumsum(counted, axis=1) <= k
+        shares = (same & counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
+        return np.array([shares[kept & own].mean(), shares[kept & ~own].mean()])
+
+    every = share(np.empty(0, np.int64))
+    if count < 3:
+        return every, every[None]
+    return every, np.array([share(rng.permutation(count)[:dropped]) for _ in range(_DELETIONS)])
 
 
 def _chosen(rows: int, count: int, seed: int, purpose: str) -> Indices:

@@ -165,7 +165,10 @@ def _modality_tables(values: Values) -> list[Table]:
 
 def _measures_table(values: Values) -> Table:
     gap, pairs = values["gap"], values["pairs"]
-    rows = [("gap length", gap, "length", "distance of the means; 0 is no gap")]
+    rows = [
+        ("gap length", gap, "length", "distance of the means; 0 is no gap"),
+        ("gap length, debiased", gap, "length_debiased", "less what so few items give by chance"),
+    ]
     if pairs:
         rows += [
             ("instance distance", gap, "instance_distance", "mean, over pairs"),
@@ -173,9 +176,10 @@ def _measures_table(values: Values) -> Table:
             ("paired cosine", pairs, "paired_cosine", f"over {pairs['n']:,} pairs"),
             ("unpaired cosine", pairs, "unpaired_cosine", "over all that do not match"),
             ("residual rms", pairs, "residual_rms", "alignment noise, per dimension"),
+            ("residual rms, debiased", pairs, "residual_rms_debiased", "about the true mean, not that of so few items"),
         ]
     cells = [
-        [name, number(part[key], 4), interval(part[f"{key}_interval"], 4 if key == "residual_rms" else 3), meaning]
+        [name, number(part[key], 4), interval(part[f"{key}_interval"], 4 if key.startswith("residual") else 3), meaning]
         for name, part, key, meaning in rows
     ]
     return Table(["measure", "value", "95 %", "meaning"], cells, left=("meaning",))
@@ -198,12 +202,16 @@ def _recall_table(values: Values) -> Table:
             name,
             *(number(100 * found[direction][f"recall@{k}"], 1) for direction in directions for k in DEFAULT_KS),
             number(values["spaces"][name]["gap"]),
+            number(values["spaces"][name]["gap_by_chance"]),
         ]
         for name, found in retrieval.items()
     ]
-    note = "How often a right row is among the k nearest; any row of the item counts. The presets: "
+    note = (
+        "How often a right row is among the k nearest; any row of the item counts. By chance: the gap that so few rows "
+    )
+    note += "show, on average, where there is none. The presets: "
     note += "; ".join(f"{name}: {describe_preset(name)}" for name in retrieval) + "."
-    return Table(["preset", *heads, "gap left"], rows, "Recall, %", note=note)
+    return Table(["preset", *heads, "gap left", "by chance"], rows, "Recall, %", note=note)
 
 
 def _spaces_table(values: Values) -> Table:

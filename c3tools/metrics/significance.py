@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -79,8 +81,10 @@ def mean_and_std(values: Sequence[float] | npt.NDArray[np.floating]) -> tuple[fl
 
 
 def mean_interval(values: Array, items: npt.NDArray[np.int64] | None = None, *, seed: int = 0) -> Ends | None:
-    """Return the 95 % interval of the mean of ``values`` by the percentile bootstrap over items.
+    """Return the 95 % interval of the mean of ``values`` by the expanded percentile bootstrap over items.
 
+    The percentiles lie further out than 2.5 and 97.5: as far as Student's distribution and the n / (n - 1) of the
+    variance ask for, which the plain bootstrap neglects (Hesterberg, 2015). Of 30 items they are 1.9 and 98.1.
     More than 2,000 items are first put together in 2,000 random blocks, which leaves the interval of a mean as it is.
     The same seed draws the same items for every mean, so that two presets are compared on the same resamples.
 
@@ -102,7 +106,56 @@ def mean_interval(values: Array, items: npt.NDArray[np.int64] | None = None, *, 
     sums = np.bincount(numbers, weights=values, minlength=count)
     sizes = np.bincount(numbers, minlength=count).astype(np.float64)
     draws = _draw_counts(seed, count)
-    return _quantiles((draws @ sums) / (draws @ sizes), LEVEL)
+    normal = NormalDist()
+    expanded = 2 * normal.cdf(student_quantile(count - 1) * sqrt(count / (count - 1))) - 1
+    return _quantiles((draws @ sums) / (draws @ sizes), expanded)
+
+
+def share_interval(values: Array, items: npt.NDArray[np.int64] | None = None) -> Ends | None:
+    """Return the 95 % interval of a share of successes, by Wilson's score (1927) for their effective number.
+
+    Unlike a bootstrap's it is no point where every value is 1. The number of independent values is that at which their
+    share would have the variance of the mean over items; it is the number of items where all values are equal.
+
+    Args:
+        values: float64 (n,), from 0 to 1.
+        items: int64 (n,), the item of each value; each value is its own item by default.
+
+    Returns:
+        Lower and upper end, or None for fewer than 3 items.
+    """
+    numbers = np.arange(len(values)) if items is None else np.unique(items, return_inverse=True)[1]
+    sizes = np.bincount(numbers).astype(np.float64)
+    count = len(sizes)
+    if count < 3:
+        return None
+    share = float(values.mean())
+    off = np.bincount(numbers, weights=values - share)
+    variance = float(off @ off) / len(values) ** 2 * count / (count - 1)
+    independent = min(share * (1 - share) / variance, float(len(values))) if variance > 0 else float(count)
+    z2 = student_quantile(count - 1) ** 2
+    centre = (share + z2 / (2 * independent)) / (1 + z2 / independent)
+    half = sqrt(z2 * (share * (1 - share) / independent + z2 / (4 * independent**2))) / (1 + z2 / independent)
+    return 0.0 if share == 0 else max(centre - half, 0.0), 1.0 if share == 1 else min(centre + half, 1.0)
+
+
+def student_quantile(freedom: int, level: float = LEVEL) -> float:
+    """Return the quantile of Student's t that encloses ``level`` on both sides, by its expansion in 1 / freedom.
+
+    The expansion is Abramowitz and Stegun's 26.7.5: within 0.1 % from 5 degrees of freedom on, 2 % low at 2.
+
+    Args:
+        freedom: degrees of freedom, at least 1.
+        level: between 0 and 1.
+    """
+    z, v = NormalDist().inv_cdf((1 + level) / 2), float(freedom)
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )
 
 
 def bootstrap_interval(

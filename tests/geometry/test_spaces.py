@@ -22,6 +22,14 @@ def test_uniformity_is_the_definition() -> None:
     assert found.rows == 40
 
 
+def test_uniformity_does_not_compare_the_captions_of_one_image() -> None:
+    owner = np.repeat(np.arange(10), 4)
+    rows = unit_rows(40, 5).astype(np.float64)
+    squared = np.sum((rows[:, None] - rows[None]) ** 2, axis=2)
+    expected = np.log(np.exp(-2 * squared)[owner[:, None] != owner[None]].mean())
+    assert uniformity(rows, owner).value == pytest.approx(expected)
+
+
 def test_separability_is_1_across_a_gap_and_one_half_without() -> None:
     x, y = unit_rows(400, 12), unit_rows(400, 12, seed=1)
     assert separability(x + np.eye(12)[0] * 9, y - np.eye(12)[0] * 9).value == 1.0
@@ -34,6 +42,30 @@ def test_modality_bias_is_1_across_a_gap_and_one_half_without() -> None:
     away = np.eye(12)[0] * 3
     assert [side.value for side in modality_bias(unit(x + away), unit(y - away))] == [1.0, 1.0]
     assert [side.value for side in modality_bias(x, y)] == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def test_modality_bias_does_not_grow_with_the_store() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(1000, 16))
+    x, y = (unit(centres + rng.normal(size=centres.shape) + side * np.eye(16)[0]) for side in (0.7, -0.7))
+    found = {n: modality_bias(x[:n], y[:n], items=(np.arange(n), np.arange(n)))[0] for n in (100, 300, 1000)}
+    assert [estimate.rows for estimate in found.values()] == [100, 100, 100]
+    for estimate in found.values():
+        assert estimate.interval is not None
+        assert estimate.interval[0] <= found[1000].value <= estimate.interval[1]
+    assert modality_bias(x[:40], y[:40])[0].rows == 40
+
+
+def test_modality_bias_is_the_definition() -> None:
+    x, y = unit_rows(30, 5), unit_rows(30, 5, seed=1)
+    corpus, own = np.concatenate([x, y]).astype(np.float64), np.arange(60) < 30
+    shares = []
+    for row in range(60):
+        order = np.argsort(-(corpus @ corpus[row]))
+        nearest = order[order != row][:10]
+        shares.append(np.mean(own[nearest] == own[row]))
+    found = modality_bias(x, y)
+    assert [side.value for side in found] == pytest.approx([np.mean(shares[:30]), np.mean(shares[30:])])
 
 
 @pytest.mark.parametrize("captions", [1, 4])
@@ -66,8 +98,8 @@ def test_captions_of_one_image_widen_the_intervals() -> None:
     images, texts = unit(centres + np.eye(6)[0] * 0.3), unit(centres[owner])
     items = (np.arange(100), owner)
     assert half_width(uniformity(texts, owner).interval) > 1.8 * half_width(uniformity(texts).interval)
-    together, alone = modality_bias(images, texts, items=items), modality_bias(images, texts)
-    assert [side.value for side in together] == [side.value for side in alone]
+    found = modality_bias(images, texts, items=items)  # one caption of each image, and its image
+    assert [side.rows for side in found] == [100, 100]
 
 
 def test_fewer_than_three_rows_have_no_interval() -> None:

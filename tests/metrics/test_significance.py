@@ -4,11 +4,20 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from c3tools.errors import MetricError
 from c3tools.metrics.captions import CaptionScores
-from c3tools.metrics.significance import bootstrap_interval, compare, mean_and_std, mean_interval
+from c3tools.metrics.significance import (
+    bootstrap_interval,
+    compare,
+    mean_and_std,
+    mean_interval,
+    share_interval,
+    student_quantile,
+)
 
 
 def made_up(values: np.ndarray, keys: list[str] | None = None) -> CaptionScores:
@@ -85,3 +94,37 @@ def test_bootstrap_draws_the_captions_of_an_image_together() -> None:
     low, high = interval
     assert (high - low) / 2 == pytest.approx(1.96 / np.sqrt(300), rel=0.12)
     assert mean_interval(values[:10], items[:10]) is None
+
+
+@given(st.integers(5, 3000), st.floats(0.8, 0.99))
+def test_the_quantile_is_students(freedom: int, level: float) -> None:
+    assert student_quantile(freedom, level) == pytest.approx(float(stats.t.ppf((1 + level) / 2, freedom)), rel=2e-3)
+
+
+def test_the_bootstrap_of_few_values_covers_their_mean() -> None:
+    held = []
+    for seed in range(600):
+        interval = mean_interval(np.random.default_rng(seed).normal(size=8), seed=seed)
+        assert interval is not None
+        held.append(interval[0] <= 0 <= interval[1])
+    # the plain percentile bootstrap of 8 values covers 0.88
+    assert np.mean(held) == pytest.approx(0.94, abs=0.025)
+
+
+@given(st.integers(300, 5000), st.floats(0, 1))
+def test_the_interval_of_a_share_is_wilsons(count: int, share: float) -> None:
+    successes = round(share * count)
+    values = (np.arange(count) < successes).astype(np.float64)
+    expected = stats.binomtest(successes, count).proportion_ci(method="wilson")
+    assert share_interval(values) == pytest.approx((expected.low, expected.high), abs=1e-3)
+
+
+def test_a_share_of_one_has_an_interval_and_captions_of_one_image_count_once() -> None:
+    interval = share_interval(np.ones(100))
+    assert interval is not None
+    assert interval[1] == 1
+    assert interval[0] == pytest.approx(1 - 3.94 / 103.94, abs=1e-3)  # n / (n + z^2)
+    values = (np.arange(100) < 60).astype(np.float64)
+    alone, five = share_interval(values), share_interval(np.repeat(values, 5), np.repeat(np.arange(100), 5))
+    assert alone == pytest.approx(five)
+    assert share_interval(np.ones(2)) is None

@@ -1,0 +1,207 @@
+"""Power and false alarms of the gap report's verdicts: stores that follow the paper's model, and stores that break it.
+
+    python benchmarks/assumption_power.py                 # prints the table of docs/geometry.md
+    python benchmarks/assumption_power.py --draws 100     # more exactly
+
+The model is `e_x - e_y = c + eps` (Zhang et al., ICLR 2024): content in a third of the dimensions, a constant gap c
+orthogonal to it, isotropic Gaussian noise on the texts, everything scaled to unit length; with several captions half of
+the noise is the image's and half the caption's. Each of ten breaks changes one of these. A store is drawn, written
+and read for each verdict.
+
+Costs about ten minutes on 2 cores with the default of 20 draws. The model should get "yes" in at least 95 of 100 draws
+for each question; a break should get "no" to its question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from measuring import print_table
+
+from c3tools.geometry.assumptions import all_assumptions
+from c3tools.geometry.collect import collect
+from c3tools.geometry.residuals import residuals
+from c3tools.identity import ModelIdentity
+from c3tools.moments import unit_rows
+from c3tools.seeds import generator
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+
+Floats = npt.NDArray[np.float64]
+Drawn = tuple[Floats, Floats]  # images (n, d), texts (n k, d)
+
+DIM, CONTENT = 96, 32
+GAP, CONTENT_SIZE, NOISE = 0.8, 0.6, 0.4  # length of the gap; root mean square lengths of content and noise
+SIZES = (100, 500, 2_000)
+
+
+class Model:
+    """A draw of the paper's model, before anything is broken.
+
+    Attributes:
+        rng: of the draw.
+        owner: int64 (n k,), the image of each text.
+        content: (n, d), varying in the first ``CONTENT`` dimensions, more in the first of them.
+        noise: (n k, d), isotropic, Gaussian.
+        gap: (n, d), the same row for each item, in the last dimension.
+        base: (d,), what all rows of both modalities share, orthogonal to all that varies.
+    """
+
+    def __init__(self, items: int, captions: int, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.owner = np.repeat(np.arange(items), captions)
+        sizes = np.zeros(DIM)
+        sizes[:CONTENT] = 1 / np.sqrt(1 + np.arange(CONTENT) / 8)
+        self.sizes = sizes * CONTENT_SIZE / np.linalg.norm(sizes)
+        self.content = rng.standard_normal((items, DIM)) * self.sizes
+        self.noise = self.draw_noise(rng.standard_normal)
+        self.gap = np.zeros((items, DIM))
+        self.gap[:, -1] = GAP
+        self.base = np.eye(DIM)[-2]
+
+    def draw_noise(self, draw: Callable[[tuple[int, int]], Floats]) -> Floats:
+        """Return noise of one size in every dimension (n k, d): per image, plus per caption if there are several."""
+        items = int(self.owner[-1]) + 1
+        one, other = draw((items, DIM)), draw((len(self.owner), DIM))
+        both = one[self.owner] if items == len(self.owner) else (one[self.owner] + other) / np.sqrt(2)
+        return both * NOISE / np.sqrt(DIM)
+
+    def rows(self) -> Drawn:
+        """Return images and texts of unit length."""
+        image = self.base + self.content + self.gap / 2
+        text = (self.base + self.content - self.gap / 2)[self.owner] + self.noise
+        return unit_rows(image), unit_rows(text)
+
+
+def two_gaps(model: Model, half: npt.NDArray[np.bool_]) -> None:
+    """Turn the gap of half of the items by 90 degrees, out of the content."""
+    model.gap[half] = 0
+    model.gap[half, -3] = GAP
+
+
+def halves_in_order(model: Model) -> None:
+    """Give the second half of the store another gap."""
+    two_gaps(model, np.arange(len(model.gap)) >= len(model.gap) // 2)
+
+
+def halves_shuffled(model: Model) -> None:
+    """Give a random half of the items another gap."""
+    two_gaps(model, model.rng.permutation(len(model.gap)) % 2 == 0)
+
+
+def gap_by_topic(model: Model) -> None:
+    """Make four topics, far apart in content, each with a gap of its own."""
+    topic = model.rng.integers(4, size=len(model.gap))
+    model.content[np.arange(len(topic)), topic] += CONTENT_SIZE
+    model.gap[:] = 0
+    model.gap[np.arange(len(topic)), DIM - 6 + topic] = GAP
+
+
+def gap_anywhere(model: Model) -> None:
+    """Draw the direction of the gap at random."""
+    model.gap[:] = GAP * unit_rows(model.rng.standard_normal((1, DIM)))
+
+
+def gap_in_span(model: Model) -> None:
+    """Draw the direction of the gap at random inside the span of the content."""
+    inside = np.r_[np.ones(CONTENT), np.zeros(DIM - CONTENT)]
+    model.gap[:] = GAP * unit_rows(model.rng.standard_normal((1, DIM)) * inside)
+
+
+def gap_along_main_axis(model: Model) -> None:
+    """Lay the gap along the direction in which content varies most."""
+    model.gap[:] = GAP * np.eye(DIM)[0]
+
+
+def laplace_in_some(model: Model) -> None:
+    """Give the noise of 45 % of the dimensions Laplace's distribution, of the same variance."""
+    some = model.rng.permutation(DIM) < 0.45 * DIM
+    laplace = model.draw_noise(lambda shape: model.rng.laplace(size=shape) / np.sqrt(2))
+    model.noise[:, some] = laplace[:, some]
+    if len(model.owner) > len(model.gap):  # the image's part and the caption's would add up to something more Gaussian
+        several = model.rng.laplace(size=(len(model.gap), DIM))[model.owner] * NOISE / np.sqrt(2 * DIM)
+        model.noise[:, some] = several[:, some]
+
+
+def heavy_tails(model: Model) -> None:
+    """Give the noise of each item a size of its own (Student's t, 3 degrees of freedom)."""
+    model.noise *= 1 / np.sqrt(model.rng.chisquare(3, size=len(model.gap)))[model.owner, None]
+
+
+def noise_in_half(model: Model) -> None:
+    """Give half of the dimensions a fifth of the noise of the others."""
+    weight = np.where(np.arange(DIM) % 2, 1.0, 1 / 5)
+    model.noise *= weight / np.sqrt(np.mean(weight**2))
+
+
+def decaying_noise(model: Model) -> None:
+    """Let the variance of the noise decay like 1 / k, in random directions."""
+    turn = np.linalg.qr(model.rng.standard_normal((DIM, DIM)))[0]
+    weight = 1 / np.sqrt(1 + np.arange(DIM))
+    model.noise = model.noise @ (turn * weight / np.sqrt(np.mean(weight**2))) @ turn.T
+
+
+BREAKS: dict[str, list[Callable[[Model], None]]] = {
+    "constant": [halves_in_order, halves_shuffled, gap_by_topic],
+    "orthogonal": [gap_anywhere, gap_in_span, gap_along_main_axis],
+    "gaussian": [laplace_in_some, heavy_tails],
+    "isotropic": [noise_in_half, decaying_noise],
+}
+
+
+def verdicts(image: Floats, text: Floats, owner: npt.NDArray[np.int64]) -> dict[str, str]:
+    """Write a store, read it, and return the answer to each of the four questions."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, keys = Path(folder) / "store", [f"i{number}" for number in range(len(image))]
+        info = StoreInfo(ModelIdentity(name="drawn"), image.shape[1], dtype="float32")
+        create_store(path, info)
+        write_shard(path, info, Shard("image", 0, image.astype(np.float32), {"key": keys}))
+        columns = {"key": [f"t{number}" for number in range(len(text))], "image_key": [keys[item] for item in owner]}
+        write_shard(path, info, Shard("text", 0, text.astype(np.float32), columns))
+        collected = collect(Store.open(path), "image", "text")
+        noise = residuals(collected.working.differences(), collected.working.item_index)
+        return {found.name: found.answer for found in all_assumptions(collected, noise)}
+
+
+def answers(change: Callable[[Model], None] | None, items: int, captions: int, draws: int) -> list[dict[str, str]]:
+    """Return the verdicts on so many draws of the model, or of one of its breaks."""
+    found = []
+    for draw in range(draws):
+        model = Model(items, captions, generator(draw, "assumption power", items, captions))
+        if change is not None:
+            change(model)
+        found.append(verdicts(*model.rows(), model.owner))
+    return found
+
+
+def main() -> None:
+    """Print the share of each answer, in percent: yes / partly / no."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=20, help="stores per cell")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of images")
+    arguments = parser.parse_args()
+    cases = [(items, captions) for captions in (1, 5) for items in arguments.sizes]
+    rows = []
+    drawn = [answers(None, items, captions, arguments.draws) for items, captions in cases]
+    for question in BREAKS:
+        rows.append([f"{question}: the model", *(_shares(found, question) for found in drawn)])
+    for question, changes in BREAKS.items():
+        for change in changes:
+            found = [answers(change, items, captions, arguments.draws) for items, captions in cases]
+            what = (change.__doc__ or "").rstrip(".")
+            rows.append([f"{question}: {what[0].lower()}{what[1:]}", *(_shares(each, question) for each in found)])
+    heads = [f"{items:,} × {captions}" for items, captions in cases]
+    print_table(["question: store", *heads], rows)
+
+
+def _shares(found: list[dict[str, str]], question: str) -> str:
+    counts = [sum(each[question] == answer for each in found) for answer in ("yes", "partly", "no")]
+    return " / ".join(f"{100 * count / len(found):.0f}" for count in counts)
+
+
+if __name__ == "__main__":
+    main()

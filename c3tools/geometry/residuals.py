@@ -1,0 +1,181 @@
+"""Differences of pairs: the alignment noise that is left when the gap is taken off, its shape, and its directions.
+
+Items are what is drawn independently: the residuals of one image's captions share what is the image's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import erf, sqrt
+from typing import Any
+
+import numpy as np
+
+from ..moments import Array
+from ..seeds import generator
+from ..store.rows import Indices
+from .reading import Rows
+from .spectrum import eigenvalues
+
+MAX_DIRECTIONS = 10_000
+_FURTHEST = 5.0
+_FINE_PER_SHOWN = 8
+_FINE_BINS = 60 * _FINE_PER_SHOWN
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """The alignment noise ``(x - y) - mean`` of the pairs of the working set.
+
+    Attributes:
+        spectrum: float64 (d,), eigenvalues of its covariance, descending.
+        per_dimension: float64 (d,), standard deviation per dimension.
+        skewness: float64 (d,), per dimension.
+        kurtosis: float64 (d,), excess, per dimension.
+        distance: largest distance between the distribution function of the pooled standardised marginals and the
+            normal one (Kolmogorov's).
+        cosines: cosines between residuals of different items.
+        isotropy: share of the dimensions that the noise fills: the participation ratio over d, corrected for the
+            number of items, 1 for isotropic noise.
+        pairs: number of pairs.
+        items: number of items they belong to.
+        standardised: a histogram of the pooled standardised marginals: densities and bin edges.
+    """
+
+    spectrum: Array
+    per_dimension: Array
+    skewness: Array
+    kurtosis: Array
+    distance: float
+    cosines: Array
+    isotropy: float
+    pairs: int
+    items: int
+    standardised: tuple[Array, Array]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the noise as the report's JSON has it."""
+        return {
+            "pairs": self.pairs,
+            "isotropy": self.isotropy,
+            "std_smallest": float(self.per_dimension.min()),
+            "std_largest": float(self.per_dimension.max()),
+            "direction_mean": float(self.cosines.mean()) if len(self.cosines) else None,
+            "direction_std": float(self.cosines.std()) if len(self.cosines) else None,
+            "distance_to_normal": self.distance,
+        }
+
+
+def residuals(differences: Rows, item_index: Indices, *, seed: int = 0) -> Residuals:
+    """Measure the alignment noise.
+
+    Args:
+        differences: (k, d), ``x - y`` of every pair.
+        item_index: int64 (k,), its item.
+        seed: of the pairs of residuals that are compared.
+    """
+    noise = differences.astype(np.float64) - differences.mean(axis=0, dtype=np.float64)
+    pairs = len(noise)
+    items = len(np.unique(item_index))
+    deviation = noise.std(axis=0)
+    values = eigenvalues(noise.T @ noise / pairs)
+    isotropy = _isotropy(noise, item_index, values)
+    left, right = different_items(item_index, seed, "residual cosines")
+    cosines = row_cosines(noise[left], noise[right])
+    standard = np.divide(noise, np.where(deviation > 0, deviation, 1.0), out=noise)
+    squares = standard * standard
+    counts, edges = np.histogram(standard, bins=_FINE_BINS, range=(-_FURTHEST, _FURTHEST))
+    # from a histogram: sorting all values of a large sample would cost more than everything else
+    below = np.count_nonzero(standard < -_FURTHEST) + np.concatenate([[0], np.cumsum(counts)])
+    normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in edges])
+    coarse, shown = counts.reshape(-1, _FINE_PER_SHOWN).sum(axis=1), edges[::_FINE_PER_SHOWN]
+    return Residuals(
+        spectrum=values,
+        per_dimension=deviation,
+        skewness=np.einsum("ij,ij->j", squares, standard) / pairs,
+        kurtosis=np.einsum("ij,ij->j", squares, squares) / pairs - 3,
+        distance=float(np.abs(below / standard.size - normal).max()),
+        cosines=cosines,
+        isotropy=isotropy,
+        pairs=pairs,
+        items=items,
+        standardised=(coarse / (standard.size * np.diff(shown)), shown),
+    )
+
+
+def _isotropy(noise: Array, item_index: Indices, values: Array) -> float:
+    """Return ``tr(S)^2 / (d tr(S^2))``, S the covariance of the residuals, without the bias of few items.
+
+    tr(S^2) is the variance of ``r_a . r_b`` over residuals of different items (Chen, Zhang and Zhong, 2010): what
+    residuals of one item share does not count. Not above 1; 0 where there is no noise.
+    """
+    pairs, dim = noise.shape
+    numbers = np.unique(item_index, return_inverse=True)[1]
+    sizes = np.bincount(numbers)
+    items = len(sizes)
+    order, starts = np.argsort(numbers, kind="stable"), np.cumsum(sizes) - sizes
+    own_squares = own_sums = 0.0
+    for size in np.unique(sizes):
+        rows = noise[order[starts[sizes == size][:, None] + np.arange(size)]]  # (items of this size, size, d)
+        own_squares += float(np.sum((rows @ rows.transpose(0, 2, 1)) ** 2))
+        own_sums += float(np.sum(rows.sum(axis=1) ** 2))
+    count = pairs**2 - float(np.sum(sizes**2))
+    total = float(values.sum()) + own_sums / pairs**2 * items / max(items - 1, 1)
+    if count <= 0 or float(values.sum()) <= 0:
+        return 0.0
+    square = (float(np.sum(values**2)) * pairs**2 - own_squares) / count
+    mean = -own_sums / count  # over residuals of different items: all residuals sum to zero
+    variance = square - mean**2
+    return min(total**2 / (dim * variance), 1.0) if variance > 0 else 1.0
+
+
+def different_items(item_index: Indices, seed: int, purpose: str) -> tuple[Indices, Indices]:
+    """Draw up to 10,000 random pairs of rows that belong to different items."""
+    count = len(item_index)
+    rng = generator(seed, purpose)
+    wanted = min(MAX_DIRECTIONS, count * (count - 1) // 2)
+    left = rng.integers(count, size=wanted)
+    right = (left + rng.integers(1, max(count, 2), size=wanted)) % count
+    different = item_index[left] != item_index[right]
+    return left[different], right[different]
+
+
+def orthogonality(rows: Rows, item_index: Indices, gap: Array, *, seed: int = 0) -> Array:
+    """Return cosines of same-modality differences ``x_i - x_j``, of distinct items, with the mean gap.
+
+    Args:
+        rows: (n, d) of one modality.
+        item_index: int64 (n,), the item of each row; rows of one item are not compared.
+        gap: float64 (d,).
+        seed: of the pairs.
+    """
+    left, right = different_items(item_index, seed, "orthogonality")
+    length = float(np.linalg.norm(gap))
+    if not len(left) or length == 0:
+        return np.empty(0)
+    norms, along = np.empty(len(left)), np.empty(len(left))
+    for start in range(0, len(left), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        difference = rows[left[block]] - rows[right[block]]
+        norms[block] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+        along[block] = difference @ gap.astype(difference.dtype)
+    return np.asarray(along[norms > 0] / (norms[norms > 0] * length))
+
+
+def group_directions(groups: Array) -> Array:
+    """Return the cosine of each group's mean difference with the next one's (the paper's gap direction)."""
+    return row_cosines(groups[:-1], groups[1:])
+
+
+def row_cosines(left: Array, right: Array) -> Array:
+    """Return the cosine of each row of ``left`` (n, d) with the same row of ``right``; rows of norm 0 are left out."""
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.asarray(np.einsum("ij,ij->i", left, right)[norms > 0] / norms[norms > 0])
+
+
+def unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
+    """Return the excess kurtosis G2 from the moment ratio g2 of ``count`` values, unbiased for Gaussian ones."""
+    if count < 4:
+        return kurtosis
+    return np.asarray((count - 1) * ((count + 1) * kurtosis + 6) / ((count - 2) * (count - 3)))
