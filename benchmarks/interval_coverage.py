@@ -99,11 +99,12 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("c3-store"), help="a large store: the population")
     parser.add_argument("--draws", type=int, default=200, help="draws of each size")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of images")
+    parser.add_argument("--captions", type=int, nargs="+", help="captions per image; by default one and all")
     arguments = parser.parse_args()
     store = Store.open(arguments.store)
     images, texts = population(store)
     columns = {}
-    for captions in sorted({1, texts.shape[1]}):
+    for captions in arguments.captions or sorted({1, texts.shape[1]}):
         whole = report(images, texts[:, :captions], store.info)
         for items in arguments.sizes:
             drawn = coverage(images, texts[:, :captions], items, arguments.draws, whole, store.info)

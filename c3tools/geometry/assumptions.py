@@ -192,10 +192,15 @@ def is_orthogonal(collected: Collected, *, seed: int = 0) -> Assumption:
     it cannot tell a gap from a random direction where noise fills all dimensions, as the span then does.
     """
     gap = collected.moments[collected.first].mean - collected.moments[collected.second].mean
-    found = {
-        name: along_gap(moments, gap, collected.gap_covariance, seed=seed)
-        for name, moments in collected.moments.items()
-    }
+    traces = {name: float(np.trace(moments.covariance)) for name, moments in collected.moments.items()}
+    items = collected.items or min(moments.n for moments in collected.moments.values())
+    found = {}
+    for name, moments in collected.moments.items():
+        # rows and gap covary, by half of what their traces and the other modality's differ by, so that the product of
+        # their sample covariances is too large
+        shared = (2 * traces[name] - sum(traces.values()) + items * collected.gap_bias) / 2
+        excess = shared**2 / (items * max(items - 1, 1))
+        found[name] = along_gap(moments, gap, collected.gap_covariance, excess=excess, seed=seed)
     known = {name: values for name, values in found.items() if values is not None}
     if not known:
         return _answer("orthogonal", "There is no gap beyond chance, or the modalities do not vary.")
@@ -206,23 +211,26 @@ def is_orthogonal(collected: Collected, *, seed: int = 0) -> Assumption:
     def listed(key: str, digits: int) -> str:
         return ", ".join(f"{name} {values[key]:.{digits}f}" for name, values in known.items())
 
-    low, high = next(iter(known.values()))["random_directions"]
+    ranges = ", ".join("{} {:.2f} to {:.2f}".format(name, *each["random_directions"]) for name, each in known.items())
     because = (
         f"Variance along the gap over that along the average direction: {listed('variance_ratio', 2)}; random "
-        f"directions have {low:.2f} to {high:.2f}, those inside the span {listed('random_in_span', 1)}. Share of the "
-        f"gap inside the 99 % span: {listed('share_in_span', 2)}; by chance {listed('share_by_chance', 2)}."
+        f"directions at the gap's angle to the mean have {ranges}. Share of the gap inside the 99 % span: "
+        f"{listed('share_in_span', 2)}; by chance {listed('share_by_chance', 2)}."
     )
     worst = max(float(values["variance_ratio"]) for values in known.values())
     return _answer("orthogonal", because, answer, worst, known)
 
 
-def along_gap(moments: Moments, gap: Array, gap_covariance: Array, *, seed: int = 0) -> dict[str, Any] | None:
+def along_gap(
+    moments: Moments, gap: Array, gap_covariance: Array, *, excess: float = 0.0, seed: int = 0
+) -> dict[str, Any] | None:
     """Compare the variance of a modality along the gap with that along random directions.
 
     Args:
         moments: of the modality.
         gap: float64 (d,).
         gap_covariance: float64 (d, d), the uncertainty of ``gap``, whose share is taken off.
+        excess: what the trace of the product of both covariances is too large by on average.
         seed: of the random directions.
 
     Returns:
@@ -238,7 +246,8 @@ def along_gap(moments: Moments, gap: Array, gap_covariance: Array, *, seed: int 
         return None
     span = effective_dimension(values)
     inside = vectors[:, :span]
-    along = float(gap @ moments.covariance @ gap) - float(np.sum(moments.covariance * gap_covariance))
+    chance = max(float(np.sum(moments.covariance * gap_covariance)) - excess, 0.0)
+    along = float(gap @ moments.covariance @ gap) - chance
     part = float(np.sum((gap @ inside) ** 2)) - float(np.sum((gap_covariance @ inside) * inside))
     directions = _random_directions(moments.mean, gap, generator(seed, "random directions"))
     weights = (directions @ vectors) ** 2
