@@ -68,7 +68,7 @@ class Model:
         items = int(self.owner[-1]) + 1
         one, other = draw((items, DIM)), draw((len(self.owner), DIM))
         both = one[self.owner] if items == len(self.owner) else (one[self.owner] + other) / np.sqrt(2)
-        return both * NOISE / np.sqrt(DIM)
+        return np.asarray(both * NOISE / np.sqrt(DIM))
 
     def rows(self) -> Drawn:
         """Return images and texts of unit length."""

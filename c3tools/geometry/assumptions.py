@@ -327,14 +327,23 @@ def compare_subsets(collected: Collected, gap: Array) -> list[dict[str, Any]]:
 
     By chance, the mean difference of a subset of m of n items is off the mean over all by a squared distance of
     ``tr(S) (1 / m - 1 / n)``, S the covariance of the items' differences. ``difference`` is the distance that is left
-    when this is taken off, over the length of the gap; None for subsets of fewer than 3 items.
+    when this is taken off, over the length of the gap, and 0 where chance gives as much to the worst of so many subsets
+    in one store of twenty; None for subsets of fewer than 3 items.
     """
     sums, length = collected.sums, float(np.linalg.norm(gap))
     if sums is None:
         return []
     working = collected.working
     spread = working.first - working.item_means
-    total = float(np.sum(spread.var(axis=0, ddof=1))) if len(spread) > 1 else 0.0
+    spread = spread - spread.mean(axis=0)
+    freedom = max(len(spread) - 1, 1)
+    total = float(np.sum(spread**2)) / freedom
+    # tr(S^2), of which the variance of a squared distance is made, without what few items add to it
+    square = max(float(np.sum((spread.T @ spread / freedom) ** 2)) - total**2 / freedom, 0.0)
+    # nearly, a squared distance has a chi-squared distribution of (tr S)^2 / tr(S^2) degrees of freedom: Wilson and
+    # Hilferty's quantile, which one subset in twenty stores without any difference exceeds
+    shape = 2 * square / (9 * total**2) if total > 0 else 0.0
+    limit = (1 - shape + NormalDist().inv_cdf(1 - 0.05 / max(len(collected.subset_names), 1)) * sqrt(shape)) ** 3
     overall = float(np.linalg.norm(sums.mean))
     rows = []
     for number, name in enumerate(collected.subset_names):
@@ -343,7 +352,9 @@ def compare_subsets(collected: Collected, gap: Array) -> list[dict[str, Any]]:
             continue
         norm = float(np.linalg.norm(mean))
         chance = total * max(1 / items - 1 / collected.items, 0.0)
-        beyond = max(float(np.sum((mean - sums.mean) ** 2)) - chance, 0.0)
+        beyond = float(np.sum((mean - sums.mean) ** 2)) - chance
+        if beyond <= (limit - 1) * chance:
+            beyond = 0.0
         rows.append(
             {
                 "value": name,

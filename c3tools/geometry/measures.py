@@ -301,7 +301,7 @@ def _residual_bias(collected: Collected, sums: PairSums) -> float:
     if count < 2:
         return 0.0
     share = off / (len(working.item_index) / count)
-    return float(np.sum(share**2)) / ((count - 1) * collected.items * off.shape[1])
+    return float(np.sum(share**2) / ((count - 1) * collected.items * off.shape[1]))
 
 
 def _along_means(collected: Collected, *, crossed: bool) -> tuple[Array, Array]:

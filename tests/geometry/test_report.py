@@ -112,9 +112,20 @@ def test_chance_differences_of_small_subsets_are_taken_off(tmp_path: Path) -> No
     columns = {"key": [f"{k}#0" for k in keys], "image_key": keys}
     write_shard(tmp_path / "s", info, Shard("text", 0, unit(y).astype(np.float32), columns))
     rows = gap_report(tmp_path / "s", by="split", presets=ONLY_TWO).values["subsets"]
-    # 40 subsets of ten items with the same gap: what is left beyond chance is half of the time nothing
-    assert np.mean([row["difference"] == 0 for row in rows]) > 0.3
-    assert np.mean([row["difference"] for row in rows]) < 0.25
+    # 40 subsets of ten items with the same gap
+    assert np.mean([row["difference"] == 0 for row in rows]) > 0.9
+    assert gap_report(tmp_path / "s", by="split", presets=ONLY_TWO).values["assumptions"]["subsets"]["answer"] == "yes"
+
+
+def test_intervals_that_few_items_make_approximate_are_marked(tmp_path: Path) -> None:
+    for items, marked in ((40, True), (120, False)):
+        x, y, _ = paper_model(items, 8)
+        make_store(tmp_path / str(items), unit(x).astype(np.float32), unit(y).astype(np.float32))
+        report = gap_report(tmp_path / str(items), presets=ONLY_TWO)
+        assert any("approximate" in note for note in report.values["notes"]) == marked
+        rows = {row[0]: row[2] for row in report.sections()[0].tables[0].rows}
+        assert rows["gap length"].startswith("≈") == rows["residual rms"].startswith("≈") == marked
+        assert not rows["gap length, debiased"].startswith("≈")
 
 
 def test_a_column_without_values_is_refused(tmp_path: Path) -> None:
