@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..moments import Array, Moments
+from ..reporter import counted
 from ..seeds import generator
 from ..store.rows import Indices
 from .collect import Collected
@@ -89,7 +90,8 @@ def is_constant(collected: Collected, *, seed: int = 0) -> Assumption:
     count = len(working.first)
     length = sqrt(max(float(gap @ gap) - collected.gap_bias, 0.0))
     if count < MIN_ITEMS:
-        return _answer("constant", f"{count} items are too few to compare parts of them; it takes {MIN_ITEMS}.")
+        few = f"{counted(count, 'item')}: too few to compare parts of them; it takes {MIN_ITEMS}."
+        return _answer("constant", few)
     if length == 0:
         return _answer("constant", "There is no gap beyond what so few items give by chance.")
     means = working.item_means
