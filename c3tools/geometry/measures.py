@@ -27,8 +27,9 @@ from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeas
 from .spectrum import ModalityMeasures, gap_vector, measure_modality, relative_gap, variance_along
 from .stream import PairSums
 
-FEW_ITEMS = 100
-"""With fewer items some intervals are approximate: docs/geometry.md has their coverage."""
+BIASED_ITEMS, FEW_ITEMS = 300, 100
+"""With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
+docs/geometry.md for their coverage."""
 
 
 @dataclass(frozen=True)
@@ -346,11 +347,11 @@ def _limits(collected: Collected, modalities: dict[str, ModalityMeasures]) -> li
         for name, found in modalities.items()
         if found.limited_by_rows
     ]
-    if 0 < collected.items < FEW_ITEMS:
+    if 0 < collected.items < BIASED_ITEMS:
+        also = " So are those of recall and separability." if collected.items < FEW_ITEMS else ""
         notes.append(
-            f"With {collected.items} {collected.first} rows the intervals of the gap's length and of the residual are "
-            "approximate: read the debiased ones. Those of recall and separability are approximate too; in simulations "
-            "they held the true number in 85 to 98 % of the cases, not always in 95 %."
+            f"With {collected.items} {collected.first} rows the intervals of the gap length and of the residual rms "
+            f"are approximate, as both numbers are biased; those of the debiased ones hold.{also}"
         )
     if collected.sums is None:
         notes.append(

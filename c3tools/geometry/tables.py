@@ -14,7 +14,7 @@ from ..metrics.retrieval import DEFAULT_KS
 from ..pages.render import FigureBlock, Section, interval, number
 from ..tables import Table
 from ..transforms import PUBLISHED_SIGMA
-from .measures import FEW_ITEMS, Measured
+from .measures import BIASED_ITEMS, Measured
 from .spaces import COLLAPSE, RAW, SpaceMeasures, describe_preset
 
 Values = Mapping[str, Any]
@@ -178,13 +178,13 @@ def _measures_table(values: Values) -> Table:
             ("residual rms", pairs, "residual_rms", "alignment noise, per dimension"),
             ("residual rms, debiased", pairs, "residual_rms_debiased", "about the true mean, not that of so few items"),
         ]
-    few = bool(pairs) and pairs["items"] < FEW_ITEMS
+    few = bool(pairs) and pairs["items"] < BIASED_ITEMS
     cells = []
     for name, part, key, meaning in rows:
         ends = interval(part[f"{key}_interval"], 4 if key.startswith("residual") else 3)
         about = "≈ " if few and key in ("length", "residual_rms") else ""
         cells.append([name, number(part[key], 4), about + ends, meaning])
-    note = f"≈: approximate with fewer than {FEW_ITEMS} items; the debiased interval holds." if few else ""
+    note = f"≈: approximate with fewer than {BIASED_ITEMS} items; the debiased interval holds." if few else ""
     return Table(["measure", "value", "95 %", "meaning"], cells, left=("meaning",), note=note)
 
 

@@ -108,11 +108,11 @@ def simulate_gap_after_training(
         f"The loss goes from {first.loss:.2f} to {last.loss:.2f}, the gap from {first.gap:.3f} to {last.gap:.3f}: "
         f"{100 * (1 - last.gap / first.gap):.0f} % of it is closed."
     )
-    theirs = PAPER_TRACE.get(last.step) if paper else None
-    if theirs is not None:
-        left = 100 * (last.gap / first.gap / (theirs[1] / PAPER_TRACE[0][1]) - 1)
+    published = PAPER_TRACE.get(last.step) if paper else None
+    if published is not None:
+        left = 100 * (last.gap / first.gap / (published[1] / PAPER_TRACE[0][1]) - 1)
         found += (
-            f" At this step the paper's loss is {theirs[0]:.2f}; the share of the gap left differs by {left:+.2f} %."
+            f" At this step the paper's loss is {published[0]:.2f}; the share of the gap left differs by {left:+.2f} %."
         )
     if paper and seed == SELECTED_SEED:
         found += " This seed was selected among 3,000 to match the paper's run; most start at a gap of 1.226 ± 0.024."
