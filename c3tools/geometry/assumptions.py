@@ -19,9 +19,8 @@ import numpy as np
 from ..moments import Array, Moments
 from ..reporter import counted
 from ..seeds import generator
-from ..store.rows import Indices
 from .collect import Collected
-from .residuals import Residuals, unbiased_kurtosis
+from .residuals import Residuals, between_groups, cluster, mixture, unbiased_kurtosis
 from .spectrum import effective_dimension
 
 Answer = Literal["yes", "partly", "no", "unknown"]
@@ -40,8 +39,6 @@ SAME, ALIKE = 0.3, 0.6
 FEW, SOME = 0.1, 0.25
 """Shares of the dimensions that may have other marginals than a Gaussian."""
 _GROUPS = 10
-_PERMUTATIONS = 99
-_MIXED_DIRECTIONS = 5
 _NULL_DIRECTIONS = 2_000
 
 
@@ -114,75 +111,6 @@ def is_constant(collected: Collected, *, seed: int = 0) -> Assumption:
         f"mixed at random would ({count} items)."
     )
     return _answer("constant", because, answer, worst, {"groups": groups, "items": count, **found})
-
-
-def between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> float:
-    """Return the root mean square distance of group means from the mean, beyond that of random groups.
-
-    Args:
-        differences: float64 (n, d), centred.
-        labels: int64 (n,), the group of each row.
-        seed: of the permutations.
-
-    Returns:
-        0 where it is not above 95 % of the permutations of the labels.
-    """
-    count, groups = len(differences), int(labels.max()) + 1
-    sizes = np.bincount(labels, minlength=groups).astype(np.float64)
-
-    def spread(names: Indices) -> float:
-        chosen = np.zeros((groups, count))
-        chosen[names, np.arange(count)] = 1
-        sums = chosen @ differences
-        return float(np.sum(np.einsum("ij,ij->i", sums, sums)[sizes > 0] / sizes[sizes > 0])) / count
-
-    rng = generator(seed, "permuted groups")
-    drawn = sorted(spread(rng.permutation(labels)) for _ in range(_PERMUTATIONS))
-    value = spread(labels)
-    if value <= drawn[int(0.95 * _PERMUTATIONS)]:
-        return 0.0
-    # the mean over all permutations, exactly
-    chance = float(np.sum(differences**2)) * (np.count_nonzero(sizes) - 1) / (count * (count - 1))
-    return sqrt(max(value - chance, 0.0))
-
-
-def mixture(differences: Array) -> float:
-    """Return the root mean square distance of two gaps, mixed at random, from their mean: see `is_constant`.
-
-    Args:
-        differences: float64 (n, d), centred, one row per item.
-    """
-    count = len(differences)
-    _, vectors = np.linalg.eigh(differences.T @ differences)
-    scores = differences @ vectors[:, : -_MIXED_DIRECTIONS - 1 : -1]
-    variances = np.mean(scores**2, axis=0)
-    variances[variances <= 0] = 1.0
-    kurtosis = unbiased_kurtosis(np.mean(scores**4, axis=0) / variances**2 - 3, count)
-    flat = np.minimum(np.where(kurtosis < -3 * sqrt(24 / count), kurtosis, 0.0), 0.0)
-    return float(np.sqrt(np.sum(variances * np.sqrt(np.minimum(-flat / 2, 1.0)))))
-
-
-def cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Indices:
-    """Cluster rows (n, d) by k-means from k-means++ starts; return the cluster of each, int64 (n,)."""
-    rng = generator(seed, "clusters")
-    rows = rows - rows.mean(axis=0)
-    squares = np.einsum("ij,ij->i", rows, rows)
-    centres = rows[rng.integers(len(rows), size=1)]
-    distance = np.full(len(rows), np.inf)
-    while len(centres) < count:
-        distance = np.minimum(distance, np.maximum(squares - 2 * rows @ centres[-1] + centres[-1] @ centres[-1], 0))
-        if not distance.sum() > 0:
-            break
-        centres = np.vstack([centres, rows[rng.choice(len(rows), p=distance / distance.sum())]])
-    labels = np.zeros(len(rows), dtype=np.int64)
-    for _ in range(rounds):
-        found = np.argmin(np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T, axis=1)
-        if np.array_equal(found, labels):
-            break
-        labels = found
-        for number in np.unique(labels):
-            centres[number] = rows[labels == number].mean(axis=0)
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
 def is_orthogonal(collected: Collected, *, seed: int = 0) -> Assumption:

@@ -1,4 +1,4 @@
-"""Differences of pairs: the alignment noise that is left when the gap is taken off, its shape, and its directions.
+"""Differences of pairs: the alignment noise left when the gap is taken off, its shape, and how groups of items differ.
 
 Items are what is drawn independently: the residuals of one image's captions share what is the image's own.
 """
@@ -18,6 +18,9 @@ from .reading import Rows
 from .spectrum import eigenvalues
 
 MAX_DIRECTIONS = 10_000
+_PERMUTATIONS = 99
+_PERMUTED_ITEMS = 1_000
+_MIXED_DIRECTIONS = 5
 _FURTHEST = 5.0
 _FINE_PER_SHOWN = 8
 _FINE_BINS = 60 * _FINE_PER_SHOWN
@@ -179,3 +182,80 @@ def unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
     if count < 4:
         return kurtosis
     return np.asarray((count - 1) * ((count + 1) * kurtosis + 6) / ((count - 2) * (count - 3)))
+
+
+def between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> float:
+    """Return the root mean square distance of group means from the mean, beyond that of random groups.
+
+    Args:
+        differences: float64 (n, d), centred.
+        labels: int64 (n,), the group of each row.
+        seed: of the permutations.
+
+    Returns:
+        0 where it is not above 95 % of the permutations of the labels.
+    """
+    rng = generator(seed, "permuted groups")
+    value = _above_chance(differences, labels)
+    # how far random groups are above chance does not depend on the number of items: a thousand are enough
+    chosen = rng.permutation(len(differences))[:_PERMUTED_ITEMS]
+    rows = differences[chosen] - differences[chosen].mean(axis=0)
+    drawn = sorted(_above_chance(rows, rng.permutation(labels[chosen])) for _ in range(_PERMUTATIONS))
+    if value <= drawn[int(0.95 * _PERMUTATIONS)]:
+        return 0.0
+    spread = float(np.mean(np.einsum("ij,ij->i", differences, differences)))
+    groups = len(np.unique(labels))
+    return sqrt(max(value - 1, 0.0) * spread * (groups - 1) / (len(differences) - 1))
+
+
+def _above_chance(differences: Array, labels: Indices) -> float:
+    """Return the mean square distance of group means from 0, weighted by size, over its mean over all permutations."""
+    count, sizes = len(differences), np.bincount(labels)
+    chosen = np.zeros((len(sizes), count))
+    chosen[labels, np.arange(count)] = 1
+    sums = (chosen @ differences)[sizes > 0]
+    spread = float(np.sum(np.einsum("ij,ij->i", sums, sums) / sizes[sizes > 0]))
+    chance = float(np.sum(differences**2)) * (np.count_nonzero(sizes) - 1) / (count - 1)
+    return spread / chance if chance > 0 else 0.0
+
+
+def mixture(differences: Array) -> float:
+    """Return the root mean square distance of two gaps, mixed at random, from their mean.
+
+    0 unless the differences are flatter than a Gaussian, by three standard errors, along one of five principal
+    directions: a mixture of two points has the kurtosis -2, and noise around them brings it nearer to 0.
+
+    Args:
+        differences: float64 (n, d), centred, one row per item.
+    """
+    count = len(differences)
+    _, vectors = np.linalg.eigh(differences.T @ differences)
+    scores = differences @ vectors[:, : -_MIXED_DIRECTIONS - 1 : -1]
+    variances = np.mean(scores**2, axis=0)
+    variances[variances <= 0] = 1.0
+    kurtosis = unbiased_kurtosis(np.mean(scores**4, axis=0) / variances**2 - 3, count)
+    flat = np.minimum(np.where(kurtosis < -3 * sqrt(24 / count), kurtosis, 0.0), 0.0)
+    return float(np.sqrt(np.sum(variances * np.sqrt(np.minimum(-flat / 2, 1.0)))))
+
+
+def cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Indices:
+    """Cluster rows (n, d) by k-means from k-means++ starts; return the cluster of each, int64 (n,)."""
+    rng = generator(seed, "clusters")
+    rows = rows - rows.mean(axis=0)
+    squares = np.einsum("ij,ij->i", rows, rows)
+    centres = rows[rng.integers(len(rows), size=1)]
+    distance = np.full(len(rows), np.inf)
+    while len(centres) < count:
+        distance = np.minimum(distance, np.maximum(squares - 2 * rows @ centres[-1] + centres[-1] @ centres[-1], 0))
+        if not distance.sum() > 0:
+            break
+        centres = np.vstack([centres, rows[rng.choice(len(rows), p=distance / distance.sum())]])
+    labels = np.zeros(len(rows), dtype=np.int64)
+    for _ in range(rounds):
+        found = np.argmin(np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T, axis=1)
+        if np.array_equal(found, labels):
+            break
+        labels = found
+        for number in np.unique(labels):
+            centres[number] = rows[labels == number].mean(axis=0)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)

@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3tools.geometry.assumptions import along_gap, between_groups, cluster, mixture
+from c3tools.geometry.assumptions import along_gap
 from c3tools.geometry.report import gap_report
-from c3tools.geometry.residuals import different_items, orthogonality, residuals
+from c3tools.geometry.residuals import (
+    between_groups,
+    cluster,
+    different_items,
+    mixture,
+    orthogonality,
+    residuals,
+)
 from c3tools.moments import Moments
 from tests.conftest import make_store
 from tests.geometry.spaces import paper_model, unit
