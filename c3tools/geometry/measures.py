@@ -350,7 +350,7 @@ def _limits(collected: Collected, modalities: dict[str, ModalityMeasures]) -> li
     if 0 < collected.items < BIASED_ITEMS:
         also = " So are those of recall and separability." if collected.items < FEW_ITEMS else ""
         notes.append(
-            f"With {collected.items} {collected.first} rows the intervals of the gap length and of the residual rms "
+            f"With {collected.items} {collected.first} rows the intervals of the gap's length and of the residual rms "
             f"are approximate, as both numbers are biased; those of the debiased ones hold.{also}"
         )
     if collected.sums is None:
