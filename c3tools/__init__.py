@@ -13,6 +13,7 @@ _HOMES = {
     "Captioner": "captioning",
     "ConnectedHeads": "connect",
     "GapReport": "geometry.report",
+    "Generator": "imaging",
     "Index": "index",
     "ModelIdentity": "identity",
     "Moments": "moments",
@@ -54,6 +55,7 @@ _HOMES = {
     "simulate_temperature": "geometry.theory.temperature",
     "split_store": "store.split",
     "train_captioner": "captioning",
+    "train_generator": "imaging",
     "unload_means": "store.means",
     "verify_store": "store.verify",
 }

@@ -26,6 +26,7 @@ COMMANDS = (
     "export",
     "train_decoder",
     "caption",
+    "train_generator",
     "evaluate",
     "ablate",
     "index",

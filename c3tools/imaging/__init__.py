@@ -1,0 +1,26 @@
+"""Images from embeddings: generators, their training, and adapters to pre-trained ones (the extra ``images``)."""
+
+from __future__ import annotations
+
+from .generator import Generator, ImageGenerator
+from .model import SIZES, ImageNetwork, NetworkConfig, Size, TrainingConfig, load_size, sample
+from .photos import Photos, read_photos
+from .train import fit_generator, train_generator
+from .training import Trainer
+
+__all__ = [
+    "SIZES",
+    "Generator",
+    "ImageGenerator",
+    "ImageNetwork",
+    "NetworkConfig",
+    "Photos",
+    "Size",
+    "Trainer",
+    "TrainingConfig",
+    "fit_generator",
+    "load_size",
+    "read_photos",
+    "sample",
+    "train_generator",
+]
