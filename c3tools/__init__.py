@@ -37,6 +37,7 @@ _HOMES = {
     "export_store": "export",
     "gap_report": "geometry.report",
     "gap_reports": "geometry.comparison",
+    "generate": "imaging",
     "import_embeddings": "store.import_embeddings",
     "list_models": "encoders.models",
     "load_encoder": "encoders",

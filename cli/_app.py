@@ -27,6 +27,7 @@ COMMANDS = (
     "train_decoder",
     "caption",
     "train_generator",
+    "generate",
     "evaluate",
     "ablate",
     "index",

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from .generation import GeneratedImage, GeneratedImages, generate
 from .generator import Generator, ImageGenerator
 from .model import SIZES, ImageNetwork, NetworkConfig, Size, TrainingConfig, load_size, sample
 from .photos import Photos, read_photos
+from .pretrained import PretrainedGenerator
 from .train import fit_generator, train_generator
 from .training import Trainer
 
 __all__ = [
     "SIZES",
+    "GeneratedImage",
+    "GeneratedImages",
     "Generator",
     "ImageGenerator",
     "ImageNetwork",
     "NetworkConfig",
     "Photos",
+    "PretrainedGenerator",
     "Size",
     "Trainer",
     "TrainingConfig",
     "fit_generator",
+    "generate",
     "load_size",
     "read_photos",
     "sample",

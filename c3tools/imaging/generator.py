@@ -10,6 +10,7 @@ Saved as a folder, without any pickle:
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from safetensors.torch import load_model, save_model
 from .. import devices
 from ..devices import Compute
 from ..encoders import Encoder, resolve_encoder
+from ..encoders.loading import weights_sha256
 from ..errors import GeneratorError
 from ..identity import ModelIdentity
 from ..io.files import sha256_of, write_json_atomically
@@ -62,6 +64,15 @@ class ImageGenerator(ABC):
     def dim(self) -> int:
         """The dimension of its embeddings."""
 
+    @property
+    @abstractmethod
+    def guidance(self) -> float:
+        """How much the embedding counts unless the user says otherwise."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a digest of its weights and its transform."""
+
     @abstractmethod
     def _sample(
         self,
@@ -69,7 +80,7 @@ class ImageGenerator(ABC):
         keys: Sequence[str],
         seed: int,
         steps: int,
-        guidance: float | None,
+        guidance: float,
         advance: Callable[[int], object],
     ) -> list[Image.Image]:
         """Return one image per transformed embedding (n, d); its noise comes from (seed, its key)."""
@@ -80,7 +91,7 @@ class ImageGenerator(ABC):
         *,
         images: Sequence[str | Path | Image.Image] | None = None,
         embeddings: Matrix | None = None,
-        modality: str | None = None,
+        modality: str = "text",
         keys: Sequence[str] | None = None,
         encoder: Encoder | None = None,
         n: int = 1,
@@ -98,7 +109,7 @@ class ImageGenerator(ABC):
             texts: what the images are to show; one of ``texts``, ``images`` and ``embeddings`` is given.
             images: paths or PIL images to make variations of.
             embeddings: float32 (m, d) as the encoder gives them; the pipeline is applied here.
-            modality: of ``embeddings``: ``text`` (the default) or ``image``.
+            modality: of ``embeddings``.
             keys: one per text, photo or embedding, from which the noise is drawn; by default the text itself, or the
                 number of the row.
             encoder: of the generator's model; by default it is loaded.
@@ -117,36 +128,78 @@ class ImageGenerator(ABC):
         if n < 1 or sampling_steps < 1:
             raise GeneratorError(f"n and sampling_steps must be at least 1, not {n} and {sampling_steps}.")
         if embeddings is None:
-            embeddings, modality = self._encode(texts, images, encoder, reporter)
+            embeddings = self.encode(texts=texts, images=images, encoder=encoder, reporter=reporter)
+            modality = "text" if texts is not None else "image"
+        if keys is None:
+            keys = list(texts) if texts is not None else [str(row) for row in range(len(embeddings))]
+        with reporter.progress("Generating images", n * len(keys)) as progress:
+            return self.sample(
+                embeddings.repeat(n, axis=0),
+                modality,
+                [(key, number) for key in keys for number in range(n)],
+                seed=seed,
+                steps=sampling_steps,
+                guidance=guidance,
+                advance=progress.advance,
+            )
+
+    def sample(
+        self,
+        embeddings: Matrix,
+        modality: str,
+        keys: Sequence[tuple[str, int]],
+        *,
+        seed: int = 0,
+        steps: int = SAMPLING_STEPS,
+        guidance: float | None = None,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> list[Image.Image]:
+        """Return one image per embedding, whose noise is drawn from the seed and its key.
+
+        Args:
+            embeddings: float32 (n, d) as the encoder gives them.
+            modality: of the embeddings.
+            keys: a name, and a number among the images of that name.
+            seed, steps, guidance: see `generate`.
+            advance: is called with the number of further images done.
+
+        Raises:
+            GeneratorError: if the dimension is another than the generator's.
+        """
         self.check_dim(embeddings.shape[1])
         if not len(embeddings):
             return []
-        inputs = self.pipeline.transform(embeddings, modality=modality or "text", training=False)
-        if keys is None:
-            keys = list(texts) if texts is not None else [str(row) for row in range(len(embeddings))]
-        own = [key if number == 0 else f"{number}\x1f{key}" for key in keys for number in range(n)]
-        with reporter.progress("Generating images", len(own)) as progress:
-            return self._sample(inputs.repeat(n, axis=0), own, seed, sampling_steps, guidance, progress.advance)
+        inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
+        own = [key if number == 0 else f"{number}\x1f{key}" for key, number in keys]
+        return self._sample(inputs, own, seed, steps, self.guidance if guidance is None else guidance, advance)
 
-    def _encode(
+    def encode(
         self,
-        texts: Sequence[str] | None,
-        images: Sequence[str | Path | Image.Image] | None,
-        encoder: Encoder | None,
-        reporter: Reporter,
-    ) -> tuple[Matrix, str]:
-        """Return embeddings of texts or photos, and their modality."""
-        empty = [number for number, text in enumerate(texts or ()) if not text.strip()]
+        *,
+        texts: Sequence[str] | None = None,
+        images: Sequence[str | Path | Image.Image] | None = None,
+        encoder: Encoder | None = None,
+        reporter: Reporter = SILENT,
+    ) -> Matrix:
+        """Return the embeddings of texts, or of photos, float32 (n, d).
+
+        They are encoded one by one: in a batch, the last bits of an embedding depend on the others in it.
+
+        Raises:
+            GeneratorError: if a text is empty, or the encoder is of another model than the generator.
+            EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
+        """
+        empty = [number for number, text in enumerate(texts or (), start=1) if not text.strip()]
         if empty:
-            raise GeneratorError(f"Text {empty[0] + 1} is empty.", remedy="Say what the image is to show.")
+            raise GeneratorError(f"Text {empty[0]} is empty.", remedy="Say what the image is to show.")
         encoder = encoder or resolve_encoder(recorded=self.model, device=str(self.compute.device), reporter=reporter)
         self.check_model(encoder.identity, encoder.dim)
         if texts is None:
-            return encoder.encode_images(list(images or ())), "image"
+            return encoder.encode_images(list(images or ()), batch_size=1)
         cut = encoder.truncated(texts, encoder.tokenise(texts)) if texts else 0
         if cut:
             reporter.message(f"{cut:,} of {len(texts):,} texts are longer than the model reads; their ends are cut.")
-        return encoder.encode_texts(texts), "text"
+        return encoder.encode_texts(texts, batch_size=1)
 
     @property
     def model(self) -> ModelIdentity:
@@ -204,13 +257,24 @@ class Generator(ImageGenerator):
         """The dimension of its embeddings."""
         return self.network.config.dim
 
+    @property
+    def guidance(self) -> float:
+        """How much the embedding counts unless the user says otherwise."""
+        return GUIDANCE
+
+    def fingerprint(self) -> str:
+        """Return a digest of its weights and its transform."""
+        return hashlib.sha256(
+            f"{weights_sha256(self.network)}{self.pipeline.record()['checksum']}".encode()
+        ).hexdigest()
+
     def _sample(
         self,
         inputs: Matrix,
         keys: Sequence[str],
         seed: int,
         steps: int,
-        guidance: float | None,
+        guidance: float,
         advance: Callable[[int], object],
     ) -> list[Image.Image]:
         pixels = self.network.config.pixels
@@ -221,7 +285,7 @@ class Generator(ImageGenerator):
             noise,
             self.compute,
             steps=steps,
-            guidance=GUIDANCE if guidance is None else guidance,
+            guidance=guidance,
             advance=advance,
         )
         return [Image.fromarray(square) for square in squares.numpy()]
