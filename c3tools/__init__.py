@@ -34,6 +34,7 @@ _HOMES = {
     "describe_machine": "machine",
     "embed": "embedding",
     "evaluate_captions": "captioning.evaluate",
+    "evaluate_images": "imaging",
     "export_store": "export",
     "gap_report": "geometry.report",
     "gap_reports": "geometry.comparison",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .evaluate import ImageEvaluation, ImageScorer, evaluate_images
 from .generation import GeneratedImage, GeneratedImages, generate
 from .generator import Generator, ImageGenerator
 from .model import SIZES, ImageNetwork, NetworkConfig, Size, TrainingConfig, load_size, sample
@@ -15,14 +16,17 @@ __all__ = [
     "GeneratedImage",
     "GeneratedImages",
     "Generator",
+    "ImageEvaluation",
     "ImageGenerator",
     "ImageNetwork",
+    "ImageScorer",
     "NetworkConfig",
     "Photos",
     "PretrainedGenerator",
     "Size",
     "Trainer",
     "TrainingConfig",
+    "evaluate_images",
     "fit_generator",
     "generate",
     "load_size",

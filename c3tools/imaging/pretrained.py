@@ -151,7 +151,7 @@ class PretrainedGenerator(ImageGenerator):
             kind: a key of `KINDS`.
             source: a folder that ``save_pretrained`` wrote, or a name on the Hugging Face hub.
             store: of the model that the generator was trained with, with images and texts; its means are used.
-            compute: device and precision; fp32 on the CPU when None.
+            compute: device and precision; on a CPU always fp32.
 
         Raises:
             GeneratorError: if the weights cannot be had, or are of another model than the store (both are named).
@@ -159,7 +159,8 @@ class PretrainedGenerator(ImageGenerator):
             MissingExtraError: if diffusers is not installed.
         """
         chosen, store = KINDS[kind], Store.open(store)
-        compute = compute or Compute(torch.device("cpu"), "fp32")
+        if compute is None or compute.device.type == "cpu":  # parts of these pipelines have no bf16 there
+            compute = Compute(torch.device("cpu"), "fp32")
         pipe = _load_pipe(chosen.pipeline, source, compute)
         check_identity(f"{kind}:{source}", chosen, chosen.dim(pipe), store)
         pipeline = preset("realign", train_on="image", infer_on="text").fit(store)
