@@ -15,6 +15,8 @@ from ..metrics.significance import mean_and_std
 from ..pages import render_page
 from ..tables import Table
 
+FILES = ("cells", "decoders", "generators", "table.md")  # of a folder of tables
+
 
 @dataclass(frozen=True)
 class ImageMethod:
@@ -155,6 +157,11 @@ class ImageAblation:
                     f"{after} − {before}: {difference:+.3f} {metric}, {within} the spread over seeds ({spread:.3f})"
                 )
         return notes
+
+    @property
+    def commands(self) -> list[str]:
+        """The command that makes the table."""
+        return [self.command] if self.command else []
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, and all runs (``runs``, the list that `c3 ablate --task images --json` writes)."""

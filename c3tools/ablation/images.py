@@ -19,18 +19,21 @@ import numpy as np
 from .. import devices
 from ..devices import Compute
 from ..encoders import Encoder
-from ..errors import GeneratorError
+from ..errors import GeneratorError, telling_what_is_kept
 from ..imaging import Generator, ImageScorer, Photos, TrainingConfig, fit_generator, load_size
 from ..imaging.evaluate import load_encoders, real_photos
+from ..imaging.model import SAMPLING_STEPS
 from ..imaging.sheet import inline_png
 from ..imaging.train import sigma_from_photos, training_photos
 from ..io.files import write_json_atomically
+from ..io.lock import locked
+from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
 from ..store import Pairs, Rows, Store
 from ..training import CheckpointDir
 from ..transforms import preset
-from .image_table import IMAGE_METHODS, ImageAblation, ImageRun
+from .image_table import FILES, IMAGE_METHODS, ImageAblation, ImageRun
 
 EXAMPLES = 12
 _NAMED_DIGITS = 12
@@ -59,9 +62,9 @@ class ImageData:
 def ablate_images(
     store: Store,
     methods: Sequence[str],
-    seeds: Sequence[int],
-    sigma: float | str,
     *,
+    seeds: int,
+    sigmas: Sequence[float | str],
     output: Path,
     split: str = "test",
     size: str = "tiny",
@@ -77,9 +80,9 @@ def ablate_images(
 
     Args:
         store: holds images, texts, and where the photos are.
-        methods: keys of `IMAGE_METHODS`.
-        seeds: of the trainings.
-        sigma: noise per dimension, or ``auto``: from images alone (`c3tools.imaging.train_generator`).
+        methods: keys of `IMAGE_METHODS`; ``all`` for all.
+        seeds: how many trainings of each: seeds 0, 1, ....
+        sigmas: one: noise per dimension, or ``auto``: from images alone (`c3tools.imaging.train_generator`).
         output: folder of the finished cells, the generators and the table.
         split: the photos that are scored.
         size, set, steps: as `c3tools.imaging.train_generator` takes them.
@@ -91,22 +94,49 @@ def ablate_images(
     Raises:
         GeneratorError: if a method or a setting is unknown, or photos are missing.
         MetricError: if the split has no photos with texts.
+        OutputError: if ``output`` holds other files, or is written by another run.
     """
+    methods = list(IMAGE_METHODS) if list(methods) == ["all"] else methods
     check_image_methods(methods)
+    if len(sigmas) != 1:
+        raise GeneratorError(f"A table of images has one sigma, not {len(sigmas)}.", remedy="Make one table of each.")
     compute = devices.pick(device, precision)
     chosen = load_size(size, set)
     training = replace(chosen.training, steps=chosen.training.steps if steps is None else steps)
-    if sigma == "auto":
-        value, why = sigma_from_photos(store)
-        reporter.message(why)
-    else:
-        value = float(sigma)
-    encoders = load_encoders(store, encoder, device=device, reporter=reporter)
-    data, remarks = image_data(store, chosen.pixels, split, encoders, reporter)
+    with (
+        locked(output),
+        telling_what_is_kept(lambda: f"What is finished is kept in {output}; the same command continues."),
+    ):
+        Output(output, "ablation", FILES).holds_result()
+        value, why = sigma_from_photos(store) if sigmas[0] == "auto" else (float(sigmas[0]), "")
+        if why:
+            reporter.message(why)
+        encoders = load_encoders(store, encoder, device=device, reporter=reporter)
+        data, remarks = image_data(store, chosen.pixels, split, encoders, reporter)
+        runs = _runs(data, methods, seeds, value, training, size, set, output, keep, compute, reporter)
+        table = _table(data, runs, remarks, _command(store, methods, seeds, value, size, set, steps, split, encoder))
+        table.save(output)
+    return table
+
+
+def _runs(
+    data: ImageData,
+    methods: Sequence[str],
+    seeds: int,
+    value: float,
+    training: TrainingConfig,
+    size: str,
+    set: Sequence[str],
+    output: Path,
+    keep: bool,
+    compute: Compute,
+    reporter: Reporter,
+) -> list[ImageRun]:
+    """Return the cells of the table: finished ones as they are kept, the others computed and kept."""
     identity = _identity(data, training, size, set, compute)
     cells = output / "cells" / identity[:_NAMED_DIGITS]
     runs: list[ImageRun] = []
-    for seed in seeds:
+    for seed in range(seeds):
         trained: dict[str, Generator] = {}
         for name in methods:
             method = IMAGE_METHODS[name]
@@ -129,9 +159,7 @@ def ablate_images(
             runs.append(run)
             first = next(metric for metric in run.scores if metric.startswith("FD-"))
             reporter.message(f"{name}, seed {seed}: {first} {run.scores[first]:.3f}")
-    table = _table(data, runs, remarks, _command(store, methods, seeds, value, size, set, steps, split, encoder))
-    table.save(output)
-    return table
+    return runs
 
 
 def check_image_methods(methods: Sequence[str]) -> None:
@@ -215,7 +243,8 @@ def _run(data: ImageData, name: str, seed: int, sigma: float, made: Generator, r
     modality = IMAGE_METHODS[name].asked_with
     asked = data.asked[modality]
     keys = data.asked["image"].keys
-    images = made.generate(embeddings=asked.embeddings, modality=modality, keys=keys, seed=seed, reporter=reporter)
+    options: dict[str, Any] = {"seed": seed, "sampling_steps": SAMPLING_STEPS, "reporter": reporter}
+    images = made.generate(embeddings=asked.embeddings, modality=modality, keys=keys, **options)
     scores = data.scorer.score(images, data.captions)
     examples = {key: inline_png(image) for key, image in zip(keys[:EXAMPLES], images, strict=False)}
     return ImageRun(name, seed, sigma, scores, made.record["best_val_loss"], made.record["seconds"], examples)
@@ -257,7 +286,7 @@ def _identity(data: ImageData, training: TrainingConfig, size: str, set: Sequenc
 def _command(
     store: Store,
     methods: Sequence[str],
-    seeds: Sequence[int],
+    seeds: int,
     sigma: float,
     size: str,
     set: Sequence[str],
@@ -265,7 +294,7 @@ def _command(
     split: str,
     encoder: Sequence[str],
 ) -> str:
-    parts = ["c3", "ablate", "--task", "images", "--methods", ",".join(methods), "--seeds", str(len(seeds))]
+    parts = ["c3", "ablate", "--task", "images", "--methods", ",".join(methods), "--seeds", str(seeds)]
     parts += ["--sigma", f"{sigma:.6g}", "--size", size, *(part for value in set for part in ("--set", value))]
     parts += ["--steps", str(steps)] if steps is not None else []
     parts += ["--split", split] if split != "test" else []

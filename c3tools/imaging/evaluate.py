@@ -247,7 +247,7 @@ def evaluate_images(
         EncoderError: if an encoder cannot be loaded.
         MissingExtraError: if ``inception`` is given and torch-fidelity is not installed.
     """
-    store = Store.open(store)
+    store = Store.open(store, reporter=reporter)
     made = images if isinstance(images, GeneratedImages) else GeneratedImages.load(images)
     opened = made.open()
     sizes = {image.size for image in opened}
@@ -305,14 +305,14 @@ def real_photos(
         GeneratorError: if no photo can be read.
         MetricError: if the split has no images.
     """
-    rows = store.load("image")
-    chosen = rows.where(split)
+    chosen = store.load("image", split)
     if not len(chosen):
-        there = ", ".join(f"{name}: {count:,}" for name, count in sorted(store.split_counts("image").items()))
         raise MetricError(
-            f"The store {store.path} has no images in the split {split!r}; it has {there}.", remedy="Name --split."
+            f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
+            remedy="Name another with --split.",
         )
-    rest = rows.select(np.array([own not in (split, "train") for own in rows.splits], dtype=bool))
+    spare = next((name for name in ("val", "test") if name != split and store.count("image", name)), None)
+    rest = chosen.select(np.arange(0)) if spare is None else store.load("image", spare)
     order = np.argsort([stable_fraction(key, "real photos") for key in rest.keys])[:n]
     options: dict[str, Any] = {"download": download, "reporter": reporter}
     reference = read_photos(store, chosen, pixels, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,19 @@ import torch
 from matplotlib.figure import Figure
 
 from .. import devices
+from ..corpus.splits import STANDARD
 from ..devices import Compute
 from ..errors import GeneratorError, telling_what_is_kept
 from ..io.outputs import Output
 from ..pages import palette
 from ..pages.figures import new_figure, save_figure, styled
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, keyed_normal, stable_fraction
 from ..store import Rows, Store
 from ..training import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
-from ..transforms.fitting import fit_moments
 from ..transforms.sigma import AUTO, PUBLISHED_SIGMA, SPREADS, parse_sigma, photo_spread
 from .generator import Generator, describe_generator, generator_output
 from .model import ImageNetwork, TrainingConfig, load_size, sample
@@ -107,8 +108,8 @@ def train_generator(
     chosen = load_size(size, set)
     training = replace(chosen.training, seed=seed, steps=chosen.training.steps if steps is None else steps)
     output = Path(output)
-    target = generator_output(output, overwrite)
-    compute = devices.pick(device, precision)
+    target, compute = generator_output(output, overwrite), devices.pick(device, precision)
+    load = partial(Generator.load, output, compute)
     checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
     with checkpoints.locked(output):
         target.ask(
@@ -125,7 +126,7 @@ def train_generator(
             },
             lambda: describe_generator(output),
         )
-        store = Store.open(store)
+        store = Store.open(store, reporter=reporter)
         train, val, notes = training_photos(
             store, chosen.pixels, train_split, fraction=train_fraction, download=download, reporter=reporter
         )
@@ -145,7 +146,7 @@ def train_generator(
                 record=record,
                 checkpoints=checkpoints,
                 samples=output.with_name(f"{output.name}.{SAMPLES_FILE}"),
-                finished=lambda identity: Generator.load(output, compute) if target.is_done(identity) else None,
+                finished=lambda digest: load() if target.is_done(digest, load) else None,
                 label=f"Training {pipeline.name}",
                 reporter=recorder,
             )
@@ -252,7 +253,7 @@ def sigma_from_photos(store: Store, split: str = "train") -> tuple[float, str]:
     """Return sigma by the rule of ``--sigma auto`` for generators, and a sentence on what it is based on."""
     rows = store.load("image", split)
     order = np.argsort([stable_fraction(key, "photo spread") for key in rows.keys])
-    rule = photo_spread(rows.embeddings[order], fit_moments(store, "image", split).mean)
+    rule = photo_spread(rows.embeddings[order], store.fitting_moments("image", split).mean)
     if rule.sigma is None:
         return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, as {rule.missing}"
     sigma = SPREADS * rule.sigma
@@ -278,20 +279,21 @@ def training_photos(
     """
     train = store.load("image", split)
     if not len(train):
-        there = ", ".join(f"{name}: {n:,}" for name, n in sorted(store.split_counts("image").items()))
         raise GeneratorError(
-            f"The store {store.path} has no images in the split {split!r}; it has {there or 'none'}.",
+            f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
             remedy="Name the split to learn from with --train-split.",
         )
-    notes: list[str] = []
-    if split != "val" and store.moments("image", "val").n:
+    notes = [store.split_note] if store.split_note else []
+    # where rows are split by hash, those of a split that the corpus names are in val too
+    apart = split in STANDARD or store.kept_splits is None
+    if split != "val" and apart and store.count("image", "val"):
         val = store.load("image", "val")
     else:
         train, val = train.hold_out()
-        notes.append(f"There is no val split: {len(val):,} photos are held out.")
+        notes.append(f"There is no val split: {counted(len(val), 'photo is', 'photos are')} held out.")
     if fraction < 1:
         train = train.sample(fraction)
-        notes.append(f"Using {len(train):,} photos: {fraction:.0%} of them.")
+        notes.append(f"Using {counted(len(train), 'photo')}: {fraction:.0%} of them.")
     if not len(train) or not len(val):
         raise GeneratorError(
             f"Training needs photos to learn from and others to validate on; there are {len(train)} and {len(val)}.",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from c3tools.encoders import Encoder
-from c3tools.imaging import Generator, ImageNetwork, NetworkConfig
+from c3tools.imaging import Generator, ImageNetwork, NetworkConfig, Size, TrainingConfig
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from tests.conftest import build_store, unit_rows
@@ -24,6 +24,15 @@ def untrained(encoder: Encoder) -> Generator:
     rows = {name: unit_rows(20, encoder.dim, seed) for seed, name in enumerate(("image", "text"))}
     pipeline = preset("c3", sigma=0.1, train_on="image", infer_on="text").fit(rows)
     return Generator(network, pipeline, {"model": dict(encoder.identity), "preset": "c3", "size": "micro"}, FP32)
+
+
+MICRO_SIZE = Size(8, 2, (16, 16), (False, True), TrainingConfig(steps=6, batch_size=8, validations=3))
+
+
+@pytest.fixture(autouse=True)
+def micro(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the size tiny be a network of 8 x 8 pixels that is trained at once."""
+    monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
 
 
 def mini_store(folder: Path, encoder: Encoder, count: int = 24) -> Store:

@@ -14,6 +14,12 @@ from c3tools.seeds import keyed_normal
 
 from .worlds import FP32
 
+
+@pytest.fixture(autouse=True)
+def micro() -> None:
+    """Keep the sizes as they are."""
+
+
 MICRO = NetworkConfig(dim=6, pixels=8, patch=2, channels=(16, 16), attention=(False, True))
 
 

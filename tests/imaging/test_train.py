@@ -17,7 +17,7 @@ from c3tools.transforms.sigma import NEIGHBOURS, PUBLISHED_SIGMA, photo_spread
 from tests.conftest import C3, build_store, make_store, unit_rows
 
 from .test_training import Told
-from .worlds import FP32, MICRO, TOY, image_rows, photo_store, text_rows, write_photos
+from .worlds import FP32, TOY, image_rows, photo_store, text_rows, write_photos
 
 Train = Callable[..., Generator]
 
@@ -34,7 +34,7 @@ def train(store: Store, tmp_path: Path) -> Train:
             "store": store,
             "output": tmp_path / "c3-generator",
             "sigma": 0.05,
-            "set": (*MICRO, "validations=2"),
+            "set": ("validations=2",),
             "steps": 4,
             "device": "cpu",
             "precision": "fp32",
@@ -149,7 +149,7 @@ def test_a_store_of_texts_is_an_error(train: Train, tmp_path: Path) -> None:
 
 def test_the_command_trains_continues_and_prints(c3: C3, tmp_path: Path) -> None:
     photo_store(tmp_path / "c3-store")
-    quick = ("--steps", "4", "--set", "pixels=8", "--precision", "fp32", "--sigma", "0.05")
+    quick = ("--steps", "4", "--precision", "fp32", "--sigma", "0.05")
     result = c3("train-generator", *quick, "--json", "run.json")
     assert result.exit_code == 0, result.stderr
     assert "(kept)" in result.stdout
@@ -170,7 +170,7 @@ def test_the_command_trains_continues_and_prints(c3: C3, tmp_path: Path) -> None
         (("--preset", "c4"), "no preset 'c4'"),
         (("--train-split", "restval"), "no images in the split 'restval'; it has test: 8, train: 24, val: 8"),
         (("--store", "nowhere"), "no store at nowhere"),
-        (("--set", "pixels=12"), "cannot be halved"),
+        (("--set", "pixels=10"), "cannot be halved"),
     ],
 )
 def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

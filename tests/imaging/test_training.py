@@ -14,21 +14,16 @@ from hypothesis import strategies as st
 
 from c3tools.errors import GeneratorError
 from c3tools.imaging import Generator, ImageNetwork, Trainer, TrainingConfig, fit_generator
-from c3tools.imaging.model import Size
 from c3tools.imaging.training import to_network
 from c3tools.reporter import Progress, Reporter
 from c3tools.training import CheckpointDir
 from c3tools.transforms import preset
 
+from .conftest import MICRO_SIZE
 from .worlds import FP32, QUICK, photos_in_memory
 
 TRAIN, VAL, MOMENTS = photos_in_memory()
-SIZE = Size(8, 2, (16, 16), (False, True), QUICK)
-
-
-@pytest.fixture(autouse=True)
-def micro(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("c3tools.imaging.train.load_size", lambda name, overrides=(): SIZE)
+SIZE = MICRO_SIZE
 
 
 def make_trainer(config: TrainingConfig = QUICK, sigma: float = 0.0, seed: int = 0) -> Trainer:
@@ -83,7 +78,7 @@ def train(folder: Path | None, reporter: Reporter | None = None, **changes: floa
 @pytest.fixture(scope="module")
 def uninterrupted() -> Generator:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("c3tools.imaging.train.load_size", lambda name, overrides=(): SIZE)
+        patch.setattr("c3tools.imaging.model.SIZES", {"tiny": SIZE})
         return train(None)
 
 

@@ -17,7 +17,6 @@ DIM = 16
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220), "white": (235, 235, 235)}
 TOY = {"name": "toy-model", "weights_sha256": "1" * 64}
 FP32 = devices.pick("cpu", "fp32")
-MICRO = ("pixels=8",)
 QUICK = TrainingConfig(steps=6, batch_size=8, validations=3)
 
 
