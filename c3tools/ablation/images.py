@@ -271,8 +271,8 @@ def _read(path: Path, identity: str) -> ImageRun | None:
 
 def _identity(data: ImageData, training: TrainingConfig, size: str, set: Sequence[str], compute: Compute) -> str:
     """Return a digest of all that a cell depends on beside method, seed and sigma."""
-    plain = [asdict(training), asdict(load_size(size, set)), compute.precision, list(data.captions)]
-    plain.append([encoder.identity for encoder in data.scorer.encoders])
+    encoders = [dict(encoder.identity) for encoder in data.scorer.encoders]
+    plain = [asdict(training), asdict(load_size(size, set)), compute.precision, list(data.captions), encoders]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for photos in (data.train, data.val, data.scorer.reference):
         digest.update(photos.rows.embeddings.tobytes() + photos.pixels.tobytes())

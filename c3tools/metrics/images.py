@@ -6,6 +6,7 @@ of an encoder it is named after it: ``FD-c3-mini``, ``KID-c3-mini``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ def kernel_distance(first: Floats, second: Floats) -> float:
 
 def kernel_features(embeddings: Floats) -> Array:
     """Return unit vectors (n, d) at the length for which the kernel of `kernel_distance` is ``(cosine + 1)^3``."""
-    return unit_rows(np.asarray(embeddings, dtype=np.float64)) * embeddings.shape[1] ** 0.5
+    return unit_rows(np.asarray(embeddings, dtype=np.float64)) * math.sqrt(embeddings.shape[1])
 
 
 def inception_score(probabilities: Floats) -> float:

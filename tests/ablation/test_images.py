@@ -9,7 +9,7 @@ import pytest
 from c3tools.ablation import IMAGE_METHODS, ImageAblation, ImageRun, ablate
 from c3tools.encoders import Encoder
 from c3tools.errors import DecoderError, GeneratorError
-from c3tools.imaging import Generator
+from c3tools.imaging import Generator, fit_generator
 from c3tools.store import Store
 from tests.conftest import C3
 from tests.imaging.conftest import MICRO_SIZE, mini_store
@@ -43,15 +43,12 @@ def test_every_method_is_run_and_finished_cells_are_kept(
     first, _ = table_of(store, tmp_path / "out", methods="C1,C3")
     assert [run.method for run in first.runs] == ["C1", "C3"]
     trained: list[str] = []
-    from c3tools.ablation import images
-
-    fit = images.fit_generator
 
     def spy(*arguments: object, **named: object) -> Generator:
         trained.append(str(named["label"]))
-        return fit(*arguments, **named)  # type: ignore[arg-type]
+        return fit_generator(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(images, "fit_generator", spy)
+    monkeypatch.setattr("c3tools.ablation.images.fit_generator", spy)
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
     assert trained == ["C2_1, seed 0", "C2_2, seed 0", "LAFITE, seed 0"]

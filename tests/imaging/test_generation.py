@@ -12,6 +12,7 @@ from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError, OutputError
 from c3tools.imaging import GeneratedImages, Generator, generate
 from c3tools.imaging.generation import captions_to_show
+from c3tools.imaging.sheet import save_image
 from tests.conftest import C3
 
 from .test_training import Told
@@ -97,23 +98,21 @@ def test_what_is_there_is_not_made_again(
 def test_a_full_disk_keeps_what_was_written(
     untrained: Generator, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from c3tools.imaging import generation
-
-    save, written = generation.save_image, []
+    written: list[Path] = []
 
     def full(image: Image.Image, path: Path) -> None:
         if len(written) == 1:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         written.append(path)
-        save(image, path)
+        save_image(image, path)
 
     options = {"generator": untrained, "encoder": encoder, "output": tmp_path / "out", "sampling_steps": STEPS}
-    monkeypatch.setattr(generation, "save_image", full)
+    monkeypatch.setattr("c3tools.imaging.generation.save_image", full)
     with pytest.raises(OSError, match="No space left"):
         generate(["a", "b"], **options)  # type: ignore[arg-type]
     assert written[0].is_file()
     assert not list((tmp_path / "out").glob(".*.tmp"))
-    monkeypatch.setattr(generation, "save_image", save)
+    monkeypatch.setattr("c3tools.imaging.generation.save_image", save_image)
     assert len(generate(["a", "b"], **options).open()) == 2  # type: ignore[arg-type]
 
 
