@@ -41,7 +41,7 @@ _NAMED_DIGITS = 12
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a table is computed from.
+    """The data of a table.
 
     Attributes:
         train, val: photos to learn from and to choose the checkpoint on, with their embeddings.

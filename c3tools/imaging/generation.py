@@ -49,7 +49,7 @@ _SLUG = re.compile(r"[^a-z0-9]+")
 
 
 class Prompt(NamedTuple):
-    """What an image is asked for.
+    """The request for an image.
 
     Attributes:
         asked: the text, the path of the photo, or the number of the embedding.
@@ -129,6 +129,9 @@ class GeneratedImages:
             content = json.loads(path.read_text(encoding="utf-8"))
             images = [GeneratedImage(**image) for image in content.pop("images")]
             modality = str(content.pop("modality"))
+            outside = [image.file for image in images if Path(image.file).name != image.file]
+            if outside:
+                raise ValueError(f"{outside[0]} is not in the folder")
         except FileNotFoundError:
             files = sorted(file for file in folder.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
             images, modality, content = [GeneratedImage(file.name, file.stem) for file in files], "unknown", {}

@@ -67,7 +67,7 @@ class ImageGenerator(ABC):
     @property
     @abstractmethod
     def guidance(self) -> float:
-        """How much the embedding counts unless the user says otherwise."""
+        """The weight of the embedding unless the user says otherwise."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -259,7 +259,7 @@ class Generator(ImageGenerator):
 
     @property
     def guidance(self) -> float:
-        """How much the embedding counts unless the user says otherwise."""
+        """The weight of the embedding unless the user says otherwise."""
         return GUIDANCE
 
     def fingerprint(self) -> str:

@@ -176,7 +176,7 @@ class PretrainedGenerator(ImageGenerator):
 
     @property
     def guidance(self) -> float:
-        """How much the embedding counts unless the user says otherwise."""
+        """The weight of the embedding unless the user says otherwise."""
         return KINDS[self.kind].guidance
 
     def fingerprint(self) -> str:

@@ -102,6 +102,12 @@ def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path
         evaluate_images(single, store)
     with pytest.raises(MetricError, match=r"no images in the split 'val'; it has train \(12\), test \(12\)"):
         evaluate_images(write_made(tmp_path / "two", squares, ["a", "b"], [None, None]), store, split="val")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "images.json").write_text(
+        '{"modality": "text", "images": [{"file": "../made/0.png", "asked": "a"}]}'
+    )
+    with pytest.raises(GeneratorError, match="is not in the folder"):
+        evaluate_images(tmp_path / "odd", store)
     with pytest.raises(MetricError, match="no Inception weights"):
         evaluate_images(tmp_path / "two", store, inception=tmp_path / "none.pth")
 
