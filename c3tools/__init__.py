@@ -24,6 +24,7 @@ _HOMES = {
     "Store": "store",
     "TerminalReporter": "terminal",
     "ablate": "ablation",
+    "ablate_images": "ablation",
     "apply_heads": "connect",
     "build_index": "index",
     "caption_images": "captioning.captioner",

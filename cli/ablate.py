@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from c3tools.errors import C3Error
+
 from ._captioning import BeamsOption, EpochsOption, LengthPenaltyOption, MagicOption, SetOption
 from ._console import message, out, print_table, reporter, write_json
 from ._options import DEFAULT_STORE, DeviceOption, JsonOption, PrecisionOption, StoreOption, arguments, local_path
 
 if TYPE_CHECKING:
+    from c3tools.ablation import Ablation, ImageAblation
     from c3tools.tables import Table
 
 DEFAULT_FOLDER = Path("c3-ablation")
@@ -91,24 +94,44 @@ def ablate(
 
     What is finished is kept: the same command continues, and one with more methods, seeds or sigmas adds to it.
     """
-    options = arguments(locals(), "store", "list_methods")
-    from c3tools.ablation import ImageAblation
+    options = arguments(locals(), "store", "list_methods", "task", "steps", "encoder")
     from c3tools.ablation import ablate as run
+    from c3tools.ablation import ablate_images
 
     if list_methods:
         print_table(list_all())
         return
-    table = run(store, **options, reporter=reporter())
+    if task == "images":
+        (noise,) = sigma if len(sigma) == 1 else [" and ".join(sigma)]  # refused: a table of images has one
+        shared = {name: options[name] for name in ("methods", "seeds", "output", "split", "size", "set")}
+        shared |= {name: options[name] for name in ("device", "precision")}
+        images = ablate_images(
+            store,
+            **shared,
+            sigma=noise,
+            steps=steps,
+            encoder=encoder,
+            keep_generators=keep_decoders,
+            reporter=reporter(),
+        )
+        _show(images, json)
+        if json != "-":
+            print_table(images.published())
+    elif task == "captions":
+        _show(run(store, **options, reporter=reporter()), json)
+    else:
+        raise C3Error(f"There is no task {task!r}.", remedy="Choose captions or images.")
+    message(f"Wrote {output}/table.md and {output}/table.html")
+
+
+def _show(table: Ablation | ImageAblation, json: str | None) -> None:
     if write_json(table.to_dict()["runs"], json):
         print_table(table.table())
         for note in table.notes:
             out.print(note, highlight=False)
-        if isinstance(table, ImageAblation):
-            print_table(table.published())
         out.print("\nEach row is made by:", highlight=False)
         for command in table.commands:
             out.print(command, style="dim", highlight=False, markup=False, soft_wrap=True)
-    message(f"Wrote {output}/table.md and {output}/table.html")
 
 
 def list_all() -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .image_table import IMAGE_METHODS, ImageAblation, ImageRun
+from .images import ablate_images
 from .methods import ABLATION, METHODS, AblationData, AblationRun, run_ablation
 from .run import ablate
 from .table import Ablation
@@ -17,5 +18,6 @@ __all__ = [
     "ImageAblation",
     "ImageRun",
     "ablate",
+    "ablate_images",
     "run_ablation",
 ]

@@ -14,6 +14,7 @@ from ..io.files import write_text_atomically
 from ..metrics.significance import mean_and_std
 from ..pages import render_page
 from ..tables import Table
+from .methods import ABLATION
 
 FILES = ("cells", "decoders", "generators", "table.md")  # of a folder of tables
 
@@ -43,7 +44,6 @@ IMAGE_METHODS: Mapping[str, ImageMethod] = {
     "LAFITE": ImageMethod("lafite", "text", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
     "oracle": ImageMethod("c3", "image", True, "the generator of C3, asked with the photos' own embeddings"),
 }
-STEPS = ("C1", "C2_1", "C2_2", "C3")
 # FID and IS on MS-COCO, as the paper prints them (Zhang et al., ICLR 2024): another generator and other data
 PUBLISHED = (
     ("DALL-E", 27.5, 17.9),
@@ -146,7 +146,7 @@ class ImageAblation:
         """Sentences that compare each step of the method with the one before it and the spread over seeds."""
         rows = {row["method"]: row["scores"] for row in self.rows}
         notes = []
-        for before, after in pairwise(name for name in STEPS if name in rows):
+        for before, after in pairwise(name for name in ABLATION if name in rows):
             for metric in (name for name in rows[after] if name.startswith(("FD-", "KID-"))):
                 one, two = rows[before][metric], rows[after][metric]
                 if one["std"] is None or two["std"] is None:

@@ -33,7 +33,9 @@ from ..seeds import generator as seeded
 from ..store import Pairs, Rows, Store
 from ..training import CheckpointDir
 from ..transforms import preset
+from ..transforms.sigma import parse_sigma
 from .image_table import FILES, IMAGE_METHODS, ImageAblation, ImageRun
+from .methods import ABLATION
 
 EXAMPLES = 12
 _NAMED_DIGITS = 12
@@ -60,35 +62,41 @@ class ImageData:
 
 
 def ablate_images(
-    store: Store,
-    methods: Sequence[str],
+    store: Store | str | Path = "c3-store",
     *,
-    seeds: int,
-    sigmas: Sequence[float | str],
-    output: Path,
+    methods: str | Sequence[str] = ABLATION,
+    seeds: int = 3,
+    sigma: float | str = 0.1,
+    output: str | Path = "c3-ablation",
     split: str = "test",
-    size: str = "tiny",
+    size: str | None = None,
     set: Sequence[str] = (),
     steps: int | None = None,
     encoder: Sequence[str] = (),
-    keep: bool = True,
+    keep_generators: bool = True,
     device: str | None = None,
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> ImageAblation:
     """Train a generator by each method with each seed, ask it with one text of each scored photo, and score the images.
 
+    Finished cells are kept in ``output`` by their settings and data, as those of `c3tools.ablate` are; the table
+    (table.md and table.html) is that of the last call.
+
     Args:
         store: holds images, texts, and where the photos are.
-        methods: keys of `IMAGE_METHODS`; ``all`` for all.
+        methods: keys of `IMAGE_METHODS`, or text with commas between them; ``all`` for all.
         seeds: how many trainings of each: seeds 0, 1, ....
-        sigmas: one: noise per dimension, or ``auto``: from images alone (`c3tools.imaging.train_generator`).
+        sigma: noise per dimension, or ``auto``: from images alone (`c3tools.train_generator`).
         output: folder of the finished cells, the generators and the table.
         split: the photos that are scored.
-        size, set, steps: as `c3tools.imaging.train_generator` takes them.
+        size: of the generator, a key of `c3tools.imaging.SIZES`; ``tiny`` when None.
+        set: numbers of the size that are changed, ``name=value`` each.
+        steps: of the training; those of the size when None.
         encoder: models whose features are used, in addition to that of the store.
-        keep: keep the trained generators.
-        device, precision: of training and of sampling.
+        keep_generators: keep the trained generators too.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
 
     Raises:
@@ -96,25 +104,27 @@ def ablate_images(
         MetricError: if the split has no photos with texts.
         OutputError: if ``output`` holds other files, or is written by another run.
     """
-    methods = list(IMAGE_METHODS) if list(methods) == ["all"] else methods
-    check_image_methods(methods)
-    if len(sigmas) != 1:
-        raise GeneratorError(f"A table of images has one sigma, not {len(sigmas)}.", remedy="Make one table of each.")
-    compute = devices.pick(device, precision)
+    names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
+    names = list(IMAGE_METHODS) if names == ["all"] else names
+    check_image_methods(names)
+    size, noise, output = size or "tiny", parse_sigma(sigma), Path(output)
     chosen = load_size(size, set)
     training = replace(chosen.training, steps=chosen.training.steps if steps is None else steps)
+    store = Store.open(store, reporter=reporter)
+    compute = devices.pick(device, precision)
     with (
         locked(output),
-        telling_what_is_kept(lambda: f"What is finished is kept in {output}; the same command continues."),
+        telling_what_is_kept(lambda: f"Finished cells are kept in {output}; the same command continues."),
     ):
         Output(output, "ablation", FILES).holds_result()
-        value, why = sigma_from_photos(store) if sigmas[0] == "auto" else (float(sigmas[0]), "")
+        value, why = (float(noise), "") if not isinstance(noise, str) else sigma_from_photos(store)
         if why:
             reporter.message(why)
         encoders = load_encoders(store, encoder, device=device, reporter=reporter)
         data, remarks = image_data(store, chosen.pixels, split, encoders, reporter)
-        runs = _runs(data, methods, seeds, value, training, size, set, output, keep, compute, reporter)
-        table = _table(data, runs, remarks, _command(store, methods, seeds, value, size, set, steps, split, encoder))
+        keep = output / "generators" if keep_generators else None
+        runs = _runs(data, names, seeds, value, training, (size, set), output / "cells", keep, compute, reporter)
+        table = _table(data, runs, remarks, _command(store, names, seeds, value, size, set, steps, split, encoder))
         table.save(output)
     return table
 
@@ -125,16 +135,15 @@ def _runs(
     seeds: int,
     value: float,
     training: TrainingConfig,
-    size: str,
-    set: Sequence[str],
-    output: Path,
-    keep: bool,
+    size: tuple[str, Sequence[str]],
+    folder: Path,
+    keep: Path | None,
     compute: Compute,
     reporter: Reporter,
 ) -> list[ImageRun]:
     """Return the cells of the table: finished ones as they are kept, the others computed and kept."""
-    identity = _identity(data, training, size, set, compute)
-    cells = output / "cells" / identity[:_NAMED_DIGITS]
+    identity = _identity(data, training, *size, compute)
+    cells = folder / identity[:_NAMED_DIGITS]
     runs: list[ImageRun] = []
     for seed in range(seeds):
         trained: dict[str, Generator] = {}
@@ -145,12 +154,12 @@ def _runs(
             run = _read(path, identity)
             if run is None:
                 key = f"{method.preset}-sigma{strength:g}-seed{seed}"
-                folder = output / "generators" / identity[:_NAMED_DIGITS] / key if keep else None
+                kept = None if keep is None else keep / identity[:_NAMED_DIGITS] / key
                 if key not in trained:
                     own = replace(training, seed=seed)
-                    options: dict[str, Any] = {"size": size, "set": set, "training": own, "compute": compute}
+                    options: dict[str, Any] = {"size": size[0], "set": size[1], "training": own, "compute": compute}
                     trained[key] = _trained(
-                        data, method.preset, strength, folder, f"{name}, seed {seed}", reporter, options
+                        data, method.preset, strength, kept, f"{name}, seed {seed}", reporter, options
                     )
                 run = _run(data, name, seed, strength, trained[key], reporter)
                 write_json_atomically(path, {"identity": identity, "run": asdict(run)})

@@ -24,15 +24,14 @@ from ..captioning import (
     nearest_captions,
     training_config,
 )
-from ..captioning.evaluate import store_references
-from ..captioning.train import captions_of_images, training_captions
+from ..captioning.train import captions_of_images
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError
 from ..metrics.captions import score_captions
 from ..moments import Moments
-from ..reporter import SILENT, Reporter, counted
-from ..store import Rows, Store
+from ..reporter import SILENT, Reporter
+from ..store import Rows
 from ..training import CheckpointDir
 from ..transforms import Pipeline, preset
 
@@ -108,47 +107,6 @@ class AblationData:
         wanted = (set(train.items) - set(self.images.keys)) | set(self.val.items)
         kept = np.array([key in wanted for key in self.train_images.keys], dtype=bool)
         return replace(self, train=train, train_images=self.train_images.select(kept))
-
-
-def ablation_data(store: Store, split: str = "test", *, choose: bool = False) -> tuple[AblationData, list[str]]:
-    """Read the rows of a table: train and val captions, the images of ``split`` with their captions.
-
-    Args:
-        store: holds images and texts.
-        split: the images that are captioned and scored.
-        choose: whether the images of the val split are captioned too, to choose sigma on.
-
-    Returns:
-        The data, and notes for the user.
-
-    Raises:
-        StoreError: if texts or images are missing.
-        DecoderError: if there are too few captions.
-        MetricError: if the split has no images with captions.
-    """
-    train, val, notes = training_captions(store)
-    references = store_references(store)
-    everything = store.load("image")
-    images, left_out = _described(store, everything, split, references)
-    if left_out:
-        without = "no captions to score against and"
-        said = counted(left_out, f"image has {without} is", f"images have {without} are")
-        notes.append(f"{said} left out.")
-    moments = {modality: store.fitting_moments(modality) for modality in store.modalities}
-    choice = _described(store, everything, "val", references)[0] if choose else None
-    return AblationData(train, val, images, references, moments, everything, choice).sample(1.0), notes
-
-
-def _described(store: Store, images: Rows, split: str, references: dict[str, list[str]]) -> tuple[Rows, int]:
-    """Return the images of a split that have captions, and the number of those that have none."""
-    own = images.where(split)
-    kept = np.array([key in references for key in own.keys], dtype=bool)
-    if not kept.any():
-        raise MetricError(
-            f"The store {store.path} has no images with captions in the split {split!r}.",
-            remedy=f"Name another with --split; of the images there are {store.list_splits('image')}.",
-        )
-    return own.select(kept), int((~kept).sum())
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,21 @@ import numpy as np
 
 from .. import devices
 from ..captioning import GenerationConfig, load_size, training_config
-from ..captioning.train import sigma_from_texts
+from ..captioning.evaluate import store_references
+from ..captioning.train import sigma_from_texts, training_captions
 from ..encoders import resolve_encoder
 from ..errors import DecoderError, MetricError, telling_what_is_kept
 from ..io.files import write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
-from ..reporter import SILENT, Reporter
-from ..store import Store
+from ..reporter import SILENT, Reporter, counted
+from ..store import Rows, Store
 from ..transforms.sigma import parse_sigma
-from .image_table import FILES, ImageAblation
-from .methods import ABLATION, METHODS, AblationData, AblationRun, ablation_data, check_methods, run_ablation
+from .image_table import FILES
+from .methods import ABLATION, METHODS, AblationData, AblationRun, check_methods, run_ablation
 from .table import CHOOSE_BY, Ablation, Row
 
 GRID = (0.03, 0.045, 0.06, 0.08, 0.1)
-TASKS = ("captions", "images")
 _NAMED_DIGITS = 12
 
 
@@ -96,31 +96,26 @@ def ablate(
     grid: str | Sequence[float] = GRID,
     output: str | Path = "c3-ablation",
     split: str = "test",
-    task: str = "captions",
     size: str | None = None,
     set: Sequence[str] = (),
     epochs: int | None = None,
-    steps: int | None = None,
     train_fraction: float | Sequence[float] = (1.0,),
     beams: int = 1,
     length_penalty: float = 0.7,
     magic: bool = False,
-    encoder: Sequence[str] = (),
     keep_decoders: bool = True,
     device: str | None = None,
     precision: str = "auto",
     reporter: Reporter = SILENT,
-) -> Ablation | ImageAblation:
+) -> Ablation:
     """Train, caption and score each method with each seed on a store; write table.md and table.html to ``output``.
 
     Finished cells are kept there by their settings and data: the same call continues, and one with more methods, seeds
     or sigmas adds to it. The table is always that of the last call.
 
-    With the task ``images`` generators are trained on the photos, and asked with one text of each scored photo.
-
     Args:
         store: holds images and their captions.
-        methods: keys of `METHODS` (`IMAGE_METHODS`), or text with commas between them; ``all`` for all.
+        methods: keys of `METHODS`, or text with commas between them; ``all`` for all.
         seeds: how many: 0, 1, ....
         sigma: noise per dimension, one row each: a number, ``auto`` (from the captions, as `train_captioner` takes it),
             or ``best``: the one of ``grid`` with the best CIDEr on the val split, for each method, by the first seed;
@@ -128,17 +123,12 @@ def ablate(
         grid: the sigmas that ``best`` chooses from, or text with commas between them.
         output: folder of the finished cells and of the table.
         split: the images that are captioned and scored.
-        task: ``captions`` or ``images``.
-        size: of the decoder, a key of `c3tools.captioning.SIZES`, ``small`` when None; or of the generator, a key of
-            `c3tools.imaging.SIZES`, ``tiny`` when None.
+        size: of the decoder, a key of `c3tools.captioning.SIZES`; ``small`` when None.
         set: settings of the size that are changed, ``name=value`` each.
         epochs: passes over the captions; the size's own when None.
-        steps: of the training of a generator; the size's own when None.
         train_fraction: share of the training images whose captions are used, one row each.
         beams, length_penalty, magic: see `c3tools.captioning.Captioner.caption`.
-        encoder: of images: models whose features score them, in addition to that of the store.
-        keep_decoders: keep the trained decoders (generators) too, so that captions can be generated in another way
-            without training.
+        keep_decoders: keep the trained decoders too, so that captions can be generated in another way without training.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
@@ -149,28 +139,7 @@ def ablate(
         StoreError: if texts or images are missing.
         OutputError: if ``output`` holds other files, or is written by another run.
     """
-    names, folder = _listed(methods), Path(output)
-    if task not in TASKS:
-        raise DecoderError(f"There is no task {task!r}.", remedy=f"Choose {' or '.join(TASKS)}.")
-    if task == "images":
-        from .images import ablate_images
-
-        return ablate_images(
-            Store.open(store, reporter=reporter),
-            names,
-            seeds=seeds,
-            sigmas=[parse_sigma(value) for value in _several(sigma)],
-            output=folder,
-            split=split,
-            size=size or "tiny",
-            set=set,
-            steps=steps,
-            encoder=encoder,
-            keep=keep_decoders,
-            device=device,
-            precision=precision,
-            reporter=reporter,
-        )
+    names = _listed(methods)
     settings = _Settings(
         methods=tuple(METHODS) if names == ["all"] else tuple(names),
         seeds=tuple(range(seeds)),
@@ -186,6 +155,7 @@ def ablate(
         device=device,
         precision=precision,
     )
+    folder = Path(output)
     with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
         Output(folder, "ablation", FILES).holds_result()
         return _ablate(Store.open(store, reporter=reporter), settings, folder, reporter)
@@ -220,6 +190,47 @@ def _kept(folder: Path) -> str:
     if cells := len(list(folder.glob("cells/*/*.json"))):
         return f"{cells:,} finished cells are in {folder}; the same command computes the others."
     return "No cell of the table was finished."
+
+
+def ablation_data(store: Store, split: str = "test", *, choose: bool = False) -> tuple[AblationData, list[str]]:
+    """Read the rows of a table: train and val captions, the images of ``split`` with their captions.
+
+    Args:
+        store: holds images and texts.
+        split: the images that are captioned and scored.
+        choose: whether the images of the val split are captioned too, to choose sigma on.
+
+    Returns:
+        The data, and notes for the user.
+
+    Raises:
+        StoreError: if texts or images are missing.
+        DecoderError: if there are too few captions.
+        MetricError: if the split has no images with captions.
+    """
+    train, val, notes = training_captions(store)
+    references = store_references(store)
+    everything = store.load("image")
+    images, left_out = _described(store, everything, split, references)
+    if left_out:
+        without = "no captions to score against and"
+        said = counted(left_out, f"image has {without} is", f"images have {without} are")
+        notes.append(f"{said} left out.")
+    moments = {modality: store.fitting_moments(modality) for modality in store.modalities}
+    choice = _described(store, everything, "val", references)[0] if choose else None
+    return AblationData(train, val, images, references, moments, everything, choice).sample(1.0), notes
+
+
+def _described(store: Store, images: Rows, split: str, references: dict[str, list[str]]) -> tuple[Rows, int]:
+    """Return the images of a split that have captions, and the number of those that have none."""
+    own = images.where(split)
+    kept = np.array([key in references for key in own.keys], dtype=bool)
+    if not kept.any():
+        raise MetricError(
+            f"The store {store.path} has no images with captions in the split {split!r}.",
+            remedy=f"Name another with --split; of the images there are {store.list_splits('image')}.",
+        )
+    return own.select(kept), int((~kept).sum())
 
 
 def _overlaps(data: AblationData) -> list[str]:

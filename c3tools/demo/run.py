@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..ablation import ABLATION, METHODS, Ablation, AblationData, ImageAblation, run_ablation
-from ..ablation.images import ablate_images
+from ..ablation import ABLATION, METHODS, Ablation, AblationData, ImageAblation, ablate_images, run_ablation
 from ..ablation.table import score_text
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.evaluate import store_references
@@ -156,9 +155,9 @@ def run_demo(
         reporter.message("5  The other way: generators trained on photos alone, asked with captions")
         table = ablate_images(
             photos,
-            _IMAGE_METHODS,
+            methods=_IMAGE_METHODS,
             seeds=seeds,
-            sigmas=[sigma],
+            sigma=sigma,
             output=out / "images",
             steps=_IMAGE_STEPS,
             reporter=reporter,

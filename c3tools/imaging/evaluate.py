@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..assets.paths import COCO_CATEGORIES
 from ..encoders import Encoder, load_encoder, resolve_encoder
-from ..errors import MetricError, MissingExtraError
+from ..errors import MetricError
 from ..identity import ModelIdentity
 from ..metrics.images import (
     Nearest,
@@ -242,10 +242,9 @@ def evaluate_images(
 
     Raises:
         GeneratorError: if there are no images, or no photo can be read.
-        MetricError: if there are too few images, or they differ in size.
+        MetricError: if there are too few images, they differ in size, or ``inception`` cannot be used.
         StoreError: if the store is missing.
         EncoderError: if an encoder cannot be loaded.
-        MissingExtraError: if ``inception`` is given and torch-fidelity is not installed.
     """
     store = Store.open(store, reporter=reporter)
     made = images if isinstance(images, GeneratedImages) else GeneratedImages.load(images)
@@ -360,8 +359,7 @@ def _inception(weights: Path) -> Any:
     """Return a function from pixels (height, width, 3) to pool3 features (n, 2048) and probabilities (n, 1008).
 
     Raises:
-        MetricError: if there is no such file.
-        MissingExtraError: if torchmetrics or torch-fidelity is not installed.
+        MetricError: if there is no such file, or torchmetrics or torch-fidelity is not installed.
     """
     import torch
 
@@ -374,8 +372,11 @@ def _inception(weights: Path) -> Any:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))
-    except (ImportError, ModuleNotFoundError) as error:
-        raise MissingExtraError("torch-fidelity", extra="images", purpose="FID with Inception weights") from error
+    except ImportError as error:
+        raise MetricError(
+            f"FID needs the packages torchmetrics and torch-fidelity ({error}).",
+            remedy='Install them with: pip install "c3tools[images]" torch-fidelity',
+        ) from error
 
     def features(squares: Sequence[Any]) -> tuple[Matrix, Matrix]:
         pool, probabilities = [], []

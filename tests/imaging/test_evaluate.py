@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,9 @@ def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> Non
     assert scorer.nearest([]) is None
 
 
-def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path: Path, encoder: Encoder) -> None:
+def test_images_that_cannot_be_scored_are_one_clear_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(GeneratorError, match="no images in"):
         evaluate_images(tmp_path / "empty", store)
@@ -103,13 +106,16 @@ def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path
     with pytest.raises(MetricError, match=r"no images in the split 'val'; it has train \(12\), test \(12\)"):
         evaluate_images(write_made(tmp_path / "two", squares, ["a", "b"], [None, None]), store, split="val")
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "images.json").write_text(
-        '{"modality": "text", "images": [{"file": "../made/0.png", "asked": "a"}]}'
-    )
+    listed = {"modality": "text", "images": [{"file": "../made/0.png", "asked": "a"}]}
+    (tmp_path / "odd" / "images.json").write_text(json.dumps(listed))
     with pytest.raises(GeneratorError, match="is not in the folder"):
         evaluate_images(tmp_path / "odd", store)
     with pytest.raises(MetricError, match="no Inception weights"):
         evaluate_images(tmp_path / "two", store, inception=tmp_path / "none.pth")
+    (tmp_path / "weights.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(MetricError, match="needs the packages torchmetrics and torch-fidelity"):
+        evaluate_images(tmp_path / "two", store, inception=tmp_path / "weights.pth")
 
 
 def test_a_store_whose_photos_are_gone_says_so(tmp_path: Path) -> None:
