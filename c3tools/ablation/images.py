@@ -19,7 +19,7 @@ import numpy as np
 from .. import devices
 from ..devices import Compute
 from ..encoders import Encoder
-from ..errors import GeneratorError, telling_what_is_kept
+from ..errors import GeneratorError, MetricError, telling_what_is_kept
 from ..imaging import Generator, ImageScorer, Photos, TrainingConfig, fit_generator, load_size
 from ..imaging.evaluate import load_encoders, real_photos
 from ..imaging.model import SAMPLING_STEPS
@@ -197,8 +197,9 @@ def image_data(
     train, val, notes = training_photos(store, pixels, reporter=reporter)
     pairs = Pairs.match(store.load("image", split), store.load("text", split))
     if not len(pairs):
-        raise GeneratorError(
-            f"The store {store.path} has no photos with texts in the split {split!r}.", remedy="Name --split."
+        raise MetricError(
+            f"The store {store.path} has no photos with texts in the split {split!r}.",
+            remedy=f"Name another with --split; of the images there are {store.list_splits('image')}.",
         )
     reference, others, more = real_photos(store, pixels, split, len(pairs.first), reporter=reporter)
     rows_of: dict[int, list[int]] = {}
