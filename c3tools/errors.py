@@ -9,6 +9,7 @@
     ├── TransformError         pipelines: unfitted, wrong order, wrong dimension
     ├── ConnectError           contrastive training: too few pairs, settings that make no sense, runs that fail
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
+    ├── GeneratorError         image generators: missing, damaged, made for other embeddings, photos that are gone
     ├── MetricError            scores: missing references, too few rows
     ├── UnreachableError       URLs: a server that stays down, wrong credentials; also an OSError
     └── MissingExtraError      an optional dependency is not installed
@@ -66,6 +67,10 @@ class ConnectError(C3Error):
 
 class DecoderError(C3Error):
     """A decoder is missing, damaged, or was made for other embeddings."""
+
+
+class GeneratorError(C3Error):
+    """An image generator is missing, damaged, or was made for other embeddings, or has no photos to learn from."""
 
 
 class MetricError(C3Error):

@@ -26,6 +26,8 @@ COMMANDS = (
     "export",
     "train_decoder",
     "caption",
+    "train_generator",
+    "generate",
     "evaluate",
     "ablate",
     "index",

@@ -200,6 +200,7 @@ OverwriteOption = Annotated[
 
 DEFAULT_STORE = Path("c3-store")
 DEFAULT_DECODER = Path("c3-decoder")
+DEFAULT_GENERATOR = Path("c3-generator")
 
 
 SAMPLE = "0.1"  # of a bare --sample

@@ -19,6 +19,10 @@ def demo(
     ] = None,
     size: Annotated[str, typer.Option(help="Size of the decoder: tiny, small or base.")] = "tiny",
     captions: Annotated[int | None, typer.Option(min=2, help="Train on this many captions only.")] = None,
+    images: Annotated[
+        bool,
+        typer.Option("--images", help="Also generate images of captions (the extra images): about ten minutes more."),
+    ] = False,
     photos_to: Annotated[
         Path | None, typer.Option("--photos-to", metavar="FOLDER", help="Only copy the bundled photos to FOLDER.")
     ] = None,
@@ -35,4 +39,8 @@ def demo(
     result = run_demo(out, **options, reporter=reporter())
     if write_json(result.to_dict()["runs"], json):
         print_table(result.table())
+        if result.images is not None:
+            print_table(result.images.table())
     message(f"The photos with their captions: {result.page}")
+    if result.images is not None:
+        message(f"Images of their captions: {out}/images/table.html")

@@ -61,13 +61,31 @@ def evaluate(
     coco: Annotated[
         str | None, typer.Option("--coco", help="Also write the captions as COCO results.", show_default=False)
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Score this folder of generated images (c3 generate).", show_default=False),
+    ] = None,
+    encoder: Annotated[
+        list[str],
+        typer.Option("--encoder", help="Of --images: also score by this model's features; may be repeated."),
+    ] = [],  # noqa: B006
+    inception: Annotated[
+        Path | None,
+        typer.Option("--inception", help="Of --images: Inception weights, for FID and IS proper.", show_default=False),
+    ] = None,
     device: DeviceOption = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:
-    """Caption the test images of the store from their embeddings, and score the captions (in percent)."""
-    options = arguments(locals(), "store", "coco")
+    """Caption the test images of the store from their embeddings, and score the captions (in percent).
+
+    With --images, score generated images against the real photos of the store instead.
+    """
+    if images is not None:
+        _evaluate_images(images, store, split, encoder, inception, device, precision, json)
+        return
+    options = arguments(locals(), "store", "coco", "images", "encoder", "inception")
     from c3tools.captioning import evaluate_captions
     from c3tools.metrics.files import coco_results
 
@@ -76,5 +94,39 @@ def evaluate(
         write_json(coco_results(result.captions), coco)
     if write_json(result.to_dict(), json):
         print_table(result.table())
+    for note in result.notes:
+        message(note)
+
+
+def _evaluate_images(
+    images: Path,
+    store: Path,
+    split: str,
+    encoder: list[str],
+    inception: Path | None,
+    device: str | None,
+    precision: str,
+    json: str | None,
+) -> None:
+    from c3tools.imaging import evaluate_images
+    from c3tools.tables import Table
+
+    result = evaluate_images(
+        images,
+        store,
+        split=split,
+        encoder=encoder,
+        inception=inception,
+        device=device,
+        precision=precision,
+        reporter=reporter(),
+    )
+    if write_json(result.to_dict(), json):
+        print_table(result.table())
+        if result.nearest:
+            copied = "" if result.copied is None else f"; {result.copied:.1%} are nearer than 99 % of real photos are"
+            rows = [[near["file"], near["photo"], f"{near['cosine']:.3f}"] for near in result.nearest[:3]]
+            title = f"Nearest to photos that were learned from{copied}"
+            print_table(Table(["image", "photo", "cosine"], rows, title=title, left=["photo"]))
     for note in result.notes:
         message(note)

@@ -24,6 +24,7 @@ from ..io.outputs import Output
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
 from ..transforms.sigma import parse_sigma
+from .image_table import FILES
 from .methods import ABLATION, METHODS, AblationData, AblationRun, check_methods, run_ablation
 from .table import CHOOSE_BY, Ablation, Row
 
@@ -95,7 +96,7 @@ def ablate(
     grid: str | Sequence[float] = GRID,
     output: str | Path = "c3-ablation",
     split: str = "test",
-    size: str = "small",
+    size: str | None = None,
     set: Sequence[str] = (),
     epochs: int | None = None,
     train_fraction: float | Sequence[float] = (1.0,),
@@ -122,7 +123,7 @@ def ablate(
         grid: the sigmas that ``best`` chooses from, or text with commas between them.
         output: folder of the finished cells and of the table.
         split: the images that are captioned and scored.
-        size: of the decoder, a key of `c3tools.captioning.SIZES`.
+        size: of the decoder, a key of `c3tools.captioning.SIZES`; ``small`` when None.
         set: settings of the size that are changed, ``name=value`` each.
         epochs: passes over the captions; the size's own when None.
         train_fraction: share of the training images whose captions are used, one row each.
@@ -144,7 +145,7 @@ def ablate(
         seeds=tuple(range(seeds)),
         sigmas=tuple(parse_sigma(value, also=("auto", "best")) for value in _several(sigma)),
         grid=tuple(float(parse_sigma(value, also=())) for value in _listed(grid)),
-        size=size,
+        size=size or "small",
         set=tuple(set),
         epochs=epochs,
         split=split,
@@ -156,7 +157,7 @@ def ablate(
     )
     folder = Path(output)
     with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
-        Output(folder, "ablation", ("cells", "decoders", "table.md")).holds_result()
+        Output(folder, "ablation", FILES).holds_result()
         return _ablate(Store.open(store, reporter=reporter), settings, folder, reporter)
 
 

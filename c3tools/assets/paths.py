@@ -9,3 +9,4 @@ C3_MINI = ASSETS / "c3-mini"
 C3_MINI_MOMENTS = C3_MINI / "moments.safetensors"
 PHOTOS = ASSETS / "coco-cc"
 CAPTIONS = ASSETS / "coco-captions" / "val2017.jsonl"
+COCO_CATEGORIES = ASSETS / "coco_categories.txt"  # the 80 of MS-COCO, one a line

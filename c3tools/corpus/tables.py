@@ -41,7 +41,7 @@ def holds_images(path: Path, options: ReadOptions) -> bool:
     """
     try:
         with name_or_file(path) as source:
-            return _pick_image_column(pq.read_schema(source), options.image_column, path) is not None
+            return pick_image_column(pq.read_schema(source), options.image_column, path) is not None
     except UNREADABLE as error:
         raise CorpusError(
             f"{path} is not a readable Parquet file ({error}).",
@@ -173,7 +173,7 @@ def _image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> _ImageT
     Raises:
         CorpusError: if there is no image column, or one that was asked for is not there; names the columns that are.
     """
-    image = _pick_image_column(schema, options.image_column, path)
+    image = pick_image_column(schema, options.image_column, path)
     if image is None:
         raise CorpusError(
             f"{path} has no column with images; its columns are: {', '.join(schema.names) or 'none'}.",
@@ -194,7 +194,7 @@ def _image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> _ImageT
     return _ImageTable(image, has_path, texts, key, tuple(dict.fromkeys(names)))
 
 
-def _pick_image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:
+def pick_image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:
     """Return the column that holds images in the file itself: the one wanted, of type Image, or known by name.
 
     None if there is none, or if the one wanted holds paths or URLs.

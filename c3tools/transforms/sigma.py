@@ -26,6 +26,7 @@ AUTO_RULE = "twice_spread"
 FALLBACK = "pair_cosine"
 MIN_COSINE = 0.1  # noise that leaves a lower cosine is over ten times as long as what is noised: nothing would be left
 MIN_SIBLING_COSINE = 0.2  # twice the noise that leaves this one would leave less than the other
+NEIGHBOURS = 500
 SPREADS = 2.0  # an image differs from a caption by more than two captions of it do: docs/decoders.md has the evidence
 
 
@@ -139,6 +140,27 @@ def twice_spread(spread: SigmaRule) -> SigmaRule:
     rests_on = f"{SPREADS:g} times the spread of captions, {spread.rests_on}"
     sigma = None if spread.sigma is None else SPREADS * spread.sigma
     return SigmaRule("twice_spread", sigma, rests_on, spread.missing)
+
+
+def photo_spread(images: Rows, mean: Array) -> SigmaRule:
+    """Measure how far photos are from the nearest other photo among `NEIGHBOURS`, for Corrupt on the image side.
+
+    A caption does not tell photos apart that look alike, so a generator of images must not depend on what does. The
+    number of photos is fixed, as the nearest of more is nearer.
+
+    Args:
+        images: (n, d) L2-normalised embeddings of photos in any fixed order; the first `NEIGHBOURS` count.
+        mean: float64 (d,), mean of the image modality.
+    """
+    rests_on = f"images alone: the mean cosine of a photo with the nearest of {NEIGHBOURS} others, centred"
+    rows = np.asarray(images[:NEIGHBOURS], dtype=np.float64) - mean
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if len(rows) < NEIGHBOURS or not norms.all():
+        return SigmaRule("photo_spread", None, rests_on, f"there are fewer than {NEIGHBOURS} photos")
+    cosines = (rows / norms) @ (rows / norms).T
+    np.fill_diagonal(cosines, -1)
+    nearest = float(np.minimum(cosines.max(axis=1), 1).mean())
+    return _by_cosine("photo_spread", nearest, float(norms.mean()), rows.shape[1], rests_on)
 
 
 def residual_rms(variance: Array | None) -> SigmaRule:

@@ -96,6 +96,7 @@ VERBS = {
     "evaluate": "evaluate_captions",
     "export": "export_store",
     "gap_report": "gap_report",
+    "generate": "generate",
     "import_": "import_embeddings",
     "index": "build_index",
     "merge": "merge_stores",
@@ -107,6 +108,7 @@ VERBS = {
     "simulate.temperature": "simulate_temperature",
     "split": "split_store",
     "train_decoder": "train_captioner",
+    "train_generator": "train_generator",
     "verify": "verify_store",
 }
 

@@ -8,6 +8,7 @@ import pytest
 
 from c3tools.assets.paths import CAPTIONS, PHOTOS
 from tests.conftest import C3
+from tests.imaging.conftest import MICRO_SIZE
 
 
 def test_every_bundled_photo_has_captions_and_attribution() -> None:
@@ -44,11 +45,14 @@ def test_the_demo_end_to_end_on_few_captions(c3: C3, tmp_path: Path, monkeypatch
     few = tmp_path / "few.jsonl"
     few.write_text("".join(CAPTIONS.read_text(encoding="utf-8").splitlines(keepends=True)[:120]), encoding="utf-8")
     monkeypatch.setattr(run, "CAPTIONS", few)
-    result = c3("demo", "--json", "runs.json")
+    monkeypatch.setattr(run, "_IMAGE_STEPS", 2)
+    monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
+    result = c3("demo", "--images", "--json", "runs.json")
     assert result.exit_code == 0, result.output
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert [entry["method"] for entry in runs] == ["C1", "C2_1", "C2_2", "C3"]
     assert all(entry["scores"]["CIDEr"] >= 0 for entry in runs)
+    assert "real photos" in (tmp_path / "c3-demo" / "images" / "table.md").read_text(encoding="utf-8")
     page = (tmp_path / "c3-demo" / "demo.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == 79
     assert "<svg" in page

@@ -1,0 +1,312 @@
+"""The table for images: generators trained on images alone, asked with texts, methods × seeds.
+
+Finished cells are kept, and so are the trained generators, so that the table can be continued and extended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import devices
+from ..devices import Compute
+from ..encoders import Encoder
+from ..errors import GeneratorError, MetricError, telling_what_is_kept
+from ..imaging import Generator, ImageScorer, Photos, TrainingConfig, fit_generator, load_size
+from ..imaging.evaluate import load_encoders, real_photos
+from ..imaging.model import SAMPLING_STEPS
+from ..imaging.sheet import inline_png
+from ..imaging.train import sigma_from_photos, training_photos
+from ..io.files import write_json_atomically
+from ..io.lock import locked
+from ..io.outputs import Output
+from ..reporter import SILENT, Reporter
+from ..seeds import generator as seeded
+from ..store import Pairs, Rows, Store
+from ..training import CheckpointDir
+from ..transforms import preset
+from ..transforms.sigma import parse_sigma
+from .image_table import FILES, IMAGE_METHODS, ImageAblation, ImageRun
+from .methods import ABLATION
+
+EXAMPLES = 12
+_NAMED_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """The data of a table.
+
+    Attributes:
+        train, val: photos to learn from and to choose the checkpoint on, with their embeddings.
+        asked: by modality, the rows that images are asked for with: one text of each scored photo, and the photos.
+        captions: the texts, in the same order.
+        scorer: of the images.
+        store: that pipelines are fitted on.
+    """
+
+    train: Photos
+    val: Photos
+    asked: Mapping[str, Rows]
+    captions: Sequence[str]
+    scorer: ImageScorer
+    store: Store
+
+
+def ablate_images(
+    store: Store | str | Path = "c3-store",
+    *,
+    methods: str | Sequence[str] = ABLATION,
+    seeds: int = 3,
+    sigma: float | str = 0.1,
+    output: str | Path = "c3-ablation",
+    split: str = "test",
+    size: str | None = None,
+    set: Sequence[str] = (),
+    steps: int | None = None,
+    encoder: Sequence[str] = (),
+    keep_generators: bool = True,
+    device: str | None = None,
+    precision: str = "auto",
+    reporter: Reporter = SILENT,
+) -> ImageAblation:
+    """Train a generator by each method with each seed, ask it with one text of each scored photo, and score the images.
+
+    Finished cells are kept in ``output`` by their settings and data, as those of `c3tools.ablate` are; the table
+    (table.md and table.html) is that of the last call.
+
+    Args:
+        store: holds images, texts, and where the photos are.
+        methods: keys of `IMAGE_METHODS`, or text with commas between them; ``all`` for all.
+        seeds: how many trainings of each: seeds 0, 1, ....
+        sigma: noise per dimension, or ``auto``: from images alone (`c3tools.train_generator`).
+        output: folder of the finished cells, the generators and the table.
+        split: the photos that are scored.
+        size: of the generator, a key of `c3tools.imaging.SIZES`; ``tiny`` when None.
+        set: numbers of the size that are changed, ``name=value`` each.
+        steps: of the training; those of the size when None.
+        encoder: models whose features are used, in addition to that of the store.
+        keep_generators: keep the trained generators too.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        reporter: shows messages and progress.
+
+    Raises:
+        GeneratorError: if a method or a setting is unknown, or photos are missing.
+        MetricError: if the split has no photos with texts.
+        OutputError: if ``output`` holds other files, or is written by another run.
+    """
+    names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
+    names = list(IMAGE_METHODS) if names == ["all"] else names
+    check_image_methods(names)
+    size, noise, output = size or "tiny", parse_sigma(sigma), Path(output)
+    chosen = load_size(size, set)
+    training = replace(chosen.training, steps=chosen.training.steps if steps is None else steps)
+    store = Store.open(store, reporter=reporter)
+    compute = devices.pick(device, precision)
+    with (
+        locked(output),
+        telling_what_is_kept(lambda: f"Finished cells are kept in {output}; the same command continues."),
+    ):
+        Output(output, "ablation", FILES).holds_result()
+        value, why = (float(noise), "") if not isinstance(noise, str) else sigma_from_photos(store)
+        if why:
+            reporter.message(why)
+        encoders = load_encoders(store, encoder, device=device, reporter=reporter)
+        data, remarks = image_data(store, chosen.pixels, split, encoders, reporter)
+        keep = output / "generators" if keep_generators else None
+        runs = _runs(data, names, seeds, value, training, (size, set), output / "cells", keep, compute, reporter)
+        table = _table(data, runs, remarks, _command(store, names, seeds, value, size, set, steps, split, encoder))
+        table.save(output)
+    return table
+
+
+def _runs(
+    data: ImageData,
+    methods: Sequence[str],
+    seeds: int,
+    value: float,
+    training: TrainingConfig,
+    size: tuple[str, Sequence[str]],
+    folder: Path,
+    keep: Path | None,
+    compute: Compute,
+    reporter: Reporter,
+) -> list[ImageRun]:
+    """Return the cells of the table: finished ones as they are kept, the others computed and kept."""
+    identity = _identity(data, training, *size, compute)
+    cells = folder / identity[:_NAMED_DIGITS]
+    runs: list[ImageRun] = []
+    for seed in range(seeds):
+        trained: dict[str, Generator] = {}
+        for name in methods:
+            method = IMAGE_METHODS[name]
+            strength = value if method.noisy else 0.0
+            path = cells / f"{name}-sigma{strength:g}-seed{seed}.json"
+            run = _read(path, identity)
+            if run is None:
+                key = f"{method.preset}-sigma{strength:g}-seed{seed}"
+                kept = None if keep is None else keep / identity[:_NAMED_DIGITS] / key
+                if key not in trained:
+                    own = replace(training, seed=seed)
+                    options: dict[str, Any] = {"size": size[0], "set": size[1], "training": own, "compute": compute}
+                    trained[key] = _trained(
+                        data, method.preset, strength, kept, f"{name}, seed {seed}", reporter, options
+                    )
+                run = _run(data, name, seed, strength, trained[key], reporter)
+                write_json_atomically(path, {"identity": identity, "run": asdict(run)})
+            else:
+                reporter.message(f"{name}, seed {seed}: finished before")
+            runs.append(run)
+            first = next(metric for metric in run.scores if metric.startswith("FD-"))
+            reporter.message(f"{name}, seed {seed}: {first} {run.scores[first]:.3f}")
+    return runs
+
+
+def check_image_methods(methods: Sequence[str]) -> None:
+    """Refuse unknown names.
+
+    Raises:
+        GeneratorError: with the known ones.
+    """
+    unknown = [name for name in methods if name not in IMAGE_METHODS]
+    if unknown or not methods:
+        raise GeneratorError(
+            f"Unknown method {', '.join(unknown) or 'none'} for images.",
+            remedy=f"Choose from {', '.join(IMAGE_METHODS)}.",
+        )
+
+
+def image_data(
+    store: Store, pixels: int, split: str, encoders: Sequence[Encoder], reporter: Reporter = SILENT
+) -> tuple[ImageData, list[str]]:
+    """Read the photos of a table, and one text of each scored photo: the same for every method and seed.
+
+    Raises:
+        GeneratorError: if photos are missing.
+        MetricError: if the split has no photos.
+    """
+    train, val, notes = training_photos(store, pixels, reporter=reporter)
+    pairs = Pairs.match(store.load("image", split), store.load("text", split))
+    if not len(pairs):
+        raise MetricError(
+            f"The store {store.path} has no photos with texts in the split {split!r}.",
+            remedy=f"Name another with --split; of the images there are {store.list_splits('image')}.",
+        )
+    reference, others, more = real_photos(store, pixels, split, len(pairs.first), reporter=reporter)
+    rows_of: dict[int, list[int]] = {}
+    for row in pairs.rows.tolist():
+        rows_of.setdefault(int(pairs.item_index[row]), []).append(row)
+    photos = [row for row in rows_of if pairs.first.keys[row] in frozenset(reference.rows.keys)]
+    drawn = [
+        rows_of[row][int(seeded(0, "caption", pairs.first.keys[row]).integers(len(rows_of[row])))] for row in photos
+    ]
+    images, texts = pairs.first.select(np.array(photos)), pairs.second.select(np.array(drawn))
+    scorer = ImageScorer(
+        reference, others, encoders, conditioning=store.info.model, training=train.rows, reporter=reporter
+    )
+    remarks = [*notes, *more, *scorer.notes()]
+    return ImageData(train, val, {"text": texts, "image": images}, texts.captions, scorer, store), remarks
+
+
+def _trained(
+    data: ImageData,
+    name: str,
+    sigma: float,
+    folder: Path | None,
+    label: str,
+    reporter: Reporter,
+    options: dict[str, Any],
+) -> Generator:
+    """Return the generator that is kept in ``folder``, or train it and keep it there."""
+    if folder is not None:
+        with suppress(GeneratorError):  # missing, or cut short: trained (again)
+            return Generator.load(folder, options["compute"])
+    pipeline = preset(name, sigma=sigma, train_on="image", infer_on="text").fit(data.store)
+    checkpoints = None if folder is None else CheckpointDir(folder.with_name(f"{folder.name}.training"))
+    record = {"model": dict(data.store.info.model), "sigma": sigma}
+    made = fit_generator(
+        data.train,
+        data.val,
+        pipeline,
+        record=record,
+        checkpoints=checkpoints,
+        label=label,
+        reporter=reporter,
+        **options,
+    )
+    if folder is not None and checkpoints is not None:
+        made.save(folder)
+        checkpoints.clear()
+    return made
+
+
+def _run(data: ImageData, name: str, seed: int, sigma: float, made: Generator, reporter: Reporter) -> ImageRun:
+    modality = IMAGE_METHODS[name].asked_with
+    asked = data.asked[modality]
+    keys = data.asked["image"].keys
+    options: dict[str, Any] = {"seed": seed, "sampling_steps": SAMPLING_STEPS, "reporter": reporter}
+    images = made.generate(embeddings=asked.embeddings, modality=modality, keys=keys, **options)
+    scores = data.scorer.score(images, data.captions)
+    examples = {key: inline_png(image) for key, image in zip(keys[:EXAMPLES], images, strict=False)}
+    return ImageRun(name, seed, sigma, scores, made.record["best_val_loss"], made.record["seconds"], examples)
+
+
+def _table(data: ImageData, runs: Sequence[ImageRun], remarks: list[str], command: str) -> ImageAblation:
+    keys = list(data.asked["image"].keys)
+    reference = data.scorer.reference
+    rows = {key: row for row, key in enumerate(reference.rows.keys)}
+    real, count = data.scorer.real(len(keys), data.captions, keys)
+    photos = {key: inline_png(reference.pixels[rows[key]]) for key in keys[:EXAMPLES]}
+    return ImageAblation(
+        runs, len(keys), real, count, photos, dict(zip(keys, data.captions, strict=True)), remarks, command
+    )
+
+
+def _read(path: Path, identity: str) -> ImageRun | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return ImageRun(**content["run"]) if content["identity"] == identity else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _identity(data: ImageData, training: TrainingConfig, size: str, set: Sequence[str], compute: Compute) -> str:
+    """Return a digest of all that a cell depends on beside method, seed and sigma."""
+    encoders = [dict(encoder.identity) for encoder in data.scorer.encoders]
+    plain = [asdict(training), asdict(load_size(size, set)), compute.precision, list(data.captions), encoders]
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for photos in (data.train, data.val, data.scorer.reference):
+        digest.update(photos.rows.embeddings.tobytes() + photos.pixels.tobytes())
+    for rows in data.asked.values():
+        digest.update(rows.embeddings.tobytes())
+    for modality in ("image", "text"):
+        digest.update(data.store.fitting_moments(modality).mean.tobytes())
+    return digest.hexdigest()
+
+
+def _command(
+    store: Store,
+    methods: Sequence[str],
+    seeds: int,
+    sigma: float,
+    size: str,
+    set: Sequence[str],
+    steps: int | None,
+    split: str,
+    encoder: Sequence[str],
+) -> str:
+    parts = ["c3", "ablate", "--task", "images", "--methods", ",".join(methods), "--seeds", str(seeds)]
+    parts += ["--sigma", f"{sigma:.6g}", "--size", size, *(part for value in set for part in ("--set", value))]
+    parts += ["--steps", str(steps)] if steps is not None else []
+    parts += ["--split", split] if split != "test" else []
+    parts += [part for name in encoder for part in ("--encoder", name)]
+    return shlex.join([*parts, "--store", str(store.path)])

@@ -1,0 +1,355 @@
+"""`c3 generate`: images of texts, captions, embeddings or photos into a folder, with a contact sheet and a page.
+
+    c3-images/
+      images.json             what each image was asked for, and the settings
+      NAME-1f3a9c02.png       one file per image; its name has a digest of all that the image depends on
+      sheet.png, images.html  all of them at a glance
+
+An image that is there already is not made again, so the same command continues, and another adds to the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .. import devices
+from ..corpus.captions import read_captions
+from ..corpus.splits import split_of
+from ..corpus.tables import key_of_name
+from ..encoders import Encoder, resolve_encoder
+from ..errors import GeneratorError, telling_what_is_kept
+from ..io.files import write_json_atomically
+from ..io.lock import locked
+from ..io.outputs import Output
+from ..reporter import SILENT, Reporter
+from ..seeds import generator as seeded
+from ..store import Store
+from ..store.importers.vectors import read_vectors
+from .generator import Generator, ImageGenerator, Matrix
+from .model import SAMPLING_STEPS
+from .pretrained import PretrainedGenerator
+from .sheet import contact_sheet, in_rows, save_image, save_page
+
+LIST_FILE = "images.json"
+SHEET_FILE = "sheet.png"
+PAGE_FILE = "images.html"
+_BLOCK = 64  # images between two writes
+_IN_SHEET = 400
+_SLUG = re.compile(r"[^a-z0-9]+")
+
+
+class Prompt(NamedTuple):
+    """The request for an image.
+
+    Attributes:
+        asked: the text, the path of the photo, or the number of the embedding.
+        key: of the image that a caption is of, or None.
+    """
+
+    asked: str
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One image of a folder.
+
+    Attributes:
+        file: its name in the folder.
+        asked: see `Prompt`.
+        key: see `Prompt`.
+        number: among the images of one prompt, from 0.
+    """
+
+    file: str
+    asked: str
+    key: str | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """Images in a folder, and how they were made.
+
+    Attributes:
+        folder: of the images.
+        images: in the order they were asked for.
+        modality: of what they were asked for: ``text`` or ``image``.
+        settings: ``generator``, ``model``, ``seed``, ``sampling_steps``, ``guidance``.
+    """
+
+    folder: Path
+    images: list[GeneratedImage]
+    modality: str
+    settings: dict[str, Any]
+
+    def open(self) -> list[Image.Image]:
+        """Return the images themselves, RGB.
+
+        Raises:
+            GeneratorError: if one is missing or damaged.
+        """
+        opened = []
+        for image in self.images:
+            path = self.folder / image.file
+            try:
+                with Image.open(path) as file:
+                    opened.append(file.convert("RGB"))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise GeneratorError(
+                    f"The image {path} cannot be read ({error}).", remedy="Run the same `c3 generate` again."
+                ) from error
+        return opened
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object that images.json holds and `c3 generate --json` writes."""
+        images = [asdict(image) for image in self.images]
+        return {"format_version": 1, **self.settings, "modality": self.modality, "images": images}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> GeneratedImages:
+        """Read what `c3 generate` wrote; in another folder, take each PNG or JPEG as an image, asked for by its name.
+
+        Raises:
+            GeneratorError: if there are no images.
+        """
+        folder = Path(folder)
+        path = folder / LIST_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            images = [GeneratedImage(**image) for image in content.pop("images")]
+            modality = str(content.pop("modality"))
+            outside = [image.file for image in images if Path(image.file).name != image.file]
+            if outside:
+                raise ValueError(f"{outside[0]} is not in the folder")
+        except FileNotFoundError:
+            files = sorted(file for file in folder.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+            images, modality, content = [GeneratedImage(file.name, file.stem) for file in files], "unknown", {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GeneratorError(f"{path} is damaged ({error}).", remedy="Run the same `c3 generate` again.") from error
+        if not images:
+            raise GeneratorError(f"There are no images in {folder}.", remedy="Make some with `c3 generate`.")
+        return cls(folder, images, modality, content)
+
+
+def generate(
+    texts: str | Sequence[str] = (),
+    *,
+    captions: str | Path | None = None,
+    split: str | None = None,
+    embeddings: str | Path | npt.NDArray[np.float32] | None = None,
+    modality: str = "text",
+    images: Sequence[str | Path] = (),
+    generator: ImageGenerator | str | Path = "c3-generator",
+    store: Store | str | Path = "c3-store",
+    output: str | Path = "c3-images",
+    n: int = 1,
+    seed: int = 0,
+    sampling_steps: int = SAMPLING_STEPS,
+    guidance: float | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+    encoder: Encoder | None = None,
+    reporter: Reporter = SILENT,
+) -> GeneratedImages:
+    """Generate images of texts, of the captions in a file, of embeddings, or of photos (variations), into a folder.
+
+    The same text and seed give the same image, whatever else is asked for at the same time.
+
+    Args:
+        texts: what the images are to show.
+        captions: a file of captions, in place of texts: one caption of each image, drawn by the seed; of a text file
+            every line.
+        split: of ``captions``: those of this split only.
+        embeddings: vectors, or a file of them (npy, npz, pt, safetensors, csv, parquet), as the encoder gives them.
+        modality: of ``embeddings``: ``text`` or ``image``.
+        images: photos to make variations of.
+        generator: a generator, its folder, or a pre-trained one: ``kandinsky-2.2:``, ``karlo:`` or ``unclip:`` with the
+            path or the name of its weights.
+        store: for a pre-trained generator, the store whose means bring texts to where images are.
+        output: the folder.
+        n: images for each.
+        seed: of the noise.
+        sampling_steps: more are slower and a little sharper.
+        guidance: how much the text counts; 1 is as in training. None for the generator's own default.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        encoder: of the generator's model; by default it is loaded.
+        reporter: shows messages and progress.
+
+    Raises:
+        GeneratorError: if there is nothing to show, there is no generator, or it is of another model or dimension.
+        OutputError: if the folder holds other files.
+        EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
+        OSError: if an image cannot be written; those before it are kept.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    given = [bool(texts), captions is not None, embeddings is not None, bool(images)]
+    if sum(given) != 1:
+        raise GeneratorError(
+            "Say what the images are to show: give texts, or one of --captions, --embeddings and --image."
+            if not any(given)
+            else "Images are of texts, of captions, of embeddings or of photos; give one of them.",
+            remedy='For example: c3 generate "a dog on the beach"',
+        )
+    folder = Path(output)
+    target = Output(folder, "folder of generated images", (LIST_FILE,))
+    compute = devices.pick(device, precision)
+    if isinstance(generator, str | Path):
+        pretrained = PretrainedGenerator.parse(generator)
+        if pretrained is None:
+            generator = Generator.load(generator, compute)
+        else:
+            generator = PretrainedGenerator.load(*pretrained, store, compute)
+    vectors: Matrix | None = None
+    if embeddings is not None:
+        vectors = _vectors(embeddings)
+        generator.check_dim(vectors.shape[1])
+        prompts = [Prompt(f"embedding {row}") for row in range(len(vectors))]
+    elif images:
+        prompts, modality = [Prompt(str(path)) for path in images], "image"
+    else:
+        prompts, modality = captions_to_show(Path(captions), split, seed) if captions else [*map(Prompt, texts)], "text"
+    if vectors is None:
+        encoder = encoder or resolve_encoder(recorded=generator.model, device=device, reporter=reporter)
+        asked = [prompt.asked for prompt in prompts]
+        if images:
+            vectors = generator.encode(images=asked, encoder=encoder, reporter=reporter)
+        else:
+            vectors = generator.encode(texts=asked, encoder=encoder, reporter=reporter)
+    settings = {
+        "generator": str(generator),
+        "model": dict(generator.model),
+        "seed": seed,
+        "sampling_steps": sampling_steps,
+        "guidance": generator.guidance if guidance is None else guidance,
+        "precision": generator.compute.precision,
+    }
+    with locked(folder):
+        target.holds_result()
+        made = _make(generator, prompts, vectors, modality, n, settings, folder, reporter)
+        save_sheet(made)
+    return made
+
+
+def captions_to_show(path: Path, split: str | None = None, seed: int = 0) -> list[Prompt]:
+    """Read a captions file: one caption of each image, drawn by the seed; of rows without images every caption.
+
+    Raises:
+        CorpusError: if the file cannot be read.
+        GeneratorError: if there are no captions, or none in the split.
+    """
+    by_image: dict[str, list[str]] = {}
+    prompts: list[Prompt] = []
+    for row in read_captions(path):
+        own = [caption.strip() for caption in row.captions if caption.strip()]
+        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
+        if split is not None and split_of(row.split, key or f"{path.stem}:{row.line}") != split:
+            continue
+        if key is None:
+            prompts += [Prompt(caption) for caption in own]
+        else:
+            by_image.setdefault(key, []).extend(own)
+    prompts += [
+        Prompt(own[int(seeded(seed, "caption", key).integers(len(own)))], key) for key, own in by_image.items() if own
+    ]
+    if not prompts:
+        where = f" in the split {split!r}" if split else ""
+        raise GeneratorError(f"{path} has no captions{where}.", remedy="Name another file or --split.")
+    return prompts
+
+
+def save_sheet(made: GeneratedImages) -> None:
+    """Write the contact sheet and the page of the images; of very many the first."""
+    shown = GeneratedImages(made.folder, made.images[:_IN_SHEET], made.modality, made.settings)
+    opened = shown.open()
+    columns = min(len(opened), max(4, round(len(opened) ** 0.5)))
+    save_image(contact_sheet(in_rows(opened, columns)), made.folder / SHEET_FILE)
+    entries: dict[str, list[Image.Image]] = {}
+    for image, picture in zip(shown.images, opened, strict=True):
+        entries.setdefault(image.asked, []).append(picture)
+    more = f"; the first {_IN_SHEET:,} are shown" if len(made.images) > _IN_SHEET else ""
+    guidance = made.settings["guidance"]
+    lead = f"{len(made.images):,} images by {made.settings['generator']}, seed {made.settings['seed']}, "
+    lead += f"{made.settings['sampling_steps']} steps, guidance {guidance:g}{more}."
+    save_page(made.folder / PAGE_FILE, "Generated images", lead, list(entries.items()))
+
+
+def _make(
+    generator: ImageGenerator,
+    prompts: Sequence[Prompt],
+    vectors: Matrix,
+    modality: str,
+    n: int,
+    settings: dict[str, Any],
+    folder: Path,
+    reporter: Reporter,
+) -> GeneratedImages:
+    """Sample and write the images that are not there yet."""
+    if n < 1:
+        raise GeneratorError(f"n must be at least 1, not {n}.")
+    keys = [prompt.asked for prompt in prompts]
+    images, rows = [], []
+    plain = {**settings, "generator": generator.fingerprint(), "modality": modality}
+    for row, prompt in enumerate(prompts):
+        subject = prompt.asked if modality == "text" else hashlib.sha256(vectors[row].tobytes()).hexdigest()
+        for number in range(n):
+            text = json.dumps([plain, keys[row], subject, number], sort_keys=True)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+            slug = _SLUG.sub("-", Path(prompt.asked).stem.lower() if modality == "image" else prompt.asked.lower())
+            name = f"{slug.strip('-')[:48].strip('-') or 'image'}-{digest}.png"
+            images.append(GeneratedImage(name, prompt.asked, prompt.key, number))
+            rows.append(row)
+    made = GeneratedImages(folder, images, modality, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(folder / LIST_FILE, made.to_dict())
+    pending: dict[str, int] = {}
+    for position, image in enumerate(images):
+        if not (folder / image.file).is_file():
+            pending.setdefault(image.file, position)
+    if len(pending) < len({image.file for image in images}):
+        reporter.message(f"{len({i.file for i in images}) - len(pending):,} images are there already.")
+    done = 0
+    kept = telling_what_is_kept(lambda: f"{done:,} images are kept in {folder}; the same command makes the others.")
+    with kept, reporter.progress("Generating images", len(pending)) as progress:
+        positions = list(pending.values())
+        for start in range(0, len(positions), _BLOCK):
+            block = positions[start : start + _BLOCK]
+            own = [rows[position] for position in block]
+            sampled = generator.sample(
+                vectors[own],
+                modality,
+                [(keys[row], images[position].number) for row, position in zip(own, block, strict=True)],
+                seed=settings["seed"],
+                steps=settings["sampling_steps"],
+                guidance=settings["guidance"],
+                advance=progress.advance,
+            )
+            for position, picture in zip(block, sampled, strict=True):
+                save_image(picture, folder / images[position].file)
+                done += 1
+    return made
+
+
+def _vectors(source: str | Path | npt.NDArray[np.float32]) -> Matrix:
+    """Return embeddings that are given, or those of a file, float32 (n, d).
+
+    Raises:
+        GeneratorError: if there are none, or they are not finite rows.
+        StoreError: if the file cannot be read.
+    """
+    given = source if isinstance(source, np.ndarray) else read_vectors(Path(source)).vectors[:]
+    vectors = np.atleast_2d(np.asarray(given, dtype=np.float32))
+    if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
+        raise GeneratorError(f"Embeddings are finite rows (n, d); these are {vectors.shape}, or not finite.")
+    return vectors

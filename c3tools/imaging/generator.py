@@ -1,0 +1,371 @@
+"""A trained image generator with its fitted pipeline and training record, and what all generators share.
+
+Saved as a folder, without any pickle:
+
+    c3-generator/
+      generator.json          architecture, record, sha256 of the other files
+      weights.safetensors     the averaged weights with the best validation loss, float32
+      transform.json, transform.safetensors   the fitted pipeline
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+
+from .. import devices
+from ..devices import Compute
+from ..encoders import Encoder, resolve_encoder
+from ..encoders.loading import weights_sha256
+from ..errors import GeneratorError
+from ..identity import ModelIdentity
+from ..io.files import sha256_of, write_json_atomically
+from ..io.outputs import Output, previous_folder, replacing, written_at
+from ..reporter import SILENT, Reporter
+from ..seeds import keyed_normal
+from ..transforms import Pipeline
+from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, NetworkConfig, sample
+
+FORMAT_VERSION = 1
+GENERATOR_FILE = "generator.json"
+WEIGHTS_FILE = "weights.safetensors"
+Matrix = npt.NDArray[np.float32]
+_AGAIN = "`c3 train-generator --overwrite`"
+_PARTS = (WEIGHTS_FILE, "transform.json", "transform.safetensors")
+
+
+class ImageGenerator(ABC):
+    """Images from texts, photos or embeddings, through one embedding each.
+
+    Attributes:
+        pipeline: the fitted transform of its inputs.
+        record: how it was made; ``model`` is the identity of the encoder of its embeddings.
+        compute: device and precision.
+    """
+
+    def __init__(self, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute | None = None) -> None:
+        self.pipeline, self.record = pipeline, dict(record)
+        self.compute = compute or Compute(torch.device("cpu"), "fp32")
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """The dimension of its embeddings."""
+
+    @property
+    @abstractmethod
+    def guidance(self) -> float:
+        """The weight of the embedding unless the user says otherwise."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a digest of its weights and its transform."""
+
+    @abstractmethod
+    def _sample(
+        self,
+        inputs: Matrix,
+        keys: Sequence[str],
+        seed: int,
+        steps: int,
+        guidance: float,
+        advance: Callable[[int], object],
+    ) -> list[Image.Image]:
+        """Return one image per transformed embedding (n, d); its noise comes from (seed, its key)."""
+
+    def generate(
+        self,
+        texts: Sequence[str] | None = None,
+        *,
+        images: Sequence[str | Path | Image.Image] | None = None,
+        embeddings: Matrix | None = None,
+        modality: str = "text",
+        keys: Sequence[str] | None = None,
+        encoder: Encoder | None = None,
+        n: int = 1,
+        seed: int = 0,
+        sampling_steps: int = SAMPLING_STEPS,
+        guidance: float | None = None,
+        reporter: Reporter = SILENT,
+    ) -> list[Image.Image]:
+        """Return ``n`` images for each text, photo or embedding, one after another.
+
+        An image depends on what it is asked for, its key, its number among the ``n``, and the settings; not on what
+        else is asked for at the same time.
+
+        Args:
+            texts: what the images are to show; one of ``texts``, ``images`` and ``embeddings`` is given.
+            images: paths or PIL images to make variations of.
+            embeddings: float32 (m, d) as the encoder gives them; the pipeline is applied here.
+            modality: of ``embeddings``.
+            keys: one per text, photo or embedding, from which the noise is drawn; by default the text itself, or the
+                number of the row.
+            encoder: of the generator's model; by default it is loaded.
+            n: images for each.
+            seed: of the noise.
+            sampling_steps: more are slower and a little sharper.
+            guidance: how much the embedding counts; 1 is as in training. None for the generator's own default.
+            reporter: shows messages and progress.
+
+        Raises:
+            GeneratorError: if a text is empty, or the model or the dimension is another than the generator's.
+            EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
+        """
+        if sum(given is not None for given in (texts, images, embeddings)) != 1:
+            raise GeneratorError("Images are generated from texts, from photos or from embeddings: give one of them.")
+        if n < 1 or sampling_steps < 1:
+            raise GeneratorError(f"n and sampling_steps must be at least 1, not {n} and {sampling_steps}.")
+        if embeddings is None:
+            embeddings = self.encode(texts=texts, images=images, encoder=encoder, reporter=reporter)
+            modality = "text" if texts is not None else "image"
+        if keys is None:
+            keys = list(texts) if texts is not None else [str(row) for row in range(len(embeddings))]
+        with reporter.progress("Generating images", n * len(keys)) as progress:
+            return self.sample(
+                embeddings.repeat(n, axis=0),
+                modality,
+                [(key, number) for key in keys for number in range(n)],
+                seed=seed,
+                steps=sampling_steps,
+                guidance=guidance,
+                advance=progress.advance,
+            )
+
+    def sample(
+        self,
+        embeddings: Matrix,
+        modality: str,
+        keys: Sequence[tuple[str, int]],
+        *,
+        seed: int = 0,
+        steps: int = SAMPLING_STEPS,
+        guidance: float | None = None,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> list[Image.Image]:
+        """Return one image per embedding, whose noise is drawn from the seed and its key.
+
+        Args:
+            embeddings: float32 (n, d) as the encoder gives them.
+            modality: of the embeddings.
+            keys: a name, and a number among the images of that name.
+            seed, steps, guidance: see `generate`.
+            advance: is called with the number of further images done.
+
+        Raises:
+            GeneratorError: if the dimension is another than the generator's.
+        """
+        self.check_dim(embeddings.shape[1])
+        if not len(embeddings):
+            return []
+        inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
+        own = [key if number == 0 else f"{number}\x1f{key}" for key, number in keys]
+        return self._sample(inputs, own, seed, steps, self.guidance if guidance is None else guidance, advance)
+
+    def encode(
+        self,
+        *,
+        texts: Sequence[str] | None = None,
+        images: Sequence[str | Path | Image.Image] | None = None,
+        encoder: Encoder | None = None,
+        reporter: Reporter = SILENT,
+    ) -> Matrix:
+        """Return the embeddings of texts, or of photos, float32 (n, d).
+
+        They are encoded one by one: in a batch, the last bits of an embedding depend on the others in it.
+
+        Raises:
+            GeneratorError: if a text is empty, or the encoder is of another model than the generator.
+            EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
+        """
+        empty = [number for number, text in enumerate(texts or (), start=1) if not text.strip()]
+        if empty:
+            raise GeneratorError(f"Text {empty[0]} is empty.", remedy="Say what the image is to show.")
+        encoder = encoder or resolve_encoder(recorded=self.model, device=str(self.compute.device), reporter=reporter)
+        self.check_model(encoder.identity, encoder.dim)
+        if texts is None:
+            return encoder.encode_images(list(images or ()), batch_size=1)
+        cut = encoder.truncated(texts, encoder.tokenise(texts)) if texts else 0
+        if cut:
+            reporter.message(f"{cut:,} of {len(texts):,} texts are longer than the model reads; their ends are cut.")
+        return encoder.encode_texts(texts, batch_size=1)
+
+    @property
+    def model(self) -> ModelIdentity:
+        """The model whose embeddings it takes."""
+        return ModelIdentity(self.record.get("model") or {})
+
+    def check_dim(self, dim: int) -> None:
+        """Refuse embeddings of another dimension.
+
+        Raises:
+            GeneratorError: with both dimensions and the generator's model.
+        """
+        if dim != self.dim:
+            raise GeneratorError(
+                f"The generator takes embeddings of {self.dim} dimensions ({self.model}); these have {dim}.",
+                remedy="Use embeddings of the same model, or train a generator on these: `c3 train-generator`.",
+            )
+
+    def check_model(self, model: Mapping[str, Any] | None, dim: int) -> None:
+        """Refuse embeddings of another model than the generator's: by the hash of the weights, else by name.
+
+        Raises:
+            GeneratorError: with both models named.
+        """
+        self.model.require_same(
+            ModelIdentity(model or {}),
+            own="The generator",
+            theirs="these embeddings",
+            error=GeneratorError,
+            remedy="Use the same --model, or train a generator on these embeddings: `c3 train-generator`.",
+        )
+        self.check_dim(dim)
+
+
+class Generator(ImageGenerator):
+    """A generator trained on the photos of a store and their image embeddings.
+
+    Attributes:
+        network: the velocity of its flow.
+        record: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``size``, ``seed``, ``photos``,
+            ``training``, ``trace``, ``validations``, ``best_val_loss``.
+    """
+
+    def __init__(
+        self, network: ImageNetwork, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute | None = None
+    ) -> None:
+        super().__init__(pipeline, record, compute)
+        self.network = network.to(self.compute.device).eval()
+
+    def __repr__(self) -> str:
+        return f"Generator({self.model}, {self.pipeline!r}, size {self.record.get('size')})"
+
+    @property
+    def dim(self) -> int:
+        """The dimension of its embeddings."""
+        return self.network.config.dim
+
+    @property
+    def guidance(self) -> float:
+        """The weight of the embedding unless the user says otherwise."""
+        return GUIDANCE
+
+    def fingerprint(self) -> str:
+        """Return a digest of its weights and its transform."""
+        return hashlib.sha256(
+            f"{weights_sha256(self.network)}{self.pipeline.record()['checksum']}".encode()
+        ).hexdigest()
+
+    def _sample(
+        self,
+        inputs: Matrix,
+        keys: Sequence[str],
+        seed: int,
+        steps: int,
+        guidance: float,
+        advance: Callable[[int], object],
+    ) -> list[Image.Image]:
+        pixels = self.network.config.pixels
+        noise = torch.from_numpy(keyed_normal(seed, 0, keys, 3 * pixels**2)).view(-1, 3, pixels, pixels)
+        squares = sample(
+            self.network,
+            torch.from_numpy(inputs),
+            noise,
+            self.compute,
+            steps=steps,
+            guidance=guidance,
+            advance=advance,
+        )
+        return [Image.fromarray(square) for square in squares.numpy()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the training record and the number of parameters, as `c3 train-generator --json` prints them."""
+        return {**self.record, "parameters": sum(p.numel() for p in self.network.parameters())}
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder, whole or not at all; the generator that is there is kept as ``<folder>.previous``."""
+        with replacing(Path(folder)) as new:
+            save_model(self.network, str(new / WEIGHTS_FILE))
+            self.pipeline.save(new)
+            content = {
+                "format_version": FORMAT_VERSION,
+                "config": asdict(self.network.config),
+                "record": self.record,
+                "files": {name: sha256_of(new / name) for name in _PARTS},
+            }
+            write_json_atomically(new / GENERATOR_FILE, content)
+
+    @classmethod
+    def load(cls, folder: str | Path, compute: Compute | None = None) -> Generator:
+        """Read what `save` wrote.
+
+        Args:
+            folder: of the generator.
+            compute: device and precision of sampling; the best there is when None.
+
+        Raises:
+            GeneratorError: if there is no generator, or a file of it is missing, damaged or cut short.
+            MissingExtraError: if diffusers is not installed.
+        """
+        folder = Path(folder)
+        path = folder / GENERATOR_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = int(content["format_version"])
+            if version > FORMAT_VERSION:
+                raise GeneratorError(
+                    f"{path} has format version {version}; this c3tools reads up to {FORMAT_VERSION}.",
+                    remedy="Update c3tools: pip install -U c3tools",
+                )
+            for name, digest in content["files"].items():
+                if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+                    state = "is damaged or was cut short" if (folder / name).is_file() else "is missing"
+                    raise GeneratorError(f"{folder / name} {state}.", remedy=_remedy(folder))
+            network = ImageNetwork(NetworkConfig(**content["config"]))
+            load_model(network, folder / WEIGHTS_FILE)
+            record = dict(content["record"])
+        except (FileNotFoundError, NotADirectoryError):
+            raise GeneratorError(
+                f"There is no trained generator at {folder} ({GENERATOR_FILE} is not there).",
+                remedy="Train one with `c3 train-generator`, or name another with --generator.",
+            ) from None
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise GeneratorError(f"The generator at {folder} is damaged ({error}).", remedy=_remedy(folder)) from error
+        return cls(network, Pipeline.load(folder), record, compute or devices.pick())
+
+
+def generator_output(folder: Path, overwrite: bool = False) -> Output:
+    """Return the folder of a generator as the output of a training."""
+    return Output(folder, "generator", (GENERATOR_FILE,), overwrite, kept=previous_folder(folder))
+
+
+def describe_generator(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the record of the generator in a folder, empty if it is damaged, and in words what it is."""
+    path = folder / GENERATOR_FILE
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8"))["record"])
+        facts = [str(record["preset"]), f"sigma {record['sigma']:.3g}", f"size {record['size']}"]
+        facts += [f"seed {record['seed']}", f"trained on {record['photos']['train']:,} photos"]
+        facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.4f}"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, "it is damaged, or was made otherwise than by c3 train-generator"
+    return record, ", ".join(facts)
+
+
+def _remedy(folder: Path) -> str:
+    previous = previous_folder(folder)
+    if not (previous / GENERATOR_FILE).is_file():
+        return f"Train it again: {_AGAIN}."
+    return f"The generator before this one is at {previous}: use --generator {previous}, or train again."

@@ -1,0 +1,284 @@
+"""The built-in image generator: its sizes, its network, and how images are sampled from it.
+
+A rectified flow on pixels (Liu et al., 2023): ``x_t = (1 - t) x + t noise``, and the network predicts the velocity
+``noise - x`` from ``x_t``, ``t`` and one embedding. Sampling follows it from noise (t = 1) to an image (t = 0).
+The network is the `UNet2DModel` of diffusers (the extra ``images``), and its flow-matching scheduler takes the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..devices import Compute
+from ..errors import GeneratorError, MissingExtraError
+
+SAMPLING_STEPS = 25
+GUIDANCE = 2.0
+_TIMES = 1000  # the network's time embedding is made for times between 0 and 1000
+_GROUPS = 16
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Architecture of the network.
+
+    Attributes:
+        dim: dimension d of the embeddings it reads.
+        pixels: height and width of the images.
+        patch: squares of so many pixels a side are the channels of one position, which makes the network cheaper.
+        channels: of each level; each has half the resolution of the one before.
+        attention: of each level, whether it has self-attention.
+        blocks: residual blocks per level.
+        dropout: in the residual blocks.
+    """
+
+    dim: int
+    pixels: int
+    patch: int
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+    blocks: int = 1
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        # lists where the configuration was read from JSON
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "attention", tuple(self.attention))
+        step = self.patch * 2 ** (len(self.channels) - 1)
+        if self.pixels % step:
+            raise GeneratorError(f"Images of {self.pixels} pixels a side cannot be halved: {step} has to divide it.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of one training.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: photos per step.
+        learning_rate: peak of the schedule: linear warm-up, then a cosine to zero.
+        warmup: steps of the warm-up, at most a tenth of all.
+        weight_decay: AdamW's, on matrices only.
+        clip_norm: gradients are scaled down to this norm; 0 leaves them.
+        ema: decay per step of the exponential moving average of the weights, which is validated and kept.
+        drop: share of the rows whose embedding is withheld, so that guidance works.
+        validations: how often, evenly over the run, the checkpoint is compared with the best one.
+        seed: of initialisation, order, flips, times and noise.
+    """
+
+    steps: int = 6000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    drop: float = 0.1
+    validations: int = 12
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "validations"):
+            if not getattr(self, name) > 0:
+                raise GeneratorError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        for name in ("ema", "drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise GeneratorError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of the built-in generator (see `NetworkConfig`), with training settings that suit it."""
+
+    pixels: int
+    patch: int
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+    training: TrainingConfig
+    blocks: int = 1
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.config(1)  # refuses what cannot be built
+
+    def config(self, dim: int) -> NetworkConfig:
+        """Return the architecture for embeddings of ``dim`` dimensions."""
+        own = {name: getattr(self, name) for name in ("pixels", "patch", "channels", "attention", "blocks", "dropout")}
+        return NetworkConfig(dim=dim, **own)
+
+
+SIZES: Mapping[str, Size] = MappingProxyType(
+    {
+        "tiny": Size(32, 2, (64, 64, 128), (False, True, True), TrainingConfig(6000, 64, 1e-3)),
+        "small": Size(64, 2, (96, 192, 256), (False, True, True), TrainingConfig(30_000, 64, 5e-4, ema=0.9995), 2),
+        "base": Size(
+            128, 2, (128, 256, 384, 512), (False, False, True, True), TrainingConfig(150_000, 128, 3e-4, ema=0.9999), 2
+        ),
+    }
+)
+
+
+def load_size(name: str, overrides: Sequence[str] = ()) -> Size:
+    """Return a size by name, with some of its numbers changed.
+
+    Args:
+        name: a key of `SIZES`.
+        overrides: ``setting=value``, for numbers of the size or of its training.
+
+    Raises:
+        GeneratorError: if there is no such size or setting, or a value is not of the setting's type.
+    """
+    if name not in SIZES:
+        raise GeneratorError(f"There is no generator size {name!r}.", remedy=f"Choose from {', '.join(SIZES)}.")
+    chosen = SIZES[name]
+    for override in overrides:
+        setting, equals, text = override.partition("=")
+        part: Any = chosen if setting in _numbers(chosen) else chosen.training
+        if not equals or setting not in _numbers(part):
+            known = ", ".join(sorted({*_numbers(chosen), *_numbers(chosen.training)}))
+            raise GeneratorError(f"The size {name!r} has no setting {override!r}.", remedy=f"NAME=VALUE, of: {known}.")
+        current = getattr(part, setting)
+        try:
+            changed = replace(part, **{setting: type(current)(text)})
+        except ValueError:
+            kind = type(current).__name__
+            raise GeneratorError(f"{setting} is {kind}, for example {current}; {text!r} is not.") from None
+        chosen = changed if part is chosen else replace(chosen, training=changed)
+    return chosen
+
+
+def _numbers(part: Size | TrainingConfig) -> list[str]:
+    return [
+        field.name
+        for field in fields(part)
+        if field.name not in ("seed", "steps") and isinstance(getattr(part, field.name), int | float)
+    ]
+
+
+class ImageNetwork(nn.Module):
+    """The velocity of the flow, from noisy images, their times and one embedding each.
+
+    Raises:
+        MissingExtraError: if diffusers is not installed.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        UNet2DModel = _diffusers("UNet2DModel")
+        self.config = config
+        width = 4 * config.channels[0]
+        down = [("Attn" if attends else "") + "DownBlock2D" for attends in config.attention]
+        self.unet = UNet2DModel(
+            sample_size=config.pixels // config.patch,
+            in_channels=3 * config.patch**2,
+            out_channels=3 * config.patch**2,
+            block_out_channels=config.channels,
+            down_block_types=tuple(down),
+            up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
+            layers_per_block=config.blocks,
+            dropout=config.dropout,
+            norm_num_groups=_GROUPS,
+            attn_norm_num_groups=_GROUPS,
+            attention_head_dim=min(32, *config.channels),
+            resnet_time_scale_shift="scale_shift",
+            class_embed_type="identity",  # the embedding comes projected, and is added to that of the time
+        )
+        self.project = nn.Sequential(nn.Linear(config.dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.withheld = nn.Parameter(torch.zeros(width))  # stands for an embedding that is not told
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+    def forward(self, images: Tensor, times: Tensor, embeddings: Tensor, withhold: Tensor) -> Tensor:
+        """Return the velocity, (n, 3, pixels, pixels).
+
+        Args:
+            images: noisy images, (n, 3, pixels, pixels), around -1 to 1.
+            times: (n,), 0 for an image, 1 for noise.
+            embeddings: unit vectors, (n, d).
+            withhold: bool (n,), where the network is not told the embedding.
+        """
+        told = self.project(embeddings * self.config.dim**0.5)  # (n, width)
+        told = torch.where(withhold[:, None], self.withheld.to(told.dtype), told)
+        squares = F.pixel_unshuffle(images, self.config.patch)  # (n, 3 patch^2, pixels / patch, pixels / patch)
+        velocity = self.unet(squares, times * _TIMES, told).sample
+        return F.pixel_shuffle(velocity, self.config.patch)
+
+
+def autocast(compute: Compute) -> torch.autocast:
+    """Return the context in which the network is run in the precision of ``compute``."""
+    return torch.autocast(compute.device.type, dtype=compute.dtype, enabled=compute.precision != "fp32")
+
+
+def sampling_batch(device: torch.device) -> int:
+    """Return how many images are sampled at a time on a device.
+
+    It is fixed, and a last batch is filled up: the last bits of a convolution depend on the size of its batch, so that
+    otherwise the same text would give another image in other company.
+    """
+    return 16 if device.type == "cpu" else 64
+
+
+@torch.inference_mode()
+def sample(
+    network: ImageNetwork,
+    embeddings: Tensor,
+    noise: Tensor,
+    compute: Compute,
+    *,
+    steps: int = SAMPLING_STEPS,
+    guidance: float = GUIDANCE,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Tensor:
+    """Return one image per embedding, uint8 (n, pixels, pixels, 3), on the CPU.
+
+    Args:
+        network: in evaluation mode, on the device of ``compute``.
+        embeddings: what each image is to be of, float32 (n, d), transformed as in training.
+        noise: standard normal, float32 (n, 3, pixels, pixels).
+        compute: device and precision.
+        steps: of the scheduler; more are slower and a little sharper.
+        guidance: w of ``v_0 + w (v_e - v_0)``: above 1 the embedding counts for more than it did in training.
+        advance: is called with the number of further images done.
+    """
+    scheduler = _diffusers("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=_TIMES)
+    size, done = sampling_batch(compute.device), []
+    guided = guidance != 1
+    withhold = torch.arange(2 * size if guided else size, device=compute.device) >= size
+    for start in range(0, len(embeddings), size):
+        rows = torch.arange(start, start + size).clamp(max=len(embeddings) - 1)
+        images, told = noise[rows].to(compute.device), embeddings[rows].to(compute.device)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=compute.device)
+        for time in scheduler.timesteps:
+            doubled, also = (torch.cat([x, x]) if guided else x for x in (images, told))
+            with autocast(compute):
+                velocity = network(doubled, (time / _TIMES).expand(len(doubled)), also, withhold).float()
+            if guided:
+                with_embedding, without = velocity.chunk(2)
+                velocity = without + guidance * (with_embedding - without)
+            images = scheduler.step(velocity, time, images).prev_sample
+        count = min(size, len(embeddings) - start)
+        done.append(((images[:count].clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
+        advance(count)
+    pixels = network.config.pixels
+    return torch.cat(done) if done else torch.zeros((0, pixels, pixels, 3), dtype=torch.uint8)
+
+
+def _diffusers(name: str) -> Any:
+    """Return a class of diffusers.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise MissingExtraError("diffusers", extra="images", purpose="Generating images") from error
+    return getattr(diffusers, name)

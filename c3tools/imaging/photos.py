@@ -1,0 +1,156 @@
+"""The photos of a store's rows as small squares of pixels, read from where the rows say they are."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..corpus import ImageReader
+from ..corpus.photos import PhotoFinder
+from ..encoders import open_image
+from ..errors import GeneratorError
+from ..executors import cores
+from ..reporter import SILENT, Reporter
+from ..store import Rows, Store
+
+Pixels = npt.NDArray[np.uint8]
+INDEX_FOLDER = ".inputs"  # of the store: where `c3 embed` keeps the indexes of tars
+NAMED = 3
+_CHUNK = 256
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Rows of images and their pixels.
+
+    Attributes:
+        rows: of the photos that could be read.
+        pixels: uint8 (n, pixels, pixels, 3).
+        gone: path and reason of every photo that could not be read.
+        notes: what the user should know about them.
+    """
+
+    rows: Rows
+    pixels: Pixels
+    gone: list[tuple[str, str]]
+    notes: list[str]
+
+    def __len__(self) -> int:
+        """Return the number of photos."""
+        return len(self.rows)
+
+    def select(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Photos:
+        """Return the photos with these numbers, or where a mask is true."""
+        return Photos(self.rows.select(rows), self.pixels[rows], self.gone, self.notes)
+
+
+def read_photos(
+    store: Store,
+    rows: Rows,
+    pixels: int,
+    *,
+    download: bool = False,
+    label: str = "Reading photos",
+    reporter: Reporter = SILENT,
+) -> Photos:
+    """Read the photos of image rows, each resized to its shorter side and cut to a square about its middle.
+
+    Args:
+        store: that the rows are of.
+        rows: of the modality ``image``.
+        pixels: height and width of the result.
+        download: fetch photos that are at URLs.
+        label: what the progress is called.
+        reporter: shows the progress.
+
+    Raises:
+        GeneratorError: if none of the photos can be read; the first are named.
+    """
+    if "path" not in rows.table.column_names or not any(rows.column("path")):
+        raise GeneratorError(
+            f"The store {store.path} does not say where its photos are: its embeddings were imported.",
+            remedy="Embed the photos themselves: c3 embed PATH.",
+        )
+    folder = store.path / INDEX_FOLDER
+    finder = PhotoFinder(folder if folder.is_dir() else None, download=download)
+    kept: list[int] = []
+    squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
+    gone: list[tuple[str, str]] = []
+    small = converted = 0
+    keys, paths = rows.keys, rows.column("path")
+    with (
+        warnings.catch_warnings(),  # around all threads: each would restore what another has set
+        ImageReader() as reader,
+        ThreadPoolExecutor(cores()) as pool,
+        reporter.progress(label, len(rows)) as progress,
+    ):
+        warnings.simplefilter("ignore")
+        for start in range(0, len(rows), _CHUNK):
+            contents: list[bytes | Exception] = []
+            for row in range(start, min(start + _CHUNK, len(rows))):
+                try:
+                    contents.append(reader.read(finder.find(keys[row], paths[row])))
+                except (OSError, ValueError) as error:
+                    contents.append(error)
+            for offset, decoded in enumerate(pool.map(lambda content: _decode(content, pixels), contents)):
+                row = start + offset
+                if isinstance(decoded, Exception):
+                    gone.append((paths[row] or keys[row], _reason(decoded)))
+                    continue
+                squares[len(kept)], (width, height), is_rgb = decoded
+                kept.append(row)
+                small += min(width, height) < pixels
+                converted += not is_rgb
+            progress.advance(len(contents))
+    if not kept:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in gone[:NAMED])
+        raise GeneratorError(
+            f"None of {len(rows):,} photos of the store {store.path} can be read ({listed}).",
+            remedy="Paths are as c3 embed was given them: run this in the same folder, or embed the photos again.",
+        )
+    notes = [f"Not read: {_listed(gone)}"] if gone else []
+    if converted:
+        notes.append(f"{converted:,} of {len(kept):,} photos are not RGB; they are converted.")
+    if small:
+        notes.append(f"{small:,} of {len(kept):,} photos are smaller than {pixels} x {pixels}; they are enlarged.")
+    chosen = rows if len(kept) == len(rows) else rows.select(np.array(kept, dtype=np.int64))
+    return Photos(chosen, squares[: len(kept)], gone, notes)
+
+
+def to_square(image: Image.Image, pixels: int) -> Image.Image:
+    """Return an RGB image resized to its shorter side and cut to ``pixels`` x ``pixels`` about its middle."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.resize((pixels, pixels), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+
+
+def _decode(content: bytes | Exception, pixels: int) -> tuple[Pixels, tuple[int, int], bool] | Exception:
+    """Return pixels (pixels, pixels, 3), size of the original, and whether it was RGB; or why there are none."""
+    if isinstance(content, Exception):
+        return content
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            is_rgb = file.mode == "RGB"
+        image, width, height = open_image(io.BytesIO(content), (pixels, pixels))
+        return np.asarray(to_square(image, pixels)), (width, height), is_rgb
+    except _UNREADABLE as error:
+        return error
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def _listed(gone: Sequence[tuple[str, str]]) -> str:
+    """Return the first photos that could not be read, and the number of the others."""
+    listed = "; ".join(f"{path} ({reason})" for path, reason in gone[:NAMED])
+    return listed + (f"; and {len(gone) - NAMED:,} more" if len(gone) > NAMED else "")

@@ -1,0 +1,71 @@
+"""Images side by side: a contact sheet as one picture, and as a page with what each image was asked for."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..io.files import write_atomically, write_text_atomically
+from .photos import Pixels
+
+_GAP = 4
+_LEAST = 96  # pixels a side that a small image is enlarged to, so that it can be seen
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image | Pixels]], *, side: int | None = None) -> Image.Image:
+    """Return rows of square images as one picture on white.
+
+    Args:
+        rows: images, or pixels uint8 (height, width, 3); rows may differ in length.
+        side: pixels of an image in the sheet; None for those of the first, or a multiple of it that can be seen.
+    """
+    first = _as_image(rows[0][0])
+    side = side or first.width * max(1, -(-_LEAST // first.width))
+    columns = max(map(len, rows))
+    step = side + _GAP
+    sheet = Image.new("RGB", (columns * step + _GAP, len(rows) * step + _GAP), "white")
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            resized = _as_image(picture).resize((side, side), Image.Resampling.BICUBIC)
+            sheet.paste(resized, (_GAP + column * step, _GAP + number * step))
+    return sheet
+
+
+def in_rows(images: Sequence[Any], columns: int) -> list[Sequence[Any]]:
+    """Return the images in rows of so many."""
+    return [images[start : start + columns] for start in range(0, len(images), columns)]
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written, for example because the disk is full.
+    """
+    write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
+
+
+def inline_png(image: Image.Image | Pixels) -> str:
+    """Return a small image as a ``data:`` URL, without loss."""
+    buffer = io.BytesIO()
+    _as_image(image).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def save_page(path: Path, title: str, lead: str, entries: Sequence[tuple[str, Sequence[Image.Image]]]) -> None:
+    """Write a self-contained page of images, each group below what it was asked for."""
+    from ..pages import render_page
+
+    groups = [{"asked": asked, "images": [inline_png(image) for image in images]} for asked, images in entries]
+    template = Path(__file__).parent / "templates" / "images.html"
+    write_text_atomically(path, render_page(template, title=title, lead=lead, groups=groups))
+
+
+def _as_image(picture: Image.Image | Pixels) -> Image.Image:
+    return Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture

@@ -1,0 +1,384 @@
+"""Training a generator: from the image rows of a store and their photos to a generator folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from .. import devices
+from ..corpus.splits import STANDARD
+from ..devices import Compute
+from ..errors import GeneratorError, telling_what_is_kept
+from ..io.outputs import Output
+from ..pages import palette
+from ..pages.figures import new_figure, save_figure, styled
+from ..reporter import SILENT, Reporter, counted
+from ..seeds import generator, keyed_normal, stable_fraction
+from ..store import Rows, Store
+from ..training import CheckpointDir
+from ..training.tensorboard import tensorboard as record_scalars
+from ..transforms import Pipeline
+from ..transforms import preset as named_pipeline
+from ..transforms.sigma import AUTO, PUBLISHED_SIGMA, SPREADS, parse_sigma, photo_spread
+from .generator import Generator, describe_generator, generator_output
+from .model import ImageNetwork, TrainingConfig, load_size, sample
+from .photos import Photos, read_photos
+from .sheet import contact_sheet, in_rows, save_image
+from .training import MAX_VALIDATED, Trainer
+
+DEFAULT_PRESET = "c3"
+SAMPLES_FILE = "samples.png"
+CURVES_FILE = "curves.png"
+_SHOWN = 16  # photos of the sheet of samples, each above what is generated from its embedding
+_SHEET_STEPS = 15
+
+
+def train_generator(
+    store: Store | str | Path = "c3-store",
+    pipeline: Pipeline | None = None,
+    *,
+    output: str | Path = "c3-generator",
+    preset: str | None = None,
+    sigma: float | str | None = None,
+    size: str = "tiny",
+    set: Sequence[str] = (),
+    steps: int | None = None,
+    train_split: str = "train",
+    train_fraction: float = 1.0,
+    download: bool = False,
+    seed: int = 0,
+    tensorboard: str | Path | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
+) -> Generator:
+    """Train an image generator on the photos of a store and their image embeddings, and write it to ``output``.
+
+    No text is read. Each photo is learned from its own embedding, and later asked for with the embedding of a text,
+    both collapsed by the mean of their own modality (C3, Zhang et al., ICLR 2024, trained image to image). The state of
+    the run is kept in a folder beside ``output``, so that the same call continues a run that was interrupted, and
+    returns the generator of one that is finished.
+
+    Args:
+        store: holds image embeddings, and says where the photos are.
+        pipeline: transforms the embeddings, in place of a preset; fitted on the store unless it is fitted already.
+        output: the generator's folder.
+        preset: name of the pipeline, a key of `c3tools.transforms.PRESETS`; ``c3`` when None.
+        sigma: noise per dimension, or ``auto``: twice the distance of photos from the nearest of 500 others
+            (`c3tools.transforms.sigma.photo_spread`), for which no text is needed. None means ``auto``.
+        size: of the generator, a key of `c3tools.imaging.SIZES`.
+        set: numbers of the size that are changed, ``name=value`` each.
+        steps: optimiser steps; None for those of the size.
+        train_split: the split to learn from.
+        train_fraction: share of its photos (by a stable hash of their keys) that are used.
+        download: fetch photos that are at URLs.
+        seed: of everything random.
+        tensorboard: folder to write losses to, for TensorBoard.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        overwrite: replace a generator of other settings or data that is in ``output``, which is kept as
+            ``<output>.previous``, and drop an interrupted training of another.
+        reporter: shows messages and progress.
+
+    Returns:
+        The generator, as `Generator.load` reads it from ``output``.
+
+    Raises:
+        StoreError: if the store has no images.
+        GeneratorError: if photos are missing, or settings contradict each other.
+        OutputError: if ``output`` holds another generator or other files, or is written by another run.
+        TransformError: if sigma, the preset or the pipeline cannot be used.
+        MissingExtraError: if diffusers is not installed.
+    """
+    if sigma is not None:
+        sigma = parse_sigma(sigma, also=(AUTO,))
+    if pipeline is not None and not (preset is None and sigma is None):
+        raise GeneratorError("A pipeline has its own steps and sigma.", remedy="Leave out preset and sigma.")
+    if not 0 < train_fraction <= 1:
+        raise GeneratorError(f"The train fraction must be above 0 and at most 1, not {train_fraction}.")
+    named_pipeline(preset or DEFAULT_PRESET)
+    chosen = load_size(size, set)
+    training = replace(chosen.training, seed=seed, steps=chosen.training.steps if steps is None else steps)
+    output = Path(output)
+    target, compute = generator_output(output, overwrite), devices.pick(device, precision)
+    load = partial(Generator.load, output, compute)
+    checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
+    with checkpoints.locked(output):
+        target.ask(
+            {
+                "preset": pipeline.name if pipeline is not None else preset or DEFAULT_PRESET,
+                "sigma": _noise_of(pipeline) if pipeline is not None else sigma or AUTO,
+                "size": size,
+                "set": list(set),
+                "steps": training.steps,
+                "train_split": train_split,
+                "train_fraction": train_fraction,
+                "seed": seed,
+                "precision": compute.precision,
+            },
+            lambda: describe_generator(output),
+        )
+        store = Store.open(store, reporter=reporter)
+        train, val, notes = training_photos(
+            store, chosen.pixels, train_split, fraction=train_fraction, download=download, reporter=reporter
+        )
+        for note in notes:
+            reporter.message(note)
+        pipeline = fitted_pipeline(store, pipeline, preset, sigma, train_split, reporter)
+        record = {"model": dict(store.info.model), "sigma": _noise_of(pipeline), "notes": notes, "asked": target.asked}
+        with record_scalars(tensorboard, reporter) as recorder:
+            made = fit_generator(
+                train,
+                val,
+                pipeline,
+                size=size,
+                set=set,
+                training=training,
+                compute=compute,
+                record=record,
+                checkpoints=checkpoints,
+                samples=output.with_name(f"{output.name}.{SAMPLES_FILE}"),
+                finished=lambda digest: load() if target.is_done(digest, load) else None,
+                label=f"Training {pipeline.name}",
+                reporter=recorder,
+            )
+        _finish(made, target, checkpoints, reporter)
+    return made
+
+
+def fit_generator(
+    train: Photos,
+    val: Photos,
+    pipeline: Pipeline,
+    *,
+    size: str = "tiny",
+    set: Sequence[str] = (),
+    training: TrainingConfig | None = None,
+    compute: Compute | None = None,
+    record: Mapping[str, Any] | None = None,
+    checkpoints: CheckpointDir | None = None,
+    samples: Path | None = None,
+    finished: Callable[[str], Generator | None] = lambda identity: None,
+    label: str = "Training",
+    reporter: Reporter = SILENT,
+) -> Generator:
+    """Train a generator on photos in memory.
+
+    Args:
+        train: photos to learn from, with their embeddings.
+        val: other photos that the checkpoint is chosen on.
+        pipeline: fitted; its noise goes to the training inputs.
+        size, set: as `train_generator` takes them.
+        training: settings; those of the size when None.
+        compute: device and precision; the best there is when None.
+        record: kept in the generator's record, beside what is known here.
+        checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.
+        samples: file for a sheet of samples that is made anew at each validation; None for none.
+        finished: takes a digest of all that the training depends on, and returns its generator if there is one already.
+        label: what the progress is called.
+        reporter: shows messages and progress.
+
+    Raises:
+        GeneratorError: if the loss is not finite before any checkpoint was kept.
+    """
+    chosen = load_size(size, set)
+    training, compute = training or chosen.training, compute or devices.pick()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(training.seed, "initialise").integers(2**62)))
+        network = ImageNetwork(chosen.config(train.rows.embeddings.shape[1]))
+    trainer = Trainer(network, train, val, pipeline, training, compute)
+    if trainer.batch_size < training.batch_size:
+        reporter.message(f"There are {len(train):,} photos, fewer than a batch of {training.batch_size}: all are one.")
+    done = finished(trainer.identity)
+    if done is not None:
+        return done
+    sheet = _Sheet(trainer, samples, reporter)
+    trainer.run(checkpoints, on_validation=sheet.draw, label=label, reporter=reporter)
+    content = {
+        **dict(record or {}),
+        "identity": trainer.identity,
+        "preset": pipeline.name,
+        "size": size,
+        "changes": list(set),
+        "seed": training.seed,
+        "dim": network.config.dim,
+        "photos": {"train": len(train), "val": len(trainer.val)},
+        "training": {**asdict(training), "precision": compute.precision},
+        "trace": [list(point) for point in trainer.state.trace],
+        "validations": [list(point) for point in trainer.state.validations],
+        "best_val_loss": trainer.state.best_val_loss,
+        "seconds": round(trainer.state.seconds, 1),
+    }
+    return Generator(trainer.network, pipeline, content, compute)
+
+
+def fitted_pipeline(
+    store: Store,
+    pipeline: Pipeline | None,
+    preset: str | None,
+    sigma: float | str | None,
+    split: str,
+    reporter: Reporter = SILENT,
+) -> Pipeline:
+    """Return the pipeline of a training, fitted on the store: train on images, infer on texts.
+
+    Raises:
+        GeneratorError: if a mean of the texts is needed and the store has none.
+        TransformError: if the pipeline is of another model, or cannot be fitted.
+    """
+    if pipeline is not None:
+        if not pipeline.fitted:
+            pipeline = pipeline.fit(store, split=split)
+        pipeline.check_model(store.info.model)
+        return pipeline
+    name, noise = preset or DEFAULT_PRESET, 0.0
+    if named_pipeline(name, sigma=0.0).noisy:
+        if isinstance(sigma, float):
+            noise = sigma
+        else:
+            noise, why = sigma_from_photos(store, split)
+            reporter.message(f"{why}; --sigma sets another.")
+    return named_pipeline(name, sigma=noise, train_on="image", infer_on="text").fit(store, split=split)
+
+
+def sigma_from_photos(store: Store, split: str = "train") -> tuple[float, str]:
+    """Return sigma by the rule of ``--sigma auto`` for generators, and a sentence on what it is based on."""
+    rows = store.load("image", split)
+    order = np.argsort([stable_fraction(key, "photo spread") for key in rows.keys])
+    rule = photo_spread(rows.embeddings[order], store.fitting_moments("image", split).mean)
+    if rule.sigma is None:
+        return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, as {rule.missing}"
+    sigma = SPREADS * rule.sigma
+    return sigma, f"Sigma {sigma:.4g}: {SPREADS:g} times the distance of photos from their nearest, from images alone"
+
+
+def training_photos(
+    store: Store,
+    pixels: int,
+    split: str = "train",
+    *,
+    fraction: float = 1.0,
+    download: bool = False,
+    reporter: Reporter = SILENT,
+) -> tuple[Photos, Photos, list[str]]:
+    """Read the photos to learn from and others to validate on, with what the user should know about them.
+
+    Where the store has no ``val`` split, a tenth of the training photos (by a stable hash of their keys) is held out.
+
+    Raises:
+        StoreError: if the store has no images.
+        GeneratorError: if the split has no photos, or too few to hold some out, or none can be read.
+    """
+    train = store.load("image", split)
+    if not len(train):
+        raise GeneratorError(
+            f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
+            remedy="Name the split to learn from with --train-split.",
+        )
+    notes = [store.split_note] if store.split_note else []
+    # where rows are split by hash, those of a split that the corpus names are in val too
+    apart = split in STANDARD or store.kept_splits is None
+    if split != "val" and apart and store.count("image", "val"):
+        val = store.load("image", "val")
+    else:
+        train, val = train.hold_out()
+        notes.append(f"There is no val split: {counted(len(val), 'photo is', 'photos are')} held out.")
+    if fraction < 1:
+        train = train.sample(fraction)
+        notes.append(f"Using {counted(len(train), 'photo')}: {fraction:.0%} of them.")
+    if not len(train) or not len(val):
+        raise GeneratorError(
+            f"Training needs photos to learn from and others to validate on; there are {len(train)} and {len(val)}.",
+            remedy="Embed more photos.",
+        )
+    learned = read_photos(store, train, pixels, download=download, reporter=reporter)
+    validated = read_photos(
+        store, _first_by_hash(val, MAX_VALIDATED), pixels, download=download, label="Reading others", reporter=reporter
+    )
+    return learned, validated, [*notes, *learned.notes, *validated.notes]
+
+
+class _Sheet:
+    """The sheet of samples of a running training: validation photos, each above the image from its embedding."""
+
+    def __init__(self, trainer: Trainer, path: Path | None, reporter: Reporter) -> None:
+        self._trainer, self._path, self._reporter = trainer, path, reporter
+
+    def draw(self, network: ImageNetwork, step: int) -> None:
+        """Write the sheet, as of a step."""
+        if self._path is None:
+            return
+        trainer, pixels = self._trainer, network.config.pixels
+        shown = trainer.val.pixels[:_SHOWN]
+        keys = trainer.val.rows.keys[:_SHOWN]
+        noise = torch.from_numpy(keyed_normal(trainer.config.seed, 0, keys, 3 * pixels**2))
+        made = sample(
+            network,
+            trainer.val_inputs[:_SHOWN],
+            noise.view(-1, 3, pixels, pixels),
+            trainer.compute,
+            steps=_SHEET_STEPS,
+        ).numpy()
+        columns = _SHOWN // 2
+        rows = [
+            row
+            for pair in zip(in_rows(list(shown), columns), in_rows(list(made), columns), strict=True)
+            for row in pair
+        ]
+        first = not trainer.state.validations[1:]
+        save_image(contact_sheet(rows), self._path)
+        if first:
+            self._reporter.message(
+                f"{self._path} shows samples below the photos they are of; it is made anew as it goes."
+            )
+
+
+@styled
+def training_curves(record: Mapping[str, Any]) -> Figure:
+    """Draw the losses of a generator's record (``trace``, ``validations``, ``best_val_loss``)."""
+    figure, axes = new_figure(6.4, 3.4)
+    axes.plot(*zip(*record["trace"], strict=True), color=palette.FIRST, linewidth=1.0, label="training")
+    steps, losses = zip(*record["validations"], strict=True)
+    axes.plot(steps, losses, "o-", color=palette.SECOND, markersize=4, label="validation: photos, no noise")
+    best = record["best_val_loss"]
+    axes.plot(steps[losses.index(best)], best, "o", color=palette.SECOND, markersize=8)
+    axes.set_title(f"{record['preset']}, sigma {record.get('sigma', 0):.3g}")
+    axes.set(xlabel="step", ylabel="mean squared error of the velocity")
+    axes.legend()
+    return figure
+
+
+def _finish(made: Generator, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
+    """Write the generator, unless it is there already, with its curves, and remove what the run has saved."""
+    folder = target.folder
+    with telling_what_is_kept(lambda: "The training is finished and saved; the same command writes the generator."):
+        if target.done:
+            reporter.message(f"{folder} holds this generator already; there is nothing to do.")
+        else:
+            former = folder.exists()
+            made.save(folder)
+            if former:
+                reporter.message(f"The former generator is kept as {target.kept}.")
+        save_figure(training_curves(made.record), folder / CURVES_FILE)
+        samples = folder.with_name(f"{folder.name}.{SAMPLES_FILE}")
+        if samples.is_file():
+            samples.replace(folder / SAMPLES_FILE)
+        checkpoints.clear()
+
+
+def _first_by_hash(rows: Rows, count: int) -> Rows:
+    """Return so many rows by a stable hash of their keys: the same whatever the order of the shards."""
+    order = np.argsort([stable_fraction(key, "validated") for key in rows.keys], kind="stable")
+    return rows.select(np.sort(order[:count]))
+
+
+def _noise_of(pipeline: Pipeline) -> float:
+    return float(next((step.settings["sigma"] for step in pipeline.steps if "sigma" in step.settings), 0.0))

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from c3tools.corpus import ImageReader, read_corpus
+from c3tools.corpus.photos import PhotoFinder
+
+
+def png(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, count: int) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            member = tarfile.TarInfo(f"{number:03d}.png")
+            member.size = len(png(number))
+            tar.addfile(member, io.BytesIO(png(number)))
+
+
+def write_parquet(path: Path, count: int) -> None:
+    cells = [{"bytes": png(number), "path": f"{number}.png"} for number in range(count)]
+    pq.write_table(pa.table({"image": cells, "caption": ["x"] * count}), path, row_group_size=3)
+
+
+def write_arrow(path: Path, count: int) -> None:
+    table = pa.table({"image": [png(number) for number in range(count)], "caption": ["x"] * count})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=3):
+            writer.write_batch(batch)
+
+
+def write_folder(path: Path, count: int) -> None:
+    path.mkdir()
+    for number in range(count):
+        (path / f"{number:03d}.png").write_bytes(png(number))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.tar", write_tar), ("b.parquet", write_parquet), ("c.arrow", write_arrow), ("d", write_folder)],
+)
+def test_images_are_found_again_by_their_paths(tmp_path: Path, name: str, write: object) -> None:
+    write(tmp_path / name, 8)  # type: ignore[operator]
+    images = read_corpus(tmp_path / name).images
+    assert len(images) == 8
+    finder = PhotoFinder(tmp_path / "index")
+    with ImageReader() as reader:
+        found = [reader.read(finder.find(image.key, image.path)) for image in images]
+        expected = [reader.read(image) for image in images]
+    assert found == expected
+    assert sorted(found) == sorted(png(number) for number in range(8))
+
+
+def test_what_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", 2)
+    write_parquet(tmp_path / "b.parquet", 4)
+    (tmp_path / "c.tar").write_bytes(b"no tar")
+    finder = PhotoFinder()
+    for path, message in {
+        f"{tmp_path}/none.jpg": "no such file",
+        f"{tmp_path}/a.tar#none.png": "no such image",
+        f"{tmp_path}/none.tar#000.png": "No such file",
+        f"{tmp_path}/b.parquet#4": "no such image",
+        f"{tmp_path}/none.parquet#0": "No such file",
+        f"{tmp_path}/c.tar#000.png": "no such image",
+    }.items():
+        with pytest.raises(OSError, match=message) as caught:
+            finder.find("key", path)
+        assert caught.value.strerror
+    with pytest.raises(ValueError, match="says nothing"):
+        finder.find("key", None)
+    with pytest.raises(ValueError, match="--download fetches it"):
+        finder.find("key", "https://example.org/a.jpg")
+    assert PhotoFinder(download=True).find("key", "https://example.org/a.jpg").source is not None
+
+
+def test_a_file_whose_name_looks_like_a_member_is_a_file(tmp_path: Path) -> None:
+    odd = tmp_path / "a.tar#b.png"
+    odd.write_bytes(png(7))
+    with ImageReader() as reader:
+        assert reader.read(PhotoFinder().find("key", str(odd))) == png(7)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from c3tools.encoders import Encoder
+from c3tools.errors import GeneratorError, MetricError
+from c3tools.imaging import GeneratedImage, GeneratedImages, Photos, evaluate_images
+from c3tools.imaging.evaluate import ImageScorer, real_photos
+from c3tools.metrics.images import frechet_distance
+from c3tools.moments import Moments
+from c3tools.store import Store
+from tests.conftest import C3, build_store
+
+from .conftest import mini_store
+from .worlds import TOY, image_rows, write_photos
+
+
+@pytest.fixture(scope="module")
+def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return mini_store(tmp_path_factory.mktemp("mini") / "c3-store", encoder)
+
+
+def write_made(folder: Path, squares: list[np.ndarray], asked: list[str], keys: list[str | None]) -> GeneratedImages:
+    folder.mkdir()
+    images = []
+    for number, (square, text, key) in enumerate(zip(squares, asked, keys, strict=True)):
+        Image.fromarray(square).save(folder / f"{number}.png")
+        images.append(GeneratedImage(f"{number}.png", text, key))
+    made = GeneratedImages(folder, images, "text", {})
+    (folder / "images.json").write_text(json.dumps(made.to_dict()))
+    return made
+
+
+def test_the_scores_are_those_of_the_features(store: Store, encoder: Encoder, tmp_path: Path) -> None:
+    squares = list(np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8))
+    texts = store.load("text", "test")
+    made = write_made(tmp_path / "made", squares, texts.captions[:9], [None] * 9)
+    result = evaluate_images(made, store, precision="fp32")
+    reference, _, _ = real_photos(store, 8, "test", 9)
+    assert (result.n, result.reference) == (9, len(reference)) == (9, 12)
+    one, two = (Moments.from_rows(encoder.encode_images(list(s))) for s in (squares, reference.pixels))
+    assert result.scores["FD-c3-mini"] == pytest.approx(frechet_distance(one, two), rel=1e-3)
+    cosines = encoder.encode_texts(texts.captions[:9]) @ encoder.encode_images(squares).T
+    hit = np.mean(cosines.argmax(axis=1) == np.arange(9))
+    assert result.scores["recall@1-c3-mini"] == pytest.approx(100 * hit, abs=1e-3)
+    assert 1 <= result.scores["IS-c3-mini-coco80"] <= 80
+    assert len(result.nearest) == 9
+    assert any("c3-mini is the encoder that the images were asked with" in note for note in result.notes)
+    assert any("--inception" in note for note in result.notes)
+    assert "generated" in result.table().columns
+
+
+def test_real_photos_in_place_of_generated_ones_are_as_good_as_can_be(store: Store, tmp_path: Path) -> None:
+    reference, others, _ = real_photos(store, 8, "test", 12)
+    assert others is None  # train and test alone
+    texts = store.load("text", "test")
+    noise = list(np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8))
+    keys: list[str | None] = list(reference.rows.keys)
+    copies = evaluate_images(
+        write_made(tmp_path / "copies", list(reference.pixels), texts.captions, keys), store, precision="fp32"
+    )
+    random = evaluate_images(write_made(tmp_path / "noise", noise, texts.captions, keys), store, precision="fp32")
+    assert copies.scores["FD-c3-mini"] == pytest.approx(0, abs=1e-6)
+    assert copies.scores["KID-c3-mini"] < copies.real["KID-c3-mini"] + 1e-6 < random.scores["KID-c3-mini"]
+    assert copies.scores["recall@1-c3-mini"] == copies.real["recall@1-c3-mini"]
+    assert copies.real_n == 6  # half against half
+
+
+def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> None:
+    rows = image_rows([f"{i}.png" for i in range(40)])
+    squares = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    everything = Photos(rows, squares, [], [])
+    reference, others = everything.select(np.arange(20)), everything.select(np.arange(20, 40))
+    scorer = ImageScorer(reference, others, [encoder], conditioning=encoder.identity)
+    scores, count = scorer.real(15)
+    assert count == 15
+    one, two = (Moments.from_rows(encoder.encode_images(list(s))) for s in (squares[20:35], squares[:20]))
+    assert scores["FD-c3-mini"] == pytest.approx(frechet_distance(one, two), rel=1e-3)
+    assert scorer.nearest([]) is None
+
+
+def test_images_that_cannot_be_scored_are_one_clear_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GeneratorError, match="no images in"):
+        evaluate_images(tmp_path / "empty", store)
+    squares = list(np.zeros((2, 8, 8, 3), np.uint8))
+    made = write_made(tmp_path / "made", squares, ["a", "b"], [None, None])
+    Image.new("RGB", (4, 4)).save(tmp_path / "made" / "1.png")
+    with pytest.raises(MetricError, match="squares of one size; these are 4 x 4, 8 x 8"):
+        evaluate_images(made, store)
+    (tmp_path / "made" / "1.png").write_bytes(b"cut")
+    with pytest.raises(GeneratorError, match="cannot be read"):
+        evaluate_images(made, store)
+    single = write_made(tmp_path / "single", squares[:1], ["a"], [None])
+    with pytest.raises(MetricError, match="two images or more"):
+        evaluate_images(single, store)
+    with pytest.raises(MetricError, match=r"no images in the split 'val'; it has train \(12\), test \(12\)"):
+        evaluate_images(write_made(tmp_path / "two", squares, ["a", "b"], [None, None]), store, split="val")
+    (tmp_path / "odd").mkdir()
+    listed = {"modality": "text", "images": [{"file": "../made/0.png", "asked": "a"}]}
+    (tmp_path / "odd" / "images.json").write_text(json.dumps(listed))
+    with pytest.raises(GeneratorError, match="is not in the folder"):
+        evaluate_images(tmp_path / "odd", store)
+    with pytest.raises(MetricError, match="no Inception weights"):
+        evaluate_images(tmp_path / "two", store, inception=tmp_path / "none.pth")
+    (tmp_path / "weights.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(MetricError, match="needs the packages torchmetrics and torch-fidelity"):
+        evaluate_images(tmp_path / "two", store, inception=tmp_path / "weights.pth")
+
+
+def test_a_store_whose_photos_are_gone_says_so(tmp_path: Path) -> None:
+    paths = write_photos(tmp_path / "photos", 10)
+    store = build_store(tmp_path / "c3-store", image_rows(paths), model=TOY)
+    shutil.rmtree(tmp_path / "photos")
+    made = write_made(tmp_path / "made", list(np.zeros((2, 8, 8, 3), np.uint8)), ["a", "b"], [None, None])
+    with pytest.raises(GeneratorError, match="None of 2 photos"):
+        evaluate_images(made, store)
+
+
+def test_the_command_prints_scores_and_json(c3: C3, store: Store, tmp_path: Path) -> None:
+    squares = list(np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
+    write_made(tmp_path / "made", squares, [f"a {i}" for i in range(6)], [None] * 6)
+    result = c3("evaluate", "--images", "made", "--store", store.path, "--json", "scores.json")
+    assert result.exit_code == 0, result.stderr
+    assert "FD-c3-mini" in result.stdout
+    assert "Nearest to photos" in result.stdout
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert set(content["real"]) <= set(content["scores"])
+    assert content["n"] == 6

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from c3tools.encoders import Encoder
+from c3tools.errors import GeneratorError, OutputError
+from c3tools.imaging import GeneratedImages, Generator, generate
+from c3tools.imaging.generation import captions_to_show
+from c3tools.imaging.sheet import save_image
+from tests.conftest import C3
+
+from .test_training import Told
+from .worlds import write_photos
+
+STEPS = 2
+
+
+def pixels(images: list[Image.Image]) -> list[list[int]]:
+    return [np.asarray(image).ravel().tolist() for image in images]
+
+
+def test_the_same_text_and_seed_give_the_same_image(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
+    texts = ["a dog on the beach", "a red bus", "snow"]
+    together = generate(texts, generator=untrained, encoder=encoder, output=tmp_path / "a", sampling_steps=STEPS)
+    alone = generate("a red bus", generator=untrained, encoder=encoder, output=tmp_path / "b", sampling_steps=STEPS)
+    assert pixels(alone.open())[0] == pixels(together.open())[1]
+    assert alone.images[0].file == together.images[1].file
+    again = untrained.generate(texts[::-1], encoder=encoder, sampling_steps=STEPS)
+    assert pixels(again)[::-1] == pixels(together.open())
+    other = untrained.generate(["a red bus"], encoder=encoder, sampling_steps=STEPS, seed=1)
+    assert pixels(other)[0] != pixels(alone.open())[0]
+    assert len({str(p) for p in pixels(together.open())}) == 3
+
+
+def test_several_images_of_a_text_differ_and_the_first_is_that_of_one(untrained: Generator, encoder: Encoder) -> None:
+    three = pixels(untrained.generate(["snow"], encoder=encoder, n=3, sampling_steps=STEPS))
+    assert three[:1] == pixels(untrained.generate(["snow"], encoder=encoder, sampling_steps=STEPS))
+    assert three[0] != three[1] != three[2] != three[0]
+
+
+def test_a_folder_has_images_a_list_a_sheet_and_a_page(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
+    made = generate(
+        ["<b>a dog</b>", "snow"],
+        n=2,
+        generator=untrained,
+        encoder=encoder,
+        output=tmp_path / "out",
+        sampling_steps=STEPS,
+    )
+    names = {image.file for image in made.images}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"images.json", "sheet.png", "images.html"}
+    assert [(image.asked, image.number) for image in made.images] == [
+        ("<b>a dog</b>", 0),
+        ("<b>a dog</b>", 1),
+        ("snow", 0),
+        ("snow", 1),
+    ]
+    page = (tmp_path / "out" / "images.html").read_text()
+    assert page.count("data:image/png") == 4
+    assert "&lt;b&gt;a dog" in page
+    assert "<b>a dog" not in page
+    loaded = GeneratedImages.load(tmp_path / "out")
+    assert loaded.images == made.images
+    assert loaded.modality == "text"
+    assert loaded.settings["model"]["name"] == "c3-mini"
+
+
+def test_what_is_there_is_not_made_again(
+    untrained: Generator, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"generator": untrained, "encoder": encoder, "output": tmp_path / "out", "sampling_steps": STEPS}
+    first = generate(["a", "b", "c"], **options)  # type: ignore[arg-type]
+    (tmp_path / "out" / first.images[1].file).unlink()
+    asked: list[int] = []
+    sample = untrained.sample
+
+    def spy(embeddings: np.ndarray, *rest: object, **named: object) -> list[Image.Image]:
+        asked.append(len(embeddings))
+        return sample(embeddings, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(untrained, "sample", spy)
+    told = Told()
+    again = generate(["a", "b", "c"], **options, reporter=told)  # type: ignore[arg-type]
+    assert asked == [1]
+    assert told.messages == ["2 images are there already."]
+    assert pixels(again.open()) == pixels(first.open())
+    generate(["a"], **{**options, "sampling_steps": 3})  # type: ignore[arg-type]
+    assert asked == [1, 1]
+    assert (tmp_path / "out" / first.images[0].file).is_file()  # another setting has another name
+
+
+def test_a_full_disk_keeps_what_was_written(
+    untrained: Generator, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def full(image: Image.Image, path: Path) -> None:
+        if len(written) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        save_image(image, path)
+
+    options = {"generator": untrained, "encoder": encoder, "output": tmp_path / "out", "sampling_steps": STEPS}
+    monkeypatch.setattr("c3tools.imaging.generation.save_image", full)
+    with pytest.raises(OSError, match="No space left"):
+        generate(["a", "b"], **options)  # type: ignore[arg-type]
+    assert written[0].is_file()
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+    monkeypatch.setattr("c3tools.imaging.generation.save_image", save_image)
+    assert len(generate(["a", "b"], **options).open()) == 2  # type: ignore[arg-type]
+
+
+def test_images_of_embeddings_and_of_photos(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
+    photo = write_photos(tmp_path / "photos", 2)[1]
+    vector = encoder.encode_images([photo], batch_size=1)
+    np.save(tmp_path / "vectors.npy", vector)
+    options = {"generator": untrained, "encoder": encoder, "sampling_steps": STEPS}
+    of_photo = generate(images=[photo], output=tmp_path / "a", **options)  # type: ignore[arg-type]
+    of_image = generate(embeddings=tmp_path / "vectors.npy", modality="image", output=tmp_path / "b", **options)  # type: ignore[arg-type]
+    of_text = generate(embeddings=tmp_path / "vectors.npy", output=tmp_path / "b", **options)  # type: ignore[arg-type]
+    assert of_photo.images[0].file.startswith("photo001-")
+    assert of_photo.modality == of_image.modality == "image"
+    # the mean of the modality is another, and so is the image
+    assert pixels(of_image.open()) != pixels(of_text.open())
+    assert pixels(
+        untrained.generate(images=[photo], keys=["embedding 0"], encoder=encoder, sampling_steps=STEPS)
+    ) == pixels(of_image.open())
+
+
+def test_one_caption_of_each_image_is_drawn_by_the_seed(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    rows = [
+        {"image": f"{i}.jpg", "captions": [f"{i} {j}" for j in range(5)], "split": "test" if i < 30 else "train"}
+        for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = captions_to_show(path, "test", seed=0)
+    assert [prompt.key for prompt in drawn] == [str(i) for i in range(30)]
+    assert drawn == captions_to_show(path, "test", seed=0) != captions_to_show(path, "test", seed=1)
+    assert {prompt.asked.split()[1] for prompt in drawn} == set("01234")
+    assert len(captions_to_show(path)) == 40
+    (tmp_path / "texts.txt").write_text("a dog\n\na cat\n")
+    assert [prompt.asked for prompt in captions_to_show(tmp_path / "texts.txt")] == ["a dog", "a cat"]
+    with pytest.raises(GeneratorError, match="no captions in the split 'val'"):
+        captions_to_show(path, "val")
+
+
+def test_long_texts_are_said_and_odd_ones_refused(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
+    told = Told()
+    untrained.generate(["word " * 200], encoder=encoder, sampling_steps=1, reporter=told)
+    assert told.messages == ["1 of 1 texts are longer than the model reads; their ends are cut."]
+    with pytest.raises(GeneratorError, match="Text 2 is empty"):
+        untrained.generate(["a dog", "  "], encoder=encoder)
+    with pytest.raises(GeneratorError, match="give one of them"):
+        untrained.generate(["a dog"], embeddings=np.ones((1, 4), np.float32))
+    with pytest.raises(GeneratorError, match=r"takes embeddings of \d+ dimensions \(c3-mini.*these have 4"):
+        untrained.generate(embeddings=np.ones((1, 4), np.float32))
+    with pytest.raises(GeneratorError, match="is of the model c3-mini"):
+        untrained.check_model({"name": "other"}, untrained.dim)
+    np.save(tmp_path / "bad.npy", np.full((2, untrained.dim), np.nan, np.float32))
+    with pytest.raises(GeneratorError, match="not finite"):
+        generate(embeddings=tmp_path / "bad.npy", generator=untrained, output=tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.png").write_bytes(b"")
+    with pytest.raises(OutputError, match="holds other files"):
+        generate("a dog", generator=untrained, encoder=encoder, output=tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.png"]
+
+
+def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_path: Path) -> None:
+    untrained.save(tmp_path / "c3-generator")
+    (tmp_path / "texts.txt").write_text("a dog\na cat\n")
+    result = c3("generate", "--captions", "texts.txt", "--sampling-steps", "2", "--json", "made.json", "-n", "2")
+    assert result.exit_code == 0, result.stderr
+    content = json.loads((tmp_path / "made.json").read_text())
+    assert [image["asked"] for image in content["images"]] == ["a dog", "a dog", "a cat", "a cat"]
+    assert content == json.loads((tmp_path / "c3-images" / "images.json").read_text())
+    assert all((tmp_path / "c3-images" / image["file"]).is_file() for image in content["images"])
+    weights = tmp_path / "c3-generator" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    cut = c3("generate", "a dog")
+    assert cut.exit_code == 1
+    assert "is damaged or was cut short" in " ".join(cut.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Say what the images are to show"),
+        (("a dog", "--captions", "x.txt"), "give one of them"),
+        (("a dog",), "no trained generator at c3-generator"),
+        (("a dog", "--generator", "karlo:nowhere"), "no store at c3-store"),
+    ],
+)
+def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = c3("generate", *arguments)
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "c3-images").exists()
