@@ -182,10 +182,12 @@ def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_
 
     name = local_model(tmp_path / "m")
     recorded = load_encoder(name, random_init=1).identity
-    assert resolve_encoder(name, recorded=recorded, reporter=Listener()).identity["random_init"] is None
-    assert resolve_encoder(recorded=recorded, reporter=Listener()).identity == recorded
+    assert (
+        resolve_encoder(name, recorded=recorded, backend="torch", reporter=Listener()).identity["random_init"] is None
+    )
+    assert resolve_encoder(recorded=recorded, backend="torch", reporter=Listener()).identity == recorded
     assert resolve_encoder(recorded=recorded, recorded_precision="bf16").compute.precision == "bf16"
     assert resolve_encoder(recorded=recorded, recorded_precision="bf16", precision="fp32").compute.precision == "fp32"
     assert not said
-    assert resolve_encoder(recorded={}, reporter=Listener()).identity.name == "c3-mini"
+    assert resolve_encoder(recorded={}, backend="torch", reporter=Listener()).identity.name == "c3-mini"
     assert "bundled model c3-mini" in said[0]

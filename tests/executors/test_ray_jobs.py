@@ -138,7 +138,8 @@ def test_the_command_with_a_store_by_url(
 
     photos = copy_photos(tmp_path / "photos", 4)
     environment = {**os.environ, "RAY_ADDRESS": "local"}
-    arguments = ["embed", "photos", "--shard-size", "3", "--workers", "1", "--precision", "fp32", "--json"]
+    arguments = ["embed", "photos", "--shard-size", "3", "--workers", "1", "--backend", "torch", "--json"]
+    arguments += ["--precision", "fp32"]
     cluster = ["--executor", "ray", "--processes", "2", "--store", "s3://bucket/store"]
     done = subprocess.run(
         [*COMMAND, *arguments, *cluster], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

@@ -51,7 +51,7 @@ def test_two_embedding_processes_on_one_store_do_not_corrupt_it(
     folder = copy_photos(tmp_path / "photos", 6)
 
     def start() -> subprocess.Popen[str]:
-        options = ["--shard-size", "2", "--workers", "0", "--precision", "fp32"]
+        options = ["--shard-size", "2", "--workers", "0", "--precision", "fp32", "--backend", "torch"]
         command = [*C3, "embed", str(folder), "--store", str(tmp_path / "shared"), *options]
         return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=importing)
 

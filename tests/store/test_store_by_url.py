@@ -106,7 +106,7 @@ def test_a_run_that_is_killed_continues_to_the_same_bytes(
     corpus = read_corpus([folder])
     embed_corpus(corpus, tmp_path / "disk", encoder, shard_size=2, workers=0)
     s3.every = 7
-    options = ["--workers", "0", "--shard-size", "2", "--precision", "fp32"]
+    options = ["--workers", "0", "--shard-size", "2", "--precision", "fp32", "--backend", "torch"]
     command = [sys.executable, "-c", KILLED, "embed", str(folder), "--store", URL, *options]
     limit = random.Random().randrange(5, 90)
     s3.hold_after(limit)
