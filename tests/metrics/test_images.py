@@ -56,6 +56,7 @@ def test_the_kernel_distance_is_that_of_torchmetrics() -> None:
     assert kernel_distance(first, second) == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:std")  # of the one split; torch warns once a process
 def test_the_inception_score_is_that_of_torchmetrics() -> None:
     inception = pytest.importorskip("torchmetrics.image.inception")
 
