@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,7 @@ class OpenVINOBackend(ConvertedBackend):
     @classmethod
     def precisions(cls) -> tuple[str, ...]:
         """Return fp32, and bf16 where the CPU has it."""
-        import openvino
-
-        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
 
     @classmethod
@@ -46,8 +45,6 @@ class OpenVINOBackend(ConvertedBackend):
         openvino.save_model(model, folder / f"{modality}.xml", compress_to_fp16=False)
 
     def _open(self, folder: Path, modality: str, threads: int) -> Any:
-        import openvino
-
         self._ready = threading.local()
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.compute.precision],
@@ -55,7 +52,7 @@ class OpenVINOBackend(ConvertedBackend):
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # two commands would be pinned to the same cores
         }
-        return openvino.Core().compile_model(folder / f"{modality}.xml", "CPU", settings)
+        return _core().compile_model(folder / f"{modality}.xml", "CPU", settings)
 
     def _compute(self, tower: Any, batch: np.ndarray[Any, Any]) -> Matrix:
         ready = self._ready.__dict__  # of this thread
@@ -63,3 +60,16 @@ class OpenVINOBackend(ConvertedBackend):
         ready[str(id(tower))] = request
         request.infer({0: batch}, share_inputs=True)
         return np.array(request.get_output_tensor(0).data)
+
+
+@cache
+def _core() -> Any:
+    """Return the one core of this process, which is never dropped.
+
+    A core gives the thread that makes it another stack for signals, and takes it away when it goes. Of two that go in
+    the order they came the first leaves the thread with a stack that is no longer there: the next Ctrl-C, or any other
+    signal, would be a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +239,23 @@ def test_where_nothing_else_is_installed_torch_is_taken_without_measuring(
         monkeypatch.setattr(kind, "packages", ("a_package_that_nobody_has",))
     assert load_encoder(local_model(tmp_path / "m"), reporter=listener).backend.name == "torch"
     assert listener.said == []
+
+
+SIGNAL_AFTER_TWO = """
+import faulthandler, gc, os, signal
+from c3tools.encoders import load_encoder
+faulthandler.enable()  # has signals handled on a stack of their own, as pytest does
+first = load_encoder(backend="openvino", precision="fp32")
+second = load_encoder(backend="openvino", precision="fp32")
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGINT, lambda *_: print("told"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_signal_after_encoders_were_dropped_is_no_crash() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNAL_AFTER_TWO], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
