@@ -121,7 +121,7 @@ def run_demo(
     with locked(out), telling_what_is_kept(lambda: kept):
         if not (out / "photos" / INFO_FILE).is_file():
             Output(out, "demo", ("demo.html", "captions")).holds_result()
-        encoder = load_encoder()
+        encoder = load_encoder(backend="torch")  # the same figures whichever extras are installed
         reporter.message("1  Connect: embedding the photos, and the captions of other photos to learn from")
         photos = _embed(encoder, PHOTOS, out / "photos", reporter)
         texts = _embed(encoder, CAPTIONS, out / "captions", reporter)
