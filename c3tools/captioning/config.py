@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import DecoderError
+from ..training import load_named_size
 
 DECAYS = ("cosine", "linear")
 _MIN_STEPS = 600
@@ -176,18 +177,7 @@ def load_size(name: str, overrides: Sequence[str] = ()) -> AnySize:
     Raises:
         DecoderError: if there is no such size or setting, or a value is not of the setting's type.
     """
-    if name not in SIZES:
-        raise DecoderError(f"There is no decoder size {name!r}.", remedy=f"Choose from {', '.join(SIZES)}.")
-    chosen = SIZES[name]
-    for override in overrides:
-        setting, equals, text = override.partition("=")
-        part: Any = chosen if setting in _settings(chosen) else chosen.training
-        if not equals or setting not in _settings(part):
-            known = ", ".join(sorted({*_settings(chosen), *_settings(chosen.training)}))
-            raise DecoderError(f"The size {name!r} has no setting {override!r}.", remedy=f"NAME=VALUE, of: {known}.")
-        changed = replace(part, **{setting: _parse(setting, text, getattr(part, setting))})
-        chosen = changed if part is chosen else replace(chosen, training=changed)
-    return chosen
+    return load_named_size(SIZES, name, overrides, _settings, kind="decoder", error=DecoderError)
 
 
 def training_config(size: AnySize, *, seed: int = 0, epochs: int | None = None, **changes: Any) -> TrainingConfig:
@@ -231,13 +221,3 @@ def fine_tuned_size(name: str, overrides: Sequence[str]) -> AnySize:
 
 def _settings(part: AnySize | TrainingConfig) -> list[str]:
     return [field.name for field in fields(part) if field.name not in ("training", "seed")]
-
-
-def _parse(setting: str, text: str, current: object) -> Any:
-    """Return ``text`` as the type of the setting's current value."""
-    try:
-        if isinstance(current, bool):
-            return {"true": True, "false": False}[text.lower()]
-        return type(current)(text)  # type: ignore[call-arg]
-    except (ValueError, KeyError):
-        raise DecoderError(f"{setting} is {type(current).__name__}, for example {current}; {text!r} is not.") from None

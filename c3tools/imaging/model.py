@@ -8,7 +8,7 @@ The network is the `UNet2DModel` of diffusers (the extra ``images``), and its fl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..devices import Compute
 from ..errors import GeneratorError, MissingExtraError
+from ..training import load_named_size
 
 SAMPLING_STEPS = 25
 GUIDANCE = 2.0
@@ -136,23 +137,7 @@ def load_size(name: str, overrides: Sequence[str] = ()) -> Size:
     Raises:
         GeneratorError: if there is no such size or setting, or a value is not of the setting's type.
     """
-    if name not in SIZES:
-        raise GeneratorError(f"There is no generator size {name!r}.", remedy=f"Choose from {', '.join(SIZES)}.")
-    chosen = SIZES[name]
-    for override in overrides:
-        setting, equals, text = override.partition("=")
-        part: Any = chosen if setting in _numbers(chosen) else chosen.training
-        if not equals or setting not in _numbers(part):
-            known = ", ".join(sorted({*_numbers(chosen), *_numbers(chosen.training)}))
-            raise GeneratorError(f"The size {name!r} has no setting {override!r}.", remedy=f"NAME=VALUE, of: {known}.")
-        current = getattr(part, setting)
-        try:
-            changed = replace(part, **{setting: type(current)(text)})
-        except ValueError:
-            kind = type(current).__name__
-            raise GeneratorError(f"{setting} is {kind}, for example {current}; {text!r} is not.") from None
-        chosen = changed if part is chosen else replace(chosen, training=changed)
-    return chosen
+    return load_named_size(SIZES, name, overrides, _numbers, kind="generator", error=GeneratorError)
 
 
 def _numbers(part: Size | TrainingConfig) -> list[str]:
