@@ -32,7 +32,7 @@ from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, DecoderError
 from ..identity import ModelIdentity
 from ..io.files import sha256_of, write_json_atomically
-from ..io.outputs import Output, previous_folder, replacing, written_at
+from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
 from ..reporter import SILENT, Reporter
 from ..transforms import Pipeline
 from .config import DecoderConfig
@@ -199,7 +199,9 @@ class Captioner:
                     f"{path} has format version {version}; this c3tools reads up to {FORMAT_VERSION}.",
                     remedy="Update c3tools: pip install -U c3tools",
                 )
-            _check_files(folder, content["files"])
+            damage = damaged_file(folder, content["files"])
+            if damage:
+                raise DecoderError(damage, remedy=_remedy(folder, f"Train it again: {_AGAIN}."))
             decoder = _build(content.get("kind", BUILT_IN), content["config"])
             load_model(decoder, folder / WEIGHTS_FILE)
         except (FileNotFoundError, NotADirectoryError):
@@ -222,15 +224,6 @@ def _build(kind: str, config: Mapping[str, Any]) -> Decoder:
     from .language_model import LanguageModelConfig, LanguageModelDecoder
 
     return LanguageModelDecoder(LanguageModelConfig(**config))
-
-
-def _check_files(folder: Path, expected: Mapping[str, str]) -> None:
-    for name, digest in expected.items():
-        path = folder / name
-        if not path.is_file() or sha256_of(path) != digest:
-            state = "is damaged or was cut short" if path.is_file() else "is missing"
-            remedy = _remedy(folder, f"Train it again: {_AGAIN}.")
-            raise DecoderError(f"{path} {state}.", remedy=remedy)
 
 
 def decoder_output(folder: Path, overwrite: bool = False) -> Output:

@@ -114,7 +114,7 @@ def train_captioner(
         target.ask(
             {
                 "preset": pipeline.name if pipeline is not None else None if start else preset or DEFAULT_PRESET,
-                "sigma": _noise_of(pipeline) if pipeline is not None else None if start else sigma or AUTO,
+                "sigma": pipeline.sigma or 0.0 if pipeline is not None else None if start else sigma or AUTO,
                 "size": size,
                 "set": list(set),
                 "epochs": epochs,
@@ -149,7 +149,7 @@ def train_captioner(
             if not pipeline.fitted:
                 pipeline = pipeline.fit(store, split=train_split)
             pipeline.check_model(store.info.model)
-            noise = _noise_of(pipeline)
+            noise = float(pipeline.sigma or 0)
         else:
             if sigma is None and pairs is not None:
                 sigma = 0.0
@@ -204,13 +204,7 @@ def _check_options(
 def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
     """Write the decoder, unless it is there already, with its curves, and remove what the run has saved."""
     with telling_what_is_kept(lambda: "The training is finished and saved; the same command writes the decoder."):
-        if target.done:
-            reporter.message(f"{target.folder} holds this decoder already; there is nothing to do.")
-        else:
-            former = target.folder.exists()
-            captioner.save(target.folder)
-            if former:
-                reporter.message(f"The former decoder is kept as {target.kept}.")
+        target.write(captioner.save, reporter)
         save_curves(captioner.record, target.folder)
         checkpoints.clear()
 
@@ -381,11 +375,6 @@ def _preset_pipeline(
             noise, why = sigma_from_texts(store, train, split)
             reporter.message(f"{why}; --sigma sets another.")
     return named_pipeline(name, sigma=noise).fit(store, split=split), noise
-
-
-def _noise_of(pipeline: Pipeline) -> float:
-    """Return the sigma of the step of a pipeline that adds noise, 0 without one."""
-    return float(next((step.settings["sigma"] for step in pipeline.steps if "sigma" in step.settings), 0.0))
 
 
 def _new_decoder(size: AnySize, train: Rows) -> tuple[Decoder, CaptionTokenizer]:

@@ -32,7 +32,7 @@ from ..encoders.loading import weights_sha256
 from ..errors import GeneratorError
 from ..identity import ModelIdentity
 from ..io.files import sha256_of, write_json_atomically
-from ..io.outputs import Output, previous_folder, replacing, written_at
+from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
 from ..reporter import SILENT, Reporter
 from ..seeds import keyed_normal
 from ..transforms import Pipeline
@@ -329,10 +329,9 @@ class Generator(ImageGenerator):
                     f"{path} has format version {version}; this c3tools reads up to {FORMAT_VERSION}.",
                     remedy="Update c3tools: pip install -U c3tools",
                 )
-            for name, digest in content["files"].items():
-                if not (folder / name).is_file() or sha256_of(folder / name) != digest:
-                    state = "is damaged or was cut short" if (folder / name).is_file() else "is missing"
-                    raise GeneratorError(f"{folder / name} {state}.", remedy=_remedy(folder))
+            damage = damaged_file(folder, content["files"])
+            if damage:
+                raise GeneratorError(damage, remedy=_remedy(folder))
             network = ImageNetwork(NetworkConfig(**content["config"]))
             load_model(network, folder / WEIGHTS_FILE)
             record = dict(content["record"])

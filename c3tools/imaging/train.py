@@ -115,7 +115,7 @@ def train_generator(
         target.ask(
             {
                 "preset": pipeline.name if pipeline is not None else preset or DEFAULT_PRESET,
-                "sigma": _noise_of(pipeline) if pipeline is not None else sigma or AUTO,
+                "sigma": pipeline.sigma or 0.0 if pipeline is not None else sigma or AUTO,
                 "size": size,
                 "set": list(set),
                 "steps": training.steps,
@@ -133,7 +133,12 @@ def train_generator(
         for note in notes:
             reporter.message(note)
         pipeline = fitted_pipeline(store, pipeline, preset, sigma, train_split, reporter)
-        record = {"model": dict(store.info.model), "sigma": _noise_of(pipeline), "notes": notes, "asked": target.asked}
+        record = {
+            "model": dict(store.info.model),
+            "sigma": float(pipeline.sigma or 0),
+            "notes": notes,
+            "asked": target.asked,
+        }
         with record_scalars(tensorboard, reporter) as recorder:
             made = fit_generator(
                 train,
@@ -360,13 +365,7 @@ def _finish(made: Generator, target: Output, checkpoints: CheckpointDir, reporte
     """Write the generator, unless it is there already, with its curves, and remove what the run has saved."""
     folder = target.folder
     with telling_what_is_kept(lambda: "The training is finished and saved; the same command writes the generator."):
-        if target.done:
-            reporter.message(f"{folder} holds this generator already; there is nothing to do.")
-        else:
-            former = folder.exists()
-            made.save(folder)
-            if former:
-                reporter.message(f"The former generator is kept as {target.kept}.")
+        target.write(made.save, reporter)
         save_figure(training_curves(made.record), folder / CURVES_FILE)
         samples = folder.with_name(f"{folder.name}.{SAMPLES_FILE}")
         if samples.is_file():
@@ -378,7 +377,3 @@ def _first_by_hash(rows: Rows, count: int) -> Rows:
     """Return so many rows by a stable hash of their keys: the same whatever the order of the shards."""
     order = np.argsort([stable_fraction(key, "validated") for key in rows.keys], kind="stable")
     return rows.select(np.sort(order[:count]))
-
-
-def _noise_of(pipeline: Pipeline) -> float:
-    return float(next((step.settings["sigma"] for step in pipeline.steps if "sigma" in step.settings), 0.0))

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import C3Error, OutputError
+from ..reporter import Reporter
+from .files import sha256_of
 from .locations import kind_of, names_in
 
 _NAMED = 3
@@ -121,6 +123,16 @@ class Output:
         self.done = True
         return True
 
+    def write(self, save: Callable[[Path], None], reporter: Reporter) -> None:
+        """Write the result with ``save``, unless it is there already, and say where the former one is kept."""
+        if self.done:
+            reporter.message(f"{self.folder} holds this {self.kind} already; there is nothing to do.")
+            return
+        former = self.folder.exists()
+        save(self.folder)
+        if former:
+            reporter.message(f"The former {self.kind} is kept as {self.kept}.")
+
     def _refuse_unless_replaced(self, why: str) -> None:
         if not self.overwrite:
             kept = f"; it is then kept as {self.kept}" if self.kept else ""
@@ -157,6 +169,17 @@ def written_at(path: Path) -> str:
 def previous_folder(folder: Path) -> Path:
     """Return where the result that a new one replaced is kept."""
     return folder.with_name(f"{folder.name}.previous")
+
+
+def damaged_file(folder: Path, expected: Mapping[str, str]) -> str | None:
+    """Return which of the files of a result is missing or has another SHA-256 than recorded, in words; None if none."""
+    for name, digest in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing."
+        if sha256_of(path) != digest:
+            return f"{path} is damaged or was cut short."
+    return None
 
 
 @contextmanager
