@@ -252,7 +252,7 @@ def embed_corpus(
         skipped=len(corpus.skipped),
         failures_in_store=len(failures),
         lost=[
-            f"{name} shard {part} ({record.rows:,} {'row' if record.rows == 1 else 'rows'})"
+            f"{name} shard {part} ({counted(record.rows, 'row')})"
             for (name, part), record in lost.items()
             if present.get((name, part)) != record
         ],

@@ -30,7 +30,6 @@ from ..metrics.images import (
 from ..metrics.retrieval import ranks, recall_at
 from ..moments import Moments
 from ..reporter import SILENT, Reporter
-from ..seeds import stable_fraction
 from ..store import Rows, Store
 from ..store.rows import number, positions
 from ..tables import Table
@@ -312,7 +311,7 @@ def real_photos(
         )
     spare = next((name for name in ("val", "test") if name != split and store.count("image", name)), None)
     rest = chosen.select(np.arange(0)) if spare is None else store.load("image", spare)
-    order = np.argsort([stable_fraction(key, "real photos") for key in rest.keys])[:n]
+    order = rest.hash_order("real photos")[:n]
     options: dict[str, Any] = {"download": download, "reporter": reporter}
     reference = read_photos(store, chosen, pixels, **options)
     others = read_photos(store, rest.select(order), pixels, **options) if len(order) > 1 and split != "all" else None

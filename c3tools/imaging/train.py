@@ -20,8 +20,8 @@ from ..io.outputs import Output
 from ..pages import palette
 from ..pages.figures import new_figure, save_figure, styled
 from ..reporter import SILENT, Reporter, counted
-from ..seeds import generator, keyed_normal, stable_fraction
-from ..store import Rows, Store
+from ..seeds import generator, keyed_normal
+from ..store import Store
 from ..training import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
@@ -257,8 +257,7 @@ def fitted_pipeline(
 def sigma_from_photos(store: Store, split: str = "train") -> tuple[float, str]:
     """Return sigma by the rule of ``--sigma auto`` for generators, and a sentence on what it is based on."""
     rows = store.load("image", split)
-    order = np.argsort([stable_fraction(key, "photo spread") for key in rows.keys])
-    rule = photo_spread(rows.embeddings[order], store.fitting_moments("image", split).mean)
+    rule = photo_spread(rows.embeddings[rows.hash_order("photo spread")], store.fitting_moments("image", split).mean)
     if rule.sigma is None:
         return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, as {rule.missing}"
     sigma = SPREADS * rule.sigma
@@ -306,7 +305,12 @@ def training_photos(
         )
     learned = read_photos(store, train, pixels, download=download, reporter=reporter)
     validated = read_photos(
-        store, _first_by_hash(val, MAX_VALIDATED), pixels, download=download, label="Reading others", reporter=reporter
+        store,
+        val.select(np.sort(val.hash_order("validated")[:MAX_VALIDATED])),
+        pixels,
+        download=download,
+        label="Reading others",
+        reporter=reporter,
     )
     return learned, validated, [*notes, *learned.notes, *validated.notes]
 
@@ -371,9 +375,3 @@ def _finish(made: Generator, target: Output, checkpoints: CheckpointDir, reporte
         if samples.is_file():
             samples.replace(folder / SAMPLES_FILE)
         checkpoints.clear()
-
-
-def _first_by_hash(rows: Rows, count: int) -> Rows:
-    """Return so many rows by a stable hash of their keys: the same whatever the order of the shards."""
-    order = np.argsort([stable_fraction(key, "validated") for key in rows.keys], kind="stable")
-    return rows.select(np.sort(order[:count]))

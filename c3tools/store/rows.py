@@ -121,6 +121,10 @@ class Rows:
         """Return the rows of one split, see `split_mask`; all of them for None or ``all``."""
         return self if split in (None, ALL) else self.select(split_mask(self.table, split, self.kept_splits))
 
+    def hash_order(self, salt: str) -> Indices:
+        """Return the numbers of the rows by a stable hash of their keys: the same whatever the order of the shards."""
+        return np.argsort([stable_fraction(key, salt) for key in self.keys], kind="stable").astype(np.int64)
+
     def sample(self, fraction: float, salt: str = _SAMPLE_SALT) -> Rows:
         """Return all rows of ``fraction`` of the items, at least one, by a stable hash of their keys.
 
