@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -163,10 +164,13 @@ def _has_changed(item: ImageItem | TextItem, row: Mapping[str, Any], began: floa
 
 
 def _is_written_after(item: ImageItem | TextItem, began: float | None) -> bool:
-    """Return whether an image is a file on this machine that was written after its shard was begun."""
+    """Return whether an image is a file on this machine that was written after its shard was begun.
+
+    A date in the future, but for a minute by which clocks may differ, tells nothing: the file may have had it then.
+    """
     if began is None or isinstance(item, TextItem) or item.source is not None or is_url(item.path):
         return False
-    return Path(item.path).stat().st_mtime > began
+    return began < Path(item.path).stat().st_mtime <= time.time() + 60
 
 
 def _is_same_file(before: str | None, now: str) -> bool:

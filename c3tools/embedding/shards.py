@@ -187,9 +187,10 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             if shard.index in self.dropped:
                 self._rewrite(shard)
             else:
-                began = {} if self._began is None else {"began": self._began}
-                timed = replace(shard, timings={**shard.timings, **began})
-                write_shard(self.store.path, self.store.info, timed)
+                timings = {stage: round(seconds, 3) for stage, seconds in shard.timings.items()}
+                if self._began is not None:  # not rounded: an image written just before would look changed
+                    timings["began"] = self._began
+                write_shard(self.store.path, self.store.info, replace(shard, timings=timings))
         except OSError as error:
             raise StoreError(
                 f"The {shard.modality} shard {shard.index} could not be written to {self.store.path} "

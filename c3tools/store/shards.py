@@ -211,8 +211,7 @@ def finish_rewriting(store: Path) -> None:
 
 def write_shard(store: Path, info: StoreInfo, shard: Shard) -> None:
     """Write a shard whose rows are in memory; embeddings are cast to the dtype of the store."""
-    timings = {stage: round(seconds, 3) for stage, seconds in shard.timings.items()}
-    write_batches(store, info, shard.modality, shard.index, [shard_batch(info, shard)], shard.failures, timings)
+    write_batches(store, info, shard.modality, shard.index, [shard_batch(info, shard)], shard.failures, shard.timings)
 
 
 def shard_batch(info: StoreInfo, shard: Shard) -> pa.RecordBatch:

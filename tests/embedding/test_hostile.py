@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from c3tools.corpus import ImageItem, read_corpus
@@ -61,6 +63,20 @@ def test_a_file_that_changed_since_it_was_listed_is_recorded_as_it_was_read(enco
         image.convert("L").save(path)
     embed_corpus(corpus, tmp_path / "s", encoder, workers=0)
     assert Store.open(tmp_path / "s").load("image").column("size")[0] == path.stat().st_size
+    assert embed_corpus(read_corpus([folder]), tmp_path / "s", encoder).modalities["image"].changed == []
+
+
+@pytest.mark.parametrize("ahead", [-2e-4, 86_400])
+def test_a_file_written_just_before_or_with_a_date_in_the_future_has_not_changed(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    now = 1_700_000_000.0004  # would round to below the date of the file
+    monkeypatch.setattr("c3tools.embedding.run.time.time", lambda: now)
+    for path in folder.glob("*.jpg"):
+        os.utime(path, (now + ahead, now + ahead))
+    embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, workers=0)
+    monkeypatch.setattr("c3tools.embedding.run.time.time", lambda: now + 60)
     assert embed_corpus(read_corpus([folder]), tmp_path / "s", encoder).modalities["image"].changed == []
 
 
