@@ -82,6 +82,10 @@ def ablate(
             "training again.",
         ),
     ] = True,
+    jobs: Annotated[
+        int,
+        typer.Option("--jobs", min=1, help="Trainings at a time: each on a share of the cores, or a GPU of its own."),
+    ] = 1,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
     list_methods: Annotated[bool, typer.Option("--list", help="List the methods and stop.")] = False,
@@ -104,7 +108,7 @@ def ablate(
     if task == "images":
         (noise,) = sigma if len(sigma) == 1 else [" and ".join(sigma)]  # refused: a table of images has one
         shared = {name: options[name] for name in ("methods", "seeds", "output", "split", "size", "set")}
-        shared |= {name: options[name] for name in ("device", "precision")}
+        shared |= {name: options[name] for name in ("jobs", "device", "precision")}
         images = ablate_images(
             store,
             **shared,

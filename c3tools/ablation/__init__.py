@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .image_table import IMAGE_METHODS, ImageAblation, ImageRun
 from .images import ablate_images
-from .methods import ABLATION, METHODS, AblationData, AblationRun, run_ablation
+from .methods import ABLATION, METHODS, AblationData, AblationRun, run_ablation, train_decoders
 from .run import ablate
 from .table import Ablation
 
@@ -20,4 +20,5 @@ __all__ = [
     "ablate",
     "ablate_images",
     "run_ablation",
+    "train_decoders",
 ]

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from ..transforms import preset
 from ..transforms.sigma import parse_sigma
 from .image_table import FILES, IMAGE_METHODS, ImageAblation, ImageRun
 from .methods import ABLATION
+from .trainings import Training, check_jobs, train_ahead
 
 EXAMPLES = 12
 _NAMED_DIGITS = 12
@@ -74,6 +76,7 @@ def ablate_images(
     steps: int | None = None,
     encoder: Sequence[str] = (),
     keep_generators: bool = True,
+    jobs: int = 1,
     device: str | None = None,
     precision: str = "auto",
     reporter: Reporter = SILENT,
@@ -95,6 +98,7 @@ def ablate_images(
         steps: of the training; those of the size when None.
         encoder: models whose features are used, in addition to that of the store.
         keep_generators: keep the trained generators too.
+        jobs: generators trained at a time, each in a process with its share of the cores, or on a GPU of its own.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
@@ -107,6 +111,7 @@ def ablate_images(
     names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
     names = list(IMAGE_METHODS) if names == ["all"] else names
     check_image_methods(names)
+    check_jobs(jobs, kept=keep_generators)
     size, noise, output = size or "tiny", parse_sigma(sigma), Path(output)
     chosen = load_size(size, set)
     training = replace(chosen.training, steps=chosen.training.steps if steps is None else steps)
@@ -123,7 +128,8 @@ def ablate_images(
         encoders = load_encoders(store, encoder, device=device, reporter=reporter)
         data, remarks = image_data(store, chosen.pixels, split, encoders, reporter)
         keep = output / "generators" if keep_generators else None
-        runs = _runs(data, names, seeds, value, training, (size, set), output / "cells", keep, compute, reporter)
+        options = {"config": training, "size": size, "set": set, "compute": compute}
+        runs = _runs(data, names, seeds, value, output / "cells", keep, jobs, reporter, options)
         table = _table(data, runs, remarks, _command(store, names, seeds, value, size, set, steps, split, encoder))
         table.save(output)
     return table
@@ -134,40 +140,51 @@ def _runs(
     methods: Sequence[str],
     seeds: int,
     value: float,
-    training: TrainingConfig,
-    size: tuple[str, Sequence[str]],
     folder: Path,
     keep: Path | None,
-    compute: Compute,
+    jobs: int,
     reporter: Reporter,
+    options: dict[str, Any],
 ) -> list[ImageRun]:
     """Return the cells of the table: finished ones as they are kept, the others computed and kept."""
-    identity = _identity(data, training, *size, compute)
+    identity = _identity(data, **options)
     cells = folder / identity[:_NAMED_DIGITS]
-    runs: list[ImageRun] = []
+    generators = Path() if keep is None else keep / identity[:_NAMED_DIGITS]
+    wanted = {}
     for seed in range(seeds):
-        trained: dict[str, Generator] = {}
         for name in methods:
             method = IMAGE_METHODS[name]
             strength = value if method.noisy else 0.0
             path = cells / f"{name}-sigma{strength:g}-seed{seed}.json"
-            run = _read(path, identity)
-            if run is None:
-                key = f"{method.preset}-sigma{strength:g}-seed{seed}"
-                kept = None if keep is None else keep / identity[:_NAMED_DIGITS] / key
-                if key not in trained:
-                    own = replace(training, seed=seed)
-                    options: dict[str, Any] = {"size": size[0], "set": size[1], "training": own, "compute": compute}
-                    trained[key] = _trained(
-                        data, method.preset, strength, kept, f"{name}, seed {seed}", reporter, options
-                    )
-                run = _run(data, name, seed, strength, trained[key], reporter)
-                write_json_atomically(path, {"identity": identity, "run": asdict(run)})
-            else:
-                reporter.message(f"{name}, seed {seed}: finished before")
-            runs.append(run)
-            first = next(metric for metric in run.scores if metric.startswith("FD-"))
-            reporter.message(f"{name}, seed {seed}: {first} {run.scores[first]:.3f}")
+            wanted[path] = name, Training.of(f"{name}, seed {seed}", method.preset, "image", strength, seed, generators)
+    known = {path: _read(path, identity) for path in wanted}
+    pending = [training for path, (_, training) in wanted.items() if known[path] is None]
+    compute = options.pop("compute")
+    learned = data.train, data.val, data.store
+    if keep is not None:
+        train_ahead(
+            partial(_trained, *learned, **options),
+            pending,
+            options["config"].steps,
+            jobs=jobs,
+            compute=compute,
+            reporter=reporter,
+        )
+    runs: list[ImageRun] = []
+    trained: dict[Path, Generator] = {}
+    for path, (name, training) in wanted.items():
+        run = known[path]
+        if run is None:
+            if training.folder not in trained:
+                own = {**options, "keep": keep is not None}
+                trained[training.folder] = _trained(*learned, training, compute, reporter, **own)
+            run = _run(data, name, training, trained[training.folder], reporter)
+            write_json_atomically(path, {"identity": identity, "run": asdict(run)})
+        else:
+            reporter.message(f"{training.label}: finished before")
+        runs.append(run)
+        first = next(metric for metric in run.scores if metric.startswith("FD-"))
+        reporter.message(f"{training.label}: {first} {run.scores[first]:.3f}")
     return runs
 
 
@@ -218,29 +235,34 @@ def image_data(
 
 
 def _trained(
-    data: ImageData,
-    name: str,
-    sigma: float,
-    folder: Path | None,
-    label: str,
+    train: Photos,
+    val: Photos,
+    store: Store,
+    training: Training,
+    compute: Compute,
     reporter: Reporter,
-    options: dict[str, Any],
+    *,
+    config: TrainingConfig,
+    keep: bool = True,
+    **options: Any,
 ) -> Generator:
-    """Return the generator that is kept in ``folder``, or train it and keep it there."""
+    """Return the generator in the folder of the training; else train it and, if asked to, keep it there."""
+    folder = training.folder if keep else None
     if folder is not None:
         with suppress(GeneratorError):  # missing, or cut short: trained (again)
-            return Generator.load(folder, options["compute"])
-    pipeline = preset(name, sigma=sigma, train_on="image", infer_on="text").fit(data.store)
+            return Generator.load(folder, compute)
+    pipeline = preset(training.preset, sigma=training.sigma, train_on="image", infer_on="text").fit(store)
     checkpoints = None if folder is None else CheckpointDir(folder.with_name(f"{folder.name}.training"))
-    record = {"model": dict(data.store.info.model), "sigma": sigma}
     made = fit_generator(
-        data.train,
-        data.val,
+        train,
+        val,
         pipeline,
-        record=record,
+        record={"model": dict(store.info.model), "sigma": training.sigma},
         checkpoints=checkpoints,
-        label=label,
+        compute=compute,
+        label=training.label,
         reporter=reporter,
+        training=replace(config, seed=training.seed),
         **options,
     )
     if folder is not None and checkpoints is not None:
@@ -249,15 +271,17 @@ def _trained(
     return made
 
 
-def _run(data: ImageData, name: str, seed: int, sigma: float, made: Generator, reporter: Reporter) -> ImageRun:
+def _run(data: ImageData, name: str, training: Training, made: Generator, reporter: Reporter) -> ImageRun:
     modality = IMAGE_METHODS[name].asked_with
     asked = data.asked[modality]
     keys = data.asked["image"].keys
-    options: dict[str, Any] = {"seed": seed, "sampling_steps": SAMPLING_STEPS, "reporter": reporter}
+    options: dict[str, Any] = {"seed": training.seed, "sampling_steps": SAMPLING_STEPS, "reporter": reporter}
     images = made.generate(embeddings=asked.embeddings, modality=modality, keys=keys, **options)
     scores = data.scorer.score(images, data.captions)
     examples = {key: inline_png(image) for key, image in zip(keys[:EXAMPLES], images, strict=False)}
-    return ImageRun(name, seed, sigma, scores, made.record["best_val_loss"], made.record["seconds"], examples)
+    return ImageRun(
+        name, training.seed, training.sigma, scores, made.record["best_val_loss"], made.record["seconds"], examples
+    )
 
 
 def _table(data: ImageData, runs: Sequence[ImageRun], remarks: list[str], command: str) -> ImageAblation:
@@ -279,10 +303,10 @@ def _read(path: Path, identity: str) -> ImageRun | None:
         return None
 
 
-def _identity(data: ImageData, training: TrainingConfig, size: str, set: Sequence[str], compute: Compute) -> str:
+def _identity(data: ImageData, *, config: TrainingConfig, size: str, set: Sequence[str], compute: Compute) -> str:
     """Return a digest of all that a cell depends on beside method, seed and sigma."""
     encoders = [dict(encoder.identity) for encoder in data.scorer.encoders]
-    plain = [asdict(training), asdict(load_size(size, set)), compute.precision, list(data.captions), encoders]
+    plain = [asdict(config), asdict(load_size(size, set)), compute.precision, list(data.captions), encoders]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for photos in (data.train, data.val, data.scorer.reference):
         digest.update(photos.rows.embeddings.tobytes() + photos.pixels.tobytes())

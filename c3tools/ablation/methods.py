@@ -6,10 +6,12 @@ does, DeCap as C1).
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 from ..captioning import (
     Captioner,
     GenerationConfig,
+    TrainingConfig,
     fit_captioner,
     load_size,
     nearest,
@@ -25,7 +28,7 @@ from ..captioning import (
     training_config,
 )
 from ..captioning.train import captions_of_images
-from ..devices import Compute
+from ..devices import Compute, pick
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError
 from ..metrics.captions import score_captions
@@ -34,6 +37,7 @@ from ..reporter import SILENT, Reporter
 from ..store import Rows
 from ..training import CheckpointDir
 from ..transforms import Pipeline, preset
+from .trainings import Training, train_ahead
 
 PSEUDO_CAPTIONS = 5
 
@@ -193,19 +197,17 @@ def run_ablation(
     image_sets = [data.images] if data.choice is None else [data.images, data.choice]
     config = training_config(load_size(size, set), epochs=epochs)
     for seed in seeds:
-        trained: dict[str, Captioner] = {}
+        trained: dict[Path, Captioner] = {}
         for name in methods:
             method, started = METHODS[name], time.perf_counter()
             strength = sigma if method.noisy else 0.0
             captioner = None
             if method.training is not None:
-                key = f"{method.training}-{method.learns_from}-sigma{strength:g}-seed{seed}"
-                if key not in trained:
-                    options: dict[str, Any] = {"size": size, "set": set, "training": replace(config, seed=seed)}
-                    options |= {"compute": compute, "label": f"{name}, seed {seed}", "reporter": reporter}
-                    folder = None if decoders is None else decoders / key
-                    trained[key] = _trained(data, method, strength, folder, **options)
-                captioner = trained[key]
+                training = _training(name, seed, sigma, decoders or Path())
+                if training.folder not in trained:
+                    options: dict[str, Any] = {"size": size, "set": set, "config": config, "keep": decoders is not None}
+                    trained[training.folder] = _train(data, training, compute, reporter, **options)
+                captioner = trained[training.folder]
             caption = _caption_function(data, method, strength, captioner, generation, encoder)
             captions = [dict(zip(images.keys, caption(images), strict=True)) for images in image_sets]
             scores = [score_captions(texts, data.references).corpus for texts in captions]
@@ -270,15 +272,78 @@ def training_rows(data: AblationData, learns_from: str) -> tuple[Rows, Rows]:
     return _pseudo_pairs(images.select(~held), data.train), _pseudo_pairs(images.select(held), data.train)
 
 
-def _trained(data: AblationData, method: Method, sigma: float, folder: Path | None, **options: Any) -> Captioner:
-    """Return the decoder that is kept in ``folder``, or train it and keep it there."""
+def train_decoders(
+    data: AblationData,
+    cells: Iterable[tuple[str, int, float]],
+    decoders: Path,
+    *,
+    jobs: int,
+    size: str = "tiny",
+    set: Sequence[str] = (),
+    epochs: int | None = None,
+    compute: Compute | None = None,
+    reporter: Reporter = SILENT,
+) -> None:
+    """Train the decoders of several cells at a time, and keep them where `run_ablation` looks for them.
+
+    Args:
+        data, size, set, epochs, compute: as `run_ablation` takes them.
+        cells: method, seed and sigma of each.
+        decoders: folder of the trained decoders.
+        jobs: how many are trained at a time (see `train_ahead`).
+        reporter: shows the progress of all together.
+
+    Raises:
+        DecoderError: as `run_ablation`.
+    """
+    config = training_config(load_size(size, set), epochs=epochs)
+    trainings = [
+        _training(name, seed, sigma, decoders) for name, seed, sigma in cells if METHODS[name].training is not None
+    ]
+    steps = config.epochs * math.ceil(len(data.train) / config.batch_size)
+    learned = replace(data, images=data.images.select(np.zeros(0, np.int64)), references={}, choice=None)
+    train = partial(_train, learned, size=size, set=set, config=config, keep=True)
+    train_ahead(train, trainings, steps, jobs=jobs, compute=compute or pick(), reporter=reporter)
+
+
+def _training(name: str, seed: int, sigma: float, decoders: Path) -> Training:
+    method = METHODS[name]
+    strength = sigma if method.noisy else 0.0
+    return Training.of(f"{name}, seed {seed}", str(method.training), method.learns_from, strength, seed, decoders)
+
+
+def _train(
+    data: AblationData,
+    training: Training,
+    compute: Compute | None,
+    reporter: Reporter,
+    *,
+    size: str,
+    set: Sequence[str],
+    config: TrainingConfig,
+    keep: bool,
+) -> Captioner:
+    """Return the decoder that is kept in the folder of the training; else train it and, if asked to, keep it there."""
+    folder = training.folder if keep else None
     if folder is not None:
         with suppress(DecoderError):  # missing, or cut short: trained (again)
             return Captioner.load(folder)
-    train, val = training_rows(data, method.learns_from)
-    pipeline = fit_preset(data, str(method.training), sigma, train_on=train.modality)
+    train, val = training_rows(data, training.learns_from)
+    pipeline = fit_preset(data, training.preset, training.sigma, train_on=train.modality)
     checkpoints = None if folder is None else CheckpointDir(folder.with_name(f"{folder.name}.training"))
-    captioner = fit_captioner(train, val, pipeline, record={"sigma": sigma}, checkpoints=checkpoints, **options)
+    captioner = fit_captioner(
+        train,
+        val,
+        pipeline,
+        record={"sigma": training.sigma},
+        checkpoints=checkpoints,
+        size=size,
+        set=set,
+        training=replace(config, seed=training.seed),
+        compute=compute,
+        label=training.label,
+        reporter=reporter,
+    )
     if folder is not None and checkpoints is not None:
         captioner.save(folder)
         checkpoints.clear()

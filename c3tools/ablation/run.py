@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from .. import devices
 from ..captioning import GenerationConfig, load_size, training_config
 from ..captioning.evaluate import store_references
 from ..captioning.train import sigma_from_texts, training_captions
-from ..encoders import resolve_encoder
+from ..devices import Compute
+from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError, MetricError, telling_what_is_kept
 from ..io.files import write_json_atomically
 from ..io.lock import locked
@@ -25,8 +26,9 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
 from ..transforms.sigma import parse_sigma
 from .image_table import FILES
-from .methods import ABLATION, METHODS, AblationData, AblationRun, check_methods, run_ablation
+from .methods import ABLATION, METHODS, AblationData, AblationRun, check_methods, run_ablation, train_decoders
 from .table import CHOOSE_BY, Ablation, Row
+from .trainings import check_jobs
 
 GRID = (0.03, 0.045, 0.06, 0.08, 0.1)
 _NAMED_DIGITS = 12
@@ -47,11 +49,13 @@ class _Settings:
     train_fractions: tuple[float, ...] = (1.0,)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     keep_decoders: bool = True
+    jobs: int = 1
     device: str | None = None
     precision: str = "auto"
 
     def __post_init__(self) -> None:
         check_methods(self.methods)
+        check_jobs(self.jobs, kept=self.keep_decoders)
         load_size(self.size, self.set)
         for name in ("methods", "seeds", "sigmas", "train_fractions"):
             if not getattr(self, name):
@@ -104,6 +108,7 @@ def ablate(
     length_penalty: float = 0.7,
     magic: bool = False,
     keep_decoders: bool = True,
+    jobs: int = 1,
     device: str | None = None,
     precision: str = "auto",
     reporter: Reporter = SILENT,
@@ -129,6 +134,7 @@ def ablate(
         train_fraction: share of the training images whose captions are used, one row each.
         beams, length_penalty, magic: see `c3tools.captioning.Captioner.caption`.
         keep_decoders: keep the trained decoders too, so that captions can be generated in another way without training.
+        jobs: decoders trained at a time, each in a process with its share of the cores, or on a GPU of its own.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
@@ -152,6 +158,7 @@ def ablate(
         train_fractions=tuple(_several(train_fraction)),
         generation=GenerationConfig.from_options(beams=beams, length_penalty=length_penalty, magic=magic),
         keep_decoders=keep_decoders,
+        jobs=jobs,
         device=device,
         precision=precision,
     )
@@ -174,8 +181,9 @@ def _ablate(store: Store, settings: _Settings, folder: Path, reporter: Reporter)
         data = everything.sample(fraction)
         for note in [*notes, *_overlaps(data)]:
             reporter.message(note)
-        cells = _Cells(data, settings, fraction, folder, reporter, {"encoder": encoder, "compute": compute})
+        cells = _Cells(data, settings, fraction, folder, reporter, compute, encoder)
         for source, sigmas in _sigmas(store, cells):
+            cells.train_ahead((name, seed, value) for seed in settings.seeds for name, value in sigmas.items())
             for seed in settings.seeds:
                 for run in cells.runs(sigmas, seed):
                     runs.append(replace(run, sigma_from=source, train_fraction=fraction))
@@ -273,9 +281,12 @@ class _Cells:
         fraction: float,
         folder: Path,
         reporter: Reporter,
-        options: dict[str, Any],
+        compute: Compute,
+        encoder: Encoder | None,
     ) -> None:
-        self.data, self.settings, self.reporter, self.options = data, settings, reporter, options
+        self.data, self.settings, self.reporter, self.encoder = data, settings, reporter, encoder
+        size = {"size": settings.size, "set": settings.set, "epochs": settings.epochs}
+        self.training: dict[str, Any] = {**size, "compute": compute, "reporter": reporter}
         trained = _training_identity(data, settings)
         self.identity = _cell_identity(trained, data, settings)
         self.cells = folder / "cells" / self.identity[:_NAMED_DIGITS]
@@ -284,7 +295,6 @@ class _Cells:
 
     def runs(self, sigmas: dict[str, float], seed: int) -> Iterator[AblationRun]:
         """Yield one run per method, each at its sigma; methods of one sigma are run together and share trainings."""
-        settings = self.settings
         for sigma in dict.fromkeys(sigmas.values()):
             pending = []
             for method in (name for name, own in sigmas.items() if own == sigma):
@@ -299,23 +309,28 @@ class _Cells:
                 pending,
                 seeds=(seed,),
                 sigma=sigma,
-                size=settings.size,
-                set=settings.set,
-                epochs=settings.epochs,
-                generation=settings.generation,
+                generation=self.settings.generation,
+                encoder=self.encoder,
                 decoders=self.decoders,
-                reporter=self.reporter,
-                **self.options,
+                **self.training,
             ):
                 content = {"identity": self.identity, "run": asdict(run)}
                 write_json_atomically(self._path(run.method, seed, sigma), content)
                 yield run
 
+    def train_ahead(self, cells: Iterable[tuple[str, int, float]]) -> None:
+        """Train the decoders of unfinished cells (method, seed, sigma), as many at a time as asked for."""
+        if self.settings.jobs > 1 and self.decoders is not None:
+            pending = [cell for cell in cells if self._read(*cell) is None]
+            train_decoders(self.data, pending, self.decoders, jobs=self.settings.jobs, **self.training)
+
     def choose(self, methods: Sequence[str]) -> dict[str, float]:
         """Return the sigma of the grid with the best score on the val split, for each method, by the first seed."""
         tried: dict[str, dict[float, float]] = {name: {} for name in methods}
+        first = self.settings.seeds[0]
+        self.train_ahead((name, first, sigma) for sigma in self.settings.grid for name in methods)
         for sigma in self.settings.grid:
-            for run in self.runs(dict.fromkeys(methods, sigma), self.settings.seeds[0]):
+            for run in self.runs(dict.fromkeys(methods, sigma), first):
                 tried[run.method][sigma] = run.choice_scores[CHOOSE_BY]
         chosen = {name: max(scores, key=scores.__getitem__) for name, scores in tried.items()}
         for name, scores in tried.items():

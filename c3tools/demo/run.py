@@ -10,12 +10,22 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..ablation import ABLATION, METHODS, Ablation, AblationData, ImageAblation, ablate_images, run_ablation
+from ..ablation import (
+    ABLATION,
+    METHODS,
+    Ablation,
+    AblationData,
+    ImageAblation,
+    ablate_images,
+    run_ablation,
+    train_decoders,
+)
 from ..ablation.table import score_text
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.evaluate import store_references
@@ -23,6 +33,7 @@ from ..corpus import read_corpus
 from ..embedding import embed_corpus
 from ..encoders import Encoder, load_encoder
 from ..errors import CorpusError, telling_what_is_kept
+from ..executors import cores
 from ..geometry.figures import figure_blocks
 from ..geometry.report import gap_report
 from ..io.lock import locked
@@ -145,10 +156,13 @@ def run_demo(
             moments={name: photos.fitting_moments(name) for name in ("image", "text")},
         )
         reporter.message(f"4  Training {len(ABLATION)} decoders on {len(data.train):,} captions; none sees an image")
-        runs = run_ablation(data, seeds=range(seeds), sigma=sigma, size=size, epochs=_EPOCHS, reporter=reporter)
-        result = DemoResult(
-            Ablation(list(runs), ABLATION, data), data, sigma, rule, photos, means_from, out / "demo.html"
-        )
+        options: dict[str, Any] = {"size": size, "epochs": _EPOCHS, "reporter": reporter}
+        with TemporaryDirectory() as folder:
+            decoders = Path(folder)
+            cells = [(name, seed, sigma) for seed in range(seeds) for name in ABLATION]
+            train_decoders(data, cells, decoders, jobs=cores(), **options)
+            runs = list(run_ablation(data, seeds=range(seeds), sigma=sigma, decoders=decoders, **options))
+        result = DemoResult(Ablation(runs, ABLATION, data), data, sigma, rule, photos, means_from, out / "demo.html")
         _write_page(result)
         if not images:
             return result

@@ -63,6 +63,16 @@ def test_every_method_is_run_and_finished_cells_are_kept(
     assert by_method["oracle"] != by_method["C3"]
 
 
+def test_generators_are_trained_at_a_time(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the other processes know the real sizes alone
+    monkeypatch.setattr("c3tools.ablation.images.SAMPLING_STEPS", 1)
+    here: list[object] = []
+    monkeypatch.setattr("c3tools.ablation.images.fit_generator", lambda *_, **named: here.append(named))
+    table, _ = table_of(store, tmp_path / "out", methods="C1,C3,oracle", jobs=2, steps=1)
+    assert here == []
+    assert [run.method for run in table.runs] == ["C1", "C3", "oracle"]
+
+
 def test_other_settings_are_other_cells(store: Store, tmp_path: Path) -> None:
     table_of(store, tmp_path / "out", methods="C1")
     _, told = table_of(store, tmp_path / "out", methods="C1", steps=3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from c3tools.ablation import Ablation, AblationData, ablate
-from c3tools.captioning import SIZES, load_size
+from c3tools.captioning import SIZES, Captioner, fit_captioner, load_size
 from c3tools.errors import C3Error, DecoderError
 from c3tools.identity import ModelIdentity
 from c3tools.reporter import Reporter
@@ -121,6 +121,31 @@ def test_another_way_to_generate_captions_needs_no_training(table: Table, tmp_pa
     assert [run.best_val_loss for run in again.runs] == losses
     table(methods="C3", keep_decoders=False, output=tmp_path / "bare")
     assert not (tmp_path / "bare" / "decoders").exists()
+
+
+def test_trainings_at_a_time_give_the_same_table(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    one, _ = table(methods="C1,C3,CapDec,CLIPRe")
+    here: list[str] = []
+
+    def spy(*arguments: Any, **named: Any) -> Captioner:
+        here.append(named["label"])
+        return fit_captioner(*arguments, **named)
+
+    monkeypatch.setattr("c3tools.ablation.methods.fit_captioner", spy)
+    two, _ = table(methods="C1,C3,CapDec,CLIPRe", jobs=2, output=tmp_path / "two")
+    assert here == []  # all were trained in the other processes
+    assert [run.method for run in two.runs] == ["C1", "C3", "CapDec", "CLIPRe"]
+    losses = [[run.best_val_loss for run in made.runs if run.best_val_loss is not None] for made in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert len(losses[0]) == 3
+    with pytest.raises(C3Error, match="hand over their results"):
+        table(jobs=2, keep_decoders=False)
+
+
+def test_a_training_that_fails_in_another_process_is_told(table: Table, tmp_path: Path) -> None:
+    with pytest.raises(C3Error, match="became nan"):
+        table(methods="C1,C3", jobs=2, set=("learning_rate=1e30", "clip_norm=0"), output=tmp_path / "failing")
 
 
 def test_train_fractions_are_rows(table: Table, tmp_path: Path) -> None:
