@@ -1,15 +1,16 @@
-"""Measures that compare all rows with all others: recall, uniformity, separability, modality bias.
+"""Measures that compare all rows with all others: recall, hubs, uniformity, separability, modality bias.
 
 They are taken on the working set, as it is and as each noise-free preset leaves it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from ..metrics.hubness import Hubness, pair_hubness
 from ..metrics.retrieval import DEFAULT_KS, pair_ranks, recall_at
 from ..metrics.significance import Ends, Estimate, mean_interval, share_interval, student_quantile
 from ..moments import Array, unit_rows
@@ -44,6 +45,7 @@ class SpaceMeasures:
         preset: its name; ``raw`` for none.
         recall: direction (``image_to_text``) → ``{"recall@1": ...}``, fractions; empty without pairs.
         intervals: the same keys → 95 % bootstrap interval.
+        hubness: direction → hubs of the gallery, and recall by CSLS; empty without pairs.
         gap: distance of the two means of the working set after it.
         gap_by_chance: root mean square distance that is left of a true gap of zero, since the means that the preset
             was fitted on and those of the working set differ by chance.
@@ -55,6 +57,7 @@ class SpaceMeasures:
     preset: str
     recall: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, Ends | None]]
+    hubness: dict[str, Hubness]
     gap: float
     gap_by_chance: float | None
     separability: Estimate | None = None
@@ -64,6 +67,7 @@ class SpaceMeasures:
     def to_dict(self) -> dict[str, Any]:
         """Return the measures besides recall, as the report's JSON has them."""
         values: dict[str, Any] = {"gap": self.gap, "gap_by_chance": self.gap_by_chance}
+        values["hubness@10"] = {direction: asdict(found) for direction, found in self.hubness.items()}
         values |= {"separability": None, "modality_bias@10": None, "uniformity": None}
         if self.separability is None or self.modality_bias is None or self.uniformity is None:
             return values
@@ -91,7 +95,11 @@ def measure_space(
     working, first, second = collected.working, collected.first, collected.second
     recall: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, Ends | None]] = {}
+    hubs: dict[str, Hubness] = {}
     if working.paired:
+        hubs = dict(
+            zip((f"{first}_to_{second}", f"{second}_to_{first}"), pair_hubness(x, y, working.item_index), strict=True)
+        )
         forward, backward = pair_ranks(x, y, working.item_index)
         directions = ((f"{first}_to_{second}", forward, None), (f"{second}_to_{first}", backward, working.item_index))
         for direction, ranks, queries in directions:
@@ -100,12 +108,13 @@ def measure_space(
     gap = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)))
     by_chance = _gap_by_chance(name, collected, x, y)
     if name not in (RAW, COLLAPSE):
-        return SpaceMeasures(name, recall, intervals, gap, by_chance)
+        return SpaceMeasures(name, recall, intervals, hubs, gap, by_chance)
     bias = modality_bias(x, y, items=items, seed=seed)
     return SpaceMeasures(
         name,
         recall,
         intervals,
+        hubs,
         gap,
         by_chance,
         separability=separability(working.first, working.second, items, collapse=name == COLLAPSE, seed=seed),

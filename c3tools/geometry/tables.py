@@ -54,7 +54,7 @@ def report_sections(values: Values, measured: Measured | None, figures: Figures 
         Section(
             "What Collapse will do",
             [_describe_collapse(measured), f"Transforms are fitted on {values['provenance']['fitted_on']}."],
-            [*([_recall_table(values)] if values["retrieval"] else []), _spaces_table(values)],
+            [*([_recall_table(values), _hubs_table(values)] if values["retrieval"] else []), _spaces_table(values)],
             _take(shown, "recall"),
         ),
         Section("How much noise to add", [_describe_corrupt(measured)], [_sigma_table(values)]),
@@ -215,6 +215,34 @@ def _recall_table(values: Values) -> Table:
     note += "show, on average, where there is none. The presets: "
     note += "; ".join(f"{name}: {describe_preset(name)}" for name in retrieval) + "."
     return Table(["preset", *heads, "gap left", "by chance"], rows, "Recall, %", note=note)
+
+
+def _hubs_table(values: Values) -> Table:
+    spaces = {name: values["spaces"][name]["hubness@10"] for name in values["retrieval"]}
+    directions = list(next(iter(spaces.values())))
+    ends = [direction.split("_to_")[-1] for direction in directions]
+    heads = [f"{what}, {end}" for end in ends for what in ("skewness", "Gini", "CSLS @1")]
+    rows = [
+        [
+            name,
+            *(
+                number(value, digits)
+                for direction in directions
+                for value, digits in (
+                    (found[direction]["skewness"], 2),
+                    (found[direction]["gini"], 2),
+                    (100 * found[direction]["recall"]["recall@1"], 1),
+                )
+            ),
+        ]
+        for name, found in spaces.items()
+    ]
+    note = (
+        "How unevenly the ten nearest of every query fall on the rows of the other modality: skewness and Gini "
+        "coefficient of how often a row is among them. Closing the gap can make hubs: a few rows that are near to "
+        "everything. CSLS is recall@1, %, when each row's mean cosine with its ten nearest is taken off."
+    )
+    return Table(["preset", *heads], rows, "Hubs", note=note)
 
 
 def _spaces_table(values: Values) -> Table:
