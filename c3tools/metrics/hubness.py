@@ -24,7 +24,7 @@ _BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Hubness:
-    """How unevenly the nearest neighbours of queries fall on the rows of a gallery.
+    """Unevenness of how often the rows of a gallery are among the nearest of queries.
 
     Attributes:
         skewness: of the number of queries that have a row among their ten nearest (N_10): the third standardised
