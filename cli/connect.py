@@ -71,6 +71,9 @@ LogitScaleOption = Annotated[
 MaxLogitScaleOption = Annotated[
     float, typer.Option("--max-logit-scale", help="Largest logit scale; a learned one is clamped.")
 ]
+CloseGapOption = Annotated[
+    float, typer.Option("--close-gap", help="Weight of two terms that close the gap: pairs together, centroids apart.")
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Pairs per step, over all processes.")]
 ChunkOption = Annotated[
     int | None,
@@ -134,6 +137,7 @@ def heads(
     loss: LossOption = "infonce",
     logit_scale: LogitScaleOption = "learned",
     max_logit_scale: MaxLogitScaleOption = 100.0,
+    close_gap: CloseGapOption = 0.0,
     batch_size: BatchOption = 512,
     chunk: ChunkOption = None,
     epochs: ConnectEpochsOption = 20,
@@ -203,6 +207,7 @@ def lit(
     loss: LossOption = "infonce",
     logit_scale: LogitScaleOption = "learned",
     max_logit_scale: MaxLogitScaleOption = 100.0,
+    close_gap: CloseGapOption = 0.0,
     batch_size: BatchOption = 256,
     chunk: ChunkOption = 64,
     epochs: TowerEpochsOption = None,
@@ -239,6 +244,7 @@ def full(
     loss: LossOption = "infonce",
     logit_scale: LogitScaleOption = "learned",
     max_logit_scale: MaxLogitScaleOption = 100.0,
+    close_gap: CloseGapOption = 0.0,
     batch_size: BatchOption = 256,
     chunk: ChunkOption = 64,
     epochs: TowerEpochsOption = None,

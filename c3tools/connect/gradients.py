@@ -79,7 +79,7 @@ def contrastive_backward(
     chunk: int | None = None,
     scope: tuple[int, ...] = (0,),
 ) -> float:
-    """Add the gradient of the loss of one batch to the weights, and return the loss.
+    """Add the gradient of the loss of one batch to the weights, and return the contrastive loss.
 
     Args:
         towers: in training mode.
@@ -101,8 +101,9 @@ def contrastive_backward(
     with torch.set_grad_enabled(whole):
         kept = [[embed(side, place) for place in range(len(parts))] for side in range(2)]
     leaves = [processes.gather_rows(torch.cat(rows).detach()).requires_grad_() for rows in kept]
-    value = loss(leaves[0], leaves[1], same.to(compute.device))
-    value.backward()
+    same = same.to(compute.device)
+    value = loss(leaves[0], leaves[1], same)
+    (value + loss.gap_terms(leaves[0], leaves[1], same) if loss.close_gap else value).backward()
     mine = processes.rank() * size
     for place, part in enumerate(parts):
         for side in range(2):

@@ -241,6 +241,7 @@ def connect_heads(
     loss: str = "infonce",
     logit_scale: str = "learned",
     max_logit_scale: float = MAX_LOGIT_SCALE,
+    close_gap: float = 0.0,
     batch_size: int = 512,
     chunk: int | None = None,
     epochs: int = 20,
@@ -266,6 +267,7 @@ def connect_heads(
         output: the folder.
         dim, hidden, dropout, cone: see `HeadShape`.
         logit_scale, max_logit_scale: see `LogitScale.parse`.
+        close_gap: weight of the terms that close the gap (see `c3tools.connect.losses`).
         loss, batch_size, chunk, epochs, learning_rate, weight_decay, warmup, patience, log_every, seed: see
             `TrainingSettings`.
         train_split: the split to learn from; ``val`` chooses the checkpoint, ``test`` is only scored at the end.
@@ -282,6 +284,7 @@ def connect_heads(
     settings = TrainingSettings(
         loss=loss,
         scale=LogitScale.parse(logit_scale, max_logit_scale),
+        close_gap=close_gap,
         batch_size=batch_size,
         chunk=chunk,
         epochs=epochs,

@@ -1,9 +1,15 @@
-"""The two contrastive losses, and the logit scale they share.
+"""The two contrastive losses, the logit scale they share, and the terms that close the gap.
 
 With unit rows a_i, b_j (n, d), z_ij = s a_i . b_j and s the logit scale (the inverse temperature):
 
     infonce    mean over i of -log softmax_j(z_ij)[i], and of the same for columns, averaged (Radford et al., 2021)
     sigmoid    -1/n sum_ij log sigmoid(y_ij (z_ij + bias)), y_ij = 1 for pairs and -1 for others (Zhai et al., 2023)
+
+Besides, ``close_gap`` times (Grassucci et al., ICLR 2026)
+
+    mean over i of |a_i - b_i|^2 + log mean over i != j of exp(-2 |c_i - c_j|^2)
+
+draws pairs together, and spreads their centroids c_i, the unit vectors along a_i + b_i.
 
 Entries of one item that are not its own pair (a second caption of an image, the same sentence under two images) are
 false negatives: they are left out of both sums.
@@ -84,13 +90,15 @@ class ContrastiveLoss(nn.Module):
     Args:
         kind: a key of `KINDS`.
         scale: see `LogitScale`.
+        close_gap: weight of the terms that close the gap.
     """
 
     log_scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, kind: str = "infonce", scale: LogitScale | None = None) -> None:
+    def __init__(self, kind: str = "infonce", scale: LogitScale | None = None, close_gap: float = 0.0) -> None:
         super().__init__()
+        self.close_gap = close_gap
         if kind not in KINDS:
             raise ConnectError(f"There is no loss {kind!r}.", remedy=f"Choose from {', '.join(KINDS)}.")
         self.kind = kind
@@ -138,6 +146,15 @@ class ContrastiveLoss(nn.Module):
         logits = logits.masked_fill(false, -torch.inf)
         target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    def gap_terms(self, first: Tensor, second: Tensor, same: Tensor) -> Tensor:
+        """Return ``close_gap`` times the two terms that close the gap; the arguments are those of `forward`."""
+        centroids = F.normalize(first + second, dim=1)
+        near = (-4 + 4 * (centroids @ centroids.T)).exp()  # exp(-2 |c_i - c_j|^2) of unit rows
+        others = ~(same | same.T)
+        others.fill_diagonal_(False)
+        spread = near[others].mean().log() if others.any() else near.new_zeros(())
+        return self.close_gap * ((first - second).square().sum(dim=1).mean() + spread)
 
     def of_chance(self, n: float) -> float:
         """Return the loss in a batch with ``n`` entries in a row if all cosines are equal, where a collapsed run stays.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,7 @@ class TrainingSettings:
     Attributes:
         loss: ``infonce`` or ``sigmoid``.
         scale: see `LogitScale`.
+        close_gap: weight of the terms that close the gap; 0 for the contrastive loss alone.
         batch_size: pairs per step, over all processes.
         chunk: pairs embedded at a time (gradient caching), or None for the whole batch.
         epochs: passes over the pairs, at most.
@@ -48,6 +50,7 @@ class TrainingSettings:
 
     loss: str = "infonce"
     scale: LogitScale = field(default_factory=LogitScale)
+    close_gap: float = 0.0
     batch_size: int = 512
     chunk: int | None = None
     epochs: int = 20
@@ -72,6 +75,8 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConnectError(f"{name} must be at least 1, not {value}.")
+        if not 0 <= self.close_gap < math.inf:
+            raise ConnectError(f"The weight of closing the gap is 0 or more, not {self.close_gap}.")
         if not 0 <= self.warmup <= 1 or self.patience < 0 or self.weight_decay < 0:
             raise ConnectError("warmup lies between 0 and 1; patience and weight decay are 0 or more.")
 

@@ -80,6 +80,7 @@ def connect_towers(
     loss: str = "infonce",
     logit_scale: str = "learned",
     max_logit_scale: float = MAX_LOGIT_SCALE,
+    close_gap: float = 0.0,
     batch_size: int = 256,
     chunk: int | None = 64,
     epochs: int | None = None,
@@ -112,6 +113,7 @@ def connect_towers(
         augment: in ``full``, show a random part of each photo, mirrored half the time.
         half: store the weights as float16.
         logit_scale, max_logit_scale: see `LogitScale.parse`.
+        close_gap: weight of the terms that close the gap (see `c3tools.connect.losses`).
         loss, batch_size, chunk, weight_decay, warmup, patience, log_every, seed: see `TrainingSettings`.
         epochs: likewise; 20 in ``lit`` and 10 in ``full`` by default.
         learning_rate: likewise; 5e-4 in ``lit`` and 1e-4 in ``full`` by default.
@@ -134,6 +136,7 @@ def connect_towers(
     settings = TrainingSettings(
         loss=loss,
         scale=LogitScale.parse(logit_scale, max_logit_scale),
+        close_gap=close_gap,
         batch_size=batch_size,
         chunk=chunk,
         epochs=EPOCHS[mode] if epochs is None else epochs,

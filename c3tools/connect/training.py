@@ -141,7 +141,7 @@ class Trainer:
                 remedy="Choose a batch size that is a multiple of their number.",
             )
         self.towers = towers.to(compute.device)
-        self.loss = ContrastiveLoss(settings.loss, settings.scale).to(compute.device)
+        self.loss = ContrastiveLoss(settings.loss, settings.scale, settings.close_gap).to(compute.device)
         self.train, self.val = train, val
         self.settings = settings
         self.compute = compute

@@ -45,6 +45,22 @@ def test_sigmoid_loss_is_that_of_its_paper(n: int, scale: float, seed: int, repe
     assert loss == pytest.approx(-np.log(expit(np.where(own, logits, -logits)))[kept].sum() / n, rel=1e-4, abs=1e-4)
 
 
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(2, 9), seed=st.integers(0, 1000), repeats=st.booleans())
+def test_the_terms_that_close_the_gap_are_those_of_their_paper(n: int, seed: int, repeats: bool) -> None:
+    a, b = tensors(n, seed)
+    ids = np.random.default_rng(seed).integers(0, max(2, n // 2), size=n) if repeats else np.arange(n)
+    same = same_items(torch.from_numpy(ids), torch.arange(n))
+    found = float(ContrastiveLoss(close_gap=0.5).gap_terms(a, b, same))
+    x, y = a.numpy().astype(np.float64), b.numpy().astype(np.float64)
+    centroids = (x + y) / np.linalg.norm(x + y, axis=1, keepdims=True)
+    near = [
+        np.exp(-2 * np.sum((centroids[i] - centroids[j]) ** 2)) for i in range(n) for j in range(n) if ids[i] != ids[j]
+    ]
+    expected = np.mean(np.sum((x - y) ** 2, axis=1)) + (np.log(np.mean(near)) if near else 0.0)
+    assert found == pytest.approx(0.5 * expected, abs=1e-4)
+
+
 def test_false_negatives_have_no_gradient() -> None:
     a, b = tensors(3)
     a.requires_grad_()

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,17 @@ def test_training_connects_and_keeps_the_best_point() -> None:
     # with two texts per image a batch of 40 of 160 nearly always has an image twice
     assert state.repeated == state.step
     assert any("an item came more than once" in line for line in said.texts)
+
+
+def test_the_gap_closes_when_its_terms_are_in_the_loss() -> None:
+    settings = replace(QUICK, scale=LogitScale(50), epochs=40, learning_rate=1e-2)
+    open_, closed = (trainer(replace(settings, close_gap=weight), cone=1.33).run() for weight in (0.0, 1.0))
+    assert open_.log[0].geometry.gap == closed.log[0].geometry.gap > 0.8
+    assert closed.log[-1].geometry.gap < 0.5 * open_.log[-1].geometry.gap
+    # the log has the contrastive loss alone, so that its points compare
+    assert closed.log[1].loss == pytest.approx(open_.log[1].loss, rel=0.5)
+    with pytest.raises(ConnectError, match="0 or more"):
+        replace(settings, close_gap=-1.0)
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
