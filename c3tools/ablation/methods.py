@@ -69,6 +69,7 @@ METHODS: Mapping[str, Method] = {
     "C3": Method("c3", "c3", "text", True, "Connect, Collapse, Corrupt"),
     "CapDec": Method("c2-corrupt", "capdec", "text", True, "noise on training texts (Nukrai et al., 2022)"),
     "LAFITE": Method("lafite", "lafite", "text", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
+    "TOMCap": Method("tomcap", "tomcap", "text", True, "texts moved to the moments of images, noise (2026)"),
     "DeCap": Method("c1", "decap", "text", False, "images projected on a memory of texts (Li et al., 2023)"),
     "CLIPRe": Method(None, "c1", "text", False, "the nearest training caption (Su et al., 2022)"),
     "WS-ClipCap": Method("c1", "c1", "pseudo-pairs", False, "training images with their nearest captions"),

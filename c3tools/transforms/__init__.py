@@ -6,7 +6,7 @@ fitted pipeline as a step of its own.
 
 from __future__ import annotations
 
-from .mapping import CovarianceNoise, FewPairsWarning, MemoryProjection, Procrustes, ReAlign, RidgeMap
+from .mapping import CovarianceNoise, FewPairsWarning, MatchMoments, MemoryProjection, Procrustes, ReAlign, RidgeMap
 from .pipeline import OrderWarning, Pipeline
 from .presets import PRESETS, open_pipeline, preset
 from .sigma import PUBLISHED_SIGMA
@@ -32,6 +32,7 @@ __all__ = [
     "FewPairsWarning",
     "GapShift",
     "GaussianNoise",
+    "MatchMoments",
     "MemoryProjection",
     "Normalize",
     "OrderWarning",

@@ -71,6 +71,30 @@ class ReAlign(MapStep):
 
 
 @dataclass(eq=False)
+class MatchMoments(MapStep):
+    """(e - mu_y) s_x / s_y + mu_x per dimension, s the population standard deviation (TOMCap, 2026).
+
+    Moves the modality y (``source``) so that mean and variance of every dimension are those of x (``target``); a
+    dimension in which y does not vary takes the mean of x.
+    """
+
+    needs_rows: ClassVar[bool] = False
+    kind: ClassVar[str] = "match-moments"
+
+    def fit(self, data: FitData) -> None:
+        """Keep both means and the ratio of the deviations."""
+        x, y = data.moments_of(self.target, self.kind), data.moments_of(self.source, self.kind)
+        to, of = (np.sqrt(np.diag(moments.covariance)) for moments in (x, y))
+        constant = of < np.finfo(np.float64).tiny
+        scale = np.where(constant, 0.0, to / np.where(constant, 1.0, of))
+        self.state = {"target": x.mean, "source": y.mean, "scale": scale}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Centre, scale, and move to the other mean."""
+        return (Affine(self.tensor("source"), self.tensor("scale"), offset=self.tensor("target")),)
+
+
+@dataclass(eq=False)
 class PairedMap(MapStep):
     """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y, x of ``source`` and y of ``target``."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TransformError
-from .mapping import CovarianceNoise, MemoryProjection, Procrustes, ReAlign, RidgeMap
+from .mapping import CovarianceNoise, MatchMoments, MemoryProjection, Procrustes, ReAlign, RidgeMap
 from .pipeline import Pipeline
 from .sigma import PUBLISHED_SIGMA, parse_sigma
 from .steps import (
@@ -76,6 +76,11 @@ PRESETS: dict[str, Preset] = {
         "inference: norm(mu_x + sqrt(tr_x / tr_y) (e - mu_y)), re-centred on mu_x, norm",
         "ReAlign (2026)",
         lambda sigma, x, y: [ReAlign(x, y, role="inference")],
+    ),
+    "tomcap": Preset(
+        "texts: norm((e - mu_y) s_x / s_y + mu_x), training: + sigma z before the norm",
+        "TOMCap (2026), its moments without its retrieval",
+        lambda sigma, x, y: [MatchMoments(y, x), GaussianNoise(sigma)],
     ),
     "gr-clip": Preset(
         "norm(e - mu of its role)",

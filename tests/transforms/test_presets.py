@@ -80,6 +80,11 @@ def _decap(p: Pairs) -> Array:
     return unit(softmax(unit(p.x) @ unit(p.y).T / 0.01, axis=1) @ unit(p.y))
 
 
+def _tomcap(p: Pairs, z: Array) -> Array:
+    x, y = unit(p.x), unit(p.y)
+    return unit((y - y.mean(0)) / y.std(0) * x.std(0) + x.mean(0) + SIGMA * z)
+
+
 def _span(p: Pairs, z: Array) -> Array:
     u = gap_unit(p)
     return unit(_centred(p.y) + PUBLISHED_SIGMA * (z - (z @ u)[:, None] * u))
@@ -101,6 +106,7 @@ FORMULAS: dict[str, tuple[Callable[[Pairs, Array], Array], Callable[[Pairs], Arr
     "decap": (lambda p, z: unit(p.y), _decap),
     "clipre": (lambda p, z: unit(p.y), lambda p: unit(p.y)[(unit(p.x) @ unit(p.y).T).argmax(1)]),
     "realign": (lambda p, z: unit(p.y), _realign),
+    "tomcap": (_tomcap, lambda p: unit(p.x)),
     "gr-clip": (lambda p, z: unit(_centred(p.y)), lambda p: unit(_centred(p.x))),
     "gap-shift": (lambda p, z: _shift(p.y, p, -1), lambda p: _shift(p.x, p, 1)),
     "project-out-gap": (lambda p, z: _without_gap(p.y, p), lambda p: _without_gap(p.x, p)),
