@@ -157,14 +157,15 @@ def _build(
         "shards": names,
         "metric": "cosine",
         **measured,
+        "row_files": [ROWS_FILE],
         "built_from": n,
         "added": n,
         "store": location_of_store(store, folder),
         "store_shards": shards,
         "settings": settings,
     }
-    write_json_atomically(folder / INDEX_FILE, record)
     chosen.save(folder)
+    _write_record(folder, record)  # last: without it there is no index
     index = Index(folder, record, parts, rows, chosen)
     if len(modalities) == 2:
         index.bias = _bias(store, chosen, modalities, seed)
@@ -254,11 +255,16 @@ def _add_rows(index: Index, store: Store, shards: Mapping[str, Mapping[str, str]
         "store": location_of_store(store, folder),
         "store_shards": shards,
     }
-    write_json_atomically(folder / INDEX_FILE, changed)
+    _write_record(folder, changed)
     for old in [*folder.glob("part-*.faiss"), *folder.glob("rows-*.parquet")]:
         if old.name not in (*names, *row_files):
             old.unlink()
     return Index(folder, changed, parts, pa.concat_tables([index.rows, rows]), index.pipeline)
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write index.json, without what is true of this run alone."""
+    write_json_atomically(folder / INDEX_FILE, {name: value for name, value in record.items() if name != "added"})
 
 
 def _row_table(store: Store, parts: Mapping[str, Sequence[int] | None], split: str | None) -> pa.Table:

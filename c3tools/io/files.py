@@ -19,6 +19,7 @@ _DIGITS = 64
 _BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"
 _BLANK = b"-" * _DIGITS
 _SEAL = re.compile(re.escape(_BEGIN) + rb"([0-9a-f]{64})" + re.escape(_END))
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 SEAL_PLACE = (_BEGIN + _BLANK + _END).decode()
 
 
@@ -47,7 +48,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, SafetensorError):  # safetensors reports a full disk this way
             raise OSError(str(error)) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -66,11 +67,12 @@ def json_text(value: Any) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed writer left in a folder on this machine."""
+    """Remove the temporary files that a killed writer left in a folder on this machine, and no others."""
     if not isinstance(folder, Path):
         return
     for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if _TEMPORARY.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -118,7 +120,17 @@ def _umask() -> int:
     return current
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Tell the disk to keep the files below a folder, and their names."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with (Path(parent) / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
+def sync_folder(folder: Path) -> None:
+    """Tell the disk to keep the names in a folder."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

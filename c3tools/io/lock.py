@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from .files import remove_leftovers
 from .locations import read_all, remove, write_all
 
 LOCK_FILE = ".lock"
@@ -74,6 +75,7 @@ def _locked_folder(folder: Path, shown: Path) -> Iterator[None]:
     descriptor = _lock(folder, shown)
     _held.add(descriptor)
     try:
+        remove_leftovers(folder)  # of a run that was killed: no other is writing now
         yield
     finally:
         if descriptor in _held:  # not in a forked process

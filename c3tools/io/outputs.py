@@ -10,6 +10,7 @@ One rule for every command that writes a folder:
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from typing import Any
 
 from ..errors import C3Error, OutputError
 from ..reporter import Reporter
-from .files import sha256_of
+from .files import sha256_of, sync_folder, sync_tree
 from .locations import kind_of, names_in
 
 _NAMED = 3
@@ -194,13 +195,15 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
         keep: keep what was there; otherwise it is removed when the new result is in its place.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
+        sync_tree(temporary)  # or a power cut after the renames could leave files without content
         if not folder.exists():
             temporary.rename(folder)
+            sync_folder(folder.parent)
             return
         previous = previous_folder(folder) if keep else folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
         shutil.rmtree(previous, ignore_errors=True)
@@ -211,7 +214,26 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
             if not folder.exists():
                 previous.rename(folder)
             raise
+        sync_folder(folder.parent)
         if not keep:
             shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what `replacing` has left beside a folder in processes that were killed, and in this one."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        process = left.name.removeprefix(f".{folder.name}.").partition(".")[0]
+        if process.isdecimal() and (int(process) == os.getpid() or not _is_running(int(process))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True

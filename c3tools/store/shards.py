@@ -26,6 +26,7 @@ from .rows import embedding_matrix, row_splits
 
 METADATA_KEY = b"c3"
 _MARKER = re.compile(r"(_?)part-(\d{5,9})\.json")
+_ROWS_OR_MOMENTS = re.compile(r"_?part-(\d{5,9})\.(?:parquet|moments\.safetensors)")
 ROW_GROUP_ROWS = 8192
 MARKER, ROWS, MOMENTS = ".json", ".parquet", ".moments.safetensors"
 # pandas, pyarrow, Spark and others read a folder but for the files whose names begin with _ or a dot; patterns of
@@ -94,6 +95,12 @@ def finished_parts(names: Iterable[str]) -> dict[int, bool]:
         number = int(match[2])
         found[number] = not match[1] and found.get(number, True)
     return dict(sorted(found.items()))
+
+
+def part_number(name: str) -> int | None:
+    """Return the number of the shard that a file's rows or moments are of, by its name; None for other files."""
+    found = _ROWS_OR_MOMENTS.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def rename_early_files(store: Path, modality: str) -> None:

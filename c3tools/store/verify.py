@@ -18,7 +18,18 @@ from .manifest import MANIFEST_FILE, ShardName, finish_store, record_again
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, write_failures, write_marker
 from .reader import Store
 from .shard_checks import check_shard
-from .shards import MARKER, MOMENTS, ROWS, add_moments, finish_rewriting, part_path, rename_early_files, write_moments
+from .shards import (
+    MARKER,
+    MOMENTS,
+    ROWS,
+    add_moments,
+    finish_rewriting,
+    finished_parts,
+    part_number,
+    part_path,
+    rename_early_files,
+    write_moments,
+)
 from .store_checks import (
     Finding,
     Repair,
@@ -179,13 +190,18 @@ def repair_store(result: Verification) -> None:
         finish_rewriting(path)
         opened = Store.open(path, incomplete=True)
         dropped = dict.fromkeys(_shards_to_repair(result, Repair.REDO))
+        if (
+            dropped or Repair.FAILURES in repairs
+        ):  # first: the markers of dropped shards say which failures go with them
+            _write_failures(opened, dropped)
         for modality, part in dropped:
             # the marker first: without it the shard does not exist, whatever happens next
             for suffix in (MARKER, MOMENTS, ROWS):
                 remove(opened.file(modality, part, suffix))
             result.repaired.append(f"{modality} shard {part} was dropped: it is to be made again")
-        for name in opened.modalities:
+        for name in names_in(path)[0]:
             rename_early_files(path, name)
+            _remove_rows_without_marker(path, name)
         opened = Store.open(path, incomplete=True)
         for modality, part in _shards_to_repair(result, Repair.MOMENTS):
             if (modality, part) in dropped:
@@ -193,8 +209,6 @@ def repair_store(result: Verification) -> None:
             else:
                 _write_moments(opened, modality, part)
                 _repaired(result, f"the moments of {modality} shard {part} were computed anew")
-        if dropped or Repair.FAILURES in repairs:
-            _write_failures(opened)
         if Repair.FAILURES in repairs:
             _repaired(
                 result, f"{FAILURES_FILE} was written anew; inputs refused before encoding come back with `c3 embed`"
@@ -258,11 +272,23 @@ def _write_moments(store: Store, modality: str, part: int) -> None:
     write_marker(part_path(store.path, modality, part, MARKER), content)
 
 
-def _write_failures(store: Store) -> None:
-    """Write failures.parquet from the shards, with what is still readable of the inputs refused before encoding."""
+def _write_failures(store: Store, without: Collection[ShardName]) -> None:
+    """Write failures.parquet from the other shards, with what is readable of the inputs refused before encoding."""
     refused = [failure for failure in _recorded(store) if failure.stage == "list"]
-    unique = {(f.stage, f.key): f for f in [*refused, *store.failures()]}
+    shards = [(name, part) for name in names_in(store.path)[0] for part in store.parts(name)]
+    found = [failure for shard in shards if shard not in without for failure in store.shard_failures(*shard)]
+    unique = {(failure.stage, failure.key): failure for failure in [*refused, *found]}
     write_failures(store.path, [unique[name] for name in sorted(unique)])
+
+
+def _remove_rows_without_marker(store: Path, modality: str) -> None:
+    """Remove rows and moments of shards that were dropped or never finished: without a marker they do not count."""
+    names = names_in(store / modality)[1]
+    finished = finished_parts(names)
+    for name in names:
+        part = part_number(name)
+        if part is not None and part not in finished:
+            remove(store / modality / name)
 
 
 def _recorded(store: Store) -> list[Failure]:

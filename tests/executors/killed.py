@@ -47,5 +47,7 @@ class KilledOnce(EmbedWork):
 
     def _die(self) -> None:
         self._flag("killed").touch()
-        (self.store.path / self.modality / ".part-00001.parquet.0.tmp").touch()  # as one that is killed in a write
+        (
+            self.store.path / self.modality / ".part-00001.parquet.0123456789abcdef.tmp"
+        ).touch()  # as one that is killed in a write
         os.kill(os.getpid(), signal.SIGKILL)

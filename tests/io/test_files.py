@@ -32,9 +32,10 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path) -> None:
     write_json_atomically(tmp_path / "x.json", {"b": "ü", "a": 1})
-    (tmp_path / ".x.json.0123.tmp").write_text("half")
+    (tmp_path / ".x.json.0123456789abcdef.tmp").write_text("half")
+    (tmp_path / ".of.the.user.tmp").write_text("mine")
     remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".of.the.user.tmp", "x.json"]
     content = (tmp_path / "x.json").read_bytes()
     assert content == '{\n "a": 1,\n "b": "ü"\n}\n'.encode()
     assert sha256_of(tmp_path / "x.json") == hashlib.sha256(content).hexdigest()

@@ -94,7 +94,7 @@ def test_readers_never_see_half_a_shard(tmp_path: Path, importing: dict[str, str
 
 def test_a_second_writer_does_not_touch_what_the_first_is_writing(tmp_path: Path) -> None:
     path = whole_store(tmp_path / "s").path
-    temporary = path / "image" / ".part-00003.parquet.1.tmp"
+    temporary = path / "image" / ".part-00003.parquet.0123456789abcdef.tmp"
     temporary.write_bytes(b"half a shard")
     code = "from pathlib import Path; from c3tools.io.lock import locked; from c3tools.store import *\n"
     code += f"p = Path({str(path)!r})\nwith locked(p): create_store(p, StoreInfo.load(p))"

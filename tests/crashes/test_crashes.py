@@ -1,0 +1,97 @@
+"""A sample of the crashes and faults that `benchmarks/crash_points.py` tries in full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from c3tools.encoders import Encoder
+from c3tools.errors import C3Error
+from c3tools.io.files import write_atomically
+from tests.crashes.harness import Scenario, crash_everywhere, fail_everywhere
+from tests.crashes.scenarios import NAMES, all_scenarios
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def scenarios(encoder: Encoder) -> dict[str, Scenario]:
+    return all_scenarios(encoder)
+
+
+def sample(count: int) -> Callable[[list[T]], list[T]]:
+    """Return what takes the last one and others by chance, the same in each run."""
+    draw = random.Random(0)
+    return lambda items: [*draw.sample(items[:-1], min(count, len(items) - 1)), items[-1]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_command_ends_as_if_there_had_been_no_crash(
+    scenarios: dict[str, Scenario], tmp_path: Path, name: str
+) -> None:
+    found = crash_everywhere(scenarios[name], tmp_path / "work", sample(7))
+    assert found.problems == []
+    assert found.points > 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fault_is_one_error_and_nothing_is_lost(scenarios: dict[str, Scenario], tmp_path: Path, name: str) -> None:
+    error = dict(zip(NAMES, [errno.ENOSPC, errno.EIO, errno.EMFILE] * 4, strict=False))[name]
+    found = fail_everywhere(scenarios[name], tmp_path / "work", error, (C3Error, OSError), sample(5))
+    assert found.problems == []
+
+
+def writer(write: Callable[[Path], None]) -> Scenario:
+    return Scenario(
+        "writer",
+        lambda folder: folder.mkdir(parents=True, exist_ok=True),
+        lambda folder: None if (folder / "out").is_file() else write(folder / "out"),
+        lambda folder: {"out": (folder / "out").read_bytes()} if (folder / "out").is_file() else {},
+    )
+
+
+def plain(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(b"the whole content")
+        path.with_name("other").write_bytes(b"x")
+
+
+def renamed_without_fsync(path: Path) -> None:
+    path.with_name("new").write_bytes(b"the whole content")
+    path.with_name("new").replace(path)
+    path.with_name("other").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("write", [plain, renamed_without_fsync])
+def test_the_harness_finds_writers_that_do_not_survive(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    assert any("out differ" in problem for problem in crash_everywhere(writer(write), tmp_path / "work").problems)
+
+
+def test_the_harness_passes_what_is_atomic(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        for left in path.parent.glob(".*.tmp"):
+            left.unlink()
+        write_atomically(path, lambda temporary: temporary.write_bytes(b"the whole content"))
+        path.with_name("other").write_bytes(b"x")
+
+    found = crash_everywhere(writer(write), tmp_path / "work")
+    assert found.problems == []
+    assert found.tried > 4
+
+
+def test_the_harness_finds_a_fault_that_is_swallowed(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        try:
+            path.write_bytes(b"the whole content")
+        except OSError:
+            path.with_name("out").touch()
+
+    found = fail_everywhere(writer(write), tmp_path / "work", errno.ENOSPC, (OSError,))
+    assert any("out differ" in problem for problem in found.problems)
+    assert os.strerror(errno.ENOSPC) in found.problems[0]
