@@ -21,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from measuring import print_table
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tests.conftest
@@ -50,8 +52,7 @@ def main() -> None:
         rows.append([name, f"{outcomes[0].points:,}", *map(_cell, outcomes)])
         problems += [f"{name}: {problem}" for outcome in outcomes for problem in outcome.problems]
         print(*rows[-1], sep="  ", flush=True)
-    heads = ["command", "operations", "crashes", *errors]
-    print("\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)))
+    print_table(["command", "operations", "crashes", *errors], rows)
     for problem in problems:
         print(problem)
     sys.exit(bool(problems))
