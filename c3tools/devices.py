@@ -1,20 +1,26 @@
-"""The one place that picks device and precision."""
+"""The one place that picks device, precision and the number of threads; torch is imported only where it is needed."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 from .errors import C3Error
 
+if TYPE_CHECKING:
+    import torch
+
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "float32"}
+_THREADS_VARIABLE = "OMP_NUM_THREADS"
 # Some CPUs have the bf16 instructions and run them slower than fp32 (Intel with amx switched off by the hypervisor),
 # others run them at twice its speed, so the speed is measured.
 _BF16_SPEEDUP = 1.2
@@ -28,15 +34,27 @@ class Compute:
     """The device and the precision of a model.
 
     ``int8`` is for encoders only: 8-bit matrix products, with everything around them in float32.
+
+    Attributes:
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``, as torch takes it.
+        precision: ``fp32``, ``bf16``, ``fp16`` or ``int8``.
     """
 
-    device: torch.device
+    device: str
     precision: str
+
+    @property
+    def device_type(self) -> str:
+        """The device without its number."""
+        return self.device.partition(":")[0]
 
     @property
     def dtype(self) -> torch.dtype:
         """The torch dtype of weights and activations."""
-        return _DTYPES[self.precision]
+        import torch
+
+        dtype: torch.dtype = getattr(torch, _DTYPES[self.precision])
+        return dtype
 
 
 def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = False) -> Compute:
@@ -56,19 +74,20 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
         raise C3Error(f"Unknown precision {precision!r}.", remedy="Choose auto, fp32, bf16, fp16 or int8.")
     if precision == "int8" and not encoder:
         raise C3Error("int8 is for encoders alone.", remedy="Choose auto, fp32, bf16 or fp16.")
-    chosen = _device(device)
-    if chosen.type == "cpu":
+    compute = Compute(_device(device), precision)
+    on_cpu = compute.device_type == "cpu"
+    if on_cpu:
         keep_freed_memory()
     if precision == "auto":
-        precision = "bf16" if _bf16_is_faster(chosen) else "fp32"
-    if precision == "fp16" and chosen.type == "cpu":
+        return Compute(compute.device, "bf16" if _bf16_is_faster(compute.device_type) else "fp32")
+    if precision == "fp16" and on_cpu:
         raise C3Error("fp16 is not computed natively by CPUs.", remedy="Use --precision bf16 or fp32 here.")
-    if precision == "int8" and not (chosen.type == "cpu" and has_int8()):
+    if precision == "int8" and not (on_cpu and has_int8()):
         raise C3Error(
-            f"int8 is for CPUs with avx512_vnni, which {chosen} {'has not' if chosen.type == 'cpu' else 'is not'}.",
+            f"int8 is for CPUs with avx512_vnni, which {compute.device} {'has not' if on_cpu else 'is not'}.",
             remedy="Use --precision auto.",
         )
-    return Compute(chosen, precision)
+    return compute
 
 
 def pick_devices(devices: str | None = None) -> list[str]:
@@ -82,10 +101,13 @@ def pick_devices(devices: str | None = None) -> list[str]:
     """
     if devices is not None:
         names = [name.strip() for name in devices.split(",") if name.strip()]
-        return [str(_device(name)) for name in names] or pick_devices()
-    if torch.cuda.device_count() > 1:
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return [str(_best_device())]
+        return [_device(name) for name in names] or pick_devices()
+    if _may_have_gpu():
+        import torch
+
+        if torch.cuda.device_count() > 1:
+            return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [_best_device()]
 
 
 @cache
@@ -110,30 +132,81 @@ def has_int8() -> bool:
     return _cpu_flag("_is_vnni_supported")
 
 
-def _device(name: str | None) -> torch.device:
+def threads() -> int:
+    """Return the number of threads that a model may use: OMP_NUM_THREADS, else one for each core of this process.
+
+    Two threads of the processor that share a core count once: matrix products keep a core busy with one.
+    """
+    with suppress(ValueError):
+        return max(1, int(os.environ.get(_THREADS_VARIABLE, "").partition(",")[0]))
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    own = os.sched_getaffinity(0)
     try:
-        device = torch.device(name) if name else _best_device()
+        topology = [Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") for number in own]
+        return len({path.read_text(encoding="ascii") for path in topology})
+    except OSError:
+        return len(own)
+
+
+def limit_threads(number: int) -> None:
+    """Let models in this process use at most so many threads."""
+    number = min(number, threads())
+    os.environ[_THREADS_VARIABLE] = str(number)
+    if "torch" in sys.modules:  # else it will read the variable
+        sys.modules["torch"].set_num_threads(number)
+
+
+def _device(name: str | None) -> str:
+    if name == "cpu":
+        return name
+    if not name:
+        return _best_device()
+    import torch
+
+    try:
+        device = torch.device(name)
     except RuntimeError as error:
         raise C3Error(f"Unknown device {name!r}.", remedy="Choose cpu, cuda, cuda:1 or mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise C3Error(f"The device {device} is not there: this torch sees no CUDA GPU.", remedy="Use --device cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise C3Error(f"The device {device} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs.")
-    return device
+    return str(device)
 
 
-def _best_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+def _best_device() -> str:
+    if _may_have_gpu():
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+        if torch.backends.mps.is_available():
+            return "mps"
+    return "cpu"
 
 
-def _bf16_is_faster(device: torch.device) -> bool:
-    if device.type == "cuda":
+@cache
+def _may_have_gpu() -> bool:
+    """Return False where no GPU can be used, as its driver is missing; torch, which takes long to import, knows more.
+
+    torch itself opens the same library of NVIDIA's driver; /dev/kfd is that of AMD's.
+    """
+    system = platform.system()
+    if system == "Darwin":
+        return platform.machine() == "arm64"
+    with suppress(OSError):
+        ctypes.CDLL("nvcuda.dll" if system == "Windows" else "libcuda.so.1")
+        return True
+    return Path("/dev/kfd").exists()
+
+
+def _bf16_is_faster(device_type: str) -> bool:
+    import torch
+
+    if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
+    if device_type == "cpu":
         features = torch.backends.cpu.get_cpu_capability()
         native = "AMX" in features or _cpu_flag("_is_avx512_bf16_supported") or _cpu_flag("_is_amx_tile_supported")
         return native and cpu_bf16_speed() >= _BF16_SPEEDUP
@@ -143,6 +216,8 @@ def _bf16_is_faster(device: torch.device) -> bool:
 @cache
 def cpu_bf16_speed() -> float:
     """Measure the speed of a bf16 matrix product relative to fp32 on this CPU: best of six, a tenth of a second."""
+    import torch
+
     left, right = torch.ones(1024, 768), torch.ones(768, 768)
     best: dict[torch.dtype, float] = {}
     for _ in range(6):  # in turn, so that another process on the machine slows both; the first product warms up
@@ -155,5 +230,7 @@ def cpu_bf16_speed() -> float:
 
 
 def _cpu_flag(name: str) -> bool:
+    import torch
+
     probe = getattr(torch.cpu, name, None)
     return bool(probe()) if probe is not None else False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
@@ -18,7 +19,7 @@ def test_the_speed_of_bf16_is_a_ratio() -> None:
 
 
 def test_devices_and_precisions() -> None:
-    assert pick("cpu", "fp32") == Compute(torch.device("cpu"), "fp32")
+    assert pick("cpu", "fp32") == Compute("cpu", "fp32")
     with pytest.raises(C3Error, match="Unknown precision"):
         pick("cpu", "fp8")
     with pytest.raises(C3Error, match="not computed natively"):
@@ -41,8 +42,44 @@ def test_several_devices() -> None:
 
 
 def test_every_gpu_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_may_have_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert devices.pick_devices() == ["cuda:0", "cuda:1", "cuda:2"]
+
+
+def test_a_gpu_that_torch_sees_is_never_overlooked() -> None:
+    assert devices._may_have_gpu() or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_the_cpu_is_picked_without_torch(device: str | None) -> None:
+    if devices._may_have_gpu() and device is None:
+        pytest.skip("torch is asked for the GPU")
+    code = f"""
+import sys
+from c3tools.devices import Compute, pick, pick_devices, threads
+assert pick({device!r}, "fp32") == Compute("cpu", "fp32") and pick_devices({device!r}) == ["cpu"] and threads() > 0
+sys.exit("torch" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_threads_follow_the_variable_and_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = devices.threads()
+    assert 1 <= cores <= (os.cpu_count() or 1)
+    for value, expected in (("3", 3), ("2,1", 2), ("", cores), ("many", cores), ("0", 1)):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert devices.threads() == expected
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        devices.limit_threads(2)
+        assert (devices.threads(), torch.get_num_threads()) == (2, 2)
+        devices.limit_threads(3)
+        assert devices.threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
@@ -183,8 +182,8 @@ class Captioner:
             write_json_atomically(new / DECODER_FILE, content)
 
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | None = None) -> Captioner:
-        """Read what `save` wrote, with the weights on ``device`` (CPU by default).
+    def load(cls, folder: str | Path, device: str = "cpu") -> Captioner:
+        """Read what `save` wrote, with the weights on ``device``.
 
         Raises:
             DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.
@@ -213,7 +212,7 @@ class Captioner:
             raise DecoderError(
                 f"The decoder at {folder} is damaged ({error}).", remedy=f"Train it again: {_AGAIN}."
             ) from error
-        decoder.to(device or torch.device("cpu")).eval()
+        decoder.to(device).eval()
         tokenizer = CaptionTokenizer.load(folder / TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
         return cls(decoder, tokenizer, Pipeline.load(folder), content["record"])
 

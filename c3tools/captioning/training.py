@@ -164,7 +164,7 @@ class Trainer:
         if keep_initial and not resumed:
             self.state.best_val_loss = self.state.start_val_loss = self.validation_loss()
             self.state.best_weights = copy.deepcopy(self.model.state_dict())
-        devices = [self.compute.device] if self.compute.device.type == "cuda" else []
+        devices = [self.compute.device] if self.compute.device_type == "cuda" else []
         with (
             telling_what_is_kept(lambda: self._kept(checkpoints)),
             reporter.progress(label, self.total_steps) as progress,
@@ -362,7 +362,7 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         compute = self.compute
-        return torch.autocast(compute.device.type, dtype=compute.dtype, enabled=compute.precision != "fp32")
+        return torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32")
 
 
 def schedule(step: int, total: int, config: TrainingConfig) -> float:

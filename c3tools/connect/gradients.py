@@ -54,7 +54,7 @@ class TwoTowers(nn.Module):
     def project(self, inputs: Tensor, side: int, compute: Compute) -> Tensor:
         """Return what `embed` returns, not normalised."""
         tower = self.second if side else self.first
-        with torch.autocast(compute.device.type, dtype=compute.dtype, enabled=compute.precision != "fp32"):
+        with torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32"):
             rows: Tensor = tower(inputs.to(compute.device))
         return rows.float()
 

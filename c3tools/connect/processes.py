@@ -57,7 +57,7 @@ def join_processes(
         return
     gpus = torch.cuda.is_available()
     if gpus:
-        compute = Compute(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), compute.precision)
+        compute = Compute(f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}", compute.precision)
         torch.cuda.set_device(compute.device)
     distributed.init_process_group("nccl" if gpus else "gloo")
     try:

@@ -1,34 +1,38 @@
 """Images → batches of pixels, in worker processes, a bounded number ahead.
 
-An image that takes too long to decode ends its process, and the others go on without it.
+Each worker decodes its share of the batches, in order, into a few places of memory that it shares with this process,
+and waits while all of them are full. Everything else goes through a pipe of its own, so a worker that is killed leaves
+no lock behind. An image that takes too long to decode ends its process, and the others go on without it.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import io
+import math
 import multiprocessing
 import os
 import signal
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..corpus import ImageItem, ImageReader
 from ..encoders import ImagePreprocessor
+from ..encoders.preprocessing import Pixels
 from ..errors import C3Error
 from ..store import Failure
 
-_BATCHES_AHEAD = 3
+_BATCHES_AHEAD = 3  # of each worker
+_PATIENCE = 5.0  # seconds for a worker to end
 _IDLE = -1.0
 _FIELDS = 3  # when decoding began, number of the shard, position in it
 
@@ -51,7 +55,7 @@ class PixelBatch(NamedTuple):
 
     shard: int
     rows: list[dict[str, Any]]
-    pixels: Tensor
+    pixels: Pixels
     failures: list[Failure]
     last: bool
     reading: float
@@ -84,85 +88,178 @@ def pixel_batches(
         for start in range(0, len(items), batch_size)
     ]
     watch = DecodingWatch(workers, time_limit) if workers and jobs and time_limit else None
+    if not workers:
+        yield from _decoded_here(jobs, preprocess)
+        return
     done = 0
     while done < len(jobs):
-        count = min(workers, len(jobs) - done)
         try:
-            with closing(_Batches(jobs[done:], preprocess, watch)) as batches:
-                for batch in _loader(batches, count, pin_memory):
+            with closing(_decoded_by_workers(jobs[done:], preprocess, workers, watch, pin_memory)) as batches:
+                for batch in batches:
                     done += 1
                     yield batch
-        except RuntimeError as error:
-            if "worker" not in str(error).lower():
-                raise
+        except _WorkerEndedError as error:
             if watch is None or not watch.find_stuck():
                 raise C3Error(
-                    f"A process that decodes images was killed ({str(error).splitlines()[0]}).",
+                    f"A process that decodes images was killed ({error}).",
                     remedy="What was finished is kept. "
                     "Run the same command again, with fewer --workers if memory was short.",
-                ) from error
+                ) from None
 
 
-def _loader(batches: Dataset[PixelBatch], workers: int, pin_memory: bool) -> Iterator[PixelBatch]:
-    with warnings.catch_warnings():
-        # more workers than cores is for the user to decide
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        loader: DataLoader[PixelBatch] = DataLoader(
-            batches,
-            batch_size=None,
-            shuffle=False,
-            num_workers=workers,
-            prefetch_factor=_BATCHES_AHEAD if workers else None,
-            pin_memory=pin_memory,
-            worker_init_fn=_ignore_interrupts,
-        )
-    handler = signal.getsignal(signal.SIGCHLD)
-    running = iter(loader)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        # PyTorch's own handler raises wherever this process is when a worker ends, even while it writes a shard;
-        # without that handler, the loader itself raises where the next batch is waited for
-        signal.signal(signal.SIGCHLD, handler)
-    yield from running
+def _decoded_here(jobs: Sequence[_Job], preprocess: ImagePreprocessor) -> Iterator[PixelBatch]:
+    with closing(ImageReader()) as reader:
+        for job in jobs:
+            pixels = np.empty((len(job[2]), *preprocess.size, 3), np.uint8)
+            batch = _decode(job, preprocess, reader, pixels, lambda *_: nullcontext())
+            yield batch._replace(pixels=pixels[: len(batch.rows)])
 
 
-class _Batches(Dataset[PixelBatch]):
-    def __init__(self, jobs: Sequence[_Job], preprocess: ImagePreprocessor, watch: DecodingWatch | None) -> None:
-        self._jobs = jobs
-        self._preprocess = preprocess
-        self._watch = watch
-        self._reader = ImageReader()  # opens nothing before it reads: workers share no files
+class _WorkerEndedError(Exception):
+    """A worker process ended before its work was done."""
 
-    def __len__(self) -> int:
-        return len(self._jobs)
 
-    def close(self) -> None:
-        """Close the files that decoding in this process has opened."""
-        self._reader.close()
+class _Worker(NamedTuple):
+    process: BaseProcess
+    pipe: Connection
+    places: Pixels  # uint8 (places, images, height, width, 3)
 
-    def __getitem__(self, index: int) -> PixelBatch:
-        shard, first, items, last = self._jobs[index]
-        rows: list[dict[str, Any]] = []
-        failures: list[Failure] = []
-        height, width = self._preprocess.size
-        pixels = torch.empty((len(items), height, width, 3), dtype=torch.uint8)
-        reading, start = 0.0, time.perf_counter()
-        for position, item in enumerate(items, start=first):
-            stage = "read"
+
+def _decoded_by_workers(
+    jobs: Sequence[_Job],
+    preprocess: ImagePreprocessor,
+    count: int,
+    watch: DecodingWatch | None,
+    pin_memory: bool,
+) -> Iterator[PixelBatch]:
+    """Yield the batches of all jobs; of n workers the first decodes every n-th job from the first, and so on.
+
+    Raises:
+        _WorkerEndedError: if one ends before its work is done.
+        C3Error: if one cannot be started.
+    """
+    count = min(count, len(jobs))
+    places = min(_BATCHES_AHEAD, math.ceil(len(jobs) / count))
+    shape = (places, max(len(items) for _, _, items, _ in jobs), *preprocess.size, 3)
+    context = multiprocessing.get_context()
+    workers: list[_Worker] = []
+    try:
+        for number in range(count):
             try:
-                opened = time.perf_counter()
-                content = self._reader.read(item)
-                reading += time.perf_counter() - opened
-                stage = "decode"
-                with nullcontext() if self._watch is None else self._watch.decoding(shard, position):
-                    array, own_width, own_height = self._preprocess.load(io.BytesIO(content))
-                pixels[len(rows)] = torch.from_numpy(np.ascontiguousarray(array))
-            except Exception as error:  # a decoder may raise anything on a damaged file; no file may stop the others
-                failures.append(_failure(item, stage, error, empty=stage == "decode" and not content))
-                continue
-            size = {"width": own_width, "height": own_height, "size": len(content)}
-            rows.append({"key": item.key, "path": item.path, **size, "split": item.split})
-        decoding = time.perf_counter() - start - reading
-        return PixelBatch(shard, rows, pixels[: len(rows)], failures, last, reading, decoding)
+                memory = context.RawArray("B", math.prod(shape))
+                pipe, its_pipe = context.Pipe()
+                with its_pipe:
+                    # a worker must not hold the others' pipes open: it could not see that this process has died
+                    held = [*(worker.pipe for worker in workers), pipe]
+                    arguments = (its_pipe, held, memory, shape, jobs[number::count], preprocess, watch, number)
+                    process = context.Process(target=_work, args=arguments, daemon=True)
+                    process.start()
+            except OSError as error:
+                raise C3Error(
+                    f"The process {number + 1} of {count} that decode images could not be started "
+                    f"({error.strerror or error}).",
+                    remedy="Use fewer --workers, or a smaller --batch-size.",
+                ) from error
+            workers.append(_Worker(process, pipe, np.frombuffer(memory, np.uint8).reshape(shape)))
+        for number in range(len(jobs)):
+            yield _receive(workers[number % count], pin_memory)
+    finally:
+        for worker in workers:
+            worker.pipe.close()
+            worker.process.kill()  # has nothing to tidy up, and may be in a decoder that does not come back
+        for worker in workers:
+            worker.process.join(_PATIENCE)
+
+
+def _receive(worker: _Worker, pin_memory: bool) -> PixelBatch:
+    """Wait for the next batch of a worker, and return it with a copy of its pixels."""
+    wait([worker.pipe, worker.process.sentinel])
+    try:
+        if not worker.pipe.poll():
+            raise EOFError
+        place, batch = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join(_PATIENCE)
+        code = worker.process.exitcode or 0
+        raise _WorkerEndedError(f"exit code {code}" if code >= 0 else f"signal {-code}") from None
+    decoded = worker.places[place, : len(batch.rows)]
+    pixels = _pinned(decoded.shape) if pin_memory else np.empty_like(decoded)
+    np.copyto(pixels, decoded)
+    with suppress(OSError):  # of a worker that has ended since, which is noticed when its next batch is waited for
+        worker.pipe.send(place)
+    return PixelBatch(*batch[:2], pixels, *batch[3:])
+
+
+def _pinned(shape: tuple[int, ...]) -> Pixels:
+    """Return an array in page-locked memory, from which copies to a GPU need not be waited for."""
+    import torch
+
+    pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    return pixels
+
+
+def _work(
+    pipe: Connection,
+    held: Sequence[Connection],
+    memory: Any,
+    shape: tuple[int, ...],
+    jobs: Sequence[_Job],
+    preprocess: ImagePreprocessor,
+    watch: DecodingWatch | None,
+    number: int,
+) -> None:
+    """Decode jobs in a worker process; ends when all are done, or when the process that waits for them has died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in held:
+        other.close()
+    places = np.frombuffer(memory, np.uint8).reshape(shape)
+    free = deque(range(len(places)))
+    guard = (lambda *_: nullcontext()) if watch is None else partial(watch.decoding, number)
+    reader = ImageReader()  # opens nothing before it reads: workers share no files
+    with suppress(EOFError, OSError):
+        for job in jobs:
+            while pipe.poll(None if not free else 0):
+                free.append(pipe.recv())
+            place = free.popleft()
+            pipe.send((place, _decode(job, preprocess, reader, places[place], guard)))
+        while True:  # until the other end is closed
+            pipe.recv()
+
+
+def _decode(
+    job: _Job,
+    preprocess: ImagePreprocessor,
+    reader: ImageReader,
+    pixels: Pixels,
+    guard: Callable[..., AbstractContextManager[Any]],
+) -> PixelBatch:
+    """Return a batch without its pixels, which are written to ``pixels``, (at least n, height, width, 3).
+
+    Args:
+        guard: called with the number of the shard and the position in it, watches over one image.
+    """
+    shard, first, items, last = job
+    rows: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    reading, start = 0.0, time.perf_counter()
+    for position, item in enumerate(items, start=first):
+        stage = "read"
+        try:
+            opened = time.perf_counter()
+            content = reader.read(item)
+            reading += time.perf_counter() - opened
+            stage = "decode"
+            with guard(shard, position):
+                array, own_width, own_height = preprocess.load(io.BytesIO(content))
+            pixels[len(rows)] = array
+        except Exception as error:  # a decoder may raise anything on a damaged file; no file may stop the others
+            failures.append(_failure(item, stage, error, empty=stage == "decode" and not content))
+            continue
+        size = {"width": own_width, "height": own_height, "size": len(content)}
+        rows.append({"key": item.key, "path": item.path, **size, "split": item.split})
+    decoding = time.perf_counter() - start - reading
+    return PixelBatch(shard, rows, pixels[:0], failures, last, reading, decoding)
 
 
 def _failure(item: ImageItem, stage: str, error: Exception, *, empty: bool) -> Failure:
@@ -171,10 +268,6 @@ def _failure(item: ImageItem, stage: str, error: Exception, *, empty: bool) -> F
     else:
         message = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     return Failure(item.key, item.path, stage, type(error).__name__, message[:500])
-
-
-def _ignore_interrupts(_: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class DecodingTimeoutError(TimeoutError):
@@ -194,27 +287,23 @@ class DecodingWatch:
 
     def __init__(self, workers: int, limit: float) -> None:
         self._limit = limit
-        # torch's workers are forked or spawned with this as part of their data set
+        # workers are forked or spawned with this
         self._now = multiprocessing.get_context().Array("d", [_IDLE, 0, 0] * workers, lock=False)
         self._too_slow: set[tuple[int, int]] = set()
         self._null: int | None = None
 
     @contextmanager
-    def decoding(self, shard: int, position: int) -> Iterator[None]:
-        """Watch a worker while it decodes an image in this block.
+    def decoding(self, worker: int, shard: int, position: int) -> Iterator[None]:
+        """Watch a worker, by its number, while it decodes an image in this block.
 
         Raises:
             DecodingTimeoutError: if it took too long before.
         """
         if (shard, position) in self._too_slow:
             raise DecodingTimeoutError(f"took longer than {self._limit:g} s to decode; --image-timeout allows more")
-        info = get_worker_info()
-        if info is None:
-            yield
-            return
         if self._null is None:
             self._null = os.open(os.devnull, os.O_WRONLY)
-        start = info.id * _FIELDS
+        start = worker * _FIELDS
         self._now[start + 1], self._now[start + 2] = shard, position
         self._now[start] = time.monotonic()
         faulthandler.dump_traceback_later(self._limit, exit=True, file=self._null)

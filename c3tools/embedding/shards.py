@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..corpus import ImageItem, TextItem
+from ..devices import limit_threads
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.backends import Pending
 from ..errors import StoreError
@@ -84,7 +84,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 f"The store {here.path} is another one on this machine.",
                 remedy="Keep it on storage that all machines share, or at a URL.",
             )
-        torch.set_num_threads(min(resources.threads, torch.get_num_threads()))  # fewer if OMP_NUM_THREADS says so
+        limit_threads(resources.threads)
         self._encoder = _load_once(self._identity, resources.device, self._backend, self._precision, self._compiled)
         self._cores = resources.threads
 
@@ -123,7 +123,10 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
 
     def _embed_images(self, shards: Mapping[int, Sequence[ImageItem]], report: Report) -> Iterator[ModalitySummary]:
         encoder = self._loaded()
-        device = encoder.compute.device
+        device_type = encoder.compute.device_type
+        workers = self._workers
+        if workers is None:
+            workers = _decoding_processes(device_type, self._cores or cores())
         seconds = no_seconds()
         rows: list[dict[str, Any]] = []
         embeddings: list[np.ndarray[Any, Any]] = []
@@ -133,8 +136,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             shards,
             encoder.preprocess,
             batch_size=self._batch_size or encoder.batch_size("image"),
-            workers=_decoding_processes(device, self._cores or cores()) if self._workers is None else self._workers,
-            pin_memory=device.type == "cuda",
+            workers=workers,
+            pin_memory=device_type == "cuda",
             time_limit=self._image_timeout or None,
         )
         for batch, features in _encode_ahead(batches, encoder, seconds):
@@ -232,9 +235,9 @@ def _encode_ahead(
     yield from running
 
 
-def _decoding_processes(device: torch.device, available: int) -> int:
+def _decoding_processes(device_type: str, available: int) -> int:
     """Return the number of decoding processes beside one encoder: on a CPU one core is left to the model."""
-    return max(1, available - 1) if device.type == "cpu" else min(available, _MOST_WORKERS)
+    return max(1, available - 1) if device_type == "cpu" else min(available, _MOST_WORKERS)
 
 
 @lru_cache(maxsize=1)

@@ -1,11 +1,13 @@
-"""The description of the bundled model, so that it starts without open_clip, whose import takes seconds.
+"""The description and the graphs of the bundled model: it starts without open_clip and torch, which take seconds.
 
-``encoder.json`` beside the weights is written by examples/c3_mini/describe.py, from the model itself.
+``encoder.json`` beside the weights is written by examples/c3_mini/describe.py, from the model itself, and so are its
+towers as ONNX graphs.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..assets.paths import C3_MINI
@@ -14,11 +16,15 @@ from .preprocessing import ImagePreprocessor, Squash
 from .selection import Description
 from .tokenizer import ClipTokenizer
 
+GRAPH_FILES = ("image.onnx", "text.onnx")  # the weights in them are those of the weights file
 DESCRIPTION_FILE, WEIGHTS_FILE, _CONFIG = "encoder.json", "open_clip_model.safetensors", "open_clip_config.json"
 
 
 def read_description(folder: Path = C3_MINI) -> Description | None:
-    """Return the description of the bundled model; None where it is not that of the weights in the folder."""
+    """Return the description of the bundled model; None where it is not that of the weights in the folder.
+
+    The graphs beside it are left out where they are not those that were described.
+    """
     try:
         noted = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
@@ -35,6 +41,14 @@ def read_description(folder: Path = C3_MINI) -> Description | None:
             noted["trims_texts"],
             noted["end_token"],
             noted["dim"],
+            folder if _are_described(folder, noted["graphs_sha256"]) else None,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _are_described(folder: Path, digests: Mapping[str, str]) -> bool:
+    try:
+        return all(sha256_of(folder / name) == digests[name] for name in GRAPH_FILES)
+    except OSError:
+        return False

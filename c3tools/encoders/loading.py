@@ -7,10 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EncoderError
 from ..reporter import SILENT, Reporter
@@ -19,6 +16,9 @@ from .encoder import Encoder
 from .models import DEFAULT_MODEL, OFFLINE_REMEDY, ModelName, require_weights
 from .preprocessing import ImagePreprocessor
 from .selection import EncoderFactory, Network, describe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
 
@@ -158,6 +158,7 @@ def weights_sha256(network: nn.Module) -> str:
 
 def _create(name: ModelName, random_init: int | None) -> tuple[nn.Module, Any, Any]:
     import open_clip  # takes seconds
+    import torch
 
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):

@@ -10,22 +10,24 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+import numpy.typing as npt
 
-from ..devices import Compute, pick
+from ..devices import Compute, pick, threads
 from ..errors import C3Error, EncoderError
 from ..reporter import SILENT, Reporter
 from .backends import BACKENDS, CONVERTED, ConvertedBackend, ModelCache
 from .backends.base import Matrix, Modality
 from .backends.converted import FORMAT
-from .backends.torch import TorchBackend
-from .backends.towers import ImageTower, TextTower, can_trim, end_token, use_plain_attention
 from .encoder import Encoder, Tokens
 from .preprocessing import ImagePreprocessor, Pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 AGREEMENT = 0.999
 INT8_AGREEMENT = 0.99
@@ -62,6 +64,7 @@ class Description:
         tokenizer, preprocess: see `Network`.
         trims_texts, end_token: see `Encoder`.
         dim: dimension d of the embeddings; None to find out.
+        graphs: a folder with the towers as ONNX files, which the backends for converted models run as they are.
     """
 
     identity: Mapping[str, Any]
@@ -70,10 +73,13 @@ class Description:
     trims_texts: bool
     end_token: int | None
     dim: int | None = None
+    graphs: Path | None = None
 
 
 def describe(network: Network, weights_sha256: str) -> Description:
     """Return the description of a network, whose text tower is run for it."""
+    from .backends.towers import can_trim, end_token
+
     return Description(
         {**network.identity, "weights_sha256": weights_sha256},
         network.tokenizer,
@@ -110,9 +116,10 @@ class EncoderFactory:
 
     @property
     def reference(self) -> Encoder:
-        """The network in fp32 on the CPU, by torch."""
+        """The network in fp32 on the CPU: by torch, unless it comes with graphs for a backend that is installed."""
         if self._reference is None:
-            self._reference = self._torch(Compute(torch.device("cpu"), "fp32"), False, self._model)
+            installed = _installed() if self._description.graphs else []
+            self._reference = self._open([*installed, "torch"][0], "fp32", "cpu")
         return self._reference
 
     def select(self, device: str | None, backend: str, precision: str, compiled: bool) -> Encoder:
@@ -130,10 +137,13 @@ class EncoderFactory:
             _require(backend, compute, precision, compiled)
             CONVERTED[backend].require_installed()
             return self._select_converted(compute.device, [backend], precision)
-        others = [name for name, kind in CONVERTED.items() if kind.is_installed()]
-        if backend == "torch" or compiled or compute.device.type != "cpu" or not others or precision == "int8":
+        others = _installed()
+        if backend == "torch" or compiled or compute.device_type != "cpu" or not others or precision == "int8":
             return self._select_torch(pick(device, precision, encoder=True), precision, compiled)
-        return self._select_converted(compute.device, ["torch", *others], precision)
+        native = [name for name in others if precision == "auto" or precision in _native(name)]
+        # with graphs there is no need to import torch, which takes longer than it could save
+        backends = native if self._description.graphs and native else ["torch", *others]
+        return self._select_converted(compute.device, backends, precision)
 
     def _select_torch(self, compute: Compute, asked: str, compiled: bool) -> Encoder:
         plain = Compute(compute.device, "fp32")
@@ -151,7 +161,7 @@ class EncoderFactory:
             return self._torch(plain, compiled)
         return self._torch(compute, compiled) if compiled else candidate
 
-    def _select_converted(self, device: torch.device, backends: list[str], precision: str) -> Encoder:
+    def _select_converted(self, device: str, backends: list[str], precision: str) -> Encoder:
         """Return the fastest of several backends and precisions that agrees with fp32; measured once on a machine."""
         if precision != "auto" and len(backends) == 1:
             return self._open(backends[0], precision, device)
@@ -159,8 +169,8 @@ class EncoderFactory:
             "weights_sha256": self._identity["weights_sha256"],
             "backends": backends,
             "precision": precision,
-            "versions": {"torch": torch.__version__, **{b: CONVERTED[b].version() for b in backends if b in CONVERTED}},
-            "machine": [platform.node(), platform.machine(), _cpu_name(), torch.get_num_threads()],
+            "versions": {b: CONVERTED[b].version() if b in CONVERTED else version(b) for b in backends},
+            "machine": [platform.node(), platform.machine(), _cpu_name(), threads()],
             "format": FORMAT,
         }
         noted = self._cache.choice(key)
@@ -181,7 +191,7 @@ class EncoderFactory:
         self._cache.note_choice(key, {**best, "measured": measured})
         return self._open(best["backend"], best["precision"], device)
 
-    def _measure_all(self, backend: str, precision: str, device: torch.device) -> list[dict[str, Any]]:
+    def _measure_all(self, backend: str, precision: str, device: str) -> list[dict[str, Any]]:
         """Measure a backend in the precision that was asked for, or in all that it computes in natively."""
         measured: list[dict[str, Any]] = []
         for name in _native(backend):
@@ -189,7 +199,7 @@ class EncoderFactory:
                 measured.append(self._measure(backend, name, device))
         return measured
 
-    def _measure(self, backend: str, precision: str, device: torch.device) -> dict[str, Any]:
+    def _measure(self, backend: str, precision: str, device: str) -> dict[str, Any]:
         """Return images and texts per second and the smallest cosine with fp32, or the error."""
         found: dict[str, Any] = {"backend": backend, "precision": precision}
         try:
@@ -200,11 +210,13 @@ class EncoderFactory:
         rates = {f"{modality}s": _rate(encoder, modality) for modality in ("image", "text")}
         return {**found, **rates, "cosine": self._agreement(encoder)}
 
-    def _open(self, backend: str, precision: str, device: torch.device) -> Encoder:
+    def _open(self, backend: str, precision: str, device: str) -> Encoder:
         compute = Compute(device, precision)
         if backend == "torch":
-            return self.reference if precision == "fp32" else self._torch(compute, False)
+            return self._torch(compute, False, self._model if precision == "fp32" else None)
         kind = CONVERTED[backend]
+        if self._description.graphs:
+            return self._encoder(kind(self._description.graphs, compute, threads()))
         made_from = {
             "model": self._identity["name"],
             "weights_sha256": self._identity["weights_sha256"],
@@ -215,7 +227,7 @@ class EncoderFactory:
             "format": FORMAT,
         }
         folder = self._cache.converted(made_from, lambda folder: self._convert(kind, folder), self._reporter)
-        return self._encoder(kind(folder, compute, torch.get_num_threads()))
+        return self._encoder(kind(folder, compute, threads()))
 
     def _agreement(self, candidate: Encoder) -> float:
         if self._expected is None:
@@ -229,6 +241,10 @@ class EncoderFactory:
             EncoderError: if it does not.
             OSError: if the folder cannot be written.
         """
+        import torch
+
+        from .backends.towers import ImageTower, TextTower, use_plain_attention
+
         model, preprocess = copy.deepcopy(self._model), self._description.preprocess
         use_plain_attention(model)
         towers: dict[Modality, nn.Module] = {
@@ -240,8 +256,8 @@ class EncoderFactory:
         examples: dict[Modality, Tensor] = {"image": torch.from_numpy(pixels[:2]), "text": torch.from_numpy(cut)}
         try:
             kind.convert(towers, examples, folder)
-            plain = Compute(torch.device("cpu"), "fp32")
-            cosine = self._agreement(self._encoder(kind(folder, plain, torch.get_num_threads())))
+            plain = Compute("cpu", "fp32")
+            cosine = self._agreement(self._encoder(kind(folder, plain, threads())))
         except OSError:
             raise
         except Exception as error:  # converters raise whatever their layers raise
@@ -255,6 +271,10 @@ class EncoderFactory:
         return EncoderError(f"{name} does not convert to {kind.name} ({reason}).", remedy="Use --backend torch.")
 
     def _torch(self, compute: Compute, compiled: bool, model: nn.Module | None = None) -> Encoder:
+        import torch
+
+        from .backends.torch import TorchBackend
+
         longest = torch.as_tensor(self._description.tokenizer(["word " * 500]))
 
         def open_backend(through_compiler: bool) -> Encoder:
@@ -296,7 +316,7 @@ class EncoderFactory:
 
 def _require(backend: str, compute: Compute, precision: str, compiled: bool) -> None:
     """Refuse what a converted model cannot do."""
-    if compute.device.type != "cpu":
+    if compute.device_type != "cpu":
         raise EncoderError(
             f"The backend {backend} runs on the CPU, not on {compute.device}.",
             remedy="Use --device cpu, or --backend torch.",
@@ -308,6 +328,10 @@ def _require(backend: str, compute: Compute, precision: str, compiled: bool) -> 
             f"The backend {backend} does not compute in {precision} on this machine.",
             remedy=f"Use --precision {' or '.join(('auto', *_native(backend)))}, or --backend torch.",
         )
+
+
+def _installed() -> list[str]:
+    return [name for name, kind in CONVERTED.items() if kind.is_installed()]
 
 
 def _native(backend: str) -> tuple[str, ...]:
@@ -339,9 +363,22 @@ def _rate(encoder: Encoder, modality: Modality) -> float:
 
 def probe_pixels(preprocess: ImagePreprocessor) -> Pixels:
     """Return eight smooth random images, uint8 (8, height, width, 3)."""
-    coarse = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    smooth = nn.functional.interpolate(coarse, preprocess.size, mode="bicubic").clamp(0, 1)
-    return (smooth * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    coarse = np.random.RandomState(0).randint(0, 2**32, (8, 3, 6, 6), np.uint64) % 2**24 / 2**24
+    down, across = (_bicubic(6, length) for length in preprocess.size)
+    smooth = (down @ coarse @ across.T).clip(0, 1).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray((smooth * 255).astype(np.uint8))
+
+
+def _bicubic(length: int, wanted: int) -> npt.NDArray[np.float64]:
+    """Return the matrix (wanted, length) that interpolates a row by Keys' cubic convolution with a = -0.75."""
+    weights = np.zeros((wanted, length))
+    at = (np.arange(wanted) + 0.5) * length / wanted - 0.5
+    for step in (-1, 0, 1, 2):
+        place = np.floor(at) + step
+        x = abs(at - place)
+        near, far = (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3
+        np.add.at(weights, (np.arange(wanted), place.clip(0, length - 1).astype(int)), np.where(x <= 1, near, far))
+    return weights
 
 
 def probe_embeddings(encoder: Encoder) -> tuple[Matrix, Matrix]:

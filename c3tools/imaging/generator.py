@@ -57,7 +57,7 @@ class ImageGenerator(ABC):
 
     def __init__(self, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute | None = None) -> None:
         self.pipeline, self.record = pipeline, dict(record)
-        self.compute = compute or Compute(torch.device("cpu"), "fp32")
+        self.compute = compute or Compute("cpu", "fp32")
 
     @property
     @abstractmethod

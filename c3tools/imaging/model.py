@@ -199,16 +199,16 @@ class ImageNetwork(nn.Module):
 
 def autocast(compute: Compute) -> torch.autocast:
     """Return the context in which the network is run in the precision of ``compute``."""
-    return torch.autocast(compute.device.type, dtype=compute.dtype, enabled=compute.precision != "fp32")
+    return torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32")
 
 
-def sampling_batch(device: torch.device) -> int:
+def sampling_batch(compute: Compute) -> int:
     """Return how many images are sampled at a time on a device.
 
     It is fixed, and a last batch is filled up: the last bits of a convolution depend on the size of its batch, so that
     otherwise the same text would give another image in other company.
     """
-    return 16 if device.type == "cpu" else 64
+    return 16 if compute.device_type == "cpu" else 64
 
 
 @torch.inference_mode()
@@ -234,7 +234,7 @@ def sample(
         advance: is called with the number of further images done.
     """
     scheduler = _diffusers("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=_TIMES)
-    size, done = sampling_batch(compute.device), []
+    size, done = sampling_batch(compute), []
     guided = guidance != 1
     withhold = torch.arange(2 * size if guided else size, device=compute.device) >= size
     for start in range(0, len(embeddings), size):

@@ -159,8 +159,8 @@ class PretrainedGenerator(ImageGenerator):
             MissingExtraError: if diffusers is not installed.
         """
         chosen, store = KINDS[kind], Store.open(store)
-        if compute is None or compute.device.type == "cpu":  # parts of these pipelines have no bf16 there
-            compute = Compute(torch.device("cpu"), "fp32")
+        if compute is None or compute.device_type == "cpu":  # parts of these pipelines have no bf16 there
+            compute = Compute("cpu", "fp32")
         pipe = _load_pipe(chosen.pipeline, source, compute)
         check_identity(f"{kind}:{source}", chosen, chosen.dim(pipe), store)
         pipeline = preset("realign", train_on="image", infer_on="text").fit(store)

@@ -132,7 +132,7 @@ class Trainer:
         """
         if checkpoints is not None:
             self._resume(checkpoints, reporter)
-        devices = [self.compute.device] if self.compute.device.type == "cuda" else []
+        devices = [self.compute.device] if self.compute.device_type == "cuda" else []
         with (
             telling_what_is_kept(lambda: self._kept(checkpoints)),
             reporter.progress(label, self.config.steps) as progress,

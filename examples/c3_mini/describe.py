@@ -1,10 +1,10 @@
-"""Write encoder.json, with which c3tools starts the bundled model without open_clip.
+"""Write encoder.json, image.onnx and text.onnx, with which c3tools starts the bundled model without torch.
 
     python describe.py c3-mini            # a folder that make.py wrote
     python describe.py ../../c3tools/assets/c3-mini
 
-Costs seconds. `make.py` does it too; the file has to be written anew whenever the weights change, and is ignored where
-it does not belong to them.
+Costs seconds, and needs the package onnx. `make.py` does it too; the files have to be written anew whenever the weights
+change, and are ignored where they do not belong to them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from graphs import write_graphs
+
 from c3tools.encoders import DEFAULT_MODEL, load_network
-from c3tools.encoders.bundled import DESCRIPTION_FILE, WEIGHTS_FILE
+from c3tools.encoders.bundled import DESCRIPTION_FILE, GRAPH_FILES, WEIGHTS_FILE
 from c3tools.encoders.loading import weights_sha256
 from c3tools.encoders.selection import EncoderFactory, describe
 from c3tools.io.files import sha256_of, write_json_atomically
 
 
 def write_description(folder: Path) -> None:
-    """Load the model in a folder by open_clip, and note what an encoder needs to know of it."""
+    """Load the model in a folder by open_clip; note what an encoder needs to know of it, and write its graphs."""
     network = load_network(f"local-dir:{folder}")
     described = describe(network, weights_sha256(network.model))
+    write_graphs(folder, network)
     content = {
         "weights_file_sha256": sha256_of(folder / WEIGHTS_FILE),
+        "graphs_sha256": {name: sha256_of(folder / name) for name in GRAPH_FILES},
         "identity": {**described.identity, "name": DEFAULT_MODEL, "architecture": DEFAULT_MODEL},
         "preprocessing": network.preprocess.config,
         "trims_texts": described.trims_texts,

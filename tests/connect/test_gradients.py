@@ -19,7 +19,7 @@ from c3tools.connect.gradients import TwoTowers, contrastive_backward
 from c3tools.connect.losses import ContrastiveLoss, LogitScale, same_items
 from c3tools.devices import Compute
 
-CPU = Compute(torch.device("cpu"), "fp32")
+CPU = Compute("cpu", "fp32")
 
 
 def towers(dropout: float = 0.0) -> TwoTowers:

@@ -18,7 +18,7 @@ from c3tools.errors import ConnectError
 from .photos import save_photos, save_tiny_clip
 from .worlds import Messages
 
-CPU = Compute(torch.device("cpu"), "fp32")
+CPU = Compute("cpu", "fp32")
 
 
 def test_towers_embed_as_the_encoder_does(tmp_path: Path) -> None:

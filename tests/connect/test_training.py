@@ -26,7 +26,7 @@ from c3tools.training import CheckpointDir
 
 from .worlds import Messages, some_pairs, views
 
-CPU = Compute(torch.device("cpu"), "fp32")
+CPU = Compute("cpu", "fp32")
 QUICK = TrainingSettings(scale=LogitScale(20), batch_size=40, epochs=6, learning_rate=3e-3, patience=0)
 
 

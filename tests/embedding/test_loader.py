@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import multiprocessing.context
 import os
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +19,7 @@ import pytest
 from PIL import Image
 
 from c3tools.corpus import ImageItem, read_corpus
-from c3tools.embedding import embed_corpus
+from c3tools.embedding import embed_corpus, loader
 from c3tools.embedding.loader import pixel_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
@@ -62,6 +68,110 @@ def test_a_worker_that_dies_for_another_reason_is_told(encoder: Encoder, photos:
     items: list[ImageItem] = read_corpus([photos]).images
     with pytest.raises(C3Error, match="decodes images was killed"):
         list(pixel_batches({0: items}, dying, batch_size=3, workers=1, time_limit=60.0))
+
+
+def test_any_number_of_workers_gives_the_same_batches_in_the_same_order(encoder: Encoder, photos: Path) -> None:
+    items = read_corpus([photos]).images
+    damaged = ImageItem("damaged", __file__, None, 0)
+    shards = {0: [*items, damaged], 3: [], 7: [damaged], 8: items[:2]}
+    here = list(pixel_batches(shards, encoder.preprocess, batch_size=2, workers=0))
+    assert [(batch.shard, batch.last) for batch in here][-2:] == [(7, True), (8, True)]
+    for workers in (1, 2, 5):
+        others = list(pixel_batches(shards, encoder.preprocess, batch_size=2, workers=workers, time_limit=60.0))
+        assert len(others) == len(here)
+        for one, other in zip(here, others, strict=True):
+            assert (one.shard, one.rows, one.failures, one.last) == (
+                other.shard,
+                other.rows,
+                other.failures,
+                other.last,
+            )
+            np.testing.assert_array_equal(one.pixels, other.pixels)  # of batches that were handed over long ago, too
+
+
+class CountingPreprocessor(ImagePreprocessor):
+    """Notes each image that is decoded in a file."""
+
+    def load(self, source: str | Path | BinaryIO) -> tuple[Any, int, int]:
+        with Path(os.environ["C3_TEST_LOG"]).open("a", encoding="ascii") as log:
+            log.write(".")
+        return super().load(source)
+
+
+def test_workers_decode_a_bounded_number_of_batches_ahead_and_end_with_the_generator(
+    encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    monkeypatch.setenv("C3_TEST_LOG", str(log))
+    p = encoder.preprocess
+    counting = CountingPreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
+    items = read_corpus([photos]).images * 10
+    batches = pixel_batches({0: items}, counting, batch_size=1, workers=2)
+    for _ in range(3):
+        next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    assert 3 <= log.stat().st_size <= 3 + 2 * 3
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_workers_end_when_the_process_that_waits_for_them_is_killed(photos: Path) -> None:
+    code = f"""
+import multiprocessing, os, signal
+from c3tools.corpus import read_corpus
+from c3tools.embedding.loader import pixel_batches
+from c3tools.encoders.bundled import read_description
+items = read_corpus([{str(photos)!r}]).images * 50
+batches = pixel_batches({{0: items}}, read_description().preprocess, batch_size=1, workers=3)
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pids = killed.stdout.split()
+    assert len(pids) == 3
+    deadline = time.monotonic() + 20
+    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def test_a_worker_that_is_killed_is_told_with_its_signal(encoder: Encoder, photos: Path) -> None:
+    batches = pixel_batches({0: read_corpus([photos]).images * 20}, encoder.preprocess, batch_size=1, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(C3Error, match=r"decodes images was killed \(signal 9\)") as error:
+        list(batches)
+    assert "fewer --workers" in str(error.value.remedy)
+
+
+def test_no_room_for_the_workers_is_told(encoder: Encoder, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Any) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    with pytest.raises(C3Error, match=r"could not be started \(Resource temporarily unavailable\)"):
+        list(pixel_batches({0: read_corpus([photos]).images}, encoder.preprocess, batch_size=1, workers=1))
+
+
+def test_workers_can_be_spawned(encoder: Encoder, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = read_corpus([photos]).images[:3]
+    (expected,) = pixel_batches({0: items}, encoder.preprocess, batch_size=3, workers=0)
+    monkeypatch.setattr(loader.multiprocessing, "get_context", multiprocessing.context.SpawnContext)
+    (found,) = pixel_batches({0: items}, encoder.preprocess, batch_size=3, workers=1, time_limit=60.0)
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
 
 
 def test_a_file_that_became_a_pipe_or_is_huge_does_not_hang_or_fill_the_memory(

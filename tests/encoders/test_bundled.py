@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +15,12 @@ from PIL import Image
 
 from c3tools.assets.paths import C3_MINI, CAPTIONS, PHOTOS
 from c3tools.encoders import load_encoder, load_network
-from c3tools.encoders.bundled import read_description
+from c3tools.encoders.bundled import GRAPH_FILES, read_description
 from c3tools.encoders.loading import weights_sha256
 from c3tools.encoders.selection import describe
 from c3tools.encoders.tokenizer import ClipTokenizer
+from c3tools.store import Store
+from tests.conftest import loaded_by_command
 
 ODD = [
     "", " ", "<start_of_text> a", "!<start_of_text>x", "A<END_OF_TEXT>", "naïve café ÀÉ", "日本語 テスト", "12345 3rd",
@@ -76,15 +76,42 @@ def test_a_description_of_other_weights_is_ignored(tmp_path: Path, file: str) ->
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnx"])
-def test_a_converted_model_starts_without_open_clip(tmp_path: Path, backend: str) -> None:
-    load_encoder(backend=backend, precision="fp32")  # is converted, if it was not yet
-    shutil.copy(next((PHOTOS / "images").iterdir()), tmp_path)
-    code = f"""
-import sys
-from c3tools import embed
-store = embed({str(tmp_path)!r}, {str(tmp_path / "s")!r}, backend={backend!r}, precision="fp32", workers=0)
-assert store.count("image") == 1
-print([name for name in ("open_clip", "timm", "torchvision") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_the_graphs_are_the_model(backend: str) -> None:
+    photos = sorted((PHOTOS / "images").iterdir())[:4]
+    texts = ["a dog", "two people ride bicycles along a river in the evening sun"]
+    expected, found = (load_encoder(backend=name, precision="fp32") for name in ("torch", backend))
+    np.testing.assert_allclose(found.encode_images(photos), expected.encode_images(photos), atol=2e-6)
+    np.testing.assert_allclose(found.encode_texts(texts), expected.encode_texts(texts), atol=2e-6)
+
+
+def test_graphs_are_small_and_keep_their_weights_in_the_weights_file() -> None:
+    assert sum((C3_MINI / name).stat().st_size for name in GRAPH_FILES) < 400_000
+    description = read_description()
+    assert description is not None
+    assert description.graphs == C3_MINI
+
+
+@pytest.mark.parametrize("change", ["missing", "damaged"])
+def test_other_graphs_are_ignored(tmp_path: Path, change: str) -> None:
+    shutil.copytree(C3_MINI, tmp_path / "m")
+    graph = tmp_path / "m" / "text.onnx"
+    graph.unlink() if change == "missing" else graph.write_bytes(graph.read_bytes()[:-1])
+    description = read_description(tmp_path / "m")
+    assert description is not None
+    assert description.graphs is None
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnx", "auto"])
+def test_the_first_run_on_a_machine_starts_without_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setenv("C3_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "one").mkdir()
+    shutil.copy(next((PHOTOS / "images").iterdir()), tmp_path / "one" / "photo.jpg")
+    (tmp_path / "one" / "photo.txt").write_text("a photo", encoding="utf-8")
+    arguments = ["embed", str(tmp_path / "one"), "--store", str(tmp_path / "s"), "--backend", backend]
+    assert loaded_by_command(arguments) & {"torch", "open_clip", "torchvision", "timm"} == set()
+    store = Store.open(tmp_path / "s")
+    assert (store.count("image"), store.count("text")) == (1, 1)
+    assert store.info.backend == ("openvino" if backend == "auto" else backend)
+    assert not (tmp_path / "cache" / "converted").exists()

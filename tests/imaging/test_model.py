@@ -65,8 +65,8 @@ def test_the_schedulers_flow_is_that_of_training() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_image_does_not_depend_on_its_company(network: ImageNetwork, precision: str) -> None:
     """The same pixels, bit by bit, alone, in a batch, in another place of it, and on another number of threads."""
-    compute = devices.Compute(torch.device("cpu"), precision)
-    size = sampling_batch(compute.device)
+    compute = devices.Compute("cpu", precision)
+    size = sampling_batch(compute)
     embeddings, noise = inputs(size + 3)
     together = sample(network, embeddings, noise, compute, steps=3)
     alone = torch.cat([sample(network, embeddings[i : i + 1], noise[i : i + 1], compute, steps=3) for i in (0, size)])

@@ -10,6 +10,7 @@ import importlib.util
 import warnings
 from abc import abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,7 +30,7 @@ class ConvertedBackend(Backend):
     """Towers that were converted from torch, in a folder.
 
     Args:
-        folder: holds what `convert` wrote.
+        folder: holds what `convert` wrote, or the towers as image.onnx and text.onnx.
         compute: device and precision.
         threads: batches computed at a time.
 
@@ -42,12 +43,12 @@ class ConvertedBackend(Backend):
     def __init__(self, folder: Path, compute: Compute, threads: int) -> None:
         self.compute = compute
         self.ahead = threads
-        self._towers = {modality: self._open(folder, modality, threads) for modality in ("image", "text")}
+        self._open_tower = cache(partial(self._open, folder, threads))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="c3-encoder")
 
     def submit(self, modality: Modality, batch: Any) -> Future[Matrix]:
         """Start a batch on a free thread."""
-        return self._pool.submit(self._compute, self._towers[modality], np.ascontiguousarray(np.asarray(batch)))
+        return self._pool.submit(self._compute, self._open_tower(modality), np.ascontiguousarray(np.asarray(batch)))
 
     @classmethod
     def is_installed(cls) -> bool:
@@ -86,7 +87,7 @@ class ConvertedBackend(Backend):
     def _convert(cls, tower: nn.Module, example: Tensor, folder: Path, modality: Modality) -> None: ...
 
     @abstractmethod
-    def _open(self, folder: Path, modality: str, threads: int) -> Any: ...
+    def _open(self, folder: Path, threads: int, modality: Modality) -> Any: ...
 
     @abstractmethod
     def _compute(self, tower: Any, batch: np.ndarray[Any, Any]) -> Matrix: ...

@@ -44,7 +44,7 @@ class OnnxBackend(ConvertedBackend):
             dynamo=False,
         )
 
-    def _open(self, folder: Path, modality: str, threads: int) -> Any:
+    def _open(self, folder: Path, threads: int, modality: Modality) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

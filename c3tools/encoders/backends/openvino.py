@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...devices import Compute
 from .base import Matrix, Modality
 from .converted import ConvertedBackend
 
@@ -23,6 +24,10 @@ class OpenVINOBackend(ConvertedBackend):
 
     name = "openvino"
     packages = ("openvino",)
+
+    def __init__(self, folder: Path, compute: Compute, threads: int) -> None:
+        super().__init__(folder, compute, threads)
+        self._ready = threading.local()  # requests, by tower
 
     @classmethod
     def precisions(cls) -> tuple[str, ...]:
@@ -44,15 +49,15 @@ class OpenVINOBackend(ConvertedBackend):
         model.reshape({0: openvino.PartialShape([-1, *sizes])})
         openvino.save_model(model, folder / f"{modality}.xml", compress_to_fp16=False)
 
-    def _open(self, folder: Path, modality: str, threads: int) -> Any:
-        self._ready = threading.local()
+    def _open(self, folder: Path, threads: int, modality: Modality) -> Any:
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.compute.precision],
             "NUM_STREAMS": str(threads),
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # two commands would be pinned to the same cores
         }
-        return _core().compile_model(folder / f"{modality}.xml", "CPU", settings)
+        own = folder / f"{modality}.xml"
+        return _core().compile_model(own if own.is_file() else own.with_suffix(".onnx"), "CPU", settings)
 
     def _compute(self, tower: Any, batch: np.ndarray[Any, Any]) -> Matrix:
         ready = self._ready.__dict__  # of this thread

@@ -44,11 +44,11 @@ class TorchBackend(Backend):
     ) -> None:
         self.compute = compute
         self.compiled = compiled
-        self.ahead = 0 if compute.device.type == "cpu" else 1
+        self.ahead = 0 if compute.device_type == "cpu" else 1
         model = model.to(compute.device, compute.dtype)
         if compute.precision == "int8":
             use_int8(model)
-        if compute.device.type in ("cpu", "cuda"):
+        if compute.device_type in ("cpu", "cuda"):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._probes = {
             "image": torch.zeros((1, *preprocess.size, 3), dtype=torch.uint8),
@@ -69,7 +69,7 @@ class TorchBackend(Backend):
 
     def batch_size(self, modality: Modality, pixels: int) -> int:
         """Return the batch size: on a CUDA GPU from its memory, on other devices a constant."""
-        if self.compute.device.type != "cuda":
+        if self.compute.device_type != "cuda":
             return super().batch_size(modality, pixels)
         return self._batch_size_on_gpu(modality)
 
@@ -119,7 +119,7 @@ class _Features:
         return self._features.cpu().numpy()
 
 
-def _peak_memory(device: torch.device, run: Callable[[], None]) -> int:
+def _peak_memory(device: str, run: Callable[[], None]) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     run()
     torch.cuda.synchronize(device)

@@ -22,7 +22,7 @@ from c3tools.reporter import Reporter
 from tests.encoders.test_encoder import TEXTS
 from tests.encoders.test_loading import local_model
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 each_kind = pytest.mark.parametrize("backend", list(CONVERTED))
 
 
@@ -197,7 +197,7 @@ def test_the_fastest_that_agrees_is_taken_and_noted(
 
     measured: list[tuple[str, str]] = []
 
-    def measure(self: Any, backend: str, precision: str, device: torch.device) -> dict[str, Any]:
+    def measure(self: Any, backend: str, precision: str, device: str) -> dict[str, Any]:
         measured.append((backend, precision))
         found = {"backend": backend, "precision": precision}
         if backend == "onnx":
@@ -222,7 +222,7 @@ def test_the_fastest_that_agrees_is_taken_and_noted(
 def test_a_precision_that_was_asked_for_is_kept_by_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from c3tools.encoders import selection
 
-    def measure(self: Any, backend: str, precision: str, device: torch.device) -> dict[str, Any]:
+    def measure(self: Any, backend: str, precision: str, device: str) -> dict[str, Any]:
         assert precision == "bf16"
         return {"backend": backend, "precision": precision, "images": 1, "texts": 1, "cosine": 0.9}
 

@@ -17,7 +17,7 @@ from c3tools.errors import C3Error, EncoderError
 from tests.encoders.test_encoder import TEXTS
 from tests.encoders.test_loading import local_model
 
-INT8 = Compute(torch.device("cpu"), "int8")
+INT8 = Compute("cpu", "int8")
 
 
 @settings(max_examples=25, deadline=None)

@@ -44,6 +44,6 @@ def test_on_a_gpu_memory_decides(monkeypatch: pytest.MonkeyPatch, per_image: int
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30 + ran[0] * per_image)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
     backend = TorchBackend.__new__(TorchBackend)
-    backend.compute = Compute(torch.device("cuda:0"), "fp32")
+    backend.compute = Compute("cuda:0", "fp32")
     monkeypatch.setattr(backend, "run_probe", lambda modality, n: ran.append(n))
     assert backend.batch_size("image", 224 * 224) == expected
