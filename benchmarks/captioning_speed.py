@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from c3tools.captioning import CaptionDecoder, Captioner, Decoder, Size, generate, load_size
-from c3tools.captioning.generation import GenerationConfig, allowed
+from c3tools.captioning.generation import GenerationConfig
+from c3tools.captioning.model import allowed
 from c3tools.store import Store
 
 
@@ -60,8 +61,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     if options.decoder and options.store:
-        captioner = Captioner.load(options.decoder)
-        model: Decoder = captioner.decoder
+        captioner = Captioner.load(options.decoder, trainable=True)
+        model: Decoder = captioner.torch_decoder()
         images = Store.open(options.store).load("image", split=options.split).embeddings
         inputs = captioner.pipeline.transform(images, modality="image")
     else:

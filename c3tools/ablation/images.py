@@ -32,7 +32,7 @@ from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
 from ..store import Pairs, Rows, Store
-from ..training import CheckpointDir
+from ..training.checkpoints import CheckpointDir
 from ..transforms import preset
 from ..transforms.sigma import parse_sigma
 from .image_table import FILES, IMAGE_METHODS, ImageAblation, ImageRun

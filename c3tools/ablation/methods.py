@@ -35,7 +35,7 @@ from ..metrics.captions import score_captions
 from ..moments import Moments
 from ..reporter import SILENT, Reporter
 from ..store import Rows
-from ..training import CheckpointDir
+from ..training.checkpoints import CheckpointDir
 from ..transforms import Pipeline, preset
 from .trainings import Training, train_ahead
 

@@ -1,16 +1,51 @@
-"""Captions from embeddings: decoders, their training, generation, evaluation, and the retrieval baseline."""
+"""Captions from embeddings: decoders, their training, generation, evaluation, and the retrieval baseline.
+
+The names are imported when they are first used: captions are written without torch, which takes seconds to import.
+"""
 
 from __future__ import annotations
 
-from .captioner import Captioner, Captions, caption_images
-from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, load_size, training_config
-from .evaluate import Evaluation, evaluate_captions
-from .generation import GenerationConfig, TextEncoder, generate
-from .model import CaptionDecoder, Decoder
-from .retrieval import nearest, nearest_captions
-from .tokenizer import CaptionTokenizer
-from .train import fit_captioner, train_captioner
-from .training import Epoch, Trainer
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .captioner import Captioner, Captions, caption_images
+    from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, load_size, training_config
+    from .evaluate import Evaluation, evaluate_captions
+    from .generation import GenerationConfig, generate
+    from .magic import TextEncoder
+    from .model import CaptionDecoder, Decoder
+    from .retrieval import nearest, nearest_captions
+    from .tokenizer import CaptionTokenizer
+    from .train import fit_captioner, train_captioner
+    from .training import Epoch, Trainer
+
+_HOMES = {
+    "CaptionDecoder": "model",
+    "CaptionTokenizer": "tokenizer",
+    "Captioner": "captioner",
+    "Captions": "captioner",
+    "Decoder": "model",
+    "DecoderConfig": "config",
+    "Epoch": "training",
+    "Evaluation": "evaluate",
+    "GenerationConfig": "generation",
+    "LanguageModelSize": "config",
+    "SIZES": "config",
+    "Size": "config",
+    "TextEncoder": "magic",
+    "Trainer": "training",
+    "TrainingConfig": "config",
+    "caption_images": "captioner",
+    "evaluate_captions": "evaluate",
+    "fit_captioner": "train",
+    "generate": "generation",
+    "load_size": "config",
+    "nearest": "retrieval",
+    "nearest_captions": "retrieval",
+    "train_captioner": "train",
+    "training_config": "config",
+}
 
 __all__ = [
     "SIZES",
@@ -38,3 +73,9 @@ __all__ = [
     "train_captioner",
     "training_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

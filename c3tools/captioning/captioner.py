@@ -15,13 +15,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.numpy import load_file
 
 from .. import devices
 from ..corpus.folders import find_images
@@ -35,9 +35,12 @@ from ..io.outputs import Output, damaged_file, previous_folder, replacing, writt
 from ..reporter import SILENT, Reporter
 from ..transforms import Pipeline
 from .config import DecoderConfig
-from .generation import GenerationConfig, generate, generate_magic
-from .model import CaptionDecoder, Decoder
+from .generation import GenerationConfig, generate
+from .numpy_decoder import NumpyDecoder
 from .tokenizer import CaptionTokenizer
+
+if TYPE_CHECKING:
+    from .model import Decoder
 
 FORMAT_VERSION = 1
 BUILT_IN, LANGUAGE_MODEL = "built-in", "language-model"
@@ -54,14 +57,14 @@ class Captioner:
     """A trained decoder that captions images, or embeddings of them.
 
     Attributes:
-        decoder: the built-in Transformer, or a language model behind a mapper.
+        decoder: the built-in Transformer, in numpy or as a torch module, or a language model behind a mapper.
         tokenizer: its tokenizer.
         pipeline: the fitted transform of its inputs.
         record: how it was trained: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``seed``,
             ``captions``, ``training``, ``history``, ``best_val_loss``.
     """
 
-    decoder: Decoder
+    decoder: Decoder | NumpyDecoder
     tokenizer: CaptionTokenizer
     pipeline: Pipeline
     record: dict[str, Any] = field(default_factory=dict)
@@ -119,11 +122,12 @@ class Captioner:
         if not len(embeddings):
             return []
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
-        self.decoder.eval()
         if generation.method == "magic":
+            from .magic import generate_magic
+
             if encoder is None and self.model:
                 encoder = resolve_encoder(recorded=self.model)
-            captions = generate_magic(self.decoder, self.tokenizer, inputs, embeddings, generation, encoder)
+            captions = generate_magic(self.torch_decoder(), self.tokenizer, inputs, embeddings, generation, encoder)
         else:
             keys = keys if keys is not None else [str(row) for row in range(len(embeddings))]
             captions = generate(self.decoder, inputs, generation, keys)
@@ -164,17 +168,17 @@ class Captioner:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the training record and the number of parameters, as `c3 train-decoder --json` prints them."""
-        return {**self.record, "parameters": sum(p.numel() for p in self.decoder.parameters())}
+        return {**self.record, "parameters": self.decoder.count_parameters()}
 
     def save(self, folder: str | Path) -> None:
         """Write the folder, whole or not at all; the decoder that is there is kept as ``<folder>.previous``."""
         with replacing(Path(folder)) as new:
-            save_model(self.decoder, str(new / WEIGHTS_FILE))  # tied weights are written once
+            self.decoder.save_weights(new / WEIGHTS_FILE)
             self.tokenizer.save(new / TOKENIZER_FILE)
             self.pipeline.save(new)
             content = {
                 "format_version": FORMAT_VERSION,
-                "kind": BUILT_IN if isinstance(self.decoder, CaptionDecoder) else LANGUAGE_MODEL,
+                "kind": BUILT_IN if isinstance(self.decoder.config, DecoderConfig) else LANGUAGE_MODEL,
                 "config": asdict(self.decoder.config),  # type: ignore[call-overload]
                 "record": self.record,
                 "files": {name: sha256_of(new / name) for name in _PARTS if (new / name).is_file()},
@@ -182,8 +186,14 @@ class Captioner:
             write_json_atomically(new / DECODER_FILE, content)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> Captioner:
-        """Read what `save` wrote, with the weights on ``device``.
+    def load(cls, folder: str | Path, device: str = "cpu", *, trainable: bool = False) -> Captioner:
+        """Read what `save` wrote.
+
+        Args:
+            folder: the folder.
+            device: of the weights.
+            trainable: have the decoder as a torch module in any case; on a CPU the built-in one else runs in numpy, as
+                torch takes longer to import than it saves.
 
         Raises:
             DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.
@@ -201,8 +211,12 @@ class Captioner:
             damage = damaged_file(folder, content["files"])
             if damage:
                 raise DecoderError(damage, remedy=_remedy(folder, f"Train it again: {_AGAIN}."))
-            decoder = _build(content.get("kind", BUILT_IN), content["config"])
-            load_model(decoder, folder / WEIGHTS_FILE)
+            kind, config, weights = content.get("kind", BUILT_IN), content["config"], folder / WEIGHTS_FILE
+            decoder: Decoder | NumpyDecoder
+            if kind == BUILT_IN and device == "cpu" and not trainable:
+                decoder = NumpyDecoder(DecoderConfig(**config), load_file(weights))
+            else:
+                decoder = _load_torch_module(kind, config, weights, device)
         except (FileNotFoundError, NotADirectoryError):
             raise DecoderError(
                 f"There is no trained decoder at {folder} ({DECODER_FILE} is not there).",
@@ -212,17 +226,36 @@ class Captioner:
             raise DecoderError(
                 f"The decoder at {folder} is damaged ({error}).", remedy=f"Train it again: {_AGAIN}."
             ) from error
-        decoder.to(device).eval()
         tokenizer = CaptionTokenizer.load(folder / TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
         return cls(decoder, tokenizer, Pipeline.load(folder), content["record"])
 
+    def torch_decoder(self) -> Decoder:
+        """Return the decoder as a torch module."""
+        if not isinstance(self.decoder, NumpyDecoder):
+            return self.decoder
+        import torch
 
-def _build(kind: str, config: Mapping[str, Any]) -> Decoder:
+        decoder = _torch_module(BUILT_IN, asdict(self.decoder.config))
+        decoder.load_state_dict({name: torch.from_numpy(value) for name, value in self.decoder.weights.items()})
+        return decoder.eval()
+
+
+def _torch_module(kind: str, config: Mapping[str, Any]) -> Decoder:
     if kind == BUILT_IN:
+        from .model import CaptionDecoder
+
         return CaptionDecoder(DecoderConfig(**config))
     from .language_model import LanguageModelConfig, LanguageModelDecoder
 
     return LanguageModelDecoder(LanguageModelConfig(**config))
+
+
+def _load_torch_module(kind: str, config: Mapping[str, Any], weights: Path, device: str) -> Decoder:
+    from safetensors.torch import load_model
+
+    decoder = _torch_module(kind, config)
+    load_model(decoder, weights)
+    return decoder.to(device).eval()
 
 
 def decoder_output(folder: Path, overwrite: bool = False) -> Output:
@@ -312,7 +345,7 @@ def caption_images(
     )
     images = list(images_by_key([Path(path) for path in paths]).items())
     if not isinstance(decoder, Captioner):
-        decoder = Captioner.load(decoder, devices.pick(device).device)
+        decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
     encoder = encoder or resolve_encoder(
         model,
         recorded=decoder.model,

@@ -6,16 +6,32 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import DecoderError
-from ..training import load_named_size
+from ..training.sizes import load_named_size
 
 DECAYS = ("cosine", "linear")
 _MIN_STEPS = 600
 _MAX_STRETCHED_EPOCHS = 60
 _PATIENCE = 5
 _FINE_TUNING = 0.1  # of the size's learning rate: the weights are good already
+
+
+class Shape(Protocol):
+    """Part of a configuration that every decoder has."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of the embeddings it reads."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number V of tokens that get a score."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest caption in tokens, the end-of-text token included."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def evaluate_captions(
             beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
         )
         if not isinstance(decoder, Captioner):
-            decoder = Captioner.load(decoder, devices.pick(device).device)
+            decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
         if magic:
             encoder = _encoder_of(store, device, backend, precision, reporter)
         images = _images_of(store, decoder, split)

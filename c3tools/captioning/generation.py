@@ -1,4 +1,4 @@
-"""Batched generation with a key-value cache: greedy, beam search, nucleus sampling and MAGIC.
+"""Batched generation with a key-value cache: greedy, beam search and nucleus sampling; by torch or by numpy.
 
 Rows are independent: the caption of an embedding does not depend on what else is in its batch, and samples are
 drawn from (seed, key).
@@ -6,31 +6,61 @@ drawn from (seed, key).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from functools import partial
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import DecoderError
-from ..moments import unit_rows
 from ..seeds import generator
-from .model import Cache, Decoder
-from .tokenizer import CaptionTokenizer
+from .config import Shape
 
-_MAGIC_ROWS = 16
 Method = Literal["greedy", "beam", "nucleus", "magic"]
 
 
-class TextEncoder(Protocol):
-    """An encoder of texts, as ``magic`` needs one."""
+Floats = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.int64]
 
-    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Return L2-normalised embeddings, float32 (n, d)."""
+
+class Scores(Protocol):
+    """Scores of the next token: B rows, one for each of V tokens."""
+
+    def best(self) -> Indices:
+        """Return the token (B,) with the highest score."""
+
+    def sample(self, uniform: Floats, top_p: float, temperature: float) -> Indices:
+        """Return a token (B,) of the nucleus, by inverse transform of one number in [0, 1) for each row, (B,)."""
+
+    def extend(self, totals: Floats, count: int) -> tuple[Floats, Indices]:
+        """Return the best extensions of hypotheses, K for each of n captions; B is n times K.
+
+        Args:
+            totals: their log-probabilities (n, K) so far.
+            count: how many of the K times V extensions to return.
+
+        Returns:
+            Log-probabilities (n, count), the highest first, and extensions (n, count): hypothesis times V plus token.
+        """
+
+
+class StepwiseDecoder(Protocol):
+    """A decoder that writes captions token by token."""
+
+    config: Shape
+    pad_id: int
+    end_id: int
+
+    def start(self, inputs: npt.NDArray[np.float32]) -> tuple[Scores, Any]:
+        """Run the prefix of embeddings (B, d): the scores of the first token, and the cache."""
+
+    def extend(self, tokens: Indices, cache: Any) -> Scores:
+        """Run tokens (B,) and extend the cache: the scores of the next token."""
+
+    def select(self, cache: Any, rows: Indices) -> None:
+        """Keep, repeat or reorder rows of the cache: int64 (any number,)."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +133,8 @@ class GenerationConfig:
         return cls("beam", beams=beams, length_penalty=length_penalty) if beams > 1 else cls()
 
 
-@torch.inference_mode()
 def generate(
-    model: Decoder,
+    model: StepwiseDecoder,
     inputs: npt.NDArray[np.float32],
     config: GenerationConfig | None = None,
     keys: Sequence[str] | None = None,
@@ -113,7 +142,7 @@ def generate(
     """Generate the token ids of one caption per input, without the end-of-text token.
 
     Args:
-        model: a trained decoder, in evaluation mode.
+        model: a trained decoder.
         inputs: float32 (n, d), transformed as the decoder's pipeline says.
         config: method and its settings; greedy by default.
         keys: one per input; needed by ``nucleus``, which draws from (seed, key).
@@ -130,92 +159,64 @@ def generate(
     if config.method == "nucleus" and (keys is None or len(keys) != len(inputs)):
         raise DecoderError(f"Sampling draws from keys: pass one per input ({len(inputs)}).")
     limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
-    device = model.device
     captions: list[list[int]] = []
     for start in range(0, len(inputs), config.batch_size):
-        batch = torch.from_numpy(np.ascontiguousarray(inputs[start : start + config.batch_size])).to(device)
+        batch = np.ascontiguousarray(inputs[start : start + config.batch_size])
         if config.method == "beam":
             captions += _beam(model, batch, config, limit)
         elif config.method == "nucleus":
             assert keys is not None
-            draws = [generator(config.seed, "nucleus", key).random(limit) for key in keys[start : start + len(batch)]]
-            captions += _stepwise(model, batch, limit, _Nucleus(config, np.array(draws)))
+            drawn = keys[start : start + len(batch)]
+            draws = np.array([generator(config.seed, "nucleus", key).random(limit) for key in drawn])
+            captions += _stepwise(model, batch, limit, partial(_nucleus, config, draws))
         else:
-            captions += _stepwise(model, batch, limit, _Greedy())
+            captions += _stepwise(model, batch, limit, lambda scores, rows, step: scores.best())
     return captions
 
 
-class _Greedy:
-    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        return logits.argmax(dim=-1)
+def _nucleus(config: GenerationConfig, draws: Floats, scores: Scores, rows: Indices, step: int) -> Indices:
+    """Sample from the nucleus (Holtzman et al., 2020), with one uniform number for each (row, step)."""
+    return scores.sample(draws[rows, step], config.top_p, config.temperature)
 
 
-class _Nucleus:
-    """Nucleus sampling (Holtzman et al., 2020), by inverse transform of one uniform number per (row, step)."""
-
-    def __init__(self, config: GenerationConfig, draws: npt.NDArray[np.float64]) -> None:
-        self.config, self.draws = config, torch.from_numpy(draws)
-
-    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        probabilities, order = (logits.double() / self.config.temperature).softmax(-1).sort(-1, descending=True)
-        cumulative = probabilities.cumsum(-1)  # (B, V)
-        kept = cumulative - probabilities < self.config.top_p  # the first token is always kept
-        mass = (probabilities * kept).sum(-1)  # (B,)
-        target = self.draws[rows.cpu(), step].to(mass.device) * mass  # (B,)
-        choice = torch.searchsorted(cumulative, target[:, None], right=True)  # (B, 1)
-        choice = torch.minimum(choice, kept.sum(-1, keepdim=True) - 1)
-        return order.gather(1, choice)[:, 0]
-
-
-def _prefill(model: Decoder, batch: Tensor) -> tuple[Tensor, Cache]:
-    """Return the scores of the first token (B, V), and the cache."""
-    logits, _, cache = model.prefill(batch)
-    return allowed(model, logits), cache
-
-
-def _decode_step(model: Decoder, tokens: Tensor, cache: Cache) -> Tensor:
-    """Return the scores (B, V) of the token after ``tokens`` (B,)."""
-    return allowed(model, model.decode_step(tokens, cache)[0])
-
-
-def allowed(model: Decoder, logits: Tensor) -> Tensor:
-    """Return the scores (B, V) in float32 with padding ruled out: it is never trained, so its score means nothing."""
-    scores = logits.float()
-    if model.pad_id < scores.shape[1]:
-        scores[:, model.pad_id] = -torch.inf
-    return scores
-
-
-def _stepwise(model: Decoder, batch: Tensor, limit: int, choose: _Greedy | _Nucleus) -> list[list[int]]:
+def _stepwise(
+    model: StepwiseDecoder,
+    batch: npt.NDArray[np.float32],
+    limit: int,
+    choose: Callable[[Scores, Indices, int], Indices],
+) -> list[list[int]]:
     captions: list[list[int]] = [[] for _ in range(len(batch))]
-    rows = torch.arange(len(batch), device=batch.device)  # rows of the batch that are not finished
-    logits, cache = _prefill(model, batch)
+    rows = np.arange(len(batch))  # rows of the batch that are not finished
+    scores, cache = model.start(batch)
     for step in range(limit):
-        tokens = choose(logits, rows, step)  # (B,)
+        tokens = choose(scores, rows, step)  # (B,)
         going = tokens != model.end_id
         for row, token in zip(rows[going].tolist(), tokens[going].tolist(), strict=True):
             captions[row].append(token)
-        if step + 1 == limit or not bool(going.any()):
+        if step + 1 == limit or not going.any():
             break
-        if not bool(going.all()):
-            kept = going.nonzero()[:, 0]
+        if not going.all():
+            kept = np.flatnonzero(going)
             rows, tokens = rows[kept], tokens[kept]
-            cache.select(kept)
-        logits = _decode_step(model, tokens, cache)
+            model.select(cache, kept)
+        scores = model.extend(tokens, cache)
     return captions
 
 
-def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -> list[list[int]]:
+def _beam(
+    model: StepwiseDecoder, batch: npt.NDArray[np.float32], config: GenerationConfig, limit: int
+) -> list[list[int]]:
     """Search with K beams; a caption is done when no open beam can beat its best finished one."""
     B, K, V = len(batch), config.beams, model.config.vocab_size
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]
-    logits, cache = _prefill(model, batch)
-    scores, first = logits.log_softmax(-1).topk(min(2 * K, V), dim=-1)  # (B, 2K)
-    history = torch.empty(B, 0, 0, dtype=torch.long)
+    first, cache = model.start(batch)
+    history = np.empty((B, 0, 0), np.int64)
     rows = list(range(B))
-    parents = torch.zeros_like(first)  # all candidates of the first step come from the one prefix
-    candidates, step = first, 0
+    # all candidates of the first step come from the one prefix
+    scores, flat = first.extend(np.zeros((B, 1)), min(2 * K, V))  # (B, 2K)
+    step = 0
     while True:
+        parents, candidates = flat // V, flat % V
         open_scores, open_tokens, open_parents, kept = [], [], [], []
         for i, row in enumerate(rows):
             line: list[tuple[float, int, int]] = []
@@ -244,23 +245,18 @@ def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -
                 open_parents.append([parent for _, _, parent in line])
         if not kept:
             break
-        tokens = torch.tensor(open_tokens)  # (B, K)
-        parent = torch.tensor(open_parents)  # (B, K)
+        tokens, parent = np.array(open_tokens), np.array(open_parents)  # (B, K)
         rows = [rows[i] for i in kept]
         if step:
-            history = history[torch.tensor(kept)[:, None], parent]  # (B, K, step)
-            select = (torch.tensor(kept)[:, None] * K + parent).flatten()
+            history = history[np.array(kept)[:, None], parent]  # (B, K, step)
+            selected = (np.array(kept)[:, None] * K + parent).ravel()
         else:
-            history = torch.empty(len(kept), K, 0, dtype=torch.long)
-            select = torch.tensor(kept).repeat_interleave(K)
-        history = torch.cat([history, tokens[:, :, None]], dim=2)  # (B, K, step + 1)
-        cache.select(select.to(batch.device))
-        logits = _decode_step(model, tokens.flatten().to(batch.device), cache)  # (B * K, V)
-        total = (
-            logits.log_softmax(-1).view(len(kept), K, V) + torch.tensor(open_scores, device=batch.device)[:, :, None]
-        )
-        scores, flat = total.flatten(1).topk(min(2 * K, K * V), dim=-1)  # (B, 2K)
-        parents, candidates = flat // V, flat % V
+            history = np.empty((len(kept), K, 0), np.int64)
+            selected = np.repeat(kept, K)
+        history = np.concatenate([history, tokens[:, :, None]], axis=2)  # (B, K, step + 1)
+        model.select(cache, selected)
+        following = model.extend(tokens.ravel(), cache)  # (B * K, V)
+        scores, flat = following.extend(np.array(open_scores), min(2 * K, K * V))  # (B, 2K)
         step += 1
     return [max(options, key=lambda option: option[0])[1] for options in finished]
 
@@ -280,102 +276,3 @@ def _can_improve(
     longest = limit if config.length_penalty > 0 else step + 2
     best = max(score for score, _ in finished)
     return bool(line[0][0] / longest**config.length_penalty > best)
-
-
-@torch.inference_mode()
-def generate_magic(
-    model: Decoder,
-    tokenizer: CaptionTokenizer,
-    inputs: npt.NDArray[np.float32],
-    images: npt.NDArray[np.float32],
-    config: GenerationConfig,
-    encoder: TextEncoder | None,
-) -> list[list[int]]:
-    """Generate captions by MAGIC (Su et al., 2022): the encoder re-scores every word.
-
-    Of the k tokens that the decoder finds likeliest, the one is taken that has the highest
-
-        (1 - alpha) p(v | text) - alpha max_j cos(h_v, h_j) + beta softmax_k(scale cos(image, text + v))
-
-    The first term is the decoder's probability, the second penalises hidden states that repeat earlier ones, the third
-    is the encoder's view of the text so far. Published settings: k = 45, alpha = 0.1, beta = 2. It costs k text
-    encodings per word.
-
-    Args:
-        model: a trained decoder, in evaluation mode.
-        tokenizer: its tokenizer.
-        inputs: float32 (n, d), transformed as the decoder's pipeline says.
-        images: float32 (n, d), as the encoder gives them: what texts are compared with.
-        config: ``candidates``, ``alpha``, ``beta``, ``similarity_scale`` and ``max_tokens``.
-        encoder: encodes texts into the space of ``images``.
-
-    Returns:
-        Token ids of one caption per image, without the end-of-text token.
-
-    Raises:
-        DecoderError: if there is no encoder.
-    """
-    if encoder is None:
-        raise DecoderError("MAGIC has the encoder score every word, and no encoder was given.")
-    limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
-    captions: list[list[int]] = []
-    for start in range(0, len(inputs), _MAGIC_ROWS):
-        rows = slice(start, start + _MAGIC_ROWS)
-        batch = torch.from_numpy(np.ascontiguousarray(inputs[rows])).to(model.device)
-        captions += _write_magic(model, tokenizer, batch, images[rows], config, encoder, limit)
-    return captions
-
-
-def _write_magic(
-    model: Decoder,
-    tokenizer: CaptionTokenizer,
-    batch: Tensor,
-    images: npt.NDArray[np.float32],
-    config: GenerationConfig,
-    encoder: TextEncoder,
-    limit: int,
-) -> list[list[int]]:
-    captions: list[list[int]] = [[] for _ in range(len(batch))]
-    rows = list(range(len(batch)))  # those that are not finished
-    logits, hidden, cache = model.prefill(batch)
-    earlier = F.normalize(hidden.float(), dim=-1)[:, None]  # (B, steps so far, W)
-    for step in range(limit):
-        probabilities = allowed(model, logits).softmax(-1)
-        likely, tokens = probabilities.topk(min(config.candidates, probabilities.shape[1]), dim=-1)  # (B, K)
-        B, K = tokens.shape
-        texts = [
-            tokenizer.decode([*captions[row], token])
-            for row, line in zip(rows, tokens.tolist(), strict=True)
-            for token in line
-        ]
-        similar = _similarity(encoder, texts, images[rows]).to(likely.device)  # (B, K)
-        # every candidate is run one position further: its hidden state is needed, and its scores if it is taken
-        cache.select(torch.arange(B, device=batch.device).repeat_interleave(K))
-        logits, hidden = model.decode_step(tokens.flatten(), cache)  # (B * K, V), (B * K, W)
-        states = F.normalize(hidden.float(), dim=-1).view(B, K, -1)  # (B, K, W)
-        repeated = torch.einsum("bkw,bsw->bks", states, earlier).amax(-1)  # (B, K)
-        view = (config.similarity_scale * similar).softmax(-1)
-        score = (1 - config.alpha) * likely - config.alpha * repeated + config.beta * view  # (B, K)
-        best = score.argmax(-1)  # (B,)
-        chosen = tokens.gather(1, best[:, None])[:, 0]  # (B,)
-        going = chosen != model.end_id
-        for row, token, goes in zip(rows, chosen.tolist(), going.tolist(), strict=True):
-            if goes:
-                captions[row].append(token)
-        kept = going.nonzero()[:, 0]
-        if step + 1 == limit or not len(kept):
-            break
-        taken = (torch.arange(B, device=batch.device) * K + best)[kept]
-        cache.select(taken)
-        logits = logits[taken]
-        earlier = torch.cat([earlier, states[torch.arange(B), best][:, None]], dim=1)[kept]
-        rows = [rows[i] for i in kept.tolist()]
-    return captions
-
-
-def _similarity(encoder: TextEncoder, texts: list[str], images: npt.NDArray[np.float32]) -> Tensor:
-    """Return the cosines (B, K) of each image with its K texts; each different text is encoded once."""
-    different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    embeddings = encoder.encode_texts(list(different))
-    numbers = np.array([different[text] for text in texts]).reshape(len(images), -1)  # (B, K)
-    return torch.from_numpy(np.einsum("bd,bkd->bk", unit_rows(images), embeddings[numbers]))

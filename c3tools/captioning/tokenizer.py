@@ -14,9 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor
 
 from ..errors import DecoderError
 from ..seeds import generator
@@ -174,10 +173,10 @@ def length_bucketed(lengths: Sequence[int] | Indices, batch_size: int, *, seed: 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def token_batch(tokens: Sequence[Sequence[int]], rows: Indices, pad_id: int) -> Tensor:
+def token_batch(tokens: Sequence[Sequence[int]], rows: Indices, pad_id: int) -> npt.NDArray[np.int64]:
     """Return the token ids of some rows, right-padded with ``pad_id``: int64 (B, T)."""
     width = max(len(tokens[row]) for row in rows)
     batch = np.full((len(rows), width), pad_id, dtype=np.int64)
     for i, row in enumerate(rows):
         batch[i, : len(tokens[row])] = tokens[row]
-    return torch.from_numpy(batch)
+    return batch

@@ -19,7 +19,7 @@ from ..io.outputs import Output
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
-from ..training import CheckpointDir
+from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
@@ -105,7 +105,7 @@ def train_captioner(
         sigma = parse_sigma(sigma, also=(AUTO,))
     _check_options(preset, sigma, pipeline, start, train_fraction, pairs, monitor)
     output = Path(output)
-    target, load = decoder_output(output, overwrite), partial(Captioner.load, output)
+    target, load = decoder_output(output, overwrite), partial(Captioner.load, output, trainable=True)
     if start is not None:
         target.refuse_start(start)
     compute = devices.pick(device, precision)
@@ -130,7 +130,7 @@ def train_captioner(
             lambda: describe_decoder(output),
         )
         store = Store.open(store, reporter=reporter)
-        previous = None if start is None else Captioner.load(Path(start))
+        previous = None if start is None else Captioner.load(Path(start), trainable=True)
         if previous is not None:
             previous.check_model(store.info.model, store.info.dim)
             size = str(previous.record.get("size", size))
@@ -255,7 +255,7 @@ def fit_captioner(
             model, tokenizer = _new_decoder(chosen, train)
     else:
         start.check_dim(train.embeddings.shape[1])
-        model, tokenizer = copy.deepcopy(start.decoder), start.tokenizer
+        model, tokenizer = copy.deepcopy(start.torch_decoder()), start.tokenizer
     trainer = Trainer(model, tokenizer, train, val, pipeline, training, compute)
     if (there := finished(trainer.identity)) is not None:
         return there

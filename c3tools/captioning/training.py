@@ -29,8 +29,8 @@ from ..errors import DecoderError, telling_what_is_kept
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 from ..store.rows import Indices, Rows
-from ..training import NOTHING_KEPT, CheckpointDir, adamw, interrupts_held, warmup
-from ..training.optimization import set_learning_rate
+from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
+from ..training.optimization import adamw, set_learning_rate, warmup
 from ..transforms import Pipeline
 from .config import TrainingConfig
 from .model import Decoder
@@ -211,7 +211,7 @@ class Trainer:
         with torch.no_grad():
             for start in range(0, len(order), _VALIDATION_BATCH):
                 rows = order[start : start + _VALIDATION_BATCH]
-                tokens = token_batch(self.val_tokens, rows, pad).to(self.compute.device)
+                tokens = torch.from_numpy(token_batch(self.val_tokens, rows, pad)).to(self.compute.device)
                 inputs = torch.from_numpy(self._val_inputs[rows]).to(self.compute.device)
                 with self._autocast():
                     logits = self.model(inputs, tokens)
@@ -240,7 +240,7 @@ class Trainer:
             seed=config.seed,
             epoch=state.epoch,
         )
-        tokens = token_batch(self.train_tokens, rows, pad)
+        tokens = torch.from_numpy(token_batch(self.train_tokens, rows, pad))
         seen = tokens
         if config.word_dropout:
             hidden = torch.from_numpy(rng.random(tokens.shape) < config.word_dropout)

@@ -27,7 +27,7 @@ from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store.rows import Indices, Matrix
-from ..training import CheckpointDir
+from ..training.checkpoints import CheckpointDir
 from .gradients import TwoTowers
 from .inputs import FeatureInputs, PairedFeatures, PairInputs
 from .losses import MAX_LOGIT_SCALE, LogitScale

@@ -17,7 +17,7 @@ from ..io.outputs import Output, previous_folder, replacing, written_at
 from ..pages.figures import save_figure
 from ..reporter import Reporter, counted
 from ..tables import Table
-from ..training import CheckpointDir
+from ..training.checkpoints import CheckpointDir
 from .geometry import LogPoint, geometry_figure, measure
 from .inputs import EmbedRows, PairInputs
 from .losses import KINDS, LogitScale

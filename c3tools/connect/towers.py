@@ -25,7 +25,7 @@ from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store.rows import Matrix, positions, splits_of
-from ..training import CheckpointDir
+from ..training.checkpoints import CheckpointDir
 from .gradients import TwoTowers
 from .inputs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts
 from .losses import MAX_LOGIT_SCALE, ContrastiveLoss, LogitScale

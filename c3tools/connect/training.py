@@ -26,8 +26,8 @@ from ..errors import ConnectError, telling_what_is_kept
 from ..io.outputs import Output
 from ..reporter import SILENT, Progress, Reporter, counted
 from ..store.rows import Indices
-from ..training import NOTHING_KEPT, CheckpointDir, adamw, interrupts_held, warmup
-from ..training.optimization import set_learning_rate
+from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
+from ..training.optimization import adamw, set_learning_rate, warmup
 from . import processes
 from .geometry import LogPoint, measure
 from .gradients import TwoTowers, contrastive_backward

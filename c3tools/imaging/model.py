@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..devices import Compute
 from ..errors import GeneratorError, MissingExtraError
-from ..training import load_named_size
+from ..training.sizes import load_named_size
 
 SAMPLING_STEPS = 25
 GUIDANCE = 2.0

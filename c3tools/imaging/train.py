@@ -22,7 +22,7 @@ from ..pages.figures import new_figure, save_figure, styled
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, keyed_normal
 from ..store import Store
-from ..training import CheckpointDir
+from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline

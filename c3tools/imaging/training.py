@@ -29,8 +29,8 @@ from ..errors import GeneratorError, telling_what_is_kept
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 from ..store.rows import Indices
-from ..training import NOTHING_KEPT, CheckpointDir, adamw, interrupts_held, warmup
-from ..training.optimization import set_learning_rate
+from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
+from ..training.optimization import adamw, set_learning_rate, warmup
 from ..transforms import Pipeline
 from .model import ImageNetwork, TrainingConfig, autocast
 from .photos import Photos, Pixels

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from c3tools.captioning import CaptionDecoder, GenerationConfig, generate
-from c3tools.captioning.generation import generate_magic
+from c3tools.captioning.magic import generate_magic
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.errors import DecoderError
 

@@ -22,7 +22,7 @@ from c3tools.captioning.training import schedule
 from c3tools.errors import DecoderError
 from c3tools.reporter import Progress, Reporter
 from c3tools.store import Rows
-from c3tools.training import NOTHING_KEPT, CheckpointDir
+from c3tools.training.checkpoints import NOTHING_KEPT, CheckpointDir
 from c3tools.transforms import preset
 
 from .conftest import make_world
@@ -112,10 +112,11 @@ def test_validation_loss_is_the_mean_over_real_tokens_end_included() -> None:
 def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
     trainer = make_trainer(TrainingConfig(epochs=1, batch_size=20))
     expected = trainer.model(
-        torch.from_numpy(trainer.train.embeddings), token_batch(trainer.train_tokens, np.arange(20), PAD_ID)
+        torch.from_numpy(trainer.train.embeddings),
+        torch.from_numpy(token_batch(trainer.train_tokens, np.arange(20), PAD_ID)),
     ).log_softmax(-1)
     expected = expected.detach()
-    tokens = token_batch(trainer.train_tokens, np.arange(20), PAD_ID)
+    tokens = torch.from_numpy(token_batch(trainer.train_tokens, np.arange(20), PAD_ID))
     real = tokens != PAD_ID
     mean = float(-expected.gather(2, tokens[:, :, None])[:, :, 0][real].mean())
     loss, count = trainer._step(np.arange(20))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from c3tools.io.lock import locked
-from c3tools.training import CheckpointDir
+from c3tools.training.checkpoints import CheckpointDir
 from tests.conftest import C3
 
 from ..captioning.conftest import make_captions_store

@@ -22,7 +22,7 @@ from c3tools.connect.training import Trainer
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
 from c3tools.reporter import SILENT, Progress, Reporter
-from c3tools.training import CheckpointDir
+from c3tools.training.checkpoints import CheckpointDir
 
 from .worlds import Messages, some_pairs, views
 

@@ -16,7 +16,7 @@ from c3tools.errors import GeneratorError
 from c3tools.imaging import Generator, ImageNetwork, Trainer, TrainingConfig, fit_generator
 from c3tools.imaging.training import to_network
 from c3tools.reporter import Progress, Reporter
-from c3tools.training import CheckpointDir
+from c3tools.training.checkpoints import CheckpointDir
 from c3tools.transforms import preset
 
 from .conftest import MICRO_SIZE

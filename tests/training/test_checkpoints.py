@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from c3tools.errors import OutputError
-from c3tools.training import NOTHING_KEPT, CheckpointDir, interrupts_held
+from c3tools.training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
