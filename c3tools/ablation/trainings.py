@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from .. import devices
 from ..devices import Compute
 from ..errors import C3Error
@@ -94,8 +92,7 @@ def train_ahead(
 
 
 def _devices(compute: Compute, count: int) -> Sequence[str]:
-    spread = compute.device.type == "cuda" and compute.device.index is None
-    names = devices.pick_devices() if spread else [str(compute.device)]
+    names = devices.pick_devices() if compute.device == "cuda" else [compute.device]
     return [names[number % len(names)] for number in range(count)]
 
 
@@ -105,7 +102,7 @@ class _Trainings(Work[Training, None]):
         self._compute: Compute | None = None
 
     def load(self, resources: WorkerResources) -> None:
-        torch.set_num_threads(min(resources.threads, torch.get_num_threads()))  # fewer if OMP_NUM_THREADS says so
+        devices.limit_threads(resources.threads)
         self._compute = devices.pick(resources.device, self._precision)
 
     def run(self, tasks: Iterable[Training], report: Report) -> Iterator[None]:
