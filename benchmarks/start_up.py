@@ -4,9 +4,9 @@
     python benchmarks/start_up.py --json start-up.json
 
 Each command runs in a process of its own, with a warm cache (a round before the first is not counted), by the backend
-that `auto` takes and by torch, which is what there is without the extras openvino and onnx. Costs a minute on 2 idle
-cores. With openvino it should print there at most 2.5 s for `embed` of one photo, 3 s for `caption` of one photo and for
-`gap-report` of the bundled photos, and 0.25 s for `--help`. Processor seconds hardly depend on what else is running.
+that `auto` takes and by torch, which is all there is without the extras openvino and onnx. Costs a minute on 2 idle
+cores. With openvino it should print there at most 2.5 s for `embed` of one photo, 3 s for `caption` of one photo and
+for `gap-report` of the bundled photos, and 0.25 s for `--help`. Processor seconds hardly depend on other work.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from ..corpus import ImageItem, TextItem
 from ..devices import limit_threads
 from ..encoders import Encoder, resolve_encoder
-from ..encoders.backends import Pending
+from ..encoders.backends import Matrix, Pending
 from ..errors import StoreError
 from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, write_shard
@@ -25,6 +26,7 @@ from .loader import PixelBatch, pixel_batches
 from .summary import ModalitySummary, no_seconds
 
 _MOST_WORKERS = 16
+_FEW = 4  # images that are decoded before a worker process has started
 
 ShardTask = tuple[int, Sequence[Any]]  # the shard's number and its inputs, `ImageItem` or `TextItem`
 
@@ -233,6 +235,34 @@ def _encode_ahead(
         if len(running) > encoder.backend.ahead:
             yield running.popleft()
     yield from running
+
+
+def encode_files(
+    paths: Mapping[str, str | Path], encoder: Encoder, *, time_limit: float = 60.0
+) -> Iterator[tuple[list[str], Matrix, list[Failure]]]:
+    """Yield keys, embeddings (n, d) and failures of batches of image files, in order; decoded ahead as in an embedding.
+
+    Args:
+        paths: image files by key.
+        encoder: the contrastive model.
+        time_limit: seconds that decoding one image may take, where there are so many that worker processes decode.
+
+    Raises:
+        C3Error: if a worker process is killed.
+    """
+    items = [ImageItem(key, str(path), None, 0) for key, path in paths.items()]
+    device_type = encoder.compute.device_type
+    batches = pixel_batches(
+        {0: items},
+        encoder.preprocess,
+        batch_size=encoder.batch_size("image"),
+        workers=_decoding_processes(device_type, cores()) if len(items) > _FEW else 0,
+        pin_memory=device_type == "cuda",
+        time_limit=time_limit,
+    )
+    for batch, features in _encode_ahead(batches, encoder, no_seconds()):
+        embeddings = np.zeros((0, encoder.dim), np.float32) if features is None else features.result()
+        yield [row["key"] for row in batch.rows], embeddings, batch.failures
 
 
 def _decoding_processes(device_type: str, available: int) -> int:
