@@ -49,9 +49,12 @@ class Scores(Protocol):
 class StepwiseDecoder(Protocol):
     """A decoder that writes captions token by token."""
 
-    config: Shape
     pad_id: int
     end_id: int
+
+    @property
+    def config(self) -> Shape:
+        """The dimensions of its input and its scores, and the longest caption."""
 
     def start(self, inputs: npt.NDArray[np.float32]) -> tuple[Scores, Any]:
         """Run the prefix of embeddings (B, d): the scores of the first token, and the cache."""

@@ -144,11 +144,12 @@ class NumpyScores:
         values: float32 (B, V).
     """
 
-    values: Array
+    values: Floats
 
     def best(self) -> Indices:
         """Return the token (B,) with the highest score."""
-        return self.values.argmax(axis=-1)
+        tokens: Indices = self.values.argmax(axis=-1)
+        return tokens
 
     def sample(self, uniform: Floats, top_p: float, temperature: float) -> Indices:
         """Return a token (B,) of the nucleus."""
@@ -159,7 +160,8 @@ class NumpyScores:
         kept = cumulative - likely < top_p  # the first token is always kept
         target = uniform * (likely * kept).sum(axis=-1)  # (B,)
         choice = np.minimum((cumulative <= target[:, None]).sum(axis=-1), kept.sum(axis=-1) - 1)
-        return np.take_along_axis(order, choice[:, None], axis=-1)[:, 0]
+        chosen: Indices = np.take_along_axis(order, choice[:, None], axis=-1)[:, 0]
+        return chosen
 
     def extend(self, totals: Floats, count: int) -> tuple[Floats, Indices]:
         """Return the best extensions of hypotheses."""
@@ -175,16 +177,18 @@ def gelu(x: Array) -> Array:
     """Return x times the normal distribution function of x, to 2e-7 times x."""
     scaled = np.abs(x) * np.float32(math.sqrt(0.5))
     t = 1 / (1 + np.float32(_ERF_RATE) * scaled)
-    series = np.float32(_ERF[0])
+    series = np.full_like(t, _ERF[0])
     for factor in _ERF[1:]:
         series = series * t + np.float32(factor)
     tail = series * t * np.exp(-scaled * scaled) / 2  # of the distribution, beyond |x|
-    return x * np.where(x < 0, tail, 1 - tail)
+    value: Array = x * np.where(x < 0, tail, 1 - tail)
+    return value
 
 
 def _log_softmax(x: Floats) -> Floats:
     shifted = x - x.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    logarithms: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return logarithms
 
 
 def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

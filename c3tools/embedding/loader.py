@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -70,7 +70,7 @@ def pixel_batches(
     workers: int,
     pin_memory: bool = False,
     time_limit: float | None = None,
-) -> Iterator[PixelBatch]:
+) -> Generator[PixelBatch, None, None]:
     """Decode the images of all shards, batch by batch, in order; the contents of a batch depend on its shard alone.
 
     Args:
@@ -131,7 +131,7 @@ def _decoded_by_workers(
     count: int,
     watch: DecodingWatch | None,
     pin_memory: bool,
-) -> Iterator[PixelBatch]:
+) -> Generator[PixelBatch, None, None]:
     """Yield the batches of all jobs; of n workers the first decodes every n-th job from the first, and so on.
 
     Raises:
@@ -187,7 +187,8 @@ def _receive(worker: _Worker, pin_memory: bool) -> PixelBatch:
     np.copyto(pixels, decoded)
     with suppress(OSError):  # of a worker that has ended since, which is noticed when its next batch is waited for
         worker.pipe.send(place)
-    return PixelBatch(*batch[:2], pixels, *batch[3:])
+    whole: PixelBatch = batch._replace(pixels=pixels)
+    return whole
 
 
 def _pinned(shape: tuple[int, ...]) -> Pixels:

@@ -60,13 +60,13 @@ def test_choices_are_those_of_torch(values: list[list[int]], uniform: float, top
     scores[:, 0] = -np.inf
     own, theirs = NumpyScores(scores), TorchScores(torch.from_numpy(scores.copy()))
     assert own.best().tolist() == theirs.best().tolist()
-    draws = np.array([uniform, 1 - uniform / 2])
+    draws = np.array([uniform, uniform / 2])
     assert own.sample(draws, top_p, 0.7).tolist() == theirs.sample(draws, top_p, 0.7).tolist()
     found, places = own.extend(np.array([[-0.3, -1.7]]), count)
     expected, _ = theirs.extend(np.array([[-0.3, -1.7]]), count)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    totals = np.log(np.exp(scores - scores.max(1, keepdims=True))) + scores.max(1, keepdims=True)
-    normed = totals - np.log(np.exp(scores).sum(1, keepdims=True)) + np.array([[-0.3], [-1.7]])
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    normed = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)) + np.array([[-0.3], [-1.7]])
     np.testing.assert_allclose(found[0], normed.ravel()[places[0]], rtol=1e-4, atol=1e-5)
     assert len(set(places[0].tolist())) == count
 

@@ -304,8 +304,8 @@ def test_a_killed_run_ends_with_the_same_weights(
         with pytest.raises(KilledError):
             train(folder, Killer(kill))
     resumed = train(folder)
-    for name, value in uninterrupted.decoder.state_dict().items():
-        torch.testing.assert_close(resumed.decoder.state_dict()[name], value, rtol=0, atol=0)
+    for name, value in uninterrupted.torch_decoder().state_dict().items():
+        torch.testing.assert_close(resumed.torch_decoder().state_dict()[name], value, rtol=0, atol=0)
     losses = [[e["train_loss"], e["val_loss"]] for e in resumed.record["history"]]
     assert losses == [[e["train_loss"], e["val_loss"]] for e in uninterrupted.record["history"]]
 
@@ -319,7 +319,9 @@ def test_a_run_saved_within_an_epoch_is_continued_there(
     killer = Killer()
     resumed = train(tmp_path, killer)
     assert "step 7 of 15" in killer.messages[0]
-    torch.testing.assert_close(token_weights(resumed.decoder), token_weights(uninterrupted.decoder), rtol=0, atol=0)
+    torch.testing.assert_close(
+        token_weights(resumed.torch_decoder()), token_weights(uninterrupted.torch_decoder()), rtol=0, atol=0
+    )
     assert len(list(tmp_path.glob("state-*.safetensors"))) == 2
 
 
@@ -342,7 +344,7 @@ def test_an_interrupted_run_is_saved_at_that_step_and_ends_with_the_same_weights
     assert interrupt.value.__notes__ == [said]
     assert (tmp_path / f"state-{step:08d}.safetensors").is_file()
     resumed = train(tmp_path)
-    assert resumed.decoder.digest() == uninterrupted.decoder.digest()
+    assert resumed.torch_decoder().digest() == uninterrupted.torch_decoder().digest()
     assert resumed.record["trace"] == uninterrupted.record["trace"]
     losses = [[(e["train_loss"], e["val_loss"]) for e in run.record["history"]] for run in (resumed, uninterrupted)]
     assert losses[0] == losses[1]
@@ -361,7 +363,7 @@ def test_on_two_threads_a_killed_run_ends_with_the_same_weights_too(tmp_path: Pa
         whole = train(None)
         with pytest.raises(KilledError):
             train(tmp_path, Killer(8))
-        assert train(tmp_path).decoder.digest() == whole.decoder.digest()
+        assert train(tmp_path).torch_decoder().digest() == whole.torch_decoder().digest()
     finally:
         torch.set_num_threads(threads)
 
@@ -372,7 +374,7 @@ def test_averaged_weights_are_continued_too(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KilledError):
         train(tmp_path, Killer(8), ema=0.9)
     resumed = train(tmp_path, ema=0.9)
-    assert resumed.decoder.digest() == whole.decoder.digest()
+    assert resumed.torch_decoder().digest() == whole.torch_decoder().digest()
     assert resumed.record["trace"] == whole.record["trace"]
 
 
@@ -388,7 +390,9 @@ def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(
     assert newest.name in killer.messages[0]
     assert "cut short" in killer.messages[0]
     assert "step 5 of 15" in killer.messages[1]
-    torch.testing.assert_close(token_weights(resumed.decoder), token_weights(uninterrupted.decoder), rtol=0, atol=0)
+    torch.testing.assert_close(
+        token_weights(resumed.torch_decoder()), token_weights(uninterrupted.torch_decoder()), rtol=0, atol=0
+    )
 
 
 def test_a_run_with_other_settings_starts_anew(tmp_path: Path) -> None:
@@ -403,7 +407,9 @@ def test_a_run_with_other_settings_starts_anew(tmp_path: Path) -> None:
 
 def test_nothing_random_is_left_to_chance(uninterrupted: Captioner) -> None:
     again = train(None)
-    torch.testing.assert_close(token_weights(again.decoder), token_weights(uninterrupted.decoder), rtol=0, atol=0)
+    torch.testing.assert_close(
+        token_weights(again.torch_decoder()), token_weights(uninterrupted.torch_decoder()), rtol=0, atol=0
+    )
 
 
 def test_the_toy_world_has_as_many_steps_as_the_killer_expects() -> None:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from c3tools.corpus import ImageItem, read_corpus
-from c3tools.embedding import embed_corpus, loader
+from c3tools.embedding import embed_corpus
 from c3tools.embedding.loader import pixel_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
@@ -169,7 +169,7 @@ def test_no_room_for_the_workers_is_told(encoder: Encoder, photos: Path, monkeyp
 def test_workers_can_be_spawned(encoder: Encoder, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = read_corpus([photos]).images[:3]
     (expected,) = pixel_batches({0: items}, encoder.preprocess, batch_size=3, workers=0)
-    monkeypatch.setattr(loader.multiprocessing, "get_context", multiprocessing.context.SpawnContext)
+    monkeypatch.setattr(multiprocessing, "get_context", multiprocessing.context.SpawnContext)
     (found,) = pixel_batches({0: items}, encoder.preprocess, batch_size=3, workers=1, time_limit=60.0)
     np.testing.assert_array_equal(found.pixels, expected.pixels)
 
