@@ -1,16 +1,24 @@
-"""Keys of many rows in bounded memory, by 64-bit hashes: 8 bytes a row.
+"""Keys of many rows in bounded memory, by 64-bit hashes.
 
 Whoever finds equal hashes compares the keys themselves, so that a duplicate is never reported by accident.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
+from ..io.temporary import using_temporary_files
+
 Hashes = npt.NDArray[np.int64]
+_RUN = 2**18  # hashes that are sorted in memory
+_RANGES = 256  # parts of a run that are read at a time
+_EDGES = np.linspace(-(2.0**63), 2.0**63, _RANGES, endpoint=False)[1:].astype(np.int64)
 
 
 def key_hashes(keys: Sequence[str]) -> Hashes:
@@ -18,17 +26,95 @@ def key_hashes(keys: Sequence[str]) -> Hashes:
     return np.fromiter(map(hash, keys), np.int64, len(keys))
 
 
-def repeated(hashes: Hashes) -> Hashes:
-    """Return the values that occur in ``hashes`` more than once, ascending; sorts ``hashes`` in place."""
-    hashes.sort()
-    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-
-
 def contains(ordered: Hashes, hashes: Hashes) -> npt.NDArray[np.bool_]:
     """Return which of ``hashes`` are among the ascending ``ordered``."""
     if not len(ordered):
         return np.zeros(len(hashes), bool)
     return ordered[np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)] == hashes  # type: ignore[no-any-return]
+
+
+class SortedHashes:
+    """Hashes of any number of keys: sorted runs in a temporary file, the last one in memory."""
+
+    def __init__(self) -> None:
+        self._pending: list[Hashes] = []
+        self._file: IO[bytes] | None = None
+        self._runs: list[tuple[int, Hashes]] = []  # where each begins in the file, and where its ranges begin in it
+        self._rest: Hashes | None = None
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Return how many were added."""
+        return self._count
+
+    def add(self, keys: Sequence[str]) -> None:
+        """Add the hashes of keys.
+
+        Raises:
+            C3Error: if there is no room for temporary files.
+        """
+        self._pending.append(key_hashes(keys))
+        self._rest = None
+        self._count += len(keys)
+        if sum(map(len, self._pending)) >= _RUN:
+            self._write_run()
+
+    def ranges(self) -> Iterator[Hashes]:
+        """Yield all hashes ascending, in the same ranges of values for every collection: some may be empty."""
+        if self._rest is None:
+            self._rest = _sorted(self._pending)
+            self._pending = [self._rest]
+        starts = _starts(self._rest)
+        for number in range(_RANGES):
+            parts = [self._rest[starts[number] : starts[number + 1]]]
+            for offset, bounds in self._runs:
+                parts.append(self._read(offset + int(bounds[number]), int(bounds[number + 1] - bounds[number])))
+            yield _sorted(parts) if self._runs else parts[0]
+
+    def repeated(self) -> Hashes:
+        """Return the values that were added more than once, ascending."""
+        return _joined([np.unique(part[1:][part[1:] == part[:-1]]) for part in self.ranges()])
+
+    def missing_from(self, *others: SortedHashes) -> Hashes:
+        """Return the values that are in none of the others, ascending, each once."""
+        missing = []
+        for part, *other_parts in zip(self.ranges(), *(other.ranges() for other in others), strict=True):
+            left = np.unique(part)
+            for other in other_parts:
+                left = left[~contains(other, left)]
+            missing.append(left)
+        return _joined(missing)
+
+    def _write_run(self) -> None:
+        run = _sorted(self._pending)
+        self._pending = []
+        with using_temporary_files():
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="c3-keys-")  # noqa: SIM115 (closed with this object)
+                weakref.finalize(self, self._file.close)
+            self._runs.append((self._file.seek(0, 2) // run.itemsize, _starts(run)))
+            self._file.write(run.tobytes())
+
+    def _read(self, start: int, count: int) -> Hashes:
+        assert self._file is not None
+        with using_temporary_files():
+            self._file.seek(start * 8)
+            return np.frombuffer(self._file.read(count * 8), np.int64)
+
+
+def _sorted(parts: Sequence[Hashes]) -> Hashes:
+    joined = _joined(parts)
+    joined.sort()
+    return joined
+
+
+def _joined(parts: Sequence[Hashes]) -> Hashes:
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _starts(run: Hashes) -> Hashes:
+    """Return where each range begins in an ascending run, and where the last one ends: int64 (ranges + 1,)."""
+    return np.concatenate([[0], np.searchsorted(run, _EDGES), [len(run)]]).astype(np.int64)
 
 
 class SplitTable:

@@ -14,7 +14,7 @@ from ..errors import StoreError
 from ..io.files import sha256_of, write_atomically
 from ..io.locations import download, kind_of
 from ..reporter import SILENT, Reporter, counted
-from .keys import Hashes, contains, key_hashes, repeated
+from .keys import Hashes, SortedHashes, contains, key_hashes
 from .manifest import finish_store
 from .metadata import Failure, write_failures, write_marker
 from .reader import Store, all_parts
@@ -152,8 +152,11 @@ def _duplicates(stores: Sequence[Store]) -> dict[str, Hashes]:
     """Return, by modality, the hashes of the keys that occur more than once over all stores."""
     found = {}
     for modality in dict.fromkeys(name for store in stores for name in store.modalities):
-        hashes = [key_hashes(keys) for store in stores for keys in _key_blocks(store, modality)]
-        again = repeated(np.concatenate(hashes)) if hashes else _NO_HASHES
+        hashes = SortedHashes()
+        for store in stores:
+            for keys in _key_blocks(store, modality):
+                hashes.add(keys)
+        again = hashes.repeated()
         if len(again):
             found[modality] = again
     return found

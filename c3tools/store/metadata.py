@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,21 +176,31 @@ def read_failures(store: Path) -> list[Failure]:
     Raises:
         StoreError: if it cannot be read.
     """
+    return [failure for failures in failure_batches(store) for failure in failures]
+
+
+def failure_batches(store: Path) -> Iterator[list[Failure]]:
+    """Yield the rows of failures.parquet, some thousand at a time; none if there is no such file.
+
+    Raises:
+        StoreError: if it cannot be read.
+    """
     path = store / FAILURES_FILE
     if kind_of(path) is None:
-        return []
+        return
     try:
-        with name_or_file(path) as file:
-            failures = [Failure(**row) for row in pq.read_table(file).to_pylist()]
-        if not all(_is_text(asdict(failure)) for failure in failures):
-            raise TypeError("a value is missing or not a string")
+        with name_or_file(path) as source, pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(batch_size=8192):
+                failures = [Failure(**row) for row in batch.to_pylist()]
+                if not all(_is_text(asdict(failure)) for failure in failures):
+                    raise TypeError("a value is missing or not a string")
+                yield failures
     except UnreachableError:
         raise
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise StoreError(
             f"{path} cannot be read ({error}).", remedy="Delete it and run `c3 embed` again: it is made anew."
         ) from error
-    return failures
 
 
 def write_marker(path: Path, marker: Mapping[str, Any]) -> None:

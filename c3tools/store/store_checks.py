@@ -1,19 +1,15 @@
-"""Checks of what concerns a whole store: its description, keys across shards, failures, external moments.
-
-Nothing here changes a file; memory is bounded by 8 bytes a row.
-"""
+"""Checks of what concerns a whole store: its description, its manifest, external moments. Nothing changes a file."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,12 +17,9 @@ from ..errors import StoreError, UnreachableError
 from ..io.files import check_seal, json_text, sha256_of
 from ..io.locations import SMALL_BLOCK, kind_of, name_or_file, names_in, read_all
 from ..moments import load_moments
-from ..reporter import counted
-from .keys import Hashes, contains, key_hashes, repeated
 from .manifest import EXTERNAL_FILE, MANIFEST_FILE, Manifest, ShardName, ShardRecord
-from .metadata import FAILURES_FILE, FORMAT_VERSION, INFO_FILE, Failure, StoreInfo, read_marker
+from .metadata import FAILURES_FILE, FORMAT_VERSION, INFO_FILE, StoreInfo, read_marker
 from .reader import Store, all_parts
-from .rows import ITEM_COLUMNS, keys_of
 from .shards import MARKER, METADATA_KEY, ROWS, early_name, finished_parts, part_name, part_path
 
 _UNFINISHED_FILE = re.compile(r"_?part-(\d{5,9})\.(parquet|moments\.safetensors)")
@@ -159,140 +152,6 @@ def _is_newer(path: Path) -> bool:
     return isinstance(version, int) and version > FORMAT_VERSION
 
 
-def check_keys(
-    store: Store, parts: dict[str, list[int]], failed: Set[str], *, finished: bool = True
-) -> Iterator[Finding]:
-    """Check that no key is missing, none occurs twice in a modality, and the image of every text is there.
-
-    Args:
-        store: the store.
-        parts: modality → numbers of the shards that can be read.
-        failed: keys that are listed as failed.
-        finished: whether the store has a manifest, which tells texts alone from texts whose images were all lost.
-    """
-    known: dict[str, Hashes] = {}
-    for modality, numbers in parts.items():
-        hashes, problems = _hash_keys(store, modality, numbers)
-        yield from problems
-        duplicates = repeated(hashes)
-        if len(duplicates):
-            yield from _report_duplicates(store, modality, numbers, duplicates)
-        known[modality] = hashes
-    for modality, numbers in parts.items():
-        yield from _check_pairing(store, modality, numbers, known, failed)
-    if not finished and "text" in parts and "image" not in parts and _name_images(store, parts["text"]):
-        what = "its texts name images, and there is no image: either texts alone were embedded, or the images are lost"
-        yield Finding("pairing", "text", what, "Nothing is to be done if they were.", modality="text", warning=True)
-
-
-def _hash_keys(store: Store, modality: str, parts: Sequence[int]) -> tuple[Hashes, list[Finding]]:
-    collected, problems = [], []
-    for part in parts:
-        try:
-            for batch in store.batches(modality, ["key"], parts=[part]):
-                keys = keys_of(batch)
-                if batch.column("key").null_count or "" in keys:
-                    problems.append(_bad_keys(store, modality, part, "it has rows without a key"))
-                    break
-                collected.append(key_hashes(keys))
-        except (StoreError, UnicodeDecodeError) as error:
-            problems.append(_bad_keys(store, modality, part, f"its keys cannot be read ({error})"))
-    return np.concatenate(collected) if collected else np.empty(0, np.int64), problems
-
-
-def _report_duplicates(store: Store, modality: str, parts: Sequence[int], duplicates: Hashes) -> Iterator[Finding]:
-    first: dict[str, int] = {}
-    for part in parts:
-        again = []
-        for batch in _readable(store, modality, ["key"], part):
-            keys = keys_of(batch)
-            for row in np.flatnonzero(contains(duplicates, key_hashes(keys))):
-                if keys[row] in first:
-                    again.append(keys[row])
-                first.setdefault(keys[row], part)
-        if again:
-            more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
-            what = f"it repeats the key {again[0]!r} of shard {first[again[0]]}{more}"
-            yield _bad_keys(store, modality, part, what)
-
-
-def _check_pairing(
-    store: Store, modality: str, parts: Sequence[int], known: dict[str, Hashes], failed: Set[str]
-) -> Iterator[Finding]:
-    for part in parts:
-        missing, example = 0, ""
-        for batch in _readable(store, modality, ["key", *ITEM_COLUMNS], part):
-            column = next((name for name in ITEM_COLUMNS if name in batch.schema.names), None)
-            candidates = [known["image"]] if column == "image_key" and "image" in known else []
-            if column == "pair_key":
-                candidates = [hashes for name, hashes in known.items() if name != modality]
-            if column is None or not candidates:
-                return
-            items = [key for key in batch.column(column).to_pylist() if key]
-            hashes = key_hashes(items)
-            absent = np.all([~contains(ordered, hashes) for ordered in candidates], axis=0)
-            names = [items[row] for row in np.flatnonzero(absent) if items[row] not in failed]
-            example = example or next(iter(names), "")
-            missing += len(names)
-        if missing:
-            imported = "imported" in store.info.extra
-            yield Finding(
-                "pairing",
-                part_name(modality, part, ROWS),
-                f"{counted(missing, 'row belongs', 'rows belong')} to what is neither there nor listed as failed, for "
-                f"example {example!r}",
-                "The import's tables name them; give the images too, if they are wanted."
-                if imported
-                else "Run the `c3 embed` that made the store again: it embeds what is missing.",
-                modality=modality,
-                part=part,
-                warning=imported,
-            )
-
-
-def _name_images(store: Store, parts: Sequence[int]) -> bool:
-    batches = (batch for part in parts for batch in _readable(store, "text", ["key", "image_key"], part))
-    return any(batch.column("image_key").null_count < len(batch) for batch in batches)
-
-
-def _readable(store: Store, modality: str, columns: Sequence[str], part: int) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a shard without the embeddings; none if it cannot be read, which is reported elsewhere."""
-    try:
-        yield from store.batches(modality, columns, parts=[part])
-    except (StoreError, UnicodeDecodeError):
-        return
-
-
-def _bad_keys(store: Store, modality: str, part: int, what: str) -> Finding:
-    where = part_name(modality, part, ROWS)
-    return Finding("keys", where, what, redo_remedy(store.info), Repair.REDO, modality, part)
-
-
-def check_failures(store: Store, failures: Collection[Failure], manifest: Manifest | None) -> Iterator[Finding]:
-    """Check that failures.parquet is intact and holds the ``failures`` of the shards."""
-    path = store.path / FAILURES_FILE
-    remedy = "Write it anew from the done markers: c3 verify --repair"
-    listed = {(f.stage, f.key) for f in failures}
-    if kind_of(path) is None:
-        if listed and manifest is None:  # else the manifest says that it was there
-            yield _unfinished(FAILURES_FILE, "it is not there yet", "Run the same `c3 embed` again.")
-        return
-    try:
-        recorded = {(f.stage, f.key) for f in store.recorded_failures()}
-        intact = check_seal(path) is not False
-    except UnreachableError:
-        raise
-    except (StoreError, OSError) as error:
-        yield Finding("failures", FAILURES_FILE, f"it cannot be read ({error})", remedy, Repair.FAILURES)
-        return
-    if not intact:
-        yield Finding("failures", FAILURES_FILE, "it is not as it was written", remedy, Repair.FAILURES)
-    elif listed - recorded:
-        missing = min(listed - recorded)
-        what = f"it lacks {len(listed - recorded):,} failures of the shards, for example of {missing[1]!r}"
-        yield _unfinished(FAILURES_FILE, what, "Run the same `c3 embed` again: it brings the list up to date.")
-
-
 def check_external_moments(store: Store) -> Iterator[Finding]:
     """Check that loaded moments of another corpus are intact and of the store's dimension."""
     path = store.external_path
@@ -325,7 +184,7 @@ def check_unfinished(store: Store, manifest: Manifest | None) -> Iterator[Findin
         for part in sorted((started | gaps) - finished):
             if (modality, part) not in recorded:
                 where = part_name(modality, part, MARKER)
-                yield _unfinished(where, "the shard is not finished, or was dropped", remedy, modality, part)
+                yield unfinished(where, "the shard is not finished, or was dropped", remedy, modality, part)
 
 
 def load_manifest(store: Store) -> tuple[Manifest | None, list[Finding]]:
@@ -345,15 +204,13 @@ def load_manifest(store: Store) -> tuple[Manifest | None, list[Finding]]:
     return None, [Finding("manifest", MANIFEST_FILE, what, remedy, Repair.MANIFEST)]
 
 
-def check_manifest(
-    store: Store, manifest: Manifest, markers: Mapping[ShardName, Mapping[str, Any]]
-) -> Iterator[Finding]:
+def check_manifest(store: Store, manifest: Manifest, found: Mapping[ShardName, ShardRecord]) -> Iterator[Finding]:
     """Compare what a store has with what its manifest records.
 
     Args:
         store: the store.
         manifest: its manifest.
-        markers: the done markers of its shards, those that can be read.
+        found: the records of its shards, those that can be read.
     """
     command = store.info.command
     again = f"Copy the store again, or run the `{command}` that made it again."
@@ -363,7 +220,7 @@ def check_manifest(
         marker = part_name(modality, part, MARKER)
         if marker in missing:
             lost.setdefault(modality, []).append(part)
-        elif (modality, part) in markers and ShardRecord.of(markers[modality, part]) != manifest.shards[modality, part]:
+        elif found.get((modality, part), manifest.shards[modality, part]) != manifest.shards[modality, part]:
             what = "the shard is intact, and not the one that is recorded: a run did not end, or two copies were mixed"
             yield Finding("manifest", marker, what, again, modality=modality, part=part)
     for modality, parts in lost.items():
@@ -394,5 +251,6 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:12])) + (", …" if len(numbers) > 12 else "")
 
 
-def _unfinished(where: str, what: str, remedy: str, modality: str | None = None, part: int | None = None) -> Finding:
+def unfinished(where: str, what: str, remedy: str, modality: str | None = None, part: int | None = None) -> Finding:
+    """Return the warning about what a run has not finished."""
     return Finding("unfinished", where, what, remedy, modality=modality, part=part, warning=True)

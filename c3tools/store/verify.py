@@ -14,7 +14,8 @@ from ..io.lock import locked
 from ..moments import Moments
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
-from .manifest import MANIFEST_FILE, ShardName, finish_store, record_again
+from .key_checks import FailedInputs, check_failures, check_keys
+from .manifest import MANIFEST_FILE, ShardName, ShardRecord, finish_store, record_again
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, write_failures, write_marker
 from .reader import Store
 from .shard_checks import check_shard
@@ -35,8 +36,6 @@ from .store_checks import (
     Repair,
     check_description,
     check_external_moments,
-    check_failures,
-    check_keys,
     check_manifest,
     check_unfinished,
     described_by_shards,
@@ -136,8 +135,8 @@ def verify_store(
 
 def _run_checks(store: Store, result: Verification, sample: float | None, seed: int, progress: Progress) -> None:
     readable: dict[str, list[int]] = {}
-    failures: list[Failure] = []
-    markers: dict[ShardName, dict[str, Any]] = {}
+    failed = FailedInputs()
+    records: dict[ShardName, ShardRecord] = {}
     for modality in store.modalities:
         parts = store.parts(modality)
         chosen = _sampled(parts, sample, seed, modality)
@@ -148,19 +147,19 @@ def _run_checks(store: Store, result: Verification, sample: float | None, seed: 
             progress.advance()
             if marker is None:
                 continue
-            failures += (Failure(**failure) for failure in marker["failures"])
+            failed.add_listed(marker["failures"])
             if not any(finding.check in _CHECKS_OF_ROWS and finding.repair is Repair.REDO for finding in found):
                 readable.setdefault(modality, []).append(part)
                 result.rows[modality] += marker["rows"]
-                markers[modality, part] = marker
+                records[modality, part] = ShardRecord.of(marker)
     manifest, found = load_manifest(store)
-    failed = {failure.key for failure in (*failures, *_recorded(store))}
-    result.findings += check_keys(store, readable, failed, finished=manifest is not None)
-    result.findings += check_failures(store, failures, manifest)
+    failed.add_recorded(store)
+    result.findings += check_keys(store, readable, failed.keys, finished=manifest is not None)
+    result.findings += check_failures(store, failed.listed, manifest)
     result.findings += check_external_moments(store)
     if manifest is not None:
         reported = {finding.where for finding in result.findings}
-        found += (finding for finding in check_manifest(store, manifest, markers) if finding.where not in reported)
+        found += (finding for finding in check_manifest(store, manifest, records) if finding.where not in reported)
     result.findings += found
     result.findings += check_unfinished(store, manifest)
     if not any(result.rows.values()) and not result.defects:
