@@ -1,6 +1,6 @@
 """Power and false alarms of the gap report's verdicts: stores that follow the paper's model, and stores that break it.
 
-    python benchmarks/assumption_power.py                 # prints the table of docs/geometry.md
+    python benchmarks/assumption_power.py                 # prints the table of docs/reference/geometry.md
     python benchmarks/assumption_power.py --draws 100     # more exactly
 
 The model is `e_x - e_y = c + eps` (Zhang et al., ICLR 2024): content in a third of the dimensions, a constant gap c

@@ -3,13 +3,13 @@
     python examples/c3_mini/features.py CORPUS FEATURES      # or any image.npy, text.npy and meta.jsonl
     python benchmarks/connect_temperature.py FEATURES --stores STORES
 
-For each logit scale and seed, `c3 connect heads` with the settings of docs/connect.md, all from the same start for one
-seed. The table has the gap before training and in the kept checkpoint, and recall, on the test split: mean and standard
-deviation over the seeds. With --stores, the first seed's embeddings become a store per scale, for
+For each logit scale and seed, `c3 connect heads` with the settings of docs/results/connect.md, all from the same start
+for one seed. The table has the gap before training and in the kept checkpoint, and recall, on the test split: mean and
+standard deviation over the seeds. With --stores, the first seed's embeddings become a store per scale, for
 `c3 ablate --methods C2_2,C3 --store STORES/100`. What is finished is kept in --work and not trained again.
 
 Cost: about a minute a run on one thread (OMP_NUM_THREADS=1), 12 runs. Expected on Flickr8k: of a gap of 1.13,
-0.08 is left at a fixed scale of 14 and 0.77 at 100 (docs/connect.md has the table).
+0.08 is left at a fixed scale of 14 and 0.77 at 100 (docs/reference/connect.md has the table).
 """
 
 from __future__ import annotations

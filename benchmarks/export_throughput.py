@@ -8,7 +8,7 @@ Makes a store of synthetic image and text embeddings (float16, 65,536 rows a sha
 in turn, several times, in processes of their own; ratios are taken within a round, because the machine's speed drifts.
 
 Costs about 3 GB of disk and 10 minutes on 2 cores. It should print ratios of at least 0.6 for 1 worker, texts noised,
-a peak below 1 GiB, and the same bytes with 1 and 4 workers; docs/exports.md says what was measured.
+a peak below 1 GiB, and the same bytes with 1 and 4 workers; docs/reference/exports.md says what was measured.
 """
 
 from __future__ import annotations

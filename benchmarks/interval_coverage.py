@@ -1,6 +1,6 @@
 """Coverage of the intervals of the gap report: how often they hold the number of the whole store.
 
-    python benchmarks/interval_coverage.py --store flickr8k-store         # prints the table of docs/geometry.md
+    python benchmarks/interval_coverage.py --store flickr8k-store   # prints the table of docs/reference/geometry.md
 
 A large store is the population. Images with one or all of their captions are drawn from it, 30 to 500 of them, a
 report is made of each draw, and the share of the 95 % intervals is counted that hold the number of the population. For

@@ -1,7 +1,7 @@
-"""Every preset on the 500 real CLIP pairs, and the page docs/presets.md.
+"""Every preset on the 500 real CLIP pairs, and the page docs/reference/presets.md.
 
     python benchmarks/preset_table.py                    # prints the table
-    python benchmarks/preset_table.py --write            # and writes docs/presets.md
+    python benchmarks/preset_table.py --write            # and writes docs/reference/presets.md
 
 The pairs are image and caption embeddings of COCO val2017 by OpenAI's CLIP ViT-B/16 (512 dimensions), imported from
 `../shared/data/clip_embeddings/coco_val2017_vitb16_500` or from --folder with image.npy and text.npy. In each of 20
@@ -25,7 +25,7 @@ from c3tools.transforms import PRESETS, preset
 
 HERE = Path(__file__).resolve().parent.parent
 FOLDER = HERE.parent / "shared" / "data" / "clip_embeddings" / "coco_val2017_vitb16_500"
-PAGE = HERE / "docs" / "presets.md"
+PAGE = HERE / "docs" / "reference" / "presets.md"
 
 
 def measure(name: str, x: np.ndarray, y: np.ndarray, split: int) -> list[float]:
@@ -108,7 +108,7 @@ captions, that have the query's own modality: 0.5 is none. It grows with the num
 
 
 def page(lines: list[str], splits: int) -> str:
-    """Return the page docs/presets.md."""
+    """Return the page docs/reference/presets.md."""
     listing = [f"| `{name}` | {entry.summary} | {entry.source} |" for name, entry in PRESETS.items()]
     sections = [
         "# Presets",

@@ -88,7 +88,10 @@ def gap_report(
         print_sections(report.sections() if full else report.summary(), report.notes)
         if not full:
             seen = f", {page} shows them with figures" if page else ""
-            out.print(f"More: --full prints every table{seen}; docs/geometry.md says what the words mean.", style="dim")
+            out.print(
+                f"More: --full prints every table{seen}; docs/reference/geometry.md defines the terms.",
+                style="dim",
+            )
     write_json(report.to_dict(), json)
     written = report.save(page) if page else []
     for path in [*written, *(report.save_figures(figures) if figures else [])]:

@@ -19,7 +19,7 @@ from ..store.rows import Indices, Matrix
 
 @dataclass(frozen=True)
 class Geometry:
-    """Gap, cosines, dimensions and recall of held-out pairs, measured as in docs/geometry.md.
+    """Gap, cosines, dimensions and recall of held-out pairs, measured as in docs/reference/geometry.md.
 
     Attributes:
         gap: distance of the means of the two modalities.

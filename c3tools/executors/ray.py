@@ -364,7 +364,7 @@ def _join(address: str | None) -> None:
             raise UnreachableError(
                 f"The Ray cluster at {address} asks for a token.",
                 remedy="Set RAY_AUTH_MODE=token if you trust it; the token is to be the same on all machines, see "
-                "docs/cluster.md.",
+                "docs/guides/cluster.md.",
             ) from error
         raise UnreachableError(
             f"There is no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split())[:300]}).",

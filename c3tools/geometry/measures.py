@@ -1,7 +1,9 @@
 """The measures of a pair of modalities, from what `collect` read, and the intervals of those that rest on all pairs.
 
-Definitions and sources are those of docs/geometry.md. Means over pairs, and functions of such means, are exact: they
-come from sums. The interval of a function of means is that of its linearisation: the first-order contribution of each
+Definitions and sources are in docs/reference/geometry.md. Means over pairs, and functions of such means, are exact:
+they come from sums.
+
+The interval of a function of means is that of its linearisation: the first-order contribution of each
 pair, averaged over bootstrap draws of the items of the working set. Where the working set is a sample, the interval is
 narrowed to the number of items there are, as the number itself rests on all of them.
 """
@@ -29,7 +31,7 @@ from .stream import PairSums
 
 BIASED_ITEMS, FEW_ITEMS = 300, 100
 """With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
-docs/geometry.md for their coverage."""
+docs/reference/geometry.md for their coverage."""
 
 
 @dataclass(frozen=True)

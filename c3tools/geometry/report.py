@@ -36,7 +36,7 @@ class GapReport:
     """The geometry of two modalities of a store, or of one.
 
     Attributes:
-        values: the JSON object; keys documented in docs/geometry.md, floats with 9 significant digits.
+        values: the JSON object; keys documented in docs/reference/geometry.md, floats with 9 significant digits.
         measured: the arrays behind it, for figures; None where only one modality was measured.
         alone: that modality, then.
     """

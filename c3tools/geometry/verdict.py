@@ -1,6 +1,7 @@
 """The gap report in four sentences: is there a gap, will Collapse help, will Corrupt help, what is unusual.
 
-Each follows from numbers of the report's JSON object by the thresholds below (docs/geometry.md has them as a table).
+Each follows from numbers of the report's JSON object by the thresholds below; docs/reference/geometry.md has them as a
+table.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ FALLBACK = "pair_cosine"
 MIN_COSINE = 0.1  # noise that leaves a lower cosine is over ten times as long as what is noised: nothing would be left
 MIN_SIBLING_COSINE = 0.2  # twice the noise that leaves this one would leave less than the other
 NEIGHBOURS = 500
-SPREADS = 2.0  # an image differs from a caption by more than two captions of it do: docs/decoders.md has the evidence
+SPREADS = 2.0  # an image differs from a caption by more than two captions of it do: see docs/results/sigma.md
 
 
 def parse_sigma(value: float | str, also: Sequence[str] = (AUTO,)) -> float | str:
@@ -132,7 +132,7 @@ def twice_spread(spread: SigmaRule) -> SigmaRule:
     """Double the spread of captions: about the sigma that the cosine of true pairs gives, from texts alone.
 
     The factor is empirical. Over six encoders the sigma of `pair_cosine` was 1.6 to 2.3 times that of
-    `caption_spread` (docs/decoders.md).
+    `caption_spread` (docs/results/sigma.md).
 
     Args:
         spread: what `caption_spread` gave.

@@ -1,0 +1,283 @@
+"""Draw the figures of the README and of the concept pages from the bundled photos, with c3-mini.
+
+    python docs/figures/draw.py
+
+It takes half a minute and writes the SVG files beside it. The two captions in readme.svg are those that `make demo`
+gives this photo.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import FuncFormatter
+from PIL import Image
+
+import c3tools
+from c3tools.assets.paths import C3_MINI_MOMENTS, PHOTOS
+from c3tools.corpus.splits import hashed_split
+from c3tools.moments import load_moments
+from c3tools.pages import close_up, new_figure, palette, save_figure, styled
+from c3tools.store import Pairs, Store
+
+HERE = Path(__file__).parent
+PHOTO = "000000078499.jpg"
+CAPTIONS = (
+    ("C1: neither Collapse nor Corrupt", "a group of people and a that is on top of a bed"),
+    ("C3: both", "a couple of horses standing next to each other"),
+)
+COLOURS = {"image": palette.FIRST, "text": palette.SECOND}
+SPLITS = {"train": palette.FIRST, "val": palette.THIRD, "test": palette.SECOND}
+Rows = npt.NDArray[np.float32]
+
+
+def first_pairs(pairs: Pairs) -> tuple[Rows, Rows]:
+    """Return each photo and its first caption, row by row."""
+    images, texts = pairs.first.embeddings, pairs.second.embeddings
+    first = [int(np.flatnonzero(pairs.item_index == item)[0]) for item in range(len(images))]
+    return images, texts[first]
+
+
+def axes_of(images: Rows, texts: Rows) -> Rows:
+    """Return two directions to look along: the gap, and what varies most besides."""
+    gap = images.mean(0) - texts.mean(0)
+    gap /= np.linalg.norm(gap)
+    centred = np.concatenate([images - images.mean(0), texts - texts.mean(0)])
+    centred -= np.outer(centred @ gap, gap)
+    return np.stack([gap, np.linalg.svd(centred, full_matrices=False)[2][0]], axis=1)
+
+
+def scatter(axes: Axes, images: Rows, texts: Rows, view: Rows, title: str, *, lines: bool = True) -> None:
+    """Draw pairs of rows, joined by lines, in two dimensions."""
+    first, second = images @ view, texts @ view
+    if lines:
+        joined = LineCollection(list(np.stack([first, second], axis=1)), colors=palette.RULE, linewidths=0.6, zorder=1)
+        axes.add_collection(joined)
+    axes.scatter(*first.T, s=11, color=COLOURS["image"], label="photos", zorder=2)
+    axes.scatter(*second.T, s=11, color=COLOURS["text"], label="captions", zorder=2)
+    axes.set(title=title, xlim=(-1, 1), ylim=(-0.75, 0.75))
+    close_up(axes, ticks=False)
+
+
+def transformed(store: Store, preset: str, **settings: Any) -> tuple[Rows, Rows]:
+    """Return photos and first captions as a preset gives them to training."""
+    images, texts = first_pairs(store.pairs("image", "text", split="all"))
+    pipeline = c3tools.preset(preset, **settings).fit({"image": images, "text": texts})
+    keys = [str(number) for number in range(len(texts))]
+    noised = pipeline.transform(texts, modality="text", training=True, keys=keys)
+    return pipeline.transform(images, modality="image"), noised
+
+
+@styled
+def draw_readme(images: Rows, texts: Rows, view: Rows, collapsed: tuple[Rows, Rows]) -> None:
+    """Draw the gap before and after Collapse, and a photo with the captions of two decoders."""
+    figure, axes = new_figure(9.4, 2.9, 1, 3, gridspec_kw={"width_ratios": [1, 1, 1.15]})
+    scatter(axes[0], images, texts, view, "Before: two regions, the modality gap")
+    scatter(axes[1], *collapsed, view, "After Collapse: one region")
+    axes[0].legend(loc="lower center", ncols=2)
+    photo = Image.open(PHOTOS / "images" / PHOTO)
+    photo.thumbnail((360, 360))
+    axes[2].imshow(photo)
+    axes[2].set_title("Decoders that never saw an image")
+    axes[2].axis("off")
+    for number, (who, caption) in enumerate(CAPTIONS):
+        down = -0.10 - 0.20 * number
+        axes[2].text(0, down, who, transform=axes[2].transAxes, fontsize=7.5, color=palette.MUTED)
+        axes[2].text(0, down - 0.08, f"“{caption}”", transform=axes[2].transAxes, fontsize=8)
+    save_figure(figure, HERE / "readme.svg")
+    with_jpeg(HERE / "readme.svg")
+
+
+def with_jpeg(path: Path) -> None:
+    """Store the photo in an SVG file as JPEG, a tenth of the size of the PNG that matplotlib writes."""
+
+    def convert(match: re.Match[str]) -> str:
+        photo = Image.open(io.BytesIO(base64.b64decode(match[1]))).convert("RGB")
+        jpeg = io.BytesIO()
+        photo.save(jpeg, "JPEG", quality=82)
+        return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
+
+    path.write_text(re.sub(r"data:image/png;base64,([^\"]+)", convert, path.read_text("utf-8")), encoding="utf-8")
+
+
+@styled
+def draw_gap(images: Rows, texts: Rows, view: Rows) -> None:
+    """Draw the two regions, with the means and the gap between them."""
+    figure, axes = new_figure(6.4, 3.4)
+    scatter(axes, images, texts, view, "79 photos and a caption of each")
+    start, end = images.mean(0) @ view, texts.mean(0) @ view
+    axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "<->", "color": palette.INK, "lw": 1.4})
+    length = float(np.linalg.norm(images.mean(0) - texts.mean(0)))
+    axes.text(*((start + end) / 2 + [0, 0.05]), f"gap {length:.2f}", ha="center", fontsize=9)
+    axes.legend(loc="lower center", ncols=2)
+    save_figure(figure, HERE / "modality-gap.svg")
+
+
+@styled
+def draw_steps(store: Store, view: Rows) -> None:
+    """Draw the space after each of the three steps."""
+    figure, axes = new_figure(9.4, 2.9, 1, 3)
+    scatter(axes[0], *transformed(store, "c1"), view, "1  Connect")
+    scatter(axes[1], *transformed(store, "c2-collapse"), view, "2  Collapse")
+    scatter(axes[2], *transformed(store, "c3", sigma=0.06), view, "3  Corrupt", lines=False)
+    axes[0].legend(loc="lower center", ncols=2)
+    axes[2].set_xlabel("captions with noise: what a decoder trains on")
+    save_figure(figure, HERE / "three-cs.svg")
+
+
+@styled
+def draw_presets(store: Store, view: Rows) -> None:
+    """Draw the space under several presets."""
+    names = ("c1", "c2-collapse", "gap-shift", "project-out-gap", "standardize", "procrustes")
+    figure, axes = new_figure(9.4, 5.2, 2, 3)
+    for place, name in zip(axes.flat, names, strict=True):
+        scatter(place, *transformed(store, name), view, name)
+    axes[0, 0].legend(loc="lower center", ncols=2)
+    save_figure(figure, HERE / "presets.svg")
+
+
+@styled
+def draw_store() -> None:
+    """Draw what goes into a store and what is read from it."""
+    figure, axes = new_figure(9.4, 2.5)
+    axes.set(xlim=(0, 94), ylim=(0, 25))
+    axes.axis("off")
+    boxes = {
+        "corpus\nphotos, captions": (1, 9, 14, 8),
+        "encoder": (21, 9, 11, 8),
+        "rows\npart-00000.parquet": (41, 17, 20, 6),
+        "moments\n_part-00000.moments.safetensors": (38, 9.5, 26, 6),
+        "done marker\n_part-00000.json": (41, 2, 20, 6),
+        "gap report": (75, 19, 17, 4.5),
+        "export, index": (75, 13.5, 17, 4.5),
+        "decoder, generator": (75, 8, 17, 4.5),
+        "verify, merge, split": (75, 2.5, 17, 4.5),
+    }
+    for text, (x, y, width, height) in boxes.items():
+        edge = {"boxstyle": "round,pad=0.2,rounding_size=0.8", "lw": 0.9, "ec": palette.FIRST, "fc": "none"}
+        axes.add_patch(FancyBboxPatch((x, y), width, height, **edge))
+        axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=7.5)
+    axes.add_patch(
+        FancyBboxPatch((36, 0.7), 30, 23.6, boxstyle="round,pad=0.2", lw=0.8, ls="--", ec=palette.MUTED, fc="none")
+    )
+    for start, end in (((15.5, 13), (20.5, 13)), ((32.5, 13), (35.5, 13)), ((66.5, 13), (74, 13))):
+        axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": palette.MUTED, "lw": 1.2})
+    axes.text(51, 24.6, "a shard of c3-store/image/", ha="center", va="bottom", fontsize=7.5, color=palette.MUTED)
+    save_figure(figure, HERE / "stores.svg")
+
+
+@styled
+def draw_moments() -> None:
+    """Draw the standard error of a mean by the number of rows, from the moments of c3-mini's training data."""
+    figure, axes = new_figure(6.4, 3.2)
+    counts = np.geomspace(10, 30_000, 60)
+    for modality, moments in load_moments(C3_MINI_MOMENTS)[0].items():
+        trace = float(np.trace(moments.covariance))
+        label = {"image": "photos", "text": "captions"}[modality]
+        axes.plot(counts, np.sqrt(trace / counts), color=COLOURS[modality], label=label)
+    axes.axhline(1.01, color=palette.MUTED, lw=0.9, ls="--")
+    axes.text(30_000, 1.05, "the gap itself", ha="right", va="bottom", fontsize=8, color=palette.MUTED)
+    axes.set(xscale="log", yscale="log", xlabel="independent rows", title="Standard error of the mean")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.legend()
+    save_figure(figure, HERE / "moments.svg")
+
+
+@styled
+def draw_splits(pairs: Pairs) -> None:
+    """Draw which split each bundled photo is in by the hash of its key."""
+    keys = pairs.first.keys
+    splits = [hashed_split(key) for key in keys]
+    figure, axes = new_figure(9.4, 1.5)
+    for number, split in enumerate(splits):
+        axes.bar(number, 1, 0.8, color=SPLITS[split])
+        axes.bar(number, 0.5, 0.8, bottom=1.2, color=SPLITS[split], alpha=0.5)
+    for split, colour in SPLITS.items():
+        axes.bar(0, 0, color=colour, label=f"{split} {splits.count(split)}")
+    axes.set(xticks=[], yticks=[0.5, 1.45], yticklabels=["photos", "their captions"], xlim=(-1, len(keys)))
+    close_up(axes)
+    axes.spines[:].set_visible(False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3)
+    save_figure(figure, HERE / "splits.svg")
+
+
+@styled
+def draw_sigma(store: Store) -> None:
+    """Draw the cosine of a noised caption with the clean one by sigma, and where the rules fall on it."""
+    rules = c3tools.gap_report(store).to_dict()["sigma"]["candidates"]
+    rows = store.load("text").embeddings
+    centred = rows - rows.mean(0)
+    noise = np.random.default_rng(0).standard_normal(centred.shape)
+
+    def cosine(sigma: float) -> float:
+        return float((unit(centred) * unit(centred + sigma * noise)).sum(1).mean())
+
+    figure, axes = new_figure(6.4, 3.4)
+    sigmas = np.linspace(0, 0.2, 60)
+    axes.plot(sigmas, [cosine(sigma) for sigma in sigmas], color=palette.FIRST)
+    labels = {
+        "caption_spread": "another caption of the same photo",
+        "twice_spread": "--sigma auto: twice that sigma",
+        "pair_cosine": "the photo itself",
+        "published": "published constant",
+    }
+    for name, label in labels.items():
+        sigma = rules[name]["sigma"]
+        axes.plot(sigma, cosine(sigma), "o", color=palette.SECOND)
+        axes.annotate(f"{label}  {sigma:.3f}", (sigma, cosine(sigma)), (6, 3), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="sigma", title="Cosine of a caption with noise to the same caption without", ylim=(0, 1.05))
+    save_figure(figure, HERE / "sigma.svg")
+
+
+@styled
+def draw_captions() -> None:
+    """Draw CIDEr by method from the table of results/captions.md."""
+    page = (HERE.parent / "results" / "captions.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([\w-]+) \| (–|0\.08 \(best on val\)) \| ([\d.]+) ± ([\d.]+) ", page, re.MULTILINE)
+    rows = [row for row in rows if row[0] != "CapDec"]  # trained as C2_2
+    figure, axes = new_figure(6.4, 2.8)
+    names, _, means, spreads = zip(*rows, strict=True)
+    colours = [palette.FIRST if name.startswith("C") and name != "CLIPRe" else palette.MUTED for name in names]
+    axes.bar(names, [float(mean) for mean in means], 0.6, color=colours, yerr=[float(spread) for spread in spreads])
+    axes.set(title="CIDEr on Flickr8k, 5 beams, sigma 0.08", ylabel="%")
+    save_figure(figure, HERE.parent / "results" / "flickr8k-captions.svg")
+
+
+def unit(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the rows at length 1."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def main() -> None:
+    """Embed the bundled photos and draw everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        c3tools.copy_photos(Path(folder) / "images")
+        store = c3tools.embed(Path(folder) / "images", Path(folder) / "store", backend="torch", precision="fp32")
+        pairs = store.pairs("image", "text", split="all")
+        images, texts = first_pairs(pairs)
+        view = axes_of(images, texts)
+        middle = (images.mean(0) + texts.mean(0)) / 2
+        draw_readme(images - middle, texts - middle, view, transformed(store, "c2-collapse"))
+        draw_gap(images - middle, texts - middle, view)
+        draw_steps(store, view)
+        draw_presets(store, view)
+        draw_store()
+        draw_moments()
+        draw_splits(pairs)
+        draw_sigma(store)
+    draw_captions()
+
+
+if __name__ == "__main__":
+    main()

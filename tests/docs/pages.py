@@ -1,0 +1,174 @@
+"""Run the commands and snippets of a page of the documentation, and compare what they print with what the page shows.
+
+    python -m tests.docs.pages docs/guides/search.md      # write what they print into the page
+
+A page starts with nothing, or from what a comment at its top names: ``<!-- starts from: photos -->`` (the bundled
+photos in images/), or ``store`` (and c3-store/). In a ``console`` block, lines that begin with ``$`` are commands; a
+``python`` block is followed by a ``text`` block with what it prints. A line ``...`` stands for any output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+_FENCE = re.compile(r"^```(console|python)\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+_NUMBER = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+_TIMINGS = (  # depend on the machine
+    re.compile(r"^( +(?:image|text) +[\d,]+ +\d+ +\d+) +[\d.,]+ +[\d.,]+ *$", re.MULTILINE),
+    re.compile(r"^( +\d+ +[\d.]+ +[\d.]+) +[\d,]+ *$", re.MULTILINE),
+    re.compile(r"^The model, on \w+, took .*?would help\.\n?()", re.DOTALL | re.MULTILINE),
+)
+TOLERANCE = 0.05
+"""Relative difference of a number with a decimal point; others are equal."""
+
+
+def prepare(folder: Path, page: str) -> None:
+    """Put into the folder what the page starts from."""
+    start = re.search(r"<!-- starts from: (\w+) -->", page)
+    if start is None:
+        return
+    from c3tools.demo import copy_photos
+
+    copy_photos(folder / "images")
+    if start[1] == "store":
+        made = os.environ.get("C3_DOCS_STORE")
+        if made:
+            shutil.copytree(made, folder / "c3-store")
+        else:
+            run_command("c3 embed images")
+
+
+def as_on_a_plain_install(patch: pytest.MonkeyPatch) -> None:
+    """Leave out converted backends and bf16, so that pages show what a CPU without extras prints."""
+    from c3tools.encoders.backends import CONVERTED
+
+    patch.setattr("c3tools.devices.cpu_bf16_speed", lambda: 0.0)
+    for backend in CONVERTED.values():
+        patch.setattr(backend, "is_installed", classmethod(lambda cls: False))
+    patch.delenv("C3_STORE", raising=False)
+    patch.setenv("COLUMNS", "100")
+
+
+def run_page(page: str, check: Callable[[str, str, str], str]) -> str:
+    """Run every block of a page in the current folder; `check(command, shown, printed)` returns what to show."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+
+    def replace(match: re.Match[str]) -> str:
+        language, body, shown = match.groups()
+        if language == "console":
+            parts = [
+                f"$ {command}\n" + check(command, output, run_command(command)) for command, output in _commands(body)
+            ]
+            return "```console\n" + "".join(parts) + "```"
+        printed = check(body, shown or "", _run_python(body, names))
+        tail = f"\n\n```text\n{printed}```" if printed else ""
+        return f"```python\n{body}```{tail}"
+
+    return _FENCE.sub(replace, page)
+
+
+def _commands(body: str) -> Iterator[tuple[str, str]]:
+    for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        yield command, output
+
+
+def run_command(command: str) -> str:
+    """Return what a command prints, to standard output and standard error, without blank ends."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "c3" and not {"|", ">", "&&"} & set(words):
+        from c3tools.cli import app
+
+        result = CliRunner().invoke(app, words[1:], prog_name="c3")
+        printed, code = result.output, result.exit_code
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+    else:
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+        printed, code = done.stdout + done.stderr, done.returncode
+    assert code == 0, f"{command}: exit code {code}\n{printed}"
+    return _tidy(printed)
+
+
+def _run_python(code: str, names: dict[str, Any]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        exec(compile(code, "page", "exec"), names)
+    return _tidy(out.getvalue())
+
+
+def _tidy(printed: str) -> str:
+    lines = [line.rstrip() for line in printed.splitlines()]
+    lines = [line for line in lines if line]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def same(shown: str, printed: str) -> bool:
+    """Tell whether two outputs agree: words equal, numbers within the tolerance, timings and ``...`` left out."""
+    return _match(_words(shown), _words(printed))
+
+
+def _words(text: str) -> list[str]:
+    for pattern in _TIMINGS:
+        text = pattern.sub(r"\1", text)
+    return [word for word in text.split() if set(word) != {"─"}]
+
+
+def _match(shown: list[str], printed: list[str]) -> bool:
+    if "..." not in shown:
+        return len(shown) == len(printed) and all(map(_same_word, shown, printed))
+    first = shown.index("...")
+    if len(printed) < first or not all(map(_same_word, shown[:first], printed)):
+        return False
+    rest = shown[first + 1 :]
+    return not rest or any(_match(rest, printed[start:]) for start in range(first, len(printed)))
+
+
+def _same_word(shown: str, printed: str) -> bool:
+    if shown == printed:
+        return True
+    left, right = _NUMBER.findall(shown), _NUMBER.findall(printed)
+    if len(left) != len(right) or _NUMBER.sub("#", shown) != _NUMBER.sub("#", printed):
+        return False
+    return all(a == b or ("." in a and "." in b and _close(a, b)) for a, b in zip(left, right, strict=True))
+
+
+def _close(shown: str, printed: str) -> bool:
+    a, b = (float(text.replace(",", "").replace("−", "-")) for text in (shown, printed))
+    last = 10.0 ** -len(shown.partition(".")[2].partition("e")[0])
+    return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=2 * last)
+
+
+def main(path: Path) -> None:
+    """Write what the commands of a page print into the page; an output that ends in ``...`` keeps its length."""
+    import tempfile
+
+    page = path.read_text(encoding="utf-8")
+    home = Path.cwd()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        as_on_a_plain_install(patch)
+        os.chdir(folder)
+        prepare(Path(folder), page)
+        page = run_page(page, lambda _, shown, printed: shown if same(shown, printed) else printed)
+        os.chdir(home)
+    path.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        main(Path(name).resolve())

@@ -1,0 +1,94 @@
+"""The README and the guides run as written, and print what they show."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, as_on_a_plain_install, prepare, run_page, same
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("start/*.md")), *sorted((ROOT / "docs").glob("guides/*.md"))]
+RUN = [page for page in PAGES if re.search(r"^```(console|python)$", page.read_text("utf-8"), re.MULTILINE)]
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of the bundled photos, embedded once for all pages."""
+    from c3tools import embed
+    from c3tools.demo import copy_photos
+
+    folder = tmp_path_factory.mktemp("docs")
+    copy_photos(folder / "images")
+    with pytest.MonkeyPatch.context() as patch:
+        as_on_a_plain_install(patch)
+        embed(folder / "images", folder / "c3-store")
+    return folder / "c3-store"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", RUN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_of_a_page_print_what_it_shows(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    page = path.read_text(encoding="utf-8")
+    if "<!-- starts from: store -->" in page:
+        monkeypatch.setenv("C3_DOCS_STORE", str(request.getfixturevalue("embedded")))
+    monkeypatch.chdir(tmp_path)
+    as_on_a_plain_install(monkeypatch)
+    prepare(tmp_path, page)
+    wrong: list[str] = []
+
+    def check(command: str, shown: str, printed: str) -> str:
+        if not same(shown, printed):
+            wrong.append(f"$ {command}\nshown:\n{shown}printed:\n{printed}")
+        return printed
+
+    run_page(page, check)
+    assert not wrong, (
+        "\n\n".join(wrong) + f"\npython -m tests.docs.pages {path.relative_to(ROOT)} writes what is printed."
+    )
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "equal"),
+    [
+        ("gap 1.02\n", "gap 1.03\n", True),
+        ("gap 1.02\n", "gap 1.20\n", False),
+        ("79 images\n", "80 images\n", False),
+        ("a\n...\nd\n", "a\nb\nc\nd\n", True),
+        ("a\n...\nd\n", "a\nb\nc\n", False),
+        ("a ─── b", "a ───── b", True),
+        ("found\n", "", False),
+        ("  image   79   0   0   16.3   4.9\n", "  image   79   0   0   1.0   80\n", True),
+    ],
+)
+def test_outputs_are_compared_word_by_word_with_tolerance_for_numbers(shown: str, printed: str, equal: bool) -> None:
+    assert same(shown, printed) == equal
+
+
+def test_the_page_of_commands_is_made_from_the_application() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text("utf-8") == module.cli_page(), "python docs/reference.py writes it anew"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    import c3tools
+
+    page = (ROOT / "docs" / "reference" / "api.md").read_text("utf-8")
+    assert set(re.findall(r"auto(?:class|function):: c3tools\.(\w+)", page)) == set(c3tools.__all__) - {"__version__"}
+
+
+def test_tests_that_the_security_page_names_are_there() -> None:
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text("utf-8")):
+        assert f"def {name}(" in (ROOT / path).read_text("utf-8"), f"{path}::{name}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
