@@ -5,7 +5,7 @@ import pytest
 
 from c3tools.errors import StoreError
 from c3tools.store import Pairs, Rows
-from c3tools.store.rows import item_keys, number, row_items
+from c3tools.store.rows import item_keys, row_items
 
 
 def texts_of(items: list[str | None]) -> Rows:
@@ -16,7 +16,7 @@ def texts_of(items: list[str | None]) -> Rows:
 def test_an_item_is_the_image_of_a_text_or_the_row_itself() -> None:
     texts = texts_of(["b", None, "b", "a"])
     assert texts.items == row_items(texts.table) == ["b", "text1", "b", "a"]
-    assert texts.item_index.tolist() == number(texts.items).tolist() == [0, 1, 0, 2]
+    assert texts.item_index.tolist() == [0, 1, 0, 2]
     assert item_keys(texts.table).to_pylist() == ["b", None, "b", "a"]
     assert texts.captions == ["", "a", "a", "a"]
     audio = Rows.of("audio", ["x", "y"], np.eye(2), pair_key=["a", None])
@@ -56,5 +56,5 @@ def test_where_takes_the_rows_of_a_split() -> None:
 def test_lengths_that_differ_are_refused() -> None:
     with pytest.raises(StoreError, match="2 keys and 1 values of split"):
         Rows.of("image", ["a", "b"], np.eye(2), split=["train"])
-    with pytest.raises(StoreError, match="2 keys, 3 embeddings"):
+    with pytest.raises(StoreError, match="2 keys and 3 embeddings"):
         Rows.of("image", ["a", "b"], np.eye(3))
