@@ -156,7 +156,9 @@ def main() -> None:
                     [*again, "--train", command, store, output], capture_output=True, text=True, check=False
                 )
                 if done.returncode != 0:
-                    raise SystemExit(f"{command} on {rows:,} captions ended with {done.returncode}: {done.stderr[-2000:]}")
+                    raise SystemExit(
+                        f"{command} on {rows:,} captions ended with {done.returncode}: {done.stderr[-2000:]}"
+                    )
                 took = json.loads(done.stdout.splitlines()[-1])
                 cells = [f"{took['memory']:,.0f}", f"{took['first']:.0f}", f"{took['step']:.3f}"]
                 found.append([f"c3 {command}", f"{rows:,}", *cells])

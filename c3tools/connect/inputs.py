@@ -257,7 +257,7 @@ class PairedFeatures(Pairs):
 
         The sides change places where only the first one has several rows of one item.
         """
-        if [len(side.items.array.unique()) < len(side) for side in (first, second)] == [True, False]:
+        if [side.items.distinct < len(side) for side in (first, second)] == [True, False]:
             first, second = second, first
         index = match_items(first.items.array, second.items.array)
         found, alone = list(notes), int(np.count_nonzero(index < 0))

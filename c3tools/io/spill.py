@@ -14,7 +14,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,13 @@ BLOCK_ROWS = 8192
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 R = TypeVar("R", bound=Any)
+
+
+class Digest(Protocol):
+    """A running digest, as hashlib makes them."""
+
+    def update(self, data: Any, /) -> None:
+        """Take more bytes."""
 
 
 class FileRows:
@@ -69,7 +76,7 @@ class FileRows:
         numbers = self._chosen(key)
         return self._read(numbers if self._numbers is None else self._numbers[numbers])
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> Array:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """Read all rows into memory."""
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
@@ -100,7 +107,7 @@ class FileRows:
         if not out.size:
             return out.astype(self.dtype)
         size = out[0].nbytes
-        into = memoryview(out.reshape(-1).view(np.uint8))
+        into = out.reshape(-1).view(np.uint8).data
         starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 2) != 1).tolist()
         for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
             self._file.read_into(into[start * size : stop * size], int(numbers[start]) * size)
@@ -124,7 +131,7 @@ class _SharedFile:
         Raises:
             OutputError: if there is no room for it.
         """
-        left = memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+        left = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         try:
             while left:
                 left = left[self._file.write(left) :]
@@ -195,10 +202,17 @@ def collect_rows(
 
 def take_rows(rows: R, key: Any) -> R:
     """Return some of the rows: copied from an array, but of a file not read yet."""
-    return rows.select(key) if isinstance(rows, FileRows) else rows[key]  # type: ignore[no-any-return]
+    taken: R = rows.select(key) if isinstance(rows, FileRows) else rows[key]  # type: ignore[assignment]
+    return taken
 
 
 def blocks_of(rows: R) -> Iterator[R]:
     """Yield rows a few thousand at a time."""
     for start in range(0, len(rows), BLOCK_ROWS):
         yield rows[start : start + BLOCK_ROWS]
+
+
+def hash_rows(digest: Digest, rows: Array | FileRows) -> None:
+    """Update a digest with the bytes of rows."""
+    for block in blocks_of(rows):
+        digest.update(np.ascontiguousarray(block).data)

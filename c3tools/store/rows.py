@@ -98,10 +98,14 @@ class Rows:
         """Return one column as a list of n Python values."""
         return self.table.column(name).to_pylist()
 
+    def strings(self, name: str) -> Strings:
+        """Return one column of strings, an empty one where it is null."""
+        return Strings(_text(self.table, name).fill_null(""))
+
     @cached_property
     def captions(self) -> Strings:
         """The column ``caption``, an empty string where it is null."""
-        return Strings(_text(self.table, "caption").fill_null(""))
+        return self.strings("caption")
 
     @cached_property
     def items(self) -> Strings:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..io.spill import BLOCK_ROWS
+from ..io.spill import BLOCK_ROWS, Digest
 
 _MOST_BYTES = 2**31 - 1  # of the strings of an Arrow array with 32-bit offsets
 Indices = npt.NDArray[np.int64]
@@ -49,7 +49,7 @@ class Strings(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         """Return one string, or a list of those in a slice."""
         if isinstance(index, slice):
-            found: list[str] = self.array[index].to_pylist()
+            found: list[Any] = self.array[index].to_pylist()
             return found
         return str(self.array[int(index)].as_py())
 
@@ -75,7 +75,12 @@ class Strings(Sequence[str]):
 
     def take(self, rows: Indices | Mask) -> Strings:
         """Return the strings with these numbers, in this order, or where a mask (n,) is true."""
-        return Strings(self.array.take(pa.array(np.arange(len(self))[rows])))
+        return Strings(self.array.take(np.arange(len(self))[rows]))
+
+    @property
+    def distinct(self) -> int:
+        """The number of different strings."""
+        return len(self.array.unique())
 
     @cached_property
     def numbers(self) -> Indices:
@@ -83,16 +88,25 @@ class Strings(Sequence[str]):
         return np.asarray(self.array.dictionary_encode().indices, dtype=np.int64)
 
 
+def hash_strings(digest: Digest, *columns: Strings) -> None:
+    """Update a digest with all strings of the columns, one after another, as joined by the separator U+001F."""
+    separator = ""
+    for column in columns:
+        for start in range(0, len(column), BLOCK_ROWS):
+            digest.update((separator + "\x1f".join(column[start : start + BLOCK_ROWS])).encode())
+            separator = "\x1f"
+
+
 def one_array(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.Array[Any]:
     """Return a column as one array of strings, of 64-bit offsets where 32 bits are not enough."""
     if isinstance(column, pa.ChunkedArray):
         if column.num_chunks != 1 and column.nbytes > _MOST_BYTES:
             column = column.cast(pa.large_string())
-        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # of no chunk, in early versions of pyarrow
-        column = pa.array([], column.type)
+        chunks = column.chunks or [pa.array([], column.type)]
+        column = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     known = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return column if known else column.cast(pa.string())
+    found: pa.Array[Any] = column if known else column.cast(pa.string())
+    return found
 
 
 def _in_blocks(values: Iterable[str]) -> Iterator[list[str]]:

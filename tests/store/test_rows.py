@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
 from c3tools.store import Pairs, Rows
+from c3tools.store import strings as strings_module
 from c3tools.store.rows import item_keys, row_items
+from c3tools.store.strings import Strings, hash_strings
 
 
 def texts_of(items: list[str | None]) -> Rows:
@@ -58,3 +65,35 @@ def test_lengths_that_differ_are_refused() -> None:
         Rows.of("image", ["a", "b"], np.eye(2), split=["train"])
     with pytest.raises(StoreError, match="2 keys and 3 embeddings"):
         Rows.of("image", ["a", "b"], np.eye(3))
+
+
+def test_strings_are_a_sequence_that_equals_a_list() -> None:
+    values = ["b", "", "ä", "b", "日本"]
+    strings = Strings(values)
+    assert strings == values and values == strings and strings == tuple(values) and strings == Strings.of(iter(values))
+    assert strings != values[:4] and strings != ["b", "", "ä", "b", "日"] and strings != "b"
+    assert (strings[0], strings[-1], strings[1:3], list(strings), len(strings)) == ("b", "日本", ["", "ä"], values, 5)
+    assert strings.numbers.tolist() == [0, 1, 2, 0, 3] and strings.distinct == 4
+    assert strings.take(np.array([3, 0])) == ["b", "b"]
+    assert strings.take(np.array([False, True, False, False, True])) == ["", "日本"]
+    assert Strings([]) == [] and Strings([]).numbers.tolist() == []
+    assert repr(Strings(["a"])) == "['a']" and "9 strings" in repr(Strings("abcdefghi"))
+    with pytest.raises(IndexError):
+        strings[5]
+
+
+@given(st.lists(st.lists(st.text(max_size=3), max_size=20), min_size=1, max_size=3))
+def test_the_digest_of_strings_is_that_of_the_joined_text(columns: list[list[str]]) -> None:
+    digest, expected = hashlib.sha256(), "\x1f".join(text for column in columns for text in column)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strings_module, "BLOCK_ROWS", 4)
+        hash_strings(digest, *map(Strings, columns))
+    assert digest.digest() == hashlib.sha256(expected.encode()).digest()
+
+
+def test_columns_that_are_too_long_for_32_bits_get_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strings_module, "_MOST_BYTES", 10)
+    strings = Strings(pa.chunked_array([["a longer text"], ["b", "c"]]))
+    assert strings.array.type == pa.large_string()
+    assert strings == ["a longer text", "b", "c"]
+    assert Strings(pa.chunked_array([pa.array(["a", "b"]).dictionary_encode()])) == ["a", "b"]
