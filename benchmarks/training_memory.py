@@ -37,7 +37,29 @@ DIM = 512
 CAPTIONS = 5
 VAL_IMAGES = 500
 SHARD_ROWS = 100_000
-WORDS = "a the dog cat man woman child horse red small old runs sits jumps sleeps on in near under grass beach".split()
+WORDS = [
+    "a",
+    "the",
+    "dog",
+    "cat",
+    "man",
+    "woman",
+    "child",
+    "horse",
+    "red",
+    "small",
+    "old",
+    "runs",
+    "sits",
+    "jumps",
+    "sleeps",
+    "on",
+    "in",
+    "near",
+    "under",
+    "grass",
+    "beach",
+]
 COMMANDS = ("train-decoder", "connect heads")
 
 

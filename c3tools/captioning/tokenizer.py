@@ -20,7 +20,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from ..errors import DecoderError
-from ..io.spill import blocks_of
 from ..seeds import generator
 from ..store.rows import Indices, Rows
 from ..store.strings import Strings
@@ -160,7 +159,7 @@ class TokenRows(Sequence[Indices]):
 
     def __init__(self, encode: Callable[[list[str]], list[list[int]]], captions: Strings) -> None:
         ids, lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
-        for block in blocks_of(captions):
+        for block in captions.blocks():
             encoded = encode(block)
             flat = np.array([token for row in encoded for token in row], dtype=np.uint32)
             ids.append(flat.astype(np.uint16) if flat.max(initial=0) < 1 << 16 else flat)  # type: ignore[arg-type]

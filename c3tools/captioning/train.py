@@ -284,7 +284,8 @@ def training_captions(store: Store, split: str = "train", *, spill: bool = False
     """Read the captions to learn from and others to validate on, with what the user should know about them.
 
     Captions without a letter of any script are left out. Where the store has no ``val`` split, a tenth of the
-    training images (by a stable hash of their keys) is held out with all their captions. For ``spill`` see `Store.load`.
+    training images (by a stable hash of their keys) is held out with all their captions. For ``spill`` see
+    `Store.load`.
 
     Raises:
         StoreError: if the store has no texts, or they have no captions.

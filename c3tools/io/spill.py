@@ -97,7 +97,7 @@ class FileRows:
             return np.flatnonzero(chosen)
         numbers = chosen.astype(np.int64, copy=False)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
-        if len(numbers) and not (0 <= numbers.min() and numbers.max() < len(self)):
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"there are {len(self)} rows, and row {int(np.abs(numbers).max())} was asked for")
         return numbers
 
@@ -119,7 +119,7 @@ class _SharedFile:
 
     def __init__(self) -> None:
         try:
-            self._file = tempfile.TemporaryFile(buffering=0)
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed below, with the last user
         except OSError as error:
             raise _no_room(error, 0) from error
         self._turn = threading.Lock()
@@ -160,9 +160,7 @@ def _no_room(error: OSError, written: int) -> OutputError:
     )
 
 
-def collect_rows(
-    blocks: Iterable[Array], shape: tuple[int, ...], dtype: npt.DTypeLike, *, spill: bool = True
-) -> Array | FileRows:
+def collect_rows(blocks: Iterable[Array], shape: tuple[int, ...], dtype: npt.DTypeLike, *, spill: bool = True) -> Any:
     """Put blocks of rows (k, ...) together: in memory, or from `MEMORY_LIMIT` on in a temporary file.
 
     Args:
@@ -170,6 +168,9 @@ def collect_rows(
         shape: of one row.
         dtype: of the result, if there is no block.
         spill: whether a file may be used.
+
+    Returns:
+        An array, or a `FileRows`.
 
     Raises:
         OutputError: if the disk is full.

@@ -8,15 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
 from ..errors import StoreError, UnreachableError
 from ..executors import Executor, Report, Work
-from ..io.spill import collect_rows
 from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
+from ..io.spill import collect_rows
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
 from ..tables import Table

@@ -125,7 +125,7 @@ class Rows:
     def select(self, rows: Indices | Mask) -> Rows:
         """Return the rows with these numbers, in this order, or where a mask (n,) is true."""
         chosen: Indices = np.arange(len(self))[rows]
-        table = self.table.take(pa.array(chosen))
+        table = self.table.take(chosen)
         return Rows(self.modality, take_rows(self.embeddings, chosen), table, self.kept_splits)
 
     def where(self, split: str | None) -> Rows:
@@ -187,7 +187,7 @@ class Pairs:
 
     def captions_of_first(self) -> Rows:
         """Return the paired rows of ``second`` with the embeddings of ``first`` in place of their own."""
-        table = self.second.table.take(pa.array(self.rows))
+        table = self.second.table.take(self.rows)
         embeddings = take_rows(self.first.embeddings, self.item_index[self.rows])
         return Rows(self.first.modality, embeddings, table, self.second.kept_splits)
 
@@ -230,7 +230,7 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
 def row_items(table: pa.Table | pa.RecordBatch) -> Strings:
     """Return the key of each row's item: its own key where it belongs to no other."""
     items, keys = item_keys(table), _text(table, "key")
-    return Strings(pc.if_else(pc.equal(items, "").fill_null(True), keys, items))
+    return Strings(pc.if_else(pc.equal(items, pa.scalar("", items.type)).fill_null(True), keys, items))
 
 
 def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
-from typing import Any, overload
+from itertools import chain, islice
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +41,12 @@ class Strings(Sequence[str]):
         return len(self.array)
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: SupportsIndex) -> str: ...
 
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
 
-    def __getitem__(self, index: int | slice) -> str | list[str]:
+    def __getitem__(self, index: SupportsIndex | slice) -> str | list[str]:
         """Return one string, or a list of those in a slice."""
         if isinstance(index, slice):
             found: list[Any] = self.array[index].to_pylist()
@@ -55,8 +55,12 @@ class Strings(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         """Yield the strings, of which a few thousand are made at a time."""
+        return chain.from_iterable(self.blocks())
+
+    def blocks(self) -> Iterator[list[str]]:
+        """Yield the strings a few thousand at a time."""
         for start in range(0, len(self), BLOCK_ROWS):
-            yield from self[start : start + BLOCK_ROWS]
+            yield self[start : start + BLOCK_ROWS]
 
     def __eq__(self, other: object) -> bool:
         """Return whether these are the strings of another sequence, in the same order."""
@@ -92,8 +96,8 @@ def hash_strings(digest: Digest, *columns: Strings) -> None:
     """Update a digest with all strings of the columns, one after another, as joined by the separator U+001F."""
     separator = ""
     for column in columns:
-        for start in range(0, len(column), BLOCK_ROWS):
-            digest.update((separator + "\x1f".join(column[start : start + BLOCK_ROWS])).encode())
+        for block in column.blocks():
+            digest.update((separator + "\x1f".join(block)).encode())
             separator = "\x1f"
 
 

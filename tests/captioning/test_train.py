@@ -238,10 +238,15 @@ def test_rows_in_a_file_train_the_same_decoder(
 ) -> None:
     kept = train("in-memory", **changes)
     files: list[FileRows] = []
-    made = spill.FileRows.__init__
+    make = spill.FileRows.__init__
+
+    def noting(self: FileRows, *given: Any) -> None:
+        files.append(self)
+        make(self, *given)
+
     monkeypatch.setattr(spill, "MEMORY_LIMIT", -1)
     monkeypatch.setattr(spill, "BLOCK_ROWS", 7)
-    monkeypatch.setattr(spill.FileRows, "__init__", lambda self, *given: (files.append(self), made(self, *given))[1])
+    monkeypatch.setattr(spill.FileRows, "__init__", noting)
     train("in-a-file", **changes)
     names = {path.name for path in (tmp_path / "in-memory").iterdir()}
     assert files and names == {path.name for path in (tmp_path / "in-a-file").iterdir()}

@@ -125,7 +125,8 @@ def test_the_same_call_gives_the_same_heads(tmp_path: Path) -> None:
 
 
 def test_rows_in_a_file_train_the_same_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_store(tmp_path / "store", images=120)
+    first, second, items = views(150, dims=(24, 24))
+    make_store(tmp_path / "store", first, second, owners=items.tolist(), split=None)
     shas = []
     for limit in (spill.MEMORY_LIMIT, -1):
         monkeypatch.setattr(spill, "MEMORY_LIMIT", limit)

@@ -39,7 +39,8 @@ def test_rows_are_paired_by_key_and_texts_without_image_are_in_no_pair() -> None
     assert first.max(axis=1).tolist() == [2, 2, 1]
     assert second.shape == (3, 4)
     rows = pairs.captions_of_first()
-    assert (rows.modality, rows.keys, rows.items) == ("image", ["text0", "text2", "text4"], ["b", "b", "a"])
+    assert rows.modality == "image"
+    assert rows.keys == ["text0", "text2", "text4"] and rows.items == ["b", "b", "a"]
 
 
 def test_items_are_sampled_and_held_out_whole() -> None:
@@ -71,7 +72,7 @@ def test_strings_are_a_sequence_that_equals_a_list() -> None:
     values = ["b", "", "ä", "b", "日本"]
     strings = Strings(values)
     assert strings == values and values == strings and strings == tuple(values) and strings == Strings.of(iter(values))
-    assert strings != values[:4] and strings != ["b", "", "ä", "b", "日"] and strings != "b"
+    assert strings not in (values[:4], ["b", "", "ä", "b", "日"], "b")
     assert (strings[0], strings[-1], strings[1:3], list(strings), len(strings)) == ("b", "日本", ["", "ä"], values, 5)
     assert strings.numbers.tolist() == [0, 1, 2, 0, 3] and strings.distinct == 4
     assert strings.take(np.array([3, 0])) == ["b", "b"]
