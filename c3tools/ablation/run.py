@@ -362,7 +362,7 @@ def _training_identity(data: AblationData, settings: _Settings) -> str:
     chosen = load_size(settings.size, settings.set)
     plain: dict[str, Any] = {
         "size": asdict(replace(chosen, training=training_config(chosen, epochs=settings.epochs))),
-        "captions": [data.train.captions, data.val.captions],
+        "captions": [list(data.train.captions), list(data.val.captions)],
     }
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     images = data.train_images.embeddings if data.train_images is not None else np.empty(0, np.float32)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from ..errors import DecoderError
 from ..seeds import generator
 from ..store.rows import Indices, Rows
+from ..store.strings import Strings
 
 PAD, END = "<pad>", "<end>"
 PAD_ID, END_ID = 0, 1
@@ -46,7 +48,7 @@ def has_words(caption: str) -> bool:
 
 def drop_empty(rows: Rows) -> tuple[Rows, str | None]:
     """Leave out the rows without words (see `has_words`); the note lists them, and is None where there are none."""
-    kept = np.array([has_words(caption) for caption in rows.captions], dtype=bool)
+    kept = np.fromiter((has_words(caption) for caption in rows.captions), dtype=bool, count=len(rows))
     if kept.all():
         return rows, None
     left_out = rows.select(~kept).keys
@@ -146,6 +148,34 @@ class CaptionTokenizer:
         return str(self._tokenizer.decode(kept, skip_special_tokens=False)).strip()
 
 
+class TokenRows(Sequence[Indices]):
+    """Token ids of many captions, one after another in one array.
+
+    Args:
+        encode: from captions to their ids, as `CaptionTokenizer.encode`.
+        captions: n of them; a few thousand are encoded at a time.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], list[list[int]]], captions: Strings) -> None:
+        ids, lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
+        for block in captions.blocks():
+            encoded = encode(block)
+            flat = np.array([token for row in encoded for token in row], dtype=np.uint32)
+            ids.append(flat.astype(np.uint16) if flat.max(initial=0) < 1 << 16 else flat)  # type: ignore[arg-type]
+            lengths.append(np.array([len(row) for row in encoded], dtype=np.int64))
+        self._ids = np.concatenate(ids)
+        self.lengths = np.concatenate(lengths)
+        self._ends = np.cumsum(self.lengths)
+
+    def __len__(self) -> int:
+        """Return the number of captions."""
+        return len(self.lengths)
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return the ids of one caption, unsigned (T,)."""
+        return self._ids[self._ends[row] - self.lengths[row] : self._ends[row]]
+
+
 def length_bucketed(lengths: Sequence[int] | Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
     """Split rows into batches of like length, so that little is spent on padding; order depends on (seed, epoch).
 
@@ -173,7 +203,7 @@ def length_bucketed(lengths: Sequence[int] | Indices, batch_size: int, *, seed: 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def token_batch(tokens: Sequence[Sequence[int]], rows: Indices, pad_id: int) -> npt.NDArray[np.int64]:
+def token_batch(tokens: Sequence[Sequence[int] | Indices], rows: Indices, pad_id: int) -> npt.NDArray[np.int64]:
     """Return the token ids of some rows, right-padded with ``pad_id``: int64 (B, T)."""
     width = max(len(tokens[row]) for row in rows)
     batch = np.full((len(rows), width), pad_id, dtype=np.int64)

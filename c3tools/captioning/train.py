@@ -135,7 +135,7 @@ def train_captioner(
             previous.check_model(store.info.model, store.info.dim)
             size = str(previous.record.get("size", size))
         chosen = load_size(size, set) if previous is None else fine_tuned_size(size, set)
-        train, val, notes = training_captions(store, train_split)
+        train, val, notes = training_captions(store, train_split, spill=True)
         if train_fraction < 1:
             train = train.sample(train_fraction)
             notes.append(f"Using {len(train):,} captions: {train_fraction:.0%} of the images.")
@@ -225,7 +225,7 @@ def fit_captioner(
     label: str = "Training",
     reporter: Reporter = SILENT,
 ) -> Captioner:
-    """Train a captioner on rows in memory; it sees no image when both are rows of texts.
+    """Train a captioner on rows; it sees no image when both are rows of texts.
 
     Args:
         train: rows with the column ``caption`` to learn from.
@@ -280,18 +280,19 @@ def fit_captioner(
     return Captioner(trainer.model, tokenizer, pipeline, content)
 
 
-def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, list[str]]:
+def training_captions(store: Store, split: str = "train", *, spill: bool = False) -> tuple[Rows, Rows, list[str]]:
     """Read the captions to learn from and others to validate on, with what the user should know about them.
 
     Captions without a letter of any script are left out. Where the store has no ``val`` split, a tenth of the
-    training images (by a stable hash of their keys) is held out with all their captions.
+    training images (by a stable hash of their keys) is held out with all their captions. For ``spill`` see
+    `Store.load`.
 
     Raises:
         StoreError: if the store has no texts, or they have no captions.
         DecoderError: if the split has no captions, or too few to hold some out.
     """
     require_captions(store)
-    train = store.load("text", split)
+    train = store.load("text", split, spill=spill)
     if not len(train):
         raise DecoderError(
             f"The store {store.path} has no captions in the split {split!r}; it has {store.list_splits('text')}.",
@@ -301,11 +302,10 @@ def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, l
     # where rows are split by hash, those of a split that the corpus names are in val too
     apart = split in STANDARD or store.kept_splits is None
     if split != "val" and apart and store.count("text", "val"):
-        val = store.load("text", "val")
+        val = store.load("text", "val", spill=spill)
     else:
         train, val = train.hold_out()
-        images = len(dict.fromkeys(val.items))
-        held = f"{counted(len(val), 'caption')} of {counted(images, 'image is', 'images are')}"
+        held = f"{counted(len(val), 'caption')} of {counted(val.items.distinct, 'image is', 'images are')}"
         notes.append(f"There is no val split: {held} held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
     notes += [note for note in (train_note, val_note) if note]
@@ -350,7 +350,7 @@ def _inputs(
     """Return the rows to learn from and to validate on: texts, or captions with the embeddings of their images."""
     if pairs is None and monitor == "text":
         return train, val, []
-    images = store.load("image")
+    images = store.load("image", spill=True)
     if pairs is None:
         validated = captions_of_images(images, val)
         note = f"The checkpoint is chosen on {counted(len(validated), 'caption')} from the embeddings of their images."
@@ -358,7 +358,7 @@ def _inputs(
     # the same share of both, so that the pairs used to choose the checkpoint are counted too
     train, val = (rows.sample(pairs, f"pairs {seed}") for rows in (train, val))
     learned, validated = captions_of_images(images, train), captions_of_images(images, val)
-    of_images, of_others = (counted(len(set(rows.items)), noun) for rows, noun in ((train, "image"), (val, "other")))
+    of_images, of_others = (counted(rows.items.distinct, noun) for rows, noun in ((train, "image"), (val, "other")))
     chosen_on = f"the checkpoint is chosen on {counted(len(validated), 'caption')} of {of_others}."
     return learned, validated, [f"Learning from pairs: {counted(len(learned), 'caption')} of {of_images}; {chosen_on}"]
 

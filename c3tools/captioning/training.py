@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,15 +26,17 @@ from torch.nn import functional as F
 
 from ..devices import Compute
 from ..errors import DecoderError, telling_what_is_kept
+from ..io.spill import blocks_of, collect_rows, hash_rows
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 from ..store.rows import Indices, Rows
+from ..store.strings import hash_strings
 from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 from ..training.optimization import adamw, set_learning_rate, warmup
 from ..transforms import Pipeline
 from .config import TrainingConfig
 from .model import Decoder
-from .tokenizer import CaptionTokenizer, length_bucketed, token_batch
+from .tokenizer import CaptionTokenizer, TokenRows, length_bucketed, token_batch
 
 CHECKPOINT_SECONDS = 30.0
 TRACE_STEPS = 25
@@ -110,11 +112,10 @@ class Trainer:
     ) -> None:
         self.model = model.to(compute.device)
         self.train, self.val = train, val
-        self.train_tokens = tokenizer.encode(train.captions, model.config.max_tokens)
-        self.val_tokens = tokenizer.encode(val.captions, model.config.max_tokens)
+        encode = partial(tokenizer.encode, max_tokens=model.config.max_tokens)
+        self.train_tokens, self.val_tokens = TokenRows(encode, train.captions), TokenRows(encode, val.captions)
         self.pipeline, self.config, self.compute = pipeline, config, compute
         self.state = TrainingState()
-        self.lengths = np.array([len(ids) for ids in self.train_tokens], dtype=np.int64)
         self.steps_per_epoch = len(self._batches(0))
         self.optimizer = adamw(
             self.model.parameters(),
@@ -123,7 +124,10 @@ class Trainer:
             betas=(0.9, config.beta2),
             fused=True,
         )
-        self._val_inputs = pipeline.transform(val.embeddings, modality=val.modality, training=False)
+        transformed = (
+            pipeline.transform(block, modality=val.modality, training=False) for block in blocks_of(val.embeddings)
+        )
+        self._val_inputs = collect_rows(transformed, val.embeddings.shape[1:], np.float32)
 
     @property
     def total_steps(self) -> int:
@@ -207,7 +211,7 @@ class Trainer:
         """Return the mean loss per token over the validation captions, without noise or dropout."""
         self.model.eval()
         total, count, pad = 0.0, 0, self.model.pad_id
-        order = np.argsort([len(ids) for ids in self.val_tokens], kind="stable")
+        order = np.argsort(self.val_tokens.lengths, kind="stable")
         with torch.no_grad():
             for start in range(0, len(order), _VALIDATION_BATCH):
                 rows = order[start : start + _VALIDATION_BATCH]
@@ -322,8 +326,8 @@ class Trainer:
         plain.append(self.compute.precision)
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
         for rows in (self.train, self.val):
-            digest.update("\x1f".join([*rows.keys, *rows.captions]).encode())
-            digest.update(np.ascontiguousarray(rows.embeddings).tobytes())
+            hash_strings(digest, rows.keys, rows.captions)
+            hash_rows(digest, rows.embeddings)
         return digest.hexdigest()
 
     def _save(self, checkpoints: CheckpointDir) -> None:
@@ -358,7 +362,7 @@ class Trainer:
         return f"epoch {state.epoch + 1}, loss {state.loss_sum / state.token_sum:.3f}{val}, {rate:,.0f} tokens/s"
 
     def _batches(self, epoch: int) -> list[Indices]:
-        return length_bucketed(self.lengths, self.config.batch_size, seed=self.config.seed, epoch=epoch)
+        return length_bucketed(self.train_tokens.lengths, self.config.batch_size, seed=self.config.seed, epoch=epoch)
 
     def _autocast(self) -> torch.autocast:
         compute = self.compute

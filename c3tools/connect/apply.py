@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from ..errors import StoreError
 from ..identity import ModelIdentity
+from ..io.spill import blocks_of
 from ..reporter import SILENT, Reporter
 from ..store import StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
 from ..store.importers import Modality
 from ..store.rows import Matrix, Rows
-from .heads import ConnectedHeads, blocks
+from .heads import ConnectedHeads
 from .inputs import PairedFeatures
 
 HEADS_MODEL = "connected-heads"
@@ -76,6 +77,6 @@ class _HeadVectors:
 def _digest(features: npt.NDArray[Any]) -> str:
     """Return a digest of features, so that others are not taken for those of an interrupted call."""
     digest = hashlib.sha256()
-    for block in blocks(features):
+    for block in blocks_of(features):
         digest.update(np.ascontiguousarray(block).tobytes())
     return digest.hexdigest()

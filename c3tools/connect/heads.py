@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import ConnectError
 from ..io.files import write_atomically, write_json_atomically
+from ..io.spill import blocks_of
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store.rows import Indices, Matrix
@@ -38,7 +39,6 @@ from .training import train_towers
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "heads.safetensors"
 _AGAIN = "`c3 connect heads --overwrite`"
-_BLOCK_ROWS = 8192
 _SAMPLED_ROWS = 1024
 _USAGE = """\
 `c3 connect apply` turns features of the same towers into a store that every command takes. In Python:
@@ -100,11 +100,11 @@ class Head(nn.Module):
     def fit(self, features: npt.NDArray[Any], numbers: Indices) -> None:
         """Take mean and spread of the rows ``numbers`` of features (n, e); a constant feature gets the spread 1."""
         total = np.zeros(features.shape[1])
-        for block in blocks(numbers):
+        for block in blocks_of(numbers):
             total += features[block].sum(axis=0, dtype=np.float64)
         mean = total / len(numbers)
         squares = np.zeros(features.shape[1])
-        for block in blocks(numbers):
+        for block in blocks_of(numbers):
             squares += np.square(features[block] - mean).sum(axis=0)
         spread = np.sqrt(squares / len(numbers))
         self.mean.copy_(torch.from_numpy(mean))
@@ -165,7 +165,7 @@ class ConnectedHeads:
             )
         parts = [
             nn.functional.normalize(head(torch.from_numpy(block.astype(np.float32))), dim=1).numpy()
-            for block in blocks(features)
+            for block in blocks_of(features)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.shape.dim), np.float32)
 
@@ -317,7 +317,9 @@ def connect_heads(
         connected = ConnectedHeads(dict(zip(names, heads, strict=True)), shape, record)
         record["scores"] = score_splits(
             pairs,
-            lambda inputs, side, rows: connected.embed(names[side], inputs.rows(rows).numpy()),
+            lambda inputs, side, rows: np.concatenate(
+                [connected.embed(names[side], inputs.rows(block).numpy()) for block in blocks_of(rows)]
+            ),
             names,
             train_split,
         )
@@ -349,9 +351,3 @@ def new_heads(train: PairInputs, shape: HeadShape, seed: int) -> tuple[Head, Hea
             head.start_in_cone(inputs.rows(numbers[:_SAMPLED_ROWS]), shape.cone, own)
         heads.append(head)
     return heads[0], heads[1]
-
-
-def blocks(rows: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Yield the rows a few thousand at a time."""
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        yield rows[start : start + _BLOCK_ROWS]

@@ -24,14 +24,15 @@ from torch import Tensor
 from ..corpus.splits import STANDARD, describe_rule, kept_splits, split_of
 from ..encoders import ImagePreprocessor, open_image
 from ..errors import ConnectError, StoreError
+from ..io.spill import blocks_of
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Store
 from ..store.importers import Modality, pair, read_table, read_vectors
-from ..store.rows import Indices, Mask, Matrix, Pairs, Rows, held_out, match_items, number, row_splits
+from ..store.rows import Indices, Mask, Matrix, Pairs, Rows, held_out, match_items, row_splits
+from ..store.strings import Strings
 
 _NOT_COLUMNS = ("width", "height", "size")
-_BLOCK_ROWS = 8192
 _CROP_AREA = 0.5, 1.0
 _CROP_RATIO = 3 / 4, 4 / 3
 _READERS = 4
@@ -172,7 +173,7 @@ class PairInputs:
             self,
             first_rows=self.first_rows[chosen],
             second_rows=self.second_rows[chosen],
-            items=[self.items[pair] for pair in chosen.tolist()],
+            items=Strings.of(self.items).take(chosen),
             splits=[self.splits[pair] for pair in chosen.tolist()],
         )
 
@@ -180,7 +181,8 @@ class PairInputs:
         """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be asked of all pairs."""
         kept = kept_splits(self.splits) if split in STANDARD else None
         named = zip(self.splits, self.items, strict=True)
-        return self.select(np.array([split_of(own, item, kept) == split.lower() for own, item in named], dtype=bool))
+        found = (split_of(own, item, kept) == split.lower() for own, item in named)
+        return self.select(np.fromiter(found, dtype=bool, count=len(self)))
 
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
@@ -255,9 +257,9 @@ class PairedFeatures(Pairs):
 
         The sides change places where only the first one has several rows of one item.
         """
-        if len(set(first.items)) < len(first) and len(set(second.items)) == len(second):
+        if [side.items.distinct < len(side) for side in (first, second)] == [True, False]:
             first, second = second, first
-        index = match_items(pa.array(first.items, pa.string()), pa.array(second.items, pa.string()))
+        index = match_items(first.items.array, second.items.array)
         found, alone = list(notes), int(np.count_nonzero(index < 0))
         if alone:
             found.append(
@@ -291,7 +293,7 @@ class PairedFeatures(Pairs):
             second_ids=number_texts(captions) if known else number_rows(second.embeddings),
             first_rows=self.item_index[rows],
             second_rows=rows,
-            items=[first.keys[row] for row in self.item_index[rows]],
+            items=first.keys.take(self.item_index[rows]),
             splits=[splits[row] for row in rows],
         )
 
@@ -348,20 +350,18 @@ def read_features(
 
 def finite_rows(values: npt.NDArray[Any]) -> Mask:
     """Return which rows of (n, e) hold finite numbers alone, bool (n,)."""
-    parts = [
-        np.isfinite(values[start : start + _BLOCK_ROWS]).all(axis=1) for start in range(0, len(values), _BLOCK_ROWS)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
+    return np.concatenate([np.zeros(0, dtype=bool), *(np.isfinite(block).all(axis=1) for block in blocks_of(values))])
 
 
 def number_rows(rows: npt.NDArray[Any]) -> Indices:
     """Return a number per row of (n, e), int64 (n,), the same for rows of the same bytes."""
-    return number([hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest() for row in rows])
+    rows_in_turn = (row for block in blocks_of(rows) for row in np.ascontiguousarray(block))
+    return Strings(hashlib.blake2b(row.data, digest_size=16).hexdigest() for row in rows_in_turn).numbers
 
 
 def number_texts(texts: Sequence[str]) -> Indices:
     """Return a number per text, int64 (n,), the same for texts that differ by case or outer spaces alone."""
-    return number([text.strip().lower() for text in texts])
+    return Strings(text.strip().lower() for text in texts).numbers
 
 
 def _join_stores(
@@ -389,11 +389,11 @@ def _join_stores(
 
 
 def _load(store: Store, modality: str) -> Rows:
-    rows = store.load(modality)
+    rows = store.load(modality, spill=True)
     return replace(rows, table=rows.table.select([n for n in rows.table.column_names if n not in _NOT_COLUMNS]))
 
 
 def _as_rows(modality: Modality) -> Rows:
     columns = {name: pa.array(values, pa.string()) for name, values in modality.columns.items()}
     # a slice of a memory map is not read yet
-    return Rows(modality.name, modality.columns["key"], modality.vectors[:], pa.table(columns))
+    return Rows(modality.name, modality.vectors[:], pa.table(columns))

@@ -31,7 +31,8 @@ from ..metrics.retrieval import ranks, recall_at
 from ..moments import Moments
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
-from ..store.rows import number, positions
+from ..store.rows import positions
+from ..store.strings import Strings
 from ..tables import Table
 from .generation import GeneratedImages
 from .generator import Matrix
@@ -204,7 +205,7 @@ class ImageScorer:
 
     @staticmethod
     def _recall(encoder: Encoder, features: Matrix, texts: Sequence[str]) -> dict[str, float]:
-        items = number(texts)  # images of one text are all right for it
+        items = Strings(texts).numbers  # images of one text are all right for it
         found = ranks(encoder.encode_texts(list(texts)), features, items, items)
         recalls = recall_at(found, [k for k in RECALL_KS if k < len(texts)] or [1])
         return {f"{k}-{encoder.identity.name}": 100 * value for k, value in recalls.items()}

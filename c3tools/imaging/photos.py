@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,8 +17,10 @@ from ..corpus.photos import PhotoFinder
 from ..encoders import open_image
 from ..errors import GeneratorError
 from ..executors import cores
+from ..io.spill import collect_rows, take_rows
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
+from ..store.strings import Strings
 
 Pixels = npt.NDArray[np.uint8]
 INDEX_FOLDER = ".inputs"  # of the store: where `c3 embed` keeps the indexes of tars
@@ -33,7 +35,8 @@ class Photos:
 
     Attributes:
         rows: of the photos that could be read.
-        pixels: uint8 (n, pixels, pixels, 3).
+        pixels: uint8 (n, pixels, pixels, 3); of `read_photos` with ``spill`` perhaps a `c3tools.io.spill.FileRows`,
+            of which photos are read when they are indexed.
         gone: path and reason of every photo that could not be read.
         notes: what the user should know about them.
     """
@@ -49,7 +52,7 @@ class Photos:
 
     def select(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Photos:
         """Return the photos with these numbers, or where a mask is true."""
-        return Photos(self.rows.select(rows), self.pixels[rows], self.gone, self.notes)
+        return Photos(self.rows.select(rows), take_rows(self.pixels, rows), self.gone, self.notes)
 
 
 def read_photos(
@@ -58,6 +61,7 @@ def read_photos(
     pixels: int,
     *,
     download: bool = False,
+    spill: bool = False,
     label: str = "Reading photos",
     reporter: Reporter = SILENT,
 ) -> Photos:
@@ -68,13 +72,16 @@ def read_photos(
         rows: of the modality ``image``.
         pixels: height and width of the result.
         download: fetch photos that are at URLs.
+        spill: keep pixels of more than 256 MiB in a temporary file, see `Photos.pixels`.
         label: what the progress is called.
         reporter: shows the progress.
 
     Raises:
         GeneratorError: if none of the photos can be read; the first are named.
+        OutputError: if there is no room for the temporary file.
     """
-    if "path" not in rows.table.column_names or not any(rows.column("path")):
+    paths = rows.strings("path") if "path" in rows.table.column_names else Strings([])
+    if not any(paths):
         raise GeneratorError(
             f"The store {store.path} does not say where its photos are: its embeddings were imported.",
             remedy="Embed the photos themselves: c3 embed PATH.",
@@ -82,10 +89,35 @@ def read_photos(
     folder = store.path / INDEX_FOLDER
     finder = PhotoFinder(folder if folder.is_dir() else None, download=download)
     kept: list[int] = []
-    squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
     gone: list[tuple[str, str]] = []
     small = converted = 0
-    keys, paths = rows.keys, rows.column("path")
+    keys = rows.keys
+
+    def squares() -> Iterator[Pixels]:
+        nonlocal small, converted
+        for start in range(0, len(rows), _CHUNK):
+            chunk = list(zip(keys[start : start + _CHUNK], paths[start : start + _CHUNK], strict=True))
+            contents: list[bytes | Exception] = []
+            for key, path in chunk:
+                try:
+                    contents.append(reader.read(finder.find(key, path)))
+                except (OSError, ValueError) as error:
+                    contents.append(error)
+            done = []
+            for row, decoded in enumerate(pool.map(lambda content: _decode(content, pixels), contents)):
+                if isinstance(decoded, Exception):
+                    key, path = chunk[row]
+                    gone.append((path or key, _reason(decoded)))
+                    continue
+                square, (width, height), is_rgb = decoded
+                done.append(square)
+                kept.append(start + row)
+                small += min(width, height) < pixels
+                converted += not is_rgb
+            progress.advance(len(contents))
+            if done:
+                yield np.stack(done)
+
     with (
         warnings.catch_warnings(),  # around all threads: each would restore what another has set
         ImageReader() as reader,
@@ -93,23 +125,7 @@ def read_photos(
         reporter.progress(label, len(rows)) as progress,
     ):
         warnings.simplefilter("ignore")
-        for start in range(0, len(rows), _CHUNK):
-            contents: list[bytes | Exception] = []
-            for row in range(start, min(start + _CHUNK, len(rows))):
-                try:
-                    contents.append(reader.read(finder.find(keys[row], paths[row])))
-                except (OSError, ValueError) as error:
-                    contents.append(error)
-            for offset, decoded in enumerate(pool.map(lambda content: _decode(content, pixels), contents)):
-                row = start + offset
-                if isinstance(decoded, Exception):
-                    gone.append((paths[row] or keys[row], _reason(decoded)))
-                    continue
-                squares[len(kept)], (width, height), is_rgb = decoded
-                kept.append(row)
-                small += min(width, height) < pixels
-                converted += not is_rgb
-            progress.advance(len(contents))
+        found = collect_rows(squares(), (pixels, pixels, 3), np.uint8, spill=spill)
     if not kept:
         listed = "; ".join(f"{path}: {reason}" for path, reason in gone[:NAMED])
         raise GeneratorError(
@@ -122,7 +138,7 @@ def read_photos(
     if small:
         notes.append(f"{small:,} of {len(kept):,} photos are smaller than {pixels} x {pixels}; they are enlarged.")
     chosen = rows if len(kept) == len(rows) else rows.select(np.array(kept, dtype=np.int64))
-    return Photos(chosen, squares[: len(kept)], gone, notes)
+    return Photos(chosen, found, gone, notes)
 
 
 def to_square(image: Image.Image, pixels: int) -> Image.Image:

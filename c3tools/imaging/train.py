@@ -26,7 +26,7 @@ from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
-from ..transforms.sigma import AUTO, PUBLISHED_SIGMA, SPREADS, parse_sigma, photo_spread
+from ..transforms.sigma import AUTO, NEIGHBOURS, PUBLISHED_SIGMA, SPREADS, parse_sigma, photo_spread
 from .generator import Generator, describe_generator, generator_output
 from .model import ImageNetwork, TrainingConfig, load_size, sample
 from .photos import Photos, read_photos
@@ -128,7 +128,7 @@ def train_generator(
         )
         store = Store.open(store, reporter=reporter)
         train, val, notes = training_photos(
-            store, chosen.pixels, train_split, fraction=train_fraction, download=download, reporter=reporter
+            store, chosen.pixels, train_split, fraction=train_fraction, download=download, spill=True, reporter=reporter
         )
         for note in notes:
             reporter.message(note)
@@ -175,7 +175,7 @@ def fit_generator(
     label: str = "Training",
     reporter: Reporter = SILENT,
 ) -> Generator:
-    """Train a generator on photos in memory.
+    """Train a generator on photos.
 
     Args:
         train: photos to learn from, with their embeddings.
@@ -256,8 +256,9 @@ def fitted_pipeline(
 
 def sigma_from_photos(store: Store, split: str = "train") -> tuple[float, str]:
     """Return sigma by the rule of ``--sigma auto`` for generators, and a sentence on what it is based on."""
-    rows = store.load("image", split)
-    rule = photo_spread(rows.embeddings[rows.hash_order("photo spread")], store.fitting_moments("image", split).mean)
+    rows = store.load("image", split, spill=True)
+    first = rows.hash_order("photo spread")[:NEIGHBOURS]
+    rule = photo_spread(rows.embeddings[first], store.fitting_moments("image", split).mean)
     if rule.sigma is None:
         return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, as {rule.missing}"
     sigma = SPREADS * rule.sigma
@@ -271,17 +272,19 @@ def training_photos(
     *,
     fraction: float = 1.0,
     download: bool = False,
+    spill: bool = False,
     reporter: Reporter = SILENT,
 ) -> tuple[Photos, Photos, list[str]]:
     """Read the photos to learn from and others to validate on, with what the user should know about them.
 
     Where the store has no ``val`` split, a tenth of the training photos (by a stable hash of their keys) is held out.
+    For ``spill`` see `Store.load`.
 
     Raises:
         StoreError: if the store has no images.
         GeneratorError: if the split has no photos, or too few to hold some out, or none can be read.
     """
-    train = store.load("image", split)
+    train = store.load("image", split, spill=spill)
     if not len(train):
         raise GeneratorError(
             f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
@@ -291,7 +294,7 @@ def training_photos(
     # where rows are split by hash, those of a split that the corpus names are in val too
     apart = split in STANDARD or store.kept_splits is None
     if split != "val" and apart and store.count("image", "val"):
-        val = store.load("image", "val")
+        val = store.load("image", "val", spill=spill)
     else:
         train, val = train.hold_out()
         notes.append(f"There is no val split: {counted(len(val), 'photo is', 'photos are')} held out.")
@@ -303,7 +306,7 @@ def training_photos(
             f"Training needs photos to learn from and others to validate on; there are {len(train)} and {len(val)}.",
             remedy="Embed more photos.",
         )
-    learned = read_photos(store, train, pixels, download=download, reporter=reporter)
+    learned = read_photos(store, train, pixels, download=download, spill=spill, reporter=reporter)
     validated = read_photos(
         store,
         val.select(np.sort(val.hash_order("validated")[:MAX_VALIDATED])),

@@ -26,9 +26,11 @@ from torch.nn import functional as F
 
 from ..devices import Compute
 from ..errors import GeneratorError, telling_what_is_kept
+from ..io.spill import hash_rows
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 from ..store.rows import Indices
+from ..store.strings import hash_strings
 from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 from ..training.optimization import adamw, set_learning_rate, warmup
 from ..transforms import Pipeline
@@ -187,7 +189,7 @@ class Trainer:
         rng = generator(self.config.seed, "validation")
         shares = (rng.permutation(n) + 0.5) / n
         times = torch.tensor([_time(NormalDist().inv_cdf(share)) for share in shares], dtype=torch.float32)
-        noise = torch.from_numpy(rng.standard_normal(self.val.pixels.transpose(0, 3, 1, 2).shape, np.float32))
+        noise = torch.from_numpy(rng.standard_normal((n, 3, *self.val.pixels.shape[1:3]), np.float32))
         total = 0.0
         for start in range(0, n, _VALIDATION_BATCH):
             rows = slice(start, start + _VALIDATION_BATCH)
@@ -299,9 +301,9 @@ class Trainer:
         plain = [asdict(self.network.config), asdict(self.config), self.pipeline.config(), fitted]
         digest = hashlib.sha256(json.dumps([*plain, self.compute.precision], sort_keys=True, default=str).encode())
         for photos in (self.train, self.val):
-            digest.update("\x1f".join(photos.rows.keys).encode())
-            digest.update(np.ascontiguousarray(photos.rows.embeddings).tobytes())
-            digest.update(np.ascontiguousarray(photos.pixels).tobytes())
+            hash_strings(digest, photos.rows.keys)
+            hash_rows(digest, photos.rows.embeddings)
+            hash_rows(digest, photos.pixels)
         return digest.hexdigest()
 
     def _save(self, checkpoints: CheckpointDir) -> None:

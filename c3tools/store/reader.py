@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,12 +15,13 @@ from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, spl
 from ..errors import StoreError, UnreachableError
 from ..executors import Executor, Report, Work
 from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
+from ..io.spill import collect_rows
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
 from ..tables import Table
 from .manifest import EXTERNAL_FILE, require_recorded
 from .metadata import Failure, StoreInfo, read_failures, read_marker
-from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, keys_of, split_mask
+from .rows import ITEM_COLUMNS, Matrix, Pairs, Rows, embedding_matrix, join_tables, split_mask
 from .shards import (
     MARKER,
     MOMENTS,
@@ -193,8 +193,7 @@ class Store:
         """
         if split is None or split == ALL:
             return Moments.merge_all(self._stored_moments(modality, executor).values(), self.info.dim)
-        standard = split in STANDARD
-        groups = self.moments_by_split(modality, executor) if standard else self._stored_moments(modality, executor)
+        groups = (self.moments_by_split if split in STANDARD else self._stored_moments)(modality, executor)
         found = groups.get(split.lower())
         if found is None or found.n == 0:
             raise StoreError(
@@ -264,9 +263,8 @@ class Store:
         parts = self.parts(modality)
         size = max(MIN_GROUP_SHARDS, -(-len(parts) // MAX_GROUPS))
         groups = [(modality, parts[start : start + size]) for start in range(0, len(parts), size)]
-        work = MergeWork(self)
-        merged = work.run(groups, _no_report) if executor is None else executor.run(work, groups, _no_report)
-        return merge_moments(merged)
+        work, silent = MergeWork(self), lambda done, failed: None  # merging is too quick to be shown
+        return merge_moments(work.run(groups, silent) if executor is None else executor.run(work, groups, silent))
 
     def shard_moments(self, modality: str, part: int) -> dict[str, Moments]:
         """Return the moments of one shard by split.
@@ -334,24 +332,31 @@ class Store:
                     remedy="Run `c3 verify --repair`, then the same `c3 embed` again: only this shard is made anew.",
                 ) from error
 
-    def load(self, modality: str, split: str | None = None) -> Rows:
-        """Return all rows of ``modality`` (of ``split``, or of all splits) in memory, embeddings as float32.
+    def load(self, modality: str, split: str | None = None, *, spill: bool = False) -> Rows:
+        """Return all rows of ``modality`` (of ``split``, or of all splits), embeddings as float32.
+
+        Args:
+            modality: its name.
+            split: the rows to read, of this split only; None or ``all`` for every row.
+            spill: keep embeddings that would take more than 256 MiB in a temporary file, see `Rows.embeddings`.
 
         Raises:
             StoreError: if the modality is not there or a shard cannot be read.
+            OutputError: if there is no room for the temporary file.
         """
-        batches, matrices = [], []
-        for batch in self.batches(modality):
-            matrix, rest = embedding_matrix(batch), batch.drop_columns(["embedding"])
-            if split is not None and split != ALL:
+        tables: list[pa.Table] = []
+
+        def matrices() -> Iterator[Matrix]:
+            for batch in self.batches(modality):
+                rest = batch.drop_columns(["embedding"])
                 chosen = split_mask(rest, split, self.kept_splits)
-                matrix, rest = matrix[chosen], rest.filter(pa.array(chosen))
-            batches.append(rest)
-            matrices.append(matrix)
-        if not batches:
+                tables.append(pa.Table.from_batches([rest.filter(pa.array(chosen))]))
+                yield embedding_matrix(batch, self.info.dtype)[... if chosen.all() else chosen]
+
+        embeddings = collect_rows(matrices(), (self.info.dim,), self.info.dtype, spill=spill)
+        if not tables:
             raise StoreError(f"The modality {modality!r} of the store {self.path} has no rows.")
-        table = pa.Table.from_batches(batches).replace_schema_metadata(None)
-        return Rows(modality, keys_of(table), np.concatenate(matrices), table, self.kept_splits)
+        return Rows(modality, embeddings, join_tables(tables), self.kept_splits)
 
     def pairs(self, first: str = "image", second: str = "text", *, split: str | None = None) -> Pairs:
         """Return the rows of two modalities (of ``split``, or of all splits) and which of them belong together.
@@ -392,7 +397,3 @@ def all_parts(store: Store) -> Iterator[tuple[str, int]]:
     for modality in store.modalities:
         for part in store.parts(modality):
             yield modality, part
-
-
-def _no_report(done: int, failed: int) -> None:
-    """Report nothing: merging is too quick to be shown."""

@@ -8,6 +8,7 @@ split with all its rows.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +22,10 @@ import pyarrow.compute as pc
 from ..corpus.splits import ALL, STANDARD, Kept, split_of
 from ..errors import StoreError
 from ..io.float16 import to_float32
+from ..io.spill import BLOCK_ROWS, take_rows
 from ..reporter import counted
 from ..seeds import stable_fraction
+from .strings import Strings, one_array
 
 Matrix = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -36,27 +39,26 @@ _SAMPLE_SALT = "train fraction"
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one modality in memory.
+    """Rows of one modality.
 
     Attributes:
         modality: what the embeddings are of: ``image``, ``text`` or another name.
-        keys: n unique keys.
-        embeddings: float32 (n, d).
-        table: the other columns, and ``key``, as an Arrow table of n rows.
+        embeddings: float32 (n, d); of `Store.load` with ``spill`` perhaps a `c3tools.io.spill.FileRows`, of which rows
+            are read when they are indexed.
+        table: the column ``key``, of n unique keys, and the other columns, as an Arrow table of n rows.
         kept_splits: the splits whose rows stay in them (`Store.kept_splits`); None for all.
     """
 
     modality: str
-    keys: Sequence[str]
     embeddings: Matrix
     table: pa.Table
     kept_splits: Kept = None
 
     def __post_init__(self) -> None:
-        if not len(self.keys) == len(self.embeddings) == self.table.num_rows:
+        if len(self.embeddings) != self.table.num_rows:
             raise StoreError(
-                f"{len(self.keys)} keys, {len(self.embeddings)} embeddings and {self.table.num_rows} table rows do not "
-                "form rows.",
+                f"{counted(self.table.num_rows, 'key')} and {counted(len(self.embeddings), 'embedding')} do not form "
+                "rows.",
                 remedy="Give one key, and one value per column, for each embedding.",
             )
 
@@ -81,30 +83,39 @@ class Rows:
         table = pa.table(
             {name: pa.array(values, pa.string() if _is_text(values) else None) for name, values in given.items()}
         )
-        return cls(modality, keys, np.asarray(embeddings, dtype=np.float32), table)
+        return cls(modality, np.asarray(embeddings, dtype=np.float32), table)
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.keys)
+        return self.table.num_rows
+
+    @cached_property
+    def keys(self) -> Strings:
+        """The keys of the rows, n of them."""
+        return Strings(_text(self.table, "key"))
 
     def column(self, name: str) -> list[Any]:
         """Return one column as a list of n Python values."""
         return self.table.column(name).to_pylist()
 
-    @cached_property
-    def captions(self) -> list[str]:
-        """The column ``caption``, an empty string where it is null."""
-        return [caption or "" for caption in self.column("caption")]
+    def strings(self, name: str) -> Strings:
+        """Return one column of strings, an empty one where it is null."""
+        return Strings(_text(self.table, name).fill_null(""))
 
     @cached_property
-    def items(self) -> list[str]:
+    def captions(self) -> Strings:
+        """The column ``caption``, an empty string where it is null."""
+        return self.strings("caption")
+
+    @cached_property
+    def items(self) -> Strings:
         """The key of each row's item: its own key where it belongs to no other."""
         return row_items(self.table)
 
-    @cached_property
+    @property
     def item_index(self) -> Indices:
         """The number of each row's item, int64 (n,), items numbered in the order of their first rows."""
-        return number(self.items)
+        return self.items.numbers
 
     @cached_property
     def splits(self) -> list[str]:
@@ -115,7 +126,7 @@ class Rows:
         """Return the rows with these numbers, in this order, or where a mask (n,) is true."""
         chosen: Indices = np.arange(len(self))[rows]
         table = self.table.take(chosen)
-        return Rows(self.modality, [self.keys[row] for row in chosen], self.embeddings[chosen], table, self.kept_splits)
+        return Rows(self.modality, take_rows(self.embeddings, chosen), table, self.kept_splits)
 
     def where(self, split: str | None) -> Rows:
         """Return the rows of one split, see `split_mask`; all of them for None or ``all``."""
@@ -123,16 +134,15 @@ class Rows:
 
     def hash_order(self, salt: str) -> Indices:
         """Return the numbers of the rows by a stable hash of their keys: the same whatever the order of the shards."""
-        return np.argsort([stable_fraction(key, salt) for key in self.keys], kind="stable").astype(np.int64)
+        return _hash_order(self.keys, salt)
 
     def sample(self, fraction: float, salt: str = _SAMPLE_SALT) -> Rows:
         """Return all rows of ``fraction`` of the items, at least one, by a stable hash of their keys.
 
         A larger fraction holds a smaller one of the same salt.
         """
-        ranked = _ranked(self.items, salt)
-        chosen = set(ranked[: max(1, round(fraction * len(ranked)))])
-        return self.select(_among(self.items, chosen))
+        ranked, count = _ranked(self.items, salt)
+        return self.select(ranked < max(1, round(fraction * count)))
 
     def hold_out(self, share: float = HELD_OUT) -> tuple[Rows, Rows]:
         """Split off all rows of about ``share`` of the items: what is left, and what is held out.
@@ -177,14 +187,20 @@ class Pairs:
 
     def captions_of_first(self) -> Rows:
         """Return the paired rows of ``second`` with the embeddings of ``first`` in place of their own."""
-        paired = self.second.select(self.rows)
-        return Rows(self.first.modality, paired.keys, self.arrays()[0], paired.table, paired.kept_splits)
+        table = self.second.table.take(self.rows)
+        embeddings = take_rows(self.first.embeddings, self.item_index[self.rows])
+        return Rows(self.first.modality, embeddings, table, self.second.kept_splits)
 
 
-def number(values: Sequence[object]) -> Indices:
-    """Return a number per value, int64 (n,), the same for equal values, in the order of their first appearance."""
-    numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+def join_tables(tables: list[pa.Table]) -> pa.Table:
+    """Return one table of all of them, each column in one piece, and empty the list."""
+    joined = pa.concat_tables(tables).replace_schema_metadata(None)
+    tables.clear()
+    for place, field in enumerate(joined.schema):  # one after another, so that only one is there twice
+        column = joined.column(place)
+        if column.num_chunks > 1:
+            joined = joined.set_column(place, field.name, column.combine_chunks())
+    return joined
 
 
 def match_items(first: pa.Array[Any], second: pa.Array[Any]) -> Indices:
@@ -211,10 +227,10 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
     return pc.coalesce(_text(table, "pair_key"), key) if "pair_key" in names else key
 
 
-def row_items(table: pa.Table | pa.RecordBatch) -> list[str]:
+def row_items(table: pa.Table | pa.RecordBatch) -> Strings:
     """Return the key of each row's item: its own key where it belongs to no other."""
-    keys = keys_of(table)
-    return [item or key for item, key in zip(item_keys(table).to_pylist(), keys, strict=True)]
+    items, keys = item_keys(table), _text(table, "key")
+    return Strings(pc.if_else(pc.equal(items, pa.scalar("", items.type)).fill_null(True), keys, items))
 
 
 def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:
@@ -223,10 +239,14 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
     Rows of splits that are not in ``kept`` are split by the hash too; None keeps all.
     """
     names = table.schema.names
-    keys = keys_of(table)
-    splits = table.column("split").to_pylist() if "split" in names else None
     item_column = next((name for name in ITEM_COLUMNS if name in names), None)
-    return splits_of(keys, table.column(item_column).to_pylist() if item_column else None, splits, kept)
+    found: list[str] = []
+    for start in range(0, table.num_rows, BLOCK_ROWS):
+        block = table.slice(start, BLOCK_ROWS)
+        splits = block.column("split").to_pylist() if "split" in names else None
+        items = block.column(item_column).to_pylist() if item_column else None
+        found += map(sys.intern, splits_of(keys_of(block), items, splits, kept))
+    return found
 
 
 def splits_of(
@@ -253,9 +273,8 @@ def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept =
 
 def held_out(items: Sequence[str], share: float = HELD_OUT) -> Mask:
     """Return which rows to hold out, bool (n,): see `Rows.hold_out`."""
-    ranked = _ranked(items, _HOLD_OUT_SALT)
-    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
-    return _among(items, set(ranked[:count]) if count > 0 else set())
+    ranked, count = _ranked(items, _HOLD_OUT_SALT)
+    return np.asarray(ranked < min(max(1, round(share * count)), count - 1))
 
 
 def embedding_matrix(table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
@@ -289,19 +308,22 @@ def positions(keys: Sequence[str]) -> Mapping[str, int]:
     return found
 
 
-def _ranked(items: Sequence[str], salt: str) -> list[str]:
-    return sorted(set(items), key=lambda item: stable_fraction(item, salt=salt))
+def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
+    """Return the place of each row's item among all items by a stable hash of their keys, and the number of items."""
+    found = Strings.of(items)
+    order = _hash_order(Strings(found.array.unique()), salt)
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    return places[found.numbers], len(order)
 
 
-def _among(items: Sequence[str], chosen: set[str]) -> Mask:
-    return np.array([item in chosen for item in items], dtype=bool)
+def _hash_order(keys: Strings, salt: str) -> Indices:
+    fractions = np.fromiter((stable_fraction(key, salt) for key in keys), np.float64, len(keys))
+    return np.argsort(fractions, kind="stable")
 
 
 def _text(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array[Any]:
-    column = table.column(name)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-    return column if pa.types.is_string(column.type) else column.cast(pa.string())  # type: ignore[return-value]
+    return one_array(table.column(name))
 
 
 def _is_text(values: Sequence[Any]) -> bool:

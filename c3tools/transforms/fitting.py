@@ -155,7 +155,7 @@ def first_rows(
 
     from ..store import Rows as StoreRows
     from ..store import embedding_matrix
-    from ..store.rows import item_keys, keys_of
+    from ..store.rows import item_keys
 
     batches: list[pa.RecordBatch] = []
     missing = max_rows
@@ -168,9 +168,7 @@ def first_rows(
     if missing == max_rows:
         return StoreRows.of(modality, [], np.empty((0, store.info.dim)))
     table = pa.Table.from_batches(batches)
-    return StoreRows(
-        modality, [str(key) for key in keys_of(table)], embedding_matrix(table), table.drop_columns(["embedding"])
-    )
+    return StoreRows(modality, embedding_matrix(table), table.drop_columns(["embedding"]))
 
 
 def read_store(

@@ -7,7 +7,7 @@ others need pairs. Pairs that the encoder was trained on look closer than new on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TransformError
+from ..io.spill import BLOCK_ROWS
 from ..moments import Array
 
 Indices = npt.NDArray[np.int64]
@@ -95,18 +96,27 @@ def sibling_cosine(rows: Rows, item_index: Indices) -> float | None:
         rows: (k, d), centred, of any norm.
         item_index: int64 (k,), the item of each row.
     """
-    norms = np.linalg.norm(rows, axis=1)
+    cosines = _item_cosines(rows, item_index, np.linalg.norm(rows, axis=1))
+    return float(np.mean(cosines)) if len(cosines) else None
+
+
+def _item_cosines(rows: Rows, item_index: Indices, norms: Array) -> Array:
+    """Return the mean cosine between different rows of each item that has two or more, in the order of their numbers.
+
+    Args:
+        rows: (k, d), centred.
+        item_index: int64 (k,), the item of each row.
+        norms: (k,), of the rows; those of norm 0 do not count.
+    """
     good = norms > 0
     units = rows[good].astype(np.float64) / norms[good, None]
     items, numbers, sizes = np.unique(item_index[good], return_inverse=True, return_counts=True)
     several = sizes >= 2
-    if not several.any():
-        return None
     sums = np.zeros((len(items), rows.shape[1]))
     np.add.at(sums, numbers, units)
     squared = np.einsum("ij,ij->i", sums, sums)[several]
     m = sizes[several]
-    return float(np.mean((squared - m) / (m * (m - 1))))
+    return np.asarray((squared - m) / (m * (m - 1)))
 
 
 def caption_spread(texts: Rows, item_index: Indices, mean: Array) -> SigmaRule:
@@ -120,12 +130,25 @@ def caption_spread(texts: Rows, item_index: Indices, mean: Array) -> SigmaRule:
         mean: float64 (d,), mean of the text modality.
     """
     rests_on = "texts alone: the mean cosine of two captions of one image, centred"
-    rows = texts[item_index >= 0] - mean
-    cosine = sibling_cosine(rows, item_index[item_index >= 0]) if len(rows) else None
-    if cosine is None:
+    norms, cosines = np.zeros(len(item_index)), [np.empty(0)]
+    for block in _blocks_of_items(item_index):
+        rows = texts[block] - mean
+        norms[block] = np.linalg.norm(rows, axis=1)
+        cosines.append(_item_cosines(rows, item_index[block], norms[block]))
+    known = np.concatenate(cosines)
+    if not len(known):
         return SigmaRule("caption_spread", None, rests_on, "every image has one caption")
-    norm = float(np.linalg.norm(rows, axis=1).mean())
-    return _by_cosine("caption_spread", cosine, norm, rows.shape[1], rests_on, least=MIN_SIBLING_COSINE)
+    norm = float(norms[item_index >= 0].mean())
+    return _by_cosine("caption_spread", float(np.mean(known)), norm, len(mean), rests_on, least=MIN_SIBLING_COSINE)
+
+
+def _blocks_of_items(item_index: Indices) -> Iterator[Indices]:
+    """Yield the numbers of the rows that have an item, some thousands at a time, all rows of an item together."""
+    order = np.argsort(item_index, kind="stable")
+    order = order[item_index[order] >= 0]
+    lasts = np.flatnonzero(np.diff(item_index[order], append=-1))
+    cuts = np.unique(lasts[np.searchsorted(lasts, np.arange(BLOCK_ROWS, len(order), BLOCK_ROWS))]) + 1
+    yield from (block for block in np.split(order, cuts) if len(block))
 
 
 def twice_spread(spread: SigmaRule) -> SigmaRule:

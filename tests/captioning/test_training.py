@@ -103,7 +103,9 @@ def test_validation_loss_is_the_mean_over_real_tokens_end_included() -> None:
     trainer.model.eval()
     for row, ids in enumerate(trainer.val_tokens):
         with torch.no_grad():
-            scores = trainer.model(torch.from_numpy(trainer.val.embeddings[row : row + 1]), torch.tensor([ids]))[0]
+            scores = trainer.model(
+                torch.from_numpy(trainer.val.embeddings[row : row + 1]), torch.tensor([ids.tolist()])
+            )[0]
         total -= float(scores.double().log_softmax(-1)[range(len(ids)), ids].sum())
         count += len(ids)
     assert trainer.validation_loss() == pytest.approx(total / count, rel=1e-5)

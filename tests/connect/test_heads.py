@@ -11,6 +11,7 @@ import torch
 from c3tools.connect import ConnectedHeads, apply_heads, connect_heads, read_features
 from c3tools.connect.heads import Head, HeadShape, new_heads
 from c3tools.errors import ConnectError
+from c3tools.io import spill
 from c3tools.store import Pairs, Store
 
 from ..conftest import make_store
@@ -121,6 +122,21 @@ def test_the_same_call_gives_the_same_heads(tmp_path: Path) -> None:
     a, b, c = (connect_heads(features, tmp_path / f"{n}", seed=seed, **options) for n, seed in enumerate((0, 0, 1)))
     assert a.sha256 == b.sha256 != c.sha256
     assert ConnectedHeads.load(tmp_path / "0").sha256 == a.sha256
+
+
+def test_rows_in_a_file_train_the_same_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, items = views(150, dims=(24, 24))
+    make_store(tmp_path / "store", first, second, owners=items.tolist(), split=None)
+    shas = []
+    for limit in (spill.MEMORY_LIMIT, -1):
+        monkeypatch.setattr(spill, "MEMORY_LIMIT", limit)
+        features = read_features(store=tmp_path / "store")
+        assert isinstance(features.second.embeddings, spill.FileRows) == (limit < 0)
+        heads = connect_heads(features, tmp_path / f"heads{limit}", **QUICK)
+        apply_heads(heads, features, tmp_path / f"applied{limit}")
+        own = Store.open(tmp_path / f"applied{limit}").load("text")
+        shas.append((heads.sha256, heads.record["identity"], heads.record["scores"], own.embeddings.tobytes()))
+    assert shas[0] == shas[1]
 
 
 def test_heads_connect_two_stores_and_make_a_third(tmp_path: Path) -> None:

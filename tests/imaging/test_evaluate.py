@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return mini_store(tmp_path_factory.mktemp("mini") / "c3-store", encoder)
 
 
-def write_made(folder: Path, squares: list[np.ndarray], asked: list[str], keys: list[str | None]) -> GeneratedImages:
+def write_made(
+    folder: Path, squares: list[np.ndarray], asked: Sequence[str], keys: list[str | None]
+) -> GeneratedImages:
     folder.mkdir()
     images = []
     for number, (square, text, key) in enumerate(zip(squares, asked, keys, strict=True)):

@@ -11,6 +11,7 @@ from PIL import Image
 from c3tools.errors import GeneratorError, OutputError, StoreError, TransformError
 from c3tools.imaging import Generator, train_generator
 from c3tools.imaging.train import sigma_from_photos
+from c3tools.io import spill
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import NEIGHBOURS, PUBLISHED_SIGMA, photo_spread
@@ -65,6 +66,18 @@ def test_a_generator_is_written_with_all_that_it_needs(train: Train, store: Stor
     texts = store.load("text", "test")
     images = [generator.generate(embeddings=texts.embeddings, sampling_steps=2) for generator in (made, loaded)]
     assert [np.asarray(image).tolist() for image in images[0]] == [np.asarray(image).tolist() for image in images[1]]
+
+
+def test_photos_in_a_file_train_the_same_generator(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos" / next(path.name for path in (tmp_path / "photos").iterdir())).write_bytes(b"no photo")
+    kept = train(output=tmp_path / "in-memory")
+    monkeypatch.setattr(spill, "MEMORY_LIMIT", -1)
+    made = train(output=tmp_path / "in-a-file")
+    assert made.record["identity"] == kept.record["identity"]
+    for name in ("weights.safetensors", "transform.safetensors", "samples.png"):
+        assert (tmp_path / "in-a-file" / name).read_bytes() == (tmp_path / "in-memory" / name).read_bytes()
 
 
 def test_the_method_looks_at_no_text(train: Train, store: Store, tmp_path: Path) -> None:

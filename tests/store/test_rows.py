@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
 from c3tools.store import Pairs, Rows
-from c3tools.store.rows import item_keys, number, row_items
+from c3tools.store import strings as strings_module
+from c3tools.store.rows import item_keys, row_items
+from c3tools.store.strings import Strings, hash_strings
 
 
 def texts_of(items: list[str | None]) -> Rows:
@@ -16,7 +23,7 @@ def texts_of(items: list[str | None]) -> Rows:
 def test_an_item_is_the_image_of_a_text_or_the_row_itself() -> None:
     texts = texts_of(["b", None, "b", "a"])
     assert texts.items == row_items(texts.table) == ["b", "text1", "b", "a"]
-    assert texts.item_index.tolist() == number(texts.items).tolist() == [0, 1, 0, 2]
+    assert texts.item_index.tolist() == [0, 1, 0, 2]
     assert item_keys(texts.table).to_pylist() == ["b", None, "b", "a"]
     assert texts.captions == ["", "a", "a", "a"]
     audio = Rows.of("audio", ["x", "y"], np.eye(2), pair_key=["a", None])
@@ -32,7 +39,8 @@ def test_rows_are_paired_by_key_and_texts_without_image_are_in_no_pair() -> None
     assert first.max(axis=1).tolist() == [2, 2, 1]
     assert second.shape == (3, 4)
     rows = pairs.captions_of_first()
-    assert (rows.modality, rows.keys, rows.items) == ("image", ["text0", "text2", "text4"], ["b", "b", "a"])
+    assert rows.modality == "image"
+    assert rows.keys == ["text0", "text2", "text4"] and rows.items == ["b", "b", "a"]
 
 
 def test_items_are_sampled_and_held_out_whole() -> None:
@@ -56,5 +64,37 @@ def test_where_takes_the_rows_of_a_split() -> None:
 def test_lengths_that_differ_are_refused() -> None:
     with pytest.raises(StoreError, match="2 keys and 1 values of split"):
         Rows.of("image", ["a", "b"], np.eye(2), split=["train"])
-    with pytest.raises(StoreError, match="2 keys, 3 embeddings"):
+    with pytest.raises(StoreError, match="2 keys and 3 embeddings"):
         Rows.of("image", ["a", "b"], np.eye(3))
+
+
+def test_strings_are_a_sequence_that_equals_a_list() -> None:
+    values = ["b", "", "ä", "b", "日本"]
+    strings = Strings(values)
+    assert strings == values and values == strings and strings == tuple(values) and strings == Strings.of(iter(values))
+    assert strings not in (values[:4], ["b", "", "ä", "b", "日"], "b")
+    assert (strings[0], strings[-1], strings[1:3], list(strings), len(strings)) == ("b", "日本", ["", "ä"], values, 5)
+    assert strings.numbers.tolist() == [0, 1, 2, 0, 3] and strings.distinct == 4
+    assert strings.take(np.array([3, 0])) == ["b", "b"]
+    assert strings.take(np.array([False, True, False, False, True])) == ["", "日本"]
+    assert Strings([]) == [] and Strings([]).numbers.tolist() == []
+    assert repr(Strings(["a"])) == "['a']" and "9 strings" in repr(Strings("abcdefghi"))
+    with pytest.raises(IndexError):
+        strings[5]
+
+
+@given(st.lists(st.lists(st.text(max_size=3), max_size=20), min_size=1, max_size=3))
+def test_the_digest_of_strings_is_that_of_the_joined_text(columns: list[list[str]]) -> None:
+    digest, expected = hashlib.sha256(), "\x1f".join(text for column in columns for text in column)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strings_module, "BLOCK_ROWS", 4)
+        hash_strings(digest, *map(Strings, columns))
+    assert digest.digest() == hashlib.sha256(expected.encode()).digest()
+
+
+def test_columns_that_are_too_long_for_32_bits_get_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strings_module, "_MOST_BYTES", 10)
+    strings = Strings(pa.chunked_array([["a longer text"], ["b", "c"]]))
+    assert strings.array.type == pa.large_string()
+    assert strings == ["a longer text", "b", "c"]
+    assert Strings(pa.chunked_array([pa.array(["a", "b"]).dictionary_encode()])) == ["a", "b"]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.errors import TransformError
+from c3tools.transforms import sigma
 from c3tools.transforms.sigma import (
     PUBLISHED_SIGMA,
     auto_sigma,
@@ -55,6 +56,23 @@ def test_caption_spread_finds_the_noise_that_made_the_captions() -> None:
     norm = np.sqrt(dim * (0.08**2 + sigma**2))
     expected = norm * np.sqrt((1 / cosine**2 - 1) / dim)
     assert caption_spread(texts, owner, np.zeros(dim)).sigma == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_the_spread_is_the_same_however_many_rows_are_read_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    rng = np.random.default_rng(2)
+    items = rng.integers(-1, 12, size=60)
+    texts = (rng.normal(size=(12, 16))[items] + 0.3 * rng.normal(size=(60, 16))).astype(np.float32)
+    mean = rng.normal(size=16)
+    rows = texts[items >= 0] - mean
+    monkeypatch.setattr(sigma, "BLOCK_ROWS", block)
+    found = caption_spread(texts, items, mean)
+    cosine = sibling_cosine(rows, items[items >= 0])
+    assert cosine is not None and f"({cosine:.3f})" in found.rests_on
+    assert found.sigma == sigma_for_cosine(cosine, float(np.linalg.norm(rows, axis=1).mean()), 16)
+    assert caption_spread(texts[:0], items[:0], mean).sigma is None
 
 
 def test_pair_cosine_and_residual_are_their_formulas() -> None:
