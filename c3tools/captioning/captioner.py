@@ -60,8 +60,7 @@ class Captioner:
         decoder: the built-in Transformer, in numpy or as a torch module, or a language model behind a mapper.
         tokenizer: its tokenizer.
         pipeline: the fitted transform of its inputs.
-        record: how it was trained: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``seed``,
-            ``captions``, ``training``, ``history``, ``best_val_loss``.
+        record: how it was trained: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``best_val_loss``, ….
     """
 
     decoder: Decoder | NumpyDecoder
@@ -96,13 +95,10 @@ class Captioner:
             modality: whose embeddings they are.
             keys: one per row, from which sampling draws; by default the numbers of the rows.
             encoder: of the decoder's model, to encode images, and texts for ``magic``; by default it is loaded.
-            beams: beam search with so many beams; 1 is greedy.
-            length_penalty: beams are compared by log-probability / length ** this.
-            top_p: sample from the nucleus of this probability.
-            temperature: of sampling.
+            beams: beam search with so many beams, by log-probability / length ** ``length_penalty``.
+            top_p, temperature: sample from the nucleus of this probability, at this temperature.
             magic: the encoder re-scores every word.
-            seed: of sampling.
-            generation: all settings at once, in place of the six before.
+            seed, generation: of sampling; all settings at once, in place of the six before.
 
         Raises:
             DecoderError: if the model or the dimension is another than the decoder's, or the options contradict.

@@ -56,7 +56,7 @@ def test_photos_are_embedded_reported_and_captioned_without_torch(photos: Path, 
     save_small_captioner(Store.open(store), tmp_path / "d")
     arguments = ["caption", str(photos), "--decoder", str(tmp_path / "d"), "--json", str(tmp_path / "captions.json")]
     assert HEAVY_MODELS.isdisjoint(loaded_by_command([*arguments, "--beams", "2"]))
-    assert len(json.loads((tmp_path / "captions.json").read_text())) == 5
+    assert len(json.loads((tmp_path / "captions.json").read_text())) == len(list(photos.glob("*.jpg")))
 
 
 def save_small_captioner(store: Store, folder: Path) -> None:
