@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from ...errors import StoreError
+from ...io.parquet import read_parquet
 from ...reporter import counted
 
 Columns = dict[str, list[Any]]
@@ -71,7 +71,7 @@ def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floa
 def _arrow(path: Path) -> dict[str, pa.ChunkedArray[Any]]:
     try:
         if path.suffix.lower() == ".parquet":
-            table = pq.read_table(path)
+            table = read_parquet(path)
         elif path.suffix.lower() in (".csv", ".tsv"):
             table = _read_csv(path)
         else:
