@@ -12,7 +12,8 @@ from ..errors import CorpusError
 from ..io.locations import is_url, name_or_file
 from ..reporter import counted
 from .captions import read_captions
-from .items import Corpus, Entry, ReadOptions, Skipped, is_utf8
+from .item_lists import ItemList, as_storable
+from .items import CaptionedKeys, Corpus, Entry, ReadOptions, Skipped, is_utf8
 from .lists import read_list
 from .tables import holds_images, key_of_name, read_arrow, read_parquet
 from .tars import read_tar
@@ -87,8 +88,9 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
         return
     alone = len(containers) == 1 and not corpus.images and not corpus.texts
     captions_by_key = _captions_by_key(options)
-    paths_by_key = {item.key: item.path for item in corpus.images}
-    captioned: set[str] = set()
+    by_path = {str(path): (path, read) for path, read in containers}  # a pattern and a name may mean one file
+    repeats = len(by_path) > 1 or len(corpus.images) > 0  # in one container no key comes twice
+    captioned = ItemList(str)
     lost = 0
 
     def add(container: Path, entry: Entry) -> Skipped | None:
@@ -100,23 +102,23 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
         key = f"{container.stem}/{own_key}" if options.prefix_keys else own_key
         if not is_utf8(f"{key}{image.path}{image.split}"):
             return Skipped(repr(own_key), repr(image.path), "UnicodeError", "the key, path or split is not UTF-8")
-        if key in paths_by_key:
+        before = next(corpus.images.find([key])) if repeats else None
+        if before is not None:
             message = (
-                f"{paths_by_key[key]} has the key {key}; only the first is embedded; "
+                f"{before[1].path} has the key {key}; only the first is embedded; "
                 "--prefix-keys puts the name of its file before each key"
             )
             return Skipped(f"{container.name}#{image.path.rpartition('#')[2]}", image.path, "DuplicateKey", message)
-        paths_by_key[key] = image.path
         split = image.split
         if captions_by_key is not None:
-            lost += bool(captions) and own_key not in captions_by_key
-            captions, named_split = captions_by_key.get(own_key, ([], None))
+            given = captions_by_key.get(own_key)
+            lost += bool(captions) and given is None
+            captions, named_split = given or ([], None)
             split = named_split or split
-            captioned.add(own_key)
+            captioned.append(own_key)
         corpus.add_image(image._replace(key=key, split=split), captions)
         return None
 
-    by_path = {str(path): (path, read) for path, read in containers}  # a pattern and a name may mean one file
     for _, (path, read) in sorted(by_path.items()):
         corpus.containers.append(str(path))
         try:
@@ -130,7 +132,9 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
                 raise CorpusError(f"{path} cannot be read ({message}).") from error
             corpus.skipped.append(unreadable(path, message))
     if captions_by_key is not None:
-        corpus.captions_without_image += sorted(captions_by_key.keys() - captioned)
+        missing = ItemList(str, (key for key in captions_by_key if not captioned.has(key)))
+        missing.sort()
+        corpus.captions_without_image += missing
     if lost:
         corpus.notes.append(
             f"Captions come from --captions alone: {counted(lost, 'image')} without captions there "
@@ -138,11 +142,11 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
         )
 
 
-def _captions_by_key(options: ReadOptions) -> dict[str, tuple[list[str], str | None]] | None:
+def _captions_by_key(options: ReadOptions) -> CaptionedKeys | None:
     """Return captions and split by the key of the image, from the captions file that was given; None without one."""
     if options.captions is None:
         return None
-    rows: dict[str, tuple[list[str], str | None]] = {}
+    rows = CaptionedKeys()
     for row in read_captions(options.captions, options):
         key = row.key or (key_of_name(row.file_name) if row.file_name else None)
         if key is None:
@@ -150,8 +154,11 @@ def _captions_by_key(options: ReadOptions) -> dict[str, tuple[list[str], str | N
                 f"{options.captions}, line {row.line} names no image.",
                 remedy="Captions of images need a column file_name, image or key; texts alone are given as PATH.",
             )
-        captions, split = rows.get(key, ([], None))
-        rows[key] = ([*captions, *row.captions], row.split or split)
+        key = as_storable(key)
+        if rows.get(key) is None:
+            rows.add(key, row.captions, row.split)
+        else:
+            rows.add_captions(key, row.captions, row.split)
     return rows
 
 

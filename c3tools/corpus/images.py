@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 import urllib.error
@@ -23,6 +24,7 @@ _SLOWEST_DOWNLOAD = 120  # seconds for one image
 _CHUNK = 2**16
 _DOWNLOAD_ATTEMPTS = 3  # some addresses of a long list are always dead
 _ROWS_AT_A_TIME = 64
+_MOST_FOLDERS = 10_000  # whose place on the disk is remembered
 
 
 class ByteRange(NamedTuple):
@@ -217,12 +219,13 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
+def resolve_inside(folder: Path, name: str, *, anywhere: bool, resolved: dict[str, str] | None = None) -> Path:
     """Return the file that a path in a list or table means.
 
     Args:
         folder: relative paths start here.
         anywhere: the path may lead out of the folder.
+        resolved: the folders that were resolved before, for a list of many paths; others are added.
 
     Raises:
         OutsideError: if it leads out of the folder, by itself or through a link, and may not.
@@ -232,12 +235,28 @@ def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
             raise OutsideError(f"the path {name[:200]} leads out of {folder}")
         return location(f"{str(folder).rstrip('/')}/{name}")
     path = folder / name
-    if not anywhere and not path.resolve().is_relative_to(folder.resolve()):
+    if not anywhere and not _is_inside(str(folder), str(path), {} if resolved is None else resolved):
         raise OutsideError(
             f"the path {name[:200]} leads out of {folder}; --images-root names the folder to start from, "
             "--follow-symlinks takes it as it is"
         )
     return path
+
+
+def _is_inside(folder: str, path: str, resolved: dict[str, str]) -> bool:
+    """Return whether a path, links followed, is below a folder."""
+
+    def real(name: str) -> str:
+        if name not in resolved:
+            if len(resolved) >= _MOST_FOLDERS:
+                resolved.clear()
+            resolved[name] = os.path.realpath(name)
+        return resolved[name]
+
+    root = real(folder)
+    parent, name = os.path.split(path)
+    target = os.path.realpath(path) if name == ".." or os.path.islink(path) else os.path.join(real(parent), name)  # noqa: PTH114, PTH118
+    return target == root or target.startswith(root.rstrip("/") + "/")
 
 
 def download(url: str) -> bytes:

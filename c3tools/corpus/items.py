@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from .images import ImageItem
+from .item_lists import ItemList, pack_image, unpack_image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -59,9 +61,11 @@ class Skipped(NamedTuple):
 Entry = tuple[ImageItem, list[str]] | Skipped
 
 
-@dataclass
 class Corpus:
     """Images, texts and skipped inputs, in a fixed order.
+
+    Args:
+        images, texts: to begin with.
 
     Attributes:
         images: those in files sorted by key, then those of tars, tables and lists in the order of these.
@@ -75,18 +79,23 @@ class Corpus:
         captions: the captions file that was given; None where captions were detected.
     """
 
-    images: list[ImageItem] = field(default_factory=list)
-    texts: list[TextItem] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    images_without_caption: list[str] = field(default_factory=list)
-    captions_without_image: list[str] = field(default_factory=list)
-    containers: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    captions: str | None = None
+    def __init__(self, images: Iterable[ImageItem] = (), texts: Iterable[TextItem] = ()) -> None:
+        self.images = ItemList(ImageItem, images)
+        self.texts = ItemList(TextItem, texts)
+        self.skipped = ItemList(Skipped, printable=True)
+        self.images_without_caption = ItemList(str)
+        self.captions_without_image = ItemList(str, printable=True)
+        self.containers: list[str] = []
+        self.notes: list[str] = []
+        self.sources: list[str] = []
+        self.captions: str | None = None
 
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
-        """Add an image with its captions; captions that cannot be used are skipped, and reported."""
+        """Add an image with its captions; what cannot be used is skipped, and reported."""
+        if not is_utf8(f"{image.key}{image.path}{image.split}"):
+            problem = "UnicodeError", "the key, path or split is not UTF-8"
+            self.skipped.append(Skipped(repr(image.key), repr(image.path), *problem))
+            return
         self.images.append(image)
         before = len(self.texts)
         for number, caption in enumerate(captions):
@@ -103,6 +112,51 @@ class Corpus:
             self.skipped.append(Skipped(text.key, path, "UnicodeError", "the caption is not UTF-8"))
         else:
             self.texts.append(text._replace(caption=caption))
+
+
+class _CaptionedKey(NamedTuple):
+    """A key and, as JSON, its captions, the name to remember, and the fields of its image."""
+
+    key: str
+    content: str
+
+
+class CaptionedKeys:
+    """Captions by key, in the order in which keys first came: of files that need not fit in memory."""
+
+    def __init__(self) -> None:
+        self._entries = ItemList(_CaptionedKey)
+
+    def add(self, key: str, captions: Sequence[str], name: str | None = None, image: ImageItem | None = None) -> None:
+        """Add captions of a key that is new, with a name and an image to remember."""
+        self._entries.append(_CaptionedKey(key, json.dumps([captions, name, image and pack_image(image)])))
+
+    def add_captions(self, key: str, captions: Sequence[str], name: str | None = None) -> None:
+        """Add captions of a key that is there; a name takes the place of the one before."""
+        found = next(self._entries.find([key]))
+        assert found is not None
+        position, entry = found
+        before, old_name, image = json.loads(entry.content)
+        content = json.dumps([[*before, *captions], name or old_name, image])
+        self._entries.replace(position, entry._replace(content=content))
+
+    def get(self, key: str) -> tuple[list[str], str | None] | None:
+        """Return captions and name of a key, None if it did not come."""
+        found = next(self._entries.find([key]))
+        if found is None:
+            return None
+        captions, name, _ = json.loads(found[1].content)
+        return captions, name
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys, in order."""
+        return (entry.key for entry in self._entries)
+
+    def images(self) -> Iterator[tuple[ImageItem, list[str]]]:
+        """Yield the images with their captions, in order."""
+        for entry in self._entries:
+            captions, _, image = json.loads(entry.content)
+            yield unpack_image(image), captions
 
 
 @dataclass(frozen=True)

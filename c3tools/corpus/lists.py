@@ -8,7 +8,7 @@ from pathlib import Path
 from ..io.locations import is_url
 from .captions import read_captions
 from .images import Download, ImageItem, OutsideError, UrlNotAskedForError, resolve_inside
-from .items import CaptionRow, Entry, ReadOptions, Skipped, without_suffix
+from .items import CaptionedKeys, CaptionRow, Entry, ReadOptions, Skipped, is_utf8, without_suffix
 from .splits import split_in_name
 from .tables import key_of_name
 
@@ -21,8 +21,8 @@ def read_list(path: Path, options: ReadOptions) -> Iterator[Entry]:
     Raises:
         CorpusError: if the list cannot be read or a column is missing.
     """
-    entries: dict[str, tuple[ImageItem, list[str]]] = {}
-    names: dict[str, str] = {}
+    images = CaptionedKeys()
+    resolved: dict[str, str] = {}
     for row in read_captions(path, options, images=True):
         where = f"{path.name}#{row.line}", f"{path}#{row.line}"
         name = row.file_name
@@ -30,22 +30,28 @@ def read_list(path: Path, options: ReadOptions) -> Iterator[Entry]:
             yield Skipped(*where, "NullImageError", "the row names no image")
             continue
         key = row.key or _key(name, options)
-        if key not in entries:
-            image = _find(path, row, name, key, options)
+        if not is_utf8(f"{key}{name}"):
+            yield Skipped(*where, "UnicodeError", "the key or path is not UTF-8")
+            continue
+        before = images.get(key)
+        if before is None:
+            image = _find(path, row, name, key, options, resolved)
             if isinstance(image, Skipped):
                 yield image
                 continue
-            entries[key], names[key] = (image, list(row.captions)), name
-        elif names[key] == name:
-            entries[key][1].extend(row.captions)
+            images.add(key, row.captions, name, image)
+        elif before[1] == name:
+            images.add_captions(key, row.captions)
         else:
             yield Skipped(
-                *where, "DuplicateKey", f"the key {key} is that of {names[key]}; --key-column names other keys"
+                *where, "DuplicateKey", f"the key {key} is that of {before[1]}; --key-column names other keys"
             )
-    yield from entries.values()
+    yield from images.images()
 
 
-def _find(path: Path, row: CaptionRow, name: str, key: str, options: ReadOptions) -> ImageItem | Skipped:
+def _find(
+    path: Path, row: CaptionRow, name: str, key: str, options: ReadOptions, resolved: dict[str, str]
+) -> ImageItem | Skipped:
     split = row.split or split_in_name(path.stem)
     where = f"{path.name}#{row.line}", f"{path}#{row.line}"
     if is_url(name):
@@ -54,7 +60,7 @@ def _find(path: Path, row: CaptionRow, name: str, key: str, options: ReadOptions
         return ImageItem(key, name, split, None, Download(name))
     folder = options.images_root or path.parent
     try:
-        file = resolve_inside(folder, name, anywhere=options.follow_symlinks)
+        file = resolve_inside(folder, name, anywhere=options.follow_symlinks, resolved=resolved)
         size = file.stat().st_size if isinstance(file, Path) else None  # behind a URL, one request each
     except OutsideError as error:
         return Skipped(*where, "OutsideError", str(error))

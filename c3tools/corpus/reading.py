@@ -100,7 +100,7 @@ def read_corpus(
                 _add_texts(corpus, root, options)
             else:
                 containers.append((root, read))
-    corpus.images.sort(key=lambda item: item.key)
+    corpus.images.sort()
     add_containers(corpus, containers, options)
     _check(corpus, roots, options.captions)
     return corpus
@@ -187,9 +187,9 @@ def _check(corpus: Corpus, roots: Sequence[Path], given: Path | None) -> None:
             f"{given} has a caption for none of the images ({len(corpus.images):,}).",
             remedy="File names are resolved against the captions file's folder, then its images/.",
         )
-    for kind, keys in (("images", [i.key for i in corpus.images]), ("texts", [t.key for t in corpus.texts])):
-        if len(set(keys)) != len(keys):
-            double = next(key for key in keys if keys.count(key) > 1)
+    for kind, items in (("images", corpus.images), ("texts", corpus.texts)):
+        double = items.repeated_key()
+        if double is not None:
             raise CorpusError(
                 f"Two {kind} have the key {double!r}.",
                 remedy="Embed the folders that hold them by two commands with two stores, or rename one.",

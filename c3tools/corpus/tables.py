@@ -25,7 +25,7 @@ from .captions import (
     require_column,
 )
 from .images import ImageItem, TableCell
-from .items import IMAGE_SUFFIXES, Entry, ReadOptions, Skipped, without_suffix
+from .items import IMAGE_SUFFIXES, CaptionedKeys, Entry, ReadOptions, Skipped, is_utf8, without_suffix
 from .splits import split_in_name
 
 # usual names of the column with the images, those of Hugging Face and img2dataset among them
@@ -75,7 +75,7 @@ def read_parquet(path: Path, options: ReadOptions) -> Iterator[Entry]:
                     yield from rows.add(group, row, record, cell.get("path") if isinstance(cell, dict) else None)
     except UNREADABLE as error:
         raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error
-    yield from rows.entries.values()
+    yield from rows.images.images()
 
 
 def read_arrow(path: Path, options: ReadOptions) -> Iterator[Entry]:
@@ -101,7 +101,7 @@ def read_arrow(path: Path, options: ReadOptions) -> Iterator[Entry]:
             raise CorpusError(f"{path} is not a readable Arrow file ({error.strerror}).") from error
         yield Skipped(path.name, str(path), "DamagedTable", str(error.strerror))
     if rows is not None:
-        yield from rows.entries.values()
+        yield from rows.images.images()
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Rows:
         self._path, self._table, self._options = path, table, options
         self._name = f"{split}/{path.stem}" if split else path.stem
         self._split = split or split_in_name(path.stem)
-        self.entries: dict[str, tuple[ImageItem, list[str]]] = {}
+        self.images = CaptionedKeys()
         self.count = 0  # rows up to here
 
     def add(self, group: int, row: int, record: Mapping[str, Any], image_path: str | None) -> Iterator[Skipped]:
@@ -143,15 +143,18 @@ class _Rows:
         except CorpusError as error:
             captions = []
             yield Skipped(f"{self._path.name}#{number}", where, "CaptionError", error.message)
-        if key in self.entries:
-            self.entries[key][1].extend(captions)
+        if not is_utf8(key):
+            yield Skipped(f"{self._path.name}#{number}", where, "UnicodeError", "the key is not UTF-8")
+            return
+        if self.images.get(key) is not None:
+            self.images.add_captions(key, captions)
             return
         options = self._options
         folder = str(options.images_root or self._path.parent)
         permissions = options.follow_symlinks, options.download
         cell = TableCell(str(self._path), self._table.image, group, row, folder, *permissions)
         split = record.get(SPLIT_COLUMN) or self._split
-        self.entries[key] = ImageItem(key, where, str(split) if split else None, None, cell), captions
+        self.images.add(key, captions, image=ImageItem(key, where, str(split) if split else None, None, cell))
 
     def _key(self, record: Mapping[str, Any], image_path: str | None, number: int) -> str:
         value = record.get(self._table.key) if self._table.key else None

@@ -14,11 +14,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ..corpus import Corpus, ImageItem, TextItem
+import numpy as np
+
+from ..corpus import Corpus, ImageItem, ItemList, TextItem
 from ..io.locations import is_url
 from ..store import Failure, Store
 from ..store.manifest import ShardName, ShardRecord
@@ -29,25 +32,68 @@ _COLUMNS = {"image": ["key", "path", "size", "split"], "text": ["key", "caption"
 _TEXT_KEY = re.compile(r"(.*):\d+(#\d+)?")  # of a text that stands alone: the stem of its file, and its line
 
 
+class ShardInputs(Generic[Item]):
+    """The inputs of shards, read from a list when a shard is asked for: its number and its inputs.
+
+    Args:
+        items: the list.
+        spans: of each shard its number, and where its inputs begin and end in the list.
+        left_out: 1 for each item of the list that is in no shard; None if all are in one.
+    """
+
+    def __init__(
+        self, items: ItemList[Item], spans: Sequence[tuple[int, int, int]], left_out: bytearray | None = None
+    ) -> None:
+        self._items: ItemList[Item] = items
+        self._spans, self._left_out = spans, left_out
+        self.numbers = [number for number, _, _ in spans]
+        self.inputs = len(items) if left_out is None else len(left_out) - sum(left_out)
+
+    def __len__(self) -> int:
+        """Return the number of shards."""
+        return len(self._spans)
+
+    def __getitem__(self, position: int) -> tuple[int, list[Item]]:
+        """Return number and inputs of a shard."""
+        number, start, stop = self._spans[position]
+        if self._left_out is None:
+            return number, self._items.block(start, stop)
+        chosen: list[Item] = []
+        while (start := self._left_out.find(0, start, stop)) >= 0:
+            end = self._left_out.find(1, start, stop)
+            end = stop if end < 0 else end
+            chosen += self._items.block(start, end)
+            start = end
+        return number, chosen
+
+    def __iter__(self) -> Iterator[tuple[int, list[Item]]]:
+        """Yield number and inputs of each shard."""
+        return (self[position] for position in range(len(self)))
+
+
 @dataclass
 class Plan(Generic[Item]):
     """The plan of one modality.
 
     Attributes:
         inputs: how many the corpus has.
-        shards: the inputs to embed, by the number of their new shard.
+        shards: the inputs to embed, by new shards.
+        changed: the inputs that changed, by the shards that have them.
         summary: counts the inputs left out, and names those that changed and that have gone.
-        changed: the inputs that changed, by the number of the shard that has them.
-        gone: keys of rows whose source has gone, likewise.
+        gone_keys: keys of rows whose source has gone, in the order of their shards.
+        gone: where they are in ``gone_keys``, by the number of their shard.
+        unmatched: how many rows are not of the corpus, by the number of the shard that has them.
         from_elsewhere: keys that the store has from other files.
     """
 
-    inputs: int = 0
-    shards: dict[int, list[Item]] = field(default_factory=dict)
+    inputs: int
+    shards: ShardInputs[Item]
+    changed: ShardInputs[Item]
     summary: ModalitySummary = field(default_factory=ModalitySummary)
-    changed: dict[int, list[Item]] = field(default_factory=dict)
-    gone: dict[int, set[str]] = field(default_factory=dict)
-    from_elsewhere: set[str] = field(default_factory=set)
+    gone_keys: ItemList[str] = field(default_factory=lambda: ItemList(str))
+    gone: dict[int, slice] = field(default_factory=dict)
+    unmatched: dict[int, int] = field(default_factory=dict)
+    from_elsewhere: ItemList[str] = field(default_factory=lambda: ItemList(str))
 
 
 def plan_corpus(
@@ -88,7 +134,7 @@ def plan_corpus(
 def plan_shards(
     store: Store,
     modality: str,
-    items: Sequence[Item],
+    items: ItemList[Item],
     *,
     shard_size: int,
     retry_failed: bool,
@@ -109,50 +155,83 @@ def plan_shards(
         sources: where the corpus came from; without them nothing has gone.
         images: the plan of the images, for texts.
     """
-    plan: Plan[Item] = Plan(len(items))
-    by_key = {item.key: item for item in items}
-    gone_images = set().union(*images.gone.values()) if images else set()
-    foreign = images.from_elsewhere if images else set()
-    embedded: set[str] = set()
-    failed: dict[str, float | None] = {}  # when their shard was begun
+    changed = items.like()
+    changed_spans: list[tuple[int, int, int]] = []
+    none = ShardInputs(items.like(), [])
+    plan = Plan(len(items), none, none)
+    summary = plan.summary
+    summary.changed = changed_keys = ItemList(str)
+    foreign = images.from_elsewhere if images and images.from_elsewhere else None
+    gone_images = images.gone_keys if images and images.gone_keys else None
+    left_out = bytearray(len(items))
+    failed: dict[int, float | None] = {}  # by position; when their shard was begun
     for part in store.parts(modality):
         marker = store.marker(modality, part)
         began = marker["timings"].get("began")
-        failed |= {failure["key"]: began for failure in marker["failures"]}
-        for row in _rows(store, modality, part):
-            item = by_key.get(row["key"])
-            if item is not None:
-                embedded.add(item.key)
+        failures = (failure["key"] for failure in marker["failures"])
+        failed |= {found[0]: began for found in items.find(failures) if found is not None}
+        first, gone = len(changed), []
+        for row, found in _match(store, modality, part, items):
+            of_foreign = foreign is not None and foreign.has(row.get("image_key"))
+            if found is not None:
+                position, item = found
+                left_out[position] = 1
                 if isinstance(item, ImageItem) and not _is_same_file(row["path"], item.path):
-                    plan.from_elsewhere.add(item.key)
-                elif row.get("image_key") not in foreign and _has_changed(item, row, began):
+                    plan.from_elsewhere.append(item.key)
+                elif not of_foreign and _has_changed(item, row, began):
                     # the split may be one that `c3 split` chose
-                    plan.changed.setdefault(part, []).append(item._replace(split=item.split or row["split"]))
-            elif row.get("image_key") not in foreign and sources is not None and sources.has_lost(row, gone_images):
-                plan.gone.setdefault(part, set()).add(row["key"])
-    pending: list[Item] = []
-    for item in items:
-        if item.key in embedded:
-            plan.summary.already += 1
-        elif item.key in failed and not retry_failed and not (update and _is_written_after(item, failed[item.key])):
-            plan.summary.failed_before += 1
-        else:
-            pending.append(item)
-    taken = set(store.parts(modality))
-    missing = {part: record.rows for (name, part), record in (lost or {}).items() if name == modality}
-    if len(pending) < sum(missing.values()):
-        taken |= missing.keys()
-    free = (number for number in count() if number not in taken)
-    plan.shards = {next(free): pending[start : start + shard_size] for start in range(0, len(pending), shard_size)}
-    plan.summary.changed = [item.key for changed in plan.changed.values() for item in changed]
-    plan.summary.gone = [key for part in sorted(plan.gone) for key in sorted(plan.gone[part])]
-    plan.summary.from_elsewhere = sorted(plan.from_elsewhere)
+                    changed.append(item._replace(split=item.split or row["split"]))
+                    changed_keys.append(item.key)
+                continue
+            plan.unmatched[part] = plan.unmatched.get(part, 0) + 1
+            if not of_foreign and sources is not None and sources.has_lost(row, gone_images):
+                gone.append(row["key"])
+        if len(changed) > first:
+            changed_spans.append((part, first, len(changed)))
+        if gone:
+            plan.gone[part] = slice(len(plan.gone_keys), len(plan.gone_keys) + len(gone))
+            plan.gone_keys.extend(sorted(gone))
+    summary.already = sum(left_out)
+    for position, began in failed.items():
+        if left_out[position] or retry_failed or (update and _is_written_after(items[position], began)):
+            continue
+        left_out[position] = 1
+        summary.failed_before += 1
+    plan.shards = _new_shards(store, modality, items, left_out, shard_size, lost or {})
+    plan.changed = ShardInputs(changed, changed_spans)
+    plan.from_elsewhere.sort()
+    summary.gone, summary.from_elsewhere = plan.gone_keys, plan.from_elsewhere
     return plan
 
 
-def _rows(store: Store, modality: str, part: int) -> Iterator[dict[str, Any]]:
+def _new_shards(
+    store: Store,
+    modality: str,
+    items: ItemList[Item],
+    left_out: bytearray,
+    shard_size: int,
+    lost: Mapping[ShardName, ShardRecord],
+) -> ShardInputs[Item]:
+    """Divide the items that are not ``left_out`` into shards with free numbers."""
+    pending: Any = np.flatnonzero(np.frombuffer(left_out, np.uint8) == 0)
+    taken = set(store.parts(modality))
+    missing = {part: record.rows for (name, part), record in lost.items() if name == modality}
+    if len(pending) < sum(missing.values()):
+        taken |= missing.keys()
+    free = (number for number in count() if number not in taken)
+    starts: list[int] = pending[::shard_size].tolist()
+    ends = [*starts[1:], len(items)]
+    spans = [(next(free), start, end) for start, end in zip(starts, ends, strict=False)]
+    return ShardInputs(items, spans, left_out)
+
+
+def _match(
+    store: Store, modality: str, part: int, items: ItemList[Item]
+) -> Iterator[tuple[dict[str, Any], tuple[int, Item] | None]]:
+    """Yield the rows of a shard, each with the position of the item with its key and the item, if there is one."""
     for batch in store.batches(modality, _COLUMNS[modality], parts=[part]):
-        yield from batch.to_pylist()
+        rows = batch.to_pylist()
+        yield from zip(rows, items.find(row["key"] for row in rows), strict=True)
 
 
 def _has_changed(item: ImageItem | TextItem, row: Mapping[str, Any], began: float | None) -> bool:
@@ -198,27 +277,37 @@ class Sources:
 
     def __init__(self, corpus: Corpus) -> None:
         self._roots = [_absolute(source).rstrip("/") for source in corpus.sources]
-        self._unusable = {_absolute(skipped.path) for skipped in corpus.skipped}
-        items = {text.image_key for text in corpus.texts if text.image_key is not None}
-        if items and corpus.captions is None:
-            items |= {image.key for image in corpus.images}
-        self._items = items
-        self._keys = {image.key for image in corpus.images}
-        alone = (_TEXT_KEY.fullmatch(text.key) for text in corpus.texts if text.image_key is None)
-        self._files = {match[1] for match in alone if match}
+        self._corpus = corpus
 
-    def has_lost(self, row: Mapping[str, Any], gone_images: set[str]) -> bool:
+    def has_lost(self, row: Mapping[str, Any], gone_images: ItemList[str] | None) -> bool:
         """Return whether the source of a row, whose key is not in the corpus, has gone."""
         if "path" in row:
             return self._was_below(row["path"])
-        if row["image_key"] is not None:
-            return row["image_key"] in gone_images or row["image_key"] in self._items
+        image = row["image_key"]
+        if image is not None:
+            if (gone_images is not None and gone_images.has(image)) or self._corpus.texts.has(image, "image_key"):
+                return True
+            return self._captions_were_detected and self._corpus.images.has(image)
         match = _TEXT_KEY.fullmatch(row["key"])
         return match is not None and match[1] in self._files
 
     def has_lost_failure(self, failure: Failure) -> bool:
         """Return whether the source of an input that failed has gone."""
-        return failure.key not in self._keys and self._was_below(failure.path)
+        return not self._corpus.images.has(failure.key) and self._was_below(failure.path)
+
+    @cached_property
+    def _captions_were_detected(self) -> bool:
+        return self._corpus.captions is None and any(text.image_key is not None for text in self._corpus.texts)
+
+    @cached_property
+    def _files(self) -> set[str]:
+        """The stems of the files of texts that stand alone."""
+        alone = (_TEXT_KEY.fullmatch(text.key) for text in self._corpus.texts if text.image_key is None)
+        return {match[1] for match in alone if match}
+
+    @cached_property
+    def _unusable(self) -> set[str]:
+        return {_absolute(skipped.path) for skipped in self._corpus.skipped}
 
     def _was_below(self, path: str | None) -> bool:
         if path is None:

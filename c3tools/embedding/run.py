@@ -22,7 +22,7 @@ from ..store.manifest import Manifest, ShardName, ShardRecord
 from ..store.metadata import INFO_FILE
 from ..store.rewriting import rewrite_shard
 from ..store.rows import keys_of
-from .plan import Plan, Sources, is_within, plan_corpus
+from .plan import Plan, ShardInputs, Sources, is_within, plan_corpus
 from .shards import EmbedWork
 from .summary import EmbedSummary, ModalitySummary
 
@@ -214,7 +214,9 @@ def embed_corpus(
             plans = plan_corpus(
                 opened, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update, lost=lost
             )
-            if any(plan.shards or (update and plan.changed) or (prune and plan.gone) for plan in plans.values()):
+            if any(
+                len(plan.shards) or (update and len(plan.changed)) or (prune and plan.gone) for plan in plans.values()
+            ):
                 encoder = _loaded_for(folder, encoder, dtype)
             works = {
                 modality: EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout, began=began)
@@ -224,12 +226,12 @@ def embed_corpus(
             for modality, plan in plans.items():
                 if plan.inputs or plan.summary.gone:
                     modalities[modality] = plan.summary
-                if plan.shards:
+                if len(plan.shards):
                     _embed_shards(plan.shards, plan.summary, works[modality], executor, reporter)
             # texts first: which of them have gone is known from their images
             for modality in reversed(works) if update or prune else ():
                 plan, work = plans[modality], works[modality]
-                _rewrite_shards(plan, work, corpus, executor, reporter, update=update, prune=prune)
+                _rewrite_shards(plan, work, executor, reporter, update=update, prune=prune)
             for modality in plans:
                 remove_leftovers(opened.path / modality)  # of workers that were lost
             failures = _roll_up_failures(opened, corpus, prune=prune)
@@ -298,7 +300,7 @@ def _planned(
     """Return the summary of a run that is only planned."""
     plans = plan_corpus(store, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update)
     for plan in plans.values():
-        plan.summary.to_embed = sum(map(len, plan.shards.values()))
+        plan.summary.to_embed = plan.shards.inputs
         plan.summary.to_update = len(plan.summary.changed) if update else 0
         plan.summary.to_remove = len(plan.summary.gone) if prune else 0
     return EmbedSummary(
@@ -318,7 +320,6 @@ def _planned(
 def _rewrite_shards(
     plan: Plan[Any],
     work: EmbedWork,
-    corpus: Corpus,
     executor: Executor,
     reporter: Reporter,
     *,
@@ -326,36 +327,37 @@ def _rewrite_shards(
     prune: bool,
 ) -> None:
     """Write the shards anew that have rows which changed or have gone."""
-    changed, gone = plan.changed if update else {}, plan.gone if prune else {}
+    gone = plan.gone if prune else {}
+    changed = set(plan.changed.numbers if update else ())
     if changed:
-        work.dropped = {part: frozenset(gone.get(part, ())) for part in changed}
-        work.whole = {item.key for item in (corpus.images if work.modality == "image" else corpus.texts)}
+        work.dropped = {part: frozenset(plan.gone_keys[gone[part]] if part in gone else ()) for part in changed}
+        work.compared = {part for part in changed if plan.unmatched.get(part, 0) == len(work.dropped[part])}
         again = ModalitySummary()
-        _embed_shards(changed, again, work, executor, reporter)
+        _embed_shards(plan.changed, again, work, executor, reporter)
         plan.summary.updated, plan.summary.not_updated = again.embedded, again.failed
         plan.summary.truncated += again.truncated
         plan.summary.elapsed += again.elapsed
         for stage, seconds in again.seconds.items():
             plan.summary.seconds[stage] += seconds
-    for part in sorted(gone.keys() - changed.keys()):
-        rewrite_shard(work.store, work.modality, part, drop=gone[part])
-    plan.summary.removed = sum(map(len, gone.values()))
+    for part in sorted(gone.keys() - changed):
+        rewrite_shard(work.store, work.modality, part, drop=set(plan.gone_keys[gone[part]]))
+    plan.summary.removed = len(plan.gone_keys) if prune else 0
 
 
 def _embed_shards(
-    shards: dict[int, list[Any]], summary: ModalitySummary, work: EmbedWork, executor: Executor, reporter: Reporter
+    shards: ShardInputs[Any], summary: ModalitySummary, work: EmbedWork, executor: Executor, reporter: Reporter
 ) -> None:
     """Have the shards of one modality made, and add them to its summary."""
     failed = 0
     start = time.perf_counter()
-    with reporter.progress(f"{work.modality.capitalize()}s", sum(map(len, shards.values()))) as progress:
+    with reporter.progress(f"{work.modality.capitalize()}s", shards.inputs) as progress:
 
         def report(done: int, failures: int) -> None:
             nonlocal failed
             failed += failures
             progress.advance(done, f"{failed:,} failed" if failed else "")
 
-        for part in executor.run(work, list(shards.items()), report):
+        for part in executor.run(work, shards, report):
             summary.add(part)
     summary.elapsed = time.perf_counter() - start
 
@@ -371,17 +373,15 @@ def _kept(store: Path) -> str:
 
 def _roll_up_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> list[Failure]:
     """Bring failures.parquet up to date with the failures of the shards and those found while reading the corpus."""
-    sources = Sources(corpus)
-
-    def has_gone(failure: Failure) -> bool:
-        return prune and sources.has_lost_failure(failure)
-
-    any_failure = bool(corpus.skipped or store.failures() or store.recorded_failures())
+    sources, recorded = Sources(corpus), store.recorded_failures()
+    skipped = [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
+    has_gone = sources.has_lost_failure if prune else lambda _: False
+    failing = {failure.key for failure in (*recorded, *store.failures(), *skipped)}
     embedded = {
         key
-        for modality in (store.modalities if any_failure else ())
+        for modality in (store.modalities if failing else ())
         for batch in store.batches(modality, ["key"])
-        for key in keys_of(batch)
+        for key in failing.intersection(keys_of(batch))
     }
     for modality in store.modalities:
         for part in store.parts(modality):
@@ -389,10 +389,9 @@ def _roll_up_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> l
             left = [failure for failure in present if failure.key not in embedded and not has_gone(failure)]
             if len(left) != len(present):
                 rewrite_failures(store.path, modality, part, left)
-    skipped = [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
-    read_now = {item.path for item in corpus.images} | set(corpus.containers)
-    before = [f for f in store.recorded_failures() if f.stage == "list" and not is_within(f.path, read_now)]
-    before = [failure for failure in before if not has_gone(failure)]
+    read_now = set(corpus.containers)
+    before = [f for f in recorded if f.stage == "list" and not is_within(f.path, read_now) and not has_gone(f)]
+    before = [f for f in before if not corpus.images.has(f.path, "path")]
     unique = {(f.stage, f.key): f for f in [*before, *skipped, *store.failures()] if f.key not in embedded}
     failures = [unique[name] for name in sorted(unique)]
     write_failures(store.path, failures)

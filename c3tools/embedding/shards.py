@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..corpus import ImageItem, TextItem
+from ..corpus import TextItem
 from ..devices import limit_threads
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.backends import Matrix, Pending
@@ -26,6 +27,7 @@ from .loader import PixelBatch, pixel_batches
 from .summary import ModalitySummary, no_seconds
 
 _MOST_WORKERS = 16
+_GROUP = 64  # shards whose images are listed in memory at once
 _FEW = 4  # images that are decoded before a worker process has started
 
 ShardTask = tuple[int, Sequence[Any]]  # the shard's number and its inputs, `ImageItem` or `TextItem`
@@ -43,7 +45,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
 
     Attributes:
         dropped: the shards that exist and whose rows are replaced, with the keys of the rows that are left out.
-        whole: the keys of the corpus, if shards are replaced.
+        compared: those of them that have no row but of the corpus, so that all their rows were compared now.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         self.modality = modality
         self.store = store
         self.dropped: dict[int, frozenset[str]] = {}
-        self.whole: set[str] = set()
+        self.compared: set[int] = set()
         self._began = began
         self._encoder: Encoder | None = encoder
         self._workers, self._batch_size, self._image_timeout = workers, batch_size, image_timeout
@@ -96,7 +98,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         Raises:
             StoreError: if a shard cannot be written.
         """
-        return (self._embed_images if self.modality == "image" else self._embed_texts)(dict(tasks), report)
+        return (self._embed_images if self.modality == "image" else self._embed_texts)(tasks, report)
 
     def finished(self, task: ShardTask, report: Report) -> ModalitySummary | None:
         """Return the summary of a shard whose done marker exists and that holds the inputs of the task, else None."""
@@ -123,7 +125,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         """Return a name such as ``text shard 3``."""
         return f"{self.modality} shard {task[0]}"
 
-    def _embed_images(self, shards: Mapping[int, Sequence[ImageItem]], report: Report) -> Iterator[ModalitySummary]:
+    def _embed_images(self, shards: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
         encoder = self._loaded()
         device_type = encoder.compute.device_type
         workers = self._workers
@@ -134,13 +136,16 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         embeddings: list[np.ndarray[Any, Any]] = []
         failures: list[Failure] = []
         decoding, began = 0.0, time.perf_counter()
-        batches = pixel_batches(
-            shards,
-            encoder.preprocess,
-            batch_size=self._batch_size or encoder.batch_size("image"),
-            workers=workers,
-            pin_memory=device_type == "cuda",
-            time_limit=self._image_timeout or None,
+        batches = chain.from_iterable(
+            pixel_batches(
+                group,
+                encoder.preprocess,
+                batch_size=self._batch_size or encoder.batch_size("image"),
+                workers=workers,
+                pin_memory=device_type == "cuda",
+                time_limit=self._image_timeout or None,
+            )
+            for group in _groups(shards)
         )
         for batch, features in _encode_ahead(batches, encoder, seconds):
             start = time.perf_counter()
@@ -168,9 +173,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             if summary is not None:
                 yield summary
 
-    def _embed_texts(self, shards: Mapping[int, Sequence[TextItem]], report: Report) -> Iterator[ModalitySummary]:
+    def _embed_texts(self, shards: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
         encoder = self._loaded()
-        for number, items in shards.items():
+        for number, items in shards:
             start = time.perf_counter()
             captions = [item.caption for item in items]
             tokens = encoder.tokenise(captions)
@@ -205,16 +210,20 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
 
     def _rewrite(self, shard: Shard) -> None:
         """Put the rows of a shard in the places of those with their keys in the shard of its number."""
-        keys = {
-            key for batch in self.store.batches(self.modality, ["key"], parts=[shard.index]) for key in keys_of(batch)
-        }
         # rows of other paths were not compared now, so what is later than their run has still to be noticed
-        began = self._began if keys <= self.whole | self.dropped[shard.index] else None
+        began = self._began if shard.index in self.compared else None
         rewrite_shard(self.store, self.modality, shard.index, drop=self.dropped[shard.index], new=shard, began=began)
 
     def _loaded(self) -> Encoder:
         assert self._encoder is not None, "load comes first"
         return self._encoder
+
+
+def _groups(shards: Iterable[ShardTask]) -> Iterator[dict[int, Sequence[Any]]]:
+    """Yield shards by their numbers, some at a time: worker processes decode ahead within a group."""
+    source = iter(shards)
+    while group := dict(islice(source, _GROUP)):
+        yield group
 
 
 def _encode_ahead(

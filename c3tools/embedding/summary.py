@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from html import escape
 from typing import Any
 
@@ -45,12 +46,12 @@ class ModalitySummary:
     failed: int = 0
     failed_before: int = 0
     truncated: int = 0
-    changed: list[str] = field(default_factory=list)
+    changed: Sequence[str] = ()
     updated: int = 0
     not_updated: int = 0
-    gone: list[str] = field(default_factory=list)
+    gone: Sequence[str] = ()
     removed: int = 0
-    from_elsewhere: list[str] = field(default_factory=list)
+    from_elsewhere: Sequence[str] = ()
     to_embed: int = 0
     to_update: int = 0
     to_remove: int = 0
@@ -113,8 +114,8 @@ class EmbedSummary:
     precision: str | None
     backend: str | None
     modalities: dict[str, ModalitySummary]
-    images_without_caption: list[str]
-    captions_without_image: list[str]
+    images_without_caption: Sequence[str]
+    captions_without_image: Sequence[str]
     skipped: int
     failures_in_store: int
     lost: list[str] = field(default_factory=list)
@@ -122,7 +123,7 @@ class EmbedSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        value = asdict(self)
+        value = _plain(self) | {"modalities": {name: _plain(summary) for name, summary in self.modalities.items()}}
         for name, summary in self.modalities.items():
             value["modalities"][name]["rate"] = round(summary.rate, 2)
         return value
@@ -196,6 +197,12 @@ class EmbedSummary:
         return f"{_WORDS[stage].format(name=name)} took {share:.0%} of the time: {advice}"
 
 
+def _plain(summary: ModalitySummary | EmbedSummary) -> dict[str, Any]:
+    """Return the fields by name; names of inputs, which may be in a database, as lists."""
+    value = {field.name: getattr(summary, field.name) for field in fields(summary)}
+    return {name: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for name, v in value.items()}
+
+
 _WORDS = {
     "waiting": "Waiting for decoded {name}s",
     "encoding": "The model, on {name}s,",
@@ -210,15 +217,15 @@ _ADVICE = {
 }
 
 
-def _listed(problem: str, problems: str, names: list[str]) -> list[str]:
+def _listed(problem: str, problems: str, names: Sequence[str]) -> list[str]:
     """Return one sentence with the number of names and the first of them; none without names."""
     return [f"{counted(len(names), problem, problems)}: {_first(names)}"] if names else []
 
 
-def _said(name: str, keys: list[str], one: str, many: str) -> str:
+def _said(name: str, keys: Sequence[str], one: str, many: str) -> str:
     """Return a sentence about one input of a modality, or several, with the first of their keys."""
     return f"{counted(len(keys), f'{name} {one}', f'{name}s {many}')}: {_first(keys)}"
 
 
-def _first(names: list[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c3tools.corpus import Corpus, ImageItem, TextItem, read_corpus
+from c3tools.corpus import Corpus, ImageItem, ItemList, TextItem, read_corpus
 from c3tools.embedding import embed, embed_corpus
 from c3tools.embedding import run as run_module
 from c3tools.embedding import shards as shards_module
@@ -184,12 +184,12 @@ def test_long_texts_are_cut_and_counted(encoder: Encoder, tmp_path: Path) -> Non
 
 def test_finished_shards_out_of_order_are_planned_around(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4), part_rows=3)
-    items = [TextItem(f"text{i}", f"caption {i}", f"image{i}", "train") for i in range(9)]
+    items = ItemList(TextItem, (TextItem(f"text{i}", f"caption {i}", f"image{i}", "train") for i in range(9)))
     plan = plan_shards(store, "text", items, shard_size=3, retry_failed=False)
-    assert (plan.shards, plan.summary.already, plan.summary.changed) == ({}, 9, [])
+    assert (list(plan.shards), plan.summary.already, plan.summary.changed) == ([], 9, [])
     (tmp_path / "s" / "text" / "_part-00001.json").unlink()
     shards = plan_shards(store, "text", items, shard_size=3, retry_failed=False).shards
-    assert {number: [item.key for item in part] for number, part in shards.items()} == {1: ["text3", "text4", "text5"]}
+    assert {number: [item.key for item in part] for number, part in shards} == {1: ["text3", "text4", "text5"]}
 
 
 def test_a_store_of_another_model_is_refused(encoder: Encoder, photos: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class DyingPreprocessor(ImagePreprocessor):
 def test_a_worker_that_dies_for_another_reason_is_told(encoder: Encoder, photos: Path) -> None:
     p = encoder.preprocess
     dying = DyingPreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
-    items: list[ImageItem] = read_corpus([photos]).images
+    items = read_corpus([photos]).images
     with pytest.raises(C3Error, match="decodes images was killed"):
         list(pixel_batches({0: items}, dying, batch_size=3, workers=1, time_limit=60.0))
 
@@ -106,7 +106,7 @@ def test_workers_decode_a_bounded_number_of_batches_ahead_and_end_with_the_gener
     monkeypatch.setenv("C3_TEST_LOG", str(log))
     p = encoder.preprocess
     counting = CountingPreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
-    items = read_corpus([photos]).images * 10
+    items = list(read_corpus([photos]).images) * 10
     batches = pixel_batches({0: items}, counting, batch_size=1, workers=2)
     for _ in range(3):
         next(batches)
@@ -124,7 +124,7 @@ import multiprocessing, os, signal
 from c3tools.corpus import read_corpus
 from c3tools.embedding.loader import pixel_batches
 from c3tools.encoders.bundled import read_description
-items = read_corpus([{str(photos)!r}]).images * 50
+items = list(read_corpus([{str(photos)!r}]).images) * 50
 batches = pixel_batches({{0: items}}, read_description().preprocess, batch_size=1, workers=3)
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -147,7 +147,7 @@ def _runs(pid: str) -> bool:
 
 
 def test_a_worker_that_is_killed_is_told_with_its_signal(encoder: Encoder, photos: Path) -> None:
-    batches = pixel_batches({0: read_corpus([photos]).images * 20}, encoder.preprocess, batch_size=1, workers=1)
+    batches = pixel_batches({0: list(read_corpus([photos]).images) * 20}, encoder.preprocess, batch_size=1, workers=1)
     next(batches)
     (worker,) = multiprocessing.active_children()
     assert worker.pid is not None

@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import c3tools.embedding.shards as shards_module
 import c3tools.store.shards as store_shards
-from c3tools.corpus import read_corpus
+from c3tools.corpus import Corpus, TextItem, item_lists, read_corpus
 from c3tools.embedding import EmbedSummary, embed, embed_corpus
+from c3tools.embedding.plan import plan_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
-from c3tools.store import Store
+from c3tools.store import Failure, Rows, Store, finish_store, rewrite_failures
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, copy_photos, put_store
+from tests.conftest import C3, build_store, copy_photos, put_store, unit_rows
 from tests.corpus.packing import photos_of, webdataset, write_tar
 from tests.embedding.test_embed import SMALL, files
 from tests.servers import Faults
@@ -206,7 +209,7 @@ def test_rows_of_other_paths_are_left_alone(encoder: Encoder, tmp_path: Path) ->
     run(encoder, one, tmp_path / "s")
     before = rows(tmp_path / "s", "text")
     summary = run(encoder, two, tmp_path / "s", update=True, prune=True)
-    assert [m.gone + m.changed for m in summary.modalities.values()] == [[], []]
+    assert [[*m.gone, *m.changed] for m in summary.modalities.values()] == [[], []]
     assert before.items() <= rows(tmp_path / "s", "text").items()
     # a file of another folder with a key that is taken is neither a change nor embedded
     recolour(two / names[0])
@@ -307,3 +310,58 @@ def test_a_full_disk_in_an_update_loses_nothing(
     with pytest.raises(StoreError, match="No space left"):
         run(encoder, folder, tmp_path / "s", update=True, prune=True)
     assert rows(tmp_path / "s", "text") == before
+
+
+KEYS = st.lists(st.sampled_from("abcdefghij"), unique=True)
+CAPTIONS = st.sampled_from(["one", "two"])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data(), KEYS.filter(len), KEYS, st.integers(1, 4), st.integers(1, 4))
+def test_the_plan_is_that_of_plain_dicts(
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    stored: list[str],
+    given_now: list[str],
+    size: int,
+    block: int,
+) -> None:
+    """Texts ``x#0`` of the images x; some failed before, and files tell nothing of images that are not given."""
+    folder = tmp_path_factory.mktemp("plan") / "s"
+    before = {f"{key}#{n}": data.draw(CAPTIONS) for key in stored for n in range(2)}
+    texts = [TextItem(f"{key}#0", data.draw(CAPTIONS), key, None) for key in given_now]
+    failed = data.draw(st.sets(st.sampled_from([text.key for text in texts]))) if texts else set()
+    rows_before = Rows.of(
+        "text",
+        list(before),
+        unit_rows(len(before), 4),
+        caption=list(before.values()),
+        image_key=[key.partition("#")[0] for key in before],
+        split=["val"] * len(before),
+    )
+    build_store(folder, rows_before, part_rows=3)
+    failures = [Failure(key, "", "encode", "ValueError", "no") for key in sorted(failed - before.keys())]
+    rewrite_failures(folder, "text", 0, failures)
+    finish_store(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item_lists, "_BLOCK", block)
+        plan = plan_corpus(Store.open(folder), Corpus(texts=texts), shard_size=size)["text"]
+        changed = [text for key in before for text in texts if text.key == key and text.caption != before[key]]
+        assert [text for _, part in plan.changed for text in part] == [text._replace(split="val") for text in changed]
+        assert [number for number, part in plan.changed for _ in part] == [
+            list(before).index(text.key) // 3 for text in changed
+        ]
+        assert plan.summary.changed == [text.key for text in changed]
+        gone = [key for key in before if key.endswith("#1") and key.partition("#")[0] in given_now]
+        assert sorted(plan.summary.gone) == sorted(gone)
+        assert {part: sorted(plan.gone_keys[where]) for part, where in plan.gone.items()} == {
+            part: sorted(key for key in gone if list(before).index(key) // 3 == part)
+            for part in {list(before).index(key) // 3 for key in gone}
+        }
+        pending = [text for text in texts if text.key not in before and text.key not in failed]
+        parts = -(-len(before) // 3)
+        expected = [pending[start : start + size] for start in range(0, len(pending), size)]
+        assert list(plan.shards) == list(enumerate(expected, start=parts))
+        assert plan.shards.inputs == len(pending)
+        assert plan.summary.already == sum(text.key in before for text in texts)
+        assert plan.summary.failed_before == len(failures)
