@@ -83,9 +83,9 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Message:
-    """A message of a worker process: inputs done, the result of a task, or why there is none."""
+    """A message of a worker process: it is free for a task, inputs done, the result of a task, or why there is none."""
 
-    kind: Literal["progress", "result", "end", "refused", "crashed"]
+    kind: Literal["free", "progress", "result", "end", "refused", "crashed"]
     position: int = -1
     count: int = 0
     failed: int = 0

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -77,17 +78,18 @@ def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
     processes: list[SpawnProcess] = []
     devices_by_end: dict[Connection, str] = {}
+    dealt: dict[Connection, Iterator[int]] = {}  # the positions of the tasks of each process
     try:
         for number, device in enumerate(devices):
-            dealt = {position: tasks[position] for position in range(number, len(tasks), len(devices))}
             resources = WorkerResources(device, max(1, cores() // len(devices)))
-            receiving, sending = context.Pipe(duplex=False)
-            process = context.Process(target=_serve, args=(resources, work, dealt, sending))
+            own, other = context.Pipe()
+            process = context.Process(target=_serve, args=(resources, work, other))
             process.start()
-            sending.close()
+            other.close()
             processes.append(process)
-            devices_by_end[receiving] = device
-        results = _listen(devices_by_end, report)
+            devices_by_end[own] = device
+            dealt[own] = iter(range(number, len(tasks), len(devices)))
+        results = _listen(devices_by_end, dealt, tasks, report)
         return [results[position] for position in range(len(tasks))]
     except BaseException:
         for process in processes:
@@ -98,7 +100,10 @@ def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks
             process.join()
 
 
-def _listen(devices: dict[Connection, str], report: Report) -> dict[int, Any]:
+def _listen(
+    devices: dict[Connection, str], dealt: dict[Connection, Iterator[int]], tasks: Tasks[Any], report: Report
+) -> dict[int, Any]:
+    """Give each process the next of its tasks when it asks for one; return the results by the tasks' positions."""
     results: dict[int, Any] = {}
     running = set(devices)
     while running:
@@ -106,7 +111,11 @@ def _listen(devices: dict[Connection, str], report: Report) -> dict[int, Any]:
             assert isinstance(end, Connection)
             try:
                 message: Message = end.recv()
-            except EOFError:
+                if message.kind == "free":
+                    position = next(dealt[end], None)
+                    end.send(None if position is None else (position, tasks[position]))
+                    continue
+            except (EOFError, ConnectionError):
                 raise C3Error(
                     f"The process for {devices[end]} was killed.",
                     remedy="What was finished is kept. Run the same command again: it continues there.",
@@ -122,15 +131,26 @@ def _listen(devices: dict[Connection, str], report: Report) -> dict[int, Any]:
     return results
 
 
-def _serve(resources: WorkerResources, work: Work[Any, Any], tasks: dict[int, Any], connection: Connection) -> None:
-    """Do tasks, by their position, in a process of its own."""
+def _serve(resources: WorkerResources, work: Work[Any, Any], connection: Connection) -> None:
+    """Do tasks in a process of its own; each is fetched when it is begun."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    positions: deque[int] = deque()
+
+    def tasks() -> Iterator[Any]:
+        while True:
+            connection.send(Message("free"))
+            given = connection.recv()
+            if given is None:
+                return
+            position, task = given
+            positions.append(position)
+            yield task
+
     try:
         work.load(resources)
-        results = work.run(tasks.values(), lambda done, failed: connection.send(Message("progress", -1, done, failed)))
-        for position, result in zip(tasks, results, strict=True):
-            connection.send(Message("result", position, result=result))
+        for result in work.run(tasks(), lambda done, failed: connection.send(Message("progress", -1, done, failed))):
+            connection.send(Message("result", positions.popleft(), result=result))
         connection.send(Message("end"))
     except Exception as error:
         connection.send(failure_message(error))

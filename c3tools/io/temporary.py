@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ def open_database() -> sqlite3.Connection:
     SQLite removes the file as soon as it is opened, so a killed process leaves nothing. It is not for several threads
     at the same time.
     """
+    os.environ.setdefault("SQLITE_TMPDIR", tempfile.gettempdir())  # by itself it would take /var/tmp
     database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     for setting in ("journal_mode=off", "synchronous=off", "locking_mode=exclusive", f"cache_size=-{CACHE_MIB * 1024}"):
         database.execute(f"pragma {setting}")
