@@ -128,8 +128,8 @@ def all_scenarios(encoder: Encoder) -> dict[str, Scenario]:
 
     def captions(folder: Path) -> None:
         paths = {name: folder / "photos" / f"{name}.jpg" for name in ("a", "b", "c")}
-        outputs = {"json": folder / "c.json", "csv": folder / "c.csv", "html": folder / "c.html"}
-        with CaptionWriter(paths, "a test", **outputs, txt=True, xmp=True) as writer:
+        rows, page = (folder / "c.json", folder / "c.csv"), folder / "c.html"
+        with CaptionWriter(paths, "a test", json=rows[0], csv=rows[1], txt=True, xmp=True, html=page) as writer:
             for key in writer.pending:
                 writer.write(key, f"a caption of {key}")
             writer.finish([])
