@@ -27,7 +27,7 @@ _HOMES = {
     "ablate_images": "ablation",
     "apply_heads": "connect",
     "build_index": "index",
-    "caption_images": "captioning.captioner",
+    "caption_images": "captioning.caption",
     "compute_means": "store.means",
     "connect_heads": "connect",
     "connect_towers": "connect",

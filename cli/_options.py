@@ -120,7 +120,14 @@ StoreOption = Annotated[
     ),
 ]
 DecoderOption = Annotated[
-    Path, typer.Option("--decoder", parser=local_path, metavar="PATH", help="The folder of a trained decoder.")
+    Path | None,
+    typer.Option(
+        "--decoder",
+        parser=local_path,
+        metavar="PATH",
+        help="The folder of a trained decoder, or c3-mini: the bundled one of that model.",
+        show_default="c3-decoder if it is there, else c3-mini",
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -173,6 +180,25 @@ ImageArrayOption = Annotated[
 ]
 TextArrayOption = Annotated[
     str | None, typer.Option("--text-array", help="The array, tensor or column in --text.", show_default=False)
+]
+EmbeddingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--embeddings",
+        parser=location,
+        metavar="PATH",
+        help="Embeddings of the same model: npy, npz, pt, safetensors, csv, parquet, or a store.",
+        show_default=False,
+    ),
+]
+EmbeddingsModalityOption = Annotated[str, typer.Option("--modality", help="What --embeddings are of: image or text.")]
+EmbeddingsKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        help="The array, tensor or column of --embeddings; of a store the modality, if it is not that of --modality.",
+        show_default=False,
+    ),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="Type of the embeddings on disk: float16 or float32.")]
 TrainSplitOption = Annotated[str, typer.Option("--train-split", help="The split to learn from.")]

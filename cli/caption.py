@@ -1,4 +1,4 @@
-"""`c3 caption`: captions of images, by a trained decoder."""
+"""`c3 caption`: captions of images or embeddings, by a trained decoder."""
 
 from __future__ import annotations
 
@@ -7,25 +7,59 @@ from typing import Annotated
 
 import typer
 
+from c3tools.io.locations import is_url
+
 from ._captioning import BeamsOption, LengthPenaltyOption, MagicOption, TemperatureOption, TopPOption
 from ._console import message, print_table, reporter, write_json
 from ._options import (
-    DEFAULT_DECODER,
     BackendOption,
     DecoderOption,
     DeviceOption,
+    EmbeddingsKeyOption,
+    EmbeddingsModalityOption,
+    EmbeddingsOption,
     JsonOption,
     ModelOption,
     PrecisionOption,
     RandomInitOption,
     SeedOption,
     arguments,
+    output_file,
 )
+
+_SHOWN = 20  # rows of the table where the captions are in a file
 
 
 def caption(
-    paths: Annotated[list[Path], typer.Argument(help="Images, or folders that are searched for them.")],
-    decoder: DecoderOption = DEFAULT_DECODER,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Images, or folders that are searched for them.", show_default=False)
+    ] = None,
+    embeddings: EmbeddingsOption = None,
+    modality: EmbeddingsModalityOption = "image",
+    key: EmbeddingsKeyOption = None,
+    decoder: DecoderOption = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv", parser=output_file, metavar="PATH", help="Also write the captions as CSV.", show_default=False
+        ),
+    ] = None,
+    txt: Annotated[
+        bool, typer.Option("--txt", help="Write photo.txt beside photo.jpg, as training sets have it.")
+    ] = False,
+    xmp: Annotated[bool, typer.Option("--xmp", help="Write photo.xmp beside photo.jpg, for photo managers.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", parser=output_file, metavar="PATH", help="Also write a page of the photos.", show_default=False
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace captions that are there: files beside photos, rows.")
+    ] = False,
+    follow_symlinks: Annotated[
+        bool, typer.Option("--follow-symlinks", help="Follow symbolic links out of the folders.")
+    ] = False,
     beams: BeamsOption = 1,
     length_penalty: LengthPenaltyOption = 0.7,
     top_p: TopPOption = None,
@@ -39,17 +73,29 @@ def caption(
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:
-    """Caption images with a trained decoder and the model it was trained for."""
+    """Caption images, or embeddings, with a trained decoder and the model it was trained for.
+
+    Captions are written while they are made: the same command continues a run that was interrupted, and keeps the
+    captions that are there already.
+    """
     options = arguments(locals(), "paths")
     from c3tools.captioning import caption_images
     from c3tools.errors import CorpusError
     from c3tools.tables import Table
 
-    result = caption_images(paths, **options, reporter=reporter())
-    if write_json(result.to_dict()["captions"], json) and result.captions:
-        print_table(Table(["image", "caption"], list(result.captions.items()), left=["image", "caption"]))
+    in_file = json is not None and json != "-" and not is_url(json)
+    result = caption_images(paths or (), **options, json=json if in_file else None, reporter=reporter())
+    if (in_file or write_json(result.to_dict()["captions"], json)) and result.captions:
+        rows = list(result.captions.items())
+        shown = rows[:_SHOWN] if result.files else rows
+        print_table(Table(["image", "caption"], shown, left=["image", "caption"]))
+        if len(shown) < len(rows):
+            message(f"... and {len(rows) - len(shown):,} more.")
     for path, reason in result.failures:
         message(f"Not read: {path} ({reason})")
+    written = [name for name in (result.files, str(html or "")) if name]
+    if written:
+        message(f"Wrote {' and '.join(written)}")
     if result.failures:
         total = len(result.failures) + len(result.captions)
         raise CorpusError(

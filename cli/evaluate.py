@@ -10,7 +10,6 @@ import typer
 from ._captioning import BeamsOption, LengthPenaltyOption, MagicOption, TemperatureOption, TopPOption
 from ._console import message, print_table, reporter, write_json
 from ._options import (
-    DEFAULT_DECODER,
     DEFAULT_STORE,
     BackendOption,
     DecoderOption,
@@ -44,7 +43,7 @@ def evaluate(
         Path | None, typer.Option("--against", help="Other captions of the same images: is the difference significant?")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    decoder: DecoderOption = DEFAULT_DECODER,
+    decoder: DecoderOption = None,
     split: Annotated[str, typer.Option("--split", help="Images of this split: train, val, test, or all.")] = "test",
     beams: BeamsOption = 1,
     length_penalty: LengthPenaltyOption = 0.7,

@@ -12,6 +12,9 @@ from ._options import (
     DEFAULT_GENERATOR,
     DEFAULT_STORE,
     DeviceOption,
+    EmbeddingsKeyOption,
+    EmbeddingsModalityOption,
+    EmbeddingsOption,
     JsonOption,
     PrecisionOption,
     SeedOption,
@@ -36,11 +39,9 @@ def generate(
     split: Annotated[
         str | None, typer.Option("--split", help="Of --captions: those of this split only.", show_default=False)
     ] = None,
-    embeddings: Annotated[
-        Path | None,
-        typer.Option("--embeddings", help="Vectors: npy, npz, pt, safetensors, csv, parquet.", show_default=False),
-    ] = None,
-    modality: Annotated[str, typer.Option("--modality", help="Of --embeddings: text or image.")] = "text",
+    embeddings: EmbeddingsOption = None,
+    modality: EmbeddingsModalityOption = "text",
+    key: EmbeddingsKeyOption = None,
     images: Annotated[
         list[Path] | None,
         typer.Option("--image", help="Make variations of this photo; may be repeated.", show_default=False),

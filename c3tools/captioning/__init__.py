@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .captioner import Captioner, Captions, caption_images
+    from .caption import Captions, caption_images
+    from .captioner import Captioner
     from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, load_size, training_config
     from .evaluate import Evaluation, evaluate_captions
     from .generation import GenerationConfig, generate
@@ -24,7 +25,7 @@ _HOMES = {
     "CaptionDecoder": "model",
     "CaptionTokenizer": "tokenizer",
     "Captioner": "captioner",
-    "Captions": "captioner",
+    "Captions": "caption",
     "Decoder": "model",
     "DecoderConfig": "config",
     "Epoch": "training",
@@ -36,7 +37,7 @@ _HOMES = {
     "TextEncoder": "magic",
     "Trainer": "training",
     "TrainingConfig": "config",
-    "caption_images": "captioner",
+    "caption_images": "caption",
     "evaluate_captions": "evaluate",
     "fit_captioner": "train",
     "generate": "generation",

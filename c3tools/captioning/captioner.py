@@ -1,16 +1,17 @@
-"""A trained decoder with its tokenizer, fitted pipeline and training record, and the captions of image files.
+"""A trained decoder with its tokenizer, fitted pipeline and training record.
 
 Saved as a folder, without any pickle:
 
     c3-decoder/
       decoder.json            kind, architecture, record, sha256 of the other files
-      weights.safetensors     the weights with the best validation loss, float32
+      weights.safetensors     the weights with the best validation loss, float32 or float16
       tokenizer.json          the BPE tokenizer
       transform.json, transform.safetensors   the fitted pipeline
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,20 +24,19 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from .. import devices
-from ..corpus.folders import find_images
-from ..corpus.items import IMAGE_SUFFIXES
-from ..corpus.reading import assign_keys
+from ..assets.paths import C3_MINI_CAPTIONER
 from ..encoders import Encoder, resolve_encoder
-from ..errors import CorpusError, DecoderError
+from ..errors import DecoderError
 from ..identity import ModelIdentity
 from ..io.files import sha256_of, write_json_atomically
+from ..io.float16 import to_float16, to_float32
 from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
 from ..reporter import SILENT, Reporter
 from ..transforms import Pipeline
 from .config import DecoderConfig
 from .generation import GenerationConfig, generate
 from .numpy_decoder import NumpyDecoder
+from .space import UNIT_TOLERANCE, check_space
 from .tokenizer import CaptionTokenizer
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ BUILT_IN, LANGUAGE_MODEL = "built-in", "language-model"
 DECODER_FILE = "decoder.json"
 WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+DTYPES = ("float32", "float16")
+BUNDLED = {"c3-mini": C3_MINI_CAPTIONER}
+OWN = Path("c3-decoder")  # where c3 train-decoder writes to
 _AGAIN = "`c3 train-decoder --overwrite`"
 _PARTS = (WEIGHTS_FILE, TOKENIZER_FILE, "transform.json", "transform.safetensors")
 
@@ -86,12 +88,16 @@ class Captioner:
         magic: bool = False,
         seed: int = 0,
         generation: GenerationConfig | None = None,
+        reporter: Reporter = SILENT,
     ) -> list[str]:
         """Return one caption per image, or per embedding.
 
+        The caption of an image is that of its embedding in a store: both are rounded to float16.
+
         Args:
             images: paths or PIL images; None where embeddings are given.
-            embeddings: float32 (n, d) as the encoder gives them; the pipeline is applied here.
+            embeddings: (n, d) as the encoder gives them; the pipeline is applied here. No encoder is loaded for them,
+                except for ``magic``.
             modality: whose embeddings they are.
             keys: one per row, from which sampling draws; by default the numbers of the rows.
             encoder: of the decoder's model, to encode images, and texts for ``magic``; by default it is loaded.
@@ -99,9 +105,11 @@ class Captioner:
             top_p, temperature: sample from the nucleus of this probability, at this temperature.
             magic: the encoder re-scores every word.
             seed, generation: of sampling; all settings at once, in place of the six before.
+            reporter: is told of embeddings that are hardly the encoder's (see `check_embeddings`).
 
         Raises:
-            DecoderError: if the model or the dimension is another than the decoder's, or the options contradict.
+            DecoderError: if the model or the dimension is another than the decoder's, the embeddings cannot be the
+                encoder's, or the options contradict.
             EncoderError: if the encoder cannot be loaded, or an image cannot be read.
         """
         if (images is None) == (embeddings is None):
@@ -113,10 +121,24 @@ class Captioner:
             encoder = encoder or resolve_encoder(recorded=self.model)
             self.check_model(encoder.identity, encoder.dim)
             embeddings = encoder.encode_images(images)
-        assert embeddings is not None
-        self.check_dim(embeddings.shape[1])
+        else:
+            embeddings = np.asarray(embeddings, dtype=np.float32)
+            self.check_embeddings(embeddings, modality, keys, reporter)
+        return self.write(embeddings, modality, keys, encoder, generation)
+
+    def write(
+        self,
+        embeddings: npt.NDArray[np.float32],
+        modality: str,
+        keys: Sequence[str] | None,
+        encoder: Encoder | None,
+        generation: GenerationConfig,
+    ) -> list[str]:
+        """Return one caption per embedding, float32 (n, d), which are taken as they are; see `caption`."""
         if not len(embeddings):
             return []
+        if np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < UNIT_TOLERANCE:
+            embeddings = to_float32(to_float16(embeddings))
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         if generation.method == "magic":
             from .magic import generate_magic
@@ -162,14 +184,56 @@ class Captioner:
         )
         self.check_dim(dim)
 
+    def check_embeddings(
+        self,
+        embeddings: npt.NDArray[np.float32],
+        modality: str = "image",
+        keys: Sequence[str] | None = None,
+        reporter: Reporter = SILENT,
+    ) -> None:
+        """Refuse embeddings (n, d) that cannot be those of the decoder's model, and tell of those that hardly are.
+
+        See `c3tools.captioning.space.check_space`.
+
+        Raises:
+            DecoderError: if they are of another dimension, or not of its space.
+        """
+        if embeddings.ndim != 2:
+            raise DecoderError(f"Embeddings have the shape (n, {self.decoder.config.dim}), not {embeddings.shape}.")
+        self.check_dim(embeddings.shape[1])
+        keys = keys if keys is not None else [str(row) for row in range(len(embeddings))]
+        check_space(embeddings, self.pipeline, self.model.name, modality, keys, reporter)
+
+    def fingerprint(self) -> str:
+        """Return a digest of all that a caption depends on but the settings of generation."""
+        found = hashlib.sha256(f"{self.tokenizer.to_json()}{self.pipeline.record()['checksum']}".encode())
+        if isinstance(self.decoder, NumpyDecoder):
+            weights = self.decoder.weights
+        else:
+            weights = {name: value.detach().cpu().float().numpy() for name, value in self.decoder.state_dict().items()}
+        for name in sorted(weights):
+            found.update(name.encode() + weights[name].tobytes())
+        return found.hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the training record and the number of parameters, as `c3 train-decoder --json` prints them."""
         return {**self.record, "parameters": self.decoder.count_parameters()}
 
-    def save(self, folder: str | Path) -> None:
-        """Write the folder, whole or not at all; the decoder that is there is kept as ``<folder>.previous``."""
+    def save(self, folder: str | Path, *, dtype: str = "float32") -> None:
+        """Write the folder, whole or not at all; the decoder that is there is kept as ``<folder>.previous``.
+
+        Args:
+            folder: the folder.
+            dtype: of the weights in the file: ``float32``, or ``float16``, which is half as large and is read as
+                float32.
+
+        Raises:
+            DecoderError: if there is no such dtype.
+        """
+        if dtype not in DTYPES:
+            raise DecoderError(f"Weights are not saved as {dtype!r}.", remedy=f"Choose from {', '.join(DTYPES)}.")
         with replacing(Path(folder)) as new:
-            self.decoder.save_weights(new / WEIGHTS_FILE)
+            self.decoder.save_weights(new / WEIGHTS_FILE, dtype)
             self.tokenizer.save(new / TOKENIZER_FILE)
             self.pipeline.save(new)
             content = {
@@ -182,11 +246,11 @@ class Captioner:
             write_json_atomically(new / DECODER_FILE, content)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", *, trainable: bool = False) -> Captioner:
+    def load(cls, folder: str | Path | None = None, device: str = "cpu", *, trainable: bool = False) -> Captioner:
         """Read what `save` wrote.
 
         Args:
-            folder: the folder.
+            folder: the folder, or ``c3-mini`` for the bundled captioner of that model; None for `find_decoder`.
             device: of the weights.
             trainable: have the decoder as a torch module in any case; on a CPU the built-in one else runs in numpy, as
                 torch takes longer to import than it saves.
@@ -194,7 +258,7 @@ class Captioner:
         Raises:
             DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.
         """
-        folder = Path(folder)
+        folder = find_decoder(folder)
         path = folder / DECODER_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -234,6 +298,19 @@ class Captioner:
         decoder = _torch_module(BUILT_IN, asdict(self.decoder.config))
         decoder.load_state_dict({name: torch.from_numpy(value) for name, value in self.decoder.weights.items()})
         return decoder.eval()
+
+
+def find_decoder(folder: str | Path | None = None) -> Path:
+    """Return the folder of a decoder: the one that is given, that of a bundled one for its name, or for None a default.
+
+    The default is ``c3-decoder``, where `c3 train-decoder` writes to, and if there is none here the bundled decoder. A
+    folder comes before a bundled decoder of the same name.
+    """
+    if folder is None:
+        there = OWN.exists() or not all(map(Path.exists, BUNDLED.values()))
+        return OWN if there else next(iter(BUNDLED.values()))
+    own = Path(folder)
+    return own if own.exists() else BUNDLED.get(str(folder), own)
 
 
 def _torch_module(kind: str, config: Mapping[str, Any]) -> Decoder:
@@ -278,123 +355,3 @@ def _remedy(folder: Path, otherwise: str) -> str:
     if not (previous / DECODER_FILE).is_file():
         return otherwise
     return f"The decoder before this one is at {previous}: use --decoder {previous}, or train again."
-
-
-@dataclass
-class Captions:
-    """Captions of image files, as `caption_images` returns them.
-
-    Attributes:
-        captions: caption by image key, in the order the images were found.
-        failures: path and reason of every file that could not be read as an image.
-    """
-
-    captions: dict[str, str] = field(default_factory=dict)
-    failures: list[tuple[Path, str]] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return captions and failures as JSON values."""
-        return {
-            "captions": [{"key": key, "caption": caption} for key, caption in self.captions.items()],
-            "failures": [{"path": str(path), "error": reason} for path, reason in self.failures],
-        }
-
-
-def caption_images(
-    paths: Sequence[str | Path],
-    *,
-    decoder: Captioner | str | Path = "c3-decoder",
-    beams: int = 1,
-    length_penalty: float = 0.7,
-    top_p: float | None = None,
-    temperature: float = 1.0,
-    magic: bool = False,
-    seed: int = 0,
-    model: str | None = None,
-    random_init: int | None = None,
-    device: str | None = None,
-    backend: str = "auto",
-    precision: str = "auto",
-    encoder: Encoder | None = None,
-    reporter: Reporter = SILENT,
-) -> Captions:
-    """Caption image files and the images of folders (searched recursively).
-
-    Args:
-        paths: files and folders.
-        decoder: a captioner, or its folder.
-        beams, length_penalty, top_p, temperature, magic, seed: see `Captioner.caption`.
-        model: of the encoder; the decoder's when None.
-        random_init: seed of an encoder with random weights.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
-        backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.
-        encoder: an encoder that is loaded already, in place of ``model``.
-        reporter: shows messages and progress.
-
-    Raises:
-        CorpusError: if a path is missing or is no image, or a folder holds none.
-        DecoderError: if there is no decoder, or it was trained for another model than the encoder's.
-        EncoderError: if the encoder cannot be loaded.
-    """
-    generation = GenerationConfig.from_options(
-        beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
-    )
-    images = list(images_by_key([Path(path) for path in paths]).items())
-    if not isinstance(decoder, Captioner):
-        decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
-    encoder = encoder or resolve_encoder(
-        model,
-        recorded=decoder.model,
-        random_init=random_init,
-        device=device,
-        backend=backend,
-        precision=precision,
-        reporter=reporter,
-    )
-    decoder.check_model(encoder.identity, encoder.dim)
-    result, size = Captions(), encoder.batch_size("image")
-    with reporter.progress("Captioning", len(images)) as progress:
-        for start in range(0, len(images), size):
-            chunk = images[start : start + size]
-            keys, pixels = [], []
-            for key, path in chunk:
-                try:
-                    pixels.append(encoder.preprocess.load(path)[0])
-                except _UNREADABLE as error:
-                    result.failures.append((path, f"{type(error).__name__}: {error}"))
-                    continue
-                keys.append(key)
-            if keys:
-                embeddings = encoder.encode_pixels(np.stack(pixels))
-                captions = decoder.caption(embeddings=embeddings, keys=keys, encoder=encoder, generation=generation)
-                result.captions.update(zip(keys, captions, strict=True))
-            progress.advance(len(chunk))
-    return result
-
-
-def images_by_key(paths: Sequence[Path]) -> dict[str, Path]:
-    """Find image files; their keys are paths relative to the folder without the suffix, as in a store.
-
-    Raises:
-        CorpusError: if a path is missing or is no image, or a folder holds none.
-    """
-    found: dict[str, Path] = {}
-    folders = sum(path.is_dir() for path in paths)
-    for root in paths:
-        if root.is_dir():
-            inside = find_images(root)[0]
-            if not inside:
-                raise CorpusError(f"No images in {root} or below it.", remedy="Name a folder that holds images.")
-            keys = assign_keys([image.key for image in inside])
-            prefix = f"{root.name}/" if folders > 1 else ""
-            named = {f"{prefix}{key}": Path(image.path) for key, image in zip(keys, inside, strict=True)}
-        elif not root.exists():
-            raise CorpusError(f"There is nothing at {root}.", remedy="Check the path; it is relative to where you are.")
-        elif root.suffix.lower() not in IMAGE_SUFFIXES:
-            suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
-            raise CorpusError(f"{root} is not an image file by its name.", remedy=f"Images end in {suffixes}.")
-        else:
-            named = {root.stem: root}
-        for key, path in named.items():
-            found[str(path) if key in found else key] = path
-    return found

@@ -85,7 +85,7 @@ def evaluate_captions(
     captions: Mapping[str, str] | str | Path | None = None,
     references: Texts | str | Path | None = None,
     against: Mapping[str, str] | str | Path | None = None,
-    decoder: Captioner | str | Path = "c3-decoder",
+    decoder: Captioner | str | Path | None = None,
     split: str = "test",
     beams: int = 1,
     length_penalty: float = 0.7,
@@ -109,7 +109,8 @@ def evaluate_captions(
         captions: captions by image key, or a file of them, in place of the decoder's.
         references: what people wrote, by image key, or a file of it, in place of the store's captions.
         against: other captions of the same images, or a file of them, to compare with.
-        decoder: a captioner, or its folder.
+        decoder: a captioner, its folder, or ``c3-mini`` for the bundled one; None for the folder ``c3-decoder`` if it
+            is there, else the bundled one.
         split: the images that are captioned: train, val, test, or all.
         beams, length_penalty, top_p, temperature, magic, seed: see `Captioner.caption`.
         meteor: add METEOR (needs Java).

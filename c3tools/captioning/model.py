@@ -10,6 +10,7 @@ Shapes: B captions, T tokens, P prefix positions, S = positions in this call, W 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from pathlib import Path
@@ -97,9 +98,9 @@ class Decoder(nn.Module):
         """Return the number of weights; tied ones are counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def save_weights(self, path: Path) -> None:
-        """Write the weights as safetensors; tied ones are written once."""
-        save_model(self, str(path))
+    def save_weights(self, path: Path, dtype: str = "float32") -> None:
+        """Write the weights as safetensors, as float32 or float16; tied ones are written once."""
+        save_model(self if dtype == "float32" else copy.deepcopy(self).half(), str(path))
 
     def digest(self) -> str:
         """Return a SHA-256 of the weights."""

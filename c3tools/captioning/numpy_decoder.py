@@ -69,9 +69,9 @@ class NumpyDecoder:
         """Return the number of weights."""
         return sum(weight.size for weight in self.weights.values())
 
-    def save_weights(self, path: Path) -> None:
-        """Write the weights as safetensors."""
-        save_file(self.weights, path)
+    def save_weights(self, path: Path, dtype: str = "float32") -> None:
+        """Write the weights as safetensors, as float32 or float16."""
+        save_file({name: weight.astype(dtype) for name, weight in self.weights.items()}, path)
 
     def _scores(self, x: Array, cache: NumpyCache) -> NumpyScores:
         """Run positions (B, S, W); score what follows the last one."""

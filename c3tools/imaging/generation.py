@@ -34,7 +34,7 @@ from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
 from ..store import Store
-from ..store.importers.vectors import read_vectors
+from ..store.import_embeddings import read_rows
 from .generator import Generator, ImageGenerator, Matrix
 from .model import SAMPLING_STEPS
 from .pretrained import PretrainedGenerator
@@ -149,6 +149,7 @@ def generate(
     split: str | None = None,
     embeddings: str | Path | npt.NDArray[np.float32] | None = None,
     modality: str = "text",
+    key: str | None = None,
     images: Sequence[str | Path] = (),
     generator: ImageGenerator | str | Path = "c3-generator",
     store: Store | str | Path = "c3-store",
@@ -171,8 +172,10 @@ def generate(
         captions: a file of captions, in place of texts: one caption of each image, drawn by the seed; of a text file
             every line.
         split: of ``captions``: those of this split only.
-        embeddings: vectors, or a file of them (npy, npz, pt, safetensors, csv, parquet), as the encoder gives them.
+        embeddings: vectors as the encoder gives them, a file of them (npy, npz, pt, safetensors, csv, parquet), or a
+            store.
         modality: of ``embeddings``: ``text`` or ``image``.
+        key: the array, tensor or column of ``embeddings``, or the modality of a store (see `read_rows`).
         images: photos to make variations of.
         generator: a generator, its folder, or a pre-trained one: ``kandinsky-2.2:``, ``karlo:`` or ``unclip:`` with the
             path or the name of its weights.
@@ -213,8 +216,7 @@ def generate(
             generator = PretrainedGenerator.load(*pretrained, store, compute)
     vectors: Matrix | None = None
     if embeddings is not None:
-        vectors = _vectors(embeddings)
-        generator.check_dim(vectors.shape[1])
+        vectors = _vectors(embeddings, modality, key, generator)
         prompts = [Prompt(f"embedding {row}") for row in range(len(vectors))]
     elif images:
         prompts, modality = [Prompt(str(path)) for path in images], "image"
@@ -341,15 +343,22 @@ def _make(
     return made
 
 
-def _vectors(source: str | Path | npt.NDArray[np.float32]) -> Matrix:
-    """Return embeddings that are given, or those of a file, float32 (n, d).
+def _vectors(
+    source: str | Path | npt.NDArray[np.float32], modality: str, key: str | None, generator: ImageGenerator
+) -> Matrix:
+    """Return embeddings that are given, or those of a file or a store, float32 (n, d).
 
     Raises:
-        GeneratorError: if there are none, or they are not finite rows.
-        StoreError: if the file cannot be read.
+        GeneratorError: if there are none, they are not finite rows, or they are not the generator's.
+        StoreError: if they cannot be read.
     """
-    given = source if isinstance(source, np.ndarray) else read_vectors(Path(source)).vectors[:]
-    vectors = np.atleast_2d(np.asarray(given, dtype=np.float32))
+    if isinstance(source, np.ndarray):
+        vectors = np.atleast_2d(np.asarray(source, dtype=np.float32))
+    else:
+        rows, model = read_rows(source, modality, key)
+        generator.check_model(model, rows.embeddings.shape[1])
+        vectors = rows.embeddings
     if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
         raise GeneratorError(f"Embeddings are finite rows (n, d); these are {vectors.shape}, or not finite.")
+    generator.check_dim(vectors.shape[1])
     return vectors

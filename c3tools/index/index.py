@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from ..io.float16 import to_float32
 from ..io.locations import is_url, kind_of, location
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store
-from ..store.importers import read_vectors
+from ..store.import_embeddings import read_rows
 from ..store.shards import ROWS
 from ..transforms import Pipeline
 from . import faiss_shards
@@ -204,7 +203,8 @@ class Index:
             embeddings, modality = vector_of_key(Store.open(source), key)
         elif vector is not None:
             is_file = isinstance(vector, str | Path)
-            embeddings = _read_queries(Path(str(vector))) if is_file else np.atleast_2d(np.asarray(vector))
+            matrix = read_rows(vector, modality)[0].embeddings if isinstance(vector, str | Path) else np.asarray(vector)
+            embeddings = np.atleast_2d(matrix)
             labels = [f"{vector if is_file else 'vector'} row {row}" for row in range(len(embeddings))]
         else:
             from ..encoders import resolve_encoder
@@ -317,13 +317,3 @@ def location_of_store(store: Store, folder: Path) -> str:
         return str(store.path)
     target, start = store.path.resolve(), folder.resolve()
     return os.path.relpath(target, start) if target.is_relative_to(start.parent) else str(target)
-
-
-def _read_queries(path: Path) -> Matrix:
-    """Read query vectors (q, d) from a file; a single vector (d,) in a .npy file is one query."""
-    if path.suffix.lower() == ".npy":
-        with suppress(OSError, ValueError, EOFError):  # read_vectors says what is wrong
-            array = np.load(path, allow_pickle=False)
-            if array.ndim == 1:
-                return to_float32(array[None])
-    return to_float32(read_vectors(path).vectors[:])

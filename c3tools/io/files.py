@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,21 @@ def json_text(value: Any) -> str:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed writer left in a folder on this machine, and no others."""
+    for leftover in find_leftovers(folder):
+        leftover.unlink(missing_ok=True)
+
+
+def find_leftovers(folder: Path, names: Container[str] | None = None) -> list[Path]:
+    """Return the temporary files that writers left in a folder on this machine, or have there just now.
+
+    Args:
+        folder: the folder; there are none at a URL.
+        names: of the files that they were to become; None for all.
+    """
     if not isinstance(folder, Path):
-        return
-    for leftover in folder.glob(".*.tmp"):
-        if _TEMPORARY.fullmatch(leftover.name):
-            leftover.unlink(missing_ok=True)
+        return []
+    found = [path for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
+    return [path for path in found if names is None or path.name[1:].rsplit(".", 2)[0] in names]
 
 
 def sha256_of(path: Path) -> str:

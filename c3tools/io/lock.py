@@ -123,6 +123,24 @@ def _lock(folder: Path, shown: Path) -> int:
         os.close(descriptor)  # the run before removed the file after this one had opened it
 
 
+def lock_file(descriptor: int, path: Path) -> None:
+    """Keep other runs off an open file on this machine, until it is closed.
+
+    Raises:
+        OutputError: if another run writes to it, or the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(
+            f"Another run is writing to {path}.", remedy="Wait for it to end, or write to another file."
+        ) from None
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be locked ({error.strerror}).", remedy="Write to a file on another file system."
+        ) from error
+
+
 def _is_at(path: Path, descriptor: int) -> bool:
     """Return whether an open file is the one at ``path``."""
     try:

@@ -15,14 +15,16 @@ from ..errors import StoreError, telling_what_is_kept
 from ..executors import Executor, LocalExecutor, Report, Tasks, Work, open_executor
 from ..identity import ModelIdentity
 from ..io.files import remove_leftovers, sha256_of
+from ..io.float16 import to_float32
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
+from .importers.columns import KEYS, TEXT_KEYS, as_keys, find_column
 from .manifest import finish_store
 from .metadata import INFO_FILE, Failure, StoreInfo, write_failures
 from .reader import Store
-from .rows import item_keys, match_items
+from .rows import Rows, item_keys, match_items
 from .shards import Shard, create_store, write_shard
 
 SHARD_ROWS = 32_768
@@ -313,3 +315,39 @@ def _imported_items(modality: Modality, left_out: Sequence[Failure]) -> pa.Array
     table = pa.table({n: pa.array(modality.columns[n], pa.string()) for n in names if n in modality.columns})
     bad = {failure.key for failure in left_out}
     return item_keys(table.filter(pa.array([key not in bad for key in modality.columns["key"]], pa.bool_())))
+
+
+def read_rows(source: str | Path, modality: str, name: str | None = None) -> tuple[Rows, ModelIdentity]:
+    """Read embeddings that a command is given in place of images or texts: rows of a store, or a file of vectors.
+
+    Args:
+        source: the folder or URL of a store, or a file that `read_vectors` reads; a .npy file may hold one vector (d,).
+        modality: what the rows are of.
+        name: the array, tensor or column in a file, where there are several; of a store the modality whose rows are
+            read, if it is not called ``modality``.
+
+    Returns:
+        The rows, embeddings as float32; their keys are those of the store, or the ids beside the vectors in the file,
+        or else the numbers of the rows from 0. And the identity of the model, which is empty for a file.
+
+    Raises:
+        StoreError: if there is nothing to read, it is damaged, or it has no row.
+    """
+    path = location(source)
+    if kind_of(path) == "folder" or kind_of(path / INFO_FILE) == "file":
+        store = Store.open(path)
+        return store.load(name or modality), store.info.model
+    if not isinstance(path, Path):
+        raise StoreError(
+            f"There is no store at {path}, and files of vectors are read from this machine alone.",
+            remedy="Copy the file here, or name a store.",
+        )
+    file = read_vectors(path, name, single=True)
+    embeddings = to_float32(np.asarray(file.vectors[:]))
+    if not len(embeddings):
+        raise StoreError(f"{path} has no row.", remedy="Name a file that holds vectors.")
+    column = find_column(file.columns, None, TEXT_KEYS if modality == "text" else KEYS)
+    keys = [] if column is None else as_keys(file.columns[column], column)
+    if len(set(keys)) < len(embeddings) or "" in keys:
+        keys = [str(row) for row in range(len(embeddings))]
+    return Rows.of(modality, keys, embeddings), ModelIdentity()

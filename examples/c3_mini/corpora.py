@@ -52,17 +52,18 @@ def read_corpora(pairs: Path, texts: Sequence[Path]) -> Corpora:
 
     Rows of ``texts`` that say ``has_photo_in_coco_cc`` are left out: c3-mini is tested on those photos.
     """
-    rows = list(_json_lines(pairs / "captions.jsonl"))
+    rows = list(json_lines(pairs / "captions.jsonl"))
     folder = pairs / "images" if (pairs / "images").is_dir() else pairs
     captions = [caption for row in rows for caption in row["captions"]]
     owner = np.repeat(np.arange(len(rows)), [len(row["captions"]) for row in rows])
     for file in texts:
-        for row in _json_lines(file):
+        for row in json_lines(file):
             captions += [] if row.get("has_photo_in_coco_cc") else row["captions"]
     return Corpora([folder / row["image"] for row in rows], [row["split"] for row in rows], captions, owner)
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file of JSON lines."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip():
             yield json.loads(line)

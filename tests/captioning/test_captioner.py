@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from c3tools.captioning import Captioner, GenerationConfig
+from c3tools.captioning.numpy_decoder import NumpyDecoder
 from c3tools.errors import DecoderError
 
 from .conftest import DIM, TOY, make_world
@@ -22,6 +25,46 @@ def test_a_saved_captioner_writes_the_same_captions(captioner: Captioner, tmp_pa
     assert loaded.record == captioner.record
     assert loaded.decoder.config == captioner.decoder.config
     assert [path.name for path in tmp_path.iterdir()] == ["decoder"]
+
+
+def test_weights_saved_as_float16_take_half_the_space_and_are_read_as_float32(
+    captioner: Captioner, tmp_path: Path
+) -> None:
+    captioner.save(tmp_path / "whole")
+    captioner.save(tmp_path / "half", dtype="float16")
+    whole, half = ((tmp_path / name / "weights.safetensors").stat().st_size for name in ("whole", "half"))
+    assert half < 0.55 * whole
+    loaded = Captioner.load(tmp_path / "half")
+    assert isinstance(loaded.decoder, NumpyDecoder)
+    for name, own in captioner.torch_decoder().state_dict().items():
+        read = loaded.decoder.weights[name]
+        assert own.dtype == torch.float32  # the one that was saved is left as it was
+        assert read.dtype == np.float32
+        assert np.array_equal(own.half().float().numpy(), read)
+    loaded.save(tmp_path / "again", dtype="float16")  # from numpy too
+    again = Captioner.load(tmp_path / "again", trainable=True)
+    assert again.fingerprint() == loaded.fingerprint() != captioner.fingerprint()
+    images = make_world().images.embeddings
+    same = sum(a == b for a, b in zip(*(c.caption(embeddings=images) for c in (captioner, loaded)), strict=True))
+    assert same > 0.9 * len(images)
+    with pytest.raises(DecoderError, match="not saved as 'int8'"):
+        captioner.save(tmp_path / "other", dtype="int8")
+
+
+def test_embeddings_are_rounded_as_a_store_does(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_world().images.embeddings
+    seen = []
+    transform = captioner.pipeline.transform
+
+    def spy(x: np.ndarray, **options: Any) -> np.ndarray:
+        seen.append(x)
+        return transform(x, **options)
+
+    monkeypatch.setattr(captioner.pipeline, "transform", spy)
+    captioner.caption(embeddings=images)
+    assert np.array_equal(seen[0], images.astype(np.float16).astype(np.float32))
+    captioner.caption(embeddings=images * 1e5)  # float16 has no such numbers
+    assert np.array_equal(seen[1], images * np.float32(1e5))
 
 
 def test_inference_adds_no_noise(captioner: Captioner) -> None:

@@ -82,7 +82,7 @@ def test_on_ctrl_c_nothing_is_promised_that_is_not_so(
     where, arguments, said = {
         "gap-report": ("c3tools.store.Store.open", [], "Nothing of this run is kept."),
         "evaluate": ("c3tools.captioning.evaluate.store_references", [], "Nothing of this run is kept."),
-        "caption": ("c3tools.captioning.captioner.images_by_key", ["photos"], "Nothing of this run is kept."),
+        "caption": ("c3tools.captioning.caption.images_by_key", ["photos"], "Nothing of this run is kept."),
         "simulate": (
             "c3tools.geometry.theory.initialisation.generator",
             ["init-gap", "--toy"],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import c3tools
+from c3tools.captioning.caption_files import CaptionWriter
 from c3tools.connect import connect_heads, read_features
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
@@ -36,6 +37,7 @@ NAMES = (
     "verify --repair",
     "train-decoder",
     "connect heads",
+    "caption",
 )
 SMALL = ["width=16", "layers=1", "heads=1", "vocab_size=64"]
 Result = Callable[[Path], Mapping[str, bytes]]
@@ -124,7 +126,21 @@ def all_scenarios(encoder: Encoder) -> dict[str, Scenario]:
             features, folder / "heads", dim=4, hidden=0, batch_size=40, epochs=2, logit_scale="20", precision="fp32"
         )
 
+    def captions(folder: Path) -> None:
+        paths = {name: folder / "photos" / f"{name}.jpg" for name in ("a", "b", "c")}
+        rows, page = (folder / "c.json", folder / "c.csv"), folder / "c.html"
+        with CaptionWriter(paths, "a test", json=rows[0], csv=rows[1], txt=True, xmp=True, html=page) as writer:
+            for key in writer.pending:
+                writer.write(key, f"a caption of {key}")
+            writer.finish([])
+
     scenarios = [
+        Scenario(
+            "caption",
+            lambda folder: (folder / "photos").mkdir(parents=True),
+            captions,
+            files("photos", "."),
+        ),
         Scenario("train-decoder", texts, decoder, files("decoder")),
         Scenario("connect heads", texts, heads, files("heads")),
         Scenario("embed", photos, embed, files("store")),

@@ -62,7 +62,8 @@ def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floa
         if not numbered:
             raise StoreError(
                 f"{path} has no vectors: neither a column of lists nor numbered columns (e0, e1, ...).",
-                remedy=f"Its columns are {', '.join(table)}; name one with --image-array or --text-array.",
+                remedy=f"Its columns are {', '.join(table)}; name one: with --image-array or --text-array for c3 "
+                "import, else with --key.",
             )
         vectors = np.stack([table.pop(n).to_numpy() for _, n in numbered], axis=1)
     return vectors, _lists(path, table)

@@ -52,12 +52,13 @@ class VectorFile:
     columns: Columns = field(default_factory=dict)
 
 
-def read_vectors(path: Path, name: str | None = None) -> VectorFile:
+def read_vectors(path: Path, name: str | None = None, *, single: bool = False) -> VectorFile:
     """Read or map the vectors of a file.
 
     Args:
         path: .npy, .npz, .pt, .safetensors, .csv, .tsv or .parquet.
         name: the array, tensor or column in the file, where there are several.
+        single: take a .npy file of the shape (d,) as one vector.
 
     Raises:
         StoreError: if the file is missing, of another kind, damaged, would need unpickling, or holds no vectors.
@@ -73,6 +74,7 @@ def read_vectors(path: Path, name: str | None = None) -> VectorFile:
     vectors: Any
     if suffix == ".npy":
         vectors = _read_npy(path)
+        vectors = vectors[None] if single and vectors.ndim == 1 else vectors
     elif suffix == ".npz":
         vectors, columns = _read_npz(path, name)
     elif suffix in (".pt", ".pth"):
@@ -246,7 +248,7 @@ def _choose(path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str | None
             return arrays[usual]
     raise StoreError(
         f"{path} holds {len(arrays)} arrays of vectors ({', '.join(arrays) or 'none'}).",
-        remedy="Name the one to take with --image-array or --text-array.",
+        remedy="Name the one to take: with --image-array or --text-array for c3 import, else with --key.",
     )
 
 

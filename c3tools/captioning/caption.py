@@ -1,0 +1,273 @@
+"""Captions of photos, or of embeddings of them: all that `c3 caption` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json as json_format
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import devices
+from ..corpus.folders import find_images
+from ..corpus.items import IMAGE_SUFFIXES, is_utf8
+from ..corpus.reading import assign_keys
+from ..embedding.shards import encode_files
+from ..encoders import Encoder, resolve_encoder
+from ..errors import CorpusError, DecoderError, telling_what_is_kept
+from ..io.locations import location
+from ..reporter import SILENT, Reporter, counted
+from ..store import Rows
+from ..store.import_embeddings import read_rows
+from .caption_files import CaptionWriter
+from .captioner import BUNDLED, Captioner, find_decoder
+from .generation import GenerationConfig
+
+_ROWS = 256  # embeddings captioned at a time
+Failures = list[tuple[Path, str]]
+
+
+@dataclass
+class Captions:
+    """Captions of image files or embeddings, as `caption_images` returns them.
+
+    Attributes:
+        captions: caption by key, in the order the images were found, or the embeddings are in.
+        failures: path and reason of every file that could not be read as an image.
+        kept: how many of the captions were there before.
+        files: the files that hold them, in words; empty if there are none.
+    """
+
+    captions: dict[str, str] = field(default_factory=dict)
+    failures: Failures = field(default_factory=list)
+    kept: int = 0
+    files: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return captions and failures as JSON values."""
+        return {
+            "captions": [{"key": key, "caption": caption} for key, caption in self.captions.items()],
+            "failures": [{"path": str(path), "error": reason} for path, reason in self.failures],
+        }
+
+
+def caption_images(
+    paths: Sequence[str | Path] = (),
+    *,
+    embeddings: str | Path | None = None,
+    modality: str = "image",
+    key: str | None = None,
+    decoder: Captioner | str | Path | None = None,
+    json: str | Path | None = None,
+    csv: str | Path | None = None,
+    txt: bool = False,
+    xmp: bool = False,
+    html: str | Path | None = None,
+    overwrite: bool = False,
+    follow_symlinks: bool = False,
+    beams: int = 1,
+    length_penalty: float = 0.7,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    magic: bool = False,
+    seed: int = 0,
+    model: str | None = None,
+    random_init: int | None = None,
+    device: str | None = None,
+    backend: str = "auto",
+    precision: str = "auto",
+    encoder: Encoder | None = None,
+    reporter: Reporter = SILENT,
+) -> Captions:
+    """Caption image files and the images of folders (searched recursively), or embeddings.
+
+    Files of captions are written while they are made; the same call continues a run that was interrupted, and what is
+    there already is kept. See `c3tools.captioning.caption_files`.
+
+    Args:
+        paths: files and folders.
+        embeddings: a file of vectors or a store, in place of paths: as the encoder gives them. No encoder is loaded.
+        modality: of ``embeddings``: ``image``, or ``text``.
+        key: the array, tensor or column of ``embeddings``, or the modality of a store (see `read_rows`).
+        decoder: a captioner, its folder, or ``c3-mini`` for the bundled one; None for the folder ``c3-decoder`` if it
+            is there, else the bundled one.
+        json, csv: files to write rows of key, path, caption and captioner to, one after another.
+        txt, xmp: write the caption of ``photo.jpg`` to ``photo.txt`` or ``photo.xmp`` beside it; one that is there is
+            kept.
+        html: a page of the photos with their captions.
+        overwrite: replace the captions in all these files.
+        follow_symlinks: follow symbolic links out of the folders.
+        beams, length_penalty, top_p, temperature, magic, seed: see `Captioner.caption`.
+        model: of the encoder; the decoder's when None.
+        random_init: seed of an encoder with random weights.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.
+        encoder: an encoder that is loaded already, in place of ``model``.
+        reporter: shows messages and progress.
+
+    Raises:
+        CorpusError: if a path is missing or is no image, a folder holds none, or files beside photos would collide.
+        StoreError: if the embeddings cannot be read.
+        DecoderError: if there is no decoder, or it was trained for another model than the encoder's or the embeddings'.
+        EncoderError: if the encoder cannot be loaded.
+        OutputError: if a file holds captions by another captioner or of other photos, or another run writes to it.
+    """
+    generation = GenerationConfig.from_options(
+        beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
+    )
+    rows: Rows | None = None
+    result = Captions()
+    if embeddings is None:
+        if not paths:
+            raise CorpusError("There is nothing to caption.", remedy="Name images, folders, or --embeddings.")
+        photos, result.failures = images_by_key([Path(path) for path in paths], follow_symlinks)
+    else:
+        _check_options(paths, txt or xmp or html is not None, model is not None or random_init is not None)
+        rows, identity = read_rows(embeddings, modality, key)
+        photos = {row: location(embeddings) for row in rows.keys}
+    if not isinstance(decoder, Captioner):
+        folder = find_decoder(decoder)
+        if decoder is None and folder in BUNDLED.values():
+            reporter.message("The captions are by the bundled captioner of c3-mini.")
+        decoder = Captioner.load(folder, devices.pick(device, "fp32").device)
+    if rows is not None:
+        decoder.check_model(identity, rows.embeddings.shape[1])
+        decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
+    writer = CaptionWriter(
+        photos,
+        _description(decoder, generation, modality),
+        json=None if json is None else Path(json),
+        csv=None if csv is None else Path(csv),
+        txt=txt,
+        xmp=xmp,
+        html=None if html is None else location(html),
+        overwrite=overwrite,
+    )
+    kept = telling_what_is_kept(
+        lambda: (
+            f"{counted(len(writer.captions), 'caption is', 'captions are')} kept in {writer.files}; "
+            f"the same command goes on{' from the start' if overwrite else ''}."
+            if writer.files
+            else "Nothing of this run is kept; --csv, --json and --txt write captions as they are made."
+        )
+    )
+    with kept, writer:
+        result.kept, result.files = len(photos) - len(writer.pending), writer.files
+        if result.kept:
+            reporter.message(f"{result.kept:,} of {counted(len(photos), 'caption')} were there already.")
+        if writer.pending and (rows is None or magic):
+            encoder = encoder or resolve_encoder(
+                model,
+                recorded=decoder.model,
+                random_init=random_init,
+                device=device,
+                backend=backend,
+                precision=precision,
+                reporter=reporter,
+            )
+            decoder.check_model(encoder.identity, encoder.dim)
+        with reporter.progress("Captioning", len(writer.pending)) as progress:
+            if rows is not None:
+                batches = _of_rows(rows, writer.pending, progress.advance)
+            elif encoder is not None:
+                batches = _of_photos(photos, writer.pending, encoder, result.failures, progress.advance)
+            else:
+                batches = iter(())
+            for keys, vectors in batches:
+                captions = decoder.write(vectors, modality, keys, encoder, generation)
+                for name, caption in zip(keys, captions, strict=True):
+                    writer.write(name, caption)
+        result.captions = writer.finish(result.failures)
+    return result
+
+
+Batches = Iterator[tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]]
+
+
+def _of_rows(rows: Rows, pending: Sequence[str], advance: Callable[[int], object]) -> Batches:
+    """Yield the keys and embeddings (n, d) of batches of the rows that are pending."""
+    missing = set(pending)
+    chosen = np.array([row for row, key in enumerate(rows.keys) if key in missing], dtype=np.int64)
+    for start in range(0, len(chosen), _ROWS):
+        batch = chosen[start : start + _ROWS]
+        yield [rows.keys[row] for row in batch], rows.embeddings[batch]
+        advance(len(batch))
+
+
+def _of_photos(
+    photos: dict[str, Path],
+    pending: Sequence[str],
+    encoder: Encoder,
+    failures: Failures,
+    advance: Callable[[int], object],
+) -> Batches:
+    """Yield the keys and embeddings (n, d) of batches of photos; add those that cannot be read to ``failures``."""
+    for keys, embeddings, failed in encode_files({key: photos[key] for key in pending}, encoder):
+        failures += [(photos[failure.key], f"{failure.error}: {failure.message}") for failure in failed]
+        if keys:
+            yield keys, embeddings
+        advance(len(keys) + len(failed))
+
+
+def _description(decoder: Captioner, generation: GenerationConfig, modality: str) -> str:
+    """Return in words what makes captions, with a digest of all that they depend on beside the embeddings."""
+    how = {
+        "beam": f"{generation.beams} beams",
+        "nucleus": f"top-p {generation.top_p:g}, seed {generation.seed}",
+    }.get(generation.method, generation.method)
+    depends = [decoder.fingerprint(), asdict(generation), modality]
+    digest = hashlib.sha256(json_format.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {how} ({digest})"
+
+
+def _check_options(paths: Sequence[str | Path], beside: bool, encoder: bool) -> None:
+    """Refuse what makes no sense for embeddings."""
+    if paths:
+        raise CorpusError("Captions are of images or of embeddings.", remedy="Leave out PATHS or --embeddings.")
+    if beside:
+        raise CorpusError(
+            "Embeddings have no photos for --txt, --xmp and --html.", remedy="Write the captions with --json or --csv."
+        )
+    if encoder:
+        raise DecoderError("No encoder is used for embeddings.", remedy="Leave out --model and --random-init.")
+
+
+def images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple[dict[str, Path], Failures]:
+    """Find image files; their keys are paths relative to the folder without the suffix, as in a store.
+
+    Returns:
+        The paths by key; and path and reason of files that are not used, such as links that lead nowhere.
+
+    Raises:
+        CorpusError: if a path is missing or is no image, or a folder holds none.
+    """
+    found: dict[str, Path] = {}
+    failures: Failures = []
+    folders = sum(path.is_dir() for path in paths)
+    for root in paths:
+        if root.is_dir():
+            inside, skipped = find_images(root, follow_symlinks=follow_symlinks)
+            failures += [(Path(item.path), item.message) for item in skipped]
+            if not inside:
+                reason = f" ({failures[-1][0]}: {failures[-1][1]})" if skipped else ""
+                raise CorpusError(
+                    f"No images in {root} or below it{reason}.", remedy="Name a folder that holds images."
+                )
+            keys = assign_keys([image.key for image in inside])
+            prefix = f"{root.name}/" if folders > 1 else ""
+            named = {f"{prefix}{key}": Path(image.path) for key, image in zip(keys, inside, strict=True)}
+        elif not root.exists():
+            raise CorpusError(f"There is nothing at {root}.", remedy="Check the path; it is relative to where you are.")
+        elif root.suffix.lower() not in IMAGE_SUFFIXES:
+            suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+            raise CorpusError(f"{root} is not an image file by its name.", remedy=f"Images end in {suffixes}.")
+        elif not is_utf8(str(root)):
+            raise CorpusError(f"The name of {str(root)!r} is not UTF-8.", remedy="Rename the file.")
+        else:
+            named = {root.stem: root}
+        for key, path in named.items():
+            found[str(path) if key in found else key] = path
+    return found, failures

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from c3tools.captioning.caption_files import CaptionWriter
+from c3tools.errors import CorpusError, OutputError
+
+BY = "tiny decoder of toy, greedy (0123456789ab)"
+CAPTIONS = {
+    "a/dog": "a dog",
+    "a/cat": 'a "cat", ö 夢 & <it>',
+    "b/dog": "two dogs; one runs, one doesn't",
+    "x": "a boat",
+    "y": "",
+}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> dict[str, Path]:
+    """Files that are there, but hold nothing: no writer reads a photo unless a page is asked for."""
+    found = {key: tmp_path / "photos" / f"{key}.jpg" for key in CAPTIONS}
+    for path in found.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return found
+
+
+def write_pending(writer: CaptionWriter) -> dict[str, str]:
+    with writer:
+        for key in writer.pending:
+            writer.write(key, CAPTIONS[key])
+        return writer.finish([])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_format_holds_every_caption(photos: dict[str, Path], tmp_path: Path) -> None:
+    files = [tmp_path / "c.json", tmp_path / "c.csv"]
+    page = tmp_path / "c.html"
+    with CaptionWriter(photos, BY, json=files[0], csv=files[1], txt=True, xmp=True, html=page) as writer:
+        assert writer.pending == list(photos)
+        for number, (key, caption) in enumerate(CAPTIONS.items(), start=1):
+            writer.write(key, caption)
+            for path in files:  # whole after every row
+                assert [row["caption"] for row in rows_of(path)] == list(CAPTIONS.values())[:number]
+        assert writer.finish([(Path("no.jpg"), "cut short")]) == CAPTIONS
+    expected = [{"key": key, "path": str(photos[key]), "caption": CAPTIONS[key], "captioner": BY} for key in CAPTIONS]
+    assert rows_of(files[0]) == rows_of(files[1]) == expected
+    for key, path in photos.items():
+        assert path.with_suffix(".txt").read_text(encoding="utf-8") == CAPTIONS[key] + "\n"
+        found = ElementTree.parse(path.with_suffix(".xmp")).findall(
+            ".//{http://purl.org/dc/elements/1.1/}description//{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
+        )
+        assert [element.text or "" for element in found] == [CAPTIONS[key]]
+    html = page.read_text(encoding="utf-8")
+    assert "a &#34;cat&#34;, ö 夢 &amp; &lt;it&gt;" in html
+    assert html.count("not read") == len(photos)  # no photo here is one
+    assert "no.jpg" in html
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_file_cut_at_any_byte_is_continued(photos: dict[str, Path], tmp_path: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["json", "csv"]))
+    path = tmp_path / f"c.{name}"
+    path.unlink(missing_ok=True)
+    write_pending(CaptionWriter(photos, BY, **{name: path}))  # type: ignore[arg-type]
+    whole = path.read_bytes()
+    header = whole.index(b"\n")
+    cut = data.draw(st.one_of(st.just(0), st.integers(header + 1, len(whole))))
+    path.write_bytes(whole[:cut])
+    with CaptionWriter(photos, BY, **{name: path}) as writer:  # type: ignore[arg-type]
+        # the rows before the cut are kept, and only what was cut off is asked for
+        assert len(writer.pending) <= whole.count(b"\n") - whole[:cut].count(b"\n")
+        for key in writer.pending:
+            writer.write(key, CAPTIONS[key])
+    assert path.read_bytes() == whole
+
+
+def test_killed_between_two_files_five_times(photos: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    for kill in range(len(CAPTIONS)):
+        child = os.fork()
+        if child == 0:
+            with CaptionWriter(photos, BY, json=path, txt=True) as writer:
+                key = writer.pending[0]
+                writer._tables[0].append(
+                    {"key": key, "path": str(photos[key]), "caption": CAPTIONS[key], "captioner": BY}
+                )
+                os.kill(os.getpid(), signal.SIGKILL)  # the .txt is not written yet
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        assert len(rows_of(path)) == kill + 1
+        assert sum(photo.with_suffix(".txt").exists() for photo in photos.values()) == kill
+    left = photos["x"].with_name(".x.txt.0123456789abcdef.tmp")
+    other = photos["x"].with_name(".other.txt.0123456789abcdef.tmp")
+    for leftover in (left, other):
+        leftover.write_text("a bo")
+    with CaptionWriter(photos, BY, json=path, txt=True) as writer:
+        assert writer.pending == []
+    assert not left.exists()
+    assert other.exists()  # of another program's file, or another photo's
+    assert [row["key"] for row in rows_of(path)] == list(photos)
+    for key, photo in photos.items():
+        assert photo.with_suffix(".txt").read_text(encoding="utf-8") == CAPTIONS[key] + "\n"
+
+
+def test_files_beside_photos_are_kept_unless_overwritten(photos: dict[str, Path], tmp_path: Path) -> None:
+    own = photos["x"].with_suffix(".txt")
+    own.write_text("my own words")
+    with CaptionWriter(photos, BY, txt=True) as writer:
+        assert "x" not in writer.pending
+        assert writer.captions == {"x": "my own words"}
+    with CaptionWriter(photos, BY, txt=True, json=tmp_path / "c.json") as writer:
+        assert writer.pending == list(photos)  # the JSON wants a caption by this captioner
+    write_pending(CaptionWriter(photos, BY, txt=True, json=tmp_path / "c.json"))
+    assert own.read_text() == "my own words"
+    write_pending(CaptionWriter(photos, BY, txt=True, overwrite=True))
+    assert own.read_text() == "a boat\n"
+
+
+def test_captions_of_other_settings_or_photos_are_refused(photos: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    write_pending(CaptionWriter(photos, BY, csv=path))
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match=r"holds captions by tiny .* not another"):
+        write_pending(CaptionWriter(photos, "another", csv=path))
+    elsewhere = {key: tmp_path / "elsewhere" / value.name for key, value in photos.items()}
+    with pytest.raises(OutputError, match=r"a caption of .*photos/a/dog.jpg under the key 'a/dog', which is now"):
+        write_pending(CaptionWriter(elsewhere, BY, csv=path))
+    assert path.read_bytes() == before
+    more = {"new": tmp_path / "photos" / "new.jpg"}
+    with CaptionWriter(more, BY, csv=path) as writer:
+        assert writer.pending == ["new"]
+        writer.write("new", "a new one")
+    assert [row["key"] for row in rows_of(path)] == [*photos, "new"]
+    write_pending(CaptionWriter(photos, "another", csv=path, overwrite=True))
+    assert {row["captioner"] for row in rows_of(path)} == {"another"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("json", '{"a": 1}'),
+        ("json", '[{"image_id": 3, "caption": "a dog"}]'),
+        ("json", "[1, 2]"),
+        ("json", "not JSON at all"),
+        ("csv", "a,b\n1,2\n"),
+        ("csv", "a novel"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_something_else_is_left_alone(
+    photos: dict[str, Path], tmp_path: Path, name: str, content: str, overwrite: bool
+) -> None:
+    path = tmp_path / f"c.{name}"
+    path.write_text(content)
+    with pytest.raises(OutputError, match="something else than captions"):
+        write_pending(CaptionWriter(photos, BY, **{name: path}, overwrite=overwrite))  # type: ignore[arg-type]
+    assert path.read_text() == content
+
+
+def test_captions_without_their_captioner_are_replaced_only_when_asked(photos: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text('[{"key": "x", "caption": "old"}]')
+    with pytest.raises(OutputError, match="captions by an unknown captioner"):
+        write_pending(CaptionWriter(photos, BY, json=path))
+    assert write_pending(CaptionWriter(photos, BY, json=path, overwrite=True)) == CAPTIONS
+
+
+def test_a_second_run_is_refused(photos: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    with CaptionWriter(photos, BY, json=path) as first:
+        first.write("x", "a boat")
+        with pytest.raises(OutputError, match="Another run is writing"), CaptionWriter(photos, BY, json=path):
+            pass
+        first.write("y", "")
+    assert [row["key"] for row in rows_of(path)] == ["x", "y"]
+
+
+def test_two_photos_cannot_share_a_file(photos: dict[str, Path]) -> None:
+    twin = {**photos, "x.png": photos["x"].with_suffix(".png")}
+    with pytest.raises(CorpusError, match=r"x.jpg and .*x.png would both have their caption in .*x.txt"):
+        CaptionWriter(twin, BY, txt=True)
+    CaptionWriter({**photos, "again": photos["x"]}, BY, txt=True)  # one photo under two keys is no collision
+
+
+def test_a_full_disk_loses_no_row(photos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.json"
+    with pytest.raises(OSError, match="No space left"), CaptionWriter(photos, BY, json=path) as writer:
+        writer.write("x", "a boat")
+        table = writer._tables[0]
+
+        def half(text: str) -> None:
+            table._file.write(text.encode()[: len(text) // 2])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(table, "_put", half)
+        writer.write("y", "a dog")
+    with CaptionWriter(photos, BY, json=path) as writer:
+        assert writer.captions == {"x": "a boat"}
+        assert rows_of(path)[0]["caption"] == "a boat"

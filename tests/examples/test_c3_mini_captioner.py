@@ -1,0 +1,95 @@
+"""The script that makes the bundled captioner, on a few photos and captions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from c3tools import Captioner, embed
+from c3tools.encoders import Encoder
+from tests.conftest import copy_photos
+
+FOLDER = Path(__file__).parents[2] / "examples" / "c3_mini"
+MARK = "has_photo_in_coco_cc_more"
+
+
+@pytest.fixture
+def scripts() -> Iterator[tuple[ModuleType, ModuleType]]:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import captioner
+        import check_texts
+
+        yield captioner, check_texts
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight photos with captions, two of them val; four captions alone, of which one row is marked; a bundled photo."""
+    pairs = copy_photos(tmp_path / "pairs", 8)
+    rows = [json.loads(line) for line in (pairs / "captions.jsonl").read_text().splitlines()]
+    held_out = next(row["captions"][0] for row in rows if row["split"] == "val")
+    alone = [
+        {"image": "900.jpg", "captions": ["A lamp on a table .", held_out.upper() + " ."]},
+        {"image": "901.jpg", "captions": ["A kite"], MARK: True},
+        {"image": "902.jpg", "captions": ["a kite", "A lamp"], MARK: False},
+        {"image": "903.jpg", "captions": ["A swan on a lake"]},
+    ]
+    (tmp_path / "alone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alone))
+    bundled = copy_photos(tmp_path / "bundled", 1)
+    (bundled / "captions.jsonl").write_text(json.dumps({"image": "903.jpg", "captions": ["Something else"]}))
+    next(bundled.glob("*.jpg")).rename(bundled / "903.jpg")
+    monkeypatch.setattr(scripts[0], "PHOTOS", bundled)
+    return tmp_path
+
+
+def test_what_is_held_out_is_no_training_text(scripts: tuple[ModuleType, ModuleType], corpus: Path) -> None:
+    rows = scripts[0].training_rows(corpus / "pairs", [corpus / "alone.jsonl"])
+    train = {row["image"]: row["captions"] for row in rows if row["split"] == "train"}
+    assert len(train) == 6 + 2
+    assert train["900.jpg"] == ["A lamp on a table ."]  # without the sentence of a val photo
+    assert train["902.jpg"] == ["A lamp"]  # without the sentence of a marked row
+    assert "901.jpg" not in train  # marked
+    assert "903.jpg" not in train  # bundled
+    assert sum(len(row["captions"]) for row in rows if row["split"] == "val") == 10
+
+
+def test_the_captioner_is_trained_scored_and_written(
+    scripts: tuple[ModuleType, ModuleType],
+    corpus: Path,
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    captioner, check_texts = scripts
+    monkeypatch.setattr(captioner, "embed", partial(embed, encoder=encoder))  # it is loaded already
+    command = ["captioner.py", str(corpus / "pairs"), str(corpus / "out"), "--captions", str(corpus / "alone.jsonl")]
+    command += ["--work", str(corpus / "work"), "--size", "tiny", "--set", "width=48", "--epochs", "1", "--beams", "2"]
+    monkeypatch.setattr(sys, "argv", command)
+    captioner.main()
+    made = Captioner.load(corpus / "out")
+    assert made.record["captions"] == {"train": 32, "val": 10}
+    assert made.record["sigma"] == 0.08
+    card = (corpus / "out" / "README.md").read_text()
+    for line in ("| Flickr8k val, greedy (2) |", "| bundled photos, 2 beams (1) |", "32 captions", "research"):
+        assert line in card
+    for sentence in ("A lamp", "a kite"):
+        assert sentence not in (corpus / "out" / "tokenizer.json").read_text()
+    # a second run finds everything there
+    monkeypatch.setattr("c3tools.captioning.train.fit_captioner", None)
+    monkeypatch.setattr(captioner, "train_captioner", lambda *_, output, **__: Captioner.load(output))
+    captioner.main()
+    capsys.readouterr()
+    texts = str(corpus / "work" / "texts")
+    assert check_texts.main(texts, f"{corpus / 'pairs' / 'captions.jsonl'}:val") == 0
+    assert "among 32 training texts 0 of these captions" in capsys.readouterr().out
+    assert check_texts.main(texts, f"{corpus / 'pairs' / 'captions.jsonl'}:train") == 1
+    assert check_texts.main(texts, str(corpus / "alone.jsonl")) == 1
