@@ -33,6 +33,7 @@ _TIMINGS = (  # depend on the machine
     re.compile(r"^( +\d+ +[\d.]+ +[\d.]+) +[\d,]+ *$", re.MULTILINE),
     re.compile(r"^The model, on \w+, took .*?would help\.\n?()", re.DOTALL | re.MULTILINE),
 )
+_PROGRESS = re.compile(r" of [\d,]+, [\d.,]+/s, [\d:]+ elapsed")  # printed by slow machines only
 TOLERANCE = 0.05
 """Relative difference of a number with a decimal point; others are equal."""
 
@@ -114,7 +115,7 @@ def _run_python(code: str, names: dict[str, Any]) -> str:
 
 def _tidy(printed: str) -> str:
     lines = [line.rstrip() for line in printed.splitlines()]
-    lines = [line for line in lines if line]
+    lines = [line for line in lines if line and not _PROGRESS.search(line)]
     return "".join(f"{line}\n" for line in lines)
 
 
