@@ -90,7 +90,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Connect, Collapse, Corrupt: cross-modal tasks from uni-modal data, with CLIP-like embeddings.",
+    help="Close the gap between image and text embeddings: train on one modality, use on the other.",
 )
 
 

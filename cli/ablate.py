@@ -91,7 +91,7 @@ def ablate(
     list_methods: Annotated[bool, typer.Option("--list", help="List the methods and stop.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Train, caption and score each method with each seed on the store: one table, scores in percent.
+    """Train and score several methods with several seeds on the store: one table, in percent.
 
     With --task images: train generators on the photos alone, ask them with one text of each test photo, and score the
     images (C1, C2_1, C2_2, C3, LAFITE, oracle). One training of size tiny takes about 15 minutes of two cores.

@@ -329,4 +329,4 @@ def _print(record: dict[str, Any], output: Path, json: str | None, following: st
     message(f"The result is in {output}/, its geometry by step in {output}/geometry.svg. Next: {following}")
 
 
-group = command_group("Contrastive training from pairs, with a log of the geometry.", heads, apply, lit, full)
+group = command_group("Train with a contrastive loss on pairs, and log the geometry.", heads, apply, lit, full)

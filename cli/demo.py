@@ -28,7 +28,7 @@ def demo(
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Run the whole method on the bundled photos, offline, and write a page to look at."""
+    """Run the whole method offline on the bundled photos, and write a page with the captions."""
     options = arguments(locals(), "out", "photos_to")
     from c3tools.demo import copy_photos, run_demo
 

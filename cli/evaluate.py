@@ -77,7 +77,7 @@ def evaluate(
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:
-    """Caption the test images of the store from their embeddings, and score the captions (in percent).
+    """Caption the test images of the store from their embeddings, and score the captions in percent.
 
     With --images, score generated images against the real photos of the store instead.
     """

@@ -66,7 +66,7 @@ def export(
     train_on: Annotated[str, typer.Option("--train-on", help="Modality of the training inputs.")] = "text",
     dtype: DtypeOption = "float16",
     seed: SeedOption = 0,
-    epoch: Annotated[int, typer.Option("--epoch", help="Another epoch, other noise.")] = 0,
+    epoch: Annotated[int, typer.Option("--epoch", help="Number of the epoch; each has its own noise.")] = 0,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Parts written at the same time.")] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another export in --output.")] = False,
     list_presets: Annotated[bool, typer.Option("--list", help="List the presets and stop.")] = False,
@@ -75,7 +75,7 @@ def export(
     processes: ProcessesOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Write transformed embeddings, and the fitted pipeline that made them, to c3-export/."""
+    """Write transformed embeddings, and the fitted pipeline that made them, to a folder."""
     options = arguments(locals(), "store", "output", "list_presets")
     if list_presets:
         _show_presets(json)

@@ -73,9 +73,9 @@ def gap_report(
     seed: SeedOption = 0,
     json: JsonOption = None,
 ) -> None:
-    """Measure the geometry of a store: gap, pairs, dimensions, recall, assumptions.
+    """Measure the modality gap of a store, and predict whether Collapse and Corrupt will help.
 
-    Prints a verdict in a few sentences, with --full all tables, and writes an HTML page with tables and figures.
+    Prints a verdict in a few sentences (with --full, every table) and writes an HTML page with tables and figures.
     """
     options = arguments(locals(), "stores", "store", "modalities", "presets", "full", "html", "figures")
     page = extra_output(html, DEFAULT_PAGE, json)

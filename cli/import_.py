@@ -65,7 +65,7 @@ def import_(
     processes: ProcessesOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Bring embeddings made elsewhere into a store; without ids, rows are paired by order."""
+    """Make a store from embeddings of another program. Without ids, rows are paired by order."""
     options = arguments(locals(), "source", "other", "store")
     from c3tools.store.import_embeddings import import_embeddings
 

@@ -42,10 +42,10 @@ def index(
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Index the store's embeddings, each centred by its own modality's mean, for `c3 search`.
+    """Build a FAISS index of the store for `c3 search`; each modality is centred by its own mean.
 
-    Run it again to add what was added to the store. The index is built anew, and that is said, where rows of the store
-    changed, the settings are others, or it would more than double.
+    Run it again to add new rows of the store. The index is built anew, and a message says why, if rows of the store
+    changed, if the settings differ, or if the store has more than doubled.
     """
     options = arguments(locals(), "store", "output")
     from c3tools.index import build_index

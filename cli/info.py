@@ -9,7 +9,7 @@ from ._options import JsonOption
 
 
 def info(json: JsonOption = None) -> None:
-    """Show versions, devices and the precisions they compute in, installed extras; for bug reports too."""
+    """Show versions, devices with their precisions, and installed extras. Include it in bug reports."""
     from c3tools.machine import describe_machine
 
     found = describe_machine()

@@ -21,7 +21,7 @@ def models(
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """List the models that --model takes by name: the bundled one, and all that open_clip lists."""
+    """List the models that --model takes by name: the bundled one and those of open_clip."""
     if cache or clear_cache:
         _show_cache(clear_cache, json)
         return

@@ -68,8 +68,8 @@ def search(
 ) -> None:
     """Find the nearest rows of an index: images first, then texts, the best of each.
 
-    Each modality is searched by itself, because the gap between modalities would fill one ranking with rows of the
-    query's own.
+    Each modality is ranked by itself: in one ranking, rows of the query's own modality would come first because of
+    the modality gap.
     """
     options = arguments(locals(), "text", "image", "index", "html")
     from c3tools.index import Index, contact_sheet

@@ -143,5 +143,5 @@ def _run(simulate: Callable[..., Simulation], options: dict[str, Any], figure: P
 
 
 group = command_group(
-    "The theory of the modality gap, run.", init_gap, depth, gap_after_training, stable_region, temperature
+    "Simulate the theory of the modality gap.", init_gap, depth, gap_after_training, stable_region, temperature
 )

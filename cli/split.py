@@ -34,10 +34,10 @@ def split(
     split_column: Annotated[str | None, typer.Option(help="Its column of splits.", show_default=False)] = None,
     json: JsonOption = None,
 ) -> None:
-    """Write the store anew, divided into train, val and test by a stable hash of the key, a column or a file.
+    """Copy the store with other splits: by a stable hash of the key, by a column or by a file.
 
-    Texts are in the split of their image. The moments are those of the new splits, so Collapse is fitted on the new
-    train split. The old store is left as it is.
+    Texts are in the split of their image. Moments are computed for the new splits, so Collapse is fitted on the new
+    train split. The old store does not change.
     """
     options = arguments(locals(), "destination", "store", "fractions")
     from c3tools.store.split import split_store

@@ -48,11 +48,11 @@ def verify(
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Check a store: files, checksums, schema, counts, keys, pairs, norms, NaN, moments against rows, failures.
+    """Check that every file of a store is there and undamaged.
 
-    Every problem is reported with its file and with what to run. The exit code is 0 for a whole store, 3 for one that
-    is not whole (files are lost or damaged, or the run that makes it did not end), also if --repair dropped shards:
-    the `c3 embed` (or `c3 import`) that made the store makes exactly those again. 1 is an error, such as no store.
+    Every problem is reported with its file and with what to run. The exit code is 0 if the store is whole, 3 if files
+    are missing or damaged or the run that makes it did not end, and 1 for an error, such as no store. --repair drops
+    damaged shards; the `c3 embed` or `c3 import` that made the store then makes exactly those again.
     """
     from c3tools.store.verify import verify_store
 

@@ -327,7 +327,7 @@ def _describe_collapse(measured: Measured) -> str:
     if raw.separability is not None and collapsed.separability is not None:
         text += (
             f", and a linear probe that tells the modalities apart falls from {100 * raw.separability.value:.0f} % to "
-            f"{100 * collapsed.separability.value:.0f} % (50 % is a coin)"
+            f"{100 * collapsed.separability.value:.0f} % (chance: 50 %)"
         )
     text += "."
     if raw.modality_bias and collapsed.modality_bias:

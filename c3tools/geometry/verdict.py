@@ -126,7 +126,7 @@ def judge_collapse(values: Values, gap: Verdict) -> Verdict:
         return Verdict("collapse", question, "partly", because)
     if probe is not None and probe >= SEPARABLE:
         return Verdict("collapse", question, "partly", f"{closes}{told} still: not only their means differ.")
-    return Verdict("collapse", question, "yes", f"{closes}{told}{' (a coin: 50 %)' if told else ''}.")
+    return Verdict("collapse", question, "yes", f"{closes}{told}{' (chance: 50 %)' if told else ''}.")
 
 
 def judge_corrupt(values: Values) -> Verdict:
@@ -139,17 +139,17 @@ def judge_corrupt(values: Values) -> Verdict:
     ratio = dim * pairs["residual_rms"] ** 2 / max(sum(_variances(values).values()), 1e-12)
     if ratio <= ALIKE:
         because = (
-            f"Without the gap, pairs coincide: their squared distance is {100 * ratio:.0f} % of that of strangers."
+            f"Without the gap, pairs coincide: their squared distance is {100 * ratio:.0f} % of that of unrelated rows."
         )
         return Verdict("corrupt", question, "no", because)
     if ratio >= STRANGERS:
         because = (
-            f"Without the gap, pairs are as far apart as strangers ({100 * ratio:.0f} % of their squared distance); no "
+            f"Without the gap, pairs are as far apart as unrelated rows ({100 * ratio:.0f} % of their squared distance); no "
             "noise bridges that."
         )
         return Verdict("corrupt", question, "no", because)
     needed = sigma["candidates"].get("pair_cosine", {}).get("sigma")
-    differ = f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of strangers"
+    differ = f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of unrelated rows"
     if needed and not 1 / SIGMA_FACTOR <= sigma["value"] / needed <= SIGMA_FACTOR:
         because = f"{differ}; {auto}, while the pairs here ask for {needed:.3f}. Compare both by `c3 ablate`."
         return Verdict("corrupt", question, "partly", because)
@@ -160,7 +160,7 @@ def judge_unusual(values: Values) -> Verdict:
     """List what contrastive embeddings rarely show; anisotropic noise is not among it, as every model has that."""
     found = list(_unusual(values))
     if not found:
-        return Verdict("unusual", "Is anything unusual?", "no", "Nothing that this report looks for.")
+        return Verdict("unusual", "Is anything unusual?", "no", "None of the checks found anything.")
     return Verdict("unusual", "Is anything unusual?", "yes", " ".join(f"{text}." for text in found))
 
 
@@ -169,7 +169,7 @@ def _unusual(values: Values) -> Iterator[str]:
     if pairs and pairs["unpaired_cosine"] is not None:
         if pairs["paired_cosine"] - pairs["unpaired_cosine"] <= HARDLY_CLOSER:
             cosines = f"{pairs['paired_cosine']:.3f} against {pairs['unpaired_cosine']:.3f}"
-            yield f"Pairs are hardly closer than strangers (cosine {cosines}): check that the pairs are right"
+            yield f"Pairs are hardly closer than unrelated rows (cosine {cosines}): check that the pairs are right"
         elif (recall := _recall_over_chance(values)) is not None and recall <= CHANCE_RECALL:
             yield f"Recall@1 is only {recall:.1f} times that of chance: check that the pairs are right"
     for name, found in values["modalities"].items():

@@ -201,7 +201,7 @@ def residual_rms(variance: Array | None) -> SigmaRule:
 def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[Array]) -> SigmaRule:
     """Find the sigma that gives the noised text the cosine of its true image, both centred.
 
-    There is none where pairs are no nearer than strangers: where the mean cosine is below `MIN_COSINE`, or does not
+    There is none where pairs are no nearer than unrelated rows: where the mean cosine is below `MIN_COSINE`, or does not
     exceed that of texts with the image of another item by three standard errors over items.
 
     Args:
@@ -228,7 +228,7 @@ def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[
     strangers = float(other[apart].mean()) if apart.any() else 0.0
     error = float(nearer.std(ddof=1) / np.sqrt(len(items))) if len(items) > 1 else 0.0
     if len(items) > 1 and nearer.mean() <= 3 * error:
-        missing = f"pairs are no nearer than strangers: a cosine of {cosine:.3f} against {strangers:.3f}"
+        missing = f"pairs are no nearer than unrelated rows: a cosine of {cosine:.3f} against {strangers:.3f}"
         return SigmaRule("pair_cosine", None, f"{rests_on} ({cosine:.3f})", missing)
     return _by_cosine("pair_cosine", cosine, text_norm, y.shape[1], rests_on)
 
@@ -254,7 +254,7 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     """
     known = {rule.name: rule for rule in rules if rule.sigma}
     if AUTO_RULE in known:
-        return known[AUTO_RULE], "twice the spread of captions of one image, which texts alone give"
+        return known[AUTO_RULE], "twice the spread of captions of one image, from texts alone"
     missing = next((rule.missing for rule in rules if rule.name == AUTO_RULE and rule.missing), "")
     because = f"as {missing}, " if missing else ""
     if FALLBACK in known:

@@ -48,7 +48,7 @@ def test_options_reach_the_export(here: Path) -> None:
     assert record["rows"] == {"image": {"training": 90, "inference": 0}}
     assert Pipeline.load("c3-export").sigma == 0.1
     ok("-p", "c3", "--sigma", "auto", "-o", "c3-export", "--overwrite")
-    assert Pipeline.load("c3-export").provenance["sigma"].endswith("which texts alone give")
+    assert Pipeline.load("c3-export").provenance["sigma"].endswith("from texts alone")
 
 
 def test_faiss_index_of_a_preset(here: Path) -> None:

@@ -67,7 +67,7 @@ def test_usual_numbers() -> None:
     assert "0.80 apart, which is large: 53 %" in found["gap"].because
     assert "from 0.80 to 0.03" in found["collapse"].because
     # 64 dimensions of variance 0.09^2, over twice the variance 1 - 0.7^2 of a modality
-    assert "51 % of that of strangers; --sigma auto gives 0.060, twice the spread" in found["corrupt"].because
+    assert "51 % of that of unrelated rows; --sigma auto gives 0.060, twice the spread" in found["corrupt"].because
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_collapse(changes: dict[str, Any], answer: str, words: str) -> None:
     [
         ({"pairs": None}, "unknown", "no pairs to measure what it has to bridge; --sigma auto gives 0.060"),
         ({"pairs__residual_rms": 0.01}, "no", "coincide"),
-        ({"pairs__residual_rms": 0.125}, "no", "as far apart as strangers (98 %"),
+        ({"pairs__residual_rms": 0.125}, "no", "as far apart as unrelated rows (98 %"),
         ({"sigma__value": 0.15}, "partly", "while the pairs here ask for 0.070"),
         ({"sigma__value": 0.03}, "partly", "ask for 0.070"),
         ({"sigma__candidates": {"pair_cosine": {"sigma": None}}}, "yes", "0.060"),
@@ -126,7 +126,7 @@ def test_corrupt(changes: dict[str, Any], answer: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"pairs__paired_cosine": 0.17}, "hardly closer than strangers (cosine 0.170 against 0.160)"),
+        ({"pairs__paired_cosine": 0.17}, "hardly closer than unrelated rows (cosine 0.170 against 0.160)"),
         ({"retrieval__raw": {"a_to_b": {"recall@1": 0.004}}}, "only 2.0 times that of chance"),
         ({"modalities__image__mean_norm": 0.99}, "The image rows are crowded"),
         ({"modalities__text__mean_direction_error_degrees": 12.0}, "uncertain by 12° (500 independent rows)"),

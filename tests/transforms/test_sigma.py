@@ -121,7 +121,7 @@ def test_no_sigma_where_pairs_are_no_nearer_than_strangers() -> None:
     texts += 0.002 * images  # by the formula alone a sigma of hundreds of times the norm
     found = pair_cosine(images, texts, own, [images.mean(axis=0), texts.mean(axis=0)])
     assert found.sigma is None
-    assert "no nearer than strangers" in found.missing
+    assert "no nearer than unrelated rows" in found.missing
     rule, why = recommend([found])
     assert rule.sigma == PUBLISHED_SIGMA
     assert "pairs are no nearer" in why
