@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, islice
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..corpus import TextItem
+from ..corpus import ImageItem, TextItem
 from ..devices import limit_threads
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.backends import Matrix, Pending

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..io.float16 import to_float32
+from ..io.spill import collect_rows
 from ..store import Store, embedding_matrix
 from ..store.rows import Indices, Mask, item_keys, match_items, split_mask
 
@@ -163,7 +163,7 @@ class Window:
     """Rows of a stream, looked up by number in nearly the order of the stream.
 
     Rows that will not be asked for again are dropped. Where the two orders differ so much that more than
-    `MAX_WINDOW_ROWS` rows would be held, the stream is written to a temporary file first.
+    `MAX_WINDOW_ROWS` rows would be held, the whole stream is read first (`c3tools.io.spill.collect_rows`).
 
     Args:
         stream: batches of rows, in order.
@@ -182,23 +182,13 @@ class Window:
         self._done = 0
         self._start = 0
         self._held: Rows = np.empty((0, dim), dtype=dtype)
-        self._file: Any = None
-        if self._width() > MAX_WINDOW_ROWS:
-            self._file = tempfile.TemporaryFile(prefix="c3-rows-")  # noqa: SIM115 (closed by __exit__)
-
-    def __enter__(self) -> Window:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._held = self._held[:0]
-            self._file.close()
+        self._whole = self._width() > MAX_WINDOW_ROWS
 
     def rows(self, numbers: Indices) -> Rows:
         """Return the rows (len(numbers), d); to be called with the announced numbers in the announced order."""
-        if self._file is not None and not len(self._held):
-            self._spill()
-        if self._file is None:
+        if self._whole and not len(self._held):
+            self._held = collect_rows(self._stream, self._held.shape[1:], self._held.dtype)
+        if not self._whole:
             self._advance(int(numbers.max()), int(self._lowest_ahead[self._asked[self._done]]))
         self._done += len(numbers)
         local = numbers - self._start
@@ -224,14 +214,6 @@ class Window:
             rest = self._held[drop:]
             self._start += drop
             self._held = np.concatenate([rest, following]) if len(rest) else following
-
-    def _spill(self) -> None:
-        count = 0
-        for rows in self._stream:
-            rows.tofile(self._file)
-            count += len(rows)
-        self._file.flush()
-        self._held = np.memmap(self._file, self._held.dtype, mode="r", shape=(count, self._held.shape[1]))
 
 
 def _read_columns(store: Store, modality: str, split: str | None, by: str | None) -> pa.Table:

@@ -158,7 +158,7 @@ def stream_pairs(
     with np.errstate(all="ignore"), ExitStack() as stack:  # NaN and infinity are counted instead
         first_batches = stack.enter_context(Batches(store, pairing.first, dtype))
         second_batches = stack.enter_context(Batches(store, pairing.second, dtype))
-        window = stack.enter_context(Window(first.take_all(first_batches), index, dim, dtype))
+        window = Window(first.take_all(first_batches), index, dim, dtype)
         position = 0
         for keys, read in second_batches:
             rows = second.take(keys, read)
