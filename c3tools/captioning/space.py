@@ -1,4 +1,4 @@
-"""Whether embeddings are of the space that a decoder was trained for."""
+"""Checks that embeddings are of the space that a decoder was trained for."""
 
 from __future__ import annotations
 

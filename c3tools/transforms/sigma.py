@@ -201,8 +201,8 @@ def residual_rms(variance: Array | None) -> SigmaRule:
 def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[Array]) -> SigmaRule:
     """Find the sigma that gives the noised text the cosine of its true image, both centred.
 
-    There is none where pairs are no nearer than unrelated rows: where the mean cosine is below `MIN_COSINE`, or does not
-    exceed that of texts with the image of another item by three standard errors over items.
+    There is none where pairs are no nearer than unrelated rows: where the mean cosine is below `MIN_COSINE`, or does
+    not exceed that of texts with the image of another item by three standard errors over items.
 
     Args:
         first: (m, d) L2-normalised image embeddings.
