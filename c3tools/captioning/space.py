@@ -1,4 +1,4 @@
-"""Checks that embeddings are of the space that a decoder was trained for."""
+"""Check that embeddings are of the space that a decoder was trained for."""
 
 from __future__ import annotations
 
