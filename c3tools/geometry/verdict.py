@@ -144,8 +144,8 @@ def judge_corrupt(values: Values) -> Verdict:
         return Verdict("corrupt", question, "no", because)
     if ratio >= STRANGERS:
         because = (
-            f"Without the gap, pairs are as far apart as unrelated rows ({100 * ratio:.0f} % of their squared distance); "
-            "no noise bridges that."
+            f"Without the gap, pairs are as far apart as unrelated rows ({100 * ratio:.0f} % of their squared "
+            "distance); no noise bridges that."
         )
         return Verdict("corrupt", question, "no", because)
     needed = sigma["candidates"].get("pair_cosine", {}).get("sigma")

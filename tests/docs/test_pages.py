@@ -24,7 +24,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_photos(folder / "images")
     with pytest.MonkeyPatch.context() as patch:
         as_on_a_plain_install(patch)
-        embed(folder / "images", folder / "c3-store")
+        patch.chdir(folder)  # paths in the store are as the user names them
+        embed("images", "c3-store")
     return folder / "c3-store"
 
 
