@@ -243,7 +243,7 @@ class PairInputs:
 class PairedFeatures(Pairs):
     """Rows of features of two modalities, of any dimension each, paired by the keys of their items.
 
-    The features may have any float dtype and be memory maps.
+    The features may have any float dtype, and be memory maps or `c3tools.io.spill.FileRows`.
 
     Attributes:
         notes: how rows were paired, and what else the user should know, a sentence each.
