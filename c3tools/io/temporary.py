@@ -23,9 +23,10 @@ def using_temporary_files() -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
+        usual = "/var/tmp" if isinstance(error, sqlite3.Error) and os.name == "posix" else tempfile.gettempdir()
         raise C3Error(
             f"Temporary files cannot be used ({getattr(error, 'strerror', None) or error}); they are in "
-            f"{tempfile.gettempdir()}.",
+            f"{os.environ.get('TMPDIR') or usual}.",
             remedy="Make room there, or set TMPDIR to a folder on another disk, then run the same command again.",
         ) from error
 
@@ -33,10 +34,9 @@ def using_temporary_files() -> Iterator[None]:
 def open_database() -> sqlite3.Connection:
     """Return a new private database in one transaction that never ends: in memory up to `CACHE_MIB`, then in a file.
 
-    SQLite removes the file as soon as it is opened, so a killed process leaves nothing. It is not for several threads
+    SQLite removes the file, in ``TMPDIR`` or else in /var/tmp, as soon as it is opened, so a killed process leaves nothing. It is not for several threads
     at the same time.
     """
-    os.environ.setdefault("SQLITE_TMPDIR", tempfile.gettempdir())  # by itself it would take /var/tmp
     database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     for setting in ("journal_mode=off", "synchronous=off", "locking_mode=exclusive", f"cache_size=-{CACHE_MIB * 1024}"):
         database.execute(f"pragma {setting}")
