@@ -34,8 +34,8 @@ def using_temporary_files() -> Iterator[None]:
 def open_database() -> sqlite3.Connection:
     """Return a new private database in one transaction that never ends: in memory up to `CACHE_MIB`, then in a file.
 
-    SQLite removes the file, in ``TMPDIR`` or else in /var/tmp, as soon as it is opened, so a killed process leaves nothing. It is not for several threads
-    at the same time.
+    SQLite removes the file, in ``TMPDIR`` or else in /var/tmp, as soon as it is opened, so a killed process leaves
+    nothing. It is not for several threads at the same time.
     """
     database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     for setting in ("journal_mode=off", "synchronous=off", "locking_mode=exclusive", f"cache_size=-{CACHE_MIB * 1024}"):
