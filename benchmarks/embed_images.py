@@ -6,27 +6,46 @@
 FOLDER holds photos (2,000 of them are taken); the model is ViT-B/32 with random weights from one file, which all read,
 or the one that is named. ``--how`` lists backends and precisions (BACKEND:PRECISION, or ``auto``). clip-retrieval 2.45
 needs an environment of its own: `pip install "setuptools<70" clip-retrieval==2.45`. It is given images only. Everything
-runs in turn, once a round; medians are printed. Rates leave out loading the model (and clip-retrieval's warm-up, by its
-own clock); the last column is the whole command. The bare pass is the model alone on ready pixels, at the batch size of
-`c3 embed`. At the end: the cosine of every embedding with that of torch in fp32.
+runs in turn, once a round; medians are printed. ``--before 9afebd9`` adds that commit of c3tools. Rates leave out the
+loading of models (and clip-retrieval's warm-up, by its own clock); the last column is the whole command. The bare pass
+is the model alone on ready pixels, at the batch size of `c3 embed`; with decoding alone, by processes on all cores, it
+gives what is possible on these cores. At the end: the cosine of every embedding with that of torch in fp32, and what
+limits.
 
 Costs about 8 minutes a round on 2 cores without bf16. With the extra ``openvino``, where bf16 pays, auto should be at
-least 3.3 times clip-retrieval, and `c3 embed` at least 0.9 of the bare pass in the same precision.
+least 3.3 times clip-retrieval, int8 5 times, and `c3 embed` at least 0.9 of what bare pass and decoding allow.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from measuring import MODEL, c3_embed, clip_retrieval, copy_files, peer_option, print_table, random_weights, run, timed
+from measuring import (
+    MODEL,
+    c3_embed,
+    checkout,
+    clip_retrieval,
+    copy_files,
+    peer_option,
+    print_table,
+    random_weights,
+    run,
+    timed,
+    what_limits,
+)
+
+from c3tools.encoders.backends.base import ON_CPU
 
 BARE_IMAGES = 256
 REFERENCE = "torch:fp32"
+LIMIT = "of bare pass and decoding"
 
 
 def plain_loop(folder: Path, weights: Path, batch: int = 64) -> None:
@@ -67,6 +86,24 @@ def bare_pass(model: str, how: str) -> None:
     print(statistics.median(timed(work) for _ in range(3)))
 
 
+def decode(folder: Path, model: str) -> None:
+    """Read, decode and resize all photos by as many processes as there are cores, and do nothing else."""
+    from c3tools.encoders import load_encoder
+
+    preprocess = load_encoder(model, backend="torch", precision="fp32").preprocess
+    files = sorted(folder.iterdir())
+    with multiprocessing.Pool(len(os.sched_getaffinity(0)), _take, (preprocess,)) as pool:
+        print(timed(lambda: sum(pool.imap_unordered(_decode_one, files, chunksize=8))))
+
+
+def _take(preprocess: object) -> None:
+    globals()["_preprocess"] = preprocess
+
+
+def _decode_one(file: Path) -> int:
+    return len(globals()["_preprocess"].load(file)[:1])
+
+
 def options(how: str) -> dict[str, str]:
     """Return ``backend`` and ``precision`` of BACKEND:PRECISION; ``auto`` where they are not said."""
     backend, _, precision = how.partition(":")
@@ -98,13 +135,20 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             whole.setdefault(name, []).append(seconds)
 
     hows = list(dict.fromkeys([*arguments.how, REFERENCE]))
+    before = checkout(arguments.before, folder / "before") if arguments.before else None
+    took: dict[str, str] = {}  # precision by name
     for number in range(arguments.rounds):
         for how in hows:
             given = [f"--{name}={value}" for name, value in options(how).items()]
             result, done = c3_embed(photos, folder / f"{how}-{number}", ["--model", model], *given)
-            took = f"{result['backend']} {result['precision']}"
-            note(f"c3 embed, {how} ({took})", result["modalities"]["image"]["rate"], done.seconds)
+            name = f"c3 embed, {how} ({result['backend']} {result['precision']})"
+            took[name] = result["precision"]
+            note(name, result["modalities"]["image"]["rate"], done.seconds)
             note(f"bare pass, {how}", child_rate("bare", how, model))
+        note("decoding alone", child_rate("decode", photos, model))
+        if before:
+            result, done = c3_embed(photos, folder / f"before-{number}", ["--model", model], source=before)
+            note(f"c3 embed, {arguments.before}", result["modalities"]["image"]["rate"], done.seconds)
         if arguments.peer and peers:
             rate, done = clip_retrieval(arguments.peer, photos, folder / f"peer-{number}", weights, "image")
             note("clip-retrieval", rate, done.seconds)
@@ -113,23 +157,29 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     middle = {name: statistics.median(values) for name, values in rates.items()}
     rows = []
     for name, rate in middle.items():
-        bare = middle.get(f"bare pass, {name.split()[2]}") if name.startswith("c3 embed") else None
+        bare = middle.get(f"bare pass, {name.split()[2]}") if name in took else None
+        possible = 1 / (1 / bare + 1 / middle["decoding alone"]) if bare else None  # both on the same cores
         rows.append(
             (
                 name,
                 f"{rate:.1f}",
                 f"{min(rates[name]):.1f} to {max(rates[name]):.1f}",
                 f"{rate / middle['clip-retrieval']:.2f}" if "clip-retrieval" in middle else "",
-                f"{rate / bare:.2f}" if bare else "",
+                f"{rate / middle[f'c3 embed, {arguments.before}']:.2f}" if before else "",
+                f"{rate / possible:.2f}" if possible else "",
                 f"{statistics.median(whole[name]):.0f}" if name in whole else "",
             )
         )
     print(f"{arguments.count} photos, {arguments.model or f'{MODEL} with random weights'}, {arguments.rounds} rounds")
-    print_table(("", "images/s", "range", "of clip-retrieval", "of the bare pass", "command, s"), rows)
+    print_table(
+        ("", "images/s", "range", "of clip-retrieval", f"of {arguments.before or 'before'}", LIMIT, "command, s"), rows
+    )
     exact = embeddings(folder / f"{REFERENCE}-0")
     for how in hows:
         cosines = [vector @ exact[key] for key, vector in embeddings(folder / f"{how}-0").items()]
         print(f"{how}: smallest cosine with {REFERENCE} over {len(cosines):,} photos {min(cosines):.5f}")
+    for name, precision in took.items():
+        print(f"{name}: {what_limits(model, 'image', middle[name], precision, ON_CPU['image'])}")
 
 
 def child_rate(task: str, argument: object, model: object) -> float:
@@ -144,7 +194,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", help="another model; without peers")
-    parser.add_argument("--how", nargs="+", default=["auto", "torch:fp32", "torch:int8"], help="BACKEND:PRECISION")
+    parser.add_argument("--how", nargs="+", default=["auto", "torch:fp32", "openvino:int8"], help="BACKEND:PRECISION")
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
     peer_option(parser)
     arguments = parser.parse_args()
@@ -152,6 +202,8 @@ def main() -> None:
         task, argument, model = arguments.task
         if task == "plain":
             plain_loop(Path(argument), Path(model))
+        elif task == "decode":
+            decode(Path(argument), model)
         else:
             bare_pass(model, argument)
         return

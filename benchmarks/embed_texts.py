@@ -7,8 +7,8 @@ weights from one file, which all read. Rates leave out loading the model (and cl
 clock); the last column is the whole command. At the end: the largest difference of any number of an embedding from the
 padded result in fp32, over the few captions.
 
-Costs about 8 minutes a round on 2 cores. It should print at least 8 times clip-retrieval at auto where bf16 pays, at
-least 4 times in fp32, and a difference of at most 1e-5 in fp32.
+Costs about 8 minutes a round on 2 cores. It should print at least 10 times clip-retrieval at auto where bf16 pays,
+at least 5 times in fp32, and a difference of at most 1e-5 in fp32. ``--before 9afebd9`` adds that commit of c3tools.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from measuring import MODEL, c3_embed, clip_retrieval, peer_option, print_table, random_weights, run, timed
+from measuring import (
+    MODEL,
+    c3_embed,
+    checkout,
+    clip_retrieval,
+    peer_option,
+    print_table,
+    random_weights,
+    run,
+    timed,
+    what_limits,
+)
 
 
 def read_captions(path: Path, count: int) -> list[str]:
@@ -53,7 +64,8 @@ def plain_loop(captions: Path, weights: Path, output: Path, batch: int = 64) -> 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """All contestants in turn, round after round; then the table."""
-    from c3tools.encoders import load_encoder
+    from c3tools.encoders import Calibration, load_encoder
+    from c3tools.encoders.backends.base import ON_CPU
 
     weights = random_weights(folder / "weights.pt")
     model = ["--model", f"{MODEL}/{weights}"]
@@ -65,6 +77,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         (folder / "few").mkdir()
         for number, caption in enumerate(few):
             (folder / "few" / f"{number:06d}.txt").write_text(caption, encoding="utf-8")
+    before = checkout(arguments.before, folder / "before") if arguments.before else None
+    took: dict[str, str] = {}
     rates: dict[str, list[float]] = {}
     whole: dict[str, list[float]] = {}
     for number in range(arguments.rounds):
@@ -72,8 +86,13 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             store = folder / f"{precision}-{number}"
             result, done = c3_embed(folder / "all.txt", store, model, "--precision", precision)
             name = f"c3 embed, {precision} ({result['backend']} {result['precision']})"
+            took[name] = result["precision"]
             rates.setdefault(name, []).append(result["modalities"]["text"]["rate"])
             whole.setdefault(name, []).append(done.seconds)
+        if before:
+            result, done = c3_embed(folder / "all.txt", folder / f"before-{number}", model, source=before)
+            rates.setdefault(f"c3 embed, {arguments.before}", []).append(result["modalities"]["text"]["rate"])
+            whole.setdefault(f"c3 embed, {arguments.before}", []).append(done.seconds)
         if arguments.peer:
             rate, done = clip_retrieval(arguments.peer, folder / "few", folder / f"peer-{number}", weights, "text")
             rates.setdefault("clip-retrieval", []).append(rate)
@@ -88,16 +107,20 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             f"{rate:.1f}",
             f"{min(rates[name]):.1f} to {max(rates[name]):.1f}",
             f"{rate / middle['clip-retrieval']:.2f}" if arguments.peer else "",
+            f"{rate / middle[f'c3 embed, {arguments.before}']:.2f}" if before else "",
             f"{statistics.median(whole[name]):.0f}" if name in whole else "",
         )
         for name, rate in middle.items()
     ]
-    print_table(("", "texts/s", "range", "of clip-retrieval", "command, s"), rows)
+    print_table(("", "texts/s", "range", "of clip-retrieval", f"of {arguments.before or 'before'}", "command, s"), rows)
     padded = np.load(folder / "padded.npy")
     for precision in arguments.precisions:
-        trimmed = load_encoder(f"{MODEL}/{weights}", precision=precision).encode_texts(few)
+        calibration = Calibration(texts=captions)
+        trimmed = load_encoder(f"{MODEL}/{weights}", precision=precision, calibration=calibration).encode_texts(few)
         difference, cosine = np.abs(trimmed - padded).max(), (trimmed * padded).sum(axis=1).min()
         print(f"{precision}: largest difference to padded fp32 {difference:.1e}, smallest cosine {cosine:.5f}")
+    for name, precision in took.items():
+        print(f"{name}: {what_limits(f'{MODEL}/{weights}', 'text', middle[name], precision, ON_CPU['text'])}")
 
 
 def main() -> None:
@@ -106,7 +129,7 @@ def main() -> None:
     parser.add_argument("captions", type=Path, nargs="?")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--few", type=int, default=4_000)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precisions", nargs="+", default=["auto", "fp32", "int8"])
     parser.add_argument("--task", nargs=3, type=Path, help=argparse.SUPPRESS)
     peer_option(parser)

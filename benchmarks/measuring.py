@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from typing import Any
 
 C3 = [sys.executable, "-c", "from c3tools.cli import main; main()"]
 MODEL = "ViT-B-32"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,22 @@ def run(command: Sequence[object], **options: Any) -> Run:
     return Run(seconds, peak, tree, stdout)
 
 
-def c3_embed(inputs: Path, store: Path, model: Sequence[object], *options: object) -> tuple[dict[str, Any], Run]:
-    """`c3 embed --json` into a new store: what it says of itself, and the run."""
-    done = run([*C3, "embed", inputs, "--store", store, *model, *options, "--json"])
+def c3_embed(
+    inputs: Path, store: Path, model: Sequence[object], *options: object, source: Path | None = None
+) -> tuple[dict[str, Any], Run]:
+    """`c3 embed --json` into a new store: what it says of itself, and the run; of the `checkout` at ``source``."""
+    environment = os.environ | ({"PYTHONPATH": str(source)} if source else {})
+    done = run([*C3, "embed", inputs, "--store", store, *model, *options, "--json"], env=environment)
     return json.loads(done.stdout), done
+
+
+def checkout(commit: str, folder: Path) -> Path:
+    """Write the package of a commit to a folder, to be imported from there with the packages that are installed."""
+    archive = subprocess.run(["git", "archive", commit], check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    (folder / "cli").rename(folder / "c3tools" / "cli")
+    return folder
 
 
 def clip_retrieval(command: Path, inputs: Path, output: Path, weights: Path, kind: str) -> tuple[float, Run]:
@@ -119,11 +135,76 @@ def processor_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def operations(model: str, modality: str, length: int = 16) -> tuple[float, int]:
+    """Return floating-point operations of one image, or of a text of so many tokens, and the bytes of the weights."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from c3tools.encoders import load_encoder
+    from c3tools.encoders.backends.towers import use_plain_attention
+
+    encoder = load_encoder(model, device="cpu", backend="torch", precision="fp32")
+    tower: Any = encoder.backend._forward[modality]  # type: ignore[attr-defined]
+    if modality == "image":
+        batch = torch.zeros((1, *encoder.preprocess.size, 3), dtype=torch.uint8)
+    else:
+        batch = torch.as_tensor(encoder.tokenise(["a dog"])[:, :length])
+    use_plain_attention(tower.model)  # the counter does not look into torch's own
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        tower(batch)
+    network = tower.model
+    own = network.visual if modality == "image" else getattr(network, "text", None) or network.transformer
+    return counter.get_total_flops(), sum(4 * weights.numel() for weights in own.parameters())
+
+
+def matrix_product(precision: str) -> float:
+    """Return the operations per second of a large matrix product on all threads: the best of five."""
+    import torch
+
+    size = 2048
+    a, b = (torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32) for _ in range(2))
+    if precision == "int8":
+        a, b = a.to(torch.int8), b.to(torch.int8)
+    product = torch._int_mm if precision == "int8" else torch.mm
+    return max(timed(lambda: len(product(a, b)) * 2 * size**2) for _ in range(6))
+
+
+def copy_bandwidth() -> float:
+    """Return bytes per second that a copy on all threads reads and writes: the median of five."""
+    import torch
+
+    source = torch.ones(2**26)  # 256 MiB, more than any cache
+    target = torch.empty_like(source)
+    return statistics.median(timed(lambda: target.copy_(source).numel() * 8) for _ in range(6))
+
+
+def what_limits(model: str, modality: str, rate: float, precision: str, batch: int, length: int = 16) -> str:
+    """Return a sentence: what a rate asks of the machine's products and memory, and what these reach by themselves."""
+    flops, weights = operations(model, modality, length)
+    reached, possible = rate * flops, matrix_product(precision)
+    moved, bandwidth = rate / batch * weights, copy_bandwidth()
+    share, of_memory = reached / possible, moved / bandwidth
+    verdict = (
+        "the products are the limit"
+        if share > 0.6
+        else "memory is the limit"
+        if of_memory > 0.6
+        else "the limit is between them: layers too small to fill the cores, their activations, decoding"
+    )
+    return (
+        f"{rate:,.1f} {modality}s/s in {precision} are {reached / 1e9:,.0f} GFLOP/s of {flops / 1e9:.2f} GFLOP each, "
+        f"{share:.0%} of this machine's own matrix product in {precision} ({possible / 1e9:,.0f}); reading the weights "
+        f"for every batch of {batch} takes {moved / 1e9:.2f} GB/s, {of_memory:.0%} of what a copy reaches "
+        f"({bandwidth / 1e9:.1f}): {verdict}."
+    )
+
+
 def peer_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that names the peer's command."""
     parser.add_argument(
         "--peer", type=Path, help="clip-retrieval's command, in its own environment; left out where not given"
     )
+    parser.add_argument("--before", metavar="COMMIT", help="a commit of c3tools to measure beside this one")
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

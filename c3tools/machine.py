@@ -17,6 +17,7 @@ PACKAGES = (
     "torch",
     "open_clip_torch",
     "openvino",
+    "nncf",
     "onnxruntime",
     "numpy",
     "pyarrow",

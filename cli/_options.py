@@ -145,7 +145,7 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.", show_default=False)
 ]
 PrecisionOption = Annotated[
-    str, typer.Option("--precision", help="auto, fp32, bf16, fp16, or int8 (encoders on a CPU).")
+    str, typer.Option("--precision", help="auto, fp32, bf16, fp16, or int8 (encoders on a CPU, by the extra int8).")
 ]
 BackendOption = Annotated[
     str, typer.Option("--backend", help="auto, torch, openvino or onnx (CPUs; the extras openvino and onnx).")

@@ -11,7 +11,16 @@ from c3tools.errors import C3Error
 
 from ._captioning import BeamsOption, EpochsOption, LengthPenaltyOption, MagicOption, SetOption
 from ._console import message, out, print_table, reporter, write_json
-from ._options import DEFAULT_STORE, DeviceOption, JsonOption, PrecisionOption, StoreOption, arguments, local_path
+from ._options import (
+    DEFAULT_STORE,
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    StoreOption,
+    arguments,
+    local_path,
+)
 
 if TYPE_CHECKING:
     from c3tools.ablation import Ablation, ImageAblation
@@ -87,6 +96,7 @@ def ablate(
         typer.Option("--jobs", min=1, help="Trainings at a time: each on a share of the cores, or a GPU of its own."),
     ] = 1,
     device: DeviceOption = None,
+    backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     list_methods: Annotated[bool, typer.Option("--list", help="List the methods and stop.")] = False,
     json: JsonOption = None,
@@ -108,7 +118,7 @@ def ablate(
     if task == "images":
         (noise,) = sigma if len(sigma) == 1 else [" and ".join(sigma)]  # refused: a table of images has one
         shared = {name: options[name] for name in ("methods", "seeds", "output", "split", "size", "set")}
-        shared |= {name: options[name] for name in ("jobs", "device", "precision")}
+        shared |= {name: options[name] for name in ("jobs", "device", "backend", "precision")}
         images = ablate_images(
             store,
             **shared,

@@ -82,7 +82,7 @@ def evaluate(
     With --images, score generated images against the real photos of the store instead.
     """
     if images is not None:
-        _evaluate_images(images, store, split, encoder, inception, device, precision, json)
+        _evaluate_images(images, store, split, encoder, inception, device, backend, precision, json)
         return
     options = arguments(locals(), "store", "coco", "images", "encoder", "inception")
     from c3tools.captioning import evaluate_captions
@@ -104,6 +104,7 @@ def _evaluate_images(
     encoder: list[str],
     inception: Path | None,
     device: str | None,
+    backend: str,
     precision: str,
     json: str | None,
 ) -> None:
@@ -117,6 +118,7 @@ def _evaluate_images(
         encoder=encoder,
         inception=inception,
         device=device,
+        backend=backend,
         precision=precision,
         reporter=reporter(),
     )

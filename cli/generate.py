@@ -11,6 +11,7 @@ from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_GENERATOR,
     DEFAULT_STORE,
+    BackendOption,
     DeviceOption,
     EmbeddingsKeyOption,
     EmbeddingsModalityOption,
@@ -68,6 +69,7 @@ def generate(
         typer.Option("--guidance", help="How much the text counts; 1 is as in training.", show_default="by generator"),
     ] = None,
     device: DeviceOption = None,
+    backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:

@@ -147,6 +147,23 @@ def each_encoder(request: pytest.FixtureRequest) -> Encoder:
 
 
 @pytest.fixture
+def quantized(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was quantised, with copies of the exact model in place of NNCF's."""
+    from c3tools.encoders.backends import int8
+
+    done: list[Any] = []
+
+    def copy(source: Path, folder: Path, inputs: Any) -> None:
+        done.append(inputs)
+        for file in source.iterdir():
+            if file.name != "model.json":
+                shutil.copyfile(file, folder / file.name)
+
+    monkeypatch.setattr(int8, "quantize", copy)
+    return done
+
+
+@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of four bundled photos with their captions (20), split into train and val."""
     return copy_photos(tmp_path / "photos", 4)

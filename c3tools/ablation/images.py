@@ -78,6 +78,7 @@ def ablate_images(
     keep_generators: bool = True,
     jobs: int = 1,
     device: str | None = None,
+    backend: str = "auto",
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> ImageAblation:
@@ -100,6 +101,7 @@ def ablate_images(
         keep_generators: keep the trained generators too.
         jobs: generators trained at a time, each in a process with its share of the cores, or on a GPU of its own.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
+        backend: of the encoders, for the scores; see `c3tools.encoders.load_encoder`.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
 
@@ -125,7 +127,7 @@ def ablate_images(
         value, why = (float(noise), "") if not isinstance(noise, str) else sigma_from_photos(store)
         if why:
             reporter.message(why)
-        encoders = load_encoders(store, encoder, device=device, reporter=reporter)
+        encoders = load_encoders(store, encoder, device=device, backend=backend, reporter=reporter)
         data, remarks = image_data(store, chosen.pixels, split, encoders, reporter)
         keep = output / "generators" if keep_generators else None
         options = {"config": training, "size": size, "set": set, "compute": compute}

@@ -51,6 +51,7 @@ class _Settings:
     keep_decoders: bool = True
     jobs: int = 1
     device: str | None = None
+    backend: str = "auto"
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -110,6 +111,7 @@ def ablate(
     keep_decoders: bool = True,
     jobs: int = 1,
     device: str | None = None,
+    backend: str = "auto",
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Ablation:
@@ -136,6 +138,7 @@ def ablate(
         keep_decoders: keep the trained decoders too, so that captions can be generated in another way without training.
         jobs: decoders trained at a time, each in a process with its share of the cores, or on a GPU of its own.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
+        backend: of the encoder, for MAGIC; see `c3tools.encoders.load_encoder`.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
 
@@ -160,6 +163,7 @@ def ablate(
         keep_decoders=keep_decoders,
         jobs=jobs,
         device=device,
+        backend=backend,
         precision=precision,
     )
     folder = Path(output)
@@ -174,7 +178,8 @@ def _ablate(store: Store, settings: _Settings, folder: Path, reporter: Reporter)
     compute = devices.pick(device, precision)
     encoder = None
     if settings.generation.method == "magic":
-        encoder = resolve_encoder(recorded=store.info.model, device=device, precision=precision, reporter=reporter)
+        options: dict[str, Any] = {"device": device, "backend": settings.backend, "precision": precision}
+        encoder = resolve_encoder(recorded=store.info.model, **options, reporter=reporter)
     everything, notes = ablation_data(store, settings.split, choose="best" in settings.sigmas)
     runs: list[AblationRun] = []
     for fraction in settings.train_fractions:

@@ -22,6 +22,7 @@ from ..store.manifest import Manifest, ShardName, ShardRecord
 from ..store.metadata import INFO_FILE
 from ..store.rewriting import rewrite_shard
 from ..store.rows import keys_of
+from .int8 import calibration_for, keep_int8_model
 from .plan import Plan, ShardInputs, Sources, is_within, plan_corpus
 from .shards import EmbedWork
 from .summary import EmbedSummary, ModalitySummary
@@ -131,6 +132,7 @@ def embed(
             precision=precision,
             recorded_precision=recorded.precision if recorded else None,
             compiled=compile,
+            calibration=calibration_for(corpus, folder, recorded, precision),
             reporter=reporter,
         )
 
@@ -290,6 +292,7 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
         backend=encoder.backend.name,
         extra={"compiled": True} if encoder.compiled else {},
     )
+    keep_int8_model(folder, encoder)
     create_store(folder, info)
     return encoder
 

@@ -16,13 +16,14 @@ import numpy as np
 
 from ..corpus import ImageItem, TextItem
 from ..devices import limit_threads
-from ..encoders import Encoder, resolve_encoder
+from ..encoders import Calibration, Encoder, resolve_encoder
 from ..encoders.backends import Matrix, Pending
 from ..errors import StoreError
 from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, write_shard
 from ..store.rewriting import intact_shard, rewrite_shard
 from ..store.rows import keys_of
+from .int8 import MODEL_FOLDER
 from .loader import PixelBatch, pixel_batches
 from .summary import ModalitySummary, no_seconds
 
@@ -89,7 +90,14 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 remedy="Keep it on storage that all machines share, or at a URL.",
             )
         limit_threads(resources.threads)
-        self._encoder = _load_once(self._identity, resources.device, self._backend, self._precision, self._compiled)
+        self._encoder = _load_once(
+            self._identity,
+            resources.device,
+            self._backend,
+            self._precision,
+            self._compiled,
+            here.path / MODEL_FOLDER if self._precision == "int8" else None,
+        )
         self._cores = resources.threads
 
     def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
@@ -280,7 +288,12 @@ def _decoding_processes(device_type: str, available: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _load_once(identity: str, device: str, backend: str, precision: str, compiled: bool) -> Encoder:
+def _load_once(identity: str, device: str, backend: str, precision: str, compiled: bool, kept: Path | None) -> Encoder:
     return resolve_encoder(
-        recorded=json.loads(identity), device=device, backend=backend, precision=precision, compiled=compiled
+        recorded=json.loads(identity),
+        device=device,
+        backend=backend,
+        precision=precision,
+        compiled=compiled,
+        calibration=Calibration(kept=kept),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .calibration import Calibration
 from .encoder import Encoder
 from .loading import load_encoder, load_network, resolve_encoder
 from .models import DEFAULT_MODEL, ModelName
@@ -10,6 +11,7 @@ from .selection import Network
 
 __all__ = [
     "DEFAULT_MODEL",
+    "Calibration",
     "Encoder",
     "ImagePreprocessor",
     "ModelName",

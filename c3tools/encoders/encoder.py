@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +88,7 @@ class Encoder:
         """
         size = batch_size or self.batch_size("image")
         batches = (
-            (start, np.stack([self._pixels(image) for image in images[start : start + size]]))
+            (start, np.stack([self.pixels(image) for image in images[start : start + size]]))
             for start in range(0, len(images), size)
         )
         parts = [features for _, features in self.backend.run("image", batches)]
@@ -128,9 +128,10 @@ class Encoder:
         Where padding is not computed on, rows are ordered by length, so that a batch is as short as it can be; what
         is batched together depends on the tokens alone.
         """
-        return self.backend.run("text", self._token_batches(tokens, batch_size))
+        return self.backend.run("text", self.token_batches(tokens, batch_size))
 
-    def _token_batches(self, tokens: Tokens, batch_size: int | None) -> Iterator[tuple[npt.NDArray[np.int64], Tokens]]:
+    def token_batches(self, tokens: Tokens, batch_size: int | None) -> Iterator[tuple[npt.NDArray[np.int64], Tokens]]:
+        """Yield row numbers and tokens, as the text tower is given them, of one batch after another."""
         lengths = self._ends(tokens) + 1 if self.trims_texts else np.full(len(tokens), tokens.shape[1])
         order = np.argsort(lengths, kind="stable")
         size = batch_size or self.batch_size("text")
@@ -157,7 +158,12 @@ class Encoder:
         """Start `encode_pixels`, of an array or a torch tensor, without waiting for the result."""
         return self.backend.submit("image", pixels)
 
-    def _pixels(self, image: str | Path | Image.Image | Pixels) -> Pixels:
+    def pixels(self, image: str | Path | BinaryIO | Image.Image | Pixels) -> Pixels:
+        """Return pixels, uint8 (height, width, 3), as the image tower takes them, of a file, an image or an array.
+
+        Raises:
+            EncoderError: if it cannot be decoded, or is no RGB image.
+        """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise EncoderError(

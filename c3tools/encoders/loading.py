@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EncoderError
 from ..reporter import SILENT, Reporter
 from .bundled import read_description
+from .calibration import Calibration
 from .encoder import Encoder
 from .models import DEFAULT_MODEL, OFFLINE_REMEDY, ModelName, require_weights
 from .preprocessing import ImagePreprocessor
@@ -31,6 +32,7 @@ def load_encoder(
     backend: str = "auto",
     precision: str = "auto",
     compiled: bool = False,
+    calibration: Calibration | None = None,
     reporter: Reporter = SILENT,
 ) -> Encoder:
     """Load a contrastive model for inference.
@@ -43,14 +45,16 @@ def load_encoder(
         backend: ``torch``, ``openvino`` or ``onnx``; ``auto`` takes, on a CPU, the fastest of those installed. A model
             is converted once and kept in a cache (`c3tools.encoders.backends.ModelCache`).
         precision: see `c3tools.devices.pick`; ``auto`` takes bf16 only where the model's embeddings agree with
-            those of fp32 to a cosine of 0.999 on a probe; ``int8`` is refused where they fall below 0.99.
+            those of fp32 to a cosine of 0.999 on a probe; ``int8`` (backend openvino, extra ``int8``) is refused where
+            they fall below 0.99.
         compiled: run the model through `torch.compile`.
+        calibration: the inputs by which activations are scaled in int8; None for bundled photos and captions.
         reporter: is told of measurements, and of what does not work with the model.
 
     Raises:
         EncoderError: for an unknown name, weights that cannot be had, or a backend, precision or compilation that does
             not work with the model.
-        MissingExtraError: if the backend is not installed.
+        MissingExtraError: if the backend, or what int8 needs, is not installed.
     """
     described = read_description() if model == DEFAULT_MODEL and random_init is None else None
     if described is not None:
@@ -58,7 +62,7 @@ def load_encoder(
     else:
         network = load_network(model, random_init=random_init)
         factory = EncoderFactory(describe(network, weights_sha256(network.model)), lambda: network.model, reporter)
-    return factory.select(device, backend, precision, compiled)
+    return factory.select(device, backend, precision, compiled, calibration)
 
 
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
@@ -94,6 +98,7 @@ def resolve_encoder(
     precision: str = "auto",
     recorded_precision: str | None = None,
     compiled: bool = False,
+    calibration: Calibration | None = None,
     reporter: Reporter = SILENT,
 ) -> Encoder:
     """Load the encoder that the user asked for, else the recorded one, else the bundled one.
@@ -102,7 +107,7 @@ def resolve_encoder(
         model: the model's name, as in `load_encoder`; None for the recorded model.
         recorded: the identity recorded in a store, decoder or index (`c3tools.identity.ModelIdentity`); its weights
             have to be the same still. None or empty where no model is recorded.
-        random_init, device, backend, precision, compiled: see `load_encoder`.
+        random_init, device, backend, precision, compiled, calibration: see `load_encoder`.
         recorded_backend, recorded_precision: what ``auto`` stands for, where it is recorded.
         reporter: is told when the bundled model is used because no other was named; see `load_encoder`.
 
@@ -122,6 +127,7 @@ def resolve_encoder(
             backend=backend,
             precision=precision,
             compiled=compiled,
+            calibration=calibration,
             reporter=reporter,
         )
         now, then = encoder.identity["weights_sha256"], recorded.get("weights_sha256")
@@ -143,6 +149,7 @@ def resolve_encoder(
         backend=backend,
         precision=precision,
         compiled=compiled,
+        calibration=calibration,
         reporter=reporter,
     )
 

@@ -6,7 +6,6 @@ import copy
 import math
 import os
 import platform
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,28 +13,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ..devices import Compute, pick, threads
 from ..errors import C3Error, EncoderError
 from ..reporter import SILENT, Reporter
 from .backends import BACKENDS, CONVERTED, ConvertedBackend, ModelCache
+from .backends import int8 as quantization
 from .backends.base import Matrix, Modality
 from .backends.converted import FORMAT
-from .encoder import Encoder, Tokens
-from .preprocessing import ImagePreprocessor, Pixels
+from .calibration import Calibration, digest_of, smallest_cosine
+from .encoder import Encoder
+from .preprocessing import ImagePreprocessor
+from .probe import PROBE_TEXTS, agreement, measure_rate, probe_embeddings, probe_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 AGREEMENT = 0.999
 INT8_AGREEMENT = 0.99
-_ROUNDS = 2
-_LONG = 0.5  # seconds of a round that is not repeated
-_PROBE_TEXTS = ("a dog runs on the grass", "two people at a table", "an old red train in the snow", "food")
-_IMAGES_AT_A_TIME = 4
-_TEXTS_AT_A_TIME = 64
+_INT8_BACKEND = "openvino"
 
 
 @dataclass(frozen=True)
@@ -122,8 +117,19 @@ class EncoderFactory:
             self._reference = self._open([*installed, "torch"][0], "fp32", "cpu")
         return self._reference
 
-    def select(self, device: str | None, backend: str, precision: str, compiled: bool) -> Encoder:
+    def select(
+        self,
+        device: str | None,
+        backend: str,
+        precision: str,
+        compiled: bool,
+        calibration: Calibration | None = None,
+    ) -> Encoder:
         """Return the encoder that was asked for; ``auto`` is decided here.
+
+        Args:
+            device, backend, precision, compiled: see `c3tools.encoders.load_encoder`.
+            calibration: for int8; None for bundled photos and captions.
 
         Raises:
             EncoderError: if the model does not work in the backend or in the precision.
@@ -133,12 +139,15 @@ class EncoderFactory:
         if backend not in ("auto", *BACKENDS):
             raise C3Error(f"Unknown backend {backend!r}.", remedy=f"Choose auto, {', '.join(BACKENDS)}.")
         compute = pick(device, "fp32" if precision == "auto" else precision, encoder=True)
+        if precision == "int8":
+            return self._select_int8(compute, backend, compiled, calibration or Calibration())
         if backend in CONVERTED:
-            _require(backend, compute, precision, compiled)
+            _require(backend, compute, compiled)
+            _require_native(backend, precision)
             CONVERTED[backend].require_installed()
             return self._select_converted(compute.device, [backend], precision)
         others = _installed()
-        if backend == "torch" or compiled or compute.device_type != "cpu" or not others or precision == "int8":
+        if backend == "torch" or compiled or compute.device_type != "cpu" or not others:
             return self._select_torch(pick(device, precision, encoder=True), precision, compiled)
         native = [name for name in others if precision == "auto" or precision in _native(name)]
         # with graphs there is no need to import torch, which takes longer than it could save
@@ -146,20 +155,55 @@ class EncoderFactory:
         return self._select_converted(compute.device, backends, precision)
 
     def _select_torch(self, compute: Compute, asked: str, compiled: bool) -> Encoder:
-        plain = Compute(compute.device, "fp32")
-        if asked not in ("auto", "int8") or compute.precision == "fp32":
+        if asked != "auto" or compute.precision == "fp32":
             return self._torch(compute, compiled)
         candidate = self._torch(compute, False)
-        cosine = self._agreement(candidate)
-        if asked == "int8" and cosine < INT8_AGREEMENT:
-            raise EncoderError(
-                f"{self._identity['name']} loses too much in int8: the cosine with its fp32 embeddings falls to "
-                f"{cosine:.4f} on a probe (the limit is {INT8_AGREEMENT}).",
-                remedy="Use --precision auto.",
-            )
-        if asked == "auto" and cosine < AGREEMENT:
-            return self._torch(plain, compiled)
+        if self._agreement(candidate) < AGREEMENT:
+            return self._torch(Compute(compute.device, "fp32"), compiled)
         return self._torch(compute, compiled) if compiled else candidate
+
+    def _select_int8(self, compute: Compute, backend: str, compiled: bool, calibration: Calibration) -> Encoder:
+        """Return the model in 8 bits: the one that is kept, else one that is calibrated, once for the same inputs."""
+        kept = self._cache.copied(calibration.kept, self._reporter) if calibration.kept else None
+        if backend not in ("auto", _INT8_BACKEND):
+            raise EncoderError(
+                f"The backend {backend} does not compute in int8.",
+                remedy=f"Use --backend {_INT8_BACKEND}, or --precision auto.",
+            )
+        _require(_INT8_BACKEND, compute, compiled)
+        kind = CONVERTED[_INT8_BACKEND]
+        kind.require_installed()
+        if kept is not None:
+            return self._encoder(kind(kept, compute, threads()))
+        quantization.require_nncf()
+        exact = self._open(_INT8_BACKEND, "fp32", compute.device)
+        inputs = calibration.inputs(exact)
+        made_from = self._made_from(kind) | {
+            "precision": "int8",
+            "nncf": quantization.nncf_version(),
+            "calibration": digest_of(inputs),
+        }
+
+        def quantize(folder: Path) -> None:
+            self._reporter.message(f"Calibrating {self._identity['name']} in int8, once for these inputs.")
+            try:
+                quantization.quantize(exact.backend.folder, folder, inputs)  # type: ignore[attr-defined]
+            except OSError:
+                raise
+            except Exception as error:  # NNCF raises errors of many kinds
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                raise self._does_not_convert(kind, f"int8: {reason}") from error
+            rounded = kind(folder, compute, threads())
+            for name in inputs:
+                cosine = smallest_cosine(name, exact.backend, rounded, inputs)
+                if not cosine >= INT8_AGREEMENT:  # NaN is refused, too
+                    raise EncoderError(
+                        f"{self._identity['name']} loses too much in int8: the cosine of {name} embeddings with those "
+                        f"of fp32 falls to {cosine:.4f} on what it was calibrated on (the limit is {INT8_AGREEMENT}).",
+                        remedy="Use --precision auto.",
+                    )
+
+        return self._encoder(kind(self._cache.converted(made_from, quantize, self._reporter), compute, threads()))
 
     def _select_converted(self, device: str, backends: list[str], precision: str) -> Encoder:
         """Return the fastest of several backends and precisions that agrees with fp32; measured once on a machine."""
@@ -207,7 +251,7 @@ class EncoderFactory:
         except EncoderError as error:
             self._reporter.message(f"{error.message} It is not used.")
             return {**found, "error": error.message}
-        rates = {f"{modality}s": _rate(encoder, modality) for modality in ("image", "text")}
+        rates = {f"{modality}s": measure_rate(encoder, modality) for modality in ("image", "text")}
         return {**found, **rates, "cosine": self._agreement(encoder)}
 
     def _open(self, backend: str, precision: str, device: str) -> Encoder:
@@ -217,17 +261,22 @@ class EncoderFactory:
         kind = CONVERTED[backend]
         if self._description.graphs:
             return self._encoder(kind(self._description.graphs, compute, threads()))
-        made_from = {
+        folder = self._cache.converted(
+            self._made_from(kind), lambda folder: self._convert(kind, folder), self._reporter
+        )
+        return self._encoder(kind(folder, compute, threads()))
+
+    def _made_from(self, kind: type[ConvertedBackend]) -> dict[str, Any]:
+        """Return all that the files of a converted model depend on."""
+        return {
             "model": self._identity["name"],
             "weights_sha256": self._identity["weights_sha256"],
             **{name: list(getattr(self._description.preprocess, name)) for name in ("mean", "std", "size")},
-            "backend": backend,
+            "backend": kind.name,
             "version": kind.version(),
             "precision": "fp32",
             "format": FORMAT,
         }
-        folder = self._cache.converted(made_from, lambda folder: self._convert(kind, folder), self._reporter)
-        return self._encoder(kind(folder, compute, threads()))
 
     def _agreement(self, candidate: Encoder) -> float:
         if self._expected is None:
@@ -251,8 +300,8 @@ class EncoderFactory:
             "image": ImageTower(model, preprocess).eval(),
             "text": TextTower(model, trims=self._description.trims_texts).eval(),
         }
-        pixels, tokens = probe_pixels(preprocess), self.reference.tokenise(_PROBE_TEXTS)
-        cut = next(batch for _, batch in self.reference._token_batches(tokens[2:], None))
+        pixels, tokens = probe_pixels(preprocess), self.reference.tokenise(PROBE_TEXTS)
+        cut = next(batch for _, batch in self.reference.token_batches(tokens[2:], None))
         examples: dict[Modality, Tensor] = {"image": torch.from_numpy(pixels[:2]), "text": torch.from_numpy(cut)}
         try:
             kind.convert(towers, examples, folder)
@@ -314,7 +363,7 @@ class EncoderFactory:
         )
 
 
-def _require(backend: str, compute: Compute, precision: str, compiled: bool) -> None:
+def _require(backend: str, compute: Compute, compiled: bool) -> None:
     """Refuse what a converted model cannot do."""
     if compute.device_type != "cpu":
         raise EncoderError(
@@ -323,6 +372,10 @@ def _require(backend: str, compute: Compute, precision: str, compiled: bool) -> 
         )
     if compiled:
         raise EncoderError(f"--compile is for the backend torch, not for {backend}.", remedy="Leave one of them away.")
+
+
+def _require_native(backend: str, precision: str) -> None:
+    """Refuse a precision that a converted model does not compute in natively."""
     if CONVERTED[backend].is_installed() and precision not in ("auto", *_native(backend)):
         raise EncoderError(
             f"The backend {backend} does not compute in {precision} on this machine.",
@@ -339,56 +392,6 @@ def _native(backend: str) -> tuple[str, ...]:
     if backend == "torch":
         return tuple(dict.fromkeys(("fp32", pick("cpu").precision)))
     return CONVERTED[backend].precisions()
-
-
-def _rate(encoder: Encoder, modality: Modality) -> float:
-    """Return inputs per second: the best of a few rounds, in each of which all threads are busy."""
-    batches = 2 * max(1, encoder.backend.ahead)
-    if modality == "image":
-        batch: Pixels | Tokens = probe_pixels(encoder.preprocess)[:_IMAGES_AT_A_TIME]
-    else:
-        tokens = encoder.tokenise(_PROBE_TEXTS * (_TEXTS_AT_A_TIME // len(_PROBE_TEXTS)))
-        batch = next(part for _, part in encoder._token_batches(tokens, _TEXTS_AT_A_TIME))
-    best = math.inf
-    for _ in range(_ROUNDS + 1):  # the first also compiles
-        start = time.perf_counter()
-        for _ in encoder.backend.run(modality, ((None, batch) for _ in range(batches))):
-            pass
-        seconds = time.perf_counter() - start
-        best = min(best, seconds)
-        if seconds > _LONG:
-            break
-    return round(batches * len(batch) / best, 2)
-
-
-def probe_pixels(preprocess: ImagePreprocessor) -> Pixels:
-    """Return eight smooth random images, uint8 (8, height, width, 3)."""
-    coarse = np.random.RandomState(0).randint(0, 2**32, (8, 3, 6, 6), np.uint64) % 2**24 / 2**24
-    down, across = (_bicubic(6, length) for length in preprocess.size)
-    smooth = (down @ coarse @ across.T).clip(0, 1).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray((smooth * 255).astype(np.uint8))
-
-
-def _bicubic(length: int, wanted: int) -> npt.NDArray[np.float64]:
-    """Return the matrix (wanted, length) that interpolates a row by Keys' cubic convolution with a = -0.75."""
-    weights = np.zeros((wanted, length))
-    at = (np.arange(wanted) + 0.5) * length / wanted - 0.5
-    for step in (-1, 0, 1, 2):
-        place = np.floor(at) + step
-        x = abs(at - place)
-        near, far = (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3
-        np.add.at(weights, (np.arange(wanted), place.clip(0, length - 1).astype(int)), np.where(x <= 1, near, far))
-    return weights
-
-
-def probe_embeddings(encoder: Encoder) -> tuple[Matrix, Matrix]:
-    """Return embeddings (8, d) of smooth random images, and (4, d) of texts."""
-    return encoder.encode_pixels(probe_pixels(encoder.preprocess)), encoder.encode_texts(_PROBE_TEXTS)
-
-
-def agreement(expected: tuple[Matrix, Matrix], got: tuple[Matrix, Matrix]) -> float:
-    """Return the smallest cosine between the `probe_embeddings` of two encoders."""
-    return min(float((a * b).sum(axis=1).min()) for a, b in zip(expected, got, strict=True))
 
 
 def _cpu_name() -> str:

@@ -220,6 +220,7 @@ def evaluate_images(
     inception: str | Path | None = None,
     download: bool = False,
     device: str | None = None,
+    backend: str = "auto",
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> ImageEvaluation:
@@ -237,7 +238,7 @@ def evaluate_images(
         inception: weights of the Inception network of 2015, for FID and IS proper.
         download: fetch photos that are at URLs.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
-        precision: of the encoders.
+        backend, precision: of the encoders; see `c3tools.encoders.load_encoder`.
         reporter: shows messages and progress.
 
     Raises:
@@ -256,7 +257,7 @@ def evaluate_images(
     inception_features = None if inception is None else _inception(Path(inception))
     pixels = opened[0].width
     reference, others, notes = real_photos(store, pixels, split, len(opened), download=download, reporter=reporter)
-    encoders = load_encoders(store, encoder, device=device, precision=precision, reporter=reporter)
+    encoders = load_encoders(store, encoder, device=device, backend=backend, precision=precision, reporter=reporter)
     scorer = ImageScorer(
         reference,
         others,
@@ -324,6 +325,7 @@ def load_encoders(
     names: Sequence[str] = (),
     *,
     device: str | None = None,
+    backend: str = "auto",
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> list[Encoder]:
@@ -332,7 +334,7 @@ def load_encoders(
     Raises:
         EncoderError: if one cannot be loaded, unless it is that of the store and others are named.
     """
-    options: dict[str, Any] = {"device": device, "precision": precision}
+    options: dict[str, Any] = {"device": device, "backend": backend, "precision": precision}
     own = (
         []
         if names and not store.info.model

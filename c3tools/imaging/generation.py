@@ -159,6 +159,7 @@ def generate(
     sampling_steps: int = SAMPLING_STEPS,
     guidance: float | None = None,
     device: str | None = None,
+    backend: str = "auto",
     precision: str = "auto",
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
@@ -186,7 +187,8 @@ def generate(
         sampling_steps: more are slower and a little sharper.
         guidance: how much the text counts; 1 is as in training. None for the generator's own default.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        backend: of the encoder; see `c3tools.encoders.load_encoder`.
+        precision: of the generator: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         encoder: of the generator's model; by default it is loaded.
         reporter: shows messages and progress.
 
@@ -223,7 +225,9 @@ def generate(
     else:
         prompts, modality = captions_to_show(Path(captions), split, seed) if captions else [*map(Prompt, texts)], "text"
     if vectors is None:
-        encoder = encoder or resolve_encoder(recorded=generator.model, device=device, reporter=reporter)
+        encoder = encoder or resolve_encoder(
+            recorded=generator.model, device=device, backend=backend, reporter=reporter
+        )
         asked = [prompt.asked for prompt in prompts]
         if images:
             vectors = generator.encode(images=asked, encoder=encoder, reporter=reporter)

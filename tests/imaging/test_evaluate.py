@@ -140,3 +140,12 @@ def test_the_command_prints_scores_and_json(c3: C3, store: Store, tmp_path: Path
     content = json.loads((tmp_path / "scores.json").read_text())
     assert set(content["real"]) <= set(content["scores"])
     assert content["n"] == 6
+
+
+def test_the_backend_of_the_encoder_is_asked_for(c3: C3, store: Store, tmp_path: Path) -> None:
+    squares = list(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
+    write_made(tmp_path / "made", squares, ["a", "b", "c"], [None] * 3)
+    options = ("--images", tmp_path / "made", "--store", store.path, "--backend", "nonsense")
+    result = c3("evaluate", *options)
+    assert result.exit_code == 1
+    assert "Unknown backend 'nonsense'" in result.stderr

@@ -204,3 +204,10 @@ def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "c3-images").exists()
+
+
+def test_the_backend_of_the_encoder_is_asked_for(c3: C3, untrained: Generator, tmp_path: Path) -> None:
+    untrained.save(tmp_path / "g")
+    result = c3("generate", "a dog", "--generator", tmp_path / "g", "--backend", "nonsense")
+    assert result.exit_code == 1
+    assert "Unknown backend 'nonsense'" in result.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import Backend, Matrix, Pending
-from .cache import CachedModel, ModelCache
+from .cache import RECORD_FILE, CachedModel, ModelCache, keep_model, same_model
 from .converted import ConvertedBackend
 from .onnx import OnnxBackend
 from .openvino import OpenVINOBackend
@@ -14,10 +14,13 @@ CONVERTED: dict[str, type[ConvertedBackend]] = {"openvino": OpenVINOBackend, "on
 __all__ = [
     "BACKENDS",
     "CONVERTED",
+    "RECORD_FILE",
     "Backend",
     "CachedModel",
     "ConvertedBackend",
     "Matrix",
     "ModelCache",
     "Pending",
+    "keep_model",
+    "same_model",
 ]

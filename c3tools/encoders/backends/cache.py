@@ -17,17 +17,19 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
 from ...errors import EncoderError
-from ...io.files import json_text, sha256_of, write_json_atomically
+from ...io.files import json_text, sha256_of, write_atomically, write_json_atomically
+from ...io.locations import download, read_all
 from ...reporter import SILENT, Reporter
 
 CACHE_VARIABLE = "C3_CACHE"
-_RECORD = "model.json"
+RECORD_FILE = "model.json"
 _TEMPORARY = ".making-"
 _DIGITS = 16
 
@@ -94,6 +96,38 @@ class ModelCache:
                 remedy="Use --backend torch, which needs none.",
             ) from error
 
+    def copied(self, source: Path, reporter: Reporter = SILENT) -> Path:
+        """Return a folder with the files of a converted model that is kept elsewhere, in a folder or at a URL.
+
+        Where this cache has it already, from its making or an earlier copy, it is taken from here.
+
+        Raises:
+            EncoderError: if there is no such model, or it is damaged.
+        """
+        try:
+            record = json.loads(read_all(source / RECORD_FILE))
+            made_from, files = dict(record["made_from"]), dict(record["sha256"])
+        except FileNotFoundError:
+            raise EncoderError(
+                f"The quantised model {source} is missing.",
+                remedy="Bring that folder back from the store that it was made for, or embed into another --store.",
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(source, f"{RECORD_FILE}: {error!r}") from error
+        own = self.folder / "converted" / _digest(made_from)
+        if _is_intact(own, made_from) and (_record(own) or {}).get("sha256") == files:
+            return own
+
+        def copy(folder: Path) -> None:
+            for name, digest in files.items():
+                if Path(name).name != name:
+                    raise _damaged(source, f"{name} is no file name")
+                download(source / name, folder / name)
+                if sha256_of(folder / name) != digest:
+                    raise _damaged(source, name)
+
+        return self.converted({**made_from, "sha256": files}, copy, reporter)
+
     def _make(self, path: Path, made_from: Mapping[str, Any], convert: Callable[[Path], object]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
@@ -101,7 +135,9 @@ class ModelCache:
         try:
             convert(folder)
             files = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
-            (folder / _RECORD).write_text(json_text({"made_from": dict(made_from), "sha256": files}), encoding="utf-8")
+            (folder / RECORD_FILE).write_text(
+                json_text({"made_from": dict(made_from), "sha256": files}), encoding="utf-8"
+            )
             if path.exists() and not _is_intact(path, made_from):
                 shutil.rmtree(path, ignore_errors=True)
             try:
@@ -152,13 +188,35 @@ class ModelCache:
                 raise EncoderError(f"{self.folder / name} cannot be removed ({error.strerror or error}).") from error
 
 
+def keep_model(folder: Path, target: Path) -> None:
+    """Copy a converted model into another folder or to a URL, for `ModelCache.copied`; its record comes last."""
+    files = sorted(file for file in folder.iterdir() if file.name != RECORD_FILE)
+    for file in [*files, folder / RECORD_FILE]:
+        write_atomically(target / file.name, partial(shutil.copyfile, file))
+
+
+def same_model(folder: Path, kept: Path) -> bool:
+    """Return whether a converted model is the one that is kept in another folder or at a URL."""
+    try:
+        return bool(json.loads(read_all(kept / RECORD_FILE))["sha256"] == (_record(folder) or {}).get("sha256"))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _damaged(source: Path, what: str) -> EncoderError:
+    return EncoderError(
+        f"The quantised model {source} is damaged ({what}).",
+        remedy="Bring that folder back from a copy of the store, or embed into another --store.",
+    )
+
+
 def _digest(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(json_text(dict(key)).encode()).hexdigest()[:_DIGITS]
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         return record if isinstance(record, dict) and isinstance(record.get("made_from"), dict) else None
     except (OSError, ValueError):
         return None

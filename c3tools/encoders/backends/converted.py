@@ -35,12 +35,14 @@ class ConvertedBackend(Backend):
         threads: batches computed at a time.
 
     Attributes:
+        folder: what was opened.
         packages: what has to be installed, the one that runs the model first.
     """
 
     packages: ClassVar[tuple[str, ...]]
 
     def __init__(self, folder: Path, compute: Compute, threads: int) -> None:
+        self.folder = folder
         self.compute = compute
         self.ahead = threads
         self._open_tower = cache(partial(self._open, folder, threads))

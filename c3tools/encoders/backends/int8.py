@@ -1,66 +1,65 @@
-"""Products of 8-bit integers in place of a model's linear layers and self-attentions, for CPUs with avx512_vnni."""
+"""8-bit integers by NNCF (extra ``int8``): towers of OpenVINO whose activations are scaled to inputs of the user."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from .towers import SelfAttention, is_plain
+import numpy as np
+import numpy.typing as npt
 
-_LEVELS = 127
-_SMALLEST_SCALE = 1e-12
-_BLOCK = 400  # rows at a time, so that intermediate results stay in the cache
+from ...errors import MissingExtraError
+from .base import Modality
+from .openvino import read_model, write_model
+
+_QUIET = "NNCF_CI"  # the variable under which NNCF sends no messages to its makers
+# the division by the norm, and its likes, stay in float32: embeddings have unit length in any precision
+_IN_FLOAT = ("Divide", "Maximum", "ReduceL2")
 
 
-class Int8Linear(nn.Module):
-    """x W^T + b with W and x rounded to 8 bits: x per row, W per output channel, symmetric.
+def require_nncf() -> None:
+    """Raise a MissingExtraError that names the extra, if NNCF is not installed."""
+    if not importlib.util.find_spec("nncf"):
+        raise MissingExtraError("nncf", extra="int8", purpose="--precision int8")
 
-    The scale of x is its own in each row, so an input's embedding does not depend on what else is in its batch. Sums
-    are exact (int32).
+
+def nncf_version() -> str:
+    """Return the version of NNCF."""
+    return importlib.metadata.version("nncf")
+
+
+def quantize(source: Path, folder: Path, inputs: Mapping[Modality, Sequence[npt.NDArray[np.generic]]]) -> None:
+    """Write the towers of one folder to another, in 8 bits where NNCF knows how.
+
+    Args:
+        source: holds converted towers in fp32, of the backend openvino.
+        folder: where the towers in 8 bits go.
+        inputs: batches for each tower, by which the activations are scaled.
     """
-
-    int8_original_dtype = torch.float32  # open_clip's towers ask their layers by this name which dtype to hand them
-
-    weight: Tensor
-    scale: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        scale = (weight.abs().amax(dim=1) / _LEVELS).clamp_min(_SMALLEST_SCALE)  # (out,)
-        rounded = (weight / scale[:, None]).round().to(torch.int8)  # (out, in)
-        # a copy, since torch multiplies wrongly by the view that .contiguous() leaves of a single column
-        self.register_buffer("weight", rounded.t().clone(memory_format=torch.contiguous_format))  # (in, out)
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return float32 (..., out) from float32 (..., in)."""
-        rows = x.reshape(-1, x.shape[-1])  # (n, in)
-        y = torch.empty(len(rows), self.weight.shape[1])  # (n, out)
-        for block, result in zip(torch.split(rows, _BLOCK), torch.split(y, _BLOCK), strict=True):
-            largest = torch.maximum(block.amax(dim=1, keepdim=True), -block.amin(dim=1, keepdim=True))
-            scale = (largest / _LEVELS).clamp_min_(_SMALLEST_SCALE)  # (block, 1)
-            products = torch._int_mm((block / scale).round_().to(torch.int8), self.weight)  # (block, out), int32
-            result.copy_(products).mul_(scale).mul_(self.scale)
-            if self.bias is not None:
-                result.add_(self.bias)
-        return y.reshape(*x.shape[:-1], -1)
-
-
-def use_int8(module: nn.Module) -> int:
-    """Replace the linear layers and self-attentions below ``module``, in place; return how many there were.
-
-    Convolutions, norms and attention weights stay in float32.
-    """
-    replaced = 0
-    for name, child in module.named_children():
-        if isinstance(child, nn.MultiheadAttention) and is_plain(child):
-            setattr(module, name, SelfAttention(child, Int8Linear))
-        elif isinstance(child, nn.Linear):
-            setattr(module, name, Int8Linear(child.weight, child.bias))
-        else:
-            replaced += use_int8(child)
-            continue
-        replaced += 1
-    return replaced
+    # NNCF prints its progress, and its log, to standard output
+    with contextlib.redirect_stdout(io.StringIO()):
+        quiet = os.environ.get(_QUIET)
+        os.environ[_QUIET] = "1"
+        try:
+            import nncf
+        finally:
+            del os.environ[_QUIET]
+            if quiet is not None:
+                os.environ[_QUIET] = quiet
+        nncf.set_log_level(logging.ERROR)
+        for modality, batches in inputs.items():
+            quantized = nncf.quantize(
+                read_model(source, modality),
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+                preset=nncf.QuantizationPreset.MIXED,
+                model_type=nncf.ModelType.TRANSFORMER,  # more exact for convolutions, too
+                ignored_scope=nncf.IgnoredScope(types=list(_IN_FLOAT), validate=False),
+            )
+            write_model(quantized, folder, modality)

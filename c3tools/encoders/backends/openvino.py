@@ -1,4 +1,4 @@
-"""The backend OpenVINO (extra ``openvino``): fp32 and bf16 on CPUs."""
+"""The backend OpenVINO (extra ``openvino``): fp32 and bf16 on CPUs, and int8 of models that `.int8` has made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from .converted import ConvertedBackend
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+# int8 is in the model itself; the hint is for what is not in 8 bits
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVINOBackend(ConvertedBackend):
@@ -47,7 +48,7 @@ class OpenVINOBackend(ConvertedBackend):
         model = frontend.convert(frontend.load(decoder))
         sizes = example.shape[1:] if modality == "image" else (-1,)
         model.reshape({0: openvino.PartialShape([-1, *sizes])})
-        openvino.save_model(model, folder / f"{modality}.xml", compress_to_fp16=False)
+        write_model(model, folder, modality)
 
     def _open(self, folder: Path, threads: int, modality: Modality) -> Any:
         settings = {
@@ -56,8 +57,7 @@ class OpenVINOBackend(ConvertedBackend):
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # two commands would be pinned to the same cores
         }
-        own = folder / f"{modality}.xml"
-        return _core().compile_model(own if own.is_file() else own.with_suffix(".onnx"), "CPU", settings)
+        return _core().compile_model(_file(folder, modality), "CPU", settings)
 
     def _compute(self, tower: Any, batch: np.ndarray[Any, Any]) -> Matrix:
         ready = self._ready.__dict__  # of this thread
@@ -65,6 +65,23 @@ class OpenVINOBackend(ConvertedBackend):
         ready[str(id(tower))] = request
         request.infer({0: batch}, share_inputs=True)
         return np.array(request.get_output_tensor(0).data)
+
+
+def read_model(folder: Path, modality: Modality) -> Any:
+    """Return a tower as OpenVINO's model."""
+    return _core().read_model(_file(folder, modality))
+
+
+def _file(folder: Path, modality: Modality) -> Path:
+    own = folder / f"{modality}.xml"
+    return own if own.is_file() else own.with_suffix(".onnx")
+
+
+def write_model(model: Any, folder: Path, modality: Modality) -> None:
+    """Write a tower to a folder, with its numbers as they are."""
+    import openvino
+
+    openvino.save_model(model, folder / f"{modality}.xml", compress_to_fp16=False)
 
 
 @cache

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ...devices import Compute
 from ..preprocessing import ImagePreprocessor
 from .base import LARGEST, Backend, Matrix, Modality, Pending, largest_batch
-from .int8 import use_int8
 from .towers import ImageTower, TextTower
 
 _SHARE_OF_MEMORY = 0.5
@@ -46,8 +45,6 @@ class TorchBackend(Backend):
         self.compiled = compiled
         self.ahead = 0 if compute.device_type == "cpu" else 1
         model = model.to(compute.device, compute.dtype)
-        if compute.precision == "int8":
-            use_int8(model)
         if compute.device_type in ("cpu", "cuda"):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._probes = {

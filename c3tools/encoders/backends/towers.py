@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,18 +51,17 @@ class TextTower(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """`nn.MultiheadAttention` of a sequence with itself, in operations that can be converted, and in 8 bits.
+    """`nn.MultiheadAttention` of a sequence with itself, in operations that can be converted.
 
     Args:
         attention: one that `is_plain`.
-        linear: makes a projection from its weight and bias.
     """
 
-    def __init__(self, attention: nn.MultiheadAttention, linear: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         self.heads = attention.num_heads
-        self.project_in = linear(attention.in_proj_weight, attention.in_proj_bias)
-        self.project_out = linear(attention.out_proj.weight, attention.out_proj.bias)
+        self.project_in = _linear(attention.in_proj_weight, attention.in_proj_bias)
+        self.project_out = _linear(attention.out_proj.weight, attention.out_proj.bias)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
@@ -85,7 +83,7 @@ def use_plain_attention(module: nn.Module) -> None:
     """Replace the attentions below ``module`` by `SelfAttention`, in place: tracing fixes sizes in those of torch."""
     for name, child in module.named_children():
         if isinstance(child, nn.MultiheadAttention) and is_plain(child):
-            setattr(module, name, SelfAttention(child, _linear))
+            setattr(module, name, SelfAttention(child))
         else:
             use_plain_attention(child)
 

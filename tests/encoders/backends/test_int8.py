@@ -1,53 +1,33 @@
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
-from c3tools.devices import Compute, has_int8, pick
-from c3tools.encoders import load_encoder, selection
-from c3tools.encoders.backends.int8 import Int8Linear, use_int8
+from c3tools.assets.paths import PHOTOS
+from c3tools.devices import has_int8
+from c3tools.encoders import Calibration, Encoder, load_encoder, selection
+from c3tools.encoders.backends import ModelCache, int8
 from c3tools.encoders.backends.towers import SelfAttention, use_plain_attention
-from c3tools.errors import C3Error, EncoderError
+from c3tools.encoders.calibration import CALIBRATION_INPUTS
+from c3tools.errors import C3Error, EncoderError, MissingExtraError
+from tests.encoders.backends.test_converted import Listener
 from tests.encoders.test_encoder import TEXTS
 from tests.encoders.test_loading import local_model
 
-INT8 = Compute("cpu", "int8")
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this CPU has no avx512_vnni")
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 30), st.booleans(), st.integers(0, 1000))
-def test_a_linear_layer_against_the_formula_in_float64(n: int, width: int, out: int, biased: bool, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    x, w = rng.normal(size=(n, width)).astype(np.float32), rng.normal(size=(out, width)).astype(np.float32)
-    b = rng.normal(size=out).astype(np.float32) if biased else None
-    layer = Int8Linear(torch.from_numpy(w), None if b is None else torch.from_numpy(b))
-    x_step, w_step = np.abs(x).max(axis=1, keepdims=True) / 127, np.abs(w).max(axis=1) / 127
-    exact = np.rint(x / x_step).astype(np.float64) @ np.rint(w / w_step[:, None]).astype(np.float64).T
-    expected = exact * x_step * w_step + (0 if b is None else b)
-    got = layer(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    # half a step of either factor for every product
-    bound = (np.abs(x).sum(1)[:, None] * w_step + x_step * np.abs(w).sum(1) + width * x_step * w_step / 2) / 2
-    assert (np.abs(got - (x @ w.T + (0 if b is None else b))) <= bound + 1e-4).all()
-
-
-def test_rows_of_zeros_and_many_rows() -> None:
-    layer = Int8Linear(torch.ones(4, 3), torch.arange(4.0))
-    x = torch.zeros(2, 500, 3)
-    torch.testing.assert_close(layer(x), torch.arange(4.0).expand(2, 500, 4))
-
-
-def test_a_row_does_not_depend_on_its_batch() -> None:
-    torch.manual_seed(0)
-    layer = Int8Linear(torch.randn(16, 24), torch.randn(16))
-    x = torch.randn(900, 24) * torch.logspace(-3, 3, 900)[:, None]
-    assert torch.equal(layer(x)[417], layer(x[417:418])[0])
+@pytest.fixture(scope="module")
+def name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return local_model(tmp_path_factory.mktemp("int8") / "m")
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -58,9 +38,6 @@ def test_attention_agrees_with_that_of_torch(causal: bool) -> None:
     mask = torch.full((7, 7), -torch.inf).triu(1) if causal else None
     with torch.inference_mode():
         expected, _ = attention(x, x, x, need_weights=False, attn_mask=mask)
-        got, _ = SelfAttention(attention, Int8Linear)(x, x, x, attn_mask=mask)
-    cosine = nn.functional.cosine_similarity(got.flatten(), expected.flatten(), dim=0)
-    assert cosine > 0.999
     network = nn.ModuleList([attention])
     use_plain_attention(network)
     assert type(network[0]) is SelfAttention
@@ -68,34 +45,95 @@ def test_attention_agrees_with_that_of_torch(causal: bool) -> None:
         torch.testing.assert_close(network[0](x, x, x, attn_mask=mask)[0], expected)
 
 
-def test_layers_are_replaced_and_others_are_left() -> None:
-    network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 2), nn.GELU()))
-    assert use_int8(network) == 2
-    assert [type(module).__name__ for module in network] == ["Int8Linear", "LayerNorm", "Sequential"]
-    assert use_int8(network) == 0
+@needs_int8
+def test_a_calibrated_model_agrees_with_fp32_and_is_made_once(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    listener = Listener()
+    plain = load_encoder(name, backend="openvino", precision="fp32")
+    rounded = load_encoder(name, precision="int8", reporter=listener)
+    assert (rounded.backend.name, rounded.compute.precision) == ("openvino", "int8")
+    assert [text for text in listener.said if text.startswith("Calibrating")]
+    assert capfd.readouterr().out == ""  # NNCF's own bars would end up in --json
+    photos = sorted((PHOTOS / "images").iterdir())[70:79]  # not calibrated on
+    for got, expected in (
+        (rounded.encode_texts(TEXTS[:3]), plain.encode_texts(TEXTS[:3])),
+        (rounded.encode_images(photos), plain.encode_images(photos)),
+    ):
+        assert not np.array_equal(got, expected)
+        assert (got * expected).sum(axis=1).min() > 0.98
+        np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
+    sizes = [sum(f.stat().st_size for f in e.backend.folder.glob("*.bin")) for e in (plain, rounded)]  # type: ignore[attr-defined]
+    assert sizes[1] < 0.7 * sizes[0]
+    listener.said.clear()
+    again = load_encoder(name, precision="int8", reporter=listener)
+    assert listener.said == []
+    np.testing.assert_array_equal(again.encode_texts(TEXTS), rounded.encode_texts(TEXTS))
 
 
-def test_an_encoder_in_int8_agrees_with_fp32(tmp_path: Path) -> None:
-    if not has_int8():
-        pytest.skip("this CPU has no avx512_vnni")
-    name = local_model(tmp_path / "m")
-    plain, rounded = load_encoder(name, precision="fp32"), load_encoder(name, precision="int8")
-    assert rounded.compute == INT8
-    assert rounded.trims_texts
-    assert ((plain.encode_texts(TEXTS) * rounded.encode_texts(TEXTS)).sum(1) > 0.99).all()
-    alone = np.concatenate([rounded.encode_texts([text]) for text in TEXTS])
-    np.testing.assert_allclose(rounded.encode_texts(TEXTS), alone, atol=2e-6)
+@needs_int8
+def test_the_first_inputs_of_the_user_come_first(name: str, quantized: list[Any]) -> None:
+    red = Image.new("RGB", (40, 30), (255, 0, 0))
+    load_encoder(name, precision="int8", calibration=Calibration(["no such file.jpg", red], ["a red thing"]))
+    (inputs,) = quantized
+    assert [len(inputs[modality]) for modality in ("image", "text")] == [CALIBRATION_INPUTS] * 2
+    assert (inputs["image"][0] == np.array([255, 0, 0])).all()
+    assert len({batch.shape[1] for batch in inputs["text"]}) > 1  # texts without their padding
+    load_encoder(name, precision="int8", calibration=Calibration([red], ["a red thing"]))
+    assert len(quantized) == 1  # the same inputs
+    load_encoder(name, precision="int8", calibration=Calibration([red], ["a blue thing"]))
+    many = Calibration([red] * 100, (f"text {number}" for number in range(100)))
+    load_encoder(name, precision="int8", calibration=many)
+    assert len(quantized) == 3
+    assert all((batch == np.array([255, 0, 0])).all() for batch in quantized[2]["image"])
 
 
-def test_a_model_that_does_not_bear_int8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = local_model(tmp_path / "m")
-    monkeypatch.setattr(selection, "pick", lambda *arguments, **options: INT8)
-    monkeypatch.setattr(selection, "agreement", lambda a, b: 0.9)
-    with pytest.raises(EncoderError, match=r"(?s)loses too much in int8.*0\.9000.*--precision auto"):
+@needs_int8
+def test_a_model_that_does_not_bear_int8_is_refused(
+    name: str, quantized: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "smallest_cosine", lambda modality, *_: 0.9 if modality == "image" else 1.0)
+    before = len(ModelCache().models())
+    with pytest.raises(EncoderError, match=r"(?s)loses too much in int8.*image.*0\.9000.*--precision auto"):
+        load_encoder(name, precision="int8", calibration=Calibration(texts=["refused"]))
+    assert len(ModelCache().models()) == before
+
+
+@needs_int8
+def test_a_kept_model_is_taken_wherever_it_is(
+    name: str, quantized: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_encoder(name, precision="int8", calibration=Calibration(texts=["kept"]))
+    kept = tmp_path / "kept"
+    shutil.copytree(first.backend.folder, kept)  # type: ignore[attr-defined]
+    monkeypatch.setenv("C3_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(int8, "require_nncf", pytest.fail)
+
+    def again() -> Encoder:
+        return load_encoder(name, precision="int8", calibration=Calibration(kept=kept))
+
+    np.testing.assert_array_equal(again().encode_texts(TEXTS), first.encode_texts(TEXTS))
+    assert len(quantized) == 1
+    shutil.rmtree(tmp_path / "empty")
+    content = bytearray((kept / "text.bin").read_bytes())
+    content[len(content) // 2] ^= 255
+    (kept / "text.bin").write_bytes(content)
+    with pytest.raises(EncoderError, match=r"(?s)is damaged \(text\.bin\).*another --store"):
+        again()
+    shutil.rmtree(kept)
+    with pytest.raises(EncoderError, match=r"(?s)is missing.*another --store"):
+        again()
+
+
+def test_what_int8_needs_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if has_int8():
+        for backend in ("torch", "onnx"):
+            with pytest.raises(EncoderError, match=rf"(?s){backend} does not compute in int8.*--backend openvino"):
+                load_encoder(name, backend=backend, precision="int8")
+        with pytest.raises(EncoderError, match="--compile is for the backend torch"):
+            load_encoder(name, precision="int8", compiled=True)
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == "nncf" else find(package))
+        with pytest.raises(MissingExtraError, match=r'(?s)nncf.*pip install "c3tools\[int8\]"'):
+            load_encoder(name, precision="int8")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
+    with pytest.raises(C3Error, match=r"(?s)avx512_vnni.*--precision auto"):
         load_encoder(name, precision="int8")
-
-
-def test_a_cpu_without_the_instructions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with pytest.raises(C3Error, match="avx512_vnni"):
-        pick("cpu", "int8", encoder=True)
