@@ -108,7 +108,8 @@ def measure_commands(table: Table, device: str, folder: Path, photos: list[Path]
     """Add the time of the commands on the bundled photos, and the share of captions that are those of the CPU."""
     corpus = folder / "photos"
     corpus.mkdir()
-    rows = {Path(json.loads(line)["image"]).name: line for line in (PHOTOS / "captions.jsonl").open(encoding="utf-8")}
+    lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = {Path(json.loads(line)["image"]).name: line for line in lines}
     for photo in photos:
         (corpus / photo.name).write_bytes(photo.read_bytes())
     (corpus / "captions.jsonl").write_text("".join(rows[photo.name] for photo in photos), encoding="utf-8")

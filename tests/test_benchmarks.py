@@ -85,7 +85,7 @@ def test_an_old_commit_can_be_imported(tmp_path: Path, monkeypatch: pytest.Monke
     source = measuring.checkout("HEAD", tmp_path / "before")
     done = measuring.run([*measuring.C3, "--version"], env=measuring.os.environ | {"PYTHONPATH": str(source)})
     assert done.stdout.startswith("c3tools ")
-    where = [measuring.sys.executable, "-c", "import c3tools, c3tools.cli; print(c3tools.cli.__file__)"]
+    where = [measuring.sys.executable, "-P", "-c", "import c3tools, c3tools.cli; print(c3tools.cli.__file__)"]
     said = measuring.run(where, env=measuring.os.environ | {"PYTHONPATH": str(source)}).stdout.strip()
     assert said == str(source / "c3tools" / "cli" / "__init__.py")
 

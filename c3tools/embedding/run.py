@@ -189,9 +189,8 @@ def embed_corpus(
         shard_size: inputs per shard, which is the most that a kill can lose.
         workers: processes that decode images beside one encoder; None for as many as there are cores to spare.
         batch_size: images or texts run at a time; None for the encoder's own.
-        image_timeout: seconds that decoding one image may take (0: no limit); needs at least one worker.
-        retry_failed: try again what failed in an earlier run.
-        update: embed again, in its place, what changed since it was embedded.
+        image_timeout: seconds that decoding one image may take (0: no limit); needs a worker.
+        retry_failed, update: try again what failed before; embed again, in its place, what changed since then.
         prune: remove the rows whose source was in the corpus's paths and has gone.
         executor: the executor that makes the shards; None for this process, with the encoder given.
         reporter: shows the progress.

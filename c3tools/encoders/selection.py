@@ -56,8 +56,7 @@ class Description:
 
     Attributes:
         identity: with the hash of the weights.
-        tokenizer, preprocess: see `Network`.
-        trims_texts, end_token: see `Encoder`.
+        tokenizer, preprocess, trims_texts, end_token: see `Network` and `Encoder`.
         dim: dimension d of the embeddings; None to find out.
         graphs: a folder with the towers as ONNX files, which the backends for converted models run as they are.
     """
@@ -230,8 +229,7 @@ class EncoderFactory:
             return self._torch(Compute(device, precision), False)
         if not valid:
             raise EncoderError(str(measured[0]["error"]), remedy="Use --backend torch.")
-        base = valid[0]
-        best = max(valid, key=lambda one: math.sqrt(one["images"] / base["images"] * one["texts"] / base["texts"]))
+        best = max(valid, key=lambda one: math.sqrt(one["images"] * one["texts"]))
         self._cache.note_choice(key, {**best, "measured": measured})
         return self._open(best["backend"], best["precision"], device)
 

@@ -44,9 +44,9 @@ def test_notes_are_printed(c3: C3, tmp_path: Path) -> None:
 
 def test_a_missing_decoder_and_a_damaged_one_are_named(c3: C3, tmp_path: Path) -> None:
     make_captions_store(tmp_path / "c3-store")
-    result = c3("evaluate")
+    result = c3("evaluate", "--decoder", "other")
     assert result.exit_code == 1
-    assert "no trained decoder at c3-decoder" in " ".join(result.stderr.split())
+    assert "no trained decoder at other" in " ".join(result.stderr.split())
     for _ in range(2):
         trained_captioner().save(tmp_path / "c3-decoder")
     weights = tmp_path / "c3-decoder" / "weights.safetensors"
