@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-C3 = [sys.executable, "-c", "from c3tools.cli import main; main()"]
+C3 = [sys.executable, "-P", "-c", "from c3tools.cli import main; main()"]
 MODEL = "ViT-B-32"
 ROOT = Path(__file__).resolve().parents[1]
 
