@@ -25,6 +25,7 @@ if "C3_CACHE" not in os.environ:
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 from typer.testing import CliRunner, Result
 
 from c3tools.assets.paths import PHOTOS
@@ -35,6 +36,9 @@ from tests.servers import Faults, s3_server
 
 if TYPE_CHECKING:
     from c3tools.encoders import Encoder
+
+settings.register_profile("c3", deadline=None)  # how long an example takes depends on what else the machine does
+settings.load_profile("c3")
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 MODEL = ModelIdentity(name="test-model", weights_sha256="0" * 64)
