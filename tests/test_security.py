@@ -17,7 +17,7 @@ import pytest
 from c3tools.errors import C3Error, TransformError
 from c3tools.moments import load_moments
 from c3tools.store import Store
-from c3tools.store.importers import read_pickle, read_table, read_vectors, vectors
+from c3tools.store.importers import read_pickle, read_table, read_vectors
 from c3tools.transforms import Pipeline
 from tests.conftest import C3, unit_rows
 from tests.fuzz.targets import _arrays, _recipe
@@ -199,7 +199,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path, monkey
     np.savez_compressed(tmp_path / "x.npz", embedding=np.zeros((1000, 1024), np.float32))
     assert (tmp_path / "x.npz").stat().st_size < 1 << 14
     assert read_vectors(tmp_path / "x.npz").vectors.shape == (1000, 1024)
-    monkeypatch.setattr(vectors, "_ANY_SIZE", 1 << 20)
+    monkeypatch.setattr("c3tools.io.files._ANY_SIZE", 1 << 20)
     with pytest.raises(C3Error, match="would unpack to 4,096"):
         read_vectors(tmp_path / "x.npz")
 

@@ -31,7 +31,7 @@ import pyarrow as pa
 
 from ..errors import OutputError, StoreError, TransformError, telling_what_is_kept
 from ..executors import Executor, Report, Work, WorkerResources, open_executor
-from ..io.files import sha256_of, write_json_atomically, write_text_atomically
+from ..io.files import remove_leftovers, sha256_of, write_json_atomically, write_text_atomically
 from ..io.float16 import to_float16
 from ..io.locations import location, names_in, read_all, remove, size_of, upload
 from ..io.lock import locked
@@ -333,8 +333,8 @@ def _kept(output: Path) -> str:
 def _remove_leftovers(output: Path) -> None:
     """Remove what an export, or a worker, that was killed left on this machine."""
     if isinstance(output, Path):
-        for leftover in output.glob("**/.*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for folder in (output, *filter(Path.is_dir, output.rglob("*"))):
+            remove_leftovers(folder)
 
 
 def _rename_early_markers(output: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from .locations import open_binary, read_all, write_object
 
 _DIGITS = 64
+_ANY_SIZE, _MOST_PACKED = 1 << 26, 100  # bytes that any packed file may unpack to, and times its own size
 _BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"
 _BLANK = b"-" * _DIGITS
 _SEAL = re.compile(re.escape(_BEGIN) + rb"([0-9a-f]{64})" + re.escape(_END))
@@ -83,6 +84,11 @@ def find_leftovers(folder: Path, names: Container[str] | None = None) -> list[Pa
         return []
     found = [path for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
     return [path for path in found if names is None or path.name[1:].rsplit(".", 2)[0] in names]
+
+
+def most_unpacked(size: int) -> int:
+    """Return how many bytes a packed file of ``size`` bytes may unpack to: 64 MiB, or 100 times its size."""
+    return max(_ANY_SIZE, _MOST_PACKED * size)
 
 
 def sha256_of(path: Path) -> str:

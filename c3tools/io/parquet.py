@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .files import most_unpacked
 from .locations import name_or_file, size_of
 
-UNPACKED = 1 << 26  # bytes that any file may unpack to
-_MOST_PACKED = 100  # times the size of the file, that its pages may unpack to
 _MOST_REPEATED = 1000  # times the size of the file, that its values may come to: dictionaries repeat values
 _LARGEST_VALUE = 1 << 24  # bytes, on average over a column of a row group
 _BATCH_BYTES = 1 << 25
@@ -33,8 +32,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     size = size_of(path) or 0
     with name_or_file(path) as source, pq.ParquetFile(source) as file:
+        metadata = file.metadata
         repeated = [name for name in _repeated_texts(file) if columns is None or name in columns]
-    with name_or_file(path) as source, pq.ParquetFile(source, read_dictionary=repeated) as file:
+    with name_or_file(path) as source, pq.ParquetFile(source, read_dictionary=repeated, metadata=metadata) as file:
         batches = list(_batches(file, size, columns))
         schema = (
             batches[0].schema
@@ -47,8 +47,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def _batches(file: pq.ParquetFile, size: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     """Yield the rows in batches of about 32 MB; texts that the file keeps once are repeated when there is room."""
     chosen = None if columns is None else list(columns)
-    check_declared(file, size, chosen)
-    total, most = 0, max(UNPACKED, _MOST_REPEATED * size)
+    _check_declared(file, size, chosen)
+    total, most = 0, max(most_unpacked(0), _MOST_REPEATED * size)
     for group in range(file.metadata.num_row_groups):
         rows = _FIRST_ROWS
         for first in file.iter_batches(batch_size=_FIRST_ROWS, row_groups=[group], columns=chosen):
@@ -82,7 +82,7 @@ def _repeated(column: pa.Array[Any]) -> pa.Array[Any]:
     return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
 
 
-def check_declared(file: pq.ParquetFile, size: int, columns: Sequence[str] | None = None) -> None:
+def _check_declared(file: pq.ParquetFile, size: int, columns: Sequence[str] | None = None) -> None:
     """Refuse a file whose columns declare sizes that a file of its size has no reason to have; nothing is read.
 
     Raises:
@@ -95,9 +95,9 @@ def check_declared(file: pq.ParquetFile, size: int, columns: Sequence[str] | Non
             if columns is not None and column.path_in_schema.split(".")[0] not in columns:
                 continue
             unpacked, values = column.total_uncompressed_size, max(1, column.num_values)
-            if unpacked > max(UNPACKED, _MOST_PACKED * size):
+            if unpacked > most_unpacked(size):
                 raise PackedError(
                     f"its column {column.path_in_schema!r} unpacks to {unpacked:,} bytes, and the file has {size:,}"
                 )
-            if unpacked > UNPACKED and unpacked // values > _LARGEST_VALUE:
+            if unpacked > most_unpacked(0) and unpacked // values > _LARGEST_VALUE:
                 raise PackedError(f"values of its column {column.path_in_schema!r} have {unpacked // values:,} bytes")

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import StoreError
+from ...io.files import most_unpacked
 from .tables import Columns, read_table, read_vector_table
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".parquet")
 _USUAL = ("embedding", "embeddings", "clip_embedding", "vectors", "features", "arr_0")
-_ANY_SIZE, _MOST_PACKED = 1 << 26, 100  # bytes that any archive may unpack to, and times its own size
 _CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
@@ -232,7 +232,7 @@ def _check_unpacked_size(path: Path) -> None:
     """Refuse an archive that would unpack to far more than embeddings of its size can."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > max(_ANY_SIZE, _MOST_PACKED * path.stat().st_size):
+    if unpacked > most_unpacked(path.stat().st_size):
         raise ValueError(f"it would unpack to {unpacked:,} bytes, from {path.stat().st_size:,}")
 
 
