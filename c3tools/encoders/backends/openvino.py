@@ -91,7 +91,11 @@ def _core() -> Any:
     A core gives the thread that makes it another stack for signals, and takes it away when it goes. Of two that go in
     the order they came the first leaves the thread with a stack that is no longer there: the next Ctrl-C, or any other
     signal, would be a segmentation fault.
+
+    The bindings fill their tables of types at first use. Two threads that both come first wait for each other for ever,
+    so the tables are filled here, before there are threads.
     """
     import openvino
 
+    openvino.Tensor(np.zeros(1, np.float32)).element_type.to_dtype()
     return openvino.Core()

@@ -260,3 +260,26 @@ os.kill(os.getpid(), signal.SIGINT)
 def test_a_signal_after_encoders_were_dropped_is_no_crash() -> None:
     done = subprocess.run([sys.executable, "-c", SIGNAL_AFTER_TWO], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
+
+
+FIRST_IN_MANY_THREADS = """
+import os, sys, threading
+from c3tools.encoders.backends.openvino import _core
+_core()
+import openvino
+sys.setswitchinterval(1e-7)
+barrier = threading.Barrier(8)
+def first():
+    barrier.wait()
+    openvino.Type.u8.to_dtype()  # as every inference does
+threads = [threading.Thread(target=first, daemon=True) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join(5) for thread in threads]
+os._exit(any(thread.is_alive() for thread in threads))
+"""
+
+
+def test_threads_that_are_the_first_to_use_openvino_do_not_wait_for_each_other_for_ever() -> None:
+    # without tables of types that are filled beforehand, about two of five such processes hang
+    runs = [subprocess.Popen([sys.executable, "-c", FIRST_IN_MANY_THREADS]) for _ in range(8)]
+    assert [run.wait(60) for run in runs] == [0] * 8
