@@ -1,7 +1,7 @@
-"""The command `c3`: one file per command, no logic: parse, call c3tools, print.
+"""The command `c3`: one file per command, which parses options, calls c3tools and prints the result.
 
 Command modules import typer and nothing heavy; c3tools is imported inside the commands, so that
-`c3 --help` answers at once.
+`c3 --help` is fast.
 """
 
 from __future__ import annotations

@@ -43,14 +43,14 @@ COMMANDS = (
 
 
 class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
+    """Raised on SIGTERM, which ends a command in the same way as Ctrl-C."""
 
 
 class FriendlyGroup(TyperGroup):
-    """Commands in the order of the workflow; a `C3Error`, or a file in the way, becomes one message and exit code 1."""
+    """Lists commands in the order of the workflow; prints expected errors as one message, with exit code 1."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Workflow order rather than alphabetical."""
+        """Return the commands in the order of the workflow."""
         return list(self.commands)
 
     def invoke(self, ctx: Any) -> Any:
@@ -68,10 +68,10 @@ class FriendlyGroup(TyperGroup):
             if isinstance(error, BrokenPipeError):
                 raise
             err.print(f"[bold red]Error:[/] {escape(str(error))}")
-            err.print("Check the path, its permissions and the space on its disk, then run the same command again.")
+            err.print("Check the path, its permissions and the free disk space, then run the same command again.")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
-            kept = getattr(interrupt, "__notes__", ["Nothing of this run is kept."])
+            kept = getattr(interrupt, "__notes__", ["No output of this run was kept."])
             terminated = isinstance(interrupt, _TerminatedError)
             err.print(escape(" ".join(["Terminated." if terminated else "Interrupted.", *kept])))
             raise typer.Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
@@ -121,8 +121,8 @@ def _leave_termination_to_the_system() -> None:
 def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminate)
-    os.register_at_fork(after_in_child=_leave_termination_to_the_system)  # workers are ended by it without a word
+    os.register_at_fork(after_in_child=_leave_termination_to_the_system)  # workers end without a message
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to stop
+            stream.reconfigure(errors="replace")  # a character that the terminal cannot show is no reason to stop
     app(prog_name="c3")

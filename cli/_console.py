@@ -1,4 +1,4 @@
-"""The two consoles, and how results are printed: they go to standard output, everything else to standard error."""
+"""The two consoles: results go to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from c3tools.reporter import Reporter
 
 out = Console()
-# messages hold paths and commands that people copy: the terminal may wrap them, no line break is put into them
+# messages contain paths and commands that people copy, so no line breaks are inserted
 err = Console(stderr=True, soft_wrap=True)
 _VERDICTS = {"yes": "green", "partly": "yellow", "no": "red", "unknown": "dim"}
 
 
 def message(text: str) -> None:
-    """Print a line that the user should know on standard error; brackets in it are no markup."""
+    """Print a message on standard error; brackets in it are not markup."""
     err.print(text, highlight=False, markup=False)
 
 
 def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None) -> bool:
-    """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, nowhere for None.
+    """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, or nowhere for None.
 
     Returns:
-        Whether standard output is free for people.
+        True unless JSON was written to standard output, where a table would break it.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False)
     encoding = sys.stdout.encoding or "utf-8" if destination == "-" else "utf-8"
     try:
         text.encode(encoding)
-    except UnicodeEncodeError:  # letters that this output has not, or halves of letters in file names
+    except UnicodeEncodeError:  # the output has no such character, or a file name is not valid Unicode
         text = json.dumps(value, indent=2)
     if destination == "-":
         sys.stdout.write(text + "\n")
@@ -50,14 +50,14 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None
 
 
 def reporter() -> Reporter:
-    """Return the reporter that commands pass on: messages and progress on standard error."""
+    """Return the reporter for commands, which writes messages and progress to standard error."""
     from c3tools.terminal import TerminalReporter
 
     return TerminalReporter(err)
 
 
 def print_sections(sections: Sequence[Section], notes: Sequence[str] = ()) -> None:
-    """Print the headings, sentences and tables of a report, and what its reader should know."""
+    """Print the headings, sentences, tables and notes of a report."""
     for section in sections:
         if section.text or section.tables:
             out.print(Text(f"\n{section.title}", style="bold"))
@@ -75,7 +75,7 @@ def print_table(table: Table) -> None:
         title=table.title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
     )
     for position, column in enumerate(table.columns):
-        # the first column names the row: the others give way before it does
+        # the first column names the row, so the other columns are narrowed first
         names = position == 0 and not all(row[0][:1].isdigit() for row in table.rows)
         left = names or column in table.left
         rich.add_column(Text(column), justify="left" if left else "right", overflow="fold", no_wrap=position == 0)

@@ -31,19 +31,20 @@ DEFAULT_FOLDER = Path("c3-ablation")
 
 def ablate(
     methods: Annotated[
-        str, typer.Option("--methods", help="Comma-separated: C1, C2_1, C2_2, C3, CapDec, ...: see --list; or all.")
+        str, typer.Option("--methods", help="Methods to compare, comma-separated, or all. --list shows them.")
     ] = "C1,C2_1,C2_2,C3",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds: 0, 1, ....")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds per method: 0, 1, 2, ...")] = 3,
     sigma: Annotated[
         list[str],
         typer.Option(
             "--sigma",
-            help="Noise per dimension: a number, auto (from the captions), or best (of --grid, for each method, on "
-            "the val split); may be repeated.",
+            help="Standard deviation of the noise, per dimension: a number, auto (derived from the captions), or best "
+            "(the "
+            "value of --grid that scores highest on the val split, for each method). May be repeated.",
         ),
     ] = ["0.1"],  # noqa: B006
     grid: Annotated[
-        str, typer.Option("--grid", help="What --sigma best chooses from, comma-separated.")
+        str, typer.Option("--grid", help="Values that --sigma best tries, comma-separated.")
     ] = "0.03,0.045,0.06,0.08,0.1",
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[
@@ -53,60 +54,67 @@ def ablate(
             "-o",
             parser=local_path,
             metavar="PATH",
-            help="Where finished cells are kept, and table.md and table.html written.",
+            help="The folder for results, table.md and table.html.",
         ),
     ] = DEFAULT_FOLDER,
-    split: Annotated[str, typer.Option("--split", help="The images that are captioned and scored.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="The split whose images are captioned and scored.")] = "test",
     task: Annotated[
-        str, typer.Option("--task", help="captions, or images: generators instead of decoders.")
+        str, typer.Option("--task", help="captions (train decoders) or images (train generators).")
     ] = "captions",
     size: Annotated[
         str | None,
         typer.Option(
             "--size",
-            help="Of decoders: tiny, small, base, or paper (GPT-2, the extra hf); of generators: tiny, small or base.",
-            show_default="small; tiny for images",
+            help="Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf). Of the generator: "
+            "tiny, small or base.",
+            show_default="small; tiny with --task images",
         ),
     ] = None,
     set: SetOption = [],  # noqa: B006
     epochs: EpochsOption = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Training steps of a generator.", show_default="by size")
+        int | None,
+        typer.Option("--steps", min=1, help="Training steps of a generator.", show_default="depends on --size"),
     ] = None,
     train_fraction: Annotated[
-        list[float], typer.Option("--train-fraction", help="Use this share of the images' captions; may be repeated.")
+        list[float],
+        typer.Option("--train-fraction", help="Train on the captions of this fraction of the images; may be repeated."),
     ] = [1.0],  # noqa: B006
     beams: BeamsOption = 1,
     length_penalty: LengthPenaltyOption = 0.7,
     magic: MagicOption = False,
     encoder: Annotated[
         list[str],
-        typer.Option("--encoder", help="Of images: also score by this model's features; may be repeated."),
+        typer.Option(
+            "--encoder", help="With --task images: also score with the features of this model; may be repeated."
+        ),
     ] = [],  # noqa: B006
     keep_decoders: Annotated[
         bool,
         typer.Option(
             "--keep-decoders/--no-keep-decoders",
-            help="Keep the trained decoders beside the cells: captions can then be written in another way without "
-            "training again.",
+            help="Keep the trained decoders, so that other decoding options (such as --beams) need no new training.",
         ),
     ] = True,
     jobs: Annotated[
         int,
-        typer.Option("--jobs", min=1, help="Trainings at a time: each on a share of the cores, or a GPU of its own."),
+        typer.Option(
+            "--jobs", min=1, help="Trainings that run at the same time. Each gets a share of the cores, or its own GPU."
+        ),
     ] = 1,
     device: DeviceOption = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
-    list_methods: Annotated[bool, typer.Option("--list", help="List the methods and stop.")] = False,
+    list_methods: Annotated[bool, typer.Option("--list", help="List the methods and exit.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Train and score several methods with several seeds on the store: one table, in percent.
+    """Compare methods: train and score each with several seeds, and print one table in percent.
 
-    With --task images: train generators on the photos alone, ask them with one text of each test photo, and score the
-    images (C1, C2_1, C2_2, C3, LAFITE, oracle). One training of size tiny takes about 15 minutes of two cores.
+    With --task images, generators are trained on the photos alone. Each then makes an image from a caption of every
+    test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle). Training a tiny generator takes about 15
+    minutes on two cores.
 
-    What is finished is kept: the same command continues, and one with more methods, seeds or sigmas adds to it.
+    Finished results are kept. Run the same command again to continue, or add methods, seeds or sigmas to the table.
     """
     options = arguments(locals(), "store", "list_methods", "task", "steps", "encoder")
     from c3tools.ablation import ablate as run
@@ -116,7 +124,9 @@ def ablate(
         print_table(list_all())
         return
     if task == "images":
-        (noise,) = sigma if len(sigma) == 1 else [" and ".join(sigma)]  # refused: a table of images has one
+        (noise,) = (
+            sigma if len(sigma) == 1 else [" and ".join(sigma)]
+        )  # an error follows: a table of images has one sigma
         shared = {name: options[name] for name in ("methods", "seeds", "output", "split", "size", "set")}
         shared |= {name: options[name] for name in ("jobs", "device", "backend", "precision")}
         images = ablate_images(
@@ -134,7 +144,7 @@ def ablate(
     elif task == "captions":
         _show(run(store, **options, reporter=reporter()), json)
     else:
-        raise C3Error(f"There is no task {task!r}.", remedy="Choose captions or images.")
+        raise C3Error(f"There is no task {task!r}.", remedy="Use --task captions or --task images.")
     message(f"Wrote {output}/table.md and {output}/table.html")
 
 
@@ -143,7 +153,7 @@ def _show(table: Ablation | ImageAblation, json: str | None) -> None:
         print_table(table.table())
         for note in table.notes:
             out.print(note, highlight=False)
-        out.print("\nEach row is made by:", highlight=False)
+        out.print("\nThese commands make the rows:", highlight=False)
         for command in table.commands:
             out.print(command, style="dim", highlight=False, markup=False, soft_wrap=True)
 
@@ -155,5 +165,5 @@ def list_all() -> Table:
 
     rows = [["captions", name, m.learns_from, "sigma" if m.noisy else "none", m.summary] for name, m in METHODS.items()]
     rows += [["images", name, "image", "sigma" if m.noisy else "none", m.summary] for name, m in IMAGE_METHODS.items()]
-    columns = ["task", "method", "learns from", "noise", "what it is"]
+    columns = ["task", "method", "learns from", "noise", "description"]
     return Table(columns, rows, left=columns)

@@ -27,12 +27,12 @@ from ._options import (
     output_file,
 )
 
-_SHOWN = 20  # rows of the table where the captions are in a file
+_SHOWN = 20  # rows of the printed table if the captions are also in a file
 
 
 def caption(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Images, or folders that are searched for them.", show_default=False)
+        list[Path] | None, typer.Argument(help="Images, or folders of images.", show_default=False)
     ] = None,
     embeddings: EmbeddingsOption = None,
     modality: EmbeddingsModalityOption = "image",
@@ -41,24 +41,38 @@ def caption(
     csv: Annotated[
         Path | None,
         typer.Option(
-            "--csv", parser=output_file, metavar="PATH", help="Also write the captions as CSV.", show_default=False
+            "--csv",
+            parser=output_file,
+            metavar="PATH",
+            help="Also write the captions to a CSV file.",
+            show_default=False,
         ),
     ] = None,
     txt: Annotated[
-        bool, typer.Option("--txt", help="Write photo.txt beside photo.jpg, as training sets have it.")
+        bool,
+        typer.Option("--txt", help="Write each caption to photo.txt beside photo.jpg, the layout of training sets."),
     ] = False,
-    xmp: Annotated[bool, typer.Option("--xmp", help="Write photo.xmp beside photo.jpg, for photo managers.")] = False,
+    xmp: Annotated[
+        bool, typer.Option("--xmp", help="Write each caption to photo.xmp beside photo.jpg, for photo managers.")
+    ] = False,
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", parser=output_file, metavar="PATH", help="Also write a page of the photos.", show_default=False
+            "--html",
+            parser=output_file,
+            metavar="PATH",
+            help="Also write an HTML page with the photos and their captions.",
+            show_default=False,
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace captions that are there: files beside photos, rows.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace existing captions: the files beside photos and the rows of --json and --csv."
+        ),
     ] = False,
     follow_symlinks: Annotated[
-        bool, typer.Option("--follow-symlinks", help="Follow symbolic links out of the folders.")
+        bool, typer.Option("--follow-symlinks", help="Also read symbolic links that lead out of the given folders.")
     ] = False,
     beams: BeamsOption = 1,
     length_penalty: LengthPenaltyOption = 0.7,
@@ -73,10 +87,10 @@ def caption(
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:
-    """Caption images, or embeddings, with a trained decoder and the model it was trained for.
+    """Caption images, or embeddings, with a trained decoder.
 
-    Captions are written while they are made: the same command continues a run that was interrupted, and keeps the
-    captions that are there already.
+    The images are encoded with the model that the decoder was trained for. Each caption is written as soon as it is
+    made. Run the same command again to continue an interrupted run: existing captions are kept.
     """
     options = arguments(locals(), "paths")
     from c3tools.captioning import caption_images
@@ -92,13 +106,13 @@ def caption(
         if len(shown) < len(rows):
             message(f"... and {len(rows) - len(shown):,} more.")
     for path, reason in result.failures:
-        message(f"Not read: {path} ({reason})")
+        message(f"Could not read {path}: {reason}")
     written = [name for name in (result.files, str(html or "")) if name]
     if written:
         message(f"Wrote {' and '.join(written)}")
     if result.failures:
         total = len(result.failures) + len(result.captions)
         raise CorpusError(
-            f"{len(result.failures)} of {total} files could not be read as images.",
-            remedy="The others are captioned; the files are named above.",
+            f"{len(result.failures)} of {total} files could not be read as images. They are named above.",
+            remedy="The other images have captions. Replace or remove these files.",
         )

@@ -53,64 +53,80 @@ SecondStoreOption = Annotated[
         "--second-store",
         parser=location,
         metavar="PATH",
-        help="Take the second modality from this store: a folder, or a URL.",
+        help="Take the second modality from this store: a folder or a URL.",
         show_default=False,
     ),
 ]
 ModalitiesOption = Annotated[
-    str | None, typer.Option("--modalities", metavar="A,B", help="Two modalities of the store.", show_default=False)
+    str | None,
+    typer.Option(
+        "--modalities",
+        metavar="A,B",
+        help="The two modalities of the store to use, for example image,text.",
+        show_default=False,
+    ),
 ]
-LossOption = Annotated[str, typer.Option("--loss", help="infonce or sigmoid.")]
+LossOption = Annotated[str, typer.Option("--loss", help="The contrastive loss: infonce or sigmoid.")]
 LogitScaleOption = Annotated[
     str,
     typer.Option(
         "--logit-scale",
-        help="1 / temperature: 100 (fixed), learned (from 14.3), learned:20, or 14:100 (rising over the steps).",
+        help="1 / temperature: a number such as 100 (fixed), learned (starts at 14.3), learned:20 (starts at 20), or "
+        "14:100 "
+        "(rises from 14 to 100 over the steps).",
     ),
 ]
-MaxLogitScaleOption = Annotated[
-    float, typer.Option("--max-logit-scale", help="Largest logit scale; a learned one is clamped.")
-]
+MaxLogitScaleOption = Annotated[float, typer.Option("--max-logit-scale", help="Upper limit of a learned logit scale.")]
 CloseGapOption = Annotated[
-    float, typer.Option("--close-gap", help="Weight of two terms that close the gap: pairs together, centroids apart.")
+    float,
+    typer.Option(
+        "--close-gap",
+        help="Weight of two extra loss terms that close the gap: one pulls pairs together, one pushes centroids apart.",
+    ),
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", help="Pairs per step, over all processes.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Number of pairs per step, over all processes.")]
 ChunkOption = Annotated[
     int | None,
     typer.Option(
-        "--chunk", help="Pairs embedded at a time (gradient caching); default: the whole batch.", show_default=False
+        "--chunk",
+        help="Number of pairs embedded at a time (gradient caching).",
+        show_default="the whole batch for heads, 64 for lit and full",
     ),
 ]
-ConnectEpochsOption = Annotated[int, typer.Option("--epochs", help="Passes over the pairs, at most.")]
+ConnectEpochsOption = Annotated[int, typer.Option("--epochs", help="Largest number of passes over the pairs.")]
 TowerEpochsOption = Annotated[
     int | None,
-    typer.Option(
-        "--epochs", help="Passes over the pairs, at most; default: 20 in lit, 10 in full.", show_default=False
-    ),
+    typer.Option("--epochs", help="Largest number of passes over the pairs.", show_default="20 for lit, 10 for full"),
 ]
-LearningRateOption = Annotated[float, typer.Option("--learning-rate", help="Peak of AdamW's learning rate.")]
+LearningRateOption = Annotated[float, typer.Option("--learning-rate", help="Peak learning rate of AdamW.")]
 TowerLearningRateOption = Annotated[
     float | None,
     typer.Option(
         "--learning-rate",
-        help="Peak of AdamW's learning rate; default: 0.0005 in lit, 0.0001 in full.",
-        show_default=False,
+        help="Peak learning rate of AdamW.",
+        show_default="0.0005 for lit, 0.0001 for full",
     ),
 ]
-WeightDecayOption = Annotated[float, typer.Option("--weight-decay", help="Weight decay of AdamW, on matrices.")]
-WarmupOption = Annotated[float, typer.Option("--warmup", help="Share of the steps in which the learning rate rises.")]
+WeightDecayOption = Annotated[float, typer.Option("--weight-decay", help="Weight decay of AdamW, for matrices only.")]
+WarmupOption = Annotated[
+    float, typer.Option("--warmup", help="Fraction of the steps in which the learning rate rises.")
+]
 PatienceOption = Annotated[
-    int, typer.Option("--patience", help="Stop after so many points of the log without a better recall@1; 0: never.")
+    int, typer.Option("--patience", help="Stop after this many log entries without a better recall@1; 0: never.")
 ]
 LogEveryOption = Annotated[
     int | None,
-    typer.Option("--log-every", help="Steps between points of the log; default: an epoch.", show_default=False),
+    typer.Option("--log-every", help="Steps between log entries.", show_default="one epoch"),
 ]
-PathsArgument = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Photos with captions.")]
+PathsArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="PATH...", help="Photos with captions, as for c3 embed."),
+]
 CaptionsOption = Annotated[
-    Path | None, typer.Option("--captions", help="A captions file, instead of those detected.", show_default=False)
+    Path | None,
+    typer.Option("--captions", help="A file of captions, instead of those that are detected.", show_default=False),
 ]
-ModelFolderOption = Annotated[Path, typer.Option("--output", "-o", help="The folder of the trained model.")]
+ModelFolderOption = Annotated[Path, typer.Option("--output", "-o", help="The folder to write the trained model to.")]
 HalfOption = Annotated[bool, typer.Option("--half", help="Store the weights as float16.")]
 
 
@@ -126,13 +142,16 @@ def heads(
     store: StoreOption = DEFAULT_STORE,
     second_store: SecondStoreOption = None,
     modalities: ModalitiesOption = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the heads.")] = DEFAULT_HEADS,
-    dim: Annotated[int, typer.Option("--dim", help="Dimension of the joint space.")] = 256,
-    hidden: Annotated[int, typer.Option("--hidden", help="Width of the hidden layer; 0 for linear heads.")] = 512,
-    dropout: Annotated[float, typer.Option("--dropout", help="Dropout of hidden units, in training.")] = 0.0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write the heads to.")] = DEFAULT_HEADS,
+    dim: Annotated[int, typer.Option("--dim", help="Dimension of the shared space.")] = 256,
+    hidden: Annotated[int, typer.Option("--hidden", help="Width of the hidden layer; 0: linear heads.")] = 512,
+    dropout: Annotated[float, typer.Option("--dropout", help="Dropout of the hidden units in training.")] = 0.0,
     cone: Annotated[
         float,
-        typer.Option("--cone", help="Start both heads in a cone, as a large random CLIP does: 1.33 is a gap of 1.1."),
+        typer.Option(
+            "--cone",
+            help="Start each modality in its own narrow cone, as a large random CLIP does; 1.33 gives a gap of 1.1.",
+        ),
     ] = 0.0,
     loss: LossOption = "infonce",
     logit_scale: LogitScaleOption = "learned",
@@ -153,10 +172,10 @@ def heads(
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Train two small heads on frozen features: of a store's modalities, of two stores, or of two files of vectors.
+    """Train two small heads on frozen features: two modalities of a store, two stores, or two files of vectors.
 
-    The folder gets the heads, the log of the geometry by step (geometry.json, geometry.svg) and a card. An interrupted
-    training is continued by the same command. `c3 connect apply` makes a store of the result.
+    The output folder contains the heads, a log of the geometry by step (geometry.json, geometry.svg) and a model card.
+    Run the same command again to continue an interrupted training. `c3 connect apply` makes a store with the heads.
     """
     options, features = arguments(locals(), "context", "output", *FEATURES), _read_features(locals())
     from c3tools.connect import connect_heads
@@ -178,11 +197,14 @@ def apply(
     store: StoreOption = DEFAULT_STORE,
     second_store: SecondStoreOption = None,
     modalities: ModalitiesOption = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The new store.")] = Path("c3-connected"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new store.")] = Path("c3-connected"),
     dtype: DtypeOption = "float16",
     json: JsonOption = None,
 ) -> None:
-    """Embed features of the same towers by trained heads, with keys, splits and captions, into a new store."""
+    """Apply trained heads to features of the same towers, and write the result to a new store.
+
+    Keys, splits and captions are copied.
+    """
     features = _read_features(locals())
     from c3tools.connect import apply_heads
 
@@ -201,7 +223,8 @@ def lit(
     model: ModelOption = None,
     random_init: RandomInitOption = None,
     image_head: Annotated[
-        bool, typer.Option("--image-head", help="Train the projection head of the image tower too (towers from timm).")
+        bool,
+        typer.Option("--image-head", help="Also train the projection head of the image tower (for towers from timm)."),
     ] = False,
     half: HalfOption = False,
     loss: LossOption = "infonce",
@@ -223,10 +246,11 @@ def lit(
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Train the text tower of an open_clip model towards its frozen image tower, on photos with captions.
+    """Train the text tower of an open_clip model on photos with captions; the image tower stays frozen.
 
-    The photos are encoded once. The folder is a model for every command (--model local-dir:c3-model), with a card and
-    the log of the geometry. Interrupted, the same command continues; `torchrun` shares it among GPUs.
+    The photos are encoded once. The output folder is a model for every command (--model local-dir:c3-model), with a
+    model card and a log of the geometry. Run the same command again to continue an interrupted training; run it with
+    `torchrun` to use several GPUs.
     """
     _connect_towers(mode="lit", **locals())
 
@@ -238,7 +262,7 @@ def full(
     model: ModelOption = None,
     random_init: RandomInitOption = None,
     augment: Annotated[
-        bool, typer.Option("--augment/--no-augment", help="Show a random part of each photo, mirrored half the time.")
+        bool, typer.Option("--augment/--no-augment", help="Train on random crops of the photos, half of them mirrored.")
     ] = True,
     half: HalfOption = False,
     loss: LossOption = "infonce",
@@ -262,15 +286,15 @@ def full(
 ) -> None:
     """Train both towers of an open_clip model on photos with captions.
 
-    Large batches fit: --chunk pairs are embedded at a time (gradient caching). The folder is a model for every command
-    (--model local-dir:c3-model), with a card and the log of the geometry. Interrupted, the same command continues;
-    `torchrun` shares it among GPUs.
+    Large batches fit into memory, because --chunk pairs are embedded at a time (gradient caching). The output folder is
+    a model for every command (--model local-dir:c3-model), with a model card and a log of the geometry. Run the same
+    command again to continue an interrupted training; run it with `torchrun` to use several GPUs.
     """
     _connect_towers(mode="full", **locals())
 
 
 def _read_features(values: dict[str, Any]) -> PairedFeatures:
-    """Read the two modalities that the options of a command name."""
+    """Read the two modalities that are given by the options of a command."""
     from c3tools.connect import read_features
 
     options = {name: values[name] for name in FEATURES}
@@ -282,10 +306,10 @@ def _read_features(values: dict[str, Any]) -> PairedFeatures:
 
 
 def _refuse_what_is_not_read(context: typer.Context, from_files: bool) -> None:
-    """Refuse options of stores beside files of vectors, and options of files without any.
+    """Refuse store options together with files of vectors, and file options without files.
 
     Raises:
-        C3Error: with the option, and what is read instead.
+        C3Error: if such an option was given.
     """
     ignored = STORE_OPTIONS if from_files else FILE_OPTIONS
     given = [name for name in ignored if _is_on_the_command_line(context, name)]
@@ -294,23 +318,23 @@ def _refuse_what_is_not_read(context: typer.Context, from_files: bool) -> None:
     option = f"--{given[0].replace('_', '-')}"
     if from_files:
         raise C3Error(
-            f"{option} is not read: the features come from the files that --image, --text or --other name.",
-            remedy=f"Leave out {option}, or the files. What is written is named by --output.",
+            f"{option} cannot be used here: the features come from the files given by --image, --text or --other.",
+            remedy=f"Leave out {option}, or leave out the files. --output names the result.",
         )
     raise C3Error(
-        f"{option} belongs to files of vectors, and none is given: the features would come from a store.",
-        remedy=f"Name the files with --image, --text or --other, or leave out {option}.",
+        f"{option} describes a file of vectors, but no file is given, so the features come from a store.",
+        remedy=f"Give the files with --image, --text or --other, or leave out {option}.",
     )
 
 
 def _is_on_the_command_line(context: typer.Context, name: str) -> bool:
-    """Return whether an option was typed, and is neither a default nor from the environment."""
+    """Return True if an option was typed, and is neither a default nor from the environment."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def _connect_towers(*, output: Path, json: str | None, **options: Any) -> None:
-    """Train towers; every option is the argument of `connect_towers` that has its name."""
+    """Train towers; the options have the names of the arguments of `connect_towers`."""
     from c3tools.connect import connect_towers
 
     connected = connect_towers(output=output, **options, reporter=reporter())
@@ -318,7 +342,7 @@ def _connect_towers(*, output: Path, json: str | None, **options: Any) -> None:
 
 
 def _print(record: dict[str, Any], output: Path, json: str | None, following: str) -> None:
-    """Print the scores of a training; of several processes, only the main one does."""
+    """Print the scores of a training, in the main process only."""
     from c3tools.connect.processes import is_main_process
     from c3tools.connect.run import score_table
 
@@ -326,7 +350,9 @@ def _print(record: dict[str, Any], output: Path, json: str | None, following: st
         return
     if write_json(record, json):
         print_table(score_table(record))
-    message(f"The result is in {output}/, its geometry by step in {output}/geometry.svg. Next: {following}")
+    message(f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: {following}")
 
 
-group = command_group("Train with a contrastive loss on pairs, and log the geometry.", heads, apply, lit, full)
+group = command_group(
+    "Train heads or towers on pairs with a contrastive loss, and log the geometry.", heads, apply, lit, full
+)

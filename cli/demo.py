@@ -12,16 +12,23 @@ from ._options import JsonOption, arguments
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for stores, results and the page.")] = Path("c3-demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings per method.")] = 1,
+    out: Annotated[Path, typer.Option("--out", help="The folder for stores, results and the page.")] = Path("c3-demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of trainings per method.")] = 1,
     sigma: Annotated[
-        float | None, typer.Option(min=0, help="Noise per dimension.", show_default="from the training captions")
+        float | None,
+        typer.Option(
+            min=0,
+            help="Standard deviation of the noise, per dimension.",
+            show_default="derived from the training captions",
+        ),
     ] = None,
     size: Annotated[str, typer.Option(help="Size of the decoder: tiny, small or base.")] = "tiny",
     captions: Annotated[int | None, typer.Option(min=2, help="Train on this many captions only.")] = None,
     images: Annotated[
         bool,
-        typer.Option("--images", help="Also generate images of captions (the extra images): about ten minutes more."),
+        typer.Option(
+            "--images", help="Also generate images from captions. Needs the extra images and about ten more minutes."
+        ),
     ] = False,
     photos_to: Annotated[
         Path | None, typer.Option("--photos-to", metavar="FOLDER", help="Only copy the bundled photos to FOLDER.")
@@ -41,6 +48,6 @@ def demo(
         print_table(result.table())
         if result.images is not None:
             print_table(result.images.table())
-    message(f"The photos with their captions: {result.page}")
+    message(f"The page with the photos and their captions is {result.page}")
     if result.images is not None:
-        message(f"Images of their captions: {out}/images/table.html")
+        message(f"The images that were generated from captions are in {out}/images/table.html")

@@ -28,67 +28,73 @@ def embed(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Folders of images, image files, WebDataset tars, Parquet or Arrow tables, text files; "
-            "{000..012} and * are expanded; s3://, gs://, hf://, http(s):// too.",
+            help="Folders of images, image files, WebDataset tars, Parquet or Arrow tables, text files. "
+            "{000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://.",
         ),
     ],
     store: StoreOption = DEFAULT_STORE,
     captions: Annotated[
-        str | None, typer.Option(help="Captions of the images: .jsonl, .csv, .tsv, .parquet, or COCO .json.")
+        str | None, typer.Option(help="A file of captions: .jsonl, .csv, .tsv, .parquet or COCO .json.")
     ] = None,
-    text_column: Annotated[str | None, typer.Option(help="The column that holds the text.")] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="The column that holds the images, or their paths or URLs.")
-    ] = None,
-    key_column: Annotated[str | None, typer.Option(help="The column that holds the keys.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the texts.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the images, or of their paths or URLs.")] = None,
+    key_column: Annotated[str | None, typer.Option(help="Column of the keys.")] = None,
     images_root: Annotated[
-        str | None, typer.Option(help="Folder that paths in lists start from.", show_default="that of the list")
+        str | None,
+        typer.Option(help="The folder that relative paths in lists start from.", show_default="the folder of the list"),
     ] = None,
     prefix_keys: Annotated[
-        bool, typer.Option("--prefix-keys", help="Put the name of its tar or table before each key.")
+        bool, typer.Option("--prefix-keys", help="Begin each key with the name of its tar or table.")
     ] = False,
-    download: Annotated[bool, typer.Option("--download", help="Fetch images that are given by URL.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Download images that are given by URL.")] = False,
     model: ModelOption = None,
     random_init: RandomInitOption = None,
     device: Annotated[
         str | None,
         typer.Option(
-            help="cpu, cuda, cuda:1, mps, or several with commas, one process each (cuda:0,cuda:1).",
-            show_default="every GPU, or the best there is",
+            help="cpu, cuda, cuda:1 or mps, or several separated by commas, with one process each (cuda:0,cuda:1).",
+            show_default="all GPUs, else the fastest available",
         ),
     ] = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     compile: Annotated[
         bool,
-        typer.Option("--compile", help="Run the model through torch.compile: faster, after a minute of compiling."),
+        typer.Option("--compile", help="Compile the model with torch.compile. Takes about a minute, then runs faster."),
     ] = False,
     dtype: DtypeOption = "float16",
     shard_size: Annotated[
-        int, typer.Option(min=1, help="Inputs per shard, which is the most that a kill can lose.")
+        int, typer.Option(min=1, help="Inputs per shard. A run that is killed loses at most one shard.")
     ] = 4096,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode images.", show_default="by the cores")
+        int | None,
+        typer.Option(min=0, help="Number of processes that decode images.", show_default="depends on the cores"),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images or texts at a time.", show_default="by the device")
+        int | None,
+        typer.Option(min=1, help="Number of images or texts encoded at a time.", show_default="depends on the device"),
     ] = None,
     image_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds that one image may take to decode (0: no limit).")
+        float, typer.Option(min=0, help="Seconds that decoding one image may take; 0: no limit.")
     ] = 60.0,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again to embed the inputs that failed before.")
+    ] = False,
     update: Annotated[
-        bool, typer.Option("--update", help="Embed again what changed: edited captions, images with other bytes.")
+        bool, typer.Option("--update", help="Embed changed inputs again: edited captions and replaced images.")
     ] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove the rows whose source has gone from PATH: images, captions.")
+        bool, typer.Option("--prune", help="Remove the rows of images and captions that are no longer in PATH.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be embedded, updated and removed; write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be embedded, updated and removed, and write nothing.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything was not embedded.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with code 1 if any input could not be embedded.")
+    ] = False,
     follow_symlinks: Annotated[
-        bool, typer.Option("--follow-symlinks", help="Follow symbolic links, and paths in lists, out of the corpus.")
+        bool,
+        typer.Option("--follow-symlinks", help="Also read symbolic links, and paths in lists, that lead out of PATH."),
     ] = False,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
@@ -97,9 +103,9 @@ def embed(
 ) -> None:
     """Embed images and their captions, or texts, into a store.
 
-    Captions are detected automatically, image by image: captions.jsonl, metadata.jsonl, metadata.csv or COCO .json in
-    the folder, the first three beside it, or a .txt file with the stem of the image. Tars and tables contain theirs.
-    Run it again to continue what was interrupted or to add what is new.
+    Captions are detected automatically for each image: captions.jsonl, metadata.jsonl or metadata.csv in the folder or
+    beside it, COCO .json in the folder, or a .txt file with the name of the image. Tars and tables contain their own.
+    Run the same command again to continue an interrupted run or to add new inputs.
     """
     options = arguments(locals(), "paths", "store", "strict")
     from c3tools.embedding import embed as run

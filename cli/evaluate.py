@@ -27,7 +27,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--captions",
-            help="Score this file (c3's or COCO's JSON) instead of captioning with the decoder.",
+            help="Score the captions in this file (from c3 caption --json, or COCO's JSON) instead of new ones.",
             show_default=False,
         ),
     ] = None,
@@ -35,16 +35,20 @@ def evaluate(
         Path | None,
         typer.Option(
             "--references",
-            help="Score against this file (captions.jsonl, COCO's JSON) instead of the store's captions.",
+            help="Compare with the captions in this file (captions.jsonl, COCO's JSON) instead of those of the store.",
             show_default=False,
         ),
     ] = None,
     against: Annotated[
-        Path | None, typer.Option("--against", help="Other captions of the same images: is the difference significant?")
+        Path | None,
+        typer.Option(
+            "--against",
+            help="A second file of captions of the same images; tests whether the difference is significant.",
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     decoder: DecoderOption = None,
-    split: Annotated[str, typer.Option("--split", help="Images of this split: train, val, test, or all.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="The split to score: train, val, test or all.")] = "test",
     beams: BeamsOption = 1,
     length_penalty: LengthPenaltyOption = 0.7,
     top_p: TopPOption = None,
@@ -54,32 +58,42 @@ def evaluate(
     meteor: Annotated[bool, typer.Option("--meteor", help="Add METEOR (needs Java).")] = False,
     spice: Annotated[bool, typer.Option("--spice", help="Add SPICE (needs Java and the Stanford models).")] = False,
     clip_score: Annotated[
-        bool, typer.Option("--clip-score", help="Add CLIPScore and RefCLIPScore by the store's encoder.")
+        bool,
+        typer.Option("--clip-score", help="Add CLIPScore and RefCLIPScore, computed with the encoder of the store."),
     ] = False,
-    resamples: Annotated[int, typer.Option("--resamples", min=0, help="Of the bootstrap; 0 leaves it out.")] = 1000,
+    resamples: Annotated[
+        int,
+        typer.Option("--resamples", min=0, help="Number of bootstrap resamples for the intervals; 0: no intervals."),
+    ] = 1000,
     coco: Annotated[
-        str | None, typer.Option("--coco", help="Also write the captions as COCO results.", show_default=False)
+        str | None,
+        typer.Option(
+            "--coco", help="Also write the captions to this file, in COCO's results format.", show_default=False
+        ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="Score this folder of generated images (c3 generate).", show_default=False),
+        typer.Option("--images", help="Score this folder of images, made by c3 generate.", show_default=False),
     ] = None,
     encoder: Annotated[
         list[str],
-        typer.Option("--encoder", help="Of --images: also score by this model's features; may be repeated."),
+        typer.Option("--encoder", help="With --images: also score with the features of this model; may be repeated."),
     ] = [],  # noqa: B006
     inception: Annotated[
         Path | None,
-        typer.Option("--inception", help="Of --images: Inception weights, for FID and IS proper.", show_default=False),
+        typer.Option(
+            "--inception", help="With --images: Inception weights, for the standard FID and IS.", show_default=False
+        ),
     ] = None,
     device: DeviceOption = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:
-    """Caption the test images of the store from their embeddings, and score the captions in percent.
+    """Caption the test images of the store and score the captions, in percent.
 
-    With --images, score generated images against the real photos of the store instead.
+    The images are captioned from their embeddings. With --images, generated images are compared with the photos of the
+    store instead.
     """
     if images is not None:
         _evaluate_images(images, store, split, encoder, inception, device, backend, precision, json)
@@ -125,9 +139,9 @@ def _evaluate_images(
     if write_json(result.to_dict(), json):
         print_table(result.table())
         if result.nearest:
-            copied = "" if result.copied is None else f"; {result.copied:.1%} are nearer than 99 % of real photos are"
+            copied = "" if result.copied is None else f"; {result.copied:.1%} are nearer than 99 % of real photos"
             rows = [[near["file"], near["photo"], f"{near['cosine']:.3f}"] for near in result.nearest[:3]]
-            title = f"Nearest to photos that were learned from{copied}"
+            title = f"Images nearest to a training photo{copied}"
             print_table(Table(["image", "photo", "cosine"], rows, title=title, left=["photo"]))
     for note in result.notes:
         message(note)

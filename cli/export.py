@@ -1,4 +1,4 @@
-"""`c3 export`: transformed embeddings for other programs, with the recipe beside them."""
+"""`c3 export`: transformed embeddings for other programs, with the fitted pipeline."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from ._options import (
 
 def export(
     preset: Annotated[
-        str, typer.Option("--preset", "-p", help="c1, c2-collapse, c2-corrupt, c3, ...: see --list.")
+        str, typer.Option("--preset", "-p", help="The preset: c1, c2-collapse, c2-corrupt, c3, ... --list shows all.")
     ] = "c3",
     pipeline: Annotated[
         Path | None,
         typer.Option(
             "--pipeline",
-            help="Instead of a preset: a pipeline of your own (.yaml or .json), or a folder with a fitted one.",
+            help="Your own pipeline instead of a preset: a .yaml or .json file, or the folder of a fitted one.",
             show_default=False,
         ),
     ] = None,
@@ -42,16 +42,19 @@ def export(
         typer.Option("--output", "-o", parser=location, metavar="PATH", help="The folder, or the URL, to write to."),
     ] = Path("c3-export"),
     format: Annotated[
-        str, typer.Option("--format", "-f", help="parquet, npy, safetensors, hf (a datasets folder) or faiss.")
+        str, typer.Option("--format", "-f", help="parquet, npy, safetensors, hf (a folder for datasets) or faiss.")
     ] = "parquet",
     modality: Annotated[
-        list[str] | None, typer.Option("--modality", help="This modality only; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option("--modality", help="Export only this modality; may be repeated.", show_default=False),
     ] = None,
     sigma: Annotated[
         str | None,
         typer.Option(
             "--sigma",
-            help="Noise per dimension, where the preset has it; auto: from the captions of one image.",
+            help="Standard deviation of the noise, per dimension, if the preset has noise. auto: derived from how much "
+            "captions of "
+            "the same image differ.",
             show_default="√0.016",
         ),
     ] = None,
@@ -59,17 +62,18 @@ def export(
         str,
         typer.Option(
             "--role",
-            help="Which rows are training inputs, the only ones that get noise. auto: the train split of --train-on; "
-            "training: all; inference: none.",
+            help="Which rows are training inputs; only these get noise. auto: the train split of --train-on; training: "
+            "all rows; "
+            "inference: none.",
         ),
     ] = "auto",
     train_on: Annotated[str, typer.Option("--train-on", help="Modality of the training inputs.")] = "text",
     dtype: DtypeOption = "float16",
     seed: SeedOption = 0,
-    epoch: Annotated[int, typer.Option("--epoch", help="Number of the epoch; each has its own noise.")] = 0,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Parts written at the same time.")] = 2,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another export in --output.")] = False,
-    list_presets: Annotated[bool, typer.Option("--list", help="List the presets and stop.")] = False,
+    epoch: Annotated[int, typer.Option("--epoch", help="Number of the epoch. Each epoch has different noise.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Number of files written at the same time.")] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export in --output.")] = False,
+    list_presets: Annotated[bool, typer.Option("--list", help="List the presets and exit.")] = False,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     processes: ProcessesOption = None,
@@ -96,12 +100,12 @@ def export(
     for name, counts in report.rows.items():
         noise = f", {counts['training']:,} of them as training inputs" if report.pipeline.noisy else ""
         message(f"{name}: {counted(sum(counts.values()), 'row')}{noise}")
-    kept = f" ({report.kept} parts were finished before)" if report.kept else ""
+    kept = f" ({report.kept} files were already finished)" if report.kept else ""
     message(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}")
     if isinstance(report.output, Path):
         for name in report.rows if format == "hf" else ():
             message(f'Read it with: datasets.load_dataset("{report.output}", "{name}")')
-        message(f'The recipe is beside it: c3tools.Pipeline.load("{report.output}")')
+        message(f'Load the fitted pipeline with: c3tools.Pipeline.load("{report.output}")')
 
 
 def _show_presets(json: str | None) -> None:

@@ -31,7 +31,7 @@ def gap_report(
         typer.Argument(
             metavar="[STORE] [OTHER]",
             parser=location,
-            help="One store, or two to compare: folders, or URLs (s3://, gs://).",
+            help="One store, or two stores to compare: folders or URLs (s3://, gs://).",
             show_default=False,
         ),
     ] = None,
@@ -40,34 +40,39 @@ def gap_report(
     modalities: Annotated[
         str | None,
         typer.Option(
-            "--modalities", help="The two to compare, for example image,text; all: every pair.", show_default=False
+            "--modalities",
+            help="The two modalities to compare, for example image,text; all: every pair of them.",
+            show_default=False,
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option("--by", metavar="COLUMN", help="Also give the gap for each value of this column.")
+        str | None, typer.Option("--by", metavar="COLUMN", help="Also measure the gap for each value of this column.")
     ] = None,
     presets: Annotated[
         str | None,
-        typer.Option("--presets", help="Measure recall under these presets only, for example raw,c2-collapse."),
+        typer.Option("--presets", help="Measure recall for these presets only, for example raw,c2-collapse."),
     ] = None,
     skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave rows with NaN, infinity or norm 0 out.")
+        bool, typer.Option("--skip-invalid", help="Leave out rows that contain NaN or infinity or have norm 0.")
     ] = False,
-    full: Annotated[bool, typer.Option("--full", help="Print every table, not the verdict alone.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print every table, not only the verdict.")] = False,
     html: Annotated[
         Path | None,
         typer.Option(
             "--html",
             parser=output_file,
             metavar="PATH",
-            help="Where to write the page, here or by URL.",
+            help="Path or URL of the HTML page.",
             show_default=f"{DEFAULT_PAGE}, none with --json",
         ),
     ] = None,
     figures: Annotated[
         Path | None,
         typer.Option(
-            "--figures", parser=output_folder, metavar="FOLDER", help="Also write every figure there, as PNG and SVG."
+            "--figures",
+            parser=output_folder,
+            metavar="FOLDER",
+            help="Also write every figure to this folder, as PNG and SVG.",
         ),
     ] = None,
     seed: SeedOption = 0,
@@ -75,7 +80,7 @@ def gap_report(
 ) -> None:
     """Measure the modality gap of a store, and predict whether Collapse and Corrupt will help.
 
-    Prints a verdict in a few sentences (with --full, every table) and writes an HTML page with tables and figures.
+    Prints a verdict in a few sentences, or every table with --full, and writes an HTML page with tables and figures.
     """
     options = arguments(locals(), "stores", "store", "modalities", "presets", "full", "html", "figures")
     page = extra_output(html, DEFAULT_PAGE, json)

@@ -28,17 +28,20 @@ _SHOWN = 20
 
 
 def generate(
-    texts: Annotated[list[str] | None, typer.Argument(help="What the images are to show.", show_default=False)] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts that say what the images show.", show_default=False)
+    ] = None,
     captions: Annotated[
         Path | None,
         typer.Option(
             "--captions",
-            help="A file of captions: one of each image, drawn by the seed; of a .txt every line.",
+            help="A file of captions. One caption of each image is drawn with the seed; from a .txt file every line is "
+            "used.",
             show_default=False,
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Of --captions: those of this split only.", show_default=False)
+        str | None, typer.Option("--split", help="With --captions: use only this split.", show_default=False)
     ] = None,
     embeddings: EmbeddingsOption = None,
     modality: EmbeddingsModalityOption = "text",
@@ -57,26 +60,36 @@ def generate(
     ] = str(DEFAULT_GENERATOR),
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[
-        Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="The folder of the images.")
+        Path,
+        typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="The folder to write the images to."),
     ] = Path("c3-images"),
-    n: Annotated[int, typer.Option("-n", min=1, help="Images of each text.")] = 1,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images per text.")] = 1,
     seed: SeedOption = 0,
     sampling_steps: Annotated[
-        int, typer.Option("--sampling-steps", min=1, help="More are slower and a little sharper.")
+        int,
+        typer.Option(
+            "--sampling-steps",
+            min=1,
+            help="Number of sampling steps. More steps are slower and give slightly sharper images.",
+        ),
     ] = 25,
     guidance: Annotated[
         float | None,
-        typer.Option("--guidance", help="How much the text counts; 1 is as in training.", show_default="by generator"),
+        typer.Option(
+            "--guidance",
+            help="Weight of the text; 1 is the weight in training.",
+            show_default="depends on the generator",
+        ),
     ] = None,
     device: DeviceOption = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:
-    """Generate images of texts, captions, embeddings or photos, with a contact sheet and a page.
+    """Generate images from texts, captions, embeddings or photos, with a contact sheet and a page.
 
-    The same text and seed give the same image. Images that are there already are not made again, so an interrupted
-    command is continued by the same one. The store is needed by pre-trained generators alone.
+    The same text and seed give the same image. Run the same command again to continue an interrupted run: existing
+    images are kept. Only pre-trained generators need the store.
     """
     options = arguments(locals(), "texts", "images")
     from c3tools.imaging.generation import PAGE_FILE, SHEET_FILE
@@ -86,7 +99,7 @@ def generate(
     made = make(texts or (), images=images or (), **options, reporter=reporter())
     if write_json(made.to_dict(), json):
         rows = [[image.asked, image.file] for image in made.images[:_SHOWN]]
-        print_table(Table(["asked for", "image"], rows, left=["image"]))
+        print_table(Table(["text", "image"], rows, left=["image"]))
         if len(made.images) > _SHOWN:
             message(f"... and {len(made.images) - _SHOWN:,} more.")
-    message(f"Wrote {output}/, all at a glance in {output}/{SHEET_FILE} and {output}/{PAGE_FILE}.")
+    message(f"Wrote {output}/. Overviews: {output}/{SHEET_FILE} and {output}/{PAGE_FILE}.")

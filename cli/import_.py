@@ -34,7 +34,8 @@ def import_(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="A clip-retrieval folder, or a released pickle (read without running code).", metavar="[SOURCE]"
+            help="A clip-retrieval folder, or a published pickle file (read without running its code).",
+            metavar="[SOURCE]",
         ),
     ] = None,
     image: ImageOption = None,
@@ -44,18 +45,21 @@ def import_(
     text_meta: TextMetaOption = None,
     image_array: ImageArrayOption = None,
     text_array: TextArrayOption = None,
-    key_column: Annotated[str | None, typer.Option("--key-column", help="Column of ids.", show_default=False)] = None,
+    key_column: Annotated[
+        str | None, typer.Option("--key-column", help="Column of the ids.", show_default=False)
+    ] = None,
     image_key_column: Annotated[
-        str | None, typer.Option("--image-key-column", help="Column that names a text's image.", show_default=False)
+        str | None,
+        typer.Option("--image-key-column", help="Column that names the image of a text.", show_default=False),
     ] = None,
     caption_column: Annotated[
-        str | None, typer.Option("--caption-column", help="Column of captions.", show_default=False)
+        str | None, typer.Option("--caption-column", help="Column of the captions.", show_default=False)
     ] = None,
     split_column: Annotated[
-        str | None, typer.Option("--split-column", help="Column of splits.", show_default=False)
+        str | None, typer.Option("--split-column", help="Column of the splits.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Name of the model that made them.", show_default=False)
+        str | None, typer.Option("--model", help="Name of the model that made the embeddings.", show_default=False)
     ] = None,
     dtype: DtypeOption = "float16",
     normalise: Annotated[bool, typer.Option("--normalise/--keep-norms", help="Divide each vector by its norm.")] = True,
@@ -65,7 +69,7 @@ def import_(
     processes: ProcessesOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Make a store from embeddings of another program. Without ids, rows are paired by order."""
+    """Make a store from embeddings of another program. Rows without ids are paired by their order."""
     options = arguments(locals(), "source", "other", "store")
     from c3tools.store.import_embeddings import import_embeddings
 
@@ -76,8 +80,8 @@ def import_(
     if report.failures:
         first = report.failures[0]
         message(
-            f"{counted(len(report.failures), 'row was', 'rows were')} left out and listed in "
-            f"{report.store}/failures.parquet, the first ({first.path}) because {first.message}."
+            f"{counted(len(report.failures), 'row was', 'rows were')} left out; {report.store}/failures.parquet lists "
+            f"the reasons. The first ({first.path}): {first.message}."
         )
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
     message(f"Imported {listing} rows into {report.store} ({counted(report.pairs, 'pair')}).")

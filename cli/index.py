@@ -15,7 +15,10 @@ from ._options import DEFAULT_STORE, JsonOption, SeedOption, SplitOption, StoreO
 
 def index(
     factory: Annotated[
-        str, typer.Argument(help="auto (by size: Flat, then IVF,SQfp16, then OPQ,IVF,PQ), or a FAISS index string.")
+        str,
+        typer.Argument(
+            help="auto (Flat for few rows, IVF,SQfp16 for more, OPQ,IVF,PQ for many), or a FAISS index string."
+        ),
     ] = "auto",
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[
@@ -23,29 +26,32 @@ def index(
     ] = Path("c3-index"),
     modality: Annotated[
         list[str] | None,
-        typer.Option("--modality", help="Index this modality only; default: all in one index.", show_default=False),
+        typer.Option("--modality", help="Index only this modality.", show_default="all, in one index"),
     ] = None,
     split: SplitOption = None,
     preset: Annotated[
-        str, typer.Option("--preset", "-p", help="What vectors and queries go through; c1 leaves them as they are.")
+        str,
+        typer.Option(
+            "--preset", "-p", help="The preset that transforms vectors and queries; c1 leaves them unchanged."
+        ),
     ] = "gr-clip",
     pipeline: Annotated[
-        Path | None, typer.Option("--pipeline", help="A pipeline of your own instead.", show_default=False)
+        Path | None, typer.Option("--pipeline", help="Your own pipeline instead of a preset.", show_default=False)
     ] = None,
-    shard_rows: Annotated[int, typer.Option("--shard-rows", min=1, help="Vectors per file.")] = 1_000_000,
+    shard_rows: Annotated[int, typer.Option("--shard-rows", min=1, help="Number of vectors per file.")] = 1_000_000,
     recall: Annotated[
-        float, typer.Option("--recall", min=0, max=1, help="Recall@10 that the search is tuned to.")
+        float, typer.Option("--recall", min=0, max=1, help="The recall@10 that the search is tuned to reach.")
     ] = 0.98,
     seed: SeedOption = 0,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Build it anew, with means of all rows, rather than add to it.")
+        bool, typer.Option("--rebuild", help="Rebuild the index, with the means of all rows, instead of adding to it.")
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Build a FAISS index of the store for `c3 search`; each modality is centred by its own mean.
+    """Build a FAISS index of the store for `c3 search`. The mean of each modality is subtracted.
 
-    Run it again to add new rows of the store. The index is built anew, and a message says why, if rows of the store
-    changed, if the settings differ, or if the store has more than doubled.
+    Run it again to add the new rows of the store. The index is rebuilt if rows of the store changed, if the settings
+    differ, or if the store has more than doubled; a message gives the reason.
     """
     options = arguments(locals(), "store", "output")
     from c3tools.index import build_index
@@ -54,7 +60,7 @@ def index(
     write_json(built.to_dict(), json)
     record = built.record
     if record["added"] < record["rows"]:
-        added = f"Added {counted(record['added'], 'row')} to" if record["added"] else "There is nothing to add to"
+        added = f"Added {counted(record['added'], 'row')} to" if record["added"] else "There are no new rows for"
         message(f"{added} {built.path}: {counted(record['rows'], 'row')} as {record['factory']}.")
         return
     measured = next((f"{name} {value:.3f}" for name, value in record.items() if name.startswith("recall@")), "")
@@ -65,6 +71,6 @@ def index(
     for name in bias["before"]:
         before, after = bias["before"][name], bias["after"][name]
         message(
-            f"{name} queries: {before:.2f} of the 10 nearest are {name} rows before centring, {after:.2f} after "
-            "(balanced sample, 0.50 without bias)."
+            f"{name} queries: the share of {name} rows among the 10 nearest is {before:.2f} before centring and "
+            f"{after:.2f} after (balanced sample; 0.50 means no bias)."
         )

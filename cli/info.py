@@ -9,7 +9,7 @@ from ._options import JsonOption
 
 
 def info(json: JsonOption = None) -> None:
-    """Show versions, devices with their precisions, and installed extras. Include it in bug reports."""
+    """Show versions, devices with their precisions, and installed extras. Include this in bug reports."""
     from c3tools.machine import describe_machine
 
     found = describe_machine()
@@ -27,7 +27,7 @@ def _show(found: dict[str, Any]) -> None:
     for device in found["devices"]:
         memory = f"{device['memory'] / 2**30:.1f} GiB" if device["memory"] else ""
         devices.append([device["name"], device["description"], memory, ", ".join(device["precisions"]), device["auto"]])
-    columns = ["device", "what it is", "memory", "precisions", "auto means"]
+    columns = ["device", "description", "memory", "precisions", "auto chooses"]
     print_table(Table(columns, devices, left=columns))
     extras = [[name, "" if missing else "yes", ", ".join(missing)] for name, missing in found["extras"].items()]
     print_table(Table(["extra", "installed", "missing"], extras, left=["installed", "missing"]))

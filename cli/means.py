@@ -29,18 +29,22 @@ def means(
     store: StoreOption = DEFAULT_STORE,
     save: Annotated[
         Path | None,
-        typer.Option(parser=output_file, metavar="PATH", help="Write the moments of a split to this file or URL."),
+        typer.Option(parser=output_file, metavar="PATH", help="Write the moments of --split to this file or URL."),
     ] = None,
-    split: Annotated[str, typer.Option(help="The split that --save writes: train, val, test or all.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="The split whose moments --save writes: train, val, test or all.")
+    ] = "train",
     load: Annotated[
         str | None,
-        typer.Option(help="Fit Collapse on the moments in this file or URL (c3-mini: those of its training data)."),
+        typer.Option(help="Use the moments in this file or URL for Collapse (c3-mini: those of its training data)."),
     ] = None,
-    unload: Annotated[bool, typer.Option("--unload", help="Remove loaded moments.")] = False,
+    unload: Annotated[bool, typer.Option("--unload", help="Go back to the store's own moments.")] = False,
     merge: Annotated[
         list[Path] | None,
         typer.Option(
-            parser=location, metavar="PATH", help="Merge this moments file with the others named; needs --save."
+            parser=location,
+            metavar="PATH",
+            help="Merge moments files: repeat this option, and name the result with --save.",
         ),
     ] = None,
     executor: ExecutorOption = "local",
@@ -56,14 +60,14 @@ def means(
 
     if merge:
         if save is None:
-            raise StoreError("--merge needs --save FILE to say where the result goes.")
+            raise StoreError("--merge needs --save.", remedy="Add --save FILE, the file for the merged moments.")
         _print_saved(save, merge_means(merge, save))
         return
     if unload:
         unload_means(store)
     if load is not None:
         loaded = load_means(store, load)
-        message(f"Collapse now uses the means in {load}: {', '.join(loaded)}.")
+        message(f"Collapse now uses the moments in {load}: {', '.join(loaded)}.")
     opened = Store.open(store, reporter=reporter())
     with open_executor(executor, address=address, processes=processes, cores=1) as runner:
         if save is not None:

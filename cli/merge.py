@@ -20,27 +20,30 @@ def merge(
         typer.Argument(
             metavar="STORE...",
             parser=location,
-            help="Stores of one model, two or more: folders, or URLs (s3://, gs://).",
+            help="Two or more stores of the same model: folders or URLs (s3://, gs://).",
         ),
     ],
     keep: Annotated[
-        str | None, typer.Option(metavar="first", help="Of rows with the same key, keep that of the first store.")
+        str | None, typer.Option(metavar="first", help="If stores share a key, keep the row of the first one.")
     ] = None,
     prefix: Annotated[
-        bool, typer.Option("--prefix", help="Put the name of its store before every key: dogs/ before those of dogs.")
+        bool,
+        typer.Option(
+            "--prefix", help="Begin every key with the name of its store, for example dogs/ for the store dogs."
+        ),
     ] = False,
     json: JsonOption = None,
 ) -> None:
     """Join stores of the same model into a new one.
 
-    Keys that several stores have are refused, unless --keep or --prefix says what to do with them.
+    If stores share keys, nothing is written unless --keep or --prefix is given.
     """
     from c3tools.store.merge import merge_stores
 
     report = merge_stores(destination, stores, keep=keep, prefix=prefix, reporter=reporter())  # type: ignore[arg-type]
     write_json(report.to_dict(), json)
     listing = ", ".join(f"{rows:,} {name}" for name, rows in report.rows.items()) or "no"
-    dropped = f"; {report.dropped:,} doubles were left out" if report.dropped else ""
+    dropped = f"; {report.dropped:,} duplicates were left out" if report.dropped else ""
     message(f"Wrote {report.store}: {listing} rows{dropped}.")
     for note in report.notes:
         message(note)

@@ -11,17 +11,19 @@ from ._options import JsonOption
 
 
 def models(
-    containing: Annotated[str, typer.Argument(help="Only names that contain this, for example ViT-B-32.")] = "",
-    here: Annotated[bool, typer.Option("--here", help="Only those whose weights are on this machine.")] = False,
+    containing: Annotated[
+        str, typer.Argument(help="List only names that contain this text, for example ViT-B-32.")
+    ] = "",
+    here: Annotated[bool, typer.Option("--here", help="List only models whose weights are on this machine.")] = False,
     cache: Annotated[
-        bool, typer.Option("--cache", help="List the converted models that are kept on this machine instead.")
+        bool, typer.Option("--cache", help="List the converted models in this machine's cache instead.")
     ] = False,
     clear_cache: Annotated[
-        bool, typer.Option("--clear-cache", help="Remove converted models, and what --backend auto has measured.")
+        bool, typer.Option("--clear-cache", help="Delete the converted models and the measurements of --backend auto.")
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """List the models that --model takes by name: the bundled one and those of open_clip."""
+    """List the model names that --model takes: the bundled model and those of open_clip."""
     if cache or clear_cache:
         _show_cache(clear_cache, json)
         return
@@ -33,7 +35,7 @@ def models(
     if write_json([asdict(model) for model in found], json):
         from rich.table import Column, Table
 
-        # names are copied: folded, never cut
+        # people copy names, so they are wrapped and never cut
         table = Table(Column("model", overflow="fold"), "d", "image", "text", "here")
         for model in found:
             sizes = (str(model.dim), f"{model.image_size} px", f"{model.context_length} tokens")

@@ -15,41 +15,54 @@ from ._options import BackendOption, DeviceOption, JsonOption, arguments, local_
 
 
 def search(
-    text: Annotated[list[str] | None, typer.Argument(help="What to look for, in words.", show_default=False)] = None,
+    text: Annotated[list[str] | None, typer.Argument(help="Texts to search for.", show_default=False)] = None,
     image: Annotated[
-        list[Path] | None, typer.Option("--image", help="Look for rows near this image.", show_default=False)
+        list[Path] | None, typer.Option("--image", help="Search with this image; may be repeated.", show_default=False)
     ] = None,
     vector: Annotated[
-        Path | None, typer.Option("--vector", help="Look for rows near these vectors (npy, ...).", show_default=False)
+        Path | None,
+        typer.Option("--vector", help="Search with the vectors in this file (npy, npz, ...).", show_default=False),
     ] = None,
     key: Annotated[
-        str | None, typer.Option("--key", help="Look for rows near this row of the store.", show_default=False)
+        str | None,
+        typer.Option("--key", help="Search with the row of the store that has this key.", show_default=False),
     ] = None,
-    modality: Annotated[str, typer.Option("--modality", help="What --vector holds: image, text, ...")] = "text",
+    modality: Annotated[
+        str, typer.Option("--modality", help="Modality of the vectors in --vector: image, text, ...")
+    ] = "text",
     within: Annotated[
         str | None,
         typer.Option(
             "--in",
             metavar="MODALITY",
-            help="Find rows of this modality only (image, text, ...); any: rank all rows together.",
-            show_default="each modality by itself",
+            help="Return only rows of this modality (image, text, ...). any: rank all modalities together.",
+            show_default="each modality in its own ranking",
         ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many, of each modality.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of results per modality.")] = 10,
     nprobe: Annotated[
         int | None,
-        typer.Option("--nprobe", min=1, help="Inverted lists to visit.", show_default="as the index was tuned"),
+        typer.Option(
+            "--nprobe",
+            min=1,
+            help="Number of inverted lists to search. More are slower and find more.",
+            show_default="the tuned value of the index",
+        ),
     ] = None,
     index: Annotated[
         Path, typer.Option("--index", parser=local_path, metavar="PATH", help="The folder of the index.")
     ] = Path("c3-index"),
     vectors: Annotated[
-        bool, typer.Option("--vectors", help="Add the embeddings of the query and of the rows to --json.")
+        bool, typer.Option("--vectors", help="Include the embeddings of the query and of the rows in --json.")
     ] = False,
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", parser=output_file, metavar="PATH", help="Also write a page of thumbnails.", show_default=False
+            "--html",
+            parser=output_file,
+            metavar="PATH",
+            help="Also write an HTML page with thumbnails.",
+            show_default=False,
         ),
     ] = None,
     store: Annotated[
@@ -58,24 +71,26 @@ def search(
             "--store",
             parser=location,
             metavar="PATH",
-            help="The store that rows are looked up in.",
-            show_default="that of the index",
+            help="The store to read rows from.",
+            show_default="the store of the index",
         ),
     ] = None,
     device: DeviceOption = None,
     backend: BackendOption = "auto",
     json: JsonOption = None,
 ) -> None:
-    """Find the nearest rows of an index: images first, then texts, the best of each.
+    """Find the rows of an index that are nearest to a query: first the best images, then the best texts.
 
-    Each modality is ranked by itself: in one ranking, rows of the query's own modality would come first because of
-    the modality gap.
+    Each modality has its own ranking. In a common ranking, the modality gap would put rows of the query's own modality
+    first.
     """
     options = arguments(locals(), "text", "image", "index", "html")
     from c3tools.index import Index, contact_sheet
 
     if vectors and json is None:
-        raise C3Error("--vectors adds embeddings to the JSON alone.", remedy="Add --json, or --json FILE.")
+        raise C3Error(
+            "--vectors needs --json: embeddings are written as JSON only.", remedy="Add --json or --json FILE."
+        )
     results = Index.open(index).search(text or None, **options, image=image or None, reporter=reporter())
     if html is not None:
         write_all(html, contact_sheet(results).encode())

@@ -1,4 +1,4 @@
-"""`c3 simulate`: the theory of the modality gap, run: a table, a figure, and what the paper found."""
+"""`c3 simulate`: simulations of the theory of the modality gap, each with a table, a figure and the paper's result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FigureOption = Annotated[
         "--figure",
         parser=output_file,
         metavar="PATH",
-        help="Where to draw: .svg, .png or .pdf.",
+        help="File to draw the figure to: .svg, .png or .pdf.",
         show_default="simulate-NAME.svg, none with --json",
     ),
 ]
@@ -28,11 +28,16 @@ FigureOption = Annotated[
 
 def init_gap(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Images with captions.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="[PATH]...", help="Folders of images with captions.", show_default=False),
     ] = None,
-    model: Annotated[str, typer.Option("--model", help="An open_clip architecture, or another model.")] = "ViT-B-32",
-    toy: Annotated[bool, typer.Option("--toy", help="The closed-form toy instead of an encoder.")] = False,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of random encoders.")] = 3,
+    model: Annotated[
+        str, typer.Option("--model", help="An open_clip architecture, or another model name.")
+    ] = "ViT-B-32",
+    toy: Annotated[
+        bool, typer.Option("--toy", help="Use a toy model with a known solution instead of an encoder.")
+    ] = False,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of encoders with random weights.")] = 3,
     limit: Annotated[int, typer.Option("--limit", min=3, help="Largest number of images.")] = 500,
     device: DeviceOption = None,
     figure: FigureOption = None,
@@ -46,10 +51,10 @@ def init_gap(
 
 
 def depth(
-    width: Annotated[int, typer.Option("--width", min=1, help="Of every layer.")] = 512,
+    width: Annotated[int, typer.Option("--width", min=1, help="Width of every layer.")] = 512,
     layers: Annotated[int, typer.Option("--layers", min=1, help="Number of layers.")] = 50,
     rows: Annotated[int, typer.Option("--rows", min=3, help="Number of inputs.")] = 10_000,
-    every: Annotated[int, typer.Option("--every", min=1, help="Layers between two measurements.")] = 5,
+    every: Annotated[int, typer.Option("--every", min=1, help="Number of layers between two measurements.")] = 5,
     seed: SeedOption = 0,
     figure: FigureOption = None,
     json: JsonOption = None,
@@ -62,26 +67,31 @@ def depth(
 
 
 def gap_after_training(
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of gradient descent.")] = 100_000,
-    fast: Annotated[bool, typer.Option("--fast", help="Long second-order steps: a minute, within 0.1 %.")] = False,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of gradient descent.")] = 100_000,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Take long second-order steps: one minute, and the same result to 0.1 %.")
+    ] = False,
     pairs: Annotated[int, typer.Option("--pairs", min=2, help="Number of pairs.")] = 500,
     dim: Annotated[int, typer.Option("--dim", min=2, help="Dimension of the points.")] = 512,
-    spans: Annotated[tuple[int, int], typer.Option("--spans", help="Dimensions in which the two modalities vary.")] = (
+    spans: Annotated[
+        tuple[int, int],
+        typer.Option("--spans", help="Number of dimensions in which each of the two modalities varies."),
+    ] = (
         25,
         230,
     ),
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of gradient descent.")] = 0.1,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Learning rate of gradient descent.")] = 0.1,
     logit_scale: Annotated[
         float | None, typer.Option("--logit-scale", help="Inverse temperature.", show_default="exp(2.6593)")
     ] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Steps between two rows of the table.")] = 20_000,
     seed: Annotated[
-        int, typer.Option("--seed", help="Of the draw; 1179 was selected to start where the paper's run does.")
+        int, typer.Option("--seed", help="Seed of the starting points. 1179 starts where the run of the paper does.")
     ] = 0,
     figure: FigureOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Run the paper's optimisation: the loss falls, the gap stays. About ten minutes on two cores."""
+    """Repeat the paper's optimisation: the loss falls, and the gap stays. Takes about ten minutes on two cores."""
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.optimisation import simulate_gap_after_training
 
@@ -90,17 +100,17 @@ def gap_after_training(
 
 def stable_region(
     tau: Annotated[
-        list[float] | None, typer.Option("--tau", help="A temperature; repeat it.", show_default="0.01 … 0.1")
+        list[float] | None, typer.Option("--tau", help="A temperature; may be repeated.", show_default="0.01 … 0.1")
     ] = None,
-    delta: Annotated[float, typer.Option("--delta", help="Loss at which a training ends.")] = 0.1,
+    delta: Annotated[float, typer.Option("--delta", help="The loss at which a training stops.")] = 0.1,
     pairs: Annotated[int, typer.Option("--pairs", min=3, help="Number of pairs.")] = 400,
     dim: Annotated[int, typer.Option("--dim", min=2, help="Dimension of the points.")] = 64,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Most steps of a training.")] = 5_000,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Largest number of steps of a training.")] = 5_000,
     seed: SeedOption = 0,
     figure: FigureOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Train points at several temperatures: the lead at which the loss is small, and the alignment noise left."""
+    """Train points at several temperatures; measure the lead of the pairs and the alignment noise that is left."""
     options = arguments(locals(), "figure")
     from c3tools.geometry.theory.stable_region import simulate_stable_region
 
@@ -110,13 +120,18 @@ def stable_region(
 def temperature(
     store: Annotated[
         Path | None,
-        typer.Option("--store", envvar="C3_STORE", help="Features: the pairs of this store.", show_default="synthetic"),
+        typer.Option(
+            "--store",
+            envvar="C3_STORE",
+            help="Use the pairs of this store as features.",
+            show_default="synthetic features",
+        ),
     ] = None,
     scale: Annotated[
-        list[float] | None, typer.Option("--scale", help="A logit scale; repeat it.", show_default="5 … 100")
+        list[float] | None, typer.Option("--scale", help="A logit scale; may be repeated.", show_default="5 … 100")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training per scale.")] = 1_000,
-    batch: Annotated[int, typer.Option("--batch", min=2, help="Pairs per step.")] = 256,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps for each scale.")] = 1_000,
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Number of pairs per step.")] = 256,
     seed: SeedOption = 0,
     figure: FigureOption = None,
     json: JsonOption = None,
@@ -129,7 +144,7 @@ def temperature(
 
 
 def _run(simulate: Callable[..., Simulation], options: dict[str, Any], figure: Path | None, json: str | None) -> None:
-    """Run a simulation and print its result; the figure is named like the function unless ``figure`` names it."""
+    """Run a simulation and print its result. The figure is named after the function unless ``figure`` is given."""
     name = simulate.__name__.removeprefix("simulate_").replace("_", "-")
     drawing = extra_output(figure, Path(f"simulate-{name}.svg"), json)
     result = simulate(**options)

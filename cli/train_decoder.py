@@ -29,44 +29,55 @@ def train_decoder(
         str | None,
         typer.Option(
             "--sigma",
-            help="Noise per dimension; auto takes it from how far captions of one image lie apart.",
+            help="Standard deviation of the noise, per dimension. auto: derived from how much captions of the same "
+            "image differ.",
             show_default="auto",
         ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", "-p", help="c3, c1, c2-collapse, c2-corrupt, capdec, ...", show_default="c3"),
+        typer.Option(
+            "--preset", "-p", help="The preset: c3, c1, c2-collapse, c2-corrupt, capdec, ...", show_default="c3"
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[
-        Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="The decoder's folder.")
+        Path,
+        typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="The folder to write the decoder to."),
     ] = DEFAULT_DECODER,
     size: SizeOption = "small",
     set: SetOption = [],  # noqa: B006
     epochs: EpochsOption = None,
     train_split: TrainSplitOption = "train",
-    train_fraction: Annotated[float, typer.Option("--train-fraction", help="Use this share of its images.")] = 1.0,
+    train_fraction: Annotated[
+        float, typer.Option("--train-fraction", help="Use the captions of this fraction of the images.")
+    ] = 1.0,
     patience: Annotated[
         int | None,
-        typer.Option("--patience", min=0, help="Stop after so many epochs without gain.", show_default=False),
+        typer.Option("--patience", min=0, help="Stop after this many epochs without improvement.", show_default=False),
     ] = None,
     monitor: Annotated[
         str,
         typer.Option(
-            "--monitor", help="Choose the checkpoint on text (captions alone) or cross-modal (captions of val images)."
+            "--monitor",
+            help="How the best epoch is chosen: text (loss on val captions) or cross-modal (captions of val images).",
         ),
     ] = "text",
     start: Annotated[
-        Path | None, typer.Option("--from", help="Continue from this decoder, with its transform.", show_default=False)
+        Path | None, typer.Option("--from", help="Start from this decoder, and use its pipeline.", show_default=False)
     ] = None,
     pairs: Annotated[
         float | None,
-        typer.Option("--pairs", help="Learn from images and captions of this share of the images.", show_default=False),
+        typer.Option(
+            "--pairs",
+            help="Train on pairs: the images and captions of this fraction of the images.",
+            show_default=False,
+        ),
     ] = None,
     seed: SeedOption = 0,
     tensorboard: Annotated[
         Path | None,
-        typer.Option("--tensorboard", metavar="FOLDER", help="Also write the losses there for TensorBoard."),
+        typer.Option("--tensorboard", metavar="FOLDER", help="Also write the losses to this folder, for TensorBoard."),
     ] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
@@ -75,8 +86,8 @@ def train_decoder(
 ) -> None:
     """Train the caption decoder on transformed text embeddings alone, and write it to c3-decoder/.
 
-    With few pairs: train on texts first, then --from c3-decoder --pairs 0.01 -o tuned. An interrupted training is
-    continued by the same command. A decoder of other settings in the folder is replaced with --overwrite alone.
+    If you have a few pairs, train on texts first, then run it again with --from c3-decoder --pairs 0.01 -o tuned. Run
+    the same command again to continue an interrupted training. --overwrite replaces a decoder of other settings.
     """
     options = arguments(locals(), "store")
     from c3tools.captioning import train_captioner
@@ -87,7 +98,8 @@ def train_decoder(
     if write_json(record, json):
         _show(record)
     message(
-        f"The decoder is in {output}/, its training in {output}/{CURVES_FILE}. Next: c3 caption PATH, or c3 evaluate."
+        f"Wrote the decoder to {output}/ and its losses to {output}/{CURVES_FILE}. Next: c3 caption PATH, or c3 "
+        "evaluate."
     )
 
 

@@ -28,38 +28,47 @@ def train_generator(
         str | None,
         typer.Option(
             "--sigma",
-            help="Noise per dimension; auto takes it from how far photos are from their nearest.",
+            help="Standard deviation of the noise, per dimension. auto: derived from the distance of photos to their "
+            "nearest neighbour.",
             show_default="auto",
         ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", "-p", help="c3, c1, c2-collapse, c2-corrupt, lafite, ...", show_default="c3"),
+        typer.Option(
+            "--preset", "-p", help="The preset: c3, c1, c2-collapse, c2-corrupt, lafite, ...", show_default="c3"
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     output: Annotated[
-        Path, typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="The generator's folder.")
+        Path,
+        typer.Option("--output", "-o", parser=local_path, metavar="PATH", help="The folder to write the generator to."),
     ] = DEFAULT_GENERATOR,
     size: Annotated[
         str,
-        typer.Option("--size", help="tiny (32 pixels, for a CPU), small (64 pixels) or base (128 pixels, one GPU)."),
+        typer.Option(
+            "--size",
+            help="Size of the images: tiny (32 pixels, for a CPU), small (64 pixels) or base (128 pixels, for a GPU).",
+        ),
     ] = "tiny",
     set: Annotated[
         list[str],
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Change a number of the size, such as learning_rate=5e-4 or batch_size=32; may be repeated.",
+            help="Change a setting of --size, such as learning_rate=5e-4 or batch_size=32; may be repeated.",
         ),
     ] = [],  # noqa: B006
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps.", show_default="by size")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Number of training steps.", show_default="depends on --size")
+    ] = None,
     train_split: TrainSplitOption = "train",
-    train_fraction: Annotated[float, typer.Option("--train-fraction", help="Use this share of its photos.")] = 1.0,
-    download: Annotated[bool, typer.Option("--download", help="Fetch photos that are at URLs.")] = False,
+    train_fraction: Annotated[float, typer.Option("--train-fraction", help="Use this fraction of the photos.")] = 1.0,
+    download: Annotated[bool, typer.Option("--download", help="Download photos that are given by URL.")] = False,
     seed: SeedOption = 0,
     tensorboard: Annotated[
         Path | None,
-        typer.Option("--tensorboard", metavar="FOLDER", help="Also write the losses there for TensorBoard."),
+        typer.Option("--tensorboard", metavar="FOLDER", help="Also write the losses to this folder, for TensorBoard."),
     ] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = "auto",
@@ -68,9 +77,9 @@ def train_generator(
 ) -> None:
     """Train an image generator on the store's photos and their image embeddings alone, and write it to c3-generator/.
 
-    No text is read; `c3 generate "a dog on the beach"` asks it with texts. Photos are read from where the store says
-    they are. An interrupted training is continued by the same command. A generator of other settings in the folder is
-    replaced with --overwrite alone.
+    Training reads no text; afterwards, `c3 generate "a dog on the beach"` makes images from texts. The photos are read
+    from the paths in the store. Run the same command again to continue an interrupted training. --overwrite replaces a
+    generator of other settings.
     """
     options = arguments(locals(), "store")
     from c3tools.imaging import train_generator as train
@@ -80,7 +89,7 @@ def train_generator(
     record = generator.to_dict()
     if write_json(record, json):
         _show(record)
-    message(f'Wrote {output}/, samples in {output}/{SAMPLES_FILE}. Next: c3 generate "a dog on the beach"')
+    message(f'Wrote {output}/ with samples in {output}/{SAMPLES_FILE}. Next: c3 generate "a dog on the beach"')
 
 
 def _show(record: dict[str, Any]) -> None:

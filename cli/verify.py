@@ -25,34 +25,40 @@ def verify(
         typer.Argument(
             metavar="[STORE]",
             parser=location,
-            help="The store: a folder, or a URL (s3://, gs://).",
+            help="The store: a folder or a URL (s3://, gs://).",
             envvar="C3_STORE",
             show_default=str(DEFAULT_STORE),
         ),
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option("--store", parser=location, metavar="PATH", help="The same, as other commands take it."),
+        typer.Option(
+            "--store", parser=location, metavar="PATH", help="The store, as in other commands; the same as [STORE]."
+        ),
     ] = None,
     sample: Annotated[
         float | None,
         typer.Option(
             metavar=f"[FRACTION={SAMPLE}]",
-            help="Read only the rows of this fraction of the shards; everything else is checked in all of them.",
+            help="Read the rows of only this fraction of the shards. All other checks cover every shard.",
             show_default=False,
         ),
     ] = None,
     seed: SeedOption = 0,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Repair what can be repaired, drop the shards that have to be made again.")
+        bool,
+        typer.Option(
+            "--repair", help="Repair what can be repaired, and remove damaged shards so that they can be made again."
+        ),
     ] = False,
     json: JsonOption = None,
 ) -> None:
     """Check that every file of a store is there and undamaged.
 
-    Every problem is reported with its file and with what to run. The exit code is 0 if the store is whole, 3 if files
-    are missing or damaged or the run that makes it did not end, and 1 for an error, such as no store. --repair drops
-    damaged shards; the `c3 embed` or `c3 import` that made the store then makes exactly those again.
+    Every problem is reported with its file and with the command that solves it. The exit code is 0 if the store is
+    whole, 3 if files are missing or damaged or the run that writes the store did not finish, and 1 for an error, such
+    as a missing store. --repair removes damaged shards. The `c3 embed` or `c3 import` command that made the store then
+    makes them again.
     """
     from c3tools.store.verify import verify_store
 

@@ -138,10 +138,10 @@ def test_options_that_would_be_ignored_are_refused(c3: C3, tmp_path: Path, monke
         for option in (["--store", "X"], ["--second-store", "X"], ["--modalities", "image,text"]):
             refused = c3("connect", *command, *files, *option)
             assert refused.exit_code == 1
-            assert f"{option[0]} is not read: the features come from the files" in refused.stderr
+            assert f"{option[0]} cannot be used here: the features come from the files" in refused.stderr
         refused = c3("connect", *command, "--store", "X", "--meta", "features/meta.jsonl")
         assert refused.exit_code == 1
-        assert "--meta belongs to files of vectors, and none is given" in refused.stderr
+        assert "--meta describes a file of vectors, but no file is given" in refused.stderr
     assert not (tmp_path / "out").exists()
     # a store of the environment is nobody's wish for this run
     monkeypatch.setenv("C3_STORE", "X")

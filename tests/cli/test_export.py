@@ -36,7 +36,7 @@ def test_what_is_printed(here: Path) -> None:
     assert "text: 180 rows, 120 of them as training inputs" in result.stderr
     assert 'c3tools.Pipeline.load("c3-export")' in result.stderr
     again = ok("--workers", "1")
-    assert "6 parts were finished before" in again.stderr
+    assert "6 files were already finished" in again.stderr
 
 
 def test_options_reach_the_export(here: Path) -> None:

@@ -56,8 +56,8 @@ def test_missing_folders_of_outputs_are_errors(c3: C3, store: Store, tmp_path: P
     for option in ("--html", "--json"):
         refused = c3("gap-report", option, "none/deep/file.json")
         assert refused.exit_code == 1
-        assert "there is no folder none/deep" in refused.stderr
-    assert "there is no folder none" in c3("gap-report", "--figures", "none/figures").stderr
+        assert "the folder none/deep does not exist" in refused.stderr
+    assert "the folder none does not exist" in c3("gap-report", "--figures", "none/figures").stderr
     assert "it is a folder" in c3("gap-report", "--html", "c3-store").stderr
     assert not (tmp_path / "none").exists()
 

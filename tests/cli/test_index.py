@@ -33,13 +33,13 @@ def test_options_and_what_is_printed(here: Path) -> None:
     assert set(report["bias@10"]) == {"before", "after"}
     assert "Indexed 180 rows as IVF4,Flat in mine." in result.stderr
     assert "against exact search with nprobe" in result.stderr
-    assert "text queries: 1.00 of the 10 nearest are text rows before centring" in result.stderr
+    assert "text queries: the share of text rows among the 10 nearest is 1.00 before centring" in result.stderr
     assert Index.open("mine").rows.num_rows == 180
 
 
 def test_again_and_anew(here: Path) -> None:
     assert "Indexed 270 rows" in run().stderr
-    assert "There is nothing to add to c3-index: 270 rows as Flat." in run().stderr
+    assert "There are no new rows for c3-index: 270 rows as Flat." in run().stderr
     assert "Indexed 270 rows" in run("--rebuild").stderr
     anew = run("--modality", "image").stderr
     assert "Building c3-index anew: its modality was all, now it is image." in anew

@@ -33,4 +33,4 @@ def test_what_cannot_be_written_is_said(c3: C3, tmp_path: Path) -> None:
     result = c3("means", "--save", "file/m.safetensors")
     assert result.exit_code == 1
     assert "file/m.safetensors cannot be written: file is a file." in result.stderr
-    assert "Name a file in a folder" in result.stderr
+    assert "Choose a path whose parent is a folder" in result.stderr

@@ -80,13 +80,13 @@ def test_on_ctrl_c_nothing_is_promised_that_is_not_so(
         raise KeyboardInterrupt
 
     where, arguments, said = {
-        "gap-report": ("c3tools.store.Store.open", [], "Nothing of this run is kept."),
-        "evaluate": ("c3tools.captioning.evaluate.store_references", [], "Nothing of this run is kept."),
-        "caption": ("c3tools.captioning.caption.images_by_key", ["photos"], "Nothing of this run is kept."),
+        "gap-report": ("c3tools.store.Store.open", [], "No output of this run was kept."),
+        "evaluate": ("c3tools.captioning.evaluate.store_references", [], "No output of this run was kept."),
+        "caption": ("c3tools.captioning.caption.images_by_key", ["photos"], "No output of this run was kept."),
         "simulate": (
             "c3tools.geometry.theory.initialisation.generator",
             ["init-gap", "--toy"],
-            "Nothing of this run is kept.",
+            "No output of this run was kept.",
         ),
         "index": (
             "c3tools.index.faiss_shards.write_shards",

@@ -125,7 +125,7 @@ class TestBadInput:
     def test_queries(self) -> None:
         assert "One kind of query is needed; given: none" in refused()
         assert "query is empty" in refused(" ")
-        assert "adds embeddings to the JSON alone" in refused("--key", "img001", "--vectors")
+        assert "embeddings are written as JSON only" in refused("--key", "img001", "--vectors")
         assert "given: text, key" in refused("a dog", "--key", "img001")
         assert "No row of the store c3-store has the key 'x'" in refused("--key", "x")
         assert "no audio rows; it has image, text" in refused("--key", "img001", "--in", "audio")
@@ -135,7 +135,7 @@ class TestBadInput:
         assert "16 dimensions; these have 3" in refused("--vector", "wrong.npy")
 
     def test_the_folder_of_the_page_is_missing(self) -> None:
-        assert "there is no folder none" in refused("--key", "img001", "--html", "none/sheet.html")
+        assert "the folder none does not exist" in refused("--key", "img001", "--html", "none/sheet.html")
         assert not Path("none").exists()
 
     def test_no_index(self) -> None:

@@ -55,7 +55,7 @@ def test_init_gap_of_a_random_encoder(c3: C3, photos: Path, tmp_path: Path) -> N
         (("temperature", "--scale", -1), "above 0"),
         (("temperature", "--store", "nowhere"), "no store"),
         (("depth", "--width", 8, "--layers", 1, "--rows", 9, "--figure", "f.bmp"), "f.bmp"),
-        (("gap-after-training", "--figure", "none/f.svg"), "there is no folder none"),
+        (("gap-after-training", "--figure", "none/f.svg"), "the folder none does not exist"),
     ],
 )
 def test_what_cannot_be_is_one_clear_error(c3: C3, arguments: tuple[object, ...], message: str) -> None:

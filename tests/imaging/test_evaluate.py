@@ -136,7 +136,7 @@ def test_the_command_prints_scores_and_json(c3: C3, store: Store, tmp_path: Path
     result = c3("evaluate", "--images", "made", "--store", store.path, "--json", "scores.json")
     assert result.exit_code == 0, result.stderr
     assert "FD-c3-mini" in result.stdout
-    assert "Nearest to photos" in result.stdout
+    assert "Images nearest to a training photo" in result.stdout
     content = json.loads((tmp_path / "scores.json").read_text())
     assert set(content["real"]) <= set(content["scores"])
     assert content["n"] == 6

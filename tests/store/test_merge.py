@@ -144,5 +144,5 @@ def test_the_command(c3: C3, tmp_path: Path) -> None:
     assert "--prefix" in refused.stderr
     done = c3("merge", "both", "one", "two", "--keep", "first", "--json", "report.json")
     assert done.exit_code == 0
-    assert "3 image, 3 text rows; 2 doubles were left out." in done.stderr
+    assert "3 image, 3 text rows; 2 duplicates were left out." in done.stderr
     assert '"dropped": 2' in (tmp_path / "report.json").read_text()

@@ -126,7 +126,7 @@ class TestErrors:
     def test_fractions(self, c3: C3, tmp_path: Path) -> None:
         whole_store(tmp_path / "c3-store")
         assert "add up to 1" in c3("split", "new", "--fractions", "0.5,0.1,0.1").stderr
-        assert "are not three numbers" in c3("split", "new", "--fractions", "0.5,0.5").stderr
+        assert "is not three numbers" in c3("split", "new", "--fractions", "0.5,0.5").stderr
         assert "not both" in c3("split", "new", "--column", "split", "--file", "x.csv").stderr
 
     def test_damage_is_not_copied_on(self, tmp_path: Path) -> None:
