@@ -152,7 +152,7 @@ class Soak:
         self.damaged = False
         self.embed()
         done = self.run("verify", self.store)
-        if "is whole" not in done.stdout:
+        if "complete and undamaged" not in done.stdout:
             raise BrokenError(f"not whole after repair: {done.stdout} {done.stderr}")
 
     def export(self) -> None:

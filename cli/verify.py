@@ -85,13 +85,13 @@ def _show(result: Verification) -> None:
     for line in result.repaired:
         out.print(f"Repaired: {line}.", markup=False, highlight=False)
     if not result.findings:
-        out.print(f"{result.store} is whole.", markup=False, highlight=False)
+        out.print(f"{result.store} is complete and undamaged.", markup=False, highlight=False)
     elif result.whole:
-        done = "whole again" if result.repaired else "whole"
+        done = "now complete and undamaged" if result.repaired else "complete and undamaged"
         out.print(
-            f"{result.store} is {done}; {counted(len(result.findings), 'finding')} above.",
+            f"{result.store} is {done}; see the {counted(len(result.findings), 'finding')} above.",
             markup=False,
             highlight=False,
         )
     else:
-        out.print(f"{result.store} is not whole: {counted(result.open, 'defect')}.", markup=False, highlight=False)
+        out.print(f"{result.store} has {counted(result.open, 'defect')}.", markup=False, highlight=False)

@@ -265,7 +265,10 @@ def test_a_newer_store_is_refused_by_every_command(tmp_path: Path, c3: C3) -> No
     for command in commands:
         result = c3(*command)
         assert result.exit_code == 1, (command, result.stdout, result.exception)
-        assert "format version 2; this c3tools reads up to 1" in result.stderr, (command, result.stderr)
+        assert "format version 2, but this version of c3tools only reads up to 1" in result.stderr, (
+            command,
+            result.stderr,
+        )
     after = {file: file.read_bytes() for file in before}
     assert after == before
 

@@ -260,7 +260,9 @@ def images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple
             prefix = f"{root.name}/" if folders > 1 else ""
             named = {f"{prefix}{key}": Path(image.path) for key, image in zip(keys, inside, strict=True)}
         elif not root.exists():
-            raise CorpusError(f"There is nothing at {root}.", remedy="Check the path; it is relative to where you are.")
+            raise CorpusError(
+                f"There is nothing at {root}.", remedy="Check the path. A relative path starts from the current folder."
+            )
         elif root.suffix.lower() not in IMAGE_SUFFIXES:
             suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
             raise CorpusError(f"{root} is not an image file by its name.", remedy=f"Images end in {suffixes}.")

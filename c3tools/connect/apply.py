@@ -46,7 +46,7 @@ def apply_heads(
         OutputError: if another run is writing to it.
     """
     if dtype not in ("float16", "float32"):
-        raise StoreError(f"Unknown dtype {dtype!r}.", remedy="Choose float16 or float32.")
+        raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     heads = heads if isinstance(heads, ConnectedHeads) else ConnectedHeads.load(heads)
     modalities, digests = [], {}
     for rows in (features.first, features.second):

@@ -57,7 +57,7 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
             remedy=f"Known are: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of images.",
         )
     if kind_of(path) != "file":
-        raise CorpusError(f"There is no file {path}.")
+        raise CorpusError(f"The file {path} does not exist.")
     try:
         yield from reader(path, partial(_pick_columns, path, options or ReadOptions(), images))
     except OSError as error:

@@ -77,7 +77,7 @@ def read_corpus(
     missing = [root for root in roots if kinds[root] is None]
     if missing:
         more = f" (and at {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-        local = "Check the path; it is relative to where you are."
+        local = "Check the path. A relative path starts from the current folder."
         hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
         raise CorpusError(f"There is nothing at {missing[0]}{more}.", remedy=hint)
     folders = sum(kind == "folder" for kind in kinds.values())

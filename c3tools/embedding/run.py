@@ -97,7 +97,7 @@ def embed(
         C3Error: if a worker process fails; what was finished is kept.
     """
     if dtype not in DTYPES:
-        raise StoreError(f"Unknown storage type {dtype!r}.", remedy="Choose float16 or float32.")
+        raise StoreError(f"Unknown storage type {dtype!r}.", remedy="Use float16 or float32.")
     folder = location(store)
     corpus = read_corpus(
         paths,

@@ -109,17 +109,19 @@ def import_embeddings(
         OutputError: if another run is writing to it.
     """
     if dtype not in ("float16", "float32"):
-        raise StoreError(f"Unknown dtype {dtype!r}.", remedy="Choose float16 or float32.")
+        raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     names = ColumnNames(key_column, image_key_column, caption_column, split_column)
     files = {"source": source, "image": image, "text": text, "meta": meta, "text_meta": text_meta, **(other or {})}
     paths = {name: Path(file) for name, file in files.items() if file is not None}
     with open_executor(executor, address=address, processes=processes, cores=1) as runner:
         if source is not None:
             if image or text or other:
-                raise StoreError("Give either a folder or pickle, or single files, not both.")
+                raise StoreError("Give either a folder or pickle, or single files, but not both.")
             modalities, notes = _read_source(paths["source"], names)
         elif not (image or text or other):
-            raise StoreError("There is nothing to import.", remedy="c3 import --image FILE --text FILE")
+            raise StoreError(
+                "Nothing to import: no files were given.", remedy="For example: c3 import --image FILE --text FILE"
+            )
         else:
             modalities, notes = pair(
                 read_vectors(paths["image"], image_array) if image else None,
@@ -167,7 +169,7 @@ def write_modalities(
     executor = executor or LocalExecutor()
     left_out: dict[str, list[Failure]] = {}
     notes = []
-    kept = "The shards that were finished are kept; the same command writes the others."
+    kept = "Finished shards are kept; run the same command again to write the others."
     with locked(path), telling_what_is_kept(lambda: kept):
         _require_free(path, info, modalities)
         create_store(path, info)
@@ -184,7 +186,7 @@ def write_modalities(
                 if off_unit:
                     kept = "divided by their norms" if info.normalised else "kept as they are"
                     counted = f"{off_unit:,} of {len(modality):,} {modality.name} rows"
-                    notes.append(f"{counted} were not of unit norm; they were {kept}.")
+                    notes.append(f"{counted} did not have norm 1; they were {kept}.")
         write_failures(path, Store.open(path, incomplete=True).failures())
         finish_store(path)
     rows = {modality.name: len(modality) - len(left_out[modality.name]) for modality in modalities}
@@ -194,14 +196,18 @@ def write_modalities(
 
 def _read_source(source: Path, names: ColumnNames) -> tuple[list[Modality], list[str]]:
     if not source.exists():
-        raise StoreError(f"There is nothing at {source}.", remedy="Check the path; it is relative to where you are.")
+        raise StoreError(
+            f"There is nothing at {source}.", remedy="Check the path. A relative path starts from the current folder."
+        )
     if source.is_dir():
         files, columns = read_clip_retrieval(source)
         return pair(files.get("image"), files.get("text"), {}, meta=columns, names=names)
     if source.suffix.lower() in (".pkl", ".pickle"):
         images, texts = read_pickle(source)
         return pair(images, texts, {}, names=names)
-    raise StoreError(f"{source} says nothing about its modality.", remedy=f"Use --image {source} or --text {source}.")
+    raise StoreError(
+        f"It is not clear which modality {source} contains.", remedy=f"Use --image {source} or --text {source}."
+    )
 
 
 def _common_dim(modalities: Sequence[Modality]) -> int:
@@ -209,7 +215,8 @@ def _common_dim(modalities: Sequence[Modality]) -> int:
     if len(set(dims.values())) > 1:
         listing = " and ".join(f"{name} has {dim}" for name, dim in dims.items())
         raise StoreError(
-            f"Embeddings in one store have one dimension; {listing}.", remedy="Import vectors of one model."
+            f"All embeddings in a store need the same dimension, but {listing}.",
+            remedy="Import vectors of the same model.",
         )
     for modality in modalities:
         if len(modality) == 0:
@@ -226,8 +233,8 @@ def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -
     taken = [modality.name for modality in modalities if store.parts(modality.name)]
     if taken:
         raise StoreError(
-            f"The store {path} has {' and '.join(taken)} rows already.",
-            remedy="Import into another store: --store NAME.",
+            f"The store {path} already has {' and '.join(taken)} rows.",
+            remedy="Import into another store with --store NAME.",
         )
 
 
@@ -282,7 +289,7 @@ class _ImportWork(Work[_Block, tuple[list[Failure], int]]):
                     f"row {start + row}",
                     "import",
                     "BadVector",
-                    "the vector is zero" if norms[row] == 0 else "the vector holds NaN or infinity",
+                    "the vector is zero" if norms[row] == 0 else "the vector contains NaN or infinity",
                 )
                 for row in np.flatnonzero(~good)
             ]
@@ -339,13 +346,13 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
         return store.load(name or modality), store.info.model
     if not isinstance(path, Path):
         raise StoreError(
-            f"There is no store at {path}, and files of vectors are read from this machine alone.",
-            remedy="Copy the file here, or name a store.",
+            f"There is no store at {path}, and files of vectors can only be read from this machine.",
+            remedy="Copy the file to this machine, or give the URL of a store.",
         )
     file = read_vectors(path, name, single=True)
     embeddings = to_float32(np.asarray(file.vectors[:]))
     if not len(embeddings):
-        raise StoreError(f"{path} has no row.", remedy="Name a file that holds vectors.")
+        raise StoreError(f"{path} has no rows.", remedy="Give a file that contains vectors.")
     column = find_column(file.columns, None, TEXT_KEYS if modality == "text" else KEYS)
     keys = [] if column is None else as_keys(file.columns[column], column)
     if len(set(keys)) < len(embeddings) or "" in keys:

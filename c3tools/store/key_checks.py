@@ -87,17 +87,26 @@ def check_keys(
             missing = items[modality].missing_from(*candidates, failed)
             yield from _report_unpaired(store, modality, numbers, missing)
     if not finished and "text" in parts and "image" not in parts and len(items["text"]):
-        what = "its texts name images, and there is no image: either texts alone were embedded, or the images are lost"
-        yield Finding("pairing", "text", what, "Nothing is to be done if they were.", modality="text", warning=True)
+        what = (
+            "its texts name images, but it has no image rows: either only texts were embedded, or the images are lost"
+        )
+        yield Finding(
+            "pairing",
+            "text",
+            what,
+            "If only texts were embedded, nothing needs to be done.",
+            modality="text",
+            warning=True,
+        )
 
 
 def check_failures(store: Store, listed: SortedHashes, manifest: Manifest | None) -> Iterator[Finding]:
     """Check that failures.parquet is intact and holds the failures ``listed`` in the shards."""
     path = store.path / FAILURES_FILE
-    remedy = "Write it anew from the done markers: c3 verify --repair"
+    remedy = "Rewrite it from the done markers: c3 verify --repair"
     if kind_of(path) is None:
         if len(listed) and manifest is None:  # else the manifest says that it was there
-            yield unfinished(FAILURES_FILE, "it is not there yet", "Run the same `c3 embed` again.")
+            yield unfinished(FAILURES_FILE, "it does not exist yet", "Run the same `c3 embed` command again.")
         return
     recorded = SortedHashes()
     try:
@@ -110,13 +119,13 @@ def check_failures(store: Store, listed: SortedHashes, manifest: Manifest | None
         yield Finding("failures", FAILURES_FILE, f"it cannot be read ({error})", remedy, Repair.FAILURES)
         return
     if not intact:
-        yield Finding("failures", FAILURES_FILE, "it is not as it was written", remedy, Repair.FAILURES)
+        yield Finding("failures", FAILURES_FILE, "it was changed after it was written", remedy, Repair.FAILURES)
         return
     missing = listed.missing_from(recorded)
     if len(missing):
         example = min(_missing_failures(store, missing), default=("", ""))[1]
-        what = f"it lacks {len(missing):,} failures of the shards, for example of {example!r}"
-        yield unfinished(FAILURES_FILE, what, "Run the same `c3 embed` again: it brings the list up to date.")
+        what = f"it does not list {len(missing):,} failures of the shards, for example that of {example!r}"
+        yield unfinished(FAILURES_FILE, what, "Run the same `c3 embed` command again: it updates the list.")
 
 
 def _failure_name(stage: str, key: str, **_: str) -> str:
@@ -174,11 +183,11 @@ def _report_unpaired(store: Store, modality: str, parts: Sequence[int], missing:
             yield Finding(
                 "pairing",
                 part_name(modality, part, ROWS),
-                f"{counted(count, 'row belongs', 'rows belong')} to what is neither there nor listed as failed, for "
-                f"example {example!r}",
-                "The import's tables name them; give the images too, if they are wanted."
+                f"{counted(count, 'row belongs', 'rows belong')} to items that are neither in the store nor listed as "
+                f"failed, for example {example!r}",
+                "The imported tables name these items. Import the images too if you need them."
                 if imported
-                else "Run the `c3 embed` that made the store again: it embeds what is missing.",
+                else "Run the `c3 embed` command that made the store again: it embeds the missing inputs.",
                 modality=modality,
                 part=part,
                 warning=imported,

@@ -67,13 +67,13 @@ class Manifest:
         try:
             manifest = cls._from_dict(json.loads(content))
             if content != manifest._text().encode():
-                raise ValueError("it is not as it was written")
+                raise ValueError("it was changed after it was written")
         except UnreachableError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(
                 f"{path} is damaged ({error}).",
-                remedy="Check the store with `c3 verify`; --repair writes it anew for what is there.",
+                remedy="Check the store with `c3 verify`; --repair rewrites this file for the shards that exist.",
             ) from error
         return manifest
 
@@ -139,7 +139,8 @@ def require_recorded(store: Path, info: StoreInfo, reporter: Reporter) -> None:
         manifest = Manifest.load(store)
         if manifest is None:
             reporter.message(
-                f"{store} is not finished, or of an early version: it has no {MANIFEST_FILE}. What is there is "
+                f"{store} has no {MANIFEST_FILE}: it is unfinished, or an early version made it. The rows that exist "
+                "are "
                 f"used; `c3 verify {store}` says more."
             )
             return
@@ -149,13 +150,14 @@ def require_recorded(store: Path, info: StoreInfo, reporter: Reporter) -> None:
     if missing:
         more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise IncompleteStoreError(
-            f"The store {store} is not whole: {missing[0]} is not there{more}; {MANIFEST_FILE} records them.",
-            remedy=f"Copy it again, or run the `{info.command}` that made it again. "
-            f"`c3 verify {store}` says what is lost.",
+            f"The store {store} is incomplete: {missing[0]} is missing{more}, though {MANIFEST_FILE} lists it.",
+            remedy=f"Copy the store again, or run the `{info.command}` command that made it again. "
+            f"`c3 verify {store}` lists what is missing.",
         )
     if unrecorded:
         reporter.message(
-            f"{store} is not finished: a `{info.command}` is writing to it, or was interrupted. What is there is used."
+            f"{store} is unfinished: `{info.command}` is writing to it or was interrupted. The rows that exist are "
+            "used."
         )
 
 

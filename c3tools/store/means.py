@@ -138,8 +138,8 @@ def save_means(
     groups = {name: store.unit_moments(name, split, executor) for name in store.modalities if store.count(name, split)}
     if not groups:
         raise StoreError(
-            f"The store {store.path} has no rows in the split {split!r}; it has {store.list_splits()}.",
-            remedy="Choose another, or --split all.",
+            f"The store {store.path} has no rows in the split {split!r}. Its splits are {store.list_splits()}.",
+            remedy="Choose another split, or --split all.",
         )
     header = {"model": store.info.model, "split": split, "source": store.path.name}
     write_atomically(location(save), lambda temporary: save_moments(temporary, groups, header))
@@ -169,14 +169,16 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
     for name, moments in groups.items():
         if moments.dim != store.info.dim:
             raise StoreError(
-                f"The {name} moments in {path} have dimension {moments.dim}, the store has {store.info.dim}.",
+                f"The {name} moments in {path} have dimension {moments.dim}, but the store has dimension "
+                f"{store.info.dim}.",
                 remedy="Use moments of the same model.",
             )
         if not moments.of_unit_rows:
             raise StoreError(
-                f"The {name} moments in {path} are not those of rows of unit length: the mean squared norm of the rows "
-                f"is {moments.mean_squared_norm:.4g} instead of 1.",
-                remedy="Write them again with `c3 means --save`, which takes the rows at unit length.",
+                f"The {name} moments in {path} were not computed from rows of norm 1: the mean squared norm of the "
+                "rows "
+                f"is {moments.mean_squared_norm:.4g}.",
+                remedy="Write them again with `c3 means --save`, which normalises the rows.",
             )
 
     def write(temporary: Path) -> None:
@@ -216,11 +218,13 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
     for path in paths:
         groups, found = load_moments(path)
         if header and found.get("model") != header.get("model"):
-            raise StoreError(f"{paths[0]} and {path} hold moments of different models.")
+            raise StoreError(f"{paths[0]} and {path} contain moments of different models.")
         header = header or found
         for name, moments in groups.items():
             if name in total and total[name].dim != moments.dim:
-                raise StoreError(f"{path} has dimension {moments.dim}, the files before it {total[name].dim}.")
+                raise StoreError(
+                    f"{path} has dimension {moments.dim}, but the files before it have dimension {total[name].dim}."
+                )
             total[name] = total[name].merge(moments) if name in total else moments
     header["source"] = " + ".join(path.name for path in paths)
     write_atomically(location(save), lambda temporary: save_moments(temporary, total, header))

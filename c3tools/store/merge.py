@@ -72,9 +72,12 @@ def merge_stores(
             match its checksum, something is at ``destination``, or that is a URL.
     """
     if keep not in (None, "first"):
-        raise StoreError(f"--keep {keep} is not known.", remedy="Use --keep first.")
+        raise StoreError(f"There is no --keep {keep}.", remedy="Use --keep first.")
     if keep and prefix:
-        raise StoreError("With --prefix no key is double, so there is nothing to --keep.", remedy="Choose one of them.")
+        raise StoreError(
+            "--keep and --prefix exclude each other: with --prefix, no two stores share a key.",
+            remedy="Use one of the two.",
+        )
     report = MergeReport(new_folder(destination))
     sources = [Store.open(store, reporter=reporter) for store in stores]
     _require_mergeable(sources)
@@ -113,7 +116,9 @@ def merge_stores(
         write_failures(building, [unique[name] for name in sorted(unique)])
         finish_store(building)
     report.notes += [
-        f"Moments that {store.path} took from another corpus were not taken over; `c3 means --load` takes them again."
+        f"The moments of another corpus that were loaded into {store.path} were not copied; `c3 means --load` loads "
+        "them "
+        "again."
         for store in sources
         if kind_of(store.external_path) is not None
     ]
@@ -122,9 +127,9 @@ def merge_stores(
 
 def _require_mergeable(stores: Sequence[Store]) -> None:
     if len(stores) < 2:
-        raise StoreError("A merge needs two stores or more.", remedy="c3 merge OUT STORE STORE...")
+        raise StoreError("A merge needs at least two stores.", remedy="For example: c3 merge OUT STORE STORE")
     if len({store.path.resolve() for store in stores}) < len(stores):
-        raise StoreError("A store is named twice.", remedy="Name each once.")
+        raise StoreError("A store was given twice.", remedy="Give each store once.")
     first = stores[0]
     for store in stores[1:]:
         first.info.require_same_model(
@@ -143,7 +148,8 @@ def _prefixes(stores: Sequence[Store]) -> list[str]:
     names = [f"{store.path.resolve().name}/" for store in stores]
     if len(set(names)) < len(names):
         raise StoreError(
-            "Two of the stores have the same name, so it cannot tell their keys apart.", remedy="Rename a folder."
+            "Two of the stores have the same name, so --prefix would give their keys the same prefix.",
+            remedy="Rename one of the folders.",
         )
     return names
 
@@ -173,7 +179,8 @@ def _refuse_duplicates(stores: Sequence[Store], duplicates: dict[str, Hashes]) -
                         shared = counted(len(hashes), f"key of {modality} rows is", f"keys of {modality} rows are")
                         raise StoreError(
                             f"{shared} in several stores, for example {keys[row]!r} in {other.path} and {store.path}.",
-                            remedy="Use --keep first to take the row of the first, or --prefix to tell them apart.",
+                            remedy="Use --keep first to keep the row of the first store, or --prefix to begin keys "
+                            "with the name of their store.",
                         )
 
 

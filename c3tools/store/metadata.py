@@ -31,7 +31,7 @@ FAILURES_FILE = "failures.parquet"
 LARGEST_DIM = 1_000_000
 CHECKSUM = "checksum"
 _MARKER_FIELDS = {"rows", "failures", "sha256", "timings"}
-_WRITTEN_ANEW = "Every shard repeats it: `c3 verify --repair` writes it anew from them."
+_WRITTEN_ANEW = "`c3 verify --repair` rewrites it from a shard: every shard contains a copy."
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class StoreInfo:
                 raise ValueError(f"format_version is {version!r}")
             if version > FORMAT_VERSION:
                 raise StoreError(
-                    f"{source} has format version {version}; this c3tools reads up to {FORMAT_VERSION}.",
+                    f"{source} has format version {version}, but this version of c3tools only reads up to "
+                    f"{FORMAT_VERSION}.",
                     remedy="Update c3tools: pip install -U c3tools",
                 )
             info = cls(**{name: value[name] for name in cls.__dataclass_fields__ if name in value})
@@ -120,8 +121,8 @@ class StoreInfo:
             return cls.from_dict(json.loads(read_all(path)), path)
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(
-                f"There is no store at {store} ({INFO_FILE} is not there).",
-                remedy="Make one with `c3 embed PATH`, or name another with --store.",
+                f"There is no store at {store} ({INFO_FILE} is missing).",
+                remedy="Make one with `c3 embed PATH`, or choose another with --store.",
             ) from None
         except UnreachableError:  # the store may be intact
             raise
@@ -139,7 +140,7 @@ class StoreInfo:
         Raises:
             StoreError: if the models differ.
         """
-        remedy = "Use the same --model, or another --store."
+        remedy = "Use the same --model, or choose another --store."
         self.model.require_same(ModelIdentity(model), own=own, theirs=theirs, error=StoreError, remedy=remedy)
 
 
@@ -199,7 +200,7 @@ def failure_batches(store: Path) -> Iterator[list[Failure]]:
         raise
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise StoreError(
-            f"{path} cannot be read ({error}).", remedy="Delete it and run `c3 embed` again: it is made anew."
+            f"{path} cannot be read ({error}).", remedy="Delete it, then run `c3 embed` again to make it again."
         ) from error
 
 
@@ -231,7 +232,7 @@ def inspect_marker(path: Path) -> tuple[dict[str, Any] | None, str | None]:
     if unknown:
         return marker, f"the done marker has the unknown field {unknown[0]!r}"
     if content != json_text(marker).encode("utf-8", "surrogatepass"):
-        return marker, "the done marker is not as it was written"
+        return marker, "the done marker was changed after it was written"
     timings = marker["timings"]
     if CHECKSUM in marker and timings.get(CHECKSUM) != digest_of(_without_checksum(timings)):
         return marker, "the timings in the done marker do not match their checksum"
@@ -248,23 +249,23 @@ def _read_marker(path: Path) -> tuple[dict[str, Any], bytes]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
             f"The done marker {path} is damaged ({error!r}).",
-            remedy="Run `c3 verify --repair`, then the same `c3 embed` again: only this shard is made anew.",
+            remedy="Run `c3 verify --repair`, then the same `c3 embed` command again: only this shard is made again.",
         ) from error
     return value, content
 
 
 def _check_marker(value: Any) -> None:
     if not isinstance(value, dict):
-        raise TypeError(f"it holds {type(value).__name__}, not an object")
+        raise TypeError(f"it contains {type(value).__name__} instead of an object")
     rows, failures, digests, timings = (value[name] for name in ("rows", "failures", "sha256", "timings"))
     if type(rows) is not int or rows < 0:
         raise ValueError(f"rows is {rows!r}")
     if not isinstance(failures, list) or not all(_is_text(asdict(Failure(**failure))) for failure in failures):
-        raise ValueError("failures is no list of failures")
+        raise ValueError("failures is not a list of failures")
     if not isinstance(digests, dict) or not _is_text(digests):
-        raise ValueError("sha256 is no mapping of names to digests")
+        raise ValueError("sha256 is not a mapping from names to digests")
     if not isinstance(timings, dict):
-        raise ValueError("timings is no mapping")
+        raise ValueError("timings is not a mapping")
     if CHECKSUM in value and value[CHECKSUM] != marker_digest(value):
         raise ValueError("its checksum does not match its content")
 

@@ -164,7 +164,7 @@ class Store:
         names = self.modalities if modality is None else [modality]
         counts = sum((Counter(self.split_counts(name)) for name in names), Counter[str]())
         listed = ", ".join(f"{split} ({counts[split]:,})" for split in sorted(counts, key=split_order)) or "none"
-        return listed if self.kept_splits is None else f"{listed}; by hash also train, val and test"
+        return listed if self.kept_splits is None else f"{listed}; split by hash: train, val and test"
 
     def _split_names(self) -> set[str]:
         return {split for modality in self.modalities for split in self.split_counts(modality)}
@@ -277,7 +277,7 @@ class Store:
         for moments in groups.values():
             if moments.dim != self.info.dim:
                 raise StoreError(
-                    f"{path} has dimension {moments.dim}, the store {self.info.dim}.",
+                    f"{path} has dimension {moments.dim}, but the store has dimension {self.info.dim}.",
                     remedy="Run `c3 verify --repair`.",
                 )
         return groups
@@ -329,7 +329,8 @@ class Store:
             except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as error:
                 raise StoreError(
                     f"The shard {path} cannot be read ({error}).",
-                    remedy="Run `c3 verify --repair`, then the same `c3 embed` again: only this shard is made anew.",
+                    remedy="Run `c3 verify --repair`, then the same `c3 embed` command again: only this shard is made "
+                    "again.",
                 ) from error
 
     def load(self, modality: str, split: str | None = None, *, spill: bool = False) -> Rows:
@@ -369,10 +370,10 @@ class Store:
     def require(self, modality: str) -> None:
         """Raise a StoreError that names what is there if ``modality`` is not."""
         if not self.parts(modality):
-            present = ", ".join(self.modalities) or "nothing finished yet"
+            present = ", ".join(self.modalities) or "none so far"
             raise StoreError(
-                f"The store {self.path} has no modality {modality!r}; it has: {present}.",
-                remedy="Run `c3 embed` on a corpus that has it.",
+                f"The store {self.path} has no modality {modality!r}. Its modalities: {present}.",
+                remedy="Run `c3 embed` on a corpus with this modality.",
             )
 
 

@@ -40,9 +40,9 @@ def new_folder(destination: str | Path) -> Path:
     """
     if is_url(destination):
         raise StoreError(
-            f"A new store is built in a folder on this machine, not at {destination}: there it could not appear whole "
-            "or not at all.",
-            remedy="Name a folder, and copy it when it is there, for example: aws s3 cp --recursive FOLDER s3://…",
+            f"A new store cannot be written to {destination}: it is built in a folder on this machine, so that a run "
+            "that fails leaves nothing behind.",
+            remedy="Write to a local folder, then copy it, for example: aws s3 cp --recursive FOLDER s3://…",
         )
     return Path(destination)
 
@@ -58,7 +58,7 @@ def new_store(path: Path) -> Iterator[Path]:
         OutputError: if another run is building it.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise StoreError(f"There is something at {path} already.", remedy="Name a new folder for the store.")
+        raise StoreError(f"{path} already exists.", remedy="Choose a new folder for the store.")
     building = path.absolute().parent / f".{path.absolute().name}.unfinished"
     try:
         with locked(building):
@@ -79,7 +79,7 @@ def new_store(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise StoreError(
             f"The store {path} cannot be written ({error.strerror or error}).",
-            remedy="Nothing was left behind. Make room, or mend the disk, then run the same command again.",
+            remedy="Nothing was written. Free some disk space, or check the disk, then run the same command again.",
         ) from error
 
 
@@ -173,7 +173,7 @@ def rewrite_shard(
 def not_intact(store: Store, path: Path) -> StoreError:
     """Return the error for a file whose checksum is not the one in its done marker."""
     return StoreError(
-        f"{path} is not what its done marker says.", remedy=f"Check and mend the store first: c3 verify {store.path}"
+        f"{path} does not match its done marker.", remedy=f"Check and repair the store first: c3 verify {store.path}"
     )
 
 

@@ -57,8 +57,8 @@ class Rows:
     def __post_init__(self) -> None:
         if len(self.embeddings) != self.table.num_rows:
             raise StoreError(
-                f"{counted(self.table.num_rows, 'key')} and {counted(len(self.embeddings), 'embedding')} do not form "
-                "rows.",
+                f"The numbers of keys and embeddings differ: {counted(self.table.num_rows, 'key')}, "
+                f"{counted(len(self.embeddings), 'embedding')}.",
                 remedy="Give one key, and one value per column, for each embedding.",
             )
 
@@ -79,7 +79,7 @@ class Rows:
         short = {name: len(values) for name, values in given.items() if len(values) != len(keys)}
         if short:
             name, count = next(iter(short.items()))
-            raise StoreError(f"There are {len(keys)} keys and {count} values of {name}.")
+            raise StoreError(f"There are {len(keys)} keys, but {count} values of {name}.")
         table = pa.table(
             {name: pa.array(values, pa.string() if _is_text(values) else None) for name, values in given.items()}
         )

@@ -75,7 +75,7 @@ def check_shard(
 
     def finding(check: str, suffix: str, what: str) -> Finding:
         if suffix == MOMENTS:
-            repair, remedy = Repair.MOMENTS, "Compute the moments anew from the rows: c3 verify --repair"
+            repair, remedy = Repair.MOMENTS, "Compute the moments again from the rows: c3 verify --repair"
         else:
             repair, remedy = Repair.REDO, redo_remedy(store.info)
         return Finding(
@@ -86,7 +86,7 @@ def check_shard(
     if marker is None or problem is not None:
         return marker, [finding("marker", MARKER, str(problem))]
     if set(marker["sha256"]) != {store.file(modality, part, suffix).name for suffix in (ROWS, MOMENTS)}:
-        return marker, [finding("marker", MARKER, "the done marker names other files than the shard's")]
+        return marker, [finding("marker", MARKER, "the done marker names files that do not belong to the shard")]
     findings = []
     with local_shard(store, modality, part, (ROWS, MOMENTS) if rows else (MOMENTS,)) as local:
         shard = _Shard(local if rows else store, local, modality, part, marker)
@@ -125,7 +125,7 @@ def _check_footer(shard: _Shard) -> None:
     if described is None or not _is_of_store(described, info):
         raise _DamagedFileError("schema", ROWS, "its metadata describe another store")
     if count != shard.marker["rows"]:
-        what = f"it has {counted(count, 'row')}, the done marker says {shard.marker['rows']:,}"
+        what = f"it has {counted(count, 'row')}, but the done marker says {shard.marker['rows']:,}"
         raise _DamagedFileError("count", ROWS, what)
 
 
@@ -146,10 +146,10 @@ def _valid_moments(shard: _Shard) -> dict[str, Moments]:
         ) from error
     dim = shard.rows_in.info.dim
     if any(moments.dim != dim for moments in groups.values()):
-        raise _DamagedFileError("moments", MOMENTS, f"they are not of dimension {dim}")
+        raise _DamagedFileError("moments", MOMENTS, f"they do not have dimension {dim}")
     total, rows = sum(moments.n for moments in groups.values()), shard.marker["rows"]
     if total != rows:
-        raise _DamagedFileError("moments", MOMENTS, f"they are of {total:,} rows, the done marker says {rows:,}")
+        raise _DamagedFileError("moments", MOMENTS, f"they are of {total:,} rows, but the done marker says {rows:,}")
     return groups
 
 
@@ -186,7 +186,7 @@ def _check_rows(shard: _Shard, expected: dict[str, Moments] | None) -> Iterator[
     if expected is not None and not invalid:
         difference = _difference(expected, seen)
         if difference:
-            yield "moments", MOMENTS, f"they are not those of the rows ({difference})"
+            yield "moments", MOMENTS, f"they do not match the rows ({difference})"
 
 
 def _count(keys: list[str]) -> str:

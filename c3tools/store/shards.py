@@ -145,7 +145,7 @@ def check_schema(schema: pa.Schema, modality: str, info: StoreInfo, columns: Seq
         raise ValueError(f"it has no column {min(missing)!r}")
     wanted = expected.field("embedding").type
     if schema.field("embedding").type != wanted:
-        raise ValueError(f"its embeddings are {schema.field('embedding').type}, the store's {wanted}")
+        raise ValueError(f"its embeddings are {schema.field('embedding').type}, but those of the store are {wanted}")
     if schema.field("key").type not in (pa.string(), pa.large_string()):
         raise ValueError(f"its keys are {schema.field('key').type}, not text")
 
@@ -173,7 +173,7 @@ def create_store(path: Path, info: StoreInfo) -> None:
         StoreError: if a store of another model, dimension or dtype is there, or a file is in the way.
     """
     if kind_of(path) == "file":
-        raise StoreError(f"{path} is a file, not a folder.", remedy="Name another store with --store.")
+        raise StoreError(f"{path} is a file, not a folder.", remedy="Choose another store with --store.")
     if kind_of(path / INFO_FILE) != "file":
         write_json_atomically(path / INFO_FILE, info.to_dict())
         return
@@ -182,8 +182,8 @@ def create_store(path: Path, info: StoreInfo) -> None:
     for name in ("dim", "dtype", "normalised"):
         if getattr(present, name) != getattr(info, name):
             raise StoreError(
-                f"The store {path} has {name} = {getattr(present, name)}, asked for was {getattr(info, name)}.",
-                remedy="Use the same options as before, or another --store.",
+                f"The store {path} has {name} = {getattr(present, name)}, but {getattr(info, name)} was requested.",
+                remedy="Use the same options as before, or choose another --store.",
             )
     for modality in names_in(path)[0]:
         remove_leftovers(path / modality)

@@ -91,9 +91,9 @@ def split_store(
     report = SplitReport(new_folder(destination))
     source = Store.open(store, reporter=reporter)
     if column is not None and file is not None:
-        raise StoreError("Either a column or a file says the splits, not both.")
+        raise StoreError("Splits come either from --column or from --file, not from both.")
     if (column or file) and fractions is not None:
-        raise StoreError("Fractions are for splits by hash; a column or a file says them itself.")
+        raise StoreError("--fractions is for splits by hash; it cannot be used with --column or --file.")
     choose: ChooseSplits
     if file is not None:
         choose = _table_of_file(source, Path(file), ColumnNames(key=key_column, split=split_column)).look_up
@@ -145,7 +145,9 @@ def _by_hash(fractions: Sequence[float] | None, seed: int) -> ChooseSplits:
     shares = dict(zip(HASH_FRACTIONS, fractions, strict=True)) if fractions is not None else HASH_FRACTIONS
     if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
         given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
-        raise StoreError(f"The fractions have to add up to 1; given are {given}.", remedy="--fractions 0.8,0.1,0.1")
+        raise StoreError(
+            f"The fractions have to add up to 1, but these were given: {given}.", remedy="--fractions 0.8,0.1,0.1"
+        )
     edges = np.cumsum(list(shares.values()))
     names = [name for name, share in shares.items() if share > 0]
     edges = edges[[share > 0 for share in shares.values()]]
@@ -166,8 +168,8 @@ def _table_of_file(store: Store, file: Path, names: ColumnNames) -> SplitTable:
             if any(table.look_up([key for name in columns for key in batch.column(name).to_pylist() if key])):
                 return table
     raise StoreError(
-        f"{file} names none of the keys of {store.path}.",
-        remedy="Keys are file names without their suffix; name the column with --key-column.",
+        f"{file} contains none of the keys of {store.path}.",
+        remedy="Keys are file names without their suffix. Choose the column of keys with --key-column.",
     )
 
 
@@ -182,7 +184,8 @@ def _table_of_column(store: Store, column: str) -> SplitTable:
     if not len(table):
         names = sorted({name for modality in deciding for name in shard_schema(modality, store.info).names})
         raise StoreError(
-            f"No {' or '.join(deciding)} rows of {store.path} have a value in a column {column!r}.",
-            remedy=f"Columns: {', '.join(name for name in names if name != 'embedding')}; or give a --file.",
+            f"None of the {' or '.join(deciding)} rows of {store.path} has a value in a column {column!r}.",
+            remedy=f"Its columns are {', '.join(name for name in names if name != 'embedding')}. Choose one of these, "
+            "or use --file.",
         )
     return table

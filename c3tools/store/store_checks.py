@@ -76,8 +76,8 @@ class Finding:
 
 def redo_remedy(info: StoreInfo) -> str:
     """Return what to do about a shard that has to be made again."""
-    drop = "Drop this shard with `c3 verify --repair`"
-    return f"{drop}, then run the `{info.command}` that made it again: only what was dropped is made anew."
+    drop = "Remove this shard with `c3 verify --repair`"
+    return f"{drop}, then run the `{info.command}` command that made it again: it makes only the removed shards."
 
 
 def check_description(path: Path) -> list[Finding]:
@@ -88,7 +88,7 @@ def check_description(path: Path) -> list[Finding]:
     """
 
     def finding(what: str) -> list[Finding]:
-        remedy = "Write it anew from the shards, which repeat it: c3 verify --repair"
+        remedy = "Rewrite it from the copy in a shard: c3 verify --repair"
         return [Finding("description", INFO_FILE, what, remedy, Repair.DESCRIPTION)]
 
     try:
@@ -100,10 +100,10 @@ def check_description(path: Path) -> list[Finding]:
         return finding(error.message)
     value = info.to_dict()
     if read_all(path / INFO_FILE) != json_text(value).encode("utf-8", "surrogatepass"):
-        return finding("it is not as it was written")
+        return finding("it was changed after it was written")
     shards = list(all_parts(Store(path, info)))
     if shards and not any(_description_of_shard(path, *shard) == value for shard in shards):
-        return finding("no shard repeats it: it was changed, or it belongs to another store")
+        return finding("it matches no shard: it was changed, or it belongs to another store")
     return []
 
 
@@ -157,10 +157,10 @@ def check_external_moments(store: Store) -> Iterator[Finding]:
     path = store.external_path
     if kind_of(path) is None:
         return
-    remedy = "Take them again with `c3 means --load FILE`, or forget them with `c3 means --unload`."
+    remedy = "Load them again with `c3 means --load FILE`, or remove them with `c3 means --unload`."
     try:
         if check_seal(path) is False:
-            yield Finding("moments", EXTERNAL_FILE, "it is not as it was written", remedy)
+            yield Finding("moments", EXTERNAL_FILE, "it was changed after it was written", remedy)
             return
         groups, _ = load_moments(path)
     except UnreachableError:
@@ -169,12 +169,12 @@ def check_external_moments(store: Store) -> Iterator[Finding]:
         yield Finding("moments", EXTERNAL_FILE, f"it cannot be read ({error})", remedy)
         return
     if any(moments.dim != store.info.dim for moments in groups.values()):
-        yield Finding("moments", EXTERNAL_FILE, f"they are not of dimension {store.info.dim}", remedy)
+        yield Finding("moments", EXTERNAL_FILE, f"they do not have dimension {store.info.dim}", remedy)
 
 
 def check_unfinished(store: Store, manifest: Manifest | None) -> Iterator[Finding]:
     """Report files of shards that a run did not finish, and gaps in the numbers of a store without a manifest."""
-    remedy = f"Run the `{store.info.command}` that made the store again: it makes this shard."
+    remedy = f"Run the `{store.info.command}` command that made the store again: it makes this shard."
     recorded = manifest.shards if manifest else {}
     for modality in names_in(store.path)[0]:
         finished = set(store.parts(modality))
@@ -184,7 +184,7 @@ def check_unfinished(store: Store, manifest: Manifest | None) -> Iterator[Findin
         for part in sorted((started | gaps) - finished):
             if (modality, part) not in recorded:
                 where = part_name(modality, part, MARKER)
-                yield unfinished(where, "the shard is not finished, or was dropped", remedy, modality, part)
+                yield unfinished(where, "the shard is unfinished, or it was removed", remedy, modality, part)
 
 
 def load_manifest(store: Store) -> tuple[Manifest | None, list[Finding]]:
@@ -192,14 +192,15 @@ def load_manifest(store: Store) -> tuple[Manifest | None, list[Finding]]:
     try:
         manifest = Manifest.load(store.path)
     except StoreError as error:
-        remedy = "Write it anew for what is there: c3 verify --repair"
+        remedy = "Rewrite it for the shards that exist: c3 verify --repair"
         return None, [Finding("manifest", MANIFEST_FILE, error.message, remedy, Repair.MANIFEST)]
     if manifest is not None:
         return manifest, []
-    what = "it is not there: the run did not end, the copy is not complete, or an early version made the store"
+    what = "it is missing: the run did not finish, the copy is incomplete, or an early version made the store"
     remedy = (
-        f"Run the `{store.info.command}` that made the store again, or copy it again. If nothing else is missing, "
-        "`c3 verify --repair` writes it."
+        f"Run the `{store.info.command}` command that made the store again, or copy the store again. If nothing else "
+        "is "
+        "missing, `c3 verify --repair` writes it."
     )
     return None, [Finding("manifest", MANIFEST_FILE, what, remedy, Repair.MANIFEST)]
 
@@ -213,7 +214,7 @@ def check_manifest(store: Store, manifest: Manifest, found: Mapping[ShardName, S
         found: the records of its shards, those that can be read.
     """
     command = store.info.command
-    again = f"Copy the store again, or run the `{command}` that made it again."
+    again = f"Copy the store again, or run the `{command}` command that made it again."
     missing, unrecorded = manifest.compare(store.path)
     lost: dict[str, list[int]] = {}
     for modality, part in sorted(manifest.shards):
@@ -221,29 +222,33 @@ def check_manifest(store: Store, manifest: Manifest, found: Mapping[ShardName, S
         if marker in missing:
             lost.setdefault(modality, []).append(part)
         elif found.get((modality, part), manifest.shards[modality, part]) != manifest.shards[modality, part]:
-            what = "the shard is intact, and not the one that is recorded: a run did not end, or two copies were mixed"
+            what = "the shard is intact, but it is not the recorded one: a run did not finish, or two copies were mixed"
             yield Finding("manifest", marker, what, again, modality=modality, part=part)
     for modality, parts in lost.items():
         rows = sum(manifest.shards[modality, part].rows for part in parts)
         of = sum(name == modality for name, _ in manifest.shards)
         where = part_name(modality, parts[0], ROWS) if len(parts) == 1 else modality
-        what = f"{len(parts):,} of {of:,} recorded shards are not there ({rows:,} rows): {_listed(parts)}"
+        what = f"{len(parts):,} of {of:,} recorded shards are missing ({rows:,} rows): {_listed(parts)}"
         yield Finding("files", where, what, again, modality=modality)
     for name in manifest.files:
         if name in missing:
-            repair, what = Repair.NONE, "it is recorded and not there"
+            repair, what = Repair.NONE, "it is recorded, but missing"
             if name == FAILURES_FILE:
-                repair, remedy = Repair.FAILURES, f"{again} `c3 verify --repair` writes what the done markers know."
+                repair, remedy = Repair.FAILURES, f"{again} `c3 verify --repair` rewrites it from the done markers."
             else:
-                remedy = "Copy it again, take them again with `c3 means --load FILE`, or forget them with --unload."
+                remedy = (
+                    "Copy it again, load it again with `c3 means --load FILE`, or remove it with `c3 means --unload`."
+                )
             yield Finding("files", name, what, remedy, repair)
         elif sha256_of(store.path / name) != manifest.files[name]:
-            what = "it is not the one that is recorded: a run did not end, or two copies were mixed"
-            yield Finding("manifest", name, what, f"{again} `c3 verify --repair` keeps it as it is.", Repair.MANIFEST)
+            what = "it is not the recorded one: a run did not finish, or two copies were mixed"
+            yield Finding(
+                "manifest", name, what, f"{again} `c3 verify --repair` keeps this file and records it.", Repair.MANIFEST
+            )
     for modality in sorted({modality for modality, _ in unrecorded}):
         parts = [part for name, part in unrecorded if name == modality]
-        what = f"{len(parts):,} shards are not recorded, so a run did not end: {_listed(parts)}"
-        remedy = f"Run the same `{command}` again: it continues."
+        what = f"{len(parts):,} shards are not recorded, so a run did not finish: {_listed(parts)}"
+        remedy = f"Run the same `{command}` command again to finish it."
         yield Finding("unfinished", modality, what, remedy, modality=modality)
 
 

@@ -115,15 +115,15 @@ def verify_store(
         UnreachableError: if part of it cannot be read at the moment, which says nothing about its state.
     """
     if sample is not None and not 0 < sample <= 1:
-        raise StoreError(f"--sample is {sample:g}; it is a fraction of the shards.", remedy="For example: --sample 0.1")
+        raise StoreError(f"--sample {sample:g} is not a fraction between 0 and 1.", remedy="For example: --sample 0.1")
     path = location(store)
     result = Verification(path)
     result.findings += check_description(path)
     opened = _open(path, result.findings)
     if str(path).startswith(("http://", "https://")) and not opened.modalities:
         raise StoreError(
-            f"{path} lists no shards; many web servers list nothing.",
-            remedy="Copy the store to this machine, or to an object store.",
+            f"No shards were found at {path}. Many web servers do not list files.",
+            remedy="Copy the store to this machine or to object storage (s3://, gs://).",
         )
     total = sum(len(opened.parts(modality)) for modality in opened.modalities)
     with reporter.progress("Checking shards", total) as progress:
@@ -164,7 +164,11 @@ def _run_checks(store: Store, result: Verification, sample: float | None, seed: 
     result.findings += check_unfinished(store, manifest)
     if not any(result.rows.values()) and not result.defects:
         what = "it has no rows: every input failed" if result.shards else "it has no shards"
-        remedy = f"{FAILURES_FILE} says why inputs failed." if result.shards else f"Run `{store.info.command}` again."
+        remedy = (
+            f"{FAILURES_FILE} gives the reasons."
+            if result.shards
+            else f"Run the same `{store.info.command}` command again."
+        )
         result.findings.append(Finding("empty", INFO_FILE, what, remedy))
     result.open = len(result.defects)
 
@@ -179,13 +183,16 @@ def repair_store(result: Verification) -> None:
         UnreachableError: if it can no longer be read or written; the same command continues.
     """
     path = result.store
-    with locked(path), telling_what_is_kept(lambda: "What was mended stays; the same command mends the rest."):
+    with (
+        locked(path),
+        telling_what_is_kept(lambda: "Finished repairs are kept; run the same command again to repair the rest."),
+    ):
         for name in names_in(path)[0]:
             remove_leftovers(path / name)
         repairs = [finding.repair for finding in result.findings]
         if Repair.DESCRIPTION in repairs:
             write_json_atomically(path / INFO_FILE, described_by_shards(path))
-            _repaired(result, f"{INFO_FILE} was written anew from the shards")
+            _repaired(result, f"{INFO_FILE} was rewritten from a shard")
         finish_rewriting(path)
         opened = Store.open(path, incomplete=True)
         dropped = dict.fromkeys(_shards_to_repair(result, Repair.REDO))
@@ -197,7 +204,7 @@ def repair_store(result: Verification) -> None:
             # the marker first: without it the shard does not exist, whatever happens next
             for suffix in (MARKER, MOMENTS, ROWS):
                 remove(opened.file(modality, part, suffix))
-            result.repaired.append(f"{modality} shard {part} was dropped: it is to be made again")
+            result.repaired.append(f"{modality} shard {part} was removed and has to be made again")
         for name in names_in(path)[0]:
             rename_early_files(path, name)
             _remove_rows_without_marker(path, name)
@@ -207,10 +214,11 @@ def repair_store(result: Verification) -> None:
                 result.open -= 1
             else:
                 _write_moments(opened, modality, part)
-                _repaired(result, f"the moments of {modality} shard {part} were computed anew")
+                _repaired(result, f"the moments of {modality} shard {part} were computed again")
         if Repair.FAILURES in repairs:
             _repaired(
-                result, f"{FAILURES_FILE} was written anew; inputs refused before encoding come back with `c3 embed`"
+                result,
+                f"{FAILURES_FILE} was rewritten; the next `c3 embed` adds inputs that were refused before encoding",
             )
         _repair_manifest(result, repairs.count(Repair.MANIFEST), dropped)
 
@@ -218,18 +226,18 @@ def repair_store(result: Verification) -> None:
 def _repair_manifest(result: Verification, defects: int, dropped: Collection[ShardName]) -> None:
     if any(finding.where == MANIFEST_FILE for finding in result.findings):
         if dropped:
-            result.repaired.append(f"{MANIFEST_FILE} was not written: what was dropped is to be made again first")
+            result.repaired.append(
+                f"{MANIFEST_FILE} was not written, because the removed shards have to be made again first"
+            )
             return
         remove(result.store / MANIFEST_FILE)  # damaged, if there is one
         finish_store(result.store)
-        what = (
-            f"{MANIFEST_FILE} was written for what is there; what an unfinished run lacks comes with the same command"
-        )
+        what = f"{MANIFEST_FILE} was written for the shards that exist; if a run is unfinished, run its command again"
         _repaired(result, what)
     else:
         record_again(result.store, _shards_to_repair(result, Repair.MOMENTS))
         for _ in range(defects):
-            _repaired(result, f"{MANIFEST_FILE} was brought up to date")
+            _repaired(result, f"{MANIFEST_FILE} was updated")
 
 
 def _open(path: Path, findings: Sequence[Finding]) -> Store:

@@ -104,7 +104,7 @@ def test_merge_and_split_copy_no_damage_and_leave_nothing(c3: C3, tmp_path: Path
     put_store(tmp_path / "store", URL)
     for command in (["merge", "new", URL, "other", "--prefix"], ["split", "new", "--store", URL]):
         assert f"{URL}/image/part-00001.parquet" in refused(c3(*command))
-    assert f"done marker says. Check and mend the store first: c3 verify {URL}" in refused(c3(*command))
+    assert f"done marker. Check and repair the store first: c3 verify {URL}" in refused(c3(*command))
     for command in (["merge", "s3://bucket/new", URL, "other"], ["split", "s3://bucket/new"]):
         assert "aws s3 cp --recursive" in refused(c3(*command))
     s3.every = 1

@@ -11,7 +11,7 @@ def test_a_whole_store_is_exit_code_0(c3: C3, tmp_path: Path) -> None:
     whole_store(tmp_path / "c3-store")
     result = c3("verify")
     assert result.exit_code == 0
-    assert "c3-store is whole." in result.stdout
+    assert "c3-store is complete and undamaged." in result.stdout
     assert "text: 60 rows in 3 shards, rows read" in result.stdout
 
 
@@ -27,10 +27,10 @@ def test_a_defect_is_told_with_place_and_remedy_and_exit_code_3(c3: C3, tmp_path
     assert "text/_part-00001.json: The done marker" in c3("verify", "--store", path).stderr
     repaired = c3("verify", path, "--repair")
     assert repaired.exit_code == 3
-    assert "text shard 1 was dropped" in repaired.stdout
+    assert "text shard 1 was removed" in repaired.stdout
     again = c3("verify", path)
     assert again.exit_code == 3  # until it is made again
-    assert "1 of 3 recorded shards are not there (20 rows): 1" in again.stderr
+    assert "1 of 3 recorded shards are missing (20 rows): 1" in again.stderr
 
 
 def test_what_can_be_mended_in_place_is_exit_code_0(c3: C3, tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_what_can_be_mended_in_place_is_exit_code_0(c3: C3, tmp_path: Path) -> N
     (path / "failures.parquet").write_bytes(b"PAR1")
     result = c3("verify", "--repair")
     assert result.exit_code == 0, result.stderr
-    assert "whole again" in result.stdout
+    assert "now complete and undamaged" in result.stdout
     assert c3("verify").stderr.count("defect") == 0
 
 
@@ -57,5 +57,5 @@ def test_no_store_and_a_newer_store(c3: C3, tmp_path: Path) -> None:
     (path / "store.json").write_text(text.replace('"format_version": 1', '"format_version": 2'))
     result = c3("verify", "--repair")
     assert result.exit_code == 1
-    assert "format version 2; this c3tools reads up to 1" in result.stderr
+    assert "format version 2, but this version of c3tools only reads up to 1" in result.stderr
     assert '"format_version": 2' in (path / "store.json").read_text()

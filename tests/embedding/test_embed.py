@@ -324,7 +324,7 @@ def test_nothing_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.Monkey
         again = embed(tmp_path / "t.txt", tmp_path / "s", model=model).summary
         assert again.modalities["text"].already == 1
         assert (again.model, again.precision) == (first.info.model, "fp32")
-    with pytest.raises(StoreError, match=r"dtype = float16, asked for was float32"):
+    with pytest.raises(StoreError, match=r"dtype = float16, but float32 was requested"):
         embed(tmp_path / "t.txt", tmp_path / "s", dtype="float32")
     monkeypatch.undo()
     with pytest.raises(StoreError, match="embeddings of different models cannot be mixed"):

@@ -132,7 +132,7 @@ def test_partly_overlapping_ids_are_counted(tmp_path: Path) -> None:
     assert stored(tmp_path / "s") == joined(range(30), range(20, 60))
     assert report.pairs == 10
     assert "10 of 40 texts and 10 of 30 images are paired" in report.notes[0]
-    assert "not there, for example '30'" in report.notes[1]
+    assert "missing, for example '30'" in report.notes[1]
     assert gap_report(Store.open(tmp_path / "s")).to_dict()["pairs"]["n"] == 10
 
 
@@ -140,7 +140,7 @@ def test_partly_overlapping_ids_are_counted(tmp_path: Path) -> None:
 def test_ids_without_one_in_common_pair_nothing(tmp_path: Path, texts: dict[str, Ids]) -> None:
     report = bring(tmp_path, {"id": [1, 2, 3]}, texts)
     assert (report.pairs, report.rows) == (0, {"image": 3, "text": 3})
-    assert report.notes[0].startswith("Nothing is paired") and "--image-key-column" in report.notes[0]
+    assert report.notes[0].startswith("No rows are paired") and "--image-key-column" in report.notes[0]
     assert not len(Store.open(tmp_path / "s").pairs())
 
 
@@ -158,7 +158,7 @@ def test_row_order_only_where_one_side_has_no_ids(tmp_path: Path) -> None:
 def test_texts_that_name_images_without_ids(tmp_path: Path) -> None:
     np.save(tmp_path / "i.npy", vectors(4))
     several = write(tmp_path / "t.csv", vectors(4, 1), {"image_id": [7, 7, 8, 9]})
-    with pytest.raises(StoreError, match="name their images by 'image_id', and the 4 images have no ids"):
+    with pytest.raises(StoreError, match="name their images in the column 'image_id', but the 4 images have no ids"):
         import_embeddings(store=tmp_path / "s", image=tmp_path / "i.npy", text=several)
     each = write(tmp_path / "t.csv", vectors(4, 1), {"image_id": [7, 5, 8, 9]})
     import_embeddings(store=tmp_path / "s", image=tmp_path / "i.npy", text=each, dtype="float32")
@@ -233,12 +233,12 @@ class TestTableOfVectorsWithIds:
         report = import_embeddings(store=tmp_path / "s", image=image, meta=tmp_path / "m.jsonl")
         loaded = Store.open(tmp_path / "s").load("image")
         assert (loaded.keys, loaded.column("split")) == (["a", "b", "c"], ["train", None, "test"])
-        assert report.notes[0] == "2 of 3 image rows are in their table; 'b', for example, is not."
+        assert report.notes[0] == "The table describes 2 of 3 image rows; 'b', for example, is missing."
 
     def test_table_of_other_ids_is_refused(self, tmp_path: Path) -> None:
         image = write(tmp_path / "i.csv", vectors(3), {"id": ["a", "b", "c"]})
         (tmp_path / "m.csv").write_text("id,split\nx,test\ny,val\nz,train\n")
-        with pytest.raises(StoreError, match=r"both have ids \('id'\), and these disagree"):
+        with pytest.raises(StoreError, match=r"both have ids \('id'\), but the ids differ"):
             import_embeddings(store=tmp_path / "s", image=image, meta=tmp_path / "m.csv")
 
 
@@ -267,12 +267,12 @@ class TestOtherModalities:
         image = write(tmp_path / "i.csv", vectors(2), {"id": [0, 1]})
         audio = write(tmp_path / "a.csv", vectors(2), {"id": [5, 6]})
         report = import_embeddings(store=tmp_path / "s", image=image, other={"audio": audio})
-        assert report.pairs == 0 and "Nothing is paired: the audio rows have ids" in report.notes[0]
+        assert report.pairs == 0 and "No rows are paired: the ids of the audio rows" in report.notes[0]
 
 
 def test_column_that_no_file_has(tmp_path: Path) -> None:
     np.save(tmp_path / "i.npy", vectors(2))
-    with pytest.raises(StoreError, match="There is no column 'uid'; there are none"):
+    with pytest.raises(StoreError, match=r"There is no column 'uid'\. The columns are none"):
         import_embeddings(store=tmp_path / "s", image=tmp_path / "i.npy", key_column="uid")
 
 

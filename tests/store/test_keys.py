@@ -68,11 +68,11 @@ def test_repeated_keys_and_missing_items_are_the_same_whatever_fits_in_memory(
         ("keys", "image/part-00002.parquet", "it repeats the key 'b' of shard 0"),
         ("keys", "image/part-00003.parquet", "it repeats the key 'b' of shard 0"),
     ]
-    missing = "belong{} to what is neither there nor listed as failed, for example {!r}"
+    missing = "belong{} to items that are neither in the store nor listed as failed, for example {!r}"
     expected += [
         ("pairing", "text/part-00000.parquet", f"1 row {missing.format('s', 'gone')}"),
         ("pairing", "text/part-00002.parquet", f"2 rows {missing.format('', 'lost')}"),
-        ("unfinished", "failures.parquet", "it lacks 1 failures of the shards, for example of 'failed'"),
+        ("unfinished", "failures.parquet", "it does not list 1 failures of the shards, for example that of 'failed'"),
     ]
     assert findings() == expected
     monkeypatch.setattr(keys, "_RUN", 2)

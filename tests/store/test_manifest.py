@@ -86,7 +86,7 @@ def test_a_loss_is_named_and_readers_refuse(tmp_path: Path, lost: list[str], exp
         expected = ("files", f"{expected}/part-{part}.parquet")
     assert expected in [(finding.check, finding.where) for finding in result.defects]
     if lost != ["manifest.json"]:
-        with pytest.raises(IncompleteStoreError, match=r"is not whole: .* is not there") as error:
+        with pytest.raises(IncompleteStoreError, match=r"is incomplete: .* is missing") as error:
             Store.open(path)
         assert "c3 embed" in str(error.value.remedy)
         assert "c3 verify" in str(error.value.remedy)
@@ -99,7 +99,7 @@ def test_a_loss_by_url(tmp_path: Path, s3: Faults) -> None:
     s3.every = 7
     assert ("files", "image") in found(place)
     before = s3.requests
-    with pytest.raises(IncompleteStoreError, match=r"image/_part-00000\.json is not there, and 8 more"):
+    with pytest.raises(IncompleteStoreError, match=r"image/_part-00000\.json is missing, and 8 more"):
         Store.open("s3://bucket/s")
     assert s3.requests - before < 25  # two manifests and listings, store.json, and what fails
 
@@ -128,7 +128,7 @@ def test_commands_say_what_is_lost(c3: C3, tmp_path: Path) -> None:
         options = ("--sigma", "0.1") if command in ("train-decoder", "ablate") else ()
         result = c3(command, *options)
         assert result.exit_code == 1, command
-        assert "is not whole: image/_part-00000.json is not there, and 8 more" in result.stderr, command
+        assert "is incomplete: image/_part-00000.json is missing, and 8 more" in result.stderr, command
 
 
 def test_a_store_in_the_making_is_read_and_this_is_said(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_store_in_the_making_is_read_and_this_is_said(tmp_path: Path) -> None:
     rows = unit_rows(3, store.info.dim)
     write_shard(path, store.info, Shard("text", 3, rows, {"key": list("abc")}))
     assert Store.open(path, reporter=recorder).count("text") == 63
-    assert "is not finished: a `c3 embed` is writing to it" in recorder.messages[0]
+    assert "is unfinished: `c3 embed` is writing to it" in recorder.messages[0]
     assert found(path) == [("unfinished", "text")]
     (path / "manifest.json").unlink()
     assert Store.open(path, reporter=recorder).count("text") == 63

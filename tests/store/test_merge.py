@@ -115,25 +115,27 @@ def test_damage_is_not_copied_on_and_nothing_is_left_behind(tmp_path: Path) -> N
 class TestErrors:
     def test_one_store(self, tmp_path: Path) -> None:
         store_of(tmp_path / "one", ["a"], 1)
-        with pytest.raises(StoreError, match="two stores or more"):
+        with pytest.raises(StoreError, match="at least two stores"):
             merge_stores(tmp_path / "both", [tmp_path / "one"])
 
     def test_the_same_twice(self, tmp_path: Path) -> None:
         store_of(tmp_path / "one", ["a"], 1)
-        with pytest.raises(StoreError, match="named twice"):
+        with pytest.raises(StoreError, match="given twice"):
             merge_stores(tmp_path / "both", [tmp_path / "one", tmp_path / "one"])
 
     def test_something_is_there(self, tmp_path: Path) -> None:
         for name in ("one", "two"):
             store_of(tmp_path / name, [name], 1)
         (tmp_path / "both").write_text("mine")
-        with pytest.raises(StoreError, match="something at"):
+        with pytest.raises(StoreError, match="already exists"):
             merge_stores(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
         assert (tmp_path / "both").read_text() == "mine"
 
     def test_options_that_contradict(self, c3: C3, tmp_path: Path) -> None:
-        assert "--keep last is not known" in c3("merge", "o", "a", "b", "--keep", "last").stderr
-        assert "nothing to --keep" in c3("merge", "o", "a", "b", "--keep", "first", "--prefix").stderr
+        assert "There is no --keep last" in c3("merge", "o", "a", "b", "--keep", "last").stderr
+        assert (
+            "--keep and --prefix exclude each other" in c3("merge", "o", "a", "b", "--keep", "first", "--prefix").stderr
+        )
 
 
 def test_the_command(c3: C3, tmp_path: Path) -> None:

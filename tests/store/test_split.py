@@ -111,7 +111,7 @@ class TestErrors:
     def test_a_file_that_names_none_of_the_keys(self, tmp_path: Path) -> None:
         source = whole_store(tmp_path / "s")
         (tmp_path / "x.csv").write_text("key,split\nother,train\n")
-        with pytest.raises(StoreError, match="names none of the keys"):
+        with pytest.raises(StoreError, match="contains none of the keys"):
             split_store(tmp_path / "new", source.path, file=tmp_path / "x.csv")
         (tmp_path / "x.csv").write_text("key,part\nother,train\n")
         with pytest.raises(StoreError, match="no column of splits; it has key, part"):
@@ -120,7 +120,7 @@ class TestErrors:
 
     def test_an_unknown_column(self, tmp_path: Path) -> None:
         source = whole_store(tmp_path / "s")
-        with pytest.raises(StoreError, match="have a value in a column 'colour'"):
+        with pytest.raises(StoreError, match="has a value in a column 'colour'"):
             split_store(tmp_path / "new", source.path, column="colour")
 
     def test_fractions(self, c3: C3, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ class TestErrors:
         path = source.path / "text" / "part-00001.parquet"
         content = path.read_bytes()
         path.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
-        with pytest.raises(StoreError, match="not what its done marker says"):
+        with pytest.raises(StoreError, match="does not match its done marker"):
             split_store(tmp_path / "new", source.path)
         assert not (tmp_path / "new").exists()
         assert not (tmp_path / ".new.unfinished").exists()
@@ -147,4 +147,4 @@ def test_the_command(c3: C3, tmp_path: Path) -> None:
     assert "train" in result.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert sum(report["rows"]["image"].values()) == 30
-    assert "something at new already" in c3("split", "new").stderr
+    assert "new already exists" in c3("split", "new").stderr

@@ -241,12 +241,12 @@ def test_a_defect_is_told_and_dropped_marker_first(
     result = c3("verify", "--store", URL, "--repair")
     assert result.exit_code == 3
     assert f"{URL}/text/part-00001.parquet: its sha256" in result.stderr
-    assert "text shard 1 was dropped" in result.stdout
+    assert "text shard 1 was removed" in result.stdout
     assert removed == ["_part-00001.json", "_part-00001.moments.safetensors", "part-00001.parquet"]
     assert len(locations.names_in(place / "text")[1]) == 6
     again = c3("verify", URL)
     assert again.exit_code == 3
-    assert "1 of 3 recorded shards are not there (20 rows): 1" in again.stderr
+    assert "1 of 3 recorded shards are missing (20 rows): 1" in again.stderr
 
 
 def test_two_writers(encoder: Encoder, tmp_path: Path, s3: Faults) -> None:

@@ -72,7 +72,7 @@ def test_a_store_behind_a_web_server(tmp_path: Path) -> None:
     shutil.copyfile(tmp_path / "s" / "store.json", tmp_path / "unlisted" / "store.json")
     with web_server(tmp_path, Faults()) as base:
         assert verify_store(f"{base}/s").rows == {"image": 30, "text": 60}
-        with pytest.raises(StoreError, match="many web servers list nothing"):
+        with pytest.raises(StoreError, match="Many web servers do not list files"):
             verify_store(f"{base}/unlisted")
 
 
@@ -211,7 +211,7 @@ def test_a_wrong_count_and_another_stores_shard(tmp_path: Path, put: Put) -> Non
     write_shard(path, other, Shard("image", 2, rows.embeddings[20:], columns))
     result = verify_store(put(path))
     assert [(f.check, f.what) for f in result.findings if f.modality == "image"] == [
-        ("count", "it has 10 rows, the done marker says 11"),
+        ("count", "it has 10 rows, but the done marker says 11"),
         ("schema", "its metadata describe another store"),
     ]
 

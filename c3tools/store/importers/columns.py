@@ -71,7 +71,7 @@ def key_and_split(table: Columns, names: ColumnNames, source: object) -> tuple[l
     if key is None or split is None:
         raise StoreError(
             f"{source} has no column of {'keys' if key is None else 'splits'}; it has {', '.join(table) or 'none'}.",
-            remedy="Name the columns with --key-column and --split-column.",
+            remedy="Give the names of the columns with --key-column and --split-column.",
         )
     return as_keys(table[key], key), splits_in(table, names, len(table[key]))
 
@@ -85,7 +85,7 @@ def find_column(table: Columns, wanted: str | None, usual: Sequence[str]) -> str
     if wanted is not None and wanted in table:
         return wanted
     if wanted is not None and table:
-        raise StoreError(f"There is no column {wanted!r}; there are {', '.join(table)}.")
+        raise StoreError(f"There is no column {wanted!r}. The columns are {', '.join(table)}.")
     return next((name for name in usual if name in table), None)
 
 
@@ -139,7 +139,9 @@ def label_vectors(
         if wanted != listed and rows and found:
             if found < n:
                 example = wanted[rows.index(None)]
-                notes.append(f"{found:,} of {n:,} {what} rows are in their table; {example!r}, for example, is not.")
+                notes.append(
+                    f"The table describes {found:,} of {n:,} {what} rows; {example!r}, for example, is missing."
+                )
             picked = {
                 name: [None if row is None else values[row] for row in rows]
                 for name, values in table.items()
@@ -150,8 +152,8 @@ def label_vectors(
     for column in {*usual, *ITEMS} & file.columns.keys() & table.keys():
         if as_keys(file.columns[column], column) != as_keys(table[column], column):
             raise StoreError(
-                f"The {what} vectors and their table both have ids ({column!r}), and these disagree.",
-                remedy="Give the table of these vectors, with each id once, or leave the ids out of one of the two.",
+                f"The {what} vectors and their table both have ids ({column!r}), but the ids differ.",
+                remedy="Use the table of these vectors, with each id once, or remove the ids from one of the two.",
             )
     return {**file.columns, **table}
 
@@ -204,6 +206,7 @@ def _require_row_per_vector(what: str, n: int, table: Columns) -> None:
     for name, values in table.items():
         if len(values) != n:
             raise StoreError(
-                f"There are {n:,} {what} and {counted(len(values), 'row')} in their table (column {name!r}).",
-                remedy="A table has one row per vector, in the same order; texts have their own: --text-meta FILE.",
+                f"There are {n:,} {what}, but {counted(len(values), 'row')} in their table (column {name!r}).",
+                remedy="A table needs one row per vector, in the same order. Texts have their own table: --text-meta "
+                "FILE.",
             )

@@ -88,7 +88,7 @@ def pair(
     for column in filter(None, vars(names).values()):
         if not any(column in table for table in given):
             there = ", ".join(dict.fromkeys(name for table in given for name in table)) or "none"
-            raise StoreError(f"There is no column {column!r}; there are {there}.")
+            raise StoreError(f"There is no column {column!r}. The columns are {there}.")
     notes: list[str] = []
     known: list[_Table] = []
     if images is not None:
@@ -200,12 +200,13 @@ def _text(texts: _Table, images: _Table | None, notes: list[str]) -> _Table:
     else:
         if by and (None in named or not n == len(set(named)) == len(images)):
             raise StoreError(
-                f"The texts name their images by {by[0]!r}, and the {len(images):,} images have no ids.",
-                remedy="Give the ids of the images: --meta FILE with a column of them.",
+                f"The texts name their images in the column {by[0]!r}, but the {len(images):,} images have no ids.",
+                remedy="Give a table with a column of image ids: --meta FILE.",
             )
         if n != len(images):
             raise StoreError(
-                f"{counted(len(images), 'image')} and {counted(n, 'text')} cannot be paired by order.",
+                f"{counted(len(images), 'image')} and {counted(n, 'text')} cannot be paired by their order, because "
+                "the numbers differ.",
                 remedy="Give ids: --text-meta FILE with a column image_key, or --meta FILE with a column text_rows.",
             )
         if by:
@@ -310,10 +311,10 @@ def _join(
             )
             unlike = next(((name, key) for name, key in hits if name != key), None)
             if unlike:
-                notes.append(f"Zeros in front and file suffixes do not count: {unlike[0]!r} is {unlike[1]!r}.")
+                notes.append(f"Leading zeros and file suffixes are ignored: {unlike[0]!r} matches {unlike[1]!r}.")
             lost = next((n for n, row in zip(named, found, strict=True) if row is None and n is not None), None)
             if lost:
-                notes.append(f"Some {known.plural} that {rows.plural} name are not there, for example {lost!r}.")
+                notes.append(f"Some {known.plural} that {rows.plural} name are missing, for example {lost!r}.")
             return found, column, named
     return None
 
@@ -322,9 +323,9 @@ def _nothing_paired(rows: _Table, by: Sequence[str], known: _Table) -> str:
     mine = next(filter(None, as_items(rows.columns[by[0]], by[0])), "")
     theirs = next(filter(None, known.items), "")
     return (
-        f"Nothing is paired: the {rows.plural} have ids ({by[0]!r}, for example {mine!r}), the {known.plural} too "
-        f"({known.key_column or 'image_key'!r}, for example {theirs!r}), and none is the same. "
-        f"Name the column of the {rows.plural} that holds the other side's id with --image-key-column."
+        f"No rows are paired: the ids of the {rows.plural} ({by[0]!r}, for example {mine!r}) and of the {known.plural} "
+        f"({known.key_column or 'image_key'!r}, for example {theirs!r}) have nothing in common. Use --image-key-column "
+        f"to name the column of the {rows.plural} that contains the ids of the {known.plural}."
     )
 
 
@@ -337,7 +338,9 @@ def _pair_by_text_rows(rows: Columns, images: _Table) -> None:
         texts = listed if isinstance(listed, list) else [listed]
         for place, target in enumerate(wanted or []):
             if not (isinstance(target, int) and 0 <= target < n):
-                raise StoreError(f"Row {row} of the table names the text row {target!r}; there are {n:,}.")
+                raise StoreError(
+                    f"Row {row} of the table names the text row {target!r}, but there are only {n:,} texts."
+                )
             rows["image_key"][target], rows["split"][target] = images.rows["key"][row], images.rows["split"][row]
             if len(texts) == len(wanted):
                 rows["caption"][target] = texts[place]
@@ -365,7 +368,7 @@ def _require_unique_keys(modality: _Table) -> None:
     counts = Counter(modality.rows["key"])
     key, times = counts.most_common(1)[0] if counts else ("", 0)
     if times > 1 or "" in counts:
-        what = f"{key!r} stands {times} times" if times > 1 else "some are empty"
+        what = f"{key!r} occurs {times} times" if times > 1 else "some are empty"
         raise StoreError(
-            f"Keys of {modality.name} rows must be unique: {what}.", remedy="Name another column with --key-column."
+            f"Keys of {modality.name} rows must be unique: {what}.", remedy="Choose another column with --key-column."
         )

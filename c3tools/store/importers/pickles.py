@@ -70,9 +70,9 @@ class _Unpickler(pickle._Unpickler):
 
             return getattr(torch._utils, name)
         raise StoreError(
-            f"The pickle asks for {module}.{name}, which is neither an array, a number nor a string: refused, since "
-            "unpickling it could run code.",
-            remedy="Convert it where it was made: np.savez(path, embedding=array), or safetensors.",
+            f"The pickle was not read: it asks for {module}.{name}, which is not an array, a number or a string. "
+            "Unpickling it could run code.",
+            remedy="Convert it on the machine where it was made: np.savez(path, embedding=array), or safetensors.",
         )
 
     def load_setitem(self) -> None:
@@ -139,7 +139,7 @@ def _scalar(dtype: _Dtype, value: bytes) -> Any:
 
 def _from_buffer(buffer: bytes, dtype: Any, shape: Any, order: str) -> npt.NDArray[Any]:
     if not (isinstance(buffer, bytes) and isinstance(dtype, _Dtype)):
-        raise pickle.UnpicklingError("an array whose content is not numbers")
+        raise pickle.UnpicklingError("an array whose content is not numeric")
     return np.frombuffer(buffer, dtype.value).reshape(shape, order="F" if order == "F" else "C")
 
 
@@ -177,7 +177,7 @@ def load_plain_pickle(path: Path) -> Any:
         with path.open("rb") as file:
             return _Unpickler(_Bounded(file, os.fstat(file.fileno()).st_size)).load()
     except FileNotFoundError:
-        raise StoreError(f"There is no file {path}.") from None
+        raise StoreError(f"The file {path} does not exist.") from None
     except StoreError as error:
         raise StoreError(f"{path}: {error.message}", remedy=error.remedy) from error
     except Exception as error:
@@ -204,11 +204,11 @@ def read_pickle(path: Path, *, split: str | None = None) -> tuple[VectorFile | N
             return None, _clipcap_layout(value, split, path.stat().st_size)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
         raise StoreError(
-            f"{path} looks like a released pickle of embeddings, but is not intact ({error!r})."
+            f"{path} looks like a published pickle of embeddings, but it is damaged ({error!r})."
         ) from error
     raise StoreError(
-        f"{path} has none of the known layouts (images and captions; clip_embedding and captions).",
-        remedy="Give the arrays by name: c3 import --image FILE.npy --text FILE.npy.",
+        f"{path} has none of the supported layouts (images and captions; clip_embedding and captions).",
+        remedy="Save the arrays as files, and import them: c3 import --image FILE.npy --text FILE.npy",
     )
 
 
@@ -249,7 +249,7 @@ def _clipcap_layout(value: Mapping[str, Any], split: str | None, most: int) -> V
 def _text(value: Any) -> str:
     """Return a string, or a number as one; anything else could be an endless nest."""
     if not isinstance(value, (str, int, float, np.generic)):
-        raise TypeError(f"{type(value).__name__} where a text or number should be")
+        raise TypeError(f"{type(value).__name__} in place of a text or number")
     return str(value)
 
 
@@ -257,10 +257,10 @@ def _array(value: Any) -> npt.NDArray[Any]:
     """Return an array of numbers from an array, a tensor or a flat list."""
     value = value.value if isinstance(value, _Array) else value
     if isinstance(value, (list, tuple)) and not all(isinstance(number, (int, float)) for number in value):
-        raise TypeError("nested lists where vectors should be")
+        raise TypeError("nested lists in place of vectors")
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"{array.dtype} where vectors should be")
+        raise TypeError(f"{array.dtype} in place of vectors")
     return array
 
 
@@ -272,4 +272,4 @@ def _stack(embeddings: Iterable[Any], most: int) -> npt.NDArray[Any]:
 
 def _check_size(values: int, most: int) -> None:
     if values > most:
-        raise ValueError(f"{values:,} numbers are more than a file of {most:,} bytes can hold")
+        raise ValueError(f"{values:,} numbers are more than a file of {most:,} bytes can contain")

@@ -48,7 +48,7 @@ def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floa
     """
     table = _arrow(path)
     if name is not None and name not in table:
-        raise StoreError(f"{path} has no column {name!r}; it has {', '.join(table)}.")
+        raise StoreError(f"{path} has no column {name!r}. Its columns are {', '.join(table)}.")
     column = name or next((usual for usual in _VECTOR_NAMES if usual in table), None)
     column = column or next((n for n, c in table.items() if _is_list(c.type)), None)
     if column is not None:
@@ -61,9 +61,10 @@ def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floa
         )
         if not numbered:
             raise StoreError(
-                f"{path} has no vectors: neither a column of lists nor numbered columns (e0, e1, ...).",
-                remedy=f"Its columns are {', '.join(table)}; name one: with --image-array or --text-array for c3 "
-                "import, else with --key.",
+                f"{path} contains no vectors: it has neither a column of lists nor numbered columns (e0, e1, ...).",
+                remedy=f"Its columns are {', '.join(table)}. Choose one with --image-array or --text-array in c3 "
+                "import, "
+                "and with --key in other commands.",
             )
         vectors = np.stack([table.pop(n).to_numpy() for _, n in numbered], axis=1)
     return vectors, _lists(path, table)
@@ -79,7 +80,7 @@ def _arrow(path: Path) -> dict[str, pa.ChunkedArray[Any]]:
             raise StoreError(f"{path} is not a .jsonl, .csv, .tsv or .parquet file.")
         return dict(zip(table.column_names, table.columns, strict=True))
     except FileNotFoundError:
-        raise StoreError(f"There is no file {path}.") from None
+        raise StoreError(f"The file {path} does not exist.") from None
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise StoreError(f"{path} cannot be read ({error}).") from error
 
@@ -116,9 +117,9 @@ def _read_jsonl(path: Path) -> Columns:
                         raise StoreError(f"Line {number} of {path} is not an object.")
                     rows.append(row)
     except FileNotFoundError:
-        raise StoreError(f"There is no file {path}.") from None
+        raise StoreError(f"The file {path} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} cannot be read as JSON lines ({error}).") from error
+        raise StoreError(f"{path} is not a readable JSON Lines file ({error}).") from error
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 

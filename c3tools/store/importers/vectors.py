@@ -64,11 +64,14 @@ def read_vectors(path: Path, name: str | None = None, *, single: bool = False) -
         StoreError: if the file is missing, of another kind, damaged, would need unpickling, or holds no vectors.
     """
     if not path.exists():
-        raise StoreError(f"There is no file {path}.", remedy="Check the path; it is relative to where you are.")
+        raise StoreError(
+            f"The file {path} does not exist.", remedy="Check the path. A relative path starts from the current folder."
+        )
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise StoreError(
-            f"{path} is not a file of vectors that can be imported.", remedy=f"These can be: {', '.join(SUFFIXES)}."
+            f"{path} is not a file of vectors in a supported format.",
+            remedy=f"Supported formats: {', '.join(SUFFIXES)}.",
         )
     columns: Columns = {}
     vectors: Any
@@ -87,7 +90,8 @@ def read_vectors(path: Path, name: str | None = None, *, single: bool = False) -
         vectors = vectors[:, 0]
     if vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":
         raise StoreError(
-            f"{path} holds {vectors.dtype} of shape {tuple(vectors.shape)}; vectors are numbers of shape (n, d)."
+            f"{path} contains {vectors.dtype} values of shape {tuple(vectors.shape)}, but vectors are numbers of shape "
+            "(n, d)."
         )
     return VectorFile(vectors, columns)
 
@@ -101,7 +105,7 @@ def read_clip_retrieval(folder: Path) -> tuple[dict[str, VectorFile], Columns]:
     if not any((folder / name).is_dir() for name in _CLIP_RETRIEVAL_FOLDERS.values()):
         raise StoreError(
             f"{folder} is not a clip-retrieval folder: it has neither img_emb/ nor text_emb/.",
-            remedy="Give the arrays by name: c3 import --image FILE --text FILE.",
+            remedy="Import the arrays by name: c3 import --image FILE --text FILE",
         )
     vectors = {}
     for modality, name in _CLIP_RETRIEVAL_FOLDERS.items():
@@ -109,7 +113,7 @@ def read_clip_retrieval(folder: Path) -> tuple[dict[str, VectorFile], Columns]:
         if files:
             arrays = [read_vectors(path).vectors for path in files]
             if len({array.shape[1] for array in arrays}) > 1:
-                raise StoreError(f"The arrays in {folder / name} differ in dimension.")
+                raise StoreError(f"The arrays in {folder / name} have different dimensions.")
             vectors[modality] = VectorFile(_Concatenated(arrays))
     columns: Columns = {}
     total = 0
@@ -122,7 +126,8 @@ def read_clip_retrieval(folder: Path) -> tuple[dict[str, VectorFile], Columns]:
     sizes = {file.vectors.shape[0] for file in vectors.values()} | ({total} if columns else set())
     if len(sizes) != 1:
         raise StoreError(
-            f"The files in {folder} do not match: they have {' and '.join(f'{size:,}' for size in sorted(sizes))} rows."
+            f"The files in {folder} have different numbers of rows: "
+            f"{' and '.join(f'{size:,}' for size in sorted(sizes))}."
         )
     return vectors, columns
 
@@ -172,7 +177,7 @@ def _read_npz(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("it holds other things than arrays")
+            raise ValueError("it contains objects that are not arrays")
     except Exception as error:  # zip, zlib and numpy each have errors of their own
         raise _unreadable(path, error) from error
     return _vectors_and_ids(path, arrays, name)
@@ -194,8 +199,8 @@ def _read_torch(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns
     except Exception as error:  # a damaged file can raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise StoreError(
-            f"{path} was not read: it is damaged, or holds more than tensors ({reason}).",
-            remedy="Save the tensors alone: torch.save(tensor, path), or use safetensors.",
+            f"{path} was not read: it is damaged, or it contains objects that are not tensors ({reason}).",
+            remedy="Save only the tensors: torch.save(tensor, path), or use safetensors.",
         ) from error
     return _vectors_and_ids(path, arrays, name)
 
@@ -233,13 +238,13 @@ def _check_unpacked_size(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > most_unpacked(path.stat().st_size):
-        raise ValueError(f"it would unpack to {unpacked:,} bytes, from {path.stat().st_size:,}")
+        raise ValueError(f"it would unpack from {path.stat().st_size:,} to {unpacked:,} bytes")
 
 
 def _choose(path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str | None) -> npt.NDArray[Any]:
     if name is not None:
         if name not in arrays:
-            raise StoreError(f"{path} has no array {name!r}; it has {', '.join(arrays) or 'none'}.")
+            raise StoreError(f"{path} has no array {name!r}. Its arrays are {', '.join(arrays) or 'none'}.")
         return arrays[name]
     if len(arrays) == 1:
         return next(iter(arrays.values()))
@@ -247,15 +252,15 @@ def _choose(path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str | None
         if usual in arrays:
             return arrays[usual]
     raise StoreError(
-        f"{path} holds {len(arrays)} arrays of vectors ({', '.join(arrays) or 'none'}).",
-        remedy="Name the one to take: with --image-array or --text-array for c3 import, else with --key.",
+        f"{path} contains {len(arrays)} arrays of vectors ({', '.join(arrays) or 'none'}).",
+        remedy="Choose one with --image-array or --text-array in c3 import, and with --key in other commands.",
     )
 
 
 def _unreadable(path: Path, error: Exception) -> StoreError:
     if "pickle" in str(error) or "Python objects" in str(error):
         return StoreError(
-            f"{path} holds Python objects, which would have to be unpickled: refused, since that can run code.",
+            f"{path} was not read: it contains Python objects, and unpickling them could run code.",
             remedy="Save plain arrays: np.save(path, array.astype(np.float32)).",
         )
-    return StoreError(f"{path} cannot be read ({error}).", remedy="The file may be truncated: make it again.")
+    return StoreError(f"{path} cannot be read ({error}).", remedy="The file may be cut short; make it again.")
