@@ -176,7 +176,7 @@ def test_a_pickle_cannot_grow_in_memory(tmp_path: Path) -> None:
         {"clip_embedding": rows.reshape(1, -1), "captions": [{"caption": "a", "clip_embedding": 0}] * 50_000},
     ):
         (tmp_path / "x.pkl").write_bytes(pickle.dumps(value))
-        with pytest.raises(C3Error, match="not intact"):
+        with pytest.raises(C3Error, match="damaged"):
             read_pickle(tmp_path / "x.pkl")
 
 
@@ -200,7 +200,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path, monkey
     assert (tmp_path / "x.npz").stat().st_size < 1 << 14
     assert read_vectors(tmp_path / "x.npz").vectors.shape == (1000, 1024)
     monkeypatch.setattr("c3tools.io.files._ANY_SIZE", 1 << 20)
-    with pytest.raises(C3Error, match="would unpack to 4,096"):
+    with pytest.raises(C3Error, match=r"would unpack from .* to 4,096"):
         read_vectors(tmp_path / "x.npz")
 
 

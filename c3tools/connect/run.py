@@ -124,7 +124,7 @@ class ConnectOutput(Output):
             yield new
         checkpoints.clear()
         if self.replaces:
-            reporter.message(f"The former {self.kind} is kept as {self.kept}.")
+            reporter.message(f"The former {self.kind} was kept as {self.kept}.")
 
     def _read(self) -> tuple[Mapping[str, Any], str] | None:
         """Return the record of the finished training in the folder, and what it is in words; None without one."""

@@ -22,7 +22,8 @@ def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """
     if not isinstance(path, Path):
         raise CorpusError(
-            f"{path}: Arrow files are read from a disk only.", remedy="Copy the folder, or give its tables as Parquet."
+            f"{path} cannot be read: Arrow files can only be read from a local disk.",
+            remedy="Copy the folder to this machine, or convert its tables to Parquet.",
         )
     count = 0
     try:
@@ -42,7 +43,9 @@ def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
                 count += 1
     except UNREADABLE as error:
         raise OSError(
-            0, f"cut or damaged after {count:,} record batches ({error}); get it again, then run the same command"
+            0,
+            f"cut short or damaged after {count:,} record batches ({error}); copy it again, then run the same command "
+            "again",
         ) from error
 
 

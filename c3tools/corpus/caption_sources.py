@@ -139,7 +139,7 @@ class CaptionSources:
             others = " and ".join(
                 f"{source} for {counted(n, 'image')}" for (_, source), n in sorted(unused.items()) if n
             )
-            notes.append(f"{root}: not used, as an earlier source has captions of the same image: {others}.")
+            notes.append(f"{root}: not used, because an earlier source has captions of the same images: {others}.")
         return notes
 
     def _match(self, folder: Path, name: str) -> tuple[int | None, bool]:
@@ -174,7 +174,7 @@ def sources_of_folder(corpus: Corpus, root: Path, images: Sequence[ImageItem], o
         if unread:
             more = f" and {len(unread) - _SHOWN:,} more" if len(unread) > _SHOWN else ""
             names = ", ".join(unread[:_SHOWN]) + more
-            corpus.notes.append(f"{root}: captions come from --captions alone; not read: {names}.")
+            corpus.notes.append(f"{root}: captions come from --captions only. Not read: {names}.")
         named = [options.captions]
     else:
         files = [path for path in files if _may_be_read(corpus, path, inside)]
@@ -250,7 +250,7 @@ def _add_detected(
     name = path.relative_to(root).as_posix()
     coco = path.name not in CAPTIONS_NAMES
     if coco and sources.complete:
-        corpus.notes.append(f"{root}: {name} is not used: all images have captions of an earlier source.")
+        corpus.notes.append(f"{root}: {name} is not used: all images have captions from an earlier source.")
         return
     before = len(sources.unmatched)
     try:
@@ -291,8 +291,9 @@ def _named_rows(file: Path, options: ReadOptions) -> Iterator[CaptionRow]:
     for row in read_captions(file, options):
         if row.file_name is None:
             raise CorpusError(
-                f"{file}, line {row.line} names no image.",
-                remedy="Captions of images need a column file_name or image; texts alone are given as PATH.",
+                f"{file}, line {row.line}: the image is missing.",
+                remedy="Captions of images need a column file_name or image. To embed texts only, give the file as "
+                "PATH.",
             )
         yield row
 

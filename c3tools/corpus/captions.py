@@ -53,8 +53,8 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise CorpusError(
-            f"{path} has no known text format.",
-            remedy=f"Known are: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of images.",
+            f"{path} is not a text file in a supported format.",
+            remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of images.",
         )
     if kind_of(path) != "file":
         raise CorpusError(f"The file {path} does not exist.")
@@ -75,7 +75,7 @@ def _read_jsonl(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
                 record = json.loads(raw)
             except (ValueError, RecursionError) as error:
                 raise CorpusError(
-                    f"{path}, line {line} is not JSON ({error}).", remedy="Each line has to be one JSON object."
+                    f"{path}, line {line} is not JSON ({error}).", remedy="Each line needs to be a JSON object."
                 ) from error
             if not isinstance(record, dict):
                 raise CorpusError(f"{path}, line {line} is not a JSON object.")
@@ -172,9 +172,10 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
     texts = pick_text_columns(present, options.text_column, path)
     if not texts and image is None:
         raise CorpusError(
-            f"{path} has no text column that is known by name ({', '.join(TEXT_COLUMNS)}); "
+            f"{path} has no text column with a known name ({', '.join(TEXT_COLUMNS)}); "
             f"its columns are: {', '.join(present) or 'none'}.",
-            remedy="Name the one to use with --text-column; one with images or their paths with --image-column.",
+            remedy="Choose the column of the texts with --text-column, or the column of the images with "
+            "--image-column.",
         )
     key = require_column(present, options.key_column, "--key-column", path)
     return Columns(texts, image or _first_of(IMAGE_COLUMNS, present), key or _first_of(KEY_COLUMNS, present))
@@ -190,7 +191,7 @@ def require_column(present: list[str], wanted: str | None, option: str, path: Pa
         return wanted
     raise CorpusError(
         f"{path} has no column {wanted!r}; its columns are: {', '.join(present) or 'none'}.",
-        remedy=f"Name one of them with {option}.",
+        remedy=f"Choose one of them with {option}.",
     )
 
 
@@ -220,7 +221,9 @@ def _row(record: Mapping[str, Any], line: int, columns: Columns, path: Path) -> 
     captions = captions_of(record, columns.texts, f"{path}, line {line}")
     name = record.get(columns.image) if columns.image else None
     if name is not None and not isinstance(name, str):
-        raise CorpusError(f"{path}, line {line}: the column {columns.image!r} holds {name!r}, not a file name.")
+        raise CorpusError(
+            f"{path}, line {line}: the column {columns.image!r} contains {name!r} instead of a file name."
+        )
     split, key = record.get(SPLIT_COLUMN), record.get(columns.key) if columns.key else None
     return CaptionRow(name or None, captions, str(split) if split else None, line, None if key is None else str(key))
 
@@ -237,8 +240,8 @@ def captions_of(record: Mapping[str, Any], texts: Iterable[str], where: str) -> 
         more = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(more, list) or not all(isinstance(caption, str) for caption in more):
             raise CorpusError(
-                f"{where}: the column {column!r} holds {type(value).__name__}, not text or texts.",
-                remedy="Name the column with the text by --text-column.",
+                f"{where}: the column {column!r} contains {type(value).__name__} instead of text.",
+                remedy="Choose the column of the texts with --text-column.",
             )
         captions += more
     return captions

@@ -35,8 +35,8 @@ def container_reader(path: Path, options: ReadOptions) -> Reader | None:
     suffix = path.suffix.lower()
     if path.name.lower().endswith(COMPRESSED):
         raise CorpusError(
-            f"{path} is compressed as a whole, so its images cannot be read one by one.",
-            remedy="Decompress it to a .tar first (gunzip, unxz, zstd -d); the images in it are compressed anyway.",
+            f"{path} is compressed, so its images cannot be read one by one.",
+            remedy="Decompress it to a .tar first (gunzip, unxz, zstd -d). The images in it are already compressed.",
         )
     if suffix == ".tar":
         return read_tar
@@ -105,8 +105,8 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
         before = next(corpus.images.find([key])) if repeats else None
         if before is not None:
             message = (
-                f"{before[1].path} has the key {key}; only the first is embedded; "
-                "--prefix-keys puts the name of its file before each key"
+                f"{before[1].path} has the same key {key}, and only the first one is embedded; "
+                "--prefix-keys begins each key with the name of its file"
             )
             return Skipped(f"{container.name}#{image.path.rpartition('#')[2]}", image.path, "DuplicateKey", message)
         split = image.split
@@ -137,8 +137,8 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
         corpus.captions_without_image += missing
     if lost:
         corpus.notes.append(
-            f"Captions come from --captions alone: {counted(lost, 'image')} without captions there "
-            f"{'has' if lost == 1 else 'have'} captions of {'its' if lost == 1 else 'their'} own, not used."
+            f"Captions come from --captions only. {counted(lost, 'image')} without captions there "
+            f"{'has' if lost == 1 else 'have'} captions of {'its' if lost == 1 else 'their'} own, which are not used."
         )
 
 
@@ -151,8 +151,9 @@ def _captions_by_key(options: ReadOptions) -> CaptionedKeys | None:
         key = row.key or (key_of_name(row.file_name) if row.file_name else None)
         if key is None:
             raise CorpusError(
-                f"{options.captions}, line {row.line} names no image.",
-                remedy="Captions of images need a column file_name, image or key; texts alone are given as PATH.",
+                f"{options.captions}, line {row.line}: the image is missing.",
+                remedy="Captions of images need a column file_name, image or key. To embed texts only, give the file "
+                "as PATH.",
             )
         key = as_storable(key)
         if rows.get(key) is None:
@@ -174,10 +175,11 @@ def _is_data(path: Path) -> bool:
         names = [str(file["filename"]) for file in value["_data_files"]]
         indices = value.get("_indices_data_files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorpusError(f"{state} is not what save_to_disk writes ({error!r}).") from error
+        raise CorpusError(f"{state} was not written by save_to_disk ({error!r}).") from error
     if indices:
         raise CorpusError(
-            f"{path.parent} keeps its rows by an index.", remedy="Call flatten_indices() before save_to_disk()."
+            f"{path.parent} selects its rows with an index, which is not supported.",
+            remedy="Call flatten_indices() before save_to_disk().",
         )
     return path.name in names
 
@@ -185,4 +187,4 @@ def _is_data(path: Path) -> bool:
 def _without_images(path: Path) -> str:
     with name_or_file(path) as source:
         names = pq.read_schema(source).names
-    return f"no column with images; the columns are: {', '.join(names)}; --image-column names one"
+    return f"no column with images (columns: {', '.join(names)}); choose one with --image-column"

@@ -58,9 +58,9 @@ def link_problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError):  # missing, or a loop
-            return "BrokenLink", "a symbolic link that leads nowhere"
+            return "BrokenLink", "a symbolic link whose target does not exist"
         if inside is not None and not target.is_relative_to(inside):
-            return "SymlinkOutside", "a symbolic link that leads out of the corpus; --follow-symlinks takes it"
+            return "SymlinkOutside", "a symbolic link that leads out of the corpus; --follow-symlinks reads it"
     return None
 
 

@@ -106,7 +106,7 @@ class UrlNotAskedForError(ValueError):
     """An image is given by URL, and downloading was not asked for."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(f"the image is given by the URL {url[:200]}; --download fetches it")
+        super().__init__(f"the image is at the URL {url[:200]}; --download downloads it")
 
 
 class ImageReader:
@@ -144,7 +144,7 @@ class ImageReader:
 
     def _read_range(self, source: ByteRange) -> bytes:
         if source.length > LARGEST_IMAGE_FILE:
-            raise OSError(0, f"{source.length:,} bytes are more than an image can have")
+            raise OSError(0, f"{source.length:,} bytes are too many for an image")
         if self._tar is None or self._tar[0] != source.file:
             self.close()
             self._tar = (source.file, open_binary(location(source.file)))
@@ -152,7 +152,7 @@ class ImageReader:
         file.seek(source.offset)
         content = file.read(source.length)
         if len(content) != source.length:
-            raise OSError(0, f"only {len(content):,} of {source.length:,} bytes are left; the file became shorter")
+            raise OSError(0, f"only {len(content):,} of {source.length:,} bytes could be read; the file became shorter")
         return content
 
     def _read_cell(self, cell: TableCell) -> bytes:
@@ -173,7 +173,9 @@ class ImageReader:
         try:
             return read_file(resolve_inside(location(cell.folder), str(value), anywhere=cell.anywhere))
         except FileNotFoundError as error:
-            raise FileNotFoundError(0, f"the row has no bytes, and its path {str(value)[:200]} is not there") from error
+            raise FileNotFoundError(
+                0, f"the row has no bytes, and its path {str(value)[:200]} does not exist"
+            ) from error
 
 
 class _Cells:
@@ -215,7 +217,7 @@ def read_file(path: Path) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "not a regular file")  # a pipe would never end
     if status.st_size > LARGEST_IMAGE_FILE:
-        raise OSError(0, f"{status.st_size:,} bytes are more than an image can have")
+        raise OSError(0, f"{status.st_size:,} bytes are too many for an image")
     return path.read_bytes()
 
 
@@ -237,8 +239,8 @@ def resolve_inside(folder: Path, name: str, *, anywhere: bool, resolved: dict[st
     path = folder / name
     if not anywhere and not _is_inside(str(folder), str(path), {} if resolved is None else resolved):
         raise OutsideError(
-            f"the path {name[:200]} leads out of {folder}; --images-root names the folder to start from, "
-            "--follow-symlinks takes it as it is"
+            f"the path {name[:200]} leads out of {folder}; choose the folder to start from with --images-root, "
+            "or read it anyway with --follow-symlinks"
         )
     return path
 
@@ -267,7 +269,7 @@ def download(url: str) -> bytes:
         ValueError: if the URL is of a kind that images are not fetched from.
     """
     if not url.lower().startswith(DOWNLOAD_SCHEMES):
-        raise ValueError(f"images are fetched from {', '.join(DOWNLOAD_SCHEMES)} only, not from {url[:200]}")
+        raise ValueError(f"images are only downloaded from {', '.join(DOWNLOAD_SCHEMES)}, not from {url[:200]}")
     if url.lower().startswith("http"):
         content = retrying(lambda: _fetch(url), url, _DOWNLOAD_ATTEMPTS)
     else:
@@ -286,7 +288,9 @@ def _read_within_limits(answer: BinaryIO, url: str) -> bytes:
         if len(content) > LARGEST_DOWNLOAD:
             break
         if time.monotonic() > end:
-            raise SlowServerError(f"{url[:200]} sent {len(content):,} bytes in {_SLOWEST_DOWNLOAD} s and did not end")
+            raise SlowServerError(
+                f"{url[:200]} sent {len(content):,} bytes in {_SLOWEST_DOWNLOAD} s and did not finish"
+            )
     return bytes(content)
 
 

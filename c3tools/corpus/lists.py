@@ -27,7 +27,7 @@ def read_list(path: Path, options: ReadOptions) -> Iterator[Entry]:
         where = f"{path.name}#{row.line}", f"{path}#{row.line}"
         name = row.file_name
         if name is None:
-            yield Skipped(*where, "NullImageError", "the row names no image")
+            yield Skipped(*where, "NullImageError", "the row does not name an image")
             continue
         key = row.key or _key(name, options)
         if not is_utf8(f"{key}{name}"):
@@ -44,7 +44,9 @@ def read_list(path: Path, options: ReadOptions) -> Iterator[Entry]:
             images.add_captions(key, row.captions)
         else:
             yield Skipped(
-                *where, "DuplicateKey", f"the key {key} is that of {before[1]}; --key-column names other keys"
+                *where,
+                "DuplicateKey",
+                f"{before[1]} has the same key {key}; choose another column of keys with --key-column",
             )
     yield from images.images()
 

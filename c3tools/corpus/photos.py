@@ -39,7 +39,7 @@ class PhotoFinder:
             ValueError: if the row has no path, or it is a URL and these are not to be fetched.
         """
         if not path:
-            raise ValueError("the row says nothing about where its photo is")
+            raise ValueError("the row has no path to its photo")
         return ImageItem(key, path, None, None, self._source(path))
 
     def _source(self, path: str) -> ImageSource | None:
@@ -49,7 +49,7 @@ class PhotoFinder:
             try:
                 return (self._member if file.lower().endswith(".tar") else self._cell)(file, inside["inside"])
             except (*UNREADABLE, CorpusError, KeyError, IndexError) as error:
-                reason = getattr(error, "strerror", None) or getattr(error, "message", None) or "no such image in it"
+                reason = getattr(error, "strerror", None) or getattr(error, "message", None) or "the image is not in it"
                 raise FileNotFoundError(0, f"{file}: {reason}") from error
         if not is_url(path):
             if not Path(path).is_file():
@@ -88,5 +88,5 @@ def _table(path: Path) -> tuple[str, list[int]]:
             counts = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     column = pick_image_column(schema, None, path)
     if column is None:
-        raise CorpusError("no column holds images themselves")
+        raise CorpusError("no column contains images")
     return column, list(accumulate(counts))

@@ -76,10 +76,10 @@ def read_corpus(
     corpus.captions = None if captions is None else str(captions)
     missing = [root for root in roots if kinds[root] is None]
     if missing:
-        more = f" (and at {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+        more = f" (nor do {len(missing) - 1:,} more)" if len(missing) > 1 else ""
         local = "Check the path. A relative path starts from the current folder."
         hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
-        raise CorpusError(f"There is nothing at {missing[0]}{more}.", remedy=hint)
+        raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
     folders = sum(kind == "folder" for kind in kinds.values())
     containers: list[tuple[Path, Reader]] = []
     for root in roots:
@@ -129,9 +129,10 @@ def _add_folder(corpus: Corpus, root: Path, options: ReadOptions, prefix: str) -
             return containers
         suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
         raise CorpusError(
-            f"No images in {root} or below it (looked for {suffixes}, and tar, parquet and arrow files with images)"
-            + (f". {refused[0].path}: {refused[0].message}" if refused else "."),
-            remedy="Texts are given as files: c3 embed captions.txt",
+            f"There are no images in {root} or its subfolders (looked for {suffixes}, and tar, parquet and arrow files "
+            "with "
+            "images)" + (f". {refused[0].path}: {refused[0].message}" if refused else "."),
+            remedy="To embed texts, give the files: c3 embed captions.txt",
         )
     sources = sources_of_folder(corpus, root, images, options)
     _add_images(corpus, images, sources, prefix)
@@ -168,8 +169,8 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
             corpus.add_text(TextItem(key, caption, image_key, row.split), str(file))
     if named:
         corpus.notes.append(
-            f"{file} names {counted(named, 'image')}; only its texts are used. "
-            "--image-column takes it as a list of images."
+            f"{file} names {counted(named, 'image')}, but only its texts are used. "
+            "With --image-column it is read as a list of images."
         )
 
 
@@ -181,16 +182,16 @@ def _check(corpus: Corpus, roots: Sequence[Path], given: Path | None) -> None:
             if corpus.skipped
             else ""
         )
-        raise CorpusError(f"Nothing to embed in {places}: no image and no text.{reason}")
+        raise CorpusError(f"There is nothing to embed in {places}: no images and no texts.{reason}")
     if given is not None and corpus.images and len(corpus.images_without_caption) == len(corpus.images):
         raise CorpusError(
-            f"{given} has a caption for none of the images ({len(corpus.images):,}).",
-            remedy="File names are resolved against the captions file's folder, then its images/.",
+            f"{given} has no caption for any of the {len(corpus.images):,} images.",
+            remedy="File names in it are looked up in the folder of the captions file, then in its subfolder images/.",
         )
     for kind, items in (("images", corpus.images), ("texts", corpus.texts)):
         double = items.repeated_key()
         if double is not None:
             raise CorpusError(
                 f"Two {kind} have the key {double!r}.",
-                remedy="Embed the folders that hold them by two commands with two stores, or rename one.",
+                remedy="Rename one of the files, or embed the two folders into two stores.",
             )

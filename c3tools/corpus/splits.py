@@ -63,7 +63,7 @@ def describe_rule(names: Iterable[str]) -> str | None:
         return None
     which = "those that are neither val nor test are" if kept else "all are"
     shares = ", ".join(f"{share:.0%} {name}".replace("%", " %") for name, share in HASH_FRACTIONS.items())
-    return f"No rows are named train (but {', '.join(found)}): {which} split by a stable hash of their keys, {shares}."
+    return f"No rows are named train (only {', '.join(found)}): {which} split by a stable hash of their keys, {shares}."
 
 
 @lru_cache(maxsize=1024)  # a corpus has few names and many rows

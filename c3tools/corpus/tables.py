@@ -45,7 +45,7 @@ def holds_images(path: Path, options: ReadOptions) -> bool:
     except UNREADABLE as error:
         raise CorpusError(
             f"{path} is not a readable Parquet file ({error}).",
-            remedy="A Parquet file that is cut has lost its end, and with it the place of every row: get it again.",
+            remedy="The file may be cut short: the end of a Parquet file says where its rows are. Copy it again.",
         ) from error
 
 
@@ -66,7 +66,7 @@ def read_parquet(path: Path, options: ReadOptions) -> Iterator[Entry]:
                     records = file.read_row_group(group, columns=columns).to_pylist() if columns else [{}] * count
                 except UNREADABLE as error:
                     damaged = f"row group {group} ({counted(count, 'row')})"
-                    message = f"{damaged} cannot be read ({error}); get the file again"
+                    message = f"{damaged} cannot be read ({error}); copy the file again"
                     yield Skipped(path.name, f"{path}#group {group}", "DamagedTable", message)
                     rows.count += count  # their keys are not known
                     continue
@@ -180,7 +180,7 @@ def _image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> _ImageT
     if image is None:
         raise CorpusError(
             f"{path} has no column with images; its columns are: {', '.join(schema.names) or 'none'}.",
-            remedy="Name the one with images, or with their paths or URLs, with --image-column.",
+            remedy="Choose the column of images, or of their paths or URLs, with --image-column.",
         )
     others = [name for name in schema.names if name != image]
     texts = pick_text_columns(others, options.text_column, path)

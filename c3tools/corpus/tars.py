@@ -31,7 +31,7 @@ TEXT_MEMBERS = ("txt", "caption", "text")
 LARGEST_TEXT = 2**24
 _VERSION = 1
 _BLOCK = 512
-_REMEDY = "what is before it is used; get the file again, then run the same command: it adds the rest"
+_REMEDY = "everything before that is used; copy the file again, then run the same command again to add the rest"
 
 
 class Member(NamedTuple):
@@ -92,7 +92,7 @@ def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
         _require_text_column(path, drafts, options.text_column, beside)
     for key, draft in drafts.items():
         if draft.image is None:
-            message = "the sample has no image that can be used"
+            message = "the sample has no usable image"
             yield Skipped(f"{path.name}#{key}", f"{path}#{key}", "NoImage", message)
             continue
         name, offset, length, _ = draft.image
@@ -113,7 +113,7 @@ def _add_member(member: Member, drafts: dict[str, _Draft]) -> tuple[str, str] | 
     if member.content is None:
         # a.jpg is the image even where a.seg.jpg comes before it
         if draft.image is not None and ("." in suffix or "." not in split_member(draft.image.name)[1]):
-            return "SecondImage", f"the sample has an image already: {draft.image.name}"
+            return "SecondImage", f"the sample already has an image: {draft.image.name}"
         draft.image = member
     elif suffix != "json":
         text = member.content.decode("utf-8-sig", errors="surrogateescape")
@@ -143,8 +143,9 @@ def _require_text_column(path: Path, drafts: dict[str, _Draft], column: str, bes
     if not beside and not any(column in draft.record for draft in drafts.values()):
         names = sorted({name for draft in drafts.values() for name in draft.record})
         raise CorpusError(
-            f"No .json in {path} has {column!r}; they have: {', '.join(names) or 'nothing, there is none'}.",
-            remedy="Name one of them with --text-column, or leave it out to use the .txt members.",
+            f"No .json member of {path} has {column!r}. Their fields: "
+            f"{', '.join(names) or 'none, there is no .json member'}.",
+            remedy="Choose one of them with --text-column, or leave it out to use the .txt members.",
         )
 
 
@@ -220,7 +221,7 @@ def scan(path: Path) -> TarIndex:
             if not (image or suffix in (*TEXT_MEMBERS, "json")) or name.rpartition("/")[2].startswith("."):
                 continue
             if not image and found.size > LARGEST_TEXT:
-                message = f"{found.size:,} bytes are more than a caption can have"
+                message = f"{found.size:,} bytes are too many for a caption"
                 index.skipped.append(Skipped(f"{path.name}#{name}", f"{path}#{name}", "TooLarge", message))
                 continue
             content = None
@@ -252,7 +253,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo | Skipped]:
                 problem = f"damaged after {last}"
                 break
             if member.offset_data + member.size > size:
-                problem = f"cut in the middle of {_printable(member.name)}"
+                problem = f"cut short in the middle of {_printable(member.name)}"
                 break
             position, last = archive.offset, _printable(member.name)
             unsafe = _unsafe(path, member)
@@ -261,14 +262,14 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo | Skipped]:
             elif member.isreg():
                 yield member
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
-        problem = f"damaged or cut after {last} ({error})"
+        problem = f"damaged or cut short after {last} ({error})"
     if problem is None:
         file.seek(position)
         end = file.read(_BLOCK)
         if not end:
-            problem = f"without its end mark, so it may be cut after {last}"
+            problem = f"without its end mark, so it may be cut short after {last}"
         elif end.strip(b"\0"):
-            problem = f"damaged or cut after {last}, at byte {position:,} of {size:,}"
+            problem = f"damaged or cut short after {last}, at byte {position:,} of {size:,}"
     if problem is not None:
         yield Skipped(path.name, str(path), "DamagedTar", f"the tar is {problem}; {_REMEDY}")
 
@@ -278,13 +279,13 @@ def _unsafe(path: Path, member: tarfile.TarInfo) -> Skipped | None:
     name = _printable(member.name)
     parts = member.name.replace("\\", "/").split("/")
     if member.name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"):
-        problem = "UnsafePath", "the member's path is absolute or leads upwards; such members are refused"
+        problem = "UnsafePath", "the member's path is absolute or leads to a parent folder; such members are not read"
     elif member.issym() or member.islnk():
         problem = "LinkInTar", "a link in a tar; links are not followed"
     elif member.isdev():
         problem = "NotAFile", "a device or pipe in a tar"
     elif member.issparse():
-        problem = "SparseMember", "a sparse member, whose content does not lie in one piece"
+        problem = "SparseMember", "a sparse member, whose content is not stored in one piece"
     elif not member.isdir() and name != member.name:
         problem = "UnicodeError", "the member's name is not UTF-8"
     else:

@@ -57,13 +57,11 @@ def location(text: str | Path) -> Path:
         from upath import UPath
 
         if scheme not in available_protocols():
-            raise CorpusError(
-                f"{text} is of a kind that is not known.", remedy="Known are s3://, gs://, hf://, http:// and https://."
-            )
+            raise CorpusError(f"{text} has an unknown scheme.", remedy="Use s3://, gs://, hf://, http:// or https://.")
         path = UPath(text)
         path.fs  # noqa: B018 - imports the package that the scheme needs
     except ValueError as error:
-        raise CorpusError(f"{text} is not a URL ({error}).", remedy="Check the name of the server in it.") from error
+        raise CorpusError(f"{text} is not a URL ({error}).", remedy="Check the server name.") from error
     except ImportError as error:
         package = error.name or scheme
         raise MissingExtraError(package, extra=extra, purpose=f"Reading {scheme}:// locations") from error
@@ -134,7 +132,7 @@ def upload(source: Path, target: Path) -> None:
     except (FileNotFoundError, NotImplementedError) as error:
         raise UnreachableError(
             f"{target} cannot be written ({_reason(error)}).",
-            remedy="Check the address: the bucket has to be there, and web servers take no files.",
+            remedy="Check the address. The bucket has to exist, and files cannot be written to web servers.",
         ) from error
 
 
@@ -274,9 +272,9 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
         except Exception as error:  # every client has its own exceptions
             if _is_refusal(error):
                 raise UnreachableError(
-                    f"Access to {where} is refused ({_reason(error)}).",
+                    f"Access to {where} was refused ({_reason(error)}).",
                     remedy="Check the address, the credentials in the environment (for s3://: AWS_ACCESS_KEY_ID, "
-                    "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL), and what they allow.",
+                    "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL) and their permissions.",
                 ) from error
             if getattr(error, "status", None) in (404, 410):
                 raise FileNotFoundError(0, f"{where}: the server answers {getattr(error, 'status', '')}") from error
@@ -356,7 +354,7 @@ class _RangeReader(io.RawIOBase):
     def _part(self, start: int, stop: int) -> bytes:
         content: bytes = self._filesystem.cat_file(self._name, start=start, end=stop)
         if len(content) not in (stop - start, self._size):
-            raise ConnectionError(f"{stop - start:,} bytes were requested, {len(content):,} received")
+            raise ConnectionError(f"{stop - start:,} bytes were requested, but {len(content):,} were received")
         return content
 
     def _fetch_whole(self) -> bytes:
@@ -368,6 +366,8 @@ class _RangeReader(io.RawIOBase):
         """Keep the content of a file whose server ignores ranges and always sends the whole file."""
         if len(content) > _LARGEST_WHOLE:
             raise OSError(
-                0, f"the server of {self._url} supports no ranges and the file is large; download it and use the copy"
+                0,
+                f"the server of {self._url} does not support range requests, which large files need; download the file "
+                "first",
             )
         self._whole = content

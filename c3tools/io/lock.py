@@ -64,8 +64,8 @@ def _leased(folder: Path, shown: Path) -> Iterator[None]:
         lost = lease.end()
     if lost:
         raise OutputError(
-            f"Another run took over {shown} while this one was cut off from it.",
-            remedy="Run the same command again when the other has ended: it adds what is missing.",
+            f"This run lost its connection to {shown}, and another run took over.",
+            remedy="Run the same command again after the other run has finished, to add what is missing.",
         )
 
 
@@ -97,13 +97,13 @@ def _lock(folder: Path, shown: Path) -> int:
             # never through a link: opening it for writing would touch a file elsewhere
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except (FileExistsError, NotADirectoryError):
-            raise OutputError(f"{shown} is a file, not a folder.", remedy="Name another folder.") from None
+            raise OutputError(f"{shown} is a file, but a folder is needed.", remedy="Choose another folder.") from None
         except FileNotFoundError:
             continue  # the run before removed the folder just now
         except OSError as error:
             raise OutputError(
-                f"The lock {path} cannot be opened ({error.strerror}).",
-                remedy="Make the folder writable; if the lock is a link, remove it.",
+                f"The lock file {path} cannot be opened ({error.strerror}).",
+                remedy="Make the folder writable. If the lock file is a link, remove it.",
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,8 +113,8 @@ def _lock(folder: Path, shown: Path) -> int:
             if isinstance(error, BlockingIOError):
                 raise _taken(shown, owner) from None
             raise OutputError(
-                f"The lock {path} cannot be taken ({error.strerror}).",
-                remedy="The file system has no locks; write to a folder on another one.",
+                f"The file {path} cannot be locked ({error.strerror}).",
+                remedy="The file system does not support locks. Write to a folder on another file system.",
             ) from error
         if _is_at(path, descriptor):
             os.ftruncate(descriptor, 0)
@@ -133,7 +133,7 @@ def lock_file(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OutputError(
-            f"Another run is writing to {path}.", remedy="Wait for it to end, or write to another file."
+            f"Another run is writing to {path}.", remedy="Wait for it to finish, or write to another file."
         ) from None
     except OSError as error:
         raise OutputError(
@@ -169,7 +169,7 @@ def _taken(shown: Path, owner: bytes) -> OutputError:
         run = json.loads(owner)
         who = f" (process {run['process']} on {run['host']}, since {run['since']})"
     return OutputError(
-        f"Another run is writing to {shown}{who}.", remedy="Wait for it to end, or write to another folder."
+        f"Another run is writing to {shown}{who}.", remedy="Wait for it to finish, or write to another folder."
     )
 
 

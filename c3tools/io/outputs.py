@@ -61,17 +61,19 @@ class Output:
             OutputError: if it is a file, or holds something else.
         """
         if kind_of(self.folder) == "file":
-            raise OutputError(f"{self.folder} is a file, not a folder.", remedy="Name another folder with --output.")
+            raise OutputError(
+                f"{self.folder} is a file, but a folder is needed.", remedy="Choose another folder with --output."
+            )
         folders, files = names_in(self.folder)
         there = [name for name in (*files, *folders) if not name.startswith(".")]
         if not there:
             return False
         if not set(self.files) & set(there):
             named = ", ".join(there[:_NAMED]) + (", …" if len(there) > _NAMED else "")
-            others = f"; --overwrite replaces nothing but a former {self.kind}" if self.overwrite else ""
+            others = f"; --overwrite only replaces a former {self.kind}" if self.overwrite else ""
             raise OutputError(
-                f"{self.folder} holds other files ({named}), not a former {self.kind}.",
-                remedy=f"Name a new or empty folder{others}.",
+                f"{self.folder} contains other files ({named}), not a former {self.kind}.",
+                remedy=f"Choose a new or empty folder{others}.",
             )
         return True
 
@@ -113,7 +115,7 @@ class Output:
         if self._former is None:
             return False
         if self._former.get("identity") != identity:
-            self._refuse_unless_replaced("It was made with these settings from other data.")
+            self._refuse_unless_replaced("It was made with the same settings, but from other data.")
             return False
         try:
             load()
@@ -127,19 +129,19 @@ class Output:
     def write(self, save: Callable[[Path], None], reporter: Reporter) -> None:
         """Write the result with ``save``, unless it is there already, and say where the former one is kept."""
         if self.done:
-            reporter.message(f"{self.folder} holds this {self.kind} already; there is nothing to do.")
+            reporter.message(f"{self.folder} already contains this {self.kind}; there is nothing to do.")
             return
         former = self.folder.exists()
         save(self.folder)
         if former:
-            reporter.message(f"The former {self.kind} is kept as {self.kept}.")
+            reporter.message(f"The former {self.kind} was kept as {self.kept}.")
 
     def _refuse_unless_replaced(self, why: str) -> None:
         if not self.overwrite:
             kept = f"; it is then kept as {self.kept}" if self.kept else ""
             raise OutputError(
-                f"{self.folder} holds a finished {self.kind}: {self._description}. {why}".rstrip(),
-                remedy=f"Name another folder with --output, or replace it with --overwrite{kept}.",
+                f"{self.folder} already contains a finished {self.kind}: {self._description}. {why}".rstrip(),
+                remedy=f"Choose another folder with --output, or replace it with --overwrite{kept}.",
             )
 
     def refuse_start(self, start: str | Path) -> None:
@@ -151,8 +153,8 @@ class Output:
         ends = [folder.resolve() for folder in (self.folder, self.kept) if folder is not None]
         if Path(start).resolve() in ends:
             raise OutputError(
-                f"The training starts from {start}, which the new {self.kind} in {self.folder} would replace.",
-                remedy="Name another folder with --output.",
+                f"The training starts from {start}, but the new {self.kind} in {self.folder} would replace it.",
+                remedy="Choose another folder with --output.",
             )
 
 

@@ -57,7 +57,7 @@ def _batches(file: pq.ParquetFile, size: int, columns: Sequence[str] | None) -> 
         for batch in file.iter_batches(batch_size=min(_MOST_ROWS, max(1, rows)), row_groups=[group], columns=chosen):
             total += sum(_bytes_of(column) for column in batch.columns)
             if total > most:
-                raise PackedError(f"its values come to more than {most:,} bytes, and the file has {size:,}")
+                raise PackedError(f"its values need more than {most:,} bytes, but the file has only {size:,}")
             yield pa.RecordBatch.from_arrays([_repeated(c) for c in batch.columns], schema=_plain(batch.schema))
 
 
@@ -97,7 +97,8 @@ def _check_declared(file: pq.ParquetFile, size: int, columns: Sequence[str] | No
             unpacked, values = column.total_uncompressed_size, max(1, column.num_values)
             if unpacked > most_unpacked(size):
                 raise PackedError(
-                    f"its column {column.path_in_schema!r} unpacks to {unpacked:,} bytes, and the file has {size:,}"
+                    f"its column {column.path_in_schema!r} unpacks to {unpacked:,} bytes, but the file has only "
+                    f"{size:,}"
                 )
             if unpacked > most_unpacked(0) and unpacked // values > _LARGEST_VALUE:
                 raise PackedError(f"values of its column {column.path_in_schema!r} have {unpacked // values:,} bytes")

@@ -93,12 +93,12 @@ class FileRows:
         chosen = np.asarray(key)
         if chosen.dtype == bool:
             if len(chosen) != len(self):
-                raise IndexError(f"a mask of {len(chosen)} values does not fit {len(self)} rows")
+                raise IndexError(f"the mask has {len(chosen)} values, but there are {len(self)} rows")
             return np.flatnonzero(chosen)
         numbers = chosen.astype(np.int64, copy=False)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         if len(numbers) and not (numbers.min() >= 0 and numbers.max() < len(self)):
-            raise IndexError(f"there are {len(self)} rows, and row {int(np.abs(numbers).max())} was asked for")
+            raise IndexError(f"row {int(np.abs(numbers).max())} was requested, but there are only {len(self)} rows")
         return numbers
 
     def _read(self, numbers: Indices) -> Array:
@@ -154,9 +154,9 @@ class _SharedFile:
 
 def _no_room(error: OSError, written: int) -> OutputError:
     return OutputError(
-        f"Rows that are too many for memory cannot be written to a temporary file in {tempfile.gettempdir()}: "
+        f"The rows do not fit in memory, and a temporary file in {tempfile.gettempdir()} cannot be written: "
         f"{error.strerror or error}, after {written / 2**20:,.0f} MiB.",
-        remedy="Make room there, or name another folder in the environment variable TMPDIR.",
+        remedy="Free some space there, or set the environment variable TMPDIR to another folder.",
     )
 
 

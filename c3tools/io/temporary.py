@@ -25,9 +25,9 @@ def using_temporary_files() -> Iterator[None]:
     except (OSError, sqlite3.OperationalError) as error:
         usual = "/var/tmp" if isinstance(error, sqlite3.Error) and os.name == "posix" else tempfile.gettempdir()
         raise C3Error(
-            f"Temporary files cannot be used ({getattr(error, 'strerror', None) or error}); they are in "
+            f"Temporary files cannot be written ({getattr(error, 'strerror', None) or error}) to "
             f"{os.environ.get('TMPDIR') or usual}.",
-            remedy="Make room there, or set TMPDIR to a folder on another disk, then run the same command again.",
+            remedy="Free some space there, or set TMPDIR to a folder on another disk, then run the same command again.",
         ) from error
 
 

@@ -173,7 +173,7 @@ def create_store(path: Path, info: StoreInfo) -> None:
         StoreError: if a store of another model, dimension or dtype is there, or a file is in the way.
     """
     if kind_of(path) == "file":
-        raise StoreError(f"{path} is a file, not a folder.", remedy="Choose another store with --store.")
+        raise StoreError(f"{path} is a file, but a folder is needed.", remedy="Choose another store with --store.")
     if kind_of(path / INFO_FILE) != "file":
         write_json_atomically(path / INFO_FILE, info.to_dict())
         return

@@ -148,7 +148,7 @@ def test_keys_are_unique_over_several_folders(tmp_path: Path) -> None:
         path.write_bytes(b"")
     (tmp_path / "a" / "gone.png").symlink_to("nowhere.png")
     found, failures = images_by_key([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "x.png"])
-    assert failures == [(tmp_path / "a" / "gone.png", "a symbolic link that leads nowhere")]
+    assert failures == [(tmp_path / "a" / "gone.png", "a symbolic link whose target does not exist")]
     assert list(found) == ["a/x", "b/x", "b/y.jpg", "b/y.png", "x"]
     assert np.unique([str(path) for path in found.values()]).size == 4
 

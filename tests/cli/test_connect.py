@@ -89,17 +89,17 @@ def test_finished_heads_are_replaced_only_if_asked(c3: C3, tmp_path: Path) -> No
     first = ConnectedHeads.load(tmp_path / "c3-heads")
     same = c3(*quick, "--json", "run.json")
     assert same.exit_code == 0
-    assert "c3-heads holds this pair of heads already; there is nothing to do." in same.stderr
+    assert "c3-heads already contains this pair of heads; there is nothing to do." in same.stderr
     assert json.loads((tmp_path / "run.json").read_text()) == first.record
     other = c3(*quick, "--seed", "1")
     assert other.exit_code == 1
     said = " ".join(other.stderr.split())
-    assert "c3-heads holds a finished pair of heads: 168 pairs, finished 20" in said
+    assert "c3-heads already contains a finished pair of heads: 168 pairs, finished 20" in said
     assert "It was made with seed 0, not 1." in said
     assert {path.name for path in tmp_path.iterdir()} == {"features", "c3-heads", "run.json"}
     replaced = c3(*quick, "--seed", "1", "--overwrite")
     assert replaced.exit_code == 0, replaced.stderr
-    assert "is kept as c3-heads.previous" in replaced.stderr
+    assert "was kept as c3-heads.previous" in replaced.stderr
     assert ConnectedHeads.load(tmp_path / "c3-heads.previous").sha256 == first.sha256
     assert ConnectedHeads.load(tmp_path / "c3-heads").sha256 != first.sha256
     (tmp_path / "c3-heads.previous" / "heads.safetensors").write_bytes(b"cut short")
@@ -108,7 +108,7 @@ def test_finished_heads_are_replaced_only_if_asked(c3: C3, tmp_path: Path) -> No
     assert c3(*quick, *damaged, "--overwrite").exit_code == 0
     assert ConnectedHeads.load(tmp_path / "c3-heads.previous").sha256 == first.sha256
     mine = c3(*quick, "--overwrite", "-o", "features")
-    assert "features holds other files (image.npy, meta.jsonl, text.npy), not a former pair of heads" in mine.stderr
+    assert "features contains other files (image.npy, meta.jsonl, text.npy), not a former pair of heads" in mine.stderr
 
 
 def test_a_finished_model_is_replaced_only_if_asked_and_never_by_its_own_training(c3: C3, tmp_path: Path) -> None:
@@ -120,12 +120,12 @@ def test_a_finished_model_is_replaced_only_if_asked_and_never_by_its_own_trainin
     before = state(f"local-dir:{tmp_path / 'c3-model'}")
     same = c3(*quick, *start)
     assert same.exit_code == 0, same.stderr
-    assert "c3-model holds this model already; there is nothing to do." in same.stderr
+    assert "c3-model already contains this model; there is nothing to do." in same.stderr
     assert json.loads((tmp_path / "run.json").read_text()) == first
     assert "with half False, not True" in " ".join(c3(*quick, *start, "--half").stderr.split())
     own = c3(*quick, "--model", "local-dir:c3-model", "--overwrite")
     assert own.exit_code == 1
-    assert "starts from c3-model, which the new model in c3-model would replace" in own.stderr
+    assert "starts from c3-model, but the new model in c3-model would replace it" in own.stderr
     assert c3(*quick, *start, "--seed", "1", "--overwrite").exit_code == 0
     kept = state(f"local-dir:{tmp_path / 'c3-model.previous'}")
     assert all(np.array_equal(kept[name], before[name]) for name in before)

@@ -81,7 +81,7 @@ def test_mistakes_end_the_command_with_a_message(here: Path) -> None:
     (here / "mine").mkdir()
     (here / "mine" / "notes.txt").write_text("keep")
     for option in ([], ["--overwrite"]):
-        assert "holds other files (notes.txt), not a former export" in refused("-o", "mine", *option)
+        assert "contains other files (notes.txt), not a former export" in refused("-o", "mine", *option)
         assert "other files" in refused("-o", "c3-store", *option)
 
 

@@ -321,7 +321,7 @@ class TestBadInput:
 
     def test_broken_table(self, here: Path) -> None:
         (here / "m.jsonl").write_text("{")
-        assert "JSON lines" in refused("--image", "i.npy", "--meta", "m.jsonl")
+        assert "JSON Lines" in refused("--image", "i.npy", "--meta", "m.jsonl")
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the shared CLIP embeddings are not on this machine")

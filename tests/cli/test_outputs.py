@@ -66,7 +66,7 @@ def test_other_files_are_left_alone(c3: C3, place: Path, command: list[str]) -> 
     for folder in ("c3-store", "photos"):
         result = c3(*command, "-o", folder)
         assert result.exit_code == 1
-        assert f"{folder} holds other files (" in result.stderr
+        assert f"{folder} contains other files (" in result.stderr
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 

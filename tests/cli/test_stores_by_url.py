@@ -193,7 +193,7 @@ class TestBadInput:
         for options in (["means", "--save", "s3://nowhere/m"], ["gap-report", "--html", "s3://nowhere/page.html"]):
             assert f"{options[-1]} cannot be written" in refused(c3(*options))
         s3.every, s3.answer = 1, "403 Forbidden"
-        assert "Access to s3://bucket/m is refused" in refused(c3("means", "--save", "s3://bucket/m"))
+        assert "Access to s3://bucket/m was refused" in refused(c3("means", "--save", "s3://bucket/m"))
 
     @pytest.mark.parametrize("command", [["index", "-o"], ["train-decoder", "-o"], ["ablate", "-o"]], ids=" ".join)
     def test_results_that_stay_on_this_machine(self, c3: C3, tmp_path: Path, command: list[str]) -> None:

@@ -84,12 +84,15 @@ def test_a_finished_decoder_is_replaced_only_if_asked(c3: C3, tmp_path: Path) ->
     first = contents(folder)
     same = c3("train-decoder", *QUICK)
     assert same.exit_code == 0
-    assert "c3-decoder holds this decoder already; there is nothing to do." in same.stderr
+    assert "c3-decoder already contains this decoder; there is nothing to do." in same.stderr
     assert contents(folder) == first | {"curves.png": (folder / "curves.png").read_bytes()}
     refused = c3("train-decoder", *QUICK, "--seed", "1")
     assert refused.exit_code == 1
     said = " ".join(refused.stderr.split())
-    assert "c3-decoder holds a finished decoder: c3, sigma 0.1, size tiny, seed 0, trained on 112 captions" in said
+    assert (
+        "c3-decoder already contains a finished decoder: c3, sigma 0.1, size tiny, seed 0, trained on 112 captions"
+        in said
+    )
     assert "best validation loss" in said
     assert "It was made with seed 0, not 1." in said
     assert "with --overwrite; it is then kept as c3-decoder.previous" in said
@@ -97,7 +100,7 @@ def test_a_finished_decoder_is_replaced_only_if_asked(c3: C3, tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"c3-store", "c3-decoder"}
     replaced = c3("train-decoder", *QUICK, "--seed", "1", "--overwrite")
     assert replaced.exit_code == 0, replaced.stderr
-    assert "The former decoder is kept as c3-decoder.previous." in replaced.stderr
+    assert "The former decoder was kept as c3-decoder.previous." in replaced.stderr
     assert contents(tmp_path / "c3-decoder.previous")["weights.safetensors"] == first["weights.safetensors"]
     assert contents(folder)["weights.safetensors"] != first["weights.safetensors"]
 
@@ -122,7 +125,7 @@ def test_the_same_settings_on_other_data_are_another_decoder(c3: C3, tmp_path: P
     assert c3("train-decoder", *QUICK).exit_code == 0
     refused = c3("train-decoder", *QUICK, "--store", "other")
     assert refused.exit_code == 1
-    assert "It was made with these settings from other data." in refused.stderr
+    assert "It was made with the same settings, but from other data." in refused.stderr
 
 
 def test_a_decoder_never_replaces_its_start_or_what_is_no_decoder(c3: C3, tmp_path: Path) -> None:
@@ -132,10 +135,10 @@ def test_a_decoder_never_replaces_its_start_or_what_is_no_decoder(c3: C3, tmp_pa
     for option in ([], ["--overwrite"]):
         own = c3("train-decoder", "--from", "c3-decoder", "--epochs", "1", *option)
         assert own.exit_code == 1
-        assert "starts from c3-decoder, which the new decoder in c3-decoder would replace" in own.stderr
+        assert "starts from c3-decoder, but the new decoder in c3-decoder would replace it" in own.stderr
         into_store = c3("train-decoder", *QUICK, "-o", "c3-store", *option)
         assert into_store.exit_code == 1
-        assert "c3-store holds other files (" in into_store.stderr
+        assert "c3-store contains other files (" in into_store.stderr
     assert contents(tmp_path / "c3-decoder") == before
     assert (tmp_path / "c3-store" / "store.json").is_file()
 

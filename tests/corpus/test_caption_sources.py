@@ -46,7 +46,7 @@ def test_one_row_of_metadata_beside_text_files(tmp_path: Path) -> None:
     assert corpus.images_without_caption == []
     assert corpus.notes == [
         f"{tmp_path}: 20 captions: 1 from metadata.csv and 19 from .txt files.",
-        f"{tmp_path}: not used, as an earlier source has captions of the same image: .txt files for 1 image.",
+        f"{tmp_path}: not used, because an earlier source has captions of the same images: .txt files for 1 image.",
     ]
 
 
@@ -150,7 +150,7 @@ def test_a_captions_file_that_is_given_counts_alone_and_that_is_said(tmp_path: P
     corpus = read_corpus([tmp_path], captions=given_file)
     assert pairs(corpus) == [("given", "a")]
     assert corpus.images_without_caption == ["b"]
-    note = f"{tmp_path}: captions come from --captions alone; not read: metadata.csv, 2 .txt files."
+    note = f"{tmp_path}: captions come from --captions only. Not read: metadata.csv, 2 .txt files."
     assert corpus.notes == [note]
 
 

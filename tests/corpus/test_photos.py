@@ -68,18 +68,18 @@ def test_what_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
     finder = PhotoFinder()
     for path, message in {
         f"{tmp_path}/none.jpg": "no such file",
-        f"{tmp_path}/a.tar#none.png": "no such image",
+        f"{tmp_path}/a.tar#none.png": "the image is not in it",
         f"{tmp_path}/none.tar#000.png": "No such file",
-        f"{tmp_path}/b.parquet#4": "no such image",
+        f"{tmp_path}/b.parquet#4": "the image is not in it",
         f"{tmp_path}/none.parquet#0": "No such file",
-        f"{tmp_path}/c.tar#000.png": "no such image",
+        f"{tmp_path}/c.tar#000.png": "the image is not in it",
     }.items():
         with pytest.raises(OSError, match=message) as caught:
             finder.find("key", path)
         assert caught.value.strerror
-    with pytest.raises(ValueError, match="says nothing"):
+    with pytest.raises(ValueError, match="has no path"):
         finder.find("key", None)
-    with pytest.raises(ValueError, match="--download fetches it"):
+    with pytest.raises(ValueError, match="--download downloads it"):
         finder.find("key", "https://example.org/a.jpg")
     assert PhotoFinder(download=True).find("key", "https://example.org/a.jpg").source is not None
 

@@ -206,7 +206,7 @@ class TestErrors:
 
     def test_unknown_format(self, tmp_path: Path) -> None:
         (tmp_path / "a.doc").write_text("x")
-        self.check("no known text format", [tmp_path / "a.doc"])
+        self.check("not a text file in a supported format", [tmp_path / "a.doc"])
 
     def test_wrong_column(self, tmp_path: Path) -> None:
         path = jsonl(tmp_path / "c.jsonl", {"text": "a", "n": 3})
@@ -231,12 +231,12 @@ class TestErrors:
     def test_captions_of_other_images(self, tmp_path: Path) -> None:
         image(tmp_path / "x.png")
         path = jsonl(tmp_path / "c.jsonl", {"image": "y.png", "captions": ["a"]})
-        self.check("for none of the images", [tmp_path], captions=path)
+        self.check("has no caption for any of the", [tmp_path], captions=path)
 
     def test_captions_that_name_no_image(self, tmp_path: Path) -> None:
         image(tmp_path / "x.png")
         path = jsonl(tmp_path / "c.jsonl", {"text": "a"})
-        self.check("names no image", [tmp_path], captions=path)
+        self.check("the image is missing", [tmp_path], captions=path)
 
     def test_damaged_parquet(self, tmp_path: Path) -> None:
         (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
@@ -244,7 +244,7 @@ class TestErrors:
 
     def test_nothing_but_blank_lines(self, tmp_path: Path) -> None:
         (tmp_path / "t.txt").write_text("\n\n")
-        self.check("Nothing to embed", [tmp_path / "t.txt"])
+        self.check("There is nothing to embed", [tmp_path / "t.txt"])
 
     def test_two_text_files_with_one_name(self, tmp_path: Path) -> None:
         for folder in ("a", "b"):

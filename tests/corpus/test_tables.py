@@ -156,7 +156,7 @@ class TestErrors:
             ("c.parquet", "UnreadableContainer"),
         ]
         assert "picture, words" in corpus.skipped[0].message
-        assert "get it again" in corpus.skipped[1].message
+        assert "copy it again" in corpus.skipped[1].message
         with pytest.raises(CorpusError, match="not a readable Parquet file"):
             read_corpus([tmp_path / "c.parquet"])
 

@@ -75,7 +75,8 @@ def test_a_captions_file_that_is_given_counts_alone_and_that_is_said(tmp_path: P
     corpus = read_corpus([tmp_path / "x.tar"], captions=tmp_path / "c.csv")
     assert [(text.caption, text.image_key) for text in corpus.texts] == [("given", "a")]
     assert corpus.notes == [
-        "Captions come from --captions alone: 1 image without captions there has captions of its own, not used."
+        "Captions come from --captions only. 1 image without captions there has captions of its own, which are not "
+        "used."
     ]
 
 
@@ -117,7 +118,7 @@ def test_captions_from_json_txt_and_the_table_of_img2dataset(tmp_path: Path) -> 
     assert [i.split for i in corpus.images] == ["val", None, None]
     other = read_corpus([tmp_path / "00000.tar"], text_column="alt")
     assert [(t.key, t.caption) for t in other.texts] == [("a#0", "other"), ("b#0", "other b")]
-    with pytest.raises(CorpusError, match=r"has 'title'; they have: alt, caption, split"):
+    with pytest.raises(CorpusError, match=r"has 'title'\. Their fields: alt, caption, split"):
         read_corpus([tmp_path / "00000.tar"], text_column="title")
 
 
@@ -231,7 +232,7 @@ class TestCutTars:
         assert [item.key for item in corpus.images] == [item.key for item in items[:2]]
         (skipped,) = corpus.skipped
         assert skipped.error == "DamagedTar"
-        assert f"cut in the middle of {items[2].key}.jpg" in skipped.message
+        assert f"cut short in the middle of {items[2].key}.jpg" in skipped.message
         assert "run the same command" in skipped.message
 
     def test_every_cut_is_told_and_what_is_whole_is_read(self, whole: Path) -> None:
@@ -258,10 +259,10 @@ class TestCutTars:
 
     def test_an_empty_tar_and_no_tar(self, tmp_path: Path) -> None:
         (tmp_path / "x.tar").write_bytes(b"")
-        with pytest.raises(CorpusError, match=r"Nothing to embed.*damaged or cut"):
+        with pytest.raises(CorpusError, match=r"nothing to embed.*damaged or cut"):
             read_corpus([tmp_path / "x.tar"])
         (tmp_path / "x.tar").write_bytes(b"hello" * 1000)
-        with pytest.raises(CorpusError, match=r"Nothing to embed.*damaged or cut"):
+        with pytest.raises(CorpusError, match=r"nothing to embed.*damaged or cut"):
             read_corpus([tmp_path / "x.tar"])
         write_tar(tmp_path / "y.tar", [("a.jpg", b"1")])
         assert [s.error for s in read_corpus([tmp_path]).skipped] == ["DamagedTar"]

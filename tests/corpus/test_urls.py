@@ -120,7 +120,7 @@ def test_images_by_url_only_when_asked_for(photos: Path, packed: Path) -> None:
     with web_server(packed, Faults(4)) as base:
         urls = [*(f"{base}/{photo.name}" for photo in chosen), f"{base}/gone.jpg"]
         pq.write_table(pa.table({"url": urls, "key": [*"abcde"], "caption": ["t"] * 5}), packed / "urls.parquet")
-        with pytest.raises(CorpusError, match=r"Nothing to embed.*5 reasons.*--download fetches it"):
+        with pytest.raises(CorpusError, match=r"nothing to embed.*5 reasons.*--download downloads it"):
             read_corpus([packed / "urls.parquet"], image_column="url")
         corpus = read_corpus([packed / "urls.parquet"], image_column="url", download=True)
         with ImageReader() as reader:
@@ -131,18 +131,18 @@ def test_images_by_url_only_when_asked_for(photos: Path, packed: Path) -> None:
     for url in ("file:///etc/passwd", "ftp://x/y.jpg"):
         (packed / "u.csv").write_text(f"url,text\n{url},t\n")
         (item,) = read_corpus([packed / "u.csv"], image_column="url", download=True).images
-        with ImageReader() as reader, pytest.raises(ValueError, match="only, not from"):
+        with ImageReader() as reader, pytest.raises(ValueError, match="only downloaded from"):
             reader.read(item)
 
 
 def test_a_server_that_sends_a_byte_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_SLOWEST_DOWNLOAD", 0.5)
-    with web_server(tmp_path, Faults()) as base, pytest.raises(ValueError, match="did not end"):
+    with web_server(tmp_path, Faults()) as base, pytest.raises(ValueError, match="did not finish"):
         images.download(f"{base}/drip")
 
 
 def test_unknown_kinds_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CorpusError, match="not known"):
+    with pytest.raises(CorpusError, match="unknown scheme"):
         location("nothing-like-it://x/y")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setitem(sys.modules, "upath", None)

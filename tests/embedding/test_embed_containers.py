@@ -109,7 +109,7 @@ def test_the_commands_own_options(c3: Callable[..., Result], photos: Path, tmp_p
     assert result.exit_code == 0, result.output
     assert "Found 8 images and 40 texts" in result.stderr
     result = c3("embed", photos / "captions.jsonl", "--store", "texts")
-    assert "--image-column takes it as a list of images" in result.stderr
+    assert "With --image-column it is read as a list of images" in result.stderr
     result = c3("embed", photos / "captions.jsonl", "--image-column", "image", "--store", "list", "--workers", 0)
     assert result.exit_code == 0, result.output
     assert Store.open(tmp_path / "list").count("image") == 4

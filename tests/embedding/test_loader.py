@@ -184,7 +184,7 @@ def test_a_file_that_became_a_pipe_or_is_huge_does_not_hang_or_fill_the_memory(
     (batch,) = pixel_batches({0: items}, encoder.preprocess, batch_size=4, workers=0)
     assert [failure.message for failure in batch.failures] == [
         "not a regular file",
-        "2,147,483,648 bytes are more than an image can have",
+        "2,147,483,648 bytes are too many for an image",
     ]
 
 

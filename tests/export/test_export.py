@@ -218,7 +218,7 @@ def test_another_recipe_does_not_replace_an_export_silently(here: Path) -> None:
     assert Pipeline.load("c3-export").name == "c1"
     (here / "mine").mkdir()
     (here / "mine" / "notes.txt").write_text("keep")
-    assert "holds other files" in refused(output="mine")
+    assert "contains other files" in refused(output="mine")
 
 
 def test_yaml_pipeline_and_saved_pipeline(here: Path) -> None:

@@ -168,7 +168,7 @@ def test_long_texts_are_said_and_odd_ones_refused(untrained: Generator, encoder:
         generate(embeddings=tmp_path / "bad.npy", generator=untrained, output=tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.png").write_bytes(b"")
-    with pytest.raises(OutputError, match="holds other files"):
+    with pytest.raises(OutputError, match="contains other files"):
         generate("a dog", generator=untrained, encoder=encoder, output=tmp_path / "other")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.png"]
 

@@ -100,7 +100,7 @@ def test_the_same_call_does_nothing_and_another_is_refused(train: Train, tmp_pat
     train(reporter=told)
     assert "nothing to do" in told.messages[-1]
     assert (tmp_path / "c3-generator" / "weights.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(OutputError, match=r"holds a finished generator: c3, sigma 0.05[\s\S]*--overwrite"):
+    with pytest.raises(OutputError, match=r"already contains a finished generator: c3, sigma 0.05[\s\S]*--overwrite"):
         train(seed=1)
     train(seed=1, overwrite=True)
     assert Generator.load(tmp_path / "c3-generator").record["seed"] == 1

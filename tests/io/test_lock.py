@@ -64,7 +64,7 @@ def test_a_lock_without_a_name_in_it_is_a_lock(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(OutputError, match="is a file, not a folder"), locked(path):
+        with pytest.raises(OutputError, match="is a file, but a folder is needed"), locked(path):
             pass
 
 

@@ -53,12 +53,12 @@ def test_only_results_of_the_kind_are_in_question(tmp_path: Path) -> None:
     assert not output(folder).holds_result()
     (folder / "notes.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match=r"holds other files \(notes.txt\), not a former decoder") as refused:
+        with pytest.raises(OutputError, match=r"contains other files \(notes.txt\), not a former decoder") as refused:
             output(folder, overwrite=overwrite).holds_result()
         assert ("--overwrite" in str(refused.value)) == overwrite
     (folder / "decoder.json").write_text("{}")
     assert output(folder).holds_result()
-    with pytest.raises(OutputError, match="is a file, not a folder"):
+    with pytest.raises(OutputError, match="is a file, but a folder is needed"):
         output(folder / "notes.txt").holds_result()
 
 
@@ -82,13 +82,12 @@ def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(tmp_path:
         return
     with pytest.raises(OutputError) as refused:
         other.ask({"seed": 1, "set": [], "epochs": 3}, read)
-    said = (
-        "holds a finished decoder: c3, seed 0. It was made with seed 0, not 1; set a=1, not none; epochs none, not 3."
-    )
+    said = "already contains a finished decoder: c3, seed 0. It was made with seed 0, not 1; set a=1, not "
+    "none; epochs none, not 3."
     assert said in refused.value.message
     assert f"--overwrite; it is then kept as {folder}.previous" in str(refused.value.remedy)
     same.ask(record["asked"], read)  # type: ignore[arg-type]
-    with pytest.raises(OutputError, match="with these settings from other data"):
+    with pytest.raises(OutputError, match="with the same settings, but from other data"):
         same.is_done("y")
 
 

@@ -118,7 +118,7 @@ def test_the_lock_is_not_opened_through_a_link(tmp_path: Path) -> None:
 
 def test_a_file_where_the_store_should_be(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("x")
-    with pytest.raises(OutputError, match="is a file, not a folder"), locked(tmp_path / "s"):
+    with pytest.raises(OutputError, match="is a file, but a folder is needed"), locked(tmp_path / "s"):
         pass
 
 
