@@ -71,9 +71,9 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
         C3Error: for an unknown precision, a missing device, or a precision that the device does not support.
     """
     if precision not in get_args(PrecisionName):
-        raise C3Error(f"Unknown precision {precision!r}.", remedy="Choose auto, fp32, bf16, fp16 or int8.")
+        raise C3Error(f"There is no precision {precision!r}.", remedy="Use auto, fp32, bf16, fp16 or int8.")
     if precision == "int8" and not encoder:
-        raise C3Error("int8 is for encoders alone.", remedy="Choose auto, fp32, bf16 or fp16.")
+        raise C3Error("int8 is for encoders only.", remedy="Use auto, fp32, bf16 or fp16.")
     compute = Compute(_device(device), precision)
     on_cpu = compute.device_type == "cpu"
     if on_cpu:
@@ -81,10 +81,10 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
     if precision == "auto":
         return Compute(compute.device, "bf16" if _bf16_is_faster(compute.device_type) else "fp32")
     if precision == "fp16" and on_cpu:
-        raise C3Error("fp16 is not computed natively by CPUs.", remedy="Use --precision bf16 or fp32 here.")
+        raise C3Error("CPUs do not compute in fp16.", remedy="Use --precision bf16 or fp32 here.")
     if precision == "int8" and not (on_cpu and has_int8()):
         raise C3Error(
-            f"int8 is for CPUs with avx512_vnni, which {compute.device} {'has not' if on_cpu else 'is not'}.",
+            f"int8 needs a CPU with avx512_vnni; {compute.device} {'does not have it' if on_cpu else 'is not a CPU'}.",
             remedy="Use --precision auto.",
         )
     return compute
@@ -167,11 +167,11 @@ def _device(name: str | None) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise C3Error(f"Unknown device {name!r}.", remedy="Choose cpu, cuda, cuda:1 or mps.") from error
+        raise C3Error(f"There is no device {name!r}.", remedy="Use cpu, cuda, cuda:1 or mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise C3Error(f"The device {device} is not there: this torch sees no CUDA GPU.", remedy="Use --device cpu.")
+        raise C3Error(f"The device {device} is not available: torch finds no CUDA GPU.", remedy="Use --device cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise C3Error(f"The device {device} is not there: this machine has {torch.cuda.device_count()} CUDA GPUs.")
+        raise C3Error(f"The device {device} is not available: this machine has {torch.cuda.device_count()} CUDA GPUs.")
     return str(device)
 
 

@@ -59,6 +59,7 @@ class ModelIdentity(dict[str, Any]):
         """
         if not self.same_as(other):
             raise error(
-                f"{own} is of the model {self}, {theirs} of {other}: embeddings of different models cannot be mixed.",
+                f"{own} is of the model {self}, but {theirs} is of {other}. Embeddings of different models cannot be "
+                "mixed.",
                 remedy=remedy,
             )

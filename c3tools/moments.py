@@ -80,7 +80,7 @@ class Moments:
         for part in parts:
             total = part if total is None else total.merge(part)
         if total is None:
-            raise ValueError("nothing to merge, and no dimension given")
+            raise ValueError("there is nothing to merge, and no dimension was given")
         return total
 
     @property
@@ -173,9 +173,9 @@ def _open_moments(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             file = stack.enter_context(safe_open(local, framework="numpy"))
             yield file, json.loads((file.metadata() or {})["c3"])
     except FileNotFoundError:
-        raise StoreError(f"There is no moments file at {path}.") from None
+        raise StoreError(f"The moments file {path} does not exist.") from None
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path} is not a readable moments file ({error}).",
-            remedy="Make it with `c3 means --save`, or re-run `c3 embed`.",
+            remedy="Make it with `c3 means --save`, or run `c3 embed` again.",
         ) from error

@@ -20,13 +20,13 @@ def test_the_speed_of_bf16_is_a_ratio() -> None:
 
 def test_devices_and_precisions() -> None:
     assert pick("cpu", "fp32") == Compute("cpu", "fp32")
-    with pytest.raises(C3Error, match="Unknown precision"):
+    with pytest.raises(C3Error, match="There is no precision"):
         pick("cpu", "fp8")
-    with pytest.raises(C3Error, match="not computed natively"):
+    with pytest.raises(C3Error, match="CPUs do not compute in fp16"):
         pick("cpu", "fp16")
-    with pytest.raises(C3Error, match="int8 is for encoders alone"):
+    with pytest.raises(C3Error, match="int8 is for encoders only"):
         pick("cpu", "int8")
-    with pytest.raises(C3Error, match="Unknown device 'tpuu'"):
+    with pytest.raises(C3Error, match="There is no device 'tpuu'"):
         pick("tpuu")
     if not torch.cuda.is_available():
         with pytest.raises(C3Error, match="--device cpu"):
@@ -37,7 +37,7 @@ def test_several_devices() -> None:
     assert devices.pick_devices("cpu, cpu") == ["cpu", "cpu"]
     assert len(devices.pick_devices()) >= 1
     if not torch.cuda.is_available():
-        with pytest.raises(C3Error, match="this torch sees no CUDA GPU"):
+        with pytest.raises(C3Error, match="torch finds no CUDA GPU"):
             devices.pick_devices("cpu,cuda:0")
 
 

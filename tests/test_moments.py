@@ -92,7 +92,7 @@ def test_saved_moments_are_exact(tmp_path: Path) -> None:
 
 def test_damaged_files(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    with pytest.raises(StoreError, match="no moments file"):
+    with pytest.raises(StoreError, match=r"moments file .* does not exist"):
         load_moments(path)
     save_moments(path, {"train": Moments.empty(3)}, {})
     payload = path.read_bytes()

@@ -203,7 +203,9 @@ def _check_options(
 
 def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
     """Write the decoder, unless it is there already, with its curves, and remove what the run has saved."""
-    with telling_what_is_kept(lambda: "The training is finished and saved; the same command writes the decoder."):
+    with telling_what_is_kept(
+        lambda: "The training is finished and saved; run the same command again to write the decoder."
+    ):
         target.write(captioner.save, reporter)
         save_curves(captioner.record, target.folder)
         checkpoints.clear()

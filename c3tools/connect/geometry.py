@@ -128,7 +128,7 @@ def geometry_figure(log: Sequence[LogPoint], names: tuple[str, str], kept: int) 
     found = [point.geometry for point in log]
     gap.plot(steps, [g.gap for g in found], color=palette.THIRD, label="gap")
     gap.plot(steps, [g.rmg for g in found], color=palette.FOURTH, linestyle=(0, (4, 2)), label="relative gap (RMG)")
-    gap.set_title(f"Gap: {found[0].gap:.2f} at initialisation, {found[-1].gap:.2f} at the end; dashed: kept")
+    gap.set_title(f"Gap: {found[0].gap:.2f} at initialisation, {found[-1].gap:.2f} at the end; dashed: the kept step")
     cosine.plot(steps, [g.paired_cosine for g in found], color=palette.FIRST, label="pairs")
     cosine.plot(steps, [g.unpaired_cosine for g in found], color=palette.SECOND, label="others")
     scales = dict.fromkeys(f"{point.logit_scale:.0f}" for point in (log[0], log[-1]))

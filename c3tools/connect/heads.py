@@ -64,11 +64,11 @@ class HeadShape:
 
     def __post_init__(self) -> None:
         if self.dim < 2 or self.hidden < 0:
-            raise ConnectError(f"A head has 2 dimensions or more, not {self.dim}, and a hidden width of 0 or more.")
+            raise ConnectError(f"A head needs at least 2 dimensions, not {self.dim}, and a hidden width of at least 0.")
         if not 0 <= self.dropout < 1:
-            raise ConnectError(f"Dropout is at least 0 and below 1, not {self.dropout}.")
+            raise ConnectError(f"Dropout must be at least 0 and below 1, not {self.dropout}.")
         if not self.cone >= 0:
-            raise ConnectError(f"The cone is 0 or more, not {self.cone}.")
+            raise ConnectError(f"The cone must be at least 0, not {self.cone}.")
 
 
 class Head(nn.Module):
@@ -156,12 +156,12 @@ class ConnectedHeads:
             ConnectError: if there is no head for the modality, or it takes another number of features.
         """
         if modality not in self.heads:
-            raise ConnectError(f"There is no head for {modality!r}; there are {' and '.join(self.heads)}.")
+            raise ConnectError(f"There is no head for {modality!r}. There are heads for {' and '.join(self.heads)}.")
         head = self.heads[modality]
         if features.shape[1] != len(head.mean):
             raise ConnectError(
-                f"The {modality} head takes {len(head.mean)} features per row, not {features.shape[1]}.",
-                remedy="Give the features of the tower that the heads were trained on.",
+                f"The {modality} head needs {len(head.mean)} features per row, not {features.shape[1]}.",
+                remedy="Use features of the tower that the heads were trained on.",
             )
         parts = [
             nn.functional.normalize(head(torch.from_numpy(block.astype(np.float32))), dim=1).numpy()
@@ -188,7 +188,10 @@ class ConnectedHeads:
         try:
             value = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
             if int(value["format_version"]) > FORMAT_VERSION:
-                raise ConnectError(f"{folder} was written by a newer c3tools.", remedy="pip install -U c3tools")
+                raise ConnectError(
+                    f"{folder} was written by a newer version of c3tools.",
+                    remedy="Update c3tools: pip install -U c3tools",
+                )
             shape = HeadShape(**value["shape"])
             tensors = load_file(folder / WEIGHTS_FILE)
             heads = {}
@@ -199,7 +202,7 @@ class ConnectedHeads:
             loaded = cls(heads, shape, value["record"])
         except FileNotFoundError as error:
             raise ConnectError(
-                f"There are no connected heads at {folder} ({Path(error.filename or RECORD_FILE).name} is not there).",
+                f"There are no heads at {folder} ({Path(error.filename or RECORD_FILE).name} is missing).",
                 remedy="Train them with `c3 connect heads`.",
             ) from None
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -209,8 +212,8 @@ class ConnectedHeads:
             ) from error
         if loaded.sha256 != value["sha256"]:
             raise ConnectError(
-                f"The weights in {folder} are not those that its {RECORD_FILE} names.",
-                remedy="Bring both files of one training back, or train again.",
+                f"The weights in {folder} do not match its {RECORD_FILE}.",
+                remedy="Use both files of the same training, or train again.",
             )
         return loaded
 

@@ -201,10 +201,9 @@ class PairInputs:
         if not len(train):
             counts = ", ".join(f"{split}: {self.splits.count(split):,}" for split in sorted(set(self.splits)))
             raise ConnectError(
-                f"There are no pairs of {names[0]} and {names[1]} in the split {train_split!r}; pairs by split: "
+                f"There are no pairs of {names[0]} and {names[1]} in the split {train_split!r}. Pairs by split: "
                 f"{counts or 'none'}.",
-                remedy="Check that the keys of the two sides (of images and captions) match, or name the split with "
-                "--train-split.",
+                remedy="Check that the keys of the two modalities match, or choose another split with --train-split.",
             )
         rule = describe_rule(self.splits)
         if rule and train_split in STANDARD:
@@ -214,7 +213,7 @@ class PairInputs:
             held = held_out(train.items)
             train, val = train.select(~held), train.select(held)
             held_out_pairs = counted(len(val), "pair is", "pairs are")
-            reporter.message(f"There is no val split: {held_out_pairs} held out from the split {train_split!r}.")
+            reporter.message(f"There is no val split, so {held_out_pairs} held out from the split {train_split!r}.")
         return train, val
 
     def ids(self, pairs: Indices) -> tuple[Tensor, Tensor]:
@@ -263,14 +262,14 @@ class PairedFeatures(Pairs):
         found, alone = list(notes), int(np.count_nonzero(index < 0))
         if alone:
             found.append(
-                f"{alone:,} of {len(second):,} {second.modality} rows have no {first.modality} row; they are left out."
+                f"{alone:,} of {len(second):,} {second.modality} rows have no {first.modality} row and are left out."
             )
         bad = [~finite_rows(side.embeddings) for side in (first, second)]
         for side, rows in zip((first, second), bad, strict=True):
             if rows.any():
                 found.append(
-                    f"{int(rows.sum()):,} of {len(rows):,} {side.modality} rows hold NaN or infinity; they are not "
-                    "trained on."
+                    f"{int(rows.sum()):,} of {len(rows):,} {side.modality} rows contain NaN or infinity and are left "
+                    "out."
                 )
         return cls(first, second, np.where(bad[1] | ((index >= 0) & bad[0][index]), -1, index), found)
 
@@ -342,7 +341,7 @@ def read_features(
     )
     if len(found) != 2:
         raise ConnectError(
-            f"Two modalities are connected, not {len(found)} ({', '.join(modality.name for modality in found)}).",
+            f"Two modalities are needed, not {len(found)} ({', '.join(modality.name for modality in found)}).",
             remedy="For example --image FILE --text FILE, or --text FILE --other audio=FILE.",
         )
     return PairedFeatures.join(_as_rows(found[0]), _as_rows(found[1]), notes)
@@ -372,7 +371,7 @@ def _join_stores(
 ) -> PairedFeatures:
     if modalities is not None and not (len(modalities) == 2 and all(modalities)):
         raise ConnectError(
-            f"Two modalities are connected, not {len(modalities)} ({', '.join(modalities)}).",
+            f"Two modalities are needed, not {len(modalities)} ({', '.join(modalities)}).",
             remedy="For example --modalities audio,text.",
         )
     first = Store.open(store, reporter=reporter)
@@ -381,8 +380,9 @@ def _join_stores(
         modalities = first.modalities[:2] if second is first else [*first.modalities[:1], *second.modalities[-1:]]
         if len(modalities) < 2:
             raise StoreError(
-                f"The store {first.path} has {' and '.join(first.modalities) or 'no modality'}; two are connected.",
-                remedy="Name another store with --second-store, or files with --image and --text.",
+                f"The store {first.path} has {' and '.join(first.modalities) or 'no modality'}, but two modalities are "
+                "needed.",
+                remedy="Add another store with --second-store, or use files with --image and --text.",
             )
     name = modalities[1] if modalities[1] != modalities[0] else f"{modalities[1]}_2"
     return PairedFeatures.join(_load(first, modalities[0]), replace(_load(second, modalities[1]), modality=name))

@@ -51,15 +51,15 @@ class LogitScale:
     def __post_init__(self) -> None:
         for value in (self.start, self.end, self.limit):
             if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConnectError(f"A logit scale is a number above 0, not {value}.", remedy="For example 100.")
+                raise ConnectError(f"A logit scale must be a number above 0, not {value}.", remedy="For example 100.")
         highest = max(self.start, self.end or 0)
         if highest > self.limit:
             raise ConnectError(
-                f"A logit scale of {highest:g} is beyond the limit of {self.limit:g}, at which it is clamped.",
-                remedy=f"Choose at most {self.limit:g}, or raise the limit with --max-logit-scale.",
+                f"The logit scale {highest:g} is above the limit of {self.limit:g}.",
+                remedy=f"Use at most {self.limit:g}, or raise the limit with --max-logit-scale.",
             )
         if self.learned and self.end is not None:
-            raise ConnectError("A logit scale is either learned or scheduled, not both.")
+            raise ConnectError("A logit scale is either learned or scheduled, but not both.")
 
     @classmethod
     def parse(cls, text: str, limit: float = MAX_LOGIT_SCALE) -> LogitScale:

@@ -66,7 +66,7 @@ class TrainingSettings:
             raise ConnectError(f"There is no loss {self.loss!r}.", remedy=f"Choose from {', '.join(KINDS)}.")
         if self.batch_size < 2:
             raise ConnectError(
-                f"A batch of {self.batch_size} has no negatives.", remedy="Choose a batch of 2 pairs or more."
+                f"A batch of {self.batch_size} contains no negatives.", remedy="Use a batch of at least 2 pairs."
             )
         for name in ("epochs", "learning_rate"):
             if not getattr(self, name) > 0:
@@ -76,9 +76,9 @@ class TrainingSettings:
             if value is not None and value < 1:
                 raise ConnectError(f"{name} must be at least 1, not {value}.")
         if not 0 <= self.close_gap < math.inf:
-            raise ConnectError(f"The weight of closing the gap is 0 or more, not {self.close_gap}.")
+            raise ConnectError(f"--close-gap must be at least 0, not {self.close_gap}.")
         if not 0 <= self.warmup <= 1 or self.patience < 0 or self.weight_decay < 0:
-            raise ConnectError("warmup lies between 0 and 1; patience and weight decay are 0 or more.")
+            raise ConnectError("--warmup must be between 0 and 1; --patience and --weight-decay must be at least 0.")
 
     def asked(self, train_split: str, precision: str) -> dict[str, Any]:
         """Return all that a run is asked for beside its model and data, as JSON values by name."""
@@ -117,7 +117,9 @@ class ConnectOutput(Output):
     ) -> Iterator[Path]:
         """Yield a folder for the result, which gets the log and replaces the former result when the block ends."""
         with (
-            telling_what_is_kept(lambda: "The training is finished and saved; the same command writes the result."),
+            telling_what_is_kept(
+                lambda: "The training is finished and saved; run the same command again to write the result."
+            ),
             replacing(self.folder, keep=self.replaces) as new,
         ):
             state.write_log(new, names)
@@ -138,7 +140,7 @@ class ConnectOutput(Output):
             facts = [f"{record['pairs']['train']:,} pairs", f"{record['outcome']} {written_at(path)}"]
             return record, ", ".join([*facts, f"recall@1 on val {' and '.join(scores)}"])
         except (OSError, ValueError, KeyError, TypeError):
-            return {}, "it has no record of its training"
+            return {}, "the record of its training is missing"
 
 
 @dataclass
@@ -236,12 +238,12 @@ def write_card(output: Path, title: str, facts: list[tuple[str, str]], record: d
     """Write a card in Markdown: facts about the model, its training, its scores, and how it is used."""
     settings = record["settings"]
     training = [
-        ("pairs", f"{record['pairs']['train']:,} to learn from, {record['pairs']['val']:,} to choose the checkpoint"),
+        ("pairs", f"{record['pairs']['train']:,} for training, {record['pairs']['val']:,} for choosing the checkpoint"),
         ("loss", f"{settings['loss']}, logit scale {settings['scale']} ({record['logit_scale']:.1f} in the end)"),
         (
             "training",
             f"batches of {settings['batch_size']:,}, AdamW at {settings['learning_rate']:g}, seed {settings['seed']}; "
-            f"{record['outcome']} after {counted(record['steps'], 'step')}, step {record['kept_step']:,} kept; "
+            f"{record['outcome']} after {counted(record['steps'], 'step')}, step {record['kept_step']:,} was kept; "
             f"{record['seconds']:,.0f} s",
         ),
     ]

@@ -130,9 +130,9 @@ def connect_towers(
         OutputError: if ``output`` holds another model or other files, is written by another run, or is ``model``.
     """
     if mode not in (LIT, FULL):
-        raise ConnectError(f"There is no mode {mode!r}.", remedy=f"Choose {LIT} or {FULL}.")
+        raise ConnectError(f"There is no mode {mode!r}.", remedy=f"Use {LIT} or {FULL}.")
     if image_head and mode == FULL:
-        raise ConnectError("The whole image tower is trained in the mode full, its head with it.")
+        raise ConnectError("The image head is for the mode lit: the mode full trains the whole image tower.")
     settings = TrainingSettings(
         loss=loss,
         scale=LogitScale.parse(logit_scale, max_logit_scale),
@@ -161,7 +161,7 @@ def connect_towers(
         target.claimed(checkpoints, run, {**asked, **settings.asked(train_split, run.compute.precision)}),
     ):
         if model is None:
-            run.reporter.message(f"Starting from the bundled model {DEFAULT_MODEL}; --model names another.")
+            run.reporter.message(f"Starting from the bundled model {DEFAULT_MODEL}; choose another with --model.")
         network = load_network(model or DEFAULT_MODEL, random_init=random_init)
         start_weights = weights_sha256(network.model)
         corpus = read_corpus(paths, captions=captions)
@@ -244,8 +244,8 @@ def image_trunk(network: Network) -> tuple[nn.Module, nn.Module]:
     trunk, head = getattr(visual, "trunk", None), getattr(visual, "head", None)
     if not (isinstance(trunk, nn.Module) and isinstance(head, nn.Module) and any(True for _ in head.parameters())):
         raise ConnectError(
-            f"The image tower of {network.identity['name']} has no projection head of its own to train.",
-            remedy="Leave --image-head away, or use `c3 connect full`.",
+            f"The image tower of {network.identity['name']} has no projection head to train.",
+            remedy="Leave out --image-head, or use `c3 connect full`.",
         )
     return trunk, head
 
@@ -334,7 +334,7 @@ def decodable_photos(corpus: Corpus, network: Network, reporter: Reporter = SILE
             progress.advance()
     if bad:
         reporter.message(
-            f"{len(bad):,} of {len(photos):,} photos cannot be decoded and are left out, the first is {bad[0].path}."
+            f"{len(bad):,} of {len(photos):,} photos cannot be decoded and are left out, for example {bad[0].path}."
         )
     return kept, len(bad)
 
@@ -362,7 +362,7 @@ def _encode_photos(towers: TwoTowers, photos: Inputs, n: int, run: RunContext) -
     """Return features (n, d) of all photos by the frozen tower, not normalised; several processes share them."""
     step = _ENCODED * world()
     parts = []
-    with run.reporter.progress("Photos through the frozen tower", n) as progress:
+    with run.reporter.progress("Encoding photos with the frozen tower", n) as progress:
         for start in range(0, n, step):
             mine = np.arange(_ENCODED) + start + _ENCODED * rank()
             # every process gathers as many rows; those beyond the end are cut off below
@@ -377,7 +377,7 @@ def _write_card(folder: Path, name: str, record: dict[str, Any]) -> None:
     weights = f"random weights, seed {start['random_init']}" if start["random_init"] is not None else "its weights"
     head = " and the image tower's projection head, its trunk frozen" if record["image_head"] else ""
     lit = f"the text tower{head or ', towards the frozen image tower'}"
-    augmented = "; random parts of the photos, mirrored half the time" if record["augment"] else ""
+    augmented = "; random crops of the photos, half of them mirrored" if record["augment"] else ""
     facts = [
         ("start", f"{start['name']}, {weights}"),
         ("trained", f"{lit if record['mode'] == LIT else 'both towers'}{augmented}"),

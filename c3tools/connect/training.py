@@ -92,12 +92,14 @@ def train_towers(
             checkpoints.clear()
             if not output.replaces:
                 state.write_log(output.folder, names)
-                written += f" but the log in {output.folder}"
+                written += f" except the log in {output.folder}"
         raise ConnectError(
-            f"The run collapsed: after {counted(state.step, 'step')} the loss is {state.log[-1].loss:.3f}, that of "
-            f"chance in batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no nearer than other "
-            f"rows. {written}.",
-            remedy="Lower --learning-rate, start at a lower --logit-scale, and check that the rows of a pair match.",
+            f"The training collapsed: after {counted(state.step, 'step')} the loss is {state.log[-1].loss:.3f}, no "
+            "better "
+            f"than chance in batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no closer than "
+            f"unrelated rows. {written}.",
+            remedy="Lower --learning-rate, start at a lower --logit-scale, and check that the rows of a pair belong "
+            "together.",
         )
     record = training_record(state, settings, train, val)
     return {**record, "asked": dict(output.asked), "identity": digest}, trainer.loss, state
@@ -125,20 +127,21 @@ class Trainer:
             distinct = min(len(np.unique(ids.numpy())) for ids in pairs.ids(np.arange(len(pairs))))
             if distinct < 2:
                 raise ConnectError(
-                    f"There are {len(pairs):,} {purpose} pairs of {names[0]} and {names[1]}, of {distinct} different "
-                    "items; contrastive training needs 2 or more.",
-                    remedy="Give more pairs, and check that their keys match.",
+                    f"There are {len(pairs):,} {purpose} pairs of {names[0]} and {names[1]}, from {distinct} different "
+                    "items; contrastive training needs at least 2.",
+                    remedy="Add more pairs, and check that their keys match.",
                 )
         if len(train) < settings.batch_size:
             reporter.message(
-                f"There are {len(train):,} training pairs, fewer than a batch of {settings.batch_size:,}: "
-                "every batch has all of them."
+                f"There are {len(train):,} training pairs, fewer than a batch of {settings.batch_size:,}, so every "
+                "batch "
+                "contains all of them."
             )
             settings = replace(settings, batch_size=len(train) - len(train) % processes.world())
         if settings.batch_size % processes.world():
             raise ConnectError(
-                f"A batch of {settings.batch_size} pairs cannot be shared by {processes.world()} processes.",
-                remedy="Choose a batch size that is a multiple of their number.",
+                f"A batch of {settings.batch_size} pairs cannot be divided among {processes.world()} processes.",
+                remedy="Use a batch size that is a multiple of their number.",
             )
         self.towers = towers.to(compute.device)
         self.loss = ContrastiveLoss(settings.loss, settings.scale, settings.close_gap).to(compute.device)
@@ -202,8 +205,8 @@ class Trainer:
         progress.advance(self.state.step, self._note())
         if not self.state.log and not self._add_point(None):
             raise ConnectError(
-                "The embeddings of the validation pairs are no numbers before the first step.",
-                remedy="Look for NaN, infinity or very large values in the inputs or the weights.",
+                "The embeddings of the validation pairs contain NaN or infinity before the first step.",
+                remedy="Check the inputs and the weights for NaN, infinity and very large values.",
             )
         saved = time.monotonic()
         while not self.state.outcome:
@@ -293,7 +296,7 @@ class Trainer:
         if self.loss.clamped and not self._reported_clamp:
             self._reported_clamp = True
             limit = f"{self.loss.scale.limit:g}"
-            self.reporter.message(f"The learned logit scale is at its limit of {limit} and stays there.")
+            self.reporter.message(f"The learned logit scale has reached its limit of {limit} and stays there.")
 
     def _add_point(self, loss: float | None) -> bool:
         """Measure the validation pairs; return False if the embeddings are no numbers any more."""
@@ -315,7 +318,7 @@ class Trainer:
     def _kept(self, checkpoints: CheckpointDir | None) -> str:
         """Return what is kept of the run if it is interrupted now."""
         if processes.rank():
-            return "The main process tells what is kept."
+            return "The main process prints what was kept."
         return NOTHING_KEPT if checkpoints is None else checkpoints.after_interrupt(self.total_steps)
 
     def _note(self) -> str:
@@ -356,8 +359,8 @@ class Trainer:
         if state.repeated:
             average = state.false_negatives / state.step
             message(
-                f"In {state.repeated:,} of {state.step:,} batches an item came more than once ({average:.1f} "
-                "times on average); these entries were not taken as negatives."
+                f"In {state.repeated:,} of {state.step:,} batches an item occurred more than once ({average:.1f} "
+                "times on average); these entries were not used as negatives."
             )
         if state.outcome == DIVERGED:
             message(
@@ -365,10 +368,12 @@ class Trainer:
                 "kept. A lower --learning-rate or a longer --warmup may help."
             )
         elif state.outcome == EARLY:
-            message(f"Stopped at step {state.step:,}: {self.settings.patience} points without a better recall@1.")
+            message(f"Stopped at step {state.step:,}: {self.settings.patience} log entries without a better recall@1.")
         chance = 1 / len(self.val.item_rows)
         if state.outcome in (FINISHED, EARLY) and state.best_point.geometry.recall_at_1 <= 3 * chance:
-            message("Retrieval among the validation pairs is near chance: do the rows of both sides belong together?")
+            message(
+                "Retrieval among the validation pairs is near chance. Check that the rows of a pair belong together."
+            )
 
 
 def _fingerprint(train: PairInputs, val: PairInputs, depends_on: object) -> str:

@@ -124,7 +124,7 @@ def _read_coco(path: Path, _: PickColumns) -> Iterator[CaptionRow]:
     except (KeyError, TypeError, AttributeError) as error:
         raise CorpusError(
             f"{path} is not a COCO captions file: something is missing ({error!r}).",
-            remedy='Expected: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.',
+            remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.',
         ) from error
     yield from rows
 

@@ -42,8 +42,9 @@ def keep_int8_model(folder: Path, encoder: Encoder) -> None:
     recorded = StoreInfo.load(folder) if kind_of(folder / INFO_FILE) == "file" else None
     if recorded and (recorded.precision == "int8" or _has_model(folder)):
         raise StoreError(
-            f"The int8 model of {folder} was calibrated on other inputs than the encoder was.",
-            remedy="Run `c3 embed` without --precision, which takes the model of the store, or use another --store.",
+            f"The int8 model of {folder} was calibrated on different inputs than this encoder.",
+            remedy="Run `c3 embed` without --precision, which uses the int8 model of the store, or choose another "
+            "--store.",
         )
     keep_model(backend.folder, kept)
 

@@ -102,8 +102,8 @@ def pixel_batches(
             if watch is None or not watch.find_stuck():
                 raise C3Error(
                     f"A process that decodes images was killed ({error}).",
-                    remedy="What was finished is kept. "
-                    "Run the same command again, with fewer --workers if memory was short.",
+                    remedy="Finished work is kept. Run the same command again, "
+                    "with fewer --workers if memory was short.",
                 ) from None
 
 
@@ -156,7 +156,7 @@ def _decoded_by_workers(
                     process.start()
             except OSError as error:
                 raise C3Error(
-                    f"The process {number + 1} of {count} that decode images could not be started "
+                    f"Process {number + 1} of {count} for decoding images could not be started "
                     f"({error.strerror or error}).",
                     remedy="Use fewer --workers, or a smaller --batch-size.",
                 ) from error
@@ -265,7 +265,7 @@ def _decode(
 
 def _failure(item: ImageItem, stage: str, error: Exception, *, empty: bool) -> Failure:
     if isinstance(error, UnidentifiedImageError):
-        message = "empty file" if empty else "not an image that Pillow knows"
+        message = "empty file" if empty else "not an image in a format that Pillow can read"
     else:
         message = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     return Failure(item.key, item.path, stage, type(error).__name__, message[:500])
@@ -301,7 +301,9 @@ class DecodingWatch:
             DecodingTimeoutError: if it took too long before.
         """
         if (shard, position) in self._too_slow:
-            raise DecodingTimeoutError(f"took longer than {self._limit:g} s to decode; --image-timeout allows more")
+            raise DecodingTimeoutError(
+                f"decoding took longer than {self._limit:g} s; raise the limit with --image-timeout"
+            )
         if self._null is None:
             self._null = os.open(os.devnull, os.O_WRONLY)
         start = worker * _FIELDS

@@ -97,7 +97,7 @@ def embed(
         C3Error: if a worker process fails; what was finished is kept.
     """
     if dtype not in DTYPES:
-        raise StoreError(f"Unknown storage type {dtype!r}.", remedy="Use float16 or float32.")
+        raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     folder = location(store)
     corpus = read_corpus(
         paths,
@@ -242,7 +242,7 @@ def embed_corpus(
     except OSError as error:
         raise StoreError(
             f"The store {folder} cannot be written ({error.strerror or error}).",
-            remedy="What was finished is kept. Make room, or mend the disk, then run the same command again.",
+            remedy="Finished work is kept. Free some disk space, or check the disk, then run the same command again.",
         ) from error
     return EmbedSummary(
         store=str(folder),
@@ -268,8 +268,9 @@ def _lost_shards(folder: Path, reporter: Reporter) -> Mapping[ShardName, ShardRe
     missing = manifest.compare(folder)[0] if manifest else []
     if missing:
         reporter.message(
-            f"{folder} lacks {len(missing):,} of its recorded files, {missing[0]} for one; inputs that are not in it "
-            "are embedded again."
+            f"{len(missing):,} files that {folder} should contain are missing, for example {missing[0]}; their inputs "
+            "are "
+            "embedded again."
         )
     return manifest.lost(missing) if manifest else {}
 
@@ -367,10 +368,10 @@ def _embed_shards(
 def _kept(store: Path) -> str:
     """Return what is in the store of a run that is interrupted now."""
     if not isinstance(store, Path):  # whoever interrupts does not want to wait for a server
-        return f"The shards that were finished are in {store}; the same command continues."
+        return f"Finished shards are kept in {store}; run the same command again to continue."
     opened = Store.open(store, incomplete=True)
     rows = ", ".join(f"{name} {opened.count(name):,}" for name in opened.modalities)
-    return f"Rows that are in {store}: {rows or 'none'}; the same command continues."
+    return f"Rows kept in {store}: {rows or 'none'}; run the same command again to continue."
 
 
 def _roll_up_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> list[Failure]:

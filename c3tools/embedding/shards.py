@@ -86,8 +86,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         here = Store.open(self.store.path, incomplete=True)
         if here.info != self.store.info:
             raise StoreError(
-                f"The store {here.path} is another one on this machine.",
-                remedy="Keep it on storage that all machines share, or at a URL.",
+                f"{here.path} on this machine is a different store.",
+                remedy="Use storage that all machines share, or a URL.",
             )
         limit_threads(resources.threads)
         self._encoder = _load_once(
@@ -213,7 +213,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             raise StoreError(
                 f"The {shard.modality} shard {shard.index} could not be written to {self.store.path} "
                 f"({error.strerror or error}).",
-                remedy="What was finished is kept. Make room, then run the same command again: it continues there.",
+                remedy="Finished work is kept. Free some disk space, then run the same command again to continue.",
             ) from error
 
     def _rewrite(self, shard: Shard) -> None:

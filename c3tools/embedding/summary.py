@@ -80,15 +80,15 @@ class ModalitySummary:
             one = f"changed since it was embedded ({done or '--update embeds it again'})"
             notes.append(_said(name, self.changed, one, one.replace("it was", "they were").replace(" it ", " them ")))
         if self.not_updated:
-            notes.append(f"{self.not_updated:,} changed {name} inputs cannot be read; their rows stay as they were.")
+            notes.append(f"{self.not_updated:,} changed {name} inputs cannot be read; their rows were not changed.")
         if self.gone:
             done = "{} removed" if self.removed else "{} would be removed" if self.to_remove else "--prune removes {}"
-            one = f"has gone from its source ({done.format('its row')})"
-            many = f"have gone from their source ({done.format('their rows')})"
+            one = f"is no longer in its source ({done.format('its row')})"
+            many = f"are no longer in their source ({done.format('their rows')})"
             notes.append(_said(name, self.gone, one, many))
         if self.from_elsewhere:
-            one = "was not embedded, as the store has its key from another file"
-            many = "were not embedded, as the store has their keys from other files"
+            one = "was not embedded, because the store already has its key from another file"
+            many = "were not embedded, because the store already has their keys from other files"
             notes.append(_said(name, self.from_elsewhere, one, many))
         return notes
 
@@ -136,7 +136,7 @@ class EmbedSummary:
                 for name, m in self.modalities.items()
             ]
             columns = ["modality", "to embed", "to update", "to remove", "already there", "failed before"]
-            return Table(columns, planned, f"{self.store}   {self.model['name']}, dry run: nothing is written")
+            return Table(columns, planned, f"{self.store}   {self.model['name']}, dry run: nothing was written")
         columns = ["modality", "embedded", "already there", "failed", "per second", "seconds"]
         rows = []
         for name, m in self.modalities.items():
@@ -159,19 +159,21 @@ class EmbedSummary:
             notes += m.notes(name)
             if m.truncated:
                 texts = counted(m.truncated, "text was", "texts were")
-                notes.append(f"{texts} longer than the model's context, and cut.")
+                notes.append(f"{texts} longer than the context of the model, and cut short.")
         if self.failures_in_store:
             inputs = counted(self.failures_in_store, "input was", "inputs were")
-            notes.append(f"{inputs} not embedded; {self.store}/failures.parquet says why (--retry-failed tries again).")
+            notes.append(
+                f"{inputs} not embedded; {self.store}/failures.parquet lists the reasons. --retry-failed tries again."
+            )
         if self.lost:
             notes += _listed(
-                "shard was lost and is not made again by these inputs",
-                "shards were lost and are not made again by these inputs",
+                "shard is missing and was not made from these inputs",
+                "shards are missing and were not made from these inputs",
                 self.lost,
             )
             notes.append(
-                "Embed what they were made from too. If nothing is missing, delete manifest.json and run "
-                f"`c3 verify {self.store} --repair`: it records what is there."
+                "Embed the inputs that they were made from too. If no inputs are missing, delete manifest.json and run "
+                f"`c3 verify {self.store} --repair`: it records the shards that exist."
             )
         bottleneck = self.bottleneck()
         return notes + ([bottleneck] if bottleneck else [])
@@ -193,7 +195,7 @@ class EmbedSummary:
         share = seconds / max(sum(stages.values()), 1e-9)
         advice = _ADVICE[stage]
         if stage == "waiting" and self.modalities[name].seconds["reading"] > self.modalities[name].seconds["decoding"]:
-            advice = "reading the files is the slow part; a faster disk, or a copy nearer to this machine, would help."
+            advice = "reading the files is slow; a faster disk, or a copy on this machine, would help."
         return f"{_WORDS[stage].format(name=name)} took {share:.0%} of the time: {advice}"
 
 
@@ -205,15 +207,15 @@ def _plain(summary: ModalitySummary | EmbedSummary) -> dict[str, Any]:
 
 _WORDS = {
     "waiting": "Waiting for decoded {name}s",
-    "encoding": "The model, on {name}s,",
+    "encoding": "Encoding {name}s",
     "writing": "Writing {name} shards",
     "tokenising": "Splitting {name}s into tokens",
 }
 _ADVICE = {
-    "waiting": "decoding is the slow part; more --workers or smaller image files would help.",
-    "encoding": "a GPU, a lower --precision where the hardware has it, or a smaller model would help.",
+    "waiting": "decoding is slow; more --workers or smaller image files would help.",
+    "encoding": "a GPU, a lower --precision if the hardware supports it, or a smaller model would help.",
     "writing": "a faster disk or larger shards (--shard-size) would help.",
-    "tokenising": "nothing simple would help; it is done once.",
+    "tokenising": "this is done only once.",
 }
 
 

@@ -167,8 +167,8 @@ class Encoder:
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise EncoderError(
-                    f"An image is an array of {image.dtype} {image.shape}.",
-                    remedy="Pass uint8 (height, width, 3), RGB.",
+                    f"An image was given as an array of {image.dtype} of shape {image.shape}.",
+                    remedy="Pass an RGB image: uint8 of shape (height, width, 3).",
                 )
             image = Image.fromarray(image)
         if isinstance(image, Image.Image):

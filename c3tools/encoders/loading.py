@@ -133,14 +133,15 @@ def resolve_encoder(
         now, then = encoder.identity["weights_sha256"], recorded.get("weights_sha256")
         if then and then != now:
             raise EncoderError(
-                f"The model {recorded['name']} has other weights now ({now[:12]}) than those recorded ({then[:12]}).",
-                remedy="Bring the old weights back, or embed again into another --store.",
+                f"The weights of the model {recorded['name']} have changed: they are {now[:12]}, but {then[:12]} was "
+                "recorded.",
+                remedy="Use the old weights, or embed again into another --store.",
             )
         return encoder
     if model is None:
         reporter.message(
-            f"Using the bundled model {DEFAULT_MODEL}: small, for trying things out. "
-            "For real work name one, for example --model ViT-B-32/openai."
+            f"Using the bundled model {DEFAULT_MODEL}, which is small and meant for trying things out. "
+            "For real work choose another, for example --model ViT-B-32/openai."
         )
     return load_encoder(
         model or DEFAULT_MODEL,

@@ -53,7 +53,7 @@ class ModelName:
             folder = Path(name.removeprefix(_LOCAL)).expanduser()
             if not (folder / "open_clip_config.json").is_file():
                 raise EncoderError(
-                    f"{folder} is not a local model: there is no open_clip_config.json in it.",
+                    f"{folder} is not a local model: open_clip_config.json is missing.",
                     remedy="A local-dir: model is a folder with open_clip_config.json and the weights.",
                 )
             return cls(name, f"{_LOCAL}{folder}")
@@ -82,8 +82,8 @@ class ModelName:
             close = difflib.get_close_matches(self.architecture, [*known, DEFAULT_MODEL], n=3)
             hint = f"Did you mean {' or '.join(close)}? " if close else ""
             raise EncoderError(
-                f"Unknown model {self.name!r}.",
-                remedy=f"{hint}Models are named c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH or "
+                f"There is no model {self.name!r}.",
+                remedy=f"{hint}A model is c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH or "
                 "hf-hub:ORG/NAME.",
             )
 
@@ -103,7 +103,9 @@ def require_weights(name: ModelName) -> None:
         weights = _listed_weights(name)
     if weights and not is_local(weights) and not _answers(server := _server(weights)):
         raise EncoderError(
-            f"The weights of {name.name} are not on this machine, and {server} does not answer.", remedy=OFFLINE_REMEDY
+            f"The weights of {name.name} are not on this machine, and they cannot be downloaded: {server} does not "
+            "answer.",
+            remedy=OFFLINE_REMEDY,
         )
 
 
@@ -114,18 +116,18 @@ def _listed_weights(name: ModelName) -> dict[str, Any]:
     tags = open_clip.list_pretrained_tags_by_model(name.architecture)
     if name.pretrained is None:
         raise EncoderError(
-            f"{name.name!r} names an architecture without weights.",
+            f"{name.name!r} is an architecture without weights.",
             remedy=f"Add pretrained weights ({', '.join(f'{name.architecture}/{tag}' for tag in tags[:4]) or 'a file'}"
-            f"{', …' if len(tags) > 4 else ''}), or ask for random ones with --random-init SEED.",
+            f"{', …' if len(tags) > 4 else ''}), or use random weights with --random-init SEED.",
         )
     if name.pretrained not in tags:
         if Path(name.pretrained).is_file():
             return {}
         close = difflib.get_close_matches(name.pretrained, tags, n=_TAGS_SHOWN, cutoff=0.4)
         shown = [*close, *(tag for tag in tags if tag not in close)][:_TAGS_SHOWN]
-        lines = ["Known are:" if tags else "open_clip has none.", *(f"  {name.architecture}/{tag}" for tag in shown)]
+        lines = ["Available:" if tags else "open_clip has none.", *(f"  {name.architecture}/{tag}" for tag in shown)]
         if len(tags) > len(shown):
-            lines.append(f"and {len(tags) - len(shown)} more: c3 models {name.architecture}/")
+            lines.append(f"and {len(tags) - len(shown)} more; list them with: c3 models {name.architecture}/")
         raise EncoderError(
             f"{name.architecture} has no pretrained weights {name.pretrained!r}, and there is no such file.",
             remedy="\n".join(lines),
@@ -192,7 +194,8 @@ def list_models(containing: str = "", *, here: bool = False) -> list[ListedModel
         where = " with weights on this machine" if here else ""
         raise EncoderError(
             f"No model{where} has {containing!r} in its name.",
-            remedy="`c3 models` lists all; folders and hub repositories are named local-dir:PATH and hf-hub:ORG/NAME.",
+            remedy="`c3 models` lists all names. A folder is local-dir:PATH, and a repository of the hub is "
+            "hf-hub:ORG/NAME.",
         )
     return models
 

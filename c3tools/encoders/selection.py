@@ -136,7 +136,7 @@ class EncoderFactory:
             C3Error: for an unknown backend or precision, or a missing device.
         """
         if backend not in ("auto", *BACKENDS):
-            raise C3Error(f"Unknown backend {backend!r}.", remedy=f"Choose auto, {', '.join(BACKENDS)}.")
+            raise C3Error(f"There is no backend {backend!r}.", remedy=f"Use auto, {', '.join(BACKENDS)}.")
         compute = pick(device, "fp32" if precision == "auto" else precision, encoder=True)
         if precision == "int8":
             return self._select_int8(compute, backend, compiled, calibration or Calibration())
@@ -184,7 +184,7 @@ class EncoderFactory:
         }
 
         def quantize(folder: Path) -> None:
-            self._reporter.message(f"Calibrating {self._identity['name']} in int8, once for these inputs.")
+            self._reporter.message(f"Calibrating {self._identity['name']} for int8, once for these inputs.")
             try:
                 quantization.quantize(exact.backend.folder, folder, inputs)  # type: ignore[attr-defined]
             except OSError:
@@ -197,8 +197,10 @@ class EncoderFactory:
                 cosine = smallest_cosine(name, exact.backend, rounded, inputs)
                 if not cosine >= INT8_AGREEMENT:  # NaN is refused, too
                     raise EncoderError(
-                        f"{self._identity['name']} loses too much in int8: the cosine of {name} embeddings with those "
-                        f"of fp32 falls to {cosine:.4f} on what it was calibrated on (the limit is {INT8_AGREEMENT}).",
+                        f"int8 changes the embeddings of {self._identity['name']} too much: the cosine of {name} "
+                        "embeddings "
+                        f"with those in fp32 falls to {cosine:.4f} on the calibration inputs (limit: "
+                        f"{INT8_AGREEMENT}).",
                         remedy="Use --precision auto.",
                     )
 
@@ -221,7 +223,8 @@ class EncoderFactory:
             with suppress(EncoderError):  # it is measured again where the noted one does not work any more
                 return self._open(noted["backend"], noted["precision"], device)
         self._reporter.message(
-            f"Measuring {', '.join(dict.fromkeys(backends))} with {self._identity['name']}, once on this machine."
+            f"Measuring the speed of {', '.join(dict.fromkeys(backends))} with {self._identity['name']}, once on this "
+            "machine."
         )
         measured = [one for backend in backends for one in self._measure_all(backend, precision, device)]
         valid = [one for one in measured if one.get("cosine", 0) >= AGREEMENT]
@@ -311,11 +314,11 @@ class EncoderFactory:
             reason = " ".join(str(error).split())[:300]
             raise self._does_not_convert(kind, f"{type(error).__name__}: {reason}") from error
         if cosine < AGREEMENT:
-            raise self._does_not_convert(kind, f"the cosine with its own embeddings falls to {cosine:.4f}")
+            raise self._does_not_convert(kind, f"the cosine with its embeddings falls to {cosine:.4f}")
 
     def _does_not_convert(self, kind: type[ConvertedBackend], reason: str) -> EncoderError:
         name = self._identity["name"]
-        return EncoderError(f"{name} does not convert to {kind.name} ({reason}).", remedy="Use --backend torch.")
+        return EncoderError(f"{name} cannot be converted to {kind.name} ({reason}).", remedy="Use --backend torch.")
 
     def _torch(self, compute: Compute, compiled: bool, model: nn.Module | None = None) -> Encoder:
         import torch
@@ -346,7 +349,7 @@ class EncoderFactory:
             reason = " ".join(str(error).split())[:300]
             raise EncoderError(
                 f"The model {self._identity['name']} could not be compiled: {type(error).__name__}: {reason}",
-                remedy="Leave --compile away; on a CPU it needs a C++ compiler (g++ or clang++).",
+                remedy="Leave out --compile. On a CPU it needs a C++ compiler (g++ or clang++).",
             ) from error
 
     def _encoder(self, backend: Any) -> Encoder:
@@ -369,7 +372,7 @@ def _require(backend: str, compute: Compute, compiled: bool) -> None:
             remedy="Use --device cpu, or --backend torch.",
         )
     if compiled:
-        raise EncoderError(f"--compile is for the backend torch, not for {backend}.", remedy="Leave one of them away.")
+        raise EncoderError(f"--compile is for the backend torch, not for {backend}.", remedy="Leave out one of them.")
 
 
 def _require_native(backend: str, precision: str) -> None:

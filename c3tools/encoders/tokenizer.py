@@ -67,7 +67,9 @@ class ClipTokenizer:
         folders = (found.submodule_search_locations or []) if found else []
         path = next((Path(folder) / _VOCABULARY for folder in folders if (Path(folder) / _VOCABULARY).is_file()), None)
         if path is None:
-            raise EncoderError(f"open_clip has no {_VOCABULARY}.", remedy="Install open_clip_torch again.")
+            raise EncoderError(
+                f"The file {_VOCABULARY} of open_clip is missing.", remedy="Install open_clip_torch again."
+            )
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
         merges = [(left, right) for left, right in (line.split() for line in lines)]
         letters = list(self._letters.values())

@@ -55,7 +55,7 @@ def open_executor(
         yield name
     elif name == "local":
         if address is not None or processes is not None:
-            raise C3Error("An address and a number of processes belong to a cluster.", remedy="Add --executor ray.")
+            raise C3Error("--address and --processes are for a cluster.", remedy="Add --executor ray.")
         yield LocalExecutor(devices, threads)
     elif name == "ray":
         from .ray import RayExecutor
@@ -63,4 +63,4 @@ def open_executor(
         with RayExecutor(address, processes=processes, cores=cores, gpu=gpu) as executor:
             yield executor
     else:
-        raise C3Error(f"Unknown executor {name!r}.", remedy=f"Choose {' or '.join(EXECUTORS)}.")
+        raise C3Error(f"There is no executor {name!r}.", remedy=f"Use {' or '.join(EXECUTORS)}.")

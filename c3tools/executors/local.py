@@ -118,7 +118,7 @@ def _listen(
             except (EOFError, ConnectionError):
                 raise C3Error(
                     f"The process for {devices[end]} was killed.",
-                    remedy="What was finished is kept. Run the same command again: it continues there.",
+                    remedy="Finished work is kept. Run the same command again to continue.",
                 ) from None
             if message.kind == "progress":
                 report(message.count, message.failed)

@@ -144,7 +144,7 @@ def allocate(
     machines = [(cpus, gpus) for cpus, gpus in machines if cpus and (gpus or not gpu)]
     if not machines:
         what = "GPUs" if gpu else "CPU cores"
-        raise C3Error(f"The cluster has no {what}.", remedy="Add machines: ray start --address=HEAD:6379")
+        raise C3Error(f"The cluster has no {what}.", remedy="Add machines with: ray start --address=HEAD:6379")
     if processes is not None and cores is None and not gpu:
         total = sum(cpus for cpus, _ in machines)
         return WorkerAllocation(processes, total // processes or round(total / processes, 4))
@@ -193,8 +193,8 @@ def _change_folder(folder: str) -> None:
     except OSError as error:
         raise C3Error(
             f"The machine {socket.gethostname()} has no folder {folder} ({error.strerror}).",
-            remedy="Run c3 in a folder that all machines of the cluster share, as they have to share inputs and "
-            "outputs; or run it in / and name them by URL.",
+            remedy="Run c3 in a folder that all machines of the cluster share, because they share inputs and outputs; "
+            "or run it in / and use URLs.",
         ) from error
 
 
@@ -258,8 +258,8 @@ class _Run(Generic[Task, Result]):
                 last_worker = time.monotonic()
             elif time.monotonic() - last_worker > WORKER_TIMEOUT:
                 raise C3Error(
-                    f"The cluster had no room for a worker in {WORKER_TIMEOUT:g} s.",
-                    remedy="Look at `ray status`; other jobs may take its cores, or --processes may ask for too many.",
+                    f"The cluster could not start a worker within {WORKER_TIMEOUT:g} s.",
+                    remedy="Check `ray status`: other jobs may use its cores, or --processes may be too large.",
                 )
         return [self._results[position] for position in range(len(self._tasks))]
 
@@ -301,13 +301,13 @@ class _Run(Generic[Task, Result]):
             self._workers.remove(worker)
             worker.end()
             reason = f"its worker was lost ({' '.join(str(error).split())[:300]})"
-            self._try_again(position, reason, "Memory may have been short: see `ray status` and the logs of Ray.")
+            self._try_again(position, reason, "It may have run out of memory: see `ray status` and the logs of Ray.")
             return
         worker.pending = worker.position = None
         if position is None or isinstance(answer, str):
             if str(answer).split(" on ")[0] != __version__:
                 raise C3Error(
-                    f"There is c3tools {answer}, here {__version__}.",
+                    f"The worker has c3tools {answer}, but this machine has {__version__}.",
                     remedy="Install the same version on all machines.",
                 )
         elif position in self._results:
@@ -330,7 +330,9 @@ class _Run(Generic[Task, Result]):
             if self._attempts[position] >= ATTEMPTS:
                 raise C3Error(
                     f"{self._work.name(self._tasks[position])} failed {ATTEMPTS} times, the last time since {reason}",
-                    remedy=" ".join(filter(None, ["What was finished is kept; the same command continues.", remedy])),
+                    remedy=" ".join(
+                        filter(None, ["Finished work is kept; run the same command again to continue.", remedy])
+                    ),
                 )
             self._waiting.appendleft(position)
 
@@ -363,13 +365,13 @@ def _join(address: str | None) -> None:
             # Ray sends its token to no address that is given, unless it is told to; so it stays
             raise UnreachableError(
                 f"The Ray cluster at {address} asks for a token.",
-                remedy="Set RAY_AUTH_MODE=token if you trust it; the token is to be the same on all machines, see "
+                remedy="Set RAY_AUTH_MODE=token if you trust this cluster. All machines need the same token, see "
                 "docs/guides/cluster.md.",
             ) from error
         raise UnreachableError(
             f"There is no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split())[:300]}).",
-            remedy="Start one with `ray start --head`, add this machine with `ray start --address=HEAD:6379`, and name "
-            "it: --address HEAD:6379.",
+            remedy="Start one with `ray start --head`, add this machine with `ray start --address=HEAD:6379`, and use "
+            "--address HEAD:6379.",
         ) from error
 
 
@@ -388,4 +390,4 @@ def _require_grpc(host: str, port: int) -> None:
         connection.sendall(_GREETING)
         answer = connection.recv(4)
     if len(answer) < 4 or answer[3] != _SETTINGS:
-        raise ConnectionError("what answers there is not Ray")
+        raise ConnectionError("the server there is not Ray")

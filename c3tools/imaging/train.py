@@ -371,7 +371,9 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
 def _finish(made: Generator, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
     """Write the generator, unless it is there already, with its curves, and remove what the run has saved."""
     folder = target.folder
-    with telling_what_is_kept(lambda: "The training is finished and saved; the same command writes the generator."):
+    with telling_what_is_kept(
+        lambda: "The training is finished and saved; run the same command again to write the generator."
+    ):
         target.write(made.save, reporter)
         save_figure(training_curves(made.record), folder / CURVES_FILE)
         samples = folder.with_name(f"{folder.name}.{SAMPLES_FILE}")

@@ -84,16 +84,16 @@ def score_captions(
     unknown = [name for name in java if name not in JAVA_METRICS]
     if unknown:
         known = ", ".join((*METRICS, *JAVA_METRICS))
-        raise MetricError(f"Unknown metric {unknown[0]!r}.", remedy=f"Choose from {known}.")
+        raise MetricError(f"There is no metric {unknown[0]!r}.", remedy=f"Choose from {known}.")
     missing = [key for key in predictions if not any(text.strip() for text in references.get(key, ()))]
     if missing:
         named = ", ".join(missing[:_NAMED_KEYS]) + (", …" if len(missing) > _NAMED_KEYS else "")
         raise MetricError(
-            f"{len(missing)} of {len(predictions)} captions have no reference to be scored against: {named}.",
-            remedy="Give references for these keys, or leave their captions out.",
+            f"{len(missing)} of {len(predictions)} captions have no reference caption: {named}.",
+            remedy="Add references for these keys, or leave these captions out.",
         )
     if not predictions:
-        raise MetricError("There is no caption to score.", remedy="Caption some images first: `c3 caption PATH`.")
+        raise MetricError("There are no captions to score.", remedy="Caption some images first: `c3 caption PATH`.")
     keys = list(predictions)
     hypotheses = {key: tokenize_all([predictions[key]]) for key in keys}
     targets = {key: tokenize_all([text for text in references[key] if text.strip()]) for key in keys}
@@ -109,11 +109,11 @@ def score_captions(
     for name in java:
         lacking = missing_for(name)
         if lacking:
-            notes.append(f"{name} is left out: {lacking}")
+            notes.append(f"{name} was not computed: {lacking}")
         else:
             corpus[name], per_image[name] = _java_score(name, targets, hypotheses)
     if len(keys) == 1:
-        notes.append("CIDEr weighs words by how few images have them: with one image it is 0 whatever the caption.")
+        notes.append("CIDEr weights words by how few images have them, so with one image it is always 0.")
     return CaptionScores(keys, corpus, per_image, counts, notes)
 
 
@@ -132,15 +132,15 @@ def corpus_bleu(counts: Array) -> Array:
 def missing_for(name: str) -> str | None:
     """Return what METEOR or SPICE lacks on this machine, in one line; None if nothing."""
     if shutil.which("java") is None:
-        return "it runs in Java, and there is no `java` on the PATH. Install a Java runtime (8 or newer)."
+        return "it needs Java, but `java` is not on the PATH. Install a Java runtime (8 or newer)."
     if name == "SPICE":
         found = importlib.util.find_spec("pycocoevalcap.spice")
         folder = Path(next(iter(found.submodule_search_locations or ()))) / "lib" if found else Path("lib")
         absent = [jar for jar in _SPICE_MODELS if not (folder / jar).is_file()]
         if absent:
             return (
-                f"the Stanford models are not in {folder} ({', '.join(absent)}). With a connection, "
-                "`python -m pycocoevalcap.spice.get_stanford_models` fetches them."
+                f"the Stanford models are missing in {folder} ({', '.join(absent)}). "
+                "`python -m pycocoevalcap.spice.get_stanford_models` downloads them."
             )
     return None
 
@@ -152,7 +152,9 @@ def clip_score(images: npt.NDArray[np.floating], captions: npt.NDArray[np.floati
         MetricError: if the shapes differ.
     """
     if images.shape != captions.shape:
-        raise MetricError(f"Images and captions have embeddings of shapes {images.shape} and {captions.shape}.")
+        raise MetricError(
+            f"The embeddings of images and captions have different shapes: {images.shape} and {captions.shape}."
+        )
     return np.asarray(100 * _CLIP_SCALE * np.maximum(_cosines(images, captions), 0))
 
 
@@ -211,7 +213,7 @@ def _java_score(
     except Exception as error:  # the Java process can fail in many ways
         raise MetricError(
             f"{name} could not be computed: pycocoevalcap's Java program failed ({type(error).__name__}: {error}).",
-            remedy="Check that `java -version` works, or leave it out.",
+            remedy="Check that `java -version` works, or leave this score out.",
         ) from error
     return 100 * float(corpus), 100 * np.asarray(values, dtype=np.float64)
 

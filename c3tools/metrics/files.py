@@ -10,9 +10,9 @@ from typing import Any
 from ..errors import MetricError
 
 _KEY_NAMES = ("key", "image_id", "image", "file_name", "image_key")
-_LAYOUTS = 'Expected a list of {"key", "caption"} or {"image_id", "caption"} (COCO results), or {key: caption}.'
+_LAYOUTS = 'Use a list of {"key", "caption"} or {"image_id", "caption"} (COCO results), or {key: caption}.'
 _REFERENCE_LAYOUTS = (
-    'Expected rows of {"image", "captions": [...]} (.jsonl or a list), COCO\'s {"images", "annotations"}, or '
+    'Use rows of {"image", "captions": [...]} (.jsonl or a list), COCO\'s {"images", "annotations"}, or '
     "{key: [captions]}."
 )
 
@@ -39,7 +39,7 @@ def read_predictions(path: Path) -> dict[str, str]:
     except (KeyError, TypeError, AttributeError) as error:
         raise MetricError(f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS) from error
     if not captions:
-        raise MetricError(f"{path} holds no captions.", remedy=_LAYOUTS)
+        raise MetricError(f"{path} contains no captions.", remedy=_LAYOUTS)
     return captions
 
 
@@ -69,7 +69,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
     except (KeyError, TypeError, AttributeError) as error:
         raise MetricError(f"{path} is not a file of references ({error}).", remedy=_REFERENCE_LAYOUTS) from error
     if not references:
-        raise MetricError(f"{path} holds no references.", remedy=_REFERENCE_LAYOUTS)
+        raise MetricError(f"{path} contains no references.", remedy=_REFERENCE_LAYOUTS)
     return references
 
 

@@ -59,7 +59,7 @@ def pair_hubness(
     items = np.arange(len(first), dtype=np.int64)
     asking = np.unique(item_index)
     if not len(asking):
-        raise MetricError("Hubs are counted over at least one query.")
+        raise MetricError("Counting hubs needs at least one query.")
     queries = first[asking]
     near_second, first_crowding = nearest(queries, second, k)
     near_first, second_crowding = nearest(second, first, k)

@@ -31,9 +31,11 @@ def frechet_distance(first: Moments, second: Moments) -> float:
         MetricError: if the dimensions differ, or one has fewer than two rows.
     """
     if first.dim != second.dim:
-        raise MetricError(f"Features of {first.dim} and of {second.dim} dimensions cannot be compared.")
+        raise MetricError(f"Features of {first.dim} and {second.dim} dimensions cannot be compared.")
     if min(first.n, second.n) < 2:
-        raise MetricError(f"The Fréchet distance needs two images or more; there are {first.n} and {second.n}.")
+        raise MetricError(
+            f"The Fréchet distance needs at least two images of each kind, but there are {first.n} and {second.n}."
+        )
     one, two = (m.scatter / (m.n - 1) for m in (first, second))
     # tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric
     values, vectors = np.linalg.eigh(one)
@@ -56,9 +58,11 @@ def kernel_distance(first: Floats, second: Floats) -> float:
         MetricError: if the dimensions differ, or one has fewer than two rows.
     """
     if first.shape[1] != second.shape[1]:
-        raise MetricError(f"Features of {first.shape[1]} and of {second.shape[1]} dimensions cannot be compared.")
+        raise MetricError(f"Features of {first.shape[1]} and {second.shape[1]} dimensions cannot be compared.")
     if min(len(first), len(second)) < 2:
-        raise MetricError(f"The kernel distance needs two images or more; there are {len(first)} and {len(second)}.")
+        raise MetricError(
+            f"The kernel distance needs at least two images of each kind, but there are {len(first)} and {len(second)}."
+        )
     within = [(_kernel_sum(x, x) - _diagonal_sum(x)) / (len(x) * (len(x) - 1)) for x in (first, second)]
     return within[0] + within[1] - 2 * _kernel_sum(first, second) / (len(first) * len(second))
 

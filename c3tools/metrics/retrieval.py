@@ -68,14 +68,14 @@ def ranks(
         MetricError: if shapes do not fit, or a query has no positive in the gallery.
     """
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise MetricError(f"Queries {queries.shape} and gallery {gallery.shape} do not have one dimension.")
+        raise MetricError(f"Queries {queries.shape} and gallery {gallery.shape} have different dimensions.")
     if len(queries) != len(query_items) or len(gallery) != len(gallery_items):
-        raise MetricError("Every query and every gallery row needs its item.")
+        raise MetricError("Every query and every gallery row needs an item.")
     orphans = int(np.sum(~np.isin(query_items, gallery_items)))
     if orphans:
         raise MetricError(
             f"{orphans} of {len(queries)} queries have no matching row in the gallery.",
-            remedy="Leave them out, or add what they match.",
+            remedy="Leave them out, or add the rows that they match.",
         )
     columns, bounds = _positives(query_items, gallery_items)
     better = np.zeros(len(queries), dtype=np.int64)
@@ -106,7 +106,7 @@ def recall_at(found: Ranks, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
     if not len(found.better):
         raise MetricError("Recall needs at least one query.")
     if min(ks) < 1:
-        raise MetricError(f"Recall@k needs k of at least 1, not {min(ks)}.")
+        raise MetricError(f"k in recall@k must be at least 1, not {min(ks)}.")
     return {f"recall@{k}": float(found.hits(k).mean()) for k in ks}
 
 

@@ -182,7 +182,7 @@ def compare(
     """
     if first.keys != second.keys:
         raise MetricError(
-            f"The two runs are not on the same images ({len(first.keys)} and {len(second.keys)} keys).",
+            f"The two runs have different images ({len(first.keys)} and {len(second.keys)} keys).",
             remedy="Score both on the keys they share.",
         )
     samples = _resamples(len(first.keys), resamples, seed)

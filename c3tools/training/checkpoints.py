@@ -26,7 +26,7 @@ from ..io.files import remove_leftovers, write_atomically
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 
-NOTHING_KEPT = "Nothing of this training is kept; the same command starts it again."
+NOTHING_KEPT = "No part of this training was kept; run the same command again to restart it."
 _KEPT = 2
 _OPTIMIZER = "optimizer"
 
@@ -109,18 +109,19 @@ class CheckpointDir:
                     header = json.loads((file.metadata() or {})["c3"])
                     flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             except (SafetensorError, OSError, KeyError, ValueError) as error:
-                reporter.message(f"The saved state {path} is cut short or damaged ({error}); using the one before.")
+                reporter.message(f"The saved state {path} is cut short or damaged ({error}); the previous one is used.")
                 continue
             step = int(path.stem.rpartition("-")[2])
             if header.get("identity") != identity:
                 if not self._overwrite:
                     raise OutputError(
-                        f"A training that was interrupted at step {step:,} is saved in {self.path}; it has other "
+                        f"{self.path} contains a training that was interrupted at step {step:,} and has other "
                         "settings or data.",
-                        remedy="Run its command again to continue it, name another folder with --output, or drop it "
+                        remedy="Run its command again to continue it, choose another folder with --output, or discard "
+                        "it "
                         "with --overwrite.",
                     )
-                reporter.message(f"The run saved in {self.path} has other settings or data; starting anew.")
+                reporter.message(f"The run saved in {self.path} has other settings or data; it is discarded.")
                 self.clear()
                 return None
             groups: dict[str, dict[str, Tensor]] = {}
@@ -144,7 +145,9 @@ class CheckpointDir:
         """Return what is kept of a run of ``total`` steps that is interrupted now, in words."""
         if self._saved_step is None:
             return NOTHING_KEPT
-        return f"The training is saved at step {self._saved_step:,} of {total:,}; the same command continues it."
+        return (
+            f"The training is saved at step {self._saved_step:,} of {total:,}; run the same command again to continue."
+        )
 
     def _states(self) -> list[Path]:
         if self.path.is_dir():

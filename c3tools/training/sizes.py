@@ -41,7 +41,9 @@ def load_named_size(
         part: Any = chosen if setting in settings(chosen) else chosen.training
         if not equals or setting not in settings(part):
             known = ", ".join(sorted({*settings(chosen), *settings(chosen.training)}))
-            raise error(f"The size {name!r} has no setting {override!r}.", remedy=f"NAME=VALUE, of: {known}.")
+            raise error(
+                f"The size {name!r} has no setting {override!r}.", remedy=f"Use --set NAME=VALUE with one of: {known}."
+            )
         changed = replace(part, **{setting: _parse(setting, text, getattr(part, setting), error)})
         chosen = changed if part is chosen else replace(chosen, training=changed)
     return chosen
@@ -54,4 +56,6 @@ def _parse(setting: str, text: str, current: object, error: type[C3Error]) -> An
             return {"true": True, "false": False}[text.lower()]
         return type(current)(text)  # type: ignore[call-arg]
     except (ValueError, KeyError):
-        raise error(f"{setting} is {type(current).__name__}, for example {current}; {text!r} is not.") from None
+        raise error(
+            f"{setting} needs a value of type {type(current).__name__}, for example {current}, not {text!r}."
+        ) from None

@@ -67,7 +67,8 @@ class EmbeddingTransformer:
         pipeline = self._unfitted()
         if pipeline.needs_rows:
             raise TransformError(
-                f"The preset {self.preset!r} is fitted on rows, which partial_fit does not keep.", remedy="Use fit."
+                f"The preset {self.preset!r} needs all rows to be fitted, but partial_fit does not keep rows.",
+                remedy="Use fit.",
             )
         rows = as_rows(X)
         check_finite(rows)
@@ -102,7 +103,9 @@ class EmbeddingTransformer:
         """
         for name, value in params.items():
             if name not in self.get_params():
-                raise ValueError(f"EmbeddingTransformer has no parameter {name!r}; it has {list(self.get_params())}.")
+                raise ValueError(
+                    f"EmbeddingTransformer has no parameter {name!r}. Its parameters are {list(self.get_params())}."
+                )
             setattr(self, name, value)
         return self
 

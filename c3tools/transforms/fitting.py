@@ -67,19 +67,21 @@ class FitData:
         if len(set(dims.values())) > 1:
             listing = ", ".join(f"{name}: {dim}" for name, dim in dims.items())
             raise TransformError(
-                f"A pipeline is fitted on embeddings of one dimension, and these differ ({listing}).",
-                remedy="Fit on the embeddings of one model.",
+                f"A pipeline needs embeddings of the same dimension, but these differ ({listing}).",
+                remedy="Fit on embeddings of the same model.",
             )
         for name, value in known.items():
             if not (np.isfinite(value.mean).all() and np.isfinite(value.scatter).all()):
-                raise TransformError(f"The moments of {name} hold NaN or infinity.", remedy="Embed the corpus again.")
+                raise TransformError(
+                    f"The moments of {name} contain NaN or infinity.", remedy="Embed the corpus again."
+                )
             if unit(name) and not value.of_unit_rows:
                 raise TransformError(
-                    f"The moments of {name} are not those of rows of unit length: the mean squared norm of the rows, "
-                    f"trace(covariance) + |mean|^2, is {value.mean_squared_norm:.4g} instead of 1, and the pipeline "
-                    "scales every row to unit length first.",
-                    remedy=f"Give the rows, fit({{'{name}': array}}), or Moments.from_rows(unit_rows(array)). "
-                    "If a store's, check it with `c3 verify`; if loaded, forget them with `c3 means --unload`.",
+                    f"The moments of {name} were not computed from rows of norm 1: the mean squared norm of the rows, "
+                    f"trace(covariance) + |mean|^2, is {value.mean_squared_norm:.4g} instead of 1, but the pipeline "
+                    "first scales every row to norm 1.",
+                    remedy=f"Pass the rows, fit({{'{name}': array}}), or Moments.from_rows(unit_rows(array)). "
+                    "Check a store with `c3 verify`; remove loaded moments with `c3 means --unload`.",
                 )
         for name, values in given.items():
             ops.check_finite(values)
@@ -101,7 +103,7 @@ class FitData:
         """Return the rows of one modality, or raise a TransformError that says what the step lacks."""
         if modality not in self.rows:
             raise TransformError(
-                f"The step {step} is fitted on {modality} rows, not on moments, and none were given.",
+                f"The step {step} needs {modality} rows to be fitted, but only moments were given.",
                 remedy=f"Pass rows={{{modality!r}: array}} to fit(), or fit on a store.",
             )
         return self.rows[modality]
@@ -112,8 +114,8 @@ class FitData:
         if len(x) != len(y):
             there = f"{counted(len(x), f'{first} row')} and {counted(len(y), f'{second} row')}"
             raise TransformError(
-                f"The step {step} needs pairs; there are {there}.",
-                remedy="Pass rows in which row i of the one belongs to row i of the other.",
+                f"The step {step} needs pairs, but there are {there}.",
+                remedy="Pass rows where row i of one modality belongs to row i of the other.",
             )
         return x, y
 
@@ -123,8 +125,8 @@ class FitData:
         length = float(np.linalg.norm(gap))
         if length < 1e-9:
             raise TransformError(
-                f"The step {step} needs a modality gap, and the means of {first} and {second} are the same.",
-                remedy="Fit on embeddings that are not centred yet.",
+                f"The step {step} needs a modality gap, but the means of {first} and {second} are the same.",
+                remedy="Fit on embeddings that are not yet centred.",
             )
         return gap / length, length
 
@@ -242,8 +244,8 @@ def sigma_of_captions(store: Store, split: str, max_rows: int = MAX_FIT_ROWS) ->
     """
     if "text" not in store.modalities:
         raise TransformError(
-            f"sigma 'auto' is found from captions, and the store {store.path} has no texts.",
-            remedy="Give sigma a number, or fit on a store that has captions.",
+            f"sigma 'auto' is derived from captions, but the store {store.path} has no texts.",
+            remedy="Set sigma to a number, or fit on a store with captions.",
         )
     texts = first_rows(store, "text", split, max_rows)
     rows = texts.embeddings if store.info.normalised else ops.apply(Unit(), texts.embeddings)
@@ -274,7 +276,6 @@ def _moments_in(moments: Mapping[str, Moments], modality: str, step: str) -> Mom
         return moments[modality]
     known = ", ".join(sorted(moments)) or "nothing"
     raise TransformError(
-        f"The step {step} needs the moments of {modality!r}; it was given those of {known}.",
-        remedy=f"Fit on a store that has {modality} rows in its train split, or load their means with "
-        "`c3 means --load`.",
+        f"The step {step} needs the moments of {modality!r}, but only those of {known} were given.",
+        remedy=f"Fit on a store with {modality} rows in its train split, or load their moments with `c3 means --load`.",
     )

@@ -57,7 +57,7 @@ class ReAlign(MapStep):
         x, y = data.moments_of(self.target, self.kind), data.moments_of(self.source, self.kind)
         spread = float(np.trace(y.covariance))
         if spread <= 0:
-            raise TransformError(f"The {self.source} rows that realign is fitted on are all the same.")
+            raise TransformError(f"All {self.source} rows that realign is fitted on are equal.")
         scale = np.sqrt(np.trace(x.covariance) / spread)
         moved = (data.rows_of(self.source, self.kind) - y.mean) * scale + x.mean
         moved /= np.linalg.norm(moved, axis=1, keepdims=True)
@@ -158,8 +158,9 @@ class Procrustes(PairedMap):
         rank = int(np.count_nonzero(values > values[0] * dim * np.finfo(np.float64).eps)) if values[0] > 0 else 0
         if rank < dim:
             warnings.warn(
-                f"Procrustes is fitted on {len(x)} pairs, which determine {rank} of {dim} dimensions; in the others it "
-                "is the map nearest to the identity. More pairs than dimensions determine all of it.",
+                f"Procrustes is fitted on {len(x)} pairs, which determine only {rank} of {dim} dimensions; in the "
+                "others the "
+                "map nearest to the identity is used. More pairs than dimensions determine all of it.",
                 FewPairsWarning,
                 stacklevel=2,
             )
@@ -204,13 +205,13 @@ class MemoryProjection(Step):
         self._search: tuple[Rows, Search] | None = None
         if self.index is not None and self.neighbours is None and self.tau > 0:
             raise TransformError(
-                f"memory-projection has the index {self.index!r} and no neighbours: the whole memory would be weighed.",
+                f"memory-projection has the index {self.index!r} but no neighbours, so it would use the whole memory.",
                 remedy="Set neighbours, for example 100.",
             )
         if self.tau < 0 or self.limit < 1 or (self.neighbours is not None and self.neighbours < 1):
             raise TransformError(
-                f"memory-projection has tau {self.tau}, neighbours {self.neighbours} and limit {self.limit}.",
-                remedy="tau is 0 or more, the other two at least 1.",
+                f"memory-projection cannot use tau {self.tau}, neighbours {self.neighbours} and limit {self.limit}.",
+                remedy="tau must be at least 0, and the other two at least 1.",
             )
 
     def fit(self, data: FitData) -> None:
@@ -302,7 +303,7 @@ def memory_search(memory: Rows, index: str) -> Search:
         raise TransformError(
             f"FAISS cannot make the index {index!r} of a memory of {len(memory):,} rows "
             f"({str(error).strip().splitlines()[-1]}).",
-            remedy="Use another index string, or leave `index` out: the memory is then searched exactly.",
+            remedy="Use another index string, or leave out `index` to search the memory exactly.",
         ) from error
     inverted = faiss.try_extract_index_ivf(made)
     if inverted is not None:

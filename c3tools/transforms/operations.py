@@ -139,8 +139,8 @@ def _unit(x: Rows) -> Rows:
         peak = np.abs(x[row]).max()
         if peak == 0:
             raise TransformError(
-                f"Row {row} has norm 0 where it is to be normalised.",
-                remedy="A zero vector has no direction: leave such rows out, or fit the means on more rows.",
+                f"Row {row} has norm 0 and cannot be normalised.",
+                remedy="Leave out zero vectors, or fit the means on more rows.",
             )
         x[row] /= peak
         norms[row] = row_norms(x[row : row + 1])[0]
@@ -207,7 +207,7 @@ def check_finite(x: Rows) -> None:
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
         raise TransformError(
-            f"{len(bad)} of {len(x)} rows hold NaN or infinity; the first is row {bad[0]}.",
+            f"{len(bad)} of {len(x)} rows contain NaN or infinity; the first is row {bad[0]}.",
             remedy="Leave these rows out, or embed them again.",
         )
 
@@ -227,7 +227,7 @@ def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Rows:
     if source.ndim != 2 or source.dtype.kind not in "fiu":
         raise TransformError(
             f"{name} must be numbers of shape (n, d), not {source.dtype} of shape {source.shape}.",
-            remedy="A single vector v is passed as v[None, :].",
+            remedy="Pass a single vector v as v[None, :].",
         )
     with np.errstate(over="ignore"):  # what becomes infinite here is reported by check_finite
         return to_float32(source)

@@ -60,9 +60,11 @@ class Pipeline:
         self.provenance: dict[str, Any] = {}
         findings = order_findings(self.steps)
         if findings:
-            text = f"The pipeline {name!r} is in an order that no method means: " + " ".join(findings)
+            text = f"The steps of the pipeline {name!r} are in a wrong order: " + " ".join(findings)
             if strict:
-                raise TransformError(text, remedy="Change the order, or set strict: false to be warned only.")
+                raise TransformError(
+                    text, remedy="Change the order, or set strict: false to turn this error into a warning."
+                )
             warnings.warn(text, OrderWarning, stacklevel=2)
 
     def __repr__(self) -> str:
@@ -170,9 +172,10 @@ class Pipeline:
             )
             if any(step.fits for step in self.steps) and not any(known.n for known in moments.values()):
                 raise TransformError(
-                    f"The store {data.path} has no rows in the split {split!r} to fit {self.name} on; it has "
+                    f"The store {data.path} has no rows in the split {split!r} to fit {self.name} on. Its splits are "
                     f"{data.list_splits()}.",
-                    remedy="Fit it on another split, load means with `c3 means --load`, or split anew with `c3 split`.",
+                    remedy="Fit on another split, load moments with `c3 means --load`, or make new splits with `c3 "
+                    "split`.",
                 )
             arrays = dict(read)
             if self._needs_sigma:
@@ -188,8 +191,9 @@ class Pipeline:
             self.settle_sigma(sigma)
         if self._needs_sigma:
             raise TransformError(
-                f"The pipeline {self.name!r} has the sigma 'auto', which is found from texts, and it was given none.",
-                remedy="Fit it on a Store or on {'text': array}, or give sigma a number: preset('c3', sigma=0.1).",
+                f"The pipeline {self.name!r} has the sigma 'auto', which is derived from texts, but no texts were "
+                "given.",
+                remedy="Fit it on a Store or on {'text': array}, or set sigma to a number: preset('c3', sigma=0.1).",
             )
         fit_data = FitData.of(moments, arrays, self._takes_unit_rows)
         self.dim = fit_data.dim
@@ -269,8 +273,8 @@ class Pipeline:
         known = sorted(named | self.provenance.get("n", {}).keys()) if named else []
         if len(known) > 1:
             raise TransformError(
-                f"The pipeline {self.name!r} is fitted for {' and '.join(known)}, and treats them in different ways.",
-                remedy=f"Say what these embeddings are of: {' or '.join(f'modality={name!r}' for name in known)}.",
+                f"The pipeline {self.name!r} is fitted for {' and '.join(known)}, which it transforms differently.",
+                remedy=f"Give the modality of these embeddings: {' or '.join(f'modality={name!r}' for name in known)}.",
             )
         return known[0] if known else "text"  # for no modality in particular, any name does
 
@@ -286,8 +290,8 @@ class Pipeline:
         """
         if keys is None:
             raise TransformError(
-                f"The pipeline {self.name!r} adds noise to training inputs, and noise is drawn from keys.",
-                remedy="Pass keys=, one string per row, or training=False for inputs that get no noise.",
+                f"The pipeline {self.name!r} adds noise to training inputs, and the noise depends on their keys.",
+                remedy="Pass keys=, one string per row, or training=False for inputs without noise.",
             )
         if len(keys) != shape[0]:
             raise TransformError(f"There are {len(keys)} keys for {shape[0]} rows.", remedy="Pass one key per row.")
@@ -315,7 +319,7 @@ class Pipeline:
         """
         if self.dim is not None and dim != self.dim:
             raise TransformError(
-                f"The pipeline {self.name!r} was fitted on embeddings of {self.dim} dimensions; these have {dim}.",
+                f"The pipeline {self.name!r} was fitted on embeddings of {self.dim} dimensions, but these have {dim}.",
                 remedy="Use embeddings of the same model, or fit the pipeline on these.",
             )
 
@@ -390,7 +394,7 @@ class Pipeline:
     def _check_split(self, split: object) -> None:
         if split in ("test", "val", "validation", "dev"):
             text = (
-                f"The pipeline {self.name!r} is fitted on the {split} split: means of scored rows leak into the score."
+                f"The pipeline {self.name!r} is fitted on the {split} split, so the means contain rows that are scored."
             )
             if self.strict:
                 raise TransformError(text, remedy="Fit on the train split.")

@@ -162,7 +162,7 @@ def open_pipeline(
         infer_on = "image" if train_on == "text" else "text"
         return preset(preset_name, sigma=sigma, train_on=train_on, infer_on=infer_on)
     if sigma is not None:
-        raise TransformError("sigma belongs to presets.", remedy=f"Set sigma in {pipeline}.")
+        raise TransformError("sigma can only be set for a preset.", remedy=f"Set sigma in {pipeline}.")
     if isinstance(pipeline, Pipeline):
         return pipeline
     path = Path(pipeline)

@@ -91,9 +91,11 @@ def read_recipe(directory: Path) -> tuple[dict[str, Any], list[Step]]:
     for key, value in tensors.items():
         position, _, name = key.partition("/")
         if not (position.isdecimal() and int(position) < len(fitted) and value.dtype.kind == "f"):
-            raise _damaged(path, f"it has a tensor {key!r} that belongs to no step")
+            raise _damaged(path, f"the tensor {key!r} belongs to no step")
         if value.ndim and value.shape[-1] != record["dim"]:
-            raise _damaged(path, f"the tensor {key!r} has shape {value.shape}, the pipeline {record['dim']} dimensions")
+            raise _damaged(
+                path, f"the tensor {key!r} has shape {value.shape}, but the pipeline has {record['dim']} dimensions"
+            )
         fitted[int(position)].state[name] = value
     if not all(step.fitted for step in fitted):
         raise _damaged(path, "the tensors of a step are missing")
@@ -112,14 +114,15 @@ def parse_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     listed = config.get("steps")
     if not isinstance(listed, list):
         raise TransformError(
-            f"{place} has no list of steps.", remedy="Write steps: [{step: normalize}, {step: collapse}, ...]."
+            f"{place} has no list of steps.",
+            remedy="Write for example: steps: [{step: normalize}, {step: collapse}, ...].",
         )
     unknown = sorted(map(str, set(config) - {"name", "strict", "steps"}))
     if unknown:
         raise TransformError(f"{place} has the unknown keys {', '.join(unknown)}.")
     name = config.get("name", "custom")
     if not isinstance(name, str):
-        raise TransformError(f"{place} has the name {reprlib.repr(name)}, which is not text.")
+        raise TransformError(f"{place} has the name {reprlib.repr(name)}, but a name must be text.")
     return {
         "name": name,
         "strict": bool(config.get("strict", True)),
@@ -141,8 +144,8 @@ def _step(entry: object, place: str) -> Step:
     unknown = sorted(map(str, set(given) - set(known)))
     if unknown:
         raise TransformError(
-            f"{place} gives the step {kind.kind} the unknown settings {', '.join(unknown)}.",
-            remedy=f"It has {', '.join(known)}.",
+            f"{place} has unknown settings for the step {kind.kind}: {', '.join(unknown)}.",
+            remedy=f"Its settings are {', '.join(known)}.",
         )
     for key, value in given.items():
         _check_type(value, str(known[key]), f"{place}: {kind.kind}.{key}")
@@ -185,7 +188,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     except failures as error:
         raise TransformError(f"{path} is not valid {language} ({error}).") from error
     if not isinstance(value, dict):
-        raise TransformError(f"{path} holds no mapping.", remedy="Write steps: [{step: normalize}, ...].")
+        raise TransformError(
+            f"{path} does not contain a mapping.", remedy="Write for example: steps: [{step: normalize}, ...]."
+        )
     return value
 
 
@@ -200,10 +205,10 @@ def _read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        raise _damaged(path, f'it does not say "format": "{_FORMAT}"')
+        raise _damaged(path, f'"format" is not "{_FORMAT}"')
     if record.get("version") != _VERSION:
         raise TransformError(
-            f"{path} has the format version {record.get('version')}; this c3tools reads version {_VERSION}.",
+            f"{path} has format version {record.get('version')}, but this version of c3tools reads version {_VERSION}.",
             remedy="Upgrade c3tools.",
         )
     if record.get("checksum") != checksum(record):
@@ -218,7 +223,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     }
     wrong = [name for name, fine in sensible.items() if not fine]
     if wrong:
-        raise _damaged(path, f"{wrong[0]} makes no sense")
+        raise _damaged(path, f"{wrong[0]} is not valid")
     return record
 
 
@@ -245,6 +250,6 @@ def checksum(record: Mapping[str, Any]) -> str:
 
 def _damaged(path: Path, why: str) -> TransformError:
     return TransformError(
-        f"{path} is not an intact saved pipeline: {why}.",
-        remedy="Save the pipeline again; recipes are not edited by hand, pipelines in YAML or JSON are.",
+        f"{path} is not a valid saved pipeline: {why}.",
+        remedy="Save the pipeline again. To change steps by hand, write a pipeline in YAML or JSON instead.",
     )

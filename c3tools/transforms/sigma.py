@@ -45,7 +45,7 @@ def parse_sigma(value: float | str, also: Sequence[str] = (AUTO,)) -> float | st
         sigma = math.nan
     if not (math.isfinite(sigma) and sigma >= 0):
         allowed = " or ".join([", ".join(["a number of at least 0", *map(repr, also[:-1])]), *map(repr, also[-1:])])
-        raise TransformError(f"sigma is {allowed}, not {value!r}.", remedy="For example --sigma 0.1.")
+        raise TransformError(f"sigma must be {allowed}, not {value!r}.", remedy="For example --sigma 0.1.")
     return sigma
 
 
@@ -277,7 +277,7 @@ def auto_sigma(texts: Rows, item_index: Indices, mean: Array) -> tuple[float, st
     """
     if texts.ndim != 2 or len(texts) != len(item_index) or texts.shape[1] != len(mean):
         raise TransformError(
-            f"Texts {texts.shape}, item_index ({len(item_index)},) and mean ({len(mean)},) do not fit."
+            f"The shapes of texts {texts.shape}, item_index ({len(item_index)},) and mean ({len(mean)},) do not match."
         )
     rule, why = recommend([twice_spread(caption_spread(texts, item_index, mean))])
     assert rule.sigma is not None

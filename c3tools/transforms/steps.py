@@ -50,7 +50,7 @@ class Step:
             self.modalities = tuple(self.modalities)
         if self.role not in ("training", "inference", "both"):
             raise TransformError(
-                f"The step {self.kind} has the role {self.role!r}.", remedy="Roles are training, inference and both."
+                f"The step {self.kind} has an unknown role {self.role!r}.", remedy="Use training, inference or both."
             )
 
     @property
@@ -92,8 +92,8 @@ class Step:
         if key not in self.state:
             known = sorted(k.partition("/")[2] for k in self.state if k.startswith(f"{name}/"))
             raise TransformError(
-                f"The step {self.kind} is not fitted for the modality {modality!r}; it knows {', '.join(known)}.",
-                remedy=f"Fit on {modality} embeddings too, or load their means with `c3 means --load`.",
+                f"The step {self.kind} is not fitted for the modality {modality!r}, only for {', '.join(known)}.",
+                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means --load`.",
             )
         return self.state[key]  # type: ignore[return-value]
 
@@ -237,7 +237,7 @@ class Whiten(Step):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.shrinkage <= 1:
-            raise TransformError(f"shrinkage is {self.shrinkage}; it goes from 0 to 1.")
+            raise TransformError(f"shrinkage must be between 0 and 1, not {self.shrinkage}.")
 
     def fit(self, data: FitData) -> None:
         """Keep mean and inverse square root of the covariance of each modality."""
@@ -334,7 +334,9 @@ class AdaptiveNoise(Step):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.mix <= 1:
-            raise TransformError(f"The step {self.kind} has mix {self.mix}.", remedy="mix goes from 0 to 1.")
+            raise TransformError(
+                f"The step {self.kind} cannot use mix {self.mix}.", remedy="mix must be between 0 and 1."
+            )
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Mix with a random direction."""
@@ -356,8 +358,8 @@ def order_findings(steps: Sequence[Step]) -> list[str]:
     for step in steps:
         if step.noisy and step.role != "training":
             findings.append(
-                f"{step.kind} has the role {step.role}: noise belongs on training inputs only, "
-                "never on validation or inference inputs."
+                f"{step.kind} has the role {step.role}, but noise is for training inputs only, "
+                "not for validation or inference inputs."
             )
     for role in ("training", "inference"):
         findings += _path_findings([step for step in steps if step.role in ("both", role)], role)
@@ -371,20 +373,20 @@ def _path_findings(path: Sequence[Step], role: str) -> list[str]:
     centred: Step | None = None
     for step in path:
         if step.needs_unit and not unit:
-            after = f"and comes after {centred.kind}" if centred else "and there is no normalize before it"
-            findings.append(f"{step.kind} is fitted on vectors of unit norm {after}.")
+            after = f"but comes after {centred.kind}" if centred else "but there is no normalize before it"
+            findings.append(f"{step.kind} is fitted on vectors of norm 1, {after}.")
         if step.centres:
             if noise is not None:
                 findings.append(
-                    f"{noise.kind} comes before {step.kind}: noise is added to centred vectors, so centre first."
+                    f"{noise.kind} comes before {step.kind}, but noise is added to centred vectors: centre first."
                 )
             if centred is not None:
-                findings.append(f"{step.kind} comes after {centred.kind}: the mean would be subtracted twice.")
+                findings.append(f"{step.kind} comes after {centred.kind}, so the mean would be subtracted twice.")
             centred = step
         if step.noisy:
             noise = step
         unit = step.keeps_unit
         changed = changed or not step.keeps_unit
     if changed and not unit:
-        findings.append(f"{role} inputs end without normalize: decoders and searches expect unit norm.")
+        findings.append(f"{role} inputs do not end with normalize, but decoders and searches expect norm 1.")
     return findings

@@ -135,7 +135,7 @@ def test_the_command_writes_runs_and_lists_methods(c3: C3, store: Store, tmp_pat
     assert "oracle" in c3("ablate", "--list").stdout
     refused = c3("ablate", "--task", "images", "--store", store.path, "--sigma", "0.1", "--sigma", "0.2")
     assert refused.exit_code == 1
-    assert "sigma is a number of at least 0 or 'auto', not '0.1 and 0.2'" in " ".join(refused.stderr.split())
+    assert "sigma must be a number of at least 0 or 'auto', not '0.1 and 0.2'" in " ".join(refused.stderr.split())
     assert "no task 'music'" in c3("ablate", "--task", "music").stderr
 
 
@@ -143,4 +143,4 @@ def test_the_command_writes_runs_and_lists_methods(c3: C3, store: Store, tmp_pat
 def test_the_backend_of_the_encoder_is_asked_for(c3: C3, store: Store, tmp_path: Path, task: list[str]) -> None:
     result = c3("ablate", "--store", store.path, "-o", tmp_path / "t", "--backend", "nonsense", *task)
     assert result.exit_code == 1
-    assert "Unknown backend 'nonsense'" in result.stderr
+    assert "There is no backend 'nonsense'" in result.stderr

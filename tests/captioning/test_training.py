@@ -342,7 +342,7 @@ def test_an_interrupted_run_is_saved_at_that_step_and_ends_with_the_same_weights
 ) -> None:
     with pytest.raises(KeyboardInterrupt) as interrupt:
         train(tmp_path, Interrupter(step))
-    said = f"The training is saved at step {step} of 15; the same command continues it."
+    said = f"The training is saved at step {step} of 15; run the same command again to continue."
     assert interrupt.value.__notes__ == [said]
     assert (tmp_path / f"state-{step:08d}.safetensors").is_file()
     resumed = train(tmp_path)

@@ -152,14 +152,14 @@ def test_without_two_sides_or_heads_there_is_a_remedy(c3: C3, tmp_path: Path) ->
     np.save(tmp_path / "a.npy", np.eye(4))
     one = c3("connect", "heads", "--image", "a.npy")
     assert one.exit_code == 1
-    assert "Two modalities are connected, not 1 (image)" in one.stderr
+    assert "Two modalities are needed, not 1 (image)" in one.stderr
     none = c3("connect", "apply", "nowhere", "--image", "a.npy", "--text", "a.npy")
     assert none.exit_code == 1
     assert "c3 connect heads" in none.stderr
     make_store(tmp_path / "store", np.eye(4), np.eye(4))
     names = c3("connect", "heads", "--store", "store", "--modalities", "image")
     assert names.exit_code == 1
-    assert "Two modalities are connected, not 1 (image)" in names.stderr
+    assert "Two modalities are needed, not 1 (image)" in names.stderr
 
 
 @pytest.mark.parametrize("mode", ["lit", "full"])

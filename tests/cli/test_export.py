@@ -75,9 +75,9 @@ def test_mistakes_end_the_command_with_a_message(here: Path) -> None:
     assert "no preset 'c4'" in refused("--preset", "c4")
     assert "Unknown export format 'hdf5'" in refused("--format", "hdf5")
     assert "parquet, npy, safetensors, hf; faiss makes an index" in refused("--format", "csv")
-    assert "sigma is a number of at least 0 or 'auto', not 'much'" in refused("--sigma", "much")
+    assert "sigma must be a number of at least 0 or 'auto', not 'much'" in refused("--sigma", "much")
     (here / "p.yaml").write_text("steps: [normalize]\n")
-    assert "sigma belongs to presets" in refused("--pipeline", "p.yaml", "--sigma", "0.1")
+    assert "sigma can only be set for a preset" in refused("--pipeline", "p.yaml", "--sigma", "0.1")
     (here / "mine").mkdir()
     (here / "mine" / "notes.txt").write_text("keep")
     for option in ([], ["--overwrite"]):

@@ -23,7 +23,7 @@ def test_shows_saves_loads_and_merges(c3: C3, tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_said(c3: C3, tmp_path: Path) -> None:
     make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
     assert "--save" in c3("means", "--merge", "m.safetensors").stderr
-    assert "no moments file" in c3("means", "--load", "nowhere").stderr
+    assert "moments file nowhere does not exist" in c3("means", "--load", "nowhere").stderr
     assert "c3-mini" in c3("means", "--load", "c3-mini").stderr
 
 

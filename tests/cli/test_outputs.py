@@ -101,12 +101,13 @@ def test_on_ctrl_c_nothing_is_promised_that_is_not_so(
         "embed": (
             "c3tools.embedding.shards.write_shard",
             ["photos", "--store", "new", "--workers", "0"],
-            "Rows that are in new: none; the same command continues.",
+            "Rows kept in new: none; run the same command again to continue.",
         ),
         "ablate": (
             "c3tools.captioning.training.Trainer._run_step",
             ["--size", "tiny", "--epochs", "1", "--seeds", "1"],
-            "Nothing of this training is kept; the same command starts it again. No cell of the table was finished.",
+            "No part of this training was kept; run the same command again to restart it. No cell of the table was "
+            "finished.",
         ),
     }[command]
     monkeypatch.setattr(where, interrupted)

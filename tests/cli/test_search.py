@@ -132,7 +132,7 @@ class TestBadInput:
 
     def test_dimension(self) -> None:
         np.save("wrong.npy", np.eye(3))
-        assert "16 dimensions; these have 3" in refused("--vector", "wrong.npy")
+        assert "16 dimensions, but these have 3" in refused("--vector", "wrong.npy")
 
     def test_the_folder_of_the_page_is_missing(self) -> None:
         assert "the folder none does not exist" in refused("--key", "img001", "--html", "none/sheet.html")

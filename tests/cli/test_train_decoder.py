@@ -51,9 +51,9 @@ def test_a_decoder_is_written_with_all_that_it_needs_and_continued(c3: C3, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sigma", "much"), "sigma is a number of at least 0 or 'auto', not 'much'"),
-        (("--sigma", "-1"), "sigma is a number of at least 0"),
-        (("--sigma", "nan"), "sigma is a number of at least 0"),
+        (("--sigma", "much"), "sigma must be a number of at least 0 or 'auto', not 'much'"),
+        (("--sigma", "-1"), "sigma must be a number of at least 0"),
+        (("--sigma", "nan"), "sigma must be a number of at least 0"),
         (("--train-fraction", "0"), "must be above 0"),
         (("--size", "huge"), "no decoder size 'huge'"),
         (("--preset", "c4"), "no preset 'c4'"),

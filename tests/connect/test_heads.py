@@ -81,7 +81,7 @@ def test_heads_come_back_as_they_were_saved(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConnectError, match=r"no connected heads at .*\n.*c3 connect heads"):
+    with pytest.raises(ConnectError, match=r"There are no heads at .*\n.*c3 connect heads"):
         ConnectedHeads.load(tmp_path / "nowhere")
     folder = tmp_path / "heads"
     connected().save(folder)
@@ -95,11 +95,11 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     shape = HeadShape(dim=6, hidden=16)
     ConnectedHeads({"image": Head(20, shape), "text": Head(12, shape)}, shape, {}).save(other)
     (folder / "heads.safetensors").write_bytes((other / "heads.safetensors").read_bytes())
-    with pytest.raises(ConnectError, match=r"not those that its connect\.json names"):
+    with pytest.raises(ConnectError, match=r"do not match its connect\.json"):
         ConnectedHeads.load(folder)
     value = json.loads((other / "connect.json").read_text())
     (other / "connect.json").write_text(json.dumps({**value, "format_version": 99}))
-    with pytest.raises(ConnectError, match="newer c3tools"):
+    with pytest.raises(ConnectError, match="newer version of c3tools"):
         ConnectedHeads.load(other)
 
 
@@ -160,11 +160,11 @@ def test_heads_connect_two_stores_and_make_a_third(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"logit_scale": "200"}, "beyond the limit of 100"),
+        ({"logit_scale": "200"}, "above the limit of 100"),
         ({"loss": "hinge"}, "no loss 'hinge'"),
-        ({"batch_size": 1}, "has no negatives"),
+        ({"batch_size": 1}, "contains no negatives"),
         ({"train_split": "dev2"}, "no pairs of image and text in the split 'dev2'"),
-        ({"cone": -1}, "The cone is 0 or more"),
+        ({"cone": -1}, "The cone must be at least 0"),
     ],
 )
 def test_wrong_settings_are_one_message(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -180,7 +180,7 @@ def test_a_collapsed_run_writes_its_log_alone(tmp_path: Path) -> None:
     rows[0] += 1
     np.save(files["text"], rows)
     options = {**QUICK, "learning_rate": 1e-5, "logit_scale": "0.01"}
-    with pytest.raises(ConnectError, match="The run collapsed"):
+    with pytest.raises(ConnectError, match="The training collapsed"):
         connect_heads(read_features(**files), tmp_path / "heads", **options)
     assert {path.name for path in (tmp_path / "heads").iterdir()} == {"geometry.json", "geometry.svg"}
 
@@ -200,7 +200,7 @@ def test_rows_with_nan_are_left_out_of_training_and_of_the_store(tmp_path: Path)
     np.save(files["image"], rows)
     features, said = read_features(**files), Messages()
     record = connect_heads(features, tmp_path / "heads", **{**QUICK, "epochs": 1}, reporter=said).to_dict()
-    assert any("1 of 120 image rows hold NaN or infinity" in text for text in said.texts)
+    assert any("1 of 120 image rows contain NaN or infinity" in text for text in said.texts)
     assert record["pairs"]["train"] == 166
     report = apply_heads(tmp_path / "heads", features, tmp_path / "connected")
     assert report.rows == {"image": 119, "text": 240}

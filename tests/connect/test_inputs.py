@@ -66,15 +66,15 @@ def test_rows_with_nan_or_without_a_partner_are_in_no_pair(tmp_path: Path) -> No
     rows[3, 5] = np.nan  # its two captions go as well
     np.save(files["image"], rows)
     features = read_features(**files)
-    assert "1 of 120 image rows hold NaN or infinity; they are not trained on." in features.notes
+    assert "1 of 120 image rows contain NaN or infinity and are left out." in features.notes
     assert (len(features), len(features.inputs().where("train"))) == (238, 166)
     store = make_store(tmp_path / "store", unit_rows(4, 6), unit_rows(5, 6, 1), owners=[0, 1, 2, 3, None])
-    assert read_features(store=store).notes == ["1 of 5 text rows have no image row; they are left out."]
+    assert read_features(store=store).notes == ["1 of 5 text rows have no image row and are left out."]
 
 
 def test_two_modalities_are_needed(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.eye(4))
-    with pytest.raises(ConnectError, match=r"Two modalities are connected, not 1 \(image\)"):
+    with pytest.raises(ConnectError, match=r"Two modalities are needed, not 1 \(image\)"):
         read_features(image=tmp_path / "a.npy")
     store = make_store(tmp_path / "store", unit_rows(4, 6), unit_rows(4, 6, 1))
     with pytest.raises(ConnectError, match=r"not 1 \(image\)\.\n.*--modalities audio,text"):

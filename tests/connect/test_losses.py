@@ -104,7 +104,7 @@ def test_what_is_no_logit_scale_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["120", "14:120", "learned:101"])
 def test_a_scale_beyond_the_clamp_is_refused_with_both_numbers(text: str) -> None:
-    with pytest.raises(ConnectError, match=r"beyond the limit of 100.*\n.*--max-logit-scale"):
+    with pytest.raises(ConnectError, match=r"above the limit of 100.*\n.*--max-logit-scale"):
         LogitScale.parse(text)
     assert LogitScale.parse(text, limit=200).limit == 200
 

@@ -65,7 +65,7 @@ def test_training_connects_and_keeps_the_best_point() -> None:
     assert again == state.best_point.geometry
     # with two texts per image a batch of 40 of 160 nearly always has an image twice
     assert state.repeated == state.step
-    assert any("an item came more than once" in line for line in said.texts)
+    assert any("an item occurred more than once" in line for line in said.texts)
 
 
 def test_the_gap_closes_when_its_terms_are_in_the_loss() -> None:
@@ -75,7 +75,7 @@ def test_the_gap_closes_when_its_terms_are_in_the_loss() -> None:
     assert closed.log[-1].geometry.gap < 0.5 * open_.log[-1].geometry.gap
     # the log has the contrastive loss alone, so that its points compare
     assert closed.log[1].loss == pytest.approx(open_.log[1].loss, rel=0.5)
-    with pytest.raises(ConnectError, match="0 or more"):
+    with pytest.raises(ConnectError, match="must be at least 0"):
         replace(settings, close_gap=-1.0)
 
 
@@ -141,7 +141,7 @@ def test_an_interrupted_run_is_saved_at_that_step_and_ends_as_if_it_had_not_been
     folder = CheckpointDir(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt) as interrupt:
         trainer(settings, reporter=Interrupting()).run(folder, "same")
-    said = f"The training is saved at step {at} of {whole.total_steps}; the same command continues it."
+    said = f"The training is saved at step {at} of {whole.total_steps}; run the same command again to continue."
     assert interrupt.value.__notes__ == [said]
     second = trainer(settings)
     second.run(folder, "same")
@@ -169,13 +169,15 @@ def test_it_stops_early_and_says_so() -> None:
     state = trainer(dataclasses.replace(QUICK, epochs=60, patience=2), reporter=said).run()
     assert state.outcome == EARLY
     assert len(state.log) - 1 - state.best == 2
-    assert "2 points without a better recall@1" in said.texts[-1]
+    assert "2 log entries without a better recall@1" in said.texts[-1]
 
 
 def test_fewer_pairs_than_a_batch_make_one_batch_and_are_said() -> None:
     said = Messages()
     run = trainer(dataclasses.replace(QUICK, batch_size=512), reporter=said)
-    assert said.texts == ["There are 160 training pairs, fewer than a batch of 512: every batch has all of them."]
+    assert said.texts == [
+        "There are 160 training pairs, fewer than a batch of 512, so every batch contains all of them."
+    ]
     assert run.steps_per_epoch == 1
     assert run.run().outcome == FINISHED
 

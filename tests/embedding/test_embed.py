@@ -267,7 +267,7 @@ def test_one_call_does_what_the_command_does(encoder: Encoder, photos: Path, tmp
     again = embed([photos], tmp_path / "s", encoder=encoder, workers=0, reporter=recorder)
     assert again.summary.modalities["image"].already == 4
     assert recorder.labels == []  # nothing is left to do
-    with pytest.raises(StoreError, match="Unknown storage type"):
+    with pytest.raises(StoreError, match="There is no dtype"):
         embed(photos, tmp_path / "s", encoder=encoder, dtype="int8")
 
 
@@ -327,7 +327,7 @@ def test_nothing_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(StoreError, match=r"dtype = float16, but float32 was requested"):
         embed(tmp_path / "t.txt", tmp_path / "s", dtype="float32")
     monkeypatch.undo()
-    with pytest.raises(StoreError, match="embeddings of different models cannot be mixed"):
+    with pytest.raises(StoreError, match="Embeddings of different models cannot be mixed"):
         embed(tmp_path / "t.txt", tmp_path / "s", model=name, random_init=1)
 
 

@@ -59,7 +59,7 @@ def test_a_process_that_fails_ends_the_run_with_its_reason(
     encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(encoder.identity, "weights_sha256", "0" * 64)
-    with pytest.raises(C3Error, match="cpu: The model c3-mini has other weights now"):
+    with pytest.raises(C3Error, match="cpu: The weights of the model c3-mini have changed"):
         executor = LocalExecutor(["cpu", "cpu"])
         embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, shard_size=3, workers=0, executor=executor)
     assert Store.open(tmp_path / "s").modalities == []

@@ -87,5 +87,5 @@ def test_another_int8_model_than_that_of_the_store_is_refused(tmp_path: Path, mo
     record = json.loads(kept.read_text())
     kept.write_text(json.dumps(record | {"sha256": dict.fromkeys(record["sha256"], "0" * 64)}))
     captions.write_text("a dog\na cat\n")
-    with pytest.raises(StoreError, match=r"(?s)calibrated on other inputs.*without --precision"):
+    with pytest.raises(StoreError, match=r"(?s)calibrated on different inputs.*without --precision"):
         embed(captions, tmp_path / "s", encoder=load_encoder(model, precision="int8"))

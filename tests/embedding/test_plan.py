@@ -91,7 +91,7 @@ def test_counts_are_said_and_nothing_is_touched(encoder: Encoder, tmp_path: Path
     assert sorted(summary.modalities["text"].gone) == sorted([*texts, f"{stems[5]}#3", f"{stems[5]}#4"])
     notes = " ".join(summary.notes())
     assert f"1 image changed since it was embedded (--update embeds it again): {stems[1]}" in notes
-    assert "2 images have gone from their source (--prune removes their rows)" in notes
+    assert "2 images are no longer in their source (--prune removes their rows)" in notes
     assert Store.open(tmp_path / "s").count("image") == 8  # the renamed one was added
 
 
@@ -150,9 +150,9 @@ def test_a_dry_run_writes_nothing_and_loads_no_model(
     result = c3("embed", folder, "--store", "s", "--update", "--prune", "--dry-run")
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
-    assert "dry run: nothing is written" in said
+    assert "dry run: nothing was written" in said
     assert f"(would be embedded again): {Path(names[1]).stem}" in said
-    assert "2 images have gone from their source (their rows would be removed)" in said
+    assert "2 images are no longer in their source (their rows would be removed)" in said
     value = json.loads(c3("embed", folder, "--store", "s", "--update", "--prune", "--dry-run", "--json").stdout)
     planned = {name: (m["to_embed"], m["to_update"], m["to_remove"]) for name, m in value["modalities"].items()}
     assert planned == {"image": (1, 1, 2), "text": (0, 1, 12)}
@@ -221,7 +221,7 @@ def test_rows_of_other_paths_are_left_alone(encoder: Encoder, tmp_path: Path) ->
     assert summary.modalities["text"].updated == 5
     text = rows(tmp_path / "s", "text")
     assert all(text[key] == row for key, row in before.items())
-    assert any("the store has its key from another file" in note for note in summary.notes())
+    assert any("the store already has its key from another file" in note for note in summary.notes())
 
 
 def test_captions_of_a_file_that_is_not_given_now_stay(encoder: Encoder, tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ class TestTasks:
     @pytest.mark.parametrize(
         ("trouble", "told"),
         [
-            ("crash", r"(?s)square 3 failed 3 times.*ZeroDivisionError: of this number.*What was finished is kept"),
-            ("kill", r"(?s)square 3 failed 3 times.*worker was lost.*What was finished is kept.*Memory"),
+            ("crash", r"(?s)square 3 failed 3 times.*ZeroDivisionError: of this number.*Finished work is kept"),
+            ("kill", r"(?s)square 3 failed 3 times.*worker was lost.*Finished work is kept.*memory"),
             ("refuse", r"square 3: the disk is full\nMake room\."),
         ],
     )

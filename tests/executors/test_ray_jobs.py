@@ -166,7 +166,7 @@ def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "Interrupted. Rows that are in c3-store: text " in stderr
+    assert "Interrupted. Rows kept in c3-store: text " in stderr
     assert "Traceback" not in stderr
     kept = Store.open(tmp_path / "c3-store").parts("text")
     assert 0 < len(kept) < 150

@@ -229,7 +229,7 @@ def test_yaml_pipeline_and_saved_pipeline(here: Path) -> None:
     assert (here / "a" / "text" / "part-00000.parquet").read_bytes() == (
         here / "b" / "text" / "part-00000.parquet"
     ).read_bytes()
-    assert "sigma belongs to presets" in refused(pipeline="p.yaml", sigma=0.1)
+    assert "sigma can only be set for a preset" in refused(pipeline="p.yaml", sigma=0.1)
 
 
 def test_store_that_is_not_normalised(here: Path) -> None:
@@ -256,7 +256,7 @@ class TestBadInput:
 
     def test_pipeline_of_another_dimension(self, here: Path) -> None:
         preset("c3").fit(rows={"text": np.eye(8)}).save(here / "p")
-        assert "8 dimensions; these have 16" in refused(pipeline="p")
+        assert "8 dimensions, but these have 16" in refused(pipeline="p")
 
     def test_output_is_a_file(self, here: Path) -> None:
         (here / "file").write_text("")

@@ -104,7 +104,7 @@ def test_images_that_cannot_be_scored_are_one_clear_error(
     with pytest.raises(GeneratorError, match="cannot be read"):
         evaluate_images(made, store)
     single = write_made(tmp_path / "single", squares[:1], ["a"], [None])
-    with pytest.raises(MetricError, match="two images or more"):
+    with pytest.raises(MetricError, match="at least two images"):
         evaluate_images(single, store)
     with pytest.raises(MetricError, match=r"no images in the split 'val'; it has train \(12\), test \(12\)"):
         evaluate_images(write_made(tmp_path / "two", squares, ["a", "b"], [None, None]), store, split="val")
@@ -148,4 +148,4 @@ def test_the_backend_of_the_encoder_is_asked_for(c3: C3, store: Store, tmp_path:
     options = ("--images", tmp_path / "made", "--store", store.path, "--backend", "nonsense")
     result = c3("evaluate", *options)
     assert result.exit_code == 1
-    assert "Unknown backend 'nonsense'" in result.stderr
+    assert "There is no backend 'nonsense'" in result.stderr

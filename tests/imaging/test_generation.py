@@ -210,4 +210,4 @@ def test_the_backend_of_the_encoder_is_asked_for(c3: C3, untrained: Generator, t
     untrained.save(tmp_path / "g")
     result = c3("generate", "a dog", "--generator", tmp_path / "g", "--backend", "nonsense")
     assert result.exit_code == 1
-    assert "Unknown backend 'nonsense'" in result.stderr
+    assert "There is no backend 'nonsense'" in result.stderr

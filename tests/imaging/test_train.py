@@ -177,7 +177,7 @@ def test_the_command_trains_continues_and_prints(c3: C3, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sigma", "much"), "sigma is a number of at least 0 or 'auto', not 'much'"),
+        (("--sigma", "much"), "sigma must be a number of at least 0 or 'auto', not 'much'"),
         (("--train-fraction", "0"), "must be above 0"),
         (("--size", "huge"), "no generator size 'huge'"),
         (("--preset", "c4"), "no preset 'c4'"),

@@ -136,7 +136,7 @@ def test_missing_references_are_listed() -> None:
     predictions = {f"k{i}": "a dog" for i in range(8)} | {"a": "a dog"}
     with pytest.raises(MetricError, match=r"8 of 9 captions have no reference.*: k0, k1, k2, k3, k4, …"):
         score_captions(predictions, {**REFERENCES, "k0": ["  "]})
-    with pytest.raises(MetricError, match="no caption to score"):
+    with pytest.raises(MetricError, match="no captions to score"):
         score_captions({}, REFERENCES)
 
 
@@ -163,12 +163,14 @@ def test_java_scores_that_cannot_run_are_left_out_and_say_what_they_lack(
     scores = score_captions(PREDICTIONS, REFERENCES, java=["SPICE"])
     assert scores.corpus == plain.corpus
     (note,) = scores.notes
-    assert re.fullmatch(r"SPICE is left out: the Stanford models are not in .*lib \(no-such-model.jar\)\..*", note)
+    assert re.fullmatch(
+        r"SPICE was not computed: the Stanford models are missing in .*lib \(no-such-model.jar\)\..*", note
+    )
     monkeypatch.setattr(shutil, "which", lambda name: None)
     scores = score_captions(PREDICTIONS, REFERENCES, java=["METEOR", "SPICE"])
     assert scores.corpus == plain.corpus
     for name, note in zip(("METEOR", "SPICE"), scores.notes, strict=True):
-        assert note.startswith(f"{name} is left out: it runs in Java, and there is no `java` on the PATH")
+        assert note.startswith(f"{name} was not computed: it needs Java, but `java` is not on the PATH")
         assert "\n" not in note
 
 
@@ -198,5 +200,5 @@ def test_a_java_program_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unknown_metric_is_refused() -> None:
-    with pytest.raises(MetricError, match="Unknown metric 'SMATCH'"):
+    with pytest.raises(MetricError, match="There is no metric 'SMATCH'"):
         score_captions(PREDICTIONS, REFERENCES, java=["SMATCH"])

@@ -82,7 +82,7 @@ def test_coco_results_have_numbers_for_ids() -> None:
         ([{"key": "a", "caption": 3}], "the caption of a is int"),
         ([{"caption": "x"}], "no key, image_id"),
         ([{"key": "a", "caption": "x"}, {"key": "a", "caption": "y"}], "two captions for a"),
-        ([], "holds no captions"),
+        ([], "contains no captions"),
         (3, "not a file of captions"),
     ],
 )
@@ -99,5 +99,5 @@ def test_missing_broken_and_wrong_files_are_refused(tmp_path: Path) -> None:
         read_references(tmp_path / "broken.json")
     with pytest.raises(MetricError, match="not a file of references"):
         read_references(write(tmp_path, [{"image": "a"}]))
-    with pytest.raises(MetricError, match="holds no references"):
+    with pytest.raises(MetricError, match="contains no references"):
         read_references(write(tmp_path, {"annotations": []}))

@@ -60,8 +60,8 @@ def test_a_k_beyond_the_gallery_finds_everything() -> None:
 @pytest.mark.parametrize(
     ("queries", "gallery", "items", "gallery_items", "message"),
     [
-        (np.ones((2, 3)), np.ones((2, 4)), [0, 1], [0, 1], "do not have one dimension"),
-        (np.ones((2, 3)), np.ones((2, 3)), [0], [0, 1], "needs its item"),
+        (np.ones((2, 3)), np.ones((2, 4)), [0, 1], [0, 1], "have different dimensions"),
+        (np.ones((2, 3)), np.ones((2, 3)), [0], [0, 1], "needs an item"),
         (np.ones((2, 3)), np.ones((2, 3)), [0, 7], [0, 1], "1 of 2 queries have no matching row"),
     ],
 )

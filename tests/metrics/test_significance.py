@@ -66,7 +66,7 @@ def test_the_same_captions_do_not_differ() -> None:
 
 
 def test_other_images_are_refused() -> None:
-    with pytest.raises(MetricError, match="not on the same images"):
+    with pytest.raises(MetricError, match="have different images"):
         compare(made_up(np.ones(2)), made_up(np.ones(2), ["x", "y"]), "CIDEr")
 
 

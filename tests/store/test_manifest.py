@@ -214,7 +214,7 @@ def test_lost_shards_are_made_again_to_the_same_bytes(encoder: Encoder, tmp_path
         file.unlink()
     recorder = Recorder()
     summary = embed_corpus(corpus, tmp_path / "s", encoder, **SMALL, reporter=recorder)
-    assert "lacks 9 of its recorded files" in recorder.messages[0]
+    assert "9 files that" in recorder.messages[0]
     assert summary.lost == []
     assert files(tmp_path / "s") == before
 
@@ -225,7 +225,7 @@ def test_what_other_inputs_cannot_bring_back_stays_lost(encoder: Encoder, tmp_pa
     (tmp_path / "more.txt").write_text("a dog\na cat\n")
     summary = embed_corpus(read_corpus([tmp_path / "more.txt"]), tmp_path / "s", encoder, **SMALL)
     assert summary.lost == ["image shard 0 (3 rows)", "image shard 1 (1 row)"]
-    assert any("were lost and are not made again" in note for note in summary.notes())
+    assert any("are missing and were not made" in note for note in summary.notes())
     assert found(tmp_path / "s") == [("files", "image")]
     # one photo of the four takes the place of a lost shard, and is not taken for it
     summary = embed_corpus(read_corpus([copy_photos(tmp_path / "q", 1)]), tmp_path / "s", encoder, **SMALL)

@@ -351,7 +351,7 @@ def test_a_server_that_stays_down_is_named_with_what_to_do(
     result = c3("embed", photos, "--store", "s3://no-such-bucket/store")
     assert result.exit_code == 1
     assert "NoSuchBucket" in result.output
-    assert "mend the disk" not in result.output  # there is none
+    assert "check the disk" not in result.output  # there is none
     s3.every = 1
     result = c3("embed", photos, "--store", URL)
     assert result.exit_code == 1

@@ -89,7 +89,7 @@ def test_in_another_thread_nothing_is_held() -> None:
 
 def test_a_run_of_other_settings_is_dropped_only_if_asked(tmp_path: Path) -> None:
     run, optimizer = saved(tmp_path / "out")
-    with pytest.raises(OutputError, match=r"interrupted at step 7 is saved in .*\.out\.run") as refused:
+    with pytest.raises(OutputError, match=r"\.out\.run contains a training that was interrupted at step 7") as refused:
         CheckpointDir.beside(tmp_path / "out").resume("other", optimizer)
     assert "--overwrite" in str(refused.value)
     found = run.resume("mine", optimizer)
@@ -112,7 +112,7 @@ def test_dropping_a_run_keeps_the_lock_of_this_one(tmp_path: Path) -> None:
 def test_what_is_kept_is_said_as_it_is(tmp_path: Path) -> None:
     assert CheckpointDir.beside(tmp_path / "out").after_interrupt(600) == NOTHING_KEPT
     run, optimizer = saved(tmp_path / "out")
-    said = "The training is saved at step 7 of 600; the same command continues it."
+    said = "The training is saved at step 7 of 600; run the same command again to continue."
     assert run.after_interrupt(600) == said
     again = CheckpointDir.beside(tmp_path / "out")
     again.resume("mine", optimizer)

@@ -182,7 +182,7 @@ class TestModality:
             assert (pipeline.transform(pairs.x) == pipeline.transform(pairs.x, modality=modality)).all()
 
     def test_it_is_unknown(self, pairs: Pairs) -> None:
-        with pytest.raises(TransformError, match="not fitted for the modality 'audio'; it knows image, text"):
+        with pytest.raises(TransformError, match="not fitted for the modality 'audio', only for image, text"):
             preset("c3").fit(pairs.moments).transform(pairs.x, modality="audio")
 
 
@@ -225,7 +225,7 @@ class TestSigma:
         assert Pipeline.load(pipeline.save(tmp_path / "p")).sigma == expected
 
     def test_auto_needs_captions(self, pairs: Pairs) -> None:
-        with pytest.raises(TransformError, match=r"sigma 'auto'[\s\S]*give sigma a number"):
+        with pytest.raises(TransformError, match=r"sigma 'auto'[\s\S]*set sigma to a number"):
             preset("c3", sigma="auto").fit(pairs.moments)
         with pytest.raises(TransformError, match="not fitted: its step gaussian-noise"):
             preset("c2-corrupt", sigma="auto").transform(pairs.y)

@@ -259,12 +259,12 @@ class TestRefusals:
             preset("c3").transform(pairs.y, modality="text")
 
     def test_other_dimension_gives_both_numbers(self, pairs: Pairs) -> None:
-        with pytest.raises(TransformError, match=r"24 dimensions; these have 10[\s\S]*same model"):
+        with pytest.raises(TransformError, match=r"24 dimensions, but these have 10[\s\S]*same model"):
             preset("c3").fit(pairs.moments).transform(pairs.y[:, :10], modality="text")
 
     def test_other_modality(self, pairs: Pairs) -> None:
         pipeline = preset("c3").fit({"text": pairs.moments["text"]})
-        with pytest.raises(TransformError, match=r"not fitted for the modality 'image'; it knows text"):
+        with pytest.raises(TransformError, match=r"not fitted for the modality 'image', only for text"):
             pipeline.transform(pairs.x, modality="image")
 
     def test_modality_without_train_rows_counts_as_missing(self, pairs: Pairs) -> None:
@@ -281,7 +281,7 @@ class TestRefusals:
     def test_not_finite(self, pairs: Pairs, value: float) -> None:
         y = pairs.y.copy()
         y[[4, 9], 3] = value
-        with pytest.raises(TransformError, match=r"2 of 120 rows hold NaN or infinity; the first is row 4"):
+        with pytest.raises(TransformError, match=r"2 of 120 rows contain NaN or infinity; the first is row 4"):
             preset("c3").fit(pairs.moments).transform(y, modality="text")
         with pytest.raises(TransformError, match="NaN or infinity"):
             preset("c3").fit(rows={"text": y})
@@ -356,14 +356,14 @@ ORDERS = {
         [Normalize(), GaussianNoise(), Collapse(), Normalize()],
         "gaussian-noise comes before collapse",
     ),
-    "no re-normalisation": ([Normalize(), Collapse(), GaussianNoise()], "end without normalize"),
+    "no re-normalisation": ([Normalize(), Collapse(), GaussianNoise()], "do not end with normalize"),
     "noise at inference": (
         [Normalize(), GaussianNoise(role="both"), Normalize()],
-        "noise belongs on training inputs only",
+        "noise is for training inputs only",
     ),
     "noise for validation": (
         [Normalize(), AdaptiveNoise(role="inference"), Normalize()],
-        "noise belongs on training inputs only",
+        "noise is for training inputs only",
     ),
     "not normalised": ([Collapse(), Normalize()], "no normalize before it"),
     "normalised for training only": (

@@ -56,13 +56,13 @@ class TestDamage:
         text = path.read_text()
         assert '"role": "training"' in text
         path.write_text(text.replace('"role": "training"', '"role": "both"'))
-        with pytest.raises(TransformError, match=r"transform\.json is not an intact .*checksum"):
+        with pytest.raises(TransformError, match=r"transform\.json is not a valid .*checksum"):
             Pipeline.load(saved)
 
     def test_truncated_recipe(self, saved: Path) -> None:
         path = saved / "transform.json"
         path.write_text(path.read_text()[:-40])
-        with pytest.raises(TransformError, match=r"transform\.json is not an intact"):
+        with pytest.raises(TransformError, match=r"transform\.json is not a valid"):
             Pipeline.load(saved)
 
     def test_changed_and_truncated_tensors(self, saved: Path) -> None:
@@ -70,10 +70,10 @@ class TestDamage:
         payload = path.read_bytes()
         for damaged in (payload[:-1] + bytes([payload[-1] ^ 1]), payload[:-8], b""):
             path.write_bytes(damaged)
-            with pytest.raises(TransformError, match=r"transform\.safetensors is not an intact .*checksum"):
+            with pytest.raises(TransformError, match=r"transform\.safetensors is not a valid .*checksum"):
                 Pipeline.load(saved)
         path.unlink()
-        with pytest.raises(TransformError, match=r"transform\.safetensors is not an intact"):
+        with pytest.raises(TransformError, match=r"transform\.safetensors is not a valid"):
             Pipeline.load(saved)
 
     def test_newer_version(self, saved: Path) -> None:
@@ -85,7 +85,7 @@ class TestDamage:
     @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}', "\x00"])
     def test_something_else(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "transform.json").write_text(content)
-        with pytest.raises(TransformError, match="not an intact saved pipeline"):
+        with pytest.raises(TransformError, match="not a valid saved pipeline"):
             Pipeline.load(tmp_path)
 
     def test_nothing_there(self, tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ class TestConfig:
             ("steps: [{step: normalize, role: always}]", "role 'always'"),
             ("stages: [normalize]", "no list of steps"),
             ("steps: [normalize]\nnoise: 1", "unknown keys noise"),
-            ("steps: [collapse, normalize]", "no method means"),
-            ("- normalize", "no mapping"),
+            ("steps: [collapse, normalize]", "in a wrong order"),
+            ("- normalize", "not contain a mapping"),
             ("steps: [", "not valid YAML"),
             ("steps: !!python/object/apply:os.system [exit]", "not valid YAML"),
         ],

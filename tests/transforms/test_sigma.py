@@ -164,7 +164,7 @@ def test_sigma_is_a_number_or_one_of_the_words() -> None:
     assert (parse_sigma("0.1"), parse_sigma(0), parse_sigma("auto")) == (0.1, 0.0, "auto")
     assert parse_sigma("best", also=("auto", "best")) == "best"
     for value in ("much", "best", -0.1, float("nan"), "inf", None):
-        with pytest.raises(TransformError, match="sigma is a number of at least 0 or 'auto', not "):
+        with pytest.raises(TransformError, match="sigma must be a number of at least 0 or 'auto', not "):
             parse_sigma(value)  # type: ignore[arg-type]
-    with pytest.raises(TransformError, match="sigma is a number of at least 0, not 'auto'"):
+    with pytest.raises(TransformError, match="sigma must be a number of at least 0, not 'auto'"):
         parse_sigma("auto", also=())

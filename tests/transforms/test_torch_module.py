@@ -75,7 +75,7 @@ def test_module_refusals(pairs: Pairs) -> None:
     assert module.modality == "text"
     with pytest.raises(TransformError, match=r"fitted for image and text.*\n.*modality='image' or modality='text'"):
         TransformModule(preset("c3").fit(pairs.moments))
-    with pytest.raises(TransformError, match="24 dimensions; these have 3"):
+    with pytest.raises(TransformError, match="24 dimensions, but these have 3"):
         module(torch.zeros(2, 3))
     with pytest.raises(TransformError, match="1 keys for 2 rows"):
         module(torch.ones(2, 24), keys=["a"])

@@ -78,13 +78,13 @@ class ModelCache:
         if path.exists():
             if _is_intact(path, made_from):
                 return path
-            reporter.message(f"The converted model in {path} is damaged and is made again.")
+            reporter.message(f"The converted model in {path} is damaged. It is made again.")
         try:
             return self._make(path, made_from, convert)
         except OSError as error:
             reporter.message(
                 f"The converted model cannot be kept in {self.folder} ({error.strerror or error}); "
-                f"{CACHE_VARIABLE} names another folder."
+                f"set {CACHE_VARIABLE} to another folder."
             )
         try:
             elsewhere = tempfile.mkdtemp(prefix="c3-")
@@ -92,8 +92,8 @@ class ModelCache:
             return self._make(Path(elsewhere) / "model", made_from, convert)
         except OSError as error:
             raise EncoderError(
-                f"There is no room for the converted model ({error.strerror or error}).",
-                remedy="Use --backend torch, which needs none.",
+                f"The converted model cannot be written ({error.strerror or error}).",
+                remedy="Free some disk space, or use --backend torch, which needs no converted model.",
             ) from error
 
     def copied(self, source: Path, reporter: Reporter = SILENT) -> Path:
@@ -110,7 +110,7 @@ class ModelCache:
         except FileNotFoundError:
             raise EncoderError(
                 f"The quantised model {source} is missing.",
-                remedy="Bring that folder back from the store that it was made for, or embed into another --store.",
+                remedy="Copy this folder from the store that it was made for, or embed into another --store.",
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(source, f"{RECORD_FILE}: {error!r}") from error
@@ -121,7 +121,7 @@ class ModelCache:
         def copy(folder: Path) -> None:
             for name, digest in files.items():
                 if Path(name).name != name:
-                    raise _damaged(source, f"{name} is no file name")
+                    raise _damaged(source, f"{name} is not a file name")
                 download(source / name, folder / name)
                 if sha256_of(folder / name) != digest:
                     raise _damaged(source, name)
@@ -206,7 +206,7 @@ def same_model(folder: Path, kept: Path) -> bool:
 def _damaged(source: Path, what: str) -> EncoderError:
     return EncoderError(
         f"The quantised model {source} is damaged ({what}).",
-        remedy="Bring that folder back from a copy of the store, or embed into another --store.",
+        remedy="Copy this folder from a copy of the store, or embed into another --store.",
     )
 
 

@@ -81,7 +81,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     path = cache.converted(KEY, write, listener)
     assert (path / "image.bin").read_bytes() == b"weights"
     assert len(listener.said) == 1
-    assert "C3_CACHE names another folder" in listener.said[0]
+    assert "set C3_CACHE to another folder" in listener.said[0]
     cache.note_choice(KEY, {"backend": "torch"})
     assert cache.choice(KEY) is None
     assert cache.models() == []

@@ -92,7 +92,9 @@ def test_a_model_that_does_not_bear_int8_is_refused(
 ) -> None:
     monkeypatch.setattr(selection, "smallest_cosine", lambda modality, *_: 0.9 if modality == "image" else 1.0)
     before = len(ModelCache().models())
-    with pytest.raises(EncoderError, match=r"(?s)loses too much in int8.*image.*0\.9000.*--precision auto"):
+    with pytest.raises(
+        EncoderError, match=r"(?s)int8 changes the embeddings .*too much.*image.*0\.9000.*--precision auto"
+    ):
         load_encoder(name, precision="int8", calibration=Calibration(texts=["refused"]))
     assert len(ModelCache().models()) == before
 
