@@ -42,7 +42,7 @@ IMAGE_METHODS: Mapping[str, ImageMethod] = {
     "C2_2": ImageMethod("c2-corrupt", "text", True, "Connect, Corrupt"),
     "C3": ImageMethod("c3", "text", True, "Connect, Collapse, Corrupt"),
     "LAFITE": ImageMethod("lafite", "text", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
-    "oracle": ImageMethod("c3", "image", True, "the generator of C3, asked with the photos' own embeddings"),
+    "oracle": ImageMethod("c3", "image", True, "the generator of C3, given the embeddings of the photos themselves"),
 }
 # FID and IS on MS-COCO, as the paper prints them (Zhang et al., ICLR 2024): another generator and other data
 PUBLISHED = (
@@ -136,7 +136,7 @@ class ImageAblation:
     @staticmethod
     def published() -> Table:
         """Return the rows of the paper, marked as made with another generator and other data."""
-        title = "Published, with another generator (LAFITE's) and other data (MS-COCO): not comparable in size"
+        title = "Published, for another generator (LAFITE) and other data (MS-COCO); the sizes are not comparable"
         return Table(
             ["method", "FID", "IS"], [[name, f"{fid:.1f}", f"{score:.1f}"] for name, fid, score in PUBLISHED], title
         )

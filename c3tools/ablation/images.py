@@ -121,7 +121,7 @@ def ablate_images(
     compute = devices.pick(device, precision)
     with (
         locked(output),
-        telling_what_is_kept(lambda: f"Finished cells are kept in {output}; the same command continues."),
+        telling_what_is_kept(lambda: f"Finished results are kept in {output}; run the same command again to continue."),
     ):
         Output(output, "ablation", FILES).holds_result()
         value, why = (float(noise), "") if not isinstance(noise, str) else sigma_from_photos(store)
@@ -183,7 +183,7 @@ def _runs(
             run = _run(data, name, training, trained[training.folder], reporter)
             write_json_atomically(path, {"identity": identity, "run": asdict(run)})
         else:
-            reporter.message(f"{training.label}: finished before")
+            reporter.message(f"{training.label}: already finished")
         runs.append(run)
         first = next(metric for metric in run.scores if metric.startswith("FD-"))
         reporter.message(f"{training.label}: {first} {run.scores[first]:.3f}")
@@ -199,7 +199,7 @@ def check_image_methods(methods: Sequence[str]) -> None:
     unknown = [name for name in methods if name not in IMAGE_METHODS]
     if unknown or not methods:
         raise GeneratorError(
-            f"Unknown method {', '.join(unknown) or 'none'} for images.",
+            f"There is no method {', '.join(unknown) or 'none'} for images.",
             remedy=f"Choose from {', '.join(IMAGE_METHODS)}.",
         )
 
@@ -218,7 +218,7 @@ def image_data(
     if not len(pairs):
         raise MetricError(
             f"The store {store.path} has no photos with texts in the split {split!r}.",
-            remedy=f"Name another with --split; of the images there are {store.list_splits('image')}.",
+            remedy=f"Choose another with --split. The splits of images are {store.list_splits('image')}.",
         )
     reference, others, more = real_photos(store, pixels, split, len(pairs.first), reporter=reporter)
     rows_of: dict[int, list[int]] = {}

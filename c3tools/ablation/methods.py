@@ -73,7 +73,7 @@ METHODS: Mapping[str, Method] = {
     "DeCap": Method("c1", "decap", "text", False, "images projected on a memory of texts (Li et al., 2023)"),
     "CLIPRe": Method(None, "c1", "text", False, "the nearest training caption (Su et al., 2022)"),
     "WS-ClipCap": Method("c1", "c1", "pseudo-pairs", False, "training images with their nearest captions"),
-    "WS-ClipCap-Multi": Method("c2-corrupt", "c2-corrupt", "pseudo-pairs", True, "the same, with noise"),
+    "WS-ClipCap-Multi": Method("c2-corrupt", "c2-corrupt", "pseudo-pairs", True, "like paired, with noise"),
     "paired": Method("c1", "c1", "pairs", False, "trained on real pairs: the upper bound"),
 }
 ABLATION = ("C1", "C2_1", "C2_2", "C3")
@@ -194,7 +194,9 @@ def run_ablation(
     """
     check_methods(methods)
     if not len(data.images):
-        raise MetricError("There is no image to caption and score.", remedy="Give at least one image with references.")
+        raise MetricError(
+            "There are no images to caption and score.", remedy="Add at least one image with reference captions."
+        )
     image_sets = [data.images] if data.choice is None else [data.images, data.choice]
     config = training_config(load_size(size, set), epochs=epochs)
     for seed in seeds:
@@ -233,7 +235,7 @@ def check_methods(methods: Sequence[str]) -> None:
     """
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
-        raise DecoderError(f"Unknown method {', '.join(unknown)}.", remedy=f"Choose from {', '.join(METHODS)}.")
+        raise DecoderError(f"There is no method {', '.join(unknown)}.", remedy=f"Choose from {', '.join(METHODS)}.")
 
 
 def fit_preset(data: AblationData, name: str, sigma: float, train_on: str = "text") -> Pipeline:
@@ -258,7 +260,7 @@ def training_rows(data: AblationData, learns_from: str) -> tuple[Rows, Rows]:
     images = data.train_images
     if images is None or not len(images):
         raise DecoderError(
-            "This method learns from training images, and there are none.",
+            "This method needs training images, but there are none.",
             remedy="Embed images of the train split, or leave out paired and WS-ClipCap.",
         )
     if learns_from == "pairs":
@@ -267,7 +269,7 @@ def training_rows(data: AblationData, learns_from: str) -> tuple[Rows, Rows]:
     held = np.array([key in held_out for key in images.keys], dtype=bool)
     if held.all() or not held.any():
         raise DecoderError(
-            "WS-ClipCap needs images to learn from and others to validate on; there are "
+            "WS-ClipCap needs images for training and for validation, but there are "
             f"{int((~held).sum())} and {int(held.sum())}."
         )
     return _pseudo_pairs(images.select(~held), data.train), _pseudo_pairs(images.select(held), data.train)

@@ -60,12 +60,14 @@ class _Settings:
         load_size(self.size, self.set)
         for name in ("methods", "seeds", "sigmas", "train_fractions"):
             if not getattr(self, name):
-                raise DecoderError(f"A table needs at least one of its {name.replace('_', ' ')}.")
+                raise DecoderError(f"A table needs at least one of the {name.replace('_', ' ')}.")
         for fraction in self.train_fractions:
             if not 0 < fraction <= 1:
-                raise DecoderError(f"The train fraction must be above 0 and at most 1, not {fraction}.")
+                raise DecoderError(f"--train-fraction must be above 0 and at most 1, not {fraction}.")
         if self.split == "val" and "best" in self.sigmas:
-            raise MetricError("Sigma is chosen on the val split, so it cannot be what the table is scored on.")
+            raise MetricError(
+                "--sigma best chooses sigma on the val split, so the table cannot be scored on that split."
+            )
 
     def command(self, row: Row, store: Path) -> str:
         """Return the command that makes one row of the table."""
@@ -201,8 +203,8 @@ def _ablate(store: Store, settings: _Settings, folder: Path, reporter: Reporter)
 def _kept(folder: Path) -> str:
     """Return what is kept of a table that is interrupted now."""
     if cells := len(list(folder.glob("cells/*/*.json"))):
-        return f"{cells:,} finished cells are in {folder}; the same command computes the others."
-    return "No cell of the table was finished."
+        return f"{cells:,} finished results are kept in {folder}; run the same command again to compute the others."
+    return "No result of the table was finished."
 
 
 def ablation_data(store: Store, split: str = "test", *, choose: bool = False) -> tuple[AblationData, list[str]]:
@@ -226,7 +228,7 @@ def ablation_data(store: Store, split: str = "test", *, choose: bool = False) ->
     everything = store.load("image")
     images, left_out = _described(store, everything, split, references)
     if left_out:
-        without = "no captions to score against and"
+        without = "no reference captions and"
         said = counted(left_out, f"image has {without} is", f"images have {without} are")
         notes.append(f"{said} left out.")
     moments = {modality: store.fitting_moments(modality) for modality in store.modalities}
@@ -241,7 +243,7 @@ def _described(store: Store, images: Rows, split: str, references: dict[str, lis
     if not kept.any():
         raise MetricError(
             f"The store {store.path} has no images with captions in the split {split!r}.",
-            remedy=f"Name another with --split; of the images there are {store.list_splits('image')}.",
+            remedy=f"Choose another with --split. The splits of images are {store.list_splits('image')}.",
         )
     return own.select(kept), int((~kept).sum())
 
@@ -251,9 +253,9 @@ def _overlaps(data: AblationData) -> list[str]:
     notes = []
     overlap = scored.intersection(data.train.items)
     if overlap:
-        notes.append(f"{len(overlap):,} of the scored images have their captions among the training captions.")
+        notes.append(f"The captions of {len(overlap):,} scored images are among the training captions.")
     if scored.intersection(data.val.items):
-        notes.append("The scored images have their captions among those that checkpoints are chosen on.")
+        notes.append("The captions of the scored images are among those that the checkpoints are chosen on.")
     return notes
 
 
@@ -307,7 +309,7 @@ class _Cells:
                 if run is None:
                     pending.append(method)
                 else:
-                    self.reporter.message(f"{method}, seed {seed}: finished before")
+                    self.reporter.message(f"{method}, seed {seed}: already finished")
                     yield run
             for run in run_ablation(
                 self.data,

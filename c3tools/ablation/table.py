@@ -115,7 +115,11 @@ class Ablation:
         lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
         lines += ["| " + " | ".join(row) + " |" for row in table.rows]
         lines += ["", *self.notes] if self.notes else []
-        lines += ["", "Each row is made by:", "", *(f"    {line}" for line in self.commands)] if self.commands else []
+        lines += (
+            ["", "These commands make the rows:", "", *(f"    {line}" for line in self.commands)]
+            if self.commands
+            else []
+        )
         return "\n".join(lines) + "\n"
 
     def to_html(self) -> str:

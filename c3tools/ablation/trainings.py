@@ -55,10 +55,10 @@ def check_jobs(jobs: int, *, kept: bool) -> None:
         C3Error: if it is below 1, or above 1 although the results of trainings are not kept.
     """
     if jobs < 1:
-        raise C3Error(f"There is at least one training at a time, not {jobs}.")
+        raise C3Error(f"--jobs must be at least 1, not {jobs}.")
     if jobs > 1 and not kept:
         raise C3Error(
-            "Trainings at the same time hand over their results as files.",
+            "--jobs needs decoders to be kept, because parallel trainings return their results as files.",
             remedy="Leave out --no-keep-decoders, or --jobs.",
         )
 

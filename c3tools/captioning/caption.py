@@ -122,7 +122,10 @@ def caption_images(
     result = Captions()
     if embeddings is None:
         if not paths:
-            raise CorpusError("There is nothing to caption.", remedy="Name images, folders, or --embeddings.")
+            raise CorpusError(
+                "There is nothing to caption: no images were given.",
+                remedy="Give images, folders of images, or --embeddings.",
+            )
         photos, result.failures = images_by_key([Path(path) for path in paths], follow_symlinks)
     else:
         _check_options(paths, txt or xmp or html is not None, model is not None or random_init is not None)
@@ -131,7 +134,7 @@ def caption_images(
     if not isinstance(decoder, Captioner):
         folder = find_decoder(decoder)
         if decoder is None and folder in BUNDLED.values():
-            reporter.message("The captions are by the bundled captioner of c3-mini.")
+            reporter.message("Using the bundled decoder of c3-mini.")
         decoder = Captioner.load(folder, devices.pick(device, "fp32").device)
     if rows is not None:
         decoder.check_model(identity, rows.embeddings.shape[1])
@@ -149,15 +152,15 @@ def caption_images(
     kept = telling_what_is_kept(
         lambda: (
             f"{counted(len(writer.captions), 'caption is', 'captions are')} kept in {writer.files}; "
-            f"the same command goes on{' from the start' if overwrite else ''}."
+            f"run the same command again to {'start over' if overwrite else 'continue'}."
             if writer.files
-            else "Nothing of this run is kept; --csv, --json and --txt write captions as they are made."
+            else "No output of this run was kept; --csv, --json and --txt write captions as they are made."
         )
     )
     with kept, writer:
         result.kept, result.files = len(photos) - len(writer.pending), writer.files
         if result.kept:
-            reporter.message(f"{result.kept:,} of {counted(len(photos), 'caption')} were there already.")
+            reporter.message(f"{result.kept:,} of {counted(len(photos), 'caption')} already existed.")
         if writer.pending and (rows is None or magic):
             encoder = encoder or resolve_encoder(
                 model,
@@ -226,13 +229,17 @@ def _description(decoder: Captioner, generation: GenerationConfig, modality: str
 def _check_options(paths: Sequence[str | Path], beside: bool, encoder: bool) -> None:
     """Refuse what makes no sense for embeddings."""
     if paths:
-        raise CorpusError("Captions are of images or of embeddings.", remedy="Leave out PATHS or --embeddings.")
+        raise CorpusError("Both images and --embeddings were given.", remedy="Leave out one of them.")
     if beside:
         raise CorpusError(
-            "Embeddings have no photos for --txt, --xmp and --html.", remedy="Write the captions with --json or --csv."
+            "--txt, --xmp and --html need photos, but --embeddings has none.",
+            remedy="Write the captions with --json or --csv.",
         )
     if encoder:
-        raise DecoderError("No encoder is used for embeddings.", remedy="Leave out --model and --random-init.")
+        raise DecoderError(
+            "--model and --random-init cannot be used with --embeddings, which need no encoder.",
+            remedy="Leave out --model and --random-init.",
+        )
 
 
 def images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple[dict[str, Path], Failures]:
@@ -254,18 +261,21 @@ def images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple
             if not inside:
                 reason = f" ({failures[-1][0]}: {failures[-1][1]})" if skipped else ""
                 raise CorpusError(
-                    f"No images in {root} or below it{reason}.", remedy="Name a folder that holds images."
+                    f"There are no images in {root} or its subfolders{reason}.",
+                    remedy="Give a folder that contains images.",
                 )
             keys = assign_keys([image.key for image in inside])
             prefix = f"{root.name}/" if folders > 1 else ""
             named = {f"{prefix}{key}": Path(image.path) for key, image in zip(keys, inside, strict=True)}
         elif not root.exists():
             raise CorpusError(
-                f"There is nothing at {root}.", remedy="Check the path. A relative path starts from the current folder."
+                f"{root} does not exist.", remedy="Check the path. A relative path starts from the current folder."
             )
         elif root.suffix.lower() not in IMAGE_SUFFIXES:
             suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
-            raise CorpusError(f"{root} is not an image file by its name.", remedy=f"Images end in {suffixes}.")
+            raise CorpusError(
+                f"{root} does not have the name of an image file.", remedy=f"Names of images end in {suffixes}."
+            )
         elif not is_utf8(str(root)):
             raise CorpusError(f"The name of {str(root)!r} is not UTF-8.", remedy="Rename the file.")
         else:

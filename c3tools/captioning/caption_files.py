@@ -173,15 +173,18 @@ class CaptionWriter:
         """
         if self._overwrite:
             table.clear()
-        remedy = "Name another file, or replace all that is there with --overwrite."
+        remedy = "Choose another file, or replace its rows with --overwrite."
         for row in table.rows.values():
             if row["captioner"] != self._captioner:
                 other = row["captioner"] or "an unknown captioner"
-                raise OutputError(f"{table.path} holds captions by {other}, not {self._captioner}.", remedy=remedy)
+                raise OutputError(
+                    f"{table.path} contains captions by {other}, not by {self._captioner}.", remedy=remedy
+                )
             path = self._photos.get(row["key"])
             if path is not None and path.absolute() != Path(row["path"]).absolute():
                 raise OutputError(
-                    f"{table.path} holds a caption of {row['path']} under the key {row['key']!r}, which is now {path}.",
+                    f"{table.path} contains a caption of {row['path']} with the key {row['key']!r}, but this key now "
+                    f"belongs to {path}.",
                     remedy=remedy,
                 )
             if path is not None:
@@ -220,7 +223,9 @@ class _Table:
 
     def __init__(self, path: Path, kind: _Format) -> None:
         if not isinstance(path, Path):
-            raise OutputError(f"{path} is a URL, where rows cannot be added.", remedy="Name a file on this machine.")
+            raise OutputError(
+                f"{path} is a URL, and rows cannot be added to a file there.", remedy="Choose a file on this machine."
+            )
         self.path, self._format = path, kind
         self.rows: dict[str, Row] = {}
 
@@ -294,9 +299,7 @@ class _Table:
                     raise ValueError("a row has no key")
                 yield found
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(
-                f"{self.path} holds something else than captions by c3 caption.", remedy="Name another file."
-            ) from error
+            raise OutputError(f"{self.path} was not written by c3 caption.", remedy="Choose another file.") from error
 
 
 def _parse_json(text: str) -> list[Any]:
@@ -359,13 +362,13 @@ def _check_sidecars(photos: Sequence[Path] | Any, suffix: str) -> None:
         other = owners.setdefault(photo.with_suffix(suffix), photo)
         if other != photo:
             raise CorpusError(
-                f"{other} and {photo} would both have their caption in {photo.with_suffix(suffix)}.",
+                f"{other} and {photo} would have the same caption file {photo.with_suffix(suffix)}.",
                 remedy="Rename one of them, or write the captions to one file with --json or --csv.",
             )
     for folder in {photo.parent for photo in owners.values()}:
         if not os.access(folder, os.W_OK):
             raise OutputError(
-                f"Captions cannot be written beside the photos: {folder} is not writable.",
+                f"Captions cannot be written beside the photos, because {folder} is not writable.",
                 remedy="Make it writable, or write the captions to one file with --json or --csv.",
             )
 

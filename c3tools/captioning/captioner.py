@@ -113,7 +113,7 @@ class Captioner:
             EncoderError: if the encoder cannot be loaded, or an image cannot be read.
         """
         if (images is None) == (embeddings is None):
-            raise DecoderError("Captions are generated from images or from embeddings.", remedy="Pass one of them.")
+            raise DecoderError("Captions need either images or embeddings.", remedy="Pass one of them.")
         generation = generation or GenerationConfig.from_options(
             beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
         )
@@ -165,7 +165,7 @@ class Captioner:
         if dim != self.decoder.config.dim:
             raise DecoderError(
                 f"The decoder was trained on embeddings of {self.decoder.config.dim} dimensions "
-                f"({self.model}); these have {dim}.",
+                f"({self.model}), but these have {dim}.",
                 remedy="Use embeddings of the same model, or train a decoder on these: `c3 train-decoder`.",
             )
 
@@ -199,7 +199,9 @@ class Captioner:
             DecoderError: if they are of another dimension, or not of its space.
         """
         if embeddings.ndim != 2:
-            raise DecoderError(f"Embeddings have the shape (n, {self.decoder.config.dim}), not {embeddings.shape}.")
+            raise DecoderError(
+                f"Embeddings must have the shape (n, {self.decoder.config.dim}), not {embeddings.shape}."
+            )
         self.check_dim(embeddings.shape[1])
         keys = keys if keys is not None else [str(row) for row in range(len(embeddings))]
         check_space(embeddings, self.pipeline, self.model.name, modality, keys, reporter)
@@ -231,7 +233,7 @@ class Captioner:
             DecoderError: if there is no such dtype.
         """
         if dtype not in DTYPES:
-            raise DecoderError(f"Weights are not saved as {dtype!r}.", remedy=f"Choose from {', '.join(DTYPES)}.")
+            raise DecoderError(f"Weights cannot be saved as {dtype!r}.", remedy=f"Choose from {', '.join(DTYPES)}.")
         with replacing(Path(folder)) as new:
             self.decoder.save_weights(new / WEIGHTS_FILE, dtype)
             self.tokenizer.save(new / TOKENIZER_FILE)
@@ -265,7 +267,8 @@ class Captioner:
             version = int(content["format_version"])
             if version > FORMAT_VERSION:
                 raise DecoderError(
-                    f"{path} has format version {version}; this c3tools reads up to {FORMAT_VERSION}.",
+                    f"{path} has format version {version}, but this version of c3tools only reads up to "
+                    f"{FORMAT_VERSION}.",
                     remedy="Update c3tools: pip install -U c3tools",
                 )
             damage = damaged_file(folder, content["files"])
@@ -279,8 +282,8 @@ class Captioner:
                 decoder = _load_torch_module(kind, config, weights, device)
         except (FileNotFoundError, NotADirectoryError):
             raise DecoderError(
-                f"There is no trained decoder at {folder} ({DECODER_FILE} is not there).",
-                remedy=_remedy(folder, "Train one with `c3 train-decoder`, or name another with --decoder."),
+                f"There is no trained decoder at {folder} ({DECODER_FILE} is missing).",
+                remedy=_remedy(folder, "Train one with `c3 train-decoder`, or choose another with --decoder."),
             ) from None
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DecoderError(
@@ -345,7 +348,7 @@ def describe_decoder(folder: Path) -> tuple[dict[str, Any], str]:
         facts += [f"seed {record['seed']}", f"trained on {record['captions']['train']:,} captions"]
         facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.3f}"]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}, "it is damaged, or was made otherwise than by c3 train-decoder"
+        return {}, "it is damaged, or it was not made by c3 train-decoder"
     return record, ", ".join(facts)
 
 
@@ -354,4 +357,4 @@ def _remedy(folder: Path, otherwise: str) -> str:
     previous = previous_folder(folder)
     if not (previous / DECODER_FILE).is_file():
         return otherwise
-    return f"The decoder before this one is at {previous}: use --decoder {previous}, or train again."
+    return f"The previous decoder is kept at {previous}: use --decoder {previous}, or train again."

@@ -61,8 +61,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise DecoderError(
-                f"A decoder of width {self.width} cannot have {self.heads} heads of equal width.",
-                remedy="Choose a number of heads that divides the width.",
+                f"The width {self.width} cannot be divided into {self.heads} heads.",
+                remedy="Use a number of heads that divides the width.",
             )
 
 
@@ -228,7 +228,7 @@ def fine_tuned_size(name: str, overrides: Sequence[str]) -> AnySize:
     """Return the size of a decoder that training continues from, with a lower learning rate."""
     chosen = load_size(name, overrides)
     if replace(chosen, training=load_size(name).training) != load_size(name):
-        raise DecoderError("The architecture is that of the decoder to continue from; it cannot be changed.")
+        raise DecoderError("The architecture comes from the decoder given by --from and cannot be changed.")
     if any(override.startswith("learning_rate=") for override in overrides):
         return chosen
     rate = _FINE_TUNING * chosen.training.learning_rate

@@ -160,7 +160,7 @@ def evaluate_captions(
     result = Evaluation(own, dict(details.corpus), intervals, details, notes=list(details.notes), left_out=left_out)
     if left_out:
         named = ", ".join(left_out[:_NAMED_KEYS]) + (", …" if len(left_out) > _NAMED_KEYS else "")
-        without = "no captions to score against and"
+        without = "no reference captions and"
         said = counted(len(left_out), f"image has {without} is", f"images have {without} are")
         result.notes.append(f"{said} left out: {named}.")
     if clip_score:
@@ -184,11 +184,11 @@ def require_captions(store: Store) -> None:
     """
     if "text" not in store.modalities:
         there = ", ".join(store.modalities) or "no rows"
-        lacks = f"no text rows, and so no captions; it has {there}"
+        lacks = f"no text rows, and so no captions; it only has {there}"
     elif any(any(batch.column("caption").to_pylist()) for batch in store.batches("text", ["caption"])):
         return
     else:
-        lacks = f"no captions: none of its {store.count('text'):,} text rows has a value in the column caption"
+        lacks = f"no captions: the column caption is empty in all of its {store.count('text'):,} text rows"
     raise StoreError(
         f"The store {store.path} has {lacks}.",
         remedy="Embed images with their captions (`c3 embed PATH`), or import the texts with a table that has a column "
@@ -222,8 +222,9 @@ def _images_of(store: Store, captioner: Captioner, split: str) -> Rows:
     images = store.load("image", split=split)
     if not len(images):
         raise MetricError(
-            f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
-            remedy="Name another with --split, or `--split all`.",
+            f"The store {store.path} has no images in the split {split!r}. Its splits are "
+            f"{store.list_splits('image')}.",
+            remedy="Choose another with --split, or use `--split all`.",
         )
     return images
 
@@ -235,7 +236,9 @@ def _clip_scores(store: Store, encoder: Encoder, captions: Mapping[str, str], re
     rows = positions(images.keys)
     missing = [key for key in captions if key not in rows]
     if missing:
-        raise MetricError(f"CLIPScore needs the images: {len(missing)} are not in the store, {missing[0]} first.")
+        raise MetricError(
+            f"CLIPScore needs the images, but {len(missing)} are not in the store, for example {missing[0]}."
+        )
     keys = list(captions)
     aligned = align_keys(keys, references)
     embeddings = images.embeddings[[rows[key] for key in keys]]

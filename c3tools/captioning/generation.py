@@ -101,13 +101,13 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise DecoderError(
-                f"Unknown generation method {self.method!r}.", remedy=f"Choose from {', '.join(get_args(Method))}."
+                f"There is no generation method {self.method!r}.", remedy=f"Choose from {', '.join(get_args(Method))}."
             )
         for name in ("beams", "batch_size", "temperature", "top_p", "candidates"):
             if getattr(self, name) <= 0:
                 raise DecoderError(f"{name} must be greater than 0, not {getattr(self, name)}.")
         if self.top_p > 1:
-            raise DecoderError(f"top_p is a probability, at most 1, not {self.top_p}.")
+            raise DecoderError(f"top_p is a probability and must be at most 1, not {self.top_p}.")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise DecoderError(f"max_tokens must be at least 1, not {self.max_tokens}.")
 
@@ -128,7 +128,7 @@ class GenerationConfig:
             DecoderError: if the options mean several methods at once.
         """
         if (beams > 1) + (top_p is not None) + magic > 1:
-            raise DecoderError("--beams, --top-p and --magic are three ways to write a caption.", remedy="Choose one.")
+            raise DecoderError("--beams, --top-p and --magic exclude each other.", remedy="Choose one.")
         if magic:
             return cls("magic")
         if top_p is not None:
@@ -156,11 +156,13 @@ def generate(
     config = config or GenerationConfig()
     if inputs.ndim != 2 or inputs.shape[1] != model.config.dim:
         raise DecoderError(
-            f"The decoder reads embeddings of {model.config.dim} dimensions; the input has shape {inputs.shape}.",
+            f"The decoder needs embeddings of {model.config.dim} dimensions, but the input has shape {inputs.shape}.",
             remedy="Use embeddings of the model that the decoder was trained on.",
         )
     if config.method == "nucleus" and (keys is None or len(keys) != len(inputs)):
-        raise DecoderError(f"Sampling draws from keys: pass one per input ({len(inputs)}).")
+        raise DecoderError(
+            f"Sampling depends on the keys of the inputs: pass keys=, one for each of the {len(inputs)} inputs."
+        )
     limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
     captions: list[list[int]] = []
     for start in range(0, len(inputs), config.batch_size):

@@ -173,8 +173,8 @@ def pretrained(size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder,
     except (OSError, ValueError, KeyError) as error:
         raise DecoderError(
             f"The language model {size.model!r} cannot be loaded ({_first_line(error)}).",
-            remedy="Name a folder that save_pretrained wrote, with its tokenizer (--set model=PATH), or a model of the "
-            "Hugging Face hub where it can be reached; the sizes tiny, small and base need neither.",
+            remedy="Give a folder that save_pretrained wrote, with its tokenizer (--set model=PATH), or a model of the "
+            "Hugging Face hub if it can be reached. The sizes tiny, small and base need neither.",
         ) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id

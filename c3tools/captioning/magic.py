@@ -61,7 +61,7 @@ def generate_magic(
         DecoderError: if there is no encoder.
     """
     if encoder is None:
-        raise DecoderError("MAGIC has the encoder score every word, and no encoder was given.")
+        raise DecoderError("MAGIC needs an encoder, which scores every word, but none was given.")
     limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
     captions: list[list[int]] = []
     for start in range(0, len(inputs), _ROWS):

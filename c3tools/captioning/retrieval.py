@@ -23,7 +23,7 @@ def nearest_captions(queries: npt.NDArray[np.float32], memory: Rows) -> list[str
         DecoderError: if the memory is empty, or of another dimension.
     """
     if not len(memory):
-        raise DecoderError("There is no caption to choose from.", remedy="Give at least one caption.")
+        raise DecoderError("There are no captions to choose from.", remedy="Add at least one caption.")
     return [memory.captions[row] for row in nearest(queries, memory.embeddings, 1)[:, 0]]
 
 
@@ -34,7 +34,7 @@ def nearest(queries: npt.NDArray[np.float32], memory: npt.NDArray[np.float32], c
         DecoderError: if the dimensions differ.
     """
     if queries.shape[1] != memory.shape[1]:
-        raise DecoderError(f"Queries have {queries.shape[1]} dimensions, the memory {memory.shape[1]}.")
+        raise DecoderError(f"Queries have {queries.shape[1]} dimensions, but the memory has {memory.shape[1]}.")
     unit = unit_rows(memory)
     found = np.empty((len(queries), count), dtype=np.int64)
     for start in range(0, len(queries), _BLOCK_ROWS):

@@ -42,7 +42,7 @@ def check_space(
         DecoderError: if they are refused.
     """
     refused: list[tuple[Mask, str]] = [
-        (~np.array(np.isfinite(embeddings).all(axis=1)), "hold NaN or infinity"),
+        (~np.array(np.isfinite(embeddings).all(axis=1)), "contain NaN or infinity"),
         (~np.array(embeddings.any(axis=1)), "are zero vectors, which have no direction"),
     ]
     for bad, what in refused:
@@ -52,7 +52,7 @@ def check_space(
     off = np.abs(norms - 1) > UNIT_TOLERANCE
     if off.any():
         span = f"{norms[off].min():.3g} to {norms[off].max():.3g}"
-        reporter.message(f"{_named(keys, off)} have norms from {span}; {model} gives 1.")
+        reporter.message(f"{_named(keys, off)} have norms from {span}, but those of {model} have norm 1.")
     means = _means(pipeline)
     if modality not in means or not len(embeddings):
         return
@@ -62,16 +62,16 @@ def check_space(
     if not far.any():
         return
     near = [name for name, share in shares.items() if np.median(share[far]) >= _FAR]
-    message = f"{_named(keys, far)} lie far from the mean of {modality} embeddings of {model}"
-    message += f", and near that of {near[0]} embeddings" if near else ""
+    message = f"{_named(keys, far)} are far from the mean of {modality} embeddings of {model}"
+    message += f", but close to that of {near[0]} embeddings" if near else ""
     if far.all():
         raise DecoderError(
             f"{message}.",
-            remedy=f"Say what they are of: --modality {near[0]}."
+            remedy=f"If they are {near[0]} embeddings, use --modality {near[0]}."
             if near
-            else "Use embeddings of the same model, as the encoder gives them: without a transform.",
+            else "Use embeddings of the same model, exactly as the encoder computes them, without a transform.",
         )
-    reporter.message(f"{message}: their captions may be of something else.")
+    reporter.message(f"{message}, so their captions may be wrong.")
 
 
 def _means(pipeline: Pipeline) -> dict[str, Matrix]:

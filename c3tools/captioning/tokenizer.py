@@ -53,10 +53,7 @@ def drop_empty(rows: Rows) -> tuple[Rows, str | None]:
         return rows, None
     left_out = rows.select(~kept).keys
     named = ", ".join(left_out[:_NAMED_KEYS]) + (", …" if len(left_out) > _NAMED_KEYS else "")
-    note = (
-        f"{len(left_out):,} of {len(rows):,} captions are empty or hold no letter of any script, and are left "
-        f"out: {named}."
-    )
+    note = f"{len(left_out):,} of {len(rows):,} captions are empty or contain no letters, and are left out: {named}."
     return rows.select(kept), note
 
 
@@ -111,7 +108,7 @@ class CaptionTokenizer:
         try:
             return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), pad_id, end_id)
         except FileNotFoundError:
-            raise DecoderError(f"There is no tokenizer at {path}.") from None
+            raise DecoderError(f"The tokenizer {path} does not exist.") from None
         except DecoderError:
             raise
         except Exception as error:  # the library raises bare Exception for a damaged file

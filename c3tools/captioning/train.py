@@ -138,7 +138,7 @@ def train_captioner(
         train, val, notes = training_captions(store, train_split, spill=True)
         if train_fraction < 1:
             train = train.sample(train_fraction)
-            notes.append(f"Using {len(train):,} captions: {train_fraction:.0%} of the images.")
+            notes.append(f"Using {len(train):,} captions of {train_fraction:.0%} of the images.")
         learned, validated, pair_notes = _inputs(store, train, val, pairs, monitor, seed)
         notes += pair_notes
         for note in notes:
@@ -188,17 +188,20 @@ def _check_options(
 ) -> None:
     if start is not None and not (preset is None and sigma is None and pipeline is None):
         raise DecoderError(
-            "The transform, with its sigma, is that of the decoder to continue from; it cannot be changed.",
+            "The pipeline and its sigma come from the decoder given by --from and cannot be changed.",
             remedy="Leave out --preset and --sigma, or train a new decoder without --from.",
         )
     if pipeline is not None and not (preset is None and sigma is None):
-        raise DecoderError("A pipeline has its own steps and sigma.", remedy="Leave out preset and sigma.")
+        raise DecoderError(
+            "A pipeline was given together with a preset or sigma, but it has its own steps and sigma.",
+            remedy="Leave out preset and sigma.",
+        )
     if not 0 < train_fraction <= 1:
-        raise DecoderError(f"The train fraction must be above 0 and at most 1, not {train_fraction}.")
+        raise DecoderError(f"--train-fraction must be above 0 and at most 1, not {train_fraction}.")
     if pairs is not None and not 0 < pairs <= 1:
-        raise DecoderError(f"The share of pairs must be above 0 and at most 1, not {pairs}.")
+        raise DecoderError(f"--pairs must be above 0 and at most 1, not {pairs}.")
     if monitor not in MONITORS:
-        raise DecoderError(f"There is no monitor {monitor!r}.", remedy=f"Choose from {', '.join(MONITORS)}.")
+        raise DecoderError(f"There is no --monitor {monitor!r}.", remedy=f"Choose from {', '.join(MONITORS)}.")
 
 
 def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
@@ -297,8 +300,9 @@ def training_captions(store: Store, split: str = "train", *, spill: bool = False
     train = store.load("text", split, spill=spill)
     if not len(train):
         raise DecoderError(
-            f"The store {store.path} has no captions in the split {split!r}; it has {store.list_splits('text')}.",
-            remedy="Name the split to learn from with --train-split.",
+            f"The store {store.path} has no captions in the split {split!r}. Its splits are "
+            f"{store.list_splits('text')}.",
+            remedy="Choose the split to train on with --train-split.",
         )
     notes = [store.split_note] if store.split_note else []
     # where rows are split by hash, those of a split that the corpus names are in val too
@@ -308,7 +312,7 @@ def training_captions(store: Store, split: str = "train", *, spill: bool = False
     else:
         train, val = train.hold_out()
         held = f"{counted(len(val), 'caption')} of {counted(val.items.distinct, 'image is', 'images are')}"
-        notes.append(f"There is no val split: {held} held out.")
+        notes.append(f"There is no val split, so {held} held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
     notes += [note for note in (train_note, val_note) if note]
     require_captioned(train, val, notes)
@@ -319,7 +323,7 @@ def require_captioned(train: Rows, val: Rows, notes: Sequence[str] = ()) -> None
     """Raise a DecoderError if there is nothing to learn from or to validate on; it ends with the notes."""
     if not len(train) or not len(val):
         raise DecoderError(
-            f"Training needs captions to learn from and others to validate on; there are {len(train)} and {len(val)}. "
+            f"Training needs captions for training and for validation, but there are {len(train)} and {len(val)}. "
             f"{' '.join(notes)}".rstrip(),
             remedy="Embed a corpus with more captions, or check that they are not empty.",
         )
@@ -334,8 +338,8 @@ def captions_of_images(images: Rows, texts: Rows) -> Rows:
     rows = Pairs.match(images, texts).captions_of_first()
     if not len(rows):
         raise DecoderError(
-            f"None of {len(texts):,} captions belongs to an image of the store.",
-            remedy="Embed the images of these captions, or learn from texts (without --pairs and --monitor).",
+            f"None of the {len(texts):,} captions belongs to an image of the store.",
+            remedy="Embed the images of these captions, or train on texts only (without --pairs and --monitor).",
         )
     return rows
 
@@ -362,7 +366,7 @@ def _inputs(
     learned, validated = captions_of_images(images, train), captions_of_images(images, val)
     of_images, of_others = (counted(rows.items.distinct, noun) for rows, noun in ((train, "image"), (val, "other")))
     chosen_on = f"the checkpoint is chosen on {counted(len(validated), 'caption')} of {of_others}."
-    return learned, validated, [f"Learning from pairs: {counted(len(learned), 'caption')} of {of_images}; {chosen_on}"]
+    return learned, validated, [f"Training on pairs: {counted(len(learned), 'caption')} of {of_images}; {chosen_on}"]
 
 
 def _preset_pipeline(
@@ -375,7 +379,7 @@ def _preset_pipeline(
             noise = sigma
         else:
             noise, why = sigma_from_texts(store, train, split)
-            reporter.message(f"{why}; --sigma sets another.")
+            reporter.message(f"{why}. Choose another with --sigma.")
     return named_pipeline(name, sigma=noise).fit(store, split=split), noise
 
 

@@ -128,25 +128,25 @@ def run_demo(
         C3Error: as the steps that it consists of.
     """
     out = Path(out)
-    kept = "The embeddings that were made are kept, the decoders are not; the same command trains them again."
+    kept = "The embeddings are kept, but the decoders are not; run the same command again to train them."
     with locked(out), telling_what_is_kept(lambda: kept):
         if not (out / "photos" / INFO_FILE).is_file():
             Output(out, "demo", ("demo.html", "captions")).holds_result()
         encoder = load_encoder(backend="torch")  # the same figures whichever extras are installed
-        reporter.message("1  Connect: embedding the photos, and the captions of other photos to learn from")
+        reporter.message("1  Connect: embedding the photos, and the captions of other photos for training")
         photos = _embed(encoder, PHOTOS, out / "photos", reporter)
         texts = _embed(encoder, CAPTIONS, out / "captions", reporter)
         moments = load_means(photos, "c3-mini")
         load_means(texts, "c3-mini")
         means_from = f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions c3-mini was trained on"
-        reporter.message(f"2  Collapse: means of {means_from}; not of the photos that are scored")
+        reporter.message(f"2  Collapse: subtracting the means of {means_from}, not of the scored photos")
         train, val = texts.load("text", "train"), texts.load("text", "val")
         rule = None
         if sigma is None:
             rule = twice_spread(caption_spread(train.embeddings, train.item_index, moments["text"].mean))
             assert rule.sigma is not None
             sigma = rule.sigma
-        origin = "as asked for" if rule is None else f"from {rule.rests_on}"
+        origin = "as given" if rule is None else f"from {rule.rests_on}"
         reporter.message(f"3  Corrupt: sigma {sigma:.3f} per dimension, {origin}")
         data = AblationData(
             train=_first(train, captions),
@@ -155,7 +155,7 @@ def run_demo(
             references=store_references(photos),
             moments={name: photos.fitting_moments(name) for name in ("image", "text")},
         )
-        reporter.message(f"4  Training {len(ABLATION)} decoders on {len(data.train):,} captions; none sees an image")
+        reporter.message(f"4  Training {len(ABLATION)} decoders on {len(data.train):,} captions, without any image")
         options: dict[str, Any] = {"size": size, "epochs": _EPOCHS, "reporter": reporter}
         with TemporaryDirectory() as folder:
             decoders = Path(folder)
@@ -166,7 +166,7 @@ def run_demo(
         _write_page(result)
         if not images:
             return result
-        reporter.message("5  The other way: generators trained on photos alone, asked with captions")
+        reporter.message("5  The other direction: generators trained on photos alone, given captions")
         table = ablate_images(
             photos,
             methods=_IMAGE_METHODS,
@@ -187,7 +187,7 @@ def copy_photos(destination: Path) -> int:
         CorpusError: if the folder is there and is not empty.
     """
     if destination.exists() and any(destination.iterdir()):
-        raise CorpusError(f"{destination} is not empty.", remedy="Name a new folder.")
+        raise CorpusError(f"{destination} is not empty.", remedy="Choose a new folder.")
     destination.mkdir(parents=True, exist_ok=True)
     photos = sorted((PHOTOS / "images").iterdir())
     for path in [*photos, PHOTOS / "captions.jsonl", PHOTOS / "ATTRIBUTION.md"]:
@@ -247,9 +247,9 @@ def _geometry_of(photos: Store) -> dict[str, Any] | None:
     gap, recall = report.values["gap"]["length"], report.values["retrieval"]
     before, after = (recall[name]["image_to_text"]["recall@1"] for name in ("raw", "c2-collapse"))
     sentence = (
-        f"Photos and captions lie {gap:.2f} apart in a space where every vector has length 1. Collapse subtracts each "
-        f"modality's own mean; finding a photo's captions among all of them succeeds at rank 1 for {before:.0%} of "
-        f"the photos before and {after:.0%} after."
+        f"The means of photos and captions are {gap:.2f} apart, in a space where every vector has length 1. Collapse "
+        f"subtracts the mean of each modality. The caption nearest to a photo is its own for {before:.0%} of the "
+        f"photos before Collapse and for {after:.0%} after it."
     )
     figures = [{"svg": blocks[name].svg, "caption": text} for name, text in _FIGURES.items() if name in blocks]
     return {"sentence": sentence, "figures": figures}

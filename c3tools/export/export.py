@@ -128,7 +128,7 @@ def export_store(
 
     Raises:
         TransformError: if the pipeline does not fit the store, or a setting is unknown.
-        OutputError: if ``output`` holds another export or other files, or is written by another run.
+        OutputError: if ``output`` contains another export or other files, or is written by another run.
         StoreError: if the store cannot be read.
     """
     store = Store.open(store, reporter=reporter)
@@ -137,7 +137,7 @@ def export_store(
         if (value := settings[name]) not in choices:
             index = "; faiss makes an index: c3 export -f faiss, or c3tools.build_index" if name == "format" else ""
             raise TransformError(
-                f"Unknown export {name} {value!r}.", remedy=f"Choose from {', '.join(choices)}{index}."
+                f"There is no export {name} {value!r}.", remedy=f"Choose from {', '.join(choices)}{index}."
             )
     chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
     output = location(output)
@@ -246,7 +246,7 @@ class ExportWork(Work[PartTask, PartResult]):
                 report(len(batch), 0)
         if sum(counts.values()) != rows:
             raise StoreError(
-                f"Shard {part} of {modality} has {sum(counts.values())} rows, its marker says {rows}.",
+                f"Shard {part} of {modality} has {sum(counts.values())} rows, but its done marker says {rows}.",
                 remedy="Check the store with `c3 verify`.",
             )
         return counts, writer.files
@@ -310,8 +310,8 @@ def _prepare(
         if not overwrite:
             what = present.get("provenance", {}).get("transform", {}).get("name", "its record is damaged")
             raise OutputError(
-                f"{output} holds another export ({what}); this one has another recipe, store or settings.",
-                remedy="Name another folder with --output, or replace it with --overwrite.",
+                f"{output} contains another export ({what}), with a different pipeline, store or settings.",
+                remedy="Choose another folder with --output, or replace it with --overwrite.",
             )
         _clear(output)
     _rename_early_markers(output)
@@ -326,8 +326,8 @@ def _prepare(
 def _kept(output: Path) -> str:
     """Return what is kept of an export that is interrupted now."""
     if parts := _markers(output):
-        return f"{len(parts):,} finished parts are in {output}; the same command writes the others."
-    return "No part was finished; the same command starts again."
+        return f"{len(parts):,} finished files are kept in {output}; run the same command again to write the others."
+    return "No file was finished; run the same command again to restart."
 
 
 def _remove_leftovers(output: Path) -> None:

@@ -78,7 +78,7 @@ class ImageEvaluation:
             [name, score_text(name, value), score_text(name, self.real.get(name))]
             for name, value in self.scores.items()
         ]
-        title = f"{self.n:,} images against {self.reference:,} real photos"
+        title = f"{self.n:,} images, compared with {self.reference:,} real photos"
         return Table(["score", "generated", f"{self.real_n:,} real photos"], rows, title=title)
 
     def _repr_html_(self) -> str:
@@ -170,11 +170,13 @@ class ImageScorer:
         """Return what a reader of the scores should know."""
         same = [e.identity.name for e in self.encoders if e.identity.same_as(self.conditioning)]
         notes = [
-            f"{name} is the encoder that the images were asked with: scores by another are the better evidence "
-            "(--encoder)."
+            f"{name} also encoded the texts that the images were generated from; scores with another encoder are more "
+            "reliable (--encoder)."
             for name in same
         ]
-        notes.append("KID and recall in percent. FD depends on n: compare it with that of real photos beside it.")
+        notes.append(
+            "KID and recall are in percent. FD depends on the number of images: compare it with the FD of real photos."
+        )
         return notes
 
     def _real(self, encoder: Encoder, which: str) -> Matrix:
@@ -253,7 +255,7 @@ def evaluate_images(
     sizes = {image.size for image in opened}
     if len(sizes) != 1 or opened[0].width != opened[0].height:
         listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
-        raise MetricError(f"Images are scored as squares of one size; these are {listed}.")
+        raise MetricError(f"All images must be squares of the same size, but these are {listed}.")
     inception_features = None if inception is None else _inception(Path(inception))
     pixels = opened[0].width
     reference, others, notes = real_photos(store, pixels, split, len(opened), download=download, reporter=reporter)
@@ -270,7 +272,7 @@ def evaluate_images(
     scores = scorer.score(opened, texts)
     real, count = scorer.real(len(opened), texts, [image.key for image in made.images])
     if inception_features is None:
-        notes.append("FID and IS proper need the weights of the Inception network: --inception PATH.")
+        notes.append("The standard FID and IS need the weights of the Inception network: --inception PATH.")
     else:
         sets = [inception_features(list(squares)) for squares in (map(np.asarray, opened), reference.pixels)]
         scores |= {
@@ -308,8 +310,9 @@ def real_photos(
     chosen = store.load("image", split)
     if not len(chosen):
         raise MetricError(
-            f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
-            remedy="Name another with --split.",
+            f"The store {store.path} has no images in the split {split!r}. Its splits are "
+            f"{store.list_splits('image')}.",
+            remedy="Choose another with --split.",
         )
     spare = next((name for name in ("val", "test") if name != split and store.count("image", name)), None)
     rest = chosen.select(np.arange(0)) if spare is None else store.load("image", spare)
@@ -367,8 +370,8 @@ def _inception(weights: Path) -> Any:
 
     if not weights.is_file():
         raise MetricError(
-            f"There are no Inception weights at {weights}.",
-            remedy="Name the file pt_inception-2015-12-05-6726825d.pth that torch-fidelity and torchmetrics use.",
+            f"The Inception weights {weights} do not exist.",
+            remedy="Give the file pt_inception-2015-12-05-6726825d.pth that torch-fidelity and torchmetrics use.",
         )
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3

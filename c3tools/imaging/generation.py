@@ -107,7 +107,7 @@ class GeneratedImages:
                     opened.append(file.convert("RGB"))
             except (OSError, SyntaxError, ValueError) as error:
                 raise GeneratorError(
-                    f"The image {path} cannot be read ({error}).", remedy="Run the same `c3 generate` again."
+                    f"The image {path} cannot be read ({error}).", remedy="Run the same `c3 generate` command again."
                 ) from error
         return opened
 
@@ -136,9 +136,11 @@ class GeneratedImages:
             files = sorted(file for file in folder.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
             images, modality, content = [GeneratedImage(file.name, file.stem) for file in files], "unknown", {}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GeneratorError(f"{path} is damaged ({error}).", remedy="Run the same `c3 generate` again.") from error
+            raise GeneratorError(
+                f"{path} is damaged ({error}).", remedy="Run the same `c3 generate` command again."
+            ) from error
         if not images:
-            raise GeneratorError(f"There are no images in {folder}.", remedy="Make some with `c3 generate`.")
+            raise GeneratorError(f"There are no generated images in {folder}.", remedy="Make some with `c3 generate`.")
         return cls(folder, images, modality, content)
 
 
@@ -202,9 +204,9 @@ def generate(
     given = [bool(texts), captions is not None, embeddings is not None, bool(images)]
     if sum(given) != 1:
         raise GeneratorError(
-            "Say what the images are to show: give texts, or one of --captions, --embeddings and --image."
+            "Nothing to generate: give texts, or one of --captions, --embeddings and --image."
             if not any(given)
-            else "Images are of texts, of captions, of embeddings or of photos; give one of them.",
+            else "Give only one of texts, --captions, --embeddings and --image.",
             remedy='For example: c3 generate "a dog on the beach"',
         )
     folder = Path(output)
@@ -271,7 +273,7 @@ def captions_to_show(path: Path, split: str | None = None, seed: int = 0) -> lis
     ]
     if not prompts:
         where = f" in the split {split!r}" if split else ""
-        raise GeneratorError(f"{path} has no captions{where}.", remedy="Name another file or --split.")
+        raise GeneratorError(f"{path} has no captions{where}.", remedy="Choose another file or --split.")
     return prompts
 
 
@@ -324,9 +326,11 @@ def _make(
         if not (folder / image.file).is_file():
             pending.setdefault(image.file, position)
     if len(pending) < len({image.file for image in images}):
-        reporter.message(f"{len({i.file for i in images}) - len(pending):,} images are there already.")
+        reporter.message(f"{len({i.file for i in images}) - len(pending):,} images already exist.")
     done = 0
-    kept = telling_what_is_kept(lambda: f"{done:,} images are kept in {folder}; the same command makes the others.")
+    kept = telling_what_is_kept(
+        lambda: f"{done:,} images are kept in {folder}; run the same command again to make the others."
+    )
     with kept, reporter.progress("Generating images", len(pending)) as progress:
         positions = list(pending.values())
         for start in range(0, len(positions), _BLOCK):
@@ -363,6 +367,9 @@ def _vectors(
         generator.check_model(model, rows.embeddings.shape[1])
         vectors = rows.embeddings
     if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
-        raise GeneratorError(f"Embeddings are finite rows (n, d); these are {vectors.shape}, or not finite.")
+        raise GeneratorError(
+            f"Embeddings must be finite and of shape (n, d); these have shape {vectors.shape} or contain NaN or "
+            "infinity."
+        )
     generator.check_dim(vectors.shape[1])
     return vectors

@@ -124,7 +124,7 @@ class ImageGenerator(ABC):
             EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
         """
         if sum(given is not None for given in (texts, images, embeddings)) != 1:
-            raise GeneratorError("Images are generated from texts, from photos or from embeddings: give one of them.")
+            raise GeneratorError("Give exactly one of texts, photos and embeddings.")
         if n < 1 or sampling_steps < 1:
             raise GeneratorError(f"n and sampling_steps must be at least 1, not {n} and {sampling_steps}.")
         if embeddings is None:
@@ -191,14 +191,16 @@ class ImageGenerator(ABC):
         """
         empty = [number for number, text in enumerate(texts or (), start=1) if not text.strip()]
         if empty:
-            raise GeneratorError(f"Text {empty[0]} is empty.", remedy="Say what the image is to show.")
+            raise GeneratorError(f"Text {empty[0]} is empty.", remedy="Write what the image should show.")
         encoder = encoder or resolve_encoder(recorded=self.model, device=str(self.compute.device), reporter=reporter)
         self.check_model(encoder.identity, encoder.dim)
         if texts is None:
             return encoder.encode_images(list(images or ()), batch_size=1)
         cut = encoder.truncated(texts, encoder.tokenise(texts)) if texts else 0
         if cut:
-            reporter.message(f"{cut:,} of {len(texts):,} texts are longer than the model reads; their ends are cut.")
+            reporter.message(
+                f"{cut:,} of {len(texts):,} texts are longer than the context of the model, and cut short."
+            )
         return encoder.encode_texts(texts, batch_size=1)
 
     @property
@@ -214,7 +216,7 @@ class ImageGenerator(ABC):
         """
         if dim != self.dim:
             raise GeneratorError(
-                f"The generator takes embeddings of {self.dim} dimensions ({self.model}); these have {dim}.",
+                f"The generator needs embeddings of {self.dim} dimensions ({self.model}), but these have {dim}.",
                 remedy="Use embeddings of the same model, or train a generator on these: `c3 train-generator`.",
             )
 
@@ -326,7 +328,8 @@ class Generator(ImageGenerator):
             version = int(content["format_version"])
             if version > FORMAT_VERSION:
                 raise GeneratorError(
-                    f"{path} has format version {version}; this c3tools reads up to {FORMAT_VERSION}.",
+                    f"{path} has format version {version}, but this version of c3tools only reads up to "
+                    f"{FORMAT_VERSION}.",
                     remedy="Update c3tools: pip install -U c3tools",
                 )
             damage = damaged_file(folder, content["files"])
@@ -337,8 +340,8 @@ class Generator(ImageGenerator):
             record = dict(content["record"])
         except (FileNotFoundError, NotADirectoryError):
             raise GeneratorError(
-                f"There is no trained generator at {folder} ({GENERATOR_FILE} is not there).",
-                remedy="Train one with `c3 train-generator`, or name another with --generator.",
+                f"There is no trained generator at {folder} ({GENERATOR_FILE} is missing).",
+                remedy="Train one with `c3 train-generator`, or choose another with --generator.",
             ) from None
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise GeneratorError(f"The generator at {folder} is damaged ({error}).", remedy=_remedy(folder)) from error
@@ -359,7 +362,7 @@ def describe_generator(folder: Path) -> tuple[dict[str, Any], str]:
         facts += [f"seed {record['seed']}", f"trained on {record['photos']['train']:,} photos"]
         facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.4f}"]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}, "it is damaged, or was made otherwise than by c3 train-generator"
+        return {}, "it is damaged, or it was not made by c3 train-generator"
     return record, ", ".join(facts)
 
 
@@ -367,4 +370,4 @@ def _remedy(folder: Path) -> str:
     previous = previous_folder(folder)
     if not (previous / GENERATOR_FILE).is_file():
         return f"Train it again: {_AGAIN}."
-    return f"The generator before this one is at {previous}: use --generator {previous}, or train again."
+    return f"The previous generator is kept at {previous}: use --generator {previous}, or train again."

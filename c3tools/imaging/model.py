@@ -55,7 +55,7 @@ class NetworkConfig:
         object.__setattr__(self, "attention", tuple(self.attention))
         step = self.patch * 2 ** (len(self.channels) - 1)
         if self.pixels % step:
-            raise GeneratorError(f"Images of {self.pixels} pixels a side cannot be halved: {step} has to divide it.")
+            raise GeneratorError(f"The number of pixels per side must be a multiple of {step}, not {self.pixels}.")
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def read_photos(
     paths = rows.strings("path") if "path" in rows.table.column_names else Strings([])
     if not any(paths):
         raise GeneratorError(
-            f"The store {store.path} does not say where its photos are: its embeddings were imported.",
-            remedy="Embed the photos themselves: c3 embed PATH.",
+            f"The store {store.path} has no paths to photos, because its embeddings were imported.",
+            remedy="Embed the photos: c3 embed PATH",
         )
     folder = store.path / INDEX_FOLDER
     finder = PhotoFinder(folder if folder.is_dir() else None, download=download)
@@ -129,14 +129,15 @@ def read_photos(
     if not kept:
         listed = "; ".join(f"{path}: {reason}" for path, reason in gone[:NAMED])
         raise GeneratorError(
-            f"None of {len(rows):,} photos of the store {store.path} can be read ({listed}).",
-            remedy="Paths are as c3 embed was given them: run this in the same folder, or embed the photos again.",
+            f"None of the {len(rows):,} photos of the store {store.path} can be read ({listed}).",
+            remedy="The store has the paths that c3 embed was given: run this command in the same folder, or embed the "
+            "photos again.",
         )
-    notes = [f"Not read: {_listed(gone)}"] if gone else []
+    notes = [f"Could not read: {_listed(gone)}"] if gone else []
     if converted:
-        notes.append(f"{converted:,} of {len(kept):,} photos are not RGB; they are converted.")
+        notes.append(f"{converted:,} of {len(kept):,} photos are not RGB and are converted.")
     if small:
-        notes.append(f"{small:,} of {len(kept):,} photos are smaller than {pixels} x {pixels}; they are enlarged.")
+        notes.append(f"{small:,} of {len(kept):,} photos are smaller than {pixels} x {pixels} and are enlarged.")
     chosen = rows if len(kept) == len(rows) else rows.select(np.array(kept, dtype=np.int64))
     return Photos(chosen, found, gone, notes)
 

@@ -214,19 +214,18 @@ def check_identity(name: str, kind: Kind, dim: int, store: Store) -> None:
     model, expected = store.info.model, kind.models.get(dim)
     wants = f"{'/'.join(expected)}, {dim} dimensions" if expected else f"{dim} dimensions"
     named = " or ".join("/".join(known) for known in kind.models.values())
-    remedy = (
-        f"Embed with the model it was trained with: c3 embed PATH --model {'/'.join(expected) if expected else named}"
-    )
+    model_name = "/".join(expected) if expected else named
+    remedy = f"Embed with the model that it was trained with: c3 embed PATH --model {model_name}"
     if store.info.dim != dim:
         raise GeneratorError(
-            f"The generator {name} takes embeddings of {wants}; the store {store.path} has those of {model}, "
+            f"The generator {name} needs embeddings of {wants}, but the store {store.path} has those of {model}, "
             f"{store.info.dim} dimensions.",
             remedy=remedy,
         )
     if expected is not None and not _is_model(model, expected):
         raise GeneratorError(
-            f"The generator {name} takes embeddings of {'/'.join(expected)}; the store {store.path} has those of "
-            f"{model}: both have {dim} dimensions, but not in the same space.",
+            f"The generator {name} needs embeddings of {'/'.join(expected)}, but the store {store.path} has those of "
+            f"{model}. Both have {dim} dimensions, but they are different spaces.",
             remedy=remedy,
         )
 
@@ -256,7 +255,7 @@ def _load_pipe(pipeline: str, source: str, compute: Compute) -> Any:
         reason = " ".join(str(error).split())[:300]
         raise GeneratorError(
             f"The generator {source} could not be loaded as {pipeline}: {type(error).__name__}: {reason}",
-            remedy="Name a folder that save_pretrained wrote, or one of the hub where it can be reached.",
+            remedy="Give a folder that save_pretrained wrote, or a repository of the hub if it can be reached.",
         ) from error
 
 

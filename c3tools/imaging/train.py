@@ -101,9 +101,12 @@ def train_generator(
     if sigma is not None:
         sigma = parse_sigma(sigma, also=(AUTO,))
     if pipeline is not None and not (preset is None and sigma is None):
-        raise GeneratorError("A pipeline has its own steps and sigma.", remedy="Leave out preset and sigma.")
+        raise GeneratorError(
+            "A pipeline was given together with a preset or sigma, but it has its own steps and sigma.",
+            remedy="Leave out preset and sigma.",
+        )
     if not 0 < train_fraction <= 1:
-        raise GeneratorError(f"The train fraction must be above 0 and at most 1, not {train_fraction}.")
+        raise GeneratorError(f"--train-fraction must be above 0 and at most 1, not {train_fraction}.")
     named_pipeline(preset or DEFAULT_PRESET)
     chosen = load_size(size, set)
     training = replace(chosen.training, seed=seed, steps=chosen.training.steps if steps is None else steps)
@@ -201,7 +204,10 @@ def fit_generator(
         network = ImageNetwork(chosen.config(train.rows.embeddings.shape[1]))
     trainer = Trainer(network, train, val, pipeline, training, compute)
     if trainer.batch_size < training.batch_size:
-        reporter.message(f"There are {len(train):,} photos, fewer than a batch of {training.batch_size}: all are one.")
+        reporter.message(
+            f"There are {len(train):,} photos, fewer than a batch of {training.batch_size}, so all of them are one "
+            "batch."
+        )
     done = finished(trainer.identity)
     if done is not None:
         return done
@@ -250,7 +256,7 @@ def fitted_pipeline(
             noise = sigma
         else:
             noise, why = sigma_from_photos(store, split)
-            reporter.message(f"{why}; --sigma sets another.")
+            reporter.message(f"{why}. Choose another with --sigma.")
     return named_pipeline(name, sigma=noise, train_on="image", infer_on="text").fit(store, split=split)
 
 
@@ -260,9 +266,12 @@ def sigma_from_photos(store: Store, split: str = "train") -> tuple[float, str]:
     first = rows.hash_order("photo spread")[:NEIGHBOURS]
     rule = photo_spread(rows.embeddings[first], store.fitting_moments("image", split).mean)
     if rule.sigma is None:
-        return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, as {rule.missing}"
+        return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {rule.missing}"
     sigma = SPREADS * rule.sigma
-    return sigma, f"Sigma {sigma:.4g}: {SPREADS:g} times the distance of photos from their nearest, from images alone"
+    return (
+        sigma,
+        f"Sigma {sigma:.4g}: {SPREADS:g} times the distance of photos to their nearest neighbours, from images alone",
+    )
 
 
 def training_photos(
@@ -287,8 +296,9 @@ def training_photos(
     train = store.load("image", split, spill=spill)
     if not len(train):
         raise GeneratorError(
-            f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
-            remedy="Name the split to learn from with --train-split.",
+            f"The store {store.path} has no images in the split {split!r}. Its splits are "
+            f"{store.list_splits('image')}.",
+            remedy="Choose the split to train on with --train-split.",
         )
     notes = [store.split_note] if store.split_note else []
     # where rows are split by hash, those of a split that the corpus names are in val too
@@ -297,13 +307,13 @@ def training_photos(
         val = store.load("image", "val", spill=spill)
     else:
         train, val = train.hold_out()
-        notes.append(f"There is no val split: {counted(len(val), 'photo is', 'photos are')} held out.")
+        notes.append(f"There is no val split, so {counted(len(val), 'photo is', 'photos are')} held out.")
     if fraction < 1:
         train = train.sample(fraction)
-        notes.append(f"Using {counted(len(train), 'photo')}: {fraction:.0%} of them.")
+        notes.append(f"Using {counted(len(train), 'photo')}, {fraction:.0%} of all.")
     if not len(train) or not len(val):
         raise GeneratorError(
-            f"Training needs photos to learn from and others to validate on; there are {len(train)} and {len(val)}.",
+            f"Training needs photos for training and for validation, but there are {len(train)} and {len(val)}.",
             remedy="Embed more photos.",
         )
     learned = read_photos(store, train, pixels, download=download, spill=spill, reporter=reporter)
@@ -349,7 +359,7 @@ class _Sheet:
         save_image(contact_sheet(rows), self._path)
         if first:
             self._reporter.message(
-                f"{self._path} shows samples below the photos they are of; it is made anew as it goes."
+                f"{self._path} shows samples below the photos they belong to, and is updated during training."
             )
 
 

@@ -75,7 +75,7 @@ def build_index(
         MissingExtraError: if faiss is not installed.
     """
     if is_url(output):
-        raise StoreError(f"A FAISS index is not written to {output}.", remedy="Name a folder of this machine.")
+        raise StoreError(f"A FAISS index cannot be written to {output}.", remedy="Choose a folder on this machine.")
     folder = Path(output)
     Output(folder, "index", (INDEX_FILE, "part-00000.faiss")).holds_result()
     store, chosen = Store.open(store, reporter=reporter), open_pipeline(pipeline, preset)
@@ -101,7 +101,7 @@ def build_index(
                     return _add_rows(before, store, shards, reporter)
                 except RuntimeError as error:  # some kinds of FAISS index are filled once
                     reason = f"FAISS cannot add rows to {before.record['factory']} ({_last_line(error)})"
-            reporter.message(f"Building {folder} anew: {reason}.")
+            reporter.message(f"Rebuilding {folder}: {reason}.")
         return _build(store, folder, chosen, settings, shards, reporter)
 
 
@@ -122,7 +122,9 @@ def _build(
     rows = _row_table(store, dict.fromkeys(modalities), split)
     n, dim = rows.num_rows, store.info.dim
     if n == 0:
-        raise StoreError(f"The store {store.path} has no rows in {split!r} to index; it has {store.list_splits()}.")
+        raise StoreError(
+            f"The store {store.path} has no rows in the split {split!r} to index. Its splits are {store.list_splits()}."
+        )
 
     def blocks(label: str) -> Iterator[Matrix]:
         with reporter.progress(label, n) as progress:
@@ -174,8 +176,8 @@ def _build(
 
 def _what_is_kept(folder: Path) -> str:
     if (folder / INDEX_FILE).is_file():
-        return "The former index is kept."
-    return "An index is built as a whole; the same command starts again."
+        return "The former index was kept."
+    return "An index is built in one go; run the same command again to restart."
 
 
 def _open_before(folder: Path, reporter: Reporter) -> Index | None:
@@ -185,7 +187,7 @@ def _open_before(folder: Path, reporter: Reporter) -> Index | None:
     try:
         return Index.open(folder, gpu=False)
     except StoreError as error:
-        reporter.message(f"Building {folder} anew: {error.message}")
+        reporter.message(f"Rebuilding {folder}: {error.message}")
         return None
 
 
@@ -195,23 +197,23 @@ def _reason_to_rebuild(
     """Return why the rows that an index lacks cannot be added to it; None if they can."""
     record = index.record
     if "settings" not in record:
-        return "it does not say what it was built from"
+        return "it does not record what it was built from"
     if record["model"] != store.info.model:
-        return "the store is of another model"
+        return "the store has embeddings of another model"
     for name, value in settings.items():
         if record["settings"].get(name) != value:
             shown = (
-                "" if name == "pipeline" else f" was {_shown(record['settings'].get(name))}, now it is {_shown(value)}"
+                "" if name == "pipeline" else f" was {_shown(record['settings'].get(name))} and is now {_shown(value)}"
             )
-            return f"its {name}{shown or ' is another one'}"
+            return f"its {name}{shown or ' is different'}"
     if record["modalities"] != list(shards):
-        return f"the store now has {_shown(list(shards))}, it was built from {_shown(record['modalities'])}"
+        return f"the store now has {_shown(list(shards))}, but the index was built from {_shown(record['modalities'])}"
     lost = len(index.lost_shards(shards))
     if lost:
         return f"{counted(lost, 'shard')} of the store changed or {'was' if lost == 1 else 'were'} removed"
     n = record["rows"] + index.count_missing(store, shards)
     if n > _GROWTH * record["built_from"]:
-        return f"the store has {counted(n, 'row')}, more than twice the {record['built_from']:,} that it was built from"
+        return f"the store has {counted(n, 'row')}, more than twice the {record['built_from']:,} it was built from"
     return None
 
 

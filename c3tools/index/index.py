@@ -82,16 +82,16 @@ class Index:
             rows = pa.concat_tables(pq.read_table(folder / name, columns=list(HIT_COLUMNS)) for name in files)
         except FileNotFoundError:
             raise StoreError(
-                f"There is no index at {folder}.", remedy="Make one with `c3 index`, or name another with --index."
+                f"There is no index at {folder}.", remedy="Make one with `c3 index`, or choose another with --index."
             ) from None
         except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
             raise StoreError(
-                f"The index at {folder} is damaged ({error}).", remedy="Make it again: c3 index"
+                f"The index at {folder} is damaged ({error}).", remedy="Build it again: c3 index"
             ) from error
         if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
             raise StoreError(
-                f"The index at {folder} has {counted(vectors, 'vector')} and {counted(rows.num_rows, 'key')}.",
-                remedy="Make it again: c3 index",
+                f"The index at {folder} has {counted(vectors, 'vector')}, but {counted(rows.num_rows, 'key')}.",
+                remedy="Build it again: c3 index",
             )
         return cls(folder, record, shards, rows, Pipeline.load(folder))
 
@@ -139,10 +139,12 @@ class Index:
         shards = {name: shards_of(store, name, known.get(name, {})) for name in wanted if store.parts(name)}
         lost, missing = self.lost_shards(shards), self.count_missing(store, shards)
         if lost:
-            text = f"{counted(len(lost), 'shard')} of the store {store.path} changed or went since"
-            return f"The index {self.path} is out of date: {text}. `c3 index` builds it anew."
+            text = f"{counted(len(lost), 'shard')} of the store {store.path} changed or were removed"
+            return f"The index {self.path} is out of date: {text}. `c3 index` rebuilds it."
         if missing:
-            return f"The store {store.path} has {counted(missing, 'row')} that the index lacks; `c3 index` adds them."
+            return (
+                f"The store {store.path} has {counted(missing, 'row')} that are not in the index; `c3 index` adds them."
+            )
         return None
 
     def search(
@@ -191,11 +193,11 @@ class Index:
         kinds = [name for name, value in given.items() if value is not None]
         if len(kinds) != 1:
             raise StoreError(
-                f"One kind of query is needed; given: {', '.join(kinds) or 'none'}.",
+                f"Exactly one kind of query is needed, but these were given: {', '.join(kinds) or 'none'}.",
                 remedy='For example: c3 search "a dog on a beach"',
             )
         if text is not None and not all(query.strip() for query in ([text] if isinstance(text, str) else text)):
-            raise StoreError("The query is empty.", remedy='Say what to look for: c3 search "a dog on a beach"')
+            raise StoreError("The query is empty.", remedy='For example: c3 search "a dog on a beach"')
         self._warn_if_stale(reporter)
         source = self.store_path if store is None else store
         if key is not None:
@@ -234,11 +236,11 @@ class Index:
         those of `search`.
         """
         if k < 1:
-            raise StoreError(f"k is {k}; at least 1 row is found.")
+            raise StoreError(f"k must be at least 1, not {k}.")
         queries = self.pipeline.transform(embeddings, modality=modality)
         if queries.shape[1] != self.record["dim"]:
             raise StoreError(
-                f"The index holds vectors of {self.record['dim']} dimensions; the queries have {queries.shape[1]}.",
+                f"The index has vectors of {self.record['dim']} dimensions, but the queries have {queries.shape[1]}.",
                 remedy="Embed the queries with the model of the index.",
             )
         return faiss_shards.search_shards(
@@ -261,8 +263,8 @@ class Index:
         if not wanted.any():
             known = ", ".join(self._groups())
             raise StoreError(
-                f"The index {self.path} has no {modality} rows; it has {known}.",
-                remedy=f"Name one of them with --in, or {ANY} for one ranking of all.",
+                f"The index {self.path} has no {modality} rows. Its modalities are {known}.",
+                remedy=f"Choose one of them with --in, or {ANY} for one ranking of all rows.",
             )
         return np.asarray(wanted, dtype=bool)
 

@@ -107,7 +107,7 @@ def _picture(reader: ImageReader, path: str, tars: dict[str, TarIndex]) -> dict[
     try:
         source = member_range(path, tars)
         if source is None and (is_url(path) or not Path(path).is_file()):
-            return {"problem": "not fetched" if is_url(path) else "no such file here"}
+            return {"problem": "not fetched" if is_url(path) else "no such file"}
         image, _, _ = open_image(io.BytesIO(reader.read(ImageItem(path, path, None, None, source))))
         return {"source": inline_image(image, _THUMBNAIL)}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -157,4 +157,4 @@ def vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
     for name in store.modalities:
         for vector in _vectors_of_keys(store, name, {key}).values():
             return vector[None], name
-    raise StoreError(f"No row of the store {store.path} has the key {key!r}.")
+    raise StoreError(f"The store {store.path} has no row with the key {key!r}.")

@@ -142,7 +142,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
-        raise C3Error(f"Figures are written as .png, .svg or .pdf, not as {path.name}.")
+        raise C3Error(f"A figure must be .png, .svg or .pdf, not {path.name}.")
     content = io.BytesIO()
     with mpl.rc_context({**_STYLE, "svg.fonttype": "path"}):
         metadata = {"Software": None} if kind == "png" else _NO_METADATA if kind == "svg" else {"CreationDate": None}

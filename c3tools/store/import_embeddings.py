@@ -197,7 +197,7 @@ def write_modalities(
 def _read_source(source: Path, names: ColumnNames) -> tuple[list[Modality], list[str]]:
     if not source.exists():
         raise StoreError(
-            f"There is nothing at {source}.", remedy="Check the path. A relative path starts from the current folder."
+            f"{source} does not exist.", remedy="Check the path. A relative path starts from the current folder."
         )
     if source.is_dir():
         files, columns = read_clip_retrieval(source)

@@ -50,7 +50,7 @@ def test_every_method_is_run_and_finished_cells_are_kept(
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
     assert trained == ["C2_1, seed 0", "C2_2, seed 0", "LAFITE, seed 0"]
-    assert {"C1, seed 0: finished before", "C3, seed 0: finished before"} <= set(told.messages)
+    assert {"C1, seed 0: already finished", "C3, seed 0: already finished"} <= set(told.messages)
     assert [row["method"] for row in every.rows] == list(IMAGE_METHODS)
     assert every.runs[0].scores == first.runs[0].scores
     again, _ = table_of(store, tmp_path / "out", methods="all")
@@ -76,7 +76,7 @@ def test_generators_are_trained_at_a_time(store: Store, tmp_path: Path, monkeypa
 def test_other_settings_are_other_cells(store: Store, tmp_path: Path) -> None:
     table_of(store, tmp_path / "out", methods="C1")
     _, told = table_of(store, tmp_path / "out", methods="C1", steps=3)
-    assert "C1, seed 0: finished before" not in told.messages
+    assert "C1, seed 0: already finished" not in told.messages
     cell = next((tmp_path / "out" / "cells").rglob("C1-*.json"))
     cell.write_text(cell.read_text()[:100])  # cut short: computed anew
     assert len(table_of(store, tmp_path / "out", methods="C1")[0].runs) == 1
@@ -118,7 +118,7 @@ def test_steps_of_the_method_are_compared_with_the_spread_over_seeds() -> None:
 
 
 def test_wrong_settings_are_refused(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(GeneratorError, match="Unknown method CapDec for images"):
+    with pytest.raises(GeneratorError, match="There is no method CapDec for images"):
         table_of(store, tmp_path / "out", methods="C1,CapDec")
     with pytest.raises(GeneratorError, match="no generator size 'paper'"):
         table_of(store, tmp_path / "out", size="paper")

@@ -103,7 +103,7 @@ def test_magic_needs_the_encoder_and_uses_it(data: AblationData) -> None:
             return np.eye(1, 32, dtype=np.float32).repeat(len(texts), axis=0)
 
     encoder, magic = Encoder(), GenerationConfig("magic", max_tokens=2)
-    with pytest.raises(DecoderError, match="no encoder was given"):
+    with pytest.raises(DecoderError, match="needs an encoder"):
         next(run_ablation(data, ["C1"], generation=magic, **QUICK))
     (run,) = run_ablation(data, ["C1"], encoder=encoder, generation=magic, **QUICK)  # type: ignore[arg-type]
     assert encoder.texts > 0
@@ -113,9 +113,9 @@ def test_magic_needs_the_encoder_and_uses_it(data: AblationData) -> None:
 def test_methods_that_need_images_say_so(data: AblationData) -> None:
     bare = replace(data, train_images=None)
     for name in ("paired", "WS-ClipCap"):
-        with pytest.raises(DecoderError, match="learns from training images"):
+        with pytest.raises(DecoderError, match="needs training images"):
             next(run_ablation(bare, [name], **QUICK))
-    with pytest.raises(MetricError, match="no image to caption"):
+    with pytest.raises(MetricError, match="no images to caption"):
         next(run_ablation(replace(data, images=data.images.select(np.arange(0))), ["C1"]))
-    with pytest.raises(DecoderError, match="Unknown method C4"):
+    with pytest.raises(DecoderError, match="There is no method C4"):
         next(run_ablation(data, ["C1", "C4"]))

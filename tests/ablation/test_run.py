@@ -48,7 +48,7 @@ def table(toy_store: Store, tmp_path: Path) -> Table:
 
 
 def finished(messages: list[str]) -> int:
-    return sum("finished before" in text for text in messages)
+    return sum("already finished" in text for text in messages)
 
 
 def test_the_data_of_a_store_keep_scored_images_out_of_training(data: AblationData) -> None:
@@ -96,13 +96,13 @@ def test_sigma_is_chosen_on_the_val_split_for_each_method(table: Table, tmp_path
     assert any("(best)" in row[1] for row in chosen.table().rows)
     both, _ = table(sigma=["best", "auto"], **options)
     assert any("(auto)" in row[1] for row in both.table().rows)
-    with pytest.raises(C3Error, match="cannot be what the table is scored on"):
+    with pytest.raises(C3Error, match="the table cannot be scored on that split"):
         table(sigma="best", split="val", **options)
 
 
 def test_the_val_split_can_be_scored_by_every_method(table: Table) -> None:
     result, messages = table(methods="C3,paired,WS-ClipCap", split="val")
-    assert any("among those that checkpoints are chosen on" in text for text in messages)
+    assert any("among those that the checkpoints are chosen on" in text for text in messages)
     assert len(result.runs) == 3
 
 
@@ -139,7 +139,7 @@ def test_trainings_at_a_time_give_the_same_table(table: Table, tmp_path: Path, m
     losses = [[run.best_val_loss for run in made.runs if run.best_val_loss is not None] for made in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert len(losses[0]) == 3
-    with pytest.raises(C3Error, match="hand over their results"):
+    with pytest.raises(C3Error, match="return their results as files"):
         table(jobs=2, keep_decoders=False)
 
 
@@ -173,7 +173,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(table: Table, tmp
         ({"seeds": 0}, "at least one of its seeds"),
         ({"sigma": []}, "at least one of its sigmas"),
         ({"train_fraction": 0}, "must be above 0"),
-        ({"methods": "C4"}, "Unknown method C4"),
+        ({"methods": "C4"}, "There is no method C4"),
         ({"split": "restval"}, "no images with captions in the split 'restval'"),
     ]
     for changes, message in cases:
@@ -190,5 +190,5 @@ def test_one_caption_only_is_too_few_for_a_table(tmp_path: Path) -> None:
     write_shard(tmp_path / "c3-store", info, Shard("image", 0, rows, columns))
     columns = {"key": ["a#0"], "caption": ["a dog"], "image_key": ["a"], "split": ["train"]}
     write_shard(tmp_path / "c3-store", info, Shard("text", 0, rows, columns))
-    with pytest.raises(DecoderError, match="needs captions to learn from and others to validate on"):
+    with pytest.raises(DecoderError, match="needs captions for training and for validation"):
         ablate(tmp_path / "c3-store", output=tmp_path / "table")

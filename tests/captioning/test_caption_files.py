@@ -137,10 +137,12 @@ def test_captions_of_other_settings_or_photos_are_refused(photos: dict[str, Path
     path = tmp_path / "c.csv"
     write_pending(CaptionWriter(photos, BY, csv=path))
     before = path.read_bytes()
-    with pytest.raises(OutputError, match=r"holds captions by tiny .* not another"):
+    with pytest.raises(OutputError, match=r"contains captions by tiny .* not by another"):
         write_pending(CaptionWriter(photos, "another", csv=path))
     elsewhere = {key: tmp_path / "elsewhere" / value.name for key, value in photos.items()}
-    with pytest.raises(OutputError, match=r"a caption of .*photos/a/dog.jpg under the key 'a/dog', which is now"):
+    with pytest.raises(
+        OutputError, match=r"a caption of .*photos/a/dog.jpg with the key 'a/dog', but this key now belongs to"
+    ):
         write_pending(CaptionWriter(elsewhere, BY, csv=path))
     assert path.read_bytes() == before
     more = {"new": tmp_path / "photos" / "new.jpg"}
@@ -169,7 +171,7 @@ def test_a_file_of_something_else_is_left_alone(
 ) -> None:
     path = tmp_path / f"c.{name}"
     path.write_text(content)
-    with pytest.raises(OutputError, match="something else than captions"):
+    with pytest.raises(OutputError, match="was not written by c3 caption"):
         write_pending(CaptionWriter(photos, BY, **{name: path}, overwrite=overwrite))  # type: ignore[arg-type]
     assert path.read_text() == content
 
@@ -194,7 +196,7 @@ def test_a_second_run_is_refused(photos: dict[str, Path], tmp_path: Path) -> Non
 
 def test_two_photos_cannot_share_a_file(photos: dict[str, Path]) -> None:
     twin = {**photos, "x.png": photos["x"].with_suffix(".png")}
-    with pytest.raises(CorpusError, match=r"x.jpg and .*x.png would both have their caption in .*x.txt"):
+    with pytest.raises(CorpusError, match=r"x.jpg and .*x.png would have the same caption file .*x.txt"):
         CaptionWriter(twin, BY, txt=True)
     CaptionWriter({**photos, "again": photos["x"]}, BY, txt=True)  # one photo under two keys is no collision
 

@@ -89,7 +89,7 @@ def test_images_without_captions_are_left_out_and_listed(
     result = evaluate_captions(store, decoder=captioner, references=some, resamples=0)
     assert (len(result.captions), result.left_out) == (13, named[:3])
     listed = ", ".join(named[:3])
-    assert result.notes == [f"3 images have no captions to score against and are left out: {listed}."]
+    assert result.notes == [f"3 images have no reference captions and are left out: {listed}."]
 
 
 def test_a_store_of_another_model_is_refused_with_both_names(captioner: Captioner, tmp_path: Path) -> None:

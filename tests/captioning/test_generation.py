@@ -106,11 +106,11 @@ def test_samples_depend_on_seed_and_key_and_a_small_nucleus_is_greedy(tiny_model
 
 
 def test_wrong_settings_and_inputs_are_refused(tiny_model: CaptionDecoder) -> None:
-    with pytest.raises(DecoderError, match="6 dimensions; the input has shape"):
+    with pytest.raises(DecoderError, match="6 dimensions, but the input has shape"):
         generate(tiny_model, np.zeros((2, 5), np.float32))
-    with pytest.raises(DecoderError, match="Sampling draws from keys"):
+    with pytest.raises(DecoderError, match="Sampling depends on the keys"):
         generate(tiny_model, inputs(2), GenerationConfig("nucleus"))
-    with pytest.raises(DecoderError, match="Unknown generation method 'best'"):
+    with pytest.raises(DecoderError, match="There is no generation method 'best'"):
         GenerationConfig("best")  # type: ignore[arg-type]
     for wrong in ({"beams": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0}, {"max_tokens": 0}):
         with pytest.raises(DecoderError):
@@ -126,7 +126,7 @@ def test_the_options_of_the_commands_mean_one_method() -> None:
     assert GenerationConfig.from_options(top_p=0.5, temperature=2.0, seed=4) == sampled
     assert GenerationConfig.from_options(magic=True) == GenerationConfig("magic")
     for both in ({"beams": 2, "magic": True}, {"beams": 2, "top_p": 0.5}, {"top_p": 0.5, "magic": True}):
-        with pytest.raises(DecoderError, match="three ways to write a caption"):
+        with pytest.raises(DecoderError, match="exclude each other"):
             GenerationConfig.from_options(**both)
 
 
@@ -228,5 +228,5 @@ def test_the_published_settings_of_magic_are_the_default_and_texts_are_encoded_o
 
 def test_magic_without_an_encoder_is_refused(tiny_model: CaptionDecoder) -> None:
     x, images = magic_inputs(1)
-    with pytest.raises(DecoderError, match="no encoder was given"):
+    with pytest.raises(DecoderError, match="needs an encoder"):
         generate_magic(tiny_model, Letters(), x, images, GenerationConfig("magic"), None)  # type: ignore[arg-type]

@@ -79,5 +79,5 @@ def test_sizes_are_named() -> None:
     assert counts == sorted(counts)
     with pytest.raises(DecoderError, match="no decoder size 'huge'"):
         load_size("huge")
-    with pytest.raises(DecoderError, match="width 30 cannot have 4 heads"):
+    with pytest.raises(DecoderError, match="width 30 cannot be divided into 4 heads"):
         DecoderConfig(dim=4, vocab_size=9, width=30, heads=4)

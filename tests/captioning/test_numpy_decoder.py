@@ -80,9 +80,9 @@ def test_gelu_is_the_normal_distribution_function_times_its_argument() -> None:
 
 def test_other_weights_are_refused(tiny_model: CaptionDecoder) -> None:
     weights = {name: value.numpy() for name, value in tiny_model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"tokens.weight has the shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"tokens.weight has shape \(2, 2\)"):
         NumpyDecoder(tiny_model.config, {**weights, "tokens.weight": np.zeros((2, 2))})
-    with pytest.raises(ValueError, match=r"other has the shape \(1,\), and the architecture no such weight"):
+    with pytest.raises(ValueError, match=r"other has shape \(1,\), but the architecture needs no such weight"):
         NumpyDecoder(tiny_model.config, {**weights, "other": np.zeros(1)})
     del weights["positions"]
     with pytest.raises(KeyError, match="positions"):

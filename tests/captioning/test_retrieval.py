@@ -28,7 +28,7 @@ def test_the_caption_of_the_nearest_text_is_given() -> None:
 
 
 def test_empty_memories_and_other_dimensions_are_refused() -> None:
-    with pytest.raises(DecoderError, match="no caption to choose from"):
+    with pytest.raises(DecoderError, match="no captions to choose from"):
         nearest_captions(np.ones((1, 2), np.float32), Rows.of("text", [], np.ones((0, 2)), caption=[]))
-    with pytest.raises(DecoderError, match="Queries have 3 dimensions, the memory 2"):
+    with pytest.raises(DecoderError, match="Queries have 3 dimensions, but the memory has 2"):
         nearest(np.ones((1, 3), np.float32), np.ones((1, 2), np.float32), 1)

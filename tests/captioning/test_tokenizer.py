@@ -73,7 +73,7 @@ def test_frequent_words_become_tokens() -> None:
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    with pytest.raises(DecoderError, match=r"no tokenizer at .*tokenizer.json"):
+    with pytest.raises(DecoderError, match=r"The tokenizer .*tokenizer.json does not exist"):
         CaptionTokenizer.load(path)
     path.write_text(TOKENIZER.to_json()[:200])
     with pytest.raises(DecoderError, match="not a readable tokenizer"):
@@ -91,7 +91,7 @@ def test_captions_without_a_letter_are_left_out_and_listed() -> None:
     kept, note = drop_empty(captions("", " . ", "\ue000\ue001", "\U0001f642", "\u0378", "a dog", "..."))
     assert kept.captions == ["a dog"]
     left_out = "t0, t1, t2, t3, t4, …"
-    assert note == f"6 of 7 captions are empty or hold no letter of any script, and are left out: {left_out}."
+    assert note == f"6 of 7 captions are empty or contain no letters, and are left out: {left_out}."
 
 
 @pytest.mark.parametrize("caption", ["\u72ac", "\u0441\u043e\u0431\u0430\u043a\u0430", "\u0643\u0644\u0628", "7"])

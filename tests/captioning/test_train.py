@@ -225,7 +225,7 @@ def test_without_a_val_split_whole_images_are_held_out(tmp_path: Path) -> None:
     assert not set(train.items) & set(val.items)
     assert len(set(val.items)) == 8
     assert (len(train), len(val)) == (144, 16)
-    assert notes == ["There is no val split: 16 captions of 8 images are held out."]
+    assert notes == ["There is no val split, so 16 captions of 8 images are held out."]
 
 
 def rows_of(items: list[str]) -> Rows:
@@ -372,15 +372,15 @@ def test_settings_that_contradict_each_other_are_refused(captioner: Captioner, t
     other = texts_store(tmp_path / "other", ["a dog", "a cat"] * 5, {"name": "other-model"}, dim=32)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"start": start, "store": other}, "of the model toy-model .*, these embeddings of other-model"),
-        ({"start": start, "sigma": 0.1}, "The transform, with its sigma, is that of the decoder"),
-        ({"start": start, "preset": "c3"}, "The transform, with its sigma, is that of the decoder"),
+        ({"start": start, "sigma": 0.1}, "The pipeline and its sigma come from the decoder"),
+        ({"start": start, "preset": "c3"}, "The pipeline and its sigma come from the decoder"),
         ({"start": tmp_path / "nowhere"}, "no trained decoder at .*nowhere"),
-        ({"start": start, "pairs": 0.5, "set": ["width=48"]}, "The architecture is that of the decoder"),
-        ({"pairs": 0}, "The share of pairs must be above 0"),
+        ({"start": start, "pairs": 0.5, "set": ["width=48"]}, "The architecture comes from the decoder"),
+        ({"pairs": 0}, "--pairs must be above 0"),
         ({"pairs": 0.5, "store": other}, "no modality 'image'"),
-        ({"monitor": "images"}, "There is no monitor 'images'"),
+        ({"monitor": "images"}, "There is no --monitor 'images'"),
         ({"monitor": "cross-modal", "store": other}, "no modality 'image'"),
-        ({"train_fraction": 0}, "train fraction must be above 0"),
+        ({"train_fraction": 0}, "--train-fraction must be above 0"),
         ({"epochs": 0}, "epochs must be greater than 0"),
         (
             {"train_split": "restval"},
@@ -425,13 +425,13 @@ def test_captions_that_are_empty_or_in_no_known_script_are_left_out_and_listed(t
     good = ["a dog on grass", "собака на траве", "草の上の犬", "كلب على العشب"] * 5
     store, messages = texts_store(tmp_path / "texts", ["", "\ue000\ue001", *good]), Messages()
     captioner = train(store=store, reporter=messages)
-    assert any("captions are empty or hold no letter of any script, and are left out: t0" in m for m in messages.texts)
+    assert any("captions are empty or contain no letters, and are left out: t0" in m for m in messages.texts)
     assert sum(captioner.record["captions"].values()) == 20
     assert captioner.record["notes"] == messages.texts
 
 
 def test_a_corpus_without_a_single_word_and_one_caption_alone_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DecoderError, match=r"there are 0 and 0\. .*hold no letter of any script"):
+    with pytest.raises(DecoderError, match=r"there are 0 and 0\. .*contain no letters"):
         training_captions(texts_store(tmp_path / "empty", ["", "...", "\ue000", "!?"] * 5))
-    with pytest.raises(DecoderError, match="needs captions to learn from and others to validate on; there are 1 and 0"):
+    with pytest.raises(DecoderError, match="needs captions for training and for validation, but there are 1 and 0"):
         training_captions(texts_store(tmp_path / "one", ["a dog"], dim=4))

@@ -42,14 +42,14 @@ def test_the_command_prints_a_table_and_continues(c3: C3, tmp_path: Path) -> Non
     # one cell more: the others are not computed again
     again = c3("ablate", "--methods", "C1,C3,CLIPRe", *QUICK, "--sigma", "0.05", "--json", "more.json")
     assert again.exit_code == 0, again.stderr
-    assert again.stderr.count("finished before") == 4
+    assert again.stderr.count("already finished") == 4
     kept = {(row["method"], row["seed"], row["sigma"]): row for row in rows}
     more = json.loads((tmp_path / "more.json").read_text())
     assert len(more) == 6
     assert all(row == kept[cell] for row in more if (cell := (row["method"], row["seed"], row["sigma"])) in kept)
     # other settings: nothing is taken over
     other = c3("ablate", "--methods", "CLIPRe", *QUICK, "--beams", "2")
-    assert "finished before" not in other.stderr
+    assert "already finished" not in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_command_prints_a_table_and_continues(c3: C3, tmp_path: Path) -> Non
         (("--grid", "auto", "--sigma", "best"), "not 'auto'"),
         (("--train-fraction", "0"), "must be above 0"),
         (("--methods", ""), "at least one of its methods"),
-        (("--methods", "C1,C4"), "Unknown method C4"),
+        (("--methods", "C1,C4"), "There is no method C4"),
         (("--magic", "--beams", "3"), "Choose one"),
         (("--size", "tiny", "--set", "colour=red"), "has no setting 'colour=red'"),
     ],

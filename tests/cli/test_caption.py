@@ -77,7 +77,7 @@ def test_paths_and_pictures_are_captioned_by_the_recorded_encoder(
     assert list(result.captions.values()) == from_paths
     assert result.to_dict()["captions"][0] == {"key": paths[0].stem, "caption": from_paths[0]}
     for images, embeddings in ((None, None), (paths, np.ones((1, 8), np.float32))):
-        with pytest.raises(DecoderError, match="from images or from embeddings"):
+        with pytest.raises(DecoderError, match="either images or embeddings"):
             captioner.caption(images, embeddings=embeddings)
 
 
@@ -132,9 +132,9 @@ def test_wrong_paths_are_said_before_anything_is_loaded(c3: C3, tmp_path: Path) 
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("a dog")
     for path, message in (
-        ("nowhere", "There is nothing at nowhere"),
-        ("empty", "No images in empty"),
-        ("notes.txt", "notes.txt is not an image file by its name"),
+        ("nowhere", "nowhere does not exist"),
+        ("empty", "There are no images in empty"),
+        ("notes.txt", "notes.txt does not have the name of an image file"),
     ):
         result = c3("caption", path)
         assert result.exit_code == 1
@@ -212,7 +212,7 @@ def test_embeddings_of_another_space_are_refused_or_said(c3: C3, embedded: Store
     nan[2, 5], zero[1:3] = np.nan, 0
     strange = np.concatenate([matrix, unit_rows(2, 256)])
     code, message = said(nan)
-    assert (code, "1 of 4 embeddings (2) hold NaN or infinity" in message) == (1, True)
+    assert (code, "1 of 4 embeddings (2) contain NaN or infinity" in message) == (1, True)
     code, message = said(zero)
     assert (code, "2 of 4 embeddings (1, 2) are zero vectors" in message) == (1, True)
     code, message = said(matrix[:, :128])
@@ -221,18 +221,18 @@ def test_embeddings_of_another_space_are_refused_or_said(c3: C3, embedded: Store
     assert (code, "far from the mean of image embeddings of c3-mini" in message) == (1, True)
     assert "without a transform" in message
     code, message = said(embedded.load("text").embeddings)
-    assert (code, "near that of text embeddings" in message, "--modality text" in message) == (1, True, True)
+    assert (code, "close to that of text embeddings" in message, "--modality text" in message) == (1, True, True)
     code, message = said(strange)
-    assert (code, "2 of 6 embeddings (4, 5) lie far from the mean" in message) == (0, True)
+    assert (code, "2 of 6 embeddings (4, 5) are far from the mean" in message) == (0, True)
     code, message = said(3 * matrix)
     assert (code, "4 of 4 embeddings (0, 1, 2, …) have norms from 3 to 3; c3-mini gives 1" in message) == (0, True)
     code, message = said(matrix[:0])
     assert (code, "given.npy has no row" in message) == (1, True)
     code, message = said(matrix, "--html", "page.html")
-    assert (code, "Embeddings have no photos" in message) == (1, True)
+    assert (code, "need photos, but --embeddings has none" in message) == (1, True)
     code, message = said(matrix, "--model", "c3-mini")
-    assert (code, "No encoder is used for embeddings" in message) == (1, True)
-    assert "Captions are of images or of embeddings" in c3("caption", ".", "--embeddings", "given.npy").stderr
+    assert (code, "cannot be used with --embeddings" in message) == (1, True)
+    assert "Both images and --embeddings were given" in c3("caption", ".", "--embeddings", "given.npy").stderr
     assert "There is nothing to caption" in c3("caption").stderr
 
 
@@ -272,11 +272,11 @@ def test_files_are_written_and_a_second_run_only_adds(
     monkeypatch.setattr("c3tools.captioning.caption.resolve_encoder", no_encoder)
     again = c3(*command)
     assert again.exit_code == 0, again.stderr
-    assert "4 of 4 captions were there already" in again.stderr
+    assert "4 of 4 captions already existed" in again.stderr
     assert json.loads((tmp_path / "a.json").read_text()) == rows
     other = c3(*command, "--beams", "2")
     assert other.exit_code == 1
-    assert "holds captions by tiny decoder of c3-mini, greedy" in " ".join(other.stderr.split())
+    assert "contains captions by tiny decoder of c3-mini, greedy" in " ".join(other.stderr.split())
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     replaced = c3(*command, "--beams", "2", "--overwrite")
@@ -331,7 +331,7 @@ def test_the_bundled_captioner_is_used_where_there_is_no_other(
     for options in ([], ["--decoder", "c3-mini"]):
         result = c3("caption", path, *options)
         assert result.exit_code == 0, result.stderr
-        assert ("by the bundled captioner of c3-mini" in result.stderr) == (not options)
+        assert ("the bundled decoder of c3-mini" in result.stderr) == (not options)
     assert Captioner.load("c3-mini").record == captioner.record
     (tmp_path / "c3-decoder").mkdir()
     result = c3("caption", path)

@@ -57,7 +57,7 @@ def test_heads_connect_two_files_and_apply_makes_a_store(c3: C3, tmp_path: Path)
     kept = next(point for point in log["points"] if point["step"] == record["kept_step"])
     assert kept["gap"] == pytest.approx(record["scores"]["val"]["gap"], rel=1e-4)
     card = (folder / "README.md").read_text()
-    assert "168 to learn from" in card
+    assert "168 for training" in card
     assert f"{record['scores']['test']['gap']:.3f}" in card
     assert not list(tmp_path.glob(".c3-heads*"))
 

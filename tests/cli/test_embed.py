@@ -55,8 +55,8 @@ def test_failures_are_told_and_strict_makes_them_an_exit_code(c3: C3, photos: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nothing at nowhere"),
-        (["empty"], "No images in empty"),
+        (["nowhere"], "nowhere does not exist"),
+        (["empty"], "There are no images in empty"),
         (["photos", "--captions", "missing.json"], "no file missing.json"),
         (["t.jsonl", "--text-column", "alt"], "no column 'alt'; its columns are: text"),
         (["t.jsonl", "--model", "ViT-Z/none"], "There is no model"),

@@ -73,7 +73,7 @@ def test_mistakes_end_the_command_with_a_message(here: Path) -> None:
     assert "c3 embed" in refused("--store", "nowhere")
     assert not (here / "c3-export").exists()
     assert "no preset 'c4'" in refused("--preset", "c4")
-    assert "Unknown export format 'hdf5'" in refused("--format", "hdf5")
+    assert "There is no export format 'hdf5'" in refused("--format", "hdf5")
     assert "parquet, npy, safetensors, hf; faiss makes an index" in refused("--format", "csv")
     assert "sigma must be a number of at least 0 or 'auto', not 'much'" in refused("--sigma", "much")
     (here / "p.yaml").write_text("steps: [normalize]\n")

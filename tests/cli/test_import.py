@@ -278,7 +278,7 @@ class TestBadInput:
         (here / "x.h5").write_bytes(b"")
         assert ".safetensors" in refused("--image", "x.h5")
         assert "It is not clear which modality" in refused("i.npy")
-        assert "nothing at gone" in refused("gone")
+        assert "gone does not exist" in refused("gone")
         (here / "empty").mkdir()
         assert "neither img_emb/ nor text_emb/" in refused("empty")
 

@@ -42,7 +42,7 @@ def test_again_and_anew(here: Path) -> None:
     assert "There are no new rows for c3-index: 270 rows as Flat." in run().stderr
     assert "Indexed 270 rows" in run("--rebuild").stderr
     anew = run("--modality", "image").stderr
-    assert "Building c3-index anew: its modality was all, now it is image." in anew
+    assert "Rebuilding c3-index: its modality was all and is now image." in anew
     assert "Indexed 90 rows" in anew
 
 

@@ -91,12 +91,12 @@ def test_on_ctrl_c_nothing_is_promised_that_is_not_so(
         "index": (
             "c3tools.index.faiss_shards.write_shards",
             [],
-            "An index is built as a whole; the same command starts again.",
+            "An index is built in one go; run the same command again to restart.",
         ),
         "export": (
             "c3tools.export.export.ExportWork._block",
             ["--workers", "1"],
-            "No part was finished; the same command starts again.",
+            "No file was finished; run the same command again to restart.",
         ),
         "embed": (
             "c3tools.embedding.shards.write_shard",
@@ -106,7 +106,7 @@ def test_on_ctrl_c_nothing_is_promised_that_is_not_so(
         "ablate": (
             "c3tools.captioning.training.Trainer._run_step",
             ["--size", "tiny", "--epochs", "1", "--seeds", "1"],
-            "No part of this training was kept; run the same command again to restart it. No cell of the table was "
+            "No part of this training was kept; run the same command again to restart it. No result of the table was "
             "finished.",
         ),
     }[command]

@@ -123,12 +123,12 @@ def test_page_and_vectors(here: Path) -> None:
 
 class TestBadInput:
     def test_queries(self) -> None:
-        assert "One kind of query is needed; given: none" in refused()
+        assert "Exactly one kind of query is needed, but these were given: none" in refused()
         assert "query is empty" in refused(" ")
         assert "embeddings are written as JSON only" in refused("--key", "img001", "--vectors")
         assert "given: text, key" in refused("a dog", "--key", "img001")
-        assert "No row of the store c3-store has the key 'x'" in refused("--key", "x")
-        assert "no audio rows; it has image, text" in refused("--key", "img001", "--in", "audio")
+        assert "The store c3-store has no row with the key 'x'" in refused("--key", "x")
+        assert "no audio rows. Its modalities are image, text" in refused("--key", "img001", "--in", "audio")
 
     def test_dimension(self) -> None:
         np.save("wrong.npy", np.eye(3))

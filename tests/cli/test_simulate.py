@@ -48,7 +48,7 @@ def test_init_gap_of_a_random_encoder(c3: C3, photos: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("init-gap", "nowhere"), "nothing at nowhere"),
+        (("init-gap", "nowhere"), "nowhere does not exist"),
         (("init-gap", "--model", "no-such-model"), "There is no model"),
         (("gap-after-training", "--dim", 16), "do not fit into 16"),
         (("stable-region", "--tau", 0), "needs tau > 0"),

@@ -182,8 +182,8 @@ def test_a_store_without_captions_is_said_to_have_none(c3: C3, tmp_path: Path) -
     for command in (["train-decoder"], ["ablate", "--seeds", "1"], ["evaluate"]):
         texts, images = (c3(*command, "--store", store) for store in ("texts", "images"))
         assert (texts.exit_code, images.exit_code) == (1, 1)
-        assert "has no captions: none of its 40 text rows has a value in the column caption" in texts.stderr
-        assert "The store images has no text rows, and so no captions; it has image." in images.stderr
+        assert "has no captions: the column caption is empty in all of its 40 text rows" in texts.stderr
+        assert "The store images has no text rows, and so no captions; it only has image." in images.stderr
         for result in (texts, images):
-            assert "letter of any script" not in result.stderr
+            assert "contain no letters" not in result.stderr
             assert "c3 import --text FILE --meta FILE" in result.stderr

@@ -88,7 +88,7 @@ def test_without_a_val_split_a_tenth_of_the_items_is_held_out(tmp_path: Path) ->
     train, val = pairs.train_and_val("train", ("image", "text"), said)
     assert (len(train), len(val), len(val.item_rows)) == (90, 10, 5)
     assert not set(train.items) & set(val.items)
-    assert said.texts == ["There is no val split: 10 pairs are held out from the split 'train'."]
+    assert said.texts == ["There is no val split, so 10 pairs are held out from the split 'train'."]
     with pytest.raises(ConnectError, match=r"no pairs of image and text in the split 'dev2'.*train: 100"):
         pairs.train_and_val("dev2", ("image", "text"))
 

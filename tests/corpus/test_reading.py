@@ -199,10 +199,10 @@ class TestErrors:
             read_corpus(*arguments, **options)
 
     def test_missing_path(self, tmp_path: Path) -> None:
-        self.check("nothing at", [tmp_path / "nowhere"])
+        self.check("nowhere does not exist", [tmp_path / "nowhere"])
 
     def test_empty_folder(self, tmp_path: Path) -> None:
-        self.check("No images in", [tmp_path])
+        self.check("There are no images in", [tmp_path])
 
     def test_unknown_format(self, tmp_path: Path) -> None:
         (tmp_path / "a.doc").write_text("x")

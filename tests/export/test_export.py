@@ -212,7 +212,7 @@ def test_a_damaged_part_is_made_again(here: Path) -> None:
 def test_another_recipe_does_not_replace_an_export_silently(here: Path) -> None:
     ok()
     message = refused(preset="c1")
-    assert "c3-export holds another export (c3)" in message
+    assert "c3-export contains another export (c3)" in message
     assert "--overwrite" in message
     ok(preset="c1", overwrite=True)
     assert Pipeline.load("c3-export").name == "c1"
@@ -244,9 +244,9 @@ def test_store_that_is_not_normalised(here: Path) -> None:
 class TestBadInput:
     def test_unknown_names(self, here: Path) -> None:
         assert "no preset 'c4'" in refused(preset="c4")
-        assert "Unknown export format 'hdf5'" in refused(format="hdf5")
+        assert "There is no export format 'hdf5'" in refused(format="hdf5")
         assert "no modality 'audio'" in refused(modality=["audio"])
-        assert "Unknown export role" in refused(role="both")
+        assert "There is no export role" in refused(role="both")
 
     def test_pipeline_of_another_model(self, here: Path) -> None:
         moments = {"text": Store.open("c3-store").moments("text")}

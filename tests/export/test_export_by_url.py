@@ -82,7 +82,7 @@ def test_an_interrupted_export_continues_and_another_is_refused(
     again = export_store(store, URL)
     assert (again.parts, again.kept) == (3, 3)
     assert fetched(tmp_path / "copy", s3) == content(tmp_path / "disk")
-    with pytest.raises(OutputError, match=r"holds another export \(c3\)"):
+    with pytest.raises(OutputError, match=r"contains another export \(c3\)"):
         export_store(store, URL, preset="c1")
     export_store(store, URL, preset="c1", overwrite=True)
     export_store(store, tmp_path / "other", preset="c1")
@@ -96,4 +96,4 @@ def test_the_command(c3: C3, store: Store, tmp_path: Path, s3: Faults) -> None:
     assert c3("export", "--store", store.path, "-o", "disk").exit_code == 0
     assert fetched(tmp_path / "copy", s3) == content(tmp_path / "disk")
     result = c3("export", "--store", store.path, "-o", URL, "--format", "faiss")
-    assert (result.exit_code, "A FAISS index is not written to" in result.stderr) == (1, True)
+    assert (result.exit_code, "A FAISS index cannot be written to" in result.stderr) == (1, True)

@@ -88,7 +88,7 @@ def test_what_is_there_is_not_made_again(
     told = Told()
     again = generate(["a", "b", "c"], **options, reporter=told)  # type: ignore[arg-type]
     assert asked == [1]
-    assert told.messages == ["2 images are there already."]
+    assert told.messages == ["2 images already exist."]
     assert pixels(again.open()) == pixels(first.open())
     generate(["a"], **{**options, "sampling_steps": 3})  # type: ignore[arg-type]
     assert asked == [1, 1]
@@ -154,17 +154,17 @@ def test_one_caption_of_each_image_is_drawn_by_the_seed(tmp_path: Path) -> None:
 def test_long_texts_are_said_and_odd_ones_refused(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
     told = Told()
     untrained.generate(["word " * 200], encoder=encoder, sampling_steps=1, reporter=told)
-    assert told.messages == ["1 of 1 texts are longer than the model reads; their ends are cut."]
+    assert told.messages == ["1 of 1 texts are longer than the context of the model, and cut short."]
     with pytest.raises(GeneratorError, match="Text 2 is empty"):
         untrained.generate(["a dog", "  "], encoder=encoder)
-    with pytest.raises(GeneratorError, match="give one of them"):
+    with pytest.raises(GeneratorError, match=r"Give (exactly|only) one of"):
         untrained.generate(["a dog"], embeddings=np.ones((1, 4), np.float32))
-    with pytest.raises(GeneratorError, match=r"takes embeddings of \d+ dimensions \(c3-mini.*these have 4"):
+    with pytest.raises(GeneratorError, match=r"needs embeddings of \d+ dimensions \(c3-mini.*these have 4"):
         untrained.generate(embeddings=np.ones((1, 4), np.float32))
     with pytest.raises(GeneratorError, match="is of the model c3-mini"):
         untrained.check_model({"name": "other"}, untrained.dim)
     np.save(tmp_path / "bad.npy", np.full((2, untrained.dim), np.nan, np.float32))
-    with pytest.raises(GeneratorError, match="not finite"):
+    with pytest.raises(GeneratorError, match="must be finite"):
         generate(embeddings=tmp_path / "bad.npy", generator=untrained, output=tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.png").write_bytes(b"")
@@ -192,8 +192,8 @@ def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Say what the images are to show"),
-        (("a dog", "--captions", "x.txt"), "give one of them"),
+        ((), "Nothing to generate"),
+        (("a dog", "--captions", "x.txt"), "Give only one of"),
         (("a dog",), "no trained generator at c3-generator"),
         (("a dog", "--generator", "karlo:nowhere"), "no store at c3-store"),
     ],

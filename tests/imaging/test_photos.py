@@ -47,8 +47,8 @@ def test_photos_that_are_gone_are_named_and_odd_ones_counted(tmp_path: Path) -> 
     gone, converted, small = photos.notes
     assert f"{paths[1]} (there is no such file)" in gone
     assert str(paths[2]) in gone
-    assert converted == "2 of 8 photos are not RGB; they are converted."
-    assert small == "1 of 8 photos are smaller than 8 x 8; they are enlarged."
+    assert converted == "2 of 8 photos are not RGB and are converted."
+    assert small == "1 of 8 photos are smaller than 8 x 8 and are enlarged."
 
 
 def test_a_store_without_photos_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
@@ -59,5 +59,5 @@ def test_a_store_without_photos_is_an_error_that_says_what_to_do(tmp_path: Path)
         read_photos(store, store.load("image"), 8)
     rows = image_rows([""] * 10)
     imported = build_store(tmp_path / "imported", rows, model=TOY, dtype="float32")
-    with pytest.raises(GeneratorError, match=r"does not say where its photos are[\s\S]*c3 embed PATH"):
+    with pytest.raises(GeneratorError, match=r"has no paths to photos[\s\S]*c3 embed PATH"):
         read_photos(imported, imported.load("image"), 8)

@@ -260,7 +260,7 @@ def test_without_statistics_the_scale_is_measured_with_the_model(pipes: dict[str
 def test_a_store_of_another_model_is_refused_with_both_named(pipes: dict[str, Path], tmp_path: Path) -> None:
     rows = image_rows(write_photos(tmp_path / "photos", 8)), text_rows(8)
     small = build_store(tmp_path / "small", *rows)
-    with pytest.raises(GeneratorError, match=r"takes embeddings of 256 dimensions; the store .* test-model .* 16"):
+    with pytest.raises(GeneratorError, match=r"needs embeddings of 256 dimensions, but the store .* test-model .* 16"):
         PretrainedGenerator.load("kandinsky-2.2", str(pipes["kandinsky-2.2"]), small)
 
     def check(dim: int, **identity: object) -> None:

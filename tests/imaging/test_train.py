@@ -113,7 +113,7 @@ def test_without_a_val_split_photos_are_held_out(tmp_path: Path, train: Train) -
     told = Told()
     record = train(store=build_store(tmp_path / "plain", plain, model=TOY), train_fraction=0.5, reporter=told).record
     assert record["photos"] == {"train": 14, "val": 3}
-    assert record["notes"] == ["There is no val split: 3 photos are held out.", "Using 14 photos: 50% of them."]
+    assert record["notes"] == ["There is no val split, so 3 photos are held out.", "Using 14 photos, 50% of all."]
     assert set(record["notes"]) <= set(told.messages)
 
 
@@ -183,7 +183,7 @@ def test_the_command_trains_continues_and_prints(c3: C3, tmp_path: Path) -> None
         (("--preset", "c4"), "no preset 'c4'"),
         (("--train-split", "restval"), "no images in the split 'restval'; it has train (24), val (8), test (8)"),
         (("--store", "nowhere"), "no store at nowhere"),
-        (("--set", "pixels=10"), "cannot be halved"),
+        (("--set", "pixels=10"), "must be a multiple of"),
     ],
 )
 def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -266,4 +266,4 @@ def test_the_course_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fewer_photos_than_a_batch_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
     train(None, told, batch_size=64)
-    assert told.messages == ["There are 32 photos, fewer than a batch of 64: all are one."]
+    assert told.messages == ["There are 32 photos, fewer than a batch of 64, so all of them are one batch."]

@@ -82,8 +82,10 @@ def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(tmp_path:
         return
     with pytest.raises(OutputError) as refused:
         other.ask({"seed": 1, "set": [], "epochs": 3}, read)
-    said = "already contains a finished decoder: c3, seed 0. It was made with seed 0, not 1; set a=1, not "
-    "none; epochs none, not 3."
+    said = (
+        "already contains a finished decoder: c3, seed 0. It was made with seed 0, not 1; set a=1, not none; epochs "
+        "none, not 3."
+    )
     assert said in refused.value.message
     assert f"--overwrite; it is then kept as {folder}.previous" in str(refused.value.remedy)
     same.ask(record["asked"], read)  # type: ignore[arg-type]

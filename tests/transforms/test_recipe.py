@@ -79,7 +79,9 @@ class TestDamage:
     def test_newer_version(self, saved: Path) -> None:
         path = saved / "transform.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
-        with pytest.raises(TransformError, match=r"version 2; this c3tools reads version 1[\s\S]*Upgrade"):
+        with pytest.raises(
+            TransformError, match=r"version 2, but this version of c3tools reads version 1[\s\S]*Upgrade"
+        ):
             Pipeline.load(saved)
 
     @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}', "\x00"])
