@@ -47,7 +47,7 @@ class NumpyDecoder:
         for name in weights:
             if name not in shapes or self.weights[name].shape != shapes[name]:
                 expected = shapes.get(name, "no such weight")
-                raise ValueError(f"{name} has shape {weights[name].shape}, but the architecture needs {expected}")
+                raise ValueError(f"{name} has shape {weights[name].shape}, but the architecture has {expected}")
 
     def start(self, inputs: Array) -> tuple[NumpyScores, NumpyCache]:
         """Run the prefix of embeddings (B, d): the scores of the first token, and the cache."""

@@ -28,8 +28,8 @@ Answer = Literal["yes", "partly", "no", "unknown"]
 QUESTIONS = {
     "constant": "Is the gap constant?",
     "orthogonal": "Is the gap orthogonal to both modalities?",
-    "gaussian": "Is what is left of a pair Gaussian?",
-    "isotropic": "Is what is left of a pair isotropic?",
+    "gaussian": "Is the alignment noise Gaussian?",
+    "isotropic": "Is the alignment noise isotropic?",
     "subsets": "Is the gap the same in every subset?",
 }
 MIN_SUBSET_ITEMS = 3
@@ -67,7 +67,7 @@ def all_assumptions(collected: Collected, noise: Residuals | None, *, seed: int 
     """Answer the four questions, in the order of the paper's model; three of them need pairs."""
     orthogonal = is_orthogonal(collected, seed=seed)
     if collected.sums is None or noise is None:
-        absent = "This needs pairs, and the store has none."
+        absent = "This needs pairs, but the store has none."
         constant, gaussian, isotropic = (_answer(name, absent) for name in ("constant", "gaussian", "isotropic"))
         return [constant, orthogonal, gaussian, isotropic]
     return [is_constant(collected, seed=seed), orthogonal, is_gaussian(noise), is_isotropic(noise)]
@@ -87,10 +87,10 @@ def is_constant(collected: Collected, *, seed: int = 0) -> Assumption:
     count = len(working.first)
     length = sqrt(max(float(gap @ gap) - collected.gap_bias, 0.0))
     if count < MIN_ITEMS:
-        few = f"{counted(count, 'item')}: too few to compare parts of them; it takes {MIN_ITEMS}."
+        few = f"{counted(count, 'item')} are too few to compare parts of them; {MIN_ITEMS} are needed."
         return _answer("constant", few)
     if length == 0:
-        return _answer("constant", "There is no gap beyond what so few items give by chance.")
+        return _answer("constant", "There is no gap beyond what so few items show by chance.")
     means = working.item_means
     content = working.first + means
     differences = working.first - means
@@ -106,9 +106,9 @@ def is_constant(collected: Collected, *, seed: int = 0) -> Assumption:
     answer: Answer = "yes" if worst <= SAME else "partly" if worst <= ALIKE else "no"
     shares = {name: f"{100 * value:.0f} %" for name, value in found.items()}
     because = (
-        f"Beyond chance the gap varies by {shares['order']} of its length along the order of the store, by "
-        f"{shares['content']} between {groups} clusters of items by content, and by {shares['mixture']} as two gaps "
-        f"mixed at random would ({count} items)."
+        f"Beyond chance, the gap varies by {shares['order']} of its length along the order of the store, by "
+        f"{shares['content']} between {groups} clusters of items with similar content, and by {shares['mixture']} in "
+        f"a test for two gaps mixed at random ({count} items)."
     )
     return _answer("constant", because, answer, worst, {"groups": groups, "items": count, **found})
 
@@ -143,8 +143,8 @@ def is_orthogonal(collected: Collected, *, seed: int = 0) -> Assumption:
 
     ranges = ", ".join("{} {:.2f} to {:.2f}".format(name, *each["random_directions"]) for name, each in known.items())
     because = (
-        f"Variance along the gap over that along the average direction: {listed('variance_ratio', 2)}; random "
-        f"directions at the gap's angle to the mean have {ranges}. Share of the gap inside the 99 % span: "
+        f"Variance along the gap, divided by that along an average direction: {listed('variance_ratio', 2)}; random "
+        f"directions at the same angle to the mean give {ranges}. Share of the gap inside the 99 % span: "
         f"{listed('share_in_span', 2)}; by chance {listed('share_by_chance', 2)}."
     )
     worst = max(float(values["variance_ratio"]) for values in known.values())
@@ -223,7 +223,7 @@ def is_gaussian(noise: Residuals) -> Assumption:
     near = share <= SOME and noise.distance <= 0.06 and abs(mean) <= 1.0 + allowed
     answer: Answer = "yes" if close else "partly" if near else "no"
     because = (
-        f"{100 * share:.0f} % of the dimensions have a skewness or kurtosis unlike a Gaussian's; the mean excess "
+        f"In {100 * share:.0f} % of the dimensions, skewness or kurtosis differ from a Gaussian. The mean excess "
         f"kurtosis is {mean:.2f}, and the pooled standardised marginals differ from a normal distribution by at most "
         f"{noise.distance:.3f} ({noise.items} items)."
     )
@@ -244,8 +244,8 @@ def is_isotropic(noise: Residuals) -> Assumption:
     share = noise.isotropy * (1 + 4 / noise.items)
     answer: Answer = "yes" if share >= 0.9 and ratio <= 2 * chance else "partly" if share >= 0.6 else "no"
     because = (
-        f"It fills {100 * noise.isotropy:.0f} % of the dimensions (100 % if isotropic); the standard deviation per "
-        f"dimension runs from {smallest:.3f} to {largest:.3f}, a ratio of {ratio:.1f} (isotropic noise of "
+        f"The noise fills {100 * noise.isotropy:.0f} % of the dimensions (100 % if isotropic). The standard deviation "
+        f"per dimension ranges from {smallest:.3f} to {largest:.3f}, a ratio of {ratio:.1f} (isotropic noise of "
         f"{noise.items} items: {chance:.1f})."
     )
     measures = {"isotropy": noise.isotropy, "std_ratio": ratio, "std_ratio_by_chance": chance}
@@ -309,7 +309,7 @@ def is_same_in_subsets(rows: list[dict[str, Any]]) -> Assumption:
     answer: Answer = "yes" if value <= SAME else "partly" if value <= ALIKE else "no"
     because = (
         f"The gap of {worst['value']!r} ({worst['items']:,} items) differs most from that of all pairs: by "
-        f"{100 * value:.0f} % of its length, beyond what so few items differ by chance ({len(known)} subsets)."
+        f"{100 * value:.0f} % of its length, not counting what so few items differ by chance ({len(known)} subsets)."
     )
     return _answer("subsets", because, answer, value)
 

@@ -290,7 +290,7 @@ def _require_count(store: Store, modality: str, count: int, split: str | None) -
         raise StoreError(
             f"The modality {modality!r} of the store {store.path} has {counted(count, 'row')}"
             f"{'' if every else f' in the split {split!r}'}; a report needs at least {MIN_ROWS}.",
-            remedy="Embed more." if every else f"Choose another --split; there are {store.list_splits(modality)}.",
+            remedy="Embed more." if every else f"Choose another --split. The splits are {store.list_splits(modality)}.",
         )
 
 
@@ -306,8 +306,8 @@ def _refuse_invalid(store: Store, checks: Mapping[str, RowCheck], skip: bool) ->
     overflow = store.info.dtype == "float16" and any(check.not_finite for check in checks.values())
     raise StoreError(
         f"The store {store.path} has rows that cannot be measured. " + "; ".join(parts) + ".",
-        remedy="Leave them out with --skip-invalid, or embed them again."
-        + (" Infinities in a float16 store are usually values above 65,504: store float32." if overflow else ""),
+        remedy="Leave these rows out with --skip-invalid, or embed them again."
+        + (" Infinity in a float16 store usually comes from values above 65,504: use float32." if overflow else ""),
     )
 
 
@@ -321,8 +321,8 @@ def _row_notes(checks: Mapping[str, RowCheck], normalised: bool) -> list[str]:
             )
         if normalised and check.not_unit:
             notes.append(
-                f"{check.not_unit} of {check.rows} {name} embeddings are not exactly of unit length (mean norm "
-                f"{check.mean_norm:.4g}, at most {check.furthest:.2g} off); everything here is measured after L2 "
+                f"{check.not_unit} of {check.rows} {name} embeddings do not have norm 1 exactly (mean norm "
+                f"{check.mean_norm:.4g}, at most {check.furthest:.2g} off). Everything is measured after L2 "
                 "normalisation."
             )
     return notes
@@ -375,9 +375,9 @@ def _fit_moments(
         return ", ".join(f"{part.n:,} {name}" for name, part in parts.items()) + " rows"
 
     if all(part.n >= MIN_FIT_ROWS for part in train.values()):
-        words = f"the train split ({sizes(train)}; split by a hash of the keys where the corpus names no split)"
+        words = f"the train split ({sizes(train)}; split by a hash of the keys if the corpus has no splits)"
         share = train[first].n / moments[first].n if split in (None, ALL) else float(split == "train")
         return train, words, share
     rows = "all rows" if split in (None, ALL) else f"the {split} split"
-    words = f"{rows} ({sizes(moments)}), as the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
+    words = f"{rows} ({sizes(moments)}), because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
     return moments, words, 1.0

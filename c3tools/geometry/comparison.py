@@ -123,13 +123,13 @@ def gap_reports(
         StoreError: as `gap_report`; or if there are more than two stores, or two and every pair of modalities.
     """
     if len(stores) > 2:
-        raise StoreError(f"A report compares two stores, not {len(stores)}.", remedy="Name one or two.")
+        raise StoreError(f"A report compares at most two stores, not {len(stores)}.", remedy="Give one or two stores.")
     if modalities is None or tuple(modalities) != ALL_PAIRS:
         return GapReports([gap_report(store, modalities=modalities, **options) for store in stores])
     if len(stores) == 2:
         raise StoreError(
-            "Two stores are compared by one pair of modalities, not by every pair.",
-            remedy="Name the pair, for example --modalities image,text.",
+            "Two stores can only be compared for one pair of modalities, not for every pair.",
+            remedy="Choose the pair, for example --modalities image,text.",
         )
     store = Store.open(stores[0], reporter=options.get("reporter", SILENT))
     pairs = list(combinations(store.modalities, 2)) if len(store.modalities) > 2 else [None]
@@ -180,7 +180,7 @@ def _compare_stores(reports: Sequence[Values], figures: Sequence[Figures] = ()) 
         if name in reports[1]["assumptions"]:
             add(found["question"], [report["assumptions"][name]["answer"] for report in reports])
     stores = [report["provenance"]["store"] for report in reports]
-    table = Table(["Measure", *stores], rows, note="In brackets: 95 % bootstrap intervals over items.")
+    table = Table(["Measure", *stores], rows, note="95 % bootstrap intervals over items are in brackets.")
     sections = [Section("Measures", tables=[table])]
     for key, title in (
         ("spectra", "Spectra"),
@@ -209,7 +209,7 @@ def _list_pairs(reports: Sequence[Values], links: Sequence[str] = ()) -> list[Se
                 values = scores["recall@1"], after[direction]["recall@1"]
                 recall.append([direction.replace("_", " "), *(number(100 * value, 1) for value in values)])
     columns = ["modalities", "pairs", "gap length", "RMG", "cosine of pairs", "of others", "noise, rms"]
-    note = "Gap length: distance of the two means. A dash: no row of one belongs to a row of the other."
+    note = "The gap length is the distance of the two means. A dash means that the two modalities have no pairs."
     questions = {name: found["question"] for name, found in reports[0]["assumptions"].items()}
     verdicts = [
         [label, *(report["assumptions"].get(name, {}).get("answer", "") for name in questions)]
@@ -219,7 +219,7 @@ def _list_pairs(reports: Sequence[Values], links: Sequence[str] = ()) -> list[Se
         Section("Every pair of modalities", tables=[Table(columns, rows, note=note, links=links)]),
         Section(
             "Recall@1 before and after Collapse",
-            [] if recall else ["No two modalities of this store are paired."],
+            [] if recall else ["The modalities of this store have no pairs."],
             [Table(["direction", "before, %", "after, %"], recall)] if recall else [],
         ),
         Section(
@@ -236,8 +236,13 @@ def _differences(first: Values, second: Values) -> list[str]:
     notes = []
     if models[0] != models[1]:
         both = " and ".join(models)
-        notes.append(f"The stores hold embeddings of two models, {both}: compare the measures, not the vectors.")
+        notes.append(
+            f"The stores contain embeddings of two models, {both}: their measures can be compared, but not their "
+            "vectors."
+        )
     if rows[0] != rows[1]:
         listed = " against ".join(", ".join(f"{n:,} {name}" for name, n in counts.items()) for counts in rows)
-        notes.append(f"The stores differ in rows ({listed}): recall depends on the size of the gallery.")
+        notes.append(
+            f"The stores have different numbers of rows ({listed}), and recall depends on the number of rows searched."
+        )
     return notes

@@ -24,8 +24,8 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _COLOURS = (palette.FIRST, palette.SECOND)
 _WIDE = ("spectrum", "spectra", "projection", "recall")
 _CAPTIONS = {
-    "projection": "The two main axes of both modalities together. Before, the first axis is mostly the gap; after "
-    "Collapse, the modalities share one cloud, and the lines that are left are alignment noise.",
+    "projection": "The two main axes of both modalities together. Before Collapse, the first axis is mostly the gap. "
+    "After it, both modalities occupy the same region, and the remaining lines are alignment noise.",
     "recall": "Recall@1 in both directions, with 95 % intervals.",
 }
 

@@ -131,7 +131,7 @@ def measure(
         cheap = working.complete and len(working.first) * len(working.second) <= ALL_PRESETS_SCORES
         presets = RECALL_PRESETS if cheap else ()
         if not cheap:
-            skipped.append("Recall is given raw and after Collapse; the other presets, on request, with --presets.")
+            skipped.append("Recall is measured before and after Collapse only. Choose other presets with --presets.")
     modalities = {
         name: measure_modality(moments, (collected.items or None) if name == second else None)
         for name, moments in collected.moments.items()
@@ -344,27 +344,27 @@ def _sigmas(collected: Collected) -> list[sigma_rules.SigmaRule]:
 def _limits(collected: Collected, modalities: dict[str, ModalityMeasures]) -> list[str]:
     """Return notes on what limits the numbers: few rows, no pairs, or a sample."""
     notes = [
-        f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so its effective "
-        "dimension is limited by the number of rows, not by the encoder alone."
+        f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so the number of rows "
+        "limits the effective dimension."
         for name, found in modalities.items()
         if found.limited_by_rows
     ]
     if 0 < collected.items < BIASED_ITEMS:
-        also = " So are those of recall and separability." if collected.items < FEW_ITEMS else ""
+        also = " The intervals of recall and separability are approximate too." if collected.items < FEW_ITEMS else ""
         notes.append(
-            f"With {collected.items} {collected.first} rows the intervals of the gap's length and of the residual rms "
-            f"are approximate, as both numbers are biased; those of the debiased ones hold.{also}"
+            f"With only {collected.items} {collected.first} rows, gap length and residual rms are biased and their "
+            f"intervals are approximate; use the debiased values.{also}"
         )
     if collected.sums is None:
         notes.append(
             f"No {collected.second} row belongs to any {collected.first} row, so distances of pairs, RMG, alignment "
-            "noise and recall cannot be given; the gap, the spectra and the modality bias can."
+            "noise and recall cannot be measured. The gap, the spectra and the modality bias can."
         )
     elif not collected.working.complete:
         working = collected.working
         notes.append(
             f"Recall, uniformity, separability, modality bias and the shape of the noise are measured on a seeded "
             f"sample of {len(working.first):,} {collected.first} rows with all their {len(working.second):,} "
-            f"{collected.second} rows; recall is therefore that of a gallery of this size. Everything else is exact."
+            f"{collected.second} rows, so recall is for a search among that many rows. Everything else is exact."
         )
     return notes

@@ -97,7 +97,8 @@ def pair_rows(store: Store, first: str, second: str, *, split: str | None = None
         first, second = second, first
     elif repeats[first]:
         notes.append(
-            f"Several {first} rows belong to one item; the first of them is paired with each {second} row of the item."
+            f"Several {first} rows belong to the same item. The first of them is paired with each {second} row of the "
+            "item."
         )
     keep = {name: split_mask(tables[name], split, store.kept_splits) for name in (first, second)}
     kept = np.flatnonzero(keep[first])
@@ -232,8 +233,8 @@ def _subsets(pairing: Pairing, tables: dict[str, pa.Table], by: str) -> tuple[np
     if not found:
         there = {name for table in tables.values() for name in table.column_names}
         raise StoreError(
-            f"There is no column {by!r} in the store.",
-            remedy=f"Columns of {pairing.first} and {pairing.second}: {', '.join(sorted(there))}.",
+            f"The store has no column {by!r}.",
+            remedy=f"The columns of {pairing.first} and {pairing.second} are {', '.join(sorted(there))}.",
         )
     columns = {name: pc.cast(tables[name].column(by), pa.string()) for name in found}
     if pairing.first in columns:
@@ -243,13 +244,14 @@ def _subsets(pairing: Pairing, tables: dict[str, pa.Table], by: str) -> tuple[np
     if values.null_count == len(values):
         raise StoreError(
             f"The column {by!r} is empty for every pair of {pairing.first} and {pairing.second}.",
-            remedy="Choose a column that has values, or leave --by out.",
+            remedy="Choose a column with values, or leave out --by.",
         )
     encoded = values.combine_chunks().dictionary_encode()
     if len(encoded.dictionary) > MAX_SUBSETS:
         raise StoreError(
-            f"The column {by!r} has {len(encoded.dictionary)} values; the gap is compared over at most {MAX_SUBSETS}.",
-            remedy="Choose a column that names a few groups, such as split.",
+            f"The column {by!r} has {len(encoded.dictionary)} values, but the gap can be compared for at most "
+            f"{MAX_SUBSETS}.",
+            remedy="Choose a column with a few groups, such as split.",
         )
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     names = [str(value) for value in encoded.dictionary.to_pylist()]

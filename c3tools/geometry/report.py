@@ -155,8 +155,8 @@ def gap_report(
     others = [name for name in store.modalities if name not in chosen]
     if others and modalities is None:
         measured.notes.append(
-            f"The store also has {', '.join(others)}; this is {chosen[0]} against {chosen[1]}. Choose two with "
-            "--modalities A,B, or every pair with --modalities all."
+            f"The store also has {', '.join(others)}; this report is about {chosen[0]} and {chosen[1]}. Choose two "
+            "modalities with --modalities A,B, or every pair with --modalities all."
         )
     values = _pair_values(measured, seed=seed, split=split)
     values["modality_gaps"] = to_json_floats(gaps_between_modalities(store, split=split)) if others else []
@@ -202,8 +202,8 @@ def _check_presets(names: Sequence[str] | None) -> None:
     for name in names or ():
         if name not in RECALL_PRESETS:
             raise StoreError(
-                f"Recall is not measured under {name!r} here.",
-                remedy=f"Choose among {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
+                f"The gap report cannot measure recall for {name!r}.",
+                remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
             )
 
 
@@ -212,8 +212,8 @@ def _choose(store: Store, modalities: Sequence[str] | None) -> list[str]:
     if modalities is not None:
         if not 1 <= len(modalities) <= 2 or len(set(modalities)) != len(modalities):
             raise StoreError(
-                f"A report compares two different modalities, not {', '.join(modalities) or 'none'}.",
-                remedy=f"The store has: {', '.join(there) or 'nothing'}; `--modalities all` takes every pair.",
+                f"A report needs two different modalities, not {', '.join(modalities) or 'none'}.",
+                remedy=f"The store has {', '.join(there) or 'none'}; `--modalities all` reports on every pair.",
             )
         for name in modalities:
             store.require(name)
@@ -257,8 +257,8 @@ def _single_values(
 ) -> dict[str, Any]:
     """Return the JSON object of one modality: what can be measured without another."""
     notes = [
-        f"This is one modality, {modality}: there is no gap, and no pairs, to measure."
-        + (" Embed another modality into the same store for the full report." if len(store.modalities) == 1 else "")
+        f"The store has only one modality, {modality}, so there are no gap and no pairs to measure."
+        + (" Embed another modality into the same store for a full report." if len(store.modalities) == 1 else "")
     ]
     if found.limited_by_rows:
         notes.append(f"{found.n} rows span at most {found.n - 1} of {found.dim} dimensions.")

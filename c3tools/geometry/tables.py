@@ -39,8 +39,8 @@ def report_sections(values: Values, measured: Measured | None, figures: Figures 
         Section(
             "Does the model of the paper hold here?",
             [
-                "C3 rests on e_x − e_y = c + ε: a constant gap c, orthogonal to the directions in which the modalities "
-                "vary, and Gaussian noise ε of the same size in every direction."
+                "C3 assumes e_x − e_y = c + ε: a constant gap c that is orthogonal to the directions in which the "
+                "modalities vary, and Gaussian noise ε of the same size in every direction."
             ],
             [_assumptions_table(values), *([_subsets_table(values)] if values["subsets"] else [])],
             _take(shown, *names),
@@ -79,19 +79,22 @@ def report_tiles(values: Values) -> list[tuple[str, str, str, str]]:
         meaning = "Distance of the two means. 0 is no gap; CLIP on COCO has about 0.83."
         tiles.append((number(gap["length"]), "Gap length", meaning, ""))
     if pairs:
-        unpaired = f"{number(pairs['unpaired_cosine'])} between any two that do not belong together."
+        unpaired = f"Unrelated rows have {number(pairs['unpaired_cosine'])}."
         tiles.append((number(pairs["paired_cosine"]), "Cosine of pairs", unpaired, ""))
-        meaning = "Distance of pairs relative to distances within a modality: 0 is perfect alignment, 0.5 pairs as far "
+        meaning = (
+            "Distance of pairs relative to distances within a modality: 0 is perfect alignment; at 0.5 pairs are as "
+            "far "
+        )
         meaning += "apart as any two rows of a modality."
         tiles.append((number(gap["rmg"]), "Relative gap (RMG)", meaning, ""))
-        meaning = "Difference within pairs once the mean gap is subtracted, per dimension."
+        meaning = "Difference within pairs after the mean gap is subtracted, per dimension."
         tiles.append((number(pairs["residual_rms"], 4), "Alignment noise", meaning, "rms"))
     for name, found in values["modalities"].items():
-        meaning = f"So many directions hold 99 % of the variance of {found['n']:,} rows."
+        meaning = f"Number of directions that contain 99 % of the variance of {found['n']:,} rows."
         dimension = str(found["effective_dimension"])
         tiles.append((dimension, f"Effective dimension, {name}", meaning, f"of {found['dim']}"))
     for direction, scores in values["retrieval"].get(RAW, {}).items():
-        meaning = "How often the nearest row is the right one, before any transform."
+        meaning = "How often the nearest row belongs to the same item, before any transform."
         name = f"Recall@1, {direction.replace('_', ' ')}"
         tiles.append((number(100 * scores["recall@1"], 1), name, meaning, "%"))
     return tiles
@@ -119,13 +122,13 @@ def summarize(measured: Measured) -> str:
     """Return one or two sentences on the space as it is."""
     gap, pairs = measured.gap, measured.pairs
     first, second = measured.collected.first, measured.collected.second
-    text = f"The means of {first} and {second} embeddings lie {gap.length:.2f} apart, on a sphere of radius 1."
+    text = f"The means of {first} and {second} embeddings are {gap.length:.2f} apart, on a sphere of radius 1."
     if pairs is None or pairs.unpaired_cosine is None:
         return text
     return (
         f"{text} The cosine of a {second} row is {number(pairs.paired_cosine, 2)} with its own {first} row and "
-        f"{number(pairs.unpaired_cosine, 2)} with any other: what belongs together is told apart by the difference, "
-        "not by the size, of these numbers."
+        f"{number(pairs.unpaired_cosine, 2)} with any other. Only the difference of these numbers separates pairs "
+        "from unrelated rows, not their size."
     )
 
 
@@ -154,8 +157,8 @@ def _modality_tables(values: Values) -> list[Table]:
         counts = numbers(found, independent_rows=0, rows_for_one_degree=0)
         means.append([name, *numbers(found, mean_norm=3, mean_norm_error=4), direction, *counts])
     note = (
-        "Collapse subtracts the mean, which is good enough once its direction is known to about a degree. The errors "
-        "count only independent rows: the captions of one image are one."
+        "Collapse subtracts the mean, which is accurate enough if its direction is known to about one degree. The "
+        "errors count independent rows only: all captions of an image count as one."
     )
     return [
         Table(["modality", "rows", "eff. dimension", "eff. rank", "participation ratio"], spans, "Dimensions"),
@@ -167,16 +170,21 @@ def _measures_table(values: Values) -> Table:
     gap, pairs = values["gap"], values["pairs"]
     rows = [
         ("gap length", gap, "length", "distance of the means; 0 is no gap"),
-        ("gap length, debiased", gap, "length_debiased", "less what so few items give by chance"),
+        ("gap length, debiased", gap, "length_debiased", "without what so few items show by chance"),
     ]
     if pairs:
         rows += [
             ("instance distance", gap, "instance_distance", "mean, over pairs"),
-            ("relative gap (RMG)", gap, "rmg", "pairs against distances within a modality; 0 is aligned"),
+            ("relative gap (RMG)", gap, "rmg", "pairs, relative to distances within a modality; 0 is aligned"),
             ("paired cosine", pairs, "paired_cosine", f"over {pairs['n']:,} pairs"),
-            ("unpaired cosine", pairs, "unpaired_cosine", "over all that do not match"),
+            ("unpaired cosine", pairs, "unpaired_cosine", "over all unrelated rows"),
             ("residual rms", pairs, "residual_rms", "alignment noise, per dimension"),
-            ("residual rms, debiased", pairs, "residual_rms_debiased", "about the true mean, not that of so few items"),
+            (
+                "residual rms, debiased",
+                pairs,
+                "residual_rms_debiased",
+                "around the true mean, not that of so few items",
+            ),
         ]
     few = bool(pairs) and pairs["items"] < BIASED_ITEMS
     cells = []
@@ -184,7 +192,7 @@ def _measures_table(values: Values) -> Table:
         ends = interval(part[f"{key}_interval"], 4 if key.startswith("residual") else 3)
         about = "≈ " if few and key in ("length", "residual_rms") else ""
         cells.append([name, number(part[key], 4), about + ends, meaning])
-    note = f"≈: approximate with fewer than {BIASED_ITEMS} items; the debiased interval holds." if few else ""
+    note = f"≈: approximate with fewer than {BIASED_ITEMS} items; use the debiased interval." if few else ""
     return Table(["measure", "value", "95 %", "meaning"], cells, left=("meaning",), note=note)
 
 
@@ -209,10 +217,8 @@ def _recall_table(values: Values) -> Table:
         ]
         for name, found in retrieval.items()
     ]
-    note = (
-        "How often a right row is among the k nearest; any row of the item counts. By chance: the gap that so few rows "
-    )
-    note += "show, on average, where there is none. The presets: "
+    note = "How often one of the k nearest rows belongs to the same item. By chance: the gap that so few rows "
+    note += "show on average if there is none. The presets: "
     note += "; ".join(f"{name}: {describe_preset(name)}" for name in retrieval) + "."
     return Table(["preset", *heads, "gap left", "by chance"], rows, "Recall, %", note=note)
 
@@ -238,9 +244,9 @@ def _hubs_table(values: Values) -> Table:
         for name, found in spaces.items()
     ]
     note = (
-        "How unevenly the ten nearest of every query fall on the rows of the other modality: skewness and Gini "
-        "coefficient of how often a row is among them. Closing the gap can make hubs: a few rows that are near to "
-        "everything. CSLS is recall@1, %, when each row's mean cosine with its ten nearest is taken off."
+        "A hub is a row that is near to everything. Skewness and Gini coefficient measure how unevenly rows of the "
+        "other modality occur among the ten nearest of all queries. Closing the gap can create hubs. CSLS is "
+        "recall@1, %, after the mean cosine of each row with its ten nearest is subtracted."
     )
     return Table(["preset", *heads], rows, "Hubs", note=note)
 
@@ -264,9 +270,9 @@ def _spaces_table(values: Values) -> Table:
     for modality in values["modalities"]:
         rows.append(row(f"uniformity, {modality}", "uniformity", modality, 3, 1))
     note = (
-        "Separability: held-out accuracy of a probe for the modality. Modality bias: share of the neighbours, in a "
-        "corpus of both, that have the query's own modality. 50 % is ideal for both. Uniformity: "
-        "log E exp(−2 |x − x′|²); lower is more spread out."
+        "Separability: accuracy, on held-out rows, of a linear probe for the modality. Modality bias: share of the "
+        "ten nearest rows of both modalities that have the modality of the query. 50 % is ideal for both. Uniformity: "
+        "log E exp(−2 |x − x′|²); lower means more spread out."
     )
     columns = ["measure", *(head for name in spaces for head in heads[name])]
     return Table(columns, rows, "Before and after Collapse", note=note)
@@ -286,7 +292,9 @@ def _subsets_table(values: Values) -> Table:
         ]
         for row in values["subsets"]
     ]
-    note = "Differs: distance of the subset's gap from that of all pairs, beyond what so few items differ by chance."
+    note = (
+        "Differs: distance of the subset's gap from that of all pairs, not counting what so few items differ by chance."
+    )
     columns = ["subset", "pairs", "gap length", "cosine with the gap", "differs by, % of the gap"]
     return Table(columns, rows, "The gap by subset", note=note)
 
@@ -297,7 +305,7 @@ def _sigma_table(values: Values) -> Table:
         [
             name.replace("_", " ") + (" (auto)" if name == sigma["recommended"] else ""),
             number(rule["sigma"], 4),
-            rule["rests_on"] + (f"; not here: {rule['missing']}" if rule["missing"] else ""),
+            rule["rests_on"] + (f"; not available here: {rule['missing']}" if rule["missing"] else ""),
         ]
         for name, rule in sigma["candidates"].items()
     ]
@@ -312,10 +320,10 @@ def _figure_note(values: Values, first: str, second: str) -> str:
         f", so that {pairs['items']:,} {first} rows make {pairs['n']:,} pairs" if pairs["n"] > pairs["items"] else ""
     )
     return (
-        f"Bars show shares. A pair is one {second} row with its {first}{several}. The length over groups is "
+        f"Bars show shares. A pair is one {second} row with its {first}{several}. The gap length over groups is "
         f"{number(gap['group_length'][0])} ± {number(gap['group_length'][1])}; the line marks the length over all "
-        "rows. The paper has 0.83 ± 0.01 for CLIP ViT-B/32 on COCO, direction 0.99, orthogonality 0.00 ± 0.06, noise "
-        "direction 0.00 ± 0.10."
+        "rows. For CLIP ViT-B/32 on COCO, the paper reports length 0.83 ± 0.01, direction 0.99, orthogonality "
+        "0.00 ± 0.06 and noise direction 0.00 ± 0.10."
     )
 
 
@@ -323,17 +331,19 @@ def _describe_collapse(measured: Measured) -> str:
     raw, collapsed = measured.spaces.get(RAW), measured.spaces.get(COLLAPSE)
     if raw is None or collapsed is None:
         return "Collapse cannot be applied to these embeddings."
-    text = f"Subtracting each modality's mean takes the distance of the means from {raw.gap:.2f} to {collapsed.gap:.2f}"
+    text = f"Subtracting the mean of each modality reduces the gap from {raw.gap:.2f} to {collapsed.gap:.2f}"
     if raw.separability is not None and collapsed.separability is not None:
         text += (
-            f", and a linear probe that tells the modalities apart falls from {100 * raw.separability.value:.0f} % to "
+            f", and the accuracy of a linear probe for the modality from {100 * raw.separability.value:.0f} % to "
             f"{100 * collapsed.separability.value:.0f} % (chance: 50 %)"
         )
     text += "."
     if raw.modality_bias and collapsed.modality_bias:
         biases = (raw.modality_bias, collapsed.modality_bias)
         before, after = (float(np.mean([found.value for found in bias.values()])) for bias in biases)
-        text += f" Among the ten nearest of both modalities, {100 * before:.0f} % are of the query's own before it and "
+        text += (
+            f" Among the ten nearest rows of both modalities, {100 * before:.0f} % have the query's own before it and "
+        )
         text += f"{100 * after:.0f} % after it."
     if raw.recall and collapsed.recall:
         changes = [100 * (collapsed.recall[way]["recall@1"] - raw.recall[way]["recall@1"]) for way in raw.recall]
@@ -345,14 +355,14 @@ def _describe_collapse(measured: Measured) -> str:
 
 def _describe_change(changes: list[float], uncertain: bool) -> str:
     if max(abs(change) for change in changes) <= 1:
-        return "closing the gap hardly touches retrieval, which compares within one direction at a time."
+        return "closing the gap hardly changes retrieval, which compares rows of one modality only."
     if uncertain:
-        return "no more than the uncertainty of so few rows."
+        return "this is within the uncertainty of so few rows."
     if max(changes) < -1:
         return "closing the gap costs retrieval here."
     if min(changes) > 1:
         return "closing the gap also helps retrieval here."
-    return "closing the gap does not do the same to both."
+    return "closing the gap affects the two directions differently."
 
 
 def _is_within_intervals(raw: SpaceMeasures, collapsed: SpaceMeasures) -> bool:
@@ -369,9 +379,8 @@ def _describe_corrupt(measured: Measured) -> str:
     norm = float(np.sqrt(np.trace(measured.collected.fit_moments[second].covariance)))
     cosine = norm / float(np.hypot(norm, sigma * np.sqrt(dim))) if norm > 0 else 0.0
     text = (
-        f"The rule of --sigma auto gives {sigma:.3f}: {why}. Noise of this size has a norm of "
-        f"{sigma * np.sqrt(dim):.2f} on centred vectors of {norm:.2f}, so a noised {second} keeps a cosine of "
-        f"{cosine:.2f} with itself."
+        f"--sigma auto gives {sigma:.3f}: {why}. Noise of this size has norm {sigma * np.sqrt(dim):.2f}, and centred "
+        f"vectors have norm {norm:.2f}, so the cosine of a {second} embedding with its noised copy is {cosine:.2f}."
     )
     if measured.pairs is not None and measured.pairs.residual_rms > 0:
         ratio = PUBLISHED_SIGMA / measured.pairs.residual_rms

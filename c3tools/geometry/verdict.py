@@ -88,12 +88,12 @@ def judge_gap(values: Values) -> Verdict:
     else:
         share, between = length**2 / (length**2 + sum(spread.values())), f"a {second} row and any {first} row"
     if length <= CHANCE * chance:
-        because = f"The means lie {length:.2f} apart, and so few rows give {chance:.2f} without any gap."
+        because = f"The means are {length:.2f} apart, but so few rows show {chance:.2f} without any gap."
         return Verdict("gap", question, "no", because)
     answer: Answer = "no" if share < NO_GAP else "partly" if share < LARGE_GAP else "yes"
-    size = {"no": "which is hardly one", "partly": "which is small", "yes": "which is large"}[answer]
+    size = {"no": "which is hardly a gap", "partly": "which is small", "yes": "which is large"}[answer]
     because = (
-        f"The means lie {length:.2f} apart, {size}: {100 * share:.0f} % of the squared distance between {between}."
+        f"The means are {length:.2f} apart, {size}: {100 * share:.0f} % of the squared distance between {between}."
     )
     return Verdict("gap", question, answer, because)
 
@@ -107,12 +107,12 @@ def judge_collapse(values: Values, gap: Verdict) -> Verdict:
     if gap.answer == "no":
         return Verdict("collapse", question, "no", "There is no gap to close.")
     left = collapsed["gap"] / raw["gap"] if raw["gap"] > 0 else 1.0
-    closes = f"It takes the gap from {raw['gap']:.2f} to {collapsed['gap']:.2f}"
+    closes = f"It reduces the gap from {raw['gap']:.2f} to {collapsed['gap']:.2f}"
     if left > NOT_CLOSED:
-        because = f"{closes} only: the means it subtracts are not those of these rows."
+        because = f"{closes} only: the subtracted means are not those of these rows."
         return Verdict("collapse", question, "no", because)
     probe = collapsed["separability"]
-    told = "" if probe is None else f", and a linear probe tells the modalities apart in {100 * probe:.0f} % of cases"
+    told = "" if probe is None else f", and a linear probe recognises the modality of {100 * probe:.0f} % of the rows"
     lost = list(_lost_recall(values))
     if lost:
         because = f"{closes}{told}, but recall@1 falls: {', '.join(lost)}."
@@ -122,10 +122,14 @@ def judge_collapse(values: Values, gap: Verdict) -> Verdict:
     uneven = [name for name in ("constant", "subsets") if _answer(values, name) == "no"]
     if uneven:
         where = "across the store" if uneven[0] == "constant" else "between subsets"
-        because = f"{closes}, but the gap is not the same {where}: one mean per modality does not close it everywhere."
+        because = (
+            f"{closes}, but the gap is not the same {where}, so one mean per modality does not close it everywhere."
+        )
         return Verdict("collapse", question, "partly", because)
     if probe is not None and probe >= SEPARABLE:
-        return Verdict("collapse", question, "partly", f"{closes}{told} still: not only their means differ.")
+        return Verdict(
+            "collapse", question, "partly", f"{closes}{told}: the modalities differ in more than their means."
+        )
     return Verdict("collapse", question, "yes", f"{closes}{told}{' (chance: 50 %)' if told else ''}.")
 
 
@@ -134,33 +138,34 @@ def judge_corrupt(values: Values) -> Verdict:
     question, sigma, pairs = "Will Corrupt help?", values["sigma"], values["pairs"]
     auto = f"--sigma auto gives {sigma['value']:.3f}, {sigma['why']}"
     if not pairs:
-        return Verdict("corrupt", question, "unknown", f"There are no pairs to measure what it has to bridge; {auto}.")
+        return Verdict("corrupt", question, "unknown", f"There are no pairs to measure the alignment noise; {auto}.")
     dim = next(iter(values["modalities"].values()))["dim"]
     ratio = dim * pairs["residual_rms"] ** 2 / max(sum(_variances(values).values()), 1e-12)
     if ratio <= ALIKE:
         because = (
-            f"Without the gap, pairs coincide: their squared distance is {100 * ratio:.0f} % of that of unrelated rows."
+            f"Without the gap, pairs are almost equal: their squared distance is {100 * ratio:.0f} % of that of "
+            "unrelated rows."
         )
         return Verdict("corrupt", question, "no", because)
     if ratio >= STRANGERS:
         because = (
             f"Without the gap, pairs are as far apart as unrelated rows ({100 * ratio:.0f} % of their squared "
-            "distance); no noise bridges that."
+            "distance), and no noise makes up for that."
         )
         return Verdict("corrupt", question, "no", because)
     needed = sigma["candidates"].get("pair_cosine", {}).get("sigma")
     differ = f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of unrelated rows"
     if needed and not 1 / SIGMA_FACTOR <= sigma["value"] / needed <= SIGMA_FACTOR:
-        because = f"{differ}; {auto}, while the pairs here ask for {needed:.3f}. Compare both by `c3 ablate`."
+        because = f"{differ}. {auto}, but the pairs need {needed:.3f}. Compare both with `c3 ablate`."
         return Verdict("corrupt", question, "partly", because)
-    return Verdict("corrupt", question, "yes", f"{differ}; {auto}.")
+    return Verdict("corrupt", question, "yes", f"{differ}. {auto}.")
 
 
 def judge_unusual(values: Values) -> Verdict:
     """List what contrastive embeddings rarely show; anisotropic noise is not among it, as every model has that."""
     found = list(_unusual(values))
     if not found:
-        return Verdict("unusual", "Is anything unusual?", "no", "None of the checks found anything.")
+        return Verdict("unusual", "Is anything unusual?", "no", "All checks passed.")
     return Verdict("unusual", "Is anything unusual?", "yes", " ".join(f"{text}." for text in found))
 
 
@@ -169,22 +174,22 @@ def _unusual(values: Values) -> Iterator[str]:
     if pairs and pairs["unpaired_cosine"] is not None:
         if pairs["paired_cosine"] - pairs["unpaired_cosine"] <= HARDLY_CLOSER:
             cosines = f"{pairs['paired_cosine']:.3f} against {pairs['unpaired_cosine']:.3f}"
-            yield f"Pairs are hardly closer than unrelated rows (cosine {cosines}): check that the pairs are right"
+            yield f"Pairs are hardly closer than unrelated rows (cosine {cosines}): check that the pairs are correct"
         elif (recall := _recall_over_chance(values)) is not None and recall <= CHANCE_RECALL:
-            yield f"Recall@1 is only {recall:.1f} times that of chance: check that the pairs are right"
+            yield f"Recall@1 is only {recall:.1f} times that of chance: check that the pairs are correct"
     for name, found in values["modalities"].items():
         spread, error = 1 - found["mean_norm"] ** 2, found["mean_direction_error_degrees"]
         if spread <= CROWDED:
-            yield f"The {name} rows are crowded: their mean has length {found['mean_norm']:.3f} of at most 1"
+            yield f"The {name} rows are all similar: their mean has length {found['mean_norm']:.3f} of at most 1"
         if error is not None and error > UNSURE_DEGREES:
             rows = counted(found["independent_rows"], "independent row")
-            yield f"The direction of the {name} mean is uncertain by {error:.0f}° ({rows}): embed more"
+            yield f"The direction of the {name} mean is uncertain by {error:.0f}° ({rows}): embed more rows"
         if not found["limited_by_rows"] and found["effective_dimension"] <= FEW_DIRECTIONS * found["dim"]:
-            yield f"The {name} rows fill {found['effective_dimension']} of {found['dim']} dimensions"
+            yield f"The {name} rows fill only {found['effective_dimension']} of {found['dim']} dimensions"
     said = {
         "constant": "The gap is not constant",
         "orthogonal": "The gap is not orthogonal to both modalities",
-        "gaussian": "What is left of pairs is not Gaussian",
+        "gaussian": "The alignment noise is not Gaussian",
         "subsets": "The gap differs between subsets",
     }
     for name, text in said.items():

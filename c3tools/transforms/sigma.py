@@ -192,7 +192,7 @@ def residual_rms(variance: Array | None) -> SigmaRule:
     Args:
         variance: float64 (d,) of the pair differences per dimension, or None without pairs.
     """
-    rests_on = "pairs, best those that the encoder was not trained on: rms of (x - y) minus its mean"
+    rests_on = "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean"
     if variance is None:
         return SigmaRule("residual_rms", None, rests_on, "there are no pairs")
     return SigmaRule("residual_rms", float(np.sqrt(variance.mean())), rests_on)
@@ -210,7 +210,7 @@ def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[
         item_index: int64 (k,), the image of each text; empty without pairs.
         means: of the two modalities, float64 (d,) each.
     """
-    rests_on = "pairs, best those that the encoder was not trained on: their mean cosine, both centred"
+    rests_on = "pairs, preferably not seen in training of the encoder: their mean cosine, both centred"
     if not len(item_index):
         return SigmaRule("pair_cosine", None, rests_on, "there are no pairs")
     x, y = first - means[0], second - means[1]
@@ -228,7 +228,10 @@ def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[
     strangers = float(other[apart].mean()) if apart.any() else 0.0
     error = float(nearer.std(ddof=1) / np.sqrt(len(items))) if len(items) > 1 else 0.0
     if len(items) > 1 and nearer.mean() <= 3 * error:
-        missing = f"pairs are no nearer than unrelated rows: a cosine of {cosine:.3f} against {strangers:.3f}"
+        missing = (
+            f"pairs are no closer than unrelated rows: their cosine is {cosine:.3f}, that of unrelated rows "
+            f"{strangers:.3f}"
+        )
         return SigmaRule("pair_cosine", None, f"{rests_on} ({cosine:.3f})", missing)
     return _by_cosine("pair_cosine", cosine, text_norm, y.shape[1], rests_on)
 
@@ -256,12 +259,12 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     if AUTO_RULE in known:
         return known[AUTO_RULE], "twice the spread of captions of one image, from texts alone"
     missing = next((rule.missing for rule in rules if rule.name == AUTO_RULE and rule.missing), "")
-    because = f"as {missing}, " if missing else ""
+    because = f", because {missing}" if missing else ""
     if FALLBACK in known:
-        return known[FALLBACK], f"{because}the cosine of the pairs instead of the spread of captions"
-    refused = next((rule.missing for rule in rules if rule.name == FALLBACK and rule.missing), "")
-    also = f"as {refused}" if refused else "without pairs"
-    return published(), f"{because}{'and ' if because else ''}{also}, the published constant, which may be far off"
+        return known[FALLBACK], f"the cosine of the pairs instead of the spread of captions{because}"
+    refused = next((rule.missing for rule in rules if rule.name == FALLBACK and rule.missing), "there are no pairs")
+    reasons = " and ".join(filter(None, [missing, refused]))
+    return published(), f"the published constant, which may be far off, because {reasons}"
 
 
 def auto_sigma(texts: Rows, item_index: Indices, mean: Array) -> tuple[float, str]:
@@ -288,5 +291,5 @@ def _by_cosine(
     name: str, cosine: float, norm: float, dim: int, rests_on: str, *, least: float = MIN_COSINE
 ) -> SigmaRule:
     sigma = sigma_for_cosine(cosine, norm, dim) if cosine >= least else None
-    missing = "" if sigma is not None else f"the cosine is {cosine:.3f}, and below {least:g} noise leaves nothing"
+    missing = "" if sigma is not None else f"the cosine is {cosine:.3f}, and below {least:g} the noise hides everything"
     return SigmaRule(name, sigma, f"{rests_on} ({cosine:.3f})", missing)

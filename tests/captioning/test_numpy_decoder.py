@@ -82,7 +82,7 @@ def test_other_weights_are_refused(tiny_model: CaptionDecoder) -> None:
     weights = {name: value.numpy() for name, value in tiny_model.state_dict().items()}
     with pytest.raises(ValueError, match=r"tokens.weight has shape \(2, 2\)"):
         NumpyDecoder(tiny_model.config, {**weights, "tokens.weight": np.zeros((2, 2))})
-    with pytest.raises(ValueError, match=r"other has shape \(1,\), but the architecture needs no such weight"):
+    with pytest.raises(ValueError, match=r"other has shape \(1,\), but the architecture has no such weight"):
         NumpyDecoder(tiny_model.config, {**weights, "other": np.zeros(1)})
     del weights["positions"]
     with pytest.raises(KeyError, match="positions"):

@@ -91,7 +91,7 @@ def test_one_modality_is_checked_too(tmp_path: Path) -> None:
     assert found["n"] == 8
     assert found["mean_norm"] == pytest.approx(np.linalg.norm(expected), abs=1e-6)
     assert any("left out" in note for note in values["notes"])
-    assert any("unit length" in note for note in values["notes"])
+    assert any("norm 1" in note for note in values["notes"])
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -135,7 +135,7 @@ def test_vectors_of_other_lengths_are_normalised_and_that_is_said(tmp_path: Path
     loose = gap_report(tmp_path / "loose", presets=ONLY_TWO).values
     expected = reported_measures(gap_report(tmp_path / "unit", presets=ONLY_TWO).values)
     assert reported_measures(loose) == pytest.approx(expected, abs=1e-6)
-    assert any("not exactly of unit length" in note for note in loose["notes"])
+    assert any("do not have norm 1 exactly" in note for note in loose["notes"])
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -26,7 +26,7 @@ def test_two_stores_of_different_models_are_compared_with_a_note(tmp_path: Path)
     values = gap_reports([tmp_path / "a", tmp_path / "b"]).to_dict()
     assert [report["provenance"]["model"] for report in values["stores"]] == ["a", "b"]
     assert "two models, a and b" in values["notes"][0]
-    assert "size of the gallery" in values["notes"][1]
+    assert "number of rows searched" in values["notes"][1]
 
 
 def test_two_stores_side_by_side(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_two_stores_side_by_side(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "side by side" in page
     assert "<script" not in page
-    with pytest.raises(StoreError, match="compares two stores, not 3"):
+    with pytest.raises(StoreError, match="at most two stores, not 3"):
         gap_reports([tmp_path / "s"] * 3)
 
 
@@ -76,5 +76,5 @@ def test_every_pair_of_modalities(tmp_path: Path) -> None:
     assert "Every pair of modalities in the store" in (tmp_path / "r" / links[0]).read_text()
     reports.save_figures(tmp_path / "f")
     assert len(list((tmp_path / "f").glob("*/spectra.png"))) == 3
-    with pytest.raises(StoreError, match="not by every pair"):
+    with pytest.raises(StoreError, match="not for every pair"):
         gap_reports([store, store], modalities=("all",))

@@ -51,7 +51,7 @@ def test_published_numbers_on_500_clip_pairs(tmp_path: Path, shared_data: Path) 
     assert values["assumptions"]["isotropic"]["answer"] == "no"
     assert (values["noise"]["std_smallest"], values["noise"]["std_largest"]) == pytest.approx((0.020, 0.114), abs=5e-4)
     assert values["sigma"]["candidates"]["pair_cosine"]["sigma"] == pytest.approx(0.093, abs=1e-3)
-    assert any("limited by the number of rows" in note for note in values["notes"])
+    assert any("limits the effective dimension" in note for note in values["notes"])
 
 
 def test_split_narrows_and_subsets_are_compared(tmp_path: Path) -> None:
@@ -149,7 +149,9 @@ def test_unpaired_modalities_still_have_a_gap(tmp_path: Path) -> None:
     assert values["gap"]["length"] > 0
     assert values["pairs"] is None
     assert values["retrieval"] == {}
-    assert any("No text row belongs to any image row" in note and "cannot be given" in note for note in values["notes"])
+    assert any(
+        "No text row belongs to any image row" in note and "cannot be measured" in note for note in values["notes"]
+    )
     assert values["assumptions"]["isotropic"]["answer"] == "unknown"
     assert values["sigma"]["recommended"] == "published"
 
@@ -202,7 +204,7 @@ def test_rows_that_are_all_equal_are_measured_as_far_as_possible(tmp_path: Path)
 
 def test_unknown_presets_are_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s", unit_rows(5, 4), unit_rows(5, 4, seed=1))
-    with pytest.raises(StoreError, match="not measured under 'c3'"):
+    with pytest.raises(StoreError, match="cannot measure recall for 'c3'"):
         gap_report(tmp_path / "s", presets=("c3",))
 
 
@@ -316,5 +318,5 @@ def test_the_page_without_pairs(tmp_path: Path) -> None:
     report = gap_report(make_store(tmp_path / "s", unit_rows(20, 4), unit_rows(20, 4, seed=1), owners=[None] * 20))
     json.dumps(report.to_dict(), allow_nan=False)
     page = report.to_html()
-    assert "cannot be given" in page
+    assert "cannot be measured" in page
     assert "unknown" in page

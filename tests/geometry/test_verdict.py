@@ -67,7 +67,7 @@ def test_usual_numbers() -> None:
     assert "0.80 apart, which is large: 53 %" in found["gap"].because
     assert "from 0.80 to 0.03" in found["collapse"].because
     # 64 dimensions of variance 0.09^2, over twice the variance 1 - 0.7^2 of a modality
-    assert "51 % of that of unrelated rows; --sigma auto gives 0.060, twice the spread" in found["corrupt"].because
+    assert "51 % of that of unrelated rows. --sigma auto gives 0.060, twice the spread" in found["corrupt"].because
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_usual_numbers() -> None:
     [
         ({"gap__length": 0.2}, "no", "hardly"),  # 0.04 / 1.2 = 3 %
         ({"gap__length": 0.4}, "partly", "small: 13 %"),
-        ({"gap__length": 0.05, "pairs__alignment": 0.001}, "no", "so few rows give 0.05"),
+        ({"gap__length": 0.05, "pairs__alignment": 0.001}, "no", "so few rows show 0.05"),
         ({"gap__length": 0.8, "pairs": None}, "yes", "39 % of the squared distance between a text row and any image"),
         ({"gap__length": 0.0, "pairs": None}, "no", "0.00 apart"),
     ],
@@ -92,7 +92,11 @@ def test_gap(changes: dict[str, Any], answer: str, words: str) -> None:
         ({"gap__length": 0.1}, "no", "no gap to close"),
         ({"spaces__c2_collapse__gap": 0.5}, "no", "from 0.80 to 0.50 only"),
         ({"spaces__c2_collapse__gap": 0.3}, "partly", "from 0.80 to 0.30"),
-        ({"spaces__c2_collapse__separability": 0.9}, "partly", "90 % of cases still"),
+        (
+            {"spaces__c2_collapse__separability": 0.9},
+            "partly",
+            "90 % of the rows: the modalities differ in more than their means",
+        ),
         ({"spaces__c2_collapse__separability": None}, "yes", "from 0.80 to 0.03."),
         ({"assumptions__constant__answer": "no"}, "partly", "not the same across the store"),
         ({"assumptions__subsets": {"answer": "no"}}, "partly", "not the same between subsets"),
@@ -110,10 +114,10 @@ def test_collapse(changes: dict[str, Any], answer: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "answer", "words"),
     [
-        ({"pairs": None}, "unknown", "no pairs to measure what it has to bridge; --sigma auto gives 0.060"),
+        ({"pairs": None}, "unknown", "no pairs to measure the alignment noise; --sigma auto gives 0.060"),
         ({"pairs__residual_rms": 0.01}, "no", "coincide"),
         ({"pairs__residual_rms": 0.125}, "no", "as far apart as unrelated rows (98 %"),
-        ({"sigma__value": 0.15}, "partly", "while the pairs here ask for 0.070"),
+        ({"sigma__value": 0.15}, "partly", "but the pairs need 0.070"),
         ({"sigma__value": 0.03}, "partly", "ask for 0.070"),
         ({"sigma__candidates": {"pair_cosine": {"sigma": None}}}, "yes", "0.060"),
     ],
@@ -128,9 +132,9 @@ def test_corrupt(changes: dict[str, Any], answer: str, words: str) -> None:
     [
         ({"pairs__paired_cosine": 0.17}, "hardly closer than unrelated rows (cosine 0.170 against 0.160)"),
         ({"retrieval__raw": {"a_to_b": {"recall@1": 0.004}}}, "only 2.0 times that of chance"),
-        ({"modalities__image__mean_norm": 0.99}, "The image rows are crowded"),
+        ({"modalities__image__mean_norm": 0.99}, "The image rows are all similar"),
         ({"modalities__text__mean_direction_error_degrees": 12.0}, "uncertain by 12° (500 independent rows)"),
-        ({"modalities__text__effective_dimension": 3}, "text rows fill 3 of 64 dimensions"),
+        ({"modalities__text__effective_dimension": 3}, "text rows fill only 3 of 64 dimensions"),
         ({"assumptions__constant__answer": "no"}, "The gap is not constant."),
         ({"assumptions__orthogonal__answer": "no"}, "not orthogonal"),
         ({"assumptions__gaussian__answer": "no"}, "not Gaussian"),

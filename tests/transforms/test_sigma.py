@@ -100,7 +100,7 @@ def test_auto_takes_the_captions_then_the_constant() -> None:
     sigma, why = auto_sigma(texts, one, mean)
     assert sigma == PUBLISHED_SIGMA
     assert "every image has one caption" in why
-    assert "without pairs" in why
+    assert "there are no pairs" in why
 
 
 def test_of_one_caption_each_the_cosine_of_pairs_is_recommended() -> None:
@@ -121,10 +121,10 @@ def test_no_sigma_where_pairs_are_no_nearer_than_strangers() -> None:
     texts += 0.002 * images  # by the formula alone a sigma of hundreds of times the norm
     found = pair_cosine(images, texts, own, [images.mean(axis=0), texts.mean(axis=0)])
     assert found.sigma is None
-    assert "no nearer than unrelated rows" in found.missing
+    assert "no closer than unrelated rows" in found.missing
     rule, why = recommend([found])
     assert rule.sigma == PUBLISHED_SIGMA
-    assert "pairs are no nearer" in why
+    assert "pairs are no closer" in why
 
 
 def test_no_sigma_where_noise_would_leave_nothing() -> None:
@@ -133,7 +133,7 @@ def test_no_sigma_where_noise_would_leave_nothing() -> None:
     texts = rng.normal(size=(3000, 64)) + 0.07 * images  # nearer than strangers for certain, and hardly
     found = pair_cosine(images, texts, own, [np.zeros(64)] * 2)
     assert found.sigma is None
-    assert "below 0.1 noise leaves nothing" in found.missing
+    assert "below 0.1 the noise hides everything" in found.missing
     siblings = caption_spread(texts[:1000], np.repeat(np.arange(500), 2), np.zeros(64))
     assert siblings.sigma is None
     assert twice_spread(siblings).sigma is None
@@ -152,11 +152,11 @@ def test_pairs_are_not_called_held_out_which_nobody_knows() -> None:
     rows = np.random.default_rng(7).normal(size=(20, 8))
     found = pair_cosine(rows, rows + 0.1, np.arange(20), [np.zeros(8)] * 2)
     assert "held-out" not in found.rests_on
-    assert "not trained on" in found.rests_on
+    assert "not seen in training" in found.rests_on
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(TransformError, match="do not fit"):
+    with pytest.raises(TransformError, match="do not match"):
         auto_sigma(np.ones((3, 4)), np.arange(2), np.zeros(4))
 
 

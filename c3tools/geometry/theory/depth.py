@@ -67,8 +67,8 @@ def simulate_depth(
         figure=_draw_figure(spans),
         found=f"From {first.effective_dimension} dimensions at the input, {last.effective_dimension} are left after "
         f"{last.layer} layers, where two inputs have a mean cosine of {last.cosine:.2f}.",
-        paper="The deeper the random network, the fewer the dimensions of its output (dimensional collapse), which is "
-        "what puts each encoder in a narrow cone of its own.",
+        paper="The deeper the random network, the fewer the dimensions of its output (dimensional collapse). This puts "
+        "each encoder into a narrow cone of its own.",
     )
 
 

@@ -81,7 +81,7 @@ def simulate_init_gap(
     """
     if toy:
         results = [draw_toy(TOY_DIM, TOY_CONSTANT, seed=seed) for seed in range(seeds)]
-        found = f"In closed form the toy's gap is {toy_gap(TOY_DIM, TOY_CONSTANT):.2f}."
+        found = f"The closed form of the toy model gives a gap of {toy_gap(TOY_DIM, TOY_CONSTANT):.2f}."
     else:
         results = _measure_encoders(model, seeds, paths, limit, device, reporter)
         found = _compare_spans(results)
@@ -103,7 +103,7 @@ def simulate_init_gap(
         values=to_json_floats({"model": "toy" if toy else model, "runs": [asdict(result) for result in results]}),
         figure=_draw_figure(results),
         found=found,
-        paper="The gap is there before any training, and each modality spans few dimensions: the paper's figure has "
+        paper="The gap exists before any training, and each modality spans few dimensions: the paper's figure shows "
         "effective dimensions of 25 (image) and 230 (text) of 512 for a random CLIP on 500 COCO pairs.",
     )
 
@@ -176,7 +176,7 @@ def _measure_encoders(
     if len(chosen) < 3:
         raise C3Error(
             f"{counted(len(chosen), 'image has', 'images have')} a caption; the gap needs at least 3.",
-            remedy="Name a folder of images with captions, or none for the photos that come with the package.",
+            remedy="Give a folder of images with captions, or none to use the bundled photos.",
         )
     # the toy does without open_clip, which takes seconds to import
     from ...encoders import load_encoder, open_image
@@ -206,8 +206,8 @@ def _compare_spans(results: Sequence[InitialGap]) -> str:
     listed = " and ".join(f"{value:.0f} ({name}, {rows[name]} rows)" for name, value in spans.items())
     equal = " and ".join(f"{np.mean([result.matched[name] for result in results]):.0f} ({name})" for name in spans)
     return (
-        f"Without any training the modalities lie {np.mean(gaps):.2f} apart, and vary in {listed} of {dim} dimensions."
-        f"{limits} On {min(rows.values())} rows of each it is {equal}."
+        f"Without any training, the means of the modalities are {np.mean(gaps):.2f} apart, and the modalities vary in "
+        f"{listed} of {dim} dimensions.{limits} On {min(rows.values())} rows of each, the dimensions are {equal}."
     )
 
 

@@ -105,14 +105,15 @@ def simulate_gap_after_training(
             rows.append([f"{point.step:,}", f"{point.loss:.3f}", f"{point.gap:.4f}", *(theirs if paper else [])])
     first, last = trace[0], trace[-1]
     found = (
-        f"The loss goes from {first.loss:.2f} to {last.loss:.2f}, the gap from {first.gap:.3f} to {last.gap:.3f}: "
-        f"{100 * (1 - last.gap / first.gap):.0f} % of it is closed."
+        f"The loss falls from {first.loss:.2f} to {last.loss:.2f}, and the gap changes from {first.gap:.3f} to "
+        f"{last.gap:.3f}: {100 * (1 - last.gap / first.gap):.0f} % of it is closed."
     )
     published = PAPER_TRACE.get(last.step) if paper else None
     if published is not None:
         left = 100 * (last.gap / first.gap / (published[1] / PAPER_TRACE[0][1]) - 1)
         found += (
-            f" At this step the paper's loss is {published[0]:.2f}; the share of the gap left differs by {left:+.2f} %."
+            f" At this step the loss of the paper is {published[0]:.2f}, and the remaining share of the gap differs by "
+            f"{left:+.2f} %."
         )
     if paper and seed == SELECTED_SEED:
         found += " This seed was selected among 3,000 to match the paper's run; most start at a gap of 1.226 ± 0.024."
@@ -152,7 +153,7 @@ def draw_spans(pairs: int, dim: int, spans: tuple[int, int], seed: int) -> tuple
     """
     first, second = spans
     if first < 0 or second < 0 or first + second > dim:
-        raise C3Error(f"Spans of {first} and {second} do not fit into {dim} dimensions.")
+        raise C3Error(f"The spans {first} and {second} do not fit into {dim} dimensions.")
     rng = generator(seed, "gap after training")
     x = np.tile(rng.standard_normal(dim), (pairs, 1))
     y = np.tile(rng.standard_normal(dim), (pairs, 1))

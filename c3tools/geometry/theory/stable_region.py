@@ -123,8 +123,9 @@ def simulate_stable_region(
         ),
         figure=_draw_figure(runs),
         found=f"Trained until the loss is {delta:g}. {said[0].upper()}{said[1:]}.",
-        paper="Once every positive leads by r the loss is small and the optimisation halts; what differs between pairs "
-        "by then is alignment noise, and a lower temperature leaves more of it.",
+        paper="Once every positive leads by r, the loss is small and the optimisation stops. The differences between "
+        "pairs "
+        "at that point are alignment noise, and a lower temperature leaves more of it.",
     )
 
 
@@ -134,7 +135,7 @@ def predictions(runs: Sequence[StableRun]) -> dict[str, bool]:
     return {
         "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau),
         "a lower tau leaves more noise": all(one.noise > other.noise for one, other in pairwise(runs)),
-        "the descent halts (nine times as many further steps gain less than half as much lead)": all(
+        "the optimisation stops (nine times as many further steps gain less than half as much lead)": all(
             run.later_lead - run.lead < 0.5 * (run.lead - run.start_lead) for run in runs
         ),
     }
@@ -173,7 +174,7 @@ def train_to_loss(
         raise C3Error(
             f"At tau {tau:g} the loss of {pairs} pairs in {dim} dimensions is {loss:.3f} after {steps:,} steps, "
             f"above delta {delta:g}.",
-            remedy="Allow more --steps or a larger --delta, or take more dimensions.",
+            remedy="Use more --steps, a larger --delta or more dimensions.",
         )
     return StableRun(tau, reached, found[0], start, found[1], sufficient, found[2], float(np.median(leads(a, b))))
 
@@ -210,7 +211,7 @@ def _draw_figure(runs: Sequence[StableRun]) -> Figure:
     figure, (left, right) = new_figure(9.4, 3.2, columns=2)
     taus = [run.tau for run in runs]
     left.plot(taus, [run.sufficient_lead for run in runs], "--", color=palette.MUTED, label="sufficient")
-    left.plot(taus, [run.lead for run in runs], "o-", color=palette.FIRST, markersize=4, label="at the loss asked for")
+    left.plot(taus, [run.lead for run in runs], "o-", color=palette.FIRST, markersize=4, label="at the given loss")
     left.plot(
         taus,
         [run.later_lead for run in runs],

@@ -91,10 +91,10 @@ def simulate_temperature(
         table=Table(["logit scale", "gap before", "gap after", "last loss", "recall@1, %"], rows),
         values=to_json_floats({"features": features, "pairs": len(first), "runs": [asdict(r) for r in results]}),
         figure=_draw_figure(results),
-        found=f"From {low.start_gap:.2f} before training, {low.gap:.2f} is left at a logit scale of "
+        found=f"The gap is {low.start_gap:.2f} before training. After it, {low.gap:.2f} is left at a logit scale of "
         f"{low.logit_scale:g} and {high.gap:.2f} at {high.logit_scale:g}.",
-        paper="Temperature decides how much of the gap survives: at CLIP's scale of 100 a small lead is enough for the "
-        "loss to vanish, and the descent halts before the modalities meet.",
+        paper="Temperature decides how much of the gap remains: at CLIP's scale of 100 a small lead is enough for the "
+        "loss to vanish, and the optimisation stops before the modalities meet.",
     )
 
 
@@ -142,7 +142,9 @@ def gap_by_scale(
         C3Error: if there are fewer than 20 pairs, or a scale is not positive.
     """
     if len(first) != len(second) or len(first) < 20:
-        raise C3Error(f"Training needs at least 20 pairs, row by row; there are {len(first)} and {len(second)} rows.")
+        raise C3Error(
+            f"Training needs at least 20 pairs, row by row, but there are {len(first)} and {len(second)} rows."
+        )
     if min(scales) <= 0:
         raise C3Error("Logit scales must be above 0.")
     order = generator(seed, "temperature split").permutation(len(first))
@@ -208,7 +210,7 @@ def _draw_figure(results: Sequence[Survival]) -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
     axes.minorticks_off()
-    title = "The gap that survives training"
+    title = "The gap that remains after training"
     axes.set(title=title, xlabel="logit scale (1 / temperature)", ylabel="gap on held-out pairs", ylim=(0, None))
     axes.legend(loc="best")
     return figure
