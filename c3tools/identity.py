@@ -59,7 +59,7 @@ class ModelIdentity(dict[str, Any]):
         """
         if not self.same_as(other):
             raise error(
-                f"{own} is of the model {self}, but {theirs} is of {other}. Embeddings of different models cannot be "
+                f"{own} is of the model {self}, but {theirs} of {other}. Embeddings of different models cannot be "
                 "mixed.",
                 remedy=remedy,
             )

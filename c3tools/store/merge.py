@@ -132,9 +132,7 @@ def _require_mergeable(stores: Sequence[Store]) -> None:
         raise StoreError("A store was given twice.", remedy="Give each store once.")
     first = stores[0]
     for store in stores[1:]:
-        first.info.require_same_model(
-            store.info.model, own=f"The store {first.path}", theirs=f"the model of {store.path}"
-        )
+        first.info.require_same_model(store.info.model, own=f"The store {first.path}", theirs=f"the store {store.path}")
         for name in _MUST_AGREE:
             one, other = getattr(first.info, name), getattr(store.info, name)
             if one != other:

@@ -178,7 +178,7 @@ def create_store(path: Path, info: StoreInfo) -> None:
         write_json_atomically(path / INFO_FILE, info.to_dict())
         return
     present = StoreInfo.load(path)
-    present.require_same_model(info.model, own=f"The store {path}", theirs="the model asked for")
+    present.require_same_model(info.model, own=f"The store {path}", theirs="the new embeddings")
     for name in ("dim", "dtype", "normalised"):
         if getattr(present, name) != getattr(info, name):
             raise StoreError(

@@ -79,7 +79,7 @@ def test_another_model_and_another_dimension_are_refused_with_both_named(caption
     captioner.check_model(None, DIM)
     captioner.check_model({"name": "toy-model"}, DIM)  # no hash to compare: the name decides
     with pytest.raises(
-        DecoderError, match=r"of the model toy-model \(111111111111\), these embeddings of other \(000000000000\)"
+        DecoderError, match=r"of the model toy-model \(111111111111\), but these embeddings of other \(000000000000\)"
     ):
         captioner.check_model({"name": "other", "weights_sha256": "0" * 64}, DIM)
     with pytest.raises(DecoderError, match=r"32 dimensions \(toy-model \(111111111111\)\); these have 8"):

@@ -95,7 +95,7 @@ def test_images_without_captions_are_left_out_and_listed(
 def test_a_store_of_another_model_is_refused_with_both_names(captioner: Captioner, tmp_path: Path) -> None:
     same = r"toy-model \(111111111111\)"
     for name, changes, message in (
-        ("other", {"weights_sha256": "2" * 64, "name": "other-model"}, f"of the model {same}, these embeddings of"),
+        ("other", {"weights_sha256": "2" * 64, "name": "other-model"}, f"of the model {same}, but these embeddings of"),
         ("wider", {}, rf"trained on embeddings of 32 dimensions \({same}\); these have 5"),
     ):
         dim = 32 if changes else 5

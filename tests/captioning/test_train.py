@@ -371,7 +371,7 @@ def test_settings_that_contradict_each_other_are_refused(captioner: Captioner, t
     start = tmp_path / "texts"
     other = texts_store(tmp_path / "other", ["a dog", "a cat"] * 5, {"name": "other-model"}, dim=32)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"start": start, "store": other}, "of the model toy-model .*, these embeddings of other-model"),
+        ({"start": start, "store": other}, "of the model toy-model .*, but these embeddings of other-model"),
         ({"start": start, "sigma": 0.1}, "The pipeline and its sigma come from the decoder"),
         ({"start": start, "preset": "c3"}, "The pipeline and its sigma come from the decoder"),
         ({"start": tmp_path / "nowhere"}, "no trained decoder at .*nowhere"),

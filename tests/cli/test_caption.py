@@ -254,7 +254,7 @@ def test_files_are_written_and_a_second_run_only_adds(
     command = ["caption", photos, "--json", "a.json", "--csv", "a.csv", "--txt", "--xmp", "--html", "a.html"]
     result = c3(*command)
     assert result.exit_code == 1
-    assert "Not read" in result.stderr
+    assert "Could not read" in result.stderr
     rows = json.loads((tmp_path / "a.json").read_text())
     assert len(rows) == 4
     assert "small" not in rows[0]["captioner"]

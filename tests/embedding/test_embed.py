@@ -195,7 +195,7 @@ def test_finished_shards_out_of_order_are_planned_around(tmp_path: Path) -> None
 def test_a_store_of_another_model_is_refused(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "s", unit_rows(2, 256), unit_rows(2, 256))
     before = files(tmp_path / "s")
-    with pytest.raises(StoreError, match=r"is of the model test-model .* the model asked for of c3-mini"):
+    with pytest.raises(StoreError, match=r"is of the model test-model .* the new embeddings of c3-mini"):
         embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, **SMALL)
     assert files(tmp_path / "s") == before
 

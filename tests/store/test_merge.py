@@ -93,7 +93,7 @@ def test_a_prefix_tells_keys_and_pairs_apart(tmp_path: Path) -> None:
 def test_stores_of_other_models_are_refused_and_both_are_named(tmp_path: Path) -> None:
     store_of(tmp_path / "one", ["a"], 1)
     store_of(tmp_path / "two", ["b"], 2, model={"name": "other", "weights_sha256": "1" * 64})
-    with pytest.raises(StoreError, match=r"one is of the model test-model .*model of .*two of other"):
+    with pytest.raises(StoreError, match=r"one is of the model test-model .*but the store .*two of other"):
         merge_stores(tmp_path / "both", [tmp_path / "one", tmp_path / "two"])
     build_store(tmp_path / "three", Rows.of("image", ["c"], unit_rows(1, DIM)), dtype="float32")
     with pytest.raises(StoreError, match=r"one and .*three differ in dtype: float16 and float32"):
