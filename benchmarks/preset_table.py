@@ -82,28 +82,32 @@ def table(x: np.ndarray, y: np.ndarray, splits: int) -> list[str]:
 
 
 PROSE = {
-    "intro": """Every published way to bridge the modality gap that is a transform of embeddings, as one name for
-`c3 export --preset NAME` and `c3tools.preset("NAME")`. e is one embedding, mu the mean of its own modality over the
-train split, z standard normal noise. Noise goes to training inputs only.""",
-    "set-up": """500 image–caption pairs of COCO val2017, OpenAI CLIP ViT-B/16; {splits} random splits: one half of the
-pairs fits, the other half (250 pairs) is measured as inference inputs; mean ± standard deviation over the splits. The
-gap is the distance of the two means. By chance a true gap of zero would give sqrt(tr(S) (1/250 + 1/250)), S the
-covariance of the pair differences; sqrt(tr(S)/250) for a preset that is not fitted. Recall is over the 250 held-out
-candidates. Beside it is the cosine of an image's inference input with its caption's training input, noise included:
-what a decoder trained on texts has to bridge. bias@10 is the share of the ten nearest rows, among 100 images and their
-captions, that have the query's own modality: 0.5 is none. It grows with the number of rows.""",
+    "intro": """This page lists every published way to bridge the modality gap that is a transform of embeddings.
+Each is a preset: `c3 export --preset NAME` or `c3tools.preset("NAME")`. e is one embedding, mu the mean of its own
+modality over the train split, and z standard normal noise. Noise is added to training inputs only.""",
+    "set-up": """The table was measured on 500 image–caption pairs of COCO val2017, encoded by OpenAI CLIP ViT-B/16.
+In each of {splits} random splits, the preset is fitted on one half of the pairs, and the other half (250 pairs) is
+measured as inference inputs. Values are mean ± standard deviation over the splits.
+
+- *Gap* is the distance of the two means. *By chance*, a true gap of zero would give sqrt(tr(S) (1/250 + 1/250)), where
+  S is the covariance of the pair differences, or sqrt(tr(S)/250) for a preset that is not fitted.
+- *Recall* is over the 250 held-out candidates.
+- *Cosine with the training input* is the cosine of an image's inference input with its caption's training input, noise
+  included. A decoder that is trained on texts has to bridge this difference.
+- *bias@10* is the share of the ten nearest rows, among 100 images and their captions, that have the query's own
+  modality; 0.5 means no bias. It grows with the number of rows.""",
     "reading": """How to read it:
 
 - Centring each modality (`c2-collapse`, `standardize`) and moving both along the gap until they meet (`gap-shift`,
-  `project-out-gap`) both close the gap: what is left is what 250 pairs give by chance, and cannot say which closes it
-  better. Centring hardly changes recall; moving costs a third of it, as what is left of the common mean makes all
-  cosines large and alike.
-- `decap` and `clipre` move images onto a memory, here of only 250 texts: the gap closes and recall falls, since what
-  tells one image from another is lost. `clipre` gives ties, which count as a chance among the tied.
+  `project-out-gap`) both close the gap. The remaining gap is what 250 pairs show by chance, so it does not tell which
+  of them closes it better. Centring hardly changes recall. Moving costs a third of it, because the rest of the common
+  mean makes all cosines large and similar.
+- `decap` and `clipre` move images onto a memory, here of only 250 texts. The gap closes and recall falls, because the
+  differences between images are lost. `clipre` gives ties; a tie counts as chance among the tied rows.
 - `ridge` and `procrustes` are fitted on 250 pairs, fewer than the 512 dimensions. In the directions that these leave
-  open `procrustes` is the rotation nearest to the identity.
-- `gr-clip` is `c2-collapse` with one mean per role; with two roles the rows are the same, as are those of `capdec` and
-  `c2-corrupt`. The presets that differ in noise alone differ in the cosine with the training input alone.""",
+  open, `procrustes` is the rotation nearest to the identity.
+- `gr-clip` is `c2-collapse` with one mean per role; with two roles the values are the same. So are those of `capdec`
+  and `c2-corrupt`. Presets that differ only in noise differ only in the cosine with the training input.""",
 }
 
 
