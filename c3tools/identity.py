@@ -10,20 +10,20 @@ _SHOWN_DIGITS = 12
 
 
 class ModelIdentity(dict[str, Any]):
-    """The identity of a contrastive model: the JSON object recorded beside everything that was made with it.
+    """The identity of a contrastive model: a JSON object that is stored with everything made by the model.
 
-    It has ``name``, and where they are known ``architecture``, ``pretrained``, ``random_init`` (the seed of random
-    weights) and ``weights_sha256`` (`c3tools.encoders.weights_sha256`). It is empty for an unknown model.
+    It has ``name`` and, if known, ``architecture``, ``pretrained``, ``random_init`` (the seed of random weights) and
+    ``weights_sha256`` (`c3tools.encoders.weights_sha256`). It is empty for an unknown model.
     """
 
     @property
     def name(self) -> str:
-        """The model's name; ``an unknown model`` where none is recorded."""
+        """The model's name, or ``an unknown model`` if none is recorded."""
         return str(self.get("name") or "an unknown model")
 
     @property
     def weights_sha256(self) -> str | None:
-        """The hash of the weights (`c3tools.encoders.weights_sha256`), or None where it is unknown."""
+        """The hash of the weights (`c3tools.encoders.weights_sha256`), or None if it is unknown."""
         return self.get("weights_sha256")
 
     def __str__(self) -> str:
@@ -32,9 +32,9 @@ class ModelIdentity(dict[str, Any]):
         return self.name + (f" ({str(digest)[:_SHOWN_DIGITS]})" if digest else "")
 
     def same_as(self, other: ModelIdentity) -> bool:
-        """Return whether both are one model: by the hash of the weights where both have one, else by name.
+        """Return True if both are the same model, by the hash of the weights if both have one, else by name.
 
-        An unknown model is the same as any other: nothing speaks against it.
+        An unknown model counts as the same as any other.
         """
         if not self or not other:
             return True

@@ -60,7 +60,7 @@ class Moments:
         """Compute the moments of ``rows`` (n, d), of any float dtype, in blocks of bounded memory.
 
         Raises:
-            ValueError: if ``rows`` has not two dimensions.
+            ValueError: if ``rows`` does not have two dimensions.
         """
         x = np.asarray(rows)
         if x.ndim != 2:
@@ -100,7 +100,7 @@ class Moments:
 
     @property
     def of_unit_rows(self) -> bool:
-        """Return whether the rows can be of unit length: their mean squared norm is 1, to the precision of float16."""
+        """Return True if the mean squared norm of the rows is 1, to the precision of float16."""
         return self.n == 0 or abs(self.mean_squared_norm - 1) <= _UNIT_TOLERANCE
 
     def merge(self, other: Moments) -> Moments:

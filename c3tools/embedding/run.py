@@ -64,27 +64,27 @@ def embed(
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
 ) -> Store:
-    """Embed images and their captions, or texts, into a store: all that `c3 embed` does.
+    """Embed images and their captions, or texts, into a store, as `c3 embed` does.
 
-    What is in the store already stays, so the same call continues a run that was interrupted.
+    Inputs that are already in the store are kept, so the same call continues an interrupted run.
 
     Args:
         paths: folders of images, images, tars, tables and text files; see `c3tools.corpus.read_corpus`.
-        store: the store's folder or URL; made if it is not there.
+        store: the folder or URL of the store; created if it does not exist.
         captions, text_column, image_column, key_column, images_root, prefix_keys, download, follow_symlinks: see
             `c3tools.corpus.read_corpus`.
         model, random_init: see `c3tools.encoders.load_encoder`; None for the model of the store, and for a new store
             the bundled one.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or several with commas, one process each; None for every GPU,
-            or the best device there is.
-        backend, precision: see `c3tools.encoders.load_encoder`; ``auto`` is that of the store, if it has one.
-        compile: run the model through `torch.compile`.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or several separated by commas, with one process each; None for
+            all GPUs, else the fastest device.
+        backend, precision: see `c3tools.encoders.load_encoder`; ``auto`` uses those of the store, if it has any.
+        compile: compile the model with `torch.compile`.
         dtype, shard_size, workers, batch_size, image_timeout, retry_failed, update, prune: see `embed_corpus`.
-        dry_run: only find out what would be done, and sum it up; no model is loaded and nothing is written.
+        dry_run: only find out what would be done; no model is loaded and nothing is written.
         executor, address, processes: ``local``, or ``ray`` with the address of the cluster and the number of its
             worker processes, or an open executor; see `c3tools.executors.open_executor`.
-        encoder: a loaded encoder, to be used instead of ``model`` and the options of the model.
-        reporter: is told what was found, and shows the progress.
+        encoder: a loaded encoder, which replaces ``model`` and its options.
+        reporter: shows messages and progress.
 
     Returns:
         The store; its ``summary`` is the `EmbedSummary` of this run.
@@ -92,9 +92,9 @@ def embed(
     Raises:
         CorpusError: if a path is missing, or there is nothing to embed.
         EncoderError: if the model cannot be loaded.
-        StoreError: if the store holds embeddings of another model, or is damaged.
+        StoreError: if the store has embeddings of another model, or is damaged.
         OutputError: if another run is writing to it.
-        C3Error: if a worker process fails; what was finished is kept.
+        C3Error: if a worker process fails; finished shards are kept.
     """
     if dtype not in DTYPES:
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
@@ -177,28 +177,28 @@ def embed_corpus(
     executor: Executor | None = None,
     reporter: Reporter = SILENT,
 ) -> EmbedSummary:
-    """Embed the part of a corpus that is not in the store yet, and add it.
+    """Embed the inputs of a corpus that are not yet in the store, and add them.
 
-    What changed since it was embedded, and what has gone, is counted; see `plan` for how this is found out.
+    Changed and removed inputs are counted; see `plan` for how they are found.
 
     Args:
         corpus: images and texts.
-        store: the store's folder or URL; made if it is not there.
+        store: the folder or URL of the store; created if it does not exist.
         encoder: the contrastive model, or a function that loads it, called only if there is something to embed.
         dtype: ``float16`` or ``float32``, for storage.
-        shard_size: inputs per shard, which is the most that a kill can lose.
-        workers: processes that decode images beside one encoder; None for as many as there are cores to spare.
-        batch_size: images or texts run at a time; None for the encoder's own.
+        shard_size: inputs per shard; a run that is killed loses at most one shard.
+        workers: processes that decode images for one encoder; None for one per free core.
+        batch_size: images or texts encoded at a time; None for the default of the encoder.
         image_timeout: seconds that decoding one image may take (0: no limit); needs a worker.
-        retry_failed, update: try again what failed before; embed again, in its place, what changed since then.
-        prune: remove the rows whose source was in the corpus's paths and has gone.
+        retry_failed, update: try failed inputs again; embed changed inputs again.
+        prune: remove the rows of inputs that are no longer in the paths of the corpus.
         executor: the executor that makes the shards; None for this process, with the encoder given.
         reporter: shows the progress.
 
     Raises:
-        StoreError: if the store holds embeddings of another model, or is damaged.
+        StoreError: if the store has embeddings of another model, or is damaged.
         OutputError: if another run is writing to it.
-        C3Error: if a worker process fails; what was finished is kept.
+        C3Error: if a worker process fails; finished shards are kept.
     """
     executor = executor or LocalExecutor()
     began = time.time()

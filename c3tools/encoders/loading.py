@@ -40,21 +40,21 @@ def load_encoder(
     Args:
         model: ``c3-mini`` (bundled), ``ARCH/PRETRAINED`` as open_clip lists them (PRETRAINED may be the path of a
             weights file), ``local-dir:PATH`` or ``hf-hub:ORG/NAME``.
-        random_init: take the architecture alone, with random weights from this seed.
+        random_init: use random weights, drawn with this seed, instead of the trained ones.
         device: see `c3tools.devices.pick`.
-        backend: ``torch``, ``openvino`` or ``onnx``; ``auto`` takes, on a CPU, the fastest of those installed. A model
-            is converted once and kept in a cache (`c3tools.encoders.backends.ModelCache`).
-        precision: see `c3tools.devices.pick`; ``auto`` takes bf16 only where the model's embeddings agree with
-            those of fp32 to a cosine of 0.999 on a probe; ``int8`` (backend openvino, extra ``int8``) is refused where
-            they fall below 0.99.
-        compiled: run the model through `torch.compile`.
-        calibration: the inputs by which activations are scaled in int8; None for bundled photos and captions.
-        reporter: is told of measurements, and of what does not work with the model.
+        backend: ``torch``, ``openvino`` or ``onnx``; ``auto`` uses the fastest installed one on a CPU. A model is
+            converted once and kept in a cache (`c3tools.encoders.backends.ModelCache`).
+        precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if the cosine of the embeddings with those in
+            fp32 is at least 0.999 for a probe; ``int8`` (backend openvino, extra ``int8``) is refused if it is below
+            0.99.
+        compiled: compile the model with `torch.compile`.
+        calibration: the inputs that the scales of int8 are measured on; None for bundled photos and captions.
+        reporter: gets messages about measurements, and about backends that do not work with the model.
 
     Raises:
-        EncoderError: for an unknown name, weights that cannot be had, or a backend, precision or compilation that does
-            not work with the model.
-        MissingExtraError: if the backend, or what int8 needs, is not installed.
+        EncoderError: for an unknown name, weights that cannot be loaded, or a backend, precision or compilation that
+            does not work with the model.
+        MissingExtraError: if a package that the backend or int8 needs is not installed.
     """
     described = read_description() if model == DEFAULT_MODEL and random_init is None else None
     if described is not None:

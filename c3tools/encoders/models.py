@@ -183,11 +183,11 @@ def list_models(containing: str = "", *, here: bool = False) -> list[ListedModel
     """List the models that can be loaded by name, the bundled one first.
 
     Args:
-        containing: only those whose name contains this, in upper or lower case.
-        here: only those whose weights are on this machine.
+        containing: list only names that contain this text, in upper or lower case.
+        here: list only models whose weights are on this machine.
 
     Raises:
-        EncoderError: if there is none.
+        EncoderError: if there is no such model.
     """
     models = [model for model in _all() if containing.lower() in model.name.lower() and (model.here or not here)]
     if not models:

@@ -36,9 +36,9 @@ class GapReport:
     """The geometry of two modalities of a store, or of one.
 
     Attributes:
-        values: the JSON object; keys documented in docs/reference/geometry.md, floats with 9 significant digits.
-        measured: the arrays behind it, for figures; None where only one modality was measured.
-        alone: that modality, then.
+        values: the JSON object, with floats of 9 significant digits; docs/reference/geometry.md describes the keys.
+        measured: the arrays for the figures; None if only one modality was measured.
+        alone: this modality, if only one was measured.
     """
 
     values: dict[str, Any]
@@ -59,7 +59,7 @@ class GapReport:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """The matplotlib figures, drawn anew, by name."""
+        """The matplotlib figures by name; they are drawn at each access."""
         return {name: figure for name, (figure, _) in self.labelled_figures().items()}
 
     def labelled_figures(self) -> dict[str, tuple[Figure, str]]:
@@ -98,7 +98,7 @@ class GapReport:
         )
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write the JSON object to a path or URL that ends in ``.json``, else the page; return the file written."""
+        """Write JSON to a path or URL that ends in ``.json``, else the HTML page; return the written file."""
         return save_report(path, self.values, lambda _: {"": self.to_html()})
 
     def _repr_html_(self) -> str:
@@ -129,12 +129,12 @@ def gap_report(
 
     Args:
         store: the store, its folder or its URL.
-        modalities: the two to compare; by default image and text, or the first two there are. One is measured alone.
+        modalities: the two to compare, or one to measure alone; by default image and text, or the first two.
         split: measure the rows of this split only.
         by: a column that divides the pairs into subsets, each with its own gap.
         skip_invalid: leave out rows with NaN, infinity or norm 0 instead of refusing them.
-        presets: the noise-free presets recall is measured under, besides ``raw`` and ``c2-collapse``; by default all
-            that can be fitted without pairs where that is cheap.
+        presets: noise-free presets for which recall is measured, in addition to ``raw`` and ``c2-collapse``; by default
+            all that can be fitted without pairs, if this is fast.
         seed: of samples and resampling.
         reporter: shows the progress.
 

@@ -78,27 +78,27 @@ def import_embeddings(
     processes: int | None = None,
     reporter: Reporter = SILENT,
 ) -> ImportReport:
-    """Write embeddings from files into a new store; rows are joined by id, and by order where there are no ids.
+    """Write embeddings from files into a new store; rows are joined by id, or by order if there are no ids.
 
     Args:
-        source: a clip-retrieval folder, or a released pickle (read without running code), instead of single files.
-        store: the folder or URL; it must not hold rows of these modalities yet, except of an interrupted import of the
-            same files.
+        source: a clip-retrieval folder, or a published pickle (read without running its code), instead of files.
+        store: the folder or URL; it must not yet have rows of these modalities, except from an interrupted import of
+            the same files.
         image: file of image vectors: npy, npz, pt, safetensors, csv, parquet.
-        text: file of text vectors, likewise.
+        text: file of text vectors, in one of the same formats.
         other: files of further modalities, by name.
         meta: table of ids, captions, splits (jsonl, csv, parquet): one row per image, or per text without images.
         text_meta: the same with one row per text, with a column image_key.
         image_array: the array, tensor or column in ``image``.
         text_array: the array, tensor or column in ``text``.
-        key_column: column of ids, if it has none of the usual names.
-        image_key_column: column that names a text's image, likewise.
-        caption_column: column of captions, likewise.
-        split_column: column of splits, likewise.
+        key_column: column of ids, if it does not have one of the usual names.
+        image_key_column: column that names the image of a text, if it does not have one of the usual names.
+        caption_column: column of captions, if it does not have one of the usual names.
+        split_column: column of splits, if it does not have one of the usual names.
         model: name of the model that made the vectors.
         dtype: ``float16`` or ``float32``, as stored.
-        normalise: divide each vector by its norm; False keeps the norms, and the store records it.
-        executor: ``local``, ``ray``, or an open executor: where shards are written, of rows that are read here.
+        normalise: divide each vector by its norm; False keeps the norms, and the store records this.
+        executor: ``local``, ``ray``, or an open executor, which writes the shards; files are read in this process.
         address: of the Ray cluster.
         processes: number of worker processes on the cluster.
         reporter: shows the progress.

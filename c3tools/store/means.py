@@ -120,7 +120,7 @@ def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor 
 def save_means(
     store: Store | str | Path, save: str | Path, *, split: str = "train", executor: Executor | None = None
 ) -> dict[str, Moments]:
-    """Write the moments of every modality, of rows at unit length, to one file or URL, with the model they belong to.
+    """Write the moments of every modality, of rows of norm 1, to a file or URL, with the model they belong to.
 
     Args:
         store: a store, or its folder or URL.
@@ -147,7 +147,7 @@ def save_means(
 
 
 def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments]:
-    """Load the moments of another corpus: from now on Collapse in this store is fitted on them.
+    """Load the moments of another corpus into a store, so that Collapse is fitted on them.
 
     Args:
         store: a store, or its folder or URL.
@@ -157,8 +157,8 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
         The moments by modality.
 
     Raises:
-        StoreError: if the file is not readable, belongs to another model or dimension, or is of rows that are not of
-            unit length, or another run is writing to the store.
+        StoreError: if the file is not readable, belongs to another model or dimension, or was computed from rows whose
+            norm is not 1, or another run is writing to the store.
     """
     store = Store.open(store, incomplete=True)
     path = BUNDLED.get(str(load)) or location(load)
@@ -192,7 +192,7 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
 
 
 def unload_means(store: Store | str | Path) -> None:
-    """Remove the moments that `load_means` has loaded: Collapse is fitted on the store's own again."""
+    """Remove the moments that `load_means` loaded, so that Collapse is fitted on those of the store."""
     store = Store.open(store, incomplete=True)
     with locked(store.path):
         remove(store.external_path)
@@ -200,7 +200,7 @@ def unload_means(store: Store | str | Path) -> None:
 
 
 def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Moments]:
-    """Merge moments files of several machines or corpora into one.
+    """Merge the moments files of several machines or corpora.
 
     Args:
         merge: the files or URLs.

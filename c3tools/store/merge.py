@@ -56,20 +56,20 @@ def merge_stores(
     prefix: bool = False,
     reporter: Reporter = SILENT,
 ) -> MergeReport:
-    """Join stores of one model into a new one; shards that need no change are copied as they are.
+    """Join stores of the same model into a new store; shards that need no change are copied.
 
-    Keys that several stores have are refused, unless ``keep`` or ``prefix`` says what to do with them.
+    Keys that several stores share are an error unless ``keep`` or ``prefix`` is given.
 
     Args:
         destination: the folder of the new store; it appears when it is complete.
-        stores: two stores or more, folders or URLs.
-        keep: ``first`` to keep, of rows with the same key, that of the first store.
-        prefix: put the name of its store before every key.
+        stores: at least two stores, folders or URLs.
+        keep: ``first`` to keep the row of the first store if stores share a key.
+        prefix: begin every key with the name of its store.
         reporter: shows the progress.
 
     Raises:
         StoreError: if there are fewer than two stores, they are of different models, keys repeat, a shard does not
-            match its checksum, something is at ``destination``, or that is a URL.
+            match its checksum, or ``destination`` exists or is a URL.
     """
     if keep not in (None, "first"):
         raise StoreError(f"There is no --keep {keep}.", remedy="Use --keep first.")

@@ -43,7 +43,7 @@ ShardGroup = tuple[str, Sequence[int]]  # modality, and numbers of shards
 class Store:
     """A store of embeddings, opened for reading.
 
-    Only finished shards exist: a shard without its done marker is not seen.
+    Only finished shards are read: a shard without its done marker is ignored.
 
     Attributes:
         path: the folder, or a path-like object for a URL.
@@ -75,16 +75,16 @@ class Store:
 
     @classmethod
     def open(cls, path: Store | str | Path, *, incomplete: bool = False, reporter: Reporter = SILENT) -> Store:
-        """Open the store in the folder, or at the URL, ``path``; one that is open already is returned as it is.
+        """Open the store in the folder or at the URL ``path``; return an open store unchanged.
 
         Args:
             path: a store, its folder, or its URL.
-            incomplete: open it also if recorded files are not there: for writers, which may bring them back.
-            reporter: is told of a store that is not finished.
+            incomplete: open it even if recorded files are missing; for writers, which may write them again.
+            reporter: gets a message if the store is unfinished.
 
         Raises:
-            IncompleteStoreError: if files that its manifest records are not there.
-            StoreError: if there is none, or it cannot be read.
+            IncompleteStoreError: if files that its manifest records are missing.
+            StoreError: if there is no store, or it cannot be read.
         """
         if isinstance(path, Store):
             return path
@@ -118,7 +118,7 @@ class Store:
         return path
 
     def copy_in(self, folder: Path) -> Store:
-        """Return a store in ``folder`` on this machine that is to hold copies of files of this one."""
+        """Return a store in ``folder`` on this machine, for copies of files of this store."""
         copy = Store(folder, self.info)
         copy._early = self._early
         return copy
@@ -148,7 +148,7 @@ class Store:
 
     @cached_property
     def kept_splits(self) -> Kept:
-        """The splits whose rows stay in them, None for all: `c3tools.corpus.splits.kept_splits`."""
+        """The splits that are used as they are, None for all: `c3tools.corpus.splits.kept_splits`."""
         for modality, part in all_parts(self):  # the first shard of most stores has rows named train
             if load_counts(self.file(modality, part, MOMENTS)).get("train"):
                 return None
@@ -156,11 +156,11 @@ class Store:
 
     @property
     def split_note(self) -> str | None:
-        """A sentence that says which rows are split by hash, although the corpus names their splits; else None."""
+        """A message about rows that are split by hash although the corpus names their splits, or None."""
         return None if self.kept_splits is None else describe_rule(self._split_names())
 
     def list_splits(self, modality: str | None = None) -> str:
-        """Return the splits that there are, with their numbers of rows, in words."""
+        """Return the splits and their numbers of rows as text."""
         names = self.modalities if modality is None else [modality]
         counts = sum((Counter(self.split_counts(name)) for name in names), Counter[str]())
         listed = ", ".join(f"{split} ({counts[split]:,})" for split in sorted(counts, key=split_order)) or "none"
@@ -179,7 +179,7 @@ class Store:
         return [f for modality in folders for part in self.parts(modality) for f in self.shard_failures(modality, part)]
 
     def recorded_failures(self) -> list[Failure]:
-        """Return the rows of failures.parquet; none if there is no such file."""
+        """Return the rows of failures.parquet, or none if the file does not exist."""
         return read_failures(self.path)
 
     def moments(self, modality: str, split: str | None = None, executor: Executor | None = None) -> Moments:
@@ -189,7 +189,7 @@ class Store:
         ``executor`` see `moments_by_split`.
 
         Raises:
-            StoreError: if the modality is not there, or has no rows in the split.
+            StoreError: if the store does not have the modality, or it has no rows in the split.
         """
         if split is None or split == ALL:
             return Moments.merge_all(self._stored_moments(modality, executor).values(), self.info.dim)
@@ -218,9 +218,9 @@ class Store:
         return groups, {name: value for name, value in header.items() if name != "seal"}
 
     def fitting_moments(self, modality: str, split: str = "train", executor: Executor | None = None) -> Moments:
-        """Return the moments that transforms are fitted on: external ones if there are any, else those of ``split``.
+        """Return the moments that transforms are fitted on: loaded ones if there are any, else those of ``split``.
 
-        They are of rows at unit length, see `unit_moments`; those of no rows if the modality has none in the split.
+        They are the moments of rows of norm 1, see `unit_moments`; empty if the modality has no rows in the split.
         """
         external, _ = self.external_moments()
         if modality in external:
@@ -229,7 +229,7 @@ class Store:
         return self.unit_moments(modality, split, executor) if there else Moments.empty(self.info.dim)
 
     def unit_moments(self, modality: str, split: str | None = None, executor: Executor | None = None) -> Moments:
-        """Return the moments of the rows scaled to unit length; where the store keeps norms, rows are read once."""
+        """Return the moments of the rows scaled to norm 1; the rows are read once if the store keeps norms."""
         if self.info.normalised:
             return self.moments(modality, split, executor)
         blocks = (unit_rows(embedding_matrix(batch)) for batch in self.batches(modality, split=split))
@@ -238,7 +238,7 @@ class Store:
     def moments_by_split(self, modality: str, executor: Executor | None = None) -> dict[str, Moments]:
         """Return the moments of ``modality`` for each split, as all commands see them (`kept_splits`).
 
-        They are merged from those of the shards; where rows are split by hash, the rows are read once.
+        They are merged from the moments of the shards. If rows are split by hash, the rows are read once.
 
         Args:
             modality: its name.
@@ -246,7 +246,7 @@ class Store:
                 bit for bit.
 
         Raises:
-            StoreError: if the modality is not there, or moments cannot be read.
+            StoreError: if the store does not have the modality, or moments cannot be read.
         """
         kept = self.kept_splits
         if kept is None:
@@ -297,11 +297,11 @@ class Store:
             modality: its name.
             columns: the columns to read; None for all.
             split: the rows to read, of this split only (see `split_mask`); None or ``all`` for every row.
-            batch_rows: most rows of a batch.
+            batch_rows: largest number of rows in a batch.
             parts: numbers of the shards to read; None for all.
 
         Raises:
-            StoreError: if the modality is not there or a shard cannot be read.
+            StoreError: if the store does not have the modality, or a shard cannot be read.
         """
         if parts is None:
             self.require(modality)
@@ -342,8 +342,8 @@ class Store:
             spill: keep embeddings that would take more than 256 MiB in a temporary file, see `Rows.embeddings`.
 
         Raises:
-            StoreError: if the modality is not there or a shard cannot be read.
-            OutputError: if there is no room for the temporary file.
+            StoreError: if the store does not have the modality, or a shard cannot be read.
+            OutputError: if the temporary file cannot be written.
         """
         tables: list[pa.Table] = []
 
@@ -363,12 +363,12 @@ class Store:
         """Return the rows of two modalities (of ``split``, or of all splits) and which of them belong together.
 
         Raises:
-            StoreError: if a modality is not there or a shard cannot be read.
+            StoreError: if the store does not have a modality, or a shard cannot be read.
         """
         return Pairs.match(self.load(first, split), self.load(second, split))
 
     def require(self, modality: str) -> None:
-        """Raise a StoreError that names what is there if ``modality`` is not."""
+        """Raise a StoreError that lists the modalities if ``modality`` is not one of them."""
         if not self.parts(modality):
             present = ", ".join(self.modalities) or "none so far"
             raise StoreError(

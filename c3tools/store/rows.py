@@ -42,11 +42,11 @@ class Rows:
     """Rows of one modality.
 
     Attributes:
-        modality: what the embeddings are of: ``image``, ``text`` or another name.
-        embeddings: float32 (n, d); of `Store.load` with ``spill`` perhaps a `c3tools.io.spill.FileRows`, of which rows
-            are read when they are indexed.
-        table: the column ``key``, of n unique keys, and the other columns, as an Arrow table of n rows.
-        kept_splits: the splits whose rows stay in them (`Store.kept_splits`); None for all.
+        modality: ``image``, ``text`` or another name.
+        embeddings: float32 (n, d); `Store.load` with ``spill`` may return a `c3tools.io.spill.FileRows`, whose rows are
+            read when they are indexed.
+        table: an Arrow table of n rows with the column ``key``, of n unique keys, and the other columns.
+        kept_splits: the splits that are used as they are (`Store.kept_splits`); None for all.
     """
 
     modality: str
@@ -67,9 +67,9 @@ class Rows:
         """Make rows from arrays and lists.
 
         Args:
-            modality: what the embeddings are of.
+            modality: the modality of the embeddings.
             keys: n unique keys.
-            embeddings: (n, d), taken as float32.
+            embeddings: (n, d), converted to float32.
             columns: further columns of n values, such as ``image_key``, ``split`` and ``caption``; None leaves one out.
 
         Raises:
@@ -109,7 +109,7 @@ class Rows:
 
     @cached_property
     def items(self) -> Strings:
-        """The key of each row's item: its own key where it belongs to no other."""
+        """The key of each row's item: the key of the row if it belongs to no other item."""
         return row_items(self.table)
 
     @property
@@ -133,21 +133,21 @@ class Rows:
         return self if split in (None, ALL) else self.select(split_mask(self.table, split, self.kept_splits))
 
     def hash_order(self, salt: str) -> Indices:
-        """Return the numbers of the rows by a stable hash of their keys: the same whatever the order of the shards."""
+        """Return the numbers of the rows, ordered by a stable hash of their keys, whatever the order of the shards."""
         return _hash_order(self.keys, salt)
 
     def sample(self, fraction: float, salt: str = _SAMPLE_SALT) -> Rows:
         """Return all rows of ``fraction`` of the items, at least one, by a stable hash of their keys.
 
-        A larger fraction holds a smaller one of the same salt.
+        A larger fraction contains a smaller one with the same salt.
         """
         ranked, count = _ranked(self.items, salt)
         return self.select(ranked < max(1, round(fraction * count)))
 
     def hold_out(self, share: float = HELD_OUT) -> tuple[Rows, Rows]:
-        """Split off all rows of about ``share`` of the items: what is left, and what is held out.
+        """Divide the rows into those that are left and those of about ``share`` of the items, which are held out.
 
-        Of two items or more at least one is held out; which ones depends on their keys alone.
+        If there are at least two items, at least one is held out. The choice depends on the keys only.
         """
         held = held_out(self.items, share)
         return self.select(~held), self.select(held)
@@ -169,7 +169,7 @@ class Pairs:
 
     @classmethod
     def match(cls, first: Rows, second: Rows) -> Pairs:
-        """Pair rows by the keys of their items; of several first rows of one item the first one counts."""
+        """Pair rows by the keys of their items; if several first rows have the same item, the first of them is used."""
         return cls(first, second, match_items(item_keys(first.table), item_keys(second.table)))
 
     def __len__(self) -> int:

@@ -68,25 +68,25 @@ def split_store(
     split_column: str | None = None,
     reporter: Reporter = SILENT,
 ) -> SplitReport:
-    """Write a store anew with other splits; texts are in the split of their image.
+    """Copy a store with new splits; texts are in the split of their image.
 
-    Without ``column`` or ``file`` a stable hash of the key decides, the same on every machine.
+    Without ``column`` or ``file``, rows are split by a stable hash of the key, which is the same on every machine.
 
     Args:
         destination: the folder of the new store; it appears when it is complete.
-        store: the folder or URL of the old store, which is left as it is.
-        fractions: shares of train, val and test for a split by hash; by default 0.8, 0.1 and 0.1, as stores without
-            splits are read.
-        seed: selects another hash; 0 is the one that stores without splits are read with.
-        column: a column of the store's images (or of rows that have no image) that says the split.
+        store: the folder or URL of the old store, which is not changed.
+        fractions: fractions of train, val and test for a split by hash; by default 0.8, 0.1 and 0.1, as for stores
+            without splits.
+        seed: of the hash; 0 gives the splits that a store without splits is read with.
+        column: a column of the images (or of rows without an image) that contains the split.
         file: a table (.jsonl, .csv, .tsv, .parquet) with a key and a split in each row.
-        key_column: its column of keys, if it has none of the usual names.
-        split_column: its column of splits, likewise.
+        key_column: the column of keys in ``file``, if it does not have one of the usual names.
+        split_column: the column of splits in ``file``, if it does not have one of the usual names.
         reporter: shows the progress.
 
     Raises:
         StoreError: if there is no store, options contradict each other, the column does not exist, the file names none
-            of the keys, something is at ``destination``, or that is a URL.
+            of the keys, or ``destination`` exists or is a URL.
     """
     report = SplitReport(new_folder(destination))
     source = Store.open(store, reporter=reporter)

@@ -102,17 +102,17 @@ def verify_store(
 
     Args:
         store: the folder or URL.
-        sample: the fraction of the shards of each modality, at least one, whose rows and their checksums are read;
-            None reads all. Markers, moments, schema, counts and keys are checked in all shards either way.
+        sample: the fraction of the shards of each modality, at least one, whose rows and checksums are read; None
+            reads all. Markers, moments, schema, counts and keys are always checked in all shards.
         seed: selects the shards of the sample.
-        repair: repair what can be repaired, and drop the shards that have to be made again (see `repair_store`);
+        repair: repair what can be repaired, and remove the shards that have to be made again (see `repair_store`);
             otherwise no file is changed.
         reporter: shows the progress.
 
     Raises:
-        StoreError: if there is no store, it is of a newer format version, or nothing says what it holds; with
-            ``repair`` also if another run is writing to it.
-        UnreachableError: if part of it cannot be read at the moment, which says nothing about its state.
+        StoreError: if there is no store, it has a newer format version, or its description is lost; with ``repair``
+            also if another run is writing to it.
+        UnreachableError: if part of it cannot be read at the moment, which is not damage.
     """
     if sample is not None and not 0 < sample <= 1:
         raise StoreError(f"--sample {sample:g} is not a fraction between 0 and 1.", remedy="For example: --sample 0.1")
@@ -174,13 +174,13 @@ def _run_checks(store: Store, result: Verification, sample: float | None, seed: 
 
 
 def repair_store(result: Verification) -> None:
-    """Repair what can be repaired in place, drop the shards that have to be made again, and record it in ``result``.
+    """Repair what can be repaired, remove the shards that have to be made again, and record this in ``result``.
 
-    Shards that were dropped, or lost, stay recorded in the manifest until they are made again.
+    Removed or missing shards stay in the manifest until they are made again.
 
     Raises:
         OutputError: if another run is writing to the store.
-        UnreachableError: if it can no longer be read or written; the same command continues.
+        UnreachableError: if it can no longer be read or written; the same call continues.
     """
     path = result.store
     with (

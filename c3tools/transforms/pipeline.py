@@ -37,16 +37,16 @@ class OrderWarning(UserWarning):
 
 
 class Pipeline:
-    """Ordered steps with roles, fitted on the train split, applied with numpy alone.
+    """Ordered steps with roles, which are fitted on the train split and applied with numpy alone.
 
     Args:
         steps: in the order they are applied.
-        name: what messages and recipes call it.
-        strict: refuse an order that no published method has; False only warns (`OrderWarning`).
+        name: used in messages and in the saved pipeline.
+        strict: refuse an order of steps that no published method uses; False only warns (`OrderWarning`).
 
     Attributes:
-        dim: dimension of the embeddings it was fitted on, None before; None after a fit that needs none.
-        provenance: what the recipe says about its origin: model, split, n per modality.
+        dim: dimension of the embeddings it was fitted on; None before fitting, and if no step needs fitting.
+        provenance: the origin of the pipeline: model, split, number of rows per modality.
 
     Raises:
         TransformError: if the order check finds something and ``strict`` is true.
@@ -105,7 +105,7 @@ class Pipeline:
 
     @property
     def sigma(self) -> float | str | None:
-        """Return the noise per dimension; ``auto`` until it is settled, None where there is no Gaussian noise."""
+        """Return the noise per dimension; ``auto`` before it is computed, None if there is no Gaussian noise."""
         return next((step.settings["sigma"] for step in self.steps if step.noisy and "sigma" in step.settings), None)
 
     def _takes_unit_rows(self, modality: str) -> bool:
@@ -118,7 +118,7 @@ class Pipeline:
         return any(step.needs_sigma for step in self.steps)
 
     def settle_sigma(self, sigma: float) -> None:
-        """Replace a sigma of ``auto`` by a number; one that is given already stays."""
+        """Replace a sigma of ``auto`` by a number; a sigma that is a number is kept."""
         for step in self.steps:
             if step.needs_sigma:
                 step.sigma = sigma  # type: ignore[attr-defined]
@@ -133,23 +133,23 @@ class Pipeline:
         executor: Executor | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Pipeline:
-        """Fit the steps in order, each on what the steps before it leave; returns the pipeline itself.
+        """Fit the steps in order, each on the output of the steps before it, and return the pipeline.
 
-        A store is read as far as the steps need it: its moments, the first rows, or the first pairs by key. Moments
-        that `c3 means --load` took from another corpus stand in for its own. A sigma of ``auto`` is settled by the
-        rule of `c3tools.transforms.sigma`, from the texts of a store or the array ``text``. Of arrays, texts are of one
-        image where there are as many image rows and those of these texts are the same.
+        Only the parts of a store that the steps need are read: its moments, the first rows, or the first pairs by key.
+        Moments loaded by `c3 means --load` replace those of the store. A sigma of ``auto`` is computed by the rule in
+        `c3tools.transforms.sigma`, from the texts of a store or the array ``text``. For arrays, two texts belong to the
+        same image if there are as many image rows as texts and the image rows of the two are equal.
 
         Args:
             data: a store; or, by modality, embeddings (n, d), of any norm, which are the same as ``rows``; or, by
                 modality, `Moments` over the train split, of embeddings at unit length where the first step normalises.
             rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where pairs are needed,
-                row i of one modality belongs to row i of the other. They also give moments that are not given. A store
-                has its own.
+                row i of one modality belongs to row i of the other. Moments that are not given are computed from them.
+                Not needed for a store.
             split: of a store: the rows to fit on.
-            max_rows: of a store: most rows, or pairs, that are read for steps that need them.
+            max_rows: of a store: the largest number of rows or pairs that are read for steps that need them.
             executor: of a store: merges the moments of shards; the result is the same, bit for bit.
-            provenance: kept in the recipe: ``model`` (identity as a store keeps it), ``split``, ....
+            provenance: saved with the pipeline: ``model`` (its identity, as in a store), ``split``, ....
 
         Raises:
             TransformError: if something is missing, of another dimension, not finite, or of a split that is not
@@ -210,7 +210,7 @@ class Pipeline:
         return self
 
     def describe_fit(self, store: Store) -> str:
-        """Return a sentence that says on how many rows of a store it was fitted, and how these were chosen."""
+        """Return a sentence with the number of rows that it was fitted on, and how they were chosen."""
         external = store.external_moments()[0]
         parts = [
             f"{n:,} loaded {name} rows" if name in external else f"{n:,} of {store.count(name):,} {name} rows"
@@ -229,19 +229,19 @@ class Pipeline:
         seed: int = 0,
         epoch: int = 0,
     ) -> Rows:
-        """Return transformed embeddings, float32 (n, d); ``x`` is left as it is.
+        """Return transformed embeddings, float32 (n, d); ``x`` is not changed.
 
         Args:
             x: (n, d) embeddings, any float dtype: an array, a list or a tensor.
-            modality: what the rows are, which decides whose means apply. It may be left out where it makes no
-                difference, and where the pipeline was fitted for one modality alone.
-            training: whether these are training inputs: only then is noise added.
-            keys: one per row, needed where noise is added: it is drawn from (seed, epoch, key).
+            modality: of the rows, which decides which means are used. It may be left out if it makes no difference, or
+                if the pipeline was fitted for one modality only.
+            training: True for training inputs; only these get noise.
+            keys: one per row; needed if noise is added, because it depends on (seed, epoch, key).
             seed: of the noise.
-            epoch: of the training; each has other noise.
+            epoch: of the training; each has different noise.
 
         Raises:
-            TransformError: if the pipeline is not fitted, the modality is missing, the dimension is another, a value is
+            TransformError: if the pipeline is not fitted, the modality is missing, the dimension differs, a value is
                 not finite, a row has norm 0, or keys are missing.
         """
         self.check_fitted()
@@ -260,10 +260,10 @@ class Pipeline:
         return rows
 
     def choose_modality(self, modality: str | None, *roles: Role) -> str:
-        """Return ``modality``; for None the only one that inputs of these roles can be of.
+        """Return ``modality``, or for None the only modality that inputs of these roles can have.
 
         Raises:
-            TransformError: if it is None, and the steps treat several modalities in different ways.
+            TransformError: if it is None and the steps transform modalities differently.
         """
         if modality is not None:
             return modality
@@ -299,10 +299,10 @@ class Pipeline:
         return keyed_normal(seed, epoch, own, shape[1])
 
     def check_fitted(self) -> None:
-        """Refuse to go on with a pipeline that is not fitted.
+        """Raise an error if the pipeline is not fitted.
 
         Raises:
-            TransformError: with the first step that lacks something.
+            TransformError: with the first step that is not fitted.
         """
         if not self.fitted:
             missing = next(step.kind for step in self.steps if not step.fitted)
@@ -352,7 +352,7 @@ class Pipeline:
 
     @classmethod
     def load(cls, directory: str | Path) -> Pipeline:
-        """Read what `save` wrote: the same pipeline, bit for bit.
+        """Load a saved pipeline; it is the same, bit for bit.
 
         Raises:
             TransformError: if a file is missing, damaged, changed by hand, or of a newer version.
@@ -364,7 +364,7 @@ class Pipeline:
 
     @classmethod
     def from_config(cls, source: str | Path | Mapping[str, Any]) -> Pipeline:
-        """Return an unfitted pipeline from a mapping, or from a YAML or JSON file of the user's.
+        """Return an unfitted pipeline from a mapping, or from a YAML or JSON file.
 
         The mapping has ``steps`` (a list of ``{"step": kind, ...settings}``), and may have ``name`` and ``strict``.
 
@@ -375,7 +375,7 @@ class Pipeline:
         return cls(**parse_config(source))
 
     def config(self) -> dict[str, Any]:
-        """Return name and steps with their settings, as `from_config` takes them."""
+        """Return name and steps with their settings, in the form of `from_config`."""
         steps = [{"step": step.kind, **step.settings} for step in self.steps]
         return {"name": self.name, "strict": self.strict, "steps": steps}
 

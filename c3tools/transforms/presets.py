@@ -125,8 +125,8 @@ def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text
 
     Args:
         name: a key of `PRESETS`.
-        sigma: standard deviation of Gaussian noise per dimension, where the method has it; ``auto`` to settle it when
-            the pipeline is fitted on a store with captions; the published sqrt(0.016) when None.
+        sigma: standard deviation of Gaussian noise per dimension, if the method has noise; ``auto`` to compute it when
+            the pipeline is fitted on a store with captions; None for the published sqrt(0.016).
         train_on: modality of the training inputs; "text" for captioning, "image" for text-to-image.
         infer_on: modality of the inference inputs.
 
