@@ -28,7 +28,7 @@ class C3Error(Exception):
 
     Args:
         message: what is wrong, and where.
-        remedy: what would help, one sentence; shown on a line of its own.
+        remedy: what to do, in one sentence; shown on its own line.
     """
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
@@ -54,7 +54,7 @@ class IncompleteStoreError(StoreError):
 
 
 class OutputError(C3Error):
-    """A folder cannot be written to: another run does, or it holds what would be lost."""
+    """A folder cannot be written to, because another run is writing to it or its content would be lost."""
 
 
 class TransformError(C3Error):
@@ -62,7 +62,7 @@ class TransformError(C3Error):
 
 
 class ConnectError(C3Error):
-    """Contrastive training cannot start or went wrong, or what it wrote is missing or damaged."""
+    """Contrastive training cannot start or failed, or its result is missing or damaged."""
 
 
 class DecoderError(C3Error):

@@ -31,13 +31,13 @@ _EXTRA = re.compile(r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe this machine in plain data.
+    """Return versions, devices and installed extras of this machine.
 
     Returns:
-        ``c3tools``, ``python``, ``platform``: versions; ``packages``: version by name, None where it is not
-        installed; ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None where unknown),
-        ``precisions`` and ``auto``, the precision that ``--precision auto`` means there; ``extras``: the missing
-        packages by extra; ``java``: by score None, or what is missing for it.
+        ``c3tools``, ``python``, ``platform``: versions; ``packages``: versions by name, None if not installed;
+        ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None if unknown), ``precisions`` and
+        ``auto``, the precision that ``--precision auto`` chooses; ``extras``: the missing packages of each extra;
+        ``java``: for each score None, or what is missing.
     """
     return {
         "c3tools": __version__,

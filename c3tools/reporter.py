@@ -18,18 +18,18 @@ class Progress:
 
 
 class Reporter:
-    """A listener to long-running functions: this one is silent, and the base of those that are not."""
+    """Receives the messages and progress of long functions. This base class ignores them."""
 
     def message(self, text: str) -> None:
-        """Show one line that the user should know."""
+        """Show a message to the user."""
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
         """Show the progress of the block.
 
         Args:
-            label: what is being done, as the user would say it.
-            total: number of items; None where it is not known.
+            label: a short description of the work, for the user.
+            total: number of items; None if it is unknown.
         """
         yield Progress()
 

@@ -28,12 +28,12 @@ BAR_SECONDS = 0.5
 
 
 class TerminalReporter(Reporter):
-    """Messages and progress on standard error, so that standard output stays clean.
+    """Writes messages and progress to standard error, so that standard output only has results.
 
     Args:
         console: where to write; standard error by default.
-        line_seconds: where the console is no terminal, seconds between two lines of progress.
-        bar_seconds: in a terminal, seconds until the bar of work that goes on is drawn.
+        line_seconds: seconds between two lines of progress, if the console is not a terminal.
+        bar_seconds: seconds before a progress bar is drawn, in a terminal.
     """
 
     def __init__(

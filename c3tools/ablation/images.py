@@ -82,25 +82,25 @@ def ablate_images(
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> ImageAblation:
-    """Train a generator by each method with each seed, ask it with one text of each scored photo, and score the images.
+    """Train a generator with each method and seed, make an image from a text of each scored photo, and score these.
 
-    Finished cells are kept in ``output`` by their settings and data, as those of `c3tools.ablate` are; the table
-    (table.md and table.html) is that of the last call.
+    Finished results (cells of the table) are kept in ``output`` by their settings and data, as in `c3tools.ablate`. The
+    table (table.md and table.html) is that of the last call.
 
     Args:
-        store: holds images, texts, and where the photos are.
+        store: a store of images and texts with the paths of the photos.
         methods: keys of `IMAGE_METHODS`, or text with commas between them; ``all`` for all.
-        seeds: how many trainings of each: seeds 0, 1, ....
+        seeds: number of trainings of each method: seeds 0, 1, ....
         sigma: noise per dimension, or ``auto``: from images alone (`c3tools.train_generator`).
-        output: folder of the finished cells, the generators and the table.
-        split: the photos that are scored.
+        output: folder of the finished results, the generators and the table.
+        split: the split of the photos that are scored.
         size: of the generator, a key of `c3tools.imaging.SIZES`; ``tiny`` when None.
-        set: numbers of the size that are changed, ``name=value`` each.
-        steps: of the training; those of the size when None.
-        encoder: models whose features are used, in addition to that of the store.
+        set: changed settings of the size, ``name=value`` each.
+        steps: of the training; None for the default of the size.
+        encoder: models whose features are used, in addition to the model of the store.
         keep_generators: keep the trained generators too.
-        jobs: generators trained at a time, each in a process with its share of the cores, or on a GPU of its own.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        jobs: generators trained at the same time, each in a process with its share of the cores, or with its own GPU.
+        device: ``cpu``, ``cuda``, ...; None for the fastest available.
         backend: of the encoders, for the scores; see `c3tools.encoders.load_encoder`.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
@@ -108,7 +108,7 @@ def ablate_images(
     Raises:
         GeneratorError: if a method or a setting is unknown, or photos are missing.
         MetricError: if the split has no photos with texts.
-        OutputError: if ``output`` holds other files, or is written by another run.
+        OutputError: if ``output`` contains other files, or another run is writing to it.
     """
     names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
     names = list(IMAGE_METHODS) if names == ["all"] else names

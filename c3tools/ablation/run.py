@@ -117,29 +117,29 @@ def ablate(
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Ablation:
-    """Train, caption and score each method with each seed on a store; write table.md and table.html to ``output``.
+    """Train and score each method with each seed on a store, and write table.md and table.html to ``output``.
 
-    Finished cells are kept there by their settings and data: the same call continues, and one with more methods, seeds
-    or sigmas adds to it. The table is always that of the last call.
+    Finished results (cells of the table) are kept there by their settings and data. The same call continues, and a call
+    with more methods, seeds or sigmas adds to them. The table is always that of the last call.
 
     Args:
-        store: holds images and their captions.
+        store: a store of images and their captions.
         methods: keys of `METHODS`, or text with commas between them; ``all`` for all.
-        seeds: how many: 0, 1, ....
-        sigma: noise per dimension, one row each: a number, ``auto`` (from the captions, as `train_captioner` takes it),
-            or ``best``: the one of ``grid`` with the best CIDEr on the val split, for each method, by the first seed;
-            ``sigma.json`` in ``output`` has the scores that it was chosen by.
-        grid: the sigmas that ``best`` chooses from, or text with commas between them.
-        output: folder of the finished cells and of the table.
-        split: the images that are captioned and scored.
+        seeds: number of seeds: 0, 1, ....
+        sigma: noise per dimension, each a row of the table: a number, ``auto`` (from the captions, as in
+            `train_captioner`), or ``best``: for each method, the value of ``grid`` with the best CIDEr on the val split
+            with the first seed; ``sigma.json`` in ``output`` has the scores of this choice.
+        grid: the sigmas that ``best`` tries, or text with commas between them.
+        output: folder of the finished results and of the table.
+        split: the split whose images are captioned and scored.
         size: of the decoder, a key of `c3tools.captioning.SIZES`; ``small`` when None.
-        set: settings of the size that are changed, ``name=value`` each.
-        epochs: passes over the captions; the size's own when None.
-        train_fraction: share of the training images whose captions are used, one row each.
+        set: changed settings of the size, ``name=value`` each.
+        epochs: passes over the captions; None for the default of the size.
+        train_fraction: fractions of the training images whose captions are used, each a row of the table.
         beams, length_penalty, magic: see `c3tools.captioning.Captioner.caption`.
-        keep_decoders: keep the trained decoders too, so that captions can be generated in another way without training.
-        jobs: decoders trained at a time, each in a process with its share of the cores, or on a GPU of its own.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        keep_decoders: keep the trained decoders too, so that other ways to generate captions need no training.
+        jobs: decoders trained at the same time, each in a process with its share of the cores, or with its own GPU.
+        device: ``cpu``, ``cuda``, ...; None for the fastest available.
         backend: of the encoder, for MAGIC; see `c3tools.encoders.load_encoder`.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
@@ -148,7 +148,7 @@ def ablate(
         DecoderError: if a method or a setting is unknown, or there are too few captions.
         MetricError: if the split has no images with captions.
         StoreError: if texts or images are missing.
-        OutputError: if ``output`` holds other files, or is written by another run.
+        OutputError: if ``output`` contains other files, or another run is writing to it.
     """
     names = _listed(methods)
     settings = _Settings(

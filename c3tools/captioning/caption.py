@@ -84,36 +84,37 @@ def caption_images(
 ) -> Captions:
     """Caption image files and the images of folders (searched recursively), or embeddings.
 
-    Files of captions are written while they are made; the same call continues a run that was interrupted, and what is
-    there already is kept. See `c3tools.captioning.caption_files`.
+    Each caption is written as soon as it is made. The same call continues an interrupted run, and existing captions are
+    kept. See `c3tools.captioning.caption_files`.
 
     Args:
         paths: files and folders.
-        embeddings: a file of vectors or a store, in place of paths: as the encoder gives them. No encoder is loaded.
+        embeddings: a file of vectors or a store, instead of paths, as the encoder computes them. No encoder is loaded.
         modality: of ``embeddings``: ``image``, or ``text``.
         key: the array, tensor or column of ``embeddings``, or the modality of a store (see `read_rows`).
         decoder: a captioner, its folder, or ``c3-mini`` for the bundled one; None for the folder ``c3-decoder`` if it
-            is there, else the bundled one.
-        json, csv: files to write rows of key, path, caption and captioner to, one after another.
-        txt, xmp: write the caption of ``photo.jpg`` to ``photo.txt`` or ``photo.xmp`` beside it; one that is there is
+            exists, else the bundled one.
+        json, csv: files for rows of key, path, caption and captioner, written one after another.
+        txt, xmp: write the caption of ``photo.jpg`` to ``photo.txt`` or ``photo.xmp`` beside it; an existing file is
             kept.
-        html: a page of the photos with their captions.
-        overwrite: replace the captions in all these files.
+        html: file for a page with the photos and their captions.
+        overwrite: replace existing captions in these files.
         follow_symlinks: follow symbolic links out of the folders.
         beams, length_penalty, top_p, temperature, magic, seed: see `Captioner.caption`.
-        model: of the encoder; the decoder's when None.
+        model: of the encoder; None for the model of the decoder.
         random_init: seed of an encoder with random weights.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        device: ``cpu``, ``cuda``, ...; None for the fastest available.
         backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.
-        encoder: an encoder that is loaded already, in place of ``model``.
+        encoder: a loaded encoder, instead of ``model``.
         reporter: shows messages and progress.
 
     Raises:
-        CorpusError: if a path is missing or is no image, a folder holds none, or files beside photos would collide.
+        CorpusError: if a path is missing or not an image, a folder contains no images, or two photos would share a
+            file of captions.
         StoreError: if the embeddings cannot be read.
-        DecoderError: if there is no decoder, or it was trained for another model than the encoder's or the embeddings'.
+        DecoderError: if there is no decoder, or it was trained for another model.
         EncoderError: if the encoder cannot be loaded.
-        OutputError: if a file holds captions by another captioner or of other photos, or another run writes to it.
+        OutputError: if a file has captions by another captioner or of other photos, or another run is writing to it.
     """
     generation = GenerationConfig.from_options(
         beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed

@@ -62,7 +62,7 @@ class Captioner:
         decoder: the built-in Transformer, in numpy or as a torch module, or a language model behind a mapper.
         tokenizer: its tokenizer.
         pipeline: the fitted transform of its inputs.
-        record: how it was trained: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``best_val_loss``, ….
+        record: of its training: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``best_val_loss``, ….
     """
 
     decoder: Decoder | NumpyDecoder
@@ -92,24 +92,25 @@ class Captioner:
     ) -> list[str]:
         """Return one caption per image, or per embedding.
 
-        The caption of an image is that of its embedding in a store: both are rounded to float16.
+        An image has the same caption as its embedding in a store, because both are rounded to float16.
 
         Args:
-            images: paths or PIL images; None where embeddings are given.
-            embeddings: (n, d) as the encoder gives them; the pipeline is applied here. No encoder is loaded for them,
-                except for ``magic``.
-            modality: whose embeddings they are.
-            keys: one per row, from which sampling draws; by default the numbers of the rows.
-            encoder: of the decoder's model, to encode images, and texts for ``magic``; by default it is loaded.
-            beams: beam search with so many beams, by log-probability / length ** ``length_penalty``.
-            top_p, temperature: sample from the nucleus of this probability, at this temperature.
+            images: paths or PIL images; None if embeddings are given.
+            embeddings: (n, d), as the encoder computes them; the pipeline is applied here. No encoder is loaded for
+                them, except for ``magic``.
+            modality: of the embeddings.
+            keys: one per row, for sampling; by default the numbers of the rows.
+            encoder: of the decoder's model, to encode images, and texts for ``magic``; loaded by default.
+            beams: number of beams of beam search, which ranks by log-probability / length ** ``length_penalty``.
+            top_p, temperature: of nucleus sampling.
             magic: the encoder re-scores every word.
-            seed, generation: of sampling; all settings at once, in place of the six before.
-            reporter: is told of embeddings that are hardly the encoder's (see `check_embeddings`).
+            seed: of sampling.
+            generation: all settings at once, instead of the six before.
+            reporter: gets messages about embeddings that may be wrong (see `check_embeddings`).
 
         Raises:
-            DecoderError: if the model or the dimension is another than the decoder's, the embeddings cannot be the
-                encoder's, or the options contradict.
+            DecoderError: if the model or the dimension is not that of the decoder, the embeddings cannot come from the
+                encoder, or the options contradict each other.
             EncoderError: if the encoder cannot be loaded, or an image cannot be read.
         """
         if (images is None) == (embeddings is None):
@@ -134,7 +135,7 @@ class Captioner:
         encoder: Encoder | None,
         generation: GenerationConfig,
     ) -> list[str]:
-        """Return one caption per embedding, float32 (n, d), which are taken as they are; see `caption`."""
+        """Return one caption per embedding, float32 (n, d), without checking or rounding them; see `caption`."""
         if not len(embeddings):
             return []
         if np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < UNIT_TOLERANCE:
@@ -191,12 +192,12 @@ class Captioner:
         keys: Sequence[str] | None = None,
         reporter: Reporter = SILENT,
     ) -> None:
-        """Refuse embeddings (n, d) that cannot be those of the decoder's model, and tell of those that hardly are.
+        """Refuse embeddings (n, d) that cannot come from the decoder's model, and report doubtful ones.
 
         See `c3tools.captioning.space.check_space`.
 
         Raises:
-            DecoderError: if they are of another dimension, or not of its space.
+            DecoderError: if they have another dimension or come from another space.
         """
         if embeddings.ndim != 2:
             raise DecoderError(
@@ -207,7 +208,7 @@ class Captioner:
         check_space(embeddings, self.pipeline, self.model.name, modality, keys, reporter)
 
     def fingerprint(self) -> str:
-        """Return a digest of all that a caption depends on but the settings of generation."""
+        """Return a digest of everything that a caption depends on, except the settings of generation."""
         found = hashlib.sha256(f"{self.tokenizer.to_json()}{self.pipeline.record()['checksum']}".encode())
         if isinstance(self.decoder, NumpyDecoder):
             weights = self.decoder.weights
@@ -222,7 +223,7 @@ class Captioner:
         return {**self.record, "parameters": self.decoder.count_parameters()}
 
     def save(self, folder: str | Path, *, dtype: str = "float32") -> None:
-        """Write the folder, whole or not at all; the decoder that is there is kept as ``<folder>.previous``.
+        """Write the folder atomically; an existing decoder is kept as ``<folder>.previous``.
 
         Args:
             folder: the folder.
@@ -249,13 +250,13 @@ class Captioner:
 
     @classmethod
     def load(cls, folder: str | Path | None = None, device: str = "cpu", *, trainable: bool = False) -> Captioner:
-        """Read what `save` wrote.
+        """Load what `save` wrote.
 
         Args:
             folder: the folder, or ``c3-mini`` for the bundled captioner of that model; None for `find_decoder`.
             device: of the weights.
-            trainable: have the decoder as a torch module in any case; on a CPU the built-in one else runs in numpy, as
-                torch takes longer to import than it saves.
+            trainable: always load the decoder as a torch module. By default the built-in decoder runs in numpy on a
+                CPU, because importing torch takes longer than it saves.
 
         Raises:
             DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.

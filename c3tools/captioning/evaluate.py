@@ -102,22 +102,22 @@ def evaluate_captions(
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Evaluation:
-    """Caption the images of a store from their embeddings, and score the captions; or score captions that are given.
+    """Caption the images of a store from their embeddings and score the captions, or score given captions.
 
     Args:
-        store: holds the images, and the captions of people; not read where both sides are given.
-        captions: captions by image key, or a file of them, in place of the decoder's.
-        references: what people wrote, by image key, or a file of it, in place of the store's captions.
+        store: a store of images with human captions; not read if ``captions`` and ``references`` are given.
+        captions: captions by image key, or a file of them, instead of those of the decoder.
+        references: human captions by image key, or a file of them, instead of those of the store.
         against: other captions of the same images, or a file of them, to compare with.
         decoder: a captioner, its folder, or ``c3-mini`` for the bundled one; None for the folder ``c3-decoder`` if it
-            is there, else the bundled one.
-        split: the images that are captioned: train, val, test, or all.
+            exists, else the bundled one.
+        split: the split whose images are captioned: train, val, test, or all.
         beams, length_penalty, top_p, temperature, magic, seed: see `Captioner.caption`.
         meteor: add METEOR (needs Java).
         spice: add SPICE (needs Java and the Stanford models).
-        clip_score: add CLIPScore and RefCLIPScore by the store's encoder.
-        resamples: of the bootstrap; 0 leaves it out.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        clip_score: add CLIPScore and RefCLIPScore with the encoder of the store.
+        resamples: number of bootstrap resamples; 0 for no intervals.
+        device: ``cpu``, ``cuda``, ...; None for the fastest available.
         backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.
         reporter: shows messages and progress.
 

@@ -61,34 +61,34 @@ def train_captioner(
 ) -> Captioner:
     """Train a decoder on the text embeddings of a store, and write it to the folder ``output``.
 
-    With ``pairs`` it learns from images instead: after a training on texts (``start``), the low-data regime of the
-    paper, with the noise of that training; or from scratch, without noise unless sigma is given. The state of the run
-    is kept in a folder beside ``output``, so that the same call continues a run that was interrupted, and returns the
-    decoder of one that is finished.
+    With ``pairs`` it is trained on images instead: after a training on texts (``start``) with the noise of that
+    training, which is the low-data regime of the paper; or from scratch, without noise unless sigma is given. The state
+    of the run is saved in a folder beside ``output``. The same call continues an interrupted run, and returns the
+    decoder of a finished run.
 
     Args:
-        store: holds text embeddings with their captions.
-        pipeline: transforms the embeddings, in place of a preset; fitted on the store unless it is fitted already.
-        output: the decoder's folder.
+        store: a store of text embeddings with their captions.
+        pipeline: used instead of a preset; fitted on the store if it is not yet fitted.
+        output: the folder to write the decoder to.
         preset: name of the pipeline, a key of `c3tools.transforms.PRESETS`; ``c3`` when None.
-        sigma: noise per dimension, or ``auto``: from how far captions of one image lie apart. None means ``auto``, or
-            no noise for pairs from scratch.
+        sigma: standard deviation of the noise per dimension, or ``auto``: derived from how much captions of the same
+            image differ. None means ``auto``, or no noise for pairs from scratch.
         size: of the decoder, a key of `c3tools.captioning.SIZES`.
-        set: settings of the size that are changed, ``name=value`` each.
-        epochs: passes over the captions; None for the size's own, and more for a small corpus.
-        train_split: the split to learn from.
-        train_fraction: share of its images (by a stable hash of their keys) whose captions are used.
+        set: changed settings of the size, ``name=value`` each.
+        epochs: passes over the captions; None for the default of the size, and more for a small corpus.
+        train_split: the split to train on.
+        train_fraction: fraction of its images (by a stable hash of their keys) whose captions are used.
         patience: epochs without a better validation loss before training stops; 0 never stops early.
-        monitor: what the checkpoint is chosen on: ``text``, the loss of other captions from their own embeddings,
-            without noise, or ``cross-modal``, their loss from the embeddings of their images.
-        start: the folder of a decoder to continue from, with its size and pipeline.
-        pairs: learn from images and captions of this share of the images (drawn by the seed); None learns from texts.
-        seed: of everything random.
+        monitor: how the checkpoint is chosen: ``text``, by the loss of val captions given their own embeddings, without
+            noise, or ``cross-modal``, by their loss given the embeddings of their images.
+        start: the folder of a decoder to start from; its size and pipeline are used.
+        pairs: train on images and captions of this fraction of the images (drawn with the seed); None for texts only.
+        seed: for all random numbers.
         tensorboard: folder to write losses to, for TensorBoard.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        device: ``cpu``, ``cuda``, ...; None for the fastest available.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        overwrite: replace a decoder of other settings or data that is in ``output``, which is kept as
-            ``<output>.previous`` (the one before it is removed), and drop an interrupted training of another.
+        overwrite: replace a decoder in ``output`` that has other settings or data; it is kept as
+            ``<output>.previous`` (an earlier one is removed). Also discard an interrupted training with other settings.
         reporter: shows messages and progress.
 
     Returns:
@@ -96,9 +96,10 @@ def train_captioner(
 
     Raises:
         StoreError: if the store has no texts, or no images where they are needed.
-        DecoderError: if there are too few captions, the settings contradict each other, or the decoder to continue
-            from is of another model.
-        OutputError: if ``output`` holds another decoder or other files, is written by another run, or is ``start``.
+        DecoderError: if there are too few captions, the settings contradict each other, or the decoder to start from
+            has another model.
+        OutputError: if ``output`` contains another decoder or other files, another run is writing to it, or it is
+            ``start``.
         TransformError: if sigma, the preset or the pipeline cannot be used.
     """
     if sigma is not None:

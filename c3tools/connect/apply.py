@@ -31,14 +31,14 @@ def apply_heads(
     dtype: str = "float16",
     reporter: Reporter = SILENT,
 ) -> ImportReport:
-    """Embed features of both modalities, paired or not, and write them with keys, splits and captions into a store.
+    """Apply heads to features of both modalities, paired or not, and write a store with keys, splits and captions.
 
     Args:
-        heads: trained on features of the same towers, or their folder.
+        heads: heads trained on features of the same towers, or their folder.
         features: see `read_features`.
-        output: the store; it must not hold rows of these modalities yet, except of an interrupted call like this.
+        output: the store; it must not yet have rows of these modalities, except from an interrupted call like this.
         dtype: ``float16`` or ``float32``, as stored.
-        reporter: told about rows written.
+        reporter: shows messages and progress.
 
     Raises:
         ConnectError: if a modality has no head, or another number of features.

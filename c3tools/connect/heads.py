@@ -153,7 +153,7 @@ class ConnectedHeads:
         """Return L2-normalised embeddings, float32 (n, d), of features (n, e).
 
         Raises:
-            ConnectError: if there is no head for the modality, or it takes another number of features.
+            ConnectError: if there is no head for the modality, or it needs another number of features.
         """
         if modality not in self.heads:
             raise ConnectError(f"There is no head for {modality!r}. There are heads for {' and '.join(self.heads)}.")
@@ -170,7 +170,7 @@ class ConnectedHeads:
         return np.concatenate(parts) if parts else np.zeros((0, self.shape.dim), np.float32)
 
     def save(self, folder: Path) -> None:
-        """Write the weights, then the record, which has their digest; each file appears whole or not at all."""
+        """Write the weights, then the record with their digest; each file is written atomically."""
         tensors = self._tensors()
         write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
         shape = {"modalities": list(self.names), "shape": asdict(self.shape)}
@@ -179,10 +179,10 @@ class ConnectedHeads:
 
     @classmethod
     def load(cls, folder: str | Path) -> ConnectedHeads:
-        """Read what `save` wrote.
+        """Load what `save` wrote.
 
         Raises:
-            ConnectError: if there is nothing, it is damaged, or the weights are not those of the record.
+            ConnectError: if there are no heads, they are damaged, or the weights do not match the record.
         """
         folder = Path(folder)
         try:
@@ -262,8 +262,8 @@ def connect_heads(
 ) -> ConnectedHeads:
     """Train two heads on paired features and write them to the folder ``output``.
 
-    The folder gets the weights, the record, the log of the geometry as a table and as a figure, and a card. A run that
-    was interrupted is continued by the same call, and the heads of one that is finished are returned.
+    The folder contains the weights, the record, the log of the geometry as a table and as a figure, and a model card.
+    The same call continues an interrupted run, and returns the heads of a finished run.
 
     Args:
         features: see `read_features`.
@@ -273,15 +273,15 @@ def connect_heads(
         close_gap: weight of the terms that close the gap (see `c3tools.connect.losses`).
         loss, batch_size, chunk, epochs, learning_rate, weight_decay, warmup, patience, log_every, seed: see
             `TrainingSettings`.
-        train_split: the split to learn from; ``val`` chooses the checkpoint, ``test`` is only scored at the end.
+        train_split: the split to train on; ``val`` is for choosing the checkpoint, ``test`` only for the final scores.
         device, precision: see `c3tools.devices.pick`.
-        overwrite: replace heads of other settings or data that are in ``output``, which are kept as
-            ``<output>.previous``, and drop an interrupted training of others.
-        reporter: told what happens.
+        overwrite: replace heads in ``output`` that have other settings or data; they are kept as
+            ``<output>.previous``. Also discard an interrupted training with other settings.
+        reporter: shows messages and progress.
 
     Raises:
-        ConnectError: if an option makes no sense, there are too few pairs, or the run collapsed.
-        OutputError: if ``output`` holds other heads or other files, or is written by another run.
+        ConnectError: if an option is not valid, there are too few pairs, or the training collapsed.
+        OutputError: if ``output`` contains other heads or other files, or another run is writing to it.
     """
     shape = HeadShape(dim, hidden, dropout, cone)
     settings = TrainingSettings(

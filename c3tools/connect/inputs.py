@@ -311,20 +311,20 @@ def read_features(
     modalities: Sequence[str] | None = None,
     reporter: Reporter = SILENT,
 ) -> PairedFeatures:
-    """Read features of two modalities: from files of vectors if any is named, else from one store or two.
+    """Read features of two modalities, from files of vectors if any is given, else from one or two stores.
 
     Args:
         image: image features: npy, npz, pt, safetensors, csv, parquet.
-        text: text features, likewise.
+        text: text features, in one of the same formats.
         other: features of other modalities by name.
         meta: ids, captions and splits of the files, as in `c3 import`.
         text_meta: the same with one row per text.
         image_array: the array, tensor or column in ``image``.
         text_array: the array, tensor or column in ``text``.
-        store: has both modalities, or the first one.
-        second_store: has the second modality.
-        modalities: names of the two in the stores; the first two by default.
-        reporter: is told of a store that is not finished.
+        store: the store of both modalities, or of the first one.
+        second_store: the store of the second modality.
+        modalities: names of the two modalities in the stores; the first two by default.
+        reporter: gets a message if a store is unfinished.
 
     Raises:
         ConnectError: if there are not exactly two modalities.

@@ -98,36 +98,37 @@ def connect_towers(
 ) -> ConnectedTowers:
     """Train the text tower, or both towers, of an open_clip model on photos and write it as a ``local-dir:`` model.
 
-    The folder ``output`` gets the model, the log of the geometry as a table and as a figure, the record and a card. A
-    run that was interrupted is continued by the same call, and the model of one that is finished is returned. Several
-    processes (`torchrun`) share each batch.
+    The folder ``output`` contains the model, the log of the geometry as a table and as a figure, the record and a model
+    card. The same call continues an interrupted run, and returns the model of a finished run. Several processes
+    (`torchrun`) share each batch.
 
     Args:
         paths: photos with captions, as `c3 embed` takes them.
         output: the folder.
-        mode: ``lit`` trains the text tower towards the frozen image tower (Zhai et al., CVPR 2022), ``full`` both.
+        mode: ``lit`` trains the text tower with a frozen image tower (Zhai et al., CVPR 2022), ``full`` trains both.
         captions: a captions file, instead of those that are detected.
         model: the model to start from, see `c3tools.encoders.load_network`; the bundled one by default.
-        random_init: start from random weights of this seed instead of the model's.
+        random_init: start from random weights with this seed instead of those of the model.
         image_head: in ``lit``, train the projection head of the image tower too.
-        augment: in ``full``, show a random part of each photo, mirrored half the time.
+        augment: in ``full``, train on random crops of the photos, half of them mirrored.
         half: store the weights as float16.
         logit_scale, max_logit_scale: see `LogitScale.parse`.
         close_gap: weight of the terms that close the gap (see `c3tools.connect.losses`).
         loss, batch_size, chunk, weight_decay, warmup, patience, log_every, seed: see `TrainingSettings`.
-        epochs: likewise; 20 in ``lit`` and 10 in ``full`` by default.
-        learning_rate: likewise; 5e-4 in ``lit`` and 1e-4 in ``full`` by default.
-        train_split: the split to learn from; ``val`` chooses the checkpoint, ``test`` is only scored at the end.
+        epochs: see `TrainingSettings`; by default 20 in ``lit`` and 10 in ``full``.
+        learning_rate: see `TrainingSettings`; by default 5e-4 in ``lit`` and 1e-4 in ``full``.
+        train_split: the split to train on; ``val`` is for choosing the checkpoint, ``test`` only for the final scores.
         device, precision: see `c3tools.devices.pick`.
-        overwrite: replace a model of other settings or data that is in ``output``, which is kept as
-            ``<output>.previous``, and drop an interrupted training of another.
-        reporter: told what happens.
+        overwrite: replace a model in ``output`` that has other settings or data; it is kept as
+            ``<output>.previous``. Also discard an interrupted training with other settings.
+        reporter: shows messages and progress.
 
     Raises:
         CorpusError: if there are no photos or captions.
         EncoderError: if the model cannot be loaded.
-        ConnectError: if an option makes no sense, there are too few pairs, or the run collapsed.
-        OutputError: if ``output`` holds another model or other files, is written by another run, or is ``model``.
+        ConnectError: if an option is not valid, there are too few pairs, or the training collapsed.
+        OutputError: if ``output`` contains another model or other files, another run is writing to it, or it is
+            ``model``.
     """
     if mode not in (LIT, FULL):
         raise ConnectError(f"There is no mode {mode!r}.", remedy=f"Use {LIT} or {FULL}.")

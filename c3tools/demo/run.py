@@ -110,22 +110,22 @@ def run_demo(
     images: bool = False,
     reporter: Reporter = SILENT,
 ) -> DemoResult:
-    """Run the method on the bundled photos, and write a page to look at.
+    """Run the method on the bundled photos, and write a page with the captions.
 
     Args:
         out: folder for stores and the page.
-        seeds: trainings per method: seeds 0, 1, ....
+        seeds: number of trainings per method: seeds 0, 1, ....
         sigma: standard deviation of the noise per dimension; None for twice the spread of the training captions.
         size: of the decoder, a key of `c3tools.captioning.SIZES`.
         captions: use only this many training captions; None for all.
-        images: also train two small image generators on the photos (C1 and C3, the extra ``images``), and ask them with
-            captions of others: about ten minutes more. 26 photos to learn from show how it is done, not how good it
-            can be.
-        reporter: shows messages, one line a step, and progress.
+        images: also train two small image generators on the photos (C1 and C3, with the extra ``images``) and generate
+            images from captions of other photos, in about ten more minutes. With 26 training photos this shows how it
+            works, not what quality is possible.
+        reporter: shows messages, one per step, and progress.
 
     Raises:
-        OutputError: if ``out`` holds other files, or another run writes to it.
-        C3Error: as the steps that it consists of.
+        OutputError: if ``out`` contains other files, or another run is writing to it.
+        C3Error: if one of the steps raises it.
     """
     out = Path(out)
     kept = "The embeddings are kept, but the decoders are not; run the same command again to train them."
@@ -184,7 +184,7 @@ def copy_photos(destination: Path) -> int:
     """Copy the bundled photos, with captions and attribution, into a folder; return the number of photos.
 
     Raises:
-        CorpusError: if the folder is there and is not empty.
+        CorpusError: if the folder exists and is not empty.
     """
     if destination.exists() and any(destination.iterdir()):
         raise CorpusError(f"{destination} is not empty.", remedy="Choose a new folder.")

@@ -109,19 +109,19 @@ def export_store(
         preset: a key of `c3tools.transforms.PRESETS`.
         pipeline: instead of a preset: a pipeline, a folder with a fitted one, or a YAML or JSON file. One that is not
             fitted is fitted on the train split of the store.
-        format: ``parquet``, ``npy``, ``safetensors`` or ``hf`` (a datasets folder).
-        modality: which modalities; None for all.
+        format: ``parquet``, ``npy``, ``safetensors`` or ``hf`` (a folder for datasets).
+        modality: the modalities to export; None for all.
         sigma: noise of the preset, per dimension; see `c3tools.preset`.
-        role: ``training`` and ``inference`` treat every row as such; ``auto`` treats rows of the modality
-            ``train_on`` in the train split as training inputs, which get the pipeline's noise, and all others as
-            inference inputs, which never do.
+        role: ``training`` or ``inference`` for all rows; with ``auto``, rows of the modality ``train_on`` in the train
+            split are training inputs, which get the noise of the pipeline, and all others are inference inputs,
+            which get none.
         train_on: modality of the training inputs.
         dtype: ``float16`` or ``float32``.
         seed: of the noise.
-        epoch: of the training that the noise is drawn for.
-        workers: parts written at the same time, on this machine.
+        epoch: of the training; each has different noise.
+        workers: files written at the same time, on this machine.
         overwrite: replace another export in ``output``.
-        executor: ``local`` for this machine, ``ray`` for a Ray cluster, or an executor that is open already.
+        executor: ``local`` for this machine, ``ray`` for a Ray cluster, or an open executor.
         address: of the Ray cluster.
         processes: worker processes on the cluster; None for as many as fit.
         reporter: shows the progress.

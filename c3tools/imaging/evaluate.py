@@ -226,20 +226,20 @@ def evaluate_images(
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> ImageEvaluation:
-    """Score the images of a folder against the real photos of a store.
+    """Score the images of a folder, compared with the real photos of a store.
 
-    KID and FD with the features of each encoder, IS by its zero-shot classification into COCO's categories, recall of
-    the image among all by its text, and the nearest photo that was learned from. The same scores of real photos are
-    beside them: what a perfect generator would get.
+    The scores are KID and FD with the features of each encoder, IS by its zero-shot classification into COCO's
+    categories, recall of an image among all by its text, and the nearest training photo. Real photos are scored too,
+    because a perfect generator would have their scores.
 
     Args:
-        images: what `c3tools.generate` returned, its folder, or another folder of images of one size.
-        store: holds the real photos, and where they are.
-        split: the real photos that the images are compared with.
-        encoder: models whose features are used, in addition to that of the store.
-        inception: weights of the Inception network of 2015, for FID and IS proper.
-        download: fetch photos that are at URLs.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        images: the result of `c3tools.generate`, its folder, or another folder of images of the same size.
+        store: a store with the paths of the real photos.
+        split: the split of the real photos that the images are compared with.
+        encoder: models whose features are used, in addition to the model of the store.
+        inception: weights of the Inception network of 2015, for the standard FID and IS.
+        download: download photos that are given by URL.
+        device: ``cpu``, ``cuda``, ...; None for the fastest available.
         backend, precision: of the encoders; see `c3tools.encoders.load_encoder`.
         reporter: shows messages and progress.
 

@@ -166,39 +166,39 @@ def generate(
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
 ) -> GeneratedImages:
-    """Generate images of texts, of the captions in a file, of embeddings, or of photos (variations), into a folder.
+    """Generate images from texts, from the captions in a file, from embeddings, or from photos (variations).
 
-    The same text and seed give the same image, whatever else is asked for at the same time.
+    The same text and seed give the same image, whatever else is generated in the same call.
 
     Args:
-        texts: what the images are to show.
-        captions: a file of captions, in place of texts: one caption of each image, drawn by the seed; of a text file
-            every line.
-        split: of ``captions``: those of this split only.
-        embeddings: vectors as the encoder gives them, a file of them (npy, npz, pt, safetensors, csv, parquet), or a
+        texts: texts that say what the images show.
+        captions: a file of captions, instead of texts: one caption of each image is drawn with the seed; from a text
+            file every line is used.
+        split: of ``captions``: use only this split.
+        embeddings: vectors as the encoder computes them, a file of them (npy, npz, pt, safetensors, csv, parquet), or a
             store.
         modality: of ``embeddings``: ``text`` or ``image``.
         key: the array, tensor or column of ``embeddings``, or the modality of a store (see `read_rows`).
         images: photos to make variations of.
         generator: a generator, its folder, or a pre-trained one: ``kandinsky-2.2:``, ``karlo:`` or ``unclip:`` with the
             path or the name of its weights.
-        store: for a pre-trained generator, the store whose means bring texts to where images are.
-        output: the folder.
-        n: images for each.
+        store: for a pre-trained generator, the store whose means move texts to the region of images.
+        output: the folder to write the images to.
+        n: number of images for each text.
         seed: of the noise.
-        sampling_steps: more are slower and a little sharper.
-        guidance: how much the text counts; 1 is as in training. None for the generator's own default.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        sampling_steps: number of steps; more are slower and give slightly sharper images.
+        guidance: weight of the text; 1 is the weight in training. None for the default of the generator.
+        device: ``cpu``, ``cuda``, ...; None for the fastest available.
         backend: of the encoder; see `c3tools.encoders.load_encoder`.
         precision: of the generator: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         encoder: of the generator's model; by default it is loaded.
         reporter: shows messages and progress.
 
     Raises:
-        GeneratorError: if there is nothing to show, there is no generator, or it is of another model or dimension.
-        OutputError: if the folder holds other files.
+        GeneratorError: if there is nothing to generate, there is no generator, or it has another model or dimension.
+        OutputError: if the folder contains other files.
         EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
-        OSError: if an image cannot be written; those before it are kept.
+        OSError: if an image cannot be written; the images before it are kept.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     given = [bool(texts), captions is not None, embeddings is not None, bool(images)]

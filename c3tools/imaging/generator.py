@@ -67,11 +67,11 @@ class ImageGenerator(ABC):
     @property
     @abstractmethod
     def guidance(self) -> float:
-        """The weight of the embedding unless the user says otherwise."""
+        """The default weight of the embedding."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a digest of its weights and its transform."""
+        """Return a digest of its weights and its pipeline."""
 
     @abstractmethod
     def _sample(
@@ -240,7 +240,7 @@ class Generator(ImageGenerator):
     """A generator trained on the photos of a store and their image embeddings.
 
     Attributes:
-        network: the velocity of its flow.
+        network: predicts the velocity of its flow.
         record: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``size``, ``seed``, ``photos``,
             ``training``, ``trace``, ``validations``, ``best_val_loss``.
     """
@@ -261,11 +261,11 @@ class Generator(ImageGenerator):
 
     @property
     def guidance(self) -> float:
-        """The weight of the embedding unless the user says otherwise."""
+        """The default weight of the embedding."""
         return GUIDANCE
 
     def fingerprint(self) -> str:
-        """Return a digest of its weights and its transform."""
+        """Return a digest of its weights and its pipeline."""
         return hashlib.sha256(
             f"{weights_sha256(self.network)}{self.pipeline.record()['checksum']}".encode()
         ).hexdigest()
@@ -297,7 +297,7 @@ class Generator(ImageGenerator):
         return {**self.record, "parameters": sum(p.numel() for p in self.network.parameters())}
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder, whole or not at all; the generator that is there is kept as ``<folder>.previous``."""
+        """Write the folder atomically; an existing generator is kept as ``<folder>.previous``."""
         with replacing(Path(folder)) as new:
             save_model(self.network, str(new / WEIGHTS_FILE))
             self.pipeline.save(new)
@@ -311,11 +311,11 @@ class Generator(ImageGenerator):
 
     @classmethod
     def load(cls, folder: str | Path, compute: Compute | None = None) -> Generator:
-        """Read what `save` wrote.
+        """Load what `save` wrote.
 
         Args:
             folder: of the generator.
-            compute: device and precision of sampling; the best there is when None.
+            compute: device and precision of sampling; None for the fastest available.
 
         Raises:
             GeneratorError: if there is no generator, or a file of it is missing, damaged or cut short.

@@ -176,7 +176,7 @@ class PretrainedGenerator(ImageGenerator):
 
     @property
     def guidance(self) -> float:
-        """The weight of the embedding unless the user says otherwise."""
+        """The default weight of the embedding."""
         return KINDS[self.kind].guidance
 
     def fingerprint(self) -> str:

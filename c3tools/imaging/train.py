@@ -62,30 +62,30 @@ def train_generator(
 ) -> Generator:
     """Train an image generator on the photos of a store and their image embeddings, and write it to ``output``.
 
-    No text is read. Each photo is learned from its own embedding, and later asked for with the embedding of a text,
-    both collapsed by the mean of their own modality (C3, Zhang et al., ICLR 2024, trained image to image). The state of
-    the run is kept in a folder beside ``output``, so that the same call continues a run that was interrupted, and
-    returns the generator of one that is finished.
+    No text is read. The generator is trained to make each photo from the embedding of this photo; later it gets the
+    embedding of a text instead. Both are collapsed by the mean of their own modality (C3, Zhang et al., ICLR 2024,
+    trained image to image). The state of the run is saved in a folder beside ``output``. The same call continues an
+    interrupted run, and returns the generator of a finished run.
 
     Args:
-        store: holds image embeddings, and says where the photos are.
-        pipeline: transforms the embeddings, in place of a preset; fitted on the store unless it is fitted already.
-        output: the generator's folder.
+        store: a store of image embeddings with the paths of the photos.
+        pipeline: used instead of a preset; fitted on the store if it is not yet fitted.
+        output: the folder to write the generator to.
         preset: name of the pipeline, a key of `c3tools.transforms.PRESETS`; ``c3`` when None.
-        sigma: noise per dimension, or ``auto``: twice the distance of photos from the nearest of 500 others
-            (`c3tools.transforms.sigma.photo_spread`), for which no text is needed. None means ``auto``.
+        sigma: standard deviation of the noise per dimension, or ``auto``: twice the distance of photos to the nearest
+            of 500 others (`c3tools.transforms.sigma.photo_spread`), which needs no text. None means ``auto``.
         size: of the generator, a key of `c3tools.imaging.SIZES`.
-        set: numbers of the size that are changed, ``name=value`` each.
-        steps: optimiser steps; None for those of the size.
-        train_split: the split to learn from.
-        train_fraction: share of its photos (by a stable hash of their keys) that are used.
-        download: fetch photos that are at URLs.
-        seed: of everything random.
+        set: changed settings of the size, ``name=value`` each.
+        steps: optimiser steps; None for the default of the size.
+        train_split: the split to train on.
+        train_fraction: fraction of its photos (by a stable hash of their keys) that are used.
+        download: download photos that are given by URL.
+        seed: for all random numbers.
         tensorboard: folder to write losses to, for TensorBoard.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        device: ``cpu``, ``cuda``, ...; None for the fastest available.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        overwrite: replace a generator of other settings or data that is in ``output``, which is kept as
-            ``<output>.previous``, and drop an interrupted training of another.
+        overwrite: replace a generator in ``output`` that has other settings or data; it is kept as
+            ``<output>.previous``. Also discard an interrupted training with other settings.
         reporter: shows messages and progress.
 
     Returns:
@@ -94,7 +94,7 @@ def train_generator(
     Raises:
         StoreError: if the store has no images.
         GeneratorError: if photos are missing, or settings contradict each other.
-        OutputError: if ``output`` holds another generator or other files, or is written by another run.
+        OutputError: if ``output`` contains another generator or other files, or another run is writing to it.
         TransformError: if sigma, the preset or the pipeline cannot be used.
         MissingExtraError: if diffusers is not installed.
     """

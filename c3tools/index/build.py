@@ -50,27 +50,27 @@ def build_index(
 ) -> Index:
     """Index the transformed embeddings of a store, as inference inputs without noise.
 
-    An index that is there already, and was built with the same settings from a store that has only grown since, gets
-    the rows it lacks; ``record["added"]`` counts them. Any other is built anew, and the reporter is told why.
+    If ``output`` has an index with the same settings, and the store has only grown since, the new rows are added;
+    ``record["added"]`` is their number. Otherwise the index is rebuilt, and a message gives the reason.
 
     Args:
         store: a store, its folder, or its URL.
-        output: the folder to write to; it holds an index, or nothing.
-        factory: FAISS index string, or ``auto`` by the number of rows.
+        output: the folder to write to, empty or with an index.
+        factory: FAISS index string, or ``auto``, which depends on the number of rows.
         modality: one, or several for a mixed index; None for all.
-        split: rows of this split only; None for all.
-        preset: what vectors and queries go through, a key of `c3tools.transforms.PRESETS`.
+        split: use only the rows of this split; None for all.
+        preset: the preset that transforms vectors and queries, a key of `c3tools.transforms.PRESETS`.
         pipeline: instead of a preset: a pipeline, a folder with a fitted one, or a YAML or JSON file. One that is not
             fitted is fitted on the train split of the store.
         shard_rows: vectors per file.
-        recall: recall@10 that the number of inverted lists to visit is tuned to.
+        recall: the recall@10 that the number of inverted lists to search is tuned for.
         seed: of training samples and of the sample that bias is measured on.
-        rebuild: build it anew, with means of all rows, even if the rows could be added.
+        rebuild: rebuild the index, with the means of all rows, even if the new rows could be added.
         reporter: shows the progress.
 
     Raises:
         StoreError: if there is nothing to index, or FAISS refuses the factory.
-        OutputError: if ``output`` holds other files, or is written by another run.
+        OutputError: if ``output`` contains other files, or another run is writing to it.
         TransformError: if the pipeline does not fit the store.
         MissingExtraError: if faiss is not installed.
     """

@@ -42,16 +42,16 @@ _PROVENANCE = ("modalities", "split", "model", "transform", "row_files", "store"
 
 
 class Index:
-    """An index that is open for searching, with the pipeline that its rows went through.
+    """An index that is open for searching, with the pipeline that transformed its rows.
 
     Attributes:
         path: its folder.
         record: the content of index.json.
         rows: the table of keys, one row per vector.
-        pipeline: fitted; queries go through it too.
+        pipeline: the fitted pipeline; it transforms queries too.
         shards: the FAISS indexes.
         bias: share of own-modality rows among the 10 nearest, per modality, before and after the transform, in a
-            balanced sample (0.5 without bias); None for one modality, and where the index was not built just now.
+            balanced sample (0.5 without bias); None for one modality, and for an index that was opened or extended.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path, *, gpu: bool = True) -> Index:
-        """Open the index in the folder ``path``; on GPUs where faiss sees some and ``gpu`` is true.
+        """Open the index in the folder ``path``, on GPUs if faiss finds any and ``gpu`` is true.
 
         Raises:
-            StoreError: if there is none, or it is damaged.
-            TransformError: if the pipeline beside it is damaged.
+            StoreError: if there is no index, or it is damaged.
+            TransformError: if its pipeline is damaged.
             MissingExtraError: if faiss is not installed.
         """
         folder = Path(path)
@@ -99,7 +99,7 @@ class Index:
         return f"Index({str(self.path)!r}: {self.rows.num_rows:,} rows, {self.record['factory']})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return how the index was built and how well it finds, as JSON values; index.json has the provenance too."""
+        """Return how the index was built, and its recall, as JSON values; index.json has the provenance too."""
         measured = {name: value for name, value in self.record.items() if name not in _PROVENANCE}
         return {"output": str(self.path), **measured, "bias@10": self.bias}
 
@@ -112,12 +112,12 @@ class Index:
         return Path(os.path.normpath(self.path / recorded))
 
     def missing_shards(self, shards: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
-        """Return the numbers of the shards of a store that the index lacks, by modality; ``shards`` as `shards_of`."""
+        """Return the numbers of the shards that are not in the index, by modality; ``shards`` as from `shards_of`."""
         known = self.record["store_shards"]
         return {name: [part for part in own if part not in known.get(name, {})] for name, own in shards.items()}
 
     def lost_shards(self, shards: Mapping[str, Mapping[str, str]]) -> list[str]:
-        """Return the shards that the index was built from and the store no longer has, or has with other rows."""
+        """Return the shards that the index was built from and that the store no longer has or that have changed."""
         return [
             f"{name} {part}"
             for name, known in self.record["store_shards"].items()
@@ -126,12 +126,12 @@ class Index:
         ]
 
     def count_missing(self, store: Store, shards: Mapping[str, Mapping[str, str]]) -> int:
-        """Return the number of rows in the shards that the index lacks, of whatever split."""
+        """Return the number of rows, of all splits, in the shards that are not in the index."""
         missing = self.missing_shards(shards)
         return sum(int(store.marker(name, int(part))["rows"]) for name, parts in missing.items() for part in parts)
 
     def stale(self, store: Store) -> str | None:
-        """Return how a store and the index differ, and what would help; None if the index has all its rows."""
+        """Return a message if the store has rows that are not in the index, or None."""
         if "store_shards" not in self.record:
             return None
         wanted = self.record["modalities"] if self.record["settings"]["modality"] else store.modalities
@@ -164,29 +164,29 @@ class Index:
         backend: str = "auto",
         reporter: Reporter = SILENT,
     ) -> list[SearchResult]:
-        """Find the nearest rows of one kind of query, of which there may be several; one result per query.
+        """Find the rows nearest to one or several queries of the same kind; return one result per query.
 
-        Each modality of the index is searched by itself, texts last: the gap between modalities would fill one ranking
-        with rows of the query's own.
+        Each modality of the index has its own ranking, texts last. In a common ranking, the modality gap would put rows
+        of the query's own modality first.
 
         Args:
-            text: what to look for, in words.
+            text: one or several texts to search for.
             image: a path, a PIL image or an array (h, w, 3), or several of them.
-            vector: embeddings (q, d) or (d,) as the model gives them, or a file that holds them.
+            vector: embeddings (q, d) or (d,), as the model computes them, or a file of them.
             key: of a row of ``store``.
             modality: of ``vector``; decides which mean is subtracted.
-            within: find rows of this modality only; ``any`` ranks all rows together.
-            k: rows per query and modality.
-            nprobe: inverted lists to visit; None for what the index was tuned to.
+            within: return only rows of this modality; ``any`` ranks all rows together.
+            k: number of results per query and modality.
+            nprobe: number of inverted lists to search; None for the tuned number.
             vectors: add the embeddings of the queries and of the rows, which are read from ``store``.
-            store: where ``key`` and embeddings are looked up; None for the store that the index was built from.
-            device, backend: of the encoder of texts and images, which is the recorded one.
-            reporter: is told what the encoder has to say, and if the index lacks rows of its store.
+            store: the store to read ``key`` and embeddings from; None for the store that the index was built from.
+            device, backend: of the encoder for texts and images, which is the recorded one.
+            reporter: gets the messages of the encoder, and a message if the index is out of date.
 
         Raises:
-            StoreError: if there is not one kind of query, a text is empty, the index has no rows of ``within``, or the
-                key is unknown.
-            TransformError: if the pipeline does not know the modality, or dimensions differ.
+            StoreError: if there is not exactly one kind of query, a text is empty, the index has no rows of ``within``,
+                or the key is unknown.
+            TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
             EncoderError: if the recorded model cannot be loaded.
         """
         given = {"text": text, "image": image, "vector": vector, "key": key}
@@ -232,7 +232,7 @@ class Index:
     ) -> tuple[Matrix, Indices]:
         """Return scores and row numbers, both (q, k), of the rows nearest to raw embeddings (q, d), best first.
 
-        Where there are fewer than ``k`` rows, the row number is -1 and the score -inf. Other arguments and errors are
+        If there are fewer than ``k`` rows, the row number is -1 and the score -inf. Other arguments and errors are
         those of `search`.
         """
         if k < 1:

@@ -65,19 +65,19 @@ def simulate_init_gap(
     device: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Measure the gap of encoders with random weights on real images and texts, or of the toy of `toy_gap`.
+    """Measure the gap of encoders with random weights on real images and texts, or of the toy model of `toy_gap`.
 
     Args:
-        paths: images with captions; by default the photos that come with the package.
+        paths: images with captions; by default the bundled photos.
         model: an architecture of open_clip, or another model name.
-        toy: draw the toy instead of loading an encoder.
-        seeds: number of random encoders.
-        limit: at most so many images, with all their captions.
+        toy: use the toy model instead of an encoder.
+        seeds: number of encoders with random weights.
+        limit: largest number of images, which are used with all their captions.
         device: see `c3tools.devices.pick`.
         reporter: shows the progress over the encoders.
 
     Raises:
-        C3Error: if the model or the images cannot be had, or fewer than 3 images have a caption.
+        C3Error: if the model or the images cannot be loaded, or fewer than 3 images have a caption.
     """
     if toy:
         results = [draw_toy(TOY_DIM, TOY_CONSTANT, seed=seed) for seed in range(seeds)]

@@ -68,7 +68,7 @@ def simulate_gap_after_training(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Run the paper's optimisation, with its settings as defaults: the loss falls, the gap stays.
+    """Repeat the paper's optimisation, with its settings as defaults: the loss falls, and the gap stays.
 
     Args:
         steps: of gradient descent.
@@ -79,7 +79,7 @@ def simulate_gap_after_training(
         learning_rate: of gradient descent.
         logit_scale: the fixed inverse temperature; exp(2.6593) by default.
         every: steps between two rows of the table.
-        seed: of the draw; 1179 was selected to start where the paper's run does.
+        seed: of the starting points; 1179 starts where the run of the paper does.
         reporter: shows the progress over the steps.
 
     Raises:

@@ -71,20 +71,20 @@ def simulate_stable_region(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Train points at several temperatures and compare leads and alignment noise with the paper's predictions.
+    """Train points at several temperatures, and compare leads and alignment noise with the predictions of the paper.
 
     Args:
         tau: temperatures; by default 0.01, 0.02, 0.05, 0.07 and 0.1.
-        delta: loss at which a training ends.
+        delta: the loss at which a training stops.
         pairs: number of pairs.
         dim: d.
-        steps: most steps of a training.
-        seed: of the starts.
+        steps: largest number of steps of a training.
+        seed: of the starting points.
         reporter: shows the progress over the temperatures.
 
     Raises:
-        C3Error: if a temperature or delta is not positive, there are fewer than 3 pairs, or a training does not get
-            to the loss.
+        C3Error: if a temperature or delta is not positive, there are fewer than 3 pairs, or a training does not reach
+            the loss.
     """
     taus = sorted(tau or TAUS)
     with reporter.progress("Temperatures", len(taus)) as progress:

@@ -63,10 +63,10 @@ def simulate_temperature(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Measure the gap that survives contrastive training of two small heads, as a function of the logit scale.
+    """Measure the gap that remains after contrastive training of two small heads, as a function of the logit scale.
 
     Args:
-        store: frozen features: the image-text pairs of this store; synthetic ones by default.
+        store: the store whose image-text pairs are the frozen features; synthetic features by default.
         scale: logit scales; by default 5, 10, 18, 30, 50 and 100.
         steps: of training per scale.
         batch: pairs per step.
