@@ -114,7 +114,7 @@ def pick_devices(devices: str | None = None) -> list[str]:
 def keep_freed_memory() -> bool:
     """Have glibc's malloc keep freed memory, up to 1 GiB, for the next allocation; return whether it does.
 
-    By default it gives large blocks back to the kernel at once, which clears each page anew when the next activations
+    By default it gives large blocks back to the kernel at once, which clears each page again when the next activations
     are allocated: a third of the time of a small model on a CPU. Other C libraries are left as they are.
     """
     try:
@@ -188,7 +188,7 @@ def _best_device() -> str:
 
 @cache
 def _may_have_gpu() -> bool:
-    """Return False where no GPU can be used, as its driver is missing; torch, which takes long to import, knows more.
+    """Return False if no GPU can be used, as its driver is missing; torch, which takes long to import, knows more.
 
     torch itself opens the same library of NVIDIA's driver; /dev/kfd is that of AMD's.
     """

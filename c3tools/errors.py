@@ -2,9 +2,9 @@
 
     C3Error                    anything a user can act on; the CLI prints it without a traceback
     ├── CorpusError            inputs: paths, images, captions files, columns
-    ├── EncoderError           models: unknown names, weights that cannot be had, wrong shapes
+    ├── EncoderError           models: unknown names, weights that cannot be loaded, wrong shapes
     ├── StoreError             stores: missing, damaged, made with another model
-    │   └── IncompleteStoreError   files that the store's manifest records are not there
+    │   └── IncompleteStoreError   files that the store's manifest records are missing
     ├── OutputError            what a command writes to: in use by another run, a finished result, something else
     ├── TransformError         pipelines: unfitted, wrong order, wrong dimension
     ├── ConnectError           contrastive training: too few pairs, settings that make no sense, runs that fail
@@ -42,7 +42,7 @@ class CorpusError(C3Error):
 
 
 class EncoderError(C3Error):
-    """A model is unknown, its weights cannot be had, or it does not fit the input."""
+    """A model is unknown, its weights cannot be loaded, or it does not fit the input."""
 
 
 class StoreError(C3Error):
@@ -50,7 +50,7 @@ class StoreError(C3Error):
 
 
 class IncompleteStoreError(StoreError):
-    """Files that a store's manifest records are not there."""
+    """Files that a store's manifest records are missing."""
 
 
 class OutputError(C3Error):

@@ -16,7 +16,7 @@ class Table:
         rows: cells, as many as there are columns. A cell ``yes``, ``partly``, ``no`` or ``unknown`` is a verdict and
             gets its colour.
         title: above the table; empty for none.
-        left: headings of the columns that hold words, aligned left like the first one; the others hold numbers.
+        left: headings of the columns that contain words, aligned left like the first one; the others hold numbers.
         note: what a reader of a page should know about the numbers.
         links: for a page, an address per row that its name links to.
     """

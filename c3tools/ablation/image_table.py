@@ -63,7 +63,7 @@ class ImageRun:
     Attributes:
         method: a key of `IMAGE_METHODS`.
         seed: of the training and of the images.
-        sigma: noise per dimension; 0 where there is none.
+        sigma: noise per dimension; 0 if there is none.
         scores: see `c3tools.imaging.ImageEvaluation`.
         best_val_loss: that the checkpoint was chosen by.
         seconds: of the training.

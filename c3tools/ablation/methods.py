@@ -47,7 +47,7 @@ class Method:
     """A method of the table.
 
     Attributes:
-        training: preset of the pipeline that training inputs go through; None where nothing is trained.
+        training: preset of the pipeline that training inputs go through; None if nothing is trained.
         inference: preset of the pipeline that images go through.
         learns_from: ``text`` (each caption from its own embedding), ``pairs`` (from its image's embedding), or
             ``pseudo-pairs`` (each training image with the captions nearest to it).
@@ -121,10 +121,10 @@ class AblationRun:
     Attributes:
         method: a key of `METHODS`.
         seed: of the training.
-        sigma: standard deviation of the noise per dimension; 0 where there is none.
+        sigma: standard deviation of the noise per dimension; 0 if there is none.
         scores: in percent, by metric.
         captions: by image key.
-        best_val_loss: the loss that the checkpoint was chosen by; None where nothing was trained.
+        best_val_loss: the loss that the checkpoint was chosen by; None if nothing was trained.
         history: the epochs.
         seconds: wall-clock, training included.
         train_fraction: share of the training images whose captions were used.
@@ -184,7 +184,7 @@ def run_ablation(
         size, set, epochs: of the decoder and its training, as `c3tools.captioning.train_captioner` takes them.
         generation: how captions are generated; greedy when None.
         encoder: of the embeddings' model; needed by ``magic`` alone.
-        compute: device and precision; the best there is when None.
+        compute: device and precision; the fastest available when None.
         decoders: folder in which trained decoders are kept and looked for; None keeps none.
         reporter: shows messages, and the progress of each training.
 

@@ -211,7 +211,7 @@ def ablation_data(store: Store, split: str = "test", *, choose: bool = False) ->
     """Read the rows of a table: train and val captions, the images of ``split`` with their captions.
 
     Args:
-        store: holds images and texts.
+        store: contains images and texts.
         split: the images that are captioned and scored.
         choose: whether the images of the val split are captioned too, to choose sigma on.
 

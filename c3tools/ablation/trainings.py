@@ -26,7 +26,7 @@ class Training(NamedTuple):
         preset: of the pipeline that training inputs go through.
         learns_from: see `c3tools.ablation.methods.Method`; ``image`` for generators.
         sigma: standard deviation of the noise per dimension.
-        seed: of everything random.
+        seed: for all random numbers.
         folder: where the result is kept.
     """
 
@@ -66,7 +66,7 @@ def check_jobs(jobs: int, *, kept: bool) -> None:
 def train_ahead(
     train: Train, trainings: Iterable[Training], steps: int, *, jobs: int, compute: Compute, reporter: Reporter = SILENT
 ) -> None:
-    """Do those trainings of a table whose folder is not there yet, if there are several and they may run at a time.
+    """Do those trainings of a table whose folder does not exist yet, if there are several and they may run at a time.
 
     What is left is done by the caller, one after the other.
 

@@ -38,7 +38,7 @@ class Captions:
         captions: caption by key, in the order the images were found, or the embeddings are in.
         failures: path and reason of every file that could not be read as an image.
         kept: how many of the captions were there before.
-        files: the files that hold them, in words; empty if there are none.
+        files: the files that contain them, in words; empty if there are none.
     """
 
     captions: dict[str, str] = field(default_factory=dict)
@@ -228,7 +228,7 @@ def _description(decoder: Captioner, generation: GenerationConfig, modality: str
 
 
 def _check_options(paths: Sequence[str | Path], beside: bool, encoder: bool) -> None:
-    """Refuse what makes no sense for embeddings."""
+    """Refuse what is not valid for embeddings."""
     if paths:
         raise CorpusError("Both images and --embeddings were given.", remedy="Leave out one of them.")
     if beside:
@@ -250,7 +250,7 @@ def images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple
         The paths by key; and path and reason of files that are not used, such as links that lead nowhere.
 
     Raises:
-        CorpusError: if a path is missing or is no image, or a folder holds none.
+        CorpusError: if a path is missing or is not an image, or a folder contains none.
     """
     found: dict[str, Path] = {}
     failures: Failures = []

@@ -1,6 +1,6 @@
 """Captions as files, written while they are made: JSON and CSV, .txt and XMP beside the photos, a contact sheet.
 
-JSON and CSV grow row by row and are whole after each; files beside photos appear whole or not at all. So a run that
+JSON and CSV grow row by row and are whole after each; files beside photos appear complete or not at all. So a run that
 was killed loses the captions of one batch at most, and the same command continues it:
 
     captions.json, captions.csv    rows of key, path, caption, captioner; one row per photo
@@ -67,7 +67,7 @@ class CaptionWriter:
         txt: write ``photo.txt`` beside ``photo.jpg``.
         xmp: write ``photo.xmp`` beside it.
         html: a page of all photos with their captions, written by `finish`.
-        overwrite: write all captions anew.
+        overwrite: write all captions again.
 
     Attributes:
         captions: the captions that are known so far, by key.
@@ -75,7 +75,7 @@ class CaptionWriter:
 
     Raises:
         CorpusError: if two photos would share a file beside them.
-        OutputError: if a file cannot be written to, holds something else, or captions of other settings or photos.
+        OutputError: if a file cannot be written to, contains something else, or captions of other settings or photos.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class CaptionWriter:
         return [leftover for folder, known in names.items() for leftover in find_leftovers(folder, known)]
 
     def _take(self, table: _Table) -> None:
-        """Take the captions that a file holds already.
+        """Take the captions that a file contains already.
 
         Raises:
             OutputError: if they are by another captioner, or of other photos with the same keys.
@@ -272,7 +272,7 @@ class _Table:
             content = content[self._file.write(content) :]
 
     def _open(self) -> io.FileIO:
-        """Open the file for this run alone; it is made if it is not there."""
+        """Open the file for this run alone; it is made if it is missing."""
         file = io.FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
         try:
             lock_file(file.fileno(), self.path)
@@ -306,7 +306,7 @@ def _parse_json(text: str) -> list[Any]:
     """Return the rows of a list; of one that was cut short those that are whole.
 
     Raises:
-        ValueError: if it is no list of objects.
+        ValueError: if it is not a list of objects.
     """
     try:
         value = json.loads(text)

@@ -212,7 +212,7 @@ def plan_training(
         captions: how many there are to learn from.
         epochs: None for those of the size, or as many as give 600 steps (at most 60).
         patience: None for that of the size, or 5 where epochs were added.
-        seed: of everything random.
+        seed: for all random numbers.
     """
     own = size.training
     stretched = epochs

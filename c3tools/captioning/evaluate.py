@@ -36,7 +36,7 @@ class Evaluation:
         scores: by metric, in percent.
         intervals: 95 % bootstrap intervals over images, by metric.
         details: the scores per image.
-        differences: comparison with other captions of the same images, by metric; empty where there are none.
+        differences: comparison with other captions of the same images, by metric; empty if there are none.
         notes: what a reader should know.
         left_out: keys of the captions that were not scored.
     """

@@ -42,12 +42,12 @@ def clean_caption(caption: str) -> str:
 
 
 def has_words(caption: str) -> bool:
-    """Return whether a caption holds a letter or a digit of any script."""
+    """Return whether a caption contains a letter or a digit of any script."""
     return any(unicodedata.category(character)[0] in "LN" for character in caption)
 
 
 def drop_empty(rows: Rows) -> tuple[Rows, str | None]:
-    """Leave out the rows without words (see `has_words`); the note lists them, and is None where there are none."""
+    """Leave out the rows without words (see `has_words`); the note lists them, and is None if there are none."""
     kept = np.fromiter((has_words(caption) for caption in rows.captions), dtype=bool, count=len(rows))
     if kept.all():
         return rows, None
@@ -177,7 +177,7 @@ def length_bucketed(lengths: Sequence[int] | Indices, batch_size: int, *, seed: 
     """Split rows into batches of like length, so that little is spent on padding; order depends on (seed, epoch).
 
     Rows are shuffled, sorted by length within buckets of 32 batches, cut, and the batches are shuffled: every
-    epoch mixes rows anew, and each row occurs exactly once.
+    epoch mixes rows again, and each row occurs exactly once.
 
     Args:
         lengths: length of each row in tokens.

@@ -206,7 +206,7 @@ def _check_options(
 
 
 def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
-    """Write the decoder, unless it is there already, with its curves, and remove what the run has saved."""
+    """Write the decoder, unless it already exists, with its curves, and remove what the run has saved."""
     with telling_what_is_kept(
         lambda: "The training is finished and saved; run the same command again to write the decoder."
     ):
@@ -240,7 +240,7 @@ def fit_captioner(
         size: a key of `SIZES`; not used where training starts from a captioner.
         set: settings of the size that are changed, ``name=value`` (see `load_size`).
         training: settings; those of the size when None.
-        compute: device and precision; the best there is when None.
+        compute: device and precision; the fastest available when None.
         record: kept in the captioner's record, beside what is known here.
         start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
         checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.

@@ -1,6 +1,6 @@
 """The training loop of caption decoders.
 
-The method's rules, where the released code of the paper departs from them: noise is drawn anew in every epoch,
+The method's rules, where the released code of the paper departs from them: noise is drawn again in every epoch,
 for training inputs only, from (seed, epoch, key); the validation loss that chooses the checkpoint has none; an
 end-of-text token is learned; the loss ignores padding and nothing else.
 

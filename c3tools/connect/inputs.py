@@ -190,7 +190,7 @@ class PairInputs:
         """Return pairs to learn from and pairs to validate on; without a val split, a tenth of the items is held out.
 
         Args:
-            train_split: the split to learn from.
+            train_split: the split to train on.
             names: of the two sides, for messages.
             reporter: told what was held out.
 

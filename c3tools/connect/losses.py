@@ -38,7 +38,7 @@ class LogitScale:
 
     Attributes:
         start: its value at the first step.
-        end: at the last step, in equal ratios over the steps; None where it stays, or is learned.
+        end: at the last step, in equal ratios over the steps; None if it stays, or is learned.
         learned: whether it is a parameter.
         limit: it is never larger; CLIP's 100 by default.
     """

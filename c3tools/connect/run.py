@@ -45,7 +45,7 @@ class TrainingSettings:
         warmup: share of all steps spent warming up.
         log_every: steps between two points of the log; None for once an epoch.
         patience: stop after so many points without a better recall@1; 0 never stops early.
-        seed: of everything random.
+        seed: for all random numbers.
     """
 
     loss: str = "infonce"
@@ -101,7 +101,7 @@ class ConnectOutput(Output):
         The main process does it for all.
 
         Raises:
-            OutputError: if another run writes to it, or it holds another result or other files.
+            OutputError: if another run writes to it, or it contains another result or other files.
         """
         if not run.is_main_process:
             self.asked = asked

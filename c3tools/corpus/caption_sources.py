@@ -29,7 +29,7 @@ CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")
 IMAGES_FOLDER = "images"
 _TEXT_FILES = ".txt files"
 _SHOWN = 5  # names in a message
-_SNIFFED = 2**16  # bytes at either end of a .json file that tell whether it holds captions of images
+_SNIFFED = 2**16  # bytes at either end of a .json file that tell whether it contains captions of images
 
 
 class _Offer(NamedTuple):
@@ -299,7 +299,7 @@ def _named_rows(file: Path, options: ReadOptions) -> Iterator[CaptionRow]:
 
 
 def _may_be_read(corpus: Corpus, file: Path, inside: Path | None) -> bool:
-    """Return whether a detected captions file is no link out of the corpus; one that is becomes a skipped input."""
+    """Return whether a detected captions file is not a link out of the corpus; one that is becomes a skipped input."""
     problem = link_problem(file, inside)
     if problem is not None:
         corpus.skipped.append(Skipped(file.name, str(file), *problem))

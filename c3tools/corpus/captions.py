@@ -165,7 +165,7 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
     """Choose the columns of a captions file, or of a list of images.
 
     Raises:
-        CorpusError: if one that was asked for is not there, or the file has neither texts nor images.
+        CorpusError: if one that was asked for is missing, or the file has neither texts nor images.
     """
     present = list(names)
     image = require_column(present, options.image_column if images else None, "--image-column", path)
@@ -185,7 +185,7 @@ def require_column(present: list[str], wanted: str | None, option: str, path: Pa
     """Return ``wanted``, which is one of the columns or None.
 
     Raises:
-        CorpusError: if it is not there; names the columns that are.
+        CorpusError: if it is missing; names the columns that are.
     """
     if wanted is None or wanted in present:
         return wanted
@@ -199,7 +199,7 @@ def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tup
     """Return the columns with texts: ``wanted``, else the first of the usual names, else caption_0, caption_1, ….
 
     Raises:
-        CorpusError: if ``wanted`` is not there.
+        CorpusError: if ``wanted`` is missing.
     """
     if wanted is not None:
         require_column(present, wanted, "--text-column", path)

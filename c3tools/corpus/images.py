@@ -79,7 +79,7 @@ class ImageItem(NamedTuple):
         key: unique in the corpus; for a file, the path relative to the corpus without its suffix.
         path: the location to show to people: a file, ``x.tar#member``, ``x.parquet#row``, or a URL.
         split: as the corpus names it, or None.
-        size: bytes, to notice an image that changed; None where they are not known before it is read.
+        size: bytes, to notice an image that changed; None if they are not known before it is read.
         source: the location of its bytes; None for the whole file at ``path``.
     """
 

@@ -15,12 +15,12 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 
 
 class TextItem(NamedTuple):
-    """A caption, or a text that stands alone.
+    """A caption, or a text without an image.
 
     Attributes:
         key: unique in the corpus; ``<image key>#<number>`` for a caption.
         caption: the text.
-        image_key: the key of its image, or None for a text that stands alone.
+        image_key: the key of its image, or None for a text without an image.
         split: as the corpus names it, or None.
     """
 
@@ -34,7 +34,7 @@ class CaptionRow(NamedTuple):
     """One row of a captions file.
 
     Attributes:
-        file_name: the image as the file names it, or None where the row is text alone.
+        file_name: the image as the file names it, or None if the row is text alone.
         captions: its texts, in order.
         split: as the file names it, or None.
         line: the line of the row, for messages (1 = first).
@@ -132,7 +132,7 @@ class CaptionedKeys:
         self._entries.append(_CaptionedKey(key, json.dumps([captions, name, image and pack_image(image)])))
 
     def add_captions(self, key: str, captions: Sequence[str], name: str | None = None) -> None:
-        """Add captions of a key that is there; a name takes the place of the one before."""
+        """Add captions to an existing key; a new name replaces the former one."""
         found = next(self._entries.find([key]))
         assert found is not None
         position, entry = found

@@ -37,7 +37,7 @@ def holds_images(path: Path, options: ReadOptions) -> bool:
     """Return whether a Parquet file has a column of images, by its schema.
 
     Raises:
-        CorpusError: if it cannot be read, or the image column asked for is not there.
+        CorpusError: if it cannot be read, or the image column asked for is missing.
     """
     try:
         with name_or_file(path) as source:
@@ -106,7 +106,7 @@ def read_arrow(path: Path, options: ReadOptions) -> Iterator[Entry]:
 
 @dataclass(frozen=True)
 class _ImageTable:
-    """The columns of a table, by what they hold.
+    """The columns of a table, by what they contain.
 
     Attributes:
         image: the column with the images: bytes, or a struct of bytes and path.
@@ -174,7 +174,7 @@ def _image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> _ImageT
     """Choose the columns of a table.
 
     Raises:
-        CorpusError: if there is no image column, or one that was asked for is not there; names the columns that are.
+        CorpusError: if there is no image column, or one that was asked for is missing; names the columns that are.
     """
     image = pick_image_column(schema, options.image_column, path)
     if image is None:
@@ -198,12 +198,12 @@ def _image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> _ImageT
 
 
 def pick_image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:
-    """Return the column that holds images in the file itself: the one wanted, of type Image, or known by name.
+    """Return the column that contains images in the file itself: the one wanted, of type Image, or known by name.
 
-    None if there is none, or if the one wanted holds paths or URLs.
+    None if there is none, or if the one wanted contains paths or URLs.
 
     Raises:
-        CorpusError: if the one wanted is not there; names the columns that are.
+        CorpusError: if the one wanted is missing; names the columns that are.
     """
     require_column(schema.names, wanted, "--image-column", path)
     if wanted is not None:

@@ -67,7 +67,7 @@ class DemoResult:
         ablation: one run per method and seed, with scores and captions.
         data: training captions, photos and what people wrote about them.
         sigma: the noise that was used, per dimension.
-        sigma_rule: the rule that gave it; None where the user set it.
+        sigma_rule: the rule that gave it; None if the user set it.
         photos: the store of photos and their captions.
         means_from: where the means come from, in words.
         page: the page with the photos and their captions.

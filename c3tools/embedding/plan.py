@@ -29,7 +29,7 @@ from .summary import ModalitySummary
 
 Item = TypeVar("Item", ImageItem, TextItem)
 _COLUMNS = {"image": ["key", "path", "size", "split"], "text": ["key", "caption", "image_key", "split"]}
-_TEXT_KEY = re.compile(r"(.*):\d+(#\d+)?")  # of a text that stands alone: the stem of its file, and its line
+_TEXT_KEY = re.compile(r"(.*):\d+(#\d+)?")  # of a text without an image: the stem of its file, and its line
 
 
 class ShardInputs(Generic[Item]):
@@ -272,7 +272,7 @@ class Sources:
     """The paths of a corpus: they tell rows whose source has gone from those of other paths.
 
     An image has gone if it was below one of the paths. A caption has gone with its image; or if the image has other
-    captions now, or none while captions were detected. A text that stands alone has gone if its file has others.
+    captions now, or none while captions were detected. A text without an image has gone if its file has others.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -301,7 +301,7 @@ class Sources:
 
     @cached_property
     def _files(self) -> set[str]:
-        """The stems of the files of texts that stand alone."""
+        """The stems of the files of texts without an image."""
         alone = (_TEXT_KEY.fullmatch(text.key) for text in self._corpus.texts if text.image_key is None)
         return {match[1] for match in alone if match}
 

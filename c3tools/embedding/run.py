@@ -280,7 +280,7 @@ def _is_store(folder: Path) -> bool:
 
 
 def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: str) -> Encoder:
-    """Return the encoder, loaded; the store is made if it is not there, and is one of this model."""
+    """Return the encoder, loaded; the store is made if it is missing, and is one of this model."""
     if not isinstance(encoder, Encoder):
         encoder = encoder()
     info = StoreInfo(
@@ -329,7 +329,7 @@ def _rewrite_shards(
     update: bool,
     prune: bool,
 ) -> None:
-    """Write the shards anew that have rows which changed or have gone."""
+    """Write the shards again that have rows which changed or have gone."""
     gone = plan.gone if prune else {}
     changed = set(plan.changed.numbers if update else ())
     if changed:

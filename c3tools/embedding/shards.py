@@ -38,7 +38,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
     """The embedding of one modality; a task is one shard, whose bytes are the same wherever it is made.
 
     Args:
-        store: the store to write to, which is there already.
+        store: the store to write to, which already exists.
         modality: ``image`` or ``text``.
         encoder: is used in this process; others load the same model, once each.
         workers, batch_size, image_timeout: see `c3tools.embedding.embed_corpus`.
@@ -109,7 +109,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         return (self._embed_images if self.modality == "image" else self._embed_texts)(tasks, report)
 
     def finished(self, task: ShardTask, report: Report) -> ModalitySummary | None:
-        """Return the summary of a shard whose done marker exists and that holds the inputs of the task, else None."""
+        """Return the summary of a shard that is finished and contains the inputs of the task, else None."""
         number, items = task
         if number in self.dropped or number not in self.store.parts(self.modality):
             return None

@@ -23,7 +23,7 @@ class Encoder:
     """A contrastive model with its tokenizer and preprocessing: embeddings of images and texts in one space.
 
     Args:
-        end_token: the id of the end-of-text token; None where it is the largest.
+        end_token: the id of the end-of-text token; None if it is the largest.
         dim: dimension d of the embeddings; None to find out by a text.
 
     Attributes:

@@ -69,7 +69,7 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     """Load a contrastive model in float32, with its tokenizer and preprocessing; no weight requires a gradient yet.
 
     Raises:
-        EncoderError: for an unknown name, or weights that cannot be had.
+        EncoderError: for an unknown name, or weights that cannot be loaded.
     """
     name = ModelName.parse(model)
     if random_init is None:
@@ -106,7 +106,7 @@ def resolve_encoder(
     Args:
         model: the model's name, as in `load_encoder`; None for the recorded model.
         recorded: the identity recorded in a store, decoder or index (`c3tools.identity.ModelIdentity`); its weights
-            have to be the same still. None or empty where no model is recorded.
+            have to be the same still. None or empty if no model is recorded.
         random_init, device, backend, precision, compiled, calibration: see `load_encoder`.
         recorded_backend, recorded_precision: what ``auto`` stands for, where it is recorded.
         reporter: is told when the bundled model is used because no other was named; see `load_encoder`.

@@ -89,7 +89,7 @@ class ModelName:
 
 
 def require_weights(name: ModelName) -> None:
-    """Refuse a model whose weights cannot be had, within seconds: the hubs' own clients try for a minute.
+    """Refuse a model whose weights cannot be loaded, within seconds: the hubs' own clients try for a minute.
 
     Raises:
         EncoderError: for an unknown name, or weights that are not on this machine while their server does not answer.

@@ -89,7 +89,7 @@ class EncoderFactory:
     Args:
         description: of the network.
         load: loads it, in fp32 on the CPU; called only where no converted model is there.
-        reporter: is told of what takes long and what does not work.
+        reporter: shows messages and progress.
     """
 
     def __init__(self, description: Description, load: Callable[[], nn.Module], reporter: Reporter = SILENT) -> None:

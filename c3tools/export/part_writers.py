@@ -1,6 +1,6 @@
 """Writers of transformed embeddings, one part at a time: one small class per file format.
 
-Each writer takes batches in order and leaves its files whole or not at all. The formats:
+Each writer takes batches in order and leaves its files complete or not at all. The formats:
 
     parquet       text/part-00000.parquet: the store's columns, the embedding transformed; plain values, since DuckDB
                   does not read the store's byte-stream split of float16

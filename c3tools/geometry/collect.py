@@ -36,7 +36,7 @@ class WorkingSet:
         second: (k, d), of the second.
         item_index: int64 (k,), the row of ``first`` that each row of ``second`` belongs to; empty without pairs.
         second_rows: int64 (k,), the row numbers of ``second`` in the store.
-        complete: whether it holds every paired row, or every row where nothing is paired.
+        complete: whether it contains every paired row, or every row where nothing is paired.
     """
 
     first: Rows
@@ -89,7 +89,7 @@ class Collected:
         fit_moments: per modality, the moments that transforms are fitted on.
         fitted_on: which rows these are, in words.
         fit_share: share of the measured rows that are among them.
-        sums: over the pairs, or None where there are none.
+        sums: over the pairs, or None if there are none.
         working: rows in memory.
         subset_names: values of the user's column.
         notes: what the reader should know.

@@ -43,7 +43,7 @@ class GapMeasures:
     Attributes:
         length: norm of the difference of the means (L2M). Its square is too large by what the means of so few items
             differ by chance, on average (`Collected.gap_bias`).
-        length_debiased: the square root of the square less that; 0 where nothing is left.
+        length_debiased: the square root of the square less that; 0 if nothing is left.
         instance_distance: mean distance of pairs (L2I).
         rmg: relative modality gap (Schrodi et al., 2024).
         direction: mean cosine between group means; None with fewer than two groups.
@@ -208,7 +208,7 @@ def _gap_lengths(collected: Collected, gap: Array) -> tuple[float, Ends | None, 
     """Return the length of the gap with its interval, plain and without the bias of its square.
 
     The plain interval is that of the linearised length. The other is found for the square, whose variance is
-    ``4 g' A g - 2 tr(A^2)`` with A the covariance of the gap g over draws of the data, so that it holds for a gap of
+    ``4 g' A g - 2 tr(A^2)`` with A the covariance of the gap g over draws of the data, so that it contains for a gap of
     zero too; both have the quantiles of Student's distribution.
     """
     covariance, length = collected.gap_covariance, float(np.linalg.norm(gap))

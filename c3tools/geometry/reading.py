@@ -37,7 +37,7 @@ class Pairing:
         item_index: int64 (rows of second,), the row of ``first`` with the same item, or -1.
         keep_first: bool (rows of first,), the rows of the chosen split.
         keep_second: bool (rows of second,).
-        subset: int32 (rows of second,), the code of the user's column; -1 where it is empty. None without a column.
+        subset: int32 (rows of second,), the code of the user's column; -1 if it is empty. None without a column.
         subset_names: the values that the codes stand for.
         notes: what the reader should know about the pairing.
     """

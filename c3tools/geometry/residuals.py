@@ -111,7 +111,7 @@ def _isotropy(noise: Array, item_index: Indices, values: Array) -> float:
     """Return ``tr(S)^2 / (d tr(S^2))``, S the covariance of the residuals, without the bias of few items.
 
     tr(S^2) is the variance of ``r_a . r_b`` over residuals of different items (Chen, Zhang and Zhong, 2010): what
-    residuals of one item share does not count. Not above 1; 0 where there is no noise.
+    residuals of one item share does not count. Not above 1; 0 if there is no noise.
     """
     pairs, dim = noise.shape
     numbers = np.unique(item_index, return_inverse=True)[1]
@@ -193,7 +193,7 @@ def between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> flo
         seed: of the permutations.
 
     Returns:
-        0 where it is not above 95 % of the permutations of the labels.
+        0 if it is not above 95 % of the permutations of the labels.
     """
     rng = generator(seed, "permuted groups")
     value = _above_chance(differences, labels)

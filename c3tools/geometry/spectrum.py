@@ -26,7 +26,7 @@ class ModalityMeasures:
         participation_ratio: see `participation_ratio`.
         mean_norm: length of the mean of the rows, not the mean of their lengths.
         mean_norm_error: standard error of that length.
-        mean_direction_error_degrees: standard error of the mean's direction; None where the mean is zero.
+        mean_direction_error_degrees: standard error of the mean's direction; None if the mean is zero.
         rows_for_one_degree: independent rows at which that error falls to one degree; None likewise.
         independent_rows: rows that the errors count as independent (captions of one image are not).
         limited_by_rows: whether n, not the encoder, bounds the dimensions (``n - 1 < d``).
@@ -60,7 +60,7 @@ def effective_dimension(values: Array) -> int:
     """Return the smallest k whose k largest singular values make up more than 99 % of their sum.
 
     The paper's measure of dimensional collapse (Zhang et al., ICLR 2024), with the singular values of the
-    covariance of L2-normalised rows. 0 where there is no variance at all.
+    covariance of L2-normalised rows. 0 if there is no variance at all.
 
     Args:
         values: (d,) eigenvalues of the covariance, descending.
@@ -70,7 +70,7 @@ def effective_dimension(values: Array) -> int:
 
 
 def effective_rank(values: Array) -> float:
-    """Return ``exp(-sum p log p)``, ``p = s / sum(s)`` (Roy and Vetterli, 2007); 0 where there is no variance."""
+    """Return ``exp(-sum p log p)``, ``p = s / sum(s)`` (Roy and Vetterli, 2007); 0 if there is no variance."""
     if values.sum() <= 0:
         return 0.0
     p = values[values > 0] / values.sum()
@@ -78,7 +78,7 @@ def effective_rank(values: Array) -> float:
 
 
 def participation_ratio(values: Array) -> float:
-    """Return ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 where there is no variance."""
+    """Return ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 if there is no variance."""
     square = float(np.sum(values**2))
     return float(values.sum()) ** 2 / square if square > 0 else 0.0
 
@@ -165,7 +165,7 @@ def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float
 def gaps_between_modalities(store: Store, *, split: str | None = None) -> list[dict[str, Any]]:
     """Return the gap of each pair of modalities: ``{"first", "second", "length", "cosine_of_means"}``.
 
-    Length and cosine are None where a modality has no rows, or its moments are not those of unit vectors: the full
+    Length and cosine are None if a modality has no rows, or its moments are not those of unit vectors: the full
     report of such a pair normalises the rows first.
 
     Args:

@@ -55,7 +55,7 @@ class ImageEvaluation:
         reference: how many real photos the images are compared with.
         nearest: of the images that are nearest to a photo that was learned from: file, key of the photo, cosine, and
             whether it is nearer than real photos are.
-        copied: share of the images that are so near, or None where it is not known.
+        copied: share of the images that are so near, or None if it is not known.
         notes: what a reader should know.
     """
 
@@ -137,7 +137,7 @@ class ImageScorer:
     def real(
         self, n: int, texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()
     ) -> tuple[dict[str, float], int]:
-        """Return the scores of real photos in place of ``n`` generated ones, and how many they are.
+        """Return the scores of real photos instead of ``n`` generated ones, and how many they are.
 
         They are photos of other splits; where there are too few, one half of the reference against the other. Recall is
         that of the very photos that the texts are of.

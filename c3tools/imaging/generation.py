@@ -5,7 +5,7 @@
       NAME-1f3a9c02.png       one file per image; its name has a digest of all that the image depends on
       sheet.png, images.html  all of them at a glance
 
-An image that is there already is not made again, so the same command continues, and another adds to the folder.
+An image that already exists is not made again, so the same command continues, and another adds to the folder.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class GeneratedImages:
         return opened
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the object that images.json holds and `c3 generate --json` writes."""
+        """Return the object that images.json contains and `c3 generate --json` writes."""
         images = [asdict(image) for image in self.images]
         return {"format_version": 1, **self.settings, "modality": self.modality, "images": images}
 
@@ -303,7 +303,7 @@ def _make(
     folder: Path,
     reporter: Reporter,
 ) -> GeneratedImages:
-    """Sample and write the images that are not there yet."""
+    """Sample and write the images that do not exist yet."""
     if n < 1:
         raise GeneratorError(f"n must be at least 1, not {n}.")
     keys = [prompt.asked for prompt in prompts]

@@ -108,7 +108,7 @@ class ImageGenerator(ABC):
         Args:
             texts: what the images are to show; one of ``texts``, ``images`` and ``embeddings`` is given.
             images: paths or PIL images to make variations of.
-            embeddings: float32 (m, d) as the encoder gives them; the pipeline is applied here.
+            embeddings: float32 (m, d) as the encoder computes them; the pipeline is applied here.
             modality: of ``embeddings``.
             keys: one per text, photo or embedding, from which the noise is drawn; by default the text itself, or the
                 number of the row.
@@ -157,7 +157,7 @@ class ImageGenerator(ABC):
         """Return one image per embedding, whose noise is drawn from the seed and its key.
 
         Args:
-            embeddings: float32 (n, d) as the encoder gives them.
+            embeddings: float32 (n, d) as the encoder computes them.
             modality: of the embeddings.
             keys: a name, and a number among the images of that name.
             seed, steps, guidance: see `generate`.

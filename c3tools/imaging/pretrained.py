@@ -154,7 +154,7 @@ class PretrainedGenerator(ImageGenerator):
             compute: device and precision; on a CPU always fp32.
 
         Raises:
-            GeneratorError: if the weights cannot be had, or are of another model than the store (both are named).
+            GeneratorError: if the weights cannot be loaded, or are of another model than the store (both are named).
             StoreError: if the store is missing.
             MissingExtraError: if diffusers is not installed.
         """

@@ -43,7 +43,7 @@ def in_rows(images: Sequence[Any], columns: int) -> list[Sequence[Any]]:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all.
+    """Write a PNG, complete or not at all.
 
     Raises:
         OSError: if it cannot be written, for example because the disk is full.

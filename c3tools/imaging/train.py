@@ -186,10 +186,10 @@ def fit_generator(
         pipeline: fitted; its noise goes to the training inputs.
         size, set: as `train_generator` takes them.
         training: settings; those of the size when None.
-        compute: device and precision; the best there is when None.
+        compute: device and precision; the fastest available when None.
         record: kept in the generator's record, beside what is known here.
         checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.
-        samples: file for a sheet of samples that is made anew at each validation; None for none.
+        samples: file for a sheet of samples that is made again at each validation; None for none.
         finished: takes a digest of all that the training depends on, and returns its generator if there is one already.
         label: what the progress is called.
         reporter: shows messages and progress.
@@ -379,7 +379,7 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
 
 
 def _finish(made: Generator, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
-    """Write the generator, unless it is there already, with its curves, and remove what the run has saved."""
+    """Write the generator, unless it already exists, with its curves, and remove what the run has saved."""
     folder = target.folder
     with telling_what_is_kept(
         lambda: "The training is finished and saved; run the same command again to write the generator."

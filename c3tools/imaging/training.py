@@ -1,7 +1,7 @@
 """The training loop of image generators.
 
 The network learns each photo from that photo's own embedding, transformed as the method says: Corrupt's noise is drawn
-anew in every epoch from (seed, epoch, key), for training inputs alone; the validation loss that chooses the checkpoint
+again in every epoch from (seed, epoch, key), for training inputs alone; the validation loss that chooses the checkpoint
 has none. No text is seen. Everything random in a step depends on the seed and the step alone, so that a run that was
 killed continues exactly.
 """
@@ -274,7 +274,7 @@ class Trainer:
         self.network.train()
 
     def _stop_at(self, loss: float, reporter: Reporter) -> None:
-        """Stop at a loss that is no number: the best checkpoint is kept, if there is one."""
+        """Stop at a loss that is not a number: the best checkpoint is kept, if there is one."""
         where = f"The training loss became {loss} in step {self.state.step + 1:,}"
         if not self.state.best:
             raise GeneratorError(f"{where}.", remedy="Lower it with --set learning_rate=1e-4, or use --precision fp32.")

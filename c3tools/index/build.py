@@ -1,7 +1,7 @@
 """Build an index of a store, or bring one up to date with a store that has grown.
 
 Rows of new shards are added to an index that was built with the same settings; it keeps its pipeline, so the means of
-the rows that it was built from, and its cells. It is built anew where that would not do: `_reason_to_rebuild`.
+the rows that it was built from, and its cells. It is rebuilt where that would not do: `_reason_to_rebuild`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .index import HIT_COLUMNS, INDEX_FILE, ROWS_FILE, Index, location_of_store,
 
 BIAS_ROWS = 2_000
 RECALL_QUERIES = 200
-_GROWTH = 2  # times the rows it was built from, beyond which means and cells are computed anew
+_GROWTH = 2  # times the rows it was built from, beyond which means and cells are computed again
 
 
 def build_index(

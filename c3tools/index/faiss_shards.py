@@ -235,7 +235,7 @@ def _filled(faiss: ModuleType, empty: Any, blocks: Iterable[Matrix], shard_rows:
 
 
 def _inverted_lists(index: Any) -> int:
-    """Return the number of inverted lists of an index, 0 where it has none."""
+    """Return the number of inverted lists of an index, 0 if it has none."""
     faiss = load_faiss()
     while hasattr(index, "index"):
         index = faiss.downcast_index(index.index)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files that carry a digest of themselves."""
+"""Files that appear complete or not at all, and files that carry a digest of themselves."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
+    """Write ``text`` as UTF-8, complete or not at all."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
-    """Write `json_text` of ``value``, whole or not at all."""
+    """Write `json_text` of ``value``, complete or not at all."""
     write_text_atomically(path, json_text(value))
 
 
@@ -98,13 +98,13 @@ def sha256_of(path: Path) -> str:
 
 
 def seal(path: Path) -> None:
-    """Fill in the digest of a file whose metadata holds `SEAL_PLACE` once, so that a change of any byte is detected.
+    """Fill in the digest of a file whose metadata contains `SEAL_PLACE` once, so that a change of any byte is detected.
 
     The digest is that of the file with `SEAL_PLACE` in it. So content and digest are in place with one rename, and
     readers that do not know of seals are not disturbed.
 
     Raises:
-        ValueError: if the file holds `SEAL_PLACE` not at all or several times.
+        ValueError: if the file contains `SEAL_PLACE` not at all or several times.
     """
     content = path.read_bytes()
     if content.count(SEAL_PLACE.encode()) != 1:

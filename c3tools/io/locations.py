@@ -121,7 +121,7 @@ def names_in(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def upload(source: Path, target: Path) -> None:
-    """Upload a local file to a URL; object stores show it whole or not at all.
+    """Upload a local file to a URL; object stores show it complete or not at all.
 
     Raises:
         UnreachableError: if it cannot be uploaded.

@@ -5,7 +5,7 @@ One rule for every command that writes a folder:
 - a new or empty folder is written;
 - a run that was interrupted is continued by the same command, and so is a finished one, which is no work;
 - a finished result of other settings, or of other data, is replaced with ``--overwrite`` alone;
-- a folder that holds anything else is left alone, whatever is asked for.
+- a folder that contains anything else is left alone, whatever is asked for.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Output:
         kind: the result, as messages call it: ``decoder``.
         files: names, of which a folder with such a result has one at least.
         overwrite: whether a finished result may be replaced.
-        kept: where the former result is kept when it is replaced; None where it is removed.
+        kept: where the former result is kept when it is replaced; None if it is removed.
         asked: the settings that the result is asked for with, as JSON values by name; they are recorded with it.
         done: whether the result that is there is the one that is asked for.
         replaces: whether a finished result is there.
@@ -58,7 +58,7 @@ class Output:
         """Return whether the folder has a result of this kind; one that does not exist, or is empty, has none.
 
         Raises:
-            OutputError: if it is a file, or holds something else.
+            OutputError: if it is a file, or contains something else.
         """
         if kind_of(self.folder) == "file":
             raise OutputError(
@@ -78,15 +78,15 @@ class Output:
         return True
 
     def ask(self, asked: Mapping[str, Any], read: Callable[[], tuple[Mapping[str, Any], str] | None]) -> None:
-        """Compare the settings ``asked`` for with those of the result that is there, before anything is computed.
+        """Compare the settings ``asked`` for with those of the result that exists, before anything is computed.
 
         Args:
             asked: settings, as JSON values by name.
-            read: returns the record of the result that is there, with its settings as ``asked``, and what it is, in
+            read: returns the record of the result that exists, with its settings as ``asked``, and what it is, in
                 words; None if it is not finished.
 
         Raises:
-            OutputError: if they differ and it is not to be replaced, or the folder holds something else.
+            OutputError: if they differ and it is not to be replaced, or the folder contains something else.
         """
         self.asked = asked
         found = read() if self.holds_result() else None
@@ -127,7 +127,7 @@ class Output:
         return True
 
     def write(self, save: Callable[[Path], None], reporter: Reporter) -> None:
-        """Write the result with ``save``, unless it is there already, and say where the former one is kept."""
+        """Write the result with ``save``, unless it already exists, and say where the former one is kept."""
         if self.done:
             reporter.message(f"{self.folder} already contains this {self.kind}; there is nothing to do.")
             return

@@ -1,6 +1,6 @@
 """Rows that may be larger than memory: an array, or a temporary file that is read where it is indexed.
 
-A training asks for a few rows at a time, in an order that is drawn anew in every epoch. The files of a store are
+A training asks for a few rows at a time, in an order that is drawn again in every epoch. The files of a store are
 compressed in blocks of thousands of rows, so rows that do not fit in memory are written once, one after another, to a
 temporary file. It is read by position, not mapped: the pages of a map count as memory of the process, and a disk that
 fails would end the process by a signal, without a message. The file has no name, so that nothing is left of it however
@@ -43,7 +43,7 @@ class FileRows:
     float16 is only how they are kept: they are float32 to who reads them.
 
     Args:
-        file: holds rows one after another; it is closed when the last `FileRows` over it is gone.
+        file: contains rows one after another; it is closed when the last `FileRows` over it is gone.
         stored: the dtype in the file.
         shape: of all rows, (n, ...).
         numbers: the rows of the file that are these rows, int64 (m,); None for all of them.

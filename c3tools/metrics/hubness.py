@@ -108,14 +108,14 @@ def csls_recall(
 
 
 def skewness(counts: npt.NDArray[np.integer]) -> float:
-    """Return the third standardised moment of the counts; 0 where all are equal."""
+    """Return the third standardised moment of the counts; 0 if all are equal."""
     centred = counts - counts.mean()
     variance = float(np.mean(centred**2))
     return float(np.mean(centred**3)) / variance**1.5 if variance > 0 else 0.0
 
 
 def gini(counts: npt.NDArray[np.integer]) -> float:
-    """Return the Gini coefficient of the counts, ``sum_ij |c_i - c_j| / (2 m sum c)``; 0 where all are 0."""
+    """Return the Gini coefficient of the counts, ``sum_ij |c_i - c_j| / (2 m sum c)``; 0 if all are 0."""
     ascending, m = np.sort(counts), len(counts)
     total = float(ascending.sum())
     if not total:

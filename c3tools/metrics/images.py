@@ -98,7 +98,7 @@ class Nearest:
         cosines: float64 (n,).
         copied: bool (n,), whether it is nearer than 99 % of real images that were not trained on are to theirs; none
             where there are no such images.
-        threshold: that cosine; None where there are none.
+        threshold: that cosine; None if there are none.
     """
 
     rows: npt.NDArray[np.int64]

@@ -163,7 +163,7 @@ def write_modalities(
         reporter: shows the progress.
 
     Raises:
-        StoreError: if the store holds rows of one of them from elsewhere.
+        StoreError: if the store contains rows of one of them from elsewhere.
         OutputError: if another run is writing to it.
     """
     executor = executor or LocalExecutor()
@@ -325,7 +325,7 @@ def _imported_items(modality: Modality, left_out: Sequence[Failure]) -> pa.Array
 
 
 def read_rows(source: str | Path, modality: str, name: str | None = None) -> tuple[Rows, ModelIdentity]:
-    """Read embeddings that a command is given in place of images or texts: rows of a store, or a file of vectors.
+    """Read embeddings that a command is given instead of images or texts: rows of a store, or a file of vectors.
 
     Args:
         source: the folder or URL of a store, or a file that `read_vectors` reads; a .npy file may hold one vector (d,).

@@ -101,7 +101,7 @@ def check_keys(
 
 
 def check_failures(store: Store, listed: SortedHashes, manifest: Manifest | None) -> Iterator[Finding]:
-    """Check that failures.parquet is intact and holds the failures ``listed`` in the shards."""
+    """Check that failures.parquet is intact and contains the failures ``listed`` in the shards."""
     path = store.path / FAILURES_FILE
     remedy = "Rewrite it from the done markers: c3 verify --repair"
     if kind_of(path) is None:

@@ -3,7 +3,7 @@
     {"checksum": ..., "files": {"failures.parquet": sha256},
      "shards": {"image": {"part-00000": {"marker": digest of its done marker, "rows": n}}}}
 
-What it records and is not there was lost, or is not copied yet. What is there and not recorded is of a run that did not
+What it records and is missing was lost, or is not copied yet. What is there and not recorded is of a run that did not
 end. A store without a manifest is not finished, or an early version made it. The same content gives the same bytes.
 """
 
@@ -104,11 +104,11 @@ class Manifest:
         return json_text({**content, CHECKSUM: digest_of(content)})
 
     def write(self, store: Path) -> None:
-        """Write the manifest, whole or not at all."""
+        """Write the manifest, complete or not at all."""
         write_json_atomically(store / MANIFEST_FILE, json.loads(self._text()))
 
     def compare(self, store: Path) -> tuple[list[str], list[ShardName]]:
-        """Return the recorded files that are not there, by their names, and the finished shards not recorded.
+        """Return the recorded files that are missing, by their names, and the finished shards not recorded.
 
         The folders of the store are listed; no file is read.
         """
@@ -131,7 +131,7 @@ def require_recorded(store: Path, info: StoreInfo, reporter: Reporter) -> None:
     """Refuse a store that lacks recorded files; tell the reporter of one that is not finished.
 
     Raises:
-        IncompleteStoreError: if files that the manifest records are not there.
+        IncompleteStoreError: if files that the manifest records are missing.
         StoreError: if the manifest is damaged.
     """
     missing: list[str] = []
@@ -184,7 +184,7 @@ def record_again(
     removed: Collection[ShardName] = (),
     removed_files: Collection[str] = (),
 ) -> None:
-    """Record some shards, and the files beside the shards, anew after they were changed.
+    """Record some shards, and the files beside the shards, again after they were changed.
 
     A store without a manifest stays without one, and shards of a run that did not end stay unrecorded.
 

@@ -1,6 +1,6 @@
 """Records of a store beside its rows: `store.json`, the done marker of each shard, and `failures.parquet`.
 
-A done marker makes a shard exist. It holds the checksums of the shard's files, and one of itself::
+A done marker makes a shard exist. It contains the checksums of the shard's files, and one of itself::
 
     {"checksum": ..., "failures": [...], "rows": n, "sha256": {file: digest}, "timings": {..., "checksum": ...}}
 
@@ -205,7 +205,7 @@ def failure_batches(store: Path) -> Iterator[list[Failure]]:
 
 
 def write_marker(path: Path, marker: Mapping[str, Any]) -> None:
-    """Write a done marker (rows, failures, sha256, timings) with its checksums, whole or not at all."""
+    """Write a done marker (rows, failures, sha256, timings) with its checksums, complete or not at all."""
     content = {name: marker[name] for name in _MARKER_FIELDS}
     content["failures"] = [asdict(f) if isinstance(f, Failure) else f for f in content["failures"]]
     timings = _without_checksum(content["timings"])

@@ -1,4 +1,4 @@
-"""Stores and shards made from others: they appear whole or not at all, and damage is not copied."""
+"""Stores and shards made from others: they appear complete or not at all, and damage is not copied."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def rewrite_shard(
     new: Shard | None = None,
     began: float | None = None,
 ) -> None:
-    """Write a shard anew without some of its rows, and with others in their places; a crash loses neither of the two.
+    """Write a shard again without some of its rows, and with others in their places; a crash loses neither of the two.
 
     A shard that is left without rows and failures is removed.
 

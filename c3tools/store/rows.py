@@ -186,7 +186,7 @@ class Pairs:
         return self.first.embeddings[self.item_index[self.rows]], self.second.embeddings[self.rows]
 
     def captions_of_first(self) -> Rows:
-        """Return the paired rows of ``second`` with the embeddings of ``first`` in place of their own."""
+        """Return the paired rows of ``second`` with the embeddings of ``first`` instead of their own."""
         table = self.second.table.take(self.rows)
         embeddings = take_rows(self.first.embeddings, self.item_index[self.rows])
         return Rows(self.first.modality, embeddings, table, self.second.kept_splits)
@@ -252,7 +252,7 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
 def splits_of(
     keys: Sequence[str], items: Sequence[str | None] | None, splits: Sequence[str | None] | None, kept: Kept = None
 ) -> list[str]:
-    """Return the split of each row from its key, its item's key and what the corpus says, None where it has none."""
+    """Return the split of each row from its key, its item's key and what the corpus says, None if it has none."""
     n = len(keys)
     rows = zip(splits or [None] * n, items or [None] * n, keys, strict=True)
     return [split_of(split, item or key, kept) for split, item, key in rows]

@@ -167,7 +167,7 @@ def parquet_writer(path: Path, schema: pa.Schema, *, split_bytes: bool = True) -
 
 
 def create_store(path: Path, info: StoreInfo) -> None:
-    """Make the folder and its store.json, or check that the store there holds the same kind of embeddings.
+    """Make the folder and its store.json, or check that the store there contains the same kind of embeddings.
 
     Raises:
         StoreError: if a store of another model, dimension or dtype is there, or a file is in the way.

@@ -1,6 +1,6 @@
 """Saving a training run, so that one that was killed ends as if it had not been.
 
-A folder holds the last two states, each one safetensors file that was renamed into place: tensors (weights, best
+A folder contains the last two states, each one safetensors file that was renamed into place: tensors (weights, best
 weights, the moments of the optimiser) and, in the header, the position in the run. Everything random in a step depends
 on the seed and the step alone, so no generator has to be saved.
 """

@@ -23,7 +23,7 @@ def load_named_size(
     """Return a size by name, with some of its settings changed.
 
     Args:
-        sizes: dataclasses by name; the field ``training`` of each holds the settings of its training.
+        sizes: dataclasses by name; the field ``training`` of each contains the settings of its training.
         name: a key of ``sizes``.
         overrides: ``setting=value``, for fields of the size or of its training.
         settings: returns the names of the fields, of a size or of its training, that may be changed.

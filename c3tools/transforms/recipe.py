@@ -1,9 +1,9 @@
 """Recipes: pipelines on disk, and pipelines that users write by hand, as plain data.
 
-A saved pipeline is a folder with two files. ``transform.json`` holds the steps, their settings, the provenance
-and two checksums (of the tensors, and of itself); ``transform.safetensors`` holds the fitted tensors in the
+A saved pipeline is a folder with two files. ``transform.json`` contains the steps, their settings, the provenance
+and two checksums (of the tensors, and of itself); ``transform.safetensors`` contains the fitted tensors in the
 dtype they are used in, so that a loaded pipeline gives the same bits. The json is written last: a folder
-without it holds no pipeline. `Pipeline` builds itself from what is read here.
+without it contains no pipeline. `Pipeline` builds itself from what is read here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_recipe(
     Args:
         config: name, strict and the steps' settings, as `parse_config` takes them.
         steps: the fitted steps.
-        dim: dimension of the embeddings; None where the pipeline takes any.
+        dim: dimension of the embeddings; None if the pipeline takes any.
         provenance: where the statistics come from.
     """
     tensors = {
@@ -71,7 +71,7 @@ def make_recipe(
 
 
 def write_recipe(directory: Path, record: Mapping[str, Any], payload: bytes) -> None:
-    """Write the content that `make_recipe` returned to a folder or a URL, each file whole or not at all."""
+    """Write the content that `make_recipe` returned to a folder or a URL, each file complete or not at all."""
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     for name, content in ((TENSORS_NAME, payload), (JSON_NAME, text.encode())):
         write_atomically(directory / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]

@@ -55,7 +55,7 @@ class SigmaRule:
 
     Attributes:
         name: of the rule.
-        sigma: standard deviation per dimension, or None where it cannot be computed.
+        sigma: standard deviation per dimension, or None if it cannot be computed.
         rests_on: what it is computed from, in words.
         missing: why there is no sigma, in words; empty otherwise.
     """
@@ -82,7 +82,7 @@ def sigma_for_cosine(cosine: float, norm: float, dim: int) -> float | None:
         dim: d.
 
     Returns:
-        None where the cosine is not positive: no amount of noise gives it.
+        None if the cosine is not positive: no amount of noise gives it.
     """
     if not 0 < cosine <= 1:
         return None

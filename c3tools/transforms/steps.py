@@ -1,7 +1,7 @@
 """Steps that treat each modality by itself: normalise, centre, rescale, move along the gap, add noise.
 
-A step is a small dataclass: its fields are its settings (saved in the recipe), `state` holds what it fitted (saved as
-tensors). Steps are fitted in order, each on what the steps before it leave. Noise is added to training inputs only;
+A step is a small dataclass: its fields are its settings (saved in the recipe), `state` contains what it fitted (saved
+as tensors). Steps are fitted in order, each on what the steps before it leave. Noise is added to training inputs only;
 z is standard normal and drawn by the pipeline, keyed by (seed, epoch, key of the row).
 """
 

@@ -69,7 +69,7 @@ class ModelCache:
         Args:
             made_from: everything that the files depend on.
             convert: writes the files into a folder.
-            reporter: is told of a damaged model, and of a cache that cannot be written.
+            reporter: shows messages and progress.
 
         Raises:
             EncoderError: if there is no room for it anywhere.

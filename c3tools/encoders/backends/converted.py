@@ -30,7 +30,7 @@ class ConvertedBackend(Backend):
     """Towers that were converted from torch, in a folder.
 
     Args:
-        folder: holds what `convert` wrote, or the towers as image.onnx and text.onnx.
+        folder: contains what `convert` wrote, or the towers as image.onnx and text.onnx.
         compute: device and precision.
         threads: batches computed at a time.
 

@@ -38,7 +38,7 @@ def quantize(source: Path, folder: Path, inputs: Mapping[Modality, Sequence[npt.
     """Write the towers of one folder to another, in 8 bits where NNCF knows how.
 
     Args:
-        source: holds converted towers in fp32, of the backend openvino.
+        source: contains converted towers in fp32, of the backend openvino.
         folder: where the towers in 8 bits go.
         inputs: batches for each tower, by which the activations are scaled.
     """

@@ -45,7 +45,7 @@ class TextTower(nn.Module):
         self.trims = trims
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the vectors; where the tower trims, the length may be any that holds every end-of-text token."""
+        """Return the vectors; where the tower trims, the length may be any that contains every end-of-text token."""
         features = trimmed_forward(self.model, tokens) if self.trims else self.model.encode_text(tokens)  # type: ignore[operator]
         return nn.functional.normalize(features.float(), dim=-1)
 
@@ -97,7 +97,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def trimmed_forward(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return text features (n, d) from tokens (n, length) cut to any length that holds every end-of-text token.
+    """Return text features (n, d) from tokens (n, length) cut to any length that contains every end-of-text token.
 
     Only for models that `can_trim` accepts.
     """
@@ -125,7 +125,7 @@ def end_positions(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def end_token(model: nn.Module) -> int | None:
-    """Return the id of the end-of-text token; None where it is the largest."""
+    """Return the id of the end-of-text token; None if it is the largest."""
     tower = _tower(model)
     return int(getattr(tower, "eos_id", getattr(tower, "text_eos_id", -1))) if _pool_type(tower) == "eos" else None
 

@@ -70,7 +70,7 @@ def simulate_temperature(
         scale: logit scales; by default 5, 10, 18, 30, 50 and 100.
         steps: of training per scale.
         batch: pairs per step.
-        seed: of everything random.
+        seed: for all random numbers.
         reporter: shows the progress over the steps.
 
     Raises:

@@ -105,18 +105,18 @@ def splits_in(table: Columns, names: ColumnNames, n: int) -> list[str | None]:
 
 
 def as_keys(values: Sequence[Any], column: str) -> list[str]:
-    """Return the values of a column as keys, empty where there are none; file names lose the suffix of an image."""
+    """Return the values of a column as keys, empty if there are none; file names lose the suffix of an image."""
     keys = [key or "" for key in as_texts(values)]
     return [_stem(key) for key in keys] if column in _FILE_NAMES else keys
 
 
 def as_items(values: Sequence[Any], column: str) -> list[str | None]:
-    """Return the values of a column as keys of items, None where there are none."""
+    """Return the values of a column as keys of items, None if there are none."""
     return [key or None for key in as_keys(values, column)]
 
 
 def as_texts(values: Sequence[Any]) -> list[str | None]:
-    """Return values as text, None where there are none; NaN is none, and 7.0, as a gap in a table makes of 7, is 7."""
+    """Return values as text, None if there are none; NaN is none, and 7.0, as a gap in a table makes of 7, is 7."""
     return [None if value is None or value != value else _as_text(value) for value in values]  # noqa: PLR0124
 
 

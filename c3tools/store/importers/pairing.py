@@ -294,7 +294,7 @@ def _join(
     """Find for each row the row of ``known`` that it belongs to, by the first of the columns ``by`` that finds any.
 
     Returns:
-        The rows of ``known``, None for none; the column; and what it holds, None where it is empty. None without a hit.
+        The rows of ``known``, None for none; the column; and what it contains, None if it is empty. None without a hit.
     """
     for column in by:
         named = as_items(rows.columns[column], column)

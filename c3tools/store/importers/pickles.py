@@ -171,7 +171,7 @@ def load_plain_pickle(path: Path) -> Any:
     """Return the value in a pickle of arrays, tensors, numbers, strings and containers of them.
 
     Raises:
-        StoreError: if it holds anything else, or is damaged.
+        StoreError: if it contains anything else, or is damaged.
     """
     try:
         with path.open("rb") as file:

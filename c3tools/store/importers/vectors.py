@@ -61,7 +61,7 @@ def read_vectors(path: Path, name: str | None = None, *, single: bool = False) -
         single: take a .npy file of the shape (d,) as one vector.
 
     Raises:
-        StoreError: if the file is missing, of another kind, damaged, would need unpickling, or holds no vectors.
+        StoreError: if the file is missing, of another kind, damaged, would need unpickling, or contains no vectors.
     """
     if not path.exists():
         raise StoreError(
