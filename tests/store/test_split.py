@@ -127,7 +127,7 @@ class TestErrors:
         whole_store(tmp_path / "c3-store")
         assert "add up to 1" in c3("split", "new", "--fractions", "0.5,0.1,0.1").stderr
         assert "is not three numbers" in c3("split", "new", "--fractions", "0.5,0.5").stderr
-        assert "not both" in c3("split", "new", "--column", "split", "--file", "x.csv").stderr
+        assert "not from both" in c3("split", "new", "--column", "split", "--file", "x.csv").stderr
 
     def test_damage_is_not_copied_on(self, tmp_path: Path) -> None:
         source = whole_store(tmp_path / "s")
