@@ -1,4 +1,4 @@
-"""The identity of the model that made embeddings, as stores, pipelines, decoders and indexes keep it."""
+"""The identity of the model that made embeddings, as it is saved in stores, pipelines, decoders and indexes."""
 
 from __future__ import annotations
 

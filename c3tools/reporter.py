@@ -1,7 +1,7 @@
-"""The one reporter: messages, progress and scalars of long work.
+"""The reporter: messages, progress and scalars of long work.
 
-Library functions take a ``reporter`` and tell it what happens; by default nobody listens. The commands pass a
-`TerminalReporter` (terminal.py); this file loads nothing, so that numpy-only code can use it.
+Library functions send messages and progress to a ``reporter``; the default one ignores them. The commands pass a
+`TerminalReporter` (terminal.py). This file imports nothing else, so that numpy-only code can use it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Seeds into random generators.
+"""Random generators from seeds.
 
 Noise is keyed by (seed, epoch, key): the same item gets the same noise in the same epoch of the same run,
 whatever the order of the rows and however many workers draw it.

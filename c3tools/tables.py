@@ -1,4 +1,4 @@
-"""Tables of results: the terminal, pages and notebooks all show the same one."""
+"""Tables of results, which the terminal, HTML pages and notebooks show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reporter of the terminal: bars where there is one, a line now and then where there is none."""
+"""The reporter for the terminal: progress bars in a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 

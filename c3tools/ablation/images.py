@@ -1,6 +1,6 @@
-"""The table for images: generators trained on images alone, asked with texts, methods × seeds.
+"""The table for images: generators trained on images alone, and images generated from texts, for methods × seeds.
 
-Finished cells are kept, and so are the trained generators, so that the table can be continued and extended.
+Finished results and the trained generators are kept, so that the table can be continued and extended.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The methods of the table: training, captioning and scoring of each with each seed, from rows in memory.
 
-Every method is run, none is copied: decoders that are trained alike are trained once and shared (CapDec trains as C2_2
-does, DeCap as C1).
+All results are computed here. Decoders with the same training are trained once and shared (CapDec trains as C2_2 does,
+and DeCap as C1).
 """
 
 from __future__ import annotations

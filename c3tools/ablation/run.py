@@ -1,4 +1,4 @@
-"""The table on a store: finished cells are kept in a folder, so that it can be continued and extended."""
+"""The table on a store; finished results are kept in a folder, so that it can be continued and extended."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Trainings of a table, several at a time: each in a process of its own, which keeps the result in a folder.
+"""Parallel trainings of a table: each runs in its own process, which writes the result to a folder.
 
-Small networks use one core better than several: on two cores, two trainings at a time take about two thirds of the time
-that they take one after the other.
+Small networks do not use several cores well: on two cores, two parallel trainings take about two thirds of the time of
+two trainings one after the other.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Data that ships with the package: the model c3-mini and the example corpus."""
+"""Files in the package: the model c3-mini and the example corpus."""

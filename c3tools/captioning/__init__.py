@@ -1,6 +1,6 @@
 """Captions from embeddings: decoders, their training, generation, evaluation, and the retrieval baseline.
 
-The names are imported when they are first used: captions are written without torch, which takes seconds to import.
+Names are imported when they are first used, because captions can be made without torch, which takes seconds to import.
 """
 
 from __future__ import annotations

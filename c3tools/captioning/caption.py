@@ -1,4 +1,4 @@
-"""Captions of photos, or of embeddings of them: all that `c3 caption` does."""
+"""Captions of photos or of image embeddings: the function behind `c3 caption`."""
 
 from __future__ import annotations
 

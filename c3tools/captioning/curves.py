@@ -1,4 +1,4 @@
-"""The course of a training as a figure: loss by step, validation by epoch, the checkpoint that was kept."""
+"""A figure of a training: loss by step, validation by epoch, and the kept checkpoint."""
 
 from __future__ import annotations
 

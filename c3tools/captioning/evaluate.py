@@ -1,4 +1,4 @@
-"""Evaluation of captions: those of a decoder, or of a file, scored against what people wrote."""
+"""Evaluation of captions: those of a decoder or a file, compared with human captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in decoder in numpy, for captioning on a CPU: torch takes longer to import than a caption to write.
+"""The built-in decoder in numpy, for captioning on a CPU: importing torch takes longer than writing a caption.
 
 The same weights and the same operations as `c3tools.captioning.model`, one position at a time; training needs torch.
 

@@ -1,4 +1,4 @@
-"""Check that embeddings are of the space that a decoder was trained for."""
+"""Check that embeddings come from the space that a decoder was trained for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions as tokens: cleaning, the tokenizer, and batches of captions of like length.
+"""Captions as tokens: cleaning, the tokenizer, and batches of captions of similar length.
 
 The built-in decoder has a byte-level BPE tokenizer that is learned from the training captions: byte-level, so that
 any script can be encoded and decoded; small, because captions use few words and the output layer is a large part of a

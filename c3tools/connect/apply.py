@@ -1,4 +1,4 @@
-"""The use of trained heads, `c3 connect apply`: a store of the embeddings that they make of features."""
+"""`c3 connect apply`: write a store of the embeddings that trained heads compute from features."""
 
 from __future__ import annotations
 

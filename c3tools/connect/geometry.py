@@ -1,4 +1,4 @@
-"""The geometry of the joint space while it is trained: the points of the log, as values, JSON and a figure."""
+"""The geometry of the shared space during training: the log entries as values, JSON and a figure."""
 
 from __future__ import annotations
 

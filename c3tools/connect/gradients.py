@@ -1,4 +1,4 @@
-"""The gradient of a contrastive loss over a batch that need not fit into memory, nor into one process.
+"""The gradient of a contrastive loss over a batch that may be too large for memory or for one process.
 
 The loss joins every pair of the batch with every other, so its gradient cannot be added up from smaller batches. It
 can be split in two (gradient caching; Gao et al., RepL4NLP 2021): embed the batch in chunks without keeping

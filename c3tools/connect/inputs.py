@@ -1,4 +1,4 @@
-"""Inputs of contrastive training: features, photos or texts of two sides, and which of their rows are pairs.
+"""Inputs of contrastive training: features, photos or texts of two modalities, and which of their rows are pairs.
 
 A batch is drawn from a permutation of all pairs that depends on (seed, epoch) alone, so that a run that was killed
 continues exactly, and every one of several processes draws the same batches.

@@ -1,4 +1,4 @@
-"""One training run: its settings and state, and the log, record and card that it leaves."""
+"""One training run: its settings and state, and its log, record and model card."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The captions of images in files: where they may be, and which source counts for which image.
+"""The captions of images in files: where they may be, and which source is used for which image.
 
-The first source that has a caption for an image counts, image by image:
+For each image, the first source that has a caption for it is used:
 
 1. captions files in the folder: of two folders the deeper one's first; in one folder captions.jsonl, metadata.jsonl,
    metadata.csv, then COCO and Karpathy files (.json) by their names;
 2. captions.jsonl, metadata.jsonl, metadata.csv beside the folder;
 3. the .txt file with the stem of the image.
 
-A row that names an image by its path counts before one that has its file name alone.
+A row with the path of an image comes before a row with only its file name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of a folder: images, texts beside them and containers; links that lead out are refused."""
+"""The files of a folder: images, their texts, and containers; links that lead out of it are refused."""
 
 from __future__ import annotations
 

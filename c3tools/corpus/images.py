@@ -1,4 +1,4 @@
-"""The images of a corpus: where their bytes are, and how a worker process reads them without searching again."""
+"""The images of a corpus: the places of their bytes, which worker processes read without searching again."""
 
 from __future__ import annotations
 

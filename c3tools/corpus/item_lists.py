@@ -1,4 +1,4 @@
-"""Lists that need not fit in memory: the images and texts of a corpus, in temporary databases."""
+"""Lists that may be larger than memory: the images and texts of a corpus, in temporary databases."""
 
 from __future__ import annotations
 

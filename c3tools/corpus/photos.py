@@ -1,4 +1,4 @@
-"""Images found again where the rows of a store say they are: files, members of tars, cells of tables, URLs."""
+"""Read the images of a store from the paths in its rows: files, members of tars, cells of tables, URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the paths a user gives to a corpus: images, their captions, and texts without an image."""
+"""Read the paths that a user gives as a corpus: images, their captions, and texts without an image."""
 
 from __future__ import annotations
 

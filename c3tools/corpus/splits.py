@@ -1,6 +1,6 @@
 """The split of a row: train, val or test.
 
-Fitting uses train, checkpoints are chosen on val, scores come from test. A corpus may name its splits in its own
+Train is for fitting, val for choosing checkpoints, and test for scores. A corpus may name its splits in its own
 way (``train2017``, ``restval``, ``validation``); one without splits is split by a stable hash of the key, the
 same on every machine and in every run. So are, in all commands, rows of a corpus that names no row train: see
 `kept_splits`.

@@ -1,7 +1,7 @@
-"""The demo: embed photos and captions, take means from elsewhere, train four decoders on texts alone, caption, score.
+"""The demo: embed photos and captions, train four decoders on texts alone, caption the photos and score the captions.
 
-Nothing is chosen on the photos that are scored: the decoders learn from COCO captions of other images, both means
-come from the corpus that c3-mini was trained on, and sigma from the spread of the training captions (`--sigma auto`).
+No choice depends on the scored photos: the decoders are trained on COCO captions of other images, both means come from
+the corpus that c3-mini was trained on, and sigma comes from the spread of the training captions (`--sigma auto`).
 """
 
 from __future__ import annotations

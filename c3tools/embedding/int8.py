@@ -1,4 +1,4 @@
-"""The model in int8 of a store. It depends on what it was calibrated on, so the store keeps it for later runs."""
+"""The int8 model of a store. It depends on its calibration inputs, so the store keeps it for later runs."""
 
 from __future__ import annotations
 

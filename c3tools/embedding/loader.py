@@ -1,4 +1,4 @@
-"""Images → batches of pixels, in worker processes, a bounded number ahead.
+"""Decode images into batches of pixels, in worker processes, a bounded number of batches in advance.
 
 Each worker decodes its share of the batches, in order, into a few places of memory that it shares with this process,
 and waits while all of them are full. Everything else goes through a pipe of its own, so a worker that is killed leaves

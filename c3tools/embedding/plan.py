@@ -1,10 +1,10 @@
-"""The plan of an embedding run: what is to be embedded, what changed since it was, and what has gone.
+"""The plan of an embedding run: new, changed and removed inputs.
 
 A shard takes a fixed number of inputs, in the order of the corpus, and gets the lowest number that is free. Finished
 shards take whole such blocks out of the order, so a run that was interrupted plans the same shards again.
 
-A text changed if its words did. An image changed if its size in bytes did or, for a file on this machine, if it was
-written after it was embedded; no image is read to find out. Only what came from the paths given now can have gone.
+A text has changed if its words have. An image has changed if its size in bytes has or, for a file on this machine, if
+it was written after it was embedded; no image is read for this. Only inputs from the given paths can be removed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The embedding run: read the corpus, load the model, plan the shards, have them made, sum up."""
+"""The embedding run: read the corpus, load the model, plan and make the shards, and return a summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inputs by which a model is calibrated for int8: those of the user, and bundled ones where they are few."""
+"""The calibration inputs for int8: those of the user, and bundled ones if there are too few."""
 
 from __future__ import annotations
 

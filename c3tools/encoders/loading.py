@@ -1,4 +1,4 @@
-"""Loading a model by its name, with errors a user can act on."""
+"""Load a model by its name, with errors that say what to do."""
 
 from __future__ import annotations
 

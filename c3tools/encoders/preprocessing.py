@@ -1,4 +1,4 @@
-"""From an image file of any kind to the pixels that a model takes."""
+"""Convert image files of any kind to the pixels that a model needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of backend and precision: what was asked for, what is fastest of what agrees with fp32."""
+"""The choice of backend and precision: the requested ones, or the fastest ones that agree with fp32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of executors: what is done (`Work`), apart from where it is done (`Executor`)."""
+"""The interface of executors: `Work` describes what is done, and an `Executor` decides where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Ray cluster: worker processes that are given one task after another, and replaced where they are lost."""
+"""A Ray cluster: worker processes get one task after another, and are replaced if they are lost."""
 
 from __future__ import annotations
 

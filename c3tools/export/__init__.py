@@ -1,4 +1,4 @@
-"""Write transformed embeddings of a store for other tools, with the recipe beside them."""
+"""Write transformed embeddings of a store for other programs, with the fitted pipeline."""
 
 from __future__ import annotations
 

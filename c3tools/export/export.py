@@ -1,4 +1,4 @@
-"""Transformed embeddings of a store, written for other programs, with the recipe beside them.
+"""Write transformed embeddings of a store for other programs, with the fitted pipeline.
 
 One part of the store becomes one part of the export, streamed in blocks; a part that is finished is not made
 again. The bytes of a part depend on the store, the recipe and the settings alone, not on the number of workers.

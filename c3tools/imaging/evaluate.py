@@ -1,4 +1,4 @@
-"""Evaluation of generated images: how far they are from real photos, and whether they show what they were asked for.
+"""Evaluation of generated images: how similar they are to real photos, and whether they show their texts.
 
 Every score is named after the encoder whose features it is computed from. Real photos are shrunk to the size of the
 generated images first, so that the resolution is not what is measured.

@@ -3,7 +3,7 @@
     c3-images/
       images.json             what each image was asked for, and the settings
       NAME-1f3a9c02.png       one file per image; its name has a digest of all that the image depends on
-      sheet.png, images.html  all of them at a glance
+      sheet.png, images.html  overviews of all images
 
 An image that already exists is not made again, so the same command continues, and another adds to the folder.
 """

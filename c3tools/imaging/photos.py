@@ -1,4 +1,4 @@
-"""The photos of a store's rows as small squares of pixels, read from where the rows say they are."""
+"""The photos of a store as small squares of pixels, read from the paths in its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images side by side: a contact sheet as one picture, and as a page with what each image was asked for."""
+"""Images side by side: a contact sheet as one picture, and as a page with the text of each image."""
 
 from __future__ import annotations
 

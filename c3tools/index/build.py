@@ -1,4 +1,4 @@
-"""Build an index of a store, or bring one up to date with a store that has grown.
+"""Build an index of a store, or update it after the store has grown.
 
 Rows of new shards are added to an index that was built with the same settings; it keeps its pipeline, so the means of
 the rows that it was built from, and its cells. It is rebuilt where that would not do: `_reason_to_rebuild`.

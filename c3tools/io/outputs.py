@@ -1,11 +1,11 @@
-"""The folders that results are written to: nothing that is finished is replaced unless that is asked for.
+"""The folders that results are written to. A finished result is only replaced with ``--overwrite``.
 
-One rule for every command that writes a folder:
+The same rules hold for every command that writes a folder:
 
 - a new or empty folder is written;
 - a run that was interrupted is continued by the same command, and so is a finished one, which is no work;
 - a finished result of other settings, or of other data, is replaced with ``--overwrite`` alone;
-- a folder that contains anything else is left alone, whatever is asked for.
+- a folder that contains anything else is never changed.
 """
 
 from __future__ import annotations

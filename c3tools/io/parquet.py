@@ -1,4 +1,4 @@
-"""Parquet files of strangers, in memory that is bounded by their size on disk, not by what they declare."""
+"""Read Parquet files from strangers with memory that is bounded by their size on disk, not by what they declare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Temporary files for what may not fit in memory: they have no name that could be left behind, whatever happens."""
+"""Temporary files for data that may not fit in memory. They have no name, so nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores of embeddings on disk: the data model, shards, and what is done with a whole store."""
+"""Stores of embeddings on disk: the data model, shards, and operations on whole stores."""
 
 from __future__ import annotations
 

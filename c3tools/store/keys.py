@@ -1,6 +1,6 @@
-"""Keys of many rows in bounded memory, by 64-bit hashes.
+"""Keys of many rows in bounded memory, as 64-bit hashes.
 
-Whoever finds equal hashes compares the keys themselves, so that a duplicate is never reported by accident.
+If hashes are equal, the keys themselves are compared, so that a duplicate is never reported by accident.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     {"checksum": ..., "files": {"failures.parquet": sha256},
      "shards": {"image": {"part-00000": {"marker": digest of its done marker, "rows": n}}}}
 
-What it records and is missing was lost, or is not copied yet. What is there and not recorded is of a run that did not
-end. A store without a manifest is not finished, or an early version made it. The same content gives the same bytes.
+Recorded shards that are missing were lost, or are not yet copied. Shards that are not recorded come from a run that
+did not finish. A store without a manifest is unfinished, or an early version made it. The same content gives the same
+bytes.
 """
 
 from __future__ import annotations

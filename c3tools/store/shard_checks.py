@@ -1,4 +1,4 @@
-"""Checks of one shard: marker, checksums, schema, counts, moments and, if asked for, every row."""
+"""Checks of one shard: marker, checksums, schema, counts, moments and, on request, every row."""
 
 from __future__ import annotations
 

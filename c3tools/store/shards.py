@@ -1,4 +1,4 @@
-"""Shards on disk: their columns and file names, and how a shard is written: rows, moments, then the done marker."""
+"""Shards on disk: their columns and file names, and writing a shard: rows, moments, then the done marker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of what concerns a whole store: its description, its manifest, external moments. Nothing changes a file."""
+"""Checks of a whole store: its description, its manifest and loaded moments. No file is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns of strings that are kept as Arrow keeps them, for the keys and captions of millions of rows."""
+"""Columns of strings in Arrow's memory layout, for the keys and captions of millions of rows."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The parts that every training shares: checkpoints to continue from, the optimiser and its schedule, named sizes."""
+"""Code that all trainings share: checkpoints, the optimiser and its schedule, named sizes."""

@@ -1,4 +1,4 @@
-"""Saving a training run, so that one that was killed ends as if it had not been.
+"""Save a training run, so that a run that was killed can continue and gives the same result.
 
 A folder contains the last two states, each one safetensors file that was renamed into place: tensors (weights, best
 weights, the moments of the optimiser) and, in the header, the position in the run. Everything random in a step depends

@@ -1,6 +1,6 @@
-"""Data that pipelines are fitted on: moments and rows, given as such or read from the train split of a store.
+"""Data that pipelines are fitted on: given moments and rows, or those of the train split of a store.
 
-Only numpy is imported here; a store brings pyarrow with it.
+Only numpy is imported here; using a store imports pyarrow.
 """
 
 from __future__ import annotations

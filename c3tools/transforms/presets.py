@@ -1,4 +1,4 @@
-"""Named pipelines: C3 and its ablation, and the published ways to bridge the modality gap beside it."""
+"""Named pipelines: C3, its ablation, and other published ways to bridge the modality gap."""
 
 from __future__ import annotations
 

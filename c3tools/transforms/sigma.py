@@ -1,4 +1,4 @@
-"""Rules for the amount of noise: the candidates, and the one that ``--sigma auto`` follows.
+"""Rules for the amount of noise: the candidates, and the rule of ``--sigma auto``.
 
 All of them give the standard deviation per dimension of Gaussian noise on centred embeddings. Some need texts alone,
 others need pairs. Pairs that the encoder was trained on look closer than new ones, so they give too small a sigma.

@@ -1,4 +1,4 @@
-"""Steps that treat each modality by itself: normalise, centre, rescale, move along the gap, add noise.
+"""Steps that transform each modality separately: normalise, centre, rescale, move along the gap, add noise.
 
 A step is a small dataclass: its fields are its settings (saved in the recipe), `state` contains what it fitted (saved
 as tensors). Steps are fitted in order, each on what the steps before it leave. Noise is added to training inputs only;

@@ -115,10 +115,10 @@ def test_collapse(changes: dict[str, Any], answer: str, words: str) -> None:
     ("changes", "answer", "words"),
     [
         ({"pairs": None}, "unknown", "no pairs to measure the alignment noise; --sigma auto gives 0.060"),
-        ({"pairs__residual_rms": 0.01}, "no", "coincide"),
+        ({"pairs__residual_rms": 0.01}, "no", "almost equal"),
         ({"pairs__residual_rms": 0.125}, "no", "as far apart as unrelated rows (98 %"),
         ({"sigma__value": 0.15}, "partly", "but the pairs need 0.070"),
-        ({"sigma__value": 0.03}, "partly", "ask for 0.070"),
+        ({"sigma__value": 0.03}, "partly", "but the pairs need 0.070"),
         ({"sigma__candidates": {"pair_cosine": {"sigma": None}}}, "yes", "0.060"),
     ],
 )

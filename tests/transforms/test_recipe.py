@@ -133,7 +133,7 @@ class TestConfig:
         ("text", "words"),
         [
             ("steps: [normalise]", r"unknown step 'normalise'[\s\S]*normalize"),
-            ("steps: [{step: gaussian-noise, sgima: 1}]", r"unknown settings sgima[\s\S]*sigma"),
+            ("steps: [{step: gaussian-noise, sgima: 1}]", r"unknown settings .*: sgima[\s\S]*sigma"),
             ("steps: [{step: gaussian-noise, sigma: big}]", r"sigma is 'big', not float"),
             ("steps: [{step: gaussian-noise, sigma: true}]", "sigma is True"),
             ("steps: [{step: memory-projection, limit: 1.5}]", "limit is 1.5, not int"),

@@ -1,4 +1,4 @@
-"""The folder where converted models, and what was measured of them, are kept for the next run.
+"""The cache folder of converted models, and of the measurements that `auto` made.
 
 converted/<key>/model.json       what it was made from; sha256 of the other files; written with them, by one rename
 converted/<key>/image.*, text.*  the towers

@@ -1,4 +1,4 @@
-"""8-bit integers by NNCF (extra ``int8``): towers of OpenVINO whose activations are scaled to inputs of the user."""
+"""int8 with NNCF (extra ``int8``): OpenVINO towers whose activations are scaled for the inputs of the user."""
 
 from __future__ import annotations
 

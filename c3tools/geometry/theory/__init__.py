@@ -1,4 +1,4 @@
-"""The theory of the modality gap, run: each file is one simulation, and each gives a `Simulation`."""
+"""Simulations of the theory of the modality gap: each file is one of them, and returns a `Simulation`."""
 
 from __future__ import annotations
 

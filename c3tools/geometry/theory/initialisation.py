@@ -1,4 +1,4 @@
-"""The gap at initialisation: two encoders with random weights already lie apart, each in a cone of its own.
+"""The gap at initialisation: the outputs of two encoders with random weights are in two separate cones.
 
 A random network maps all inputs close to one direction: its output varies in few dimensions around a large mean
 (dimensional collapse; Liang et al., NeurIPS 2022; Zhang et al., ICLR 2024). Two networks have two means.

@@ -1,4 +1,4 @@
-"""The stable region: once a positive leads by enough, the loss is small, the descent halts, and noise is left.
+"""The stable region: once positives lead by enough, the loss is small, optimisation stops, and noise is left.
 
 For one query with positive similarity ``s_+`` and n - 1 negatives, ``L = log(1 + sum_j exp((s_j - s_+) / tau))``. With
 ``r = s_+ - max_j s_j`` every term is at most ``exp(-r / tau)``, so ``L <= log(1 + (n - 1) exp(-r / tau))``: a lead of

@@ -1,8 +1,8 @@
-"""Simulate how much of the gap survives training, as a function of the logit scale.
+"""Simulate how much of the gap remains after training, as a function of the logit scale.
 
 Two small heads are trained contrastively on frozen features of paired items, once per logit scale. At a low scale
 (high temperature) the loss can only fall if pairs come together, so the gap closes; at CLIP's scale of 100 a small
-lead is enough (see `stable_region`), the descent halts, and the gap of the random start is left. On Flickr8k features
+lead is enough (see `stable_region`), optimisation stops, and the gap of the random start is left. On Flickr8k features
 the authors of this package measured 0.11 at scale 18, 0.55 at 50 and 0.85 at 100.
 """
 

@@ -1,4 +1,4 @@
-"""Released pickles of embeddings, read without running the code in them.
+"""Read published pickles of embeddings without running the code in them.
 
 A pickle is a program. This unpickler builds arrays, tensors, numbers, strings and containers and refuses every other
 name, so that a pickle that would run code raises an error instead. A small file cannot ask for much memory either: its
