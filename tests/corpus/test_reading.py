@@ -211,7 +211,7 @@ class TestErrors:
     def test_wrong_column(self, tmp_path: Path) -> None:
         path = jsonl(tmp_path / "c.jsonl", {"text": "a", "n": 3})
         self.check("no column 'alt'; its columns are: text, n", [path], text_column="alt")
-        self.check("holds int", [path], text_column="n")
+        self.check("contains int", [path], text_column="n")
 
     def test_no_text_column(self, tmp_path: Path) -> None:
         image(tmp_path / "x.png")

@@ -139,7 +139,7 @@ class TestErrors:
         with pytest.raises(CorpusError, match=r"columns are: picture, words.*\n.*--image-column"):
             read_corpus([path])
         with pytest.raises(
-            CorpusError, match=r"no column 'img'; its columns are: picture, words.\nName .*--image-column"
+            CorpusError, match=r"no column 'img'; its columns are: picture, words.\nChoose .*--image-column"
         ):
             read_corpus([path], image_column="img")
         with pytest.raises(CorpusError, match="columns are: picture, words"):
@@ -156,7 +156,7 @@ class TestErrors:
             ("c.parquet", "UnreadableContainer"),
         ]
         assert "picture, words" in corpus.skipped[0].message
-        assert "copy it again" in corpus.skipped[1].message
+        assert "Copy it again" in corpus.skipped[1].message
         with pytest.raises(CorpusError, match="not a readable Parquet file"):
             read_corpus([tmp_path / "c.parquet"])
 

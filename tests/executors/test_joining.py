@@ -69,5 +69,5 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_that_make_no_sense() -> None:
     with pytest.raises(C3Error, match="--executor ray"), open_executor("local", address="head:6379"):
         pass
-    with pytest.raises(C3Error, match=r"(?s)Unknown executor 'slurm'.*local or ray"), open_executor("slurm"):
+    with pytest.raises(C3Error, match=r"(?s)There is no executor 'slurm'.*local or ray"), open_executor("slurm"):
         pass

@@ -193,7 +193,7 @@ def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_images_that_share_an_id_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="Keys of image rows must be unique: 'a' stands 2 times"):
+    with pytest.raises(StoreError, match="Keys of image rows must be unique: 'a' occurs 2 times"):
         bring(tmp_path, {"id": ["a", "b", "a"]}, {"id": ["a", "b", "c"]})
 
 

@@ -101,7 +101,7 @@ def test_a_full_disk_is_done_without_and_full_everywhere_is_an_error(tmp_path: P
     assert "No space left on device" in listener.said[0]
     assert list((tmp_path / "converted").iterdir()) == []
     everywhere = True
-    with pytest.raises(EncoderError, match=r"(?s)no room.*--backend torch"):
+    with pytest.raises(EncoderError, match=r"(?s)cannot be written.*--backend torch"):
         cache.converted(KEY, full)
 
 

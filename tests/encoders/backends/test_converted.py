@@ -110,7 +110,7 @@ def test_what_a_converted_model_cannot_do_is_said(tmp_path: Path, backend: str) 
             load_encoder(name, backend=backend, precision="bf16")
     with pytest.raises(EncoderError, match="--compile is for the backend torch"):
         load_encoder(name, backend=backend, compiled=True)
-    with pytest.raises(C3Error, match=r"(?s)Unknown backend 'tensorrt'.*auto, torch, openvino, onnx"):
+    with pytest.raises(C3Error, match=r"(?s)There is no backend 'tensorrt'.*auto, torch, openvino, onnx"):
         load_encoder(name, backend="tensorrt")
 
 
