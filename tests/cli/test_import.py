@@ -292,7 +292,7 @@ class TestBadInput:
 
     def test_repeated_keys(self, here: Path) -> None:
         write_jsonl(here / "m.jsonl", [{"id": 1}] * 6)
-        assert "'1' stands 6 times" in refused("--image", "i.npy", "--meta", "m.jsonl")
+        assert "'1' occurs 6 times" in refused("--image", "i.npy", "--meta", "m.jsonl")
 
     def test_wrong_column(self, here: Path) -> None:
         write_jsonl(here / "m.jsonl", [{"id": i} for i in range(6)])
