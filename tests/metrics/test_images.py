@@ -144,7 +144,7 @@ def test_halves_are_disjoint_and_too_few_rows_are_an_error() -> None:
     one = Moments.from_rows(np.ones((1, 3)))
     with pytest.raises(MetricError, match="at least two images of each kind, but there are 1 and 1"):
         frechet_distance(one, one)
-    with pytest.raises(MetricError, match="3 and of 2 dimensions"):
+    with pytest.raises(MetricError, match="3 and 2 dimensions"):
         frechet_distance(one, Moments.from_rows(np.ones((2, 2))))
     with pytest.raises(MetricError, match="at least two images"):
         kernel_distance(np.ones((1, 3)), np.ones((5, 3)))
