@@ -93,7 +93,7 @@ class ImageAblation:
         real: scores of real photos: what a perfect generator would get.
         real_n: how many these are.
         photos: the first photos that the captions are of, by key, as ``data:`` URLs.
-        captions: what the images were asked for, by key of the photo.
+        captions: the texts that the images were generated from, by key of the photo.
         remarks: what a reader should know.
         command: that makes the table.
     """

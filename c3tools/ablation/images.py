@@ -49,7 +49,7 @@ class ImageData:
 
     Attributes:
         train, val: photos to learn from and to choose the checkpoint on, with their embeddings.
-        asked: by modality, the rows that images are asked for with: one text of each scored photo, and the photos.
+        asked: by modality, the rows that images are generated from: one text of each scored photo, and the photos.
         captions: the texts, in the same order.
         scorer: of the images.
         store: that pipelines are fitted on.

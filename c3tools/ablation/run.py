@@ -326,7 +326,7 @@ class _Cells:
                 yield run
 
     def train_ahead(self, cells: Iterable[tuple[str, int, float]]) -> None:
-        """Train the decoders of unfinished cells (method, seed, sigma), as many at a time as asked for."""
+        """Train the decoders of unfinished cells (method, seed, sigma), ``jobs`` at the same time."""
         if self.settings.jobs > 1 and self.decoders is not None:
             pending = [cell for cell in cells if self._read(*cell) is None]
             train_decoders(self.data, pending, self.decoders, jobs=self.settings.jobs, **self.training)

@@ -55,7 +55,7 @@ SIDECARS: Mapping[str, Callable[[str], str]] = {".txt": lambda caption: f"{capti
 
 
 class CaptionWriter:
-    """Writes captions to all files that are asked for, and knows which photos lack one.
+    """Writes captions to all requested files, and knows which photos have none.
 
     A context manager: JSON and CSV files are open, and locked against other runs, in its block.
 

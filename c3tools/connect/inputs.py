@@ -68,7 +68,7 @@ class TokenInputs:
 
     Args:
         tokenizer: from texts to ids (n, context length).
-        texts: n texts, tokenised when the first rows are asked for.
+        texts: n texts, tokenised when the first rows are read.
     """
 
     def __init__(self, tokenizer: Callable[[list[str]], Tensor], texts: Sequence[str]) -> None:
@@ -84,7 +84,7 @@ class TokenInputs:
 
 
 class PhotoInputs:
-    """Image files as pixels, decoded when they are asked for.
+    """Image files as pixels, decoded when they are read.
 
     Args:
         paths: of the images.

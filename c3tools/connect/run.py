@@ -81,7 +81,7 @@ class TrainingSettings:
             raise ConnectError("--warmup must be between 0 and 1; --patience and --weight-decay must be at least 0.")
 
     def asked(self, train_split: str, precision: str) -> dict[str, Any]:
-        """Return all that a run is asked for beside its model and data, as JSON values by name."""
+        """Return the settings of a run other than its model and data, as JSON values by name."""
         return {**asdict(self), "scale": str(self.scale), "train_split": train_split, "precision": precision}
 
 

@@ -268,7 +268,7 @@ class TextTower(nn.Module):
 
 
 def choose_trained(network: Network, *, image_tower: bool, image_head: bool = False) -> None:
-    """Let gradients into the text tower and, if asked for, the image tower or its head; not into the logit scale."""
+    """Enable gradients for the text tower and, on request, the image tower or its head, but not for the logit scale."""
     network.model.requires_grad_(True)
     network.model.visual.requires_grad_(image_tower)
     if image_head:

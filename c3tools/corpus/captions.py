@@ -165,7 +165,7 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
     """Choose the columns of a captions file, or of a list of images.
 
     Raises:
-        CorpusError: if one that was asked for is missing, or the file has neither texts nor images.
+        CorpusError: if a requested column is missing, or the file has neither texts nor images.
     """
     present = list(names)
     image = require_column(present, options.image_column if images else None, "--image-column", path)

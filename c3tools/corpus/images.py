@@ -103,7 +103,7 @@ class SlowServerError(ValueError):
 
 
 class UrlNotAskedForError(ValueError):
-    """An image is given by URL, and downloading was not asked for."""
+    """An image is given by URL, but --download was not used."""
 
     def __init__(self, url: str) -> None:
         super().__init__(f"the image is at the URL {url[:200]}; --download downloads it")

@@ -38,7 +38,7 @@ class CaptionRow(NamedTuple):
         captions: its texts, in order.
         split: as the file names it, or None.
         line: the line of the row, for messages (1 = first).
-        key: the row's own key, where a key column was asked for or is known by name.
+        key: the key of the row, if a key column was requested or has a known name.
     """
 
     file_name: str | None

@@ -37,7 +37,7 @@ def holds_images(path: Path, options: ReadOptions) -> bool:
     """Return whether a Parquet file has a column of images, by its schema.
 
     Raises:
-        CorpusError: if it cannot be read, or the image column asked for is missing.
+        CorpusError: if it cannot be read, or the requested image column is missing.
     """
     try:
         with name_or_file(path) as source:
@@ -174,7 +174,7 @@ def _image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> _ImageT
     """Choose the columns of a table.
 
     Raises:
-        CorpusError: if there is no image column, or one that was asked for is missing; names the columns that are.
+        CorpusError: if there is no image column, or a requested column is missing; lists the columns of the table.
     """
     image = pick_image_column(schema, options.image_column, path)
     if image is None:

@@ -71,7 +71,7 @@ class DemoResult:
         photos: the store of photos and their captions.
         means_from: where the means come from, in words.
         page: the page with the photos and their captions.
-        images: the table of generated images, with a page in ``images/``; None unless it was asked for.
+        images: the table of generated images, with a page in ``images/``; None unless it was requested.
     """
 
     ablation: Ablation

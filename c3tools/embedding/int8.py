@@ -54,7 +54,7 @@ def _has_model(folder: Path) -> bool:
 
 
 def _contents(items: Iterable[ImageItem]) -> Iterator[io.BytesIO]:
-    """Read images, one after the other as they are asked for; what cannot be read is left out."""
+    """Read images one after the other; images that cannot be read are left out."""
     with closing(ImageReader()) as reader:
         for item in items:
             with suppress(Exception):  # the run itself notes it as a failure

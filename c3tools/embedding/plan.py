@@ -33,7 +33,7 @@ _TEXT_KEY = re.compile(r"(.*):\d+(#\d+)?")  # of a text without an image: the st
 
 
 class ShardInputs(Generic[Item]):
-    """The inputs of shards, read from a list when a shard is asked for: its number and its inputs.
+    """The numbers and inputs of shards, which are read from a list when a shard is used.
 
     Args:
         items: the list.

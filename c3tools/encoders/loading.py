@@ -101,7 +101,7 @@ def resolve_encoder(
     calibration: Calibration | None = None,
     reporter: Reporter = SILENT,
 ) -> Encoder:
-    """Load the encoder that the user asked for, else the recorded one, else the bundled one.
+    """Load the encoder that the user requested, else the recorded one, else the bundled one.
 
     Args:
         model: the model's name, as in `load_encoder`; None for the recorded model.

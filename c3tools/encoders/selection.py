@@ -124,7 +124,7 @@ class EncoderFactory:
         compiled: bool,
         calibration: Calibration | None = None,
     ) -> Encoder:
-        """Return the encoder that was asked for; ``auto`` is decided here.
+        """Return the requested encoder; ``auto`` is decided here.
 
         Args:
             device, backend, precision, compiled: see `c3tools.encoders.load_encoder`.
@@ -228,7 +228,7 @@ class EncoderFactory:
         )
         measured = [one for backend in backends for one in self._measure_all(backend, precision, device)]
         valid = [one for one in measured if one.get("cosine", 0) >= AGREEMENT]
-        if not valid and "torch" in backends:  # a precision that was asked for, and that no backend does well
+        if not valid and "torch" in backends:  # no backend computes the requested precision well
             return self._torch(Compute(device, precision), False)
         if not valid:
             raise EncoderError(str(measured[0]["error"]), remedy="Use --backend torch.")
@@ -237,7 +237,7 @@ class EncoderFactory:
         return self._open(best["backend"], best["precision"], device)
 
     def _measure_all(self, backend: str, precision: str, device: str) -> list[dict[str, Any]]:
-        """Measure a backend in the precision that was asked for, or in all that it computes in natively."""
+        """Measure a backend in the requested precision, or in all precisions that it supports natively."""
         measured: list[dict[str, Any]] = []
         for name in _native(backend):
             if precision in ("auto", name) and not (measured and "error" in measured[-1]):

@@ -163,12 +163,12 @@ class Batches:
 class Window:
     """Rows of a stream, looked up by number in nearly the order of the stream.
 
-    Rows that will not be asked for again are dropped. Where the two orders differ so much that more than
+    Rows that are not needed again are dropped. If the two orders differ so much that more than
     `MAX_WINDOW_ROWS` rows would be held, the whole stream is read first (`c3tools.io.spill.collect_rows`).
 
     Args:
         stream: batches of rows, in order.
-        numbers: int64, all numbers that will be asked for, in the order they will be; -1 is skipped.
+        numbers: int64, all numbers that will be looked up, in this order; -1 is skipped.
         dim: d.
         dtype: of the rows.
     """

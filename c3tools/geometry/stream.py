@@ -105,9 +105,9 @@ class StreamResult:
     Attributes:
         checks: per modality.
         sums: over the pairs, or None without any.
-        first_rows: (m, d), the rows of the first modality that were asked for.
+        first_rows: (m, d), the requested rows of the first modality.
         second_rows: (k, d), likewise.
-        moments: per modality, from the rows themselves; empty unless asked for.
+        moments: per modality, from the rows themselves; empty unless requested.
         train_moments: likewise, of the train split.
     """
 
@@ -221,12 +221,12 @@ class _RowAccumulator:
         self._position = 0
 
     def take_all(self, batches: Batches) -> Iterator[Rows]:
-        """Take each batch as it is asked for, and pass its rows on."""
+        """Take one batch after another, and yield its rows."""
         for keys, rows in batches:
             yield self.take(keys, rows)
 
     def take(self, keys: pa.Array[Any], rows: Rows) -> Rows:
-        """Take the next rows (n, d) and return them, normalised if that is asked for."""
+        """Take the next rows (n, d) and return them, normalised on request."""
         start, stop = self._position, self._position + len(rows)
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows)).astype(np.float64)
         good = self._check_rows(keys, norms, start)

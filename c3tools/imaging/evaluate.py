@@ -121,7 +121,7 @@ class ImageScorer:
                 progress.advance()
 
     def score(self, images: Sequence[Image.Image], texts: Sequence[str] | None = None) -> dict[str, float]:
-        """Return the scores of images, and with what they were asked for also recall.
+        """Return the scores of images, including recall if their texts are given.
 
         Raises:
             MetricError: if there are fewer than two images.

@@ -1,7 +1,7 @@
 """`c3 generate`: images of texts, captions, embeddings or photos into a folder, with a contact sheet and a page.
 
     c3-images/
-      images.json             what each image was asked for, and the settings
+      images.json             the text of each image, and the settings
       NAME-1f3a9c02.png       one file per image; its name has a digest of all that the image depends on
       sheet.png, images.html  overviews of all images
 
@@ -83,8 +83,8 @@ class GeneratedImages:
 
     Attributes:
         folder: of the images.
-        images: in the order they were asked for.
-        modality: of what they were asked for: ``text`` or ``image``.
+        images: in the order of the texts.
+        modality: of the texts or vectors that they were generated from: ``text`` or ``image``.
         settings: ``generator``, ``model``, ``seed``, ``sampling_steps``, ``guidance``.
     """
 
@@ -118,7 +118,7 @@ class GeneratedImages:
 
     @classmethod
     def load(cls, folder: str | Path) -> GeneratedImages:
-        """Read what `c3 generate` wrote; in another folder, take each PNG or JPEG as an image, asked for by its name.
+        """Read what `c3 generate` wrote; in another folder, each PNG or JPEG is an image whose text is its name.
 
         Raises:
             GeneratorError: if there are no images.

@@ -102,8 +102,8 @@ class ImageGenerator(ABC):
     ) -> list[Image.Image]:
         """Return ``n`` images for each text, photo or embedding, one after another.
 
-        An image depends on what it is asked for, its key, its number among the ``n``, and the settings; not on what
-        else is asked for at the same time.
+        An image depends on its text, its key, its number among the ``n``, and the settings, but not on the other images
+        of the call.
 
         Args:
             texts: what the images are to show; one of ``texts``, ``images`` and ``embeddings`` is given.

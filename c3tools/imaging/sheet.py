@@ -59,7 +59,7 @@ def inline_png(image: Image.Image | Pixels) -> str:
 
 
 def save_page(path: Path, title: str, lead: str, entries: Sequence[tuple[str, Sequence[Image.Image]]]) -> None:
-    """Write a self-contained page of images, each group below what it was asked for."""
+    """Write a self-contained page of images, each group with its text."""
     from ..pages import render_page
 
     groups = [{"asked": asked, "images": [inline_png(image) for image in images]} for asked, images in entries]

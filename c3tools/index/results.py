@@ -33,7 +33,7 @@ class Hit:
         caption: of a text.
         path: of an image, or of the image that a text belongs to, if the index has it.
         image_key: of the image that a text belongs to.
-        embedding: (d,) as the store has it, where it was asked for and the store still has the row.
+        embedding: (d,) as in the store, if it was requested and the store still has the row.
     """
 
     score: float
@@ -56,7 +56,7 @@ class SearchResult:
     Attributes:
         query: the text, the path, the key, or the number of the vector.
         hits: the rows: the best of each modality that was searched, one modality after the other.
-        embedding: (d,) of the query as the model gives it, where it was asked for.
+        embedding: (d,) of the query, as the model computes it, if it was requested.
     """
 
     query: str

@@ -38,8 +38,8 @@ class Output:
         files: names, of which a folder with such a result has one at least.
         overwrite: whether a finished result may be replaced.
         kept: where the former result is kept when it is replaced; None if it is removed.
-        asked: the settings that the result is asked for with, as JSON values by name; they are recorded with it.
-        done: whether the result that is there is the one that is asked for.
+        asked: the requested settings, as JSON values by name; they are recorded with the result.
+        done: whether the existing result has these settings and data.
         replaces: whether a finished result is there.
     """
 

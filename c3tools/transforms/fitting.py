@@ -188,7 +188,7 @@ def read_store(
 
     Raises:
         StoreError: if the store cannot be read.
-        TransformError: if pairs are asked for and there are none.
+        TransformError: if pairs are requested, but there are none.
     """
     external, _ = store.external_moments()
     modalities = dict.fromkeys([*store.modalities, *external])
@@ -219,7 +219,7 @@ def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired:
 
     Raises:
         StoreError: if the store cannot be read.
-        TransformError: if pairs are asked for and there are none.
+        TransformError: if pairs are requested, but there are none.
     """
     if not paired:
         return {modality: first_rows(store, modality, split, max_rows).embeddings for modality in store.modalities}
