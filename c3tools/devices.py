@@ -62,7 +62,7 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or None for the best one available.
-        precision: ``fp32``, ``bf16``, ``fp16``, ``int8``, or ``auto``: bf16 where the hardware computes in it natively
+        precision: ``fp32``, ``bf16``, ``fp16``, ``int8``, or ``auto``: bf16 if the hardware computes in it natively
             (GPU from Ampere on; CPU with avx512_bf16 or amx, and there only if a matrix product is measured to be
             faster in it), else fp32.
         encoder: it is for an encoder, which may run in int8.

@@ -27,7 +27,7 @@ class ModelIdentity(dict[str, Any]):
         return self.get("weights_sha256")
 
     def __str__(self) -> str:
-        """Return the name, with the beginning of the hash of the weights where it is known."""
+        """Return the name, with the beginning of the hash of the weights if it is known."""
         digest = self.weights_sha256
         return self.name + (f" ({str(digest)[:_SHOWN_DIGITS]})" if digest else "")
 

@@ -101,7 +101,7 @@ class _Bar(Progress):
 
 
 class _Lines(Progress):
-    """Progress for a log: nothing at all where the work is done before the first line is due."""
+    """Progress for a log: nothing at all if the work is done before the first line is due."""
 
     def __init__(self, console: Console, label: str, total: int | None, seconds: float) -> None:
         self._console, self._label, self._total, self._seconds = console, label, total, seconds
@@ -137,7 +137,7 @@ class _RateColumn(ProgressColumn):
 
 
 class _NoteColumn(ProgressColumn):
-    """The only column that gives way where the terminal is narrow."""
+    """The only column that becomes narrower in a narrow terminal."""
 
     def render(self, task: Task) -> Text:
         return Text(str(task.fields["note"]), style="dim", no_wrap=True, overflow="ellipsis")

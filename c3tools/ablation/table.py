@@ -173,13 +173,13 @@ def _comparable(row: Row) -> tuple[float, str]:
 
 
 def score_text(score: dict[str, float | None]) -> str:
-    """Return ``mean ± std``, or the mean alone where there is one seed."""
+    """Return ``mean ± std``, or the mean alone if there is one seed."""
     spread = "" if score["std"] is None else f" ± {score['std']:.1f}"
     return f"{score['mean']:.1f}{spread}"
 
 
 def _sigma_text(row: Row) -> str:
-    """Return the sigma of a row and where it is from; a dash where there is no noise."""
+    """Return the sigma of a row and where it is from; a dash if there is no noise."""
     if not METHODS[row["method"]].noisy:
         return "–"
     source = "" if row["sigma_from"] == "given" else f" ({row['sigma_from']})"

@@ -27,7 +27,7 @@ def check_space(
     """Refuse embeddings that cannot be those of a decoder's model, and tell of those that hardly are.
 
     Refused are embeddings with NaN or infinity, or of norm 0, and embeddings that are all far from the mean of their
-    modality, where the pipeline has one: they are of another model or modality, or they are transformed already. If
+    modality, if the pipeline has one: they are of another model or modality, or they are transformed already. If
     some are far, or norms differ from 1, the reporter is told.
 
     Args:

@@ -95,7 +95,7 @@ def train_captioner(
         The captioner, as `Captioner.load` reads it from ``output``.
 
     Raises:
-        StoreError: if the store has no texts, or no images where they are needed.
+        StoreError: if the store has no texts, or no images if they are needed.
         DecoderError: if there are too few captions, the settings contradict each other, or the decoder to start from
             has another model.
         OutputError: if ``output`` contains another decoder or other files, another run is writing to it, or it is

@@ -140,7 +140,7 @@ class PairInputs:
     Attributes:
         first: inputs with one row per item (images).
         second: inputs with any number of rows per item (captions).
-        first_ids: int64 (rows of first,), equal where the content is.
+        first_ids: int64 (rows of first,), equal if the content is.
         second_ids: int64 (rows of second,), likewise.
         first_rows: int64 (p,), the row of ``first`` in each pair.
         second_rows: int64 (p,), the row of ``second``.
@@ -167,7 +167,7 @@ class PairInputs:
         return np.unique(self.first_rows)
 
     def select(self, pairs: Mask) -> PairInputs:
-        """Return the pairs where a mask (p,) is true."""
+        """Return the pairs for which a mask (p,) is true."""
         chosen = np.flatnonzero(pairs)
         return replace(
             self,

@@ -135,7 +135,7 @@ class ContrastiveLoss(nn.Module):
         Args:
             first: row i belongs to row i of ``second``.
             second: likewise.
-            same: bool (n, n), true where the entry is a false negative or the pair itself; None for no false ones.
+            same: bool (n, n), true if the entry is a false negative or the pair itself; None for no false ones.
         """
         logits = self.log_scale.exp() * (first @ second.T)  # (n, n)
         own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)

@@ -67,7 +67,7 @@ def train_towers(
         output: where the result is going to be written.
         checkpoints: where the run is saved, and continued from.
         names: of the two modalities.
-        run: where it is computed and whom it reports to.
+        run: device, precision and reporter of the training.
         load: reads the result that is in ``output``, and raises a `C3Error` if it is damaged.
         identity: JSON values that the run depends on beside the arguments.
 

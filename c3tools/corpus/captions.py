@@ -44,7 +44,7 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
     Args:
         path: .jsonl (``{"image", "captions": [...], "split"}``, or `file_name` and `text` as in ImageFolder), .csv and
             .tsv with a header, .parquet, COCO captions or Karpathy splits in .json, or .txt with a text a line.
-        options: ``text_column`` and ``key_column`` are used where the usual names do not fit.
+        options: ``text_column`` and ``key_column`` are used if the usual names do not fit.
         images: read it as a list of images: ``options.image_column`` names them, and texts may be missing.
 
     Raises:

@@ -137,7 +137,7 @@ class ItemList(Sequence[Item]):
         self._ascending = True
 
     def find(self, keys: Iterable[str]) -> Iterator[tuple[int, Item] | None]:
-        """Yield position and item of each key, or None; quick where the keys come in the order of the items.
+        """Yield position and item of each key, or None; quick if the keys come in the order of the items.
 
         Of items with one key, any is found.
         """

@@ -42,7 +42,7 @@ def read_corpus(
     Args:
         paths: folders, files and URLs, one or several; ``{000..012}``, ``{a,b}`` and ``*`` are expanded.
         captions: a captions file for the images (path or URL), instead of those that are detected.
-        text_column: the column with the text, where the usual names do not fit.
+        text_column: the column with the text, if the usual names do not fit.
         image_column: the column with images, or with their paths or URLs.
         key_column: the column with the keys.
         images_root: the folder that paths in lists and tables start from, instead of that of the list.
@@ -107,7 +107,7 @@ def read_corpus(
 
 
 def assign_keys(names: list[str]) -> list[str]:
-    """Return unique keys for relative file names: without the suffix, or with it where that would not be unique."""
+    """Return unique keys for relative file names: without the suffix, or with it if that would not be unique."""
     stems = Counter(without_suffix(name) for name in names)
     whole = set(names)
     return [

@@ -31,8 +31,8 @@ def split_of(split: str | None, key: str, kept: Kept = None) -> str:
     """Return the split of a row: ``train``, ``val``, ``test``, or the corpus' own name for something else.
 
     Args:
-        split: as the corpus names it; None or an empty string where it names none.
-        key: the key that decides where the corpus names none: that of the image, so that an image and its captions
+        split: as the corpus names it; None or an empty string if it names none.
+        key: decides the split if the corpus names none: the key of the image, so that an image and its captions
             are in the same split.
         kept: the splits whose rows stay in them (`kept_splits`); the key decides for the others. None keeps all.
     """

@@ -262,7 +262,7 @@ def encode_files(
     Args:
         paths: image files by key.
         encoder: the contrastive model.
-        time_limit: seconds that decoding one image may take, where there are so many that worker processes decode.
+        time_limit: seconds that decoding one image may take, if there are so many that worker processes decode.
 
     Raises:
         C3Error: if a worker process is killed.

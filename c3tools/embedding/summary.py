@@ -35,7 +35,7 @@ class ModalitySummary:
         gone: keys of rows whose source has gone from the paths given.
         removed: how many of these were removed.
         from_elsewhere: keys of inputs that were not embedded, as the store has these keys from other files.
-        to_embed, to_update, to_remove: what a run would do, where it is only planned.
+        to_embed, to_update, to_remove: what a run would do, if it is only planned.
         seconds: by stage, summed over processes. ``reading`` and ``decoding`` happen in worker processes, beside the
             other stages; ``waiting`` is for them.
         elapsed: wall-clock seconds.

@@ -23,7 +23,7 @@ DESCRIPTION_FILE, WEIGHTS_FILE, _CONFIG = "encoder.json", "open_clip_model.safet
 def read_description(folder: Path = C3_MINI) -> Description | None:
     """Return the description of the bundled model; None if it is not that of the weights in the folder.
 
-    The graphs beside it are left out where they are not those that were described.
+    The graphs beside it are left out if they are not those that were described.
     """
     try:
         noted = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))

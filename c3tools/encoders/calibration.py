@@ -39,7 +39,7 @@ class Calibration:
     kept: Path | None = None
 
     def inputs(self, encoder: Encoder) -> Inputs:
-        """Return the inputs of both towers, each a batch of its own; bundled ones are added where they are few."""
+        """Return the inputs of both towers, each a batch of its own; bundled ones are added if they are few."""
         lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
         bundled = (caption for line in lines for caption in json.loads(line)["captions"])
         texts = list(islice(chain(self.texts, bundled), CALIBRATION_INPUTS))

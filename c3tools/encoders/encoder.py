@@ -31,7 +31,7 @@ class Encoder:
         dim: dimension d of the embeddings.
         backend: what runs the model.
         preprocess: from an RGB image to the pixels the model takes.
-        trims_texts: whether texts are run without their padding (only where that is exact).
+        trims_texts: whether texts are run without their padding (only if that is exact).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Encoder:
 
     @property
     def compiled(self) -> bool:
-        """True where the towers run through `torch.compile`."""
+        """True if the towers run through `torch.compile`."""
         return self.backend.compiled
 
     def batch_size(self, modality: Modality) -> int:

@@ -108,7 +108,7 @@ def resolve_encoder(
         recorded: the identity recorded in a store, decoder or index (`c3tools.identity.ModelIdentity`); its weights
             have to be the same still. None or empty if no model is recorded.
         random_init, device, backend, precision, compiled, calibration: see `load_encoder`.
-        recorded_backend, recorded_precision: what ``auto`` stands for, where it is recorded.
+        recorded_backend, recorded_precision: what ``auto`` stands for, if it is recorded.
         reporter: is told when the bundled model is used because no other was named; see `load_encoder`.
 
     Raises:

@@ -88,7 +88,7 @@ class EncoderFactory:
 
     Args:
         description: of the network.
-        load: loads it, in fp32 on the CPU; called only where no converted model is there.
+        load: loads it, in fp32 on the CPU; called only if no converted model is there.
         reporter: shows messages and progress.
     """
 
@@ -220,7 +220,7 @@ class EncoderFactory:
         }
         noted = self._cache.choice(key)
         if noted and noted.get("backend") in backends and noted.get("precision") in ("fp32", "bf16"):
-            with suppress(EncoderError):  # it is measured again where the noted one does not work any more
+            with suppress(EncoderError):  # it is measured again if the noted one does not work any more
                 return self._open(noted["backend"], noted["precision"], device)
         self._reporter.message(
             f"Measuring the speed of {', '.join(dict.fromkeys(backends))} with {self._identity['name']}, once on this "

@@ -120,7 +120,7 @@ class WorkerAllocation(NamedTuple):
 
     Attributes:
         processes: how many.
-        cores: CPU cores of each; a fraction where there are more workers than cores.
+        cores: CPU cores of each; a fraction if there are more workers than cores.
     """
 
     processes: int

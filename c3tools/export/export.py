@@ -384,7 +384,7 @@ def _read_marker(path: Path, made_from: dict[str, Any], output: Path) -> dict[st
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a file; an empty one where there is none, or something else."""
+    """Return a JSON object from a file; an empty one if there is none, or something else."""
     try:
         value = json.loads(read_all(path))
     except (OSError, ValueError):

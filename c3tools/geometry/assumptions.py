@@ -77,7 +77,7 @@ def is_constant(collected: Collected, *, seed: int = 0) -> Assumption:
     """Test whether the gap is the same vector everywhere: along the store's order, by content, and item by item.
 
     A variation is the root mean square distance of the groups' gaps from the gap of all, less what groups drawn at
-    random differ by, over the gap's length. It counts only where it is above 95 % of random groups. The groups are the
+    random differ by, over the gap's length. It counts only if it is above 95 % of random groups. The groups are the
     items in the store's order, and clusters of items by content (k-means on the sum of both modalities' centred rows,
     which noise of one size in both leaves uncorrelated with their difference). A third variation is that of two or more
     gaps mixed at random: along a principal direction of the differences two of them make a flat, two-peaked
@@ -117,7 +117,7 @@ def is_orthogonal(collected: Collected, *, seed: int = 0) -> Assumption:
     """Test whether the gap is orthogonal to the spans of both modalities, against directions at random.
 
     The number is the variance of a modality along the gap over that along the average direction: 0 if orthogonal,
-    about 1 for a random direction, more for one inside the span. The answer is yes only where both modalities vary less
+    about 1 for a random direction, more for one inside the span. The answer is yes only if both modalities vary less
     along the gap than along 97.5 % of random directions. The share of the gap inside the 99 % span is given as well;
     it cannot tell a gap from a random direction where noise fills all dimensions, as the span then does.
     """

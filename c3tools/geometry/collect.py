@@ -32,7 +32,7 @@ class WorkingSet:
     """Rows in memory, for the measures that compare all rows with all others.
 
     Attributes:
-        first: (m, d), L2-normalised rows of the first modality, float64 where there are few, else float32.
+        first: (m, d), L2-normalised rows of the first modality, float64 if there are few, else float32.
         second: (k, d), of the second.
         item_index: int64 (k,), the row of ``first`` that each row of ``second`` belongs to; empty without pairs.
         second_rows: int64 (k,), the row numbers of ``second`` in the store.
@@ -170,7 +170,7 @@ def collect(
         split: read the rows of this split only.
         by: a column that divides the pairs into subsets.
         skip_invalid: leave out rows with NaN, infinity or norm 0 instead of refusing them.
-        seed: of the working set, where it is a sample.
+        seed: of the working set, if it is a sample.
         reporter: shows the progress of reading.
 
     Raises:
@@ -329,7 +329,7 @@ def _row_notes(checks: Mapping[str, RowCheck], normalised: bool) -> list[str]:
 
 
 def _sample_items(pairing: Pairing, seed: int) -> tuple[Indices, Indices, bool]:
-    """Choose the rows of the working set: every paired row where that is cheap, else a seeded sample of items.
+    """Choose the rows of the working set: every paired row if that is cheap, else a seeded sample of items.
 
     Returns:
         Ascending rows of the first modality, of the second, and whether these are all rows.
@@ -365,7 +365,7 @@ def _read(
 def _fit_moments(
     moments: dict[str, Moments], train: dict[str, Moments], split: str | None, first: str
 ) -> tuple[dict[str, Moments], str, float]:
-    """Choose the moments that transforms are fitted on: train, or all where that is small.
+    """Choose the moments that transforms are fitted on: train, or all if that is small.
 
     Returns:
         The moments, which rows they are of in words, and the share of the measured rows that are among them.

@@ -121,7 +121,7 @@ def measure(
     Args:
         collected: what was read.
         presets: the spaces recall is measured in; ``raw`` and ``c2-collapse`` are always among them. By default all of
-            `RECALL_PRESETS` where that is cheap, else these two.
+            `RECALL_PRESETS` if that is cheap, else these two.
         seed: of samples and resampling.
         reporter: shows the progress over the spaces.
     """

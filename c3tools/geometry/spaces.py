@@ -171,7 +171,7 @@ def uniformity(rows: Rows, items: Indices | None = None, *, seed: int = 0) -> Es
     Args:
         rows: (n, d), L2-normalised, n at least 2.
         items: int64 (n,), the item of each row; each row is its own item by default.
-        seed: of the sample of 2,000 rows, where there are more, and of the resampling.
+        seed: of the sample of 2,000 rows, if there are more, and of the resampling.
     """
     chosen = _chosen(len(rows), MAX_UNIFORMITY_ROWS, seed, "uniformity")
     x, n = rows[chosen], len(chosen)
@@ -241,7 +241,7 @@ def modality_bias(
     """Return the share of the ten nearest neighbours, in a corpus of both, that have the query's own modality.
 
     The share grows with the corpus, so that the corpus has a fixed size: 100 items with one row of each modality, or
-    all items where there are fewer. It is the mean over as many such corpora as the items fill, at most ten; the query
+    all items if there are fewer. It is the mean over as many such corpora as the items fill, at most ten; the query
     itself is left out, and without any bias the share is close to one half.
 
     Args:

@@ -1,7 +1,7 @@
 """One pass over the rows of two modalities: sums over every pair, and the rows of the working set.
 
 Rows are read and decoded in two background threads while pairs are measured in this one. Only a window of the first
-modality is kept in memory; where the second modality refers to it in quite another order than it is stored, the
+modality is kept in memory; if the second modality refers to it in quite another order than it is stored, the
 first is written to a temporary file instead.
 """
 

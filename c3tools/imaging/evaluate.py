@@ -139,7 +139,7 @@ class ImageScorer:
     ) -> tuple[dict[str, float], int]:
         """Return the scores of real photos instead of ``n`` generated ones, and how many they are.
 
-        They are photos of other splits; where there are too few, one half of the reference against the other. Recall is
+        They are photos of other splits; if there are too few, one half of the reference against the other. Recall is
         that of the very photos that the texts are of.
         """
         scores: dict[str, float] = {}

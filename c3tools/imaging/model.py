@@ -50,7 +50,7 @@ class NetworkConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        # lists where the configuration was read from JSON
+        # lists if the configuration was read from JSON
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "attention", tuple(self.attention))
         step = self.patch * 2 ** (len(self.channels) - 1)

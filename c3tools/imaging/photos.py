@@ -51,7 +51,7 @@ class Photos:
         return len(self.rows)
 
     def select(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Photos:
-        """Return the photos with these numbers, or where a mask is true."""
+        """Return the photos with these numbers, or those for which a mask is true."""
         return Photos(self.rows.select(rows), take_rows(self.pixels, rows), self.gone, self.notes)
 
 

@@ -289,7 +289,7 @@ def _row_table(store: Store, parts: Mapping[str, Sequence[int] | None], split: s
 
 
 def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str | None) -> Matrix:
-    """Return queries to tune the search with: rows of another modality where there is one that the pipeline knows.
+    """Return queries to tune the search with: rows of another modality if there is one that the pipeline knows.
 
     Rows of the index itself would find themselves without effort.
     """

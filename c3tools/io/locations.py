@@ -220,7 +220,7 @@ def open_binary(path: Path, block: int | None = None) -> BinaryIO:
     """Open a seekable file for reading; a URL is read in ranges of ``block`` bytes (default `BLOCK`).
 
     Raises:
-        OSError: if it cannot be read, after `ATTEMPTS` attempts where the error may be temporary.
+        OSError: if it cannot be read, after `ATTEMPTS` attempts if the error may be temporary.
     """
     if isinstance(path, Path):
         return path.open("rb")

@@ -92,7 +92,7 @@ def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dic
 
 
 def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return captions as COCO's evaluation reads them; image ids are numbers where the keys end in one."""
+    """Return captions as COCO's evaluation reads them; image ids are numbers if the keys end in one."""
     return [
         {"image_id": int(number) if (number := _number(key)) else key, "caption": caption}
         for key, caption in captions.items()

@@ -97,7 +97,7 @@ class Nearest:
         rows: int64 (n,), the number of the photo.
         cosines: float64 (n,).
         copied: bool (n,), whether it is nearer than 99 % of real images that were not trained on are to theirs; none
-            where there are no such images.
+            if there are no such images.
         threshold: that cosine; None if there are none.
     """
 

@@ -65,7 +65,7 @@ def render_page(template: Path, **context: Any) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with so many decimals, or a dash where there is none."""
+    """Return a number with so many decimals, or a dash if there is none."""
     return _MISSING if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
@@ -85,5 +85,5 @@ def count(value: int | None) -> str:
 
 
 def interval(ends: Sequence[float] | None, digits: int = 3, scale: float = 1) -> str:
-    """Return the two ends of an interval, multiplied by ``scale``; nothing where there is none."""
+    """Return the two ends of an interval, multiplied by ``scale``; nothing if there is none."""
     return "" if ends is None else " to ".join(number(scale * end, digits) for end in ends)

@@ -330,7 +330,7 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
     Args:
         source: the folder or URL of a store, or a file that `read_vectors` reads; a .npy file may hold one vector (d,).
         modality: what the rows are of.
-        name: the array, tensor or column in a file, where there are several; of a store the modality whose rows are
+        name: the array, tensor or column in a file, if there are several; of a store the modality whose rows are
             read, if it is not called ``modality``.
 
     Returns:

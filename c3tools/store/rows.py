@@ -99,12 +99,12 @@ class Rows:
         return self.table.column(name).to_pylist()
 
     def strings(self, name: str) -> Strings:
-        """Return one column of strings, an empty one where it is null."""
+        """Return one column of strings, with an empty string for null."""
         return Strings(_text(self.table, name).fill_null(""))
 
     @cached_property
     def captions(self) -> Strings:
-        """The column ``caption``, an empty string where it is null."""
+        """The column ``caption``, with an empty string for null."""
         return self.strings("caption")
 
     @cached_property
@@ -123,7 +123,7 @@ class Rows:
         return row_splits(self.table, self.kept_splits)
 
     def select(self, rows: Indices | Mask) -> Rows:
-        """Return the rows with these numbers, in this order, or where a mask (n,) is true."""
+        """Return the rows with these numbers, in this order, or those for which a mask (n,) is true."""
         chosen: Indices = np.arange(len(self))[rows]
         table = self.table.take(chosen)
         return Rows(self.modality, take_rows(self.embeddings, chosen), table, self.kept_splits)
@@ -228,7 +228,7 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
 
 
 def row_items(table: pa.Table | pa.RecordBatch) -> Strings:
-    """Return the key of each row's item: its own key where it belongs to no other."""
+    """Return the key of each row's item: its own key if it belongs to no other."""
     items, keys = item_keys(table), _text(table, "key")
     return Strings(pc.if_else(pc.equal(items, pa.scalar("", items.type)).fill_null(True), keys, items))
 
@@ -292,7 +292,7 @@ def embedding_matrix(table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np
             remedy="Check the store with `c3 verify`.",
         )
     flat = column.flatten()  # type: ignore[attr-defined]
-    # a view of the buffer: Array.to_numpy would import pandas where it is installed
+    # a view of the buffer: Array.to_numpy would import pandas if it is installed
     values = np.frombuffer(flat.buffers()[1], dtype=flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]
     matrix = values.reshape(-1, column.type.list_size)
     if matrix.dtype == np.float16 and np.dtype(dtype) == np.float32:

@@ -78,7 +78,7 @@ class Strings(Sequence[str]):
         return f"[{shown}, … {len(self):,} strings]" if len(self) > 5 else f"[{shown}]"
 
     def take(self, rows: Indices | Mask) -> Strings:
-        """Return the strings with these numbers, in this order, or where a mask (n,) is true."""
+        """Return the strings with these numbers, in this order, or those for which a mask (n,) is true."""
         return Strings(self.array.take(np.arange(len(self))[rows]))
 
     @property

@@ -43,7 +43,7 @@ class EmbeddingTransformer:
         self.sigma = sigma
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike | None = None) -> EmbeddingTransformer:
-        """Fit on rows ``X`` (n, d); ``y`` (n, d) are the paired rows of ``target`` where the preset needs them.
+        """Fit on rows ``X`` (n, d); ``y`` (n, d) are the paired rows of ``target`` if the preset needs them.
 
         Labels in ``y`` (one dimension) are ignored, as in any scikit-learn pipeline.
 

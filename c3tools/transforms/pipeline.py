@@ -142,7 +142,7 @@ class Pipeline:
 
         Args:
             data: a store; or, by modality, embeddings (n, d), of any norm, which are the same as ``rows``; or, by
-                modality, `Moments` over the train split, of embeddings at unit length where the first step normalises.
+                modality, `Moments` over the train split, of embeddings at unit length if the first step normalises.
             rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where pairs are needed,
                 row i of one modality belongs to row i of the other. Moments that are not given are computed from them.
                 Not needed for a store.

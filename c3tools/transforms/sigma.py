@@ -237,7 +237,7 @@ def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[
 
 
 def _row_cosines(left: Rows, right: Rows) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Return the cosine of each row with the same row of the other, and where both have a length: (n,) each."""
+    """Return the cosine of each row with the same row of the other, and a mask of rows with a norm: (n,) each."""
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     products = np.einsum("ij,ij->i", left, right).astype(np.float64)
     return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0), lengths > 0

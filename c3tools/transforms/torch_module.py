@@ -28,7 +28,7 @@ class TransformModule(nn.Module):
 
     Args:
         pipeline: fitted.
-        modality: what the inputs are; needed where the pipeline is fitted for several modalities.
+        modality: what the inputs are; needed if the pipeline is fitted for several modalities.
         seed: of noise that is drawn from keys.
 
     Raises:
@@ -146,7 +146,7 @@ class EmbeddingDataset(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Return ``key``, ``embedding`` (float32 tensor (d,)), and ``caption`` where there are captions."""
+        """Return ``key``, ``embedding`` (float32 tensor (d,)), and ``caption`` if there are captions."""
         return self.__getitems__([row])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ class ModelCache:
     def converted(
         self, made_from: Mapping[str, Any], convert: Callable[[Path], object], reporter: Reporter = SILENT
     ) -> Path:
-        """Return the folder of a converted model, which is made where it is missing or damaged.
+        """Return the folder of a converted model, which is made if it is missing or damaged.
 
         Where the cache cannot be written, it is made in a temporary folder, for this process.
 
@@ -158,7 +158,7 @@ class ModelCache:
             return None
 
     def note_choice(self, key: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
-        """Note what was chosen for a key; where the cache cannot be written, the next run measures again."""
+        """Note what was chosen for a key; if the cache cannot be written, the next run measures again."""
         with suppress(OSError):
             write_json_atomically(self._choice_path(key), {"key": dict(key), "choice": dict(choice)})
 

@@ -39,7 +39,7 @@ def quantize(source: Path, folder: Path, inputs: Mapping[Modality, Sequence[npt.
 
     Args:
         source: contains converted towers in fp32, of the backend openvino.
-        folder: where the towers in 8 bits go.
+        folder: the folder for the towers in 8 bits.
         inputs: batches for each tower, by which the activations are scaled.
     """
     # NNCF prints its progress, and its log, to standard output

@@ -45,7 +45,7 @@ class TextTower(nn.Module):
         self.trims = trims
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the vectors; where the tower trims, the length may be any that contains every end-of-text token."""
+        """Return the vectors; if the tower trims, the length may be any that contains every end-of-text token."""
         features = trimmed_forward(self.model, tokens) if self.trims else self.model.encode_text(tokens)  # type: ignore[operator]
         return nn.functional.normalize(features.float(), dim=-1)
 

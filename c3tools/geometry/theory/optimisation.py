@@ -244,7 +244,7 @@ def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @styled
 def _draw_figure(trace: Sequence[TracePoint], *, paper: bool) -> Figure:
-    """Draw loss and gap over steps, with the paper's values where the settings are the paper's."""
+    """Draw loss and gap over steps, with the paper's values if the settings are the paper's."""
     figure, (left, right) = new_figure(9.4, 3.0, columns=2)
     steps = [point.step for point in trace]
     left.plot(steps, [point.loss for point in trace], color=palette.FIRST)

@@ -41,7 +41,7 @@ _DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Columns to use, where the usual names do not fit.
+    """Columns to use, if the usual names do not fit.
 
     Attributes:
         key: id of a row.
@@ -90,7 +90,7 @@ def find_column(table: Columns, wanted: str | None, usual: Sequence[str]) -> str
 
 
 def captions_in(table: Columns, names: ColumnNames, n: int) -> list[str | None]:
-    """Return the caption of each of n rows, the first where there are several."""
+    """Return the caption of each of n rows, the first if there are several."""
     column = find_column(table, names.caption, CAPTIONS)
     if column is None:
         return [None] * n

@@ -57,7 +57,7 @@ def read_vectors(path: Path, name: str | None = None, *, single: bool = False) -
 
     Args:
         path: .npy, .npz, .pt, .safetensors, .csv, .tsv or .parquet.
-        name: the array, tensor or column in the file, where there are several.
+        name: the array, tensor or column in the file, if there are several.
         single: take a .npy file of the shape (d,) as one vector.
 
     Raises:
