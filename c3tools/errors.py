@@ -1,20 +1,20 @@
 """The exceptions that c3tools raises on purpose.
 
-    C3Error                    anything a user can act on; the CLI prints it without a traceback
+    C3Error                    errors that the user can solve; the commands print them without a traceback
     ├── CorpusError            inputs: paths, images, captions files, columns
     ├── EncoderError           models: unknown names, weights that cannot be loaded, wrong shapes
     ├── StoreError             stores: missing, damaged, made with another model
-    │   └── IncompleteStoreError   files that the store's manifest records are missing
-    ├── OutputError            what a command writes to: in use by another run, a finished result, something else
+    │   └── IncompleteStoreError   files that the manifest records are missing
+    ├── OutputError            outputs: in use by another run, another finished result, other files
     ├── TransformError         pipelines: unfitted, wrong order, wrong dimension
-    ├── ConnectError           contrastive training: too few pairs, settings that make no sense, runs that fail
+    ├── ConnectError           contrastive training: too few pairs, invalid settings, failed runs
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
-    ├── GeneratorError         image generators: missing, damaged, made for other embeddings, photos that are gone
+    ├── GeneratorError         image generators: missing, damaged, made for other embeddings, missing photos
     ├── MetricError            scores: missing references, too few rows
     ├── UnreachableError       URLs: a server that stays down, wrong credentials; also an OSError
     └── MissingExtraError      an optional dependency is not installed
 
-Each message says what is wrong, where, and what would help.
+Each message says what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from contextlib import contextmanager
 
 
 class C3Error(Exception):
-    """Base class: something the user can act on.
+    """Base class of errors that the user can solve.
 
     Args:
         message: what is wrong, and where.

@@ -79,7 +79,7 @@ class Plan(Generic[Item]):
         inputs: how many the corpus has.
         shards: the inputs to embed, by new shards.
         changed: the inputs that changed, by the shards that have them.
-        summary: counts the inputs left out, and names those that changed and that have gone.
+        summary: counts the other inputs, and lists changed and removed ones.
         gone_keys: keys of rows whose source has gone, in the order of their shards.
         gone: where they are in ``gone_keys``, by the number of their shard.
         unmatched: how many rows are not of the corpus, by the number of the shard that has them.
@@ -152,7 +152,7 @@ def plan_shards(
         modality: ``image`` or ``text``.
         items: all of the corpus.
         shard_size, retry_failed, update, lost: see `plan_corpus`.
-        sources: where the corpus came from; without them nothing has gone.
+        sources: the paths of the corpus; without them no input counts as removed.
         images: the plan of the images, for texts.
     """
     changed = items.like()
@@ -253,7 +253,7 @@ def _is_written_after(item: ImageItem | TextItem, began: float | None) -> bool:
 
 
 def _is_same_file(before: str | None, now: str) -> bool:
-    """Return whether an image was embedded from the same path, or from one that has gone: the folder was moved."""
+    """Return True if an image was embedded from the same path, or from one that no longer exists (a moved folder)."""
     if before is None or before == now or is_url(before) or "#" in before:
         return True
     return _absolute(before) == _absolute(now) or not Path(before).exists()
@@ -269,10 +269,10 @@ def is_within(path: str, files: set[str]) -> bool:
 
 
 class Sources:
-    """The paths of a corpus: they tell rows whose source has gone from those of other paths.
+    """The paths of a corpus, which separate rows whose source no longer exists from rows of other paths.
 
-    An image has gone if it was below one of the paths. A caption has gone with its image; or if the image has other
-    captions now, or none while captions were detected. A text without an image has gone if its file has others.
+    An image was removed if it was below one of the paths. A caption was removed with its image, or if the image now has
+    other captions, or none while captions were detected. A text without an image was removed if its file has others.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -280,7 +280,7 @@ class Sources:
         self._corpus = corpus
 
     def has_lost(self, row: Mapping[str, Any], gone_images: ItemList[str] | None) -> bool:
-        """Return whether the source of a row, whose key is not in the corpus, has gone."""
+        """Return True if the source of a row, whose key is not in the corpus, no longer exists."""
         if "path" in row:
             return self._was_below(row["path"])
         image = row["image_key"]
@@ -292,7 +292,7 @@ class Sources:
         return match is not None and match[1] in self._files
 
     def has_lost_failure(self, failure: Failure) -> bool:
-        """Return whether the source of an input that failed has gone."""
+        """Return True if the source of an input that failed no longer exists."""
         return not self._corpus.images.has(failure.key) and self._was_below(failure.path)
 
     @cached_property

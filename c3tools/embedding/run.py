@@ -229,7 +229,7 @@ def embed_corpus(
                     modalities[modality] = plan.summary
                 if len(plan.shards):
                     _embed_shards(plan.shards, plan.summary, works[modality], executor, reporter)
-            # texts first: which of them have gone is known from their images
+            # texts first: their images show which of them were removed
             for modality in reversed(works) if update or prune else ():
                 plan, work = plans[modality], works[modality]
                 _rewrite_shards(plan, work, executor, reporter, update=update, prune=prune)
@@ -329,7 +329,7 @@ def _rewrite_shards(
     update: bool,
     prune: bool,
 ) -> None:
-    """Write the shards again that have rows which changed or have gone."""
+    """Rewrite the shards with changed or removed rows."""
     gone = plan.gone if prune else {}
     changed = set(plan.changed.numbers if update else ())
     if changed:

@@ -30,11 +30,11 @@ class ModalitySummary:
         failed_before: inputs that failed in an earlier run, and were not tried again.
         truncated: texts longer than the model's context, which were cut.
         changed: keys of inputs that changed since they were embedded.
-        updated: of these, how many were embedded again.
-        not_updated: and how many failed, so that their rows stay as they were.
-        gone: keys of rows whose source has gone from the paths given.
+        updated: how many of these were embedded again.
+        not_updated: how many of these failed, so that their rows were not changed.
+        gone: keys of rows whose source is no longer in the given paths.
         removed: how many of these were removed.
-        from_elsewhere: keys of inputs that were not embedded, as the store has these keys from other files.
+        from_elsewhere: keys of inputs that were not embedded, because the store has these keys from other files.
         to_embed, to_update, to_remove: what a run would do, if it is only planned.
         seconds: by stage, summed over processes. ``reading`` and ``decoding`` happen in worker processes, beside the
             other stages; ``waiting`` is for them.
@@ -72,7 +72,7 @@ class ModalitySummary:
             self.seconds[stage] += seconds
 
     def notes(self, name: str) -> list[str]:
-        """Return what is to be said of inputs that changed or have gone, a sentence each."""
+        """Return a sentence about changed inputs and one about removed inputs, if there are any."""
         notes = []
         if self.changed:
             done = f"{self.updated:,} embedded again" if self.updated or self.not_updated else ""
@@ -100,13 +100,13 @@ class EmbedSummary:
     Attributes:
         store: its path.
         model: identity of the encoder.
-        precision, backend: of the encoder; None if the store does not say, and nothing was embedded.
+        precision, backend: of the encoder; None if the store does not record them and nothing was embedded.
         modalities: by name, ``image`` and ``text``.
         images_without_caption, captions_without_image: images and captions without a partner.
         skipped: inputs refused before encoding (empty captions, links out of the corpus).
         failures_in_store: rows of failures.parquet.
         dry_run: whether the run is only planned.
-        lost: shards that were lost from the store and that this run did not make again as they were.
+        lost: shards that are missing from the store and that this run did not make again.
     """
 
     store: str
@@ -146,7 +146,7 @@ class EmbedSummary:
         return Table(columns, rows, f"{self.store}   {', '.join([self.model['name'], *filter(None, how)])}")
 
     def notes(self) -> list[str]:
-        """Return what deserves attention, one sentence each: missing partners, changes, failures, the bottleneck."""
+        """Return notes, one sentence each, on missing partners, changes, failures and the slowest stage."""
         notes = [
             *_listed("image has no caption", "images have no caption", self.images_without_caption),
             *_listed(
@@ -182,7 +182,7 @@ class EmbedSummary:
         return self.table()._repr_html_() + "".join(f"<p>{escape(note)}</p>" for note in self.notes())
 
     def bottleneck(self) -> str | None:
-        """Return which stage held the others up, and what would help; None if nothing was embedded."""
+        """Return a sentence about the slowest stage and what would help; None if nothing was embedded."""
         stages = {
             (name, stage): summary.seconds[stage]
             for name, summary in self.modalities.items()

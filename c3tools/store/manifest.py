@@ -192,8 +192,8 @@ def record_again(
     Args:
         store: the folder or URL.
         shards: the shards that were changed; those that are not recorded are left out.
-        removed: shards that are gone on purpose; they are no longer recorded before they are removed.
-        removed_files: files that are gone on purpose.
+        removed: shards that are removed on purpose; they are taken out of the manifest first.
+        removed_files: files that are removed on purpose.
     """
     before = Manifest.load(store)
     if before is not None:
