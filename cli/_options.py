@@ -205,13 +205,11 @@ TextMetaOption = Annotated[
 ]
 ImageArrayOption = Annotated[
     str | None,
-    typer.Option(
-        "--image-array", help="Which array, tensor or column of the --image file to read.", show_default=False
-    ),
+    typer.Option("--image-array", help="The array, tensor or column of the --image file to read.", show_default=False),
 ]
 TextArrayOption = Annotated[
     str | None,
-    typer.Option("--text-array", help="Which array, tensor or column of the --text file to read.", show_default=False),
+    typer.Option("--text-array", help="The array, tensor or column of the --text file to read.", show_default=False),
 ]
 EmbeddingsOption = Annotated[
     Path | None,
@@ -228,7 +226,7 @@ EmbeddingsKeyOption = Annotated[
     str | None,
     typer.Option(
         "--key",
-        help="Which array, tensor or column of --embeddings to read. For a store: which modality, if not --modality.",
+        help="The array, tensor or column of --embeddings to read. For a store: the modality, if it is not --modality.",
         show_default=False,
     ),
 ]
@@ -238,7 +236,7 @@ DtypeOption = Annotated[
 TrainSplitOption = Annotated[str, typer.Option("--train-split", help="The split to train on.")]
 ExecutorOption = Annotated[
     str,
-    typer.Option("--executor", help="Where to run: local (this machine) or ray (a Ray cluster; needs the extra ray)."),
+    typer.Option("--executor", help="Run on this machine (local) or on a Ray cluster (ray; needs the extra ray)."),
 ]
 AddressOption = Annotated[
     str | None,

@@ -62,7 +62,7 @@ def export(
         str,
         typer.Option(
             "--role",
-            help="Which rows are training inputs; only these get noise. auto: the train split of --train-on; training: "
+            help="The training inputs; only these get noise. auto: the train split of --train-on; training: "
             "all rows; "
             "inference: none.",
         ),

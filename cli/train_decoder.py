@@ -60,7 +60,7 @@ def train_decoder(
         str,
         typer.Option(
             "--monitor",
-            help="How the best epoch is chosen: text (loss on val captions) or cross-modal (captions of val images).",
+            help="Choose the best epoch by the loss on val captions (text) or on captions of val images (cross-modal).",
         ),
     ] = "text",
     start: Annotated[
