@@ -39,8 +39,7 @@ def ablate(
         typer.Option(
             "--sigma",
             help="Standard deviation of the noise, per dimension: a number, auto (derived from the captions), or best "
-            "(the "
-            "value of --grid that scores highest on the val split, for each method). May be repeated.",
+            "(the value of --grid that scores highest on the val split, for each method). May be repeated.",
         ),
     ] = ["0.1"],  # noqa: B006
     grid: Annotated[

@@ -72,8 +72,7 @@ LogitScaleOption = Annotated[
     typer.Option(
         "--logit-scale",
         help="1 / temperature: a number such as 100 (fixed), learned (starts at 14.3), learned:20 (starts at 20), or "
-        "14:100 "
-        "(rises from 14 to 100 over the steps).",
+        "14:100 (rises from 14 to 100 over the steps).",
     ),
 ]
 MaxLogitScaleOption = Annotated[float, typer.Option("--max-logit-scale", help="Upper limit of a learned logit scale.")]

@@ -52,9 +52,8 @@ def export(
         str | None,
         typer.Option(
             "--sigma",
-            help="Standard deviation of the noise, per dimension, if the preset has noise. auto: derived from how much "
-            "captions of "
-            "the same image differ.",
+            help="Standard deviation of the noise, per dimension, if the preset has noise. auto: derived from how "
+            "much captions of the same image differ.",
             show_default="√0.016",
         ),
     ] = None,
@@ -62,8 +61,7 @@ def export(
         str,
         typer.Option(
             "--role",
-            help="The training inputs; only these get noise. auto: the train split of --train-on; training: "
-            "all rows; "
+            help="The training inputs; only these get noise. auto: the train split of --train-on; training: all rows; "
             "inference: none.",
         ),
     ] = "auto",

@@ -269,8 +269,8 @@ def training_rows(data: AblationData, learns_from: str) -> tuple[Rows, Rows]:
     held = np.array([key in held_out for key in images.keys], dtype=bool)
     if held.all() or not held.any():
         raise DecoderError(
-            "WS-ClipCap needs images for training and for validation, but there are "
-            f"{int((~held).sum())} and {int(held.sum())}."
+            f"WS-ClipCap needs images for training and for validation, but there are {int((~held).sum())} and "
+            f"{int(held.sum())}."
         )
     return _pseudo_pairs(images.select(~held), data.train), _pseudo_pairs(images.select(held), data.train)
 

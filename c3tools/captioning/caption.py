@@ -152,8 +152,8 @@ def caption_images(
     )
     kept = telling_what_is_kept(
         lambda: (
-            f"{counted(len(writer.captions), 'caption is', 'captions are')} kept in {writer.files}; "
-            f"run the same command again to {'start over' if overwrite else 'continue'}."
+            f"{counted(len(writer.captions), 'caption is', 'captions are')} kept in {writer.files}; run the same "
+            f"command again to {'start over' if overwrite else 'continue'}."
             if writer.files
             else "No output of this run was kept; --csv, --json and --txt write captions as they are made."
         )

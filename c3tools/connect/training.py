@@ -95,9 +95,8 @@ def train_towers(
                 written += f" except the log in {output.folder}"
         raise ConnectError(
             f"The training collapsed: after {counted(state.step, 'step')} the loss is {state.log[-1].loss:.3f}, no "
-            "better "
-            f"than chance in batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no closer than "
-            f"unrelated rows. {written}.",
+            f"better than chance in batches of {settings.batch_size} ({state.chance:.3f}), and pairs are no closer "
+            f"than unrelated rows. {written}.",
             remedy="Lower --learning-rate, start at a lower --logit-scale, and check that the rows of a pair belong "
             "together.",
         )
@@ -134,8 +133,7 @@ class Trainer:
         if len(train) < settings.batch_size:
             reporter.message(
                 f"There are {len(train):,} training pairs, fewer than a batch of {settings.batch_size:,}, so every "
-                "batch "
-                "contains all of them."
+                "batch contains all of them."
             )
             settings = replace(settings, batch_size=len(train) - len(train) % processes.world())
         if settings.batch_size % processes.world():

@@ -172,8 +172,8 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
     texts = pick_text_columns(present, options.text_column, path)
     if not texts and image is None:
         raise CorpusError(
-            f"{path} has no text column with a known name ({', '.join(TEXT_COLUMNS)}); "
-            f"its columns are: {', '.join(present) or 'none'}.",
+            f"{path} has no text column with a known name ({', '.join(TEXT_COLUMNS)}); its columns are: "
+            f"{', '.join(present) or 'none'}.",
             remedy="Choose the column of the texts with --text-column, or the column of the images with "
             "--image-column.",
         )

@@ -105,8 +105,8 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
         before = next(corpus.images.find([key])) if repeats else None
         if before is not None:
             message = (
-                f"{before[1].path} has the same key {key}, and only the first one is embedded; "
-                "--prefix-keys begins each key with the name of its file"
+                f"{before[1].path} has the same key {key}, and only the first one is embedded; --prefix-keys begins "
+                "each key with the name of its file"
             )
             return Skipped(f"{container.name}#{image.path.rpartition('#')[2]}", image.path, "DuplicateKey", message)
         split = image.split

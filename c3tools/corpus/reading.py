@@ -169,8 +169,8 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
             corpus.add_text(TextItem(key, caption, image_key, row.split), str(file))
     if named:
         corpus.notes.append(
-            f"{file} names {counted(named, 'image')}, but only its texts are used. "
-            "With --image-column it is read as a list of images."
+            f"{file} names {counted(named, 'image')}, but only its texts are used. With --image-column it is read as a "
+            "list of images."
         )
 
 

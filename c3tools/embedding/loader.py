@@ -102,8 +102,8 @@ def pixel_batches(
             if watch is None or not watch.find_stuck():
                 raise C3Error(
                     f"A process that decodes images was killed ({error}).",
-                    remedy="Finished work is kept. Run the same command again, "
-                    "with fewer --workers if memory was short.",
+                    remedy="Finished work is kept. Run the same command again, with fewer --workers if memory was "
+                    "short.",
                 ) from None
 
 

@@ -269,8 +269,7 @@ def _lost_shards(folder: Path, reporter: Reporter) -> Mapping[ShardName, ShardRe
     if missing:
         reporter.message(
             f"{len(missing):,} files that {folder} should contain are missing, for example {missing[0]}; their inputs "
-            "are "
-            "embedded again."
+            "are embedded again."
         )
     return manifest.lost(missing) if manifest else {}
 

@@ -140,8 +140,8 @@ def resolve_encoder(
         return encoder
     if model is None:
         reporter.message(
-            f"Using the bundled model {DEFAULT_MODEL}, which is small and meant for trying things out. "
-            "For real work choose another, for example --model ViT-B-32/openai."
+            f"Using the bundled model {DEFAULT_MODEL}, which is small and meant for trying things out. For real work "
+            "choose another, for example --model ViT-B-32/openai."
         )
     return load_encoder(
         model or DEFAULT_MODEL,

@@ -198,8 +198,7 @@ class EncoderFactory:
                 if not cosine >= INT8_AGREEMENT:  # NaN is refused, too
                     raise EncoderError(
                         f"int8 changes the embeddings of {self._identity['name']} too much: the cosine of {name} "
-                        "embeddings "
-                        f"with those in fp32 falls to {cosine:.4f} on the calibration inputs (limit: "
+                        f"embeddings with those in fp32 falls to {cosine:.4f} on the calibration inputs (limit: "
                         f"{INT8_AGREEMENT}).",
                         remedy="Use --precision auto.",
                     )

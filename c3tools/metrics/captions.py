@@ -139,8 +139,8 @@ def missing_for(name: str) -> str | None:
         absent = [jar for jar in _SPICE_MODELS if not (folder / jar).is_file()]
         if absent:
             return (
-                f"the Stanford models are missing in {folder} ({', '.join(absent)}). "
-                "`python -m pycocoevalcap.spice.get_stanford_models` downloads them."
+                f"the Stanford models are missing in {folder} ({', '.join(absent)}). `python -m "
+                "pycocoevalcap.spice.get_stanford_models` downloads them."
             )
     return None
 

@@ -141,8 +141,7 @@ def require_recorded(store: Path, info: StoreInfo, reporter: Reporter) -> None:
         if manifest is None:
             reporter.message(
                 f"{store} has no {MANIFEST_FILE}: it is unfinished, or an early version made it. The rows that exist "
-                "are "
-                f"used; `c3 verify {store}` says more."
+                f"are used; `c3 verify {store}` says more."
             )
             return
         missing, unrecorded = manifest.compare(store)
@@ -152,8 +151,8 @@ def require_recorded(store: Path, info: StoreInfo, reporter: Reporter) -> None:
         more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise IncompleteStoreError(
             f"The store {store} is incomplete: {missing[0]} is missing{more}, though {MANIFEST_FILE} lists it.",
-            remedy=f"Copy the store again, or run the `{info.command}` command that made it again. "
-            f"`c3 verify {store}` lists what is missing.",
+            remedy=f"Copy the store again, or run the `{info.command}` command that made it again. `c3 verify "
+            f"{store}` lists what is missing.",
         )
     if unrecorded:
         reporter.message(

@@ -176,8 +176,7 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
         if not moments.of_unit_rows:
             raise StoreError(
                 f"The {name} moments in {path} were not computed from rows of norm 1: the mean squared norm of the "
-                "rows "
-                f"is {moments.mean_squared_norm:.4g}.",
+                f"rows is {moments.mean_squared_norm:.4g}.",
                 remedy="Write them again with `c3 means --save`, which normalises the rows.",
             )
 

@@ -117,8 +117,7 @@ def merge_stores(
         finish_store(building)
     report.notes += [
         f"The moments of another corpus that were loaded into {store.path} were not copied; `c3 means --load` loads "
-        "them "
-        "again."
+        "them again."
         for store in sources
         if kind_of(store.external_path) is not None
     ]

@@ -199,8 +199,7 @@ def load_manifest(store: Store) -> tuple[Manifest | None, list[Finding]]:
     what = "it is missing: the run did not finish, the copy is incomplete, or an early version made the store"
     remedy = (
         f"Run the `{store.info.command}` command that made the store again, or copy the store again. If nothing else "
-        "is "
-        "missing, `c3 verify --repair` writes it."
+        "is missing, `c3 verify --repair` writes it."
     )
     return None, [Finding("manifest", MANIFEST_FILE, what, remedy, Repair.MANIFEST)]
 

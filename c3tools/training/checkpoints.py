@@ -118,8 +118,7 @@ class CheckpointDir:
                         f"{self.path} contains a training that was interrupted at step {step:,} and has other "
                         "settings or data.",
                         remedy="Run its command again to continue it, choose another folder with --output, or discard "
-                        "it "
-                        "with --overwrite.",
+                        "it with --overwrite.",
                     )
                 reporter.message(f"The run saved in {self.path} has other settings or data; it is discarded.")
                 self.clear()

@@ -159,8 +159,7 @@ class Procrustes(PairedMap):
         if rank < dim:
             warnings.warn(
                 f"Procrustes is fitted on {len(x)} pairs, which determine only {rank} of {dim} dimensions; in the "
-                "others the "
-                "map nearest to the identity is used. More pairs than dimensions determine all of it.",
+                "others the map nearest to the identity is used. More pairs than dimensions determine all of it.",
                 FewPairsWarning,
                 stacklevel=2,
             )

@@ -248,8 +248,8 @@ class Whiten(Step):
             values, vectors = np.linalg.eigh(shrunk)
             if values[0] <= values[-1] * dim * np.finfo(np.float64).eps:
                 raise TransformError(
-                    f"The covariance of {modality} is singular ({moments.n} rows, {dim} dimensions, "
-                    f"shrinkage {self.shrinkage}), so it cannot be whitened.",
+                    f"The covariance of {modality} is singular ({moments.n} rows, {dim} dimensions, shrinkage "
+                    f"{self.shrinkage}), so it cannot be whitened.",
                     remedy="Set shrinkage above 0 (0.1 is the default), or fit on more rows.",
                 )
             self.state[f"mean/{modality}"] = moments.mean
@@ -358,8 +358,8 @@ def order_findings(steps: Sequence[Step]) -> list[str]:
     for step in steps:
         if step.noisy and step.role != "training":
             findings.append(
-                f"{step.kind} has the role {step.role}, but noise is for training inputs only, "
-                "not for validation or inference inputs."
+                f"{step.kind} has the role {step.role}, but noise is for training inputs only, not for validation or "
+                "inference inputs."
             )
     for role in ("training", "inference"):
         findings += _path_findings([step for step in steps if step.role in ("both", role)], role)

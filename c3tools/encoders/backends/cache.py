@@ -83,8 +83,8 @@ class ModelCache:
             return self._make(path, made_from, convert)
         except OSError as error:
             reporter.message(
-                f"The converted model cannot be kept in {self.folder} ({error.strerror or error}); "
-                f"set {CACHE_VARIABLE} to another folder."
+                f"The converted model cannot be kept in {self.folder} ({error.strerror or error}); set "
+                f"{CACHE_VARIABLE} to another folder."
             )
         try:
             elsewhere = tempfile.mkdtemp(prefix="c3-")

@@ -124,8 +124,7 @@ def simulate_stable_region(
         figure=_draw_figure(runs),
         found=f"Trained until the loss is {delta:g}. {said[0].upper()}{said[1:]}.",
         paper="Once every positive leads by r, the loss is small and the optimisation stops. The differences between "
-        "pairs "
-        "at that point are alignment noise, and a lower temperature leaves more of it.",
+        "pairs at that point are alignment noise, and a lower temperature leaves more of it.",
     )
 
 

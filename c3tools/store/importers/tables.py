@@ -63,8 +63,7 @@ def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floa
             raise StoreError(
                 f"{path} contains no vectors: it has neither a column of lists nor numbered columns (e0, e1, ...).",
                 remedy=f"Its columns are {', '.join(table)}. Choose one with --image-array or --text-array in c3 "
-                "import, "
-                "and with --key in other commands.",
+                "import, and with --key in other commands.",
             )
         vectors = np.stack([table.pop(n).to_numpy() for _, n in numbered], axis=1)
     return vectors, _lists(path, table)
