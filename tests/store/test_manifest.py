@@ -143,7 +143,7 @@ def test_a_store_in_the_making_is_read_and_this_is_said(tmp_path: Path) -> None:
     assert found(path) == [("unfinished", "text")]
     (path / "manifest.json").unlink()
     assert Store.open(path, reporter=recorder).count("text") == 63
-    assert "it has no manifest.json" in recorder.messages[1]
+    assert "has no manifest.json" in recorder.messages[1]
 
 
 def test_a_shard_of_another_copy_is_told(tmp_path: Path) -> None:
