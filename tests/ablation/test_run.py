@@ -169,9 +169,9 @@ def test_the_command_of_a_row_has_all_that_it_depends_on(table: Table, toy_store
 
 def test_wrong_settings_are_refused_before_anything_is_written(table: Table, tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"methods": ""}, "at least one of its methods"),
-        ({"seeds": 0}, "at least one of its seeds"),
-        ({"sigma": []}, "at least one of its sigmas"),
+        ({"methods": ""}, "at least one of the methods"),
+        ({"seeds": 0}, "at least one of the seeds"),
+        ({"sigma": []}, "at least one of the sigmas"),
         ({"train_fraction": 0}, "must be above 0"),
         ({"methods": "C4"}, "There is no method C4"),
         ({"split": "restval"}, "no images with captions in the split 'restval'"),

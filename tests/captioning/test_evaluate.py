@@ -96,7 +96,7 @@ def test_a_store_of_another_model_is_refused_with_both_names(captioner: Captione
     same = r"toy-model \(111111111111\)"
     for name, changes, message in (
         ("other", {"weights_sha256": "2" * 64, "name": "other-model"}, f"of the model {same}, but these embeddings of"),
-        ("wider", {}, rf"trained on embeddings of 32 dimensions \({same}\); these have 5"),
+        ("wider", {}, rf"trained on embeddings of 32 dimensions \({same}\), but these have 5"),
     ):
         dim = 32 if changes else 5
         info = StoreInfo(ModelIdentity({**TOY, **changes}), dim, dtype="float32")
@@ -148,6 +148,6 @@ def test_longer_beams_and_their_length_penalty(store: Store, captioner: Captione
 
 
 def test_an_empty_split_is_said(store: Store, captioner: Captioner) -> None:
-    message = r"no images in the split 'restval'; it has train \(56\), val \(8\), test \(16\)"
+    message = r"no images in the split 'restval'\. Its splits are train \(56\), val \(8\), test \(16\)"
     with pytest.raises(MetricError, match=message):
         evaluate_captions(store, decoder=captioner, split="restval")

@@ -384,7 +384,7 @@ def test_settings_that_contradict_each_other_are_refused(captioner: Captioner, t
         ({"epochs": 0}, "epochs must be greater than 0"),
         (
             {"train_split": "restval"},
-            r"no captions in the split 'restval'; it has train \(112\), val \(16\), test \(32\)",
+            r"no captions in the split 'restval'\. Its splits are train \(112\), val \(16\), test \(32\)",
         ),
     ]
     for changes, message in cases:

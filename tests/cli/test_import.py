@@ -288,7 +288,7 @@ class TestBadInput:
 
     def test_table_of_another_length(self, here: Path) -> None:
         write_jsonl(here / "m.jsonl", [{"id": 1}])
-        assert "6 images and 1 row in their table" in refused("--image", "i.npy", "--meta", "m.jsonl")
+        assert "6 images, but 1 row in their table" in refused("--image", "i.npy", "--meta", "m.jsonl")
 
     def test_repeated_keys(self, here: Path) -> None:
         write_jsonl(here / "m.jsonl", [{"id": 1}] * 6)

@@ -42,7 +42,7 @@ def test_refusals(pairs: Pairs) -> None:
         EmbeddingTransformer().transform(pairs.x)
     with pytest.raises(TransformError, match="partial_fit does not keep"):
         EmbeddingTransformer("ridge").partial_fit(pairs.x)
-    with pytest.raises(TransformError, match="fitted on text rows"):
+    with pytest.raises(TransformError, match="needs text rows to be fitted"):
         EmbeddingTransformer("ridge").fit(pairs.x, np.zeros(len(pairs.x)))
     with pytest.raises(ValueError, match="no parameter 'alpha'"):
         EmbeddingTransformer().set_params(alpha=1)
