@@ -57,7 +57,10 @@ def test_a_decoder_is_written_with_all_that_it_needs_and_continued(c3: C3, tmp_p
         (("--train-fraction", "0"), "must be above 0"),
         (("--size", "huge"), "no decoder size 'huge'"),
         (("--preset", "c4"), "no preset 'c4'"),
-        (("--train-split", "restval"), "no captions in the split 'restval'. Its splits are train (112), val (16), test (32)"),
+        (
+            ("--train-split", "restval"),
+            "no captions in the split 'restval'. Its splits are train (112), val (16), test (32)",
+        ),
         (("--store", "nowhere"), "no store at nowhere"),
     ],
 )
@@ -167,7 +170,7 @@ def test_a_second_run_is_refused_and_the_first_is_saved_when_it_is_interrupted(
         finally:
             first.kill()
     assert first.returncode == 128 + number
-    said = re.search(r"(Interrupted|Terminated)\. The training is saved at step ([\d,]+) of 10,000; run the same", stderr)
+    said = re.search(r"(Interrupted|Terminated)\. The training is saved at step ([\d,]+) of 10,000; run the", stderr)
     assert said is not None, stderr
     step = int(said[2].replace(",", ""))
     assert (states / f"state-{step:08d}.safetensors").is_file()

@@ -181,7 +181,10 @@ def test_the_command_trains_continues_and_prints(c3: C3, tmp_path: Path) -> None
         (("--train-fraction", "0"), "must be above 0"),
         (("--size", "huge"), "no generator size 'huge'"),
         (("--preset", "c4"), "no preset 'c4'"),
-        (("--train-split", "restval"), "no images in the split 'restval'. Its splits are train (24), val (8), test (8)"),
+        (
+            ("--train-split", "restval"),
+            "no images in the split 'restval'. Its splits are train (24), val (8), test (8)",
+        ),
         (("--store", "nowhere"), "no store at nowhere"),
         (("--set", "pixels=10"), "must be a multiple of"),
     ],
