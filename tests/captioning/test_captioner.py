@@ -82,7 +82,7 @@ def test_another_model_and_another_dimension_are_refused_with_both_named(caption
         DecoderError, match=r"of the model toy-model \(111111111111\), but these embeddings of other \(000000000000\)"
     ):
         captioner.check_model({"name": "other", "weights_sha256": "0" * 64}, DIM)
-    with pytest.raises(DecoderError, match=r"32 dimensions \(toy-model \(111111111111\)\); these have 8"):
+    with pytest.raises(DecoderError, match=r"32 dimensions \(toy-model \(111111111111\)\), but these have 8"):
         captioner.caption(embeddings=np.ones((1, 8), np.float32))
 
 

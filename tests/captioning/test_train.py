@@ -135,7 +135,7 @@ def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World)
 
 
 def test_nothing_to_learn_from_and_unequal_rows_are_errors() -> None:
-    with pytest.raises(StoreError, match="There are 2 keys and 1 values of caption"):
+    with pytest.raises(StoreError, match="There are 2 keys, but 1 values of caption"):
         Rows.of("text", ["a", "b"], np.zeros((2, 4)), caption=["a dog"])
     rows = Rows.of("text", [], np.ones((0, 4)), caption=[])
     with pytest.raises(DecoderError, match="there are 0 and 0"):
@@ -299,7 +299,7 @@ def test_a_fraction_takes_whole_images(train: Train) -> None:
     count = train(train_fraction=0.5, reporter=messages).record["captions"]["train"]
     assert 30 <= count <= 82
     assert count % 2 == 0
-    assert messages.texts == [f"Using {count} captions: 50% of the images."]
+    assert messages.texts == [f"Using {count} captions of 50% of the images."]
 
 
 def test_the_losses_are_drawn_and_written_for_tensorboard(train: Train, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
 
 
 def test_other_features_are_refused() -> None:
-    with pytest.raises(ConnectError, match=r"takes 20 features per row, not 12"):
+    with pytest.raises(ConnectError, match=r"needs 20 features per row, not 12"):
         connected().embed("image", np.zeros((2, 12)))
     with pytest.raises(ConnectError, match=r"no head for 'audio'.*image and text"):
         connected().embed("audio", np.zeros((2, 12)))
@@ -188,7 +188,7 @@ def test_a_collapsed_run_writes_its_log_alone(tmp_path: Path) -> None:
 def test_features_of_another_tower_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     files = write_files(tmp_path / "features")
     np.save(files["text"], np.ones((240, 13), np.float32))
-    with pytest.raises(ConnectError, match="takes 12 features per row, not 13"):
+    with pytest.raises(ConnectError, match="needs 12 features per row, not 13"):
         apply_heads(connected(), read_features(**files), tmp_path / "connected")
     assert not (tmp_path / "connected").exists()
 

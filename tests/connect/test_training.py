@@ -190,7 +190,7 @@ def test_too_few_pairs_are_refused() -> None:
         with pytest.raises(ConnectError, match=f"{what} pairs of image and text"):
             Trainer(towers, train, val, QUICK, CPU)
     same = dataclasses.replace(some, first_ids=np.zeros(10, dtype=np.int64))
-    with pytest.raises(ConnectError, match=r"10 training pairs .* of 1 different items"):
+    with pytest.raises(ConnectError, match=r"10 training pairs .* from 1 different items"):
         Trainer(towers, same, some, QUICK, CPU)
 
 

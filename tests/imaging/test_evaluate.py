@@ -106,7 +106,7 @@ def test_images_that_cannot_be_scored_are_one_clear_error(
     single = write_made(tmp_path / "single", squares[:1], ["a"], [None])
     with pytest.raises(MetricError, match="at least two images"):
         evaluate_images(single, store)
-    with pytest.raises(MetricError, match=r"no images in the split 'val'; it has train \(12\), test \(12\)"):
+    with pytest.raises(MetricError, match=r"no images in the split 'val'\. Its splits are train \(12\), test \(12\)"):
         evaluate_images(write_made(tmp_path / "two", squares, ["a", "b"], [None, None]), store, split="val")
     (tmp_path / "odd").mkdir()
     listed = {"modality": "text", "images": [{"file": "../made/0.png", "asked": "a"}]}
@@ -126,7 +126,7 @@ def test_a_store_whose_photos_are_gone_says_so(tmp_path: Path) -> None:
     store = build_store(tmp_path / "c3-store", image_rows(paths), model=TOY)
     shutil.rmtree(tmp_path / "photos")
     made = write_made(tmp_path / "made", list(np.zeros((2, 8, 8, 3), np.uint8)), ["a", "b"], [None, None])
-    with pytest.raises(GeneratorError, match="None of 2 photos"):
+    with pytest.raises(GeneratorError, match="None of the 2 photos"):
         evaluate_images(made, store)
 
 

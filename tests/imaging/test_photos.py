@@ -55,7 +55,7 @@ def test_a_store_without_photos_is_an_error_that_says_what_to_do(tmp_path: Path)
     store = photo_store(tmp_path / "c3-store", 10)
     for path in store.load("image").column("path"):
         Path(path).unlink()
-    with pytest.raises(GeneratorError, match=r"None of 10 photos[\s\S]*no such file[\s\S]*same folder"):
+    with pytest.raises(GeneratorError, match=r"None of the 10 photos[\s\S]*no such file[\s\S]*same folder"):
         read_photos(store, store.load("image"), 8)
     rows = image_rows([""] * 10)
     imported = build_store(tmp_path / "imported", rows, model=TOY, dtype="float32")

@@ -107,7 +107,7 @@ def test_refusals(store: Store, tmp_path: Path) -> None:
         StoreError, match=r"no rows in the split 'val' to index\. Its splits are train \(180\), test \(90\)"
     ):
         build_index(store, tmp_path / "index", split="val")
-    with pytest.raises(StoreError, match="k is 0"):
+    with pytest.raises(StoreError, match="k must be at least 1, not 0"):
         build_index(store, tmp_path / "index").search(key="img001", k=0, store=store)
     for query in ("", "  ", ["a dog", ""]):
         with pytest.raises(StoreError, match="query is empty"):
@@ -267,7 +267,7 @@ def test_a_modality_that_the_store_has_now(tmp_path: Path) -> None:
     assert Index.open(tmp_path / "images").stale(store) is None
     messages = Messages()
     assert build_index(store, tmp_path / "index", reporter=messages).rows.num_rows == 60
-    assert "the store now has image, text, it was built from image" in messages.texts[0]
+    assert "the store now has image, text, but the index was built from image" in messages.texts[0]
 
 
 def test_an_index_that_faiss_fills_only_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_figures_are_written_by_their_ending(tmp_path: Path, ending: str) -> Non
 
 
 def test_other_endings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(C3Error, match="not as f"):
+    with pytest.raises(C3Error, match="not f"):
         save_figure(drawing(), tmp_path / "f.bmp")
 
 

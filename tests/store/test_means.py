@@ -57,7 +57,7 @@ def test_moments_of_another_model_or_dimension_are_refused(tmp_path: Path) -> No
     with pytest.raises(StoreError, match="c3-mini"):
         load_means(store, "c3-mini")
     save_means(make_store(tmp_path / "b", unit_rows(5, 4), unit_rows(5, 4)), tmp_path / "b.safetensors")
-    with pytest.raises(StoreError, match="have dimension 4, the store has 8"):
+    with pytest.raises(StoreError, match="have dimension 4, but the store has dimension 8"):
         load_means(store, tmp_path / "b.safetensors")
     with pytest.raises(StoreError, match=r"moments file .* does not exist"):
         load_means(store, tmp_path / "nowhere")

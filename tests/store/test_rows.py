@@ -64,7 +64,7 @@ def test_where_takes_the_rows_of_a_split() -> None:
 def test_lengths_that_differ_are_refused() -> None:
     with pytest.raises(StoreError, match="2 keys, but 1 values of split"):
         Rows.of("image", ["a", "b"], np.eye(2), split=["train"])
-    with pytest.raises(StoreError, match="2 keys and 3 embeddings"):
+    with pytest.raises(StoreError, match="2 keys, 3 embeddings"):
         Rows.of("image", ["a", "b"], np.eye(3))
 
 
