@@ -1,4 +1,4 @@
-"""Run the demo with several seeds, to see whether each step of the method earns its place.
+"""Run the demo with several seeds, to measure how much each step of the method contributes.
 
     python benchmarks/demo_seeds.py            3 seeds, about 9 minutes on 2 cores, below 2 GiB
 

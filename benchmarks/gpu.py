@@ -1,4 +1,4 @@
-"""Everything that a GPU is for, in one command and one table: embedding, both trainings, sampling, the report.
+"""Measure everything that can run on a GPU, in one command and one table: embedding, trainings, sampling, the report.
 
     python benchmarks/gpu.py                        # the first CUDA GPU; about 10 minutes, most of them for the CPU
     python benchmarks/gpu.py --device cpu --small   # the same code on a CPU, on little data: the figures mean nothing

@@ -1,4 +1,4 @@
-"""A thousand good photos with every bad and odd file mixed in: what is embedded, what is listed, whether it ends.
+"""Embed a thousand good photos mixed with all kinds of bad files: check what is embedded and listed, and that it ends.
 
     python benchmarks/hostile_corpus.py FOLDER
 

@@ -1,6 +1,6 @@
-"""Recall of the indexes that `c3 index` makes, and what a mixed index still prefers after each transform.
+"""Recall of the indexes that `c3 index` makes, and the modality bias of a mixed index after each transform.
 
-    c3 embed ../shared/data/flickr8k && python benchmarks/index_recall.py
+    c3 embed flickr8k && python benchmarks/index_recall.py
     python benchmarks/index_recall.py --quantised          # and product quantisation after a rotation
 
 First table: recall@10 against exact search (a float32 matrix product), after per-role centring. Queries are 200

@@ -1,4 +1,4 @@
-"""Coverage of the intervals of the gap report: how often they hold the number of the whole store.
+"""Coverage of the intervals of the gap report: how often they contain the value of the whole store.
 
     python benchmarks/interval_coverage.py --store flickr8k-store   # prints the table of docs/reference/geometry.md
 

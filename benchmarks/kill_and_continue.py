@@ -1,4 +1,4 @@
-"""Runs of `c3 embed` killed with SIGKILL at random moments and continued, compared byte for byte with a whole run.
+"""Kill runs of `c3 embed` at random moments, continue them, and compare the bytes with those of an uninterrupted run.
 
     python benchmarks/kill_and_continue.py --runs 20
 

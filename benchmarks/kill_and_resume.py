@@ -1,4 +1,4 @@
-"""Training killed at random (SIGKILL) and continued ends with the weights of training that was left alone.
+"""Kill a training at random moments, continue it, and compare the weights with those of an uninterrupted training.
 
     python benchmarks/kill_and_resume.py                      # 3 kills, about 4 minutes on 2 cores
     python benchmarks/kill_and_resume.py --store c3-store --kills 8 --size small

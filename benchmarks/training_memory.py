@@ -1,4 +1,4 @@
-"""Memory of trainings that read rows where they need them, and the time until the first step.
+"""Memory of trainings that read rows from a temporary file, and the time until the first step.
 
     python benchmarks/training_memory.py --rows 300000,3000000
 
