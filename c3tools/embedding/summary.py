@@ -82,7 +82,7 @@ class ModalitySummary:
         if self.not_updated:
             notes.append(f"{self.not_updated:,} changed {name} inputs cannot be read; their rows were not changed.")
         if self.gone:
-            done = "{} removed" if self.removed else "{} would be removed" if self.to_remove else "--prune removes {}"
+            done = "removed {}" if self.removed else "{} would be removed" if self.to_remove else "--prune removes {}"
             one = f"is no longer in its source ({done.format('its row')})"
             many = f"are no longer in their source ({done.format('their rows')})"
             notes.append(_said(name, self.gone, one, many))
