@@ -352,8 +352,8 @@ def _limits(collected: Collected, modalities: dict[str, ModalityMeasures]) -> li
     if 0 < collected.items < BIASED_ITEMS:
         also = " The intervals of recall and separability are approximate too." if collected.items < FEW_ITEMS else ""
         notes.append(
-            f"With only {collected.items} {collected.first} rows, gap length and residual rms are biased and their "
-            f"intervals are approximate; use the debiased values.{also}"
+            f"With only {collected.items} {collected.first} rows, the length of the gap and the residual rms are "
+            f"biased and their intervals are approximate; use the debiased values.{also}"
         )
     if collected.sums is None:
         notes.append(
