@@ -65,9 +65,7 @@ class _Settings:
             if not 0 < fraction <= 1:
                 raise DecoderError(f"--train-fraction must be above 0 and at most 1, not {fraction}.")
         if self.split == "val" and "best" in self.sigmas:
-            raise MetricError(
-                "--sigma best chooses sigma on the val split, so the table cannot be scored on that split."
-            )
+            raise MetricError("--sigma best uses the val split, so the table cannot be scored on that split.")
 
     def command(self, row: Row, store: Path) -> str:
         """Return the command that makes one row of the table."""
@@ -119,16 +117,15 @@ def ablate(
 ) -> Ablation:
     """Train and score each method with each seed on a store, and write table.md and table.html to ``output``.
 
-    Finished results (cells of the table) are kept there by their settings and data. The same call continues, and a call
-    with more methods, seeds or sigmas adds to them. The table is always that of the last call.
+    Finished results (cells of the table) are kept there. The same call continues, and one with more methods, seeds or
+    sigmas adds to them. The table is that of the last call.
 
     Args:
         store: a store of images and their captions.
         methods: keys of `METHODS`, or text with commas between them; ``all`` for all.
         seeds: number of seeds: 0, 1, ....
-        sigma: noise per dimension, each a row of the table: a number, ``auto`` (from the captions, as in
-            `train_captioner`), or ``best``: for each method, the value of ``grid`` with the best CIDEr on the val split
-            with the first seed; ``sigma.json`` in ``output`` has the scores of this choice.
+        sigma: noise per dimension, one row each: a number, ``auto`` (see `train_captioner`), or ``best``: the value of
+            ``grid`` with the best CIDEr on the val split, with the first seed (scores in ``sigma.json``).
         grid: the sigmas that ``best`` tries, or text with commas between them.
         output: folder of the finished results and of the table.
         split: the split whose images are captioned and scored.

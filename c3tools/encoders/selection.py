@@ -198,8 +198,7 @@ class EncoderFactory:
                 if not cosine >= INT8_AGREEMENT:  # NaN is refused, too
                     raise EncoderError(
                         f"int8 changes the embeddings of {self._identity['name']} too much: the cosine of {name} "
-                        f"embeddings with those in fp32 falls to {cosine:.4f} on the calibration inputs (limit: "
-                        f"{INT8_AGREEMENT}).",
+                        f"embeddings with fp32 is {cosine:.4f} on the calibration inputs (limit: {INT8_AGREEMENT}).",
                         remedy="Use --precision auto.",
                     )
 
@@ -222,8 +221,7 @@ class EncoderFactory:
             with suppress(EncoderError):  # it is measured again if the noted one does not work any more
                 return self._open(noted["backend"], noted["precision"], device)
         self._reporter.message(
-            f"Measuring the speed of {', '.join(dict.fromkeys(backends))} with {self._identity['name']}, once on this "
-            "machine."
+            f"Measuring {', '.join(dict.fromkeys(backends))} with {self._identity['name']}, once on this machine."
         )
         measured = [one for backend in backends for one in self._measure_all(backend, precision, device)]
         valid = [one for one in measured if one.get("cosine", 0) >= AGREEMENT]

@@ -137,8 +137,7 @@ class Pipeline:
 
         Only the parts of a store that the steps need are read: its moments, the first rows, or the first pairs by key.
         Moments loaded by `c3 means --load` replace those of the store. A sigma of ``auto`` is computed by the rule in
-        `c3tools.transforms.sigma`, from the texts of a store or the array ``text``. For arrays, two texts belong to the
-        same image if there are as many image rows as texts and the image rows of the two are equal.
+        `c3tools.transforms.sigma`, from texts. In arrays, two texts belong to one image if their image rows are equal.
 
         Args:
             data: a store; or, by modality, embeddings (n, d), of any norm, which are the same as ``rows``; or, by
