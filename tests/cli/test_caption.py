@@ -195,7 +195,7 @@ def test_embeddings_get_the_captions_of_their_photos_without_an_encoder(
     found = c3("caption", "--embeddings", "two.npz", "--key", "photos", "--json").stdout
     assert [row["key"] for row in json.loads(found)] == list(rows.keys)
     result = c3("caption", "--embeddings", "two.safetensors", "--key", "twice", "--json")
-    assert "has no array 'twice'; it has others, photos" in result.stderr
+    assert "has no array 'twice'. Its arrays are others, photos" in result.stderr
     texts = c3("caption", "--embeddings", "c3-store", "--modality", "text", "--json")
     assert len(captions_of(texts)) == 20
 
@@ -225,7 +225,7 @@ def test_embeddings_of_another_space_are_refused_or_said(c3: C3, embedded: Store
     code, message = said(strange)
     assert (code, "2 of 6 embeddings (4, 5) are far from the mean" in message) == (0, True)
     code, message = said(3 * matrix)
-    assert (code, "4 of 4 embeddings (0, 1, 2, …) have norms from 3 to 3; c3-mini gives 1" in message) == (0, True)
+    assert (code, "4 of 4 embeddings (0, 1, 2, …) have norms from 3 to 3, but those of c3-mini have norm 1" in message) == (0, True)
     code, message = said(matrix[:0])
     assert (code, "given.npy has no row" in message) == (1, True)
     code, message = said(matrix, "--html", "page.html")
