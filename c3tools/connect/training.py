@@ -83,7 +83,7 @@ def train_towers(
     depends_on = [asdict(settings), run.compute.precision, names, *identity]
     digest = _fingerprint(train, val, depends_on)
     if processes.from_main(output.is_done(digest, load) if run.is_main_process else False):
-        run.reporter.message(f"{output.folder} holds this {output.kind} already; there is nothing to do.")
+        run.reporter.message(f"{output.folder} already contains this {output.kind}; there is nothing to do.")
         return None
     state = trainer.run(checkpoints, digest)
     if state.outcome == COLLAPSED:
