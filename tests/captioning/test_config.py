@@ -25,7 +25,7 @@ def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_trai
         (["dropout"], "has no setting 'dropout'"),
         (["training=1"], "has no setting 'training=1'"),
         (["seed=1"], "has no setting 'seed=1'"),
-        (["layers=two"], "layers is int, for example 2; 'two' is not"),
+        (["layers=two"], "layers needs a value of type int, for example 2, not 'two'"),
         (["decay=steps"], "There is no decay 'steps'"),
         (["word_dropout=1"], "word_dropout must be at least 0 and below 1"),
         (["learning_rate=0"], "learning_rate must be greater than 0"),
