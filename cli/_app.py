@@ -35,6 +35,8 @@ COMMANDS = (
     "verify",
     "merge",
     "split",
+    "push",
+    "pull",
     "simulate",
     "demo",
     "models",

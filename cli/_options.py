@@ -132,7 +132,7 @@ DecoderOption = Annotated[
         "--decoder",
         parser=local_path,
         metavar="PATH",
-        help="The folder of a trained decoder, or c3-mini for the bundled decoder of that model.",
+        help="The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled decoder of that model.",
         show_default="c3-decoder if that folder exists, otherwise c3-mini",
     ),
 ]

@@ -55,7 +55,8 @@ def generate(
         typer.Option(
             "--generator",
             metavar="PATH",
-            help="The folder of a trained generator, or kandinsky-2.2:PATH|ID, karlo:PATH|ID, unclip:PATH|ID.",
+            help="The folder of a trained generator, hf-hub:ORG/NAME, or kandinsky-2.2:PATH|ID, karlo:PATH|ID, "
+            "unclip:PATH|ID.",
         ),
     ] = str(DEFAULT_GENERATOR),
     store: StoreOption = DEFAULT_STORE,

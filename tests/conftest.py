@@ -32,7 +32,7 @@ from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
 from c3tools.io import locations, lock
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
-from tests.servers import Faults, s3_server
+from tests.servers import Faults, Hub, hub_server, s3_server
 
 if TYPE_CHECKING:
     from c3tools.encoders import Encoder
@@ -113,6 +113,25 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
         yield faults
         faults.every = 0
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub, its cache, and the token that may write."""
+    with hub_server() as server:
+        from huggingface_hub import constants
+
+        for name, value in {
+            "ENDPOINT": server.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": True,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        for proxy in ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(proxy, raising=False)
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        yield server
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.server
+import json
 import re
 import threading
 import time
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -157,3 +161,136 @@ def _running(serve: Callable[[], Any], *stop: Callable[[], Any]) -> Iterator[Non
         for call in stop:
             call()
         thread.join()
+
+
+class Hub:
+    """What a hub holds, and who may do what.
+
+    Attributes:
+        endpoint: its address.
+        files: by ``models/ORG/NAME`` or ``datasets/ORG/NAME`` the files of each commit, oldest first.
+        private: whether new repositories were asked to be private.
+        token: what requests that write have to bring.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.files: dict[str, list[dict[str, bytes]]] = {}
+        self.private: dict[str, bool] = {}
+        self.token = "hf_test"
+
+    def last(self, repository: str) -> dict[str, bytes]:
+        return self.files[repository][-1]
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    """The requests of the Hugging Face hub that uploads and downloads of small files make."""
+
+    hub: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = urllib.parse.unquote(self.path.partition("?")[0])
+        if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(/revision/(.+)|/tree/.+)?", path):
+            name = f"{found[1]}/{found[2]}"
+            if name not in self.hub.files:
+                self._refuse(404, "RepoNotFound")
+            elif "/tree/" in path:
+                entries = self.hub.last(name).items()
+                self._answer([{"type": "file", "path": p, "size": len(c), "oid": _oid(c)} for p, c in entries])
+            elif found[4] not in (None, "main", _sha(self.hub.files[name])):
+                self._refuse(404, "RevisionNotFound")
+            else:
+                siblings = [{"rfilename": file} for file in self.hub.last(name)]
+                self._answer({"id": found[2], "sha": _sha(self.hub.files[name]), "siblings": siblings})
+        elif found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            name = f"{found[1] or 'models/'}{found[2]}"
+            content = self.hub.last(name).get(found[3])
+            if content is None:
+                self._refuse(404, "EntryNotFound")
+            else:
+                headers = {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": _sha(self.hub.files[name])}
+                self._send(200, content, headers)
+        else:
+            self._refuse(404, "")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or self._chunks()
+        path = urllib.parse.unquote(self.path.partition("?")[0])
+        if self.headers.get("Authorization") != f"Bearer {self.hub.token}" and path != "/api/validate-yaml":
+            self._refuse(401, "")
+        elif path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            kind = f"{asked.get('type') or 'model'}s"
+            repository = f"{kind}/{asked['organization']}/{asked['name']}"
+            self.hub.private.setdefault(repository, asked.get("visibility") == "private" or bool(asked.get("private")))
+            self.hub.files.setdefault(repository, [{}])
+            self._answer({"url": f"{self.hub.endpoint}/{repository.removeprefix('models/')}"})
+        elif found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/.+", path):
+            files = [file["path"] for file in json.loads(body)["files"]]
+            self._answer({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]})
+        elif found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/commit/.+", path):
+            name = f"{found[1]}/{found[2]}"
+            files = dict(self.hub.last(name))
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del files[line["value"]["path"]]
+            self.hub.files[name].append(files)
+            oid = _sha(self.hub.files[name])
+            address = f"{self.hub.endpoint}/{name.removeprefix('models/')}/commit/{oid}"
+            self._answer({"success": True, "commitOid": oid, "commitUrl": address, "hookOutput": ""})
+        else:
+            self._refuse(404, "")
+
+    def _chunks(self) -> bytes:
+        """Read a body that comes in chunks."""
+        body = b""
+        while self.headers.get("Transfer-Encoding") == "chunked" and (size := int(self.rfile.readline(), 16)):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        return body
+
+    def _answer(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code} if code else {})
+
+    def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def _oid(content: bytes) -> str:
+    """Return the name that Git gives to a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _sha(commits: list[dict[str, bytes]]) -> str:
+    """Return the name of the last commit."""
+    state = "".join(f"{path}{_oid(content)}" for path, content in sorted(commits[-1].items()))
+    return hashlib.sha1(f"{len(commits)}{state}".encode()).hexdigest()
+
+
+@contextmanager
+def hub_server() -> Iterator[Hub]:
+    """A Hugging Face hub in memory."""
+    hub = Hub("")
+    handler = type("Handler", (HubHandler,), {"hub": hub})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):
+        yield hub

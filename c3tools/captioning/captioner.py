@@ -30,6 +30,7 @@ from ..errors import DecoderError
 from ..identity import ModelIdentity
 from ..io.files import sha256_of, write_json_atomically
 from ..io.float16 import to_float16, to_float32
+from ..io.hub import Card, HubRepository, local_folder
 from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
 from ..reporter import SILENT, Reporter
 from ..transforms import Pipeline
@@ -55,7 +56,7 @@ _PARTS = (WEIGHTS_FILE, TOKENIZER_FILE, "transform.json", "transform.safetensors
 
 
 @dataclass(repr=False)
-class Captioner:
+class Captioner(HubRepository):
     """A trained decoder that captions images, or embeddings of them.
 
     Attributes:
@@ -222,6 +223,19 @@ class Captioner:
         """Return the training record and the number of parameters, as `c3 train-decoder --json` prints them."""
         return {**self.record, "parameters": self.decoder.count_parameters()}
 
+    def card(self) -> Card:
+        """Return the facts of its card on the hub."""
+        facts = {"encoder": self.model, **_chosen(self.record), "parameters": self.decoder.count_parameters()}
+        return Card(
+            f"A captioner of embeddings of `{self.model.name}`. It learned from captions alone, without images.",
+            'import c3tools\n\ncaptioner = c3tools.Captioner.from_pretrained("{name}")\n'
+            'captioner.caption(["photo.jpg"])',
+            facts,
+            tags=("image-captioning", "CLIP", "modality-gap"),
+            task="image-to-text",
+            loss=self.record.get("best_val_loss"),
+        )
+
     def save(self, folder: str | Path, *, dtype: str = "float32") -> None:
         """Write the folder atomically; an existing decoder is kept as ``<folder>.previous``.
 
@@ -253,7 +267,8 @@ class Captioner:
         """Load what `save` wrote.
 
         Args:
-            folder: the folder, or ``c3-mini`` for the bundled captioner of that model; None for `find_decoder`.
+            folder: the folder; ``c3-mini`` for the bundled captioner of that model; ``hf-hub:ORG/NAME`` for one of the
+                hub; None for `find_decoder`.
             device: of the weights.
             trainable: always load the decoder as a torch module. By default the built-in decoder runs in numpy on a
                 CPU, because importing torch takes longer than it saves.
@@ -307,13 +322,15 @@ class Captioner:
 def find_decoder(folder: str | Path | None = None) -> Path:
     """Return the folder of a decoder: the one that is given, that of a bundled one for its name, or for None a default.
 
+    One of the hub, ``hf-hub:ORG/NAME``, is fetched.
+
     The default is ``c3-decoder``, where `c3 train-decoder` writes to, and if there is none here the bundled decoder. A
     folder comes before a bundled decoder of the same name.
     """
     if folder is None:
         there = OWN.exists() or not all(map(Path.exists, BUNDLED.values()))
         return OWN if there else next(iter(BUNDLED.values()))
-    own = Path(folder)
+    own = local_folder(folder)
     return own if own.exists() else BUNDLED.get(str(folder), own)
 
 
@@ -351,6 +368,13 @@ def describe_decoder(folder: Path) -> tuple[dict[str, Any], str]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}, "it is damaged, or it was not made by c3 train-decoder"
     return record, ", ".join(facts)
+
+
+def _chosen(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a training that a card shows."""
+    chosen = {name: record[name] for name in ("preset", "sigma", "size", "seed") if record.get(name) is not None}
+    captions = record.get("captions") or {}
+    return {**chosen, **({"captions": captions["train"]} if "train" in captions else {})}
 
 
 def _remedy(folder: Path, otherwise: str) -> str:

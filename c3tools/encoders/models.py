@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import socket
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..assets.paths import C3_MINI
 from ..errors import EncoderError
+from ..io.hub import HUB, answers
 
 DEFAULT_MODEL = "c3-mini"
-_LOCAL, _HUB = "local-dir:", "hf-hub:"
+_LOCAL = "local-dir:"
 _DOWNLOADS = Path("~/.cache/clip")  # where open_clip keeps weights that it fetched by address
-_PATIENCE = 5.0  # seconds for a server to answer
 _TAGS_SHOWN = 8
 OFFLINE_REMEDY = "Offline, use the bundled --model c3-mini, or --model local-dir:PATH with a folder on this machine."
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -57,7 +52,7 @@ class ModelName:
                     remedy="A local-dir: model is a folder with open_clip_config.json and the weights.",
                 )
             return cls(name, f"{_LOCAL}{folder}")
-        if name.startswith(_HUB):
+        if name.startswith(HUB):
             return cls(name, name)
         architecture, _, pretrained = name.partition("/")
         return cls(name, architecture, pretrained or None)
@@ -65,7 +60,7 @@ class ModelName:
     @property
     def has_schema(self) -> bool:
         """True if config and weights come from a folder or a hub rather than from open_clip's own lists."""
-        return self.architecture.startswith((_LOCAL, _HUB))
+        return self.architecture.startswith((_LOCAL, HUB))
 
     def require_known(self) -> None:
         """Refuse an architecture that open_clip does not have.
@@ -96,12 +91,12 @@ def require_weights(name: ModelName) -> None:
     """
     if name.architecture.startswith(_LOCAL):
         return
-    if name.architecture.startswith(_HUB):
-        weights = {"hf_hub": f"{name.architecture.removeprefix(_HUB).partition('@')[0]}/"}
+    if name.architecture.startswith(HUB):
+        weights = {"hf_hub": f"{name.architecture.removeprefix(HUB).partition('@')[0]}/"}
     else:
         name.require_known()
         weights = _listed_weights(name)
-    if weights and not is_local(weights) and not _answers(server := _server(weights)):
+    if weights and not is_local(weights) and not answers(server := _server(weights)):
         raise EncoderError(
             f"The weights of {name.name} are not on this machine, and they cannot be downloaded: {server} does not "
             "answer.",
@@ -139,23 +134,6 @@ def _server(weights: Mapping[str, Any]) -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT if weights.get("hf_hub") else weights["url"])
-
-
-def _answers(address: str) -> bool:
-    """Return whether a server, or the proxy before it, takes connections; in a thread, as name look-ups may hang."""
-    proxies = (os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"))
-    target = urlsplit(next(filter(None, proxies), address))
-    connected: list[bool] = []
-
-    def connect() -> None:
-        port = target.port or (80 if target.scheme == "http" else 443)
-        with suppress(OSError), socket.create_connection((target.hostname or "", port), _PATIENCE):
-            connected.append(True)
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    return bool(connected)
 
 
 @dataclass(frozen=True)

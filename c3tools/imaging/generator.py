@@ -32,6 +32,7 @@ from ..encoders.loading import weights_sha256
 from ..errors import GeneratorError
 from ..identity import ModelIdentity
 from ..io.files import sha256_of, write_json_atomically
+from ..io.hub import Card, HubRepository, local_folder
 from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
 from ..reporter import SILENT, Reporter
 from ..seeds import keyed_normal
@@ -236,7 +237,7 @@ class ImageGenerator(ABC):
         self.check_dim(dim)
 
 
-class Generator(ImageGenerator):
+class Generator(ImageGenerator, HubRepository):
     """A generator trained on the photos of a store and their image embeddings.
 
     Attributes:
@@ -296,6 +297,20 @@ class Generator(ImageGenerator):
         """Return the training record and the number of parameters, as `c3 train-generator --json` prints them."""
         return {**self.record, "parameters": sum(p.numel() for p in self.network.parameters())}
 
+    def card(self) -> Card:
+        """Return the facts of its card on the hub."""
+        chosen = {name: self.record.get(name) for name in ("preset", "sigma", "size", "seed")}
+        return Card(
+            f"A generator of small images from embeddings of `{self.model.name}`. It learned from photos and their "
+            "image embeddings alone, without texts.",
+            'import c3tools\n\ngenerator = c3tools.Generator.from_pretrained("{name}")\n'
+            'generator.generate(["a dog on the beach"])',
+            {"encoder": self.model, **chosen, "photos": (self.record.get("photos") or {}).get("train")},
+            tags=("image-generation", "CLIP", "modality-gap"),
+            task="text-to-image",
+            loss=self.record.get("best_val_loss"),
+        )
+
     def save(self, folder: str | Path) -> None:
         """Write the folder atomically; an existing generator is kept as ``<folder>.previous``."""
         with replacing(Path(folder)) as new:
@@ -314,14 +329,14 @@ class Generator(ImageGenerator):
         """Load what `save` wrote.
 
         Args:
-            folder: of the generator.
+            folder: of the generator, or ``hf-hub:ORG/NAME`` for one of the hub.
             compute: device and precision of sampling; None for the fastest available.
 
         Raises:
             GeneratorError: if there is no generator, or a file of it is missing, damaged or cut short.
             MissingExtraError: if diffusers is not installed.
         """
-        folder = Path(folder)
+        folder = local_folder(folder)
         path = folder / GENERATOR_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

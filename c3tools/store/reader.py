@@ -19,6 +19,7 @@ from ..io.spill import collect_rows
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
 from ..tables import Table
+from .dataset import HubDataset
 from .manifest import EXTERNAL_FILE, require_recorded
 from .metadata import Failure, StoreInfo, read_failures, read_marker
 from .rows import ITEM_COLUMNS, Matrix, Pairs, Rows, embedding_matrix, join_tables, split_mask
@@ -40,7 +41,7 @@ SplitMoments = dict[str, Moments]
 ShardGroup = tuple[str, Sequence[int]]  # modality, and numbers of shards
 
 
-class Store:
+class Store(HubDataset):
     """A store of embeddings, opened for reading.
 
     Only finished shards are read: a shard without its done marker is ignored.

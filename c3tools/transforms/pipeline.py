@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from ..errors import TransformError
 from ..identity import ModelIdentity
+from ..io.hub import Card, HubRepository, local_folder
 from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
 from .fitting import MAX_FIT_ROWS, FitData, read_store, sigma_of_arrays, sigma_of_captions
 from .operations import Rows
-from .recipe import make_recipe, parse_config, read_recipe, write_recipe
+from .recipe import describe_steps, make_recipe, parse_config, read_recipe, recipe_card, write_recipe
 from .steps import Role, Step, order_findings
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class OrderWarning(UserWarning):
     """Warns of an order, or of a split to fit on, that no published method has, in a pipeline that is not strict."""
 
 
-class Pipeline:
+class Pipeline(HubRepository):
     """Ordered steps with roles, which are fitted on the train split and applied with numpy alone.
 
     Args:
@@ -76,12 +77,7 @@ class Pipeline:
 
         sizes = ", ".join(f"{n:,} {modality} rows" for modality, n in self.provenance.get("n", {}).items())
         origin = f"fitted on {sizes} of {ModelIdentity(self.provenance.get('model') or {})}" if sizes else "not fitted"
-        settings = [
-            ", ".join(f"{name} {value}" for name, value in step.settings.items() if value is not None)
-            for step in self.steps
-        ]
-        rows = list(zip((step.kind for step in self.steps), settings, strict=True))
-        return Table(("step", "settings"), rows, f"{self.name}: {origin}")._repr_html_()
+        return Table(("step", "settings"), describe_steps(self.steps), f"{self.name}: {origin}")._repr_html_()
 
     @property
     def fitted(self) -> bool:
@@ -339,6 +335,10 @@ class Pipeline:
             remedy="Fit the pipeline again on a store of this model.",
         )
 
+    def card(self) -> Card:
+        """Return the facts of its card on the hub."""
+        return recipe_card(self.record(), self.steps)
+
     def save(self, directory: str | Path) -> Path:
         """Write ``transform.json`` and ``transform.safetensors`` to a folder or a URL; returns it.
 
@@ -351,12 +351,12 @@ class Pipeline:
 
     @classmethod
     def load(cls, directory: str | Path) -> Pipeline:
-        """Load a saved pipeline; it is the same, bit for bit.
+        """Load a saved pipeline, from a folder or ``hf-hub:ORG/NAME``; it is the same, bit for bit.
 
         Raises:
             TransformError: if a file is missing, damaged, changed by hand, or of a newer version.
         """
-        record, steps = read_recipe(Path(directory))
+        record, steps = read_recipe(local_folder(directory))
         pipeline = cls(steps, name=record["name"], strict=record["strict"])
         pipeline.dim, pipeline.provenance = record["dim"], record["provenance"]
         return pipeline

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TransformError
+from ..io.hub import local_folder
 from .mapping import CovarianceNoise, MatchMoments, MemoryProjection, Procrustes, ReAlign, RidgeMap
 from .pipeline import Pipeline
 from .sigma import PUBLISHED_SIGMA, parse_sigma
@@ -150,7 +151,8 @@ def open_pipeline(
     """Return a pipeline as commands take it: one that is given, or that of a file or a folder, else a preset.
 
     Args:
-        pipeline: a pipeline; a folder with a fitted one; a YAML or JSON file with an unfitted one; None for a preset.
+        pipeline: a pipeline; a folder, or ``hf-hub:ORG/NAME``, with a fitted one; a YAML or JSON file with an unfitted
+            one; None for a preset.
         preset_name: a key of `PRESETS`.
         sigma: see `preset`.
         train_on: modality of the training inputs of the preset; of text and image the other one is for inference.
@@ -165,6 +167,6 @@ def open_pipeline(
         raise TransformError("sigma can only be set for a preset.", remedy=f"Set sigma in {pipeline}.")
     if isinstance(pipeline, Pipeline):
         return pipeline
-    path = Path(pipeline)
+    path = local_folder(pipeline)
     is_saved = path.is_dir() or path.name == "transform.json"
     return Pipeline.load(path) if is_saved else Pipeline.from_config(path)

@@ -23,7 +23,9 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..errors import MissingExtraError, TransformError
+from ..identity import ModelIdentity
 from ..io.files import write_atomically
+from ..io.hub import Card
 from . import mapping, steps
 from .sigma import AUTO
 from .steps import Step
@@ -68,6 +70,32 @@ def make_recipe(
     record = json.loads(json.dumps(record))  # as a reader of the JSON sees it: tuples are lists there
     record["checksum"] = checksum(record)
     return record, payload
+
+
+def describe_steps(steps: Sequence[Step]) -> list[list[str]]:
+    """Return a row for each step: its kind, and its settings in words."""
+    return [
+        [step.kind, ", ".join(f"{name} {value}" for name, value in step.settings.items() if value is not None)]
+        for step in steps
+    ]
+
+
+def recipe_card(record: Mapping[str, Any], steps: Sequence[Step]) -> Card:
+    """Return the facts of a pipeline's card on the hub, from its record and its steps."""
+    model = ModelIdentity(record["provenance"].get("model") or {})
+    facts = {
+        "encoder": model,
+        "dimensions": record["dim"],
+        **{f"fitted on {name} rows": n for name, n in record["provenance"].get("n", {}).items()},
+        **{f"step {place}": " ".join(row).strip() for place, row in enumerate(describe_steps(steps), start=1)},
+    }
+    return Card(
+        f"A fitted pipeline, `{record['name']}`, for embeddings of `{model.name}`: numpy applies it.",
+        'import c3tools\n\npipeline = c3tools.Pipeline.from_pretrained("{name}")\n'
+        'pipeline.transform(embeddings, modality="image")  # float32 (n, d)',
+        facts,
+        tags=("embeddings", "CLIP", "modality-gap"),
+    )
 
 
 def write_recipe(directory: Path, record: Mapping[str, Any], payload: bytes) -> None:

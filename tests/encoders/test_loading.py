@@ -16,6 +16,7 @@ import torch
 from c3tools.encoders import ModelName, load_encoder, models, resolve_encoder
 from c3tools.encoders.loading import weights_sha256
 from c3tools.errors import EncoderError
+from c3tools.io import hub
 from c3tools.reporter import Reporter
 
 
@@ -90,7 +91,7 @@ def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch: pytest.Mon
         raise RuntimeError("Failed to download weights\nfor tag 'openai'")
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", unreachable)
-    monkeypatch.setattr(models, "_answers", lambda address: True)
+    monkeypatch.setattr(models, "answers", lambda address: True)
     with pytest.raises(EncoderError, match=r"(?s)ViT-B-32/openai could not be loaded.*c3-mini.*local-dir:"):
         load_encoder("ViT-B-32/openai")
 
@@ -120,8 +121,8 @@ def test_a_name_look_up_that_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch)
         raise OSError
 
     monkeypatch.setattr(socket, "create_connection", hang)
-    monkeypatch.setattr(models, "_PATIENCE", 0.05)
-    assert not models._answers("https://example.org")
+    monkeypatch.setattr(hub, "_PATIENCE", 0.05)
+    assert not hub.answers("https://example.org")
     ended.set()
 
 
@@ -130,17 +131,17 @@ def test_a_server_that_takes_connections_is_there_and_so_is_one_behind_a_proxy(m
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         for proxy in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.delenv(proxy, raising=False)
-        assert models._answers(address)
-        assert not models._answers("http://127.0.0.1:1")
+        assert hub.answers(address)
+        assert not hub.answers("http://127.0.0.1:1")
         monkeypatch.setenv("HTTPS_PROXY", address)
-        assert models._answers("http://127.0.0.1:1")
+        assert hub.answers("http://127.0.0.1:1")
 
 
 def test_weights_on_this_machine_need_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def asked(address: str) -> bool:
         raise AssertionError("the server was asked")
 
-    monkeypatch.setattr(models, "_answers", asked)
+    monkeypatch.setattr(models, "answers", asked)
     monkeypatch.setattr(models, "is_local", lambda weights: True)
     models.require_weights(ModelName.parse("ViT-B-32/openai"))
     (tmp_path / "weights.pt").touch()

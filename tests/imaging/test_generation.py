@@ -4,6 +4,7 @@ import errno
 import json
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,9 +15,10 @@ from c3tools.imaging import GeneratedImages, Generator, generate
 from c3tools.imaging.generation import captions_to_show
 from c3tools.imaging.sheet import save_image
 from tests.conftest import C3
+from tests.servers import Hub
 
 from .test_training import Told
-from .worlds import write_photos
+from .worlds import FP32, write_photos
 
 STEPS = 2
 
@@ -211,3 +213,11 @@ def test_the_backend_of_the_encoder_is_asked_for(c3: C3, untrained: Generator, t
     result = c3("generate", "a dog", "--generator", tmp_path / "g", "--backend", "nonsense")
     assert result.exit_code == 1
     assert "There is no backend 'nonsense'" in result.stderr
+
+
+def test_a_generator_comes_back_from_the_hub(untrained: Generator, hub: Hub) -> None:
+    untrained.push_to_hub("me/images")
+    header = huggingface_hub.ModelCard(hub.last("models/me/images")["README.md"].decode()).data
+    assert (header.library_name, header.pipeline_tag) == ("c3tools", "text-to-image")
+    for loaded in (Generator.from_pretrained("me/images", compute=FP32), Generator.load("hf-hub:me/images", FP32)):
+        assert loaded.fingerprint() == untrained.fingerprint()
