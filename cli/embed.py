@@ -86,6 +86,9 @@ def embed(
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove the rows of images and captions that are no longer in PATH.")
     ] = False,
+    faiss: Annotated[
+        bool, typer.Option("--faiss", help="Write a FAISS index beside each shard: c3 search then needs no c3 index.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be embedded, updated and removed, and write nothing.")
     ] = False,

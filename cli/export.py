@@ -32,8 +32,8 @@ def export(
         Path | None,
         typer.Option(
             "--pipeline",
-            help="Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or hf-hub:ORG/NAME) of a "
-            "fitted one.",
+            help="Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or hf-hub:ORG/NAME) "
+            "of a fitted one.",
             show_default=False,
         ),
     ] = None,

@@ -11,7 +11,7 @@ from c3tools.errors import C3Error
 from c3tools.io.locations import location, write_all
 
 from ._console import err, message, out, reporter, write_json
-from ._options import BackendOption, DeviceOption, JsonOption, arguments, local_path, output_file
+from ._options import BackendOption, DeviceOption, JsonOption, arguments, output_file
 
 
 def search(
@@ -50,8 +50,15 @@ def search(
         ),
     ] = None,
     index: Annotated[
-        Path, typer.Option("--index", parser=local_path, metavar="PATH", help="The folder of the index.")
-    ] = Path("c3-index"),
+        Path | None,
+        typer.Option(
+            "--index",
+            parser=location,
+            metavar="PATH",
+            help="The folder of the index, or a store that c3 embed --faiss made.",
+            show_default="c3-index; if it is not there, such a store",
+        ),
+    ] = None,
     vectors: Annotated[
         bool, typer.Option("--vectors", help="Include the embeddings of the query and of the rows in --json.")
     ] = False,
@@ -85,13 +92,13 @@ def search(
     first.
     """
     options = arguments(locals(), "text", "image", "index", "html")
-    from c3tools.index import Index, contact_sheet
+    from c3tools.index import Index, contact_sheet, find_index
 
     if vectors and json is None:
         raise C3Error(
             "--vectors needs --json: embeddings are written as JSON only.", remedy="Add --json or --json FILE."
         )
-    results = Index.open(index).search(text or None, **options, image=image or None, reporter=reporter())
+    results = Index.open(find_index(index)).search(text or None, **options, image=image or None, reporter=reporter())
     if html is not None:
         write_all(html, contact_sheet(results).encode())
         message(f"Wrote {html}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, create_store, finish_store, rewrite_failures, write_failures
-from ..store.manifest import Manifest, ShardName, ShardRecord
+from ..store.manifest import lost_shards
 from ..store.metadata import INFO_FILE
 from ..store.rewriting import rewrite_shard
 from ..store.rows import keys_of
+from ..store.shard_indexes import has_indexes, load_faiss, write_indexes
 from .int8 import calibration_for, keep_int8_model
 from .plan import Plan, ShardInputs, Sources, is_within, plan_corpus
 from .shards import EmbedWork
@@ -56,6 +57,7 @@ def embed(
     retry_failed: bool = False,
     update: bool = False,
     prune: bool = False,
+    faiss: bool = False,
     dry_run: bool = False,
     follow_symlinks: bool = False,
     executor: str | Executor = "local",
@@ -80,6 +82,8 @@ def embed(
         backend, precision: see `c3tools.encoders.load_encoder`; ``auto`` uses those of the store, if it has any.
         compile: compile the model with `torch.compile`.
         dtype, shard_size, workers, batch_size, image_timeout, retry_failed, update, prune: see `embed_corpus`.
+        faiss: write a FAISS index beside each shard, which `c3tools.Index.open(store)` opens as one index (extra ``cpu``);
+            the indexes of a store that has some are always completed.
         dry_run: only find out what would be done; no model is loaded and nothing is written.
         executor, address, processes: ``local``, or ``ray`` with the address of the cluster and the number of its
             worker processes, or an open executor; see `c3tools.executors.open_executor`.
@@ -91,6 +95,7 @@ def embed(
 
     Raises:
         CorpusError: if a path is missing, or there is nothing to embed.
+        MissingExtraError: if FAISS is needed and not installed.
         EncoderError: if the model cannot be loaded.
         StoreError: if the store has embeddings of another model, or is damaged.
         OutputError: if another run is writing to it.
@@ -98,6 +103,8 @@ def embed(
     """
     if dtype not in DTYPES:
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
+    if faiss:
+        load_faiss()  # or the error comes before the work
     folder = location(store)
     corpus = read_corpus(
         paths,
@@ -156,7 +163,10 @@ def embed(
             executor=chosen,
             reporter=reporter,
         )
-    opened = Store.open(folder, incomplete=True)
+        opened = Store.open(folder, incomplete=True)
+        if faiss or has_indexes(opened):
+            with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
+                write_indexes(opened, chosen, reporter)
     opened.summary = summary
     return opened
 
@@ -211,7 +221,7 @@ def embed_corpus(
             else:
                 create_store(folder, replace(StoreInfo.load(folder), dtype=dtype))
             opened = Store.open(folder, incomplete=True)
-            lost = _lost_shards(folder, reporter)
+            lost = lost_shards(folder, reporter)
             plans = plan_corpus(
                 opened, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update, lost=lost
             )
@@ -260,18 +270,6 @@ def embed_corpus(
             if present.get((name, part)) != record
         ],
     )
-
-
-def _lost_shards(folder: Path, reporter: Reporter) -> Mapping[ShardName, ShardRecord]:
-    """Return the shards that the store's manifest records and that do not exist; tell of them."""
-    manifest = Manifest.load(folder)
-    missing = manifest.compare(folder)[0] if manifest else []
-    if missing:
-        reporter.message(
-            f"{len(missing):,} files that {folder} should contain are missing, for example {missing[0]}; their inputs "
-            "are embedded again."
-        )
-    return manifest.lost(missing) if manifest else {}
 
 
 def _is_store(folder: Path) -> bool:

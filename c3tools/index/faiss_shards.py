@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MissingExtraError, StoreError
+from ..errors import StoreError
 from ..io.files import write_atomically
 from ..reporter import counted
 from ..seeds import generator
+from ..store.shard_indexes import load_faiss
 
 Matrix = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -22,19 +23,6 @@ FLAT_ROWS = 20_000
 QUANTISED_ROWS = 2_000_000
 _TRAINING_ROWS_PER_CELL = 64
 _LEAST_ROWS_PER_CELL = 39  # below it, FAISS warns that its k-means has too few points
-
-
-def load_faiss() -> ModuleType:
-    """Return the module faiss.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
-    try:
-        import faiss
-    except ImportError:
-        raise MissingExtraError("faiss-cpu", extra="cpu", purpose="Indexing and searching") from None
-    return faiss
 
 
 def choose_factory(n: int, dim: int) -> str:

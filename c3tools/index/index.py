@@ -28,8 +28,10 @@ from ..io.locations import is_url, kind_of, location
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store
 from ..store.import_embeddings import read_rows
-from ..store.shards import ROWS
-from ..transforms import Pipeline
+from ..store.metadata import INFO_FILE
+from ..store.shard_indexes import has_indexes, indexed_shards, load_faiss, read_index
+from ..store.shards import ROWS, shard_schema
+from ..transforms import Pipeline, preset
 from . import faiss_shards
 from .faiss_shards import Indices, Matrix
 from .results import Hit, SearchResult, vector_of_key, with_vectors
@@ -37,6 +39,7 @@ from .results import Hit, SearchResult, vector_of_key, with_vectors
 INDEX_FILE = "index.json"
 ROWS_FILE = "rows.parquet"
 ANY = "any"  # a modality to search in: all of them, in one ranking
+OWN = Path("c3-index")  # where c3 index writes to
 HIT_COLUMNS = ("key", "modality", "caption", "path", "image_key")
 _PROVENANCE = ("modalities", "split", "model", "transform", "row_files", "store", "store_shards", "settings")
 
@@ -68,13 +71,18 @@ class Index:
     def open(cls, path: str | Path, *, gpu: bool = True) -> Index:
         """Open the index in the folder ``path``, on GPUs if faiss finds any and ``gpu`` is true.
 
+        A store whose shards have FAISS indexes (`c3 embed --faiss`) is opened as one exact index of its embeddings as
+        they are: nothing is centred, so each modality is best ranked by itself.
+
         Raises:
-            StoreError: if there is no index, or it is damaged.
+            StoreError: if there is no index, it is damaged, or shards of a store have no index.
             TransformError: if its pipeline is damaged.
             MissingExtraError: if faiss is not installed.
         """
+        load_faiss()
+        if kind_of(location(path) / INFO_FILE) == "file":
+            return cls._of_store(Store.open(path))
         folder = Path(path)
-        faiss_shards.load_faiss()
         try:
             record = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
             shards = faiss_shards.read_shards((folder / name for name in record["shards"]), gpu=gpu)
@@ -94,6 +102,39 @@ class Index:
                 remedy="Build it again: c3 index",
             )
         return cls(folder, record, shards, rows, Pipeline.load(folder))
+
+    @classmethod
+    def _of_store(cls, store: Store) -> Index:
+        """Return the indexes of the shards of a store as one."""
+        having, lacking = indexed_shards(store)
+        if lacking or not having:
+            raise StoreError(
+                f"{len(lacking):,} of {counted(len(lacking) + len(having), 'shard')} of the store {store.path} have no "
+                "FAISS index.",
+                remedy="Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
+            )
+        schema = pa.schema([(name, pa.string()) for name in HIT_COLUMNS])
+        tables = [schema.empty_table()]
+        for modality, part in having:
+            columns = [name for name in shard_schema(modality, store.info).names if name in HIT_COLUMNS]
+            for batch in store.batches(modality, columns, parts=[part]):
+                known = {name: batch.column(name) for name in columns}
+                known["modality"] = pa.array([modality] * len(batch), pa.string())
+                missing = pa.nulls(len(batch), pa.string())
+                tables.append(pa.table([known.get(name, missing) for name in HIT_COLUMNS], schema=schema))
+        rows = pa.concat_tables(tables)
+        record = {
+            "modalities": store.modalities,
+            "model": store.info.model,
+            "factory": "Flat",
+            "dim": store.info.dim,
+            "rows": rows.num_rows,
+            "metric": "cosine",
+            "store": "." if isinstance(store.path, Path) else str(store.path),
+            "store_shards": {name: shards_of(store, name) for name in store.modalities},
+            "settings": {"modality": None},
+        }
+        return cls(store.path, record, [read_index(store, *shard) for shard in having], rows, preset("c1"))
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}: {self.rows.num_rows:,} rows, {self.record['factory']})"
@@ -296,6 +337,17 @@ class Index:
             text = f"The index {self.path} cannot be compared with its store: {error.message}"
         if text:
             reporter.message(text)
+
+
+def find_index(folder: str | Path | None = None) -> Path:
+    """Return the folder that is given; for None ``c3-index``, or the store here if that alone has FAISS indexes."""
+    if folder is not None:
+        return location(folder)
+    if not OWN.exists():
+        place = location(os.environ.get("C3_STORE") or "c3-store")
+        if kind_of(place / INFO_FILE) == "file" and has_indexes(Store.open(place)):
+            return place
+    return OWN
 
 
 def shards_of(store: Store, modality: str, trusted: Mapping[str, str] | None = None) -> dict[str, str]:

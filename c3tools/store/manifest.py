@@ -177,6 +177,18 @@ def finish_store(store: Path) -> Manifest:
     return now
 
 
+def lost_shards(store: Path, reporter: Reporter) -> Mapping[ShardName, ShardRecord]:
+    """Return the shards that the store's manifest records and that do not exist; tell of them."""
+    manifest = Manifest.load(store)
+    missing = manifest.compare(store)[0] if manifest else []
+    if missing:
+        reporter.message(
+            f"{len(missing):,} files that {store} should contain are missing, for example {missing[0]}; their inputs "
+            "are embedded again."
+        )
+    return manifest.lost(missing) if manifest else {}
+
+
 def record_again(
     store: Path,
     shards: Iterable[ShardName] = (),

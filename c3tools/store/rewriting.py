@@ -20,7 +20,7 @@ from .metadata import CHECKSUM, Failure
 from .reader import Store
 from .rows import keys_of
 from .shards import (
-    MARKER,
+    AS_REMOVED,
     MOMENTS,
     REWRITTEN,
     ROWS,
@@ -160,7 +160,7 @@ def rewrite_shard(
     failures = [failure for failure in failures if failure.key not in drop and failure.key not in left]
     if not len(chosen) and not failures:
         record_again(store.path, removed=[(modality, part)])
-        for suffix in (MARKER, MOMENTS, ROWS):
+        for suffix in AS_REMOVED:
             remove(store.file(modality, part, suffix))
         return
     batches = rows.take(chosen).combine_chunks().to_batches()

@@ -26,9 +26,11 @@ from .rows import embedding_matrix, row_splits
 
 METADATA_KEY = b"c3"
 _MARKER = re.compile(r"(_?)part-(\d{5,9})\.json")
-_ROWS_OR_MOMENTS = re.compile(r"_?part-(\d{5,9})\.(?:parquet|moments\.safetensors)")
+_OTHER_FILE = re.compile(r"_?part-(\d{5,9})\.(?:parquet|moments\.safetensors|faiss(?:\.json)?)")
 ROW_GROUP_ROWS = 8192
 MARKER, ROWS, MOMENTS = ".json", ".parquet", ".moments.safetensors"
+FAISS, FAISS_RECORD = ".faiss", ".faiss.json"  # see `shard_indexes`; most stores have none
+AS_REMOVED = (MARKER, FAISS_RECORD, FAISS, MOMENTS, ROWS)  # without its marker a shard does not exist
 # pandas, pyarrow, Spark and others read a folder but for the files whose names begin with _ or a dot; patterns of
 # shells (cp store/image/*) leave out the dot, and would lose the files
 BESIDE_ROWS = "_"
@@ -68,14 +70,14 @@ class Shard:
 
 
 def part_path(store: Path, modality: str, index: int, suffix: str) -> Path:
-    """Return the path of one file of a shard; the suffix is `ROWS`, `MOMENTS` or `MARKER`."""
+    """Return the path of one file of a shard; the suffix is `ROWS`, `MOMENTS`, `MARKER`, …."""
     return store / part_name(modality, index, suffix)
 
 
 def part_name(modality: str, index: int, suffix: str) -> str:
     """Return the name of one file of a shard, relative to the store: ``image/part-00000.parquet``.
 
-    Those of marker and moments begin with `BESIDE_ROWS`: ``image/_part-00000.json``.
+    The others begin with `BESIDE_ROWS`: ``image/_part-00000.json``.
     """
     return f"{modality}/{'' if suffix == ROWS else BESIDE_ROWS}part-{index:05d}{suffix}"
 
@@ -98,8 +100,8 @@ def finished_parts(names: Iterable[str]) -> dict[int, bool]:
 
 
 def part_number(name: str) -> int | None:
-    """Return the number of the shard that a file's rows or moments are of, by its name; None for other files."""
-    found = _ROWS_OR_MOMENTS.fullmatch(name)
+    """Return the number of the shard that a file is of, by its name; None for done markers and files of no shard."""
+    found = _OTHER_FILE.fullmatch(name)
     return int(found[1]) if found else None
 
 

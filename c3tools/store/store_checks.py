@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,9 +19,7 @@ from ..moments import load_moments
 from .manifest import EXTERNAL_FILE, MANIFEST_FILE, Manifest, ShardName, ShardRecord
 from .metadata import FAILURES_FILE, FORMAT_VERSION, INFO_FILE, StoreInfo, read_marker
 from .reader import Store, all_parts
-from .shards import MARKER, METADATA_KEY, ROWS, early_name, finished_parts, part_name, part_path
-
-_UNFINISHED_FILE = re.compile(r"_?part-(\d{5,9})\.(parquet|moments\.safetensors)")
+from .shards import MARKER, METADATA_KEY, ROWS, early_name, finished_parts, part_name, part_number, part_path
 
 
 class Repair(StrEnum):
@@ -31,6 +28,7 @@ class Repair(StrEnum):
     NONE = "none"
     REDO = "redo"
     MOMENTS = "moments"
+    INDEX = "index"
     FAILURES = "failures"
     DESCRIPTION = "description"
     MANIFEST = "manifest"
@@ -42,7 +40,7 @@ class Finding:
 
     Attributes:
         check: which check found it: description, manifest, marker, files, checksum, schema, count, moments, values,
-            norms, keys, pairing, failures, unfinished, empty.
+            norms, faiss, keys, pairing, failures, unfinished, empty.
         where: the file, relative to the store.
         what: what is wrong with it.
         remedy: what to do.
@@ -179,7 +177,7 @@ def check_unfinished(store: Store, manifest: Manifest | None) -> Iterator[Findin
     for modality in names_in(store.path)[0]:
         finished = set(store.parts(modality))
         files = names_in(store.path / modality)[1]
-        started = {int(match[1]) for match in map(_UNFINISHED_FILE.fullmatch, files) if match}
+        started = {part for part in map(part_number, files) if part is not None}
         gaps = set() if manifest else set(range(max(finished, default=-1) + 1))
         for part in sorted((started | gaps) - finished):
             if (modality, part) not in recorded:

@@ -19,13 +19,15 @@ from .manifest import MANIFEST_FILE, ShardName, ShardRecord, finish_store, recor
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, write_failures, write_marker
 from .reader import Store
 from .shard_checks import check_shard
+from .shard_indexes import index_problem, write_index
 from .shards import (
+    AS_REMOVED,
+    FAISS,
     MARKER,
-    MOMENTS,
-    ROWS,
     add_moments,
     finish_rewriting,
     finished_parts,
+    part_name,
     part_number,
     part_path,
     rename_early_files,
@@ -147,6 +149,9 @@ def _run_checks(store: Store, result: Verification, sample: float | None, seed: 
             progress.advance()
             if marker is None:
                 continue
+            if not found and (problem := index_problem(store, modality, part, checksum=part in chosen)):
+                where, remedy = part_name(modality, part, FAISS), "Make it anew from the rows: c3 verify --repair"
+                result.findings.append(Finding("faiss", where, problem, remedy, Repair.INDEX, modality, part))
             failed.add_listed(marker["failures"])
             if not any(finding.check in _CHECKS_OF_ROWS and finding.repair is Repair.REDO for finding in found):
                 readable.setdefault(modality, []).append(part)
@@ -201,8 +206,7 @@ def repair_store(result: Verification) -> None:
         ):  # first: the markers of dropped shards say which failures go with them
             _write_failures(opened, dropped)
         for modality, part in dropped:
-            # the marker first: without it the shard does not exist, whatever happens next
-            for suffix in (MARKER, MOMENTS, ROWS):
+            for suffix in AS_REMOVED:
                 remove(opened.file(modality, part, suffix))
             result.repaired.append(f"{modality} shard {part} was removed and has to be made again")
         for name in names_in(path)[0]:
@@ -215,6 +219,9 @@ def repair_store(result: Verification) -> None:
             else:
                 _write_moments(opened, modality, part)
                 _repaired(result, f"the moments of {modality} shard {part} were computed again")
+        for modality, part in _shards_to_repair(result, Repair.INDEX):
+            write_index(opened, modality, part)
+            _repaired(result, f"the FAISS index of {modality} shard {part} was made again")
         if Repair.FAILURES in repairs:
             _repaired(
                 result,
