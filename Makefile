@@ -1,12 +1,13 @@
 # make demo  sets everything up, then runs the whole method offline on the bundled photos
 # make test  sets everything up, then runs all tests
 # make lint / make types  what .ci/run adds to the tests
+# make dist  builds wheel and sdist in dist/, checks them, and runs the wheel in a fresh environment
 # make docs  builds the documentation in build/docs; a broken link is an error
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test lint types dist docs clean
 
 $(VENV)/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -16,6 +17,7 @@ $(VENV)/.demo: pyproject.toml
 $(VENV)/.dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "autofaiss>=2.18"  # asks for numpy 1, and works with 2
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: pyproject.toml
@@ -36,6 +38,13 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+dist: $(VENV)/.dev
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python .ci/smoke.py dist/*.whl
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,34 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded_by(f"exec({code!r})") == "[]"
 
 
-def test_help_stays_within_its_budget_of_modules() -> None:
-    code = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(SystemExit): app(['--help'])"
-    shown = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\nprint(len(sys.modules))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert int(shown.stdout.splitlines()[-1]) <= 450  # 357 when this was written, with typer 0.15 and rich 14
+@pytest.mark.parametrize(
+    ("code", "budget"),
+    [
+        ("import c3tools", 15),  # 6 when this was written
+        ("import contextlib; from c3tools.cli import app\nwith contextlib.suppress(SystemExit): app(['--help'])", 370),
+        ("import c3tools; c3tools.Pipeline", 230),  # 180, most of them of numpy
+    ],
+    ids=["import", "help", "pipeline"],
+)
+def test_what_is_imported_stays_within_a_budget_of_modules(code: str, budget: int) -> None:
+    lines = f"import sys\nbefore = len(sys.modules)\n{code}\nprint(len(sys.modules) - before)"
+    shown = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    assert int(shown.stdout.splitlines()[-1]) <= budget
+
+
+def test_a_pipeline_loads_neither_torch_nor_arrow_nor_the_client_of_the_hub() -> None:
+    code = "import sys, c3tools; c3tools.Pipeline; print({'torch', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
+
+
+def test_all_places_say_the_same_version() -> None:
+    root = Path(__file__).parents[2]
+    listed = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    cited = re.search(r"^version: (.+)$", (root / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    newest = re.search(r"^## (\S+),", (root / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert [found and found[1] for found in (cited, newest)] == [listed, listed]
+    assert c3tools.__version__ == listed
 
 
 def test_photos_are_embedded_reported_and_captioned_without_torch(photos: Path, tmp_path: Path) -> None:
