@@ -106,6 +106,11 @@ class Encoder:
 
     def truncated(self, texts: Sequence[str], tokens: Tokens) -> int:
         """Return how many of n texts, whose tokens are (n, context length), were cut to the context length."""
+        whole = getattr(self._tokenizer, "tokenizer", None)
+        if callable(whole):  # of transformers: it may pad with the end token, so rows do not tell
+            texts = [self._tokenizer.clean_fn(text) for text in texts]
+            long = [text for text in texts if len(text.encode()) >= tokens.shape[1] - 2]  # a byte is a token at most
+            return sum(len(ids) > tokens.shape[1] for ids in whole(long, verbose=False)["input_ids"]) if long else 0
         full = np.flatnonzero(self._ends(tokens) == tokens.shape[1] - 1).tolist()
         encode = getattr(self._tokenizer, "encode", None)
         if encode is None:

@@ -176,6 +176,7 @@ def _create(name: ModelName, random_init: int | None) -> tuple[nn.Module, Any, A
                 pretrained=name.pretrained if random_init is None else None,
                 load_weights=random_init is None,
                 pretrained_image=False,
+                pretrained_hf=False,  # random weights of a text tower are not those that its maker trained
                 precision="fp32",
                 device="cpu",
             )
