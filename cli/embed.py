@@ -28,7 +28,7 @@ def embed(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Folders of images, image files, WebDataset tars, Parquet or Arrow tables, text files. "
+            help="Folders of images and videos, files of these, WebDataset tars, Parquet or Arrow tables, text files. "
             "{000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://.",
         ),
     ],
@@ -77,6 +77,7 @@ def embed(
     image_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that decoding one image may take; 0: no limit.")
     ] = 60.0,
+    fps: Annotated[float, typer.Option(help="Frames of a video per second. Their mean is its embedding.")] = 1.0,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again to embed the inputs that failed before.")
     ] = False,
@@ -104,7 +105,7 @@ def embed(
     processes: ProcessesOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Embed images and their captions, or texts, into a store.
+    """Embed images and videos with their captions, or texts, into a store.
 
     Captions are detected automatically for each image: captions.jsonl, metadata.jsonl or metadata.csv in the folder or
     beside it, COCO .json in the folder, or a .txt file with the name of the image. Tars and tables contain their own.

@@ -12,8 +12,10 @@ from .images import ImageItem
 from .items import IMAGE_SUFFIXES, ReadOptions, Skipped, is_utf8
 
 
-def find_images(root: Path, *, follow_symlinks: bool = False) -> tuple[list[ImageItem], list[Skipped]]:
-    """Find the image files below ``root`` (any case of suffix); hidden files are left out.
+def find_images(
+    root: Path, *, follow_symlinks: bool = False, suffixes: frozenset[str] = IMAGE_SUFFIXES
+) -> tuple[list[ImageItem], list[Skipped]]:
+    """Find the image files below ``root``, by their ``suffixes`` in any case; hidden files are left out.
 
     Links to folders are not entered (a loop would not end), and links to files outside ``root`` are skipped and
     reported, unless ``follow_symlinks``.
@@ -22,7 +24,7 @@ def find_images(root: Path, *, follow_symlinks: bool = False) -> tuple[list[Imag
         The images sorted by their path relative to ``root``, which is their key until `assign_keys`; and the files
         that are not used.
     """
-    return _find_files(root, IMAGE_SUFFIXES, follow_symlinks)
+    return _find_files(root, suffixes, follow_symlinks)
 
 
 def find_container_files(root: Path, options: ReadOptions) -> tuple[list[Path], list[Skipped]]:

@@ -1,4 +1,4 @@
-"""A corpus: its images and texts, what was left out, and the options it is read with."""
+"""A corpus: its images, videos and texts, what was left out, and the options it is read with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .images import ImageItem
 from .item_lists import ItemList, pack_image, unpack_image
+from .videos import VIDEO_SUFFIXES
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -20,7 +21,7 @@ class TextItem(NamedTuple):
     Attributes:
         key: unique in the corpus; ``<image key>#<number>`` for a caption.
         caption: the text.
-        image_key: the key of its image, or None for a text without an image.
+        image_key: the key of its image or video, or None for a text without one.
         split: as the corpus names it, or None.
     """
 
@@ -62,13 +63,14 @@ Entry = tuple[ImageItem, list[str]] | Skipped
 
 
 class Corpus:
-    """Images, texts and skipped inputs, in a fixed order.
+    """Images, videos, texts and skipped inputs, in a fixed order.
 
     Args:
         images, texts: to begin with.
 
     Attributes:
         images: those in files sorted by key, then those of tars, tables and lists in the order of these.
+        videos: those in files, sorted by key; no key is that of an image.
         texts: in the order of their images and captions.
         skipped: inputs that cannot be used, and why.
         images_without_caption: keys of images that no captions file names.
@@ -81,6 +83,7 @@ class Corpus:
 
     def __init__(self, images: Iterable[ImageItem] = (), texts: Iterable[TextItem] = ()) -> None:
         self.images = ItemList(ImageItem, images)
+        self.videos = ItemList(ImageItem)
         self.texts = ItemList(TextItem, texts)
         self.skipped = ItemList(Skipped, printable=True)
         self.images_without_caption = ItemList(str)
@@ -91,17 +94,22 @@ class Corpus:
         self.captions: str | None = None
 
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
-        """Add an image with its captions; what cannot be used is skipped, and reported."""
+        """Add an image, or a video, with its captions; what cannot be used is skipped, and reported."""
         if not is_utf8(f"{image.key}{image.path}{image.split}"):
             problem = "UnicodeError", "the key, path or split is not UTF-8"
             self.skipped.append(Skipped(repr(image.key), repr(image.path), *problem))
             return
-        self.images.append(image)
+        is_video = image.source is None and Path(image.path).suffix.lower() in VIDEO_SUFFIXES
+        (self.videos if is_video else self.images).append(image)
         before = len(self.texts)
         for number, caption in enumerate(captions):
             self.add_text(TextItem(f"{image.key}#{number}", caption, image.key, image.split), image.path)
         if len(self.texts) == before:
             self.images_without_caption.append(image.key)
+
+    def has(self, key: str) -> bool:
+        """Return whether an image or a video has this key."""
+        return self.images.has(key) or self.videos.has(key)
 
     def add_text(self, text: TextItem, path: str) -> None:
         """Add a text found at ``path`` without the white space around it; one that cannot be used is skipped."""

@@ -1,4 +1,4 @@
-"""Read the paths that a user gives as a corpus: images, their captions, and texts without an image."""
+"""Read the paths that a user gives as a corpus: images and videos, their captions, and texts without an image."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from .containers import Reader, add_containers, container_reader, find_container
 from .folders import find_container_files, find_images
 from .images import ImageItem
 from .items import IMAGE_SUFFIXES, Corpus, ReadOptions, Skipped, TextItem, is_utf8, without_suffix
+from .videos import VIDEO_SUFFIXES, require_decoder
+
+_MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 def read_corpus(
@@ -31,12 +34,13 @@ def read_corpus(
     download: bool = False,
     index_folder: str | Path | None = None,
 ) -> Corpus:
-    """Find images, captions and texts.
+    """Find images, videos, captions and texts.
 
-    A folder is searched recursively for images; their captions come from ``captions`` alone, else image by image from
-    the first source that has one: captions files in the folder, captions files beside it, .txt files with the stems
-    of the images (see `c3tools.corpus.caption_sources`). A folder without images is searched for tars and tables. A
-    file is an image, a WebDataset tar, a Parquet or Arrow table of images, a list of images (with ``image_column``),
+    A folder is searched recursively for images and videos; their captions come from ``captions`` alone, else one by one
+    from the first source that has some: captions files in the folder, captions files beside it, .txt files with the
+    stems of the images (see `c3tools.corpus.caption_sources`). A folder with neither is searched for tars and tables. A
+    file is an image, a video, a WebDataset tar, a Parquet or Arrow table of images, a list of images (with
+    ``image_column``),
     or a text file (.txt, .jsonl, .csv, .tsv, .parquet, COCO .json).
 
     Args:
@@ -57,6 +61,7 @@ def read_corpus(
 
     Raises:
         CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs claim a key.
+        MissingExtraError: if there are videos, and PyAV is not installed.
     """
     options = ReadOptions(
         captions=location(captions) if captions is not None else None,
@@ -85,7 +90,7 @@ def read_corpus(
     for root in roots:
         if kinds[root] == "folder":
             containers += _add_folder(corpus, root, options, f"{root.name}/" if folders > 1 else "")
-        elif root.suffix.lower() in IMAGE_SUFFIXES and not is_url(root):
+        elif root.suffix.lower() in _MEDIA_SUFFIXES and not is_url(root):
             image = ImageItem(root.name, str(root), None, root.stat().st_size)
             _add_images(corpus, [image], sources_of_image(corpus, image, options), "")
         else:
@@ -101,6 +106,9 @@ def read_corpus(
             else:
                 containers.append((root, read))
     corpus.images.sort()
+    corpus.videos.sort()
+    if corpus.videos:
+        require_decoder()
     add_containers(corpus, containers, options)
     _check(corpus, roots, options.captions)
     return corpus
@@ -118,7 +126,11 @@ def assign_keys(names: list[str]) -> list[str]:
 
 def _add_folder(corpus: Corpus, root: Path, options: ReadOptions, prefix: str) -> list[tuple[Path, Reader]]:
     """Add the images of a folder; return the containers of one that has no images."""
-    images, skipped = ([], []) if is_url(root) else find_images(root, follow_symlinks=options.follow_symlinks)
+    images, skipped = (
+        ([], [])
+        if is_url(root)
+        else find_images(root, follow_symlinks=options.follow_symlinks, suffixes=_MEDIA_SUFFIXES)
+    )
     corpus.skipped += skipped
     if not images:
         paths, not_files = find_container_files(root, options)
@@ -175,20 +187,20 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
 
 
 def _check(corpus: Corpus, roots: Sequence[Path], given: Path | None) -> None:
-    if not corpus.images and not corpus.texts:
+    if not corpus.images and not corpus.videos and not corpus.texts:
         places = ", ".join(str(root) for root in roots)
         reason = (
             f" The first of {counted(len(corpus.skipped), 'reason')}: {corpus.skipped[0].message}"
             if corpus.skipped
             else ""
         )
-        raise CorpusError(f"There is nothing to embed in {places}: no images and no texts.{reason}")
+        raise CorpusError(f"There is nothing to embed in {places}: no images, videos or texts.{reason}")
     if given is not None and corpus.images and len(corpus.images_without_caption) == len(corpus.images):
         raise CorpusError(
             f"{given} has no caption for any of the {len(corpus.images):,} images.",
             remedy="File names in it are looked up in the folder of the captions file, then in its subfolder images/.",
         )
-    for kind, items in (("images", corpus.images), ("texts", corpus.texts)):
+    for kind, items in (("images", corpus.images), ("videos", corpus.videos), ("texts", corpus.texts)):
         double = items.repeated_key()
         if double is not None:
             raise CorpusError(

@@ -255,7 +255,7 @@ def _decode(
                 array, own_width, own_height = preprocess.load(io.BytesIO(content))
             pixels[len(rows)] = array
         except Exception as error:  # a decoder may raise anything on a damaged file; no file may stop the others
-            failures.append(_failure(item, stage, error, empty=stage == "decode" and not content))
+            failures.append(failure_of(item, stage, error, empty=stage == "decode" and not content))
             continue
         size = {"width": own_width, "height": own_height, "size": len(content)}
         rows.append({"key": item.key, "path": item.path, **size, "split": item.split})
@@ -263,7 +263,8 @@ def _decode(
     return PixelBatch(shard, rows, pixels[:0], failures, last, reading, decoding)
 
 
-def _failure(item: ImageItem, stage: str, error: Exception, *, empty: bool) -> Failure:
+def failure_of(item: ImageItem, stage: str, error: Exception, *, empty: bool = False) -> Failure:
+    """Return the record of an image, or a video, that could not be read or decoded."""
     if isinstance(error, UnidentifiedImageError):
         message = "empty file" if empty else "not an image in a format that Pillow can read"
     else:

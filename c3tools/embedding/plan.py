@@ -25,10 +25,15 @@ from ..corpus import Corpus, ImageItem, ItemList, TextItem
 from ..io.locations import is_url
 from ..store import Failure, Store
 from ..store.manifest import ShardName, ShardRecord
-from .summary import ModalitySummary
+from .summary import EmbedSummary, ModalitySummary
 
 Item = TypeVar("Item", ImageItem, TextItem)
-_COLUMNS = {"image": ["key", "path", "size", "split"], "text": ["key", "caption", "image_key", "split"]}
+_FILE_COLUMNS = ["key", "path", "size", "split"]
+_COLUMNS = {
+    "image": _FILE_COLUMNS,
+    "video": _FILE_COLUMNS,
+    "text": ["key", "caption", "image_key", "split"],
+}
 _TEXT_KEY = re.compile(r"(.*):\d+(#\d+)?")  # of a text without an image: the stem of its file, and its line
 
 
@@ -109,7 +114,7 @@ def plan_corpus(
 
     Args:
         store: the store.
-        corpus: images and texts.
+        corpus: images, videos and texts.
         shard_size: inputs per new shard.
         retry_failed: plan what failed before, too.
         update: plan what failed before and was written since, too.
@@ -123,12 +128,34 @@ def plan_corpus(
         "sources": Sources(corpus),
     }
     plans: dict[str, Plan[Any]] = {}
-    for modality, items in (("image", corpus.images), ("text", corpus.texts)):
+    for modality, items in (("image", corpus.images), ("video", corpus.videos), ("text", corpus.texts)):
         if items or store.parts(modality):
-            plans[modality] = plan_shards(store, modality, items, **options)
-            if modality == "image":
-                options["images"] = plans["image"]
+            captioned = list(plans.values()) if modality == "text" else []
+            plans[modality] = plan_shards(store, modality, items, captioned=captioned, **options)
     return plans
+
+
+def summarize_plan(
+    store: Store, corpus: Corpus, shard_size: int, retry_failed: bool, *, update: bool, prune: bool
+) -> EmbedSummary:
+    """Return the summary of a run that is only planned."""
+    plans = plan_corpus(store, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update)
+    for plan in plans.values():
+        plan.summary.to_embed = plan.shards.inputs
+        plan.summary.to_update = len(plan.summary.changed) if update else 0
+        plan.summary.to_remove = len(plan.summary.gone) if prune else 0
+    return EmbedSummary(
+        store=str(store.path),
+        model=store.info.model,
+        precision=store.info.precision,
+        backend=store.info.backend,
+        modalities={name: plan.summary for name, plan in plans.items() if plan.inputs or plan.summary.gone},
+        images_without_caption=corpus.images_without_caption,
+        captions_without_image=corpus.captions_without_image,
+        skipped=len(corpus.skipped),
+        failures_in_store=len(store.recorded_failures()),
+        dry_run=True,
+    )
 
 
 def plan_shards(
@@ -141,7 +168,7 @@ def plan_shards(
     update: bool = False,
     lost: Mapping[ShardName, ShardRecord] | None = None,
     sources: Sources | None = None,
-    images: Plan[ImageItem] | None = None,
+    captioned: Sequence[Plan[ImageItem]] = (),
 ) -> Plan[Item]:
     """Compare the items of one modality with those in the store, and divide the others into shards.
 
@@ -149,11 +176,11 @@ def plan_shards(
 
     Args:
         store: the store.
-        modality: ``image`` or ``text``.
+        modality: ``image``, ``video`` or ``text``.
         items: all of the corpus.
         shard_size, retry_failed, update, lost: see `plan_corpus`.
         sources: the paths of the corpus; without them no input counts as removed.
-        images: the plan of the images, for texts.
+        captioned: for texts, the plans of images and of videos.
     """
     changed = items.like()
     changed_spans: list[tuple[int, int, int]] = []
@@ -161,8 +188,8 @@ def plan_shards(
     plan = Plan(len(items), none, none)
     summary = plan.summary
     summary.changed = changed_keys = ItemList(str)
-    foreign = images.from_elsewhere if images and images.from_elsewhere else None
-    gone_images = images.gone_keys if images and images.gone_keys else None
+    foreign = [images.from_elsewhere for images in captioned if images.from_elsewhere]
+    gone_images = [images.gone_keys for images in captioned if images.gone_keys]
     left_out = bytearray(len(items))
     failed: dict[int, float | None] = {}  # by position; when their shard was begun
     for part in store.parts(modality):
@@ -172,7 +199,7 @@ def plan_shards(
         failed |= {found[0]: began for found in items.find(failures) if found is not None}
         first, gone = len(changed), []
         for row, found in _match(store, modality, part, items):
-            of_foreign = foreign is not None and foreign.has(row.get("image_key"))
+            of_foreign = any(keys.has(row.get("image_key")) for keys in foreign)
             if found is not None:
                 position, item = found
                 left_out[position] = 1
@@ -279,21 +306,21 @@ class Sources:
         self._roots = [_absolute(source).rstrip("/") for source in corpus.sources]
         self._corpus = corpus
 
-    def has_lost(self, row: Mapping[str, Any], gone_images: ItemList[str] | None) -> bool:
+    def has_lost(self, row: Mapping[str, Any], gone_images: Sequence[ItemList[str]]) -> bool:
         """Return True if the source of a row, whose key is not in the corpus, no longer exists."""
         if "path" in row:
             return self._was_below(row["path"])
         image = row["image_key"]
         if image is not None:
-            if (gone_images is not None and gone_images.has(image)) or self._corpus.texts.has(image, "image_key"):
+            if any(keys.has(image) for keys in gone_images) or self._corpus.texts.has(image, "image_key"):
                 return True
-            return self._captions_were_detected and self._corpus.images.has(image)
+            return self._captions_were_detected and self._corpus.has(image)
         match = _TEXT_KEY.fullmatch(row["key"])
         return match is not None and match[1] in self._files
 
     def has_lost_failure(self, failure: Failure) -> bool:
         """Return True if the source of an input that failed no longer exists."""
-        return not self._corpus.images.has(failure.key) and self._was_below(failure.path)
+        return not self._corpus.has(failure.key) and self._was_below(failure.path)
 
     @cached_property
     def _captions_were_detected(self) -> bool:

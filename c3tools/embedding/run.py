@@ -11,7 +11,7 @@ from typing import Any
 from ..corpus import Corpus, read_corpus
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
-from ..errors import StoreError, UnreachableError, telling_what_is_kept
+from ..errors import CorpusError, StoreError, UnreachableError, telling_what_is_kept
 from ..executors import Executor, LocalExecutor, open_executor
 from ..io.files import remove_leftovers
 from ..io.locations import kind_of, location
@@ -24,7 +24,7 @@ from ..store.rewriting import rewrite_shard
 from ..store.rows import keys_of
 from ..store.shard_indexes import has_indexes, load_faiss, write_indexes
 from .int8 import calibration_for, keep_int8_model
-from .plan import Plan, ShardInputs, Sources, is_within, plan_corpus
+from .plan import Plan, ShardInputs, Sources, is_within, plan_corpus, summarize_plan
 from .shards import EmbedWork
 from .summary import EmbedSummary, ModalitySummary
 
@@ -54,6 +54,7 @@ def embed(
     workers: int | None = None,
     batch_size: int | None = None,
     image_timeout: float = 60.0,
+    fps: float = 1.0,
     retry_failed: bool = False,
     update: bool = False,
     prune: bool = False,
@@ -66,12 +67,13 @@ def embed(
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
 ) -> Store:
-    """Embed images and their captions, or texts, into a store, as `c3 embed` does.
+    """Embed images and videos with their captions, or texts, into a store, as `c3 embed` does.
 
     Inputs that are already in the store are kept, so the same call continues an interrupted run.
 
     Args:
-        paths: folders of images, images, tars, tables and text files; see `c3tools.corpus.read_corpus`.
+        paths: folders of images and videos, files of these, tars, tables and text files; see
+            `c3tools.corpus.read_corpus`.
         store: the folder or URL of the store; created if it does not exist.
         captions, text_column, image_column, key_column, images_root, prefix_keys, download, follow_symlinks: see
             `c3tools.corpus.read_corpus`.
@@ -81,9 +83,9 @@ def embed(
             all GPUs, else the fastest device.
         backend, precision: see `c3tools.encoders.load_encoder`; ``auto`` uses those of the store, if it has any.
         compile: compile the model with `torch.compile`.
-        dtype, shard_size, workers, batch_size, image_timeout, retry_failed, update, prune: see `embed_corpus`.
-        faiss: write a FAISS index beside each shard, which `c3tools.Index.open(store)` opens as one index (extra ``cpu``);
-            the indexes of a store that has some are always completed.
+        dtype, shard_size, workers, batch_size, image_timeout, fps, retry_failed, update, prune: see `embed_corpus`.
+        faiss: write a FAISS index beside each shard (extra ``cpu``), for `c3tools.Index.open`; the indexes of a store
+            that has some are always completed.
         dry_run: only find out what would be done; no model is loaded and nothing is written.
         executor, address, processes: ``local``, or ``ray`` with the address of the cluster and the number of its
             worker processes, or an open executor; see `c3tools.executors.open_executor`.
@@ -103,6 +105,8 @@ def embed(
     """
     if dtype not in DTYPES:
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
+    if fps <= 0:
+        raise CorpusError(f"--fps is {fps:g}; it is a number of frames per second.", remedy="For example: --fps 1")
     if faiss:
         load_faiss()  # or the error comes before the work
     folder = location(store)
@@ -118,12 +122,13 @@ def embed(
         download=download,
         index_folder=None if dry_run else folder / INDEX_FOLDER,
     )
-    reporter.message(f"Found {counted(len(corpus.images), 'image')} and {counted(len(corpus.texts), 'text')}.")
+    videos = f", {counted(len(corpus.videos), 'video')}" if corpus.videos else ""
+    reporter.message(f"Found {counted(len(corpus.images), 'image')}{videos} and {counted(len(corpus.texts), 'text')}.")
     for note in corpus.notes:
         reporter.message(note)
     if dry_run:
         planned = Store.open(folder, incomplete=True)
-        planned.summary = _planned(planned, corpus, shard_size, retry_failed, update=update, prune=prune)
+        planned.summary = summarize_plan(planned, corpus, shard_size, retry_failed, update=update, prune=prune)
         return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
@@ -157,6 +162,7 @@ def embed(
             workers=workers,
             batch_size=batch_size,
             image_timeout=image_timeout,
+            fps=fps,
             retry_failed=retry_failed,
             update=update,
             prune=prune,
@@ -181,6 +187,7 @@ def embed_corpus(
     workers: int | None = None,
     batch_size: int | None = None,
     image_timeout: float = 60.0,
+    fps: float = 1.0,
     retry_failed: bool = False,
     update: bool = False,
     prune: bool = False,
@@ -192,7 +199,7 @@ def embed_corpus(
     Changed and removed inputs are counted; see `plan` for how they are found.
 
     Args:
-        corpus: images and texts.
+        corpus: images, videos and texts.
         store: the folder or URL of the store; created if it does not exist.
         encoder: the contrastive model, or a function that loads it, called only if there is something to embed.
         dtype: ``float16`` or ``float32``, for storage.
@@ -230,7 +237,7 @@ def embed_corpus(
             ):
                 encoder = _loaded_for(folder, encoder, dtype)
             works = {
-                modality: EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout, began=began)
+                modality: EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout, fps, began=began)
                 for modality in plans
                 if isinstance(encoder, Encoder)
             }
@@ -292,29 +299,6 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
     keep_int8_model(folder, encoder)
     create_store(folder, info)
     return encoder
-
-
-def _planned(
-    store: Store, corpus: Corpus, shard_size: int, retry_failed: bool, *, update: bool, prune: bool
-) -> EmbedSummary:
-    """Return the summary of a run that is only planned."""
-    plans = plan_corpus(store, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update)
-    for plan in plans.values():
-        plan.summary.to_embed = plan.shards.inputs
-        plan.summary.to_update = len(plan.summary.changed) if update else 0
-        plan.summary.to_remove = len(plan.summary.gone) if prune else 0
-    return EmbedSummary(
-        store=str(store.path),
-        model=store.info.model,
-        precision=store.info.precision,
-        backend=store.info.backend,
-        modalities={name: plan.summary for name, plan in plans.items() if plan.inputs or plan.summary.gone},
-        images_without_caption=corpus.images_without_caption,
-        captions_without_image=corpus.captions_without_image,
-        skipped=len(corpus.skipped),
-        failures_in_store=len(store.recorded_failures()),
-        dry_run=True,
-    )
 
 
 def _rewrite_shards(
@@ -391,7 +375,7 @@ def _roll_up_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> l
                 rewrite_failures(store.path, modality, part, left)
     read_now = set(corpus.containers)
     before = [f for f in recorded if f.stage == "list" and not is_within(f.path, read_now) and not has_gone(f)]
-    before = [f for f in before if not corpus.images.has(f.path, "path")]
+    before = [f for f in before if not corpus.images.has(f.path, "path") and not corpus.videos.has(f.path, "path")]
     unique = {(f.stage, f.key): f for f in [*before, *skipped, *store.failures()] if f.key not in embedded}
     failures = [unique[name] for name in sorted(unique)]
     write_failures(store.path, failures)

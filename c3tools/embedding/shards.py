@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..corpus import ImageItem, TextItem
+from ..corpus.videos import read_frames
 from ..devices import limit_threads
 from ..encoders import Calibration, Encoder, resolve_encoder
 from ..encoders.backends import Matrix, Pending
@@ -24,7 +25,7 @@ from ..store import Failure, Shard, Store, write_shard
 from ..store.rewriting import intact_shard, rewrite_shard
 from ..store.rows import keys_of
 from .int8 import MODEL_FOLDER
-from .loader import PixelBatch, pixel_batches
+from .loader import PixelBatch, failure_of, pixel_batches
 from .summary import ModalitySummary, no_seconds
 
 _MOST_WORKERS = 16
@@ -39,9 +40,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
 
     Args:
         store: the store to write to, which already exists.
-        modality: ``image`` or ``text``.
+        modality: ``image``, ``video`` or ``text``.
         encoder: is used in this process; others load the same model, once each.
-        workers, batch_size, image_timeout: see `c3tools.embedding.embed_corpus`.
+        workers, batch_size, image_timeout, fps: see `c3tools.embedding.embed_corpus`.
         began: seconds since 1970 when the run began, which the markers keep: images written later have changed.
 
     Attributes:
@@ -57,6 +58,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         workers: int | None = None,
         batch_size: int | None = None,
         image_timeout: float = 60.0,
+        fps: float = 1.0,
         *,
         began: float | None = None,
     ) -> None:
@@ -66,7 +68,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         self.compared: set[int] = set()
         self._began = began
         self._encoder: Encoder | None = encoder
-        self._workers, self._batch_size, self._image_timeout = workers, batch_size, image_timeout
+        self._workers, self._batch_size, self._image_timeout, self._fps = workers, batch_size, image_timeout, fps
         self._cores: int | None = None
         self._identity = json.dumps(encoder.identity)
         self._backend, self._precision = encoder.backend.name, encoder.compute.precision
@@ -106,7 +108,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         Raises:
             StoreError: if a shard cannot be written.
         """
-        return (self._embed_images if self.modality == "image" else self._embed_texts)(tasks, report)
+        embed = {"image": self._embed_images, "video": self._embed_videos, "text": self._embed_texts}[self.modality]
+        return embed(tasks, report)
 
     def finished(self, task: ShardTask, report: Report) -> ModalitySummary | None:
         """Return the summary of a shard that is finished and contains the inputs of the task, else None."""
@@ -180,6 +183,55 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             if summary is not None:
                 yield summary
+
+    def _embed_videos(self, shards: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
+        for number, items in shards:
+            start, seconds = time.perf_counter(), no_seconds()
+            rows: list[dict[str, Any]] = []
+            means: list[Matrix] = []
+            failures: list[Failure] = []
+            for item in items:
+                try:
+                    mean, row = self._embed_video(item, seconds)
+                except Exception as error:  # a decoder may raise anything on a damaged file, as for images
+                    failures.append(failure_of(item, "decode", error))
+                    report(1, 1)
+                    continue
+                means.append(mean)
+                rows.append(row)
+                report(1, 0)
+            matrix = np.stack(means) if means else np.zeros((0, self._loaded().dim), np.float32)
+            columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
+            written = time.perf_counter()
+            timings = {"decoding": seconds["decoding"], "total": written - start}
+            self._write(Shard("video", number, matrix, columns, failures, timings))
+            seconds["writing"] = time.perf_counter() - written
+            yield ModalitySummary(embedded=len(rows), failed=len(failures), seconds=seconds)
+
+    def _embed_video(self, item: ImageItem, seconds: dict[str, float]) -> tuple[Matrix, dict[str, Any]]:
+        """Return the mean of the embeddings of a video's frames, at unit length (d,), and its other columns."""
+        encoder = self._loaded()
+        frames = read_frames(item.path, self._fps, self._image_timeout or None)
+        total, count, last = np.zeros(encoder.dim), 0, 0.0
+        width = height = 0
+        while True:
+            start = time.perf_counter()
+            pixels = []
+            for at, image in islice(frames, self._batch_size or encoder.batch_size("image")):
+                last, (width, height) = at, image.size
+                pixels.append(encoder.pixels(image))
+            decoded = time.perf_counter()
+            seconds["decoding"] += decoded - start
+            if not pixels:
+                break
+            total += encoder.encode_pixels(np.stack(pixels)).sum(axis=0, dtype=np.float64)
+            count += len(pixels)
+            seconds["encoding"] += time.perf_counter() - decoded
+        norm = np.linalg.norm(total)
+        if not norm > 0:
+            raise ValueError("the embeddings of its frames cancel out")
+        columns = {"key": item.key, "path": item.path, "width": width, "height": height, "size": item.size}
+        return (total / norm).astype(np.float32), {**columns, "frames": count, "duration": last, "split": item.split}
 
     def _embed_texts(self, shards: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
         encoder = self._loaded()

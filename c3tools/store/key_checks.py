@@ -80,13 +80,13 @@ def check_keys(
                 yield _bad_keys(store, modality, part, f"its keys cannot be read ({error})")
         yield from _report_repeated(store, modality, numbers, keys[modality].repeated())
     for modality, numbers in parts.items():
-        candidates = [keys["image"]] if columns[modality] == "image_key" and "image" in keys else []
+        candidates = [keys[name] for name in ("image", "video") if columns[modality] == "image_key" and name in keys]
         if columns[modality] == "pair_key":
             candidates = [hashes for name, hashes in keys.items() if name != modality]
         if candidates:
             missing = items[modality].missing_from(*candidates, failed)
             yield from _report_unpaired(store, modality, numbers, missing)
-    if not finished and "text" in parts and "image" not in parts and len(items["text"]):
+    if not finished and "text" in parts and not {"image", "video"} & parts.keys() and len(items["text"]):
         what = (
             "its texts name images, but it has no image rows: either only texts were embedded, or the images are lost"
         )

@@ -43,6 +43,15 @@ _COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("size", pa.int64()),
         ("split", pa.string()),
     ],
+    "video": [
+        ("path", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("size", pa.int64()),
+        ("frames", pa.int32()),
+        ("duration", pa.float32()),
+        ("split", pa.string()),
+    ],
     "text": [("caption", pa.string()), ("image_key", pa.string()), ("split", pa.string())],
 }
 _OTHER_COLUMNS = [("pair_key", pa.string()), ("split", pa.string())]
@@ -128,7 +137,7 @@ def rename_early_files(store: Path, modality: str) -> None:
 def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
     """Return the Arrow schema of a shard: key, embedding, and the columns of the modality.
 
-    Modalities other than ``image`` and ``text`` have ``pair_key`` (the key of the row's item) and ``split``.
+    Modalities other than ``image``, ``video`` and ``text`` have ``pair_key`` (the key of the row's item) and ``split``.
     """
     value_type = pa.float16() if info.dtype == "float16" else pa.float32()
     fields = [
