@@ -25,14 +25,15 @@ from ..errors import StoreError
 from ..io.files import write_atomically, write_json_atomically
 from ..io.hub import Card, HubRepository
 from ..io.outputs import Output, replacing
+from ..io.parquet import read_parquet
 from ..moments import Moments, load_counts, save_moments
 from .manifest import finish_store
 from .metadata import INFO_FILE, StoreInfo, write_failures
 from .rows import row_splits
-from .shards import check_schema, create_store, parquet_writer, shard_schema, write_batches
+from .shards import ROW_GROUP_ROWS, check_schema, create_store, parquet_writer, shard_schema, write_batches
 
 _DATA, _MOMENTS = "data", "moments"
-_FILE_BYTES = 2**29  # of embeddings, before they are packed
+_FILE_BYTES = 2**28  # of embeddings, before they are packed; a file is read whole
 _DATA_FILE = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
 
 
@@ -143,7 +144,7 @@ class HubDataset(HubRepository):
         info = StoreInfo.load(folder)
         with replacing(target, keep=False) as new:
             create_store(new, info)
-            for modality in sorted(path.name for path in (folder / _DATA).iterdir()):
+            for modality in sorted(path.name for path in (folder / _DATA).glob("[!._]*/")):
                 for part, file in enumerate(_files_of(folder, modality)):
                     write_batches(new, info, modality, part, _read(file, modality, info))
                 _check_count(folder, modality, info)
@@ -230,9 +231,10 @@ def _files_of(folder: Path, modality: str) -> list[Path]:
 
 def _read(path: Path, modality: str, info: StoreInfo) -> Iterator[pa.RecordBatch]:
     try:
-        with pq.ParquetFile(path) as file:
-            check_schema(file.schema_arrow, modality, info, ())
-            yield from file.iter_batches(batch_size=8192)
+        table = read_parquet(path)
+        check_schema(table.schema, modality, info, ())
+        table.validate(full=True)  # text that is not UTF-8 would fail later
+        yield from table.to_batches(ROW_GROUP_ROWS)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise StoreError(f"{path} cannot be read ({error}).", remedy="Fetch the data set again.") from error
 
