@@ -235,13 +235,13 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             self._answer({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]})
         elif found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/commit/.+", path):
             name = f"{found[1]}/{found[2]}"
-            files = dict(self.hub.last(name))
+            content = dict(self.hub.last(name))
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
-                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                    content[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 elif line["key"] == "deletedFile":
-                    del files[line["value"]["path"]]
-            self.hub.files[name].append(files)
+                    del content[line["value"]["path"]]
+            self.hub.files[name].append(content)
             oid = _sha(self.hub.files[name])
             address = f"{self.hub.endpoint}/{name.removeprefix('models/')}/commit/{oid}"
             self._answer({"success": True, "commitOid": oid, "commitUrl": address, "hookOutput": ""})

@@ -96,7 +96,7 @@ def test_a_store_of_one_kind_takes_no_embeddings_of_another(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.txt").write_text("a dog\na red bus\n")
     options = {"backend": "torch", "precision": "fp32"}
-    first = embed("texts.txt", "store", model=other_model(tmp_path / "a", "siglip"), **options)  # type: ignore[arg-type]
+    first = embed("texts.txt", "store", model=other_model(tmp_path / "a", "siglip"), **options)
     assert isinstance(first, Store)
     with pytest.raises(StoreError, match="cannot be mixed"):
-        embed("texts.txt", "store", model=other_model(tmp_path / "b", "mobileclip"), **options)  # type: ignore[arg-type]
+        embed("texts.txt", "store", model=other_model(tmp_path / "b", "mobileclip"), **options)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -217,7 +218,7 @@ def test_the_backend_of_the_encoder_is_asked_for(c3: C3, untrained: Generator, t
 
 def test_a_generator_comes_back_from_the_hub(untrained: Generator, hub: Hub) -> None:
     untrained.push_to_hub("me/images")
-    header = huggingface_hub.ModelCard(hub.last("models/me/images")["README.md"].decode()).data
+    header: Any = huggingface_hub.ModelCard(hub.last("models/me/images")["README.md"].decode()).data
     assert (header.library_name, header.pipeline_tag) == ("c3tools", "text-to-image")
     for loaded in (Generator.from_pretrained("me/images", compute=FP32), Generator.load("hf-hub:me/images", FP32)):
         assert loaded.fingerprint() == untrained.fingerprint()
