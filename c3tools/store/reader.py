@@ -42,9 +42,7 @@ ShardGroup = tuple[str, Sequence[int]]  # modality, and numbers of shards
 
 
 class Store(HubDataset):
-    """A store of embeddings, opened for reading.
-
-    Only finished shards are read: a shard without its done marker is ignored.
+    """A store of embeddings, opened for reading; shards without their done marker are ignored.
 
     Attributes:
         path: the folder, or a path-like object for a URL.
