@@ -142,7 +142,7 @@ class TestErrors:
             CorpusError, match=r"no column 'img'; its columns are: picture, words.\nChoose .*--image-column"
         ):
             read_corpus([path], image_column="img")
-        with pytest.raises(CorpusError, match="columns are: picture, words"):
+        with pytest.raises(CorpusError, match="columns: picture, words"):
             read_corpus([tmp_path])
 
     def test_one_table_of_many_without_images_stops_nobody(self, tmp_path: Path) -> None:
