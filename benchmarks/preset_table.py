@@ -1,12 +1,12 @@
 """Every preset on the 500 real CLIP pairs, and the page docs/reference/presets.md.
 
-    python benchmarks/preset_table.py                    # prints the table
-    python benchmarks/preset_table.py --write            # and writes docs/reference/presets.md
+    python benchmarks/preset_table.py FOLDER             # prints the table
+    python benchmarks/preset_table.py FOLDER --write     # and writes docs/reference/presets.md
 
-The pairs are image and caption embeddings of COCO val2017 by OpenAI's CLIP ViT-B/16 (512 dimensions), imported from
-`../shared/data/clip_embeddings/coco_val2017_vitb16_500` or from --folder with image.npy and text.npy. In each of 20
-splits one half fits the pipeline (means, maps, memories) and the other half is measured as inference inputs, so no
-pair is both fitted on and scored; the table gives mean ± standard deviation over the splits.
+FOLDER contains image.npy and text.npy, paired rows: 500 image and caption embeddings of COCO val2017 by OpenAI's CLIP
+ViT-B/16 (512 dimensions). In each of 20 splits one half fits the pipeline (means, maps, memories) and the other half is
+measured as inference inputs, so no pair is both fitted on and scored; the table gives mean ± standard deviation over
+the splits.
 
 Costs about a minute on 2 cores. It should print a gap near 0.85 for c1, and near what chance gives for c2-collapse.
 """
@@ -24,7 +24,6 @@ from c3tools.seeds import generator
 from c3tools.transforms import PRESETS, preset
 
 HERE = Path(__file__).resolve().parent.parent
-FOLDER = HERE.parent / "shared" / "data" / "clip_embeddings" / "coco_val2017_vitb16_500"
 PAGE = HERE / "docs" / "reference" / "presets.md"
 
 
@@ -116,7 +115,7 @@ def page(lines: list[str], splits: int) -> str:
     listing = [f"| `{name}` | {entry.summary} | {entry.source} |" for name, entry in PRESETS.items()]
     sections = [
         "# Presets",
-        "Made by `python benchmarks/preset_table.py --write`; change the script, not this page.",
+        "Made by `python benchmarks/preset_table.py FOLDER --write`; change the script, not this page.",
         PROSE["intro"],
         "\n".join(["| preset | embedding | source |", "|---|---|---|", *listing]),
         "## On real CLIP pairs",
@@ -130,7 +129,7 @@ def page(lines: list[str], splits: int) -> str:
 def main() -> None:
     """Print the table; write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder with image.npy and text.npy, paired rows")
+    parser.add_argument("folder", type=Path, help="folder with image.npy and text.npy, paired rows")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(HERE)}")
     arguments = parser.parse_args()

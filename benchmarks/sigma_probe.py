@@ -1,14 +1,14 @@
 """Find the sigma that suits real CLIP embeddings: a classifier of caption words, trained on texts, tested on images.
 
-    python benchmarks/sigma_probe.py                                    # the 500 pairs of ViT-B/16
-    python benchmarks/sigma_probe.py --folder .../flickr8k_vitb32_combined
+    python benchmarks/sigma_probe.py FOLDER
 
+FOLDER contains image.npy, text.npy and meta.jsonl: embeddings of images and of their captions, such as the 500 pairs of
+CLIP ViT-B/16 in docs/results/sigma.md.
 Training a decoder needs more captions than come with these embeddings; whether a word is in a caption can be learned
 from few. For each frequent word a logistic classifier is trained on the text embeddings of one half of the items, with
 Collapse (C3) or without (C2_2) and with fresh noise of sigma in every step, and ranks the images of the other half
 (without noise); a word's score is its average precision, an image counting as positive if one of its captions has the
-word. Mean over words, mean ± standard deviation over random halves. Reads `../shared/data/clip_embeddings` beside the
-repository, or --folder with image.npy, text.npy and meta.jsonl. Costs about 3 minutes on 2 cores; it should print a
+word. Mean over words, mean ± standard deviation over random halves. Costs about 3 minutes on 2 cores; it should print a
 table by sigma, the three candidate rules on the training half, and how far each stays below the best.
 """
 
@@ -28,7 +28,6 @@ from c3tools.metrics.tokenizer import tokenize
 from c3tools.seeds import generator
 from c3tools.transforms.sigma import PUBLISHED_SIGMA
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "clip_embeddings"
 _STOP = "a an the of in on at with and is are to his her its it by for from up out as that this two one"
 STOP = frozenset(_STOP.split())
 
@@ -36,7 +35,7 @@ STOP = frozenset(_STOP.split())
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=DATA / "coco_val2017_vitb16_500")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--sigmas", default="0,0.02,0.03,0.045,0.06,0.08,0.1,0.1265,0.16,0.2,0.3")
     parser.add_argument("--splits", type=int, default=10, help="random halves")
     parser.add_argument("--words", type=int, default=60, help="the most frequent ones")
