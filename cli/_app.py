@@ -72,6 +72,10 @@ class FriendlyGroup(TyperGroup):
             err.print(f"[bold red]Error:[/] {escape(str(error))}")
             err.print("Check the path, its permissions and the free disk space, then run the same command again.")
             raise typer.Exit(1) from error
+        except MemoryError as error:
+            err.print("[bold red]Error:[/] There is not enough memory for this.")
+            err.print("What was finished is kept. Give smaller files, or use a machine with more memory.")
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             kept = getattr(interrupt, "__notes__", ["No output of this run was kept."])
             terminated = isinstance(interrupt, _TerminatedError)

@@ -199,7 +199,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path, monkey
     np.savez_compressed(tmp_path / "x.npz", embedding=np.zeros((1000, 1024), np.float32))
     assert (tmp_path / "x.npz").stat().st_size < 1 << 14
     assert read_vectors(tmp_path / "x.npz").vectors.shape == (1000, 1024)
-    monkeypatch.setattr("c3tools.io.files._ANY_SIZE", 1 << 20)
+    monkeypatch.setattr("c3tools.io.limits._ANY_SIZE", 1 << 20)
     with pytest.raises(C3Error, match=r"would unpack from .* to 4,096"):
         read_vectors(tmp_path / "x.npz")
 

@@ -12,7 +12,6 @@ Saved as a folder, without any pickle:
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..assets.paths import C3_MINI_CAPTIONER
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError
 from ..identity import ModelIdentity
-from ..io.files import sha256_of, write_json_atomically
+from ..io.files import read_json, sha256_of, write_json_atomically
 from ..io.float16 import to_float16, to_float32
 from ..io.hub import Card, HubRepository, local_folder
 from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
@@ -279,7 +278,7 @@ class Captioner(HubRepository):
         folder = find_decoder(folder)
         path = folder / DECODER_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             version = int(content["format_version"])
             if version > FORMAT_VERSION:
                 raise DecoderError(
@@ -361,7 +360,7 @@ def describe_decoder(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the record of the decoder in a folder, empty if it is damaged, and in words what it is."""
     path = folder / DECODER_FILE
     try:
-        record = dict(json.loads(path.read_text(encoding="utf-8"))["record"])
+        record = dict(read_json(path)["record"])
         facts = [str(record["preset"]), f"sigma {record['sigma']:.3g}", f"size {record['size']}"]
         facts += [f"seed {record['seed']}", f"trained on {record['captions']['train']:,} captions"]
         facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.3f}"]

@@ -8,7 +8,6 @@ its last layer, as the outputs of a large random CLIP tower have one. Two cones 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import ConnectError
-from ..io.files import write_atomically, write_json_atomically
+from ..io.files import read_json, write_atomically, write_json_atomically
 from ..io.spill import blocks_of
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
@@ -186,7 +185,7 @@ class ConnectedHeads:
         """
         folder = Path(folder)
         try:
-            value = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+            value = read_json(folder / RECORD_FILE)
             if int(value["format_version"]) > FORMAT_VERSION:
                 raise ConnectError(
                     f"{folder} was written by a newer version of c3tools.",

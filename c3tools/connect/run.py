@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 from ..corpus.splits import STANDARD, describe_rule
 from ..errors import ConnectError, telling_what_is_kept
-from ..io.files import write_json_atomically, write_text_atomically
+from ..io.files import read_json, write_json_atomically, write_text_atomically
 from ..io.outputs import Output, previous_folder, replacing, written_at
 from ..pages.figures import save_figure
 from ..reporter import Reporter, counted
@@ -134,7 +133,7 @@ class ConnectOutput(Output):
         if not path.is_file() and not (self.folder / self.files[1]).is_file():
             return None  # the log of a run that collapsed
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))["record"]
+            record = read_json(path)["record"]
             recall = record["scores"]["val"]["recall"].items()
             scores = [f"{way.replace('_to_', ' to ')} {100 * values['recall@1']:.1f} %" for way, values in recall]
             facts = [f"{record['pairs']['train']:,} pairs", f"{record['outcome']} {written_at(path)}"]

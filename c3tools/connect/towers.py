@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from ..encoders import DEFAULT_MODEL, ModelName, Network, load_network, open_ima
 from ..encoders.backends.towers import can_trim, end_positions, trimmed_forward
 from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
-from ..io.files import write_atomically, write_json_atomically
+from ..io.files import read_json, write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store.rows import Matrix, positions, splits_of
 from ..training.checkpoints import CheckpointDir
@@ -183,7 +182,7 @@ def connect_towers(
         load = partial(load_network, f"local-dir:{output}")
         ended = train_towers(towers, train, val, settings, target, checkpoints, _NAMES, run, load, *identity)
         if ended is None:
-            return ConnectedTowers(output, json.loads((output / RECORD_FILE).read_text(encoding="utf-8"))["record"])
+            return ConnectedTowers(output, read_json(output / RECORD_FILE)["record"])
         trained, trained_loss, state = ended
         record: dict[str, Any] = {
             "mode": mode,

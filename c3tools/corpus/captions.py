@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import CorpusError
-from ..io.locations import kind_of, name_or_file, open_binary, open_text, read_all
+from ..io.files import read_json
+from ..io.limits import TooLargeError, limited_lines
+from ..io.locations import kind_of, open_binary, open_text
+from ..io.parquet import open_parquet
 from .items import CaptionRow, ReadOptions
 
 IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath")
@@ -62,13 +64,18 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
         yield from reader(path, partial(_pick_columns, path, options or ReadOptions(), images))
     except OSError as error:
         raise CorpusError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except TooLargeError as error:
+        raise CorpusError(
+            f"{path} is larger than such a file may be: {error}.",
+            remedy="If it is not damaged, write its rows as JSON lines of at most 16 MiB, which are read one by one.",
+        ) from error
 
 
 def _read_jsonl(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
     """Yield one row per line; the columns are those of the first line."""
     columns: Columns | None = None
     with open_binary(path) as file:
-        for line, raw in enumerate(file, start=1):
+        for line, raw in enumerate(limited_lines(file), start=1):
             if not raw.strip():
                 continue
             try:
@@ -87,7 +94,7 @@ def _read_separated(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open_text(path, newline="") as file:
         try:
-            reader = csv.DictReader(file, delimiter=delimiter)
+            reader = csv.DictReader(limited_lines(file), delimiter=delimiter)
             columns = pick(name for name in reader.fieldnames or [] if name)
             for record in reader:
                 yield _row(record, reader.line_num, columns, path)
@@ -99,12 +106,12 @@ def _read_separated(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
 
 def _read_parquet(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
     try:
-        with name_or_file(path) as source, pq.ParquetFile(source) as file:
-            names = file.schema_arrow.names
+        with open_parquet(path) as file:
+            names = file.schema.names
             columns = pick(names)
             used = (*columns.texts, columns.image, columns.key, SPLIT_COLUMN)
             line = 0
-            for batch in file.iter_batches(columns=[name for name in used if name is not None and name in names]):
+            for batch in file.batches([name for name in used if name is not None and name in names]):
                 for record in batch.to_pylist():
                     line += 1
                     yield _row(record, line, columns, path)
@@ -115,7 +122,9 @@ def _read_parquet(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
 def _read_coco(path: Path, _: PickColumns) -> Iterator[CaptionRow]:
     """Yield one row per image of `captions_val2017.json` or `dataset_coco.json`, captions in the order of the file."""
     try:
-        value = json.loads(read_all(path))
+        value = read_json(path)
+    except TooLargeError:
+        raise
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path} is not JSON ({error}).") from error
     try:
@@ -146,7 +155,7 @@ def _karpathy(images: list[dict[str, Any]]) -> Iterator[CaptionRow]:
 def _read_lines(path: Path, _: PickColumns) -> Iterator[CaptionRow]:
     """Yield one row per line that is not blank; bytes that are not UTF-8 become surrogates, which callers refuse."""
     with open_text(path, errors="surrogateescape") as file:
-        for line, text in enumerate(file, start=1):
+        for line, text in enumerate(limited_lines(file), start=1):
             if text.strip():
                 yield CaptionRow(None, [text.strip()], None, line)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError
+from ..io.files import read_json
 from ..io.locations import is_url, name_or_file
 from ..reporter import counted
 from .captions import read_captions
@@ -171,7 +171,7 @@ def _is_data(path: Path) -> bool:
     if not state.is_file():
         return path.name != "indices.arrow"
     try:
-        value = json.loads(state.read_bytes())
+        value = read_json(state)
         names = [str(file["filename"]) for file in value["_data_files"]]
         indices = value.get("_indices_data_files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

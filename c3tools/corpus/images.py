@@ -11,19 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import pyarrow.parquet as pq
-
-from ..io.locations import is_url, location, name_or_file, open_binary, read_all, retrying
+from ..io.batches import largest_value
+from ..io.limits import LARGEST_IMAGE_FILE
+from ..io.locations import is_url, location, open_binary, read_all, retrying
+from ..io.parquet import open_parquet
 from .arrow import column_of_batch
 
-LARGEST_IMAGE_FILE = 2**31 - 1
-LARGEST_DOWNLOAD = 2**28
 DOWNLOAD_SCHEMES = ("http://", "https://", "s3://", "gs://", "hf://")
 _DOWNLOAD_SECONDS = 30
 _SLOWEST_DOWNLOAD = 120  # seconds for one image
 _CHUNK = 2**16
 _DOWNLOAD_ATTEMPTS = 3  # some addresses of a long list are always dead
-_ROWS_AT_A_TIME = 64
 _MOST_FOLDERS = 10_000  # whose place on the disk is remembered
 
 
@@ -143,8 +141,7 @@ class ImageReader:
         self._tar = self._table = None
 
     def _read_range(self, source: ByteRange) -> bytes:
-        if source.length > LARGEST_IMAGE_FILE:
-            raise OSError(0, f"{source.length:,} bytes are too many for an image")
+        _check_size(source.length)
         if self._tar is None or self._tar[0] != source.file:
             self.close()
             self._tar = (source.file, open_binary(location(source.file)))
@@ -192,7 +189,9 @@ class _Cells:
             self._first += 0 if self._batch is None else len(self._batch)
             self._batch = next(self._batches)
             self.next_row = self._first
-        return self._batch[row - self._first].as_py()
+        value = self._batch[row - self._first : row - self._first + 1]
+        _check_size(largest_value(value))
+        return value[0].as_py()
 
 
 def _columns(cell: TableCell) -> Iterator[Any]:
@@ -200,9 +199,14 @@ def _columns(cell: TableCell) -> Iterator[Any]:
     if cell.file.lower().endswith(".arrow"):
         yield column_of_batch(Path(cell.file), cell.group, cell.column)
         return
-    with name_or_file(location(cell.file)) as source, pq.ParquetFile(source) as table:
-        for batch in table.iter_batches(batch_size=_ROWS_AT_A_TIME, row_groups=[cell.group], columns=[cell.column]):
+    with open_parquet(location(cell.file)) as table:
+        for batch in table.batches([cell.column], group=cell.group):
             yield batch.column(0)
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST_IMAGE_FILE:
+        raise OSError(0, f"{size:,} bytes are too many for an image")
 
 
 def read_file(path: Path) -> bytes:
@@ -212,12 +216,13 @@ def read_file(path: Path) -> bytes:
         OSError: if it is missing, no regular file, too large for an image, or cannot be read.
     """
     if not isinstance(path, Path):
-        return read_all(path, LARGEST_DOWNLOAD)
+        content = read_all(path, LARGEST_IMAGE_FILE + 1)
+        _check_size(len(content))
+        return content
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "not a regular file")  # a pipe would never end
-    if status.st_size > LARGEST_IMAGE_FILE:
-        raise OSError(0, f"{status.st_size:,} bytes are too many for an image")
+    _check_size(status.st_size)
     return path.read_bytes()
 
 
@@ -273,9 +278,8 @@ def download(url: str) -> bytes:
     if url.lower().startswith("http"):
         content = retrying(lambda: _fetch(url), url, _DOWNLOAD_ATTEMPTS)
     else:
-        content = read_all(location(url), LARGEST_DOWNLOAD + 1)
-    if len(content) > LARGEST_DOWNLOAD:
-        raise OSError(0, f"more than {LARGEST_DOWNLOAD:,} bytes")
+        content = read_all(location(url), LARGEST_IMAGE_FILE + 1)
+    _check_size(len(content))
     return content
 
 
@@ -285,7 +289,7 @@ def _read_within_limits(answer: BinaryIO, url: str) -> bytes:
     end = time.monotonic() + _SLOWEST_DOWNLOAD
     while chunk := answer.read1(_CHUNK):  # type: ignore[attr-defined]
         content += chunk
-        if len(content) > LARGEST_DOWNLOAD:
+        if len(content) > LARGEST_IMAGE_FILE:
             break
         if time.monotonic() > end:
             raise SlowServerError(

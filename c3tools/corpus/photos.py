@@ -6,10 +6,9 @@ import re
 from itertools import accumulate
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from ..errors import CorpusError
-from ..io.locations import is_url, location, name_or_file
+from ..io.locations import is_url, location
+from ..io.parquet import open_parquet
 from .arrow import UNREADABLE, record_batches
 from .images import ByteRange, Download, ImageItem, ImageSource, TableCell, UrlNotAskedForError
 from .tables import pick_image_column
@@ -83,9 +82,8 @@ def _table(path: Path) -> tuple[str, list[int]]:
         batches = list(record_batches(path))
         schema, counts = batches[0].schema, [batch.num_rows for batch in batches]
     else:
-        with name_or_file(path) as source, pq.ParquetFile(source) as table:
-            schema = table.schema_arrow
-            counts = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+        with open_parquet(path) as table:
+            schema, counts = table.schema, table.row_counts
     column = pick_image_column(schema, None, path)
     if column is None:
         raise CorpusError("no column contains images")

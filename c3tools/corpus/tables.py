@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError
-from ..io.locations import is_url, name_or_file
+from ..io.batches import Budget
+from ..io.limits import TooLargeError
+from ..io.locations import is_url, name_or_file, size_of
+from ..io.parquet import ParquetReader, open_parquet
 from ..reporter import counted
 from .arrow import UNREADABLE, record_batches
 from .captions import (
@@ -30,6 +33,7 @@ from .splits import split_in_name
 
 # usual names of the column with the images, those of Hugging Face and img2dataset among them
 IMAGE_CELLS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "pixels")
+_PATH = "image.path"  # no column that is read has this name
 DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
 
 
@@ -56,23 +60,23 @@ def read_parquet(path: Path, options: ReadOptions) -> Iterator[Entry]:
         CorpusError: if it is not Parquet, or a column is missing.
     """
     try:
-        with name_or_file(path) as source, pq.ParquetFile(source) as file:
-            table = _image_table(file.schema_arrow, options, path)
+        with open_parquet(path) as file:
+            table = _image_table(file.schema, options, path)
             rows = _Rows(path, table, options)
             columns = [*table.names, *([f"{table.image}.path"] if table.has_path else [])]
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
+            for group, count in enumerate(file.row_counts):
+                first = rows.count
                 try:
-                    records = file.read_row_group(group, columns=columns).to_pylist() if columns else [{}] * count
+                    for row, record in enumerate(_records_of_group(file, columns, group)):
+                        cell = record.get(table.image) if table.has_path else None
+                        yield from rows.add(group, row, record, cell.get("path") if isinstance(cell, dict) else None)
                 except UNREADABLE as error:
+                    read = rows.count - first
+                    after = f" after its first {read:,}" if read else ""
                     damaged = f"row group {group} ({counted(count, 'row')})"
-                    message = f"{damaged} cannot be read ({error}); copy the file again"
+                    message = f"{damaged} cannot be read{after} ({error}); copy the file again"
                     yield Skipped(path.name, f"{path}#group {group}", "DamagedTable", message)
-                    rows.count += count  # their keys are not known
-                    continue
-                for row, record in enumerate(records):
-                    cell = record.get(table.image) if table.has_path else None
-                    yield from rows.add(group, row, record, cell.get("path") if isinstance(cell, dict) else None)
+                    rows.count = first + count  # the keys of the others are not known
     except UNREADABLE as error:
         raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error
     yield from rows.images.images()
@@ -85,23 +89,42 @@ def read_arrow(path: Path, options: ReadOptions) -> Iterator[Entry]:
         CorpusError: if it is not Arrow, or a column is missing.
     """
     rows: _Rows | None = None
+    budget = Budget(size_of(path) or 0)
     try:
         for group, batch in enumerate(record_batches(path)):
             if rows is None:
                 table = _image_table(batch.schema, options, path)
                 saved = (path.parent.parent / DICTIONARY_FILE).is_file()
                 rows = _Rows(path, table, options, path.parent.name if saved else None)
-            records = batch.select(list(table.names)).to_pylist() if table.names else [{}] * batch.num_rows
-            images: Any = batch.column(table.image)
-            paths = images.field("path").to_pylist() if table.has_path else [None] * batch.num_rows
-            for row, (record, image_path) in enumerate(zip(records, paths, strict=True)):
-                yield from rows.add(group, row, record, image_path)
-    except OSError as error:
+            for row, record in enumerate(_records(batch, table, budget)):
+                yield from rows.add(group, row, record, record.get(_PATH))
+    except (OSError, TooLargeError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
         if rows is None:
-            raise CorpusError(f"{path} is not a readable Arrow file ({error.strerror}).") from error
-        yield Skipped(path.name, str(path), "DamagedTable", str(error.strerror))
+            raise CorpusError(f"{path} is not a readable Arrow file ({reason}).") from error
+        yield Skipped(path.name, str(path), "DamagedTable", reason)
     if rows is not None:
         yield from rows.images.images()
+
+
+def _records_of_group(file: ParquetReader, columns: Sequence[str], group: int) -> Iterator[dict[str, Any]]:
+    if not columns:
+        yield from ({} for _ in range(file.row_counts[group]))
+        return
+    for batch in file.batches(columns, group=group):
+        yield from batch.to_pylist()
+
+
+def _records(batch: pa.RecordBatch, table: _ImageTable, budget: Budget) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a batch without the images; the path in an image's cell is `_PATH`."""
+    columns = {name: batch.column(name) for name in table.names}
+    if table.has_path:
+        columns[_PATH] = batch.column(table.image).field("path")  # type: ignore[attr-defined]
+    if not columns:
+        yield from ({} for _ in range(len(batch)))
+        return
+    for piece in budget.pieces(pa.RecordBatch.from_pydict(columns)):
+        yield from piece.to_pylist()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError
+from ..io.limits import LARGEST_TEXT, LimitedFile
 from ..io.locations import is_url, kind_of, name_or_file, open_binary, upload, version_of
 from .captions import SPLIT_COLUMN, captions_of, pick_text_columns, read_captions
 from .images import ByteRange, ImageItem
@@ -28,7 +29,6 @@ from .splits import split_in_name
 
 IMAGE_MEMBERS = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 TEXT_MEMBERS = ("txt", "caption", "text")
-LARGEST_TEXT = 2**24
 _VERSION = 1
 _BLOCK = 512
 _REMEDY = "everything before that is used; copy the file again, then run the same command again to add the rest"
@@ -246,7 +246,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo | Skipped]:
     position, last = 0, "its beginning"
     problem: str | None = None
     try:
-        archive = tarfile.TarFile(fileobj=file, mode="r", errorlevel=0)
+        archive = tarfile.TarFile(fileobj=LimitedFile(file), mode="r", errorlevel=0)  # type: ignore[arg-type]
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
             if archive.offset <= position or member.size < 0:  # a header that leads back

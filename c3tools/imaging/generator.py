@@ -11,7 +11,6 @@ Saved as a folder, without any pickle:
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -31,7 +30,7 @@ from ..encoders import Encoder, resolve_encoder
 from ..encoders.loading import weights_sha256
 from ..errors import GeneratorError
 from ..identity import ModelIdentity
-from ..io.files import sha256_of, write_json_atomically
+from ..io.files import read_json, sha256_of, write_json_atomically
 from ..io.hub import Card, HubRepository, local_folder
 from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
 from ..reporter import SILENT, Reporter
@@ -339,7 +338,7 @@ class Generator(ImageGenerator, HubRepository):
         folder = local_folder(folder)
         path = folder / GENERATOR_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             version = int(content["format_version"])
             if version > FORMAT_VERSION:
                 raise GeneratorError(
@@ -372,7 +371,7 @@ def describe_generator(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the record of the generator in a folder, empty if it is damaged, and in words what it is."""
     path = folder / GENERATOR_FILE
     try:
-        record = dict(json.loads(path.read_text(encoding="utf-8"))["record"])
+        record = dict(read_json(path)["record"])
         facts = [str(record["preset"]), f"sigma {record['sigma']:.3g}", f"size {record['size']}"]
         facts += [f"seed {record['seed']}", f"trained on {record['photos']['train']:,} photos"]
         facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.4f}"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from ..devices import Compute
 from ..encoders import load_network, open_image
 from ..errors import GeneratorError, MissingExtraError
 from ..identity import ModelIdentity
+from ..io.files import read_json
 from ..seeds import generator as seeded
 from ..store import Store
 from ..transforms import Pipeline, preset
@@ -265,7 +265,7 @@ def _load_karlo(source: str) -> Any:
     from huggingface_hub import snapshot_download
 
     folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source))
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json")
     parts = {}
     for name, value in index.items():
         if not isinstance(value, list):

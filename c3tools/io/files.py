@@ -8,15 +8,15 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Container
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from safetensors import SafetensorError
 
+from .limits import LARGEST_JSON, TooLargeError, check_json
 from .locations import open_binary, read_all, write_object
 
 _DIGITS = 64
-_ANY_SIZE, _MOST_PACKED = 1 << 26, 100  # bytes that any packed file may unpack to, and times its own size
 _BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"
 _BLANK = b"-" * _DIGITS
 _SEAL = re.compile(re.escape(_BEGIN) + rb"([0-9a-f]{64})" + re.escape(_END))
@@ -67,6 +67,42 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError, RecursionError: if it is not JSON; TooLargeError if it would take more memory than it may.
+    """
+    return json.loads(read_limited(path))
+
+
+def read_limited(path: Path) -> bytes:
+    """Return the content of a JSON file that Python can take in memory, see `check_json`.
+
+    Raises:
+        OSError: if it cannot be read.
+        TooLargeError: if it is too long, or holds too many values.
+    """
+    if isinstance(path, Path) and path.stat().st_size > LARGEST_JSON:
+        raise TooLargeError(f"it has more than {LARGEST_JSON:,} bytes")
+    content = read_all(path, LARGEST_JSON + 1)
+    check_json(content)
+    return content
+
+
+def recorded_file(folder: Path, name: object) -> Path:
+    """Return the path of a file of a result, by the name that a record in its folder has for it.
+
+    Raises:
+        ValueError: if the name leads out of the folder.
+    """
+    posix, windows = PurePosixPath(str(name)), PureWindowsPath(str(name))
+    if not isinstance(name, str) or not posix.parts or ".." in windows.parts or posix.anchor or windows.anchor:
+        raise ValueError(f"it names the file {str(name)[:200]!r}, which is not in its folder")
+    return folder / name
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed writer left in a folder on this machine, and no others."""
     for leftover in find_leftovers(folder):
@@ -84,11 +120,6 @@ def find_leftovers(folder: Path, names: Container[str] | None = None) -> list[Pa
         return []
     found = [path for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
     return [path for path in found if names is None or path.name[1:].rsplit(".", 2)[0] in names]
-
-
-def most_unpacked(size: int) -> int:
-    """Return how many bytes a packed file of ``size`` bytes may unpack to: 64 MiB, or 100 times its size."""
-    return max(_ANY_SIZE, _MOST_PACKED * size)
 
 
 def sha256_of(path: Path) -> str:

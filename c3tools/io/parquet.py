@@ -3,102 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .files import most_unpacked
-from .locations import name_or_file, size_of
+from .batches import Budget, without_dictionaries
+from .footers import ColumnChunk, column_chunks
+from .limits import LARGEST_IMAGE_FILE, TooLargeError, most_repeated, most_unpacked
+from .locations import name_or_file
 
-_MOST_REPEATED = 1000  # times the size of the file, that its values may come to: dictionaries repeat values
-_LARGEST_VALUE = 1 << 24  # bytes, on average over a column of a row group
 _BATCH_BYTES = 1 << 25
-_FIRST_ROWS, _MOST_ROWS = 16, 1 << 16
+_MOST_ROWS = 1 << 16
 
 
-class PackedError(ValueError):
-    """A file unpacks to more than its size allows."""
+@contextmanager
+def open_parquet(path: Path) -> Iterator[ParquetReader]:
+    """Open a Parquet file, on this machine or at a URL.
+
+    Raises:
+        OSError, ValueError, pyarrow.ArrowException: if it is not a Parquet file.
+    """
+    with name_or_file(path) as source:
+        with pq.ParquetFile(source) as plain:
+            metadata = plain.metadata
+            paths = {plain.schema.column(number).path for number in range(len(plain.schema))}
+        chunks, size = _declared(source)
+        # a text that is kept once stays once in memory; pyarrow has no such way for differences
+        every = [chunk for group in chunks for chunk in group]
+        repeated = {chunk.path for chunk in every if chunk.is_text} - {chunk.path for chunk in every if chunk.is_delta}
+        if not isinstance(source, Path):
+            source.seek(0)
+        with pq.ParquetFile(source, read_dictionary=sorted(repeated & paths), metadata=metadata) as file:
+            yield ParquetReader(file, chunks, size)
+
+
+@contextmanager
+def open_checked(path: Path, block: int | None = None) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of this package whose columns declare no more than a file of its size has reason to.
+
+    Args:
+        path: on this machine or at a URL.
+        block: bytes of a request, see `open_binary`.
+
+    Raises:
+        OSError, ValueError, pyarrow.ArrowException: if it is not a Parquet file; TooLargeError if it declares more.
+    """
+    with name_or_file(path, block) as source, pq.ParquetFile(source) as file:
+        chunks, size = _declared(source)
+        for group in chunks:
+            _check_chunks(group, size)
+        yield file
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the columns of a Parquet file; all by default.
 
     Raises:
-        OSError, ValueError, pyarrow.ArrowException: if it cannot be read; PackedError if it would take far more memory
-            than a file of its size has any reason to.
+        OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if it would take far more
+            memory than a file of its size has any reason to.
     """
-    size = size_of(path) or 0
-    with name_or_file(path) as source, pq.ParquetFile(source) as file:
-        metadata = file.metadata
-        repeated = [name for name in _repeated_texts(file) if columns is None or name in columns]
-    with name_or_file(path) as source, pq.ParquetFile(source, read_dictionary=repeated, metadata=metadata) as file:
-        batches = list(_batches(file, size, columns))
-        schema = (
-            batches[0].schema
-            if batches
-            else pa.schema([field for field in _plain(file.schema_arrow) if columns is None or field.name in columns])
-        )
-        return pa.Table.from_batches(batches, schema)
+    with open_parquet(path) as file:
+        batches = list(file.batches(columns))
+        chosen = [field for field in file.schema if columns is None or field.name in columns]
+        return pa.Table.from_batches(batches, batches[0].schema if batches else pa.schema(chosen, file.schema.metadata))  # type: ignore[arg-type]
 
 
-def _batches(file: pq.ParquetFile, size: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    """Yield the rows in batches of about 32 MB; texts that the file keeps once are repeated when there is room."""
-    chosen = None if columns is None else list(columns)
-    _check_declared(file, size, chosen)
-    total, most = 0, max(most_unpacked(0), _MOST_REPEATED * size)
-    for group in range(file.metadata.num_row_groups):
-        rows = _FIRST_ROWS
-        for first in file.iter_batches(batch_size=_FIRST_ROWS, row_groups=[group], columns=chosen):
-            rows = _BATCH_BYTES // max(1, first.nbytes // max(1, len(first)))
-            break
-        for batch in file.iter_batches(batch_size=min(_MOST_ROWS, max(1, rows)), row_groups=[group], columns=chosen):
-            total += sum(_bytes_of(column) for column in batch.columns)
-            if total > most:
-                raise PackedError(f"its values need more than {most:,} bytes, but the file has only {size:,}")
-            yield pa.RecordBatch.from_arrays([_repeated(c) for c in batch.columns], schema=_plain(batch.schema))
+class ParquetReader:
+    """An open Parquet file, read in batches whose size does not depend on what the file declares.
 
-
-def _repeated_texts(file: pq.ParquetFile) -> list[str]:
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return [field.name for field in file.schema_arrow if any(is_text(field.type) for is_text in texts)]
-
-
-def _plain(schema: pa.Schema) -> pa.Schema:
-    kept = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
-    return pa.schema(kept, schema.metadata)  # type: ignore[arg-type]
-
-
-def _bytes_of(column: pa.Array[Any]) -> int:
-    if not isinstance(column, pa.DictionaryArray):
-        return column.nbytes
-    lengths = pc.binary_length(column.dictionary).take(column.indices)  # type: ignore[call-overload]
-    return int(pc.sum(lengths).as_py() or 0) + column.indices.nbytes
-
-
-def _repeated(column: pa.Array[Any]) -> pa.Array[Any]:
-    return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
-
-
-def _check_declared(file: pq.ParquetFile, size: int, columns: Sequence[str] | None = None) -> None:
-    """Refuse a file whose columns declare sizes that a file of its size has no reason to have; nothing is read.
-
-    Raises:
-        PackedError: with the column.
+    Attributes:
+        schema: of the columns, without dictionaries.
+        row_counts: rows of each row group.
     """
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        for position in range(group.num_columns):
-            column = group.column(position)
-            if columns is not None and column.path_in_schema.split(".")[0] not in columns:
-                continue
-            unpacked, values = column.total_uncompressed_size, max(1, column.num_values)
-            if unpacked > most_unpacked(size):
-                raise PackedError(
-                    f"its column {column.path_in_schema!r} unpacks to {unpacked:,} bytes, but the file has only "
-                    f"{size:,}"
-                )
-            if unpacked > most_unpacked(0) and unpacked // values > _LARGEST_VALUE:
-                raise PackedError(f"values of its column {column.path_in_schema!r} have {unpacked // values:,} bytes")
+
+    def __init__(self, file: pq.ParquetFile, chunks: Sequence[Sequence[ColumnChunk]], size: int) -> None:
+        self._file, self._chunks, self._size, self._budget = file, chunks, size, Budget(size)
+        self.schema = without_dictionaries(file.schema_arrow)
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        self.row_counts = [group.num_rows for group in groups]
+
+    def batches(self, columns: Sequence[str] | None = None, *, group: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in order, in batches of about 32 MiB.
+
+        Args:
+            columns: names, of parts of structs too (``image.path``); all by default.
+            group: the row group to read; all by default.
+
+        Raises:
+            OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if its values come to too
+                much.
+        """
+        names = None if columns is None else list(columns)
+        groups = range(len(self.row_counts)) if group is None else [group]
+        chosen = {
+            number: [c for c in self._chunks[number] if names is None or _is_in(c.path, names)] for number in groups
+        }
+        for chunks in chosen.values():
+            _check_chunks(chunks, self._size)
+        for number, chunks in chosen.items():
+            of_row = sum(chunk.unpacked for chunk in chunks) // max(1, self.row_counts[number])
+            # a difference may be to a text that has nearly the size of the whole column
+            of_row += sum(chunk.unpacked for chunk in chunks if chunk.is_delta)
+            rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // max(1, of_row)))
+            for batch in self._file.iter_batches(batch_size=rows, row_groups=[number], columns=names):
+                yield from self._budget.pieces(batch)
+
+
+def _is_in(path: str, names: Sequence[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in names)
+
+
+def _declared(source: Path | BinaryIO) -> tuple[list[list[ColumnChunk]], int]:
+    """Return what a file says of its columns, by row group, and its size."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return column_chunks(file), source.stat().st_size
+    return column_chunks(source), source.seek(0, 2)
+
+
+def _check_chunks(chunks: Sequence[ColumnChunk], size: int) -> None:
+    for name, values, width, unpacked, *_ in chunks:
+        if unpacked > most_unpacked(size):
+            raise TooLargeError(f"its column {name!r} unpacks to {unpacked:,} bytes, but the file has only {size:,}")
+        if unpacked > most_unpacked(0) and unpacked // max(1, values) > LARGEST_IMAGE_FILE:
+            raise TooLargeError(f"values of its column {name!r} have {unpacked // max(1, values):,} bytes")
+        if values * width > most_repeated(size):
+            raise TooLargeError(f"its column {name!r} has {values:,} values, but the file has only {size:,} bytes")

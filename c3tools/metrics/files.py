@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import MetricError
+from ..io.files import read_json
+from ..io.limits import limited_lines
 
 _KEY_NAMES = ("key", "image_id", "image", "file_name", "image_key")
 _LAYOUTS = 'Use a list of {"key", "caption"} or {"image_id", "caption"} (COCO results), or {key: caption}.'
@@ -101,14 +103,13 @@ def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if path.suffix.lower() != ".jsonl":
+            return read_json(path)
+        with path.open("rb") as file:
+            return [json.loads(line) for line in limited_lines(file) if line.strip()]
+    except OSError as error:
         raise MetricError(f"{path} cannot be read ({error}).", remedy="Check the path.") from error
-    try:
-        if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MetricError(f"{path} is not JSON ({error}).") from error
 
 

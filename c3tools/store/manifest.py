@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import IncompleteStoreError, StoreError, UnreachableError
-from ..io.files import json_text, sha256_of, write_json_atomically
-from ..io.locations import names_in, read_all
+from ..io.files import json_text, read_limited, sha256_of, write_json_atomically
+from ..io.locations import names_in
 from ..reporter import Reporter
 from .metadata import CHECKSUM, FAILURES_FILE, StoreInfo, digest_of, marker_digest, read_marker
 from .shards import MARKER, MOMENTS, ROWS, finished_parts, part_name, part_path
@@ -62,9 +62,11 @@ class Manifest:
         """
         path = store / MANIFEST_FILE
         try:
-            content = read_all(path)
+            content = read_limited(path)
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise _damaged(path, error) from error
         try:
             manifest = cls._from_dict(json.loads(content))
             if content != manifest._text().encode():
@@ -72,10 +74,7 @@ class Manifest:
         except UnreachableError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StoreError(
-                f"{path} is damaged ({error}).",
-                remedy="Check the store with `c3 verify`; --repair rewrites this file for the shards that exist.",
-            ) from error
+            raise _damaged(path, error) from error
         return manifest
 
     @classmethod
@@ -221,3 +220,10 @@ def _record(store: Path, modality: str, part: int) -> ShardRecord:
 def _files_of(store: Path) -> dict[str, str]:
     present = names_in(store)[1]
     return {name: sha256_of(store / name) for name in _FILES if name in present}
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} is damaged ({error}).",
+        remedy="Check the store with `c3 verify`; --repair rewrites this file for the shards that exist.",
+    )

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
 from ..errors import StoreError, UnreachableError
 from ..executors import Executor, Report, Work
-from ..io.locations import SMALL_BLOCK, kind_of, location, name_or_file, names_in
+from ..io.locations import SMALL_BLOCK, kind_of, location, names_in
+from ..io.parquet import open_checked
 from ..io.spill import collect_rows
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
@@ -314,7 +314,7 @@ class Store(HubDataset):
         for part in parts:
             path = self.file(modality, part, ROWS)
             try:
-                with name_or_file(path, block) as source, pq.ParquetFile(source) as file:
+                with open_checked(path, block) as file:
                     check_schema(file.schema_arrow, modality, self.info, columns or ())
                     for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
                         batch.validate(full=True)  # text that is not UTF-8 would fail later

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import StoreError, UnreachableError
-from ..io.files import check_seal, json_text, sha256_of
+from ..io.files import check_seal, json_text, read_json, sha256_of
 from ..io.locations import SMALL_BLOCK, kind_of, name_or_file, names_in, read_all
 from ..moments import load_moments
 from .manifest import EXTERNAL_FILE, MANIFEST_FILE, Manifest, ShardName, ShardRecord
@@ -144,7 +144,7 @@ def _description_of_shard(path: Path, modality: str, part: int) -> dict[str, Any
 
 def _is_newer(path: Path) -> bool:
     try:
-        version = json.loads(read_all(path / INFO_FILE))["format_version"]
+        version = read_json(path / INFO_FILE)["format_version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return isinstance(version, int) and version > FORMAT_VERSION

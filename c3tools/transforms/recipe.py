@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_tensors
 
 from ..errors import MissingExtraError, TransformError
 from ..identity import ModelIdentity
-from ..io.files import write_atomically
+from ..io.files import read_json, read_limited, write_atomically
 from ..io.hub import Card
 from . import mapping, steps
 from .sigma import AUTO
@@ -200,8 +200,8 @@ def _check_type(value: object, annotation: str, place: str) -> None:
 
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(path).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise TransformError(f"{path} cannot be read as a pipeline ({error}).") from error
     language, parse = "JSON", json.loads
     failures: tuple[type[Exception], ...] = (ValueError, RecursionError)
@@ -224,7 +224,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except FileNotFoundError:
         raise TransformError(
             f"There is no saved pipeline at {path.parent} ({path.name} is missing).",

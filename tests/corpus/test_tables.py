@@ -237,6 +237,37 @@ class TestArrow:
         assert list(contents(corpus).values()) == [b"1"]
         assert [s.error for s in corpus.skipped] == ["DamagedTable"]
 
+    def test_a_packed_file_that_declares_gigabytes_is_not_unpacked(self, tmp_path: Path) -> None:
+        for number, kind in enumerate((pa.string(), pa.dictionary(pa.int32(), pa.string()))):
+            path = tmp_path / f"{number}.arrow"
+            table = pa.table({"image": pa.array([b"1"]), "text": pa.array(["x" * 100_000_000]).cast(kind)})
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            with pa.ipc.new_stream(str(path), table.schema, options=options) as writer:
+                writer.write_table(table)
+            del table
+            before = pa.total_allocated_bytes()
+            with pytest.raises(CorpusError, match=r"unpacks to 100,000,\d\d\d"):
+                read_corpus([path])
+            assert pa.total_allocated_bytes() < before + 2**24
+
+    def test_kinds_of_columns_without_a_name_in_pyarrow(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def nameless(_: object) -> None:
+            raise KeyError(21)
+
+        monkeypatch.setattr("c3tools.corpus.arrow._decode_names", nameless)
+        with pytest.raises(CorpusError, match="of a kind that is not read"):
+            read_corpus([saved / "train" / "data-00000-of-00001.arrow"])
+
+    def test_a_text_of_many_rows_that_is_kept_once_is_not_written_out(self, tmp_path: Path) -> None:
+        texts = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * 1_000_000]))
+        table = pa.table({"image": pa.array([b"1"] * 2000), "text": texts})
+        with pa.ipc.new_file(str(tmp_path / "x.arrow"), table.schema) as writer:
+            writer.write_table(table)
+        pq.write_table(table, tmp_path / "y.parquet", compression="zstd")
+        for name in ("x.arrow", "y.parquet"):
+            with pytest.raises(CorpusError, match=r"need more than [\d,]+ bytes, but the file has only"):
+                read_corpus([tmp_path / name])
+
     def test_an_index_over_the_rows_is_refused(self, saved: Path) -> None:
         state = saved / "train" / "state.json"
         value = json.loads(state.read_text())

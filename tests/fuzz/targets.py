@@ -136,6 +136,16 @@ def _tar(folder: Path) -> None:
     write_tar(folder / "x.tar", webdataset(_photos()))
 
 
+def _arrow(folder: Path) -> None:
+    table = pa.table(
+        {"image": pa.array([_png()] * 3), "text": pa.array(["a dog", "いぬ", "a dog"]).dictionary_encode()}
+    )
+    with pa.ipc.new_stream(
+        str(folder / "x.arrow"), table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")
+    ) as file:
+        file.write_table(table)
+
+
 def _agree_tar(folder: Path) -> None:
     """Make the checksum of every header that still looks like one that of its bytes."""
     content = bytearray((folder / "x.tar").read_bytes())
@@ -336,6 +346,7 @@ def targets() -> tuple[Target, ...]:
             _images_in("x.parquet"),
             share=60,
         ),
+        Target("table of images, Arrow", _arrow, {"x.arrow": (mutate_bytes,)}, _images_in("x.arrow"), share=60),
         Target(
             "list of images",
             _listed_images,

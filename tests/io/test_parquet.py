@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3tools.io.parquet import PackedError, read_parquet
+from c3tools.io.batches import Budget, largest_value
+from c3tools.io.footers import column_chunks
+from c3tools.io.limits import TooLargeError
+from c3tools.io.parquet import read_parquet
 
+CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CELLS = st.one_of(st.none(), st.sampled_from(["", "a dog", "ü" * 50, "train"]))
 
 
@@ -43,8 +49,11 @@ def test_the_table_is_the_one_that_was_written(
         (pa.array(["y" * 1_000_000] * 300), True),  # one text that all rows have
         (pa.array(["y"] * 100 + ["z" * 3_000_000] * 300), True),  # the first rows look harmless
         (pa.array([{"key": "x" * 200_000_000}]), False),  # inside a struct
+        (pa.array([["y" * 1_000_000] * 300]), True),  # in one list
+        (pa.array([{"bytes": b"y" * 1_000_000}] * 300), True),  # in structs
+        (pa.array([np.zeros(60_000_000, np.int8)], pa.list_(pa.int8())), True),  # a run of one number
     ],
-    ids=["text", "bytes", "list", "repeated", "later", "struct"],
+    ids=["text", "bytes", "list", "repeated", "later", "struct", "in a list", "in structs", "run"],
 )
 def test_a_small_file_does_not_fill_the_memory(tmp_path: Path, values: pa.Array[Any], dictionary: bool) -> None:
     path = tmp_path / "bomb.parquet"
@@ -53,8 +62,104 @@ def test_a_small_file_does_not_fill_the_memory(tmp_path: Path, values: pa.Array[
     del values
     before = pa.total_allocated_bytes()
     tracemalloc.start()
-    with pytest.raises(PackedError, match=r"but the file has|have .* bytes"):
+    with pytest.raises(TooLargeError, match=r"but the file has|have .* bytes|has .* bytes"):
         read_parquet(path)
     assert tracemalloc.get_traced_memory()[1] < 2**27
     tracemalloc.stop()
     assert pa.total_allocated_bytes() <= before + 2**27
+
+
+@given(
+    rows=st.lists(st.one_of(st.none(), st.lists(CELLS, max_size=3)), max_size=20),
+    start=st.integers(0, 5),
+    kind=st.sampled_from([pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]),
+)
+def test_pieces_of_a_batch_are_the_batch(rows: list[Any], start: int, kind: pa.DataType) -> None:
+    texts = [row[0] if row else None for row in rows]
+    columns = {
+        "text": pa.array(texts, pa.string()).cast(kind),
+        "texts": pa.array(rows, pa.list_(pa.string())),
+        "cell": pa.array([{"bytes": b"12", "path": text} for text in texts], CELL),
+        "vector": pa.array([[1.0, 2.0]] * len(rows), pa.list_(pa.float32(), 2)),
+        "nothing": pa.nulls(len(rows)),
+    }
+    batch = pa.RecordBatch.from_pydict(columns).slice(start)
+    pieces = list(Budget(0).pieces(batch))
+    assert [row for piece in pieces for row in piece.to_pylist()] == batch.to_pylist()
+    assert not any(pa.types.is_dictionary(field.type) for piece in pieces for field in piece.schema)
+    sizes = [sum(len((text or "").encode()) for text in row or []) for row in rows][start:]
+    assert largest_value(batch.column("texts")) == max(sizes, default=0)
+
+
+def test_pieces_are_small_and_have_a_sum() -> None:
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array(["x" * 1_000_000]))
+    batch = pa.RecordBatch.from_pydict({"text": text})
+    pieces = Budget(100_000).pieces(batch)
+    with pytest.raises(TooLargeError, match="need more than 100,000,000 bytes"):
+        next(pieces)
+    sizes = [len(piece) for piece in Budget(200_000).pieces(batch)]
+    assert sizes == [33, 33, 33, 1]
+    with pytest.raises(TooLargeError, match="a value of its column 'text' has 20,000,004 bytes"):
+        list(
+            Budget(10**9).pieces(pa.RecordBatch.from_pydict({"text": pa.array(["x" * 20_000_000]).dictionary_encode()}))
+        )
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_texts_kept_as_differences(tmp_path: Path, encoding: str) -> None:
+    table = pa.table({"text": [f"a dog {number}" for number in range(3000)], "number": range(3000)})
+    pq.write_table(table, tmp_path / "t.parquet", use_dictionary=False, column_encoding={"text": encoding})
+    assert read_parquet(tmp_path / "t.parquet").equals(table)
+
+
+def test_differences_to_a_long_text_do_not_fill_the_memory(tmp_path: Path) -> None:
+    table = pa.table({"text": ["x" * 1_000_000] * 100})
+    pq.write_table(table, tmp_path / "t.parquet", use_dictionary=False, column_encoding="DELTA_BYTE_ARRAY")
+    del table
+    before = pa.total_allocated_bytes()
+    with pytest.raises(TooLargeError, match="need more than"):
+        read_parquet(tmp_path / "t.parquet")
+    assert pa.total_allocated_bytes() <= before + 2**27
+
+
+def test_a_place_beyond_a_dictionary_is_damage() -> None:
+    for places in ([0, 1], [-1]):
+        column = pa.DictionaryArray.from_arrays(pa.array(places, pa.int32()), pa.array(["a"]), safe=False)
+        with pytest.raises(pa.ArrowInvalid, match="beyond the end"):
+            list(Budget(0).pieces(pa.RecordBatch.from_pydict({"text": column})))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False, "write_page_index": True}], ids=["usual", "other"])
+def test_the_footer_says_what_pyarrow_says_of_it(tmp_path: Path, options: dict[str, Any]) -> None:
+    table = pa.table(
+        {
+            "text": [f"a dog {number}" for number in range(100)],
+            "cell": pa.array([{"bytes": b"12", "path": None}] * 100, CELL),
+            "vector": pa.array([[1.0, 2.0]] * 100, pa.list_(pa.float32())),
+            "yes": [True, False] * 50,
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=30, **options)
+    with (tmp_path / "t.parquet").open("rb") as file:
+        found = column_chunks(file)
+    metadata = pq.read_metadata(tmp_path / "t.parquet")
+    assert len(found) == metadata.num_row_groups
+    for number, chunks in enumerate(found):
+        group = metadata.row_group(number)
+        for position, chunk in enumerate(chunks):
+            expected = group.column(position)
+            assert (chunk.path, chunk.values) == (expected.path_in_schema, expected.num_values)
+            assert chunk.unpacked == expected.total_uncompressed_size
+            assert chunk.is_text == (expected.physical_type == "BYTE_ARRAY")
+        assert len(chunks) == group.num_columns
+
+
+@given(st.data())
+def test_a_damaged_footer_is_an_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("p") / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"]}), path)
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content) - 5))
+    content[place] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(pa.ArrowInvalid):
+        column_chunks(io.BytesIO(content))

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.csv
 
 from ...errors import StoreError
+from ...io.limits import TooLargeError, limited_lines, most_unpacked
 from ...io.parquet import read_parquet
 from ...reporter import counted
 
 Columns = dict[str, list[Any]]
 _NUMBERED = re.compile(r"(emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d{1,9})", re.IGNORECASE)
+_CELL = 8  # bytes of an empty one in memory
 _VECTOR_NAMES = ("embedding", "embeddings", "vector", "emb", "image_embedding", "text_embedding")
 
 
@@ -109,17 +111,19 @@ def _read_jsonl(path: Path) -> Columns:
     rows: list[dict[str, Any]] = []
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(limited_lines(file), start=1):
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):
                         raise StoreError(f"Line {number} of {path} is not an object.")
                     rows.append(row)
+        names = dict.fromkeys(name for row in rows for name in row)
+        if len(names) * len(rows) * _CELL > most_unpacked(path.stat().st_size):
+            raise TooLargeError(f"{len(names):,} columns of {len(rows):,} rows")
     except FileNotFoundError:
         raise StoreError(f"The file {path} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not a readable JSON Lines file ({error}).") from error
-    names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 

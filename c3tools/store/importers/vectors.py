@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import StoreError
-from ...io.files import most_unpacked
+from ...io.limits import TooLargeError, most_unpacked
 from .tables import Columns, read_table, read_vector_table
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".parquet")
@@ -73,6 +73,7 @@ def read_vectors(path: Path, name: str | None = None, *, single: bool = False) -
             f"{path} is not a file of vectors in a supported format.",
             remedy=f"Supported formats: {', '.join(SUFFIXES)}.",
         )
+    _check_holes(path)
     columns: Columns = {}
     vectors: Any
     if suffix == ".npy":
@@ -173,7 +174,7 @@ def _read_npy(path: Path) -> npt.NDArray[Any]:
 
 def _read_npz(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns]:
     try:
-        _check_unpacked_size(path)
+        _check_archive(path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
@@ -188,13 +189,16 @@ def _read_torch(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns
 
     try:
         if zipfile.is_zipfile(path):
-            _check_unpacked_size(path)
+            _check_archive(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
         tensors = value if isinstance(value, Mapping) else {"tensor": value}
+        tensors = {str(k): t for k, t in tensors.items() if isinstance(k, (str, int)) and isinstance(t, torch.Tensor)}
+        # a tensor may be a view of a few numbers, repeated
+        _check_unpacked_size(path, sum(t.numel() * t.element_size() for t in tensors.values()))
         arrays = {
-            str(key): (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
+            key: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
             for key, t in tensors.items()
-            if isinstance(key, (str, int)) and isinstance(t, torch.Tensor) and t.ndim >= 1
+            if t.ndim >= 1
         }
     except Exception as error:  # a damaged file can raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -233,12 +237,34 @@ def _vectors_and_ids(
     return vectors, columns
 
 
-def _check_unpacked_size(path: Path) -> None:
-    """Refuse an archive that would unpack to far more than embeddings of its size can."""
+def _check_holes(path: Path) -> None:
+    """Refuse a file that is large by its length and hardly there on the disk: holes in it would be read as zeros.
+
+    Raises:
+        StoreError: with the sizes.
+    """
+    status = path.stat()
+    on_disk = getattr(status, "st_blocks", 0) * 512  # 0 where the file system does not say
+    if on_disk and status.st_size > most_unpacked(on_disk):
+        error = TooLargeError(
+            f"it has {on_disk:,} bytes on the disk for a length of {status.st_size:,}; the rest is holes"
+        )
+        raise _unreadable(path, error)
+
+
+def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
+        _check_unpacked_size(path, sum(member.file_size for member in archive.infolist()))
+
+
+def _check_unpacked_size(path: Path, unpacked: int) -> None:
+    """Refuse a file that would unpack to far more than embeddings of its size can.
+
+    Raises:
+        TooLargeError: with the sizes.
+    """
     if unpacked > most_unpacked(path.stat().st_size):
-        raise ValueError(f"it would unpack from {path.stat().st_size:,} to {unpacked:,} bytes")
+        raise TooLargeError(f"it would unpack from {path.stat().st_size:,} to {unpacked:,} bytes")
 
 
 def _choose(path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str | None) -> npt.NDArray[Any]:

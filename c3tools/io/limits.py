@@ -1,0 +1,102 @@
+"""Limits of every reader: how much memory a file may take.
+
+One rule: memory grows with what a file has on the disk, never with what it declares. A value has a largest size, by
+its kind; what is packed may unpack to so many times the size of the file; and a file that is read as a whole has a
+largest size. A file that breaks the rule ends in a `TooLargeError` before its content is in memory.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import IO, AnyStr, BinaryIO
+
+LARGEST_IMAGE_FILE = 1 << 28  # bytes of one image, in a file, a tar, a table or fetched
+LARGEST_DECODED = 600 << 20  # bytes of an image's pixels and of what its decoder keeps beside them
+LARGEST_TEXT = 1 << 24  # bytes of a line, of a text in a tar, of a text in a table
+LARGEST_JSON = 1 << 29  # bytes of a file of JSON, which is read as a whole
+_ANY_SIZE, _MOST_PACKED = 1 << 26, 100  # bytes that any packed file may unpack to, and times its own size
+_MOST_REPEATED = 1000  # times the size of a table that its values may come to: dictionaries repeat values
+_MOST_READ = 4  # times that a file may be read over: parts of a file may be claimed by several of its tags
+# bytes of JSON per value, on average over a file of more than LARGEST_TEXT; in memory a value takes 64 and more
+_SMALLEST_VALUE = 8
+
+
+class TooLargeError(ValueError):
+    """A file would take more memory than a file of its size may."""
+
+
+def most_unpacked(size: int) -> int:
+    """Return how many bytes a packed file of ``size`` bytes may unpack to: 64 MiB, or 100 times its size."""
+    return max(_ANY_SIZE, _MOST_PACKED * size)
+
+
+def most_repeated(size: int) -> int:
+    """Return how many bytes the values of a table of ``size`` bytes may come to: 64 MiB, or 1,000 times its size."""
+    return max(_ANY_SIZE, _MOST_REPEATED * size)
+
+
+def limited_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:
+    """Yield the lines of a binary or text file, with their ends.
+
+    Raises:
+        TooLargeError: at a line of more than `LARGEST_TEXT` bytes or letters.
+    """
+    number = 0
+    while line := file.readline(LARGEST_TEXT + 1):
+        number += 1
+        if len(line) > LARGEST_TEXT:
+            raise TooLargeError(f"line {number:,} has more than {LARGEST_TEXT:,} bytes")
+        yield line
+
+
+def check_json(content: bytes) -> None:
+    """Refuse JSON that is too long, or dense: Python takes 64 bytes for a list that takes 3 in the file.
+
+    Raises:
+        TooLargeError: with the number of values.
+    """
+    if len(content) > LARGEST_JSON:
+        raise TooLargeError(f"it has more than {LARGEST_JSON:,} bytes")
+    if len(content) > LARGEST_TEXT:
+        values = sum(content.count(mark) for mark in (b",", b"[", b"{"))
+        if values * _SMALLEST_VALUE > len(content):
+            raise TooLargeError(f"it has {values:,} values in {len(content):,} bytes")
+
+
+class LimitedFile:
+    """A binary file for readers that trust the sizes in it: one read of more than `LARGEST_TEXT` bytes is refused."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            TooLargeError: if they are too many.
+        """
+        if size > LARGEST_TEXT:
+            raise TooLargeError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
+class MeteredBytes(io.BytesIO):
+    """The content of a file for readers that trust the places in it: reading it over and over is refused."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._left = max(_ANY_SIZE, _MOST_READ * len(content))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            TooLargeError: if the file has been read too often.
+        """
+        content = super().read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise TooLargeError("parts of the file are used over and over")
+        return content

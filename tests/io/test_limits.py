@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import IO, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from c3tools.corpus.tars import scan
+from c3tools.io import limits
+from c3tools.io.files import read_json
+from c3tools.io.limits import LARGEST_JSON, MeteredBytes, TooLargeError, check_json, limited_lines
+from tests.bombs import files
+
+
+@given(st.lists(st.text("ab\r\n\u2028é", max_size=8), max_size=8).map("\n".join), st.booleans())
+def test_lines_are_those_that_files_have(text: str, binary: bool) -> None:
+    def file() -> io.BytesIO | io.TextIOWrapper:
+        content = io.BytesIO(text.encode())
+        return content if binary else io.TextIOWrapper(content, encoding="utf-8", newline="")
+
+    found: list[object] = list(limited_lines(cast(IO[str], file())))
+    assert found == list(file())
+
+
+def test_a_line_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LARGEST_TEXT", 10)
+    assert list(limited_lines(io.BytesIO(b"123456789\n1"))) == [b"123456789\n", b"1"]
+    lines = limited_lines(io.BytesIO(b"1\n1234567890\n"))
+    assert next(lines) == b"1\n"
+    with pytest.raises(TooLargeError, match="line 2 has more than 10 bytes"):
+        next(lines)
+
+
+def test_dense_json_is_refused_only_where_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = b"[" + b"[]," * 400 + b"[]]"
+    captions = json.dumps([{"image_id": n, "caption": "a dog runs"} for n in range(40)]).encode()
+    check_json(lists)
+    monkeypatch.setattr(limits, "LARGEST_TEXT", 1000)
+    check_json(captions)
+    with pytest.raises(TooLargeError, match="802 values in 1,204 bytes"):
+        check_json(lists)
+
+
+def test_json_of_any_size_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"a": [1]}')
+    assert read_json(path) == {"a": [1]}
+    files.sparse(path, LARGEST_JSON + 1, b"{")
+    with pytest.raises(TooLargeError, match="more than 536,870,912 bytes"):
+        read_json(path)
+
+
+def test_a_file_is_read_a_few_times_over_and_not_more() -> None:
+    file = MeteredBytes(bytes(2**24))
+    for _ in range(4):
+        file.seek(0)
+        assert len(file.read()) == 2**24
+    file.seek(0)
+    with pytest.raises(TooLargeError, match="over and over"):
+        file.read(1)
+
+
+def test_a_tar_whose_header_declares_gigabytes(tmp_path: Path) -> None:
+    files.tar_with_a_long_name(tmp_path / "x.tar", 2**32)
+    index = scan(tmp_path / "x.tar")
+    assert [(skipped.error, "header of 4,294,967,296 bytes" in skipped.message) for skipped in index.skipped] == [
+        ("DamagedTar", True)
+    ]
+    with tarfile.open(tmp_path / "y.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("n" * 5000 + ".txt"))
+    assert [len(member.name) for member in scan(tmp_path / "y.tar").members] == [5004]
