@@ -12,7 +12,9 @@ from .images import ImageItem
 from .item_lists import ItemList, pack_image, unpack_image
 from .videos import VIDEO_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".heic", ".heif"]
+)
 
 
 class TextItem(NamedTuple):

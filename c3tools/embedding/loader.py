@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,11 +30,13 @@ from ..corpus import ImageItem, ImageReader
 from ..encoders import ImagePreprocessor
 from ..encoders.preprocessing import Pixels
 from ..errors import C3Error
+from ..io.limits import LARGEST_DECODED
 from ..store import Failure
 
 _BATCHES_AHEAD = 3  # of each worker
 _PATIENCE = 5.0  # seconds for a worker to end
 _IDLE = -1.0
+_SPARE, _STACK = 64 << 20, 8 << 20  # bytes for all but decoding, and for the stack of a thread
 _FIELDS = 3  # when decoding began, number of the shard, position in it
 
 # a batch before it is decoded: shard, position of its first item in the shard, items, whether it is the shard's last
@@ -218,6 +221,7 @@ def _work(
     free = deque(range(len(places)))
     guard = (lambda *_: nullcontext()) if watch is None else partial(watch.decoding, number)
     reader = ImageReader()  # opens nothing before it reads: workers share no files
+    _limit_memory()
     with suppress(EOFError, OSError):
         for job in jobs:
             while pipe.poll(None if not free else 0):
@@ -226,6 +230,18 @@ def _work(
             pipe.send((place, _decode(job, preprocess, reader, places[place], guard)))
         while True:  # until the other end is closed
             pipe.recv()
+
+
+def _limit_memory() -> None:
+    """Let this process take as much memory as an image may, beside what it has; decoders fail beyond that. Of Linux."""
+    with suppress(ImportError, OSError, ValueError, StopIteration):
+        import resource
+
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        used = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
+        allowed = used + LARGEST_DECODED + _SPARE + _STACK * (os.cpu_count() or 1)  # some decoders start threads
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, most))
 
 
 def _decode(
@@ -267,8 +283,11 @@ def failure_of(item: ImageItem, stage: str, error: Exception, *, empty: bool = F
     """Return the record of an image, or a video, that could not be read or decoded."""
     if isinstance(error, UnidentifiedImageError):
         message = "empty file" if empty else "not an image in a format that Pillow can read"
+    elif isinstance(error, MemoryError):
+        message = f"takes more than {LARGEST_DECODED:,} bytes of memory to decode"
     else:
         message = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    message = "; ".join([message, *getattr(error, "__notes__", [])])
     return Failure(item.key, item.path, stage, type(error).__name__, message[:500])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import MissingExtraError
+from ..io.limits import LARGEST_DECODED, LARGEST_IMAGE_FILE, MeteredBytes, TooLargeError
+from ..io.quiet import quiet_libraries
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -19,6 +24,16 @@ Pixels = npt.NDArray[np.uint8]
 MAX_ASPECT_RATIO = 16
 # JPEGs may be decoded at a lower scale (1/2, 1/4, 1/8) while that leaves this many times the pixels needed per side
 SCALED_DECODING_MARGIN = 2
+# bytes per pixel that decoders take beside the image itself, measured
+_DECODER_BYTES = {"AVIF": 8, "HEIF": 6, "JPEG2000": 16, "WEBP": 13}
+_PROGRESSIVE_BYTES = 6  # a JPEG sent in several passes is kept whole, whatever its scale
+_ONE_BYTE_MODES = ("1", "L", "P")
+_ORIENTATION = 0x0112
+_ROWS_AT_A_TIME = 256
+_NOT_OPENED = "EPS"  # Pillow would start Ghostscript
+# what it reports to nobody, logging would print
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def open_image(
@@ -37,20 +52,75 @@ def open_image(
     Raises:
         OSError: if the file cannot be read or decoded.
         Image.DecompressionBombError: if it has more than 179 million pixels.
-        SyntaxError, ValueError: for some kinds of damaged file.
+        TooLargeError: if the file has more than 256 MiB, or decoding it would take more than 600 MiB.
+        MissingExtraError: if it is HEIC, and the package that reads it is not installed.
+        SyntaxError, ValueError: for some kinds of damaged file. The notes of an error are what the decoder wrote.
     """
-    with warnings.catch_warnings():
+    with quiet_libraries(), warnings.catch_warnings():
         # metadata that Pillow finds odd, and images between 89 and 179 million pixels, are no reason to stop
         warnings.simplefilter("ignore")
-        with Image.open(source) as file:
+        with _open(_content_of(source)) as file:
             width, height = file.size
             if target_size is not None and file.format == "JPEG":
                 needed = SCALED_DECODING_MARGIN * max(target_size)
                 file.draft(None, (needed, needed))
+            _check_memory(file, (width, height))
             file.load()
-            turned = file.getexif().get(0x0112, 1) >= 5
-            image = _to_rgb(ImageOps.exif_transpose(file))
-    return image, *((height, width) if turned else (width, height))
+            orientation = file.getexif().get(_ORIENTATION, 1)
+            if orientation != 1:
+                _check_memory(file, (width, height), copies=2)
+                ImageOps.exif_transpose(file, in_place=True)
+            image = _to_rgb(file)
+    return image, *((height, width) if orientation >= 5 else (width, height))
+
+
+def _content_of(source: str | Path | BinaryIO) -> bytes:
+    if isinstance(source, str | Path):
+        with Path(source).open("rb") as file:
+            return _content_of(file)
+    content = source.read(LARGEST_IMAGE_FILE + 1)
+    if len(content) > LARGEST_IMAGE_FILE:
+        raise TooLargeError(f"an image file may have {LARGEST_IMAGE_FILE:,} bytes")
+    return content
+
+
+def _open(content: bytes) -> Image.Image:
+    """Open an image file of any format that this installation reads without starting another program."""
+    Image.init()
+    formats = [name for name in Image.ID if name != _NOT_OPENED]
+    try:
+        return Image.open(MeteredBytes(content), formats=formats)
+    except UnidentifiedImageError:
+        if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
+            raise
+    try:
+        import pillow_heif
+    except ImportError:
+        raise MissingExtraError("pillow-heif", extra="heif", purpose="Reading HEIC images") from None
+    pillow_heif.register_heif_opener()
+    return Image.open(MeteredBytes(content), formats=["HEIF"])
+
+
+def _check_memory(file: Image.Image, size: tuple[int, int], copies: int = 1) -> None:
+    """Refuse an image that would take too much memory, by what its header says.
+
+    Args:
+        file: opened, at the scale that it will be decoded at.
+        size: width and height at full scale, which some decoders keep.
+        copies: of it that there are at one time, beside the one in RGB.
+
+    Raises:
+        TooLargeError: with the size and the memory.
+    """
+    own = 1 if file.mode in _ONE_BYTE_MODES else 2 if file.mode.startswith("I;16") else 4
+    kept = _PROGRESSIVE_BYTES if file.info.get("progressive") else _DECODER_BYTES.get(file.format or "", 0)
+    converted = 0 if file.mode == "RGB" else 4
+    needed = (own * copies + converted) * file.width * file.height + kept * size[0] * size[1]
+    if needed > LARGEST_DECODED:
+        raise TooLargeError(
+            f"{size[0]:,} x {size[1]:,} pixels ({file.mode}) take {needed:,} bytes to decode; "
+            f"an image may take {LARGEST_DECODED:,}"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,13 +174,26 @@ class Squash:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        # Pillow would clip 16-bit and float pixels at 255
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1e-12)
-        image = Image.fromarray(np.clip(values / top * 255.0, 0, 255).astype(np.uint8))
+        image = _to_bytes(image)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_bytes(image: Image.Image) -> Image.Image:
+    """Scale 16-bit and float pixels to 0…255, some rows at a time; Pillow would clip them at 255."""
+    bands = [
+        (0, top, image.width, min(top + _ROWS_AT_A_TIME, image.height))
+        for top in range(0, image.height, _ROWS_AT_A_TIME)
+    ]
+    highest = 65535.0
+    if image.mode.startswith("F"):
+        highest = max([1e-12, *(float(np.asarray(image.crop(band), dtype=np.float64).max()) for band in bands)])
+    pixels = np.empty((image.height, image.width), np.uint8)
+    for band in bands:
+        values = np.asarray(image.crop(band), dtype=np.float64)
+        pixels[band[1] : band[3]] = np.clip(values / highest * 255.0, 0, 255)
+    return Image.fromarray(pixels)
 
 
 def _crop_extreme(image: Image.Image) -> Image.Image:

@@ -155,9 +155,9 @@ def _decode(content: bytes | Exception, pixels: int) -> tuple[Pixels, tuple[int,
     if isinstance(content, Exception):
         return content
     try:
+        image, width, height = open_image(io.BytesIO(content), (pixels, pixels))
         with Image.open(io.BytesIO(content)) as file:
             is_rgb = file.mode == "RGB"
-        image, width, height = open_image(io.BytesIO(content), (pixels, pixels))
         return np.asarray(to_square(image, pixels)), (width, height), is_rgb
     except _UNREADABLE as error:
         return error

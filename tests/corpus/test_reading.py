@@ -28,7 +28,7 @@ def pairs(corpus: Corpus) -> list[tuple[str, str | None]]:
     return [(text.caption, text.image_key) for text in corpus.texts]
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "webp", "bmp", "gif", "tiff", "TIF"])
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "webp", "bmp", "gif", "tiff", "TIF", "avif", "jp2"])
 def test_every_suffix_is_found_in_any_case_and_depth(tmp_path: Path, suffix: str) -> None:
     image(tmp_path / "a" / "b" / f"x.{suffix}")
     assert [item.key for item in read_corpus([tmp_path]).images] == ["a/b/x"]

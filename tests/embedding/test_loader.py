@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import io
+import mmap
 import multiprocessing
 import multiprocessing.context
 import os
@@ -23,6 +25,7 @@ from c3tools.embedding import embed_corpus
 from c3tools.embedding.loader import pixel_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
+from c3tools.io.limits import LARGEST_DECODED
 from c3tools.store import Store
 from tests.conftest import copy_photos
 from tests.embedding.test_embed_containers import OPTIONS, by_key
@@ -215,3 +218,23 @@ def _as_nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is one of Linux")
+def test_a_decoder_cannot_take_more_memory_than_an_image_may(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    items = [ImageItem(path.stem, str(path), None, 0) for path in sorted(folder.glob("*.jpg"))]
+    decode = ImagePreprocessor.load
+
+    def hungry(self: ImagePreprocessor, source: Any) -> Any:
+        if source.getbuffer().nbytes == Path(items[0].path).stat().st_size:
+            # new memory: that which Python has kept from before could be enough
+            mmap.mmap(-1, LARGEST_DECODED + 2**28, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+        return decode(self, source)
+
+    monkeypatch.setattr(ImagePreprocessor, "load", hungry)
+    (batch,) = pixel_batches({0: items}, encoder.preprocess, batch_size=4, workers=1)
+    assert [row["key"] for row in batch.rows] == [items[1].key]
+    assert [failure.message for failure in batch.failures] == [os.strerror(errno.ENOMEM)]

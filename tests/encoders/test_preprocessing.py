@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 
 from c3tools.assets.paths import PHOTOS
 from c3tools.encoders import Encoder, open_image
 from c3tools.encoders.preprocessing import MAX_ASPECT_RATIO
+from c3tools.errors import MissingExtraError
+from c3tools.io.limits import TooLargeError
+from tests.bombs import files
 
 EXIF_ORIENTATION = 0x0112
 
@@ -47,6 +52,85 @@ def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
     image, _, _ = open_image(tmp_path / "deep.png")
     expected = (values.astype(float) / 65535 * 255).astype(np.uint8)
     np.testing.assert_allclose(np.asarray(image)[..., 0], expected, atol=1)
+
+
+def test_deep_images_are_scaled_alike_in_all_their_rows(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 700 * 3).astype(np.uint16).reshape(700, 3)
+    for name, content, top in (("x.png", values, 65535), ("x.tif", values.astype(np.float32) / 8, 65535 / 8)):
+        Image.fromarray(content).save(tmp_path / name)
+        image, _, _ = open_image(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(image)[..., 1], (content.astype(float) / top * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("suffix", "feature", "tolerance"), [("avif", "avif", 12), ("jp2", "jpg_2000", 0)])
+def test_formats_that_pillow_may_have(tmp_path: Path, suffix: str, feature: str, tolerance: int) -> None:
+    if not features.check(feature):
+        pytest.skip(f"Pillow was built without {feature}")
+    source = gradient(64, 48)
+    source.save(tmp_path / f"x.{suffix}")
+    image, width, height = open_image(tmp_path / f"x.{suffix}")
+    assert (image.mode, width, height) == ("RGB", 64, 48)
+    np.testing.assert_allclose(np.asarray(image).astype(int), np.asarray(source), atol=tolerance)
+
+
+def test_heic_is_read_by_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the extra heif is not installed")
+    source = gradient(64, 48)
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    pillow_heif.from_pillow(source).save(tmp_path / "x.heic", quality=95)
+    turned = source.transpose(Image.Transpose.ROTATE_270)
+    pillow_heif.from_pillow(source).save(tmp_path / "turned.heic", quality=95, exif=exif.tobytes())
+    for name, expected in (("x", source), ("turned", turned)):
+        image, width, height = open_image(tmp_path / f"{name}.heic")
+        assert (image.mode, width, height) == ("RGB", *expected.size)
+        np.testing.assert_allclose(np.asarray(image).astype(int), np.asarray(expected), atol=16)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    with pytest.raises(MissingExtraError, match=r"c3tools\[heif\]"):
+        open_image(tmp_path / "x.heic")
+
+
+def test_what_another_program_would_have_to_draw_is_not_opened(tmp_path: Path) -> None:
+    gradient(8, 8).save(tmp_path / "x.eps")
+    (tmp_path / "x.eps").rename(tmp_path / "x.jpg")
+    with pytest.raises(UnidentifiedImageError):
+        open_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.png", lambda: files.png(13_000, 13_000, rows=1)),
+        ("alpha.png", lambda: files.png(9000, 9000, colour=6, rows=1)),
+        ("x.webp", lambda: files.saved(Image.new("RGB", (6200, 6200)), "WEBP", lossless=True, quality=0, method=0)),
+        ("x.tif", lambda: files.tiff_of_one_strip(13_000, 13_000)),
+    ],
+)
+def test_images_that_would_take_too_much_memory_are_not_decoded(
+    tmp_path: Path, name: str, content: Callable[[], bytes]
+) -> None:
+    (tmp_path / name).write_bytes(content())
+    with pytest.raises(TooLargeError, match=r"pixels \(\w+\) take [67]\d\d,.* an image may take 629,145,600"):
+        open_image(tmp_path / name)
+
+
+def test_the_memory_of_a_large_jpeg_is_that_of_the_scale_it_is_decoded_at(tmp_path: Path) -> None:
+    Image.new("RGB", (8000, 6000)).save(tmp_path / "x.jpg")
+    image, width, height = open_image(tmp_path / "x.jpg", (224, 224))
+    assert (width, height) == (8000, 6000)
+    assert image.size == (1000, 750)
+
+
+def test_what_the_decoder_writes_is_in_the_notes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = bytearray(files.saved(gradient(40, 40), "TIFF", compression="tiff_adobe_deflate"))
+    content[20:60] = bytes(40)
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(OSError, match="decod") as error:
+        open_image(tmp_path / "x.tif")
+    assert any("ZIPDecode" in note for note in error.value.__notes__)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_animated_gif_gives_its_first_frame(tmp_path: Path) -> None:
