@@ -19,7 +19,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from operator import call
 from pathlib import Path
@@ -31,9 +31,16 @@ import pyarrow as pa
 
 from ..errors import OutputError, StoreError, TransformError, telling_what_is_kept
 from ..executors import Executor, Report, Work, WorkerResources, open_executor
-from ..io.files import remove_leftovers, sha256_of, write_json_atomically, write_text_atomically
+from ..io.files import (
+    read_json,
+    recorded_file,
+    remove_leftovers,
+    sha256_of,
+    write_json_atomically,
+    write_text_atomically,
+)
 from ..io.float16 import to_float16
-from ..io.locations import location, names_in, read_all, remove, size_of, upload
+from ..io.locations import location, names_in, remove, size_of, upload
 from ..io.lock import locked
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
@@ -349,7 +356,8 @@ def _clear(output: Path) -> None:
     """Remove what an export wrote, and nothing else."""
     for marker in _markers(output):
         for file in _read_json(marker).get("files", {}):
-            remove(output / file)
+            with suppress(ValueError):  # a marker that was changed by hand may name files of others
+                remove(recorded_file(output, file))
         remove(marker)
 
 
@@ -379,14 +387,14 @@ def _read_marker(path: Path, made_from: dict[str, Any], output: Path) -> dict[st
     marker = _read_json(path)
     if marker.get("made_from") != made_from:
         return None
-    intact = all(size_of(output / name) == entry["bytes"] for name, entry in marker["files"].items())
+    intact = all(size_of(recorded_file(output, name)) == entry["bytes"] for name, entry in marker["files"].items())
     return marker if intact else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object from a file; an empty one if there is none, or something else."""
     try:
-        value = json.loads(read_all(path))
+        value = read_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -28,7 +28,7 @@ from ..corpus.splits import split_of
 from ..corpus.tables import key_of_name
 from ..encoders import Encoder, resolve_encoder
 from ..errors import GeneratorError, telling_what_is_kept
-from ..io.files import write_json_atomically
+from ..io.files import read_json, recorded_file, write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
@@ -126,12 +126,11 @@ class GeneratedImages:
         folder = Path(folder)
         path = folder / LIST_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             images = [GeneratedImage(**image) for image in content.pop("images")]
             modality = str(content.pop("modality"))
-            outside = [image.file for image in images if Path(image.file).name != image.file]
-            if outside:
-                raise ValueError(f"{outside[0]} is not in the folder")
+            for image in images:
+                recorded_file(folder, image.file)
         except FileNotFoundError:
             files = sorted(file for file in folder.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
             images, modality, content = [GeneratedImage(file.name, file.stem) for file in files], "unknown", {}

@@ -9,7 +9,6 @@ transform.json, .safetensors  the pipeline that index and queries went through
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import C3Error, StoreError
+from ..io.files import read_json, recorded_file
 from ..io.float16 import to_float32
 from ..io.locations import is_url, kind_of, location
 from ..reporter import SILENT, Reporter, counted
@@ -84,10 +84,12 @@ class Index:
             return cls._of_store(Store.open(path))
         folder = Path(path)
         try:
-            record = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-            shards = faiss_shards.read_shards((folder / name for name in record["shards"]), gpu=gpu)
+            record = read_json(folder / INDEX_FILE)
+            shards = faiss_shards.read_shards([recorded_file(folder, name) for name in record["shards"]], gpu=gpu)
             files = record.get("row_files", [ROWS_FILE])
-            rows = pa.concat_tables(pq.read_table(folder / name, columns=list(HIT_COLUMNS)) for name in files)
+            rows = pa.concat_tables(
+                pq.read_table(recorded_file(folder, name), columns=list(HIT_COLUMNS)) for name in files
+            )
         except FileNotFoundError:
             raise StoreError(
                 f"There is no index at {folder}.", remedy="Make one with `c3 index`, or choose another with --index."

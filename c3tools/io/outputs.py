@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import C3Error, OutputError
 from ..reporter import Reporter
-from .files import sha256_of, sync_folder, sync_tree
+from .files import recorded_file, sha256_of, sync_folder, sync_tree
 from .locations import kind_of, names_in
 
 _NAMED = 3
@@ -175,9 +175,13 @@ def previous_folder(folder: Path) -> Path:
 
 
 def damaged_file(folder: Path, expected: Mapping[str, str]) -> str | None:
-    """Return which of the files of a result is missing or has another SHA-256 than recorded, in words; None if none."""
+    """Return which of the files of a result is missing or has another SHA-256 than recorded, in words; None if none.
+
+    Raises:
+        ValueError: if one is not in the folder.
+    """
     for name, digest in expected.items():
-        path = folder / name
+        path = recorded_file(folder, name)
         if not path.is_file():
             return f"{path} is missing."
         if sha256_of(path) != digest:

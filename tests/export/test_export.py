@@ -279,3 +279,16 @@ def test_an_export_of_an_early_version_is_continued_under_the_names_of_today(her
     assert ok().kept == 6
     after = {path.relative_to(here): path.read_bytes() for path in (here / "c3-export").rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_overwriting_removes_no_file_that_a_changed_marker_names(tmp_path: Path) -> None:
+    ok(output="made")
+    kept = tmp_path / "kept.txt"
+    kept.write_text("of the user")
+    marker = min((tmp_path / "made" / "text").glob("_part-*.json"))
+    value = json.loads(marker.read_text())
+    for name in ("../kept.txt", str(kept)):
+        value["files"][name] = {"sha256": "0", "bytes": 11}
+    marker.write_text(json.dumps(value))
+    ok(output="made", preset="c1", overwrite=True)
+    assert kept.read_text() == "of the user"

@@ -324,3 +324,16 @@ def test_search_warns_of_rows_that_the_index_lacks_and_needs_no_store(store: Sto
     shutil.rmtree(moved / "c3-store")
     assert index.search(vector=query, reporter=messages)[0].hits
     assert len(messages.texts) == 2
+
+
+@pytest.mark.parametrize("field", ["shards", "row_files"])
+def test_an_index_reads_no_file_out_of_its_folder(store: Store, tmp_path: Path, field: str) -> None:
+    build_index(store, tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    value = json.loads(path.read_text())
+    (name,) = value.get(field, ["rows.parquet"])
+    shutil.copyfile(tmp_path / "index" / name, tmp_path / name)
+    for outside in (f"../{name}", str(tmp_path / name)):
+        path.write_text(json.dumps({**value, field: [outside]}))
+        with pytest.raises(StoreError, match="not in its folder"):
+            Index.open(tmp_path / "index")

@@ -8,6 +8,7 @@ import pytest
 from c3tools.io.files import (
     SEAL_PLACE,
     check_seal,
+    recorded_file,
     remove_leftovers,
     seal,
     sha256_of,
@@ -54,3 +55,16 @@ def test_a_seal_guards_every_byte(tmp_path: Path) -> None:
     assert check_seal(path) is None
     with pytest.raises(ValueError, match="0 places"):
         seal(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/x", "", ".", "..", "C:\\x", "a\\..\\..\\x", "C:x", 7, None, ["x"]]
+)
+def test_a_record_names_no_file_out_of_its_folder(tmp_path: Path, name: object) -> None:
+    with pytest.raises(ValueError, match="not in its folder"):
+        recorded_file(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["x", "image/part-00000.parquet", "..x", "ü 1.json"])
+def test_a_record_names_files_of_its_folder(tmp_path: Path, name: str) -> None:
+    assert recorded_file(tmp_path, name) == tmp_path / name

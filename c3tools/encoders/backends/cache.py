@@ -8,11 +8,13 @@ choices/<key>.json               the backend and the precision that `auto` took 
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,8 +26,8 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from ...errors import EncoderError
-from ...io.files import json_text, sha256_of, write_atomically, write_json_atomically
-from ...io.locations import download, read_all
+from ...io.files import json_text, read_json, recorded_file, sha256_of, write_atomically, write_json_atomically
+from ...io.locations import download
 from ...reporter import SILENT, Reporter
 
 CACHE_VARIABLE = "C3_CACHE"
@@ -75,11 +77,12 @@ class ModelCache:
             EncoderError: if there is no room for it anywhere.
         """
         path = self.folder / "converted" / _digest(made_from)
-        if path.exists():
-            if _is_intact(path, made_from):
-                return path
-            reporter.message(f"The converted model in {path} is damaged. It is made again.")
         try:
+            self._require_own(path)
+            if path.exists():
+                if _is_intact(path, made_from):
+                    return path
+                reporter.message(f"The converted model in {path} is damaged. It is made again.")
             return self._make(path, made_from, convert)
         except OSError as error:
             reporter.message(
@@ -105,8 +108,10 @@ class ModelCache:
             EncoderError: if there is no such model, or it is damaged.
         """
         try:
-            record = json.loads(read_all(source / RECORD_FILE))
+            record = read_json(source / RECORD_FILE)
             made_from, files = dict(record["made_from"]), dict(record["sha256"])
+            for name in files:
+                recorded_file(source, name)
         except FileNotFoundError:
             raise EncoderError(
                 f"The quantised model {source} is missing.",
@@ -120,13 +125,25 @@ class ModelCache:
 
         def copy(folder: Path) -> None:
             for name, digest in files.items():
-                if Path(name).name != name:
-                    raise _damaged(source, f"{name} is not a file name")
-                download(source / name, folder / name)
+                download(recorded_file(source, name), folder / name)
                 if sha256_of(folder / name) != digest:
                     raise _damaged(source, name)
 
         return self.converted({**made_from, "sha256": files}, copy, reporter)
+
+    def _require_own(self, path: Path) -> None:
+        """Refuse a model that another user may have put there: what is in the cache is run, and nothing is signed.
+
+        Raises:
+            PermissionError: with the folder that others can write to.
+        """
+        if not hasattr(os, "getuid"):
+            return
+        for folder in (self.folder, path.parent, path):
+            with suppress(FileNotFoundError):
+                status = folder.stat()
+                if status.st_uid not in (os.getuid(), 0) or status.st_mode & stat.S_IWOTH:
+                    raise PermissionError(errno.EACCES, f"other users can write to {folder}")
 
     def _make(self, path: Path, made_from: Mapping[str, Any], convert: Callable[[Path], object]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +215,7 @@ def keep_model(folder: Path, target: Path) -> None:
 def same_model(folder: Path, kept: Path) -> bool:
     """Return whether a converted model is the one that is kept in another folder or at a URL."""
     try:
-        return bool(json.loads(read_all(kept / RECORD_FILE))["sha256"] == (_record(folder) or {}).get("sha256"))
+        return bool(read_json(kept / RECORD_FILE)["sha256"] == (_record(folder) or {}).get("sha256"))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
@@ -227,6 +244,6 @@ def _is_intact(folder: Path, made_from: Mapping[str, Any]) -> bool:
     if record is None or record["made_from"] != json.loads(json_text(dict(made_from))):
         return False
     try:
-        return all(sha256_of(folder / name) == digest for name, digest in record["sha256"].items())
-    except (OSError, KeyError, AttributeError):
+        return all(sha256_of(recorded_file(folder, name)) == digest for name, digest in record["sha256"].items())
+    except (OSError, ValueError, KeyError, AttributeError):
         return False

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import threading
 from pathlib import Path
 
@@ -142,3 +144,40 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("C3_CACHE")
     monkeypatch.setattr(cache_module, "user_cache_path", lambda name, **options: tmp_path / name)
     assert ModelCache().folder == tmp_path / "c3tools"
+
+
+@pytest.mark.parametrize("place", ["", "converted", "model"])
+def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path, place: str) -> None:
+    cache, listener = ModelCache(tmp_path / "cache"), Listener()
+    path = cache.converted(KEY, write)
+    folder = path if place == "model" else tmp_path / "cache" / place
+    folder.chmod(0o777)
+    (path / "image.bin").write_bytes(b"of somebody else")
+    elsewhere = cache.converted(KEY, write, listener)
+    assert not elsewhere.is_relative_to(tmp_path)
+    assert (elsewhere / "image.bin").read_bytes() == b"weights"
+    assert f"other users can write to {folder}" in listener.said[0]
+    folder.chmod(0o755)
+
+
+def test_a_cache_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, listener = ModelCache(tmp_path), Listener()
+    cache.converted(KEY, write)
+    owner = os.getuid()
+    if owner == 0:
+        os.chown(tmp_path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    assert not cache.converted(KEY, write, listener).is_relative_to(tmp_path)
+    assert "other users can write" in listener.said[0]
+
+
+def test_files_of_a_model_are_in_its_folder(tmp_path: Path) -> None:
+    cache = ModelCache(tmp_path / "cache")
+    path = cache.converted(KEY, write)
+    (tmp_path / "secret").write_bytes(b"1")
+    record = json.loads((path / "model.json").read_text())
+    record["sha256"] = {"../../../secret": record["sha256"]["image.bin"]}
+    (path / "model.json").write_text(json.dumps(record))
+    with pytest.raises(EncoderError, match="not in its folder"):
+        cache.copied(path)
