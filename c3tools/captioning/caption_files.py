@@ -107,11 +107,11 @@ class CaptionWriter:
             for table in self._tables:
                 stack.enter_context(table)
                 self._take(table)
+            self._leftovers = self._find_leftovers()
+            for key, caption in list(self.captions.items()):
+                self.write(key, caption)  # to the other files, if the run was killed between two
+            self.pending = [key for key in self._photos if key not in self.captions and not self._has_sidecars(key)]
             self._stack = stack.pop_all()
-        self._leftovers = self._find_leftovers()
-        for key, caption in list(self.captions.items()):
-            self.write(key, caption)  # to the other files, if the run was killed between two
-        self.pending = [key for key in self._photos if key not in self.captions and not self._has_sidecars(key)]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -244,8 +244,8 @@ class _Table:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            os.fsync(self._file.fileno())
 
     def append(self, row: Row) -> None:
         """Add a row, by one write over the tail."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -192,6 +193,21 @@ def test_a_second_run_is_refused(photos: dict[str, Path], tmp_path: Path) -> Non
             pass
         first.write("y", "")
     assert [row["key"] for row in rows_of(path)] == ["x", "y"]
+
+
+def test_files_of_a_run_that_fails_are_not_kept_locked(
+    photos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        if files["csv"].exists() and os.path.samestat(os.fstat(descriptor), files["csv"].stat()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files = {"json": tmp_path / "c.json", "csv": tmp_path / "c.csv"}
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as failed:
+        patch.setattr(os, "fsync", full)
+        write_pending(CaptionWriter(photos, BY, **files))
+    assert write_pending(CaptionWriter(photos, BY, **files)) == CAPTIONS
+    assert failed.traceback is not None  # holds the writer that failed, so that nothing else has closed its files
 
 
 def test_two_photos_cannot_share_a_file(photos: dict[str, Path]) -> None:
