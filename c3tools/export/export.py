@@ -18,7 +18,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from operator import call
@@ -45,8 +45,9 @@ from ..io.lock import locked
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix, split_mask
+from ..store.reader import all_parts
 from ..store.rows import keys_of, row_splits
-from ..store.shards import BESIDE_ROWS, MARKER, METADATA_KEY, ROW_GROUP_ROWS, part_name, shard_schema
+from ..store.shards import BESIDE_ROWS, MARKER, METADATA_KEY, ROW_GROUP_ROWS, part_name, part_path, shard_schema
 from ..transforms import Pipeline, open_pipeline
 from .part_writers import PART_WRITERS, ROLE_COLUMN, Block, in_thread
 
@@ -219,7 +220,7 @@ class ExportWork(Work[PartTask, PartResult]):
         if present is not None:
             report(present["rows"], 0)
             return present, False
-        remove(marker_path)
+        _drop(marker_path, self.output)
         start = time.perf_counter()
         local = isinstance(self.output, Path)  # for a URL, files are made on this machine and uploaded
         with nullcontext(self.output) if local else tempfile.TemporaryDirectory() as opened:
@@ -320,8 +321,9 @@ def _prepare(
                 f"{output} contains another export ({what}), with a different pipeline, store or settings.",
                 remedy="Choose another folder with --output, or replace it with --overwrite.",
             )
-        _clear(output)
+        _drop_parts(output)
     _rename_early_markers(output)
+    _drop_parts(output, without={part_path(output, *shard, MARKER) for shard in all_parts(store)})
     _remove_leftovers(output)
     identity = {"digest": digest, "provenance": provenance}
     if present.get("digest") != digest:
@@ -352,13 +354,19 @@ def _rename_early_markers(output: Path) -> None:
             remove(marker)
 
 
-def _clear(output: Path) -> None:
-    """Remove what an export wrote, and nothing else."""
+def _drop_parts(output: Path, without: Collection[Path] = ()) -> None:
+    """Remove the parts that an export wrote, but for those with these markers, and nothing else."""
     for marker in _markers(output):
-        for file in _read_json(marker).get("files", {}):
-            with suppress(ValueError):  # a marker that was changed by hand may name files of others
-                remove(recorded_file(output, file))
-        remove(marker)
+        if marker not in without:
+            _drop(marker, output)
+
+
+def _drop(marker: Path, output: Path) -> None:
+    """Remove what an export wrote of one part; its marker goes last, as it says which files there are."""
+    for file in _read_json(marker).get("files", {}):
+        with suppress(ValueError):  # a marker that was changed by hand may name files of others
+            remove(recorded_file(output, file))
+    remove(marker)
 
 
 def _markers(output: Path) -> list[Path]:

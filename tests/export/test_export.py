@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from safetensors import safe_open
 
 from c3tools import Pipeline, Store, preset
 from c3tools.errors import C3Error
-from c3tools.export import ExportReport, export_store
+from c3tools.export import FORMATS, ExportReport, export_store
 from c3tools.export.export import ExportWork
 from c3tools.seeds import keyed_normal
 from c3tools.store.rows import embedding_matrix
+from c3tools.store.split import split_store
 from tests.stores import gap_store, make_vectors, unit
 
 
@@ -207,6 +209,27 @@ def test_a_damaged_part_is_made_again(here: Path) -> None:
     path.write_bytes(whole[:100])
     assert ok().kept == 5
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_parts_that_the_store_no_longer_has_go(here: Path, format_: str) -> None:
+    ok(preset="c1", format=format_)
+    split_store(
+        here / "other", "c3-store", fractions=(1, 0, 0)
+    )  # every part changes; of hf, the files have other names
+    shutil.rmtree(here / "c3-store" / "text")
+    shutil.rmtree(here / "c3-store" / "image")
+    (here / "c3-store" / "manifest.json").unlink()
+    shutil.copytree(here / "other" / "image", here / "c3-store" / "image")
+    for file in (here / "c3-store" / "image").glob("*part-00002*"):
+        file.unlink()
+    assert ok(preset="c1", format=format_).parts == 2
+    ok("c3-store", preset="c1", format=format_, output="fresh")
+    names = [
+        sorted(str(path.relative_to(here / folder)) for path in (here / folder).rglob("*") if path.is_file())
+        for folder in ("c3-export", "fresh")
+    ]
+    assert names[0] == names[1]
 
 
 def test_another_recipe_does_not_replace_an_export_silently(here: Path) -> None:
