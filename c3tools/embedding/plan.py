@@ -87,6 +87,7 @@ class Plan(Generic[Item]):
         summary: counts the other inputs, and lists changed and removed ones.
         gone_keys: keys of rows whose source has gone, in the order of their shards.
         gone: where they are in ``gone_keys``, by the number of their shard.
+        gone_failures: keys of inputs that failed and whose source has gone.
         unmatched: how many rows are not of the corpus, by the number of the shard that has them.
         from_elsewhere: keys that the store has from other files.
     """
@@ -97,6 +98,7 @@ class Plan(Generic[Item]):
     summary: ModalitySummary = field(default_factory=ModalitySummary)
     gone_keys: ItemList[str] = field(default_factory=lambda: ItemList(str))
     gone: dict[int, slice] = field(default_factory=dict)
+    gone_failures: ItemList[str] = field(default_factory=lambda: ItemList(str))
     unmatched: dict[int, int] = field(default_factory=dict)
     from_elsewhere: ItemList[str] = field(default_factory=lambda: ItemList(str))
 
@@ -189,7 +191,7 @@ def plan_shards(
     summary = plan.summary
     summary.changed = changed_keys = ItemList(str)
     foreign = [images.from_elsewhere for images in captioned if images.from_elsewhere]
-    gone_images = [images.gone_keys for images in captioned if images.gone_keys]
+    gone_images = [keys for images in captioned for keys in (images.gone_keys, images.gone_failures) if keys]
     left_out = bytearray(len(items))
     failed: dict[int, float | None] = {}  # by position; when their shard was begun
     for part in store.parts(modality):
@@ -197,6 +199,9 @@ def plan_shards(
         began = marker["timings"].get("began")
         failures = (failure["key"] for failure in marker["failures"])
         failed |= {found[0]: began for found in items.find(failures) if found is not None}
+        if sources is not None:
+            lost_failures = filter(sources.has_lost_failure, (Failure(**failure) for failure in marker["failures"]))
+            plan.gone_failures.extend(failure.key for failure in lost_failures)
         first, gone = len(changed), []
         for row, found in _match(store, modality, part, items):
             of_foreign = any(keys.has(row.get("image_key")) for keys in foreign)

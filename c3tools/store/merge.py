@@ -18,7 +18,7 @@ from .keys import Hashes, SortedHashes, contains, key_hashes
 from .manifest import finish_store
 from .metadata import Failure, write_failures, write_marker
 from .reader import Store, all_parts
-from .rewriting import intact_shard, new_folder, new_store, not_intact, replace_column
+from .rewriting import intact_shard, new_folder, new_store, not_intact, replace_column, timings_of
 from .rows import ITEM_COLUMNS, keys_of
 from .shards import MARKER, MOMENTS, ROWS, create_store, part_path, write_batches
 
@@ -101,8 +101,9 @@ def merge_stores(
                 if before or _has_key(store, modality, part, hashes):
                     known = seen.setdefault(modality, set())
                     batches = _rewritten(store, modality, part, before, hashes, known)
-                    rows = write_batches(building, info, modality, number, batches, failures)
-                    report.dropped += store.marker(modality, part)["rows"] - rows
+                    marker = store.marker(modality, part)
+                    rows = write_batches(building, info, modality, number, batches, failures, timings_of(marker))
+                    report.dropped += marker["rows"] - rows
                 else:
                     rows = _copy_shard(store, modality, part, building, number, failures)
                 report.rows[modality] = report.rows.get(modality, 0) + rows

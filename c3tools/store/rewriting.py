@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError, UnreachableError
-from ..io.files import sha256_of
+from ..io.files import sha256_of, sync_folder
 from ..io.locations import download, is_url, remove
 from ..io.lock import LOCK_FILE, locked
 from .manifest import record_again
@@ -74,6 +75,7 @@ def new_store(path: Path) -> Iterator[Path]:
                 raise
             (building / LOCK_FILE).unlink()
             building.replace(path)
+            sync_folder(path.absolute().parent)
     except UnreachableError:  # the source cannot be read; nothing is wrong here
         raise
     except OSError as error:
@@ -164,10 +166,14 @@ def rewrite_shard(
             remove(store.file(modality, part, suffix))
         return
     batches = rows.take(chosen).combine_chunks().to_batches()
-    timings = {name: value for name, value in marker["timings"].items() if name != CHECKSUM}
-    timings |= {} if began is None else {"began": began}
+    timings = timings_of(marker) | ({} if began is None else {"began": began})
     write_batches(store.path / REWRITTEN, store.info, modality, part, batches, failures, timings)
     put_in_place(store.path, modality, part)
+
+
+def timings_of(marker: Mapping[str, Any]) -> dict[str, float]:
+    """Return the timings in a done marker, for a shard made from its shard: inputs written since then have changed."""
+    return {name: value for name, value in marker["timings"].items() if name != CHECKSUM}
 
 
 def not_intact(store: Store, path: Path) -> StoreError:

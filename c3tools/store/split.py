@@ -21,7 +21,7 @@ from .keys import SplitTable
 from .manifest import finish_store
 from .metadata import write_failures
 from .reader import Store, all_parts
-from .rewriting import intact_shard, new_folder, new_store, replace_column
+from .rewriting import intact_shard, new_folder, new_store, replace_column, timings_of
 from .rows import ITEM_COLUMNS, keys_of, row_items
 from .shards import create_store, shard_schema, write_batches
 
@@ -112,7 +112,8 @@ def split_store(
             with intact_shard(source, modality, part) as local:
                 rows = local.batches(modality, parts=[part])
                 batches = (_with_new_splits(batch, choose, images, counts, report) for batch in rows)
-                write_batches(building, source.info, modality, part, batches, failures)
+                timings = timings_of(source.marker(modality, part))
+                write_batches(building, source.info, modality, part, batches, failures, timings)
             report.rows[modality] = dict(sorted(counts.items()))
             progress.advance()
         write_failures(building, source.recorded_failures())

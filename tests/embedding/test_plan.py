@@ -23,6 +23,7 @@ from c3tools.embedding.plan import plan_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
 from c3tools.store import Failure, Rows, Store, finish_store, rewrite_failures
+from c3tools.store.split import split_store
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, build_store, copy_photos, put_store, unit_rows
 from tests.corpus.packing import photos_of, webdataset, write_tar
@@ -245,6 +246,33 @@ def test_failures_whose_file_has_gone_or_was_mended(encoder: Encoder, tmp_path: 
     summary = run(encoder, folder, tmp_path / "s", update=True, prune=True)
     assert (summary.modalities["image"].embedded, summary.failures_in_store) == (1, 0)
     assert verify_store(tmp_path / "s").findings == []
+
+
+def test_captions_of_an_image_that_could_not_be_read_go_with_it(encoder: Encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    broken, kept = sorted(folder.glob("*.jpg"))
+    broken.write_text("no image")
+    assert run(encoder, folder, tmp_path / "s").failures_in_store == 1
+    broken.unlink()
+    edit_captions(folder, {broken.name: None})
+    assert len(run(encoder, folder, tmp_path / "s").modalities["text"].gone) == 5
+    run(encoder, folder, tmp_path / "s", prune=True)
+    assert {key.rpartition("#")[0] for key in rows(tmp_path / "s", "text")} == {kept.stem}
+
+
+def test_what_changed_is_found_in_a_store_made_by_split(encoder: Encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    (folder / "broken.jpg").write_text("no image")
+    run(encoder, folder, tmp_path / "s")
+    split_store(tmp_path / "parted", tmp_path / "s")
+    later = time.time() + 1
+    for path in (folder / "broken.jpg", min(folder.glob("*.jpg"))):
+        size = path.stat().st_size
+        recolour(path)
+        path.write_bytes(path.read_bytes()[:size].ljust(size, b"\0"))
+        os.utime(path, (later, later))
+    summary = run(encoder, folder, tmp_path / "parted", update=True).modalities["image"]
+    assert (summary.failed_before, len(summary.changed)) == (0, 1)
 
 
 def test_a_changed_image_that_cannot_be_read_keeps_its_row(encoder: Encoder, tmp_path: Path) -> None:
