@@ -28,6 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..io.files import make_folder
 from ..store.rows import row_splits
 from ..store.shards import METADATA_KEY, parquet_writer
 
@@ -90,7 +91,7 @@ class PartWriter:
         """Close the files."""
 
     def _temporary(self, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # of any machine
         self._pending[temporary] = path
         return temporary

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Container
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -36,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     if not isinstance(path, Path):
         write_object(path, write)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # unique among all machines
     try:
         write(temporary)
@@ -176,9 +177,18 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(parent))
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing, and tell the disk to keep their names."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        with suppress(PermissionError):  # a folder that may be written to but not listed
+            sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
-    """Tell the disk to keep the names in a folder."""
-    if os.name != "posix":
+    """Tell the disk to keep the names in a folder; an object store does so by itself."""
+    if os.name != "posix" or not isinstance(folder, Path):
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

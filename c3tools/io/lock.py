@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from .files import remove_leftovers
+from .files import make_folder, remove_leftovers
 from .locations import read_all, remove, write_all
 
 LOCK_FILE = ".lock"
@@ -93,7 +93,7 @@ def _lock(folder: Path, shown: Path) -> int:
     path = folder / LOCK_FILE
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             # never through a link: opening it for writing would touch a file elsewhere
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except (FileExistsError, NotADirectoryError):

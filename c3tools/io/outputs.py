@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import C3Error, OutputError
 from ..reporter import Reporter
-from .files import recorded_file, sha256_of, sync_folder, sync_tree
+from .files import make_folder, recorded_file, sha256_of, sync_folder, sync_tree
 from .locations import kind_of, names_in
 
 _NAMED = 3
@@ -200,7 +200,7 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
         folder: the folder.
         keep: keep what was there; otherwise it is removed when the new result is in its place.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     _remove_unfinished(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ..corpus.splits import Kept
 from ..errors import StoreError
-from ..io.files import remove_leftovers, sha256_of, write_atomically, write_json_atomically
+from ..io.files import remove_leftovers, sha256_of, sync_folder, write_atomically, write_json_atomically
 from ..io.locations import download, kind_of, move, names_in, remove
 from ..moments import Moments, save_moments
 from .metadata import INFO_FILE, Failure, StoreInfo, read_marker, write_marker
@@ -213,6 +213,7 @@ def put_in_place(store: Path, modality: str, part: int) -> None:
         source = part_path(store / REWRITTEN, modality, part, suffix)
         if source.name in staged:
             move(source, part_path(store, modality, part, suffix))
+    sync_folder(store / modality)
 
 
 def finish_rewriting(store: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError, telling_what_is_kept
-from ..io.files import remove_leftovers, write_json_atomically
+from ..io.files import remove_leftovers, sync_folder, write_json_atomically
 from ..io.locations import location, names_in, remove
 from ..io.lock import locked
 from ..moments import Moments
@@ -212,6 +212,7 @@ def repair_store(result: Verification) -> None:
         for name in names_in(path)[0]:
             rename_early_files(path, name)
             _remove_rows_without_marker(path, name)
+            sync_folder(path / name)
         opened = Store.open(path, incomplete=True)
         for modality, part in _shards_to_repair(result, Repair.MOMENTS):
             if (modality, part) in dropped:
