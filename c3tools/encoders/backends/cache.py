@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +27,15 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from ...errors import EncoderError
-from ...io.files import json_text, read_json, recorded_file, sha256_of, write_atomically, write_json_atomically
+from ...io.files import (
+    json_text,
+    read_json,
+    recorded_file,
+    remove_leftovers,
+    sha256_of,
+    write_atomically,
+    write_json_atomically,
+)
 from ...io.locations import download
 from ...reporter import SILENT, Reporter
 
@@ -147,9 +156,12 @@ class ModelCache:
 
     def _make(self, path: Path, made_from: Mapping[str, Any], convert: Callable[[Path], object]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
         folder = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
         folder.mkdir()
+        at_work = os.open(folder, os.O_RDONLY)
         try:
+            fcntl.flock(at_work, fcntl.LOCK_EX)  # ends with this process, however that ends
             convert(folder)
             files = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
             (folder / RECORD_FILE).write_text(
@@ -164,6 +176,7 @@ class ModelCache:
                     raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(at_work)
         return path
 
     def choice(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -176,8 +189,10 @@ class ModelCache:
 
     def note_choice(self, key: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         """Note what was chosen for a key; if the cache cannot be written, the next run measures again."""
+        path = self._choice_path(key)
         with suppress(OSError):
-            write_json_atomically(self._choice_path(key), {"key": dict(key), "choice": dict(choice)})
+            remove_leftovers(path.parent)
+            write_json_atomically(path, {"key": dict(key), "choice": dict(choice)})
 
     def _choice_path(self, key: Mapping[str, Any]) -> Path:
         return self.folder / "choices" / f"{_digest(key)}.json"
@@ -218,6 +233,18 @@ def same_model(folder: Path, kept: Path) -> bool:
         return bool(read_json(kept / RECORD_FILE)["sha256"] == (_record(folder) or {}).get("sha256"))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes have left of models that they were converting."""
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):  # another process is at work on it, or removed it
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(descriptor)
 
 
 def _damaged(source: Path, what: str) -> EncoderError:
