@@ -15,6 +15,7 @@ from .. import devices
 from ..corpus.splits import STANDARD
 from ..devices import Compute
 from ..errors import DecoderError, telling_what_is_kept
+from ..io.files import remove_leftovers
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
@@ -211,6 +212,7 @@ def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, re
         lambda: "The training is finished and saved; run the same command again to write the decoder."
     ):
         target.write(captioner.save, reporter)
+        remove_leftovers(target.folder)
         save_curves(captioner.record, target.folder)
         checkpoints.clear()
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from .. import __version__
 from ..errors import StoreError
-from ..io.locations import location, write_all
+from ..io.files import write_text_atomically
+from ..io.locations import location
 from ..pages import Section, render_page, save_figure
 from ..reporter import SILENT, Reporter
 from ..store.reader import Store
@@ -173,12 +174,12 @@ def save_report(path: str | Path, values: dict[str, Any], pages: Callable[[str],
     """
     target = location(path)
     if target.suffix == ".json":
-        write_all(target, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        write_text_atomically(target, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         return [target]
     written = []
     for suffix, page in pages(target.name).items():
         written.append(target.with_name(f"{target.stem}{suffix}{target.suffix}"))
-        write_all(written[-1], page.encode())
+        write_text_atomically(written[-1], page)
     return written
 
 

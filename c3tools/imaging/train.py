@@ -16,6 +16,7 @@ from .. import devices
 from ..corpus.splits import STANDARD
 from ..devices import Compute
 from ..errors import GeneratorError, telling_what_is_kept
+from ..io.files import remove_leftovers, sync_folder
 from ..io.outputs import Output
 from ..pages import palette
 from ..pages.figures import new_figure, save_figure, styled
@@ -385,8 +386,10 @@ def _finish(made: Generator, target: Output, checkpoints: CheckpointDir, reporte
         lambda: "The training is finished and saved; run the same command again to write the generator."
     ):
         target.write(made.save, reporter)
+        remove_leftovers(folder)
         save_figure(training_curves(made.record), folder / CURVES_FILE)
         samples = folder.with_name(f"{folder.name}.{SAMPLES_FILE}")
         if samples.is_file():
             samples.replace(folder / SAMPLES_FILE)
+            sync_folder(folder)
         checkpoints.clear()

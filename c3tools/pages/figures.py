@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from ..errors import C3Error
-from ..io.locations import write_all
+from ..io.files import write_atomically
 from . import palette
 
 P = ParamSpec("P")
@@ -147,7 +147,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     with mpl.rc_context({**_STYLE, "svg.fonttype": "path"}):
         metadata = {"Software": None} if kind == "png" else _NO_METADATA if kind == "svg" else {"CreationDate": None}
         figure.savefig(content, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
-    write_all(path, content.getvalue())
+    write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
 def inline_image(image: Image, side: int) -> str:
