@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -83,6 +83,7 @@ class Plan(Generic[Item]):
     Attributes:
         inputs: how many the corpus has.
         shards: the inputs to embed, by new shards.
+        made_up_for: numbers of lost shards whose rows the new ones bring back, in shards of these or of other numbers.
         changed: the inputs that changed, by the shards that have them.
         summary: counts the other inputs, and lists changed and removed ones.
         gone_keys: keys of rows whose source has gone, in the order of their shards.
@@ -99,6 +100,7 @@ class Plan(Generic[Item]):
     gone_keys: ItemList[str] = field(default_factory=lambda: ItemList(str))
     gone: dict[int, slice] = field(default_factory=dict)
     gone_failures: ItemList[str] = field(default_factory=lambda: ItemList(str))
+    made_up_for: Sequence[int] = ()
     unmatched: dict[int, int] = field(default_factory=dict)
     from_elsewhere: ItemList[str] = field(default_factory=lambda: ItemList(str))
 
@@ -229,7 +231,8 @@ def plan_shards(
             continue
         left_out[position] = 1
         summary.failed_before += 1
-    plan.shards = _new_shards(store, modality, items, left_out, shard_size, lost or {})
+    missing = {part: record.rows for (name, part), record in (lost or {}).items() if name == modality}
+    plan.shards, plan.made_up_for = _new_shards(items, left_out, shard_size, store.parts(modality), missing)
     plan.changed = ShardInputs(changed, changed_spans)
     plan.from_elsewhere.sort()
     summary.gone, summary.from_elsewhere = plan.gone_keys, plan.from_elsewhere
@@ -237,24 +240,28 @@ def plan_shards(
 
 
 def _new_shards(
-    store: Store,
-    modality: str,
-    items: ItemList[Item],
-    left_out: bytearray,
-    shard_size: int,
-    lost: Mapping[ShardName, ShardRecord],
-) -> ShardInputs[Item]:
-    """Divide the items that are not ``left_out`` into shards with free numbers."""
+    items: ItemList[Item], left_out: bytearray, shard_size: int, taken: Collection[int], missing: Mapping[int, int]
+) -> tuple[ShardInputs[Item], list[int]]:
+    """Divide the items that are not ``left_out`` into shards with free numbers.
+
+    Args:
+        items: all of the corpus.
+        left_out: 1 for each item that is not to be embedded.
+        shard_size: inputs per shard.
+        taken: numbers that are not free.
+        missing: rows of the lost shards by number: the first that are used, if there are as many inputs.
+
+    Returns:
+        The shards, and the numbers of the lost ones that they make up for.
+    """
     pending: Any = np.flatnonzero(np.frombuffer(left_out, np.uint8) == 0)
-    taken = set(store.parts(modality))
-    missing = {part: record.rows for (name, part), record in lost.items() if name == modality}
-    if len(pending) < sum(missing.values()):
-        taken |= missing.keys()
-    free = (number for number in count() if number not in taken)
+    made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
+    others = (number for number in count() if number not in taken and number not in missing)
+    numbers = chain(made_up_for, others)
     starts: list[int] = pending[::shard_size].tolist()
     ends = [*starts[1:], len(items)]
-    spans = [(next(free), start, end) for start, end in zip(starts, ends, strict=False)]
-    return ShardInputs(items, spans, left_out)
+    spans = [(next(numbers), start, end) for start, end in zip(starts, ends, strict=False)]
+    return ShardInputs(items, spans, left_out), made_up_for
 
 
 def _match(

@@ -13,7 +13,6 @@ from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, StoreError, UnreachableError, telling_what_is_kept
 from ..executors import Executor, LocalExecutor, open_executor
-from ..io.files import remove_leftovers
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
@@ -23,6 +22,7 @@ from ..store.metadata import INFO_FILE
 from ..store.rewriting import rewrite_shard
 from ..store.rows import keys_of
 from ..store.shard_indexes import has_indexes, load_faiss, write_indexes
+from ..store.shards import remove_unfinished
 from .int8 import calibration_for, keep_int8_model
 from .plan import Plan, ShardInputs, Sources, is_within, plan_corpus, summarize_plan
 from .shards import EmbedWork
@@ -250,10 +250,10 @@ def embed_corpus(
             for modality in reversed(works) if update or prune else ():
                 plan, work = plans[modality], works[modality]
                 _rewrite_shards(plan, work, executor, reporter, update=update, prune=prune)
-            for modality in plans:
-                remove_leftovers(opened.path / modality)  # of workers that were lost
+            remove_unfinished(folder)  # of workers that were lost, of shards that were left without a row
             failures = _roll_up_failures(opened, corpus, prune=prune)
-            present = finish_store(folder).shards
+            made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
+            present = finish_store(folder, made_up_for).shards
     except UnreachableError:  # has a remedy of its own
         raise
     except OSError as error:

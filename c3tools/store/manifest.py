@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ..errors import IncompleteStoreError, StoreError, UnreachableError
 from ..io.files import json_text, read_limited, sha256_of, write_json_atomically
-from ..io.locations import names_in
+from ..io.locations import names_in, unread_is_not_damaged
 from ..reporter import Reporter
 from .metadata import CHECKSUM, FAILURES_FILE, StoreInfo, digest_of, marker_digest, read_marker
 from .shards import MARKER, MOMENTS, ROWS, finished_parts, part_name, part_path
@@ -62,7 +62,8 @@ class Manifest:
         """
         path = store / MANIFEST_FILE
         try:
-            content = read_limited(path)
+            with unread_is_not_damaged(path):
+                content = read_limited(path)
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -160,10 +161,14 @@ def require_recorded(store: Path, info: StoreInfo, reporter: Reporter) -> None:
         )
 
 
-def finish_store(store: Path) -> Manifest:
+def finish_store(store: Path, made_up_for: Collection[ShardName] = ()) -> Manifest:
     """Record what a store has: the last step of every writer, under the store's lock.
 
     Shards that were recorded before and are lost stay recorded until there are shards of their numbers again.
+
+    Args:
+        store: the folder or URL.
+        made_up_for: lost shards whose rows are in shards of other numbers now, so that they are no longer recorded.
 
     Returns:
         What is there.
@@ -172,7 +177,8 @@ def finish_store(store: Path) -> Manifest:
         StoreError: if a done marker, or the manifest there was, cannot be read.
     """
     before, now = Manifest.load(store) or Manifest({}, {}), Manifest.of(store)
-    Manifest({**before.shards, **now.shards}, {**before.files, **now.files}).write(store)
+    kept = {shard: record for shard, record in before.shards.items() if shard not in made_up_for}
+    Manifest({**kept, **now.shards}, {**before.files, **now.files}).write(store)
     return now
 
 

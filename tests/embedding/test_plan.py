@@ -260,6 +260,25 @@ def test_captions_of_an_image_that_could_not_be_read_go_with_it(encoder: Encoder
     assert {key.rpartition("#")[0] for key in rows(tmp_path / "s", "text")} == {kept.stem}
 
 
+@pytest.mark.parametrize("shard_size", [1, 9])
+def test_a_lost_shard_is_made_again_where_another_number_is_free(
+    encoder: Encoder, tmp_path: Path, shard_size: int
+) -> None:
+    folder = copy_photos(tmp_path / "p", 3)
+    first = min(folder.glob("*.jpg"))
+    options = {**SMALL, "shard_size": 1}
+    embed_corpus(read_corpus(folder), tmp_path / "s", encoder, **options)
+    first.unlink()
+    embed_corpus(read_corpus(folder), tmp_path / "s", encoder, **options, prune=True)  # shard 0 is no more
+    before = rows(tmp_path / "s", "image")
+    for number in (1, 2):
+        (tmp_path / "s" / "image" / f"_part-0000{number}.json").unlink()
+    verify_store(tmp_path / "s", repair=True)
+    embed_corpus(read_corpus(folder), tmp_path / "s", encoder, **{**options, "shard_size": shard_size})
+    assert rows(tmp_path / "s", "image").keys() == before.keys()  # the last bits depend on what is batched together
+    assert verify_store(tmp_path / "s").findings == []
+
+
 def test_what_changed_is_found_in_a_store_made_by_split(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 2)
     (folder / "broken.jpg").write_text("no image")
