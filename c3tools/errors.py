@@ -11,7 +11,7 @@
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
     ├── GeneratorError         image generators: missing, damaged, made for other embeddings, missing photos
     ├── MetricError            scores: missing references, too few rows
-    ├── UnreachableError       URLs: a server that stays down, wrong credentials; also an OSError
+    ├── UnreachableError       a server that stays down, wrong credentials, a file that may not be read; also an OSError
     └── MissingExtraError      an optional dependency is not installed
 
 Each message says what is wrong, where, and what to do.
@@ -78,7 +78,7 @@ class MetricError(C3Error):
 
 
 class UnreachableError(C3Error, ConnectionError):
-    """A URL cannot be read or written, after several attempts."""
+    """A URL cannot be read or written, after several attempts; or a file is there and cannot be read."""
 
 
 class MissingExtraError(C3Error):

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .limits import LARGEST_JSON, TooLargeError, check_json
-from .locations import open_binary, read_all, write_object
+from .locations import open_binary, read_all, unread_is_not_damaged, write_object
 
 _DIGITS = 64
 _BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"
@@ -150,9 +150,11 @@ def check_seal(path: Path) -> bool | None:
     """Return whether a file is unchanged since `seal`; None if it has no seal.
 
     Raises:
-        OSError: if it cannot be read.
+        UnreachableError: if it is there and cannot be read.
+        FileNotFoundError: if it is not there.
     """
-    content = read_all(path)
+    with unread_is_not_damaged(path):
+        content = read_all(path)
     found = list(_SEAL.finditer(content))
     if not found:
         # half of a seal means that the other half was damaged

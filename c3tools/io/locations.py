@@ -247,6 +247,26 @@ def read_all(path: Path, limit: int | None = None) -> bytes:
 
 
 @contextmanager
+def unread_is_not_damaged(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system in the block into one that says nothing about the content of the file.
+
+    Raises:
+        UnreachableError: if the file is there and cannot be read, for example because too many files are open.
+    """
+    try:
+        yield
+    except (UnreachableError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise
+    except OSError as error:
+        if error.errno is None:  # of a library that finds fault with the content
+            raise
+        raise UnreachableError(
+            f"{path} cannot be read ({error.strerror or error}), which says nothing about what is in it.",
+            remedy="Look at its permissions, the disk, and the number of open files (ulimit -n), then try again.",
+        ) from error
+
+
+@contextmanager
 def open_text(path: Path, *, errors: str = "strict", newline: str | None = None) -> Iterator[io.TextIOWrapper]:
     """Open a file as UTF-8 text, with or without a byte order mark."""
     with open_binary(path) as file:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ..errors import StoreError, UnreachableError
 from ..identity import ModelIdentity
 from ..io.files import SEAL_PLACE, json_text, read_json, read_limited, seal, write_atomically, write_json_atomically
-from ..io.locations import kind_of
+from ..io.locations import kind_of, unread_is_not_damaged
 from ..io.parquet import open_checked
 
 FORMAT_VERSION = 1
@@ -119,7 +119,8 @@ class StoreInfo:
         """
         path = store / INFO_FILE
         try:
-            return cls.from_dict(read_json(path), path)
+            with unread_is_not_damaged(path):
+                return cls.from_dict(read_json(path), path)
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(
                 f"There is no store at {store} ({INFO_FILE} is missing).",
@@ -191,7 +192,7 @@ def failure_batches(store: Path) -> Iterator[list[Failure]]:
     if kind_of(path) is None:
         return
     try:
-        with open_checked(path) as file:
+        with unread_is_not_damaged(path), open_checked(path) as file:
             for batch in file.iter_batches(batch_size=8192):
                 failures = [Failure(**row) for row in batch.to_pylist()]
                 if not all(_is_text(asdict(failure)) for failure in failures):
@@ -242,7 +243,8 @@ def inspect_marker(path: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 def _read_marker(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
-        content = read_limited(path)
+        with unread_is_not_damaged(path):
+            content = read_limited(path)
         value = json.loads(content)
         _check_marker(value)
     except UnreachableError:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
 from ..errors import StoreError, UnreachableError
 from ..executors import Executor, Report, Work
-from ..io.locations import SMALL_BLOCK, kind_of, location, names_in
+from ..io.locations import SMALL_BLOCK, kind_of, location, names_in, unread_is_not_damaged
 from ..io.parquet import open_checked
 from ..io.spill import collect_rows
 from ..moments import Moments, load_counts, load_moments, unit_rows
@@ -314,7 +314,7 @@ class Store(HubDataset):
         for part in parts:
             path = self.file(modality, part, ROWS)
             try:
-                with open_checked(path, block) as file:
+                with unread_is_not_damaged(path), open_checked(path, block) as file:
                     check_schema(file.schema_arrow, modality, self.info, columns or ())
                     for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
                         batch.validate(full=True)  # text that is not UTF-8 would fail later

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ..errors import StoreError, UnreachableError
 from ..identity import ModelIdentity
 from ..io.files import sha256_of
-from ..io.locations import SMALL_BLOCK, kind_of, name_or_file
+from ..io.locations import SMALL_BLOCK, kind_of, name_or_file, unread_is_not_damaged
 from ..moments import Moments, load_moments
 from ..reporter import counted
 from .metadata import StoreInfo, inspect_marker
@@ -109,7 +109,7 @@ def _check_footer(shard: _Shard) -> None:
     info = shard.rows_in.info
     path = shard.rows_in.file(shard.modality, shard.part, ROWS)
     try:
-        with name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
+        with unread_is_not_damaged(path), name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
             count, schema = file.metadata.num_rows, file.schema_arrow
     except UnreachableError:
         raise

@@ -224,8 +224,24 @@ def finish_rewriting(store: Path) -> None:
             put_in_place(store, modality, part)
         for name in names_in(folder)[1]:
             remove(folder / name)
-    if isinstance(store, Path):
+    if isinstance(store, Path) and (store / REWRITTEN).is_dir():
         shutil.rmtree(store / REWRITTEN, ignore_errors=True)
+        sync_folder(store)
+
+
+def remove_unfinished(store: Path) -> None:
+    """Finish rewriting; remove temporary files, and what is left of shards that were dropped or never finished."""
+    finish_rewriting(store)
+    for modality in names_in(store)[0]:
+        folder = store / modality
+        remove_leftovers(folder)
+        names = names_in(folder)[1]
+        finished = finished_parts(names)
+        for name in names:
+            part = part_number(name)
+            if part is not None and part not in finished:
+                remove(folder / name)
+        sync_folder(folder)
 
 
 def write_shard(store: Path, info: StoreInfo, shard: Shard) -> None:

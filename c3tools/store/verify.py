@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError, telling_what_is_kept
-from ..io.files import remove_leftovers, sync_folder, write_json_atomically
+from ..io.files import remove_leftovers, write_json_atomically
 from ..io.locations import location, names_in, remove
 from ..io.lock import locked
 from ..moments import Moments
@@ -26,10 +26,9 @@ from .shards import (
     MARKER,
     add_moments,
     finish_rewriting,
-    finished_parts,
     part_name,
-    part_number,
     part_path,
+    remove_unfinished,
     rename_early_files,
     write_moments,
 )
@@ -211,8 +210,7 @@ def repair_store(result: Verification) -> None:
             result.repaired.append(f"{modality} shard {part} was removed and has to be made again")
         for name in names_in(path)[0]:
             rename_early_files(path, name)
-            _remove_rows_without_marker(path, name)
-            sync_folder(path / name)
+        remove_unfinished(path)
         opened = Store.open(path, incomplete=True)
         for modality, part in _shards_to_repair(result, Repair.MOMENTS):
             if (modality, part) in dropped:
@@ -294,16 +292,6 @@ def _write_failures(store: Store, without: Collection[ShardName]) -> None:
     found = [failure for shard in shards if shard not in without for failure in store.shard_failures(*shard)]
     unique = {(failure.stage, failure.key): failure for failure in [*refused, *found]}
     write_failures(store.path, [unique[name] for name in sorted(unique)])
-
-
-def _remove_rows_without_marker(store: Path, modality: str) -> None:
-    """Remove rows and moments of shards that were dropped or never finished: without a marker they do not count."""
-    names = names_in(store / modality)[1]
-    finished = finished_parts(names)
-    for name in names:
-        part = part_number(name)
-        if part is not None and part not in finished:
-            remove(store / modality / name)
 
 
 def _recorded(store: Store) -> list[Failure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder
-from c3tools.errors import OutputError, StoreError
+from c3tools.errors import C3Error, OutputError, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.io.files import json_text, sha256_of
 from c3tools.io.locations import read_all, remove, upload
@@ -27,6 +28,7 @@ from c3tools.store.shards import MARKER, MOMENTS, ROWS, part_path
 from c3tools.store.store_checks import check_description
 from c3tools.store.verify import Verification, repair_store, verify_store
 from tests.conftest import build_store, store_files, unit_rows
+from tests.crashes.recorder import NEVER, Recorder, recording
 from tests.embedding.test_embed import files
 from tests.servers import Faults, web_server
 from tests.stores import corruptions, one_byte_changed, whole_store
@@ -311,3 +313,15 @@ def test_repaired_and_embedded_again_the_bytes_are_the_same(
     for file, modified in untouched.items():
         if "part-" in file.name:
             assert file.stat().st_mtime_ns == modified, file
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_repair_drops_nothing_that_cannot_be_read_at_the_moment(tmp_path: Path, number: int) -> None:
+    path = whole_store(tmp_path / "s", images=4, part_rows=2).path
+    before = {file: file.read_bytes() for file in store_files(path)}
+    with recording(Recorder(path, fail_at=NEVER)) as counter:
+        verify_store(path, repair=True)
+    for position in range(len(counter.operations)):
+        with recording(Recorder(path, position, number)), contextlib.suppress(C3Error, OSError):
+            verify_store(path, repair=True)
+        assert {file: file.read_bytes() for file in store_files(path)} == before, counter.operations[position]
