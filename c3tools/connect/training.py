@@ -83,6 +83,8 @@ def train_towers(
     depends_on = [asdict(settings), run.compute.precision, names, *identity]
     digest = _fingerprint(train, val, depends_on)
     if processes.from_main(output.is_done(digest, load) if run.is_main_process else False):
+        if run.is_main_process:
+            checkpoints.clear()  # the run was killed after it had written the result
         run.reporter.message(f"{output.folder} already contains this {output.kind}; there is nothing to do.")
         return None
     state = trainer.run(checkpoints, digest)

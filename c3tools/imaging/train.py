@@ -16,7 +16,7 @@ from .. import devices
 from ..corpus.splits import STANDARD
 from ..devices import Compute
 from ..errors import GeneratorError, telling_what_is_kept
-from ..io.files import remove_leftovers, sync_folder
+from ..io.files import find_leftovers, remove_leftovers, sync_folder
 from ..io.outputs import Output
 from ..pages import palette
 from ..pages.figures import new_figure, save_figure, styled
@@ -387,6 +387,8 @@ def _finish(made: Generator, target: Output, checkpoints: CheckpointDir, reporte
     ):
         target.write(made.save, reporter)
         remove_leftovers(folder)
+        for left in find_leftovers(folder.parent, {f"{folder.name}.{SAMPLES_FILE}"}):
+            left.unlink(missing_ok=True)
         save_figure(training_curves(made.record), folder / CURVES_FILE)
         samples = folder.with_name(f"{folder.name}.{SAMPLES_FILE}")
         if samples.is_file():
