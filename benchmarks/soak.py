@@ -1,18 +1,21 @@
-"""Embed, kill, add files, break files, verify, repair, export in random order; invariants checked after each step.
+"""Embed, read, kill, break, repair, export, train, fill the disk in random order; invariants checked after each step.
 
-    python benchmarks/soak.py --minutes 30 --seed 0
+    python benchmarks/soak.py --minutes 120 --seed 0
 
 Works in a temporary folder on copies of the bundled photos and small generated images. After every step: nothing is
-wrong in the store but what the script itself broke, and that is found. From time to time the store, brought up to date,
-is compared with one that was made in a single run from the same files, key by key. The same seed takes the same steps
-(where a kill hits depends on the machine). Ends with "no invariant broken", or with the step that broke one and exit
-code 1.
+wrong in the store but what the script itself broke, and that is found. A store is read while it is written; exports and
+trainings of a decoder and of a generator are killed and continued; a copy of the store is filled up on a file system
+that is too small for it (a tmpfs, which needs root; otherwise the step is left out). From time to time the store,
+brought up to date, is compared with one that was made in a single run from the same files, key by key. The same seed
+takes the same steps (where a kill hits depends on the machine). Ends with "no invariant broken", or with the step that
+broke one and exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -20,18 +23,27 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from measuring import C3
 from PIL import Image
 
+from c3tools import Captioner, Generator
 from c3tools.assets.paths import PHOTOS
+from c3tools.errors import C3Error
+from c3tools.export import FORMATS
 from c3tools.store import Store
 
 SHARD_SIZE = "4"
 UNFINISHED = ("pairing", "manifest", "unfinished", "empty")  # checks of `c3 verify` that speak after a kill
 SAME = 2e-3  # rows may be batched with others after a repair, which changes the last bits of float16
+LEAST = 24  # images with captions that a training is tried with
+TRAININGS = {
+    "decoder": ("--set", "width=32", "--set", "layers=1", "--set", "vocab_size=300", "--size", "tiny", "--epochs", 8),
+    "generator": ("--set", "batch_size=8", "--size", "tiny", "--steps", 24),
+}
 
 
 class BrokenError(Exception):
@@ -100,14 +112,45 @@ class Soak:
 
     def kill(self) -> None:
         """Embed, and be killed at any moment."""
-        with subprocess.Popen(
-            self.command(*self.embedding()), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
+        self.run_killed(self.embedding())
+        self.damaged = self.damaged and None
+
+    def run_killed(self, words: Sequence[object], longest: float = 12) -> None:
+        """Run a command, and kill it after up to ``longest`` seconds if it has not ended."""
+        with self.started(words) as process:
             try:
-                process.wait(self.draw.uniform(0.5, 12))
+                process.wait(self.draw.uniform(0.5, longest))
             except subprocess.TimeoutExpired:
                 process.kill()
+
+    def started(self, words: Sequence[object]) -> subprocess.Popen[bytes]:
+        """Start a command that nobody listens to."""
+        return subprocess.Popen(self.command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def read(self) -> None:
+        """Embed, and read the store all the while: what can be seen of it is whole."""
+        self.add()
+        reads = 0
+        with self.started(self.embedding()) as process:
+            while process.poll() is None:
+                if self.damaged is False and (self.store / "store.json").exists():
+                    self.check_rows(Store.open(self.store, incomplete=True))
+                    reads += 1
+                time.sleep(0.02)
+        if process.returncode and self.damaged is False:
+            raise BrokenError(f"embed ended with {process.returncode} while it was read")
         self.damaged = self.damaged and None
+        self.steps["reads meanwhile"] += reads
+
+    def check_rows(self, store: Store) -> None:
+        """Rows have keys of their own and length 1, as embeddings of a store do."""
+        try:
+            for rows in [store.load(modality) for modality in store.modalities]:
+                norms = np.linalg.norm(rows.embeddings, axis=1)
+                if len(set(rows.keys)) < len(rows) or np.abs(norms - 1).max(initial=0) > SAME:
+                    raise BrokenError(f"{store.path}: {rows.modality} rows repeat, or are not of length 1")
+        except C3Error as error:
+            raise BrokenError(f"a reader fails while the store is written: {error}") from error
 
     def damage(self) -> None:
         """Change a byte of any file of the store, or remove a file of a shard."""
@@ -156,12 +199,64 @@ class Soak:
             raise BrokenError(f"not whole after repair: {done.stdout} {done.stderr}")
 
     def export(self) -> None:
-        """Check that a whole store can be exported, and the export has its rows."""
+        """Export a whole store over the export before, be killed, and continue: all rows are there."""
         self.repair()
-        if len(Store.open(self.store).modalities) < 2:
+        store = Store.open(self.store)
+        if len(store.modalities) < 2:
             return
-        self.run("export", "--store", self.store, "--preset", "c1", "--output", self.folder / "export")
-        shutil.rmtree(self.folder / "export")
+        preset, format_ = self.draw.choice(["c1", "c3"]), self.draw.choice(FORMATS)
+        words = ["export", "--store", self.store, "--preset", preset, "--format", format_]
+        words += ["--output", self.folder / "export", "--overwrite", "--json"]
+        self.run_killed(words, 4)
+        found = json.loads(self.run(*words).stdout)["rows"]
+        for modality in store.modalities:
+            if sum(found[modality].values()) != store.count(modality):
+                raise BrokenError(f"{modality}: {store.count(modality)} rows, exported {found[modality]}")
+
+    def train(self) -> None:
+        """Train a decoder or a generator in place of the one before, be killed, continue: the result can be loaded."""
+        self.repair()
+        if len(self.rows) < LEAST:
+            return
+        kind = self.draw.choice(sorted(TRAININGS))
+        output = self.folder / kind
+        words = [f"train-{kind}", "--store", self.store, "--sigma", "0.1", "--output", output, "--overwrite"]
+        words += [*TRAININGS[kind], "--seed", self.draw.randrange(3)]
+        self.run_killed(words, 20)
+        self.run(*words)
+        if "nothing to do" not in self.run(*words).stderr:
+            raise BrokenError(f"the {kind} that is there is not taken for the one that was asked for")
+        Captioner.load(output) if kind == "decoder" else Generator.load(output)
+        left = [path.name for path in self.folder.glob(f".{kind}.*")]
+        if left:
+            raise BrokenError(f"the training left {left}")
+
+    def fill_disk(self) -> None:
+        """Embed on a file system that becomes full: one error, then, with more room, a whole store."""
+        self.repair()
+        small, size = self.folder / "small", sum(path.stat().st_size for path in self.store.rglob("*"))
+        small.mkdir(exist_ok=True)
+        room = size + 4096 * len(list(self.store.rglob("*"))) + self.draw.randrange(150_000)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "c3-soak", small]
+        if os.geteuid() or subprocess.run(mount, check=False).returncode:
+            self.steps["fill_disk left out"] += 1
+            return
+        try:
+            shutil.copytree(self.store, small / "store", dirs_exist_ok=True)
+            for _ in range(6):
+                self.add()
+            words = [*self.embedding(), "--store", small / "store"]
+            done = self.run(*words, allowed=(0, 1))
+            if done.returncode:
+                self.steps["disks that were full"] += 1
+                if "No space left" not in done.stderr or "Traceback" in done.stderr:
+                    raise BrokenError(f"a full disk is not told as one: {done.stderr[-2000:]}")
+            subprocess.run(["mount", "-o", "remount,size=1G", small], check=True)
+            self.run(*words)
+            if "is whole" not in self.run("verify", small / "store").stdout:
+                raise BrokenError("the store is not whole after the disk was full")
+        finally:
+            subprocess.run(["umount", small], check=True)
 
     def compare(self) -> None:
         """Brought up to date, the store has the rows of one that was made at once."""
@@ -185,7 +280,7 @@ class Soak:
 
     def step(self) -> str:
         """Do one thing and check."""
-        names = ["add", "embed", "kill", "kill", "damage", "repair", "export", "compare"]
+        names = ["add", "embed", "kill", "kill", "damage", "repair", "read", "export", "train", "fill_disk", "compare"]
         name = self.draw.choice(names)
         self.steps[name] += 1
         getattr(self, name)()
