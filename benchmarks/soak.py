@@ -237,7 +237,7 @@ class Soak:
         small, size = self.folder / "small", sum(path.stat().st_size for path in self.store.rglob("*"))
         small.mkdir(exist_ok=True)
         room = size + 4096 * len(list(self.store.rglob("*"))) + self.draw.randrange(150_000)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "c3-soak", small]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "c3-soak", str(small)]
         if os.geteuid() or subprocess.run(mount, check=False).returncode:
             self.steps["fill_disk left out"] += 1
             return

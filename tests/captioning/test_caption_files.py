@@ -199,14 +199,14 @@ def test_files_of_a_run_that_fails_are_not_kept_locked(
     photos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
-        if files["csv"].exists() and os.path.samestat(os.fstat(descriptor), files["csv"].stat()):
+        if table.exists() and os.path.samestat(os.fstat(descriptor), table.stat()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    files = {"json": tmp_path / "c.json", "csv": tmp_path / "c.csv"}
+    rows, table = tmp_path / "c.json", tmp_path / "c.csv"
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as failed:
         patch.setattr(os, "fsync", full)
-        write_pending(CaptionWriter(photos, BY, **files))
-    assert write_pending(CaptionWriter(photos, BY, **files)) == CAPTIONS
+        write_pending(CaptionWriter(photos, BY, json=rows, csv=table))
+    assert write_pending(CaptionWriter(photos, BY, json=rows, csv=table)) == CAPTIONS
     assert failed.traceback is not None  # holds the writer that failed, so that nothing else has closed its files
 
 

@@ -87,7 +87,7 @@ def embedding(content: Any) -> np.ndarray[Any, Any]:
 
 def colour_encoder() -> Encoder:
     size = (2, 2)
-    preprocess = ImagePreprocessor((Squash(size),), size, (0.5,) * 3, (0.5,) * 3, {"size": 2})  # type: ignore[arg-type]
+    preprocess = ImagePreprocessor((Squash(size),), size, (0.5,) * 3, (0.5,) * 3, {"size": 2})
     identity = {"name": "colours", "weights_sha256": "0" * 64}
     return Encoder(Colours(), tokenise, preprocess, identity=identity, trims_texts=False, dim=DIM)
 
