@@ -1,24 +1,30 @@
-"""Crashes and faults at every operation on files, for every command that writes.
+"""Crashes and faults at every operation on files, and at every request to an object store, for all that writes.
 
-    python benchmarks/crash_points.py
-    python benchmarks/crash_points.py --commands embed,merge --errors ENOSPC
+    OMP_NUM_THREADS=1 python benchmarks/crash_points.py
+    python benchmarks/crash_points.py --commands embed,merge --faults ENOSPC --requests ""
 
-Each command runs on a tiny input. At each operation (a file opened for writing, a rename, a removal, a folder made or
-removed) the state of the disk is kept, as it is and as a power cut could leave it: contents that were not synced torn
-in half or empty, names that were not synced lost. Each state is put in place, the same command runs, and the result is
-compared with that of a run without a crash, byte for byte but for measured times. Then each operation fails, once for
-each error, and the command runs again. The table should say "survived" everywhere.
+Each command runs on a tiny input. At each operation (a file opened for writing, fsync, a rename, a removal, a change of
+mode, a folder made or removed) the state of the disk is kept, as it is and as a power cut could leave it: contents that
+were not synced torn in half or empty, names that were not synced lost. Each state is put in place, the same command
+runs, and the result is compared with that of a run without a crash, byte for byte but for measured times; no other file
+may be left. What a command has finished is there after a power cut. Then each operation, reading included, fails once
+for each error, and the command runs again. ``cut`` lets files become no larger than a limit, for each size that a file
+has, and half of it: that is how writes of C libraries (Parquet, safetensors, FAISS) fail.
 
-What C libraries write (Parquet, FAISS) goes to temporary files; a crash amid such a write is the state "torn". Costs
-about half an hour on one core.
+In the second table the n-th request to an S3 server fails: by a 500; by an answer that comes too late or is torn though
+what was asked is done; and with all later requests, as if the run was cut off.
+
+Both tables should say "survived" everywhere. Costs about 25 minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from measuring import print_table
@@ -26,36 +32,76 @@ from measuring import print_table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tests.conftest
-from c3tools.encoders import load_encoder
+from c3tools.encoders import Encoder, load_encoder
 from c3tools.errors import C3Error
-from tests.crashes.harness import Outcome, crash_everywhere, fail_everywhere
+from tests.crashes.harness import Outcome, Scenario, crash_everywhere, cut_everywhere, fail_everywhere
+from tests.crashes.object_store import KINDS, fail_requests, remote_scenarios
 from tests.crashes.scenarios import NAMES, all_scenarios
+from tests.servers import Faults, s3_credentials, s3_server
 
 assert tests.conftest  # sets the environment
 
+ERRORS = ("ENOSPC", "EIO", "EACCES", "EMFILE", "EINTR")
+_EXPECTED = (C3Error, OSError)
+Try = Callable[[Scenario, Path], Outcome]
+
 
 def main() -> None:
-    """Try all, print a table; exit with 1 if something was not survived."""
+    """Try all, print two tables; exit with 1 if something was not survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", default=",".join(NAMES))
-    parser.add_argument("--errors", default="ENOSPC,EIO,EACCES,EMFILE,EINTR")
+    parser.add_argument("--faults", default=",".join(("crash", "cut", *ERRORS)))
+    parser.add_argument("--requests", default=",".join(KINDS), help="ways in which requests to an object store fail")
     arguments = parser.parse_args()
-    errors = [name for name in arguments.errors.split(",") if name]
-    scenarios = all_scenarios(load_encoder("c3-mini", backend="torch", precision="fp32"))
-    rows, problems = [], []
-    for name in arguments.commands.split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            outcomes = [crash_everywhere(scenarios[name], Path(folder) / "work")]
-            for error in errors:
-                number = getattr(errno, error)
-                outcomes.append(fail_everywhere(scenarios[name], Path(folder) / error, number, (C3Error, OSError)))
-        rows.append([name, f"{outcomes[0].points:,}", *map(_cell, outcomes)])
-        problems += [f"{name}: {problem}" for outcome in outcomes for problem in outcome.problems]
-        print(*rows[-1], sep="  ", flush=True)
-    print_table(["command", "operations", "crashes", *errors], rows)
+    commands = arguments.commands.split(",")
+    encoder = load_encoder("c3-mini", backend="torch", precision="fp32")
+    problems = []
+    if arguments.faults:
+        tries = {name: _on_files(name) for name in arguments.faults.split(",")}
+        problems += _try_all(all_scenarios(encoder), commands, "operations", tries)
+    if arguments.requests:
+        problems += _on_requests(encoder, commands, arguments.requests.split(","))
     for problem in problems:
         print(problem)
     sys.exit(bool(problems))
+
+
+def _on_files(name: str) -> Try:
+    if name == "crash":
+        return crash_everywhere
+    if name == "cut":
+        return lambda scenario, folder: cut_everywhere(scenario, folder, _EXPECTED)
+    return lambda scenario, folder: fail_everywhere(scenario, folder, getattr(errno, name), _EXPECTED)
+
+
+def _on_requests(encoder: Encoder, commands: Iterable[str], kinds: Iterable[str]) -> list[str]:
+    import s3fs
+
+    faults = Faults()
+    with s3_server(faults) as endpoint:
+        os.environ.update(s3_credentials(endpoint))
+        s3fs.S3FileSystem().mkdir("bucket")
+        tries = {kind: _of_kind(faults, kind) for kind in kinds}
+        return _try_all(remote_scenarios(encoder), commands, "requests", tries)
+
+
+def _of_kind(faults: Faults, kind: str) -> Try:
+    return lambda scenario, folder: fail_requests(scenario, folder, faults, kind)
+
+
+def _try_all(scenarios: dict[str, Scenario], commands: Iterable[str], unit: str, tries: dict[str, Try]) -> list[str]:
+    """Print a table, a row for each command that there is, a column for each kind of fault; return the problems."""
+    rows, problems = [], []
+    for name in [name for name in commands if name in scenarios]:
+        outcomes = []
+        for attempt in tries.values():
+            with tempfile.TemporaryDirectory() as folder:
+                outcomes.append(attempt(scenarios[name], Path(folder) / "work"))
+        rows.append([name, f"{outcomes[0].points:,}", *map(_cell, outcomes)])
+        problems += [f"{name}: {problem}" for outcome in outcomes for problem in outcome.problems]
+        print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+    print_table(["command", unit, *tries], rows)
+    return problems
 
 
 def _cell(outcome: Outcome) -> str:

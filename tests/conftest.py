@@ -32,7 +32,7 @@ from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
 from c3tools.io import locations, lock
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
-from tests.servers import Faults, Hub, hub_server, s3_server
+from tests.servers import Faults, Hub, hub_server, s3_credentials, s3_server
 
 if TYPE_CHECKING:
     from c3tools.encoders import Encoder
@@ -97,13 +97,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     s3fs = pytest.importorskip("s3fs", reason="the extra s3 is not installed")
     faults = Faults()
     with s3_server(faults) as endpoint:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_MAX_ATTEMPTS": "1",  # the client's own retries pause for seconds; those of c3tools are tested
-        }.items():
+        for name, value in s3_credentials(endpoint).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
         for name, seconds in {"HEARTBEAT": 0.2, "PATIENCE": 20.0, "SETTLING": 0.01}.items():

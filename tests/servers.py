@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 _POLL = 0.02  # seconds until a server notices that it is to stop
+_LATE = 1.0  # seconds, longer than a client waits that is to see a timeout
 
 
 class Faults:
     """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer.
 
-    `hold_after` keeps later requests waiting, and fails them when they are released.
+    `hold_after` keeps later requests waiting, and fails them when they are released. `fail_from_now` lets one of the
+    next requests fail in a way of its own.
     """
 
     def __init__(self, every: int = 0) -> None:
@@ -32,6 +34,7 @@ class Faults:
         self.held = threading.Event()  # set when the first request waits
         self._released = threading.Event()
         self._held_from: int | None = None
+        self._one: tuple[int, str] | None = None
         self.answer = "500 Internal Server Error"
         self.requests = 0
         self.failed = 0
@@ -49,6 +52,25 @@ class Faults:
         with self._lock:
             self._held_from = None
         self._released.set()
+
+    def fail_from_now(self, number: int, kind: str) -> None:
+        """Let request ``number``, from 0, fail by ``500``, ``timeout`` or ``torn``; ``cut off`` is all from it on."""
+        with self._lock:
+            if kind == "cut off":
+                self.last = self.requests + number
+            else:
+                self._one = (self.requests + number + 1, kind)
+
+    def heal(self) -> None:
+        """Let all requests through."""
+        with self._lock:
+            self.last = self._one = None
+
+    def next_fault(self) -> str | None:
+        """Return how the next request fails, or None."""
+        if self.next_fails():
+            return "500"
+        return self._one[1] if self._one is not None and self._one[0] == self.requests else None
 
     def next_fails(self) -> bool:
         with self._lock:
@@ -122,6 +144,17 @@ def web_server(folder: Path, faults: Faults, *, ranges: bool = True) -> Iterator
         yield f"http://127.0.0.1:{server.server_port}"
 
 
+def s3_credentials(endpoint: str) -> dict[str, str]:
+    """Return the variables of the environment by which clients find this S3."""
+    return {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_MAX_ATTEMPTS": "1",  # the client's own retries pause for seconds; those of c3tools are tested
+    }
+
+
 @contextmanager
 def s3_server(faults: Faults) -> Iterator[str]:
     """An S3 in memory; yields its endpoint."""
@@ -135,12 +168,21 @@ def s3_server(faults: Faults) -> Iterator[str]:
     store = DomainDispatcherApplication(create_backend_app)
 
     def application(environment: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        if faults.next_fails():
+        fault = faults.next_fault()
+        if fault == "500":
             # a server that closes the connection without reading what was sent leaves the client with a broken pipe
             environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
             start_response(faults.answer, [("Content-Length", "0")])
             return [b""]
-        return store(environment, start_response)
+        answer = store(environment, start_response)
+        if fault == "timeout":
+            time.sleep(_LATE)
+        if fault == "torn":
+            content = b"".join(answer)
+            if not content:  # the connection is closed instead
+                raise ConnectionAbortedError
+            return [content[: len(content) // 2]]
+        return answer
 
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
     with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from PIL import Image
 
 import c3tools
 from c3tools.captioning.caption_files import CaptionWriter
-from c3tools.connect import connect_heads, read_features
+from c3tools.connect import connect_heads, connect_towers, read_features
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder
+from c3tools.encoders.backends.cache import ModelCache
 from c3tools.errors import StoreError
 from c3tools.export import export_store
 from c3tools.index import build_index
@@ -22,46 +26,56 @@ from c3tools.store.merge import merge_stores
 from c3tools.store.split import split_store
 from c3tools.store.verify import verify_store
 from tests.captioning.conftest import make_captions_store
-from tests.conftest import copy_photos
+from tests.conftest import copy_photos, unit_rows
+from tests.connect.photos import save_photos, save_tiny_clip
 from tests.crashes.harness import Scenario
+from tests.imaging.conftest import MICRO_SIZE
+from tests.imaging.worlds import photo_store
 from tests.stores import whole_store
 
 NAMES = (
     "embed",
+    "embed --update --prune",
     "import",
     "export",
+    "export --overwrite",
     "index",
     "merge",
     "split",
     "means --load",
     "verify --repair",
     "train-decoder",
+    "train-decoder --overwrite",
+    "train-generator",
     "connect heads",
+    "connect",
     "caption",
+    "converted models",
 )
 SMALL = ["width=16", "layers=1", "heads=1", "vocab_size=64"]
 Result = Callable[[Path], Mapping[str, bytes]]
 
 
-def files(*names: str, without: tuple[str, ...] = ()) -> Result:
+def files(*names: str) -> Result:
     """Return what reads the files below these folders, without what depends on time."""
 
     def read(folder: Path) -> dict[str, bytes]:
         found = {}
-        for name in names:
-            for path in sorted((folder / name).rglob("*")):
-                if path.is_file() and path.name != ".lock" and not any(part in str(path) for part in without):
-                    found[str(path.relative_to(folder))] = _timeless(path)
+        for path in sorted(path for name in names for path in (folder / name).rglob("*")):
+            if path.is_file() and path.name != ".lock":
+                name = str(path.relative_to(folder))
+                found[name] = timeless(name, path.read_bytes())
         return found
 
     return read
 
 
-def _timeless(path: Path) -> bytes:
-    if path.suffix != ".json":
-        return path.read_bytes()
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return json.dumps(_without_times(content), sort_keys=True).encode()
+def timeless(name: str, content: bytes) -> bytes:
+    """Return the content of a file, of JSON without what depends on time."""
+    try:
+        return json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
+    except ValueError:  # it is no JSON, or was cut
+        return content
 
 
 def _without_times(value: Any) -> Any:
@@ -81,6 +95,18 @@ def all_scenarios(encoder: Encoder) -> dict[str, Scenario]:
     def embed(folder: Path) -> None:
         embed_corpus(read_corpus([folder / "photos"]), folder / "store", encoder, shard_size=4, workers=0)
 
+    def changed_photos(folder: Path) -> None:
+        copy_photos(folder / "photos", 3)
+        embed(folder)
+        first, second, _ = sorted((folder / "photos").glob("*.jpg"))
+        first.unlink()
+        Image.new("RGB", (20, 30), "red").save(second)
+        shutil.copyfile(second, second.with_name("new.jpg"))
+
+    def update(folder: Path) -> None:
+        corpus = read_corpus([folder / "photos"])
+        embed_corpus(corpus, folder / "store", encoder, shard_size=4, workers=0, update=True, prune=True)
+
     def store(folder: Path) -> None:
         whole_store(folder / "store", images=9, part_rows=4)
 
@@ -95,11 +121,8 @@ def all_scenarios(encoder: Encoder) -> dict[str, Scenario]:
         embed_corpus(read_corpus([folder / "more"]), folder / "second", encoder, shard_size=4, workers=0)
 
     def vectors(folder: Path) -> None:
-        rng = np.random.default_rng(0)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("image", "text"):
-            rows = rng.normal(size=(9, 8)).astype(np.float32)
-            np.save(folder / f"{name}.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        for seed, name in enumerate(("image", "text")):
+            np.save(folder / f"{name}.npy", unit_rows(9, 8, seed))
 
     def means(folder: Path) -> None:
         store(folder)
@@ -115,10 +138,54 @@ def all_scenarios(encoder: Encoder) -> dict[str, Scenario]:
     def texts(folder: Path) -> None:
         make_captions_store(folder / "store")
 
-    def decoder(folder: Path) -> None:
+    def decoder(folder: Path, epochs: int = 2, overwrite: bool = False) -> None:
         c3tools.train_captioner(
-            folder / "store", output=folder / "decoder", size="tiny", sigma=0.1, set=SMALL, epochs=2, precision="fp32"
+            folder / "store",
+            output=folder / "decoder",
+            size="tiny",
+            sigma=0.1,
+            set=SMALL,
+            epochs=epochs,
+            precision="fp32",
+            overwrite=overwrite,
         )
+
+    def other_decoder(folder: Path) -> None:
+        texts(folder)
+        decoder(folder, epochs=1)
+
+    def photos_with_rows(folder: Path) -> None:
+        photo_store(folder / "store")
+
+    def generator(folder: Path) -> None:
+        with patch("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE}):
+            c3tools.train_generator(
+                folder / "store", output=folder / "generator", sigma=0.1, precision="fp32", device="cpu"
+            )
+
+    def pairs(folder: Path) -> None:
+        save_photos(folder / "photos", 3)
+        save_tiny_clip(folder / "tiny")
+
+    def towers(folder: Path) -> None:
+        connect_towers(
+            folder / "photos",
+            folder / "model",
+            mode="lit",
+            model=f"local-dir:{folder / 'tiny'}",
+            epochs=1,
+            batch_size=16,
+            precision="fp32",
+        )
+
+    def converted(folder: Path) -> None:
+        def convert(target: Path) -> None:
+            for name in ("image.onnx", "text.onnx"):
+                (target / name).write_bytes(name.encode() * 100)
+
+        cache = ModelCache(folder / "cache")
+        cache.converted({"model": "a"}, convert)
+        cache.note_choice({"machine": "b"}, {"backend": "onnx"})
 
     def heads(folder: Path) -> None:
         features = read_features(store=folder / "store")
@@ -134,63 +201,57 @@ def all_scenarios(encoder: Encoder) -> dict[str, Scenario]:
                 writer.write(key, f"a caption of {key}")
             writer.finish([])
 
+    def empty(folder: Path) -> None:
+        (folder / "photos").mkdir()
+
+    def import_(folder: Path) -> None:
+        c3tools.import_embeddings(image=folder / "image.npy", text=folder / "text.npy", store=folder / "store")
+
+    def index(folder: Path) -> None:
+        build_index(folder / "store", folder / "index")
+
+    def merge(folder: Path) -> None:
+        merge_stores(folder / "merged", [folder / "first", folder / "second"])
+
+    def split(folder: Path) -> None:
+        split_store(folder / "parted", folder / "store")
+
+    def load_means(folder: Path) -> None:
+        c3tools.load_means(folder / "store", folder / "means.safetensors")
+
+    def repair(folder: Path) -> None:
+        verify_store(folder / "store", repair=True)
+
+    def export(folder: Path, preset: str = "c3") -> None:
+        export_store(folder / "store", folder / "out", preset=preset, workers=1, overwrite=preset == "c1")
+
+    def other_export(folder: Path) -> None:
+        store(folder)
+        export(folder)
+
     scenarios = [
-        Scenario(
-            "caption",
-            lambda folder: (folder / "photos").mkdir(parents=True),
-            captions,
-            files("photos", "."),
-        ),
-        Scenario("train-decoder", texts, decoder, files("decoder")),
-        Scenario("connect heads", texts, heads, files("heads")),
         Scenario("embed", photos, embed, files("store")),
+        Scenario("embed --update --prune", changed_photos, update, files("store")),
+        Scenario("import", vectors, import_, files("store")),
+        Scenario("export", store, export, files("out")),
+        Scenario("export --overwrite", other_export, lambda folder: export(folder, "c1"), files("out")),
+        Scenario("index", store, index, files("index")),
+        Scenario("merge", two_stores, merge, files("merged"), (StoreError,)),
+        Scenario("split", store, split, files("parted"), (StoreError,)),
+        Scenario("means --load", means, load_means, files("store")),
+        Scenario("verify --repair", damaged, repair, files("store")),
+        Scenario("train-decoder", texts, decoder, files("decoder")),
         Scenario(
-            "export",
-            store,
-            lambda folder: _quiet(export_store(folder / "store", folder / "out", preset="c3", workers=1)),
-            files("out"),
+            "train-decoder --overwrite",
+            other_decoder,
+            lambda folder: decoder(folder, overwrite=True),
+            files("decoder", "decoder.previous"),
         ),
-        Scenario(
-            "import",
-            vectors,
-            lambda folder: _quiet(
-                c3tools.import_embeddings(image=folder / "image.npy", text=folder / "text.npy", store=folder / "store")
-            ),
-            files("store"),
-        ),
-        Scenario(
-            "index", store, lambda folder: _quiet(build_index(folder / "store", folder / "index")), files("index")
-        ),
-        Scenario(
-            "merge",
-            two_stores,
-            lambda folder: _quiet(merge_stores(folder / "merged", [folder / "first", folder / "second"])),
-            files("merged"),
-            (StoreError,),
-        ),
-        Scenario(
-            "split",
-            store,
-            lambda folder: _quiet(split_store(folder / "parted", folder / "store")),
-            files("parted"),
-            (StoreError,),
-        ),
-        Scenario(
-            "means --load",
-            means,
-            lambda folder: _quiet(c3tools.load_means(folder / "store", folder / "means.safetensors")),
-            files("store"),
-        ),
-        Scenario(
-            "verify --repair",
-            damaged,
-            lambda folder: _quiet(verify_store(folder / "store", repair=True)),
-            files("store"),
-        ),
+        Scenario("train-generator", photos_with_rows, generator, files("generator")),
+        Scenario("connect heads", texts, heads, files("heads")),
+        Scenario("connect", pairs, towers, files("model")),
+        Scenario("caption", empty, captions, files("photos", ".")),
+        Scenario("converted models", empty, converted, files("cache"), durable=False),
     ]
     found = {scenario.name: scenario for scenario in scenarios}
     return {name: found[name] for name in NAMES}
-
-
-def _quiet(_: object) -> None:
-    return None

@@ -14,10 +14,13 @@ import pytest
 from c3tools.encoders import Encoder
 from c3tools.errors import C3Error
 from c3tools.io.files import write_atomically
-from tests.crashes.harness import Scenario, crash_everywhere, fail_everywhere
+from tests.crashes.harness import Scenario, crash_everywhere, cut_everywhere, fail_everywhere
+from tests.crashes.object_store import fail_requests, remote_scenarios
 from tests.crashes.scenarios import NAMES, all_scenarios
+from tests.servers import Faults
 
 T = TypeVar("T")
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EMFILE, errno.EINTR)
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +38,25 @@ def sample(count: int) -> Callable[[list[T]], list[T]]:
 def test_the_same_command_ends_as_if_there_had_been_no_crash(
     scenarios: dict[str, Scenario], tmp_path: Path, name: str
 ) -> None:
-    found = crash_everywhere(scenarios[name], tmp_path / "work", sample(7))
+    found = crash_everywhere(scenarios[name], tmp_path / "work", sample(4))
     assert found.problems == []
     assert found.points > 5
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fault_is_one_error_and_nothing_is_lost(scenarios: dict[str, Scenario], tmp_path: Path, name: str) -> None:
-    error = dict(zip(NAMES, [errno.ENOSPC, errno.EIO, errno.EMFILE] * 4, strict=False))[name]
-    found = fail_everywhere(scenarios[name], tmp_path / "work", error, (C3Error, OSError), sample(5))
+    error = ERRORS[NAMES.index(name) % len(ERRORS)]
+    assert fail_everywhere(scenarios[name], tmp_path / "work", error, (C3Error, OSError), sample(3)).problems == []
+    assert cut_everywhere(scenarios[name], tmp_path / "cut", (C3Error, OSError), sample(1)).problems == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("embed", "torn"), ("import", "500"), ("verify --repair", "cut off")])
+def test_a_request_that_fails_is_one_error_and_nothing_is_lost(
+    encoder: Encoder, s3: Faults, tmp_path: Path, name: str, kind: str
+) -> None:
+    found = fail_requests(remote_scenarios(encoder)[name], tmp_path / "work", s3, kind, sample(3))
     assert found.problems == []
+    assert found.points > 20
 
 
 def writer(write: Callable[[Path], None]) -> Scenario:
@@ -83,6 +95,35 @@ def test_the_harness_passes_what_is_atomic(tmp_path: Path) -> None:
     found = crash_everywhere(writer(write), tmp_path / "work")
     assert found.problems == []
     assert found.tried > 4
+
+
+def test_the_harness_finds_a_result_that_a_power_cut_takes(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        for name in (".new", "out"):
+            with path.with_name(name).open("wb") as file:
+                file.write(b"the whole content")
+                os.fsync(file.fileno())
+        path.with_name(".new").replace(path)  # the folder is not synced
+
+    found = crash_everywhere(writer(write), tmp_path / "work")
+    assert any("out differ although the command had ended" in problem for problem in found.problems)
+
+
+def test_the_harness_finds_what_is_left(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        left = path.with_name(f"{len(list(path.parent.iterdir()))}.part")
+        left.write_bytes(b"x")
+        write_atomically(path, lambda temporary: temporary.write_bytes(b"the whole content"))
+        left.unlink()
+
+    found = fail_everywhere(writer(write), tmp_path / "work", errno.EIO, (OSError,))
+    assert any("0.part is left" in problem for problem in found.problems)
+
+
+def test_the_harness_cuts_writes(tmp_path: Path) -> None:
+    found = cut_everywhere(writer(lambda path: path.write_bytes(b"the whole content")), tmp_path / "work", (OSError,))
+    assert found.tried == 2
+    assert all("out differ" in problem for problem in found.problems)
 
 
 def test_the_harness_finds_a_fault_that_is_swallowed(tmp_path: Path) -> None:
