@@ -18,6 +18,7 @@ Tree = dict[str, bytes | None]  # content by path relative to the folder; None f
 VARIANTS = ("kept", "torn", "empty", "lost")
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
 _LISTINGS = {"os.listdir", "os.scandir"}
+_INPUTS = "/photos/"  # one that cannot be read is left out and listed
 END = "the end"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 NEVER = -1  # the number of no operation
@@ -147,8 +148,10 @@ class Recorder:
         if event == "open":
             path, mode, flags = arguments
             writes = bool((flags or 0) & _WRITING) or bool(set(mode or "") & set("wax+"))
-            counts = writes or self.fail_at is not None
-            return [path] if counts and isinstance(path, str | bytes | os.PathLike) else []
+            if not isinstance(path, str | bytes | os.PathLike):
+                return []
+            counts = writes or (self.fail_at is not None and _INPUTS not in os.fsdecode(path))
+            return [path] if counts else []
         if event in _CHANGES or event == "fsync" or (event in _LISTINGS and self.fail_at is not None):
             return [value for value in arguments[:2] if isinstance(value, str | bytes | os.PathLike)]
         return []
