@@ -113,7 +113,7 @@ AFTER_EXPORTS = (
     f"caption {PHOTOS} {CPU} --json",
     f"caption {PHOTOS} --beams 3 {CPU}",
     f"caption {PHOTOS} --top-p 0.9 {CPU} --json",
-    f"caption {PHOTO} --magic {CPU}",
+    f"caption {PHOTO} --steer magic {CPU}",
     f"evaluate --store store {CPU} --json evaluation.json --coco coco.json",
     f"evaluate --store store --decoder c3-decoder-pairs --clip-score --against evaluation.json {CPU} --json",
     "index --store store --json",

@@ -20,10 +20,15 @@ TopPOption = Annotated[
         show_default=False,
     ),
 ]
-TemperatureOption = Annotated[float, typer.Option("--temperature", help="Sampling temperature.")]
-MagicOption = Annotated[
-    bool,
-    typer.Option("--magic", help="MAGIC decoding: the encoder re-scores every word (k 45, alpha 0.1, beta 2). Slow."),
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="Of sampling.")]
+SteerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--steer",
+        help="magic or zerocap: the encoder steers the decoder word by word, best one of train-decoder "
+        "--unconditional; slow.",
+        show_default=False,
+    ),
 ]
 SizeOption = Annotated[
     str, typer.Option("--size", help="Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf).")

@@ -9,7 +9,7 @@ import typer
 
 from c3tools.errors import C3Error
 
-from ._captioning import BeamsOption, EpochsOption, LengthPenaltyOption, MagicOption, SetOption
+from ._captioning import BeamsOption, EpochsOption, LengthPenaltyOption, SetOption
 from ._console import message, out, print_table, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
@@ -81,7 +81,6 @@ def ablate(
     ] = [1.0],  # noqa: B006
     beams: BeamsOption = 1,
     length_penalty: LengthPenaltyOption = 0.7,
-    magic: MagicOption = False,
     encoder: Annotated[
         list[str],
         typer.Option(

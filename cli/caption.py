@@ -9,7 +9,7 @@ import typer
 
 from c3tools.io.locations import is_url
 
-from ._captioning import BeamsOption, LengthPenaltyOption, MagicOption, TemperatureOption, TopPOption
+from ._captioning import BeamsOption, LengthPenaltyOption, SteerOption, TemperatureOption, TopPOption
 from ._console import message, print_table, reporter, write_json
 from ._options import (
     BackendOption,
@@ -78,7 +78,7 @@ def caption(
     length_penalty: LengthPenaltyOption = 0.7,
     top_p: TopPOption = None,
     temperature: TemperatureOption = 1.0,
-    magic: MagicOption = False,
+    steer: SteerOption = None,
     seed: SeedOption = 0,
     model: ModelOption = None,
     random_init: RandomInitOption = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._captioning import BeamsOption, LengthPenaltyOption, MagicOption, TemperatureOption, TopPOption
+from ._captioning import BeamsOption, LengthPenaltyOption, SteerOption, TemperatureOption, TopPOption
 from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
@@ -53,7 +53,7 @@ def evaluate(
     length_penalty: LengthPenaltyOption = 0.7,
     top_p: TopPOption = None,
     temperature: TemperatureOption = 1.0,
-    magic: MagicOption = False,
+    steer: SteerOption = None,
     seed: SeedOption = 0,
     meteor: Annotated[bool, typer.Option("--meteor", help="Add METEOR (needs Java).")] = False,
     spice: Annotated[bool, typer.Option("--spice", help="Add SPICE (needs Java and the Stanford models).")] = False,

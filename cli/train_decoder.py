@@ -47,6 +47,12 @@ def train_decoder(
     ] = DEFAULT_DECODER,
     size: SizeOption = "small",
     set: SetOption = [],  # noqa: B006
+    unconditional: Annotated[
+        bool,
+        typer.Option(
+            "--unconditional", help="Train a language model of the captions, which --steer steers, without a prefix."
+        ),
+    ] = False,
     epochs: EpochsOption = None,
     train_split: TrainSplitOption = "train",
     train_fraction: Annotated[

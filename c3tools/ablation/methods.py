@@ -27,7 +27,7 @@ from ..captioning import (
     nearest_captions,
     training_config,
 )
-from ..captioning.train import captions_of_images
+from ..captioning.training_rows import captions_of_images
 from ..devices import Compute, pick
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError

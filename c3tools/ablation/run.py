@@ -15,7 +15,7 @@ import numpy as np
 from .. import devices
 from ..captioning import GenerationConfig, load_size, training_config
 from ..captioning.evaluate import store_references
-from ..captioning.train import sigma_from_texts, training_captions
+from ..captioning.training_rows import sigma_from_texts, training_captions
 from ..devices import Compute
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError, MetricError, telling_what_is_kept
@@ -82,8 +82,6 @@ class _Settings:
         if self.generation.method == "beam":
             parts += ["--beams", str(self.generation.beams)]
             parts += ["--length-penalty", f"{self.generation.length_penalty:g}"]
-        if self.generation.method == "magic":
-            parts.append("--magic")
         if self.split != "test":
             parts += ["--split", self.split]
         parts += ["--store", str(store)]
@@ -107,7 +105,6 @@ def ablate(
     train_fraction: float | Sequence[float] = (1.0,),
     beams: int = 1,
     length_penalty: float = 0.7,
-    magic: bool = False,
     keep_decoders: bool = True,
     jobs: int = 1,
     device: str | None = None,
@@ -130,13 +127,13 @@ def ablate(
         output: folder of the finished results and of the table.
         split: the split whose images are captioned and scored.
         size: of the decoder, a key of `c3tools.captioning.SIZES`; ``small`` when None.
-        set: changed settings of the size, ``name=value`` each.
-        epochs: passes over the captions; None for the default of the size.
-        train_fraction: fractions of the training images whose captions are used, each a row of the table.
-        beams, length_penalty, magic: see `c3tools.captioning.Captioner.caption`.
-        keep_decoders: keep the trained decoders too, so that other ways to generate captions need no training.
-        jobs: decoders trained at the same time, each in a process with its share of the cores, or with its own GPU.
-        device: ``cpu``, ``cuda``, ...; None for the fastest available.
+        set: settings of the size that are changed, ``name=value`` each.
+        epochs: passes over the captions; the size's own when None.
+        train_fraction: share of the training images whose captions are used, one row each.
+        beams, length_penalty: see `c3tools.captioning.Captioner.caption`.
+        keep_decoders: keep the trained decoders too, so that captions can be generated in another way without training.
+        jobs: decoders trained at a time, each in a process with its share of the cores, or on a GPU of its own.
+        device: ``cpu``, ``cuda``, ...; None for the best there is.
         backend: of the encoder, for MAGIC; see `c3tools.encoders.load_encoder`.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
@@ -158,7 +155,7 @@ def ablate(
         epochs=epochs,
         split=split,
         train_fractions=tuple(_several(train_fraction)),
-        generation=GenerationConfig.from_options(beams=beams, length_penalty=length_penalty, magic=magic),
+        generation=GenerationConfig.from_options(beams=beams, length_penalty=length_penalty),
         keep_decoders=keep_decoders,
         jobs=jobs,
         device=device,

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, load_size, training_config
     from .evaluate import Evaluation, evaluate_captions
     from .generation import GenerationConfig, generate
-    from .magic import TextEncoder
     from .model import CaptionDecoder, Decoder
     from .retrieval import nearest, nearest_captions
+    from .steering import TextEncoder
     from .tokenizer import CaptionTokenizer
     from .train import fit_captioner, train_captioner
     from .training import Epoch, Trainer
@@ -34,7 +34,7 @@ _HOMES = {
     "LanguageModelSize": "config",
     "SIZES": "config",
     "Size": "config",
-    "TextEncoder": "magic",
+    "TextEncoder": "steering",
     "Trainer": "training",
     "TrainingConfig": "config",
     "caption_images": "caption",

@@ -72,7 +72,7 @@ def caption_images(
     length_penalty: float = 0.7,
     top_p: float | None = None,
     temperature: float = 1.0,
-    magic: bool = False,
+    steer: str | None = None,
     seed: int = 0,
     model: str | None = None,
     random_init: int | None = None,
@@ -100,8 +100,8 @@ def caption_images(
         html: file for a page with the photos and their captions.
         overwrite: replace existing captions in these files.
         follow_symlinks: follow symbolic links out of the folders.
-        beams, length_penalty, top_p, temperature, magic, seed: see `Captioner.caption`.
-        model: of the encoder; None for the model of the decoder.
+        beams, length_penalty, top_p, temperature, steer, seed: see `Captioner.caption`.
+        model: of the encoder; the decoder's when None.
         random_init: seed of an encoder with random weights.
         device: ``cpu``, ``cuda``, ...; None for the fastest available.
         backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.
@@ -117,7 +117,7 @@ def caption_images(
         OutputError: if a file has captions by another captioner or of other photos, or another run is writing to it.
     """
     generation = GenerationConfig.from_options(
-        beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
+        beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, steer=steer, seed=seed
     )
     rows: Rows | None = None
     result = Captions()
@@ -161,8 +161,8 @@ def caption_images(
     with kept, writer:
         result.kept, result.files = len(photos) - len(writer.pending), writer.files
         if result.kept:
-            reporter.message(f"{result.kept:,} of {counted(len(photos), 'caption')} already existed.")
-        if writer.pending and (rows is None or magic):
+            reporter.message(f"{result.kept:,} of {counted(len(photos), 'caption')} were there already.")
+        if writer.pending and (rows is None or steer):
             encoder = encoder or resolve_encoder(
                 model,
                 recorded=decoder.model,

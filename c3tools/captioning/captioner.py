@@ -34,7 +34,7 @@ from ..io.outputs import Output, damaged_file, previous_folder, replacing, writt
 from ..reporter import SILENT, Reporter
 from ..transforms import Pipeline
 from .config import DecoderConfig
-from .generation import GenerationConfig, generate
+from .generation import STEERED, GenerationConfig, generate
 from .numpy_decoder import NumpyDecoder
 from .space import UNIT_TOLERANCE, check_space
 from .tokenizer import CaptionTokenizer
@@ -85,7 +85,7 @@ class Captioner(HubRepository):
         length_penalty: float = 0.7,
         top_p: float | None = None,
         temperature: float = 1.0,
-        magic: bool = False,
+        steer: str | None = None,
         seed: int = 0,
         generation: GenerationConfig | None = None,
         reporter: Reporter = SILENT,
@@ -95,18 +95,17 @@ class Captioner(HubRepository):
         An image has the same caption as its embedding in a store, because both are rounded to float16.
 
         Args:
-            images: paths or PIL images; None if embeddings are given.
-            embeddings: (n, d), as the encoder computes them; the pipeline is applied here. No encoder is loaded for
-                them, except for ``magic``.
-            modality: of the embeddings.
-            keys: one per row, for sampling; by default the numbers of the rows.
-            encoder: of the decoder's model, to encode images, and texts for ``magic``; loaded by default.
-            beams: number of beams of beam search, which ranks by log-probability / length ** ``length_penalty``.
-            top_p, temperature: of nucleus sampling.
-            magic: the encoder re-scores every word.
-            seed: of sampling.
-            generation: all settings at once, instead of the six before.
-            reporter: gets messages about embeddings that may be wrong (see `check_embeddings`).
+            images: paths or PIL images; None where embeddings are given.
+            embeddings: (n, d) as the encoder gives them; the pipeline is applied here. No encoder is loaded for them,
+                except where they ``steer``.
+            modality: whose embeddings they are.
+            keys: one per row, from which sampling draws; by default the numbers of the rows.
+            encoder: of the decoder's model, to encode images, and texts to ``steer``; by default it is loaded.
+            beams: beam search with so many beams, by log-probability / length ** ``length_penalty``.
+            top_p, temperature: sample from the nucleus of this probability, at this temperature.
+            steer: ``magic`` or ``zerocap``: the encoder steers the decoder, word by word (see `GenerationConfig`).
+            seed, generation: of sampling; all settings at once, in place of the six before.
+            reporter: is told of embeddings that are hardly the encoder's (see `check_embeddings`).
 
         Raises:
             DecoderError: if the model or the dimension is not that of the decoder, the embeddings cannot come from the
@@ -116,7 +115,7 @@ class Captioner(HubRepository):
         if (images is None) == (embeddings is None):
             raise DecoderError("Captions need either images or embeddings.", remedy="Pass one of them.")
         generation = generation or GenerationConfig.from_options(
-            beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
+            beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, steer=steer, seed=seed
         )
         if images is not None:
             encoder = encoder or resolve_encoder(recorded=self.model)
@@ -141,16 +140,26 @@ class Captioner(HubRepository):
         if np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < UNIT_TOLERANCE:
             embeddings = to_float32(to_float16(embeddings))
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
-        if generation.method == "magic":
-            from .magic import generate_magic
+        if generation.method in STEERED:
+            from .steering import generate_steered
 
             if encoder is None and self.model:
                 encoder = resolve_encoder(recorded=self.model)
-            captions = generate_magic(self.torch_decoder(), self.tokenizer, inputs, embeddings, generation, encoder)
+            captions = generate_steered(self.torch_decoder(), self.tokenizer, inputs, embeddings, generation, encoder)
+        elif self.is_language_model:
+            raise DecoderError(
+                "The decoder is a language model: it reads no embedding, and its captions say nothing about an image.",
+                remedy="Steer it by the encoder with --steer magic or --steer zerocap, or use another --decoder.",
+            )
         else:
             keys = keys if keys is not None else [str(row) for row in range(len(embeddings))]
             captions = generate(self.decoder, inputs, generation, keys)
         return [self.tokenizer.decode(ids) for ids in captions]
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the decoder reads no embedding: a language model of captions."""
+        return self.decoder.config.prefix_length == 0
 
     @property
     def model(self) -> ModelIdentity:

@@ -33,6 +33,10 @@ class Shape(Protocol):
     def max_tokens(self) -> int:
         """Longest caption in tokens, the end-of-text token included."""
 
+    @property
+    def prefix_length(self) -> int:
+        """Positions that an embedding is mapped to; 0 for a language model, which reads none."""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -44,7 +48,8 @@ class DecoderConfig:
         width: dimension W of the residual stream.
         layers: number of Transformer blocks.
         heads: attention heads per block; divides ``width``.
-        prefix_length: number P of positions that the embedding is mapped to.
+        prefix_length: number P of positions that the embedding is mapped to; 0 for a language model of captions, which
+            reads no embedding and begins with the end-of-text token.
         max_tokens: longest caption in tokens, the end-of-text token included.
         dropout: dropout probability on embeddings and on the output of each sub-layer.
     """
@@ -65,6 +70,11 @@ class DecoderConfig:
                 remedy="Use a number of heads that divides the width.",
             )
 
+    @property
+    def positions(self) -> int:
+        """The longest sequence: the prefix, or the token that a language model begins with, and a caption."""
+        return max(1, self.prefix_length) + self.max_tokens
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -82,6 +92,8 @@ class TrainingConfig:
         word_dropout: probability that an input word is hidden from the decoder, which makes it rely more on the
             embedding (Bowman et al., 2016).
         label_smoothing: share of the target's probability spread over the vocabulary; not in validation.
+        contrastive_margin: hidden states of a caption with a cosine above 1 minus this are pushed apart (SimCTG, Su et
+            al., 2022; 0.5 in MAGIC); 0 for none.
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
         ema: decay per step of an exponential moving average of the weights; the average is then validated and kept.
             0 for none.
@@ -99,6 +111,7 @@ class TrainingConfig:
     beta2: float = 0.98
     word_dropout: float = 0.0
     label_smoothing: float = 0.0
+    contrastive_margin: float = 0.0
     clip_norm: float = 1.0
     ema: float = 0.0
     patience: int = 0
@@ -156,6 +169,8 @@ class LanguageModelSize:
 
 
 AnySize = Size | LanguageModelSize
+# what turns a size into a language model of captions: no prefix, and the contrastive loss that MAGIC's is trained with
+UNCONDITIONAL = ("prefix_length=0", "contrastive_margin=0.5")
 
 # the paper's: GPT-2 fully fine-tuned behind an MLP 512 -> 3840 -> 7680, AdamW 2e-5, batch 40, 10 epochs, 5,000 steps
 # of warm-up, then linear decay

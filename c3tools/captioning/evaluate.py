@@ -91,7 +91,7 @@ def evaluate_captions(
     length_penalty: float = 0.7,
     top_p: float | None = None,
     temperature: float = 1.0,
-    magic: bool = False,
+    steer: str | None = None,
     seed: int = 0,
     meteor: bool = False,
     spice: bool = False,
@@ -110,9 +110,9 @@ def evaluate_captions(
         references: human captions by image key, or a file of them, instead of those of the store.
         against: other captions of the same images, or a file of them, to compare with.
         decoder: a captioner, its folder, or ``c3-mini`` for the bundled one; None for the folder ``c3-decoder`` if it
-            exists, else the bundled one.
-        split: the split whose images are captioned: train, val, test, or all.
-        beams, length_penalty, top_p, temperature, magic, seed: see `Captioner.caption`.
+            is there, else the bundled one.
+        split: the images that are captioned: train, val, test, or all.
+        beams, length_penalty, top_p, temperature, steer, seed: see `Captioner.caption`.
         meteor: add METEOR (needs Java).
         spice: add SPICE (needs Java and the Stanford models).
         clip_score: add CLIPScore and RefCLIPScore with the encoder of the store.
@@ -140,11 +140,11 @@ def evaluate_captions(
     if captions is None:
         assert isinstance(store, Store)
         generation = GenerationConfig.from_options(
-            beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, magic=magic, seed=seed
+            beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, steer=steer, seed=seed
         )
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
-        if magic:
+        if steer:
             encoder = _encoder_of(store, device, backend, precision, reporter)
         images = _images_of(store, decoder, split)
         if store.split_note and split in STANDARD:

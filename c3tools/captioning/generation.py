@@ -18,8 +18,8 @@ from ..errors import DecoderError
 from ..seeds import generator
 from .config import Shape
 
-Method = Literal["greedy", "beam", "nucleus", "magic"]
-
+Method = Literal["greedy", "beam", "nucleus", "magic", "zerocap"]
+STEERED = ("magic", "zerocap")
 
 Floats = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.int64]
@@ -71,15 +71,20 @@ class GenerationConfig:
     """Settings of generation.
 
     Attributes:
-        method: ``greedy`` (the paper's), ``beam``, ``nucleus``, or ``magic`` (the encoder re-scores each word).
-        beams: hypotheses kept per caption by ``beam``.
+        method: ``greedy`` (the paper's), ``beam`` or ``nucleus``; or, steered by the encoder, ``magic`` (it scores each
+            word again) or ``zerocap`` (a gradient shifts what the decoder has read).
+        beams: hypotheses kept per caption by ``beam`` and ``zerocap``.
         length_penalty: ``beam`` compares hypotheses by log-probability / length ** this.
         top_p: ``nucleus`` samples from the smallest set of tokens that has this probability.
         temperature: ``nucleus`` divides the scores by this.
-        candidates: tokens that ``magic`` considers at each step (k).
+        candidates: tokens that the encoder compares at each step: 45 in MAGIC (k), 512 in ZeroCap.
         alpha: weight of ``magic``'s penalty on repetition.
         beta: weight of ``magic``'s similarity of the text so far with the image.
-        similarity_scale: ``magic`` multiplies cosines by this before their softmax; CLIP's own logit scale.
+        similarity_scale: cosines are multiplied by this before their softmax over the candidates.
+        gradient_steps: of ``zerocap``, for each word.
+        step_size: of each; gradients are divided by their norm ** 0.9.
+        fluency: weight of ``zerocap``'s divergence from the decoder as it was.
+        fusion: ``zerocap`` multiplies its probabilities ** this by those of the decoder as it was ** (1 - this).
         max_tokens: longest caption, end-of-text included; None for what the decoder was built for.
         batch_size: embeddings per batch.
         seed: of ``nucleus``.
@@ -94,6 +99,10 @@ class GenerationConfig:
     alpha: float = 0.1
     beta: float = 2.0
     similarity_scale: float = 100.0
+    gradient_steps: int = 5
+    step_size: float = 0.3
+    fluency: float = 0.2
+    fusion: float = 0.99
     max_tokens: int | None = None
     batch_size: int = 250
     seed: int = 0
@@ -119,7 +128,7 @@ class GenerationConfig:
         length_penalty: float = 0.7,
         top_p: float | None = None,
         temperature: float = 1.0,
-        magic: bool = False,
+        steer: str | None = None,
         seed: int = 0,
     ) -> GenerationConfig:
         """Return the settings that the options of the commands mean; by default captions are greedy.
@@ -127,10 +136,12 @@ class GenerationConfig:
         Raises:
             DecoderError: if the options mean several methods at once.
         """
-        if (beams > 1) + (top_p is not None) + magic > 1:
-            raise DecoderError("--beams, --top-p and --magic exclude each other.", remedy="Choose one.")
-        if magic:
-            return cls("magic")
+        if (beams > 1) + (top_p is not None) + (steer is not None) > 1:
+            raise DecoderError("--beams, --top-p and --steer are three ways to write a caption.", remedy="Choose one.")
+        if steer is not None:
+            if steer not in STEERED:
+                raise DecoderError(f"No method {steer!r} steers a decoder.", remedy=f"Choose {' or '.join(STEERED)}.")
+            return cls("magic") if steer == "magic" else cls("zerocap", candidates=512)
         if top_p is not None:
             return cls("nucleus", top_p=top_p, temperature=temperature, seed=seed)
         return cls("beam", beams=beams, length_penalty=length_penalty) if beams > 1 else cls()

@@ -3,7 +3,8 @@
 A mapper turns an embedding into P prefix positions of the model's width; the model continues them with a caption and
 its own end-of-text token. The model is fine-tuned with the mapper, or frozen. Any causal model that takes
 ``inputs_embeds`` and has a fast tokenizer will do. Padding is the id after the last token: no token of the model is
-ever ignored by the loss.
+ever ignored by the loss. With P = 0 there is no mapper: the model reads no embedding, and begins with its end-of-text
+token.
 
 Shapes: B captions, T tokens, P prefix positions, W width of the model, V vocabulary.
 """
@@ -36,7 +37,7 @@ class LanguageModelConfig:
         end_id: its end-of-text token.
         architecture: the model's own configuration, as transformers writes it.
         mapper: a key of `MAPPERS`.
-        prefix_length: number P of positions that the embedding is mapped to.
+        prefix_length: number P of positions that the embedding is mapped to; 0 for none, and no mapper.
         max_tokens: longest caption in tokens, the end-of-text token included.
         frozen: whether the mapper alone is trained.
     """
@@ -53,6 +54,8 @@ class LanguageModelConfig:
     def __post_init__(self) -> None:
         if self.mapper not in MAPPERS:
             raise DecoderError(f"There is no mapper {self.mapper!r}.", remedy=f"Choose from {', '.join(MAPPERS)}.")
+        if self.frozen and not self.prefix_length:
+            raise DecoderError("A frozen language model without a prefix has nothing to train.", remedy="Unfreeze it.")
 
 
 class TransformerMapper(nn.Module):
@@ -100,7 +103,8 @@ class LanguageModelDecoder(Decoder):
         self.pad_id, self.end_id = config.vocab_size, config.end_id
         self.language_model = language_model if language_model is not None else _from_config(config.architecture)
         width = self.language_model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-        self.mapper = MAPPERS[config.mapper](config.dim, width, config.prefix_length)
+        if config.prefix_length:
+            self.mapper = MAPPERS[config.mapper](config.dim, width, config.prefix_length)
         if config.frozen:
             self.language_model.requires_grad_(False)
         # its name changed with the version of transformers
@@ -115,7 +119,9 @@ class LanguageModelDecoder(Decoder):
         return self
 
     def embed_prefix(self, embeddings: Tensor) -> Tensor:
-        """Map embeddings (B, d) to prefix positions (B, P, W)."""
+        """Map embeddings (B, d) to prefix positions (B, P, W), or without a mapper to the end-of-text token."""
+        if not self.config.prefix_length:
+            return self.embed_tokens(torch.full((len(embeddings), 1), self.end_id, device=embeddings.device))
         x: Tensor = self.mapper(embeddings)  # (B, P * W)
         return x.view(len(embeddings), self.config.prefix_length, -1)  # (B, P, W)
 
@@ -126,11 +132,21 @@ class LanguageModelDecoder(Decoder):
         return embedded
 
     def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Compute the scores of all tokens at once; see `Decoder.forward`."""
-        shown = tokens if seen is None else seen
-        x = torch.cat([self.embed_prefix(embeddings), self.embed_tokens(shown[:, :-1])], dim=1)  # (B, P + T - 1, W)
+        """Compute the scores of all tokens at once, without keeping hidden states; see `Decoder.forward`."""
+        x, start = self._sequence(embeddings, tokens if seen is None else seen)
         logits: Tensor = self.language_model(inputs_embeds=x, use_cache=False).logits  # (B, P + T - 1, V)
-        return logits[:, self.config.prefix_length - 1 :]  # (B, T, V)
+        return logits[:, start:]  # (B, T, V)
+
+    def score(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the scores and the hidden states of all tokens at once; see `Decoder.score`."""
+        x, start = self._sequence(embeddings, tokens if seen is None else seen)
+        out = self.language_model(inputs_embeds=x, use_cache=False, output_hidden_states=True)
+        return out.logits[:, start:], out.hidden_states[-1][:, start:]  # (B, T, V), (B, T, W)
+
+    def _sequence(self, embeddings: Tensor, shown: Tensor) -> tuple[Tensor, int]:
+        """Return prefix and tokens (B, P + T - 1, W), and the position that predicts the first token."""
+        prefix = self.embed_prefix(embeddings)  # (B, P, W)
+        return torch.cat([prefix, self.embed_tokens(shown[:, :-1])], dim=1), prefix.shape[1] - 1
 
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
         """Run the prefix; see `Decoder.prefill`."""
@@ -142,6 +158,13 @@ class LanguageModelDecoder(Decoder):
         """Run one more token; see `Decoder.decode_step`."""
         assert isinstance(cache, _Cache)
         return self._step(self.embed_tokens(tokens[:, None]), cache)
+
+    def cache_of(self, tensors: list[Tensor]) -> Cache:
+        """Return a cache of given keys and values; see `Decoder.cache_of`."""
+        cache = _Cache()
+        for layer, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
+            cache.past.update(keys, values, layer)
+        return cache
 
     def _step(self, x: Tensor, cache: _Cache) -> tuple[Tensor, Tensor]:
         past = {self._cache_argument: cache.past}
@@ -157,6 +180,9 @@ class _Cache:
 
     def select(self, rows: Tensor) -> None:
         self.past.batch_select_indices(rows)
+
+    def tensors(self) -> list[Tensor]:
+        return [part for layer in self.past for part in layer[:2]]  # keys, values, and more in some versions
 
 
 def pretrained(size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder, CaptionTokenizer]:

@@ -3,7 +3,8 @@
 An embedding becomes P prefix positions by a two-layer MLP (the mapping of ClipCap and of C3, in small); the
 Transformer continues them with the tokens of a caption and an end-of-text token. Token embeddings are tied to
 the output layer, positions are learned, blocks are pre-norm (GPT-2). Captions are padded on the right, so causal
-attention alone keeps padding away from real tokens, and no mask is needed.
+attention alone keeps padding away from real tokens, and no mask is needed. With P = 0 it is a language model of
+captions: it reads no embedding, and begins with the end-of-text token.
 
 Shapes: B captions, T tokens, P prefix positions, S = positions in this call, W width, H heads, V vocabulary.
 """
@@ -33,6 +34,9 @@ class Cache(Protocol):
 
     def select(self, rows: Tensor) -> None:
         """Keep, repeat or reorder rows of the batch: int64 (any number,)."""
+
+    def tensors(self) -> list[Tensor]:
+        """Return the keys and the values of each layer in turn, (B, H, positions so far, W / H) each."""
 
 
 class Decoder(nn.Module):
@@ -64,6 +68,10 @@ class Decoder(nn.Module):
         Returns:
             (B, T, V): entry t predicts ``tokens[:, t]`` from the embedding and ``tokens[:, :t]``.
         """
+        return self.score(embeddings, tokens, seen)[0]
+
+    def score(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the scores (B, T, V) as `forward` does, and the hidden states (B, T, W) that they are made from."""
         raise NotImplementedError
 
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
@@ -76,6 +84,10 @@ class Decoder(nn.Module):
 
     def decode_step(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         """Run ``tokens`` (B,) and extend the cache: scores of the next token (B, V), hidden states (B, W)."""
+        raise NotImplementedError
+
+    def cache_of(self, tensors: list[Tensor]) -> Cache:
+        """Return a cache of given keys and values, as `Cache.tensors` lists them; gradients pass through it."""
         raise NotImplementedError
 
     @torch.inference_mode()
@@ -154,8 +166,7 @@ class KeyValueCache:
     """Keys and values of the positions computed so far, one pair of buffers per block."""
 
     def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, device: torch.device) -> None:
-        positions = config.prefix_length + config.max_tokens
-        shape = (config.layers, batch, config.heads, positions, config.width // config.heads)
+        shape = (config.layers, batch, config.heads, config.positions, config.width // config.heads)
         self.keys = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, P + T, W / H)
         self.values = torch.empty(shape, dtype=dtype, device=device)  # (L, B, H, P + T, W / H)
         self.length = 0
@@ -171,6 +182,23 @@ class KeyValueCache:
         """Keep or repeat the given rows of the batch (finished captions leave, beams are reordered)."""
         self.keys = self.keys[:, rows]
         self.values = self.values[:, rows]
+
+    def tensors(self) -> list[Tensor]:
+        """Return the keys and the values of each block in turn."""
+        pairs = zip(self.keys, self.values, strict=True)
+        return [part[:, :, : self.length] for pair in pairs for part in pair]
+
+
+class DifferentiableCache(KeyValueCache):
+    """A cache of given keys and values that is read, and not written to, so that gradients pass through it."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.keys, self.values = torch.stack(tensors[::2]), torch.stack(tensors[1::2])
+        self.length = self.keys.shape[3]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of one block with those of the positions at hand."""
+        return torch.cat([self.keys[layer], key], dim=2), torch.cat([self.values[layer], value], dim=2)
 
 
 class Attention(nn.Module):
@@ -226,12 +254,13 @@ class CaptionDecoder(Decoder):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        hidden = config.width * max(1, config.prefix_length // 2)
-        self.prefix = nn.Sequential(
-            nn.Linear(config.dim, hidden), nn.Tanh(), nn.Linear(hidden, config.prefix_length * config.width)
-        )
+        if config.prefix_length:
+            hidden = config.width * max(1, config.prefix_length // 2)
+            self.prefix = nn.Sequential(
+                nn.Linear(config.dim, hidden), nn.Tanh(), nn.Linear(hidden, config.prefix_length * config.width)
+            )
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Parameter(torch.empty(config.prefix_length + config.max_tokens, config.width))
+        self.positions = nn.Parameter(torch.empty(config.positions, config.width))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -250,7 +279,9 @@ class CaptionDecoder(Decoder):
                 parameter.data *= residual
 
     def embed_prefix(self, embeddings: Tensor) -> Tensor:
-        """Map embeddings (B, d) to prefix positions (B, P, W)."""
+        """Map embeddings (B, d) to prefix positions (B, P, W), or for a language model to what it begins with."""
+        if not self.config.prefix_length:
+            return self.tokens(torch.full((len(embeddings), 1), self.end_id, device=embeddings.device))  # (B, 1, W)
         # unit vectors have entries of about 1 / sqrt(d); the first layer wants entries of about 1
         x: Tensor = self.prefix(embeddings * math.sqrt(self.config.dim))  # (B, P * W)
         return x.view(len(embeddings), self.config.prefix_length, self.config.width)  # (B, P, W)
@@ -270,12 +301,13 @@ class CaptionDecoder(Decoder):
         """Compute the scores of the next token by the tied token embeddings: (..., W) to (..., V)."""
         return F.linear(hidden, self.tokens.weight)
 
-    def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Compute the scores of all tokens at once; see `Decoder.forward`."""
-        P = self.config.prefix_length
+    def score(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the scores of all tokens at once; see `Decoder.score`."""
         shown = tokens if seen is None else seen
-        x = torch.cat([self.embed_prefix(embeddings), self.tokens(shown[:, :-1])], dim=1)  # (B, P + T - 1, W)
-        return self.logits(self.run(x)[:, P - 1 :])  # (B, T, V)
+        prefix = self.embed_prefix(embeddings)  # (B, P, W)
+        x = torch.cat([prefix, self.tokens(shown[:, :-1])], dim=1)  # (B, P + T - 1, W)
+        hidden = self.run(x)[:, prefix.shape[1] - 1 :]  # (B, T, W)
+        return self.logits(hidden), hidden
 
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
         """Run the prefix; see `Decoder.prefill`."""
@@ -288,3 +320,7 @@ class CaptionDecoder(Decoder):
         assert isinstance(cache, KeyValueCache)
         hidden = self.run(self.tokens(tokens[:, None]), cache)[:, 0]  # (B, W)
         return self.logits(hidden), hidden
+
+    def cache_of(self, tensors: list[Tensor]) -> Cache:
+        """Return a cache of given keys and values; see `Decoder.cache_of`."""
+        return DifferentiableCache(tensors)

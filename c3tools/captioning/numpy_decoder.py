@@ -53,8 +53,11 @@ class NumpyDecoder:
         """Run the prefix of embeddings (B, d): the scores of the first token, and the cache."""
         config = self.config
         cache = NumpyCache.of(config, len(inputs))
-        hidden = np.tanh(self._linear(inputs * np.float32(math.sqrt(config.dim)), "prefix.0"))
-        prefix = self._linear(hidden, "prefix.2").reshape(len(inputs), config.prefix_length, config.width)
+        if config.prefix_length:
+            hidden = np.tanh(self._linear(inputs * np.float32(math.sqrt(config.dim)), "prefix.0"))
+            prefix = self._linear(hidden, "prefix.2").reshape(len(inputs), config.prefix_length, config.width)
+        else:  # a language model begins with the end-of-text token
+            prefix = np.broadcast_to(self.weights["tokens.weight"][self.end_id], (len(inputs), 1, config.width))
         return self._scores(prefix, cache), cache
 
     def extend(self, tokens: Indices, cache: NumpyCache) -> NumpyScores:
@@ -131,8 +134,7 @@ class NumpyCache:
     @classmethod
     def of(cls, config: DecoderConfig, batch: int) -> NumpyCache:
         """Return an empty cache for so many captions."""
-        positions = config.prefix_length + config.max_tokens
-        shape = (config.layers, batch, config.heads, positions, config.width // config.heads)
+        shape = (config.layers, batch, config.heads, config.positions, config.width // config.heads)
         return cls(np.empty(shape, np.float32), np.empty(shape, np.float32))
 
 
@@ -195,6 +197,7 @@ def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of each weight."""
     W, hidden = config.width, config.width * max(1, config.prefix_length // 2)
     layers = {"prefix.0": (hidden, config.dim), "prefix.2": (config.prefix_length * W, hidden)}
+    layers = layers if config.prefix_length else {}
     norms = ["norm"]
     for layer in range(config.layers):
         block = f"blocks.{layer}"
@@ -203,7 +206,7 @@ def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
         norms += [f"{block}.norm1", f"{block}.norm2"]
     shapes: dict[str, tuple[int, ...]] = {
         "tokens.weight": (config.vocab_size, W),
-        "positions": (config.prefix_length + config.max_tokens, W),
+        "positions": (config.positions, W),
     }
     for name, shape in layers.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}

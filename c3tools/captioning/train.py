@@ -12,28 +12,37 @@ from typing import Any
 import torch
 
 from .. import devices
-from ..corpus.splits import STANDARD
 from ..devices import Compute
 from ..errors import DecoderError, telling_what_is_kept
 from ..io.files import remove_leftovers
 from ..io.outputs import Output
-from ..reporter import SILENT, Reporter, counted
+from ..reporter import SILENT, Reporter
 from ..seeds import generator
-from ..store import Pairs, Rows, Store
+from ..store import Rows, Store
 from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
-from ..transforms.sigma import AUTO, auto_sigma, parse_sigma
+from ..transforms.sigma import AUTO, parse_sigma
 from .captioner import Captioner, decoder_output, describe_decoder
-from .config import AnySize, Size, TrainingConfig, fine_tuned_size, load_size, plan_training, training_config
+from .config import (
+    UNCONDITIONAL,
+    AnySize,
+    Size,
+    TrainingConfig,
+    fine_tuned_size,
+    load_size,
+    plan_training,
+    training_config,
+)
 from .curves import save_curves
-from .evaluate import require_captions
 from .model import CaptionDecoder, Decoder
-from .tokenizer import CaptionTokenizer, drop_empty
+from .tokenizer import CaptionTokenizer
 from .training import Trainer
+from .training_rows import inputs_to_learn, require_captioned, sigma_from_texts, training_captions
 
 DEFAULT_PRESET = "c3"
+LANGUAGE_MODEL_PRESET = "c1"  # its inputs are not read; images and texts are compared as the encoder gives them
 MONITORS = ("text", "cross-modal")
 
 
@@ -46,6 +55,7 @@ def train_captioner(
     sigma: float | str | None = None,
     size: str = "small",
     set: Sequence[str] = (),
+    unconditional: bool = False,
     epochs: int | None = None,
     train_split: str = "train",
     train_fraction: float = 1.0,
@@ -67,6 +77,9 @@ def train_captioner(
     of the run is saved in a folder beside ``output``. The same call continues an interrupted run, and returns the
     decoder of a finished run.
 
+    With ``unconditional`` it is a language model of the captions, which reads no embedding: what MAGIC and ZeroCap
+    steer by the encoder while they write.
+
     Args:
         store: a store of text embeddings with their captions.
         pipeline: used instead of a preset; fitted on the store if it is not yet fitted.
@@ -75,10 +88,11 @@ def train_captioner(
         sigma: standard deviation of the noise per dimension, or ``auto``: derived from how much captions of the same
             image differ. None means ``auto``, or no noise for pairs from scratch.
         size: of the decoder, a key of `c3tools.captioning.SIZES`.
-        set: changed settings of the size, ``name=value`` each.
-        epochs: passes over the captions; None for the default of the size, and more for a small corpus.
-        train_split: the split to train on.
-        train_fraction: fraction of its images (by a stable hash of their keys) whose captions are used.
+        set: settings of the size that are changed, ``name=value`` each.
+        unconditional: train a language model: without a prefix, with the contrastive loss of MAGIC's (`UNCONDITIONAL`).
+        epochs: passes over the captions; None for the size's own, and more for a small corpus.
+        train_split: the split to learn from.
+        train_fraction: share of its images (by a stable hash of their keys) whose captions are used.
         patience: epochs without a better validation loss before training stops; 0 never stops early.
         monitor: how the checkpoint is chosen: ``text``, by the loss of val captions given their own embeddings, without
             noise, or ``cross-modal``, by their loss given the embeddings of their images.
@@ -106,6 +120,9 @@ def train_captioner(
     if sigma is not None:
         sigma = parse_sigma(sigma, also=(AUTO,))
     _check_options(preset, sigma, pipeline, start, train_fraction, pairs, monitor)
+    if unconditional:
+        _check_unconditional(preset, sigma, pipeline, start, pairs, monitor)
+        preset, set = LANGUAGE_MODEL_PRESET, (*UNCONDITIONAL, *set)
     output = Path(output)
     target, load = decoder_output(output, overwrite), partial(Captioner.load, output, trainable=True)
     if start is not None:
@@ -136,12 +153,18 @@ def train_captioner(
         if previous is not None:
             previous.check_model(store.info.model, store.info.dim)
             size = str(previous.record.get("size", size))
+            if previous.is_language_model and (pairs is not None or monitor != "text"):
+                raise DecoderError(
+                    f"The decoder at {start} is a language model: it learns nothing from pairs.",
+                    remedy="Continue from a decoder that was trained without --unconditional.",
+                )
+            set = (*UNCONDITIONAL[1:], *set) if previous.is_language_model else set
         chosen = load_size(size, set) if previous is None else fine_tuned_size(size, set)
         train, val, notes = training_captions(store, train_split, spill=True)
         if train_fraction < 1:
             train = train.sample(train_fraction)
-            notes.append(f"Using {len(train):,} captions of {train_fraction:.0%} of the images.")
-        learned, validated, pair_notes = _inputs(store, train, val, pairs, monitor, seed)
+            notes.append(f"Using {len(train):,} captions: {train_fraction:.0%} of the images.")
+        learned, validated, pair_notes = inputs_to_learn(store, train, val, pairs, monitor, seed)
         notes += pair_notes
         for note in notes:
             reporter.message(note)
@@ -172,7 +195,7 @@ def train_captioner(
                 start=previous,
                 checkpoints=checkpoints,
                 finished=lambda digest: load() if target.is_done(digest, load) else None,
-                label=f"Training {pipeline.name}",
+                label="Training a language model" if unconditional else f"Training {pipeline.name}",
                 reporter=recorder,
             )
         _finish(captioner, target, checkpoints, reporter)
@@ -204,6 +227,25 @@ def _check_options(
         raise DecoderError(f"--pairs must be above 0 and at most 1, not {pairs}.")
     if monitor not in MONITORS:
         raise DecoderError(f"There is no --monitor {monitor!r}.", remedy=f"Choose from {', '.join(MONITORS)}.")
+
+
+def _check_unconditional(
+    preset: str | None,
+    sigma: float | str | None,
+    pipeline: Pipeline | None,
+    start: str | Path | None,
+    pairs: float | None,
+    monitor: str,
+) -> None:
+    if not (preset is None and sigma is None and pipeline is None and pairs is None and monitor == "text"):
+        raise DecoderError(
+            "A language model reads no embedding, so nothing about embeddings can be set.",
+            remedy="Leave out --preset, --sigma, --pairs and --monitor, or --unconditional.",
+        )
+    if start is not None:
+        raise DecoderError(
+            "The architecture is that of the decoder to continue from.", remedy="Leave out --unconditional or --from."
+        )
 
 
 def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
@@ -286,90 +328,6 @@ def fit_captioner(
         "best_val_loss": trainer.state.best_val_loss,
     }
     return Captioner(trainer.model, tokenizer, pipeline, content)
-
-
-def training_captions(store: Store, split: str = "train", *, spill: bool = False) -> tuple[Rows, Rows, list[str]]:
-    """Read the captions to learn from and others to validate on, with what the user should know about them.
-
-    Captions without a letter of any script are left out. Where the store has no ``val`` split, a tenth of the
-    training images (by a stable hash of their keys) is held out with all their captions. For ``spill`` see
-    `Store.load`.
-
-    Raises:
-        StoreError: if the store has no texts, or they have no captions.
-        DecoderError: if the split has no captions, or too few to hold some out.
-    """
-    require_captions(store)
-    train = store.load("text", split, spill=spill)
-    if not len(train):
-        raise DecoderError(
-            f"The store {store.path} has no captions in the split {split!r}. Its splits are "
-            f"{store.list_splits('text')}.",
-            remedy="Choose the split to train on with --train-split.",
-        )
-    notes = [store.split_note] if store.split_note else []
-    # where rows are split by hash, those of a split that the corpus names are in val too
-    apart = split in STANDARD or store.kept_splits is None
-    if split != "val" and apart and store.count("text", "val"):
-        val = store.load("text", "val", spill=spill)
-    else:
-        train, val = train.hold_out()
-        held = f"{counted(len(val), 'caption')} of {counted(val.items.distinct, 'image is', 'images are')}"
-        notes.append(f"There is no val split, so {held} held out.")
-    (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
-    notes += [note for note in (train_note, val_note) if note]
-    require_captioned(train, val, notes)
-    return train, val, notes
-
-
-def require_captioned(train: Rows, val: Rows, notes: Sequence[str] = ()) -> None:
-    """Raise a DecoderError if there is nothing to learn from or to validate on; it ends with the notes."""
-    if not len(train) or not len(val):
-        raise DecoderError(
-            f"Training needs captions for training and for validation, but there are {len(train)} and {len(val)}. "
-            f"{' '.join(notes)}".rstrip(),
-            remedy="Embed a corpus with more captions, or check that they are not empty.",
-        )
-
-
-def captions_of_images(images: Rows, texts: Rows) -> Rows:
-    """Return the captions that have an image, each with its image's embedding.
-
-    Raises:
-        DecoderError: if none of the captions has one.
-    """
-    rows = Pairs.match(images, texts).captions_of_first()
-    if not len(rows):
-        raise DecoderError(
-            f"None of the {len(texts):,} captions belongs to an image of the store.",
-            remedy="Embed the images of these captions, or train on texts only (without --pairs and --monitor).",
-        )
-    return rows
-
-
-def sigma_from_texts(store: Store, train: Rows, split: str) -> tuple[float, str]:
-    """Return sigma by the rule of ``--sigma auto``, and a sentence on what it is based on."""
-    sigma, why = auto_sigma(train.embeddings, train.item_index, store.fitting_moments("text", split).mean)
-    return sigma, f"{why[:1].upper()}{why[1:]}"
-
-
-def _inputs(
-    store: Store, train: Rows, val: Rows, pairs: float | None, monitor: str, seed: int
-) -> tuple[Rows, Rows, list[str]]:
-    """Return the rows to learn from and to validate on: texts, or captions with the embeddings of their images."""
-    if pairs is None and monitor == "text":
-        return train, val, []
-    images = store.load("image", spill=True)
-    if pairs is None:
-        validated = captions_of_images(images, val)
-        note = f"The checkpoint is chosen on {counted(len(validated), 'caption')} from the embeddings of their images."
-        return train, validated, [note]
-    # the same share of both, so that the pairs used to choose the checkpoint are counted too
-    train, val = (rows.sample(pairs, f"pairs {seed}") for rows in (train, val))
-    learned, validated = captions_of_images(images, train), captions_of_images(images, val)
-    of_images, of_others = (counted(rows.items.distinct, noun) for rows, noun in ((train, "image"), (val, "other")))
-    chosen_on = f"the checkpoint is chosen on {counted(len(validated), 'caption')} of {of_others}."
-    return learned, validated, [f"Training on pairs: {counted(len(learned), 'caption')} of {of_images}; {chosen_on}"]
 
 
 def _preset_pipeline(

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..devices import Compute
 from ..errors import DecoderError, telling_what_is_kept
@@ -35,6 +34,7 @@ from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 from ..training.optimization import adamw, set_learning_rate, warmup
 from ..transforms import Pipeline
 from .config import TrainingConfig
+from .losses import contrastive_loss, cross_entropy
 from .model import Decoder
 from .tokenizer import CaptionTokenizer, TokenRows, length_bucketed, token_batch
 
@@ -219,7 +219,7 @@ class Trainer:
                 inputs = torch.from_numpy(self._val_inputs[rows]).to(self.compute.device)
                 with self._autocast():
                     logits = self.model(inputs, tokens)
-                total += float(_cross_entropy(logits, tokens, pad, reduction="sum"))
+                total += float(cross_entropy(logits, tokens, pad, reduction="sum"))
                 count += int((tokens != pad).sum())
         return total / count
 
@@ -251,12 +251,20 @@ class Trainer:
             seen = tokens.masked_fill(hidden, pad)
         device = self.compute.device
         tokens = tokens.to(device)
+        read = (torch.from_numpy(inputs).to(device), tokens, seen.to(device))
+        hidden = None
         with self._autocast():
-            logits = self.model(torch.from_numpy(inputs).to(device), tokens, seen.to(device))
-        loss = _cross_entropy(logits, tokens, pad, label_smoothing=config.label_smoothing)
+            if config.contrastive_margin:
+                logits, hidden = self.model.score(*read)
+            else:
+                logits = self.model(*read)
+        loss = cross_entropy(logits, tokens, pad, label_smoothing=config.label_smoothing)
+        objective = loss
+        if hidden is not None:
+            objective = loss + contrastive_loss(hidden, tokens != pad, config.contrastive_margin)
         set_learning_rate(self.optimizer, config.learning_rate * schedule(self.done_steps, self.total_steps, config))
         self.optimizer.zero_grad()
-        loss.backward()
+        objective.backward()
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
@@ -375,15 +383,3 @@ def schedule(step: int, total: int, config: TrainingConfig) -> float:
     if config.warmup_steps:
         rise = max(1, min(config.warmup_steps, total // 2))
     return warmup(step, total, rise, config.decay)
-
-
-def _cross_entropy(
-    logits: Tensor, tokens: Tensor, pad_id: int, reduction: str = "mean", label_smoothing: float = 0.0
-) -> Tensor:
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(),
-        tokens.flatten(),
-        ignore_index=pad_id,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-    )

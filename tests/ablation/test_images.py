@@ -139,7 +139,7 @@ def test_the_command_writes_runs_and_lists_methods(c3: C3, store: Store, tmp_pat
     assert "no task 'music'" in c3("ablate", "--task", "music").stderr
 
 
-@pytest.mark.parametrize("task", [["--task", "images"], ["--magic"]])
+@pytest.mark.parametrize("task", [["--task", "images"], ["--methods", "MAGIC"]])
 def test_the_backend_of_the_encoder_is_asked_for(c3: C3, store: Store, tmp_path: Path, task: list[str]) -> None:
     result = c3("ablate", "--store", store.path, "-o", tmp_path / "t", "--backend", "nonsense", *task)
     assert result.exit_code == 1

@@ -21,7 +21,7 @@ from c3tools.captioning import (
     train_captioner,
 )
 from c3tools.captioning.config import plan_training
-from c3tools.captioning.train import training_captions
+from c3tools.captioning.training_rows import training_captions
 from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, TransformError
 from c3tools.identity import ModelIdentity
 from c3tools.io import spill

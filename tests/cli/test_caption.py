@@ -94,7 +94,7 @@ def test_magic_asks_the_encoder_at_every_word(
 ) -> None:
     captioner.save(tmp_path / "c3-decoder")
     path = min(photos.glob("*.jpg"))
-    result = c3("caption", path, "--magic", "--precision", "fp32", "--json")
+    result = c3("caption", path, "--steer", "magic", "--precision", "fp32", "--json")
     assert result.exit_code == 0, result.stderr
     (row,) = json.loads(result.stdout)
     magic = GenerationConfig("magic")

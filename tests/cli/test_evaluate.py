@@ -61,6 +61,6 @@ def test_a_missing_decoder_and_a_damaged_one_are_named(c3: C3, tmp_path: Path) -
 
 def test_two_ways_to_generate_captions_are_refused(c3: C3, tmp_path: Path) -> None:
     make_captions_store(tmp_path / "c3-store")
-    result = c3("evaluate", "--beams", "4", "--magic")
+    result = c3("evaluate", "--beams", "4", "--steer", "magic")
     assert result.exit_code == 1
     assert "exclude each other" in " ".join(result.stderr.split())

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from c3tools import export_store, gap_report
-from c3tools.captioning.train import training_captions
+from c3tools.captioning.training_rows import training_captions
 from c3tools.connect.inputs import read_features
 from c3tools.corpus.splits import STANDARD, hashed_split
 from c3tools.errors import ConnectError, StoreError, TransformError
