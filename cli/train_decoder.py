@@ -80,6 +80,10 @@ def train_decoder(
             show_default=False,
         ),
     ] = None,
+    esper: Annotated[
+        bool,
+        typer.Option("--esper", help="Put a mapper before the language model of --from; train it on images alone."),
+    ] = False,
     seed: SeedOption = 0,
     tensorboard: Annotated[
         Path | None,

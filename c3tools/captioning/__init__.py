@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from .captioner import Captioner
     from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, load_size, training_config
     from .evaluate import Evaluation, evaluate_captions
+    from .fit import fit_captioner
     from .generation import GenerationConfig, generate
     from .model import CaptionDecoder, Decoder
     from .retrieval import nearest, nearest_captions
     from .steering import TextEncoder
     from .tokenizer import CaptionTokenizer
-    from .train import fit_captioner, train_captioner
+    from .train import train_captioner
     from .training import Epoch, Trainer
 
 _HOMES = {
@@ -39,7 +40,7 @@ _HOMES = {
     "TrainingConfig": "config",
     "caption_images": "caption",
     "evaluate_captions": "evaluate",
-    "fit_captioner": "train",
+    "fit_captioner": "fit",
     "generate": "generation",
     "load_size": "config",
     "nearest": "retrieval",

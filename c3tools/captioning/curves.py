@@ -12,7 +12,11 @@ from ..pages import palette
 from ..pages.figures import new_figure, save_figure, styled
 
 CURVES_FILE = "curves.png"
-_MONITORS = {"text": "validation: texts, no noise", "cross-modal": "validation: images of pairs"}
+_MONITORS = {
+    "text": "validation: texts, no noise",
+    "cross-modal": "validation: images of pairs",
+    "reward": "validation: other images",
+}
 
 
 @styled
@@ -46,7 +50,7 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
     )
     axes.set_title(f"{record.get('preset', 'decoder')}, sigma {record.get('sigma', 0):.3g}")
     axes.set_xlabel("step" if trace else "epoch")
-    axes.set_ylabel("loss, nats per token")
+    axes.set_ylabel("1 - cosine with the image" if record.get("monitor") == "reward" else "loss, nats per token")
     axes.legend()
     return figure
 

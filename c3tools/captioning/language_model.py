@@ -11,10 +11,11 @@ Shapes: B captions, T tokens, P prefix positions, W width of the model, V vocabu
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import DecoderError, MissingExtraError
 from .config import LanguageModelSize
-from .model import Cache, Decoder
+from .model import Cache, Decoder, start_at
 from .tokenizer import CaptionTokenizer
 
 
@@ -158,6 +159,13 @@ class LanguageModelDecoder(Decoder):
         """Run one more token; see `Decoder.decode_step`."""
         assert isinstance(cache, _Cache)
         return self._step(self.embed_tokens(tokens[:, None]), cache)
+
+    def behind_prefix(self, length: int) -> LanguageModelDecoder:
+        """Return a copy of a language model behind a new mapper; see `Decoder.behind_prefix`."""
+        config = replace(self.config, prefix_length=length, frozen=True)
+        decoder = LanguageModelDecoder(config, copy.deepcopy(self.language_model))
+        start_at(decoder.mapper, self.embed_tokens(torch.tensor([self.end_id], device=self.device))[0].detach())
+        return decoder
 
     def cache_of(self, tensors: list[Tensor]) -> Cache:
         """Return a cache of given keys and values; see `Decoder.cache_of`."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,8 @@ from torch.nn import functional as F
 from .config import DecoderConfig, Shape
 from .generation import Floats, Indices
 from .tokenizer import END_ID, PAD_ID
+
+_START_SPREAD = 0.1  # of a new mapper's output around what a language model begins with
 
 
 class Cache(Protocol):
@@ -84,6 +87,13 @@ class Decoder(nn.Module):
 
     def decode_step(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         """Run ``tokens`` (B,) and extend the cache: scores of the next token (B, V), hidden states (B, W)."""
+        raise NotImplementedError
+
+    def behind_prefix(self, length: int) -> Decoder:
+        """Return a copy of a language model behind a new mapper to so many positions, which alone is to be trained.
+
+        The mapper starts near what the language model begins with, the end-of-text token, at every position.
+        """
         raise NotImplementedError
 
     def cache_of(self, tensors: list[Tensor]) -> Cache:
@@ -281,7 +291,8 @@ class CaptionDecoder(Decoder):
     def embed_prefix(self, embeddings: Tensor) -> Tensor:
         """Map embeddings (B, d) to prefix positions (B, P, W), or for a language model to what it begins with."""
         if not self.config.prefix_length:
-            return self.tokens(torch.full((len(embeddings), 1), self.end_id, device=embeddings.device))  # (B, 1, W)
+            begin = torch.full((len(embeddings), 1), self.end_id, device=embeddings.device)
+            return self.tokens(begin)  # type: ignore[no-any-return] # (B, 1, W)
         # unit vectors have entries of about 1 / sqrt(d); the first layer wants entries of about 1
         x: Tensor = self.prefix(embeddings * math.sqrt(self.config.dim))  # (B, P * W)
         return x.view(len(embeddings), self.config.prefix_length, self.config.width)  # (B, P, W)
@@ -324,3 +335,22 @@ class CaptionDecoder(Decoder):
     def cache_of(self, tensors: list[Tensor]) -> Cache:
         """Return a cache of given keys and values; see `Decoder.cache_of`."""
         return DifferentiableCache(tensors)
+
+    def behind_prefix(self, length: int) -> CaptionDecoder:
+        """Return a copy of a language model behind a new mapper; see `Decoder.behind_prefix`."""
+        decoder = CaptionDecoder(replace(self.config, prefix_length=length))
+        decoder.load_state_dict({**decoder.state_dict(), **self.state_dict()} | {"positions": decoder.positions})
+        # the last position of the prefix is where the language model begins
+        decoder.positions.data = torch.cat([self.positions.data[:1].repeat(length - 1, 1), self.positions.data])
+        start_at(decoder.prefix, self.tokens.weight.data[self.end_id])
+        decoder.requires_grad_(False)
+        decoder.prefix.requires_grad_()
+        return decoder
+
+
+def start_at(mapper: nn.Module, start: Tensor) -> None:
+    """Have every position that a mapper fills start near one vector (W,), if its last layer is linear."""
+    last = mapper[-1] if isinstance(mapper, nn.Sequential) else mapper
+    if isinstance(last, nn.Linear):
+        last.weight.data *= _START_SPREAD
+        last.bias.data = start.repeat(last.out_features // len(start)).to(last.bias.device)

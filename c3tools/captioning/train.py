@@ -1,23 +1,19 @@
-"""Training a captioner: from the captions of a store, or from rows in memory, to a decoder folder."""
+"""Training a captioner: from the captions or the images of a store to a decoder folder."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import devices
-from ..devices import Compute
+from ..encoders import resolve_encoder
 from ..errors import DecoderError, telling_what_is_kept
 from ..io.files import remove_leftovers
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
-from ..seeds import generator
 from ..store import Rows, Store
 from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
@@ -27,19 +23,18 @@ from ..transforms.sigma import AUTO, parse_sigma
 from .captioner import Captioner, decoder_output, describe_decoder
 from .config import (
     UNCONDITIONAL,
-    AnySize,
-    Size,
-    TrainingConfig,
     fine_tuned_size,
     load_size,
     plan_training,
-    training_config,
 )
 from .curves import save_curves
-from .model import CaptionDecoder, Decoder
-from .tokenizer import CaptionTokenizer
-from .training import Trainer
-from .training_rows import inputs_to_learn, require_captioned, sigma_from_texts, training_captions
+from .fit import fit_captioner
+from .training_rows import (
+    inputs_to_learn,
+    sigma_from_texts,
+    training_captions,
+    training_images,
+)
 
 DEFAULT_PRESET = "c3"
 LANGUAGE_MODEL_PRESET = "c1"  # its inputs are not read; images and texts are compared as the encoder gives them
@@ -63,6 +58,7 @@ def train_captioner(
     monitor: str = "text",
     start: str | Path | None = None,
     pairs: float | None = None,
+    esper: bool = False,
     seed: int = 0,
     tensorboard: str | Path | None = None,
     device: str | None = None,
@@ -78,7 +74,8 @@ def train_captioner(
     decoder of a finished run.
 
     With ``unconditional`` it is a language model of the captions, which reads no embedding: what MAGIC and ZeroCap
-    steer by the encoder while they write.
+    steer by the encoder while they write. With ``esper`` a mapper in front of one (``start``) learns from images alone,
+    rewarded by the encoder (`c3tools.captioning.esper`).
 
     Args:
         store: a store of text embeddings with their captions.
@@ -94,11 +91,13 @@ def train_captioner(
         train_split: the split to learn from.
         train_fraction: share of its images (by a stable hash of their keys) whose captions are used.
         patience: epochs without a better validation loss before training stops; 0 never stops early.
-        monitor: how the checkpoint is chosen: ``text``, by the loss of val captions given their own embeddings, without
-            noise, or ``cross-modal``, by their loss given the embeddings of their images.
-        start: the folder of a decoder to start from; its size and pipeline are used.
-        pairs: train on images and captions of this fraction of the images (drawn with the seed); None for texts only.
-        seed: for all random numbers.
+        monitor: what the checkpoint is chosen on: ``text``, the loss of other captions from their own embeddings,
+            without noise, or ``cross-modal``, their loss from the embeddings of their images.
+        start: the folder of a decoder to continue from, with its size and pipeline.
+        pairs: learn from images and captions of this share of the images (drawn by the seed); None learns from texts.
+        esper: put a mapper in front of the language model of ``start``, and train it on the images by their encoder; of
+            the settings ``epochs`` (over the images, 10 by default), ``train_split`` and ``seed`` are used.
+        seed: of everything random.
         tensorboard: folder to write losses to, for TensorBoard.
         device: ``cpu``, ``cuda``, ...; None for the fastest available.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
@@ -120,6 +119,8 @@ def train_captioner(
     if sigma is not None:
         sigma = parse_sigma(sigma, also=(AUTO,))
     _check_options(preset, sigma, pipeline, start, train_fraction, pairs, monitor)
+    if esper:
+        _check_esper(start, set, pairs, monitor, train_fraction, patience, unconditional)
     if unconditional:
         _check_unconditional(preset, sigma, pipeline, start, pairs, monitor)
         preset, set = LANGUAGE_MODEL_PRESET, (*UNCONDITIONAL, *set)
@@ -145,7 +146,8 @@ def train_captioner(
                 "pairs": pairs,
                 "seed": seed,
                 "precision": compute.precision,
-            },
+            }
+            | ({"esper": True} if esper else {}),
             lambda: describe_decoder(output),
         )
         store = Store.open(store, reporter=reporter)
@@ -159,6 +161,15 @@ def train_captioner(
                     remedy="Continue from a decoder that was trained without --unconditional.",
                 )
             set = (*UNCONDITIONAL[1:], *set) if previous.is_language_model else set
+        options: dict[str, Any] = {
+            "compute": compute,
+            "checkpoints": checkpoints,
+            "finished": lambda digest: load() if target.is_done(digest, load) else None,
+        }
+        if esper and previous is not None:
+            captioner = _fit_esper(store, previous, start, train_split, epochs, seed, target, reporter, options)
+            _finish(captioner, target, checkpoints, reporter)
+            return captioner
         chosen = load_size(size, set) if previous is None else fine_tuned_size(size, set)
         train, val, notes = training_captions(store, train_split, spill=True)
         if train_fraction < 1:
@@ -168,17 +179,7 @@ def train_captioner(
         notes += pair_notes
         for note in notes:
             reporter.message(note)
-        if previous is not None:
-            pipeline, noise = previous.pipeline, float(previous.record.get("sigma", 0.0))
-        elif pipeline is not None:
-            if not pipeline.fitted:
-                pipeline = pipeline.fit(store, split=train_split)
-            pipeline.check_model(store.info.model)
-            noise = float(pipeline.sigma or 0)
-        else:
-            if sigma is None and pairs is not None:
-                sigma = 0.0
-            pipeline, noise = _preset_pipeline(preset or DEFAULT_PRESET, sigma, store, train, train_split, reporter)
+        pipeline, noise = _pipeline_of(previous, pipeline, preset, sigma, pairs, store, train, train_split, reporter)
         record: dict[str, Any] = {"model": dict(store.info.model), "sigma": noise, "notes": notes}
         record |= {"pairs": pairs} if pairs is not None else {}
         record |= {"from": str(start)} if start is not None else {}
@@ -190,13 +191,11 @@ def train_captioner(
                 size=size,
                 set=set,
                 training=plan_training(chosen, len(learned), epochs=epochs, patience=patience, seed=seed),
-                compute=compute,
                 record=record | {"asked": target.asked},
                 start=previous,
-                checkpoints=checkpoints,
-                finished=lambda digest: load() if target.is_done(digest, load) else None,
                 label="Training a language model" if unconditional else f"Training {pipeline.name}",
                 reporter=recorder,
+                **options,
             )
         _finish(captioner, target, checkpoints, reporter)
     return captioner
@@ -248,6 +247,51 @@ def _check_unconditional(
         )
 
 
+def _check_esper(
+    start: str | Path | None,
+    set: Sequence[str],
+    pairs: float | None,
+    monitor: str,
+    train_fraction: float,
+    patience: int | None,
+    unconditional: bool,
+) -> None:
+    if start is None:
+        raise DecoderError(
+            "ESPER starts from a language model.",
+            remedy="Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm.",
+        )
+    if set or unconditional or pairs is not None or monitor != "text" or train_fraction != 1 or patience is not None:
+        raise DecoderError(
+            "ESPER learns from all images by its own settings.",
+            remedy="Of the settings of training, give --epochs, --train-split and --seed alone.",
+        )
+
+
+def _fit_esper(
+    store: Store,
+    language_model: Captioner,
+    start: str | Path | None,
+    train_split: str,
+    epochs: int | None,
+    seed: int,
+    target: Output,
+    reporter: Reporter,
+    options: Mapping[str, Any],
+) -> Captioner:
+    from .esper import ESPER_TRAINING, fit_esper
+
+    train, val, notes = training_images(store, train_split)
+    for note in notes:
+        reporter.message(note)
+    encoder = resolve_encoder(recorded=store.info.model, device=options["compute"].device, reporter=reporter)
+    record = {"model": dict(store.info.model), "notes": notes, "from": str(start), "asked": target.asked}
+    training = replace(ESPER_TRAINING, seed=seed, epochs=epochs or ESPER_TRAINING.epochs)
+    return fit_esper(
+        train, val, language_model, encoder, training=training, record=record, reporter=reporter, **options
+    )
+
+
 def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
     """Write the decoder, unless it already exists, with its curves, and remove what the run has saved."""
     with telling_what_is_kept(
@@ -259,75 +303,27 @@ def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, re
         checkpoints.clear()
 
 
-def fit_captioner(
+def _pipeline_of(
+    previous: Captioner | None,
+    pipeline: Pipeline | None,
+    preset: str | None,
+    sigma: float | str | None,
+    pairs: float | None,
+    store: Store,
     train: Rows,
-    val: Rows,
-    pipeline: Pipeline,
-    *,
-    size: str = "small",
-    set: Sequence[str] = (),
-    training: TrainingConfig | None = None,
-    compute: Compute | None = None,
-    record: Mapping[str, Any] | None = None,
-    start: Captioner | None = None,
-    checkpoints: CheckpointDir | None = None,
-    finished: Callable[[str], Captioner | None] = lambda identity: None,
-    label: str = "Training",
-    reporter: Reporter = SILENT,
-) -> Captioner:
-    """Train a captioner on rows; it sees no image when both are rows of texts.
-
-    Args:
-        train: rows with the column ``caption`` to learn from.
-        val: rows that the checkpoint is chosen on; no noise is added to these.
-        pipeline: fitted; its noise goes to the training inputs.
-        size: a key of `SIZES`; not used where training starts from a captioner.
-        set: settings of the size that are changed, ``name=value`` (see `load_size`).
-        training: settings; those of the size when None.
-        compute: device and precision; the fastest available when None.
-        record: kept in the captioner's record, beside what is known here.
-        start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
-        checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.
-        finished: takes a digest of all that the training depends on, and returns its decoder if there is one already.
-        label: what the progress is called.
-        reporter: shows messages and progress.
-
-    Raises:
-        DecoderError: if there is no caption to learn from or to validate on, or the loss is not finite.
-    """
-    require_captioned(train, val)
-    chosen = load_size(size, set)
-    training = training or training_config(chosen)
-    compute = compute or devices.pick()
-    if start is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(generator(training.seed, "initialise").integers(2**62)))
-            model, tokenizer = _new_decoder(chosen, train)
-    else:
-        start.check_dim(train.embeddings.shape[1])
-        model, tokenizer = copy.deepcopy(start.torch_decoder()), start.tokenizer
-    trainer = Trainer(model, tokenizer, train, val, pipeline, training, compute)
-    if (there := finished(trainer.identity)) is not None:
-        return there
-    history = trainer.run(checkpoints, keep_initial=start is not None, label=label, reporter=reporter)
-    content = {
-        **dict(record or {}),
-        "identity": trainer.identity,
-        "preset": pipeline.name,
-        "modality": train.modality,
-        "monitor": "text" if val.modality == train.modality == "text" else "cross-modal",
-        "size": size if start is None else start.record.get("size"),
-        "changes": list(set),
-        "seed": training.seed,
-        "dim": model.config.dim,
-        "captions": {"train": len(train), "val": len(val)},
-        "training": {**asdict(training), "precision": compute.precision},
-        "history": [asdict(epoch) for epoch in history],
-        "trace": [list(point) for point in trainer.state.trace],
-        "start_val_loss": trainer.state.start_val_loss,
-        "best_val_loss": trainer.state.best_val_loss,
-    }
-    return Captioner(trainer.model, tokenizer, pipeline, content)
+    split: str,
+    reporter: Reporter,
+) -> tuple[Pipeline, float]:
+    """Return the pipeline to train with, fitted, and its sigma: that to continue from, the one given, or a preset's."""
+    if previous is not None:
+        return previous.pipeline, float(previous.record.get("sigma", 0.0))
+    if pipeline is not None:
+        if not pipeline.fitted:
+            pipeline = pipeline.fit(store, split=split)
+        pipeline.check_model(store.info.model)
+        return pipeline, float(pipeline.sigma or 0)
+    sigma = 0.0 if sigma is None and pairs is not None else sigma
+    return _preset_pipeline(preset or DEFAULT_PRESET, sigma, store, train, split, reporter)
 
 
 def _preset_pipeline(
@@ -342,13 +338,3 @@ def _preset_pipeline(
             noise, why = sigma_from_texts(store, train, split)
             reporter.message(f"{why}. Choose another with --sigma.")
     return named_pipeline(name, sigma=noise).fit(store, split=split), noise
-
-
-def _new_decoder(size: AnySize, train: Rows) -> tuple[Decoder, CaptionTokenizer]:
-    dim = train.embeddings.shape[1]
-    if isinstance(size, Size):
-        tokenizer = CaptionTokenizer.train(train.captions, size.vocab_size)
-        return CaptionDecoder(size.config(dim, tokenizer.vocab_size)), tokenizer
-    from .language_model import pretrained
-
-    return pretrained(size, dim)

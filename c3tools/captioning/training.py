@@ -252,12 +252,8 @@ class Trainer:
         device = self.compute.device
         tokens = tokens.to(device)
         read = (torch.from_numpy(inputs).to(device), tokens, seen.to(device))
-        hidden = None
         with self._autocast():
-            if config.contrastive_margin:
-                logits, hidden = self.model.score(*read)
-            else:
-                logits = self.model(*read)
+            logits, hidden = self.model.score(*read) if config.contrastive_margin else (self.model(*read), None)
         loss = cross_entropy(logits, tokens, pad, label_smoothing=config.label_smoothing)
         objective = loss
         if hidden is not None:

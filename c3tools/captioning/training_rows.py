@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..corpus.splits import STANDARD
-from ..errors import DecoderError
+from ..errors import DecoderError, StoreError
 from ..reporter import counted
 from ..store import Pairs, Rows, Store
 from ..transforms.sigma import auto_sigma
@@ -44,6 +44,31 @@ def training_captions(store: Store, split: str = "train", *, spill: bool = False
     notes += [note for note in (train_note, val_note) if note]
     require_captioned(train, val, notes)
     return train, val, notes
+
+
+def training_images(store: Store, split: str = "train") -> tuple[Rows, Rows, list[str]]:
+    """Read the images to learn from and others to choose the checkpoint on, with what the user should know about them.
+
+    Raises:
+        StoreError: if the store has no images.
+        DecoderError: if the split has none.
+    """
+    if "image" not in store.modalities:
+        there = ", ".join(store.modalities) or "no rows"
+        raise StoreError(
+            f"The store {store.path} has no images; it has {there}.", remedy="Embed images: c3 embed PATH."
+        )
+    train = store.load("image", split)
+    if not len(train):
+        raise DecoderError(
+            f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
+            remedy="Name the split to learn from with --train-split.",
+        )
+    notes = [store.split_note] if store.split_note else []
+    if split != "val" and store.count("image", "val"):
+        return train, store.load("image", "val"), notes
+    train, val = train.hold_out()
+    return train, val, [*notes, f"There is no val split: {counted(len(val), 'image')} held out."]
 
 
 def require_captioned(train: Rows, val: Rows, notes: Sequence[str] = ()) -> None:
