@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .cells import AblationRun, run_ablation, train_decoders
+from .data import AblationData
 from .image_table import IMAGE_METHODS, ImageAblation, ImageRun
 from .images import ablate_images
-from .methods import ABLATION, METHODS, AblationData, AblationRun, run_ablation, train_decoders
+from .methods import ABLATION, METHODS
 from .run import ablate
 from .table import Ablation
 

@@ -14,19 +14,20 @@ import numpy as np
 
 from .. import devices
 from ..captioning import GenerationConfig, load_size, training_config
-from ..captioning.evaluate import store_references
-from ..captioning.training_rows import sigma_from_texts, training_captions
+from ..captioning.training_rows import sigma_from_texts
 from ..devices import Compute
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError, MetricError, telling_what_is_kept
 from ..io.files import write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
-from ..reporter import SILENT, Reporter, counted
-from ..store import Rows, Store
+from ..reporter import SILENT, Reporter
+from ..store import Store
 from ..transforms.sigma import parse_sigma
+from .cells import AblationRun, run_ablation, train_decoders
+from .data import AblationData, ablation_data
 from .image_table import FILES
-from .methods import ABLATION, METHODS, AblationData, AblationRun, check_methods, run_ablation, train_decoders
+from .methods import ABLATION, METHODS, check_methods
 from .table import CHOOSE_BY, Ablation, Row
 from .trainings import check_jobs
 
@@ -134,7 +135,7 @@ def ablate(
         keep_decoders: keep the trained decoders too, so that captions can be generated in another way without training.
         jobs: decoders trained at a time, each in a process with its share of the cores, or on a GPU of its own.
         device: ``cpu``, ``cuda``, ...; None for the best there is.
-        backend: of the encoder, for MAGIC; see `c3tools.encoders.load_encoder`.
+        backend: of the encoder, for MAGIC, ZeroCap and ESPER; see `c3tools.encoders.load_encoder`.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.
 
@@ -173,7 +174,7 @@ def _ablate(store: Store, settings: _Settings, folder: Path, reporter: Reporter)
     device, precision = settings.device, settings.precision
     compute = devices.pick(device, precision)
     encoder = None
-    if settings.generation.method == "magic":
+    if any(METHODS[name].needs_encoder for name in settings.methods):
         options: dict[str, Any] = {"device": device, "backend": settings.backend, "precision": precision}
         encoder = resolve_encoder(recorded=store.info.model, **options, reporter=reporter)
     everything, notes = ablation_data(store, settings.split, choose="best" in settings.sigmas)
@@ -199,47 +200,6 @@ def _kept(folder: Path) -> str:
     if cells := len(list(folder.glob("cells/*/*.json"))):
         return f"{cells:,} finished results are kept in {folder}; run the same command again to compute the others."
     return "No result of the table was finished."
-
-
-def ablation_data(store: Store, split: str = "test", *, choose: bool = False) -> tuple[AblationData, list[str]]:
-    """Read the rows of a table: train and val captions, the images of ``split`` with their captions.
-
-    Args:
-        store: contains images and texts.
-        split: the images that are captioned and scored.
-        choose: whether the images of the val split are captioned too, to choose sigma on.
-
-    Returns:
-        The data, and notes for the user.
-
-    Raises:
-        StoreError: if texts or images are missing.
-        DecoderError: if there are too few captions.
-        MetricError: if the split has no images with captions.
-    """
-    train, val, notes = training_captions(store)
-    references = store_references(store)
-    everything = store.load("image")
-    images, left_out = _described(store, everything, split, references)
-    if left_out:
-        without = "no reference captions and"
-        said = counted(left_out, f"image has {without} is", f"images have {without} are")
-        notes.append(f"{said} left out.")
-    moments = {modality: store.fitting_moments(modality) for modality in store.modalities}
-    choice = _described(store, everything, "val", references)[0] if choose else None
-    return AblationData(train, val, images, references, moments, everything, choice).sample(1.0), notes
-
-
-def _described(store: Store, images: Rows, split: str, references: dict[str, list[str]]) -> tuple[Rows, int]:
-    """Return the images of a split that have captions, and the number of those that have none."""
-    own = images.where(split)
-    kept = np.array([key in references for key in own.keys], dtype=bool)
-    if not kept.any():
-        raise MetricError(
-            f"The store {store.path} has no images with captions in the split {split!r}.",
-            remedy=f"Choose another with --split. The splits of images are {store.list_splits('image')}.",
-        )
-    return own.select(kept), int((~kept).sum())
 
 
 def _overlaps(data: AblationData) -> list[str]:
@@ -289,8 +249,10 @@ class _Cells:
         size = {"size": settings.size, "set": settings.set, "epochs": settings.epochs}
         self.training: dict[str, Any] = {**size, "compute": compute, "reporter": reporter}
         trained = _training_identity(data, settings)
-        self.identity = _cell_identity(trained, data, settings)
-        self.cells = folder / "cells" / self.identity[:_NAMED_DIGITS]
+        ways = {method.steer: settings.generation for method in METHODS.values()}
+        ways |= {steer: GenerationConfig.from_options(steer=steer) for steer in ways if steer is not None}
+        self.identities = {steer: _cell_identity(trained, data, way) for steer, way in ways.items()}
+        self.cells = folder / "cells"
         self.choices = folder / ("sigma.json" if fraction == 1 else f"sigma-fraction{fraction:g}.json")
         self.decoders = folder / "decoders" / trained[:_NAMED_DIGITS] if settings.keep_decoders else None
 
@@ -315,7 +277,7 @@ class _Cells:
                 decoders=self.decoders,
                 **self.training,
             ):
-                content = {"identity": self.identity, "run": asdict(run)}
+                content = {"identity": self.identities[METHODS[run.method].steer], "run": asdict(run)}
                 write_json_atomically(self._path(run.method, seed, sigma), content)
                 yield run
 
@@ -345,7 +307,8 @@ class _Cells:
 
     def _path(self, method: str, seed: int, sigma: float) -> Path:
         strength = sigma if METHODS[method].noisy else 0.0
-        return self.cells / f"{method}-sigma{strength:g}-seed{seed}.json"
+        identity = self.identities[METHODS[method].steer]
+        return self.cells / identity[:_NAMED_DIGITS] / f"{method}-sigma{strength:g}-seed{seed}.json"
 
     def _read(self, method: str, seed: int, sigma: float) -> AblationRun | None:
         try:
@@ -353,7 +316,9 @@ class _Cells:
             run = AblationRun(**content["run"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if content["identity"] != self.identity or (self.data.choice is not None and not run.choice_scores):
+        own = METHODS[method]
+        unscored = self.data.choice is not None and own.noisy and not run.choice_scores
+        if content["identity"] != self.identities[own.steer] or unscored:
             return None
         return run
 
@@ -374,11 +339,11 @@ def _training_identity(data: AblationData, settings: _Settings) -> str:
     return digest.hexdigest()
 
 
-def _cell_identity(trained: str, data: AblationData, settings: _Settings) -> str:
+def _cell_identity(trained: str, data: AblationData, generation: GenerationConfig) -> str:
     """Return a digest of all that a cell depends on beside method, seed and sigma."""
     plain: dict[str, Any] = {
         "trained": trained,
-        "generation": asdict(settings.generation),
+        "generation": asdict(generation),
         "references": {key: list(data.references[key]) for key in data.images.keys},
     }
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())

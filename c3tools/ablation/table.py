@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import Any
 from ..metrics.significance import mean_and_std
 from ..pages import render_page
 from ..tables import Table
-from .methods import ABLATION, METHODS, AblationData, AblationRun
+from .cells import AblationRun
+from .data import AblationData
+from .methods import ABLATION, METHODS
 
 CHOOSE_BY = "CIDEr"
 _EXAMPLES = 60
+_MINUTES_FROM = 120  # seconds
 Row = dict[str, Any]
 
 
@@ -52,6 +55,11 @@ class Ablation:
                 "sigma_from": first.sigma_from,
                 "train_fraction": first.train_fraction,
                 "seeds": len(members),
+                "images": len(first.captions),
+                "checkpoint": METHODS[first.method].chosen_on,
+                "parameters": first.parameters,
+                "training_seconds": mean_and_std([run.training_seconds for run in members])[0],
+                "published": _published(first.method),
                 "scores": {name: {"mean": mean, "std": std} for name, (mean, std) in spreads.items()},
             }
             rows.append(row | ({"command": self.command(row)} if self.command else {}))
@@ -59,21 +67,44 @@ class Ablation:
         return sorted(rows, key=lambda row: self.methods.index(row["method"]) if self.methods else 0)
 
     def table(self, *, seeds: bool = False) -> Table:
-        """Return the rows as cells of text; ``seeds`` adds the number of seeds."""
+        """Return the rows as cells of text; ``seeds`` adds the number of seeds.
+
+        Beside the scores stand the published CIDEr (on MS-COCO, with other models: `sources`), what the checkpoint was
+        chosen on, and parameters and training time, where they are known.
+        """
         metrics = list(self.rows[0]["scores"]) if self.rows else []
         fractions = len({row["train_fraction"] for row in self.rows}) > 1
-        columns = ["method", "sigma", *(["train fraction"] * fractions), *(["seeds"] * seeds), *metrics]
+        samples = len({row["images"] for row in self.rows}) > 1
+        trained = any(row["parameters"] for row in self.rows)
+        columns = ["method", "sigma", *(["train fraction"] * fractions), *(["seeds"] * seeds), *(["images"] * samples)]
+        columns += [*metrics, "published", "checkpoint", *(["parameters", "training"] * trained)]
         cells = [
             [
                 row["method"],
                 _sigma_text(row),
                 *([f"{row['train_fraction']:g}"] * fractions),
                 *([str(row["seeds"])] * seeds),
+                *([f"{row['images']:,}"] * samples),
                 *(score_text(row["scores"][name]) for name in metrics),
+                _published_text(row["published"]),
+                row["checkpoint"],
+                *([_count_text(row["parameters"]), _time_text(row["training_seconds"])] * trained),
             ]
             for row in self.rows
         ]
         return Table(columns, cells)
+
+    @property
+    def sources(self) -> list[str]:
+        """Sentences on where the published values are from."""
+        by_source: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row["published"] is not None:
+                by_source.setdefault(row["published"]["source"], []).append(row["method"])
+        sources = [f"{source} ({', '.join(dict.fromkeys(names))})" for source, names in by_source.items()]
+        if not sources:
+            return []
+        return [f"Published: CIDEr on MS-COCO, with other encoders and decoders: {'; '.join(sources)}."]
 
     @cached_property
     def notes(self) -> list[str]:
@@ -114,12 +145,9 @@ class Ablation:
         table = self.table(seeds=True)
         lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
         lines += ["| " + " | ".join(row) + " |" for row in table.rows]
-        lines += ["", *self.notes] if self.notes else []
-        lines += (
-            ["", "These commands make the rows:", "", *(f"    {line}" for line in self.commands)]
-            if self.commands
-            else []
-        )
+        for note in [*self.notes, *self.sources]:
+            lines += ["", note]
+        lines += ["", "Each row is made by:", "", *(f"    {line}" for line in self.commands)] if self.commands else []
         return "\n".join(lines) + "\n"
 
     def to_html(self) -> str:
@@ -139,7 +167,7 @@ class Ablation:
             seeds=max((row["seeds"] for row in self.rows), default=0),
             columns=table.columns,
             rows=list(zip(table.rows, [METHODS[row["method"]].summary for row in self.rows], strict=True)),
-            notes=self.notes,
+            notes=[*self.notes, *self.sources],
             commands=self.commands,
             writers=list(first),
             examples=[
@@ -176,6 +204,25 @@ def score_text(score: dict[str, float | None]) -> str:
     """Return ``mean ± std``, or the mean alone if there is one seed."""
     spread = "" if score["std"] is None else f" ± {score['std']:.1f}"
     return f"{score['mean']:.1f}{spread}"
+
+
+def _published(method: str) -> dict[str, Any] | None:
+    found = METHODS[method].published
+    return None if found is None else asdict(found)
+
+
+def _published_text(published: dict[str, Any] | None) -> str:
+    return "–" if published is None else score_text({"mean": published["value"], "std": published["spread"]})
+
+
+def _count_text(parameters: int) -> str:
+    return "–" if not parameters else f"{parameters / 1e6:.1f} M"
+
+
+def _time_text(seconds: float | None) -> str:
+    if not seconds:
+        return "–"
+    return f"{seconds:.0f} s" if seconds < _MINUTES_FROM else f"{seconds / 60:.0f} min"
 
 
 def _sigma_text(row: Row) -> str:

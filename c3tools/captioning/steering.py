@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..encoders import Encoder
+from ..encoders.probe import measure_rate
 from ..errors import DecoderError
 from ..moments import unit_rows
+from ..reporter import counted
 from .generation import GenerationConfig
 from .model import Cache, Decoder, allowed
 from .tokenizer import CaptionTokenizer
 
+ENCODER_REMEDY = "Use embeddings that say which model they are of and that it can be loaded, or pass an encoder."
 _ROWS = 16
 _WORDS = 12  # of a usual caption
 _NORM_POWER = 0.9
@@ -81,7 +85,7 @@ def generate_steered(
     if encoder is None:
         raise DecoderError(
             "Steering compares texts with the image by the encoder, and no encoder was given.",
-            remedy="Use a store that says which model its embeddings are of, or pass an encoder.",
+            remedy=ENCODER_REMEDY,
         )
     limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
     if config.method == "zerocap":
@@ -94,6 +98,22 @@ def generate_steered(
         batch = torch.from_numpy(np.ascontiguousarray(inputs[part])).to(model.device)
         captions += _write_magic(model, tokenizer, batch, images[part], config, encoder, limit)
     return captions
+
+
+def describe_cost(config: GenerationConfig, encoder: Encoder, images: int) -> str:
+    """Return in words what steering costs, by the number of texts per second that the encoder is measured at."""
+    texts = config.candidates * images * _WORDS
+    rate = measure_rate(encoder, "text")
+    if config.method == "zerocap":
+        # the candidates of later gradient steps are mostly those of the first
+        texts *= config.beams * 2
+        each = f"{config.candidates} texts for each of {config.beams} beams at each of {config.gradient_steps} steps"
+    else:
+        each = f"{config.candidates} texts"
+    return (
+        f"the encoder compares {each} for every word: about {texts:,} texts for {counted(images, 'image')}, and at "
+        f"{rate:,.0f} texts per second about {max(1, round(texts / rate / 60)):,} minutes."
+    )
 
 
 @torch.inference_mode()

@@ -253,10 +253,10 @@ class Trainer:
         tokens = tokens.to(device)
         read = (torch.from_numpy(inputs).to(device), tokens, seen.to(device))
         with self._autocast():
-            logits, hidden = self.model.score(*read) if config.contrastive_margin else (self.model(*read), None)
-        loss = cross_entropy(logits, tokens, pad, label_smoothing=config.label_smoothing)
+            states: tuple[Tensor, ...] = self.model.score(*read) if config.contrastive_margin else (self.model(*read),)
+        loss = cross_entropy(states[0], tokens, pad, label_smoothing=config.label_smoothing)
         objective = loss
-        if hidden is not None:
+        for hidden in states[1:]:
             objective = loss + contrastive_loss(hidden, tokens != pad, config.contrastive_margin)
         set_learning_rate(self.optimizer, config.learning_rate * schedule(self.done_steps, self.total_steps, config))
         self.optimizer.zero_grad()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from c3tools.ablation import AblationData
-from c3tools.ablation.run import ablation_data
+from c3tools.ablation.data import ablation_data
 from c3tools.store import Store
 
 from ..captioning.conftest import make_captions_store

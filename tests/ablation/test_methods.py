@@ -10,28 +10,57 @@ import pytest
 
 from c3tools import devices
 from c3tools.ablation import METHODS, AblationData, run_ablation
-from c3tools.ablation.methods import fit_preset, training_rows
-from c3tools.captioning import GenerationConfig
+from c3tools.ablation.data import captions_of, fit_preset, training_rows
 from c3tools.errors import DecoderError, MetricError
 from c3tools.metrics.captions import score_captions
+from c3tools.reporter import Reporter
 from c3tools.seeds import keyed_normal
 
 pytest.importorskip("pycocoevalcap")
 QUICK: dict[str, Any] = {"size": "tiny", "epochs": 1, "compute": devices.pick("cpu", "fp32")}
 
 
-def test_every_method_runs_and_is_scored(data: AblationData) -> None:
-    runs = list(run_ablation(data, list(METHODS), sigma=0.1, **QUICK))
+class Encoder:
+    """An encoder of texts that tells them apart by their letters."""
+
+    def __init__(self) -> None:
+        self.texts = 0
+
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        self.texts += len(texts)
+        rows = np.array([[text.count(chr(97 + i % 26)) + 0.1 for i in range(32)] for text in texts], np.float32)
+        unit: npt.NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit
+
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    monkeypatch.setattr("c3tools.captioning.steering.measure_rate", lambda encoder, modality: 1000.0)
+    monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))  # type: ignore[arg-type]
+    return Encoder()
+
+
+def test_every_method_runs_and_is_scored(data: AblationData, encoder: Encoder) -> None:
+    options: dict[str, Any] = {**QUICK, "set": ("max_tokens=8",), "encoder": encoder}
+    runs = list(run_ablation(data, list(METHODS), sigma=0.1, **options))
     assert [run.method for run in runs] == list(METHODS)
     by_name = {run.method: run for run in runs}
     for run in runs:
-        assert list(run.captions) == list(data.images.keys)
+        scored = [key for key in data.images.keys if key in run.captions]
+        assert list(run.captions) == scored
+        assert len(scored) == (3 if run.method == "ZeroCap" else 16)
         assert run.scores == pytest.approx(score_captions(run.captions, data.references).corpus)
         assert run.sigma == (0.1 if METHODS[run.method].noisy else 0.0)
     # methods that train alike are trained once
     assert by_name["CapDec"].captions == by_name["C2_2"].captions
     assert by_name["DeCap"].best_val_loss == by_name["C1"].best_val_loss
     assert by_name["CLIPRe"].best_val_loss is None
+    # MAGIC and ZeroCap steer one language model, and ESPER's mapper is put in front of it
+    assert by_name["MAGIC"].best_val_loss == by_name["ZeroCap"].best_val_loss != by_name["C1"].best_val_loss
+    assert by_name["ESPER"].parameters > by_name["MAGIC"].parameters > 0
+    assert by_name["ESPER"].training_seconds > by_name["MAGIC"].training_seconds > 0
+    assert by_name["MAGIC"].parameters < by_name["C1"].parameters  # it has no prefix
+    assert by_name["CLIPRe"].parameters == 0
     # CLIPRe: the nearest training caption, by definition
     nearest = np.argmax(data.images.embeddings @ data.train.embeddings.T, axis=1)
     assert list(by_name["CLIPRe"].captions.values()) == [data.train.captions[row] for row in nearest]
@@ -93,27 +122,41 @@ def test_each_method_goes_through_the_transforms_of_its_paper(data: AblationData
         np.testing.assert_allclose(inference[0], inferred, atol=2e-5, err_msg=name)
 
 
-def test_magic_needs_the_encoder_and_uses_it(data: AblationData) -> None:
-    class Encoder:
-        def __init__(self) -> None:
-            self.texts = 0
+def test_methods_that_ask_the_encoder_need_it(data: AblationData) -> None:
+    for name in ("MAGIC", "ZeroCap", "ESPER"):
+        with pytest.raises(DecoderError, match="no encoder was given"):
+            next(run_ablation(data, [name], **QUICK))
 
-        def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-            self.texts += len(texts)
-            return np.eye(1, 32, dtype=np.float32).repeat(len(texts), axis=0)
 
-    encoder, magic = Encoder(), GenerationConfig("magic", max_tokens=2)
-    with pytest.raises(DecoderError, match="needs an encoder"):
-        next(run_ablation(data, ["C1"], generation=magic, **QUICK))
-    (run,) = run_ablation(data, ["C1"], encoder=encoder, generation=magic, **QUICK)  # type: ignore[arg-type]
-    assert encoder.texts > 0
-    assert len(run.captions) == 16
+def test_the_cost_of_steering_is_said_beforehand(data: AblationData, encoder: Encoder) -> None:
+    said: list[tuple[str, int]] = []
+
+    class Listener(Reporter):
+        def message(self, text: str) -> None:
+            said.append((text, encoder.texts))
+
+    options: dict[str, Any] = {**QUICK, "set": ("max_tokens=2",), "encoder": encoder, "reporter": Listener()}
+    list(run_ablation(data, ["MAGIC"], **options))
+    ((text, asked),) = said
+    # 45 texts for each of 12 words of 16 images, at 1,000 per second
+    assert "45 texts for every word: about 8,640 texts for 16 images" in text
+    assert "at 1,000 texts per second about 1 minutes" in text
+    assert asked == 0 < encoder.texts
+
+
+def test_the_oracle_reads_a_caption_of_each_image(data: AblationData) -> None:
+    assert data.described is not None
+    asked = captions_of(data, data.images)
+    assert (asked.modality, list(asked.items)) == ("text", list(data.images.keys))
+    assert all(data.references[item][0] == text for item, text in zip(asked.items, asked.captions, strict=True))
+    with pytest.raises(DecoderError, match="reads a caption of each scored image"):
+        next(run_ablation(replace(data, described=None), ["oracle"], **QUICK))
 
 
 def test_methods_that_need_images_say_so(data: AblationData) -> None:
     bare = replace(data, train_images=None)
-    for name in ("paired", "WS-ClipCap"):
-        with pytest.raises(DecoderError, match="needs training images"):
+    for name in ("paired", "WS-ClipCap", "ESPER"):
+        with pytest.raises(DecoderError, match="learns from training images"):
             next(run_ablation(bare, [name], **QUICK))
     with pytest.raises(MetricError, match="no images to caption"):
         next(run_ablation(replace(data, images=data.images.select(np.arange(0))), ["C1"]))

@@ -132,7 +132,7 @@ def test_trainings_at_a_time_give_the_same_table(table: Table, tmp_path: Path, m
         here.append(named["label"])
         return fit_captioner(*arguments, **named)
 
-    monkeypatch.setattr("c3tools.ablation.methods.fit_captioner", spy)
+    monkeypatch.setattr("c3tools.ablation.cells.fit_captioner", spy)
     two, _ = table(methods="C1,C3,CapDec,CLIPRe", jobs=2, output=tmp_path / "two")
     assert here == []  # all were trained in the other processes
     assert [run.method for run in two.runs] == ["C1", "C3", "CapDec", "CLIPRe"]
