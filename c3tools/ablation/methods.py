@@ -55,7 +55,7 @@ class Method:
 
     @property
     def needs_encoder(self) -> bool:
-        """Whether the encoder is asked while it trains or writes."""
+        """True where the encoder is asked while it trains or writes."""
         return self.steer is not None or self.learns_from == "images"
 
 

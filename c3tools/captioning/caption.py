@@ -26,7 +26,7 @@ from .caption_files import CaptionWriter
 from .captioner import BUNDLED, Captioner, find_decoder
 from .generation import GenerationConfig
 
-_ROWS = 256  # embeddings captioned at a time
+_ROWS = 256  # embeddings captioned at a time; steered ones take seconds each
 Failures = list[tuple[Path, str]]
 
 
@@ -173,9 +173,13 @@ def caption_images(
                 reporter=reporter,
             )
             decoder.check_model(encoder.identity, encoder.dim)
+        if steer is not None and encoder is not None:
+            from .steering import describe_cost
+
+            reporter.message(f"{steer}: {describe_cost(generation, encoder, len(writer.pending))}")
         with reporter.progress("Captioning", len(writer.pending)) as progress:
             if rows is not None:
-                batches = _of_rows(rows, writer.pending, progress.advance)
+                batches = _of_rows(rows, writer.pending, progress.advance, _ROWS if steer is None else 1)
             elif encoder is not None:
                 batches = _of_photos(photos, writer.pending, encoder, result.failures, progress.advance)
             else:
@@ -191,12 +195,12 @@ def caption_images(
 Batches = Iterator[tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]]
 
 
-def _of_rows(rows: Rows, pending: Sequence[str], advance: Callable[[int], object]) -> Batches:
+def _of_rows(rows: Rows, pending: Sequence[str], advance: Callable[[int], object], size: int) -> Batches:
     """Yield the keys and embeddings (n, d) of batches of the rows that are pending."""
     missing = set(pending)
     chosen = np.array([row for row, key in enumerate(rows.keys) if key in missing], dtype=np.int64)
-    for start in range(0, len(chosen), _ROWS):
-        batch = chosen[start : start + _ROWS]
+    for start in range(0, len(chosen), size):
+        batch = chosen[start : start + size]
         yield [rows.keys[row] for row in batch], rows.embeddings[batch]
         advance(len(batch))
 

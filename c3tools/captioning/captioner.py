@@ -158,7 +158,7 @@ class Captioner(HubRepository):
 
     @property
     def is_language_model(self) -> bool:
-        """Whether the decoder reads no embedding: a language model of captions."""
+        """True where the decoder reads no embedding: a language model of captions."""
         return self.decoder.config.prefix_length == 0
 
     @property

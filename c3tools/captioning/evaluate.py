@@ -147,6 +147,10 @@ def evaluate_captions(
         if steer:
             encoder = _encoder_of(store, device, backend, precision, reporter)
         images = _images_of(store, decoder, split)
+        if steer and encoder is not None:
+            from .steering import describe_cost
+
+            reporter.message(f"{steer}: {describe_cost(generation, encoder, len(images))}")
         if store.split_note and split in STANDARD:
             reporter.message(store.split_note)
         texts = decoder.caption(embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation)

@@ -112,7 +112,7 @@ def describe_cost(config: GenerationConfig, encoder: Encoder, images: int) -> st
         each = f"{config.candidates} texts"
     return (
         f"the encoder compares {each} for every word: about {texts:,} texts for {counted(images, 'image')}, and at "
-        f"{rate:,.0f} texts per second about {max(1, round(texts / rate / 60)):,} minutes."
+        f"{rate:,.0f} texts per second about {counted(max(1, round(texts / rate / 60)), 'minute')}."
     )
 
 

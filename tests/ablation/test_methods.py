@@ -140,7 +140,7 @@ def test_the_cost_of_steering_is_said_beforehand(data: AblationData, encoder: En
     ((text, asked),) = said
     # 45 texts for each of 12 words of 16 images, at 1,000 per second
     assert "45 texts for every word: about 8,640 texts for 16 images" in text
-    assert "at 1,000 texts per second about 1 minutes" in text
+    assert "at 1,000 texts per second about 1 minute." in text
     assert asked == 0 < encoder.texts
 
 
