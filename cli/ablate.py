@@ -56,7 +56,18 @@ def ablate(
             help="The folder for results, table.md and table.html.",
         ),
     ] = DEFAULT_FOLDER,
-    split: Annotated[str, typer.Option("--split", help="The split whose images are captioned and scored.")] = "test",
+    split: Annotated[
+        str, typer.Option("--split", help="The images that are captioned and scored; all for all.")
+    ] = "test",
+    test_store: Annotated[
+        Path | None,
+        typer.Option(
+            "--test-store",
+            metavar="PATH",
+            help="Caption and score the images of this store: another domain.",
+            show_default=False,
+        ),
+    ] = None,
     task: Annotated[
         str, typer.Option("--task", help="captions (train decoders) or images (train generators).")
     ] = "captions",

@@ -299,9 +299,10 @@ def _caption_function(
         return lambda images: _steered(name, own, images, config, encoder, reporter)
 
     def caption(images: Rows) -> list[str]:
-        read = captions_of(data, images) if method.reads_captions else images
+        modality = "text" if method.reads_captions else "image"
+        embeddings = captions_of(data, images) if method.reads_captions else images.embeddings
         return own.caption(
-            embeddings=read.embeddings, modality=read.modality, keys=images.keys, generation=generation, encoder=encoder
+            embeddings=embeddings, modality=modality, keys=images.keys, generation=generation, encoder=encoder
         )
 
     return caption

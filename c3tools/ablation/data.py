@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from ..captioning import nearest
-from ..captioning.evaluate import store_references
+from ..captioning.evaluate import require_captions, store_references
 from ..captioning.training_rows import captions_of_images, training_captions
 from ..errors import DecoderError, MetricError
 from ..moments import Moments
@@ -31,7 +32,7 @@ class AblationData:
         moments: of both modalities over training data; the image mean must not come from the scored images.
         train_images: images of training and validation captions, for the methods that learn from images; else None.
         choice: other images that methods with noise caption too, to choose sigma on; None for none.
-        described: one caption of each of ``images`` and ``choice``, with its text embedding, for the oracle; else None.
+        described: the text embedding (d,) of one caption of each image that is captioned, by its key, for the oracle.
     """
 
     train: Rows
@@ -41,7 +42,7 @@ class AblationData:
     moments: Mapping[str, Moments]
     train_images: Rows | None = None
     choice: Rows | None = None
-    described: Rows | None = None
+    described: Mapping[str, npt.NDArray[np.float32]] | None = None
 
     def sample(self, fraction: float) -> AblationData:
         """Return the data with the captions of a share of the training images (see `Rows.sample`), and these images.
@@ -56,45 +57,65 @@ class AblationData:
         return replace(self, train=train, train_images=self.train_images.select(kept))
 
 
-def ablation_data(store: Store, split: str = "test", *, choose: bool = False) -> tuple[AblationData, list[str]]:
+def ablation_data(
+    store: Store, split: str = "test", *, choose: bool = False, test_store: Store | None = None
+) -> tuple[AblationData, list[str]]:
     """Read the rows of a table: train and val captions, the images of ``split`` with their captions.
 
     Args:
-        store: holds images and texts.
-        split: the images that are captioned and scored.
+        store: holds texts, and the images unless these are in ``test_store``.
+        split: the images that are captioned and scored; ``all`` for all.
         choose: whether the images of the val split are captioned too, to choose sigma on.
+        test_store: holds the images that are captioned and scored, with their captions: another domain.
 
     Returns:
         The data, and notes for the user.
 
     Raises:
-        StoreError: if texts or images are missing.
+        StoreError: if texts or images are missing, or the stores are of different models.
         DecoderError: if there are too few captions.
         MetricError: if the split has no images with captions.
     """
     train, val, notes = training_captions(store)
     references = store_references(store)
-    everything = store.load("image")
-    images, left_out = _described(store, everything, split, references)
+    own = store.load("image") if test_store is None or "image" in store.modalities else None
+    moments = {modality: store.fitting_moments(modality) for modality in ("image", "text")}
+    if test_store is None:
+        scored, shown = store, own
+    else:
+        store.info.require_same_model(
+            test_store.info.model, own=f"The store {store.path}", theirs=f"the store {test_store.path}"
+        )
+        require_captions(test_store)
+        scored, shown = test_store, test_store.load("image")
+        references |= store_references(test_store)
+        if not moments["image"].n:
+            moments["image"] = test_store.fitting_moments("image")
+            notes.append(
+                f"There is no image mean in {store.path}; it is that of the train images of {test_store.path}."
+            )
+    assert shown is not None
+    images, left_out = _described(scored, shown, split, references)
     if left_out:
         without = "no captions to score against and"
         said = counted(left_out, f"image has {without} is", f"images have {without} are")
         notes.append(f"{said} left out.")
-    moments = {modality: store.fitting_moments(modality) for modality in store.modalities}
-    choice = _described(store, everything, "val", references)[0] if choose else None
-    described = _first_captions(store, [*images.keys, *(() if choice is None else choice.keys)])
-    return AblationData(train, val, images, references, moments, everything, choice, described).sample(1.0), notes
+    choice = None
+    if choose:
+        choice = _described(store, store.load("image"), "val", references)[0]
+    described = _first_captions(scored, images.keys)
+    described |= {} if choice is None else _first_captions(store, choice.keys)
+    return AblationData(train, val, images, references, moments, own, choice, described).sample(1.0), notes
 
 
-def _first_captions(store: Store, keys: Sequence[str]) -> Rows:
-    """Return the first caption of each image, with its embedding."""
-    texts = store.load("text")
-    wanted, rows = set(keys), []
+def _first_captions(store: Store, keys: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the embedding (d,) of the first caption of each image."""
+    texts, wanted = store.load("text"), frozenset(keys)
+    found: dict[str, npt.NDArray[np.float32]] = {}
     for row, (item, caption) in enumerate(zip(texts.items, texts.captions, strict=True)):
-        if item in wanted and caption and caption.strip():
-            wanted.discard(item)
-            rows.append(row)
-    return texts.select(np.array(rows, dtype=np.int64))
+        if item in wanted and item not in found and caption and caption.strip():
+            found[item] = texts.embeddings[row]
+    return found
 
 
 def _described(store: Store, images: Rows, split: str, references: dict[str, list[str]]) -> tuple[Rows, int]:
@@ -149,15 +170,21 @@ def training_rows(data: AblationData, learns_from: str) -> tuple[Rows, Rows]:
     return _pseudo_pairs(own, data.train), _pseudo_pairs(others, data.train)
 
 
-def captions_of(data: AblationData, images: Rows) -> Rows:
-    """Return one caption of each image with its embedding."""
-    rows = {} if data.described is None else {item: row for row, item in enumerate(data.described.items)}
-    if data.described is None or any(key not in rows for key in images.keys):
+def captions_of(data: AblationData, images: Rows) -> npt.NDArray[np.float32]:
+    """Return the text embedding of one caption of each image, (n, d).
+
+    Raises:
+        DecoderError: if one has none.
+    """
+    described = data.described or {}
+    missing = [key for key in images.keys if key not in described]
+    if missing:
         raise DecoderError(
-            "The oracle reads a caption of each scored image, and some have none.",
+            f"The oracle reads a caption of each scored image, and {counted(len(missing), 'image')} have none, "
+            f"{missing[0]} first.",
             remedy="Embed the captions of these images, or leave out oracle.",
         )
-    return data.described.select(np.array([rows[key] for key in images.keys]))
+    return np.stack([described[key] for key in images.keys])
 
 
 def _pseudo_pairs(images: Rows, texts: Rows) -> Rows:

@@ -47,6 +47,7 @@ class _Settings:
     set: tuple[str, ...] = ()
     epochs: int | None = None
     split: str = "test"
+    test_store: Path | None = None
     train_fractions: tuple[float, ...] = (1.0,)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     keep_decoders: bool = True
@@ -83,6 +84,8 @@ class _Settings:
         if self.generation.method == "beam":
             parts += ["--beams", str(self.generation.beams)]
             parts += ["--length-penalty", f"{self.generation.length_penalty:g}"]
+        if self.test_store is not None:
+            parts += ["--test-store", str(self.test_store)]
         if self.split != "test":
             parts += ["--split", self.split]
         parts += ["--store", str(store)]
@@ -100,6 +103,7 @@ def ablate(
     grid: str | Sequence[float] = GRID,
     output: str | Path = "c3-ablation",
     split: str = "test",
+    test_store: Store | str | Path | None = None,
     size: str | None = None,
     set: Sequence[str] = (),
     epochs: int | None = None,
@@ -121,12 +125,14 @@ def ablate(
     Args:
         store: a store of images and their captions.
         methods: keys of `METHODS`, or text with commas between them; ``all`` for all.
-        seeds: number of seeds: 0, 1, ....
-        sigma: noise per dimension, one row each: a number, ``auto`` (see `train_captioner`), or ``best``: the value of
-            ``grid`` with the best CIDEr on the val split, with the first seed (scores in ``sigma.json``).
-        grid: the sigmas that ``best`` tries, or text with commas between them.
-        output: folder of the finished results and of the table.
-        split: the split whose images are captioned and scored.
+        seeds: how many: 0, 1, ....
+        sigma: noise per dimension, one row each: a number, ``auto`` (from the captions, as `train_captioner` takes it),
+            or ``best``: the one of ``grid`` with the best CIDEr on the val split, for each method, by the first seed;
+            ``sigma.json`` in ``output`` has the scores that it was chosen by.
+        grid: the sigmas that ``best`` chooses from, or text with commas between them.
+        output: folder of the finished cells and of the table.
+        split: the images that are captioned and scored; ``all`` for all.
+        test_store: the store of these images and their captions, in place of ``store``: another domain.
         size: of the decoder, a key of `c3tools.captioning.SIZES`; ``small`` when None.
         set: settings of the size that are changed, ``name=value`` each.
         epochs: passes over the captions; the size's own when None.
@@ -146,6 +152,7 @@ def ablate(
         OutputError: if ``output`` contains other files, or another run is writing to it.
     """
     names = _listed(methods)
+    tested = Path(test_store) if isinstance(test_store, str) else test_store
     settings = _Settings(
         methods=tuple(METHODS) if names == ["all"] else tuple(names),
         seeds=tuple(range(seeds)),
@@ -155,6 +162,7 @@ def ablate(
         set=tuple(set),
         epochs=epochs,
         split=split,
+        test_store=tested.path if isinstance(tested, Store) else tested,
         train_fractions=tuple(_several(train_fraction)),
         generation=GenerationConfig.from_options(beams=beams, length_penalty=length_penalty),
         keep_decoders=keep_decoders,
@@ -166,10 +174,11 @@ def ablate(
     folder = Path(output)
     with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
         Output(folder, "ablation", FILES).holds_result()
-        return _ablate(Store.open(store, reporter=reporter), settings, folder, reporter)
+        other = None if tested is None else Store.open(tested, reporter=reporter)
+        return _ablate(Store.open(store, reporter=reporter), other, settings, folder, reporter)
 
 
-def _ablate(store: Store, settings: _Settings, folder: Path, reporter: Reporter) -> Ablation:
+def _ablate(store: Store, test_store: Store | None, settings: _Settings, folder: Path, reporter: Reporter) -> Ablation:
     """Compute the cells that are not finished, and write the table."""
     device, precision = settings.device, settings.precision
     compute = devices.pick(device, precision)
@@ -177,7 +186,8 @@ def _ablate(store: Store, settings: _Settings, folder: Path, reporter: Reporter)
     if any(METHODS[name].needs_encoder for name in settings.methods):
         options: dict[str, Any] = {"device": device, "backend": settings.backend, "precision": precision}
         encoder = resolve_encoder(recorded=store.info.model, **options, reporter=reporter)
-    everything, notes = ablation_data(store, settings.split, choose="best" in settings.sigmas)
+    choose = "best" in settings.sigmas
+    everything, notes = ablation_data(store, settings.split, choose=choose, test_store=test_store)
     runs: list[AblationRun] = []
     for fraction in settings.train_fractions:
         data = everything.sample(fraction)

@@ -12,10 +12,13 @@ import pytest
 
 from c3tools.ablation import Ablation, AblationData, ablate
 from c3tools.captioning import SIZES, Captioner, fit_captioner, load_size
-from c3tools.errors import C3Error, DecoderError
+from c3tools.errors import C3Error, DecoderError, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.reporter import Reporter
-from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
+from tests.conftest import build_store
+
+from ..captioning.conftest import TOY, make_world
 
 pytest.importorskip("pycocoevalcap")
 Table = Callable[..., tuple[Ablation, list[str]]]
@@ -192,3 +195,47 @@ def test_one_caption_only_is_too_few_for_a_table(tmp_path: Path) -> None:
     write_shard(tmp_path / "c3-store", info, Shard("text", 0, rows, columns))
     with pytest.raises(DecoderError, match="needs captions for training and for validation"):
         ablate(tmp_path / "c3-store", output=tmp_path / "table")
+
+
+def test_another_domain_is_scored_with_what_was_learned_here(table: Table, toy_store: Store, tmp_path: Path) -> None:
+    """Trained on one store, scored on the images of another; nothing is learned from the other but an image mean."""
+    world = make_world(seed=1)
+    foreign = Rows.of(
+        "image", [f"new-{key}" for key in world.images.keys], world.images.embeddings, split=["test"] * 80
+    )
+    texts = world.texts
+    items = [f"new-{item}" for item in texts.items]
+    keys = [f"new-{key}" for key in texts.keys]
+    captions = Rows.of("text", keys, texts.embeddings, caption=texts.captions, image_key=items, split=["test"] * 160)
+    other = build_store(tmp_path / "other", foreign, captions, model=TOY, dtype="float32")
+    result, _ = table(methods="C1,C3", test_store=other.path)
+    assert set(result.runs[0].captions) == set(foreign.keys)
+    at_home, _ = table(methods="C1,C3")
+    assert [run.best_val_loss for run in result.runs] == [run.best_val_loss for run in at_home.runs]
+    assert all(f"--test-store {other.path}" in command for command in result.commands)
+    assert not any("--test-store" in command for command in at_home.commands)
+    # a store of texts alone has no image mean: it is taken from the train images of the other
+    trained = Rows.of("image", [f"t-{k}" for k in world.images.keys], world.images.embeddings, split=["train"] * 80)
+    both = build_store(
+        tmp_path / "both",
+        Rows.of(
+            "image",
+            [*trained.keys, *foreign.keys],
+            np.vstack([trained.embeddings, foreign.embeddings]),
+            split=["train"] * 80 + ["test"] * 80,
+        ),
+        captions,
+        model=TOY,
+        dtype="float32",
+    )
+    alone = build_store(tmp_path / "alone", toy_store.load("text"), model=TOY, dtype="float32")
+    messages = Messages()
+    options: dict[str, Any] = {"size": "tiny", "epochs": 1, "precision": "fp32", "seeds": 1, "output": tmp_path / "t"}
+    crossed = ablate(alone, methods="C3", test_store=both, reporter=messages, **options)
+    assert any("that of the train images of" in text for text in messages.texts)
+    assert len(crossed.runs[0].captions) == 80
+    elsewhere = build_store(
+        tmp_path / "model", foreign, captions, model={"name": "another", "weights_sha256": "2" * 64}
+    )
+    with pytest.raises(StoreError, match="another"):
+        table(methods="C1", test_store=elsewhere)
