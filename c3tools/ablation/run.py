@@ -14,9 +14,10 @@ import numpy as np
 
 from .. import devices
 from ..captioning import GenerationConfig, load_size, training_config
+from ..captioning.steering import load_text_encoder
 from ..captioning.training_rows import sigma_from_texts
 from ..devices import Compute
-from ..encoders import Encoder, resolve_encoder
+from ..encoders import Encoder
 from ..errors import DecoderError, MetricError, telling_what_is_kept
 from ..io.files import write_json_atomically
 from ..io.lock import locked
@@ -183,9 +184,9 @@ def _ablate(store: Store, test_store: Store | None, settings: _Settings, folder:
     device, precision = settings.device, settings.precision
     compute = devices.pick(device, precision)
     encoder = None
-    if any(METHODS[name].needs_encoder for name in settings.methods):
+    if asking := [name for name in settings.methods if METHODS[name].needs_encoder]:
         options: dict[str, Any] = {"device": device, "backend": settings.backend, "precision": precision}
-        encoder = resolve_encoder(recorded=store.info.model, **options, reporter=reporter)
+        encoder = load_text_encoder(store.info.model, ", ".join(asking), **options, reporter=reporter)
     choose = "best" in settings.sigmas
     everything, notes = ablation_data(store, settings.split, choose=choose, test_store=test_store)
     runs: list[AblationRun] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..encoders import Encoder
+from ..encoders import Encoder, resolve_encoder
 from ..encoders.probe import measure_rate
-from ..errors import DecoderError
+from ..errors import DecoderError, EncoderError
+from ..identity import ModelIdentity
 from ..moments import unit_rows
 from ..reporter import counted
 from .generation import GenerationConfig
@@ -98,6 +99,27 @@ def generate_steered(
         batch = torch.from_numpy(np.ascontiguousarray(inputs[part])).to(model.device)
         captions += _write_magic(model, tokenizer, batch, images[part], config, encoder, limit)
     return captions
+
+
+def load_text_encoder(model: ModelIdentity, asked_by: str, **options: Any) -> Encoder:
+    """Load the encoder of embeddings, for methods that have it compare texts with images.
+
+    Args:
+        model: whose embeddings they are.
+        asked_by: the methods, for the message.
+        options: of `c3tools.encoders.resolve_encoder`.
+
+    Raises:
+        DecoderError: if it cannot be loaded, as with imported embeddings of an unknown model.
+    """
+    try:
+        return resolve_encoder(recorded=model, **options)
+    except EncoderError as error:
+        raise DecoderError(
+            f"{asked_by} need texts encoded by {model}, the model of these embeddings, which cannot be loaded: "
+            f"{error.message}",
+            remedy=error.remedy,
+        ) from error
 
 
 def describe_cost(config: GenerationConfig, encoder: Encoder, images: int) -> str:

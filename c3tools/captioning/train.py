@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import devices
-from ..encoders import resolve_encoder
 from ..errors import DecoderError, telling_what_is_kept
 from ..io.files import remove_leftovers
 from ..io.outputs import Output
@@ -280,11 +279,12 @@ def _fit_esper(
     options: Mapping[str, Any],
 ) -> Captioner:
     from .esper import ESPER_TRAINING, fit_esper
+    from .steering import load_text_encoder
 
     train, val, notes = training_images(store, train_split)
     for note in notes:
         reporter.message(note)
-    encoder = resolve_encoder(recorded=store.info.model, device=options["compute"].device, reporter=reporter)
+    encoder = load_text_encoder(store.info.model, "ESPER", device=options["compute"].device, reporter=reporter)
     record = {"model": dict(store.info.model), "notes": notes, "from": str(start), "asked": target.asked}
     training = replace(ESPER_TRAINING, seed=seed, epochs=epochs or ESPER_TRAINING.epochs)
     return fit_esper(
