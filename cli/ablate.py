@@ -160,7 +160,7 @@ def ablate(
 def _show(table: Ablation | ImageAblation, json: str | None) -> None:
     if write_json(table.to_dict()["runs"], json):
         print_table(table.table())
-        for note in [*table.notes, *getattr(table, "sources", ())]:
+        for note in [*table.notes, *table.remarks]:
             out.print(note, highlight=False)
         out.print("\nThese commands make the rows:", highlight=False)
         for command in table.commands:

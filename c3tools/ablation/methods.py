@@ -61,7 +61,7 @@ class Method:
 
 _C3_PAPER = "Zhang et al. (C3), ICLR 2024"
 METHODS: Mapping[str, Method] = {
-    "C1": Method("c1", "c1", "text", False, "Connect alone: the floor", published=Published(13.0, _C3_PAPER)),
+    "C1": Method("c1", "c1", "text", False, "Connect alone", published=Published(13.0, _C3_PAPER)),
     "C2_1": Method(
         "c2-collapse", "c2-collapse", "text", False, "Connect, Collapse", published=Published(25.2, _C3_PAPER)
     ),

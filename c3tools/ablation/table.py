@@ -69,7 +69,7 @@ class Ablation:
     def table(self, *, seeds: bool = False) -> Table:
         """Return the rows as cells of text; ``seeds`` adds the number of seeds.
 
-        Beside the scores stand the published CIDEr (on MS-COCO, with other models: `sources`), what the checkpoint was
+        Beside the scores stand the published CIDEr (on MS-COCO, with other models: `remarks`), what the checkpoint was
         chosen on, and parameters and training time, where they are known.
         """
         metrics = list(self.rows[0]["scores"]) if self.rows else []
@@ -94,17 +94,25 @@ class Ablation:
         ]
         return Table(columns, cells)
 
-    @property
-    def sources(self) -> list[str]:
-        """Sentences on where the published values are from."""
-        by_source: dict[str, list[str]] = {}
+    @cached_property
+    def remarks(self) -> list[str]:
+        """Sentences on where the methods stand between floor and oracle, and where published values are from."""
+        found = {row["method"]: row["scores"][CHOOSE_BY]["mean"] for row in reversed(self.rows)}
+        remarks = []
+        if {"C1", "C3", "oracle"} <= set(found) and found["oracle"] > found["C1"]:
+            share = (found["C3"] - found["C1"]) / (found["oracle"] - found["C1"])
+            remarks.append(
+                f"C3 covers {share:.0%} of the way from the floor (C1) to the oracle (C3, given captions in place of "
+                f"images) in {CHOOSE_BY}."
+            )
+        by_source: dict[str, dict[str, None]] = {}
         for row in self.rows:
             if row["published"] is not None:
-                by_source.setdefault(row["published"]["source"], []).append(row["method"])
-        sources = [f"{source} ({', '.join(dict.fromkeys(names))})" for source, names in by_source.items()]
-        if not sources:
-            return []
-        return [f"Published: CIDEr on MS-COCO, with other encoders and decoders: {'; '.join(sources)}."]
+                by_source.setdefault(row["published"]["source"], {})[row["method"]] = None
+        sources = "; ".join(f"{source} ({', '.join(names)})" for source, names in by_source.items())
+        if sources:
+            remarks.append(f"Published: CIDEr on MS-COCO, with other encoders and decoders: {sources}.")
+        return remarks
 
     @cached_property
     def notes(self) -> list[str]:
@@ -145,7 +153,7 @@ class Ablation:
         table = self.table(seeds=True)
         lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
         lines += ["| " + " | ".join(row) + " |" for row in table.rows]
-        for note in [*self.notes, *self.sources]:
+        for note in [*self.notes, *self.remarks]:
             lines += ["", note]
         lines += ["", "Each row is made by:", "", *(f"    {line}" for line in self.commands)] if self.commands else []
         return "\n".join(lines) + "\n"
@@ -167,7 +175,7 @@ class Ablation:
             seeds=max((row["seeds"] for row in self.rows), default=0),
             columns=table.columns,
             rows=list(zip(table.rows, [METHODS[row["method"]].summary for row in self.rows], strict=True)),
-            notes=[*self.notes, *self.sources],
+            notes=[*self.notes, *self.remarks],
             commands=self.commands,
             writers=list(first),
             examples=[

@@ -29,6 +29,13 @@ def test_the_table_has_mean_and_standard_deviation_over_seeds() -> None:
     assert [run["scores"] for run in table.to_dict()["runs"]] == [run.scores for run in runs]
 
 
+def test_floor_and_oracle_bound_the_others() -> None:
+    scores = {"C1": 10.0, "C3": 40.0, "oracle": 50.0}
+    runs = [AblationRun(name, 0, 0.1, {"CIDEr": value}, {}) for name, value in scores.items()]
+    assert table_of(runs).remarks[0].startswith("C3 covers 75% of the way from the floor (C1) to the oracle")
+    assert not any("floor" in text for text in table_of(runs[:2]).remarks)
+
+
 def test_scores_stand_under_their_names_whether_computed_now_or_read() -> None:
     """Finished cells are kept with their scores in another order than that of the scorer."""
     read = AblationRun("C1", 0, 0.0, {"CIDEr": 11.1, "ROUGE-L": 22.2}, {})
