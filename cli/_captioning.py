@@ -20,13 +20,13 @@ TopPOption = Annotated[
         show_default=False,
     ),
 ]
-TemperatureOption = Annotated[float, typer.Option("--temperature", help="Of sampling.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="Sampling temperature.")]
 SteerOption = Annotated[
     str | None,
     typer.Option(
         "--steer",
-        help="magic or zerocap: the encoder steers the decoder word by word, best one of train-decoder "
-        "--unconditional; slow.",
+        help="Have the encoder steer the decoder at every word: magic or zerocap. Made for decoders of train-decoder "
+        "--unconditional. Slow.",
         show_default=False,
     ),
 ]

@@ -57,14 +57,14 @@ def ablate(
         ),
     ] = DEFAULT_FOLDER,
     split: Annotated[
-        str, typer.Option("--split", help="The images that are captioned and scored; all for all.")
+        str, typer.Option("--split", help="The split whose images are captioned and scored, or all.")
     ] = "test",
     test_store: Annotated[
         Path | None,
         typer.Option(
             "--test-store",
             metavar="PATH",
-            help="Caption and score the images of this store: another domain.",
+            help="Caption and score the images of this store, to test in another domain.",
             show_default=False,
         ),
     ] = None,

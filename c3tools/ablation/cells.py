@@ -128,7 +128,9 @@ def run_ablation(
     """
     check_methods(methods)
     if not len(data.images):
-        raise MetricError("There is no image to caption and score.", remedy="Give at least one image with references.")
+        raise MetricError(
+            "There are no images to caption and score.", remedy="Add at least one image with reference captions."
+        )
     for seed in seeds:
         trained: dict[Path, Captioner] = {}
         for name in methods:
@@ -273,7 +275,7 @@ def _fit_esper(
     from ..captioning.esper import ESPER_TRAINING, fit_esper
 
     if encoder is None:
-        raise DecoderError("ESPER is rewarded by the encoder, and no encoder was given.", remedy=ENCODER_REMEDY)
+        raise DecoderError("ESPER needs an encoder, which rewards captions, but none was given.", remedy=ENCODER_REMEDY)
     training = replace(ESPER_TRAINING, seed=seed)
     record = {"language_model_seconds": _training_seconds(language_model)}
     options = {**options, "training": training, "record": record, "reporter": reporter}
@@ -318,7 +320,9 @@ def _steered(
 ) -> list[str]:
     """Caption images one after another: a caption takes seconds."""
     if encoder is None:
-        raise DecoderError(f"{name} asks the encoder at every word, and no encoder was given.", remedy=ENCODER_REMEDY)
+        raise DecoderError(
+            f"{name} needs an encoder, which it asks at every word, but none was given.", remedy=ENCODER_REMEDY
+        )
     reporter.message(f"{name}: {describe_cost(config, encoder, len(images))}")
     captions: list[str] = []
     with reporter.progress(name, len(images)) as progress:

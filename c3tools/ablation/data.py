@@ -97,7 +97,7 @@ def ablation_data(
     assert shown is not None
     images, left_out = _described(scored, shown, split, references)
     if left_out:
-        without = "no captions to score against and"
+        without = "no reference captions and"
         said = counted(left_out, f"image has {without} is", f"images have {without} are")
         notes.append(f"{said} left out.")
     choice = None
@@ -125,7 +125,7 @@ def _described(store: Store, images: Rows, split: str, references: dict[str, lis
     if not kept.any():
         raise MetricError(
             f"The store {store.path} has no images with captions in the split {split!r}.",
-            remedy=f"Name another with --split; of the images there are {store.list_splits('image')}.",
+            remedy=f"Choose another with --split. The splits of images are {store.list_splits('image')}.",
         )
     return own.select(kept), int((~kept).sum())
 
@@ -152,7 +152,7 @@ def training_rows(data: AblationData, learns_from: str) -> tuple[Rows, Rows]:
     images = data.train_images
     if images is None or not len(images):
         raise DecoderError(
-            "This method learns from training images, and there are none.",
+            "This method needs training images, but there are none.",
             remedy="Embed images of the train split, or leave out paired, ESPER and WS-ClipCap.",
         )
     if learns_from == "pairs":
@@ -161,7 +161,7 @@ def training_rows(data: AblationData, learns_from: str) -> tuple[Rows, Rows]:
     held = np.array([key in held_out for key in images.keys], dtype=bool)
     if held.all() or not held.any():
         raise DecoderError(
-            "ESPER and WS-ClipCap need images to learn from and others to validate on; there are "
+            "ESPER and WS-ClipCap need images for training and for validation, but there are "
             f"{int((~held).sum())} and {int(held.sum())}."
         )
     own, others = images.select(~held), images.select(held)

@@ -143,7 +143,7 @@ METHODS: Mapping[str, Method] = {
         "c2-corrupt",
         "pseudo-pairs",
         True,
-        "the same, with noise",
+        "like WS-ClipCap, with noise",
         chosen_on="pseudo pairs",
         published=Published(74.6, _C3_PAPER),
     ),
@@ -171,4 +171,4 @@ def check_methods(methods: Sequence[str]) -> None:
     """
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
-        raise DecoderError(f"Unknown method {', '.join(unknown)}.", remedy=f"Choose from {', '.join(METHODS)}.")
+        raise DecoderError(f"There is no method {', '.join(unknown)}.", remedy=f"Choose from {', '.join(METHODS)}.")

@@ -155,7 +155,11 @@ class Ablation:
         lines += ["| " + " | ".join(row) + " |" for row in table.rows]
         for note in [*self.notes, *self.remarks]:
             lines += ["", note]
-        lines += ["", "Each row is made by:", "", *(f"    {line}" for line in self.commands)] if self.commands else []
+        lines += (
+            ["", "These commands make the rows:", "", *(f"    {line}" for line in self.commands)]
+            if self.commands
+            else []
+        )
         return "\n".join(lines) + "\n"
 
     def to_html(self) -> str:

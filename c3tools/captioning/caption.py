@@ -161,7 +161,7 @@ def caption_images(
     with kept, writer:
         result.kept, result.files = len(photos) - len(writer.pending), writer.files
         if result.kept:
-            reporter.message(f"{result.kept:,} of {counted(len(photos), 'caption')} were there already.")
+            reporter.message(f"{result.kept:,} of {counted(len(photos), 'caption')} already existed.")
         if writer.pending and (rows is None or steer):
             encoder = encoder or resolve_encoder(
                 model,

@@ -137,7 +137,7 @@ class GenerationConfig:
             DecoderError: if the options mean several methods at once.
         """
         if (beams > 1) + (top_p is not None) + (steer is not None) > 1:
-            raise DecoderError("--beams, --top-p and --steer are three ways to write a caption.", remedy="Choose one.")
+            raise DecoderError("--beams, --top-p and --steer exclude each other.", remedy="Choose one.")
         if steer is not None:
             if steer not in STEERED:
                 raise DecoderError(f"No method {steer!r} steers a decoder.", remedy=f"Choose {' or '.join(STEERED)}.")

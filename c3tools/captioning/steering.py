@@ -85,7 +85,7 @@ def generate_steered(
     """
     if encoder is None:
         raise DecoderError(
-            "Steering compares texts with the image by the encoder, and no encoder was given.",
+            "Steering needs an encoder, which compares texts with the image, but none was given.",
             remedy=ENCODER_REMEDY,
         )
     limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)

@@ -173,7 +173,7 @@ def train_captioner(
         train, val, notes = training_captions(store, train_split, spill=True)
         if train_fraction < 1:
             train = train.sample(train_fraction)
-            notes.append(f"Using {len(train):,} captions: {train_fraction:.0%} of the images.")
+            notes.append(f"Using {len(train):,} captions of {train_fraction:.0%} of the images.")
         learned, validated, pair_notes = inputs_to_learn(store, train, val, pairs, monitor, seed)
         notes += pair_notes
         for note in notes:

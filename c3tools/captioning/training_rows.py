@@ -28,8 +28,9 @@ def training_captions(store: Store, split: str = "train", *, spill: bool = False
     train = store.load("text", split, spill=spill)
     if not len(train):
         raise DecoderError(
-            f"The store {store.path} has no captions in the split {split!r}; it has {store.list_splits('text')}.",
-            remedy="Name the split to learn from with --train-split.",
+            f"The store {store.path} has no captions in the split {split!r}. Its splits are "
+            f"{store.list_splits('text')}.",
+            remedy="Choose the split to train on with --train-split.",
         )
     notes = [store.split_note] if store.split_note else []
     # where rows are split by hash, those of a split that the corpus names are in val too
@@ -39,7 +40,7 @@ def training_captions(store: Store, split: str = "train", *, spill: bool = False
     else:
         train, val = train.hold_out()
         held = f"{counted(len(val), 'caption')} of {counted(val.items.distinct, 'image is', 'images are')}"
-        notes.append(f"There is no val split: {held} held out.")
+        notes.append(f"There is no val split, so {held} held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
     notes += [note for note in (train_note, val_note) if note]
     require_captioned(train, val, notes)
@@ -75,7 +76,7 @@ def require_captioned(train: Rows, val: Rows, notes: Sequence[str] = ()) -> None
     """Raise a DecoderError if there is nothing to learn from or to validate on; it ends with the notes."""
     if not len(train) or not len(val):
         raise DecoderError(
-            f"Training needs captions to learn from and others to validate on; there are {len(train)} and {len(val)}. "
+            f"Training needs captions for training and for validation, but there are {len(train)} and {len(val)}. "
             f"{' '.join(notes)}".rstrip(),
             remedy="Embed a corpus with more captions, or check that they are not empty.",
         )
@@ -90,8 +91,8 @@ def captions_of_images(images: Rows, texts: Rows) -> Rows:
     rows = Pairs.match(images, texts).captions_of_first()
     if not len(rows):
         raise DecoderError(
-            f"None of {len(texts):,} captions belongs to an image of the store.",
-            remedy="Embed the images of these captions, or learn from texts (without --pairs and --monitor).",
+            f"None of the {len(texts):,} captions belongs to an image of the store.",
+            remedy="Embed the images of these captions, or train on texts only (without --pairs and --monitor).",
         )
     return rows
 
@@ -118,4 +119,4 @@ def inputs_to_learn(
     learned, validated = captions_of_images(images, train), captions_of_images(images, val)
     of_images, of_others = (counted(rows.items.distinct, noun) for rows, noun in ((train, "image"), (val, "other")))
     chosen_on = f"the checkpoint is chosen on {counted(len(validated), 'caption')} of {of_others}."
-    return learned, validated, [f"Learning from pairs: {counted(len(learned), 'caption')} of {of_images}; {chosen_on}"]
+    return learned, validated, [f"Training on pairs: {counted(len(learned), 'caption')} of {of_images}; {chosen_on}"]
