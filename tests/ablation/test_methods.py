@@ -38,7 +38,7 @@ class Encoder:
 @pytest.fixture
 def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     monkeypatch.setattr("c3tools.captioning.steering.measure_rate", lambda encoder, modality: 1000.0)
-    monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))  # type: ignore[arg-type]
+    monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))
     return Encoder()
 
 

@@ -120,7 +120,9 @@ def test_magic_without_an_encoder_is_refused(tiny_model: CaptionDecoder) -> None
         generate_steered(tiny_model, Letters(), x, images, GenerationConfig("magic"), None)  # type: ignore[arg-type]
 
 
-def after(model: CaptionDecoder, x: torch.Tensor, written: Sequence[int], keys: list, values: list) -> torch.Tensor:
+def after(
+    model: CaptionDecoder, written: Sequence[int], keys: list[torch.Tensor], values: list[torch.Tensor]
+) -> torch.Tensor:
     """Log-probabilities of the next token, by attention over given keys and values (layers of (H, S, W / H))."""
     h = model.tokens.weight[written[-1]] + model.positions[keys[0].shape[1]]
     for layer, block in enumerate(model.blocks):
@@ -129,7 +131,7 @@ def after(model: CaptionDecoder, x: torch.Tensor, written: Sequence[int], keys: 
         y = ((q @ k.mT) * k.shape[-1] ** -0.5).softmax(-1) @ v
         h = h + block.attention.out(y.transpose(0, 1).reshape(-1))  # type: ignore[operator, union-attr]
         h = h + block.down(torch.nn.functional.gelu(block.up(block.norm2(h))))  # type: ignore[operator]
-    logits = model.norm(h) @ model.tokens.weight.T
+    logits: torch.Tensor = model.norm(h) @ model.tokens.weight.T
     return logits[1:].log_softmax(-1)  # without padding, which is token 0
 
 
@@ -151,18 +153,19 @@ def zerocap_by_definition(
             keys, values = (
                 [part[layer, 0, :, : cache.length] for layer in range(2)] for part in (cache.keys, cache.values)
             )
-            p_0 = after(model, torch.from_numpy(x), written, keys, values)
+            p_0 = after(model, written, keys, values)
         for _ in range(config.gradient_steps):
             keys, values = ([part.detach().requires_grad_() for part in parts] for parts in (keys, values))
-            p = after(model, torch.from_numpy(x), written, keys, values)
+            p = after(model, written, keys, values)
             likely, tokens = p.topk(min(config.candidates, len(p)))
             q = torch.stack([100 * cosine([*written, token + 1]) for token in tokens.tolist()]).softmax(-1)
             loss = -(q * likely).sum() + 0.2 * (p.exp() * (p - p_0)).sum()
-            loss.backward()
-            moved = [part - 0.3 * part.grad / part.grad.norm() ** 0.9 for part in [*keys, *values]]
+            context = [*keys, *values]
+            slopes = torch.autograd.grad(loss, context)
+            moved = [part - 0.3 * slope / slope.norm() ** 0.9 for part, slope in zip(context, slopes, strict=True)]
             keys, values = moved[:2], moved[2:]
         with torch.no_grad():
-            p = after(model, torch.from_numpy(x), written, keys, values)
+            p = after(model, written, keys, values)
         return (0.99 * p + 0.01 * p_0).log_softmax(-1)
 
     beams: list[tuple[list[int], float]] = [([], 0.0)]
@@ -182,7 +185,7 @@ def zerocap_by_definition(
 @pytest.mark.parametrize("settings", [{}, {"candidates": 3, "beams": 2, "gradient_steps": 2}])
 def test_zerocap_follows_its_formulas(tiny_model: CaptionDecoder, settings: dict[str, int]) -> None:
     x, images = magic_inputs(3)
-    config = GenerationConfig("zerocap", max_tokens=LIMIT, **settings)  # type: ignore[arg-type]
+    config = GenerationConfig("zerocap", max_tokens=LIMIT, **settings)
     expected = [zerocap_by_definition(tiny_model, row, image, config) for row, image in zip(x, images, strict=True)]
     assert generate_steered(tiny_model, Letters(), x, images, config, Counting()) == expected  # type: ignore[arg-type]
     assert len({tuple(caption) for caption in expected}) > 1

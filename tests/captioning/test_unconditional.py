@@ -132,8 +132,8 @@ def test_a_language_model_of_transformers_is_trained_and_steered_alike(tmp_path:
     store, world = make_captions_store(tmp_path / "c3-store")
     gpt2 = save_tiny_gpt2(tmp_path / "gpt2", world.texts.captions)
     settings = (f"model={gpt2}", "warmup_steps=2", *QUICK)
-    options = {"size": "paper", "epochs": 2, "precision": "fp32", "device": "cpu"}
-    train_captioner(store, output=tmp_path / "lm", set=settings, unconditional=True, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"size": "paper", "epochs": 2, "precision": "fp32", "device": "cpu"}
+    train_captioner(store, output=tmp_path / "lm", set=settings, unconditional=True, **options)
     captioner = Captioner.load(tmp_path / "lm")
     assert captioner.is_language_model
     model = captioner.torch_decoder()
@@ -152,7 +152,7 @@ def test_a_language_model_of_transformers_is_trained_and_steered_alike(tmp_path:
 
     image = np.eye(1, DIM, dtype=np.float32)
     for method in ("magic", "zerocap"):
-        config = GenerationConfig(method, max_tokens=3, candidates=20, beams=2, gradient_steps=2)  # type: ignore[arg-type]
+        config = GenerationConfig(method, max_tokens=3, candidates=20, beams=2, gradient_steps=2)
         (written,) = captioner.caption(embeddings=image, generation=config, encoder=Words())  # type: ignore[arg-type]
         assert "o" in written
     with pytest.raises(DecoderError, match="nothing to train"):
@@ -161,7 +161,7 @@ def test_a_language_model_of_transformers_is_trained_and_steered_alike(tmp_path:
             output=tmp_path / "b",
             set=(*settings, "frozen=true"),
             unconditional=True,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
 
 
@@ -174,7 +174,7 @@ def test_it_is_not_asked_for_what_it_cannot_do(built_in: Path, tmp_path: Path) -
         train_captioner(built_in.parent / "c3-store", output=tmp_path / "a", start=built_in, pairs=0.5)
     for options in ({"sigma": 0.1}, {"preset": "c3"}, {"pairs": 0.5}, {"monitor": "cross-modal"}):
         with pytest.raises(DecoderError, match="nothing about embeddings can be set"):
-            train_captioner(built_in.parent / "c3-store", output=tmp_path / "a", unconditional=True, **options)  # type: ignore[arg-type]
+            train_captioner(built_in.parent / "c3-store", output=tmp_path / "a", unconditional=True, **options)
     with pytest.raises(DecoderError, match="architecture is that of the decoder"):
         train_captioner(built_in.parent / "c3-store", output=tmp_path / "a", unconditional=True, start=built_in)
     assert not (tmp_path / "a").exists()
