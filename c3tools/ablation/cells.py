@@ -39,6 +39,8 @@ from .data import AblationData, captions_of, fit_preset, training_rows
 from .methods import ABLATION, METHODS, Method, check_methods
 from .trainings import Training, train_ahead
 
+_STEERED = 16  # images captioned at a time
+
 
 @dataclass(frozen=True)
 class AblationRun:
@@ -318,7 +320,7 @@ def _steered(
     encoder: Encoder | None,
     reporter: Reporter,
 ) -> list[str]:
-    """Caption images one after another: a caption takes seconds."""
+    """Caption a few images at a time: a caption takes seconds, or minutes."""
     if encoder is None:
         raise DecoderError(
             f"{name} needs an encoder, which it asks at every word, but none was given.", remedy=ENCODER_REMEDY
@@ -326,7 +328,7 @@ def _steered(
     reporter.message(f"{name}: {describe_cost(config, encoder, len(images))}")
     captions: list[str] = []
     with reporter.progress(name, len(images)) as progress:
-        for row in range(len(images)):
-            captions += captioner.write(images.embeddings[row : row + 1], "image", None, encoder, config)
-            progress.advance(1)
+        for embeddings in np.split(images.embeddings, range(_STEERED, len(images), _STEERED)):
+            captions += captioner.write(embeddings, "image", None, encoder, config)
+            progress.advance(len(embeddings))
     return captions
