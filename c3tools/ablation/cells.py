@@ -1,7 +1,7 @@
 """The cells of the table: training, captioning and scoring of each method with each seed, from rows in memory.
 
-Every method is run, none is copied: decoders that are trained alike are trained once and shared (CapDec trains as C2_2
-does, DeCap as C1; MAGIC, ZeroCap and ESPER share a language model).
+All results are computed here. Decoders with the same training are trained once and shared (CapDec trains as C2_2 does,
+and DeCap as C1; MAGIC, ZeroCap and ESPER share a language model).
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class AblationRun:
     Attributes:
         method: a key of `METHODS`.
         seed: of the training.
-        sigma: standard deviation of the noise per dimension; 0 where there is none.
+        sigma: standard deviation of the noise per dimension; 0 if there is none.
         scores: in percent, by metric.
         captions: by image key.
-        best_val_loss: the loss that the checkpoint was chosen by; None where nothing was trained.
+        best_val_loss: the loss that the checkpoint was chosen by; None if nothing was trained.
         history: the epochs.
         seconds: wall-clock, training included.
         train_fraction: share of the training images whose captions were used.
@@ -120,7 +120,7 @@ def run_ablation(
         size, set, epochs: of the decoder and its training, as `c3tools.captioning.train_captioner` takes them.
         generation: how captions are generated; greedy when None.
         encoder: of the embeddings' model; needed by MAGIC, ZeroCap and ESPER.
-        compute: device and precision; the best there is when None.
+        compute: device and precision; the fastest available when None.
         decoders: folder in which trained decoders are kept and looked for; None keeps none.
         reporter: shows messages, and the progress of each training.
 

@@ -126,22 +126,21 @@ def ablate(
     Args:
         store: a store of images and their captions.
         methods: keys of `METHODS`, or text with commas between them; ``all`` for all.
-        seeds: how many: 0, 1, ....
-        sigma: noise per dimension, one row each: a number, ``auto`` (from the captions, as `train_captioner` takes it),
-            or ``best``: the one of ``grid`` with the best CIDEr on the val split, for each method, by the first seed;
-            ``sigma.json`` in ``output`` has the scores that it was chosen by.
-        grid: the sigmas that ``best`` chooses from, or text with commas between them.
-        output: folder of the finished cells and of the table.
-        split: the images that are captioned and scored; ``all`` for all.
-        test_store: the store of these images and their captions, in place of ``store``: another domain.
+        seeds: number of seeds: 0, 1, ....
+        sigma: noise per dimension, one row each: a number, ``auto`` (see `train_captioner`), or ``best``: the value of
+            ``grid`` with the best CIDEr on the val split, with the first seed (scores in ``sigma.json``).
+        grid: the sigmas that ``best`` tries, or text with commas between them.
+        output: folder of the finished results and of the table.
+        split: the split whose images are captioned and scored, or ``all``.
+        test_store: the store of these images and their captions instead of ``store``, to test in another domain.
         size: of the decoder, a key of `c3tools.captioning.SIZES`; ``small`` when None.
-        set: settings of the size that are changed, ``name=value`` each.
-        epochs: passes over the captions; the size's own when None.
-        train_fraction: share of the training images whose captions are used, one row each.
+        set: changed settings of the size, ``name=value`` each.
+        epochs: passes over the captions; None for the default of the size.
+        train_fraction: fractions of the training images whose captions are used, each a row of the table.
         beams, length_penalty: see `c3tools.captioning.Captioner.caption`.
-        keep_decoders: keep the trained decoders too, so that captions can be generated in another way without training.
-        jobs: decoders trained at a time, each in a process with its share of the cores, or on a GPU of its own.
-        device: ``cpu``, ``cuda``, ...; None for the best there is.
+        keep_decoders: keep the trained decoders too, so that other ways to generate captions need no training.
+        jobs: decoders trained at the same time, each in a process with its share of the cores, or with its own GPU.
+        device: ``cpu``, ``cuda``, ...; None for the fastest available.
         backend: of the encoder, for MAGIC, ZeroCap and ESPER; see `c3tools.encoders.load_encoder`.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         reporter: shows messages and progress.

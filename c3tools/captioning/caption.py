@@ -101,7 +101,7 @@ def caption_images(
         overwrite: replace existing captions in these files.
         follow_symlinks: follow symbolic links out of the folders.
         beams, length_penalty, top_p, temperature, steer, seed: see `Captioner.caption`.
-        model: of the encoder; the decoder's when None.
+        model: of the encoder; None for the model of the decoder.
         random_init: seed of an encoder with random weights.
         device: ``cpu``, ``cuda``, ...; None for the fastest available.
         backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.

@@ -95,17 +95,18 @@ class Captioner(HubRepository):
         An image has the same caption as its embedding in a store, because both are rounded to float16.
 
         Args:
-            images: paths or PIL images; None where embeddings are given.
-            embeddings: (n, d) as the encoder gives them; the pipeline is applied here. No encoder is loaded for them,
-                except where they ``steer``.
-            modality: whose embeddings they are.
-            keys: one per row, from which sampling draws; by default the numbers of the rows.
-            encoder: of the decoder's model, to encode images, and texts to ``steer``; by default it is loaded.
-            beams: beam search with so many beams, by log-probability / length ** ``length_penalty``.
-            top_p, temperature: sample from the nucleus of this probability, at this temperature.
-            steer: ``magic`` or ``zerocap``: the encoder steers the decoder, word by word (see `GenerationConfig`).
-            seed, generation: of sampling; all settings at once, in place of the six before.
-            reporter: is told of embeddings that are hardly the encoder's (see `check_embeddings`).
+            images: paths or PIL images; None if embeddings are given.
+            embeddings: (n, d), as the encoder computes them; the pipeline is applied here. No encoder is loaded for
+                them, unless they are steered.
+            modality: of the embeddings.
+            keys: one per row, for sampling; by default the numbers of the rows.
+            encoder: of the decoder's model, to encode images, and texts to ``steer``; loaded by default.
+            beams: number of beams of beam search, which ranks by log-probability / length ** ``length_penalty``.
+            top_p, temperature: of nucleus sampling.
+            steer: ``magic`` or ``zerocap``: the encoder steers the decoder at every word (see `GenerationConfig`).
+            seed: of sampling.
+            generation: all settings at once, instead of the six before.
+            reporter: gets messages about embeddings that may be wrong (see `check_embeddings`).
 
         Raises:
             DecoderError: if the model or the dimension is not that of the decoder, the embeddings cannot come from the

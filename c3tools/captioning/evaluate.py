@@ -110,8 +110,8 @@ def evaluate_captions(
         references: human captions by image key, or a file of them, instead of those of the store.
         against: other captions of the same images, or a file of them, to compare with.
         decoder: a captioner, its folder, or ``c3-mini`` for the bundled one; None for the folder ``c3-decoder`` if it
-            is there, else the bundled one.
-        split: the images that are captioned: train, val, test, or all.
+            exists, else the bundled one.
+        split: the split whose images are captioned: train, val, test, or all.
         beams, length_penalty, top_p, temperature, steer, seed: see `Captioner.caption`.
         meteor: add METEOR (needs Java).
         spice: add SPICE (needs Java and the Stanford models).

@@ -49,7 +49,7 @@ def fit_captioner(
         size: a key of `SIZES`; not used where training starts from a captioner.
         set: settings of the size that are changed, ``name=value`` (see `load_size`).
         training: settings; those of the size when None.
-        compute: device and precision; the best there is when None.
+        compute: device and precision; the fastest available when None.
         record: kept in the captioner's record, beside what is known here.
         start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
         checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.

@@ -73,7 +73,7 @@ def generate_steered(
         model: a trained decoder, in evaluation mode.
         tokenizer: its tokenizer.
         inputs: float32 (n, d), transformed as the decoder's pipeline says.
-        images: float32 (n, d), as the encoder gives them: what texts are compared with.
+        images: float32 (n, d), as the encoder computes them: what texts are compared with.
         config: the method, its settings, and ``max_tokens``.
         encoder: encodes texts into the space of ``images``.
 

@@ -84,19 +84,19 @@ def train_captioner(
         sigma: standard deviation of the noise per dimension, or ``auto``: derived from how much captions of the same
             image differ. None means ``auto``, or no noise for pairs from scratch.
         size: of the decoder, a key of `c3tools.captioning.SIZES`.
-        set: settings of the size that are changed, ``name=value`` each.
+        set: changed settings of the size, ``name=value`` each.
         unconditional: train a language model: without a prefix, with the contrastive loss of MAGIC's (`UNCONDITIONAL`).
-        epochs: passes over the captions; None for the size's own, and more for a small corpus.
-        train_split: the split to learn from.
-        train_fraction: share of its images (by a stable hash of their keys) whose captions are used.
+        epochs: passes over the captions; None for the default of the size, and more for a small corpus.
+        train_split: the split to train on.
+        train_fraction: fraction of its images (by a stable hash of their keys) whose captions are used.
         patience: epochs without a better validation loss before training stops; 0 never stops early.
-        monitor: what the checkpoint is chosen on: ``text``, the loss of other captions from their own embeddings,
-            without noise, or ``cross-modal``, their loss from the embeddings of their images.
-        start: the folder of a decoder to continue from, with its size and pipeline.
-        pairs: learn from images and captions of this share of the images (drawn by the seed); None learns from texts.
+        monitor: how the checkpoint is chosen: ``text``, by the loss of val captions given their own embeddings, without
+            noise, or ``cross-modal``, by their loss given the embeddings of their images.
+        start: the folder of a decoder to start from; its size and pipeline are used.
+        pairs: train on images and captions of this fraction of the images (drawn with the seed); None for texts only.
         esper: put a mapper in front of the language model of ``start``, and train it on the images by their encoder; of
             the settings ``epochs`` (over the images, 10 by default), ``train_split`` and ``seed`` are used.
-        seed: of everything random.
+        seed: for all random numbers.
         tensorboard: folder to write losses to, for TensorBoard.
         device: ``cpu``, ``cuda``, ...; None for the fastest available.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.

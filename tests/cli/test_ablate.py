@@ -60,7 +60,7 @@ def test_the_command_prints_a_table_and_continues(c3: C3, tmp_path: Path) -> Non
         (("--grid", "a,b", "--sigma", "best"), "not 'a'"),
         (("--grid", "auto", "--sigma", "best"), "not 'auto'"),
         (("--train-fraction", "0"), "must be above 0"),
-        (("--methods", ""), "at least one of its methods"),
+        (("--methods", ""), "at least one of the methods"),
         (("--methods", "C1,C4"), "There is no method C4"),
         (("--methods", "C1,MAGIC,ESPER"), "MAGIC, ESPER need texts encoded by toy-model"),
         (("--size", "tiny", "--set", "colour=red"), "has no setting 'colour=red'"),
