@@ -1,11 +1,11 @@
 """The Hugging Face hub: trained results and stores as repositories with a card.
 
-A repository is what `save` writes, and beside it ``config.json`` (which class it is of) and a card, ``README.md``.
-``hf-hub:ORG/NAME`` (``hf-hub:ORG/NAME@REVISION``) names one wherever a folder of a trained result is taken.
+A repository contains the files that `save` writes, ``config.json`` (the name of the class) and a card, ``README.md``.
+``hf-hub:ORG/NAME`` or ``hf-hub:ORG/NAME@REVISION`` can be given instead of the folder of a trained result.
 
-huggingface_hub's own mixins make an object from one file of weights and the arguments of its class. A captioner is more
-than that (tokenizer, fitted pipeline, checksums), and the mixins would import the client, a third of a second, with
-every pipeline; so only the client is used here, when it is needed.
+The mixins of huggingface_hub are not used. They load an object from one file of weights and the arguments of its class,
+but a captioner also has a tokenizer, a fitted pipeline and checksums. They would also import the client of the hub with
+every pipeline, which takes a third of a second. Here the client is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Card:
-    """The facts of a card that a result knows by itself.
+    """The part of a card that follows from the result itself.
 
     Attributes:
         summary: one paragraph.
         code: Python that uses the result, with ``{name}`` for that of the repository.
         facts: a table of names and values.
-        tags: of the repository, beside ``c3tools``.
-        task: the hub's name of the task, such as ``image-to-text``; None where it has none.
+        tags: of the repository, in addition to ``c3tools``.
+        task: the hub's name of the task, such as ``image-to-text``; None if it has none.
         loss: the best validation loss; None without one.
         metadata: further fields of the card's header.
     """

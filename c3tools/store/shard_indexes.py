@@ -4,8 +4,8 @@
                                    whose values they are; else float32, scaled to unit length
     image/_part-00000.faiss.json   the SHA-256 of the rows that it is of, and its own; written last
 
-An index whose record names other rows than the shard has, because they were updated, counts for nothing. So shards,
-done markers and manifest are the same with and without indexes.
+An index is ignored if its record has the checksum of other rows, because the shard was updated since. Shards, done
+markers and the manifest are the same with and without indexes.
 """
 
 from __future__ import annotations
