@@ -49,7 +49,7 @@ from ..store.reader import all_parts
 from ..store.rows import keys_of, row_splits
 from ..store.shards import BESIDE_ROWS, MARKER, METADATA_KEY, ROW_GROUP_ROWS, part_name, part_path, shard_schema
 from ..transforms import Pipeline, open_pipeline
-from .part_writers import PART_WRITERS, ROLE_COLUMN, Block, in_thread
+from .part_writers import PART_WRITERS, ROLE_COLUMN, Block, dataset_card, in_thread
 
 FORMATS = tuple(PART_WRITERS)
 DTYPES = ("float16", "float32")
@@ -173,7 +173,7 @@ def export_store(
             _remove_leftovers(output)
             write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": rows})
             if format == "hf":
-                write_text_atomically(output / "README.md", _dataset_card(output, identity["provenance"], modalities))
+                write_text_atomically(output / "README.md", dataset_card(output, identity["provenance"], modalities))
     size = sum(entry["bytes"] for marker, _ in done for entry in marker["files"].values())
     fresh = sum(new for _, new in done)
     return ExportReport(output, chosen, rows, fresh, len(done) - fresh, size)
@@ -375,27 +375,15 @@ def _markers(output: Path) -> list[Path]:
     return [output / f / name for f in folders for name in names_in(output / f)[1] if _MARKER.fullmatch(name)]
 
 
-def _dataset_card(output: Path, provenance: dict[str, Any], modalities: Sequence[str]) -> str:
-    """Return the README that tells Hugging Face datasets which files are which split."""
-    lines = ["---", "configs:"]
-    for modality in modalities:
-        lines += [f"- config_name: {modality}", "  data_files:"]
-        for folder in names_in(output / modality)[0]:
-            lines += [f"  - split: {folder}", f"    path: {modality}/{folder}/*.parquet"]
-    text = (
-        f"Embeddings of {provenance['store']['model'].get('name')}, transformed by the pipeline "
-        f"{provenance['transform']['name']}. The fitted pipeline is in transform.json and transform.safetensors "
-        '(`c3tools.Pipeline.load(".")`), the provenance in export.json.'
-    )
-    return "\n".join([*lines, "---", "", text, ""])
-
-
 def _read_marker(path: Path, made_from: dict[str, Any], output: Path) -> dict[str, Any] | None:
     """Return the marker of a part that is finished and made from the same things, else None."""
     marker = _read_json(path)
     if marker.get("made_from") != made_from:
         return None
-    intact = all(size_of(recorded_file(output, name)) == entry["bytes"] for name, entry in marker["files"].items())
+    try:
+        intact = all(size_of(recorded_file(output, name)) == entry["bytes"] for name, entry in marker["files"].items())
+    except ValueError:  # it was changed by hand
+        return None
     return marker if intact else None
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..io.files import make_folder
+from ..io.locations import names_in
 from ..store.rows import row_splits
 from ..store.shards import METADATA_KEY, parquet_writer
 
@@ -245,3 +246,18 @@ def in_thread() -> Iterator[Callable[..., None]]:
         yield run
         if pending:
             pending.pop().result()
+
+
+def dataset_card(output: Path, provenance: dict[str, Any], modalities: Sequence[str]) -> str:
+    """Return the README that tells Hugging Face datasets which files are which split."""
+    lines = ["---", "configs:"]
+    for modality in modalities:
+        lines += [f"- config_name: {modality}", "  data_files:"]
+        for folder in names_in(output / modality)[0]:
+            lines += [f"  - split: {folder}", f"    path: {modality}/{folder}/*.parquet"]
+    text = (
+        f"Embeddings of {provenance['store']['model'].get('name')}, transformed by the pipeline "
+        f"{provenance['transform']['name']}. The fitted pipeline is in transform.json and transform.safetensors "
+        '(`c3tools.Pipeline.load(".")`), the provenance in export.json.'
+    )
+    return "\n".join([*lines, "---", "", text, ""])

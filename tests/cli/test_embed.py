@@ -57,7 +57,7 @@ def test_failures_are_told_and_strict_makes_them_an_exit_code(c3: C3, photos: Pa
     [
         (["nowhere"], "nowhere does not exist"),
         (["empty"], "There are no images in empty"),
-        (["photos", "--captions", "missing.json"], "no file missing.json"),
+        (["photos", "--captions", "missing.json"], "The file missing.json does not exist"),
         (["t.jsonl", "--text-column", "alt"], "no column 'alt'; its columns are: text"),
         (["t.jsonl", "--model", "ViT-Z/none"], "There is no model"),
         (["t.jsonl", "--dtype", "int8"], "There is no dtype"),

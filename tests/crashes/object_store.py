@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -153,7 +154,7 @@ def _impatient() -> Iterator[None]:
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-def _file_system():  # type: ignore[no-untyped-def]
+def _file_system() -> Any:
     import s3fs
 
     return s3fs.S3FileSystem()

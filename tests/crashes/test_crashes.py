@@ -62,7 +62,7 @@ def test_a_request_that_fails_is_one_error_and_nothing_is_lost(
     assert found.points > 20
 
 
-def writer(write: Callable[[Path], None]) -> Scenario:
+def writer(write: Callable[[Path], object]) -> Scenario:
     return Scenario(
         "writer",
         lambda folder: folder.mkdir(parents=True, exist_ok=True),
