@@ -63,10 +63,14 @@ def test_a_request_that_fails_is_one_error_and_nothing_is_lost(
 
 
 def writer(write: Callable[[Path], object]) -> Scenario:
+    def once(folder: Path) -> None:
+        if not (folder / "out").is_file():
+            write(folder / "out")
+
     return Scenario(
         "writer",
         lambda folder: folder.mkdir(parents=True, exist_ok=True),
-        lambda folder: None if (folder / "out").is_file() else write(folder / "out"),
+        once,
         lambda folder: {"out": (folder / "out").read_bytes()} if (folder / "out").is_file() else {},
     )
 
