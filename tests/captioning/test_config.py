@@ -37,7 +37,7 @@ def test_wrong_settings_are_refused(changes: list[str], message: str) -> None:
 
 
 def test_the_remedy_lists_the_settings() -> None:
-    with pytest.raises(DecoderError, match=r"batch_size, beta2, clip_norm, decay, dropout"):
+    with pytest.raises(DecoderError, match=r"batch_size, beta2, clip_norm, contrastive_margin, decay, dropout"):
         load_size("tiny", ["x=1"])
     with pytest.raises(DecoderError, match="frozen needs a value of type bool"):
         load_size("paper", ["frozen=perhaps"])

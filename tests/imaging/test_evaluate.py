@@ -111,7 +111,7 @@ def test_images_that_cannot_be_scored_are_one_clear_error(
     (tmp_path / "odd").mkdir()
     listed = {"modality": "text", "images": [{"file": "../made/0.png", "asked": "a"}]}
     (tmp_path / "odd" / "images.json").write_text(json.dumps(listed))
-    with pytest.raises(GeneratorError, match="is not in the folder"):
+    with pytest.raises(GeneratorError, match="which is not in its folder"):
         evaluate_images(tmp_path / "odd", store)
     with pytest.raises(MetricError, match=r"Inception weights .* do not exist"):
         evaluate_images(tmp_path / "two", store, inception=tmp_path / "none.pth")

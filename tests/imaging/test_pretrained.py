@@ -273,7 +273,7 @@ def test_a_store_of_another_model_is_refused_with_both_named(pipes: dict[str, Pa
     with pytest.raises(GeneratorError, match=r"ViT-L-14/openai, but the store .* ViT-L-14/laion2b_s32b_b82k"):
         check(768, name="ViT-L-14/laion2b_s32b_b82k", architecture="ViT-L-14", pretrained="laion2b_s32b_b82k")
     with pytest.raises(
-        GeneratorError, match=r"ViT-L-14/openai, 768 dimensions; .* 512 dimensions[\s\S]*--model ViT-L-14"
+        GeneratorError, match=r"ViT-L-14/openai, 768 dimensions, .* 512 dimensions[\s\S]*--model ViT-L-14"
     ):
         check(512, name="ViT-B-32/openai", architecture="ViT-B-32", pretrained="openai")
 

@@ -133,7 +133,7 @@ class TestErrors:
 
     def test_missing_modality(self, tmp_path: Path) -> None:
         store = make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
-        with pytest.raises(StoreError, match="no modality 'audio'; it has: image, text"):
+        with pytest.raises(StoreError, match=r"no modality 'audio'\. Its modalities: image, text"):
             store.load("audio")
 
     def test_damaged_shard_is_named_with_the_remedy(self, tmp_path: Path) -> None:

@@ -242,7 +242,13 @@ def test_a_defect_is_told_and_dropped_marker_first(
     assert result.exit_code == 3
     assert f"{URL}/text/part-00001.parquet: its sha256" in result.stderr
     assert "text shard 1 was removed" in result.stdout
-    assert removed == ["_part-00001.json", "_part-00001.moments.safetensors", "part-00001.parquet"]
+    assert removed == [
+        "_part-00001.json",
+        "_part-00001.faiss.json",
+        "_part-00001.faiss",
+        "_part-00001.moments.safetensors",
+        "part-00001.parquet",
+    ]
     assert len(locations.names_in(place / "text")[1]) == 6
     again = c3("verify", URL)
     assert again.exit_code == 3

@@ -21,7 +21,7 @@ def test_procrustes_of_few_pairs_is_the_fitted_rotation_nearest_to_the_identity(
     dim = 24
     pairs = make_pairs(n, dim, seed)
     x, y = centred(pairs.x), centred(pairs.y)
-    with pytest.warns(FewPairsWarning, match=f"{n} pairs, which determine {n - 1} of 24 dimensions"):
+    with pytest.warns(FewPairsWarning, match=f"{n} pairs, which determine only {n - 1} of 24 dimensions"):
         found = Procrustes().matrix(x, y)
     np.testing.assert_allclose(found @ found.T, np.eye(dim), atol=1e-10)
     # the limit of scipy's solution for pairs that also contain a little of every axis, mapped to itself
