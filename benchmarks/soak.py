@@ -254,8 +254,8 @@ class Soak:
                     raise BrokenError(f"a full disk is not told as one: {done.stderr[-2000:]}")
             subprocess.run(["mount", "-o", "remount,size=1G", small], check=True)
             self.run(*words)
-            if "is whole" not in self.run("verify", small / "store").stdout:
-                raise BrokenError("the store is not whole after the disk was full")
+            if "complete and undamaged" not in " ".join((said := self.run("verify", small / "store").stdout).split()):
+                raise BrokenError(f"the store is not whole after the disk was full: {said}")
         finally:
             subprocess.run(["umount", small], check=True)
 
