@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from c3tools.cli import app
 from typer.testing import CliRunner
 
@@ -115,6 +116,10 @@ def test_embedding_reader(tmp_path: Path) -> None:
 def test_autofaiss(tmp_path: Path) -> None:
     module = script("autofaiss_index", "autofaiss")
     folder = export(tmp_path, "--format", "npy", "--dtype", "float32", "--role", "inference")
-    made = module.index(folder, tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        made = module.index(folder, tmp_path)
+    finally:  # autofaiss sets the threads of the whole process, and torch's last bits depend on them
+        torch.set_num_threads(threads)
     assert made.ntotal == 180
     assert (tmp_path / "knn.index").stat().st_size > 0
