@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..corpus.splits import STANDARD
 from ..errors import DecoderError, StoreError
 from ..reporter import counted
 from ..store import Pairs, Rows, Store
+from ..store.training_split import training_split
 from ..transforms.sigma import auto_sigma
 from .evaluate import require_captions
 from .tokenizer import drop_empty
@@ -25,20 +25,9 @@ def training_captions(store: Store, split: str = "train", *, spill: bool = False
         DecoderError: if the split has no captions, or too few to hold some out.
     """
     require_captions(store)
-    train = store.load("text", split, spill=spill)
-    if not len(train):
-        raise DecoderError(
-            f"The store {store.path} has no captions in the split {split!r}. Its splits are "
-            f"{store.list_splits('text')}.",
-            remedy="Choose the split to train on with --train-split.",
-        )
+    train, val, held_out = training_split(store, "text", split, called="captions", error=DecoderError, spill=spill)
     notes = [store.split_note] if store.split_note else []
-    # where rows are split by hash, those of a split that the corpus names are in val too
-    apart = split in STANDARD or store.kept_splits is None
-    if split != "val" and apart and store.count("text", "val"):
-        val = store.load("text", "val", spill=spill)
-    else:
-        train, val = train.hold_out()
+    if held_out:
         held = f"{counted(len(val), 'caption')} of {counted(val.items.distinct, 'image is', 'images are')}"
         notes.append(f"There is no val split, so {held} held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
@@ -59,17 +48,11 @@ def training_images(store: Store, split: str = "train") -> tuple[Rows, Rows, lis
         raise StoreError(
             f"The store {store.path} has no images; it has {there}.", remedy="Embed images: c3 embed PATH."
         )
-    train = store.load("image", split)
-    if not len(train):
-        raise DecoderError(
-            f"The store {store.path} has no images in the split {split!r}; it has {store.list_splits('image')}.",
-            remedy="Name the split to learn from with --train-split.",
-        )
+    train, val, held_out = training_split(store, "image", split, called="images", error=DecoderError)
     notes = [store.split_note] if store.split_note else []
-    if split != "val" and store.count("image", "val"):
-        return train, store.load("image", "val"), notes
-    train, val = train.hold_out()
-    return train, val, [*notes, f"There is no val split: {counted(len(val), 'image')} held out."]
+    if held_out:
+        notes.append(f"There is no val split, so {counted(len(val), 'image is', 'images are')} held out.")
+    return train, val, notes
 
 
 def require_captioned(train: Rows, val: Rows, notes: Sequence[str] = ()) -> None:

@@ -13,7 +13,6 @@ import torch
 from matplotlib.figure import Figure
 
 from .. import devices
-from ..corpus.splits import STANDARD
 from ..devices import Compute
 from ..errors import GeneratorError, telling_what_is_kept
 from ..io.files import find_leftovers, remove_leftovers, sync_folder
@@ -23,6 +22,7 @@ from ..pages.figures import new_figure, save_figure, styled
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, keyed_normal
 from ..store import Store
+from ..store.training_split import training_split
 from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
@@ -294,20 +294,9 @@ def training_photos(
         StoreError: if the store has no images.
         GeneratorError: if the split has no photos, or too few to hold some out, or none can be read.
     """
-    train = store.load("image", split, spill=spill)
-    if not len(train):
-        raise GeneratorError(
-            f"The store {store.path} has no images in the split {split!r}. Its splits are "
-            f"{store.list_splits('image')}.",
-            remedy="Choose the split to train on with --train-split.",
-        )
+    train, val, held_out = training_split(store, "image", split, called="images", error=GeneratorError, spill=spill)
     notes = [store.split_note] if store.split_note else []
-    # where rows are split by hash, those of a split that the corpus names are in val too
-    apart = split in STANDARD or store.kept_splits is None
-    if split != "val" and apart and store.count("image", "val"):
-        val = store.load("image", "val", spill=spill)
-    else:
-        train, val = train.hold_out()
+    if held_out:
         notes.append(f"There is no val split, so {counted(len(val), 'photo is', 'photos are')} held out.")
     if fraction < 1:
         train = train.sample(fraction)
