@@ -10,7 +10,6 @@ every pipeline, which takes a third of a second. Here the client is imported whe
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -24,7 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from ..errors import C3Error, UnreachableError
-from .files import write_json_atomically, write_text_atomically
+from .files import read_json, write_json_atomically, write_text_atomically
 
 HUB = "hf-hub:"
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
@@ -206,7 +205,7 @@ class HubRepository:
 def class_of(folder: Path) -> str | None:
     """Return the name of the class that a repository is of, by its ``config.json``; None if it does not say."""
     try:
-        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / CONFIG_FILE)
         return str(content["class"]) if content["library_name"] == "c3tools" else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

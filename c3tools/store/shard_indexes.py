@@ -10,7 +10,6 @@ markers and the manifest are the same with and without indexes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +19,7 @@ import numpy as np
 
 from ..errors import MissingExtraError, StoreError, UnreachableError
 from ..executors import Executor, Report, Work
-from ..io.files import sha256_of, write_atomically, write_json_atomically
+from ..io.files import read_json, sha256_of, write_atomically, write_json_atomically
 from ..io.locations import kind_of, names_in, read_all
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter
@@ -106,7 +105,7 @@ def index_problem(store: Store, modality: str, part: int, *, checksum: bool = Tr
     if kind_of(record) is None:
         return "it was not finished" if kind_of(path) else None
     try:
-        recorded = json.loads(read_all(record))
+        recorded = read_json(record)
         rows, digest = recorded["rows"], recorded["sha256"]
     except UnreachableError:
         raise

@@ -260,7 +260,7 @@ def _digest(key: Mapping[str, Any]) -> str:
 
 def _record(folder: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD_FILE)
         return record if isinstance(record, dict) and isinstance(record.get("made_from"), dict) else None
     except (OSError, ValueError):
         return None
