@@ -62,13 +62,8 @@ def crash_everywhere(
     scenario: Scenario, folder: Path, choose: Callable[[list[State]], list[State]] = lambda states: states
 ) -> Outcome:
     """Crash a command at every operation, run it again, and compare with the run without a crash."""
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    scenario.prepare(folder)
-    with recording(Recorder(folder)) as recorder:
-        scenario.run(folder)
-    recorder.end()
-    clean = Clean.of(scenario, folder)
+    folder = prepared(scenario, folder)
+    recorder, clean = record(scenario, Recorder(folder))
     problems = []
     states = choose(recorder.states)
     for state in states:
@@ -88,13 +83,9 @@ def fail_everywhere(
     choose: Callable[[list[int]], list[int]] = lambda numbers: numbers,
 ) -> Outcome:
     """Let each operation fail in turn, look for one clear error, run again, and compare."""
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    scenario.prepare(folder)
+    folder = prepared(scenario, folder)
     start = read_tree(folder)
-    with recording(Recorder(folder, fail_at=NEVER)) as recorder:
-        scenario.run(folder)
-    clean = Clean.of(scenario, folder)
+    recorder, clean = record(scenario, Recorder(folder, fail_at=NEVER))
     problems, numbers = [], choose(list(range(len(recorder.operations))))
     for number in numbers:
         write_tree(folder, start)
@@ -112,14 +103,9 @@ def cut_everywhere(
     choose: Callable[[list[int]], list[int]] = lambda limits: limits,
 ) -> Outcome:
     """Let files become no larger than each size that one of them has, less one, and half of it; then run again."""
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    scenario.prepare(folder)
+    folder = prepared(scenario, folder)
     start = read_tree(folder)
-    with recording(Recorder(folder)) as recorder:
-        scenario.run(folder)
-    recorder.end()
-    clean = Clean.of(scenario, folder)
+    recorder, clean = record(scenario, Recorder(folder))
     sizes = {size for size in recorder.sizes if size}
     limits = choose(sorted({size - 1 for size in sizes} | {size // 2 for size in sizes}))
     problems = []
@@ -134,6 +120,22 @@ def cut_everywhere(
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         problems += runs_again(scenario, folder, clean, what)
     return Outcome(len(recorder.operations), len(limits), problems)
+
+
+def prepared(scenario: Scenario, folder: Path) -> Path:
+    """Return the folder, resolved, with what the command starts from."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    scenario.prepare(folder)
+    return folder
+
+
+def record(scenario: Scenario, recorder: Recorder) -> tuple[Recorder, Clean]:
+    """Run the command without a crash or a fault; return what was recorded, and the result."""
+    with recording(recorder):
+        scenario.run(recorder.folder)
+    recorder.end()
+    return recorder, Clean.of(scenario, recorder.folder)
 
 
 @dataclass(frozen=True)
