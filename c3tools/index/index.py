@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import C3Error, StoreError
+from ..errors import C3Error, EncoderError, StoreError
 from ..io.files import read_json, recorded_file
 from ..io.float16 import to_float32
 from ..io.locations import is_url, kind_of, location
@@ -35,6 +35,9 @@ from ..transforms import Pipeline, preset
 from . import faiss_shards
 from .faiss_shards import Indices, Matrix
 from .results import Hit, SearchResult, vector_of_key, with_vectors
+
+if TYPE_CHECKING:
+    from ..encoders import Encoder
 
 INDEX_FILE = "index.json"
 ROWS_FILE = "rows.parquet"
@@ -260,7 +263,7 @@ class Index:
                 embeddings, modality = encoder.encode_texts(labels), "text"
             else:
                 images = list(image) if isinstance(image, list | tuple) else [image]
-                embeddings, modality = encoder.encode_images(images), "image"
+                embeddings, modality = _encode_images(images, encoder), "image"
                 labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
         results = [SearchResult(label, []) for label in labels]
         for group in [within] if within else self._groups():
@@ -339,6 +342,21 @@ class Index:
             text = f"The index {self.path} cannot be compared with its store: {error.message}"
         if text:
             reporter.message(text)
+
+
+def _encode_images(images: Sequence[Any], encoder: Encoder) -> Matrix:
+    """Return the embeddings (n, d) of images; files are read and decoded ahead of the model, as in an embedding."""
+    if not all(isinstance(image, str | Path) for image in images):
+        return encoder.encode_images(images)
+    from ..embedding.shards import encode_files
+
+    parts = []
+    for _, embeddings, failures in encode_files({str(row): image for row, image in enumerate(images)}, encoder):
+        if failures:
+            image = images[int(failures[0].key)]
+            raise EncoderError(f"{image} cannot be read as an image ({failures[0].message}).")
+        parts.append(embeddings)
+    return np.concatenate(parts) if parts else np.zeros((0, encoder.dim), np.float32)
 
 
 def find_index(folder: str | Path | None = None) -> Path:

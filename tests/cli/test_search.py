@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,8 @@ from c3tools.cli import app
 from typer.testing import CliRunner, Result
 
 import c3tools.encoders
+from c3tools.assets.paths import PHOTOS
+from tests.conftest import C3
 from tests.stores import gap_store, make_vectors
 
 pytest.importorskip("faiss", reason="faiss is an extra")
@@ -82,23 +85,35 @@ def test_vectors_from_a_file(here: Path) -> None:
     assert found_one["hits"][0]["key"] == "img004#0"
 
 
-def test_text_and_image_queries_go_through_the_recorded_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, texts = make_vectors()
+def test_texts_go_through_the_recorded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, texts = make_vectors()
     asked = []
 
     def load(*, recorded: dict[str, Any], **options: Any) -> SimpleNamespace:
         asked.append(recorded["name"])
-        return SimpleNamespace(
-            encode_texts=lambda queries: texts[[int(q) for q in queries]],
-            encode_images=lambda paths: images[[int(p.stem) for p in paths]],
-        )
+        return SimpleNamespace(encode_texts=lambda queries: texts[[int(q) for q in queries]])
 
     monkeypatch.setattr(c3tools.encoders, "resolve_encoder", load)
     found = hits_of("12", "20", "--in", "image", "-k", "1")
     assert [entry["hits"][0]["key"] for entry in found] == ["img006", "img010"]
-    (by_image,) = hits_of("--image", "7.jpg", "-k", "1")
-    assert by_image["hits"][0]["key"] == "img007"
-    assert asked == ["synthetic", "synthetic"]
+    assert asked == ["synthetic"]
+
+
+def test_photos_find_themselves_and_one_that_cannot_be_read_is_named(c3: C3, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (PHOTOS / "images").iterdir())[:6]
+    for name in names:
+        copy(PHOTOS / "images" / name, tmp_path)
+    assert c3("embed", *names, "--backend", "torch").exit_code == 0
+    assert c3("index").exit_code == 0
+    queries = [part for name in reversed(names) for part in ("--image", name)]
+    found = json.loads(c3("search", *queries, "-k", "1", "--backend", "torch", "--json").stdout)
+    assert [entry["query"] for entry in found] == names[::-1]
+    assert [entry["hits"][0]["path"] for entry in found] == names[::-1]
+    assert all(entry["hits"][0]["score"] == pytest.approx(1, abs=1e-3) for entry in found)
+    Path("broken.jpg").write_bytes(b"not a photo")
+    result = c3("search", "--image", names[0], "--image", "broken.jpg", "--backend", "torch")
+    assert result.exit_code == 1
+    assert "broken.jpg cannot be read as an image" in " ".join(result.stderr.split())
 
 
 def test_printed_lines() -> None:
