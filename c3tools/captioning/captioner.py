@@ -235,8 +235,12 @@ class Captioner(HubRepository):
     def card(self) -> Card:
         """Return the facts of its card on the hub."""
         facts = {"encoder": self.model, **_chosen(self.record), "parameters": self.decoder.count_parameters()}
+        learned = "captions alone, without images"
+        if self.record.get("modality") == "image":
+            rewarded = self.record.get("monitor") == "reward"  # ESPER
+            learned = "images alone, without captions of them" if rewarded else "images and their captions"
         return Card(
-            f"A captioner of embeddings of `{self.model.name}`. It learned from captions alone, without images.",
+            f"A captioner of embeddings of `{self.model.name}`. It learned from {learned}.",
             'import c3tools\n\ncaptioner = c3tools.Captioner.from_pretrained("{name}")\n'
             'captioner.caption(["photo.jpg"])',
             facts,

@@ -103,6 +103,21 @@ def test_a_captioner_comes_back_from_the_hub_with_a_card_of_its_scores(hub: Hub,
     assert Captioner.from_pretrained("me/captions", trainable=True).fingerprint() == captioner.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("record", "learned"),
+    [
+        ({"modality": "text", "monitor": "text"}, "captions alone, without images"),
+        ({"modality": "image", "monitor": "reward"}, "images alone, without captions of them"),
+        ({"modality": "image", "monitor": "cross-modal"}, "images and their captions"),
+    ],
+)
+def test_the_card_of_a_captioner_says_what_it_learned_from(
+    captioner: Captioner, record: dict[str, str], learned: str
+) -> None:
+    card = Captioner(captioner.decoder, captioner.tokenizer, captioner.pipeline, captioner.record | record).card()
+    assert card.summary.endswith(f"It learned from {learned}.")
+
+
 def test_a_store_is_a_data_set_and_a_store_again(
     hub: Hub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
