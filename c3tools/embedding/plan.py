@@ -24,16 +24,14 @@ import numpy as np
 from ..corpus import Corpus, ImageItem, ItemList, TextItem
 from ..io.locations import is_url
 from ..store import Failure, Store
+from ..store.item_splits import item_splits
+from ..store.keys import SortedHashes, SplitTable
 from ..store.manifest import ShardName, ShardRecord
 from .summary import EmbedSummary, ModalitySummary
 
 Item = TypeVar("Item", ImageItem, TextItem)
-_FILE_COLUMNS = ["key", "path", "size", "split"]
-_COLUMNS = {
-    "image": _FILE_COLUMNS,
-    "video": _FILE_COLUMNS,
-    "text": ["key", "caption", "image_key", "split"],
-}
+_FILE_COLUMNS = ["key", "path", "size"]
+_COLUMNS = {"image": _FILE_COLUMNS, "video": _FILE_COLUMNS, "text": ["key", "caption", "image_key"]}
 _TEXT_KEY = re.compile(r"(.*):\d+(#\d+)?")  # of a text without an image: the stem of its file, and its line
 
 
@@ -44,7 +42,12 @@ class ShardInputs(Generic[Item]):
         items: the list.
         spans: of each shard its number, and where its inputs begin and end in the list.
         left_out: 1 for each item of the list that is in no shard; None if all are in one.
+
+    Attributes:
+        splits: those of items that are in the store already (`item_splits`): an input joins the split of its item.
     """
+
+    splits = SplitTable()
 
     def __init__(
         self, items: ItemList[Item], spans: Sequence[tuple[int, int, int]], left_out: bytearray | None = None
@@ -61,15 +64,23 @@ class ShardInputs(Generic[Item]):
     def __getitem__(self, position: int) -> tuple[int, list[Item]]:
         """Return number and inputs of a shard."""
         number, start, stop = self._spans[position]
+        inputs = self._block(start, stop)
+        found = self.splits.look_up(list(map(_item_key, inputs)))
+        return number, [
+            item if split is None else item._replace(split=split or None)
+            for item, split in zip(inputs, found, strict=True)
+        ]
+
+    def _block(self, start: int, stop: int) -> list[Item]:
         if self._left_out is None:
-            return number, self._items.block(start, stop)
+            return self._items.block(start, stop)
         chosen: list[Item] = []
         while (start := self._left_out.find(0, start, stop)) >= 0:
             end = self._left_out.find(1, start, stop)
             end = stop if end < 0 else end
             chosen += self._items.block(start, end)
             start = end
-        return number, chosen
+        return chosen
 
     def __iter__(self) -> Iterator[tuple[int, list[Item]]]:
         """Yield number and inputs of each shard."""
@@ -136,7 +147,24 @@ def plan_corpus(
         if items or store.parts(modality):
             captioned = list(plans.values()) if modality == "text" else []
             plans[modality] = plan_shards(store, modality, items, captioned=captioned, **options)
+    _join_splits(store, [shards for plan in plans.values() for shards in (plan.shards, plan.changed)])
     return plans
+
+
+def _join_splits(store: Store, shards: Sequence[ShardInputs[Any]]) -> None:
+    """Let the inputs of shards join the splits of their items: the store may have another split than the corpus."""
+    if not store.modalities:
+        return
+    wanted = SortedHashes()
+    for inputs in chain.from_iterable(shards):
+        wanted.add([_item_key(item) for item in inputs[1]])
+    splits = item_splits([store], wanted.missing_from())
+    for each in shards:
+        each.splits = splits
+
+
+def _item_key(item: ImageItem | TextItem) -> str:
+    return (item.image_key or item.key) if isinstance(item, TextItem) else item.key
 
 
 def summarize_plan(
@@ -213,8 +241,7 @@ def plan_shards(
                 if isinstance(item, ImageItem) and not _is_same_file(row["path"], item.path):
                     plan.from_elsewhere.append(item.key)
                 elif not of_foreign and _has_changed(item, row, began):
-                    # the split may be one that `c3 split` chose
-                    changed.append(item._replace(split=item.split or row["split"]))
+                    changed.append(item)
                     changed_keys.append(item.key)
                 continue
             plan.unmatched[part] = plan.unmatched.get(part, 0) + 1

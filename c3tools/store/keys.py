@@ -75,6 +75,16 @@ class SortedHashes:
         """Return the values that were added more than once, ascending."""
         return _joined([np.unique(part[1:][part[1:] == part[:-1]]) for part in self.ranges()])
 
+    def shared_with(self, *others: SortedHashes) -> Hashes:
+        """Return the values that are in one of the others too, ascending, each once."""
+        shared = []
+        for part, *other_parts in zip(self.ranges(), *(other.ranges() for other in others), strict=True):
+            own = np.unique(part)
+            shared.append(
+                own[np.any([contains(other, own) for other in other_parts], axis=0)] if other_parts else own[:0]
+            )
+        return _joined(shared)
+
     def missing_from(self, *others: SortedHashes) -> Hashes:
         """Return the values that are in none of the others, ascending, each once."""
         missing = []
@@ -121,14 +131,15 @@ class SplitTable:
     """The split of each of many keys, in 10 bytes a key.
 
     Args:
-        entries: blocks of keys and their splits; keys without a split are left out.
+        entries: blocks of keys and their splits; keys whose split is None are left out. Of a key that comes again, the
+            first split counts.
     """
 
     def __init__(self, entries: Iterable[tuple[Sequence[str], Sequence[str | None]]] = ()) -> None:
         names: dict[str, int] = {}
         hashes, codes = [np.empty(0, np.int64)], [np.empty(0, np.uint16)]
         for keys, splits in entries:
-            known = [(key, split) for key, split in zip(keys, splits, strict=True) if split]
+            known = [(key, split) for key, split in zip(keys, splits, strict=True) if split is not None]
             hashes.append(key_hashes([key for key, _ in known]))
             codes.append(np.array([names.setdefault(split, len(names)) for _, split in known], np.uint16))
         self._hashes, self._codes, self._names = np.concatenate(hashes), np.concatenate(codes), list(names)

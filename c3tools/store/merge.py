@@ -14,12 +14,13 @@ from ..errors import StoreError
 from ..io.files import sha256_of, write_atomically
 from ..io.locations import download, kind_of
 from ..reporter import SILENT, Reporter, counted
-from .keys import Hashes, SortedHashes, contains, key_hashes
+from .item_splits import item_splits
+from .keys import Hashes, SortedHashes, SplitTable, contains, key_hashes
 from .manifest import finish_store
 from .metadata import Failure, write_failures, write_marker
 from .reader import Store, all_parts
 from .rewriting import intact_shard, new_folder, new_store, not_intact, replace_column, timings_of
-from .rows import ITEM_COLUMNS, keys_of
+from .rows import ITEM_COLUMNS, keys_of, row_items
 from .shards import MARKER, MOMENTS, ROWS, create_store, part_path, write_batches
 
 _KEY_COLUMNS = ("key", *ITEM_COLUMNS)
@@ -58,7 +59,8 @@ def merge_stores(
 ) -> MergeReport:
     """Join stores of the same model into a new store; shards that need no change are copied.
 
-    Keys that several stores share are an error unless ``keep`` or ``prefix`` is given.
+    Keys that several stores share are an error unless ``keep`` or ``prefix`` is given. An item that several stores have
+    rows of is in its split of the first of them.
 
     Args:
         destination: the folder of the new store; it appears when it is complete.
@@ -85,6 +87,7 @@ def merge_stores(
     duplicates = {} if prefix else _duplicates(sources)
     if keep is None:
         _refuse_duplicates(sources, duplicates)
+    splits = SplitTable() if prefix else item_splits(sources, _shared_items(sources))
     embedded = _failed_but_embedded(sources, prefixes)
     info = next((store for store in sources if store.modalities), sources[0]).info
     numbers: dict[str, int] = {}  # of the next shard, by modality
@@ -98,9 +101,9 @@ def merge_stores(
                 numbers[modality] = number + 1
                 hashes = duplicates.get(modality, _NO_HASHES)
                 failures = _renamed(store.shard_failures(modality, part), before, embedded)
-                if before or _has_key(store, modality, part, hashes):
+                if before or _has_key(store, modality, part, hashes) or _changes_split(store, modality, part, splits):
                     known = seen.setdefault(modality, set())
-                    batches = _rewritten(store, modality, part, before, hashes, known)
+                    batches = _rewritten(store, modality, part, before, hashes, known, splits)
                     marker = store.marker(modality, part)
                     rows = write_batches(building, info, modality, number, batches, failures, timings_of(marker))
                     report.dropped += marker["rows"] - rows
@@ -196,6 +199,33 @@ def _has_key(store: Store, modality: str, part: int, hashes: Hashes) -> bool:
     )
 
 
+def _shared_items(stores: Sequence[Store]) -> Hashes:
+    """Return the hashes of the items that several stores have rows of, ascending, each once."""
+    found = []
+    for store in stores:
+        items = SortedHashes()
+        for modality in store.modalities:
+            for batch in store.batches(modality, ["key", *ITEM_COLUMNS]):
+                items.add(list(row_items(batch)))
+        found.append(items)
+    shared = [items.shared_with(*found[place + 1 :]) for place, items in enumerate(found)]
+    return np.unique(np.concatenate(shared))
+
+
+def _changes_split(store: Store, modality: str, part: int, splits: SplitTable) -> bool:
+    """Return whether a row of a shard is in another split than ``splits`` has its item in."""
+    return len(splits) > 0 and any(
+        batch.column("split").to_pylist() != _joined_splits(batch, splits)
+        for batch in store.batches(modality, ["key", *ITEM_COLUMNS, "split"], parts=[part])
+    )
+
+
+def _joined_splits(batch: pa.RecordBatch, splits: SplitTable) -> list[str | None]:
+    """Return the split of each row: that of its item in ``splits``, else its own."""
+    found = zip(splits.look_up(list(row_items(batch))), batch.column("split").to_pylist(), strict=True)
+    return [own if of_item is None else of_item or None for of_item, own in found]
+
+
 def _copy_shard(
     store: Store, modality: str, part: int, building: Path, number: int, failures: Sequence[Failure]
 ) -> int:
@@ -222,9 +252,9 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _rewritten(
-    store: Store, modality: str, part: int, prefix: str, duplicates: Hashes, seen: set[str]
+    store: Store, modality: str, part: int, prefix: str, duplicates: Hashes, seen: set[str], splits: SplitTable
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a shard with prefixed keys, without those whose key is in ``seen``.
+    """Yield the rows of a shard with prefixed keys and in the splits of their items, without those in ``seen``.
 
     Keys whose hash is among ``duplicates`` are added to ``seen``.
     """
@@ -242,7 +272,7 @@ def _rewritten(
                     keep[row] = keys[row] not in seen
                     seen.add(keys[row])
                 batch = batch.filter(pa.array(keep))  # noqa: PLW2901
-            yield batch
+            yield replace_column(batch, "split", _joined_splits(batch, splits)) if len(splits) else batch
 
 
 def _failed_but_embedded(stores: Sequence[Store], prefixes: Sequence[str]) -> set[str]:

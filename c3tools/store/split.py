@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,9 @@ def _with_new_splits(
 
 
 def _image_splits(store: Store, choose: ChooseSplits) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield blocks of image keys and their new splits, for the rows that belong to images."""
-    for batch in store.batches("image", ["key", "split"]) if store.parts("image") else ():
+    """Yield blocks of keys of images and videos and their new splits, for the rows that belong to these."""
+    visual = [modality for modality in ("image", "video") if store.parts(modality)]
+    for batch in chain.from_iterable(store.batches(modality, ["key", "split"]) for modality in visual):
         keys, before = keys_of(batch), batch.column("split").to_pylist()
         yield keys, [new or old or hashed_split(key) for key, new, old in zip(keys, choose(keys), before, strict=True)]
 
@@ -177,7 +179,7 @@ def _table_of_file(store: Store, file: Path, names: ColumnNames) -> SplitTable:
 def _table_of_column(store: Store, column: str) -> SplitTable:
     deciding = [name for name in store.modalities if name != "text" or not store.parts("image")]
     table = SplitTable(
-        (keys_of(batch), [v if v is None else str(v) for v in batch.column(column).to_pylist()])
+        (keys_of(batch), [None if v is None else str(v) or None for v in batch.column(column).to_pylist()])
         for modality in deciding
         for batch in store.batches(modality, list(dict.fromkeys(["key", column])))
         if column in batch.schema.names

@@ -44,6 +44,7 @@ COLOURS = st.tuples(*[st.integers(0, 255)] * 3)
 CAPTIONS = st.lists(
     st.sampled_from(["a dog", "a red cat", "snow", "いぬ", 'two, "quoted" words']), min_size=1, max_size=3
 )
+SPLITS = st.sampled_from([None, None, "train", "val"])
 RowName = tuple[str, str]  # modality and key
 
 
@@ -123,6 +124,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.encoder = colour_encoder()
         self.images: dict[str, Any] = {}  # colour by key; None for one that cannot be read
         self.captions: dict[str, list[str]] = {}
+        self.named: dict[str, str | None] = {}  # the splits in the captions file
+        self.splits: dict[str, str | None] = {}  # of the items that the store had at the last look
         self.touched: set[str] = set()  # images written since they were embedded, or were found broken
         self.model = Model()
         self.former: Model | None = None  # of the copy of the store that is kept for merges
@@ -134,17 +137,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(colour=COLOURS)
     def begin(self, colour: tuple[int, int, int]) -> None:
-        self._write("photo0", colour, ["a dog"])
+        self._write("photo0", colour, ["a dog"], None)
         self.embed()
 
-    @rule(name=NAMES, colour=COLOURS, captions=CAPTIONS)
-    def write_image(self, name: str, colour: tuple[int, int, int], captions: list[str]) -> None:
-        self._write(name, colour, captions)
+    @rule(name=NAMES, colour=COLOURS, captions=CAPTIONS, split=SPLITS)
+    def write_image(self, name: str, colour: tuple[int, int, int], captions: list[str], split: str | None) -> None:
+        self._write(name, colour, captions, split)
         self.steps["add or change"] += 1
 
-    @rule(name=NAMES, captions=CAPTIONS)
-    def break_image(self, name: str, captions: list[str]) -> None:
-        self._write(name, None, captions)
+    @rule(name=NAMES, captions=CAPTIONS, split=SPLITS)
+    def break_image(self, name: str, captions: list[str], split: str | None) -> None:
+        self._write(name, None, captions, split)
         self.steps["break an image"] += 1
 
     @precondition(lambda self: len(self.images) > 1)
@@ -156,18 +159,21 @@ class StoreMachine(RuleBasedStateMachine):
         self._write_captions()
         self.steps["remove"] += 1
 
-    def _write(self, name: str, colour: tuple[int, int, int] | None, captions: list[str]) -> None:
+    def _write(self, name: str, colour: tuple[int, int, int] | None, captions: list[str], split: str | None) -> None:
         path = self.corpus / f"{name}.png"
         if colour is None:
             path.write_bytes(b"\x89PNG\r\n")
         else:
             Image.new("RGB", (3, 3), colour).save(path)
-        self.images[name], self.captions[name] = colour, captions
+        self.images[name], self.captions[name], self.named[name] = colour, captions, split
         self.touched.add(name)
         self._write_captions()
 
     def _write_captions(self) -> None:
-        rows = [{"image": f"{name}.png", "captions": self.captions[name]} for name in sorted(self.images)]
+        rows = [
+            {"image": f"{name}.png", "captions": self.captions[name], "split": self.named[name]}
+            for name in sorted(self.images)
+        ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.corpus / "captions.jsonl").write_text(text, encoding="utf-8")
 
@@ -292,6 +298,7 @@ class StoreMachine(RuleBasedStateMachine):
         verify_store(self.store, repair=True)
         kept = {name: row for name, row in self.model.rows.items() if self._comes_back(name)}
         there = self._rows(Store.open(self.store, incomplete=True))
+        self.splits = self._item_splits(there)
         self.model = replace(self.model, rows=kept | {name: self.model.rows[name] for name in there})
         failed = {
             key for key, colour in self.images.items() if colour is None and ("image", key) not in self.model.rows
@@ -333,12 +340,8 @@ class StoreMachine(RuleBasedStateMachine):
     def split(self, seed: int, replaces: bool) -> None:
         split_store(self.folder / "parted", self.store, fractions=(0.4, 0.3, 0.3), seed=seed)
         self._check_store(self.folder / "parted", self.model)
-        found = self._rows(Store.open(self.folder / "parted"))
-        split_of = {key: split for (modality, key), (_, split) in found.items() if modality == "image"}
-        for (modality, key), (_, split) in found.items():
-            image = key.rpartition("#")[0]
-            if modality == "text" and image in split_of:
-                assert split == split_of[image], f"{key} is in another split than its image"
+        if replaces:
+            self.splits = {}
         self._replace_store(self.folder / "parted", self.model, replaces)
         self.steps["split"] += 1
 
@@ -371,6 +374,10 @@ class StoreMachine(RuleBasedStateMachine):
     def store_holds_what_the_model_says(self) -> None:
         if (self.store / "store.json").exists():
             self._check_store(self.store, self.model)
+            splits = self._item_splits(self._rows(Store.open(self.store)))
+            kept = self.splits.keys() & splits.keys()
+            assert {item: splits[item] for item in kept} == {item: self.splits[item] for item in kept}
+            self.splits = splits
 
     def _check_store(self, path: Path, model: Model) -> None:
         store = Store.open(path)
@@ -378,6 +385,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert found.keys() == model.rows.keys(), found.keys() ^ model.rows.keys()
         for name, (row, _) in found.items():
             np.testing.assert_array_equal(row, embedding(model.rows[name]).astype(np.float16).astype(np.float32))
+        self._item_splits(found)
         assert {failure.key for failure in store.recorded_failures()} == model.failed
         left = [path.name for path in self.folder.rglob("*") if path.name.endswith((".tmp", ".unfinished"))]
         assert left == []
@@ -389,13 +397,23 @@ class StoreMachine(RuleBasedStateMachine):
             assert any(np.array_equal(row, values.astype(np.float32)) for values in allowed), f"{name} is another row"
 
     @staticmethod
-    def _rows(store: Store) -> dict[RowName, tuple[np.ndarray[Any, Any], str]]:
-        found = {}
+    def _item_splits(rows: dict[RowName, tuple[np.ndarray[Any, Any], str | None]]) -> dict[str, str | None]:
+        """Return the split of each item, in which all its rows are."""
+        splits: dict[str, str | None] = {}
+        for (modality, key), (_, split) in rows.items():
+            item = key.rpartition("#")[0] if modality == "text" else key
+            assert splits.setdefault(item, split) == split, f"{modality} {key} is in another split than its item"
+        return splits
+
+    @staticmethod
+    def _rows(store: Store) -> dict[RowName, tuple[np.ndarray[Any, Any], str | None]]:
+        """Return the embeddings of the rows, and the splits that they name."""
+        found: dict[RowName, tuple[np.ndarray[Any, Any], str | None]] = {}
         for modality in store.modalities:
             if not store.count(modality):
                 continue  # all its inputs failed
             rows = store.load(modality)
-            for key, row, split in zip(rows.keys, rows.embeddings, rows.splits, strict=True):
+            for key, row, split in zip(rows.keys, rows.embeddings, rows.column("split"), strict=True):
                 found[modality, key] = row, split
         return found
 

@@ -99,9 +99,9 @@ def captions_in(table: Columns, names: ColumnNames, n: int) -> list[str | None]:
 
 
 def splits_in(table: Columns, names: ColumnNames, n: int) -> list[str | None]:
-    """Return the split of each of n rows, as the table says it."""
+    """Return the split of each of n rows, as the table says it; None where it says nothing."""
     column = find_column(table, names.split, ("split",))
-    return as_texts(table[column]) if column else [None] * n
+    return [split or None for split in as_texts(table[column])] if column else [None] * n
 
 
 def as_keys(values: Sequence[Any], column: str) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ...errors import StoreError
 from ...reporter import counted
+from ..rows import ITEM_COLUMNS
 from .columns import (
     CAPTIONS,
     ITEMS,
@@ -100,6 +101,7 @@ def pair(
         known.append(_other(_Table.of(name, file, {}, names, given, KEYS, notes), known, notes))
     for table in known:
         _require_unique_keys(table)
+    _share_splits(known, notes)
     return [Modality(table.name, table.vectors, table.rows) for table in known], notes
 
 
@@ -233,11 +235,10 @@ def _pair_texts_by_id(texts: _Table, images: _Table, by: list[str], notes: list[
         notes.append(_nothing_paired(texts, by or [key], images))
         return
     found, _, named = joined
-    keys, splits = images.rows["key"], images.rows["split"]
+    keys = images.rows["key"]
     texts.rows["image_key"] = [
         (None if own_ids else name) if row is None else keys[row] for row, name in zip(found, named, strict=True)
     ]
-    _take_splits(texts, [None if row is None else splits[row] for row in found])
 
 
 def _other(rows: _Table, known: Sequence[_Table], notes: list[str]) -> _Table:
@@ -248,15 +249,14 @@ def _other(rows: _Table, known: Sequence[_Table], notes: list[str]) -> _Table:
         joined = _join(rows, by, partner, notes)
         if joined is not None:
             found, _, named = joined
-            items, splits = partner.items, partner.rows["split"]
+            items = partner.items
             if partner.name == "text" and len(known) == 1:
-                partner.rows["image_key"] = items = _items_of_their_own(partner)
+                partner.rows["image_key"] = items = [*_items_of_their_own(partner)]
             own = rows.rows["key"] if partner.name == "text" else [None] * len(rows)
             rows.rows["pair_key"] = [
                 name if row is None else None if items[row] == key else items[row]
                 for row, name, key in zip(found, named, own, strict=True)
             ]
-            _take_splits(rows, [None if row is None else splits[row] for row in found])
             return rows
     if partners:
         notes.append(_nothing_paired(rows, by, partners[0]))
@@ -264,25 +264,38 @@ def _other(rows: _Table, known: Sequence[_Table], notes: list[str]) -> _Table:
     same = next((table for table in known if len(table) == len(rows)), None)
     if same is not None:
         if same.name == "text" and len(known) == 1:
-            same.rows["image_key"] = _items_of_their_own(same)
+            same.rows["image_key"] = [*_items_of_their_own(same)]
         _pair_by_order(rows, same, "pair_key", bool(by), notes)
     return rows
 
 
-def _items_of_their_own(texts: _Table) -> list[str | None]:
-    """Return the items of texts in a store without images: those that name none are items of their own."""
-    return [item or key for item, key in zip(texts.items, texts.rows["key"], strict=True)]
+def _items_of_their_own(rows: _Table) -> Sequence[str]:
+    """Return the item of each row: rows that name none are items of their own."""
+    named = next((rows.rows[name] for name in ITEM_COLUMNS if name in rows.rows), rows.items)
+    return [item or key for item, key in zip(named, rows.rows["key"], strict=True)]
 
 
-def _take_splits(rows: _Table, splits: Sequence[str | None]) -> None:
-    """Put rows that have no split into that of the rows they are paired with."""
-    rows.rows["split"] = [own or taken for own, taken in zip(rows.rows["split"], splits, strict=True)]
+def _share_splits(tables: Sequence[_Table], notes: list[str]) -> None:
+    """Put all rows of an item into one split: the first that its image names, else another of its rows."""
+    named: dict[str, str] = {}
+    items = [_items_of_their_own(table) for table in tables]
+    for table, own in zip(tables, items, strict=True):
+        for item, split in zip(own, table.rows["split"], strict=True):
+            if split:
+                named.setdefault(item, split)
+    for table, own in zip(tables, items, strict=True):
+        before = table.rows["split"]
+        table.rows["split"] = [named.get(item) for item in own]
+        if moved := sum(old not in (None, new) for old, new in zip(before, table.rows["split"], strict=True)):
+            notes.append(
+                f"{counted(moved, f'{table.name} row names', f'{table.name} rows name')} another split than the rest "
+                "of the item; an item is in one split, that of its image."
+            )
 
 
 def _pair_by_order(rows: _Table, known: _Table, column: str, ids: bool, notes: list[str]) -> None:
     """Pair row i with row i; ``ids`` says whether the rows have ids, which those of ``known`` then have not."""
     rows.rows[column] = list(known.items)
-    _take_splits(rows, known.rows["split"])
     lacking = [table.plural for table, has in ((rows, ids), (known, known.key_column)) if not has]
     why = f"The {' and the '.join(lacking)} have no ids"
     notes.append(f"{why}: row i was paired with row i ({counted(len(rows), 'pair')}).")
@@ -330,7 +343,7 @@ def _nothing_paired(rows: _Table, by: Sequence[str], known: _Table) -> str:
 
 
 def _pair_by_text_rows(rows: Columns, images: _Table) -> None:
-    """Fill in items, captions and splits of the texts from the rows that each image lists in ``text_rows``."""
+    """Fill in items and captions of the texts from the rows that each image lists in ``text_rows``."""
     n = len(rows["image_key"])
     caption_column = find_column(images.columns, images.names.caption, CAPTIONS)
     for row, wanted in enumerate(images.columns["text_rows"]):
@@ -341,7 +354,7 @@ def _pair_by_text_rows(rows: Columns, images: _Table) -> None:
                 raise StoreError(
                     f"Row {row} of the table names the text row {target!r}, but there are only {n:,} texts."
                 )
-            rows["image_key"][target], rows["split"][target] = images.rows["key"][row], images.rows["split"][row]
+            rows["image_key"][target] = images.rows["key"][row]
             if len(texts) == len(wanted):
                 rows["caption"][target] = texts[place]
 
