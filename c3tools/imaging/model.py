@@ -118,7 +118,7 @@ class Size:
 
 SIZES: Mapping[str, Size] = MappingProxyType(
     {
-        "tiny": Size(32, 2, (64, 64, 128), (False, True, True), TrainingConfig(6000, 64, 1e-3)),
+        "tiny": Size(32, 2, (64, 64, 128), (False, True, True), TrainingConfig(6000, 32, 2e-3)),
         "small": Size(64, 2, (96, 192, 256), (False, True, True), TrainingConfig(30_000, 64, 5e-4, ema=0.9995), 2),
         "base": Size(
             128, 2, (128, 256, 384, 512), (False, False, True, True), TrainingConfig(150_000, 128, 3e-4, ema=0.9999), 2
