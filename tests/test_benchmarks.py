@@ -9,13 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+from c3tools.metrics.captions import CaptionScores
 
 from .conftest import unit_rows
 from .encoders.test_loading import local_model
 from .stores import whole_store
 
+ZERO = np.zeros((2, 10))  # counts of BLEU, which is not asked for
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -105,3 +109,22 @@ def test_what_a_gpu_is_for_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys
         monkeypatch.setattr("sys.argv", ["gpu.py"])
         with pytest.raises(SystemExit, match="no CUDA GPU"):
             benchmark.main()
+
+
+def test_the_interval_over_seeds_and_images_is_that_of_drawing_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark = importlib.import_module("gap_and_sigma")
+
+    def scores(values: list[float]) -> CaptionScores:
+        per_image = {"CIDEr": np.array(values)}
+        return CaptionScores(
+            [str(row) for row in range(len(values))], {"CIDEr": float(np.mean(values))}, per_image, ZERO, []
+        )
+
+    # two seeds of heads that disagree by 2, and two images that differ by 4: each mean is 0 or at one of two ends
+    cells = [[(scores([0, 0]), scores([at - 2, at + 2]))] for at in (-1.0, 1.0)]
+    value, draws = benchmark.hierarchical(cells, benchmark.difference, resamples=4_000)
+    assert value == 0
+    ends, counts = np.unique(draws, return_counts=True)
+    assert ends.tolist() == [-3, -2, -1, 0, 1, 2, 3]
+    assert counts / 4_000 == pytest.approx([1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 16, 1 / 8, 1 / 16], abs=0.03)
