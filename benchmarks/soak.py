@@ -41,7 +41,7 @@ UNFINISHED = ("pairing", "manifest", "unfinished", "empty")  # checks of `c3 ver
 SAME = 2e-3  # rows may be batched with others after a repair, which changes the last bits of float16
 LEAST = 24  # images with captions that a training is tried with
 TRAININGS = {
-    "decoder": ("--set", "width=32", "--set", "layers=1", "--set", "vocab_size=300", "--size", "tiny", "--epochs", 8),
+    "decoder": ("--set", "width=48", "--set", "layers=1", "--set", "vocab_size=300", "--size", "tiny", "--epochs", 8),
     "generator": ("--set", "batch_size=8", "--size", "tiny", "--steps", 24),
 }
 
