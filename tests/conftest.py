@@ -31,6 +31,7 @@ from typer.testing import CliRunner, Result
 from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
 from c3tools.io import locations, lock
+from c3tools.reporter import Reporter
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
 from tests.servers import Faults, Hub, hub_server, s3_credentials, s3_server
 
@@ -196,6 +197,16 @@ def copy_photos(folder: Path, count: int) -> Path:
         row["split"] = "val" if number % 4 == 3 else "train"
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
+
+
+class Messages(Reporter):
+    """A reporter that keeps the messages."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def build_store(

@@ -14,22 +14,13 @@ from c3tools.ablation import Ablation, AblationData, ablate
 from c3tools.captioning import SIZES, Captioner, fit_captioner, load_size
 from c3tools.errors import C3Error, DecoderError, StoreError
 from c3tools.identity import ModelIdentity
-from c3tools.reporter import Reporter
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
-from tests.conftest import build_store
+from tests.conftest import Messages, build_store
 
 from ..captioning.conftest import TOY, make_world
 
 pytest.importorskip("pycocoevalcap")
 Table = Callable[..., tuple[Ablation, list[str]]]
-
-
-class Messages(Reporter):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture

@@ -26,23 +26,15 @@ from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, Trans
 from c3tools.identity import ModelIdentity
 from c3tools.io import spill
 from c3tools.io.spill import FileRows
-from c3tools.reporter import Reporter
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import auto_sigma
+from tests.conftest import Messages
 
 from .conftest import TOY, World, make_captions_store
 
 FP32 = devices.pick("cpu", "fp32")
 Train = Callable[..., Captioner]
-
-
-class Messages(Reporter):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from c3tools.connect.heads import Head, HeadShape, new_heads
 from c3tools.errors import ConnectError
 from c3tools.io import spill
 from c3tools.store import Pairs, Store
+from tests.conftest import Messages
 
 from ..conftest import make_store
-from .worlds import Messages, some_pairs, views, write_files
+from .worlds import some_pairs, views, write_files
 
 QUICK: dict[str, Any] = {"dim": 16, "hidden": 32, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32"}
 QUICK |= {"epochs": 6, "logit_scale": "20"}

@@ -12,10 +12,11 @@ from c3tools.connect import read_features
 from c3tools.connect.inputs import FeatureInputs, PhotoInputs, augment, number_rows, number_texts
 from c3tools.encoders import load_network
 from c3tools.errors import ConnectError
+from tests.conftest import Messages
 
 from ..conftest import make_store, unit_rows
 from .photos import save_photos, save_tiny_clip
-from .worlds import Messages, views, write_files
+from .worlds import views, write_files
 
 
 def test_files_are_paired_by_their_table(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import torch
 
 from c3tools.connect import processes
-
-from .worlds import Messages
+from tests.conftest import Messages
 
 
 def test_one_process_gathers_its_own_rows() -> None:

@@ -14,9 +14,9 @@ from c3tools.connect.towers import EPOCHS, ImageTower, TextTower, choose_trained
 from c3tools.devices import Compute
 from c3tools.encoders import load_encoder, load_network
 from c3tools.errors import ConnectError
+from tests.conftest import Messages
 
 from .photos import save_photos, save_tiny_clip
-from .worlds import Messages
 
 CPU = Compute("cpu", "fp32")
 

@@ -23,8 +23,9 @@ from c3tools.devices import Compute
 from c3tools.errors import ConnectError
 from c3tools.reporter import SILENT, Progress, Reporter
 from c3tools.training.checkpoints import CheckpointDir
+from tests.conftest import Messages
 
-from .worlds import Messages, some_pairs, views
+from .worlds import some_pairs, views
 
 CPU = Compute("cpu", "fp32")
 QUICK = TrainingSettings(scale=LogitScale(20), batch_size=40, epochs=6, learning_rate=3e-3, patience=0)

@@ -9,18 +9,7 @@ from typing import Any
 import numpy as np
 
 from c3tools.connect.inputs import FeatureInputs, PairInputs
-from c3tools.reporter import Reporter
 from c3tools.store.rows import Indices, Matrix
-
-
-class Messages(Reporter):
-    """A reporter that keeps the messages."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def views(

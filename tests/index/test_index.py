@@ -13,10 +13,9 @@ from PIL import Image
 from c3tools import Store
 from c3tools.errors import StoreError
 from c3tools.index import Hit, Index, SearchResult, build, build_index, contact_sheet, faiss_shards
-from c3tools.reporter import Reporter
 from c3tools.store import Rows
 from c3tools.store.shards import Shard, write_shard
-from tests.conftest import build_store
+from tests.conftest import Messages, build_store
 from tests.corpus.packing import write_tar
 from tests.stores import gap_store, make_vectors, unit
 
@@ -171,14 +170,6 @@ def test_a_contact_sheet_shows_what_can_be_read_and_says_what_cannot(tmp_path: P
     assert "&lt;script&gt;dog" in page
     assert "&lt;i&gt;a &amp; b&lt;/i&gt;" in page
     assert "<script>dog" not in page
-
-
-class Messages(Reporter):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def grow(store: Store, first: int, count: int, part: int, seed: int = 5) -> None:

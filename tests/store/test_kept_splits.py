@@ -16,12 +16,11 @@ from c3tools.corpus.splits import STANDARD, hashed_split
 from c3tools.errors import ConnectError, StoreError, TransformError
 from c3tools.index import build_index
 from c3tools.moments import Moments
-from c3tools.reporter import Reporter
 from c3tools.store import Store
 from c3tools.store.means import compute_means, save_means
 from c3tools.store.rows import keys_of
 from c3tools.transforms import Pipeline, preset
-from tests.conftest import build_store
+from tests.conftest import Messages, build_store
 from tests.stores import make_vectors, two_texts_per_image
 
 N = 90
@@ -47,15 +46,6 @@ def store(tmp_path: Path, naming: str) -> Store:
     images, texts = make_vectors(N)
     rows = two_texts_per_image(NAMINGS[naming], images, texts)
     return build_store(tmp_path / "c3-store", *rows, part_rows={"image": 40, "text": 70})
-
-
-class Messages(Reporter):
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def test_every_reader_gives_the_same_rows(store: Store, naming: str) -> None:
