@@ -21,7 +21,7 @@ from ..store.manifest import lost_shards
 from ..store.metadata import INFO_FILE
 from ..store.rewriting import rewrite_shard
 from ..store.rows import keys_of
-from ..store.shard_indexes import has_indexes, load_faiss, write_indexes
+from ..store.shard_indexes import has_indexes, keep_indexes, load_faiss
 from ..store.shards import remove_unfinished
 from .int8 import calibration_for, keep_int8_model
 from .plan import Plan, ShardInputs, Sources, is_within, plan_corpus, summarize_plan
@@ -84,8 +84,8 @@ def embed(
         backend, precision: see `c3tools.encoders.load_encoder`; ``auto`` uses those of the store, if it has any.
         compile: compile the model with `torch.compile`.
         dtype, shard_size, workers, batch_size, image_timeout, fps, retry_failed, update, prune: see `embed_corpus`.
-        faiss: write a FAISS index beside each shard (extra ``cpu``), for `c3tools.Index.open`; the indexes of a store
-            that has some are always completed.
+        faiss: write a FAISS index beside each shard (extra ``cpu``), for `c3tools.Index.open`; a store that
+            has indexes gets those of new shards without it.
         dry_run: only find out what would be done; no model is loaded and nothing is written.
         executor, address, processes: ``local``, or ``ray`` with the address of the cluster and the number of its
             worker processes, or an open executor; see `c3tools.executors.open_executor`.
@@ -97,7 +97,7 @@ def embed(
 
     Raises:
         CorpusError: if a path is missing, or there is nothing to embed.
-        MissingExtraError: if FAISS is needed and not installed.
+        MissingExtraError: if ``faiss`` is asked for and FAISS is not installed.
         EncoderError: if the model cannot be loaded.
         StoreError: if the store has embeddings of another model, or is damaged.
         OutputError: if another run is writing to it.
@@ -132,6 +132,7 @@ def embed(
         return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
+    indexed = faiss or (recorded is not None and has_indexes(Store.open(folder, incomplete=True)))
 
     def load() -> Encoder:
         return resolve_encoder(
@@ -169,10 +170,10 @@ def embed(
             executor=chosen,
             reporter=reporter,
         )
-        opened = Store.open(folder, incomplete=True)
-        if faiss or has_indexes(opened):
+        if indexed:
             with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
-                write_indexes(opened, chosen, reporter)
+                keep_indexes(folder, chosen, reporter)
+    opened = Store.open(folder, incomplete=True)
     opened.summary = summary
     return opened
 

@@ -113,10 +113,13 @@ class Index:
         """Return the indexes of the shards of a store as one."""
         having, lacking = indexed_shards(store)
         if lacking or not having:
+            some = has_indexes(store)
             raise StoreError(
                 f"{len(lacking):,} of {counted(len(lacking) + len(having), 'shard')} of the store {store.path} have no "
-                "FAISS index.",
-                remedy="Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
+                f"FAISS index{' of their present rows' if some else ''}.",
+                remedy=f"Make those that are missing: c3 verify {store.path} --repair"
+                if some
+                else "Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
             )
         schema = pa.schema([(name, pa.string()) for name in HIT_COLUMNS])
         tables = [schema.empty_table()]

@@ -25,6 +25,7 @@ from .manifest import finish_store
 from .metadata import INFO_FILE, Failure, StoreInfo, write_failures
 from .reader import Store
 from .rows import Rows, item_keys, match_items
+from .shard_indexes import has_indexes, keep_indexes
 from .shards import Shard, create_store, write_shard
 
 SHARD_ROWS = 32_768
@@ -189,6 +190,8 @@ def write_modalities(
                     notes.append(f"{counted} did not have norm 1; they were {kept}.")
         write_failures(path, Store.open(path, incomplete=True).failures())
         finish_store(path)
+        if has_indexes(Store.open(path)):
+            keep_indexes(path, executor, reporter)
     rows = {modality.name: len(modality) - len(left_out[modality.name]) for modality in modalities}
     everything = [failure for failures in left_out.values() for failure in failures]
     return ImportReport(path, rows, _count_pairs(modalities, left_out), everything, notes)

@@ -21,6 +21,7 @@ from .metadata import Failure, write_failures, write_marker
 from .reader import Store, all_parts
 from .rewriting import intact_shard, new_folder, new_store, not_intact, replace_column, timings_of
 from .rows import ITEM_COLUMNS, keys_of, row_items
+from .shard_indexes import has_indexes, keep_indexes
 from .shards import MARKER, MOMENTS, ROWS, create_store, part_path, write_batches
 
 _KEY_COLUMNS = ("key", *ITEM_COLUMNS)
@@ -60,7 +61,7 @@ def merge_stores(
     """Join stores of the same model into a new store; shards that need no change are copied.
 
     Keys that several stores share are an error unless ``keep`` or ``prefix`` is given. An item that several stores have
-    rows of is in its split of the first of them.
+    rows of is in its split of the first of them. The new store has FAISS indexes if one of the stores has.
 
     Args:
         destination: the folder of the new store; it appears when it is complete.
@@ -119,6 +120,8 @@ def merge_stores(
         unique = {(failure.stage, failure.key): failure for failure in reversed(everything)}
         write_failures(building, [unique[name] for name in sorted(unique)])
         finish_store(building)
+        if any(map(has_indexes, sources)):
+            keep_indexes(building, reporter=reporter)
     report.notes += [
         f"The moments of another corpus that were loaded into {store.path} were not copied; `c3 means --load` loads "
         "them again."

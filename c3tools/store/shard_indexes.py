@@ -4,8 +4,9 @@
                                    whose values they are; else float32, scaled to unit length
     image/_part-00000.faiss.json   the SHA-256 of the rows that it is of, and its own; written last
 
-An index is ignored if its record has the checksum of other rows, because the shard was updated since. Shards, done
-markers and the manifest are the same with and without indexes.
+An index is ignored if its record has the checksum of other rows, because the shard was updated since. Every command
+that writes shards calls `keep_indexes`, so a store that has indexes, or is made from one that has, gets those that its
+shards lack. Shards, done markers and the manifest are the same with and without indexes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtraError, StoreError, UnreachableError
-from ..executors import Executor, Report, Work
+from ..executors import Executor, LocalExecutor, Report, Work
 from ..io.files import read_json, sha256_of, write_atomically, write_json_atomically
-from ..io.locations import kind_of, names_in, read_all
+from ..io.locations import kind_of, names_in, read_all, remove
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter
 from .manifest import ShardName
@@ -59,31 +60,39 @@ def write_index(store: Store, modality: str, part: int) -> None:
     for batch in store.batches(modality, ["embedding"], parts=[part]):
         rows = embedding_matrix(batch)
         index.add(np.ascontiguousarray(rows if info.normalised else unit_rows(rows), dtype=np.float32))
-    path = store.file(modality, part, FAISS)
+    path, record_path = (store.file(modality, part, suffix) for suffix in (FAISS, FAISS_RECORD))
+    remove(record_path)  # it must never stand beside an index that it is not of
     write_atomically(path, lambda temporary: faiss.write_index(index, str(temporary)))
     record = {"rows": rows_digest(store, modality, part), "sha256": sha256_of(path)}
-    write_json_atomically(store.file(modality, part, FAISS_RECORD), record)
+    write_json_atomically(record_path, record)
 
 
 def read_index(store: Store, modality: str, part: int) -> Any:
     """Read the index of one shard.
 
     Raises:
-        StoreError: if it is damaged.
+        StoreError: if it is damaged, or has another number of vectors than the shard has rows.
         MissingExtraError: if faiss is not installed.
     """
-    faiss, path = load_faiss(), store.file(modality, part, FAISS)
+    faiss, path, rows = load_faiss(), store.file(modality, part, FAISS), store.marker(modality, part)["rows"]
+    remedy = f"Make it anew: c3 verify {store.path} --repair"
     try:
         if isinstance(path, Path):
-            return faiss.read_index(str(path))
-        return faiss.deserialize_index(np.frombuffer(read_all(path), np.uint8))
+            index = faiss.read_index(str(path))
+        else:
+            index = faiss.deserialize_index(np.frombuffer(read_all(path), np.uint8))
     except UnreachableError:
         raise
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
+        raise StoreError(f"{path} cannot be read ({reason}).", remedy=remedy) from error
+    if (index.ntotal, index.d) != (rows, store.info.dim):
         raise StoreError(
-            f"{path} cannot be read ({reason}).", remedy=f"Make it anew: c3 verify {store.path} --repair"
-        ) from error
+            f"{path} has {index.ntotal:,} vectors of {index.d} dimensions, but its shard has {rows:,} rows of "
+            f"{store.info.dim}.",
+            remedy=remedy,
+        )
+    return index
 
 
 def rows_digest(store: Store, modality: str, part: int) -> str:
@@ -92,7 +101,9 @@ def rows_digest(store: Store, modality: str, part: int) -> str:
     return next((str(digest) for name, digest in digests.items() if name.endswith(ROWS)), "")
 
 
-def index_problem(store: Store, modality: str, part: int, *, checksum: bool = True) -> str | None:
+def index_problem(
+    store: Store, modality: str, part: int, *, checksum: bool = True, required: bool = False
+) -> str | None:
     """Return what is wrong with the index of a shard, in words; None if it is whole, or there is none.
 
     Args:
@@ -100,10 +111,13 @@ def index_problem(store: Store, modality: str, part: int, *, checksum: bool = Tr
         modality: of the shard.
         part: its number.
         checksum: read the file, too.
+        required: count it as a problem if there is none.
     """
     path, record = (store.file(modality, part, suffix) for suffix in (FAISS, FAISS_RECORD))
     if kind_of(record) is None:
-        return "it was not finished" if kind_of(path) else None
+        if kind_of(path):
+            return "it was not finished"
+        return "there is none, but other shards have one" if required else None
     try:
         recorded = read_json(record)
         rows, digest = recorded["rows"], recorded["sha256"]
@@ -176,3 +190,24 @@ def write_indexes(store: Store, executor: Executor, reporter: Reporter = SILENT)
         rows = sum(int(store.marker(modality, part)["rows"]) for modality, part in lacking)
         with reporter.progress("Writing FAISS shards", rows) as progress:
             executor.run(IndexWork(store), lacking, lambda done, failed: progress.advance(done))
+
+
+def keep_indexes(path: Path, executor: Executor | None = None, reporter: Reporter = SILENT) -> None:
+    """Write the indexes that shards lack, in a store that had indexes before or is made from one that has.
+
+    Without faiss, a message says that they are missing; the rows are not affected.
+
+    Args:
+        path: the store; it is locked by the caller.
+        executor: where it is done; None for this process.
+        reporter: shows messages and progress.
+
+    Raises:
+        StoreError: if rows cannot be read.
+    """
+    try:
+        write_indexes(Store.open(path, incomplete=True), executor or LocalExecutor(), reporter)
+    except MissingExtraError:
+        reporter.message(
+            "New shards have no FAISS index, because faiss-cpu is not installed; `c3 index` indexes the whole store."
+        )

@@ -24,6 +24,7 @@ from .metadata import write_failures
 from .reader import Store, all_parts
 from .rewriting import intact_shard, new_folder, new_store, replace_column, timings_of
 from .rows import ITEM_COLUMNS, keys_of, row_items
+from .shard_indexes import has_indexes, keep_indexes
 from .shards import create_store, shard_schema, write_batches
 
 ChooseSplits = Callable[[Sequence[str]], list[str | None]]  # keys of items -> their new splits, None for no change
@@ -119,6 +120,8 @@ def split_store(
             progress.advance()
         write_failures(building, source.recorded_failures())
         finish_store(building)
+        if has_indexes(source):
+            keep_indexes(building, reporter=reporter)
     return report
 
 

@@ -19,7 +19,7 @@ from .manifest import MANIFEST_FILE, ShardName, ShardRecord, finish_store, recor
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, write_failures, write_marker
 from .reader import Store
 from .shard_checks import check_shard
-from .shard_indexes import index_problem, write_index
+from .shard_indexes import has_indexes, index_problem, write_index
 from .shards import (
     AS_REMOVED,
     FAISS,
@@ -138,6 +138,7 @@ def _run_checks(store: Store, result: Verification, sample: float | None, seed: 
     readable: dict[str, list[int]] = {}
     failed = FailedInputs()
     records: dict[ShardName, ShardRecord] = {}
+    indexed = has_indexes(store)
     for modality in store.modalities:
         parts = store.parts(modality)
         chosen = _sampled(parts, sample, seed, modality)
@@ -148,7 +149,8 @@ def _run_checks(store: Store, result: Verification, sample: float | None, seed: 
             progress.advance()
             if marker is None:
                 continue
-            if not found and (problem := index_problem(store, modality, part, checksum=part in chosen)):
+            problem = None if found else index_problem(store, modality, part, checksum=part in chosen, required=indexed)
+            if problem:
                 where, remedy = part_name(modality, part, FAISS), "Make it anew from the rows: c3 verify --repair"
                 result.findings.append(Finding("faiss", where, problem, remedy, Repair.INDEX, modality, part))
             failed.add_listed(marker["failures"])
@@ -219,8 +221,11 @@ def repair_store(result: Verification) -> None:
                 _write_moments(opened, modality, part)
                 _repaired(result, f"the moments of {modality} shard {part} were computed again")
         for modality, part in _shards_to_repair(result, Repair.INDEX):
-            write_index(opened, modality, part)
-            _repaired(result, f"the FAISS index of {modality} shard {part} was made again")
+            if (modality, part) in dropped:
+                result.open -= 1
+            else:
+                write_index(opened, modality, part)
+                _repaired(result, f"the FAISS index of {modality} shard {part} was made again")
         if Repair.FAILURES in repairs:
             _repaired(
                 result,

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from c3tools import Index, Store, embed
+from c3tools import Index, Store, embed, import_embeddings, load_means, merge_stores, save_means, split_store
 from c3tools.encoders import Encoder
-from c3tools.errors import StoreError
+from c3tools.errors import MissingExtraError, StoreError
 from c3tools.executors import LocalExecutor
 from c3tools.io import files
-from c3tools.store import Rows
-from c3tools.store.shard_indexes import index_problem, indexed_shards, write_indexes
+from c3tools.store import Rows, finish_store
+from c3tools.store.shard_indexes import has_indexes, index_problem, indexed_shards, write_indexes
+from c3tools.store.shards import Shard, write_shard
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, build_store, copy_photos, make_store, unit_rows
+from tests.conftest import C3, Messages, build_store, copy_photos, make_store, unit_rows
 
 pytest.importorskip("faiss", reason="the extra cpu is not installed")
 
@@ -173,6 +175,137 @@ def test_embed_keeps_indexes_complete_and_search_finds_them(
     assert verify_store("c3-store").findings == []
     found = Index.open("c3-store").search("a small green frog", within="text", k=1)[0]
     assert "small green frog" in str(found.hits[0].caption)
+
+
+def check_indexes(store: Path) -> None:
+    """Every shard has an index of its rows, and what is found in it is what the rows say."""
+    opened = Store.open(store)
+    assert indexed_shards(opened)[1] == []
+    assert verify_store(store).findings == []
+    query = unit_rows(1, opened.info.dim, seed=7)
+    found = Index.open(store).search(vector=query, k=5)[0]
+    for modality, hits in found.groups.items():
+        assert [hit.key for hit in hits] == nearest(opened.load(modality), query[0], 5)
+
+
+def halves(tmp_path: Path) -> tuple[Store, Store]:
+    """Two stores without a common key, in shards of 4."""
+    stores = []
+    for name, start in (("one", 0), ("two", 100)):
+        keys = [f"i{start + i}" for i in range(10)]
+        images = Rows.of("image", keys, unit_rows(10, DIM, start), split=["train"] * 10)
+        texts = Rows.of("text", [f"{key}#0" for key in keys], unit_rows(10, DIM, start + 1), image_key=keys)
+        stores.append(build_store(tmp_path / name, images, texts, dtype="float16", part_rows=4))
+    return stores[0], stores[1]
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_a_merged_store_has_indexes_if_one_of_the_stores_has(tmp_path: Path, prefix: bool) -> None:
+    one, two = halves(tmp_path)
+    merge_stores(tmp_path / "none", [one.path, two.path], prefix=prefix)
+    assert not has_indexes(Store.open(tmp_path / "none"))
+    indexed(two)
+    merge_stores(tmp_path / "both", [one.path, two.path], prefix=prefix)
+    check_indexes(tmp_path / "both")
+
+
+def test_a_split_store_has_indexes_if_the_store_has(store: Store, tmp_path: Path) -> None:
+    split_store(tmp_path / "none", store.path)
+    assert not has_indexes(Store.open(tmp_path / "none"))
+    split_store(tmp_path / "new", indexed(store).path)
+    check_indexes(tmp_path / "new")
+
+
+def test_an_import_completes_the_indexes_of_the_store(tmp_path: Path) -> None:
+    rows = Rows.of("image", [f"i{i}" for i in range(9)], unit_rows(9, DIM))
+    store = indexed(build_store(tmp_path / "s", rows, dtype="float16", part_rows=4, model={"name": "m"}))
+    np.save(tmp_path / "text.npy", unit_rows(7, DIM, seed=3))
+    import_embeddings(store=store.path, text=tmp_path / "text.npy", model="m")
+    check_indexes(store.path)
+
+
+def test_moments_of_another_corpus_leave_the_indexes_alone(store: Store, tmp_path: Path) -> None:
+    indexed(store)
+    save_means(store, tmp_path / "means.safetensors")
+    load_means(store.path, tmp_path / "means.safetensors")
+    check_indexes(store.path)
+
+
+def test_rows_that_are_all_replaced_keep_the_store_indexed(encoder: Encoder, tmp_path: Path) -> None:
+    copy_photos(tmp_path / "photos", 4)
+    photos, texts = tmp_path / "photos", tmp_path / "photos" / "captions.jsonl"
+    embed(photos, tmp_path / "s", encoder=encoder, shard_size=4, workers=0, faiss=True)
+    for path in photos.glob("*.jpg"):
+        path.rename(path.with_stem(f"other-{path.stem}"))
+    texts.unlink()
+    embed(photos, tmp_path / "s", encoder=encoder, shard_size=4, workers=0, prune=True)
+    assert all(key.startswith("other-") for key in Store.open(tmp_path / "s").load("image").keys)
+    check_indexes(tmp_path / "s")
+
+
+def test_without_faiss_new_shards_are_made_and_a_message_says_what_they_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = halves(tmp_path)
+    indexed(one)
+
+    def missing() -> ModuleType:
+        raise MissingExtraError("faiss-cpu", extra="cpu", purpose="Indexing and searching")
+
+    messages = Messages()
+    with monkeypatch.context() as patch:
+        patch.setattr("c3tools.store.shard_indexes.load_faiss", missing)
+        merge_stores(tmp_path / "both", [one.path, two.path], reporter=messages)
+    assert any("no FAISS index, because faiss-cpu is not installed; `c3 index`" in text for text in messages.texts)
+    assert verify_store(tmp_path / "both").findings == []
+    with pytest.raises(StoreError, match=r"12 of 12 shards of the store .* have no FAISS index"):
+        Index.open(tmp_path / "both")
+
+
+def test_a_shard_that_lacks_the_index_which_others_have_is_reported_and_indexed(store: Store) -> None:
+    indexed(store)
+    for path in store.path.glob("text/_part-00003.faiss*"):
+        path.unlink()
+    with pytest.raises(StoreError, match=r"(?s)1 of 11 shards .* no FAISS index of their present rows.*--repair"):
+        Index.open(store.path)
+    (finding,) = verify_store(store.path).findings
+    assert (finding.modality, finding.part) == ("text", 3)
+    assert "other shards have one" in finding.what
+    assert verify_store(store.path, repair=True).whole
+    check_indexes(store.path)
+
+
+def test_a_shard_that_is_dropped_for_its_keys_needs_no_index(store: Store) -> None:
+    indexed(store)
+    write_shard(store.path, store.info, Shard("image", 4, unit_rows(1, DIM, seed=5), {"key": ["image0"]}))
+    finish_store(store.path)
+    result = verify_store(store.path, repair=True)
+    assert "image shard 4 was removed and has to be made again" in result.repaired
+    assert not list(store.path.glob("image/*part-00004*"))
+
+
+def test_no_record_stands_beside_an_index_of_other_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that go forth and back must not find the index of the rows in between."""
+    indexed(store)
+    before = {path: path.read_bytes() for path in store.path.glob("image/*part-00001.*") if ".faiss" not in path.name}
+    rows = Rows.of("image", store.load("image").keys[8:16], unit_rows(8, DIM, seed=99))
+    shard = Shard("image", 1, rows.embeddings, {"key": rows.keys, "path": rows.keys})
+    write_shard(store.path, store.info, shard)
+    with monkeypatch.context() as patch:
+        patch.setattr("c3tools.store.shard_indexes.sha256_of", lambda _: 1 / 0)  # the run stops before the record
+        with pytest.raises(ZeroDivisionError):
+            indexed(store)
+    for path, content in before.items():
+        path.write_bytes(content)
+    assert indexed_shards(store)[1] == [("image", 1)]
+    check_indexes(indexed(store).path)
+
+
+def test_an_index_of_another_size_than_its_shard_is_refused(store: Store) -> None:
+    indexed(store)
+    (store.path / "image/_part-00003.faiss").write_bytes((store.path / "image/_part-00000.faiss").read_bytes())
+    with pytest.raises(StoreError, match=r"(?s)has 8 vectors of 16 .*, but its shard has 6 rows.*--repair"):
+        Index.open(store.path)
 
 
 def test_the_option_of_the_command_writes_them(c3: C3, tmp_path: Path) -> None:
