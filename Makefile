@@ -47,7 +47,7 @@ dist: $(VENV)/.dev
 	$(BIN)/python .ci/smoke.py dist/*.whl
 
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	$(BIN)/python -m sphinx -q -E -a -W --keep-going -b html docs build/docs
 	@echo "Open build/docs/index.html"
 
 clean:

@@ -9,6 +9,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.logging import getLogger
 
 from c3tools import __version__
 from c3tools.pages import palette
@@ -30,6 +31,7 @@ html_show_sphinx = False
 
 default_role = "code"  # docstrings write `name` for code
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
@@ -45,7 +47,7 @@ class InlineFigures(SphinxPostTransform):
         """Replace each image node that names an .svg file of the documentation."""
         for image in list(self.document.findall(nodes.image)):
             uri = image["uri"]
-            if uri.endswith(".svg") and "://" not in uri:
+            if uri.endswith(".svg") and Path(self.env.srcdir, uri).is_file():  # Sphinx warns of missing files
                 label = image.get("alt", "")
                 svg = _inline(Path(self.env.srcdir, uri).read_text("utf-8"), Path(uri).stem, label)
                 image.replace_self(nodes.raw("", f'<div class="figure">{svg}</div>', format="html"))
@@ -57,9 +59,41 @@ def _inline(svg: str, name: str, label: str) -> str:
         svg = svg.replace(light, f"var(--c3-{role})")
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     head = f'<svg role="img" aria-label="{html.escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda match: f"{head}{match[1]}>", svg, count=1)
+    found = re.search(r'<svg [^>]*?(viewBox="0 0 ([\d.]+) [^"]*")[^>]*>', svg)
+    if found is None:
+        raise ValueError(f"{name}.svg has no viewBox.")
+    size = ' class="wide"' if float(found[2]) > 540 else ""  # points; a phone shows it scrolled, at a readable size
+    return f"{head}{found[1]}{size}>{svg[found.end() :]}"
+
+
+class CellWidths(SphinxPostTransform):
+    """Name the cells of tables by what they hold: numbers stay on one line, and sentences get room on a phone."""
+
+    default_priority = 5
+    formats = ("html",)
+
+    def run(self) -> None:
+        """Add a class to each cell."""
+        for entry in self.document.findall(nodes.entry):
+            text = entry.astext()
+            if not re.search(r"[^\W\d_]", text):
+                entry["classes"].append("number")
+            elif len(text) > 60:
+                entry["classes"].append("sentence")
+            elif len(text) > 16:
+                entry["classes"].append("words")
+
+
+def check_requests(app: Sphinx, failure: Exception | None) -> None:
+    """Warn of pages that load something from another server."""
+    loads = re.compile(r"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']((?:https?:)?//[^"']+)""")
+    for page in [] if failure else sorted(Path(app.outdir).rglob("*.html")):
+        for address in loads.findall(page.read_text("utf-8")):
+            getLogger(__name__).warning("%s loads %s from another server", page.name, address)
 
 
 def setup(app: Sphinx) -> None:
-    """Register the transform."""
+    """Register the transforms and the check."""
     app.add_post_transform(InlineFigures)
+    app.add_post_transform(CellWidths)
+    app.connect("build-finished", check_requests)
