@@ -2,8 +2,7 @@
 
     python docs/figures/draw.py
 
-It takes half a minute and writes the SVG files beside it. The two captions in readme.svg are those that `make demo`
-gives this photo.
+It takes half a minute and writes the SVG files beside it. The captions in readme.svg are those of the bundled decoder.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import base64
 import io
 import re
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,14 @@ from PIL import Image
 
 import c3tools
 from c3tools.assets.paths import C3_MINI_MOMENTS, PHOTOS
+from c3tools.captioning import GenerationConfig
 from c3tools.corpus.splits import hashed_split
 from c3tools.moments import load_moments
 from c3tools.pages import close_up, new_figure, palette, save_figure, styled
 from c3tools.store import Pairs, Store
 
 HERE = Path(__file__).parent
-PHOTO = "000000078499.jpg"
-CAPTIONS = (
-    ("C1: neither Collapse nor Corrupt", "a group of people and a that is on top of a bed"),
-    ("C3: both", "a couple of horses standing next to each other"),
-)
+PHOTO = "000000431848"
 COLOURS = {"image": palette.FIRST, "text": palette.SECOND}
 SPLITS = {"train": palette.FIRST, "val": palette.THIRD, "test": palette.SECOND}
 Rows = npt.NDArray[np.float32]
@@ -78,22 +75,36 @@ def transformed(store: Store, preset: str, **settings: Any) -> tuple[Rows, Rows]
     return pipeline.transform(images, modality="image"), noised
 
 
+def captions_of(store: Store, key: str) -> dict[str, str]:
+    """Return the captions of a photo by the bundled decoder, without Collapse and with it.
+
+    Without Collapse, the mean of the texts is subtracted from the embedding of the photo, so the gap remains.
+    """
+    captioner = c3tools.Captioner.load("c3-mini")
+    rows = store.load("image")
+    embedding = rows.embeddings[[rows.keys.index(key)]]
+    return {
+        label: captioner.write(embedding, modality, None, None, GenerationConfig())[0]
+        for label, modality in (("without Collapse", "text"), ("with Collapse", "image"))
+    }
+
+
 @styled
-def draw_readme(images: Rows, texts: Rows, view: Rows, collapsed: tuple[Rows, Rows]) -> None:
-    """Draw the gap before and after Collapse, and a photo with the captions of two decoders."""
-    figure, axes = new_figure(9.4, 2.9, 1, 3, gridspec_kw={"width_ratios": [1, 1, 1.15]})
-    scatter(axes[0], images, texts, view, "Before: two regions, the modality gap")
+def draw_readme(images: Rows, texts: Rows, view: Rows, collapsed: tuple[Rows, Rows], captions: dict[str, str]) -> None:
+    """Draw the gap before and after Collapse, and a photo with its captions."""
+    figure, axes = new_figure(9.4, 2.5, 1, 3, gridspec_kw={"width_ratios": [1, 1, 0.52]})
+    scatter(axes[0], images, texts, view, "Before Collapse: two regions")
     scatter(axes[1], *collapsed, view, "After Collapse: one region")
     axes[0].legend(loc="lower center", ncols=2)
-    photo = Image.open(PHOTOS / "images" / PHOTO)
+    photo = Image.open(PHOTOS / "images" / f"{PHOTO}.jpg")
     photo.thumbnail((360, 360))
     axes[2].imshow(photo)
-    axes[2].set_title("Decoders that never saw an image")
+    axes[2].set_title("A decoder that never saw an image", loc="left")
     axes[2].axis("off")
-    for number, (who, caption) in enumerate(CAPTIONS):
-        down = -0.10 - 0.20 * number
-        axes[2].text(0, down, who, transform=axes[2].transAxes, fontsize=7.5, color=palette.MUTED)
-        axes[2].text(0, down - 0.08, f"“{caption}”", transform=axes[2].transAxes, fontsize=8)
+    for number, (who, caption) in enumerate(captions.items()):
+        text: dict[str, Any] = {"transform": axes[2].transAxes, "va": "top"}
+        axes[2].text(1.06, 0.95 - 0.5 * number, who, fontsize=7.5, color=palette.MUTED, **text)
+        axes[2].text(1.06, 0.85 - 0.5 * number, textwrap.fill(f"“{caption}”", 22), fontsize=8, **text)
     save_figure(figure, HERE / "readme.svg")
     with_jpeg(HERE / "readme.svg")
 
@@ -268,7 +279,8 @@ def main() -> None:
         images, texts = first_pairs(pairs)
         view = axes_of(images, texts)
         middle = (images.mean(0) + texts.mean(0)) / 2
-        draw_readme(images - middle, texts - middle, view, transformed(store, "c2-collapse"))
+        collapsed, captions = transformed(store, "c2-collapse"), captions_of(store, PHOTO)
+        draw_readme(images - middle, texts - middle, view, collapsed, captions)
         draw_gap(images - middle, texts - middle, view)
         draw_steps(store, view)
         draw_presets(store, view)
