@@ -1,15 +1,15 @@
-"""Power and false alarms of the gap report's verdicts: stores that follow the paper's model, and stores that break it.
+"""Measure how often the gap report's answers are right, on synthetic stores that follow or violate its assumptions.
 
-    python benchmarks/assumption_power.py                 # prints the table of docs/reference/geometry.md
-    python benchmarks/assumption_power.py --draws 100     # more exactly
+    python benchmarks/assumption_power.py                 # prints the table of docs/results/geometry.md
+    python benchmarks/assumption_power.py --draws 100     # more precise
 
 The model is `e_x - e_y = c + eps` (Zhang et al., ICLR 2024): content in a third of the dimensions, a constant gap c
-orthogonal to it, isotropic Gaussian noise on the texts, everything scaled to unit length; with several captions half of
-the noise is the image's and half the caption's. Each of ten breaks changes one of these. A store is drawn, written
-and read for each verdict.
+orthogonal to it, and isotropic Gaussian noise on the texts. Rows are scaled to unit length. With several captions per
+image, half of the noise belongs to the image and half to the caption. Each of ten variants violates one assumption.
+For each answer, a store is drawn, written and read.
 
-Costs about ten minutes on 2 cores with the default of 20 draws. The model should get "yes" in at least 95 of 100 draws
-for each question; a break should get "no" to its question.
+Takes about ten minutes on 2 cores with the default of 20 draws. If all assumptions hold, at least 95 of 100 answers to
+each question should be "yes"; if one is violated, the answer to its question should be "no".
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Captioning from embeddings with and without the key-value cache: how fast, and whether the tokens are the same.
+"""Compare captioning from embeddings with and without the key-value cache: speed, and whether the tokens are the same.
 
     python benchmarks/captioning_speed.py --decoder c3-decoder --store c3-store     # the test images of a store
     python benchmarks/captioning_speed.py                                           # random weights, 1,000 embeddings
 
-Greedy, fp32. "Without" computes the whole sequence again for every token, in the same batches, rows that are finished
-leaving in the same way. Random weights rarely end a caption, so that most run to the longest one: the slowest case.
-Costs about a minute on 2 cores; it should print the same tokens for every image, and less than 20 s with the cache
-for 1,000 images.
+Decoding is greedy, in fp32. Without the cache, the whole sequence is computed again for every token, in the same
+batches, and finished rows are removed in the same way. With random weights few captions end early, so most reach the
+maximum length, which is the slowest case.
+
+Takes about a minute on 2 cores. It should print the same tokens for every image, and less than 20 s with the cache for
+1,000 images.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Measure how much of the gap survives contrastive training, by logit scale: heads on frozen features, with seeds.
+"""Measure how much of the gap is left after contrastive training, by logit scale: heads on frozen features.
 
     python examples/c3_mini/features.py CORPUS FEATURES      # or any image.npy, text.npy and meta.jsonl
     python benchmarks/connect_temperature.py FEATURES --stores STORES
 
-For each logit scale and seed, `c3 connect heads` with the settings of docs/results/connect.md, all from the same start
-for one seed. The table has the gap before training and in the kept checkpoint, and recall, on the test split: mean and
-standard deviation over the seeds. With --stores, the first seed's embeddings become a store per scale, for
-`c3 ablate --methods C2_2,C3 --store STORES/100`. What is finished is kept in --work and not trained again.
+Runs `c3 connect heads` for each logit scale and seed, with the settings of docs/results/connect.md. Runs with the same
+seed start from the same weights. The table shows the gap before training, and the gap and the recall of the best
+checkpoint, on the test split: mean and standard deviation over the seeds. With --stores, the embeddings of the first
+seed become a store for each scale, for `c3 ablate --methods C2_2,C3 --store STORES/100`. Finished runs are kept in
+--work and not repeated.
 
-Cost: about a minute a run on one thread (OMP_NUM_THREADS=1), 12 runs. Expected on Flickr8k: of a gap of 1.13,
-0.08 is left at a fixed scale of 14 and 0.77 at 100 (docs/reference/connect.md has the table).
+Takes about a minute per run on one thread (OMP_NUM_THREADS=1); there are 12 runs. On Flickr8k, the gap should fall from
+1.13 to 0.08 at a fixed scale of 14, and to 0.77 at 100 (the table is in docs/results/connect.md).
 """
 
 from __future__ import annotations

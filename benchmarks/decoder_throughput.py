@@ -1,15 +1,17 @@
-"""Training speed of the built-in decoder beside a straightforward GPT-2 of transformers of the same size.
+"""Compare the training speed of the built-in decoder with that of a plain GPT-2 of transformers of the same size.
 
     python benchmarks/decoder_throughput.py                   # size tiny, about 3 minutes on 2 cores
     python benchmarks/decoder_throughput.py --size small      # about 6 minutes
 
-Both learn the bundled COCO captions from random embeddings (speed does not depend on their values) with the same
-width, layers, heads, vocabulary, prefix and batch size; needs the extra `hf`. The GPT-2 is what one writes first:
+Both learn the bundled COCO captions from random embeddings (the values do not affect the speed), with the same width,
+layers, heads, vocabulary, prefix and batch size. Needs the extra `hf`. The GPT-2 is written in the obvious way:
 GPT2LMHeadModel from a config, a linear prefix as inputs_embeds, shuffled batches padded to their longest caption with
-an attention mask, noise from torch.randn, AdamW. Its second row runs it in bf16 by autocast, where the machine
-computes in it natively. Every row is measured in turn, `--rounds` times after a round that is not counted; tokens are
-those of captions, padding not counted. It should print that c3 in fp32 is about 3 times as fast as the GPT-2 in fp32
-(an EPYC with avx512_bf16, `--steps 60 --rounds 2`: 15,841 and 5,214 tokens/s; c3 in bf16 only 4,298 – 11,118).
+an attention mask, noise from torch.randn, AdamW. A second row runs it in bf16 with autocast if the machine supports
+bf16. The rows are measured in turn, `--rounds` times after a warm-up round. Tokens are those of captions, without
+padding.
+
+It should print that c3 in fp32 is about 3 times as fast as the GPT-2 in fp32 (an EPYC with avx512_bf16, `--steps 60
+--rounds 2`: 15,841 and 5,214 tokens/s; c3 in bf16 only 4,298 – 11,118).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Run the demo with several seeds, to measure how much each step of the method contributes.
 
-    python benchmarks/demo_seeds.py            3 seeds, about 9 minutes on 2 cores, below 2 GiB
+    python benchmarks/demo_seeds.py            # 3 seeds, about 9 minutes on 2 cores, less than 2 GiB
 
-Prints mean ± standard deviation over seeds for each method, the order of the mean CIDEr, and whether C3 is above C1
-by more than the spread. Nothing is chosen on the photos: see `c3tools.demo`.
+Prints mean ± standard deviation over seeds for each method, the methods in the order of their mean CIDEr, and whether
+C3 is ahead of C1 by more than the standard deviation. Nothing is chosen on the photos: see `c3tools.demo`.
 """
 
 from __future__ import annotations

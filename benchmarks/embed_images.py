@@ -1,19 +1,22 @@
-"""Images per second of `c3 embed` by backend against clip-retrieval, a plain open_clip loop, and the bare pass.
+"""Measure images per second of `c3 embed` by backend, beside clip-retrieval and a plain open_clip loop.
 
     python benchmarks/embed_images.py FOLDER --peer ../clip-retrieval/bin/clip-retrieval
     python benchmarks/embed_images.py FOLDER --model c3-mini --how auto torch:fp32 openvino:bf16 onnx:fp32
 
-FOLDER holds photos (2,000 of them are taken); the model is ViT-B/32 with random weights from one file, which all read,
-or the one that is named. ``--how`` lists backends and precisions (BACKEND:PRECISION, or ``auto``). clip-retrieval 2.45
-needs an environment of its own: `pip install "setuptools<70" clip-retrieval==2.45`. It is given images only. Everything
-runs in turn, once a round; medians are printed. ``--before 9afebd9`` adds that commit of c3tools. Rates leave out the
-loading of models (and clip-retrieval's warm-up, by its own clock); the last column is the whole command. The bare pass
-is the model alone on ready pixels, at the batch size of `c3 embed`; with decoding alone, by processes on all cores, it
-gives what is possible on these cores. At the end: the cosine of every embedding with that of torch in fp32, and what
-limits.
+The first 2,000 photos in FOLDER are used. The model is ViT-B/32 with random weights, which all programs read from one
+file, or the model that --model names. ``--how`` lists backends and precisions (BACKEND:PRECISION, or ``auto``).
+clip-retrieval 2.45 needs an environment of its own: `pip install "setuptools<70" clip-retrieval==2.45`; it gets images
+only. ``--before COMMIT`` adds another commit of c3tools. The programs run in turn, and medians over the rounds are
+printed. Rates do not include the time to load the model (for clip-retrieval its warm-up, as it reports it); the last
+column is the time of the whole command.
 
-Costs about 8 minutes a round on 2 cores without bf16. With the extra ``openvino``, where bf16 pays, auto should be at
-least 3.3 times clip-retrieval, int8 5 times, and `c3 embed` at least 0.9 of what bare pass and decoding allow.
+The bare pass is the model alone on ready pixels, at the batch size of `c3 embed`. Together with the speed of decoding
+alone, by processes on all cores, it gives the speed that is possible on these cores. The output ends with the cosine
+of every embedding with that of torch in fp32, and with what limits the speed.
+
+Takes about 8 minutes per round on 2 cores without bf16. With the extra ``openvino`` on a machine where bf16 is faster,
+auto should be at least 3.3 times as fast as clip-retrieval, int8 5 times, and `c3 embed` should reach at least 0.9 of
+the speed that is possible.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Peak memory of `c3 embed` as the corpus grows, and of clip-retrieval with the same model.
+"""Measure the peak memory of `c3 embed` as the corpus grows, and that of clip-retrieval with the same model.
 
     python benchmarks/embed_memory.py IMAGES captions.jsonl --peer ../clip-retrieval/bin/clip-retrieval
 
-Growth is measured with the bundled model (2,000 and 40,000 captions, 500 and 5,000 photos), the comparison with
-ViT-B/32 (random weights, 500 photos, 500 captions). ``process`` is the peak resident memory of the main process,
-``with workers`` the largest memory of it and its children together, shared pages counted once.
+Growth is measured with the bundled model (2,000 and 40,000 captions, 500 and 5,000 photos). The comparison uses
+ViT-B/32 with random weights, 500 photos and 500 captions. ``process`` is the peak resident memory of the main process.
+``with workers`` is the peak of it and its child processes together, with shared pages counted once.
 
-Costs about 8 minutes on 2 cores. The growth of ``process`` should be within 10 %, and below clip-retrieval's memory.
+Takes about 8 minutes on 2 cores. ``process`` should grow by at most 10 %, and stay below the memory of clip-retrieval.
 """
 
 from __future__ import annotations

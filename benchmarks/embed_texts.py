@@ -1,14 +1,15 @@
-"""Texts per second of `c3 embed` against clip-retrieval and a plain open_clip loop, which pad every text to 77 tokens.
+"""Measure texts per second of `c3 embed`, beside clip-retrieval and a plain open_clip loop, which pad all texts.
 
     python benchmarks/embed_texts.py captions.jsonl --peer ../clip-retrieval/bin/clip-retrieval
 
-Takes the first 20,000 captions; the slow contestants get the first ``--few`` of them (4,000). ViT-B/32 with random
-weights from one file, which all read. Rates leave out loading the model (and clip-retrieval's warm-up, by its own
-clock); the last column is the whole command. At the end: the largest difference of any number of an embedding from the
-padded result in fp32, over the few captions.
+Uses the first 20,000 captions; the slower programs get the first ``--few`` of them (4,000). The model is ViT-B/32 with
+random weights, which all programs read from one file. ``--before COMMIT`` adds another commit of c3tools. Rates do not
+include the time to load the model (for clip-retrieval its warm-up, as it reports it); the last column is the time of
+the whole command. The output ends with the largest difference between any value of an embedding and that of the padded
+text in fp32, over the few captions.
 
-Costs about 8 minutes a round on 2 cores. It should print at least 10 times clip-retrieval at auto where bf16 pays,
-at least 5 times in fp32, and a difference of at most 1e-5 in fp32. ``--before 9afebd9`` adds that commit of c3tools.
+Takes about 8 minutes per round on 2 cores. It should print at least 10 times the speed of clip-retrieval with auto on a
+machine where bf16 is faster, at least 5 times in fp32, and a difference of at most 1e-5 in fp32.
 """
 
 from __future__ import annotations

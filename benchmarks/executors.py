@@ -1,15 +1,16 @@
-"""Measure what a Ray cluster costs on one machine: captions embedded by local processes and by as many Ray workers.
+"""Measure the overhead of a Ray cluster on one machine, compared with local processes that embed the same captions.
 
     python benchmarks/executors.py captions.jsonl
 
-The first 20,000 captions, with the bundled model, by as many processes as there are cores, of one thread each, and by
-as many Ray workers. Rounds go through both in turn. Start-up is what one caption for each process takes: for local
-processes, which are started by each call, it is measured in a call of its own and subtracted; Ray workers, whose
-start-up has that of the cluster in it, stay for the second call. The rest is told by the clock and by the processor,
-for all processes together. Where other programs run, the processor tells more. The stores are compared byte by byte.
+The first 20,000 captions are embedded with the bundled model, by one local process per core with one thread each, and
+by as many Ray workers. The rounds alternate between the two. The start-up time is measured with one caption per
+process: every call starts its local processes again, so this time is measured in a separate call and subtracted; Ray
+workers, whose start-up includes that of the cluster, stay for the second call. The rest is measured as wall-clock time
+and as processor time of all processes together; on a busy machine, processor time is the more reliable of the two. The
+stores are compared byte by byte.
 
-Costs about a minute a round on 2 idle cores. It should print an overhead of at most 15 %, and that the stores are the
-same.
+Takes about a minute per round on 2 idle cores. It should print an overhead of at most 15 %, and that the stores are
+the same.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Throughput of `c3 export` against a bare pyarrow read + write of the same shards.
+"""Compare the throughput of `c3 export` with a pyarrow program that only reads and writes the same shards.
 
     python benchmarks/export_throughput.py                    # 1,000,000 rows of 512 dimensions
     python benchmarks/export_throughput.py --rows 100000
 
-Makes a store of synthetic image and text embeddings (float16, 65,536 rows a shard), copies it with pyarrow alone
-(read in batches, write with the same settings, nothing in between), and exports it with the preset c3. Each is run
-in turn, several times, in processes of their own; ratios are taken within a round, because the machine's speed drifts.
+Makes a store of synthetic image and text embeddings (float16, 65,536 rows per shard), copies it with pyarrow alone
+(read in batches, write with the same settings), and exports it with the preset c3. Each is run several times in turn,
+in a process of its own. Ratios are computed within a round, because the speed of the machine varies.
 
-Costs about 3 GB of disk and 10 minutes on 2 cores. It should print ratios of at least 0.6 for 1 worker, texts noised,
-a peak below 1 GiB, and the same bytes with 1 and 4 workers; docs/reference/exports.md says what was measured.
+Takes about 3 GB of disk and 10 minutes on 2 cores. It should print ratios of at least 0.6 for 1 worker with noise on
+the texts, a peak below 1 GiB, and the same bytes with 1 and 4 workers; measurements are in docs/results/search.md.
 """
 
 from __future__ import annotations

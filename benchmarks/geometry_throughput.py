@@ -1,20 +1,21 @@
-"""Time a gap report: against merely reading the shards, against n, and against the notebook's way.
-
-Writes synthetic stores (unit vectors that follow the paper's model, d = 512, one caption per image, float16), then
-measures each task in a process of its own, alternating, and prints medians:
-
-- moments: gap, effective dimensions and mean errors from the shards' moments alone;
-- read: iterate over every shard with pyarrow, nothing else;
-- report: the full `c3 gap-report` measures in one streaming pass (without drawing the page);
-- notebook: everything in memory as float32, as the paper's notebooks do (only with --notebook).
+"""Measure how long a gap report takes, compared with reading the shards and with the usual way in a notebook.
 
     python benchmarks/geometry_throughput.py --folder geometry-benchmark --notebook
 
-Expect some 2 GB of disk and ten minutes for a million pairs. Targets: moments under 2 s, report at 0.6 or more of the
-speed of reading, peak memory under 1.5 GiB, time linear in n (exponent at most 1.05).
+Writes synthetic stores (unit vectors that follow the model of the paper, d = 512, one caption per image, float16), runs
+each task in a process of its own, in turn, and prints medians:
 
-The exponent is given twice. That of the whole time is flattered by what the report costs on a store of any size (the
-working set, the spectra); that of the time beyond a store of ``BASE`` pairs, against the pairs beyond it, is not.
+- moments: gap, effective dimensions and errors of the means, from the moments of the shards alone;
+- read: read every shard with pyarrow, and nothing else;
+- report: all measures of `c3 gap-report` in one pass over the rows, without drawing the page;
+- notebook: everything in memory as float32, as in the notebooks of the paper (only with --notebook).
+
+Takes about 2 GB of disk and ten minutes for a million pairs. It should print less than 2 s for the moments, a report at
+0.6 or more of the speed of reading, a peak below 1.5 GiB, and a time that is linear in n (exponent at most 1.05).
+
+The exponent is printed twice. The one of the whole time is too favourable, because a part of the report's time does
+not depend on the size of the store (the working set, the spectra). The other one uses only the time and the pairs
+beyond those of a store of ``BASE`` pairs.
 """
 
 from __future__ import annotations

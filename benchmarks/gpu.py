@@ -1,13 +1,13 @@
-"""Measure everything that can run on a GPU, in one command and one table: embedding, trainings, sampling, the report.
+"""Measure everything that can run on a GPU, in one table: embedding, training, sampling and the gap report.
 
-    python benchmarks/gpu.py                        # the first CUDA GPU; about 10 minutes, most of them for the CPU
-    python benchmarks/gpu.py --device cpu --small   # the same code on a CPU, on little data: the figures mean nothing
+    python benchmarks/gpu.py                        # the first CUDA GPU; about 10 minutes, most of them on the CPU
+    python benchmarks/gpu.py --device cpu --small   # the same code on a CPU with little data: the values mean nothing
 
-Each row has the card's name. Rates of images and texts are those of the model on inputs that are ready, at the batch
-size of `c3 embed`, the median of three rounds; the others are whole commands on the bundled photos. The last rows
+Each row has the name of the card. Rates of images and texts are those of the model on ready inputs, at the batch size
+of `c3 embed`, as the median of three rounds. The other rows are whole commands on the bundled photos. The last rows
 compare with the CPU in fp32: the smallest cosine over photos and captions, which should be at least 0.9999 in fp32 and
-0.99 in bf16, and the share of photos that get the same caption, which should be near 100 %. Nothing of this has been
-run on a GPU yet. Without a CUDA GPU, and without ``--device cpu``, it ends with one sentence.
+0.99 in bf16, and the share of photos with the same caption, which should be near 100 %. None of this has been run on a
+GPU yet. Without a CUDA GPU, and without ``--device cpu``, the script prints a message and ends.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Embed a thousand good photos mixed with all kinds of bad files: check what is embedded and listed, and that it ends.
+"""Embed a thousand good photos among all kinds of broken files, and check what is embedded and what is listed.
 
     python benchmarks/hostile_corpus.py FOLDER
 
-FOLDER holds photos, the first 1,000 are copied; the bad and odd files are those of `tests/embedding/hostile.py`.
-Run it from the repository root. Costs a minute on 2 cores. It should print 1,000 of 1,000 and no difference.
+The first 1,000 photos in FOLDER are copied; the broken and unusual files come from `tests/embedding/hostile.py`. Run it
+from the root of the repository. Takes a minute on 2 cores. It should print 1,000 of 1,000 and no difference.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Recall of the indexes that `c3 index` makes, and the modality bias of a mixed index after each transform.
+"""Measure the recall of the indexes that `c3 index` builds, and the modality bias of a mixed index by preset.
 
     c3 embed flickr8k && python benchmarks/index_recall.py
-    python benchmarks/index_recall.py --quantised          # and product quantisation after a rotation
+    python benchmarks/index_recall.py --quantised          # also product quantisation after a rotation
 
-First table: recall@10 against exact search (a float32 matrix product), after per-role centring. Queries are 200
-embeddings of the other modality (of the index's own where it is mixed), so no query is a row that finds itself.
+The first table shows recall@10 compared with exact search (a float32 matrix product), after each modality was centred.
+The 200 queries are embeddings of the other modality (for a mixed index, of its own), so no query finds itself.
 
-Second table: bias@10, the share of the ten nearest rows that have the query's own modality, in a balanced corpus of up
-to 1,000 images and 1,000 texts of the test split, the query itself left out. 0.5 is none. Pipelines are fitted on the
-train split. Beside it the spread of the cosines within and between the modalities.
+The second table shows bias@10, the share of the ten nearest rows that have the modality of the query, in a corpus of up
+to 1,000 images and as many texts of the test split, without the query itself. 0.5 means no bias. Pipelines are fitted
+on the train split. Beside it are the spreads of the cosines within and between the modalities.
 
-Costs about a minute on 2 cores for 48,546 rows; --quantised adds 12 minutes of processor time, nearly all of it the
-training of two rotations. On Flickr8k with c3-mini it should print at least 0.98 for Flat and SQfp16, 0.85 and 0.90 for
-the product quantisers, and a bias of 1.00 before centring (c1) that falls by a few hundredths after it (gr-clip).
+Takes about a minute on 2 cores for 48,546 rows; --quantised adds 12 minutes of processor time, most of it to train two
+rotations. On Flickr8k with c3-mini it should print at least 0.98 for Flat and SQfp16, 0.85 and 0.90 for the product
+quantisers, and a bias of 1.00 before centring (c1) that is a few hundredths lower after it (gr-clip).
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Coverage of the intervals of the gap report: how often they contain the value of the whole store.
+"""Measure how often the intervals of the gap report contain the value of the whole store.
 
-    python benchmarks/interval_coverage.py --store flickr8k-store   # prints the table of docs/reference/geometry.md
+    python benchmarks/interval_coverage.py --store flickr8k-store   # prints the table of docs/results/geometry.md
 
-A large store is the population. Images with one or all of their captions are drawn from it, 30 to 500 of them, a
-report is made of each draw, and the share of the 95 % intervals is counted that hold the number of the population. For
-numbers that depend on how many rows there are (recall, separability, modality bias of few rows) that is their mean
-over the draws of one size.
+A large store is the population. The script draws 30 to 500 images with one or all of their captions, makes a report of
+each sample, and counts how many of the 95 % intervals contain the value of the population. Some values depend on the
+number of rows (recall, separability, modality bias of few rows); for these it uses the mean over samples of the same
+size instead.
 
-Costs half an hour on 2 cores with 200 draws of each size from the Flickr8k store of c3-mini
-(`c3 embed flickr8k --store flickr8k-store`). It should print 0.92 to 0.98; the docs name the exceptions.
+Takes half an hour on 2 cores with 200 samples of each size from the Flickr8k store of c3-mini
+(`c3 embed flickr8k --store flickr8k-store`). It should print 0.92 to 0.98; the documentation names the exceptions.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Kill runs of `c3 embed` at random moments, continue them, and compare the bytes with those of an uninterrupted run.
+"""Kill `c3 embed` at random moments, continue it, and compare the bytes with those of an uninterrupted run.
 
     python benchmarks/kill_and_continue.py --runs 20
 
-Embeds the bundled photos and their captions once without interruption; then, again and again into a new store, kills
-the command one to three times at a random moment, and lets it end. Done markers are compared without their
-timings. Costs about 10 minutes on 2 cores; it should end with "20 of 20".
+Embeds the bundled photos and their captions once without interruption. Then it repeats the command with a new store,
+kills it one to three times at a random moment, and lets it finish. Done markers are compared without their timings.
+Takes about 10 minutes on 2 cores. It should end with "20 of 20".
 """
 
 from __future__ import annotations

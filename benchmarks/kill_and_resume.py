@@ -3,10 +3,10 @@
     python benchmarks/kill_and_resume.py                      # 3 kills, about 4 minutes on 2 cores
     python benchmarks/kill_and_resume.py --store c3-store --kills 8 --size small
 
-Runs `c3 train-decoder --precision fp32 --device cpu` in processes of their own: once to the end, then again with the
-same settings, killed after random times and started anew until it ends. A run saves itself after every epoch and
-every 30 seconds. Without --store the bundled captions are embedded first. It should print that the sha256 of
-both weights files is the same, and exit 0.
+Runs `c3 train-decoder --precision fp32 --device cpu` in processes of their own: once without interruption, and once
+with the same settings, killed at random moments and started again until it finishes. A training saves its state after
+every epoch and every 30 seconds. Without --store, the bundled captions are embedded first. It should print that the
+sha256 of both weights files is the same, and exit with 0.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Stores of millions of rows: memory and time of `c3 means`, the moments of `c3 gap-report`, `c3 verify --sample`.
+"""Measure memory and time with millions of rows: `c3 means`, the moments of `c3 gap-report`, `c3 verify --sample`.
 
     python benchmarks/large_store.py --rows 1000000,10000000
 
-Makes a store of synthetic rows, images and texts half each, in 100 shards for each number of rows (keys are real and
-all differ; the embeddings are one block, repeated; `--dim` is 64 to spare the disk), then runs each command in a
-process of its own and prints its time and its largest resident memory. Making ten million rows takes some minutes of
-one core. Expected: memory under 1.5 GiB, time proportional to the rows.
+For each number of rows, the script makes a store of synthetic rows in 100 shards, half images and half texts. Keys are
+realistic and distinct; the embeddings are one block, repeated, with `--dim` 64 to save disk space. Each command runs in
+a process of its own; its processor time and its peak resident memory are printed. Making ten million rows takes some
+minutes of one core. It should print less than 1.5 GiB, and a time proportional to the number of rows.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""The low-data regime: few image–caption pairs on top of texts, against the same pairs from scratch.
+"""Measure how much a few image–caption pairs help a decoder that was trained on texts, and one that was not.
 
     python benchmarks/low_data.py --store c3-store                     # 1, 5, 10, 25 % of the pairs, 3 seeds, size tiny
-    python benchmarks/low_data.py --store c3-store --minutes 30        # as far as 30 minutes go; again to continue
+    python benchmarks/low_data.py --store c3-store --minutes 30        # stop after 30 minutes; run again to continue
 
-For each seed a decoder is trained on texts (`c3 train-decoder`), then on the pairs of each share on top of it
-(--from, --pairs), with its noise, and from scratch (--pairs alone), on the same pairs, drawn by the seed; the
-checkpoint is chosen on the same share of the val pairs. Scored on the test images. Finished scores are kept in
---out. --noised adds training from scratch with the same noise. On Flickr8k (one core, size tiny) about 4 minutes for
-the texts and 0.5 to 1 for each of the 8 others of a seed: 25 minutes. It should print a table in which the pre-trained
-decoder leads, most where pairs are few, and draw low-data.svg.
+For each seed, a decoder is trained on texts (`c3 train-decoder`). For each share of the pairs it is then trained
+further with its noise (--from, --pairs), and another decoder is trained from scratch on the same pairs (--pairs alone).
+The seed chooses the pairs. The checkpoint is chosen on the same share of the val pairs, and the scores are those of the
+test images. Finished scores are kept in --out. --noised adds training from scratch with the same noise.
+
+On Flickr8k (one core, size tiny) a seed takes about 4 minutes for the texts and 0.5 to 1 minute for each of the other 8
+trainings, 25 minutes in total. It should print a table in which the pre-trained decoder is ahead, with the largest
+difference where pairs are few, and draw low-data.svg.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""The test files of other projects, read by c3tools and by the library below: what only one of the two can open.
+"""Read the test files of other projects with c3tools and with the usual library, and list what only one of them opens.
 
     python benchmarks/peer_suites.py Pillow/Tests/images parquet-testing arrow-testing webdataset img2dataset
 
-Each folder is searched for images, Parquet and Arrow tables, tars and .npy files, whatever project it is of. Images are
-compared with what Pillow opens and converts to RGB, tables with pyarrow's, tars with the members that tarfile finds,
-arrays with numpy's; a file that both read has to give the same values, but for images, which are turned and scaled to
-8 bits here. Tables of types that no reader of c3tools needs count as refused. The process may have 4 GiB of memory.
-Pillow's 900 images and Apache's 400 tables take two minutes of one core. It prints a table, then each file that one of
-the two reads and the other does not, with the reason; the exit code is 1 if two readers read different values.
+Each folder is searched for images, Parquet and Arrow tables, tars and .npy files. Images are compared with what Pillow
+opens and converts to RGB, tables with pyarrow, tars with the members that tarfile finds, and arrays with numpy. A file
+that both can read must have the same values, except for images, which c3tools rotates and scales to 8 bits. Tables of
+types that no reader of c3tools needs count as refused. The process may use 4 GiB of memory.
+
+Pillow's 900 images and Apache's 400 tables take two minutes of one core. The script prints a table, and then each file
+that only one of the two can read, with the reason. It exits with 1 if two readers read different values.
 """
 
 from __future__ import annotations

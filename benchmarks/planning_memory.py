@@ -1,14 +1,15 @@
-"""Memory and time of listing, pairing and planning as the inputs grow, of continuing a store, and of `c3 verify`.
+"""Measure memory and time of planning, of continuing a store, and of `c3 verify`, as the inputs grow.
 
     python benchmarks/planning_memory.py --rows 1000000,2000000,5000000,10000000
 
-For each number of rows it makes captions in Parquet (ten files), a list of half as many paths with a caption each (the
-keys are real and all differ; they name 1,000 small files), and a store that has nine tenths of the captions. Each
-measurement is a process of its own: ``plan`` reads the captions or the list and plans a new store, ``continue`` plans
-the rest of the captions, ``verify`` reads one shard in a hundred row by row and the keys of all. No model is run.
+For each number of rows, the script makes captions in Parquet (ten files), a list of half as many paths with a caption
+each (the keys are realistic and distinct; they name 1,000 small files), and a store that contains nine tenths of the
+captions. Each measurement runs in a process of its own: ``plan`` reads the captions or the list and plans a new store,
+``continue`` plans the rest of the captions, and ``verify`` reads the rows of one shard in a hundred and the keys of all
+shards. No model is run.
 
-Ten million rows need about 15 GiB of disk, half of it for temporary files, and half an hour of one core. Expected:
-planning below 1 GiB, verifying below 300 MiB, time proportional to the rows.
+Ten million rows need about 15 GiB of disk, half of it for temporary files, and half an hour of one core. It should
+print less than 1 GiB for planning, less than 300 MiB for verifying, and a time proportional to the number of rows.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Measure what a lower precision does to embeddings and to retrieval.
+"""Measure how much a lower precision changes embeddings and retrieval.
 
     python benchmarks/precision_agreement.py FOLDER --split test --count 500 --backend openvino --precisions bf16
     python benchmarks/precision_agreement.py FOLDER --model ViT-B-32/openai --backend openvino --precisions bf16 int8
 
-FOLDER has photos with captions; those of one split are embedded in fp32 and in each precision. Prints the smallest and
-the mean cosine between the two over all photos and over all captions, and recall@1, 5 and 10 in both directions. Costs
-a minute for 500 photos of the Flickr8k test split with the bundled model on 2 cores. bf16 should print means of 0.9997
-and 0.9999, and leave recall within 0.01; int8 should keep nearly every cosine at 0.99 or more.
+FOLDER contains photos with captions. Those of one split are embedded in fp32 and in each precision. The script prints
+the smallest and the mean cosine between the two, over all photos and over all captions, and recall@1, 5 and 10 in both
+directions.
+
+Takes a minute for 500 photos of the Flickr8k test split with the bundled model on 2 cores. For bf16 it should print
+means of 0.9997 and 0.9999, and a recall within 0.01 of fp32; with int8, nearly every cosine should be at least 0.99.
 """
 
 from __future__ import annotations

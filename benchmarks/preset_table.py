@@ -1,14 +1,14 @@
-"""Every preset on the 500 real CLIP pairs, and the page docs/reference/presets.md.
+"""Compare all presets on 500 real CLIP pairs, and write docs/reference/presets.md.
 
     python benchmarks/preset_table.py FOLDER             # prints the table
-    python benchmarks/preset_table.py FOLDER --write     # and writes docs/reference/presets.md
+    python benchmarks/preset_table.py FOLDER --write     # also writes docs/reference/presets.md
 
 FOLDER contains image.npy and text.npy, paired rows: 500 image and caption embeddings of COCO val2017 by OpenAI's CLIP
-ViT-B/16 (512 dimensions). In each of 20 splits one half fits the pipeline (means, maps, memories) and the other half is
-measured as inference inputs, so no pair is both fitted on and scored; the table gives mean ± standard deviation over
+ViT-B/16 (512 dimensions). In each of 20 splits, the pipeline (means, maps, memories) is fitted on one half, and the
+other half is measured as inference inputs, so no pair is used for both. The table shows mean ± standard deviation over
 the splits.
 
-Costs about a minute on 2 cores. It should print a gap near 0.85 for c1, and near what chance gives for c2-collapse.
+Takes about a minute on 2 cores. It should print a gap near 0.85 for c1, and a gap near that by chance for c2-collapse.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Check that two commits of c3tools write the same bytes: proof that a restructuring kept behaviour.
+"""Check that two commits of c3tools write the same bytes, to show that a restructuring changed no behaviour.
 
     python benchmarks/same_bytes.py --before 9afebd9 --after HEAD
     python benchmarks/same_bytes.py --before 9afebd9 --after 9afebd9      # what differs between two runs of one commit
     python benchmarks/same_bytes.py --work FOLDER                         # keeps both installations for the next time
 
-Installs both commits in environments of their own, with the same versions of everything else, and runs the same
-commands with both on the bundled photos, alternately, in two project folders, on one thread, in fp32 on the CPU. After
-every command it compares what each side printed, its exit code, and every file that is new, changed or gone. What
-differs between any two runs (`VARYING`, measured times) is masked first; differences with a reason are listed in
-`EXPECTED`. Costs 3 GB of disk, a minute for each installation, and 5 minutes of processor time for the commands. It
-should print a table without differences and exit 0; else it lists the first difference of each file and exits 1.
+Installs both commits in environments of their own, with the same versions of everything else. Then it runs the same
+commands with both on the bundled photos, in turn, in two project folders, with one thread, in fp32 on the CPU. After
+every command it compares the output, the exit code, and every file that is new, changed or gone. Values that differ
+between any two runs (`VARYING`, measured times) are masked first; intended differences are listed in `EXPECTED`.
+
+Takes 3 GB of disk, a minute for each installation, and 5 minutes of processor time for the commands. It should print a
+table without differences and exit with 0; otherwise it lists the first difference of each file and exits with 1.
 """
 
 from __future__ import annotations

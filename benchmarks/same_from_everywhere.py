@@ -3,8 +3,8 @@
     python benchmarks/same_from_everywhere.py flickr8k --split test --count 1000
 
 Packs the photos of a folder with a captions.jsonl into 4 tars and 4 tables in a temporary folder, embeds all three with
-the bundled model, and compares key by key. Costs 3.5 minutes of processor time for 1,000 photos. Expected: the same
-keys and differences of exactly 0, for images and for captions.
+the bundled model, and compares them key by key. Takes 3.5 minutes of processor time for 1,000 photos. It should print
+the same keys, and differences of exactly 0 for images and for captions.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Caption scores beside those of pycocoevalcap, with its Java tokenizer, and for BLEU of sacrebleu.
+"""Compare caption scores with those of pycocoevalcap and its Java tokenizer, and BLEU also with that of sacrebleu.
 
     python benchmarks/score_agreement.py                                          # bundled COCO captions
     python benchmarks/score_agreement.py captions.json --references captions.jsonl   # those of `c3 caption --json`
 
-Needs Java, pycocoevalcap (extra `eval`) and sacrebleu. Without a file the first caption of each bundled image is
-scored against the image's other captions, every other one with its words turned about. About 20 s. It should print
-differences in the last digits, and the captions whose tokens differ, if any (see `c3tools.metrics.tokenizer`): two of
-the bundled ones, which moves ROUGE-L by 9e-4 and CIDEr by 8e-5. Where no token differs but a score does by 1e-6, it
-exits with 1.
+Needs Java, pycocoevalcap (extra `eval`) and sacrebleu. Without a file, the first caption of each bundled image is
+scored against the other captions of this image, with the words of every other one in another order. Takes about 20 s.
+
+It should print differences in the last digits, and the captions whose tokens differ, if any (see
+`c3tools.metrics.tokenizer`): two of the bundled ones, which changes ROUGE-L by 9e-4 and CIDEr by 8e-5. It exits with 1
+if a score differs by 1e-6 or more although no token does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The candidate rules of sigma on given embeddings, and the figure that marks them, for the sigma benchmarks."""
+"""Compute the candidate rules of sigma on given embeddings, and draw the figure that marks them."""
 
 from __future__ import annotations
 

@@ -1,16 +1,17 @@
-"""CIDEr by sigma for C2_2 and C3, with the candidate rules for `--sigma auto` marked.
+"""Measure CIDEr by sigma for C2_2 and C3, and mark the candidate rules for `--sigma auto`.
 
     python benchmarks/sigma_sweep.py --store c3-store                       # 9 sigmas, 3 seeds, size tiny
-    python benchmarks/sigma_sweep.py --store c3-store --minutes 30          # as far as 30 minutes go; again to continue
+    python benchmarks/sigma_sweep.py --store c3-store --minutes 30        # stop after 30 minutes; run again to continue
     python benchmarks/sigma_sweep.py --store c3-store --out c3-ablation     # share the decoders of `c3 ablate`
 
-Every cell is a training, a captioning and a scoring by `c3 ablate`; finished ones are kept in --out, so that it can
-be run in pieces (or on several cores, a method each), and the figure shows what is there. Without noise C2_2 is C1
-and C3 is C2_1, which are run for sigma 0. On Flickr8k (30,000 captions, 2 cores) a cell of size tiny takes about 3
-minutes, 2 with --epochs 5: 54 cells, 2 to 3 hours; --paired adds the decoder trained on real pairs as a line (3
-cells). The rules are computed from the val split: its pairs are not those the decoder learned from (but an encoder
-may have been trained on them). It should print, for each rule, how far the sigma it gives stays below the best of the
-sweep.
+`c3 ablate` trains, captions and scores each cell of the table. Finished cells are kept in --out, so the sweep can be
+run in pieces, or on several cores with one method each; the figure shows the cells that are finished. Without noise,
+C2_2 is C1 and C3 is C2_1, so these are run for sigma 0. The rules are computed from the val split, whose pairs the
+decoder did not learn from (the encoder may have).
+
+On Flickr8k (30,000 captions, 2 cores) a cell of size tiny takes about 3 minutes, or 2 with --epochs 5; 54 cells take 2
+to 3 hours. --paired adds the decoder trained on real pairs as a line (3 cells). For each rule, the script should print
+how much the sigma it gives loses compared with the best sigma of the sweep.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Time of short commands, most of which is spent on starting: processor seconds and wall seconds, medians of rounds.
+"""Measure processor time and wall time of short commands, which spend most of it on starting.
 
     python benchmarks/start_up.py                 # 3 rounds
     python benchmarks/start_up.py --json start-up.json
 
-Each command runs in a process of its own, with a warm cache (a round before the first is not counted), by the backend
-that `auto` takes and by torch, which is all there is without the extras openvino and onnx. Costs a minute on 2 idle
-cores. With openvino it should print there at most 2.5 s for `embed` of one photo, 3 s for `caption` of one photo and
-for `gap-report` of the bundled photos, and 0.25 s for `--help`. Processor seconds hardly depend on other work.
+Each command runs in a process of its own, with a warm cache (there is a warm-up round). It runs with the backend that
+`auto` chooses, and with torch, the only one without the extras openvino and onnx. Medians of the rounds are printed.
+Processor time hardly depends on other programs.
+
+Takes a minute on 2 idle cores. With openvino it should print at most 2.5 s for `embed` of one photo, 3 s for `caption`
+of one photo and for `gap-report` of the bundled photos, and 0.25 s for `--help`.
 """
 
 from __future__ import annotations

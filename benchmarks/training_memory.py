@@ -1,15 +1,14 @@
-"""Memory of trainings that read rows from a temporary file, and the time until the first step.
+"""Measure the memory of trainings that read rows from a temporary file, and the time until the first step.
 
     python benchmarks/training_memory.py --rows 300000,3000000
 
-For each number of captions it makes a store of synthetic embeddings (512 dimensions, float16, five captions an image,
-500 images of the split val) and runs two commands on it, each in a process of its own: `c3 train-decoder --size tiny`
-and `c3 connect heads`. Each is interrupted after a few steps, as by Ctrl-C, so that the state is saved. The table has
-the largest resident memory, the seconds until the first step began, and the seconds of a step.
+For each number of captions, the script makes a store of synthetic embeddings (512 dimensions, float16, five captions
+per image, 500 images in the split val) and runs two commands on it, each in a process of its own: `c3 train-decoder
+--size tiny` and `c3 connect heads`. It interrupts each after a few steps, as Ctrl-C does, so that the state is saved.
+The table shows the peak resident memory, the seconds until the first step began, and the seconds per step.
 
-Three million captions take 3.7 GB of disk for the store and as much for temporary files (in the folder that TMPDIR
-names), and about 10 minutes on 2 cores, half of it for making the store. Expected: below 2 GiB (1.1 GiB
-and 1.9 GiB).
+Three million captions take 3.7 GB of disk for the store, as much for temporary files (in TMPDIR), and about 10 minutes
+on 2 cores, half of it to make the store. It should print less than 2 GiB (measured: 1.1 GiB and 1.9 GiB).
 """
 
 from __future__ import annotations

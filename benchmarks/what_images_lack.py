@@ -1,12 +1,13 @@
-"""Measure why a decoder trained on texts stays below one trained on pairs: captions of images, and of texts instead.
+"""Measure why a decoder trained on texts is worse than one trained on pairs: caption images, and texts in their place.
 
     python benchmarks/what_images_lack.py --store c3-store --decoder c3-decoder       # a decoder with Collapse
 
-Prints how much of the variance of images lies in the directions that texts vary in, and CIDEr of captions written from
-the images as they are, from their part in those directions, from their ridge regression on texts (fitted on training
-pairs, which C3 does without), and from the embedding of a caption of each image, scored against its other captions.
-About 2 minutes on one core for 1,000 images. On Flickr8k with c3-mini (C3, sigma 0.08) it should print that texts in
-place of images gain 13 points, and that no linear map gains any.
+Prints how much of the variance of images lies in the directions in which texts vary, and the CIDEr of captions written
+from four inputs: the images as they are; their part in those directions; their ridge regression on texts, fitted on
+training pairs (which C3 does not use); and the embedding of one caption of each image, scored against its others.
+
+Takes about 2 minutes on one core for 1,000 images. On Flickr8k with c3-mini (C3, sigma 0.08) it should print that texts
+in place of images gain 13 points, and that no linear map gains any.
 """
 
 from __future__ import annotations
