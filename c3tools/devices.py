@@ -188,7 +188,7 @@ def _best_device() -> str:
 
 @cache
 def _may_have_gpu() -> bool:
-    """Return False if no GPU can be used, as its driver is missing; torch, which takes long to import, knows more.
+    """Return False if the driver of a GPU is missing, without importing torch, which takes long.
 
     torch itself opens the same library of NVIDIA's driver; /dev/kfd is that of AMD's.
     """

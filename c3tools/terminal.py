@@ -101,7 +101,7 @@ class _Bar(Progress):
 
 
 class _Lines(Progress):
-    """Progress for a log: nothing at all if the work is done before the first line is due."""
+    """Progress for a log; nothing is printed if the work ends before the first line is due."""
 
     def __init__(self, console: Console, label: str, total: int | None, seconds: float) -> None:
         self._console, self._label, self._total, self._seconds = console, label, total, seconds

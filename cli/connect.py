@@ -293,7 +293,7 @@ def full(
 
 
 def _read_features(values: dict[str, Any]) -> PairedFeatures:
-    """Read the two modalities that are given by the options of a command."""
+    """Read the two modalities that the options of a command name."""
     from c3tools.connect import read_features
 
     options = {name: values[name] for name in FEATURES}

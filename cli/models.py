@@ -45,7 +45,7 @@ def models(
 
 
 def _show_cache(clear: bool, json: str | None) -> None:
-    """List the converted models, and remove them if asked to."""
+    """List the converted models, and remove them on request."""
     from c3tools.encoders.backends import ModelCache
 
     cache = ModelCache()

@@ -166,7 +166,7 @@ def run_ablation(
 
 
 def _scored(images: Rows, method: Method) -> Rows:
-    """Return the images that a method captions: all, or a sample that depends on how many there are alone."""
+    """Return the images that a method captions: all of them, or a sample that depends only on their number."""
     if method.images is None or len(images) <= method.images:
         return images
     return images.select(np.sort(generator(0, "scored images").permutation(len(images))[: method.images]))
@@ -236,7 +236,7 @@ def _train(
     keep: bool,
     encoder: Encoder | None = None,
 ) -> Captioner:
-    """Return the decoder that is kept in the folder of the training; else train it and, if asked to, keep it there."""
+    """Return the decoder in the folder of the training; if there is none, train it and, on request, save it there."""
     folder = training.folder if keep else None
     if folder is not None:
         with suppress(DecoderError):  # missing, or cut short: trained (again)
@@ -293,7 +293,7 @@ def _caption_function(
     encoder: Encoder | None,
     reporter: Reporter,
 ) -> Callable[[Rows], list[str]]:
-    """Return what captions images by a method: its trained decoder, or the nearest training caption."""
+    """Return the function by which a method captions images: its trained decoder, or the nearest training caption."""
     method = METHODS[name]
     if captioner is None:
         return lambda images: nearest_captions(images.embeddings, data.train)
@@ -320,7 +320,7 @@ def _steered(
     encoder: Encoder | None,
     reporter: Reporter,
 ) -> list[str]:
-    """Caption a few images at a time: a caption takes seconds, or minutes."""
+    """Caption a few images at a time, because each caption takes seconds or minutes."""
     if encoder is None:
         raise DecoderError(
             f"{name} needs an encoder, which it asks at every word, but none was given.", remedy=ENCODER_REMEDY

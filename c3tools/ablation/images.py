@@ -148,7 +148,7 @@ def _runs(
     reporter: Reporter,
     options: dict[str, Any],
 ) -> list[ImageRun]:
-    """Return the cells of the table: finished ones as they are kept, the others computed and kept."""
+    """Return the cells of the table; those that are not finished are computed and saved."""
     identity = _identity(data, **options)
     cells = folder / identity[:_NAMED_DIGITS]
     generators = Path() if keep is None else keep / identity[:_NAMED_DIGITS]
@@ -248,7 +248,7 @@ def _trained(
     keep: bool = True,
     **options: Any,
 ) -> Generator:
-    """Return the generator in the folder of the training; else train it and, if asked to, keep it there."""
+    """Return the generator in the folder of the training; if there is none, train it and, on request, save it there."""
     folder = training.folder if keep else None
     if folder is not None:
         with suppress(GeneratorError):  # missing, or cut short: trained (again)
@@ -306,7 +306,7 @@ def _read(path: Path, identity: str) -> ImageRun | None:
 
 
 def _identity(data: ImageData, *, config: TrainingConfig, size: str, set: Sequence[str], compute: Compute) -> str:
-    """Return a digest of all that a cell depends on beside method, seed and sigma."""
+    """Return a digest of everything that a cell depends on, except method, seed and sigma."""
     encoders = [dict(encoder.identity) for encoder in data.scorer.encoders]
     plain = [asdict(config), asdict(load_size(size, set)), compute.precision, list(data.captions), encoders]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())

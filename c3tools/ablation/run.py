@@ -38,7 +38,7 @@ _NAMED_DIGITS = 12
 
 @dataclass(frozen=True)
 class _Settings:
-    """Settings of one table: those of `ablate`, checked."""
+    """The checked arguments of `ablate`, for one table."""
 
     methods: tuple[str, ...] = ABLATION
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -206,7 +206,7 @@ def _ablate(store: Store, test_store: Store | None, settings: _Settings, folder:
 
 
 def _kept(folder: Path) -> str:
-    """Return what is kept of a table that is interrupted now."""
+    """Return a sentence that says what is kept if the table is interrupted now."""
     if cells := len(list(folder.glob("cells/*/*.json"))):
         return f"{cells:,} finished results are kept in {folder}; run the same command again to compute the others."
     return "No result of the table was finished."
@@ -224,7 +224,7 @@ def _overlaps(data: AblationData) -> list[str]:
 
 
 def _sigmas(store: Store, cells: _Cells) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield where sigma comes from, and the sigma of each method; methods without noise come once."""
+    """Yield the source of sigma and the sigma of each method; methods without noise are yielded once."""
     settings, noiseless = cells.settings, True
     for sigma in settings.sigmas:
         methods = [name for name in settings.methods if noiseless or METHODS[name].noisy]
@@ -243,7 +243,7 @@ def _sigmas(store: Store, cells: _Cells) -> Iterator[tuple[str, dict[str, float]
 
 
 class _Cells:
-    """Cells of one table with one train fraction: finished ones in a folder, and the data of the others."""
+    """The cells of one table with one train fraction: the folder of finished ones, and the data for the others."""
 
     def __init__(
         self,
@@ -334,7 +334,7 @@ class _Cells:
 
 
 def _training_identity(data: AblationData, settings: _Settings) -> str:
-    """Return a digest of all that a trained decoder depends on beside its method, sigma and seed."""
+    """Return a digest of everything that a trained decoder depends on, except its method, sigma and seed."""
     chosen = load_size(settings.size, settings.set)
     plain: dict[str, Any] = {
         "size": asdict(replace(chosen, training=training_config(chosen, epochs=settings.epochs))),
@@ -350,7 +350,7 @@ def _training_identity(data: AblationData, settings: _Settings) -> str:
 
 
 def _cell_identity(trained: str, data: AblationData, generation: GenerationConfig) -> str:
-    """Return a digest of all that a cell depends on beside method, seed and sigma."""
+    """Return a digest of everything that a cell depends on, except method, seed and sigma."""
     plain: dict[str, Any] = {
         "trained": trained,
         "generation": asdict(generation),
@@ -362,7 +362,7 @@ def _cell_identity(trained: str, data: AblationData, generation: GenerationConfi
 
 
 def _listed(values: Any) -> list[Any]:
-    """Return the values of a sequence, or of a text with commas between them."""
+    """Return the values of a sequence, or of a text in which they are separated by commas."""
     return [part.strip() for part in values.split(",") if part.strip()] if isinstance(values, str) else list(values)
 
 

@@ -207,7 +207,7 @@ def _row_key(plain: Row) -> tuple[object, ...]:
 
 
 def _comparable(row: Row) -> tuple[float, str]:
-    """Return what rows of one table of the paper have in common; a chosen sigma differs by method."""
+    """Return the values that are the same in comparable rows; a sigma chosen on val differs by method."""
     source, noisy = row["sigma_from"], METHODS[row["method"]].noisy
     return row["train_fraction"], f"{row['sigma']:g}" if noisy and source != "best" else source
 
@@ -238,7 +238,7 @@ def _time_text(seconds: float | None) -> str:
 
 
 def _sigma_text(row: Row) -> str:
-    """Return the sigma of a row and where it is from; a dash if there is no noise."""
+    """Return the sigma of a row and its source, or a dash if there is no noise."""
     if not METHODS[row["method"]].noisy:
         return "–"
     source = "" if row["sigma_from"] == "given" else f" ({row['sigma_from']})"

@@ -221,7 +221,7 @@ def _of_photos(
 
 
 def _description(decoder: Captioner, generation: GenerationConfig, modality: str) -> str:
-    """Return in words what makes captions, with a digest of all that they depend on beside the embeddings."""
+    """Return a description of the captioner, with a digest of everything but embeddings that captions depend on."""
     how = {
         "beam": f"{generation.beams} beams",
         "nucleus": f"top-p {generation.top_p:g}, seed {generation.seed}",
@@ -232,7 +232,7 @@ def _description(decoder: Captioner, generation: GenerationConfig, modality: str
 
 
 def _check_options(paths: Sequence[str | Path], beside: bool, encoder: bool) -> None:
-    """Refuse what is not valid for embeddings."""
+    """Refuse options that are not valid for embeddings."""
     if paths:
         raise CorpusError("Both images and --embeddings were given.", remedy="Leave out one of them.")
     if beside:

@@ -157,7 +157,7 @@ class CaptionWriter:
         return self.captions
 
     def _find_leftovers(self) -> list[Path]:
-        """Return temporary files of earlier runs, whose names in the folders of the photos no other program uses."""
+        """Return temporary files of earlier runs in the folders of the photos; no other program uses their names."""
         own = [table.path for table in self._tables] + ([] if self._html is None else [self._html])
         own += [path.with_suffix(suffix) for suffix in self._sidecars for path in self._photos.values()]
         names: dict[Path, set[str]] = {}
@@ -166,7 +166,7 @@ class CaptionWriter:
         return [leftover for folder, known in names.items() for leftover in find_leftovers(folder, known)]
 
     def _take(self, table: _Table) -> None:
-        """Take the captions that a file contains already.
+        """Read the captions that a file already contains.
 
         Raises:
             OutputError: if they are by another captioner, or of other photos with the same keys.
@@ -191,7 +191,7 @@ class CaptionWriter:
                 self.captions[row["key"]] = row["caption"]
 
     def _has_sidecars(self, key: str) -> bool:
-        """Return whether all files beside a photo are there, and nothing else needs its caption; take note of it."""
+        """Return whether a photo has all its files and needs no caption for another output; remember the answer."""
         if self._overwrite or self._tables or not self._sidecars:
             return False
         files = [self._photos[key].with_suffix(suffix) for suffix in self._sidecars]
@@ -203,7 +203,7 @@ class CaptionWriter:
 
 
 class _Format(NamedTuple):
-    """A text of rows: head, then ``first`` and the rows with ``between`` them, then tail."""
+    """The layout of a file of rows: head, ``first``, the rows separated by ``between``, tail."""
 
     head: str
     first: str
@@ -214,7 +214,7 @@ class _Format(NamedTuple):
 
 
 class _Table:
-    """A file of rows on this machine that is whole after each row; a row that was cut short is dropped.
+    """A file of rows on this machine that is valid after each row; an incomplete last row is dropped.
 
     Attributes:
         path: of the file.
@@ -272,7 +272,7 @@ class _Table:
             content = content[self._file.write(content) :]
 
     def _open(self) -> io.FileIO:
-        """Open the file for this run alone; it is made if it is missing."""
+        """Open the file for this run only; it is created if it does not exist."""
         file = io.FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
         try:
             lock_file(file.fileno(), self.path)
@@ -303,7 +303,7 @@ class _Table:
 
 
 def _parse_json(text: str) -> list[Any]:
-    """Return the rows of a list; of one that was cut short those that are whole.
+    """Return the rows of a JSON list; if the list is incomplete, the rows that are complete.
 
     Raises:
         ValueError: if it is not a list of objects.
@@ -326,7 +326,7 @@ def _parse_json(text: str) -> list[Any]:
 
 
 def _parse_csv(text: str) -> list[Any]:
-    """Return the rows of a CSV file; a last line without its end was cut short.
+    """Return the rows of a CSV file; a last line without a line break is incomplete and left out.
 
     Raises:
         ValueError: if it has other columns.
@@ -374,7 +374,7 @@ def _check_sidecars(photos: Sequence[Path] | Any, suffix: str) -> None:
 
 
 def _thumbnail(path: Path) -> str | None:
-    """Return a photo as a ``data:`` URL; None if it cannot be read any more."""
+    """Return a photo as a ``data:`` URL, or None if it can no longer be read."""
     from ..pages import inline_image
 
     try:

@@ -384,14 +384,14 @@ def describe_decoder(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _chosen(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a training that a card shows."""
+    """Return the training settings that a model card shows."""
     chosen = {name: record[name] for name in ("preset", "sigma", "size", "seed") if record.get(name) is not None}
     captions = record.get("captions") or {}
     return {**chosen, **({"captions": captions["train"]} if "train" in captions else {})}
 
 
 def _remedy(folder: Path, otherwise: str) -> str:
-    """Return what to do without the decoder in a folder: use the one before it, if it is kept."""
+    """Return the remedy for a folder without a decoder: the previous decoder, if it still exists."""
     previous = previous_folder(folder)
     if not (previous / DECODER_FILE).is_file():
         return otherwise

@@ -164,7 +164,7 @@ def token_log_probabilities(model: Decoder, logits: Tensor, tokens: Tensor) -> T
 
 
 class _Trainer:
-    """The loop; everything random in an update depends on (seed, update) alone."""
+    """The training loop; all random numbers of an update depend only on (seed, update)."""
 
     def __init__(
         self,
@@ -260,7 +260,7 @@ class _Trainer:
         return True
 
     def _update(self, rows: Indices, number: int) -> tuple[float, int]:
-        """Write captions of some images, and take steps towards those that are closer to their images.
+        """Write captions of some images, and train towards those that are closer to their images.
 
         Returns:
             Their mean cosine, and how many tokens they have.

@@ -181,7 +181,7 @@ class LanguageModelDecoder(Decoder):
 
 
 class _Cache:
-    """Cache of the model itself, which it extends in place."""
+    """The cache of the language model, which extends it in place."""
 
     def __init__(self) -> None:
         self.past = _transformers().DynamicCache()

@@ -77,7 +77,7 @@ class NumpyDecoder:
         save_file({name: weight.astype(dtype) for name, weight in self.weights.items()}, path)
 
     def _scores(self, x: Array, cache: NumpyCache) -> NumpyScores:
-        """Run positions (B, S, W); score what follows the last one."""
+        """Run positions (B, S, W), and return the scores of the token after the last one."""
         x = x + self.weights["positions"][cache.length : cache.length + x.shape[1]]
         for layer in range(self.config.layers):
             block = f"blocks.{layer}"

@@ -75,7 +75,7 @@ def check_space(
 
 
 def _means(pipeline: Pipeline) -> dict[str, Matrix]:
-    """Return the means of unit rows, by modality, that a pipeline subtracts first; none that are near 0."""
+    """Return the means that a pipeline subtracts from unit rows first, by modality, without those near 0."""
     for step in pipeline.steps:
         found = {
             key.removeprefix("mean/"): np.asarray(mean, dtype=np.float32)
@@ -88,7 +88,7 @@ def _means(pipeline: Pipeline) -> dict[str, Matrix]:
 
 
 def _named(keys: Sequence[str], chosen: Mask) -> str:
-    """Return how many of the embeddings are chosen, and the keys of the first."""
+    """Return the number of chosen embeddings, and the keys of the first ones."""
     first = [keys[row] for row in np.flatnonzero(chosen)[:_NAMED]]
     more = ", …" if chosen.sum() > _NAMED else ""
     return f"{chosen.sum():,} of {counted(len(chosen), 'embedding')} ({', '.join(first)}{more})"

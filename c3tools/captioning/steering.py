@@ -227,7 +227,7 @@ class _Beam:
 def _write_zerocap(
     model: Decoder, prefix: Tensor, similar: _Similarity, config: GenerationConfig, limit: int
 ) -> list[int]:
-    """Write one caption from what the decoder reads, (1, d)."""
+    """Write one caption from the input of the decoder, (1, d)."""
     with torch.no_grad():
         logits, _, cache = model.prefill(prefix)
     log_p = _log_probabilities(model, logits)  # (1, V)
@@ -295,7 +295,7 @@ def _after_shift(model: Decoder, last: Tensor, context: list[Tensor], shift: lis
 
 
 def _log_probabilities(model: Decoder, logits: Tensor) -> Tensor:
-    """Return log-probabilities (B, V) in float32; padding is ruled out."""
+    """Return log-probabilities (B, V) in float32; that of padding is -inf."""
     scores = logits.float()
     if model.pad_id < scores.shape[1]:
         padding = torch.arange(scores.shape[1], device=scores.device) == model.pad_id

@@ -293,7 +293,7 @@ def _fit_esper(
 
 
 def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, reporter: Reporter) -> None:
-    """Write the decoder, unless it already exists, with its curves, and remove what the run has saved."""
+    """Write the decoder and its curves, unless they exist, and remove the saved state of the run."""
     with telling_what_is_kept(
         lambda: "The training is finished and saved; run the same command again to write the decoder."
     ):
@@ -314,7 +314,7 @@ def _pipeline_of(
     split: str,
     reporter: Reporter,
 ) -> tuple[Pipeline, float]:
-    """Return the pipeline to train with, fitted, and its sigma: that to continue from, the one given, or a preset's."""
+    """Return the fitted pipeline to train with, and its sigma: that of ``--from``, the given one, or a preset."""
     if previous is not None:
         return previous.pipeline, float(previous.record.get("sigma", 0.0))
     if pipeline is not None:

@@ -188,7 +188,7 @@ class Trainer:
         progress: Progress,
         reporter: Reporter,
     ) -> None:
-        """Train until the end, or until a signal has arrived; then the run is saved as after an epoch."""
+        """Train until the end or until a signal arrives; in that case the state is saved as after an epoch."""
         state, last_saved = self.state, time.monotonic()
         while state.epoch < self.config.epochs and not self._out_of_patience():
             batches = self._batches(state.epoch)
@@ -356,7 +356,7 @@ class Trainer:
         return True
 
     def _kept(self, checkpoints: CheckpointDir | None) -> str:
-        """Return what is kept of the run if it is interrupted now."""
+        """Return a sentence that says what is kept if the run is interrupted now."""
         return NOTHING_KEPT if checkpoints is None else checkpoints.after_interrupt(self.total_steps)
 
     def _note(self) -> str:

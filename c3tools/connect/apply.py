@@ -61,7 +61,7 @@ def apply_heads(
 
 
 class _HeadVectors:
-    """Features that pass through a head as they are read."""
+    """Features that are mapped by a head while they are read."""
 
     def __init__(self, heads: ConnectedHeads, features: Rows) -> None:
         self._heads, self._features = heads, features
@@ -75,7 +75,7 @@ class _HeadVectors:
 
 
 def _digest(features: npt.NDArray[Any]) -> str:
-    """Return a digest of features, so that others are not taken for those of an interrupted call."""
+    """Return a digest of features, so that an interrupted call is only continued with the same ones."""
     digest = hashlib.sha256()
     for block in blocks_of(features):
         digest.update(np.ascontiguousarray(block).tobytes())

@@ -128,7 +128,7 @@ class ConnectOutput(Output):
             reporter.message(f"The former {self.kind} was kept as {self.kept}.")
 
     def _read(self) -> tuple[Mapping[str, Any], str] | None:
-        """Return the record of the finished training in the folder, and what it is in words; None without one."""
+        """Return the record and the description of the finished training in the folder, or None if there is none."""
         path = self.folder / RECORD_FILE
         if not path.is_file() and not (self.folder / self.files[1]).is_file():
             return None  # the log of a run that collapsed

@@ -359,7 +359,7 @@ def _photo_pairs(corpus: Corpus, photos: Sequence[ImageItem], network: Network, 
 
 @torch.inference_mode()
 def _encode_photos(towers: TwoTowers, photos: Inputs, n: int, run: RunContext) -> Matrix:
-    """Return features (n, d) of all photos by the frozen tower, not normalised; several processes share them."""
+    """Return the features (n, d) of all photos by the frozen tower, not normalised; processes divide the work."""
     step = _ENCODED * world()
     parts = []
     with run.reporter.progress("Encoding photos with the frozen tower", n) as progress:

@@ -226,7 +226,7 @@ class Trainer:
     def _load(self, step: int) -> Batch:
         """Return the inputs of this process in a step, and `same_items` of the whole batch, bool (n, n).
 
-        This runs in a thread while the step before is computed.
+        This runs in a thread while the previous step is computed.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._batches[0] != epoch:
@@ -299,7 +299,7 @@ class Trainer:
             self.reporter.message(f"The learned logit scale has reached its limit of {limit} and stays there.")
 
     def _add_point(self, loss: float | None) -> bool:
-        """Measure the validation pairs; return False if the embeddings are no numbers any more."""
+        """Measure the validation pairs; return False if the embeddings have become NaN or infinite."""
         first, second, items = self.val.embed(partial(self.towers.embed_rows, compute=self.compute))
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             return False
@@ -316,7 +316,7 @@ class Trainer:
         return True
 
     def _kept(self, checkpoints: CheckpointDir | None) -> str:
-        """Return what is kept of the run if it is interrupted now."""
+        """Return a sentence that says what is kept if the run is interrupted now."""
         if processes.rank():
             return "The main process prints what was kept."
         return NOTHING_KEPT if checkpoints is None else checkpoints.after_interrupt(self.total_steps)

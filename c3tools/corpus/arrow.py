@@ -69,7 +69,7 @@ def column_of_batch(path: Path, number: int, column: str) -> pa.Array[Any]:
 
 
 def _check_packed(source: pa.NativeFile, start: int) -> None:
-    """Refuse compressed batches that declare far more bytes than they have; where the file is cut, it ends.
+    """Refuse compressed batches that declare far more bytes than they contain; stop where an incomplete file ends.
 
     Raises:
         TooLargeError: with the sizes.
@@ -86,7 +86,7 @@ def _check_packed(source: pa.NativeFile, start: int) -> None:
 
 
 def _unpacked_size(message: Any) -> int:
-    """Return the bytes that the buffers of a record batch declare to unpack to, 0 if they are not compressed.
+    """Return the unpacked size that the buffers of a record batch declare; 0 if they are not compressed.
 
     pyarrow allocates that much before it unpacks, and has no function for it. The metadata is a flatbuffer: tables
     that begin with the distance to a list of where their fields are (Message.fbs of Apache Arrow, version 1.0).

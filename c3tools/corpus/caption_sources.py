@@ -223,7 +223,7 @@ def _rank(path: Path) -> int:
 
 
 def _is_coco(path: Path, stems: set[str], inside: Path | None) -> bool:
-    """Return whether a .json file has images and captions as COCO or Karpathy write them, by its start and its end."""
+    """Return whether a .json file is a captions file of COCO or Karpathy, judged by its start and its end."""
     if without_suffix(str(path)) in stems:  # img2dataset writes one beside each image
         return False
     try:
@@ -299,7 +299,7 @@ def _named_rows(file: Path, options: ReadOptions) -> Iterator[CaptionRow]:
 
 
 def _may_be_read(corpus: Corpus, file: Path, inside: Path | None) -> bool:
-    """Return whether a detected captions file is not a link out of the corpus; one that is becomes a skipped input."""
+    """Return whether a detected captions file may be read; a link out of the corpus becomes a skipped input."""
     problem = link_problem(file, inside)
     if problem is not None:
         corpus.skipped.append(Skipped(file.name, str(file), *problem))
@@ -311,5 +311,5 @@ def _has_captions(offers: Iterable[_Offer]) -> bool:
 
 
 def _counting(offers: Sequence[_Offer]) -> _Offer:
-    """Return the offer that counts, of one or more in order: the first with captions."""
+    """Return the first of one or more offers that has captions."""
     return next((offer for offer in offers if _has_captions([offer])), offers[0])

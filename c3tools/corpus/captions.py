@@ -222,7 +222,7 @@ def _first_of(usual: Iterable[str], present: list[str]) -> str | None:
 
 
 def _row(record: Mapping[str, Any], line: int, columns: Columns, path: Path) -> CaptionRow:
-    """Make a caption row of one record.
+    """Return the caption row of one record.
 
     Raises:
         CorpusError: if the text or the file name is of another type.

@@ -284,7 +284,7 @@ def download(url: str) -> bytes:
 
 
 def _read_within_limits(answer: BinaryIO, url: str) -> bytes:
-    """Read the answer of a server, which may not be too long, nor too slow: one may send a byte a minute for days."""
+    """Read the answer of a server within limits of size and time: a server could send a byte a minute for days."""
     content = bytearray()
     end = time.monotonic() + _SLOWEST_DOWNLOAD
     while chunk := answer.read1(_CHUNK):  # type: ignore[attr-defined]

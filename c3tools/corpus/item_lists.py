@@ -183,7 +183,7 @@ class ItemList(Sequence[Item]):
             yield from self._database.execute(f"select n, {', '.join(self._columns)} from items {clause}", values)
 
     def _index(self, column: str) -> None:
-        """Make looking up in a column quick, from now on."""
+        """Create an index of a column, so that looking up in it is fast."""
         if column in self._indexed:
             return
         database = self._flush()
@@ -193,7 +193,7 @@ class ItemList(Sequence[Item]):
             self._indexed.add(column)
 
     def _flush(self) -> sqlite3.Connection | None:
-        """Write what was added; return the database, None if there are no items."""
+        """Write the added items; return the database, or None if there are no items."""
         if self._recent:
             rows = [self._pack(item) for item in self._recent]
             places = ", ".join("?" * len(self._columns))
@@ -216,7 +216,7 @@ class ItemList(Sequence[Item]):
 
 
 def _codec(kind: type[Any], *, printable: bool) -> tuple[Callable[[Any], Sequence[Any]], Callable[[Any], Any]]:
-    """Return the functions that make a row of an item, and an item of a row."""
+    """Return the functions that convert an item to a row, and a row to an item."""
     if kind is ImageItem:
         return pack_image, unpack_image
     make = (lambda row: row[0]) if kind is str else kind._make

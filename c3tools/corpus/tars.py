@@ -107,7 +107,7 @@ def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
 
 
 def _add_member(member: Member, drafts: dict[str, _Draft]) -> tuple[str, str] | None:
-    """Add a member to its sample; return why it cannot be used (error, message), if it cannot."""
+    """Add a member to its sample; if it cannot be used, return the reason (error, message)."""
     key, suffix = split_member(member.name)
     draft = drafts.setdefault(key, _Draft())
     if member.content is None:
@@ -240,7 +240,7 @@ def split_member(name: str) -> tuple[str, str]:
 
 
 def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo | Skipped]:
-    """Yield the regular members, header by header; those that are unsafe, and where the tar is cut."""
+    """Yield the regular members, header by header, the unsafe ones, and the place where an incomplete tar ends."""
     size = file.seek(0, 2)
     file.seek(0)
     position, last = 0, "its beginning"
@@ -298,7 +298,7 @@ def _printable(name: str) -> str:
 
 
 def _load(stored: Path, known: str | None) -> TarIndex | None:
-    """Return the stored index, if it is whole and of this version of the file."""
+    """Return the stored index if it is complete and belongs to this version of the file."""
     try:
         with name_or_file(stored) as source:
             table = pq.read_table(source)

@@ -195,7 +195,7 @@ def _receive(worker: _Worker, pin_memory: bool) -> PixelBatch:
 
 
 def _pinned(shape: tuple[int, ...]) -> Pixels:
-    """Return an array in page-locked memory, from which copies to a GPU need not be waited for."""
+    """Return an array in page-locked memory, from which copies to a GPU run in the background."""
     import torch
 
     pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
@@ -233,7 +233,7 @@ def _work(
 
 
 def _limit_memory() -> None:
-    """Let this process take as much memory as an image may, beside what it has; decoders fail beyond that. Of Linux."""
+    """Limit the memory of this process to what it has plus what an image may need; decoders then fail (Linux only)."""
     with suppress(ImportError, OSError, ValueError, StopIteration):
         import resource
 

@@ -285,7 +285,7 @@ def _is_store(folder: Path) -> bool:
 
 
 def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: str) -> Encoder:
-    """Return the encoder, loaded; the store is made if it is missing, and is one of this model."""
+    """Return the loaded encoder; create the store if it is missing, and check that it is of the same model."""
     if not isinstance(encoder, Encoder):
         encoder = encoder()
     info = StoreInfo(
@@ -332,7 +332,7 @@ def _rewrite_shards(
 def _embed_shards(
     shards: ShardInputs[Any], summary: ModalitySummary, work: EmbedWork, executor: Executor, reporter: Reporter
 ) -> None:
-    """Have the shards of one modality made, and add them to its summary."""
+    """Make the shards of one modality, and add them to its summary."""
     failed = 0
     start = time.perf_counter()
     with reporter.progress(f"{work.modality.capitalize()}s", shards.inputs) as progress:
@@ -348,7 +348,7 @@ def _embed_shards(
 
 
 def _kept(store: Path) -> str:
-    """Return what is in the store of a run that is interrupted now."""
+    """Return a sentence that says what is kept if the run is interrupted now."""
     if not isinstance(store, Path):  # whoever interrupts does not want to wait for a server
         return f"Finished shards are kept in {store}; run the same command again to continue."
     opened = Store.open(store, incomplete=True)

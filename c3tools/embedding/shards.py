@@ -269,7 +269,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             ) from error
 
     def _rewrite(self, shard: Shard) -> None:
-        """Put the rows of a shard in the places of those with their keys in the shard of its number."""
+        """Replace the rows with the same keys in the shard of the same number."""
         # rows of other paths were not compared now, so what is later than their run has still to be noticed
         began = self._began if shard.index in self.compared else None
         rewrite_shard(self.store, self.modality, shard.index, drop=self.dropped[shard.index], new=shard, began=began)
@@ -289,7 +289,7 @@ def _groups(shards: Iterable[ShardTask]) -> Iterator[dict[int, Sequence[Any]]]:
 def _encode_ahead(
     batches: Iterable[PixelBatch], encoder: Encoder, seconds: dict[str, float]
 ) -> Iterator[tuple[PixelBatch, Pending | None]]:
-    """Yield each batch with its features (n, d); the backend is given the next ones before the caller waits for one."""
+    """Yield each batch with its features (n, d); the next batches are already computed while the caller uses one."""
     running: deque[tuple[PixelBatch, Pending | None]] = deque()
     source = iter(batches)
     while True:

@@ -220,7 +220,7 @@ _ADVICE = {
 
 
 def _listed(problem: str, problems: str, names: Sequence[str]) -> list[str]:
-    """Return one sentence with the number of names and the first of them; none without names."""
+    """Return one sentence with the number of names and the first of them, or none if there are no names."""
     return [f"{counted(len(names), problem, problems)}: {_first(names)}"] if names else []
 
 

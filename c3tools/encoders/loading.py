@@ -200,7 +200,7 @@ def _preprocessor(network: nn.Module, transform: Any) -> ImagePreprocessor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip's log lines and the hubs' warnings from the user's terminal while a model is loaded."""
+    """Hide the log lines of open_clip and the warnings of the hubs while a model is loaded."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

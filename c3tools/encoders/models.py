@@ -105,7 +105,7 @@ def require_weights(name: ModelName) -> None:
 
 
 def _listed_weights(name: ModelName) -> dict[str, Any]:
-    """Return where open_clip finds weights (``url``, ``hf_hub``); nothing for a file of weights."""
+    """Return the place of the weights that open_clip lists (``url``, ``hf_hub``); nothing for a file of weights."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name.architecture)

@@ -102,7 +102,7 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _check_memory(file: Image.Image, size: tuple[int, int], copies: int = 1) -> None:
-    """Refuse an image that would take too much memory, by what its header says.
+    """Refuse an image that would take too much memory according to its header.
 
     Args:
         file: opened, at the scale that it will be decoded at.

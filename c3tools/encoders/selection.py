@@ -162,7 +162,7 @@ class EncoderFactory:
         return self._torch(compute, compiled) if compiled else candidate
 
     def _select_int8(self, compute: Compute, backend: str, compiled: bool, calibration: Calibration) -> Encoder:
-        """Return the model in 8 bits: the one that is kept, else one that is calibrated, once for the same inputs."""
+        """Return the 8-bit model: the stored one, or else a new one, which is calibrated once for the same inputs."""
         kept = self._cache.copied(calibration.kept, self._reporter) if calibration.kept else None
         if backend not in ("auto", _INT8_BACKEND):
             raise EncoderError(
@@ -205,7 +205,7 @@ class EncoderFactory:
         return self._encoder(kind(self._cache.converted(made_from, quantize, self._reporter), compute, threads()))
 
     def _select_converted(self, device: str, backends: list[str], precision: str) -> Encoder:
-        """Return the fastest of several backends and precisions that agrees with fp32; measured once on a machine."""
+        """Return the fastest backend and precision that agrees with fp32; this is measured once per machine."""
         if precision != "auto" and len(backends) == 1:
             return self._open(backends[0], precision, device)
         key = {
@@ -265,7 +265,7 @@ class EncoderFactory:
         return self._encoder(kind(folder, compute, threads()))
 
     def _made_from(self, kind: type[ConvertedBackend]) -> dict[str, Any]:
-        """Return all that the files of a converted model depend on."""
+        """Return everything that the files of a converted model depend on."""
         return {
             "model": self._identity["name"],
             "weights_sha256": self._identity["weights_sha256"],
@@ -282,7 +282,7 @@ class EncoderFactory:
         return agreement(self._expected, probe_embeddings(candidate))
 
     def _convert(self, kind: type[ConvertedBackend], folder: Path) -> None:
-        """Convert the towers, and see that the result agrees.
+        """Convert the towers, and check that the result agrees with fp32.
 
         Raises:
             EncoderError: if it does not.
@@ -362,7 +362,7 @@ class EncoderFactory:
 
 
 def _require(backend: str, compute: Compute, compiled: bool) -> None:
-    """Refuse what a converted model cannot do."""
+    """Refuse options that a converted model does not support."""
     if compute.device_type != "cpu":
         raise EncoderError(
             f"The backend {backend} runs on the CPU, not on {compute.device}.",

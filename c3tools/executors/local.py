@@ -40,7 +40,7 @@ class LocalExecutor:
 
 
 class _StoppedError(Exception):
-    """Another task failed, or the user interrupted: this one is given up."""
+    """Another task failed or the user interrupted, so this task is stopped."""
 
 
 def _in_threads(count: int, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
@@ -132,7 +132,7 @@ def _listen(
 
 
 def _serve(resources: WorkerResources, work: Work[Any, Any], connection: Connection) -> None:
-    """Do tasks in a process of its own; each is fetched when it is begun."""
+    """Do tasks in a separate process, which asks for each task when it is ready for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     positions: deque[int] = deque()

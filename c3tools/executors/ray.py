@@ -276,7 +276,7 @@ class _Run(Generic[Task, Result]):
             worker.pending = worker.process.run.remote(shared, self._tasks[position], again, str(Path.cwd()))
 
     def _straggler(self) -> int | None:
-        """Return a task that takes far longer than the others did, which is then given to one more worker."""
+        """Return a task that takes far longer than the others, to be given to another worker as well."""
         if not self._durations:
             return None
         limit = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * statistics.median(self._durations))
@@ -349,7 +349,7 @@ def _ray() -> Any:
 
 
 def _join(address: str | None) -> None:
-    """Join or start a cluster, without dashboard, statistics of usage, logs of workers, or warnings.
+    """Join or start a cluster, without dashboard, usage statistics, worker logs or warnings.
 
     Raises:
         UnreachableError: if there is none, or it does not answer.

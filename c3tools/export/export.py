@@ -308,7 +308,7 @@ class ExportWork(Work[PartTask, PartResult]):
 def _prepare(
     output: Path, store: Store, pipeline: Pipeline, settings: dict[str, Any], overwrite: bool
 ) -> dict[str, Any]:
-    """Save the recipe, refuse or clear what another export left, and return the identity that parts are made from."""
+    """Save the recipe, refuse or remove another export in the folder, and return the identity that the parts record."""
     former = Output(output, "export", (EXPORT_FILE,), overwrite).holds_result()
     recipe = pipeline.record()
     provenance = {"store": store.info.to_dict(), "transform": recipe, "settings": settings}
@@ -333,21 +333,21 @@ def _prepare(
 
 
 def _kept(output: Path) -> str:
-    """Return what is kept of an export that is interrupted now."""
+    """Return a sentence that says what is kept if the export is interrupted now."""
     if parts := _markers(output):
         return f"{len(parts):,} finished files are kept in {output}; run the same command again to write the others."
     return "No file was finished; run the same command again to restart."
 
 
 def _remove_leftovers(output: Path) -> None:
-    """Remove what an export, or a worker, that was killed left on this machine."""
+    """Remove the temporary files that a killed export or worker left on this machine."""
     if isinstance(output, Path):
         for folder in (output, *filter(Path.is_dir, output.rglob("*"))):
             remove_leftovers(folder)
 
 
 def _rename_early_markers(output: Path) -> None:
-    """Give markers of early versions, which other programs took for data, the names of today."""
+    """Rename the markers of early versions, which other programs read as data."""
     for marker in _markers(output):
         if not marker.name.startswith(BESIDE_ROWS):
             write_json_atomically(marker.parent / (BESIDE_ROWS + marker.name), _read_json(marker))
@@ -355,14 +355,14 @@ def _rename_early_markers(output: Path) -> None:
 
 
 def _drop_parts(output: Path, without: Collection[Path] = ()) -> None:
-    """Remove the parts that an export wrote, but for those with these markers, and nothing else."""
+    """Remove the parts that an export wrote, except those with these markers, and nothing else."""
     for marker in _markers(output):
         if marker not in without:
             _drop(marker, output)
 
 
 def _drop(marker: Path, output: Path) -> None:
-    """Remove what an export wrote of one part; its marker goes last, as it says which files there are."""
+    """Remove the files of one part; its marker is removed last, because it lists them."""
     for file in _read_json(marker).get("files", {}):
         with suppress(ValueError):  # a marker that was changed by hand may name files of others
             remove(recorded_file(output, file))
@@ -376,7 +376,7 @@ def _markers(output: Path) -> list[Path]:
 
 
 def _read_marker(path: Path, made_from: dict[str, Any], output: Path) -> dict[str, Any] | None:
-    """Return the marker of a part that is finished and made from the same things, else None."""
+    """Return the marker of a part that is finished and has the same identity, else None."""
     marker = _read_json(path)
     if marker.get("made_from") != made_from:
         return None

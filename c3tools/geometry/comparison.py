@@ -230,7 +230,7 @@ def _list_pairs(reports: Sequence[Values], links: Sequence[str] = ()) -> list[Se
 
 
 def _differences(first: Values, second: Values) -> list[str]:
-    """Return notes on what two stores differ in besides their measures."""
+    """Return notes on differences of two stores other than their measures."""
     provenance = [values["provenance"] for values in (first, second)]
     models, rows = ([facts[key] for facts in provenance] for key in ("model", "rows"))
     notes = []

@@ -297,7 +297,7 @@ def _scaled(ends: Ends, factor: float) -> Ends:
 
 
 def _residual_bias(collected: Collected, sums: PairSums) -> float:
-    """Return what the mean square of the residuals, per dimension, is too small by: the variance of their mean."""
+    """Return by how much the mean square of the residuals per dimension is too small: the variance of their mean."""
     working = collected.working
     off = (working.item_means - working.first + sums.mean) * working.rows_per_item[:, None]  # (m, d)
     count = len(off)
@@ -317,7 +317,7 @@ def _along_means(collected: Collected, *, crossed: bool) -> tuple[Array, Array]:
 
 
 def _interval(collected: Collected, value: float, added: Rows, seed: int) -> Ends | None:
-    """Return the interval of ``value`` from what each pair of the working set adds to it (k,)."""
+    """Return the interval of ``value`` from the contribution of each pair of the working set (k,)."""
     values = added.astype(np.float64)
     interval = mean_interval(values, collected.working.item_index, seed=seed)
     if interval is None:
@@ -342,7 +342,7 @@ def _sigmas(collected: Collected) -> list[sigma_rules.SigmaRule]:
 
 
 def _limits(collected: Collected, modalities: dict[str, ModalityMeasures]) -> list[str]:
-    """Return notes on what limits the numbers: few rows, no pairs, or a sample."""
+    """Return notes on the limits of the numbers: few rows, no pairs, or a sample."""
     notes = [
         f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so the number of rows "
         "limits the effective dimension."

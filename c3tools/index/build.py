@@ -265,12 +265,12 @@ def _add_rows(index: Index, store: Store, shards: Mapping[str, Mapping[str, str]
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write index.json, without what is true of this run alone."""
+    """Write index.json, without the values that only concern this run."""
     write_json_atomically(folder / INDEX_FILE, {name: value for name, value in record.items() if name != "added"})
 
 
 def _row_table(store: Store, parts: Mapping[str, Sequence[int] | None], split: str | None) -> pa.Table:
-    """Return key, modality and what a hit shows of each row, in the order of the vectors.
+    """Return the columns of each row that a hit shows, in the order of the vectors.
 
     Args:
         store: the store.
@@ -289,7 +289,7 @@ def _row_table(store: Store, parts: Mapping[str, Sequence[int] | None], split: s
 
 
 def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str | None) -> Matrix:
-    """Return queries to tune the search with: rows of another modality if there is one that the pipeline knows.
+    """Return queries for tuning the search, if possible rows of another modality that the pipeline is fitted for.
 
     Rows of the index itself would find themselves without effort.
     """

@@ -189,7 +189,7 @@ def search_shards(
 
 
 def _parameters(index: Any, nprobe: int | None, wanted: npt.NDArray[np.bool_] | None, k: int) -> Any:
-    """Return search parameters of the class that the index takes; ``wanted`` (n,) tells which rows are looked at."""
+    """Return search parameters of the class that the index needs; ``wanted`` (n,) selects the rows to search."""
     faiss = load_faiss()
     options: dict[str, Any] = {}
     if wanted is not None:

@@ -297,7 +297,7 @@ class Index:
         )
 
     def _groups(self) -> list[str]:
-        """Return the modalities to search one by one: images first, texts last, as a person looks at them."""
+        """Return the modalities to search one by one: images first, texts last."""
         present = [str(name) for name in pc.unique(self.rows.column("modality")).to_pylist()]
         return sorted(present, key=lambda name: (name == "text", name != "image", name))
 

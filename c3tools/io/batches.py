@@ -86,7 +86,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _sizes(column: Any) -> Any:
-    """Return how many bytes the values of a column have, written out: int64 (n,), or one int if all have the same.
+    """Return the bytes of each value of a column, uncompressed: int64 (n,), or one int if all are equal.
 
     Raises:
         TooLargeError: for the kinds of columns that do not say.

@@ -292,7 +292,7 @@ def _check_name(repo_id: str) -> None:
 
 @contextmanager
 def _explained(repo_id: str, reading: bool = False) -> Iterator[None]:
-    """Turn the errors of the hub's client, and of the layers below it, into one that says what would help."""
+    """Turn errors of the hub's client, and of the layers below it, into one error with a remedy."""
     from huggingface_hub import constants
 
     server = constants.ENDPOINT
@@ -320,7 +320,7 @@ def _explained(repo_id: str, reading: bool = False) -> Iterator[None]:
 def _card_text(
     card: Card, kind: RepositoryType, name: str, license: str | None, data: Sequence[str], scores: Scores
 ) -> str:
-    """Return the text of a card: its header, and what people read."""
+    """Return the text of a card: its header, and the part for people."""
     from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
     links = [entry for entry in data if _DATASET_NAME.fullmatch(entry)]

@@ -86,7 +86,7 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
 def _info(path: Any) -> dict[str, Any]:
     """Return what the server says about a file or folder.
 
-    fsspec's own `exists` and the like cannot be used: they take every error for an absence.
+    `exists` of fsspec and similar functions cannot be used, because they treat every error as a missing file.
     """
 
     def ask() -> dict[str, Any]:

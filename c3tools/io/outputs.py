@@ -228,7 +228,7 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove what `replacing` has left beside a folder in processes that were killed, and in this one."""
+    """Remove the folders that `replacing` left beside a folder, in killed processes and in this one."""
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
         process = left.name.removeprefix(f".{folder.name}.").partition(".")[0]
         if process.isdecimal() and (int(process) == os.getpid() or not _is_running(int(process))):

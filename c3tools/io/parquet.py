@@ -117,7 +117,7 @@ def _is_in(path: str, names: Sequence[str]) -> bool:
 
 
 def _declared(source: Path | BinaryIO) -> tuple[list[list[ColumnChunk]], int]:
-    """Return what a file says of its columns, by row group, and its size."""
+    """Return the metadata of a file about its columns, by row group, and the size of the file."""
     if isinstance(source, Path):
         with source.open("rb") as file:
             return column_chunks(file), source.stat().st_size

@@ -74,7 +74,7 @@ def _end() -> None:
 
 
 def _lines() -> list[str]:
-    """Return the different lines that were kept so far."""
+    """Return the distinct lines that were collected so far."""
     with _lock:
         try:
             content = os.read(_kept[0], _MOST_BYTES) if _kept is not None else b""

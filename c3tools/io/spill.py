@@ -102,7 +102,7 @@ class FileRows:
         return numbers
 
     def _read(self, numbers: Indices) -> Array:
-        """Return rows of the file, those that follow each other in one go."""
+        """Return rows of the file; consecutive rows are read together."""
         out = np.empty((len(numbers), *self.shape[1:]), self._stored)
         if not out.size:
             return out.astype(self.dtype)

@@ -127,6 +127,6 @@ def _stem(key: str) -> str:
 
 
 def _number(key: str) -> str:
-    """Return the number a name is (``000000397133.jpg``) or ends in after an underscore, without leading zeros."""
+    """Return the number in a name such as ``000000397133.jpg``, or after its last underscore, without leading zeros."""
     last = _stem(key).rpartition("_")[2]
     return str(int(last)) if last.isascii() and last.isdigit() else ""

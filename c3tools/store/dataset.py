@@ -163,7 +163,7 @@ def _counts(moments: Mapping[str, Moments]) -> dict[str, int]:
 
 
 def _hub_name(split: str) -> str:
-    """Return the name of a split as the hub takes it: letters, digits and underscores."""
+    """Return the name of a split as the hub accepts it: letters, digits and underscores."""
     return re.sub(r"\W", "_", split)
 
 
@@ -175,7 +175,7 @@ def _write_files(
     counts: Mapping[str, int],
     kept: Kept,
 ) -> None:
-    """Write the rows of a modality: for each split files of equally many rows, the last of fewer."""
+    """Write the rows of a modality; the files of a split have the same number of rows, except the last."""
     folder.mkdir(parents=True)
     file_rows = max(1, _FILE_BYTES // (info.dim * (2 if info.dtype == "float16" else 4)))
     metadata = shard_schema(modality, info).metadata
@@ -205,7 +205,7 @@ def _write_files(
 
 
 def _without_folders(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return rows whose absolute paths of images are cut to the names of the files: they tell of a user's machine."""
+    """Return rows in which absolute paths of images are cut to file names, because they reveal folders of the user."""
     if "path" not in batch.schema.names:
         return batch
     place = batch.schema.get_field_index("path")
@@ -240,7 +240,7 @@ def _read(path: Path, modality: str, info: StoreInfo) -> Iterator[pa.RecordBatch
 
 
 def _check_count(folder: Path, modality: str, info: StoreInfo) -> None:
-    """Refuse a data set whose files do not have as many rows as its moments say."""
+    """Refuse a data set whose number of rows differs from that in its moments."""
     expected = sum(load_counts(folder / _MOMENTS / f"{modality}.safetensors").values())
     there = sum(pq.read_metadata(path).num_rows for path in _files_of(folder, modality))
     if there != expected:

@@ -274,7 +274,7 @@ class _Blocks(Tasks[_Block]):
 
 @dataclass
 class _ImportWork(Work[_Block, tuple[list[Failure], int]]):
-    """Blocks of rows into shards; a result is the rows left out, and how many were not of unit norm."""
+    """Writing blocks of rows as shards; a result is the rows left out, and the number of rows without unit norm."""
 
     path: Path
     info: StoreInfo

@@ -252,7 +252,7 @@ def _repair_manifest(result: Verification, defects: int, dropped: Collection[Sha
 
 
 def _open(path: Path, findings: Sequence[Finding]) -> Store:
-    """Open the store; if store.json is damaged, as its shards describe it."""
+    """Open the store; if store.json is damaged, use the description in its shards."""
     if any(finding.check == "description" for finding in findings):
         described = described_by_shards(path)
         if described is not None:
@@ -291,7 +291,7 @@ def _write_moments(store: Store, modality: str, part: int) -> None:
 
 
 def _write_failures(store: Store, without: Collection[ShardName]) -> None:
-    """Write failures.parquet from the other shards, with what is readable of the inputs refused before encoding."""
+    """Write failures.parquet from the other shards, and from the readable list of inputs refused before encoding."""
     refused = [failure for failure in _recorded(store) if failure.stage == "list"]
     shards = [(name, part) for name in names_in(store.path)[0] for part in store.parts(name)]
     found = [failure for shard in shards if shard not in without for failure in store.shard_failures(*shard)]

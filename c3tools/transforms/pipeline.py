@@ -105,7 +105,7 @@ class Pipeline(HubRepository):
         return next((step.settings["sigma"] for step in self.steps if step.noisy and "sigma" in step.settings), None)
 
     def _takes_unit_rows(self, modality: str) -> bool:
-        """Return whether what is fitted is fitted on rows that the first step has scaled to unit length."""
+        """Return whether the steps are fitted on rows that the first step has scaled to unit length."""
         first = self.steps[0] if any(step.fits for step in self.steps) else None
         return first is not None and first.keeps_unit and first.applies(modality, training=False)
 

@@ -98,7 +98,7 @@ class Step:
         return self.state[key]  # type: ignore[return-value]
 
     def _fitted_moments(self, data: FitData) -> dict[str, Moments]:
-        """Return the moments of the modalities that the step is fitted for: those it applies to that have any."""
+        """Return the moments of the modalities that the step is fitted for: those it applies to, if they have any."""
         names = self.modalities if self.modalities is not None else tuple(sorted(data.moments))
         present = {name: data.moments[name] for name in names if name in data.moments}
         if not present:

@@ -85,7 +85,7 @@ def _write(tower: nn.Module, example: Tensor, path: Path, sizes: dict[int, str])
 
 
 def _places(weights: Path) -> dict[bytes, tuple[int, int]]:
-    """Return offset and length in the file of each float16 tensor, by its bytes."""
+    """Return the offset and length of each float16 tensor in the file, by its bytes."""
     content = weights.read_bytes()
     start = _LENGTH_FIELD + int.from_bytes(content[:_LENGTH_FIELD], "little")
     places = {}

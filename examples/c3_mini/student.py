@@ -271,12 +271,12 @@ def tune_image_tower(
 
 
 def _batches_of_photos(n: int, size: int, epochs: int, rng: np.random.Generator) -> Rows:
-    """Each epoch's photos in random order, in whole batches: (steps, size)."""
+    """Return the photos of each epoch in random order, in full batches: (steps, size)."""
     return np.concatenate([rng.permutation(n)[: n // size * size].reshape(-1, size) for _ in range(epochs)])
 
 
 def _picked(views: Sequence[Tensor], seen: Rows, photos: Rows) -> Tensor:
-    """Each photo as one of the views has it."""
+    """Return each photo as it is in one of its views."""
     return torch.stack([views[view][photo] for view, photo in zip(seen, photos, strict=True)])
 
 
@@ -289,7 +289,7 @@ def _descend(
     watch: Watch,
     progress: Progress,
 ) -> None:
-    """AdamW, a one-cycle schedule (a peak for all, or by child), and the running mean of the weights in the end."""
+    """Train with AdamW and a one-cycle schedule (one peak, or one by child), and keep the running mean of weights."""
     parts = [(module, rate)] if isinstance(rate, float) else [(module.get_submodule(n), r) for n, r in rate.items()]
     groups: list[dict[str, Any]] = []
     for part, peak in parts:

@@ -150,7 +150,7 @@ def _epochs(
     settings: TeacherSettings,
     rng: np.random.Generator,
 ) -> Iterator[float]:
-    """Train one member; the loss after each epoch."""
+    """Train one member, and yield the loss after each epoch."""
     size = min(settings.batch_size, len(captions))
     steps = len(captions) // size
     optimizer = torch.optim.AdamW(member.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -188,7 +188,7 @@ def running_mean(module: nn.Module, decay: float) -> AveragedModel:
 
 
 def _loss(member: Member, x: Tensor, t: Tensor, settings: TeacherSettings) -> Tensor:
-    """Symmetric InfoNCE, averaged over the captions of a photo: x (n, e), t (k n, f), caption by caption."""
+    """Return symmetric InfoNCE, averaged over the captions of a photo: x (n, e), t (k n, f), caption by caption."""
     n = len(x)
     logits = settings.scale * normalize(member.image(x), dim=1) @ normalize(member.text(t), dim=1).T  # (n, k n)
     own = torch.arange(n)

@@ -141,7 +141,7 @@ class ModelCache:
         return self.converted({**made_from, "sha256": files}, copy, reporter)
 
     def _require_own(self, path: Path) -> None:
-        """Refuse a model that another user may have put there: what is in the cache is run, and nothing is signed.
+        """Refuse a model that another user may have written: the cache is executed, and nothing in it is signed.
 
         Raises:
             PermissionError: with the folder that others can write to.
@@ -236,7 +236,7 @@ def same_model(folder: Path, kept: Path) -> bool:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes have left of models that they were converting."""
+    """Remove the files of models that killed processes were converting."""
     for left in folder.glob(f"{_TEMPORARY}*"):
         with suppress(OSError):  # another process is at work on it, or removed it
             descriptor = os.open(left, os.O_RDONLY)

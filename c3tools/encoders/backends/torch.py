@@ -88,7 +88,7 @@ class TorchBackend(Backend):
     def _features(self, modality: Modality, batch: Tensor) -> Tensor:
         """Return unit vectors, float32 (n, d), on the device.
 
-        Where a batch does not fit into memory it is run in halves, and so are those that follow.
+        If a batch does not fit into memory, this batch and those that follow are run in halves.
         """
         limit = self._limits.get(modality, len(batch))
         if len(batch) > limit:

@@ -270,7 +270,7 @@ def _other(rows: _Table, known: Sequence[_Table], notes: list[str]) -> _Table:
 
 
 def _items_of_their_own(rows: _Table) -> Sequence[str]:
-    """Return the item of each row: rows that name none are items of their own."""
+    """Return the item of each row; a row that names none is an item of its own."""
     named = next((rows.rows[name] for name in ITEM_COLUMNS if name in rows.rows), rows.items)
     return [item or key for item, key in zip(named, rows.rows["key"], strict=True)]
 
@@ -294,7 +294,7 @@ def _share_splits(tables: Sequence[_Table], notes: list[str]) -> None:
 
 
 def _pair_by_order(rows: _Table, known: _Table, column: str, ids: bool, notes: list[str]) -> None:
-    """Pair row i with row i; ``ids`` says whether the rows have ids, which those of ``known`` then have not."""
+    """Pair row i with row i; ``ids`` says whether the rows have ids (those of ``known`` then have none)."""
     rows.rows[column] = list(known.items)
     lacking = [table.plural for table, has in ((rows, ids), (known, known.key_column)) if not has]
     why = f"The {' and the '.join(lacking)} have no ids"

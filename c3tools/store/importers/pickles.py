@@ -105,7 +105,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Bounded:
-    """A file of which no more is requested than there is."""
+    """A file that is never asked for more bytes than it has."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size
@@ -119,7 +119,7 @@ class _Bounded:
 
 
 def _key(key: Any) -> Any:
-    """Return the key of a dictionary if it is plain: nested tuples could take forever to be hashed."""
+    """Return the key of a dictionary if it is plain, because hashing nested tuples could take forever."""
     if not isinstance(key, (str, int, float, np.generic)):
         raise pickle.UnpicklingError(f"{type(key).__name__} as a key")
     return key
@@ -247,7 +247,7 @@ def _clipcap_layout(value: Mapping[str, Any], split: str | None, most: int) -> V
 
 
 def _text(value: Any) -> str:
-    """Return a string, or a number as one; anything else could be an endless nest."""
+    """Return a string, or a number as a string; other types could be nested without end."""
     if not isinstance(value, (str, int, float, np.generic)):
         raise TypeError(f"{type(value).__name__} in place of a text or number")
     return str(value)

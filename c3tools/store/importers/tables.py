@@ -94,7 +94,7 @@ def _lists(path: Path, table: dict[str, pa.ChunkedArray[Any]]) -> Columns:
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """Read a table whose numbered columns are numbers; all others are text, as written: 007 is an id, not 7."""
+    """Read a table; columns with numbers as names are numbers, all others stay text (007 is an id, not 7)."""
     parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
     with pa.csv.open_csv(path, parse_options=parse) as reader:
         names = reader.schema.names

@@ -238,7 +238,7 @@ def _vectors_and_ids(
 
 
 def _check_holes(path: Path) -> None:
-    """Refuse a file that is large by its length and hardly there on the disk: holes in it would be read as zeros.
+    """Refuse a sparse file, which uses little of its length on the disk: its holes would be read as zeros.
 
     Raises:
         StoreError: with the sizes.
@@ -258,7 +258,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_unpacked_size(path: Path, unpacked: int) -> None:
-    """Refuse a file that would unpack to far more than embeddings of its size can.
+    """Refuse a file that would unpack to far more bytes than embeddings can.
 
     Raises:
         TooLargeError: with the sizes.
