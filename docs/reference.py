@@ -27,7 +27,9 @@ def cli_page() -> str:
     for name, summary in _summaries(command):
         page = re.sub(rf"^\* `{name}`: .*", lambda match, line=f"* `{name}`: {summary}": line, page, flags=re.MULTILINE)
     page = re.sub(r"\n{3,}", "\n\n", page).rstrip()
-    return page.replace("*.tar", r"\*.tar") + "\n"
+    pieces = re.split(r"(```.*?```|`[^`\n]*`)", page.replace("*.tar", r"\*.tar"), flags=re.DOTALL)
+    pieces[::2] = [re.sub(r"(?<![\w-])--[a-z][\w-]*", r"`\g<0>`", text) for text in pieces[::2]]  # else an en dash
+    return "".join(pieces) + "\n"
 
 
 def _summaries(group: object) -> list[tuple[str, str]]:
