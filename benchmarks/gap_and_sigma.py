@@ -1,18 +1,18 @@
-"""Does Collapse matter more where the gap is larger? C2_2 and C3, each at its own best sigma, on gaps of three lengths.
+"""Measure whether Collapse helps more at a larger gap: C2_2 and C3, each at its best sigma, on gaps of three lengths.
 
     python examples/c3_mini/features.py CORPUS FEATURES
     python benchmarks/gap_and_sigma.py FEATURES                   # 3 logit scales, 3 seeds of heads, 2 of decoders
-    python benchmarks/gap_and_sigma.py FEATURES --minutes 60      # for an hour; the same command continues
+    python benchmarks/gap_and_sigma.py FEATURES --minutes 60      # stop after an hour; run again to continue
 
-Heads on frozen features are trained at each logit scale and with each seed: the higher the scale, the more of the gap
-is left. On each of these stores C2_2 and C3 are trained on the captions with every sigma of the grid. The best one is
-chosen on val, for each method and store, and scored on test with every seed of the decoders. The table has both scores
-by logit scale, and the difference C3 - C2_2 with its 95 % interval from a hierarchical bootstrap: seeds of heads, seeds
-of decoders and test images are drawn with replacement, the images of both methods alike. The last line is the
-difference between the largest and the smallest scale.
+Heads on frozen features are trained at each logit scale and with each seed; the higher the scale, the more of the gap
+is left. On each of these stores, C2_2 and C3 are trained on the captions with every sigma of the grid. For each method
+and store, the best sigma is chosen on val, and this decoder is scored on test with every seed of the decoders. The
+table shows both scores by logit scale, and the difference C3 - C2_2 with its 95 % interval from a hierarchical
+bootstrap: seeds of heads, seeds of decoders and test images are drawn with replacement, the same images for both
+methods. The last line is the difference between the largest and the smallest scale.
 
-On Flickr8k (30,000 captions) a decoder of size tiny with 5 epochs takes 4 minutes of one core: 9 stores, 2 methods,
-5 sigmas and a second seed are 108 decoders, 4 hours of 2 cores with --jobs 2.
+On Flickr8k (30,000 captions) a decoder of size tiny with 5 epochs takes 4 minutes of one core. 9 stores, 2 methods,
+5 sigmas and a second seed are 108 decoders, 4 hours on 2 cores with --jobs 2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The methods of the table: what each learns from, what its images go through, and what was published of it."""
+"""The methods of the table: the data each learns from, the transform of its images, and its published score."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Captions as files, written while they are made: JSON and CSV, .txt and XMP beside the photos, a contact sheet.
 
-JSON and CSV grow row by row and are whole after each; files beside photos appear complete or not at all. So a run that
-was killed loses the captions of one batch at most, and the same command continues it:
+JSON and CSV grow row by row and are valid after each row; files beside photos appear complete or not at all. A killed
+run loses at most the captions of one batch, and the same command continues it:
 
     captions.json, captions.csv    rows of key, path, caption, captioner; one row per photo
-    photos/dog.txt                 the caption of photos/dog.jpg alone, as sets for training have it
+    photos/dog.txt                 the caption of photos/dog.jpg alone, as training sets have it
     photos/dog.xmp                 the caption as dc:description, as photo managers read it
 
-What is there is kept. Rows by another captioner or of other photos are refused, so that no file mixes two results.
+Existing captions are kept. Rows by another captioner or of other photos are refused, so that no file mixes two results.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""ESPER (Yu et al., CVPR 2023): a mapper in front of a frozen language model, trained on images alone by their encoder.
+"""ESPER (Yu et al., CVPR 2023): a mapper in front of a frozen language model, trained with images alone.
 
-The language model writes captions of images that nobody captioned; the encoder compares each with its image, and a
-policy gradient makes the mapper write what is closer. Of the paper are the reward, the penalty on leaving the language
-model, the clipped objective of PPO and its advantages. Other than there:
+The language model writes captions of images that have none, the encoder compares each caption with its image, and a
+policy gradient trains the mapper to write captions that are closer. The reward, the penalty for leaving the language
+model, the clipped objective of PPO and its advantages are those of the paper. These parts differ:
 
-- the language model is one of captions (``c3 train-decoder --unconditional``), with which the paper compares as
-  ESPER-Style; the mapper starts as the token that the language model begins with, so that it is left slowly;
-- there are no rewards for fluency and against repetition: the penalty on leaving the language model is all;
-- thousands of updates are replaced by a few hundred, and the checkpoint is chosen by the encoder on other images, where
-  the paper chose it by captions that people wrote.
+- The language model is one of captions (``c3 train-decoder --unconditional``), which the paper compares with as
+  ESPER-Style. The mapper starts as the token that the language model begins with, so that it departs from it slowly.
+- There are no rewards for fluency and against repetition, only the penalty for leaving the language model.
+- A few hundred updates replace thousands. The encoder chooses the checkpoint on other images, while the paper chose it
+  with captions that people wrote.
 
 Shapes: B captions, T tokens.
 """

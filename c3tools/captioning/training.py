@@ -1,8 +1,8 @@
 """The training loop of caption decoders.
 
-The method's rules, where the released code of the paper departs from them: noise is drawn again in every epoch,
-for training inputs only, from (seed, epoch, key); the validation loss that chooses the checkpoint has none; an
-end-of-text token is learned; the loss ignores padding and nothing else.
+It follows the method as published, which the released code of the paper does not always do: noise is drawn again in
+every epoch, for training inputs only, from (seed, epoch, key); the validation loss that chooses the checkpoint has no
+noise; an end-of-text token is learned; the loss ignores padding and nothing else.
 
 Everything random in a step depends on (seed, epoch, batch) alone, so a run that was killed continues exactly.
 """

@@ -82,7 +82,7 @@ def _check_packed(source: pa.NativeFile, start: int) -> None:
             if unpacked > most_unpacked(size):
                 raise TooLargeError(f"a batch of {size:,} bytes unpacks to {unpacked:,}")
     except (pa.ArrowException, OSError, struct.error):
-        return  # reading it comes to the same place
+        return  # reading it stops at the same place
 
 
 def _unpacked_size(message: Any) -> int:

@@ -1,6 +1,7 @@
-"""The probe: a few photos and texts by which encoders of one model are compared, in speed and in their embeddings.
+"""The probe: a few photos and texts with which the speed and the embeddings of encoders of one model are compared.
 
-The photos are bundled ones: rounding moves the embeddings of random images by other amounts than those of photos.
+The photos are bundled ones, because rounding changes the embeddings of random images
+by other amounts.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The paper's model of a contrastive space (Zhang et al., ICLR 2024): the gap is constant, it is orthogonal to the
 spans of both modalities, and what is left of a pair is isotropic Gaussian noise. Each test has two parts: an effect
-size, since with enough rows every significance test rejects every model, and an allowance for what so few items give by
-chance. Items are what is drawn independently; the captions of one image are not. benchmarks/assumption_power.py
-has the verdicts on stores that follow the model and on stores that break it.
+size, since with enough rows every significance test rejects every model, and an allowance for what few items show by
+chance. Items are drawn independently; the captions of one image are not. benchmarks/assumption_power.py measures the
+verdicts on stores that follow the model and on stores that violate it.
 """
 
 from __future__ import annotations

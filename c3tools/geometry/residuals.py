@@ -1,6 +1,6 @@
-"""Differences of pairs: the alignment noise left when the gap is taken off, its shape, and how groups of items differ.
+"""Differences of pairs: the alignment noise that is left without the gap, its shape, and how groups of items differ.
 
-Items are what is drawn independently: the residuals of one image's captions share what is the image's own.
+Items are drawn independently; the residuals of the captions of one image are not, because they share that of the image.
 """
 
 from __future__ import annotations

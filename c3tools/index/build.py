@@ -1,7 +1,7 @@
 """Build an index of a store, or update it after the store has grown.
 
-Rows of new shards are added to an index that was built with the same settings; it keeps its pipeline, so the means of
-the rows that it was built from, and its cells. It is rebuilt where that would not do: `_reason_to_rebuild`.
+Rows of new shards are added to an index that was built with the same settings. It keeps its cells and its pipeline, and
+so the means of the rows that it was built from. `_reason_to_rebuild` lists when this is not possible.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ c3-index/
 index.json                    factory, dimension, rows, nprobe, measured recall, shards of the store, provenance
 part-00000.faiss              up to `shard_rows` vectors
 rows.parquet, rows-00001…     key, modality, caption, path of each row, in the order of the vectors; a file per addition
-transform.json, .safetensors  the pipeline that index and queries went through
+transform.json, .safetensors  the pipeline that rows and queries are transformed with
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Record batches of strangers: values that are kept once and repeated are written out piece by piece, within limits."""
+"""Record batches from untrusted files: values stored once and repeated are expanded in pieces, within limits."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 The same rules hold for every command that writes a folder:
 
-- a new or empty folder is written;
-- a run that was interrupted is continued by the same command, and so is a finished one, which is no work;
-- a finished result of other settings, or of other data, is replaced with ``--overwrite`` alone;
+- a new or empty folder is written to;
+- the same command continues an interrupted run, and does nothing if the run is finished;
+- a finished result of other settings or other data is only replaced with ``--overwrite``;
 - a folder that contains anything else is never changed.
 """
 

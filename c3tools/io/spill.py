@@ -3,8 +3,8 @@
 A training asks for a few rows at a time, in an order that is drawn again in every epoch. The files of a store are
 compressed in blocks of thousands of rows, so rows that do not fit in memory are written once, one after another, to a
 temporary file. It is read by position, not mapped: the pages of a map count as memory of the process, and a disk that
-fails would end the process by a signal, without a message. The file has no name, so that nothing is left of it however
-the process ends, and runs do not meet.
+fails would end the process by a signal, without a message. The file has no name, so nothing of it is left however
+the process ends, and two runs cannot use the same file.
 """
 
 from __future__ import annotations

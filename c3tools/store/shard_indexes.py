@@ -1,8 +1,8 @@
-"""FAISS shards: beside the rows of a shard, an exact FAISS index of these rows, in their order.
+"""FAISS shards: an exact FAISS index beside the rows of each shard, in the order of the rows.
 
-    image/_part-00000.faiss        the vectors, for inner products: float16 where the store has unit rows of float16,
-                                   whose values they are; else float32, scaled to unit length
-    image/_part-00000.faiss.json   the SHA-256 of the rows that it is of, and its own; written last
+    image/_part-00000.faiss        the vectors, for inner products: if the store has unit rows of float16, the same
+                                   values; else float32, scaled to unit length
+    image/_part-00000.faiss.json   the SHA-256 of the rows it was made from, and of the index; written last
 
 An index is ignored if its record has the checksum of other rows, because the shard was updated since. Every command
 that writes shards calls `keep_indexes`, so a store that has indexes, or is made from one that has, gets those that its

@@ -2,9 +2,9 @@
 
     python check_texts.py c3-mini-captioner-work/texts flickr8k/captions.jsonl:test coco_cc/captions.jsonl
 
-Files of photos with their captions are named; ``:SPLIT`` takes the rows of one split. Captions are compared by their
-letters and digits alone, in lower case, and photos by the numbers that their file names begin with. Costs seconds;
-exits with 1 if a caption or a photo is found. It shares no code with `captioner.py`.
+Pass files of photos with their captions; ``:SPLIT`` selects the rows of one split. Captions are compared by their
+letters and digits alone, in lower case, and photos by the numbers that their file names begin with. Takes seconds, and
+exits with 1 if a caption or a photo is found. The script shares no code with `captioner.py`.
 """
 
 from __future__ import annotations

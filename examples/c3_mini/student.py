@@ -1,8 +1,9 @@
-"""The student: c3-mini's own towers, taught to be where the teacher's embeddings are, then trained on pairs.
+"""Train the towers of c3-mini to reproduce the embeddings of the teacher, and then on pairs.
 
-Two constant directions are added to the teacher's space, one per modality: the cones that large towers start in, as
-wide as the settings say. The student begins in such cones, too (offsets on its last layers). So its gap is mostly that
-of its targets; the last stage, which trains on pairs at a logit scale of 67, could close it and hardly does.
+Two constant directions are added to the space of the teacher, one per modality. They stand for the cones that large
+towers start in; the settings say how wide they are. The student begins in such cones too (offsets on its last layers),
+so its gap is mostly that of its targets. The last stage, which trains on pairs at a logit scale of 67, could close the
+gap but hardly does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The words of a caption as vectors, which the mean of contextual states blurs."""
+"""Represent the words of a caption as vectors, because the mean of contextual states blurs them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""An index that autofaiss chooses, from the same folder.
+"""Build an index of an export with autofaiss, which chooses its kind.
 
     c3 export --format npy --dtype float32 && python autofaiss_index.py c3-export
 
-Costs seconds for a small export; prints the number of vectors.
+Takes seconds for a small export, and prints the number of vectors.
 """
 
 from __future__ import annotations

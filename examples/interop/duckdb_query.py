@@ -1,8 +1,8 @@
-"""Captions nearest to the first one, and the provenance, in SQL alone.
+"""Find the captions nearest to the first one, and read the provenance, in SQL.
 
     c3 export && python duckdb_query.py c3-export
 
-Costs a second; prints the model, the preset, and five captions with their cosines.
+Takes a second, and prints the model, the preset, and five captions with their cosines.
 """
 
 from __future__ import annotations

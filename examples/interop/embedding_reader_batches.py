@@ -1,8 +1,8 @@
-"""Batches of embeddings with their captions, through embedding-reader.
+"""Read batches of embeddings with their captions with embedding-reader.
 
     c3 export --format npy --dtype float32 && python embedding_reader_batches.py c3-export
 
-Costs a second; prints the shape of each batch.
+Takes a second, and prints the shape of each batch.
 """
 
 from __future__ import annotations

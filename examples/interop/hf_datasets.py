@@ -1,8 +1,8 @@
-"""An export as a Hugging Face data set.
+"""Read an export as a Hugging Face data set.
 
     c3 export --format hf && python hf_datasets.py c3-export
 
-Costs a few seconds; prints the splits and the provenance.
+Takes a few seconds, and prints the splits and the provenance.
 """
 
 from __future__ import annotations

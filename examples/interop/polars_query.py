@@ -1,8 +1,8 @@
-"""Rows per split and role, the embeddings as numpy, and the provenance, with Polars.
+"""Read the rows per split and role, the embeddings as numpy, and the provenance, with Polars.
 
     c3 export && python polars_query.py c3-export
 
-Costs a second; prints the preset and a small table.
+Takes a second, and prints the preset and a small table.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ For one query with positive similarity ``s_+`` and n - 1 negatives, ``L = log(1 
 ``r = s_+ - max_j s_j`` every term is at most ``exp(-r / tau)``, so ``L <= log(1 + (n - 1) exp(-r / tau))``: a lead of
 ``r >= tau log((n - 1) / (exp(delta) - 1))`` suffices for ``L <= delta`` (Zhang et al., ICLR 2024, section 3).
 
-That is a theorem. What the paper concludes from it is not, and can fail: that training gets by with a lead in
-proportion to tau, that it then halts, and that a small tau leaves pairs further apart, as alignment noise. Here points
-are trained from unrelated starts at several temperatures until the loss is delta, and these three are looked at.
+That is a theorem. The conclusions of the paper are not, and can fail: that training ends with a lead in proportion to
+tau, that it then stops, and that a small tau leaves pairs further apart, as alignment noise. The simulation trains
+points from unrelated starts at several temperatures until the loss is delta, and checks these three conclusions.
 """
 
 from __future__ import annotations
