@@ -362,7 +362,7 @@ def _join(address: str | None) -> None:
         _ray().init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (OSError, RuntimeError, ValueError) as error:
         if _asks_for_token(error):
-            # Ray sends its token to no address that is given, unless it is told to; so it stays
+            # Ray sends its token to a given address only with RAY_AUTH_MODE=token, which the user has to set
             raise UnreachableError(
                 f"The Ray cluster at {address} asks for a token.",
                 remedy="Set RAY_AUTH_MODE=token if you trust this cluster. All machines need the same token, see "
