@@ -20,7 +20,7 @@ from measuring import MODEL, Run, c3_embed, clip_retrieval, copy_files, peer_opt
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    """One run after another; a row as soon as it is there."""
+    """Make one run after another, and print each row as soon as it is measured, then the table."""
     rows: list[tuple[str, str, str, str]] = []
     captions = read_captions(arguments.captions, 40_000)
     photos = sorted(arguments.images.iterdir())
@@ -33,6 +33,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 
     def row(who: str, what: str, done: Run) -> None:
         rows.append((who, what, f"{done.peak_mib:,.0f}", f"{done.tree_mib:,.0f}"))
+        print(*rows[-1], sep="\t", flush=True)
 
     names = [name for name in inputs if name != "500 captions"]
     for name in names:
