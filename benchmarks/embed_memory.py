@@ -6,7 +6,8 @@ Growth is measured with the bundled model (2,000 and 40,000 captions, 500 and 5,
 ViT-B/32 with random weights, 500 photos and 500 captions. ``process`` is the peak resident memory of the main process.
 ``with workers`` is the peak of it and its child processes together, with shared pages counted once.
 
-Takes about 8 minutes on 2 cores. ``process`` should grow by at most 10 %, and stay below the memory of clip-retrieval.
+Takes about 8 minutes on 2 cores. ``process`` should grow by less than 100 MiB, and stay below the memory of
+clip-retrieval.
 """
 
 from __future__ import annotations
