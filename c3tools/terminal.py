@@ -105,7 +105,7 @@ class _Lines(Progress):
 
     def __init__(self, console: Console, label: str, total: int | None, seconds: float) -> None:
         self._console, self._label, self._total, self._seconds = console, label, total, seconds
-        self._done, self._note = 0, ""
+        self._done, self._printed, self._note = 0, 0, ""
         self._started = self._last = time.monotonic()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
@@ -115,11 +115,11 @@ class _Lines(Progress):
             self._print()
 
     def finish(self) -> None:
-        if self._last > self._started:
+        if self._last > self._started and self._printed < self._done:
             self._print()
 
     def _print(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._printed = time.monotonic(), self._done
         elapsed = self._last - self._started
         rate = self._done / max(elapsed, 1e-9)
         parts = [f"{self._label}: {self._done:,}" + ("" if self._total is None else f" of {self._total:,}")]

@@ -82,6 +82,7 @@ def test_a_log_gets_a_line_now_and_then_with_rate_and_eta() -> None:
         progress.advance(1, "loss 2.5")
         progress.advance(3)
     lines = text.getvalue().splitlines()
+    assert len(lines) == 2
     assert re.fullmatch(r"Training: 1 of 4, [\d,.]+/s, 0:00 elapsed, eta 0:00, loss 2\.5", lines[0])
     assert re.fullmatch(r"Training: 4 of 4, [\d,.]+/s, 0:00 elapsed, loss 2\.5", lines[-1])
 
