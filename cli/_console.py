@@ -74,11 +74,14 @@ def print_table(table: Table) -> None:
     rich = RichTable(
         title=table.title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
     )
+    # the first column names the row, so the other columns are narrowed first, unless nothing would be left of them
+    whole = max((Text(row[0]).cell_len for row in table.rows), default=0) <= out.width // 2
     for position, column in enumerate(table.columns):
-        # the first column names the row, so the other columns are narrowed first
         names = position == 0 and not all(row[0][:1].isdigit() for row in table.rows)
         left = names or column in table.left
-        rich.add_column(Text(column), justify="left" if left else "right", overflow="fold", no_wrap=position == 0)
+        rich.add_column(
+            Text(column), justify="left" if left else "right", overflow="fold", no_wrap=position == 0 and whole
+        )
     for row in table.rows:
         rich.add_row(Text(row[0]), *(Text(cell, style=_VERDICTS.get(cell, "")) for cell in row[1:]))
     out.print(rich)

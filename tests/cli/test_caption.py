@@ -89,6 +89,20 @@ def test_one_file_prints_json_alone(c3: C3, captioner: Captioner, photos: Path, 
     assert [row["key"] for row in json.loads(result.stdout)] == [path.stem]
 
 
+def test_a_long_name_leaves_room_for_the_caption(
+    c3: C3, captioner: Captioner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner.save(tmp_path / "c3-decoder")
+    path = min(photos.glob("*.jpg"))
+    long = path.rename(photos / f"{'IMG_0123456789_' * 8}.jpg")
+    monkeypatch.setattr("c3tools.cli._console.out.width", 60)
+    result = c3("caption", long)
+    assert result.exit_code == 0, result.stderr
+    words = set(result.stdout.split())
+    assert words & WORDS
+    assert "".join(word for word in result.stdout.split() if "_" in word or "IMG" in word).startswith("IMG_0123456789")
+
+
 def test_magic_asks_the_encoder_at_every_word(
     c3: C3, captioner: Captioner, encoder: Encoder, photos: Path, tmp_path: Path
 ) -> None:
