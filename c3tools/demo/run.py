@@ -1,12 +1,12 @@
-"""The demo: embed photos and captions, train four decoders on texts alone, caption the photos and score the captions.
+"""The demo: caption the bundled photos with the bundled captioner; then train four decoders and compare them.
 
-No choice depends on the scored photos: the decoders are trained on COCO captions of other images, both means come from
-the corpus that c3-mini was trained on, and sigma comes from the spread of the training captions (`--sigma auto`).
+The first captions are there within a minute. No choice depends on the scored photos: the decoders are trained on COCO
+captions of other images, both means come from the corpus that c3-mini was trained on, and sigma comes from the spread
+of the training captions (`--sigma auto`).
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..ablation import (
     ABLATION,
@@ -28,35 +27,28 @@ from ..ablation import (
 )
 from ..ablation.table import score_text
 from ..assets.paths import CAPTIONS, PHOTOS
+from ..captioning import Captioner
 from ..captioning.evaluate import store_references
 from ..corpus import read_corpus
 from ..embedding import embed_corpus
 from ..encoders import Encoder, load_encoder
 from ..errors import CorpusError, telling_what_is_kept
 from ..executors import cores
-from ..geometry.figures import figure_blocks
-from ..geometry.report import gap_report
 from ..io.lock import locked
 from ..io.outputs import Output
-from ..pages import inline_image, render_page
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..store.means import load_means
 from ..store.metadata import INFO_FILE
 from ..tables import Table
 from ..transforms.sigma import SigmaRule, caption_spread, twice_spread
+from .page import JUDGED_BY, METRICS, Captioned, References, write_first_page, write_page
 
-METRICS = ("CIDEr", "BLEU-4", "BLEU-1", "ROUGE-L")
 _IMAGE_METHODS = ("C1", "C3")
 _IMAGE_STEPS = 300
 _EPOCHS = 5  # fewer than is best, to be short
-_PHOTO_SIDE = 360
-_FIGURES = {
-    "projection": "Photos and captions in two dimensions, pairs joined, before and after Collapse.",
-    "spectra": "How many dimensions each modality uses.",
-    "recall": "Retrieval before and after.",
-}
-_STEPS = {"C1": "", "C2_1": "Collapse", "C2_2": "Corrupt", "C3": "Collapse + Corrupt"}
+_BEAMS = 5  # of the bundled captioner, which is not compared with the decoders
+_FIRST_PAGE = "captions.html"
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,8 @@ class DemoResult:
         sigma_rule: the rule that gave it; None if the user set it.
         photos: the store of photos and their captions.
         means_from: where the means come from, in words.
-        page: the page with the photos and their captions.
+        bundled: the captions of the bundled captioner, which was trained on more captions, and their scores.
+        page: the page with the table, the photos and their captions.
         images: the table of generated images, with a page in ``images/``; None unless it was requested.
     """
 
@@ -80,6 +73,7 @@ class DemoResult:
     sigma_rule: SigmaRule | None
     photos: Store
     means_from: str
+    bundled: Captioned
     page: Path
     images: ImageAblation | None = None
 
@@ -110,10 +104,10 @@ def run_demo(
     images: bool = False,
     reporter: Reporter = SILENT,
 ) -> DemoResult:
-    """Run the method on the bundled photos, and write a page with the captions.
+    """Caption the bundled photos, and write a page; then run the method on them, and write a page with the table.
 
     Args:
-        out: folder for stores and the page.
+        out: folder for stores and pages.
         seeds: number of trainings per method: seeds 0, 1, ....
         sigma: standard deviation of the noise per dimension; None for twice the spread of the training captions.
         size: of the decoder, a key of `c3tools.captioning.SIZES`.
@@ -128,15 +122,25 @@ def run_demo(
         C3Error: if one of the steps raises it.
     """
     out = Path(out)
-    kept = "The embeddings are kept, but the decoders are not; run the same command again to train them."
-    with locked(out), telling_what_is_kept(lambda: kept):
+    first_page = out / _FIRST_PAGE
+
+    def kept() -> str:
+        page = f" The first captions are in {first_page}." if first_page.is_file() else ""
+        return "The embeddings are kept, but the decoders are not; run the same command again to train them." + page
+
+    with locked(out), telling_what_is_kept(kept):
         if not (out / "photos" / INFO_FILE).is_file():
             Output(out, "demo", ("demo.html", "captions")).holds_result()
         encoder = load_encoder(backend="torch")  # the same figures whichever extras are installed
-        reporter.message("1  Connect: embedding the photos, and the captions of other photos for training")
+        reporter.message("1  Connect: embedding the photos")
         photos = _embed(encoder, PHOTOS, out / "photos", reporter)
-        texts = _embed(encoder, CAPTIONS, out / "captions", reporter)
         moments = load_means(photos, "c3-mini")
+        scored, references = photos.load("image"), store_references(photos)
+        bundled = _caption(scored, references)
+        write_first_page(first_page, bundled, references)
+        reporter.message(_first_look(bundled, first_page))
+        reporter.message("   Embedding the captions of other photos, for training")
+        texts = _embed(encoder, CAPTIONS, out / "captions", reporter)
         load_means(texts, "c3-mini")
         means_from = f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions c3-mini was trained on"
         reporter.message(f"2  Collapse: subtracting the means of {means_from}, not of the scored photos")
@@ -151,8 +155,8 @@ def run_demo(
         data = AblationData(
             train=_first(train, captions),
             val=_first(val, captions),
-            images=photos.load("image"),
-            references=store_references(photos),
+            images=scored,
+            references=references,
             moments={name: photos.fitting_moments(name) for name in ("image", "text")},
         )
         reporter.message(f"4  Training {len(ABLATION)} decoders on {len(data.train):,} captions, without any image")
@@ -162,22 +166,23 @@ def run_demo(
             cells = [(name, seed, sigma) for seed in range(seeds) for name in ABLATION]
             train_decoders(data, cells, decoders, jobs=cores(), **options)
             runs = list(run_ablation(data, seeds=range(seeds), sigma=sigma, decoders=decoders, **options))
-        result = DemoResult(Ablation(runs, ABLATION, data), data, sigma, rule, photos, means_from, out / "demo.html")
-        _write_page(result)
+        table = Ablation(runs, ABLATION, data)
+        result = DemoResult(table, data, sigma, rule, photos, means_from, bundled, out / "demo.html")
+        write_page(result)
         if not images:
             return result
         reporter.message("5  The other direction: generators trained on photos alone, given captions")
-        table = ablate_images(
+        generated = ablate_images(
             photos,
             methods=_IMAGE_METHODS,
             seeds=seeds,
             sigma=sigma,
             output=out / "images",
-            split="val",  # the photos of COCO's val2017; the generators learn from the others
+            split="val",  # the generators learn from the split train
             steps=_IMAGE_STEPS,
             reporter=reporter,
         )
-        return replace(result, images=table)
+        return replace(result, images=generated)
 
 
 def copy_photos(destination: Path) -> int:
@@ -195,78 +200,37 @@ def copy_photos(destination: Path) -> int:
     return len(photos)
 
 
-def _embed(encoder: Encoder, corpus: Path, store: Path, reporter: Reporter) -> Store:
-    embed_corpus(read_corpus(corpus), store, encoder, reporter=reporter)
+def _embed(encoder: Encoder, bundled: Path, store: Path, reporter: Reporter) -> Store:
+    """Embed what is bundled, or continue; a store of another version's photos and captions is made anew."""
+    corpus = read_corpus(bundled)
+    if (store / INFO_FILE).is_file():
+        texts = Store.open(store, incomplete=True).batches("text", ["key", "caption"])
+        known = {text.key: text.caption for text in corpus.texts}
+        if any(known.get(row["key"]) != row["caption"] for batch in texts for row in batch.to_pylist()):
+            shutil.rmtree(store)
+    embed_corpus(corpus, store, encoder, reporter=reporter)
     return Store.open(store)
+
+
+def _caption(images: Rows, references: References) -> Captioned:
+    """Caption the photos with the bundled captioner, and score its captions."""
+    captioner = Captioner.load("c3-mini")
+    texts = captioner.caption(embeddings=images.embeddings, keys=images.keys, beams=_BEAMS)
+    learned = captioner.record["captions"]["train"]
+    summary = f"learned from {learned:,} captions, and searches with {_BEAMS} beams"
+    return Captioned.score("bundled", summary, dict(zip(images.keys, texts, strict=True)), references)
+
+
+def _first_look(bundled: Captioned, page: Path) -> str:
+    """Return the best and the worst caption in words, and where the page is."""
+    order = bundled.best_first()
+    best, worst = (f"“{bundled.captions[key]}” ({bundled.scores[key]:.0f})" for key in (order[0], order[-1]))
+    return (
+        f"   The bundled captioner wrote captions. Their {JUDGED_BY} is {bundled.mean:.1f} %.\n"
+        f"   The best is {best}, the worst {worst}.\n"
+        f"   Open {page} to see all of them. Training follows, which takes minutes."
+    )
 
 
 def _first(rows: Rows, count: int | None) -> Rows:
     return rows if count is None else rows.select(np.arange(min(count, len(rows))))
-
-
-def _write_page(result: DemoResult) -> None:
-    """Write one self-contained page: the table, the geometry, and the photos with the captions of each decoder."""
-    runs, rows = result.ablation.runs, result.ablation.rows
-    captions = {run.method: run.captions for run in runs if run.seed == runs[0].seed}
-    attributions = _attributions()
-    photos = []
-    for key in result.data.images.keys:
-        photos.append(
-            {
-                "key": key,
-                "source": _inline_photo(key),
-                "attribution": attributions.get(key),
-                "captions": [
-                    {"method": method, "steps": _STEPS.get(method, method), "text": by_key[key]}
-                    for method, by_key in captions.items()
-                ],
-                "reference": result.data.references[key][0],
-            }
-        )
-    html = render_page(
-        Path(__file__).parent / "templates" / "demo.html",
-        title="Captions from a decoder that never saw an image",
-        result=result,
-        metrics=METRICS,
-        rows=rows,
-        summaries={name: method.summary for name, method in METHODS.items()},
-        best={metric: max(rows, key=lambda row: row["scores"][metric]["mean"]) for metric in METRICS},
-        photos=photos,
-        geometry=_geometry_of(result.photos),
-    )
-    result.page.parent.mkdir(parents=True, exist_ok=True)
-    result.page.write_text(html, encoding="utf-8")
-
-
-def _geometry_of(photos: Store) -> dict[str, Any] | None:
-    """Return the figures of the gap report of the photos, each with a caption, and the gap in one sentence."""
-    report = gap_report(photos)
-    if report.measured is None:
-        return None
-    blocks = figure_blocks(report.labelled_figures(), prefix="demo")
-    gap, recall = report.values["gap"]["length"], report.values["retrieval"]
-    before, after = (recall[name]["image_to_text"]["recall@1"] for name in ("raw", "c2-collapse"))
-    sentence = (
-        f"The means of photos and captions are {gap:.2f} apart, in a space where every vector has length 1. Collapse "
-        f"subtracts the mean of each modality. The caption nearest to a photo is its own for {before:.0%} of the "
-        f"photos before Collapse and for {after:.0%} after it."
-    )
-    figures = [{"svg": blocks[name].svg, "caption": text} for name, text in _FIGURES.items() if name in blocks]
-    return {"sentence": sentence, "figures": figures}
-
-
-def _inline_photo(key: str) -> str:
-    with Image.open(PHOTOS / "images" / f"{key}.jpg") as image:
-        return inline_image(image, _PHOTO_SIDE)
-
-
-def _attributions() -> dict[str, dict[str, str]]:
-    found = {}
-    for line in (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        share_alike = "ShareAlike" in row["license"]
-        found[Path(row["image"]).stem] = {
-            "licence": "CC BY-SA 2.0" if share_alike else "CC BY 2.0",
-            "url": row["flickr_url"],
-        }
-    return found

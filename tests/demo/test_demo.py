@@ -1,36 +1,66 @@
 from __future__ import annotations
 
+import html
 import json
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from c3tools.assets.paths import CAPTIONS, PHOTOS
-from tests.conftest import C3
+from c3tools.metrics.captions import score_captions
+from c3tools.store import Store
+from tests.conftest import C3, copy_photos
 from tests.imaging.conftest import MICRO_SIZE
+
+MARKS = ("has_photo_in_coco_cc", "has_photo_in_coco_cc_more", "reserved")
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def letters(caption: str) -> str:
+    """Return the letters and digits of a caption, in lower case, with single spaces between words."""
+    return " ".join(re.findall(r"\w+", caption.lower()))
 
 
 def test_every_bundled_photo_has_captions_and_attribution() -> None:
     names = sorted(path.name for path in (PHOTOS / "images").iterdir())
-    rows = [json.loads(line) for line in (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = lines_of(PHOTOS / "captions.jsonl")
     attribution = (PHOTOS / "ATTRIBUTION.md").read_text(encoding="utf-8")
-    assert len(names) == 79
+    assert len(names) == 124
     assert names == sorted(row["image"] for row in rows)
+    assert Counter(row["split"] for row in rows) == {"train2017": 26, "val2017": 53, "test": 45}
     assert all(len(row["captions"]) >= 5 for row in rows)
-    listed = re.findall(r"\| `(\S+)` \| \[(CC BY(?:-SA)? 2\.0)\]\(\S+\) \| <\S+> \|", attribution)
-    assert sorted(name for name, _ in listed) == names
+    listed = re.findall(r"\| `(\S+)` \| \[(CC BY(?:-SA)? 2\.0)\]\(\S+\) \| <(\S+)> \|", attribution)
+    assert sorted(name for name, *_ in listed) == names
+    licences = {"Attribution License": "CC BY 2.0", "Attribution-ShareAlike License": "CC BY-SA 2.0"}
+    assert sorted((row["image"], licences[row["license"]], row["flickr_url"]) for row in rows) == sorted(listed)
 
 
 def test_no_training_caption_is_of_a_bundled_photo() -> None:
-    training = {json.loads(line)["image"] for line in CAPTIONS.read_text(encoding="utf-8").splitlines()}
-    assert len(training) == 4947
-    assert not training & {path.name for path in (PHOTOS / "images").iterdir()}
+    photos, training = lines_of(PHOTOS / "captions.jsonl"), lines_of(CAPTIONS)
+    assert len(training) == 4686
+    assert not {row["image"] for row in training} & {row["image"] for row in photos}
+    sentences = {letters(caption) for row in photos for caption in row["captions"]}
+    assert not [caption for row in training for caption in row["captions"] if letters(caption) in sentences]
+
+
+def test_no_training_caption_is_of_an_image_that_is_kept_for_a_test(shared_data: Path) -> None:
+    held_out = [row for row in lines_of(shared_data / "coco_captions" / "val2017.jsonl") if any(map(row.get, MARKS))]
+    assert len(held_out) > 300
+    sentences = {letters(caption) for row in held_out for caption in row["captions"]}
+    training = lines_of(CAPTIONS)
+    assert not {row["image"] for row in training} & {row["image"] for row in held_out}
+    assert not [caption for row in training for caption in row["captions"] if letters(caption) in sentences]
 
 
 def test_photos_can_be_copied_to_start_with(c3: C3, tmp_path: Path) -> None:
     assert c3("demo", "--photos-to", "images").exit_code == 0
-    assert len(list((tmp_path / "images").glob("*.jpg"))) == 79
+    assert len(list((tmp_path / "images").glob("*.jpg"))) == 124
     assert (tmp_path / "images" / "ATTRIBUTION.md").is_file()
     again = c3("demo", "--photos-to", "images")
     assert again.exit_code == 1
@@ -53,9 +83,72 @@ def test_the_demo_end_to_end_on_few_captions(c3: C3, tmp_path: Path, monkeypatch
     assert [entry["method"] for entry in runs] == ["C1", "C2_1", "C2_2", "C3"]
     assert all(entry["scores"]["CIDEr"] >= 0 for entry in runs)
     assert "real photos" in (tmp_path / "c3-demo" / "images" / "table.md").read_text(encoding="utf-8")
-    page = (tmp_path / "c3-demo" / "demo.html").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg;base64,") == 79
-    assert "<svg" in page
-    outside = re.findall(r'(?:src|href)="(?!data:|#)([^"]+)"', page)
-    assert all(url.startswith("https://www.flickr.com/") for url in outside)
-    assert "<script" not in page
+    for name in ("captions.html", "demo.html"):
+        page = (tmp_path / "c3-demo" / name).read_text(encoding="utf-8")
+        assert page.count("data:image/jpeg;base64,") == 124
+        outside = re.findall(r'(?:src|href)="(?!data:|#)([^"]+)"', page)
+        assert all(url.startswith("https://www.flickr.com/") for url in outside)
+        assert "<script" not in page
+        assert ("<svg" in page) == (name == "demo.html")
+
+
+@pytest.fixture
+def few_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twenty of the bundled photos and thirty of the captions, as if there were no more."""
+    from c3tools.demo import page, run
+
+    photos = tmp_path / "bundled"
+    copy_photos(photos / "images", 20)
+    (photos / "images" / "captions.jsonl").rename(photos / "captions.jsonl")
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(CAPTIONS.read_text(encoding="utf-8").splitlines(keepends=True)[:30]), encoding="utf-8")
+    for module in (run, page):
+        monkeypatch.setattr(module, "PHOTOS", photos)
+    monkeypatch.setattr(run, "CAPTIONS", few)
+    return photos
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_first_captions_are_there_when_the_training_is_interrupted(
+    c3: C3, few_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("c3tools.demo.run.train_decoders", interrupt)
+    result = c3("demo")
+    assert result.exit_code == 130
+    said = " ".join(result.stderr.split())
+    assert said.index("Open c3-demo/captions.html") < said.index("4 Training")
+    assert "The first captions are in c3-demo/captions.html" in said
+    assert not (tmp_path / "c3-demo" / "demo.html").exists()
+    page = (tmp_path / "c3-demo" / "captions.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 20
+    references = {Path(row["image"]).stem: row["captions"] for row in lines_of(few_photos / "captions.jsonl")}
+    written = [html.unescape(text) for text in re.findall(r'<dd class="judged">(.*?)</dd>', page)]
+    shown = [float(text) for text in re.findall(r'<dd class="score num">([\d.]+)</dd>', page)]
+    people = [html.unescape(text) for text in re.findall(r'<dd class="muted">(.*?)</dd>', page)]
+    keys = [next(key for key, texts in references.items() if texts[0] == human) for human in people]
+    scores = score_captions(dict(zip(keys, written, strict=True)), references).per_image["CIDEr"]
+    assert shown == [round(score) for score in scores]
+    best, worst, others = shown[:6], shown[6:12], shown[12:]
+    assert best == sorted(best, reverse=True)
+    assert worst == sorted(worst)
+    assert others == sorted(others, reverse=True)
+    assert min(best) >= max(others)
+    assert max(worst) <= min(others)
+    assert best[0] > 20
+
+
+def test_captions_that_are_bundled_no_more_are_not_trained_on(
+    c3: C3, few_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("c3tools.demo.run.train_decoders", interrupt)
+    few, store = tmp_path / "few.jsonl", tmp_path / "c3-demo" / "captions"
+    seen = []
+    for count in (30, 30, 20):
+        few.write_text("".join(few.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
+        c3("demo")
+        assert Store.open(store).count("text") == sum(len(row["captions"]) for row in lines_of(few))
+        seen.append((store / "text" / "part-00000.parquet").stat().st_ino)
+    assert seen[0] == seen[1]
