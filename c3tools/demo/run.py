@@ -36,6 +36,7 @@ from ..errors import CorpusError, telling_what_is_kept
 from ..executors import cores
 from ..io.lock import locked
 from ..io.outputs import Output
+from ..pages.render import count
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..store.means import load_means
@@ -217,7 +218,7 @@ def _caption(images: Rows, references: References) -> Captioned:
     captioner = Captioner.load("c3-mini")
     texts = captioner.caption(embeddings=images.embeddings, keys=images.keys, beams=_BEAMS)
     learned = captioner.record["captions"]["train"]
-    summary = f"learned from {learned:,} captions, and searches with {_BEAMS} beams"
+    summary = f"learned from {count(learned)} captions, and searches with {_BEAMS} beams"
     return Captioned.score("bundled", summary, dict(zip(images.keys, texts, strict=True)), references)
 
 
