@@ -12,7 +12,7 @@ from ._options import JsonOption, arguments
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="The folder for stores, results and the page.")] = Path("c3-demo"),
+    out: Annotated[Path, typer.Option("--out", help="The folder for stores and pages.")] = Path("c3-demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Number of trainings per method.")] = 1,
     sigma: Annotated[
         float | None,
@@ -35,7 +35,11 @@ def demo(
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Run the whole method offline on the bundled photos, and write a page with the captions."""
+    """Caption the bundled photos, then run the whole method on them, offline.
+
+    The captions of the bundled captioner are in OUT/captions.html within a minute. Then four decoders are trained and
+    compared; their scores and captions are in OUT/demo.html.
+    """
     options = arguments(locals(), "out", "photos_to")
     from c3tools.demo import copy_photos, run_demo
 
@@ -48,6 +52,6 @@ def demo(
         print_table(result.table())
         if result.images is not None:
             print_table(result.images.table())
-    message(f"The page with the photos and their captions is {result.page}")
+    message(f"The page with the table, the photos and their captions is {result.page}")
     if result.images is not None:
         message(f"The images that were generated from captions are in {out}/images/table.html")
