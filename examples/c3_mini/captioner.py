@@ -8,7 +8,7 @@
 2. A decoder learns from them (`c3 train-decoder`, the preset c3 with the means of c3-mini). The checkpoint is chosen on
    the texts of Flickr8k's val split; no photo is looked at. Hours, depending on the size.
 3. It is scored on the photos of Flickr8k's val split, or with ``--split test`` of its test split, and on the bundled
-   photos.
+   photos: those of the splits train and val, whose captions c3-mini did not learn from either, and those of test.
 4. OUT gets the decoder with float16 weights, and a card.
 
 Texts, decoders and photos are kept in a work folder; the same command continues after what is there, and other settings
@@ -118,22 +118,23 @@ def train(texts: Store, settings: Row, work: Path, reporter: Reporter) -> Captio
 
 def score(decoder: Path, pairs: Path, split: str, beams: int, work: Path, reporter: Reporter) -> dict[str, Evaluation]:
     """Score the captioner on Flickr8k's photos of a split and on the bundled ones, greedy and with beams."""
-    listed = work / f"{split}.jsonl"
-    write_rows(listed, (row for row in json_lines(pairs / "captions.jsonl") if row["split"] == split))
-    folder = pairs / "images" if (pairs / "images").is_dir() else pairs
-    photos = {
-        f"Flickr8k {split}": embed(
-            listed, work / f"flickr8k-{split}", image_column="image", images_root=folder, reporter=reporter
-        ),
-        "bundled photos": embed(PHOTOS, work / "bundled", reporter=reporter),
+    sets = {
+        f"Flickr8k {split}": (pairs, lambda row: row["split"] == split),
+        "bundled photos, train and val": (PHOTOS, lambda row: row["split"] != "test"),
+        "bundled photos, test": (PHOTOS, lambda row: row["split"] == "test"),
     }
-    return {
-        f"{name}, {'greedy' if number == 1 else f'{number} beams'}": evaluate_captions(
-            store, decoder=decoder, split="all", beams=number, reporter=reporter
-        )
-        for name, store in photos.items()
-        for number in (1, beams)
-    }
+    scores = {}
+    for name, (corpus, chosen) in sets.items():
+        listed = work / f"{name.lower().replace(', ', '-').replace(' ', '-')}.jsonl"
+        write_rows(listed, filter(chosen, json_lines(corpus / "captions.jsonl")))
+        folder = corpus / "images" if (corpus / "images").is_dir() else corpus
+        store = embed(listed, listed.with_suffix(""), image_column="image", images_root=folder, reporter=reporter)
+        for number in (1, beams):
+            how = "greedy" if number == 1 else f"{number} beams"
+            scores[f"{name}, {how}"] = evaluate_captions(
+                store, decoder=decoder, split="all", beams=number, reporter=reporter
+            )
+    return scores
 
 
 def score_lines(scores: dict[str, Evaluation]) -> list[str]:

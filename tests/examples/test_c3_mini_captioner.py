@@ -33,7 +33,7 @@ def scripts() -> Iterator[tuple[ModuleType, ModuleType]]:
 
 @pytest.fixture
 def corpus(tmp_path: Path, scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Eight photos with captions, two of them val; four captions alone, of which one row is marked; a bundled photo."""
+    """Eight photos with captions, two of them val; four captions alone, one row of them marked; two bundled photos."""
     pairs = copy_photos(tmp_path / "pairs", 8)
     rows = [json.loads(line) for line in (pairs / "captions.jsonl").read_text().splitlines()]
     held_out = next(row["captions"][0] for row in rows if row["split"] == "val")
@@ -44,9 +44,14 @@ def corpus(tmp_path: Path, scripts: tuple[ModuleType, ModuleType], monkeypatch: 
         {"image": "903.jpg", "captions": ["A swan on a lake"]},
     ]
     (tmp_path / "alone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alone))
-    bundled = copy_photos(tmp_path / "bundled", 1)
-    (bundled / "captions.jsonl").write_text(json.dumps({"image": "903.jpg", "captions": ["Something else"]}))
-    next(bundled.glob("*.jpg")).rename(bundled / "903.jpg")
+    bundled = copy_photos(tmp_path / "bundled", 2)
+    rows = [
+        {"image": "903.jpg", "captions": ["Something else"], "split": "val2017"},
+        {"image": "904.jpg", "captions": ["Nothing"], "split": "test"},
+    ]
+    (bundled / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for photo, row in zip(sorted(bundled.glob("*.jpg")), rows, strict=True):
+        photo.rename(bundled / str(row["image"]))
     monkeypatch.setattr(scripts[0], "PHOTOS", bundled)
     return tmp_path
 
@@ -79,7 +84,13 @@ def test_the_captioner_is_trained_scored_and_written(
     assert made.record["captions"] == {"train": 32, "val": 10}
     assert made.record["sigma"] == 0.08
     card = (corpus / "out" / "README.md").read_text()
-    for line in ("| Flickr8k val, greedy (2) |", "| bundled photos, 2 beams (1) |", "32 captions", "research"):
+    for line in (
+        "| Flickr8k val, greedy (2) |",
+        "| bundled photos, train and val, 2 beams (1) |",
+        "| bundled photos, test, greedy (1) |",
+        "32 captions",
+        "research",
+    ):
         assert line in card
     for sentence in ("A lamp", "a kite"):
         assert sentence not in (corpus / "out" / "tokenizer.json").read_text()
