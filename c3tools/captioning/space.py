@@ -51,8 +51,9 @@ def check_space(
     norms = np.linalg.norm(embeddings, axis=1)
     off = np.abs(norms - 1) > UNIT_TOLERANCE
     if off.any():
-        span = f"{norms[off].min():.3g} to {norms[off].max():.3g}"
-        reporter.message(f"{_named(keys, off)} have norms from {span}, but those of {model} have norm 1.")
+        low, high = (f"{norm:.3g}" for norm in (norms[off].min(), norms[off].max()))
+        span = f"norm {low}" if low == high else f"norms from {low} to {high}"
+        reporter.message(f"{_named(keys, off)} have {span}, but those of {model} have norm 1.")
     means = _means(pipeline)
     if modality not in means or not len(embeddings):
         return

@@ -240,7 +240,7 @@ def test_embeddings_of_another_space_are_refused_or_said(c3: C3, embedded: Store
     assert (code, "2 of 6 embeddings (4, 5) are far from the mean" in message) == (0, True)
     code, message = said(3 * matrix)
     assert code == 0
-    assert "4 of 4 embeddings (0, 1, 2, …) have norms from 3 to 3, but those of c3-mini have norm 1" in message
+    assert "4 of 4 embeddings (0, 1, 2, …) have norm 3, but those of c3-mini have norm 1" in message
     code, message = said(matrix[:0])
     assert (code, "given.npy has no row" in message) == (1, True)
     code, message = said(matrix, "--html", "page.html")
