@@ -24,7 +24,7 @@ import c3tools
 
 folder = Path("c3-notebook")
 photos = folder / "images"
-c3tools.copy_photos(photos)  # 79 openly licensed photos, each with five captions
+c3tools.copy_photos(photos)  # 124 openly licensed photos, each with five captions
 
 # %% [markdown]
 # ## Connect

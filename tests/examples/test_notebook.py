@@ -41,7 +41,7 @@ def test_the_notebook_runs_and_results_show_themselves(tmp_path: Path) -> None:
         if "text/html" in output.get("data", {})
     ]
     store, report, pipeline, found = shown
-    assert "<td>image</td>" in store and "79" in store
+    assert "<td>image</td>" in store and "124" in store
     assert "gap length" in report and "recall" in report.lower()
     assert "gaussian-noise" in pipeline
     assert "grass" in found
