@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .run import DemoResult, copy_photos, run_demo
+from .result import DemoResult
+from .run import copy_photos, run_demo
 
 __all__ = ["DemoResult", "copy_photos", "run_demo"]

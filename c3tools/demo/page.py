@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
@@ -14,15 +14,10 @@ from ..assets.paths import PHOTOS
 from ..geometry.figures import figure_blocks
 from ..geometry.report import gap_report
 from ..io.files import write_text_atomically
-from ..metrics.captions import score_captions
 from ..pages import inline_image, render_page
 from ..store import Store
+from .result import JUDGED_BY, METRICS, Captioned, DemoResult, References
 
-if TYPE_CHECKING:
-    from .run import DemoResult
-
-METRICS = ("CIDEr", "BLEU-4", "BLEU-1", "ROUGE-L")
-JUDGED_BY = "CIDEr"
 _EXTREMES = 6  # photos in each of the two groups that come first
 _PHOTO_SIDE = 360
 _FIGURES = {
@@ -30,31 +25,6 @@ _FIGURES = {
     "spectra": "How many dimensions each modality uses.",
     "recall": "Retrieval before and after.",
 }
-References = Mapping[str, Sequence[str]]
-
-
-class Captioned(NamedTuple):
-    """Captions of all photos by one decoder: its name on the page, what it is, captions and their scores by key."""
-
-    name: str
-    summary: str
-    captions: Mapping[str, str]
-    scores: Mapping[str, float]
-
-    @classmethod
-    def score(cls, name: str, summary: str, captions: Mapping[str, str], references: References) -> Captioned:
-        """Score the captions, each with the captions that people wrote of its photo."""
-        found = score_captions(captions, references)
-        return cls(name, summary, captions, dict(zip(found.keys, found.per_image[JUDGED_BY].tolist(), strict=True)))
-
-    @property
-    def mean(self) -> float:
-        """The score of all captions."""
-        return sum(self.scores.values()) / len(self.scores)
-
-    def best_first(self) -> list[str]:
-        """Return the keys of the photos in the order of their scores."""
-        return sorted(self.scores, key=lambda key: (-self.scores[key], key))
 
 
 def write_first_page(path: Path, bundled: Captioned, references: References) -> None:

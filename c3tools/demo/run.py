@@ -8,7 +8,7 @@ of the training captions (`--sigma auto`).
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,15 +17,12 @@ import numpy as np
 
 from ..ablation import (
     ABLATION,
-    METHODS,
     Ablation,
     AblationData,
-    ImageAblation,
     ablate_images,
     run_ablation,
     train_decoders,
 )
-from ..ablation.table import score_text
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning import Captioner
 from ..captioning.evaluate import store_references
@@ -41,58 +38,15 @@ from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..store.means import load_means
 from ..store.metadata import INFO_FILE
-from ..tables import Table
-from ..transforms.sigma import SigmaRule, caption_spread, twice_spread
-from .page import JUDGED_BY, METRICS, Captioned, References, write_first_page, write_page
+from ..transforms.sigma import caption_spread, twice_spread
+from .page import write_first_page, write_page
+from .result import JUDGED_BY, Captioned, DemoResult, References
 
 _IMAGE_METHODS = ("C1", "C3")
 _IMAGE_STEPS = 300
 _EPOCHS = 5  # fewer than is best, to be short
 _BEAMS = 5  # of the bundled captioner, which is not compared with the decoders
 _FIRST_PAGE = "captions.html"
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """Table of the demo, and the data behind it.
-
-    Attributes:
-        ablation: one run per method and seed, with scores and captions.
-        data: training captions, photos and what people wrote about them.
-        sigma: the noise that was used, per dimension.
-        sigma_rule: the rule that gave it; None if the user set it.
-        photos: the store of photos and their captions.
-        means_from: where the means come from, in words.
-        bundled: the captions of the bundled captioner, which was trained on more captions, and their scores.
-        page: the page with the table, the photos and their captions.
-        images: the table of generated images, with a page in ``images/``; None unless it was requested.
-    """
-
-    ablation: Ablation
-    data: AblationData
-    sigma: float
-    sigma_rule: SigmaRule | None
-    photos: Store
-    means_from: str
-    bundled: Captioned
-    page: Path
-    images: ImageAblation | None = None
-
-    def table(self) -> Table:
-        """Return the scores as a table, one row per method."""
-        rows = [
-            [row["method"], METHODS[row["method"]].summary, *(score_text(row["scores"][name]) for name in METRICS)]
-            for row in self.ablation.rows
-        ]
-        title = f"{len(self.data.images)} photos, sigma {self.sigma:.3f}"
-        return Table(["method", "steps", *METRICS], rows, title=title, left=["steps"])
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the rows of the table, and all runs (``runs``, the list that `c3 demo --json` writes)."""
-        return self.ablation.to_dict()
 
 
 def run_demo(
