@@ -277,14 +277,16 @@ def captions_to_show(path: Path, split: str | None = None, seed: int = 0) -> lis
 
 
 def save_sheet(made: GeneratedImages) -> None:
-    """Write the contact sheet and the page of the images; of very many the first."""
+    """Write the contact sheet and the page: with a row for each text that has several images."""
     shown = GeneratedImages(made.folder, made.images[:_IN_SHEET], made.modality, made.settings)
     opened = shown.open()
-    columns = min(len(opened), max(4, round(len(opened) ** 0.5)))
-    save_image(contact_sheet(in_rows(opened, columns)), made.folder / SHEET_FILE)
     entries: dict[str, list[Image.Image]] = {}
     for image, picture in zip(shown.images, opened, strict=True):
         entries.setdefault(image.asked, []).append(picture)
+    columns = min(len(opened), max(4, round(len(opened) ** 0.5)))
+    several = len(opened) > len(entries)
+    sheet = contact_sheet([*entries.values()], texts=[*entries]) if several else contact_sheet(in_rows(opened, columns))
+    save_image(sheet, made.folder / SHEET_FILE)
     more = f"; the first {_IN_SHEET:,} are shown" if len(made.images) > _IN_SHEET else ""
     guidance = made.settings["guidance"]
     lead = f"{len(made.images):,} images by {made.settings['generator']}, seed {made.settings['seed']}, "

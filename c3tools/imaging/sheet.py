@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..io.files import write_atomically, write_text_atomically
 from .photos import Pixels
 
 _GAP = 4
+_FONT, _LINE = 13, 20  # pixels of a text, and of the line that it is on
 _LEAST = 96  # pixels a side that a small image is enlarged to, so that it can be seen
 
 
-def contact_sheet(rows: Sequence[Sequence[Image.Image | Pixels]], *, side: int | None = None) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image | Pixels]], *, texts: Sequence[str] = (), side: int | None = None
+) -> Image.Image:
     """Return rows of square images as one picture on white.
 
     Args:
         rows: images, or pixels uint8 (height, width, 3); rows may differ in length.
+        texts: written above the rows, one line each, cut to the width of the sheet; empty for none.
         side: pixels of an image in the sheet; None for those of the first, or a multiple of it that can be seen.
     """
     first = _as_image(rows[0][0])
     side = side or first.width * max(1, -(-_LEAST // first.width))
-    columns = max(map(len, rows))
-    step = side + _GAP
-    sheet = Image.new("RGB", (columns * step + _GAP, len(rows) * step + _GAP), "white")
+    width = max(map(len, rows)) * (side + _GAP) + _GAP
+    above = _LINE if texts else 0
+    step = side + _GAP + above
+    sheet = Image.new("RGB", (width, len(rows) * step + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
     for number, row in enumerate(rows):
+        top = _GAP + number * step
+        if texts:
+            draw.text((_GAP, top), _cut(texts[number], width - 2 * _GAP, font.getlength), fill="black", font=font)
         for column, picture in enumerate(row):
             resized = _as_image(picture).resize((side, side), Image.Resampling.BICUBIC)
-            sheet.paste(resized, (_GAP + column * step, _GAP + number * step))
+            sheet.paste(resized, (_GAP + column * (side + _GAP), top + above))
     return sheet
 
 
@@ -65,6 +74,16 @@ def save_page(path: Path, title: str, lead: str, entries: Sequence[tuple[str, Se
     groups = [{"asked": asked, "images": [inline_png(image) for image in images]} for asked, images in entries]
     template = Path(__file__).parent / "templates" / "images.html"
     write_text_atomically(path, render_page(template, title=title, lead=lead, groups=groups))
+
+
+def _cut(text: str, width: int, length: Callable[[str], float]) -> str:
+    """Return the text on one line, with an ellipsis if it had to be cut to a width in pixels."""
+    text = " ".join(text.split())
+    if length(text) <= width:
+        return text
+    while text and length(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text.rstrip()}..."
 
 
 def _as_image(picture: Image.Image | Pixels) -> Image.Image:

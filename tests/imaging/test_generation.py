@@ -64,6 +64,8 @@ def test_a_folder_has_images_a_list_a_sheet_and_a_page(untrained: Generator, enc
         ("snow", 0),
         ("snow", 1),
     ]
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.size == (2 * 100 + 4, 2 * (20 + 100) + 4)  # a text and two images in each row
     page = (tmp_path / "out" / "images.html").read_text()
     assert page.count("data:image/png") == 4
     assert "&lt;b&gt;a dog" in page
