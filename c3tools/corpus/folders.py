@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..errors import CorpusError
 from ..io.locations import is_url, location, retrying
 from .containers import CONTAINER_SUFFIXES
 from .images import ImageItem
@@ -39,9 +40,13 @@ def find_container_files(root: Path, options: ReadOptions) -> tuple[list[Path], 
 
 
 def walk(root: Path, wanted: Callable[[str], bool], follow_symlinks: bool) -> Iterator[Path]:
-    """Yield the files below ``root`` whose name is ``wanted``, folder by folder; hidden ones are left out."""
+    """Yield the files below ``root`` whose name is ``wanted``, folder by folder; hidden ones are left out.
+
+    Raises:
+        CorpusError: if a folder cannot be listed: its files are not to be taken for removed.
+    """
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=follow_symlinks):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=follow_symlinks):
         if follow_symlinks:
             status = Path(folder).stat()
             if (status.st_dev, status.st_ino) in seen:
@@ -52,6 +57,13 @@ def walk(root: Path, wanted: Callable[[str], bool], follow_symlinks: bool) -> It
         for name in sorted(files):
             if not name.startswith(".") and wanted(name):
                 yield Path(folder) / name
+
+
+def _refuse(error: OSError) -> None:
+    raise CorpusError(
+        f"The folder {error.filename} cannot be listed ({error.strerror}).",
+        remedy="Make it readable, or give the paths of the other folders.",
+    ) from error
 
 
 def link_problem(path: Path, inside: Path | None) -> tuple[str, str] | None:

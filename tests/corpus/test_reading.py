@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,26 @@ def test_karpathy_file(tmp_path: Path) -> None:
     corpus = read_corpus([tmp_path / "p"], captions=tmp_path / "dataset.json")
     assert corpus.images[0].split == "restval"
     assert pairs(corpus) == [("first", "a")]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [{**rows[0], "split": ["train"]}]}))
+    assert read_corpus([tmp_path / "p"], captions=tmp_path / "dataset.json").images[0].split == "['train']"
+
+
+@pytest.mark.parametrize("place", [".", "below"])
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Its files would otherwise count as removed, and `c3 embed --prune` would remove their rows."""
+    image(tmp_path / "p" / "below" / "a.jpg")
+    unreadable, scandir = tmp_path / "p" / place, os.scandir
+
+    def refuse(path: str | os.PathLike[str]) -> object:
+        if Path(path) == unreadable:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(CorpusError, match=r"cannot be listed \(Permission denied\)"):
+        read_corpus([tmp_path / "p"])
 
 
 def test_two_files_with_one_stem_keep_their_suffix(tmp_path: Path) -> None:
