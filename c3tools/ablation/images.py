@@ -26,7 +26,7 @@ from ..imaging.evaluate import load_encoders, real_photos
 from ..imaging.model import SAMPLING_STEPS
 from ..imaging.sheet import inline_png
 from ..imaging.train import sigma_from_photos, training_photos
-from ..io.files import write_json_atomically
+from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
@@ -301,7 +301,7 @@ def _read(path: Path, identity: str) -> ImageRun | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return ImageRun(**content["run"]) if content["identity"] == identity else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return None
 
 

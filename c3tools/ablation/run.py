@@ -19,7 +19,7 @@ from ..captioning.training_rows import sigma_from_texts
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError, telling_what_is_kept
-from ..io.files import write_json_atomically
+from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
@@ -324,7 +324,7 @@ class _Cells:
         try:
             content = json.loads(self._path(method, seed, sigma).read_text(encoding="utf-8"))
             run = AblationRun(**content["run"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *MALFORMED):
             return None
         own = METHODS[method]
         unscored = self.data.choice is not None and own.noisy and not run.choice_scores

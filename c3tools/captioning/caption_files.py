@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..encoders import open_image
 from ..errors import CorpusError, OutputError
-from ..io.files import find_leftovers, write_atomically, write_text_atomically
+from ..io.files import MALFORMED, find_leftovers, write_atomically, write_text_atomically
 from ..io.lock import lock_file
 from ..reporter import counted
 
@@ -297,8 +297,9 @@ class _Table:
                 found = {name: row.get(name) or "" for name in FIELDS}
                 if not row["key"] or not all(isinstance(value, str) for value in found.values()):
                     raise ValueError("a row has no key")
+                "".join(found.values()).encode()  # halves of characters cannot be written
                 yield found
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except MALFORMED as error:
             raise OutputError(f"{self.path} was not written by c3 caption.", remedy="Choose another file.") from error
 
 
@@ -332,9 +333,9 @@ def _parse_csv(text: str) -> list[Any]:
         ValueError: if it has other columns.
     """
     reader = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
-    if tuple(next(reader, ())) != FIELDS:
-        raise ValueError("other columns")
     try:
+        if tuple(next(reader, ())) != FIELDS:
+            raise ValueError("other columns")
         return [dict(zip(FIELDS, row, strict=True)) for row in reader if row]
     except csv.Error as error:
         raise ValueError(str(error)) from error

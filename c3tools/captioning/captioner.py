@@ -27,7 +27,7 @@ from ..assets.paths import C3_MINI_CAPTIONER
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError
 from ..identity import ModelIdentity
-from ..io.files import read_json, sha256_of, write_json_atomically
+from ..io.files import MALFORMED, read_json, sha256_of, write_json_atomically
 from ..io.float16 import to_float16, to_float32
 from ..io.hub import Card, HubRepository, local_folder
 from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
@@ -304,6 +304,7 @@ class Captioner(HubRepository):
             if damage:
                 raise DecoderError(damage, remedy=_remedy(folder, f"Train it again: {_AGAIN}."))
             kind, config, weights = content.get("kind", BUILT_IN), content["config"], folder / WEIGHTS_FILE
+            record = dict(content["record"])
             decoder: Decoder | NumpyDecoder
             if kind == BUILT_IN and device == "cpu" and not trainable:
                 decoder = NumpyDecoder(DecoderConfig(**config), load_file(weights))
@@ -314,12 +315,12 @@ class Captioner(HubRepository):
                 f"There is no trained decoder at {folder} ({DECODER_FILE} is missing).",
                 remedy=_remedy(folder, "Train one with `c3 train-decoder`, or choose another with --decoder."),
             ) from None
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except (*MALFORMED, RuntimeError, SafetensorError) as error:
             raise DecoderError(
                 f"The decoder at {folder} is damaged ({error}).", remedy=f"Train it again: {_AGAIN}."
             ) from error
         tokenizer = CaptionTokenizer.load(folder / TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
-        return cls(decoder, tokenizer, Pipeline.load(folder), content["record"])
+        return cls(decoder, tokenizer, Pipeline.load(folder), record)
 
     def torch_decoder(self) -> Decoder:
         """Return the decoder as a torch module."""
@@ -378,7 +379,7 @@ def describe_decoder(folder: Path) -> tuple[dict[str, Any], str]:
         facts = [str(record["preset"]), f"sigma {record['sigma']:.3g}", f"size {record['size']}"]
         facts += [f"seed {record['seed']}", f"trained on {record['captions']['train']:,} captions"]
         facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.3f}"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return {}, "it is damaged, or it was not made by c3 train-decoder"
     return record, ", ".join(facts)
 

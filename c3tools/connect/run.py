@@ -11,7 +11,7 @@ from typing import Any
 
 from ..corpus.splits import STANDARD, describe_rule
 from ..errors import ConnectError, telling_what_is_kept
-from ..io.files import read_json, write_json_atomically, write_text_atomically
+from ..io.files import MALFORMED, read_json, write_json_atomically, write_text_atomically
 from ..io.outputs import Output, previous_folder, replacing, written_at
 from ..pages.figures import save_figure
 from ..reporter import Reporter, counted
@@ -138,7 +138,7 @@ class ConnectOutput(Output):
             scores = [f"{way.replace('_to_', ' to ')} {100 * values['recall@1']:.1f} %" for way, values in recall]
             facts = [f"{record['pairs']['train']:,} pairs", f"{record['outcome']} {written_at(path)}"]
             return record, ", ".join([*facts, f"recall@1 on val {' and '.join(scores)}"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *MALFORMED):
             return {}, "the record of its training is missing"
 
 

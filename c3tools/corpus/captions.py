@@ -149,7 +149,8 @@ def _from_annotations(images: list[dict[str, Any]], annotations: list[dict[str, 
 def _karpathy(images: list[dict[str, Any]]) -> Iterator[CaptionRow]:
     for number, image in enumerate(images, start=1):
         captions = [str(sentence["raw"]) for sentence in image["sentences"]]
-        yield CaptionRow(str(image["filename"]), captions, image.get("split"), number)
+        split = image.get("split")
+        yield CaptionRow(str(image["filename"]), captions, None if split is None else str(split), number)
 
 
 def _read_lines(path: Path, _: PickColumns) -> Iterator[CaptionRow]:

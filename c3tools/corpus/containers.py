@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError
-from ..io.files import read_json
+from ..io.files import MALFORMED, read_json
 from ..io.locations import is_url, name_or_file
 from ..reporter import counted
 from .captions import read_captions
@@ -174,7 +174,7 @@ def _is_data(path: Path) -> bool:
         value = read_json(state)
         names = [str(file["filename"]) for file in value["_data_files"]]
         indices = value.get("_indices_data_files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *MALFORMED) as error:
         raise CorpusError(f"{state} was not written by save_to_disk ({error!r}).") from error
     if indices:
         raise CorpusError(

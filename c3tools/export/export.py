@@ -391,6 +391,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object from a file; an empty one if there is none, or something else."""
     try:
         value = read_json(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

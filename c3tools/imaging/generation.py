@@ -28,7 +28,7 @@ from ..corpus.splits import split_of
 from ..corpus.tables import key_of_name
 from ..encoders import Encoder, resolve_encoder
 from ..errors import GeneratorError, telling_what_is_kept
-from ..io.files import read_json, recorded_file, write_json_atomically
+from ..io.files import MALFORMED, read_json, recorded_file, write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
@@ -134,7 +134,7 @@ class GeneratedImages:
         except FileNotFoundError:
             files = sorted(file for file in folder.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
             images, modality, content = [GeneratedImage(file.name, file.stem) for file in files], "unknown", {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise GeneratorError(
                 f"{path} is damaged ({error}).", remedy="Run the same `c3 generate` command again."
             ) from error

@@ -30,7 +30,7 @@ from ..encoders import Encoder, resolve_encoder
 from ..encoders.loading import weights_sha256
 from ..errors import GeneratorError
 from ..identity import ModelIdentity
-from ..io.files import read_json, sha256_of, write_json_atomically
+from ..io.files import MALFORMED, read_json, sha256_of, write_json_atomically
 from ..io.hub import Card, HubRepository, local_folder
 from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
 from ..reporter import SILENT, Reporter
@@ -357,7 +357,7 @@ class Generator(ImageGenerator, HubRepository):
                 f"There is no trained generator at {folder} ({GENERATOR_FILE} is missing).",
                 remedy="Train one with `c3 train-generator`, or choose another with --generator.",
             ) from None
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except (*MALFORMED, RuntimeError, SafetensorError) as error:
             raise GeneratorError(f"The generator at {folder} is damaged ({error}).", remedy=_remedy(folder)) from error
         return cls(network, Pipeline.load(folder), record, compute or devices.pick())
 
@@ -375,7 +375,7 @@ def describe_generator(folder: Path) -> tuple[dict[str, Any], str]:
         facts = [str(record["preset"]), f"sigma {record['sigma']:.3g}", f"size {record['size']}"]
         facts += [f"seed {record['seed']}", f"trained on {record['photos']['train']:,} photos"]
         facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.4f}"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return {}, "it is damaged, or it was not made by c3 train-generator"
     return record, ", ".join(facts)
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import C3Error, EncoderError, StoreError
-from ..io.files import read_json, recorded_file
+from ..io.files import MALFORMED, read_json, recorded_file
 from ..io.float16 import to_float32
 from ..io.locations import is_url, kind_of, location
 from ..reporter import SILENT, Reporter, counted
@@ -97,7 +97,7 @@ class Index:
             raise StoreError(
                 f"There is no index at {folder}.", remedy="Make one with `c3 index`, or choose another with --index."
             ) from None
-        except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
+        except (OSError, *MALFORMED, RuntimeError, pa.ArrowException) as error:
             raise StoreError(
                 f"The index at {folder} is damaged ({error}).", remedy="Build it again: c3 index"
             ) from error

@@ -22,6 +22,8 @@ _BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"
 _BLANK = b"-" * _DIGITS
 _SEAL = re.compile(re.escape(_BEGIN) + rb"([0-9a-f]{64})" + re.escape(_END))
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+# what comes of reading a JSON file that is none, or of using a value in it that has another layout
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 SEAL_PLACE = (_BEGIN + _BLANK + _END).decode()
 
 
@@ -74,6 +76,7 @@ def read_json(path: Path) -> Any:
     Raises:
         OSError: if it cannot be read.
         ValueError, RecursionError: if it is not JSON; TooLargeError if it would take more memory than it may.
+            `MALFORMED` has both, and what comes of using a value that has another layout.
     """
     return json.loads(read_limited(path))
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from ..errors import C3Error, UnreachableError
-from .files import read_json, write_json_atomically, write_text_atomically
+from .files import MALFORMED, read_json, write_json_atomically, write_text_atomically
 
 HUB = "hf-hub:"
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
@@ -207,7 +207,7 @@ def class_of(folder: Path) -> str | None:
     try:
         content = read_json(folder / CONFIG_FILE)
         return str(content["class"]) if content["library_name"] == "c3tools" else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *MALFORMED):
         return None
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import MissingExtraError, StoreError, UnreachableError
 from ..executors import Executor, LocalExecutor, Report, Work
-from ..io.files import read_json, sha256_of, write_atomically, write_json_atomically
+from ..io.files import MALFORMED, read_json, sha256_of, write_atomically, write_json_atomically
 from ..io.locations import kind_of, names_in, read_all, remove
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter
@@ -123,7 +123,7 @@ def index_problem(
         rows, digest = recorded["rows"], recorded["sha256"]
     except UnreachableError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *MALFORMED) as error:
         return f"its record cannot be read ({error!r})"
     if rows != rows_digest(store, modality, part):
         return "it is of former rows of the shard"

@@ -41,7 +41,7 @@ def parse_sigma(value: float | str, also: Sequence[str] = (AUTO,)) -> float | st
         return value
     try:
         sigma = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         sigma = math.nan
     if not (math.isfinite(sigma) and sigma >= 0):
         allowed = " or ".join([", ".join(["a number of at least 0", *map(repr, also[:-1])]), *map(repr, also[-1:])])

@@ -164,6 +164,8 @@ def test_captions_of_other_settings_or_photos_are_refused(photos: dict[str, Path
         ("json", "not JSON at all"),
         ("csv", "a,b\n1,2\n"),
         ("csv", "a novel"),
+        ("csv", "a" * 200_000 + "\n"),
+        ("json", '[{"key": "a", "path": "a.jpg", "caption": "\\ud800", "captioner": "a test"}]'),
     ],
 )
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -122,9 +122,11 @@ def test_missing_damaged_and_newer_descriptions_are_said(captioner: Captioner, t
     path.write_text(json.dumps({**content, "config": {**content["config"], "width": 96}}))
     with pytest.raises(DecoderError, match="is damaged"):
         Captioner.load(folder)
-    path.write_text("{")
-    with pytest.raises(DecoderError, match="is damaged"):
-        Captioner.load(folder)
+    without_record = {name: value for name, value in content.items() if name != "record"}
+    for damaged in ("{", "[" * 10_000, "[]", *map(json.dumps, ({**content, "files": None}, without_record))):
+        path.write_text(damaged)
+        with pytest.raises(DecoderError, match="is damaged"):
+            Captioner.load(folder)
 
 
 def test_a_failed_save_leaves_the_decoder_that_was_there(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,25 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (other / "connect.json").write_text(json.dumps({**value, "format_version": 99}))
     with pytest.raises(ConnectError, match="newer version of c3tools"):
         ConnectedHeads.load(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: {name: value[name] for name in value if name != "sha256"},
+        lambda value: {**value, "modalities": 3},
+        lambda value: {**value, "modalities": [[]]},
+        lambda value: {**value, "format_version": float("inf")},
+        lambda value: {**value, "shape": {**value["shape"], "hidden": 2**40}},  # 80 TB
+        lambda value: [value],
+    ],
+)
+def test_a_damaged_record_is_one_error(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    connected().save(tmp_path / "heads")
+    path = tmp_path / "heads" / "connect.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ConnectError, match="are damaged"):
+        ConnectedHeads.load(tmp_path / "heads")
 
 
 def test_other_features_are_refused() -> None:

@@ -243,6 +243,8 @@ def test_the_index_is_built_anew_where_rows_cannot_be_added_and_that_is_said(sto
     (path / "index.json").write_text(json.dumps(record))
     assert Index.open(path).search(vector=store.load("text").embeddings[0])[0].hits
     assert "does not record what it was built from" in rebuilt()
+    (path / "index.json").write_text('{"shards": 3}')
+    assert "is damaged" in rebuilt()
     (path / "part-00000.faiss").write_bytes(b"x")
     assert "is damaged" in rebuilt()
 

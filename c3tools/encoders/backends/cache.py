@@ -28,6 +28,7 @@ from platformdirs import user_cache_path
 
 from ...errors import EncoderError
 from ...io.files import (
+    MALFORMED,
     json_text,
     read_json,
     recorded_file,
@@ -126,7 +127,7 @@ class ModelCache:
                 f"The quantised model {source} is missing.",
                 remedy="Copy this folder from the store that it was made for, or embed into another --store.",
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except MALFORMED as error:
             raise _damaged(source, f"{RECORD_FILE}: {error!r}") from error
         own = self.folder / "converted" / _digest(made_from)
         if _is_intact(own, made_from) and (_record(own) or {}).get("sha256") == files:
@@ -184,7 +185,7 @@ class ModelCache:
         try:
             noted = json.loads(self._choice_path(key).read_text(encoding="utf-8"))
             return dict(noted["choice"]) if noted["key"] == json.loads(json_text(dict(key))) else None
-        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is measured again
+        except (OSError, *MALFORMED):  # missing or damaged: it is measured again
             return None
 
     def note_choice(self, key: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
@@ -231,7 +232,7 @@ def same_model(folder: Path, kept: Path) -> bool:
     """Return whether a converted model is the one that is kept in another folder or at a URL."""
     try:
         return bool(read_json(kept / RECORD_FILE)["sha256"] == (_record(folder) or {}).get("sha256"))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, *MALFORMED):
         return False
 
 
@@ -262,7 +263,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     try:
         record = read_json(folder / RECORD_FILE)
         return record if isinstance(record, dict) and isinstance(record.get("made_from"), dict) else None
-    except (OSError, ValueError):
+    except (OSError, *MALFORMED):
         return None
 
 
@@ -272,5 +273,5 @@ def _is_intact(folder: Path, made_from: Mapping[str, Any]) -> bool:
         return False
     try:
         return all(sha256_of(recorded_file(folder, name)) == digest for name, digest in record["sha256"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, *MALFORMED):
         return False
