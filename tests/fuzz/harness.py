@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import resource
 import signal
 import tempfile
@@ -21,13 +22,13 @@ from hypothesis import strategies as st
 
 from c3tools.errors import C3Error
 
-from .mutations import edits
-from .targets import Target
+from .mutations import Edit, edits, random_edits
+from .target import Target
 
 LONGEST = 5.0
 MOST_MEMORY = 1 << 30
 _WAITING = 20
-_CHUNK = 500  # hypothesis remembers what it drew; a new run forgets it
+_VARIANTS = 6  # ways in which a file is changed, taken in turn; with the later ones checksums agree
 _MEMORY_FOLDER = Path("/dev/shm")
 
 
@@ -43,14 +44,14 @@ class Outcome:
         runs: how many there were.
         refused: how many ended in a C3Error.
         slowest: seconds of processor time of the longest.
-        problems: description → an example of it: the runs that ended otherwise.
+        problems: description → an example of it, the name of the file and its content: the runs that ended otherwise.
         counts: how often each of them came.
     """
 
     runs: int = 0
     refused: int = 0
     slowest: float = 0.0
-    problems: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -65,46 +66,98 @@ def workspace(target: Target) -> Iterator[Path]:
         yield folder
 
 
-def run_target(target: Target, runs: int, start: int = 0, *, raising: bool = False) -> Outcome:
-    """Run a target so many times; ``raising`` stops at the first problem, shrunk by hypothesis."""
-    outcome = Outcome()
-    phases = (Phase.generate, Phase.shrink) if raising else (Phase.generate,)
-    names = sorted(target.vary)
+def run_target(target: Target, runs: int, start: int = 0) -> Outcome:
+    """Run a target so many times, with changes drawn by chance from the seed ``start``."""
     with workspace(target) as folder:
-        files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        runner = Runner(target, folder)
+        runner.run(runs, random.Random(start))
+    return runner.outcome
 
-        def one(file: int, variant: int, changes: list[tuple[str, int, int]]) -> None:
-            path = folder / names[file]
-            mutations = target.vary[names[file]]
-            content = mutations[variant % len(mutations)](files[path], changes)
-            path.write_bytes(content)
-            if target.agree is not None and variant >= 2:
-                # a file that cannot even be read for its checksum is left as it is
-                with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
-                    target.agree(folder)
+
+def find_problem(target: Target, runs: int, start: int = 0) -> Outcome:
+    """Run a target so many times; the first problem is raised, shrunk by hypothesis."""
+    with workspace(target) as folder:
+        runner = Runner(target, folder)
+
+        def one(file: int, variant: int, changes: list[Edit]) -> None:
             try:
-                _watched(lambda: target.read(folder), outcome)
-            except (Exception, HangError) as error:
-                if raising:
-                    raise
-                problem = _describe(error)
-                outcome.counts[problem] += 1
-                outcome.problems.setdefault(problem, f"{names[file]}: {content[:300]!r}")
+                runner.change(file, variant, changes)
+                runner.read()
             finally:
-                for changed, original in files.items():
-                    changed.write_bytes(original)
+                runner.restore()
 
-        for done in range(0, runs, _CHUNK):
-            options = settings(
-                max_examples=min(_CHUNK, runs - done),
-                database=None,
-                deadline=None,
-                phases=phases,
-                suppress_health_check=list(HealthCheck),
-            )
-            drawn = given(st.integers(0, len(names) - 1), st.integers(0, 5), edits)(one)
-            seed(start + done)(options(drawn))()
-    return outcome
+        options = settings(
+            max_examples=runs,
+            database=None,
+            deadline=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        drawn = given(st.integers(0, len(runner.names) - 1), st.integers(0, _VARIANTS - 1), edits)(one)
+        seed(start)(options(drawn))()
+    return runner.outcome
+
+
+class Runner:
+    """Changes a file of a target, reads it, and puts the valid one back.
+
+    Args:
+        target: the reader and its files.
+        folder: a `workspace` of it.
+
+    Attributes:
+        names: of the files that are changed.
+        outcome: what its runs came to.
+    """
+
+    def __init__(self, target: Target, folder: Path) -> None:
+        self.names, self.outcome = sorted(target.vary), Outcome()
+        self._target, self._folder = target, folder
+        self._files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        self._changed: list[Path] = []
+
+    def run(self, runs: int, draw: random.Random) -> None:
+        """Run so many times, and count what is not survived."""
+        for _ in range(runs):
+            file, variant = draw.randrange(len(self.names)), draw.randrange(_VARIANTS)
+            content = self.change(file, variant, random_edits(draw))
+            try:
+                self.read()
+            except (Exception, HangError) as error:
+                problem = _describe(error)
+                self.outcome.counts[problem] += 1
+                self.outcome.problems.setdefault(problem, (self.names[file], content))
+            finally:
+                self.restore()
+        self.require_unchanged()
+
+    def change(self, file: int, variant: int, changes: list[Edit]) -> bytes:
+        """Write the changed file, and in some variants make checksums agree with it; return its content."""
+        name = self.names[file]
+        path, mutations = self._folder / name, self._target.vary[name]
+        content = mutations[variant % len(mutations)](self._files[path], changes)
+        self._changed = [path]
+        path.write_bytes(content)
+        if self._target.agree is not None and variant >= _VARIANTS // 3:
+            self._changed = list(self._files)
+            # a file that cannot even be read for its checksum is left as it is
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
+                self._target.agree(self._folder)
+        return content
+
+    def read(self) -> None:
+        """Read, within the limits of time and memory; a C3Error is a refusal."""
+        _watched(lambda: self._target.read(self._folder), self.outcome)
+
+    def restore(self) -> None:
+        """Put the valid files back."""
+        for path in self._changed:
+            path.write_bytes(self._files[path])
+
+    def require_unchanged(self) -> None:
+        """Raise an AssertionError if a reader has written: later runs would not read what they seem to."""
+        there = {path: path.read_bytes() for path in self._folder.rglob("*") if path.is_file()}
+        assert there == self._files, f"{self._target.name} changes files"
 
 
 def _watched(read: Callable[[], object], outcome: Outcome) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from PIL import Image
 
 from c3tools.corpus import ImageReader, read_corpus
 from c3tools.corpus.captions import read_captions
-from c3tools.errors import C3Error, StoreError
+from c3tools.errors import StoreError
 from c3tools.io.files import SEAL_PLACE, sha256_of
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Store
@@ -32,33 +31,10 @@ from tests.corpus.packing import Photo, webdataset, write_hf_parquet, write_tar
 from tests.stores import whole_store
 
 from .mutations import Mutation, mutate_bytes, mutate_json, mutate_lines
+from .records import record_targets
+from .target import Target, every, file
 
 DIM = 12
-
-
-@dataclass(frozen=True)
-class Target:
-    """A reader, and a valid input of it.
-
-    Attributes:
-        name: for the table.
-        make: writes the valid files into a folder.
-        vary: files that are changed, one a run, and how.
-        read: reads the folder; may raise a C3Error and nothing else.
-        agree: makes checksums agree with the changed files, so that what lies behind them is reached.
-        share: how many of a thousand runs it gets.
-    """
-
-    name: str
-    make: Callable[[Path], object]
-    vary: Mapping[str, tuple[Mutation, ...]]
-    read: Callable[[Path], object]
-    agree: Callable[[Path], None] | None = None
-    share: int = 10
-
-
-def _file(name: str, content: bytes) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(content)
 
 
 def _table() -> pa.Table:
@@ -86,27 +62,15 @@ _YAML = (
 )
 
 
-def _every(reads: Sequence[Callable[[], object]]) -> None:
-    """Read in several ways; the first refusal is raised when all had their turn."""
-    refusal = None
-    for read in reads:
-        try:
-            read()
-        except C3Error as error:
-            refusal = refusal or error
-    if refusal is not None:
-        raise refusal
-
-
 def _captions(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> None:
-        _every([lambda: list(read_captions(folder / name)), lambda: read_corpus([folder / name])])
+        every([lambda: list(read_captions(folder / name)), lambda: read_corpus([folder / name])])
 
     return read
 
 
 def _caption_target(name: str, content: bytes, *mutations: Mutation, share: int = 30) -> Target:
-    return Target(f"captions {name}", _file(name, content), {name: mutations}, _captions(name), share=share)
+    return Target(f"captions {name}", file(name, content), {name: mutations}, _captions(name), share=share)
 
 
 def _png() -> bytes:
@@ -205,7 +169,7 @@ def _read_store(folder: Path) -> None:
     for modality in store.modalities:
         reads += [partial(store.count, modality), partial(store.moments, modality)]
         reads += [partial(store.load, modality, "train")]
-    _every(reads)
+    every(reads)
 
 
 def _verify(folder: Path) -> None:
@@ -226,6 +190,7 @@ def _store_target(name: str, read: Callable[[Path], object], share: int) -> Targ
     text = (mutate_bytes, mutate_json, mutate_json)
     vary = {
         "s/store.json": text,
+        "s/manifest.json": text,
         "s/image/_part-00000.json": text,
         "s/image/part-00000.parquet": binary,
         "s/text/part-00000.parquet": binary,
@@ -307,7 +272,7 @@ def targets() -> tuple[Target, ...]:
             _folder_corpus,
             {"captions.jsonl": (mutate_bytes, mutate_lines), "a.png": (mutate_bytes,)},
             lambda folder: read_corpus([folder]),
-            share=40,
+            share=20,
         ),
         Target(
             "recipe",
@@ -315,18 +280,18 @@ def targets() -> tuple[Target, ...]:
             {"transform.json": both, "transform.safetensors": (mutate_bytes,)},
             _read_recipe,
             _agree_recipe,
-            share=150,
+            share=200,
         ),
         Target(
             "pipeline.json",
-            _file("p.json", json.dumps(preset("c3", sigma=0.1).config()).encode()),
+            file("p.json", json.dumps(preset("c3", sigma=0.1).config()).encode()),
             {"p.json": both},
             lambda folder: Pipeline.from_config(folder / "p.json"),
             share=40,
         ),
         Target(
             "pipeline.yaml",
-            _file("p.yaml", _YAML),
+            file("p.yaml", _YAML),
             {"p.yaml": (mutate_bytes,)},
             lambda folder: Pipeline.from_config(folder / "p.yaml"),
             share=30,
@@ -336,39 +301,45 @@ def targets() -> tuple[Target, ...]:
             _tar,
             {"x.tar": (mutate_bytes,)},
             _images_in("x.tar"),
-            share=30,
+            share=15,
         ),
-        Target("tar, checksums mended", _tar, {"x.tar": (mutate_bytes,)}, _images_in("x.tar"), _agree_tar, share=60),
+        Target("tar, checksums mended", _tar, {"x.tar": (mutate_bytes,)}, _images_in("x.tar"), _agree_tar, share=30),
         Target(
             "table of images",
             lambda folder: write_hf_parquet(folder / "x.parquet", _photos()),
             {"x.parquet": (mutate_bytes,)},
             _images_in("x.parquet"),
-            share=60,
+            share=40,
         ),
-        Target("table of images, Arrow", _arrow, {"x.arrow": (mutate_bytes,)}, _images_in("x.arrow"), share=60),
+        Target("table of images, Arrow", _arrow, {"x.arrow": (mutate_bytes,)}, _images_in("x.arrow"), share=40),
         Target(
             "list of images",
             _listed_images,
             {"x.csv": (mutate_bytes,)},
             _images_in("x.csv", image_column="image"),
-            share=40,
+            share=20,
         ),
-        _store_target("store, read", _read_store, share=80),
-        _store_target("store, c3 verify", _verify, share=30),
-        Target("moments", _moments, {"m.safetensors": (mutate_bytes,)}, lambda f: load_moments(f / "m.safetensors")),
+        _store_target("store, read", _read_store, share=15),
+        _store_target("store, c3 verify", _verify, share=4),
+        Target(
+            "moments",
+            _moments,
+            {"m.safetensors": (mutate_bytes,)},
+            lambda f: load_moments(f / "m.safetensors"),
+            share=50,
+        ),
         _array_target("x.npy", mutate_bytes, share=30),
         _array_target("x.npz", mutate_bytes, share=30),
         _array_target("y.npz", mutate_bytes, share=10),
-        _array_target("x.safetensors", mutate_bytes, share=30),
+        _array_target("x.safetensors", mutate_bytes, share=50),
         _array_target("x.pt", mutate_bytes, share=20),
         _array_target("x.csv", mutate_bytes, share=20),
         _array_target("y.csv", mutate_bytes, share=20),
         _array_target("x.tsv", mutate_bytes, share=10),
         _array_target("x.parquet", mutate_bytes, share=30),
-        _array_target("x.pkl", mutate_bytes, share=40),
-        _array_target("y.pkl", mutate_bytes, share=20),
-        _array_target("meta.jsonl", mutate_bytes, mutate_lines, share=20),
+        _array_target("x.pkl", mutate_bytes, share=80),
+        _array_target("y.pkl", mutate_bytes, share=40),
+        _array_target("meta.jsonl", mutate_bytes, mutate_lines, share=50),
         Target(
             "clip-retrieval folder",
             _clip_retrieval,
@@ -376,4 +347,5 @@ def targets() -> tuple[Target, ...]:
             read_clip_retrieval,
             share=20,
         ),
+        *record_targets(),
     )

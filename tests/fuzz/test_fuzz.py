@@ -6,16 +6,17 @@ import pytest
 
 from c3tools.errors import C3Error
 
-from .harness import run_target
+from .harness import find_problem, run_target
 from .mutations import mutate_bytes
-from .targets import Target, targets
+from .target import Target
+from .targets import targets
 
 RUNS = 25
 
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.name)
 def test_no_reader_fails_otherwise_than_by_its_own_errors(target: Target) -> None:
-    outcome = run_target(target, RUNS, start=2, raising=True)
+    outcome = find_problem(target, RUNS, start=2)
     assert outcome.runs >= RUNS / 2
     assert outcome.refused > 0
 
@@ -34,7 +35,7 @@ def test_the_harness_sees_a_reader_that_fails() -> None:
     assert outcome.refused > 0
     assert all("KeyError" in problem for problem in outcome.problems)
     with pytest.raises(KeyError):
-        run_target(target, 200, raising=True)
+        find_problem(target, 200)
 
 
 def test_the_harness_sees_a_reader_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
