@@ -15,8 +15,8 @@ has, and half of it: that is how writes of C libraries (Parquet, safetensors, FA
 In the second table the n-th request to an S3 server fails: by a 500; by an answer that comes too late or is torn though
 what was asked is done; and with all later requests, as if the run was cut off.
 
-With ``--every 5``, a kind of fault takes every fifth operation, or request, and the next kind starts one later, so that
-each operation fails at least once, by one of the errors. Crashes are always tried at all operations.
+With ``--every 5``, each kind of fault takes every fifth operation or request, and the next kind those one later: the
+five errors together still take each operation once. Crashes are always tried at all operations.
 
 Both tables should say "survived" everywhere. Costs about an hour on one core, and a quarter of it with ``--every 5``.
 """
@@ -68,8 +68,6 @@ def main() -> None:
         problems += _try_all(all_scenarios(encoder), commands, "operations", tries)
     if arguments.requests:
         problems += _on_requests(encoder, commands, arguments.requests.split(","), arguments.every)
-    for problem in problems:
-        print(problem)
     sys.exit(bool(problems))
 
 
@@ -109,8 +107,10 @@ def _try_all(scenarios: dict[str, Scenario], commands: Iterable[str], unit: str,
             with tempfile.TemporaryDirectory() as folder:
                 outcomes.append(attempt(scenarios[name], Path(folder) / "work"))
         rows.append([name, f"{outcomes[0].points:,}", *map(_cell, outcomes)])
-        problems += [f"{name}: {problem}" for outcome in outcomes for problem in outcome.problems]
         print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+        found = [f"{name}: {problem}" for outcome in outcomes for problem in outcome.problems]
+        problems += found
+        print(*found, sep="\n", end="\n" * bool(found), file=sys.stderr, flush=True)
     print_table(["command", unit, *tries], rows)
     return problems
 
