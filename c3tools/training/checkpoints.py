@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import OutputError
-from ..io.files import remove_leftovers, write_atomically
+from ..io.files import MALFORMED, remove_leftovers, write_atomically
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 
@@ -107,12 +107,14 @@ class CheckpointDir:
             try:
                 with safe_open(path, framework="pt") as file:
                     header = json.loads((file.metadata() or {})["c3"])
-                    flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                    own, position = header["identity"], header["position"]
+                    groups = _grouped({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
+                    moments = {int(n): named for n, named in _grouped(groups.pop(_OPTIMIZER, {})).items()}
+            except (SafetensorError, OSError, *MALFORMED) as error:
                 reporter.message(f"The saved state {path} is cut short or damaged ({error}); the previous one is used.")
                 continue
             step = int(path.stem.rpartition("-")[2])
-            if header.get("identity") != identity:
+            if own != identity:
                 if not self._overwrite:
                     raise OutputError(
                         f"{self.path} contains a training that was interrupted at step {step:,} and has other "
@@ -123,13 +125,9 @@ class CheckpointDir:
                 reporter.message(f"The run saved in {self.path} has other settings or data; it is discarded.")
                 self.clear()
                 return None
-            groups: dict[str, dict[str, Tensor]] = {}
-            for key, value in flat.items():
-                group, _, name = key.partition("/")
-                groups.setdefault(group, {})[name] = value
-            _restore(optimizer, groups.pop(_OPTIMIZER, {}))
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
             self._saved_step = step
-            return header["position"], groups
+            return position, groups
         return None
 
     def clear(self) -> None:
@@ -154,14 +152,13 @@ class CheckpointDir:
         return sorted(self.path.glob("state-*.safetensors"), reverse=True)
 
 
-def _restore(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    by_parameter: dict[int, dict[str, Tensor]] = {}
-    for key, value in moments.items():
-        number, _, name = key.partition("/")
-        by_parameter.setdefault(int(number), {})[name] = value
-    state = optimizer.state_dict()
-    state["state"] = by_parameter
-    optimizer.load_state_dict(state)
+def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return tensors named ``group/name`` by group and name."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
+    return groups
 
 
 @contextmanager
