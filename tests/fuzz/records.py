@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from PIL import Image
 
 from c3tools.captioning import CaptionDecoder, Captioner, CaptionTokenizer, DecoderConfig
 from c3tools.captioning.caption_files import CaptionWriter
 from c3tools.connect.heads import ConnectedHeads, Head, HeadShape
+from c3tools.corpus import read_corpus
 from c3tools.encoders.preprocessing import open_image
 from c3tools.errors import C3Error
+from c3tools.imaging.generation import GeneratedImage, GeneratedImages
 from c3tools.index import Index, build_index
 from c3tools.io.files import sha256_of
 from c3tools.metrics.files import read_predictions, read_references
 from c3tools.moments import Moments
+from c3tools.store import Store
+from c3tools.training.checkpoints import CheckpointDir
 from c3tools.transforms import preset
 from tests.conftest import unit_rows
 from tests.stores import whole_store
@@ -91,6 +98,50 @@ def _caption(folder: Path) -> None:
     Captioner.load(folder / "d")
 
 
+def _generated(folder: Path) -> None:
+    images = [asdict(GeneratedImage("a.png", "a dog", "a"))]
+    (folder / "images.json").write_text(json.dumps({"format_version": 1, "modality": "text", "images": images}))
+
+
+def _saved_dataset(folder: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(stream, "png")
+    table = pa.table({"image": pa.array([stream.getvalue()] * 2), "text": ["a dog", "a cat"]})
+    with pa.ipc.new_stream(str(folder / "data.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    state = {"_data_files": [{"filename": "data.arrow"}], "_indices_data_files": None}
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def _hub_dataset(folder: Path) -> None:
+    whole_store(folder / "s", images=6).save_repository(folder / "d")
+
+
+def _read_hub_dataset(folder: Path) -> None:
+    shutil.rmtree(folder / "new", ignore_errors=True)
+    try:
+        Store.load_repository(folder / "d", output=folder / "new")
+    finally:
+        shutil.rmtree(folder / "new", ignore_errors=True)
+
+
+def _optimizer() -> torch.optim.Optimizer:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    return optimizer
+
+
+def _checkpoint(folder: Path) -> None:
+    CheckpointDir(folder / "run").save(3, "mine", {"epoch": 1}, {"model": {"w": torch.ones(2)}}, _optimizer())
+
+
+def _read_checkpoint(folder: Path) -> None:
+    if CheckpointDir(folder / "run", overwrite=False).resume("mine", _optimizer()) is None:
+        raise C3Error("there is no state that can be read")
+
+
 def _image(suffix: str) -> Target:
     stream = io.BytesIO()
     Image.effect_noise((24, 16), 50).convert("RGB").save(stream, suffix)
@@ -141,5 +192,15 @@ def record_targets() -> tuple[Target, ...]:
             _agree_decoder,
             share=10,
         ),
+        Target("generated images", _generated, {"images.json": _BOTH}, GeneratedImages.load),
+        Target("saved dataset", _saved_dataset, {"state.json": _BOTH}, lambda folder: read_corpus([folder])),
+        Target(
+            "data set of the hub",
+            _hub_dataset,
+            {"d/store.json": _BOTH, "d/moments/image.safetensors": (mutate_bytes,)},
+            _read_hub_dataset,
+            share=2,
+        ),
+        Target("checkpoint", _checkpoint, {"run/state-00000003.safetensors": (mutate_bytes,)}, _read_checkpoint),
         *(_image(suffix) for suffix in ("png", "jpeg", "gif", "webp", "tiff", "bmp")),
     )
