@@ -4,7 +4,7 @@
 
 A step adds, changes, breaks or removes inputs, embeds, kills a run and continues it, damages a file and repairs the
 store, reads while it writes, merges, splits or exports; see tests/store/model.py. After each step the store holds the
-rows that it should, and nothing temporary is left. Costs about 10 minutes on one core; should end with "0 failures".
+rows that it should, and nothing temporary is left. Costs about 15 minutes on one core; should end with "0 failures".
 """
 
 from __future__ import annotations
