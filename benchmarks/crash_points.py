@@ -18,7 +18,8 @@ what was asked is done; and with all later requests, as if the run was cut off.
 With ``--every 5``, each kind of fault takes every fifth operation or request, and the next kind those one later: the
 five errors together still take each operation once. Crashes are always tried at all operations.
 
-Both tables should say "survived" everywhere. Costs about an hour on one core, and a quarter of it with ``--every 5``.
+Both tables should say "survived" everywhere. Costs hours on one core, since each fault is two runs of its command;
+``--every 5`` takes a fifth of them.
 """
 
 from __future__ import annotations
