@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from ..errors import CorpusError
 from ..io.batches import Budget
-from ..io.limits import TooLargeError
 from ..io.locations import is_url, name_or_file, size_of
 from ..io.parquet import ParquetReader, open_parquet
 from ..reporter import counted
@@ -98,7 +97,7 @@ def read_arrow(path: Path, options: ReadOptions) -> Iterator[Entry]:
                 rows = _Rows(path, table, options, path.parent.name if saved else None)
             for row, record in enumerate(_records(batch, table, budget)):
                 yield from rows.add(group, row, record, record.get(_PATH))
-    except (OSError, TooLargeError) as error:
+    except UNREADABLE as error:
         reason = str(getattr(error, "strerror", None) or error)
         if rows is None:
             raise CorpusError(f"{path} is not a readable Arrow file ({reason}).") from error

@@ -84,6 +84,8 @@ class ParquetReader:
         self.schema = without_dictionaries(file.schema_arrow)
         groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
         self.row_counts = [group.num_rows for group in groups]
+        if len(self._chunks) != len(self.row_counts):
+            raise pa.ArrowInvalid("its footer is damaged")
 
     def batches(self, columns: Sequence[str] | None = None, *, group: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order, in batches of about 32 MiB.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import IncompleteStoreError, StoreError, UnreachableError
-from ..io.files import json_text, read_limited, sha256_of, write_json_atomically
+from ..io.files import MALFORMED, json_text, read_limited, sha256_of, write_json_atomically
 from ..io.locations import names_in, unread_is_not_damaged
 from ..reporter import Reporter
 from .metadata import CHECKSUM, FAILURES_FILE, StoreInfo, digest_of, marker_digest, read_marker
@@ -74,7 +74,7 @@ class Manifest:
                 raise ValueError("it was changed after it was written")
         except UnreachableError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except MALFORMED as error:
             raise _damaged(path, error) from error
         return manifest
 

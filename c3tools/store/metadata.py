@@ -80,6 +80,7 @@ class StoreInfo:
             StoreError: if it is not one, or comes from a newer format version.
         """
         try:
+            json_text(value).encode()  # halves of characters could not be written again
             version = value["format_version"]
             if type(version) is not int or version < 1:
                 raise ValueError(f"format_version is {version!r}")

@@ -103,6 +103,7 @@ class CheckpointDir:
         Raises:
             OutputError: if the run that is saved has other settings or data, and is not to be dropped.
         """
+        fresh = optimizer.state_dict()
         for path in self._states():
             try:
                 with safe_open(path, framework="pt") as file:
@@ -110,7 +111,10 @@ class CheckpointDir:
                     own, position = header["identity"], header["position"]
                     groups = _grouped({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
                     moments = {int(n): named for n, named in _grouped(groups.pop(_OPTIMIZER, {})).items()}
+                if own == identity:
+                    optimizer.load_state_dict({**fresh, "state": moments})
             except (SafetensorError, OSError, *MALFORMED) as error:
+                optimizer.load_state_dict(fresh)
                 reporter.message(f"The saved state {path} is cut short or damaged ({error}); the previous one is used.")
                 continue
             step = int(path.stem.rpartition("-")[2])
@@ -125,7 +129,6 @@ class CheckpointDir:
                 reporter.message(f"The run saved in {self.path} has other settings or data; it is discarded.")
                 self.clear()
                 return None
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
             self._saved_step = step
             return position, groups
         return None

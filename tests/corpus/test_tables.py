@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from c3tools.corpus import Corpus, ImageReader, read_corpus
 from c3tools.errors import CorpusError
@@ -291,3 +293,15 @@ def test_what_hugging_face_datasets_writes(photos: Path, tmp_path: Path) -> None
         corpus = read_corpus([source])
         assert contents(corpus) == {photo.key: photo.content for photo in chosen}
         assert len(corpus.texts) == 20
+
+
+def test_a_column_that_arrow_cannot_write_out_is_damage(tmp_path: Path) -> None:
+    """Dictionaries of structs are read, but not cast."""
+    stream = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(stream, "png")
+    odd = pa.DictionaryArray.from_arrays(pa.array([0, 0], pa.int32()), pa.array([{}], pa.struct([])))
+    table = pa.table({"image": pa.array([stream.getvalue()] * 2), "text": odd})
+    with pa.ipc.new_stream(str(tmp_path / "x.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(CorpusError, match=r"x\.arrow"):
+        read_corpus([tmp_path / "x.arrow"])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from c3tools.io.batches import Budget, largest_value
 from c3tools.io.footers import column_chunks
 from c3tools.io.limits import TooLargeError
-from c3tools.io.parquet import read_parquet
+from c3tools.io.parquet import open_parquet, read_parquet
 
 CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CELLS = st.one_of(st.none(), st.sampled_from(["", "a dog", "ü" * 50, "train"]))
@@ -163,3 +163,10 @@ def test_a_damaged_footer_is_an_error(tmp_path_factory: pytest.TempPathFactory, 
     content[place] = data.draw(st.integers(0, 255))
     with contextlib.suppress(pa.ArrowInvalid):
         column_chunks(io.BytesIO(content))
+
+
+def test_a_footer_that_pyarrow_reads_in_another_way_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "x.parquet")
+    monkeypatch.setattr("c3tools.io.parquet.column_chunks", lambda file: [])
+    with pytest.raises(pa.ArrowInvalid, match="footer is damaged"), open_parquet(tmp_path / "x.parquet"):
+        pass

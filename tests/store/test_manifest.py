@@ -301,3 +301,12 @@ def test_corruptions_of_a_recorded_store_are_not_told_twice(tmp_path: Path) -> N
             with one_byte_changed(file, position, flip):
                 places = [finding.where for finding in verify_store(path).defects if finding.check != "pairing"]
                 assert len(places) == len(set(places)), places
+
+
+def test_a_number_that_is_none_is_damage(tmp_path: Path) -> None:
+    path = whole_store(tmp_path / "s", images=3).path / "manifest.json"
+    content = json.loads(path.read_text())
+    content["shards"]["image"]["part-00000"]["rows"] = float("inf")
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
+        Manifest.load(path.parent)

@@ -13,6 +13,7 @@ from c3tools.errors import StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.store import Failure, Rows, Shard, Store, StoreInfo, create_store, write_failures, write_shard
 from tests.conftest import MODEL, build_store, make_store, unit_rows
+from tests.stores import whole_store
 
 
 def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
@@ -161,3 +162,10 @@ def test_a_store_shows_itself(tmp_path: Path) -> None:
     assert "<th>modality</th><th>train</th><th>val</th><th>all</th>" in html
     assert "<td>image</td><td>2</td><td>1</td><td>3</td>" in html
     assert "&lt;b&gt;" in html
+
+
+def test_a_description_that_could_not_be_written_again_is_damaged(tmp_path: Path) -> None:
+    path = whole_store(tmp_path / "s", images=3).path / "store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "preprocessing": {"mode": "\ud800"}}))
+    with pytest.raises(StoreError, match="does not describe a store"):
+        Store.open(path.parent)

@@ -131,6 +131,7 @@ _WHOLE = json.dumps({"identity": "mine", "position": {}})
     [
         *((header, "model/w") for header in ("[]", "{}", '"mine"', '{"identity": "mine"}', "[" * 9_000)),
         (_WHOLE, "optimizer/zero/step"),
+        (_WHOLE, "optimizer/0/exp_avg"),
     ],
 )
 def test_a_state_of_another_layout_is_passed_over(tmp_path: Path, header: str, name: str) -> None:
@@ -139,3 +140,4 @@ def test_a_state_of_another_layout_is_passed_over(tmp_path: Path, header: str, n
     resumed = run.resume("mine", optimizer)
     assert resumed is not None
     assert resumed[0] == {"at": 7}
+    assert optimizer.state_dict()["state"] == {}
