@@ -1,4 +1,4 @@
-"""What the demo comes to: the captions of each decoder with their scores, and the data behind the table."""
+"""The result of the demo: the captions of each decoder with their scores, and the data behind the table."""
 
 from __future__ import annotations
 
