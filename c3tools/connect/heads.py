@@ -195,7 +195,8 @@ class ConnectedHeads:
             tensors = load_file(folder / WEIGHTS_FILE)
             heads = {}
             for name in value["modalities"]:
-                own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
+                # copies, as these are views of the file, which may be written again while the heads are in use
+                own = {k.removeprefix(f"{name}/"): t.clone() for k, t in tensors.items() if k.startswith(f"{name}/")}
                 with torch.device("meta"):  # a record that is damaged may ask for more than there is in the file
                     heads[name] = Head(len(own["mean"]), shape)
                 heads[name].load_state_dict(own, assign=True)
