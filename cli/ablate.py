@@ -120,7 +120,7 @@ def ablate(
     """Compare methods: train and score each with several seeds, and print one table in percent.
 
     With --task images, generators are trained on the photos alone. Each then makes an image from a caption of every
-    test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle). Training a tiny generator takes about 30
+    test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle). Training a tiny generator takes about 20
     minutes on two cores.
 
     Finished results are kept. Run the same command again to continue, or add methods, seeds or sigmas to the table.
