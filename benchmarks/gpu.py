@@ -150,7 +150,9 @@ def main() -> None:
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("This machine has no CUDA GPU that torch sees; --device cpu --small runs the same code.")
     table = Table(card_of(arguments.device))
-    photos = sorted((PHOTOS / "images").iterdir())[: 12 if arguments.small else None]
+    lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = sorted(map(json.loads, lines), key=lambda row: (row["split"] == "test", row["image"]))
+    photos = [PHOTOS / "images" / row["image"] for row in rows][: 12 if arguments.small else None]
     measure_encoders(table, arguments.device, photos, arguments.small)
     with tempfile.TemporaryDirectory() as folder:
         measure_commands(table, arguments.device, Path(folder), photos, arguments.small)

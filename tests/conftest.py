@@ -188,10 +188,10 @@ def photos(tmp_path: Path) -> Path:
 
 
 def copy_photos(folder: Path, count: int) -> Path:
-    """Copy the first bundled photos with their captions."""
+    """Copy the first bundled photos with their captions, those of the split test last."""
     folder.mkdir(parents=True)
     lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = sorted((json.loads(line) for line in lines), key=lambda row: row["image"])[:count]
+    rows = sorted((json.loads(line) for line in lines), key=lambda row: (row["split"] == "test", row["image"]))[:count]
     for number, row in enumerate(rows):
         shutil.copyfile(PHOTOS / "images" / row["image"], folder / row["image"])
         row["split"] = "val" if number % 4 == 3 else "train"
