@@ -18,7 +18,8 @@ RUNS = 25
 def test_no_reader_fails_otherwise_than_by_its_own_errors(target: Target) -> None:
     outcome = find_problem(target, RUNS, start=2)
     assert outcome.runs >= RUNS / 2
-    assert outcome.refused > 0
+    # hypothesis draws by what else is imported; of captions in a text file few changes are refused
+    assert outcome.refused > 0 or run_target(target, 10 * RUNS).refused > 0
 
 
 def test_the_harness_sees_a_reader_that_fails() -> None:
