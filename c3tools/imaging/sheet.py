@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,13 @@ def save_page(path: Path, title: str, lead: str, entries: Sequence[tuple[str, Se
     write_text_atomically(path, render_page(template, title=title, lead=lead, groups=groups))
 
 
-def _cut(text: str, width: int, length: Callable[[str], float]) -> str:
+def _cut(text: str, width: float, length: Callable[[str], float]) -> str:
     """Return the text on one line, with an ellipsis if it had to be cut to a width in pixels."""
     text = " ".join(text.split())
     if length(text) <= width:
         return text
-    while text and length(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text.rstrip()}..."
+    fitting = bisect_right(range(1, len(text)), width, key=lambda count: length(f"{text[:count]}..."))
+    return f"{text[:fitting].rstrip()}..."
 
 
 def _as_image(picture: Image.Image | Pixels) -> Image.Image:
