@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,10 +67,14 @@ def card_of(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
+def bundled_rows() -> list[dict[str, Any]]:
+    """Return a row for each bundled photo: image, captions, split."""
+    return [json.loads(line) for line in (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def captions_of(count: int) -> list[str]:
     """Return captions of the bundled photos."""
-    lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [caption for line in lines for caption in json.loads(line)["captions"]][:count]
+    return [caption for row in bundled_rows() for caption in row["captions"]][:count]
 
 
 def rate(encoder: Encoder, modality: str, inputs: np.ndarray, batches: int) -> float:
@@ -108,11 +113,10 @@ def measure_commands(table: Table, device: str, folder: Path, photos: list[Path]
     """Add the time of the commands on the bundled photos, and the share of captions that are those of the CPU."""
     corpus = folder / "photos"
     corpus.mkdir()
-    lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = {Path(json.loads(line)["image"]).name: line for line in lines}
+    lines = {row["image"]: f"{json.dumps(row)}\n" for row in bundled_rows()}
     for photo in photos:
         (corpus / photo.name).write_bytes(photo.read_bytes())
-    (corpus / "captions.jsonl").write_text("".join(rows[photo.name] for photo in photos), encoding="utf-8")
+    (corpus / "captions.jsonl").write_text("".join(lines[photo.name] for photo in photos), encoding="utf-8")
     with table.seconds("c3 embed"):
         store = c3tools.embed(corpus, folder / "store", device=device, backend="torch", precision="fp32")
     with table.seconds("c3 gap-report (by numpy, on the CPU)"):
@@ -150,8 +154,7 @@ def main() -> None:
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("This machine has no CUDA GPU that torch sees; --device cpu --small runs the same code.")
     table = Table(card_of(arguments.device))
-    lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = sorted(map(json.loads, lines), key=lambda row: (row["split"] == "test", row["image"]))
+    rows = sorted(bundled_rows(), key=lambda row: (row["split"] == "test", row["image"]))
     photos = [PHOTOS / "images" / row["image"] for row in rows][: 12 if arguments.small else None]
     measure_encoders(table, arguments.device, photos, arguments.small)
     with tempfile.TemporaryDirectory() as folder:
