@@ -34,7 +34,7 @@ from .scenarios import files, timeless
 
 KINDS = ("500", "timeout", "torn", "cut off")
 URL = "s3://bucket/store"
-READ_TIMEOUT = 0.5  # seconds
+READ_TIMEOUT = 0.5  # seconds, where the rest of an answer is late or never comes; a busy machine may take as long
 
 
 def remote_scenarios(encoder: Encoder) -> dict[str, Scenario]:
@@ -110,7 +110,7 @@ def fail_requests(
     choose: Callable[[list[int]], list[int]] = lambda numbers: numbers,
 ) -> Outcome:
     """Let each request of a command fail in turn, look for one clear error, run again, and compare."""
-    with _impatient():
+    with _one_attempt(READ_TIMEOUT if kind in ("timeout", "torn") else None):
         _put(_objects())
         folder.mkdir(parents=True, exist_ok=True)
         scenario.prepare(folder)
@@ -140,13 +140,18 @@ def objects(_: Path) -> Mapping[str, bytes]:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Let requests be tried once, answers be awaited for a moment, and leases give no signs of life."""
+def _one_attempt(read_timeout: float | None) -> Iterator[None]:
+    """Let requests be tried once, and leases give no signs of life.
+
+    Args:
+        read_timeout: seconds that an answer is awaited; None for the client's own limit.
+    """
     import fsspec.config
     import s3fs
 
     once = patch("c3tools.io.locations.ATTEMPTS", 1), patch("c3tools.io.lock.HEARTBEAT", 3600.0)
-    options = {"config_kwargs": {"read_timeout": READ_TIMEOUT, "retries": {"total_max_attempts": 1}}}
+    limits = {} if read_timeout is None else {"read_timeout": read_timeout}
+    options = {"config_kwargs": {**limits, "retries": {"total_max_attempts": 1}}}
     with once[0], once[1], patch.object(s3fs.S3FileSystem, "retries", 1):
         with patch.dict(fsspec.config.conf, {"s3": options}):
             s3fs.S3FileSystem.clear_instance_cache()
