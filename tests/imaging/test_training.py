@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from c3tools import devices
 from c3tools.errors import GeneratorError
 from c3tools.imaging import Generator, ImageNetwork, Trainer, TrainingConfig, fit_generator
 from c3tools.imaging.training import to_network
@@ -122,6 +123,19 @@ def test_the_loss_of_a_step_is_that_of_the_velocity(monkeypatch: pytest.MonkeyPa
         assert float(loss) == pytest.approx(float(((velocity - (noise - images)) ** 2).mean()), rel=1e-3)
         withheld += int(withhold.sum())
     assert 0.15 < withheld / (8 * len(TRAIN)) < 0.35
+
+
+def test_photos_reach_the_network_channels_first() -> None:
+    assert to_network(TRAIN.pixels[:4]).is_contiguous()
+
+
+@pytest.mark.parametrize(("precision", "pixels", "fused"), [("bf16", 8, False), ("bf16", 128, True), ("fp32", 8, True)])
+def test_attention_to_few_positions_in_bf16_is_not_fused(precision: str, pixels: int, fused: bool) -> None:
+    trainer = make_trainer()
+    trainer.compute = devices.pick("cpu", precision)
+    trainer.network.config = replace(trainer.network.config, pixels=pixels)
+    with trainer._attention():
+        assert torch.backends.cuda.flash_sdp_enabled() is fused
 
 
 def test_corrupt_draws_other_noise_in_every_epoch_and_none_in_validation(monkeypatch: pytest.MonkeyPatch) -> None:
