@@ -125,7 +125,7 @@ def with_jpeg(path: Path) -> None:
 def draw_gap(images: Rows, texts: Rows, view: Rows) -> None:
     """Draw the two regions, with the means and the gap between them."""
     figure, axes = new_figure(6.4, 3.4)
-    scatter(axes, images, texts, view, "79 photos and a caption of each")
+    scatter(axes, images, texts, view, f"{len(images)} photos and a caption of each")
     start, end = images.mean(0) @ view, texts.mean(0) @ view
     axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "<->", "color": palette.INK, "lw": 1.4})
     length = float(np.linalg.norm(images.mean(0) - texts.mean(0)))
