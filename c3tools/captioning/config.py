@@ -13,6 +13,7 @@ from ..training.sizes import load_named_size
 
 DECAYS = ("cosine", "linear")
 _MIN_STEPS = 600
+_MOST_LAYERS = 1000  # so that a damaged record cannot ask for more than fits into memory
 _MAX_STRETCHED_EPOCHS = 60
 _PATIENCE = 5
 _FINE_TUNING = 0.1  # of the size's learning rate: the weights are good already
@@ -64,6 +65,11 @@ class DecoderConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        for name in ("dim", "vocab_size", "width", "layers", "heads", "max_tokens"):
+            if not getattr(self, name) > 0:
+                raise DecoderError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        if self.layers > _MOST_LAYERS:
+            raise DecoderError(f"A decoder has at most {_MOST_LAYERS:,} layers, not {self.layers:,}.")
         if self.width % self.heads:
             raise DecoderError(
                 f"The width {self.width} cannot be divided into {self.heads} heads.",

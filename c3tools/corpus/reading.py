@@ -169,7 +169,7 @@ def _add_images(corpus: Corpus, images: Sequence[ImageItem], sources: CaptionSou
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     named = 0
     for row in read_captions(file, options):
-        image_key = PurePosixPath(row.file_name).with_suffix("").as_posix() if row.file_name else None
+        image_key = without_suffix(PurePosixPath(row.file_name).as_posix()) if row.file_name else None
         named += image_key is not None
         start = row.key if options.key_column and row.key else f"{file.stem}:{row.line}"
         if not is_utf8(f"{image_key}{start}{row.split}"):

@@ -18,6 +18,7 @@ from .limits import LARGEST_JSON, TooLargeError, check_json
 from .locations import open_binary, read_all, unread_is_not_damaged, write_object
 
 _DIGITS = 64
+_LONGEST_NAME = 255  # bytes, of file systems and of what a record needs
 _BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"
 _BLANK = b"-" * _DIGITS
 _SEAL = re.compile(re.escape(_BEGIN) + rb"([0-9a-f]{64})" + re.escape(_END))
@@ -99,11 +100,13 @@ def recorded_file(folder: Path, name: object) -> Path:
     """Return the path of a file of a result, by the name that a record in its folder has for it.
 
     Raises:
-        ValueError: if the name leads out of the folder.
+        ValueError: if the name leads out of the folder, or no file can have it.
     """
     posix, windows = PurePosixPath(str(name)), PureWindowsPath(str(name))
     if not isinstance(name, str) or not posix.parts or ".." in windows.parts or posix.anchor or windows.anchor:
         raise ValueError(f"it names the file {str(name)[:200]!r}, which is not in its folder")
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise ValueError(f"it names the file {name[:200]!r}…, and a name has at most {_LONGEST_NAME} bytes")
     return folder / name
 
 

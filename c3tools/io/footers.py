@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from operator import index
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -62,9 +63,9 @@ def _chunk(said: dict[int, Any]) -> ColumnChunk:
     kind = said[_TYPE]
     return ColumnChunk(
         ".".join(part.decode("utf-8") for part in said[_PATH]),
-        said[_VALUES],
+        index(said[_VALUES]),
         _WIDTHS.get(kind, 1),
-        said[_UNPACKED],
+        index(said[_UNPACKED]),
         kind == _BYTE_ARRAY,
         kind == _BYTE_ARRAY and any(encoding in _DELTA_ENCODINGS for encoding in said[_ENCODINGS]),
     )

@@ -122,6 +122,10 @@ def test_missing_damaged_and_newer_descriptions_are_said(captioner: Captioner, t
     path.write_text(json.dumps({**content, "config": {**content["config"], "width": 96}}))
     with pytest.raises(DecoderError, match="is damaged"):
         Captioner.load(folder)
+    for change in ({"heads": False}, {"layers": 0}, {"layers": 10**300}):
+        path.write_text(json.dumps({**content, "config": {**content["config"], **change}}))
+        with pytest.raises(DecoderError, match=f"{next(iter(change))}.* not"):
+            Captioner.load(folder)
     without_record = {name: value for name, value in content.items() if name != "record"}
     for damaged in ("{", "[" * 10_000, "[]", *map(json.dumps, ({**content, "files": None}, without_record))):
         path.write_text(damaged)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -191,6 +191,12 @@ def test_a_captions_file_as_texts_keeps_its_images_as_keys(tmp_path: Path) -> No
     path = jsonl(tmp_path / "c.jsonl", {"image": "dir/one.jpg", "captions": ["a", "b"]})
     corpus = read_corpus([path])
     assert [(t.key, t.image_key) for t in corpus.texts] == [("dir/one#0", "dir/one"), ("dir/one#1", "dir/one")]
+
+
+@pytest.mark.parametrize("name", [".", "..", "./", "/"])
+def test_a_name_without_a_file_is_a_key_as_it_is(tmp_path: Path, name: str) -> None:
+    path = jsonl(tmp_path / "c.jsonl", {"image": name, "captions": ["a dog"]})
+    assert [text.image_key for text in read_corpus([path]).texts] == [str(PurePosixPath(name))]
 
 
 def test_the_text_column_can_be_named(tmp_path: Path) -> None:

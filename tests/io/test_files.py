@@ -65,6 +65,11 @@ def test_a_record_names_no_file_out_of_its_folder(tmp_path: Path, name: object) 
         recorded_file(tmp_path, name)
 
 
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at most 255 bytes"):
+        recorded_file(tmp_path, "ü" * 200)
+
+
 @pytest.mark.parametrize("name", ["x", "image/part-00000.parquet", "..x", "ü 1.json"])
 def test_a_record_names_files_of_its_folder(tmp_path: Path, name: str) -> None:
     assert recorded_file(tmp_path, name) == tmp_path / name

@@ -165,6 +165,17 @@ def test_a_damaged_footer_is_an_error(tmp_path_factory: pytest.TempPathFactory, 
         column_chunks(io.BytesIO(content))
 
 
+def test_a_footer_with_lists_in_place_of_numbers_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"]}), path)
+    content = path.read_bytes()
+    for place in range(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content) - 8):
+        changed = content[:place] + bytes([content[place] & 0xF0 | 9]) + content[place + 1 :]  # 9 is the kind of a list
+        with contextlib.suppress(pa.ArrowInvalid):
+            for chunks in column_chunks(io.BytesIO(changed)):
+                assert all(isinstance(number, int) for chunk in chunks for number in (chunk.values, chunk.unpacked))
+
+
 def test_a_footer_that_pyarrow_reads_in_another_way_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "x.parquet")
     monkeypatch.setattr("c3tools.io.parquet.column_chunks", lambda file: [])
