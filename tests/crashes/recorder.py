@@ -117,11 +117,17 @@ class Recorder:
             if self.fail_at is None:
                 self._keep(self.operations[-1])
                 if event == "os.rename" and len(names) == 2:
-                    self._renamed = names[0], names[1]
+                    self._rename(*names)
             elif number == self.fail_at:
                 raise OSError(self.error, os.strerror(self.error), str(self.folder / names[0]))
         finally:
             self._busy.inside = False
+
+    def _rename(self, old: str, new: str) -> None:
+        self._renamed = old, new
+        content = self._known.get(old)
+        if content is not None and old not in self._created and old not in self._removed:
+            self._synced.add(digest_of(content))  # was on the disk before the run, and is under its new name
 
     def end(self) -> None:
         """Keep the states that a crash after the last operation leaves."""

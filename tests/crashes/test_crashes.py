@@ -16,6 +16,7 @@ from c3tools.errors import C3Error
 from c3tools.io.files import write_atomically
 from tests.crashes.harness import Scenario, crash_everywhere, cut_everywhere, fail_everywhere
 from tests.crashes.object_store import fail_requests, remote_scenarios
+from tests.crashes.recorder import Recorder, recording
 from tests.crashes.scenarios import NAMES, all_scenarios
 from tests.servers import Faults
 
@@ -102,6 +103,17 @@ def test_the_harness_passes_what_is_atomic(tmp_path: Path) -> None:
     found = crash_everywhere(writer(write), tmp_path / "work")
     assert found.problems == []
     assert found.tried > 4
+
+
+def test_a_file_of_an_earlier_run_is_whole_under_a_new_name(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"of an earlier run")
+    with recording(Recorder(tmp_path)) as recorder:
+        (tmp_path / "old").rename(tmp_path / "new")
+    recorder.end()
+    trees = [state.tree for state in recorder.states]
+    assert {"old": b"of an earlier run"} in trees
+    assert {"new": b"of an earlier run"} in trees
+    assert {content for tree in trees for content in tree.values()} == {b"of an earlier run"}
 
 
 def test_the_harness_finds_a_result_that_a_power_cut_takes(tmp_path: Path) -> None:
