@@ -21,6 +21,7 @@ from ..io.lock import locked
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, embedding_matrix
+from ..store.shard_indexes import last_line
 from ..transforms import Pipeline, open_pipeline
 from ..transforms import preset as preset_named
 from ..transforms.fitting import first_rows
@@ -100,7 +101,7 @@ def build_index(
                 try:
                     return _add_rows(before, store, shards, reporter)
                 except RuntimeError as error:  # some kinds of FAISS index are filled once
-                    reason = f"FAISS cannot add rows to {before.record['factory']} ({_last_line(error)})"
+                    reason = f"FAISS cannot add rows to {before.record['factory']} ({last_line(error)})"
             reporter.message(f"Rebuilding {folder}: {reason}.")
         return _build(store, folder, chosen, settings, shards, reporter)
 
@@ -143,7 +144,7 @@ def _build(
         names, parts = faiss_shards.write_shards(folder, empty, blocks("Indexing"), settings["shard_rows"])
     except RuntimeError as error:
         raise StoreError(
-            f"FAISS cannot fill an index {used!r} block by block ({_last_line(error)}).",
+            f"FAISS cannot fill an index {used!r} block by block ({last_line(error)}).",
             remedy="Use --factory auto or another index.",
         ) from error
     measured = faiss_shards.measure_recall(parts, queries, blocks("Measuring recall"), settings["recall"])
@@ -215,10 +216,6 @@ def _reason_to_rebuild(
     if n > _GROWTH * record["built_from"]:
         return f"the store has {counted(n, 'row')}, more than twice the {record['built_from']:,} it was built from"
     return None
-
-
-def _last_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1]
 
 
 def _shown(value: Any) -> str:

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import StoreError
-from ..io.files import write_atomically
 from ..reporter import counted
 from ..seeds import generator
-from ..store.shard_indexes import load_faiss
+from ..store.shard_indexes import load_faiss, save_index
 
 Matrix = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -103,7 +102,7 @@ def write_shards(
     names, shards = [], []
     for part, shard in enumerate(_filled(faiss, empty, blocks, shard_rows, begun), start=number):
         name = f"part-{part:05d}.faiss"
-        write_atomically(folder / name, lambda path, shard=shard: faiss.write_index(shard, str(path)))  # type: ignore[misc]
+        save_index(shard, folder / name)
         names.append(name)
         shards.append(shard)
     return names, shards

@@ -11,6 +11,7 @@ shards lack. Shards, done markers and the manifest are the same with and without
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from ..errors import MissingExtraError, StoreError, UnreachableError
 from ..executors import Executor, LocalExecutor, Report, Work
 from ..io.files import MALFORMED, read_json, sha256_of, write_atomically, write_json_atomically
 from ..io.locations import kind_of, names_in, read_all, remove
+from ..io.quiet import quiet_libraries
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter
 from .manifest import ShardName
@@ -43,6 +45,28 @@ def load_faiss() -> ModuleType:
     return faiss
 
 
+def save_index(index: Any, path: Path) -> None:
+    """Write a FAISS index, complete or not at all.
+
+    Raises:
+        OSError: if it cannot be written, for example because the disk is full.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            load_faiss().write_index(index, str(temporary))
+        except RuntimeError as error:
+            raise OSError(f"FAISS cannot write {path} ({last_line(error)})") from error
+
+    with quiet_libraries():
+        write_atomically(path, write)
+
+
+def last_line(error: RuntimeError) -> str:
+    """Return what an error of FAISS says, without the place in its source."""
+    return re.sub(r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?", "", str(error).strip().splitlines()[-1])
+
+
 def write_index(store: Store, modality: str, part: int) -> None:
     """Write the index of one shard, then its record.
 
@@ -62,7 +86,7 @@ def write_index(store: Store, modality: str, part: int) -> None:
         index.add(np.ascontiguousarray(rows if info.normalised else unit_rows(rows), dtype=np.float32))
     path, record_path = (store.file(modality, part, suffix) for suffix in (FAISS, FAISS_RECORD))
     remove(record_path)  # it must never stand beside an index that it is not of
-    write_atomically(path, lambda temporary: faiss.write_index(index, str(temporary)))
+    save_index(index, path)
     record = {"rows": rows_digest(store, modality, part), "sha256": sha256_of(path)}
     write_json_atomically(record_path, record)
 

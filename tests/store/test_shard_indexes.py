@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,13 +12,30 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from c3tools import Index, Store, embed, import_embeddings, load_means, merge_stores, save_means, split_store
+from c3tools import (
+    Index,
+    Store,
+    build_index,
+    embed,
+    import_embeddings,
+    load_means,
+    merge_stores,
+    save_means,
+    split_store,
+)
 from c3tools.encoders import Encoder
 from c3tools.errors import MissingExtraError, StoreError
 from c3tools.executors import LocalExecutor
 from c3tools.io import files
 from c3tools.store import Rows, finish_store
-from c3tools.store.shard_indexes import has_indexes, index_problem, indexed_shards, write_indexes
+from c3tools.store.shard_indexes import (
+    has_indexes,
+    index_problem,
+    indexed_shards,
+    load_faiss,
+    save_index,
+    write_indexes,
+)
 from c3tools.store.shards import Shard, write_shard
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, Messages, build_store, copy_photos, make_store, unit_rows
@@ -282,6 +300,25 @@ def test_a_shard_that_is_dropped_for_its_keys_needs_no_index(store: Store) -> No
     result = verify_store(store.path, repair=True)
     assert "image shard 4 was removed and has to be made again" in result.repaired
     assert not list(store.path.glob("image/*part-00004*"))
+
+
+def test_a_full_disk_is_an_error_and_faiss_prints_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vectors = load_faiss().IndexFlatIP(DIM)
+    vectors.add(unit_rows(100, DIM))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"FAISS cannot write .*shard\.faiss \(write error .*File too large\)"):
+            save_index(vectors, tmp_path / "shard.faiss")
+        with pytest.raises(OSError, match="FAISS cannot write"):
+            build_index(store, tmp_path / "index")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capfd.readouterr().err == ""
+    assert not list(tmp_path.rglob("*.faiss"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_no_record_stands_beside_an_index_of_other_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
