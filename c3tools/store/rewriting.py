@@ -164,6 +164,8 @@ def rewrite_shard(
         record_again(store.path, removed=[(modality, part)])
         for suffix in AS_REMOVED:
             remove(store.file(modality, part, suffix))
+        # before any shard that is rewritten later: texts that come back without their image would stay for ever
+        sync_folder(store.path / modality)
         return
     batches = rows.take(chosen).combine_chunks().to_batches()
     timings = timings_of(marker) | ({} if began is None else {"began": began})

@@ -98,8 +98,8 @@ def all_scenarios(encoder: Encoder) -> dict[str, Scenario]:
     def changed_photos(folder: Path) -> None:
         copy_photos(folder / "photos", 3)
         embed(folder)
-        first, second, _ = sorted((folder / "photos").glob("*.jpg"))
-        first.unlink()
+        _, second, last = sorted((folder / "photos").glob("*.jpg"))
+        last.unlink()  # whose texts are a part of a shard, then all of the last one
         Image.new("RGB", (20, 30), "red").save(second)
         shutil.copyfile(second, second.with_name("new.jpg"))
 

@@ -16,7 +16,7 @@ from c3tools.errors import C3Error
 from c3tools.io.files import write_atomically
 from tests.crashes.harness import Scenario, crash_everywhere, cut_everywhere, fail_everywhere
 from tests.crashes.object_store import fail_requests, remote_scenarios
-from tests.crashes.recorder import Recorder, recording
+from tests.crashes.recorder import Recorder, State, recording
 from tests.crashes.scenarios import NAMES, all_scenarios
 from tests.servers import Faults
 
@@ -43,6 +43,17 @@ def test_the_same_command_ends_as_if_there_had_been_no_crash(
     found = crash_everywhere(scenarios[name], tmp_path / "work", sample(1 if name in SLOW else 4))
     assert found.problems == []
     assert found.points > 5
+
+
+def test_texts_that_were_removed_do_not_come_back_without_their_image(
+    scenarios: dict[str, Scenario], tmp_path: Path
+) -> None:
+    def lost(states: list[State]) -> list[State]:
+        return [state for state in states if state.variant == "lost"]
+
+    found = crash_everywhere(scenarios["embed --update --prune"], tmp_path / "work", lost)
+    assert found.problems == []
+    assert found.tried
 
 
 @pytest.mark.parametrize("name", NAMES)
