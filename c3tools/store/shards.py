@@ -157,8 +157,11 @@ def check_schema(schema: pa.Schema, modality: str, info: StoreInfo, columns: Seq
     wanted = expected.field("embedding").type
     if schema.field("embedding").type != wanted:
         raise ValueError(f"its embeddings are {schema.field('embedding').type}, but those of the store are {wanted}")
-    if schema.field("key").type not in (pa.string(), pa.large_string()):
-        raise ValueError(f"its keys are {schema.field('key').type}, not text")
+    texts = (column.name for column in expected if column.type == pa.string() and column.name in schema.names)
+    for name in texts:
+        kind = schema.field(name).type
+        if kind not in (pa.string(), pa.large_string()):
+            raise ValueError(f"its column {name!r} is {kind}, not text")
 
 
 def parquet_writer(path: Path, schema: pa.Schema, *, split_bytes: bool = True) -> pq.ParquetWriter:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -47,6 +48,17 @@ def test_any_shape_survives(tmp_path_factory: pytest.TempPathFactory, n: int, di
     loaded = store.load("image")
     np.testing.assert_array_equal(loaded.embeddings, rows.astype(dtype).astype(np.float32))
     assert store.moments("image").n == n
+
+
+@pytest.mark.parametrize("name", ["key", "path", "split"])
+def test_a_column_of_texts_with_another_type_is_refused(tmp_path: Path, name: str) -> None:
+    store = build_store(tmp_path / "s", Rows.of("image", list("ab"), unit_rows(2, 8), split=["train", "val"]))
+    path = store.file("image", 0, ".parquet")
+    table = pq.read_table(path)
+    position = table.schema.get_field_index(name)
+    pq.write_table(table.set_column(position, name, table.column(name).cast(pa.binary())), path)
+    with pytest.raises(StoreError, match=f"column '{name}' is binary, not text"):
+        Store.open(tmp_path / "s").load("image")
 
 
 def test_splits_select_rows_and_moments(tmp_path: Path) -> None:
