@@ -110,7 +110,7 @@ def fail_requests(
     choose: Callable[[list[int]], list[int]] = lambda numbers: numbers,
 ) -> Outcome:
     """Let each request of a command fail in turn, look for one clear error, run again, and compare."""
-    with _one_attempt(READ_TIMEOUT if kind in ("timeout", "torn") else None):
+    with _one_attempt(None):
         _put({})  # of a scenario before this one
         folder.mkdir(parents=True, exist_ok=True)
         scenario.prepare(folder)
@@ -119,17 +119,19 @@ def fail_requests(
         scenario.run(folder)
         points = faults.requests - before
         clean = Clean.of(scenario, folder)
-        problems, numbers = [], choose(list(range(points)))
-        for number in numbers:
-            write_tree(folder, start)
-            _put(start_objects)
-            what = f"request {number} of {points}: {kind}"
+    problems, numbers = [], choose(list(range(points)))
+    for number in numbers:
+        write_tree(folder, start)
+        _put(start_objects)
+        what = f"request {number} of {points}: {kind}"
+        with _one_attempt(READ_TIMEOUT if kind in ("timeout", "torn") else None):
             faults.fail_from_now(number, kind)
             try:
                 problems += fails_well(scenario, folder, (C3Error,), what)
             finally:
                 faults.heal()
-            _drop_leases()  # of the run that failed: they are taken over after a while, which other tests show
+        _drop_leases()  # of the run that failed: they are taken over after a while, which other tests show
+        with _one_attempt(None):
             problems += runs_again(scenario, folder, clean, what)
     return Outcome(points, len(numbers), problems)
 
