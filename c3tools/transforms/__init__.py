@@ -6,7 +6,8 @@ fitted pipeline as a step of its own.
 
 from __future__ import annotations
 
-from .mapping import CovarianceNoise, FewPairsWarning, MatchMoments, MemoryProjection, Procrustes, ReAlign, RidgeMap
+from .mapping import CovarianceNoise, FewPairsWarning, MatchMoments, Procrustes, ReAlign, RidgeMap
+from .memory import MemoryProjection
 from .pipeline import OrderWarning, Pipeline
 from .presets import PRESETS, open_pipeline, preset
 from .sigma import PUBLISHED_SIGMA

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import TransformError
 from ..io.hub import local_folder
-from .mapping import CovarianceNoise, MatchMoments, MemoryProjection, Procrustes, ReAlign, RidgeMap
+from .mapping import CovarianceNoise, MatchMoments, Procrustes, ReAlign, RidgeMap
+from .memory import MemoryProjection
 from .pipeline import Pipeline
 from .sigma import PUBLISHED_SIGMA, parse_sigma
 from .steps import (

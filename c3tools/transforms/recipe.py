@@ -26,7 +26,7 @@ from ..errors import MissingExtraError, TransformError
 from ..identity import ModelIdentity
 from ..io.files import read_json, read_limited, write_atomically
 from ..io.hub import Card
-from . import mapping, steps
+from . import mapping, memory, steps
 from .sigma import AUTO
 from .steps import Step
 
@@ -37,7 +37,8 @@ _VERSION = 1
 
 STEPS: Mapping[str, type[Step]] = {
     step.kind: step
-    for step in (*vars(steps).values(), *vars(mapping).values())
+    for module in (steps, mapping, memory)
+    for step in vars(module).values()
     if isinstance(step, type) and issubclass(step, Step) and step.kind
 }
 
