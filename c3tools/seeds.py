@@ -60,6 +60,11 @@ def stable_fraction(key: str, salt: str = "") -> float:
     return _digest(salt, key) / 2**128
 
 
+def stable_hashes(keys: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return a 64-bit hash of each key (len(keys),), the same on every machine."""
+    return np.ascontiguousarray(_digests_after(_hash(), keys)[:, 0]).view(np.int64)
+
+
 @cache
 def _quantiles() -> npt.NDArray[np.float32]:
     """Return half of the normal quantile at the middle of each of 65,536 equal shares, ascending.

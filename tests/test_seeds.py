@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.linalg import hadamard
 
-from c3tools.seeds import _quantiles, _words, generator, keyed_normal, stable_fraction
+from c3tools.seeds import _quantiles, _words, generator, keyed_normal, stable_fraction, stable_hashes
 
 KEYS = [f"k{i}" for i in range(2000)]
 
@@ -125,3 +125,14 @@ def test_fractions_are_uniform() -> None:
     values = [stable_fraction(f"k{i}", "salt") for i in range(2000)]
     assert stats.kstest(values, "uniform").pvalue > 1e-3
     assert stable_fraction("a", "x") != stable_fraction("a", "y")
+
+
+def test_hashes_of_keys_are_the_first_half_of_their_digests() -> None:
+    keys = ["", "img000", "いぬ"]
+    digests = [hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys]
+    expected = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
+    hashes = stable_hashes(keys)
+    assert hashes.dtype == np.int64
+    assert hashes.tolist() == expected
+    assert stable_hashes([]).shape == (0,)
+    assert len(set(stable_hashes(KEYS))) == len(KEYS)

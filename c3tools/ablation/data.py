@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,8 +134,9 @@ def _described(store: Store, images: Rows, split: str, references: dict[str, lis
 def fit_preset(data: AblationData, name: str, sigma: float, train_on: str = "text") -> Pipeline:
     """Return a preset fitted on the training captions and the moments."""
     pipeline = preset(name, sigma=sigma, train_on=train_on)
-    rows = {"text": data.train.embeddings} if pipeline.needs_rows else None
-    return pipeline.fit(data.moments, rows, provenance={"split": "train"})
+    rows, items = {"text": data.train.embeddings}, {"text": data.train.items}
+    known: dict[str, Any] = {"rows": rows, "items": items} if pipeline.needs_rows else {}
+    return pipeline.fit(data.moments, **known, provenance={"split": "train"})
 
 
 def training_rows(data: AblationData, learns_from: str) -> tuple[Rows, Rows]:

@@ -67,6 +67,13 @@ METHODS: Mapping[str, Method] = {
     ),
     "C2_2": Method("c2-corrupt", "c2-corrupt", "text", True, "Connect, Corrupt", published=Published(87.6, _C3_PAPER)),
     "C3": Method("c3", "c3", "text", True, "Connect, Collapse, Corrupt", published=Published(93.3, _C3_PAPER, 0.3)),
+    "C3-retrieval": Method(
+        "c3-retrieval",
+        "c3-retrieval",
+        "text",
+        True,
+        "C3, mixed with its nearest training captions (after IFCap, 2024)",
+    ),
     "ZeroCap": Method(
         "c1",
         "c1",

@@ -241,6 +241,7 @@ class Trainer:
             modality=self.train.modality,
             training=True,
             keys=[self.train.keys[row] for row in rows],
+            items=[self.train.items[row] for row in rows],
             seed=config.seed,
             epoch=state.epoch,
         )

@@ -18,7 +18,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from operator import call
@@ -46,7 +46,7 @@ from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix, split_mask
 from ..store.reader import all_parts
-from ..store.rows import keys_of, row_splits
+from ..store.rows import keys_of, row_items, row_splits
 from ..store.shards import BESIDE_ROWS, MARKER, METADATA_KEY, ROW_GROUP_ROWS, part_name, part_path, shard_schema
 from ..transforms import Pipeline, open_pipeline
 from .part_writers import PART_WRITERS, ROLE_COLUMN, Block, dataset_card, in_thread
@@ -265,12 +265,14 @@ class ExportWork(Work[PartTask, PartResult]):
         """Transform one batch: the embeddings (n, d) and the other columns, as they are written."""
         training = self._training_rows(modality, batch)
         x = embedding_matrix(batch, self.store.info.dtype)
-        needs_keys = self.pipeline.noisy and training.any()
-        keys = [str(key) for key in keys_of(batch)] if needs_keys else None
+        names: dict[str, Sequence[str]] = {}
+        if training.any():
+            names = {"keys": keys_of(batch), "items": row_items(batch)}
         y = np.empty(x.shape, self.settings["dtype"])
         for start in range(0, len(x), _CACHED_ROWS):
             rows = slice(start, start + _CACHED_ROWS)
-            y[rows] = self._transform(x[rows], modality, training[rows], keys[rows] if keys else None)
+            own = {name: values[rows] for name, values in names.items()}
+            y[rows] = self._transform(x[rows], modality, training[rows], own)
         counts["training"] += int(training.sum())
         counts["inference"] += int((~training).sum())
         columns = {name: batch.column(name) for name in batch.schema.names if name != "embedding"}
@@ -278,15 +280,15 @@ class ExportWork(Work[PartTask, PartResult]):
         columns[ROLE_COLUMN] = pa.array(np.where(training, "training", "inference"), type=pa.string())
         return y, columns
 
-    def _transform(self, x: Block, modality: str, training: Mask, keys: Sequence[str] | None) -> Block:
-        """Transform rows (n, d) to the output dtype; those where ``training`` (n,) is true as training inputs."""
+    def _transform(self, x: Block, modality: str, training: Mask, names: Mapping[str, Sequence[str]]) -> Block:
+        """Transform rows (n, d) to the output dtype, with ``names`` (keys, items) where ``training`` (n,) is true."""
         noise = {name: self.settings[name] for name in ("seed", "epoch")}
         y = np.empty(x.shape, np.float32)
         for role in (True, False):
             chosen = np.flatnonzero(training == role)
             if len(chosen):
-                own_keys = [keys[int(row)] for row in chosen] if keys else None
-                y[chosen] = self.pipeline.transform(x[chosen], modality=modality, training=role, keys=own_keys, **noise)
+                own: dict[str, Any] = {name: [values[int(row)] for row in chosen] for name, values in names.items()}
+                y[chosen] = self.pipeline.transform(x[chosen], modality=modality, training=role, **own, **noise)
         return to_float16(y) if self.settings["dtype"] == "float16" else y
 
     def _training_rows(self, modality: str, batch: pa.RecordBatch) -> Mask:

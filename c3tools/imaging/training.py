@@ -217,6 +217,7 @@ class Trainer:
             modality=self.train.rows.modality,
             training=True,
             keys=[self.train.rows.keys[row] for row in rows],
+            items=[self.train.rows.items[row] for row in rows],
             seed=config.seed,
             epoch=epoch,
         )

@@ -7,7 +7,7 @@ fitted pipeline as a step of its own.
 from __future__ import annotations
 
 from .mapping import CovarianceNoise, FewPairsWarning, MatchMoments, Procrustes, ReAlign, RidgeMap
-from .memory import MemoryProjection
+from .memory import MemoryProjection, Retrieval
 from .pipeline import OrderWarning, Pipeline
 from .presets import PRESETS, open_pipeline, preset
 from .sigma import PUBLISHED_SIGMA
@@ -41,6 +41,7 @@ __all__ = [
     "Procrustes",
     "ProjectOutGap",
     "ReAlign",
+    "Retrieval",
     "RidgeMap",
     "SpanNoise",
     "Standardize",

@@ -5,7 +5,7 @@ Only numpy is imported here; using a store imports pyarrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,14 @@ class FitData:
     Attributes:
         moments: of each modality; a modality is left out once a non-linear step made its moments unknown.
         rows: float32 (n, d) of each modality; rows of two modalities are pairs, in the same order.
+        items: the item of each row, of the modalities where it is known.
         gap_from: the moments that the modality gap is taken from: those of the vectors that enter the pipeline,
             since a step after Collapse would find no gap.
     """
 
     moments: dict[str, Moments]
     rows: dict[str, Rows]
+    items: Mapping[str, Sequence[str]] = field(default_factory=dict)
     gap_from: dict[str, Moments] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,17 +49,23 @@ class FitData:
 
     @classmethod
     def of(
-        cls, moments: Mapping[str, Moments], rows: Mapping[str, npt.ArrayLike], unit: Callable[[str], bool]
+        cls,
+        moments: Mapping[str, Moments],
+        rows: Mapping[str, npt.ArrayLike],
+        items: Mapping[str, Sequence[str]],
+        unit: Callable[[str], bool],
     ) -> FitData:
         """Check moments and rows (n, d) by modality; rows also give the moments where these are not given.
 
         Args:
             moments: of each modality.
             rows: of each modality.
+            items: of the rows of each modality, where they are known.
             unit: whether the moments of a modality are to be those of rows at unit length.
 
         Raises:
-            TransformError: if dimensions differ, something is not finite, or moments are not of unit rows.
+            TransformError: if dimensions differ, something is not finite, moments are not of unit rows, or a row has no
+                item where others of its modality have one.
         """
         known = {name: value for name, value in moments.items() if value.n > 0}
         given = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
@@ -83,11 +91,17 @@ class FitData:
                     remedy=f"Pass the rows, fit({{'{name}': array}}), or Moments.from_rows(unit_rows(array)). "
                     "Check a store with `c3 verify`; remove loaded moments with `c3 means --unload`.",
                 )
+        for name, own in items.items():
+            if len(own) != len(given.get(name, ())):
+                raise TransformError(
+                    f"There are {counted(len(own), 'item')} for {counted(len(given.get(name, ())), f'{name} row')}.",
+                    remedy="Pass one item per row.",
+                )
         for name, values in given.items():
             ops.check_finite(values)
             if name not in known:
                 known[name] = unit_moments(values) if unit(name) else Moments.from_rows(values)
-        return cls(known, given)
+        return cls(known, given, items)
 
     @property
     def dim(self) -> int | None:
@@ -173,6 +187,20 @@ def first_rows(
     return StoreRows(modality, embedding_matrix(table), table.drop_columns(["embedding"]))
 
 
+def sort_given(
+    data: Mapping[str, Moments] | Mapping[str, npt.ArrayLike], rows: Mapping[str, npt.ArrayLike]
+) -> tuple[dict[str, Moments], dict[str, npt.ArrayLike]]:
+    """Return the moments in ``data``, and its arrays together with ``rows``, all by modality."""
+    moments: dict[str, Moments] = {}
+    arrays = dict(rows)
+    for name, value in data.items():
+        if isinstance(value, Moments):
+            moments[name] = value
+        else:
+            arrays[name] = value
+    return moments, arrays
+
+
 def read_store(
     store: Store,
     rows: bool,
@@ -181,8 +209,8 @@ def read_store(
     unit: Callable[[str], bool],
     max_rows: int = MAX_FIT_ROWS,
     executor: Executor | None = None,
-) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
-    """Return moments of one split of a store, with ``rows`` or ``pairs`` also embeddings, and where they come from.
+) -> tuple[dict[str, Moments], dict[str, StoreRows], dict[str, Any]]:
+    """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they come from.
 
     The moments are of rows at unit length for the modalities for which ``unit`` says so, else of the rows as they are.
 
@@ -211,8 +239,8 @@ def read_store(
     return moments, read, origin
 
 
-def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired: bool = False) -> dict[str, Rows]:
-    """Return the first ``max_rows`` embeddings of each modality of one split, float32 (n, d).
+def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired: bool = False) -> dict[str, StoreRows]:
+    """Return the first ``max_rows`` rows of each modality of one split.
 
     With ``paired``, row i of the images belongs to row i of the texts: one pair for each of the texts whose image is
     among the first ``max_rows`` images, at most ``max_rows``.
@@ -222,7 +250,7 @@ def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired:
         TransformError: if pairs are requested, but there are none.
     """
     if not paired:
-        return {modality: first_rows(store, modality, split, max_rows).embeddings for modality in store.modalities}
+        return {modality: first_rows(store, modality, split, max_rows) for modality in store.modalities}
     from ..store import Pairs
 
     images = first_rows(store, "image", split, max_rows)
@@ -232,7 +260,7 @@ def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired:
             f"The store {store.path} has no pairs of images and texts in the split {split!r}.",
             remedy="Use a pipeline that needs no pairs, or embed images together with their captions.",
         )
-    return dict(zip(("image", "text"), pairs.arrays(), strict=True))
+    return {"image": pairs.captions_of_first(), "text": pairs.second.select(pairs.rows)}
 
 
 def sigma_of_captions(store: Store, split: str, max_rows: int = MAX_FIT_ROWS) -> tuple[float, str]:
@@ -252,10 +280,11 @@ def sigma_of_captions(store: Store, split: str, max_rows: int = MAX_FIT_ROWS) ->
     return auto_sigma(rows, texts.item_index, store.fitting_moments("text", split).mean)
 
 
-def sigma_of_arrays(rows: Mapping[str, npt.ArrayLike]) -> tuple[float, str]:
+def sigma_of_arrays(rows: Mapping[str, npt.ArrayLike], own: Sequence[str] | None = None) -> tuple[float, str]:
     """Return sigma by the rule of ``auto`` from the rows of ``text``, and what it rests on.
 
-    Texts are those of one image where rows of ``image``, one for each text, are the same; else each is of its own.
+    Texts are those of one image where their items (``own``) are the same; without items, where rows of ``image``, one
+    for each text, are the same; without these, each is of its own.
 
     Raises:
         TransformError: if rows are not numbers of shape (n, d).
@@ -264,7 +293,9 @@ def sigma_of_arrays(rows: Mapping[str, npt.ArrayLike]) -> tuple[float, str]:
     ops.check_finite(texts)
     texts = ops.apply(Unit(), texts)
     items = np.arange(len(texts))
-    if "image" in rows:
+    if own is not None:
+        items = np.unique(list(own), return_inverse=True)[1].reshape(-1)
+    elif "image" in rows:
         images = ops.as_rows(rows["image"], "rows of image")
         if len(images) == len(texts):
             items = np.unique(images, axis=0, return_inverse=True)[1].reshape(-1)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from ..errors import MissingExtraError, TransformError
+from ..seeds import stable_hashes
 from .fitting import FitData
-from .operations import Indices, MemoryAttention, Operation, Rows, Search
+from .operations import Indices, MemoryAttention, MixMemory, Operation, Rows, Search
 from .steps import Step
 
 _VISITED = 16  # an inverted index looks at one cell in this many
@@ -69,6 +72,70 @@ class MemoryProjection(Step):
         return self._search[1]
 
 
+@dataclass(eq=False)
+class Retrieval(Step):
+    """e + weight m / |m|, m the softmax(cos(e, M) / tau)-weighted mean of the rows of a memory M that are nearest to e.
+
+    The retrieval of IFCap (Lee et al., EMNLP 2024), where texts with noise retrieve training captions, with a mix in
+    place of its cross-attention. The memory contains the training captions themselves, so in training those of the
+    input's own item are left out; an input without any others stays as it is.
+
+    Attributes:
+        memory: the modality whose train rows are the memory.
+        neighbours: how many of the nearest rows are weighed.
+        tau: temperature; 0 takes the nearest row.
+        weight: length of the mean that is added to vectors of length 1.
+        limit: at most this many memory rows, the first ones.
+    """
+
+    memory: str = "text"
+    neighbours: int = 10
+    tau: float = 0.05
+    weight: float = 1.0
+    limit: int = 500_000
+
+    kind: ClassVar[str] = "retrieval"
+    needs_unit: ClassVar[bool] = True
+    needs_rows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_settings(self)
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise TransformError(
+                f"retrieval cannot use the weight {self.weight}.", remedy="It must be a finite number of at least 0."
+            )
+
+    def fit(self, data: FitData) -> None:
+        """Keep the memory's rows, and hashes of their items where these are known."""
+        self.state = {"memory": _memory_rows(self, data)}
+        if self.memory in data.items:
+            self.state["items"] = stable_hashes(data.items[self.memory][: self.limit])
+
+    def own_items(self, items: Sequence[str] | None, n: int) -> Indices:
+        """See `Step.own_items`."""
+        if "items" not in self.state:
+            raise TransformError(
+                f"The step retrieval does not know the items of its {len(self.state['memory']):,} {self.memory} rows, "
+                "so training inputs would retrieve themselves.",
+                remedy=f"Fit on a store, or give the item of each row: fit(..., items={{{self.memory!r}: [...]}}).",
+            )
+        if items is None:
+            raise TransformError(
+                "The step retrieval needs the items of training inputs, or these would retrieve themselves.",
+                remedy="Pass items=, one string per row, or training=False for inputs that are not in the memory.",
+            )
+        if len(items) != n:
+            raise TransformError(f"There are {len(items)} items for {n} rows.", remedy="Pass one item per row.")
+        return stable_hashes(items)
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Add the mean of the nearest rows."""
+        memory: Rows = self.state["memory"]  # type: ignore[assignment]
+        items: Indices | None = self.state.get("items")  # type: ignore[assignment]
+        return (MixMemory(memory, self.tau, self.neighbours, self.weight, items),)
+
+
 def memory_search(memory: Rows, index: str) -> Search:
     """Return a function from queries (n, d) and k to the inner products and row numbers, both (n, k), of the best rows.
 
@@ -106,7 +173,7 @@ def memory_search(memory: Rows, index: str) -> Search:
     return search
 
 
-def _check_settings(step: MemoryProjection) -> None:
+def _check_settings(step: MemoryProjection | Retrieval) -> None:
     if not step.tau >= 0 or step.limit < 1 or (step.neighbours is not None and step.neighbours < 1):
         raise TransformError(
             f"{step.kind} cannot use tau {step.tau}, neighbours {step.neighbours} and limit {step.limit}.",
@@ -114,6 +181,6 @@ def _check_settings(step: MemoryProjection) -> None:
         )
 
 
-def _memory_rows(step: MemoryProjection, data: FitData) -> Rows:
+def _memory_rows(step: MemoryProjection | Retrieval, data: FitData) -> Rows:
     """Return a copy of the rows to keep, because later steps overwrite those they are fitted on."""
     return data.rows_of(step.memory, step.kind)[: step.limit].copy()

@@ -21,6 +21,7 @@ Rows = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 Search = Callable[[Rows, int], tuple[Rows, Indices]]  # queries (n, d), k -> scores and row numbers, both (n, k)
 _SCORE_CELLS = 1 << 24
+_LEAST_NORM = np.float32(1e-30)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +94,38 @@ class MemoryAttention:
     search: Search | None = None
 
 
-Operation = Unit | Affine | Noise | MixNoise | MemoryAttention
+@dataclass(frozen=True, eq=False)
+class MixMemory:
+    """x + weight m / |m|, m the mean of the nearest memory rows m_i, weighted by softmax(x . m_i / tau).
+
+    Rows of the memory that are of x's own item are left out; if there are no others, x stays as it is.
+
+    Attributes:
+        memory: float32 (m, d), unit rows.
+        tau: temperature; 0 takes the nearest row.
+        neighbours: how many of the nearest rows are weighed.
+        weight: length of what is added.
+        items: int64 (m,), a hash of each memory row's item; None if these are not known.
+    """
+
+    memory: Rows
+    tau: float
+    neighbours: int
+    weight: float
+    items: Indices | None = None
 
 
-def apply(operation: Operation, x: Rows, noise: Rows | None = None) -> Rows:
+Operation = Unit | Affine | Noise | MixNoise | MemoryAttention | MixMemory
+
+
+def apply(operation: Operation, x: Rows, noise: Rows | None = None, own: Indices | None = None) -> Rows:
     """Apply one operation to ``x`` (n, d) float32, which may be overwritten.
 
     Args:
         operation: what to do.
         x: float32 (n, d), owned by the caller; the result may be the same array.
         noise: float32 (n, d) standard normal, for the two noise operations; may be overwritten.
+        own: int64 (n,), a hash of each row's item, for `MixMemory`; None leaves out no rows of the memory.
 
     Raises:
         TransformError: if a row of norm 0 is to be normalised.
@@ -123,6 +146,8 @@ def apply(operation: Operation, x: Rows, noise: Rows | None = None) -> Rows:
             return x
         case MemoryAttention():
             return _attend(operation, x)
+        case MixMemory():
+            return _mix(operation, x, own)
         case _:
             raise ValueError(f"{type(operation).__name__} needs noise")
 
@@ -166,19 +191,42 @@ def _attend(operation: MemoryAttention, x: Rows) -> Rows:
         count = 1 if operation.tau == 0 else min(operation.neighbours or 1, len(memory))
         scores, nearest = operation.search(x, count)
         return _weighted_mean(scores, memory[nearest], operation.tau) if operation.tau else memory[nearest[:, 0]]
-    step = max(1, _SCORE_CELLS // len(memory))
-    for start in range(0, len(x), step):
-        block = x[start : start + step]
-        scores = block @ memory.T  # (b, m)
-        if operation.tau == 0:
-            block[:] = memory[scores.argmax(axis=1)]
-            continue
-        if operation.neighbours is None or operation.neighbours >= len(memory):
-            block[:] = _softmax(scores, operation.tau) @ memory
-            continue
-        nearest = np.argpartition(scores, -operation.neighbours, axis=1)[:, -operation.neighbours :]
-        block[:] = _weighted_mean(np.take_along_axis(scores, nearest, axis=1), memory[nearest], operation.tau)
+    for rows in _blocks(len(x), len(memory)):
+        x[rows] = _mean_of_nearest(x[rows] @ memory.T, memory, operation.tau, operation.neighbours)
     return x
+
+
+def _mix(operation: MixMemory, x: Rows, own: Indices | None) -> Rows:
+    memory = operation.memory
+    for rows in _blocks(len(x), len(memory)):
+        scores = x[rows] @ memory.T  # (b, m)
+        alone = np.zeros(len(scores), bool)  # whose own rows are the whole memory
+        if own is not None:
+            left_out = own[rows, None] == operation.items
+            alone = left_out.all(axis=1)
+            scores[left_out] = -np.inf
+            scores[alone] = 0
+        mean = _mean_of_nearest(scores, memory, operation.tau, operation.neighbours)
+        mean[alone] = 0
+        mean *= (operation.weight / np.maximum(row_norms(mean), _LEAST_NORM))[:, None]
+        x[rows] += mean
+    return x
+
+
+def _blocks(n: int, m: int) -> list[slice]:
+    """Return slices of n rows whose scores with m rows of a memory take little room."""
+    step = max(1, _SCORE_CELLS // m)
+    return [slice(start, start + step) for start in range(0, n, step)]
+
+
+def _mean_of_nearest(scores: Rows, memory: Rows, tau: float, neighbours: int | None) -> Rows:
+    """Return the mean (b, d) of the memory rows with the highest ``scores`` (b, m), which may be overwritten."""
+    if tau == 0:
+        return np.asarray(memory[scores.argmax(axis=1)])
+    if neighbours is None or neighbours >= len(memory):
+        return np.asarray(_softmax(scores, tau) @ memory)
+    nearest = np.argpartition(scores, -neighbours, axis=1)[:, -neighbours:]
+    return _weighted_mean(np.take_along_axis(scores, nearest, axis=1), memory[nearest], tau)
 
 
 def _weighted_mean(scores: Rows, rows: Rows, tau: float) -> Rows:

@@ -23,7 +23,7 @@ from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
-from .fitting import MAX_FIT_ROWS, FitData, read_store, sigma_of_arrays, sigma_of_captions
+from .fitting import MAX_FIT_ROWS, FitData, read_store, sigma_of_arrays, sigma_of_captions, sort_given
 from .operations import Rows
 from .recipe import describe_steps, make_recipe, parse_config, read_recipe, recipe_card, write_recipe
 from .steps import Role, Step, order_findings
@@ -124,6 +124,7 @@ class Pipeline(HubRepository):
         data: Store | Mapping[str, Moments] | Mapping[str, npt.ArrayLike] | None = None,
         rows: Mapping[str, npt.ArrayLike] | None = None,
         *,
+        items: Mapping[str, Sequence[str]] | None = None,
         split: str = "train",
         max_rows: int = MAX_FIT_ROWS,
         executor: Executor | None = None,
@@ -133,7 +134,8 @@ class Pipeline(HubRepository):
 
         Only the parts of a store that the steps need are read: its moments, the first rows, or the first pairs by key.
         Moments loaded by `c3 means --load` replace those of the store. A sigma of ``auto`` is computed by the rule in
-        `c3tools.transforms.sigma`, from texts. In arrays, two texts belong to one image if their image rows are equal.
+        `c3tools.transforms.sigma`, from texts. In arrays without items, two texts belong to one image if their image
+        rows are equal.
 
         Args:
             data: a store; or, by modality, embeddings (n, d), of any norm, which are the same as ``rows``; or, by
@@ -141,6 +143,8 @@ class Pipeline(HubRepository):
             rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where pairs are needed,
                 row i of one modality belongs to row i of the other. Moments that are not given are computed from them.
                 Not needed for a store.
+            items: by modality, the item of each row of an array, for steps that leave out rows of the same item in
+                training. A store has them.
             split: of a store: the rows to fit on.
             max_rows: of a store: the largest number of rows or pairs that are read for steps that need them.
             executor: of a store: merges the moments of shards; the result is the same, bit for bit.
@@ -154,12 +158,7 @@ class Pipeline(HubRepository):
         origin: dict[str, Any] = {}
         if data is None or isinstance(data, Mapping):
             self._check_split((provenance or {}).get("split"))
-            moments, arrays = {}, dict(rows or {})
-            for name, value in (data or {}).items():
-                if isinstance(value, Moments):
-                    moments[name] = value
-                else:
-                    arrays[name] = value
+            moments, arrays = sort_given(data or {}, rows or {})
         elif hasattr(data, "external_moments"):
             self._check_split(split)
             moments, read, origin = read_store(
@@ -172,7 +171,8 @@ class Pipeline(HubRepository):
                     remedy="Fit on another split, load moments with `c3 means --load`, or make new splits with `c3 "
                     "split`.",
                 )
-            arrays = dict(read)
+            arrays = {name: own.embeddings for name, own in read.items()}
+            items = {name: own.items for name, own in read.items()}
             if self._needs_sigma:
                 sigma, origin["sigma"] = sigma_of_captions(data, split, max_rows)
                 self.settle_sigma(sigma)
@@ -182,7 +182,7 @@ class Pipeline(HubRepository):
                 remedy='For example fit({"image": array, "text": array}).',
             )
         if self._needs_sigma and "text" in arrays:
-            sigma, origin["sigma"] = sigma_of_arrays(arrays)
+            sigma, origin["sigma"] = sigma_of_arrays(arrays, (items or {}).get("text"))
             self.settle_sigma(sigma)
         if self._needs_sigma:
             raise TransformError(
@@ -190,13 +190,14 @@ class Pipeline(HubRepository):
                 "given.",
                 remedy="Fit it on a Store or on {'text': array}, or set sigma to a number: preset('c3', sigma=0.1).",
             )
-        fit_data = FitData.of(moments, arrays, self._takes_unit_rows)
+        fit_data = FitData.of(moments, arrays, items or {}, self._takes_unit_rows)
         self.dim = fit_data.dim
         sizes = {name: m.n for name, m in sorted(fit_data.moments.items())}
-        for position, step in enumerate(self.steps):
+        last = max((position for position, step in enumerate(self.steps) if step.fits), default=0)
+        for position, step in enumerate(self.steps[: last + 1]):
             if step.fits:
                 step.fit(fit_data)
-            if not step.noisy:  # later steps are fitted on what inference inputs are when they reach them
+            if not step.noisy and position < last:  # later steps are fitted on inference inputs as they reach them
                 for modality in sorted(fit_data.moments.keys() | fit_data.rows.keys()):
                     if step.applies(modality, training=False) and step.knows(modality):
                         for operation in step.operations(modality):
@@ -221,6 +222,7 @@ class Pipeline(HubRepository):
         modality: str | None = None,
         training: bool = False,
         keys: Sequence[str] | None = None,
+        items: Sequence[str] | None = None,
         seed: int = 0,
         epoch: int = 0,
     ) -> Rows:
@@ -232,12 +234,13 @@ class Pipeline(HubRepository):
                 if the pipeline was fitted for one modality only.
             training: True for training inputs; only these get noise.
             keys: one per row; needed if noise is added, because it depends on (seed, epoch, key).
+            items: of the rows (`Rows.items`); in training, captions of the same item are not retrieved.
             seed: of the noise.
             epoch: of the training; each has different noise.
 
         Raises:
             TransformError: if the pipeline is not fitted, the modality is missing, the dimension differs, a value is
-                not finite, a row has norm 0, or keys are missing.
+                not finite, a row has norm 0, or keys or items are missing.
         """
         self.check_fitted()
         modality = self.choose_modality(modality, "training" if training else "inference")
@@ -245,13 +248,14 @@ class Pipeline(HubRepository):
         self.check_dim(rows.shape[1])
         ops.check_finite(rows)
         draws = 0
-        for step in self.active_steps(modality, training):
+        for step in [step for step in self.steps if step.applies(modality, training)]:
+            own = step.own_items(items, len(rows)) if training else None
             for operation in step.operations(modality):
                 noise = None
                 if step.noisy:
                     noise = self.draw_noise(rows.shape, keys, seed, epoch, draws)
                     draws += 1
-                rows = ops.apply(operation, rows, noise)
+                rows = ops.apply(operation, rows, noise, own)
         return rows
 
     def choose_modality(self, modality: str | None, *roles: Role) -> str:
@@ -272,10 +276,6 @@ class Pipeline(HubRepository):
                 remedy=f"Give the modality of these embeddings: {' or '.join(f'modality={name!r}' for name in known)}.",
             )
         return known[0] if known else "text"  # for no modality in particular, any name does
-
-    def active_steps(self, modality: str, training: bool) -> list[Step]:
-        """Return the steps that apply to inputs of this modality and role, in order."""
-        return [step for step in self.steps if step.applies(modality, training)]
 
     def draw_noise(self, shape: tuple[int, ...], keys: Sequence[str] | None, seed: int, epoch: int, draw: int) -> Rows:
         """Draw the standard normal noise (n, d) of the ``draw``-th noisy step from (seed, epoch, key).

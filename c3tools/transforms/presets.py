@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import TransformError
 from ..io.hub import local_folder
 from .mapping import CovarianceNoise, MatchMoments, Procrustes, ReAlign, RidgeMap
-from .memory import MemoryProjection
+from .memory import MemoryProjection, Retrieval
 from .pipeline import Pipeline
 from .sigma import PUBLISHED_SIGMA, parse_sigma
 from .steps import (
@@ -118,6 +118,11 @@ PRESETS: dict[str, Preset] = {
         "norm(e - mu), training: noise with the covariance of measured pairs",
         "variant of C3",
         lambda sigma, x, y: [Collapse(), CovarianceNoise(x, y)],
+    ),
+    "c3-retrieval": Preset(
+        "norm(q + unit(m)): q as in c3, m the mean of the 10 nearest training texts, weighted by softmax(cos / 0.05)",
+        "after IFCap (Lee et al., EMNLP 2024)",
+        lambda sigma, x, y: [Collapse(), GaussianNoise(sigma), Normalize(), Retrieval(y)],
     ),
 }
 

@@ -119,9 +119,13 @@ def read_recipe(directory: Path) -> tuple[dict[str, Any], list[Step]]:
     fitted: list[Step] = parse_config({key: record[key] for key in ("name", "strict", "steps")})["steps"]
     for key, value in tensors.items():
         position, _, name = key.partition("/")
-        if not (position.isdecimal() and int(position) < len(fitted) and value.dtype.kind == "f"):
+        memory = tensors.get(f"{position}/memory") if name == "items" else None  # its rows have an item each
+        kind = "f" if memory is None else "i"
+        if not (position.isdecimal() and int(position) < len(fitted) and value.dtype.kind == kind):
             raise _damaged(path, f"the tensor {key!r} belongs to no step")
-        if value.ndim and value.shape[-1] != record["dim"]:
+        if memory is not None and value.shape != memory.shape[:1]:
+            raise _damaged(path, f"the tensor {key!r} has shape {value.shape}, but its memory {memory.shape}")
+        if memory is None and value.ndim and value.shape[-1] != record["dim"]:
             raise _damaged(
                 path, f"the tensor {key!r} has shape {value.shape}, but the pipeline has {record['dim']} dimensions"
             )

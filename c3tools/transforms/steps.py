@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..errors import TransformError
 from ..moments import Array, Moments
 from .fitting import FitData
-from .operations import Affine, MixNoise, Noise, Operation, Unit
+from .operations import Affine, Indices, MixNoise, Noise, Operation, Unit
 from .sigma import AUTO, PUBLISHED_SIGMA, parse_sigma
 
 Role = Literal["training", "inference", "both"]
@@ -81,6 +81,14 @@ class Step:
         """Return whether the step, if it is fitted per modality, was fitted for this one."""
         fitted_for = {key.partition("/")[2] for key in self.state if "/" in key}
         return not fitted_for or modality in fitted_for
+
+    def own_items(self, items: Sequence[str] | None, n: int) -> Indices | None:
+        """Return hashes of the items of n training inputs, int64 (n,), if the step needs them.
+
+        Raises:
+            TransformError: if it needs them and they are not given, or not one per row.
+        """
+        return None
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Return what the fitted step does to rows of ``modality``."""

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..store import Rows
-from .operations import Affine, MemoryAttention, MixNoise, Noise, Unit
+from .operations import Affine, MemoryAttention, MixMemory, MixNoise, Noise, Unit
 from .pipeline import Pipeline
+from .steps import Step
 
-_BUFFERS = ("centre", "scale", "matrix", "offset", "memory")
+_BUFFERS = ("centre", "scale", "matrix", "offset", "memory", "items")
+_LEAST_NORM = 1e-30
 
 
 class TransformModule(nn.Module):
@@ -41,19 +43,24 @@ class TransformModule(nn.Module):
         self.pipeline = pipeline
         self.modality = modality = pipeline.choose_modality(modality, "training", "inference")
         self.seed = seed
-        self._steps: list[tuple[Any, bool, bool]] = []
-        for training in (True, False):
-            for step in pipeline.active_steps(modality, training):
-                for operation in step.operations(modality):
-                    for name in _BUFFERS:
-                        value = getattr(operation, name, None)
-                        if value is not None and not isinstance(value, float):
-                            tensor = torch.tensor(np.asarray(value), dtype=torch.float32)
-                            self.register_buffer(f"{name}_{len(self._steps)}", tensor)
-                    self._steps.append((operation, training, not training))
+        self._operations: list[tuple[Any, Step]] = []
+        for step in pipeline.steps:
+            if not (step.applies(modality, training=True) or step.applies(modality, training=False)):
+                continue
+            for operation in step.operations(modality):
+                for name in _BUFFERS:
+                    value = getattr(operation, name, None)
+                    if value is not None and not isinstance(value, float):
+                        dtype = torch.int64 if name == "items" else torch.float32
+                        self.register_buffer(
+                            f"{name}_{len(self._operations)}", torch.tensor(np.asarray(value), dtype=dtype)
+                        )
+                self._operations.append((operation, step))
         self.train(False)
 
-    def forward(self, x: Tensor, keys: Sequence[str] | None = None, epoch: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, keys: Sequence[str] | None = None, epoch: int = 0, items: Sequence[str] | None = None
+    ) -> Tensor:
         """Return transformed embeddings, float32 (n, d), differentiable in ``x`` (n, d).
 
         Args:
@@ -61,16 +68,19 @@ class TransformModule(nn.Module):
             keys: one per row: noise is then drawn from (seed, epoch, key), the same as in the numpy path; without
                 keys it comes from torch's own generator.
             epoch: training epoch.
+            items: of the rows; in training, captions of the same item are not retrieved.
 
         Raises:
-            TransformError: if the dimension is another.
+            TransformError: if the dimension is another, or items are missing.
         """
         self.pipeline.check_dim(x.shape[-1])
         x = x.float()
         draws = 0
-        for number, (operation, in_training, in_inference) in enumerate(self._steps):
-            if not (in_training if self.training else in_inference):
+        for number, (operation, step) in enumerate(self._operations):
+            if not step.applies(self.modality, self.training):
                 continue
+            hashes = step.own_items(items, len(x)) if self.training else None
+            own = None if hashes is None else torch.from_numpy(hashes).to(x.device)
             noise = None
             if isinstance(operation, Noise | MixNoise):
                 if keys is None:
@@ -79,12 +89,12 @@ class TransformModule(nn.Module):
                     drawn = self.pipeline.draw_noise(tuple(x.shape), keys, self.seed, epoch, draws)
                     noise = torch.from_numpy(drawn).to(x.device)
                 draws += 1
-            x = self._run(number, operation, x, noise)
+            x = self._run(number, operation, x, noise, own)
         return x
 
-    def _run(self, number: int, operation: Any, x: Tensor, noise: Tensor | None) -> Tensor:
+    def _run(self, number: int, operation: Any, x: Tensor, noise: Tensor | None, own: Tensor | None) -> Tensor:
         buffers: list[Tensor | None] = [getattr(self, f"{name}_{number}", None) for name in _BUFFERS]
-        centre, scale, matrix, offset, memory = buffers
+        centre, scale, matrix, offset, memory, items = buffers
         match operation:
             case Unit():
                 unit: Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
@@ -104,15 +114,29 @@ class TransformModule(nn.Module):
                 mixed: Tensor = (1 - operation.mix) * x + operation.mix * size * direction
                 return mixed
             case MemoryAttention() if memory is not None:
+                return _mean_of_nearest(x @ memory.T, memory, operation.tau, operation.neighbours)
+            case MixMemory() if memory is not None:
                 scores = x @ memory.T  # (n, m)
-                if operation.tau == 0:
-                    return memory[scores.argmax(dim=1)]
-                if operation.neighbours is not None and operation.neighbours < len(memory):
-                    best = scores.topk(operation.neighbours, dim=1)
-                    weights = (best.values / operation.tau).softmax(dim=1)  # (n, k)
-                    return torch.einsum("nk,nkd->nd", weights, memory[best.indices])
-                return (scores / operation.tau).softmax(dim=1) @ memory
+                alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)  # whose own rows are the whole memory
+                if own is not None and items is not None:
+                    left_out = own[:, None] == items
+                    alone = left_out.all(dim=1, keepdim=True)
+                    scores = scores.masked_fill(left_out & ~alone, float("-inf"))
+                mean = _mean_of_nearest(scores, memory, operation.tau, operation.neighbours)
+                norm = torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp_min(_LEAST_NORM)
+                retrieved: Tensor = (operation.weight * mean / norm).masked_fill(alone, 0)
+                return x + retrieved
         raise TypeError(f"unknown operation {operation!r}")
+
+
+def _mean_of_nearest(scores: Tensor, memory: Tensor, tau: float, neighbours: int | None) -> Tensor:
+    """Return the mean (n, d) of the memory rows with the highest ``scores`` (n, m)."""
+    if tau == 0:
+        return memory[scores.argmax(dim=1)]
+    if neighbours is not None and neighbours < len(memory):
+        best = scores.topk(neighbours, dim=1)
+        return torch.einsum("nk,nkd->nd", (best.values / tau).softmax(dim=1), memory[best.indices])
+    return (scores / tau).softmax(dim=1) @ memory
 
 
 class EmbeddingDataset(Dataset[dict[str, Any]]):
@@ -157,6 +181,7 @@ class EmbeddingDataset(Dataset[dict[str, Any]]):
             modality=self.rows.modality,
             training=self.training,
             keys=keys,
+            items=[self.rows.items[number] for number in numbers],
             seed=self.seed,
             epoch=int(self._epoch[0]),
         )

@@ -95,12 +95,18 @@ def test_pseudo_pairs_are_training_images_with_their_nearest_training_captions(d
 def test_each_method_goes_through_the_transforms_of_its_paper(data: AblationData) -> None:
     """METHODS as (training, inference) on one image and one text, by their formulas."""
     text, image = data.train.embeddings[:1], data.images.embeddings[:1]
-    key = [data.train.keys[0]]
+    key, item = [data.train.keys[0]], [data.train.items[0]]
     noise = keyed_normal(0, 0, key, text.shape[1])
 
     def unit(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         scaled: npt.NDArray[Any] = x / np.linalg.norm(x)
         return scaled
+
+    def mixed(x: npt.NDArray[Any], own: str | None = None) -> npt.NDArray[Any]:
+        others = [row for row, key in enumerate(data.train.items) if key != own]
+        texts = np.stack([unit(row - means["text"]) for row in data.train.embeddings[others]])
+        nearest = texts[np.argsort(-(texts @ unit(x)))[:10]]
+        return unit(unit(x) + unit(np.exp(nearest @ unit(x) / 0.05) @ nearest))
 
     means = {name: moments.mean for name, moments in data.moments.items()}
     weights = np.exp((data.train.embeddings @ image[0]) / 0.01 - 100)
@@ -111,6 +117,7 @@ def test_each_method_goes_through_the_transforms_of_its_paper(data: AblationData
         "C2_1": (unit(text[0] - means["text"]), unit(image[0] - means["image"])),
         "C2_2": (noised, image[0]),
         "C3": (unit(text[0] - means["text"] + 0.2 * noise[0]), unit(image[0] - means["image"])),
+        "C3-retrieval": (mixed(text[0] - means["text"] + 0.2 * noise[0], item[0]), mixed(image[0] - means["image"])),
         "CapDec": (noised, image[0]),
         "LAFITE": (unit(0.25 * text[0] + 0.75 * unit(noise[0])), image[0]),
         "DeCap": (text[0], memory),
@@ -118,7 +125,8 @@ def test_each_method_goes_through_the_transforms_of_its_paper(data: AblationData
     for name, (trained, inferred) in expected.items():
         method = METHODS[name]
         assert method.training is not None
-        training = fit_preset(data, method.training, 0.2).transform(text, modality="text", training=True, keys=key)
+        pipeline = fit_preset(data, method.training, 0.2)
+        training = pipeline.transform(text, modality="text", training=True, keys=key, items=item)
         inference = fit_preset(data, method.inference, 0.2).transform(image, modality="image")
         np.testing.assert_allclose(training[0], trained, atol=2e-5, err_msg=name)
         np.testing.assert_allclose(inference[0], inferred, atol=2e-5, err_msg=name)

@@ -46,10 +46,12 @@ class Spy:
         modality: str = "text",
         training: bool = False,
         keys: Sequence[str] | None = None,
+        items: Sequence[str] | None = None,
         seed: int = 0,
         epoch: int = 0,
     ) -> np.ndarray:
-        self.calls.append({"modality": modality, "training": training, "keys": keys, "seed": seed, "epoch": epoch})
+        names = {"keys": keys, "items": items}
+        self.calls.append({"modality": modality, "training": training, **names, "seed": seed, "epoch": epoch})
         return x
 
 
@@ -63,7 +65,8 @@ class Digits:
 def caption_rows(n: int = 20, modality: str = "text") -> Rows:
     rng = np.random.default_rng(0)
     captions = [" ".join(map(str, rng.integers(2, 9, size=rng.integers(1, 6)))) for _ in range(n)]
-    return Rows.of(modality, [f"k{i}" for i in range(n)], rng.normal(size=(n, 4)), caption=captions)
+    images = [f"image {i // 2}" for i in range(n)]
+    return Rows.of(modality, [f"k{i}" for i in range(n)], rng.normal(size=(n, 4)), caption=captions, image_key=images)
 
 
 def make_trainer(config: TrainingConfig, transform: Any = None, **changes: Any) -> Trainer:
@@ -85,7 +88,8 @@ def test_noise_is_asked_for_training_inputs_only_anew_in_each_epoch() -> None:
     assert len(validation) == 1  # the same clean inputs serve every epoch
     for epoch in (0, 1):
         calls = [call for call in spy.calls if call["training"] and call["epoch"] == epoch]
-        assert sorted(key for call in calls for key in call["keys"]) == sorted(caption_rows().keys)
+        names = [pair for call in calls for pair in zip(call["keys"], call["items"], strict=True)]
+        assert sorted(names) == sorted(zip(caption_rows().keys, caption_rows().items, strict=True))
         assert {call["seed"] for call in calls} == {5}
 
 

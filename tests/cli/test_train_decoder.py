@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from c3tools.captioning import Captioner
+from c3tools.seeds import stable_hashes
 from c3tools.store import Rows
+from c3tools.transforms import Pipeline
 from tests.conftest import C3, build_store, unit_rows
 
 from ..captioning.conftest import TOY, make_captions_store
@@ -46,6 +49,27 @@ def test_a_decoder_is_written_with_all_that_it_needs_and_continued(c3: C3, tmp_p
     assert tuned.exit_code == 0, tuned.stderr
     assert "before" in tuned.stdout
     assert Captioner.load(tmp_path / "tuned").record["from"] == "c3-decoder"
+
+
+def test_captions_that_are_retrieved_stay_with_the_decoder(c3: C3, tmp_path: Path) -> None:
+    store, world = make_captions_store(tmp_path / "c3-store")
+    options = ("--preset", "c3-retrieval", "--sigma", "0.1")
+    trained = c3("train-decoder", *options, "--size", "tiny", "--epochs", "1", "--precision", "fp32")
+    assert trained.exit_code == 0, trained.stderr
+    captioner = Captioner.load(tmp_path / "c3-decoder")
+    memory, items = (captioner.pipeline.steps[4].state[name] for name in ("memory", "items"))
+    assert memory.shape == (112, 32)
+    assert items.tolist() == stable_hashes(store.load("text", "train").items).tolist()
+    np.save(tmp_path / "images.npy", world.images.embeddings)
+    captioned = c3("caption", "--embeddings", "images.npy", "--json", "captions.json")
+    assert captioned.exit_code == 0, captioned.stderr
+    captions = [row["caption"] for row in json.loads((tmp_path / "captions.json").read_text())]
+    assert captions == captioner.caption(embeddings=world.images.embeddings)
+    exported = c3("export", *options)
+    assert exported.exit_code == 0, exported.stderr
+    np.testing.assert_array_equal(Pipeline.load(tmp_path / "c3-export").steps[4].state["memory"], memory)
+    again = c3("train-decoder", "--from", "c3-decoder", "--pairs", "0.5", "--epochs", "1", "-o", "tuned")
+    assert again.exit_code == 0, again.stderr
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,21 @@ def test_presets_that_are_fitted_on_rows(here: Path, name: str) -> None:
     np.testing.assert_allclose(norms, 1, atol=2e-3)
 
 
+@pytest.mark.parametrize("format", ["parquet", "npy"])
+def test_training_rows_do_not_retrieve_their_own_item(here: Path, format: str) -> None:
+    ok(preset="c3-retrieval", sigma=0.1, dtype="float32", format=format)
+    texts = Store.open("c3-store").load("text")
+    parts = sorted((here / "c3-export" / "text").rglob("*.npy"))
+    got = np.concatenate([np.load(p) for p in parts]) if parts else embedding_matrix(read(here / "c3-export" / "text"))
+    pipeline = Pipeline.load("c3-export")
+    for split in ("train", "test"):
+        rows = np.flatnonzero(np.array(texts.splits) == split)
+        own = texts.select(rows)
+        training: dict[str, Any] = {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}
+        expected = pipeline.transform(own.embeddings, modality="text", **training)
+        np.testing.assert_allclose(got[rows], expected, atol=1e-6)
+
+
 def test_provenance_is_in_every_file(here: Path) -> None:
     ok(seed=3, epoch=2)
     schema = pq.read_schema(here / "c3-export" / "text" / "part-00001.parquet")

@@ -106,6 +106,20 @@ def spied_steps(trainer: Trainer, steps: int, monkeypatch: pytest.MonkeyPatch) -
     return calls
 
 
+def test_a_photo_does_not_retrieve_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer()
+    photos = {"image": TRAIN.rows.embeddings}
+    retrieval = preset("c3-retrieval", sigma=0.1, train_on="image", infer_on="text")
+    trainer.pipeline = retrieval.fit(MOMENTS, photos, items={"image": TRAIN.rows.items})
+    ((_, _, inputs, *_),) = spied_steps(trainer, 1, monkeypatch)
+    epoch, rows = trainer._batch(0)
+    own = TRAIN.rows.select(rows)
+    expected = trainer.pipeline.transform(
+        own.embeddings, modality="image", training=True, keys=own.keys, items=own.keys, seed=QUICK.seed, epoch=epoch
+    )
+    torch.testing.assert_close(inputs, torch.from_numpy(expected))
+
+
 def test_the_loss_of_a_step_is_that_of_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is asked at (1 - t) x + t noise, and its answer is compared with noise - x."""
     trainer = make_trainer(replace(QUICK, batch_size=64, drop=0.25))

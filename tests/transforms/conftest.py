@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from c3tools.moments import Moments
+from c3tools.transforms import Pipeline
 
 Array = npt.NDArray[np.float64]
 
@@ -28,6 +29,14 @@ class Pairs(NamedTuple):
     @property
     def keys(self) -> list[str]:
         return [f"row {i}" for i in range(len(self.x))]
+
+    @property
+    def items(self) -> list[str]:
+        """Two rows each."""
+        return [f"item {i // 2}" for i in range(len(self.x))]
+
+    def fit(self, pipeline: Pipeline) -> Pipeline:
+        return pipeline.fit(self.moments, self.rows, items=dict.fromkeys(self.rows, self.items))
 
 
 def unit(rows: Array) -> Array:

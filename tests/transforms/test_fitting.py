@@ -71,7 +71,9 @@ def test_moments_of_a_store_that_is_not_normalised(tmp_path: Path) -> None:
 def test_rows_are_read_up_to_a_limit(store: Store) -> None:
     rows = read_rows(store, "train", 50)
     for modality, read in rows.items():
-        assert (read == store.load(modality, "train").embeddings[:50]).all()
+        expected = store.load(modality, "train").select(np.arange(50))
+        assert (read.embeddings == expected.embeddings).all()
+        assert read.items == expected.items
     pipeline = preset("decap").fit(store, max_rows=50)
     assert pipeline.provenance["rows"] == {"image": 50, "text": 50}
 
@@ -82,8 +84,9 @@ def test_pairs_are_each_text_with_its_image(store: Store, max_rows: int) -> None
     position = {key: row for row, key in enumerate(images.keys[:max_rows])}
     pairs = [(position[k], row) for row, k in enumerate(texts.column("image_key")) if k in position][:max_rows]
     read = read_rows(store, "train", max_rows, paired=True)
-    assert (read["image"] == images.embeddings[[image for image, _ in pairs]]).all()
-    assert (read["text"] == texts.embeddings[[text for _, text in pairs]]).all()
+    assert (read["image"].embeddings == images.embeddings[[image for image, _ in pairs]]).all()
+    assert (read["text"].embeddings == texts.embeddings[[text for _, text in pairs]]).all()
+    assert read["image"].items == read["text"].items == [images.keys[image] for image, _ in pairs]
 
 
 def test_a_split_without_pairs(store: Store) -> None:
@@ -211,6 +214,9 @@ class TestSigma:
         images, texts = store.pairs(split="train").arrays()  # an image stands once for each of its texts
         pipeline = preset("c3", sigma="auto").fit({"image": images, "text": texts})
         assert pipeline.sigma == pytest.approx(preset("c3", sigma="auto").fit(store).sigma, rel=1e-3)
+        items = store.load("text", "train").items
+        named = preset("c3", sigma="auto").fit({"text": texts}, items={"text": items})
+        assert named.sigma == pipeline.sigma
         alone = preset("c3", sigma="auto").fit({"text": texts})
         assert alone.sigma == PUBLISHED_SIGMA and "every image has one caption" in alone.provenance["sigma"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.special import softmax
 from c3tools.errors import TransformError
 from c3tools.seeds import keyed_normal
 from c3tools.transforms import PRESETS, PUBLISHED_SIGMA, GaussianNoise, Pipeline, preset
+from c3tools.transforms.operations import Rows
 
 from .conftest import Array, Pairs, unit
 
@@ -95,6 +97,17 @@ def _covariance(p: Pairs, z: Array) -> Array:
     return unit(_centred(p.y) + z @ root)
 
 
+def _retrieval(p: Pairs, q: Array, own: list[str] | None = None) -> Array:
+    rows = []
+    for i, query in enumerate(unit(q)):
+        others = [j for j, item in enumerate(p.items) if own is None or item != own[i]]
+        memory = unit(_centred(p.y))[others]
+        nearest = memory[np.argsort(-(memory @ query))[:10]]
+        mean = softmax(nearest @ query / 0.05) @ nearest
+        rows.append(query + mean / np.linalg.norm(mean))
+    return unit(np.stack(rows))
+
+
 # name: (training text, inference image)
 FORMULAS: dict[str, tuple[Callable[[Pairs, Array], Array], Callable[[Pairs], Array]]] = {
     "c1": (lambda p, z: unit(p.y), lambda p: unit(p.x)),
@@ -119,12 +132,21 @@ FORMULAS: dict[str, tuple[Callable[[Pairs, Array], Array], Callable[[Pairs], Arr
     "procrustes": (lambda p, z: unit(p.y), _procrustes),
     "c3-span": (_span, lambda p: unit(_centred(p.x))),
     "c3-covariance": (_covariance, lambda p: unit(_centred(p.x))),
+    "c3-retrieval": (
+        lambda p, z: _retrieval(p, _centred(p.y) + SIGMA * z, p.items),
+        lambda p: _retrieval(p, _centred(p.x)),
+    ),
 }
 
 
 def fitted(name: str, pairs: Pairs) -> Pipeline:
     sigma = None if name == "c3-span" else SIGMA
-    return preset(name, sigma=sigma).fit(pairs.moments, pairs.rows)
+    return pairs.fit(preset(name, sigma=sigma))
+
+
+def training(pipeline: Pipeline, rows: Array, pairs: Pairs, seed: int = 0, epoch: int = 0) -> Rows:
+    names: dict[str, Any] = {"keys": pairs.keys, "items": pairs.items}
+    return pipeline.transform(rows, modality="text", training=True, **names, seed=seed, epoch=epoch)
 
 
 def test_every_preset_has_a_formula() -> None:
@@ -134,7 +156,7 @@ def test_every_preset_has_a_formula() -> None:
 @pytest.mark.parametrize("name", FORMULAS)
 def test_training_inputs(name: str, pairs: Pairs) -> None:
     expected = FORMULAS[name][0](pairs, z_of(pairs))
-    got = fitted(name, pairs).transform(pairs.y * 3, modality="text", training=True, keys=pairs.keys, seed=5, epoch=2)
+    got = training(fitted(name, pairs), pairs.y * 3, pairs, seed=5, epoch=2)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -159,7 +181,7 @@ def test_outputs_have_unit_norm(name: str, pairs: Pairs) -> None:
     pipeline = fitted(name, pairs)
     for out in (
         pipeline.transform(pairs.x, modality="image"),
-        pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys),
+        training(pipeline, pairs.y, pairs),
     ):
         np.testing.assert_allclose(np.linalg.norm(out.astype(np.float64), axis=1), 1, atol=1e-6)
 

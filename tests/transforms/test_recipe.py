@@ -16,13 +16,12 @@ from .conftest import Pairs
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_saved_and_loaded_pipelines_give_the_same_bits(name: str, pairs: Pairs, tmp_path: Path) -> None:
-    pipeline = preset(name, sigma=0.07).fit(pairs.moments, pairs.rows)
+    pipeline = pairs.fit(preset(name, sigma=0.07))
     loaded = Pipeline.load(pipeline.save(tmp_path / "p"))
     for modality, rows in pairs.rows.items():
         assert (loaded.transform(rows, modality=modality) == pipeline.transform(rows, modality=modality)).all()
-    noised = [
-        p.transform(pairs.y, modality="text", training=True, keys=pairs.keys, epoch=3) for p in (pipeline, loaded)
-    ]
+    names: dict[str, Any] = {"keys": pairs.keys, "items": pairs.items}
+    noised = [p.transform(pairs.y, modality="text", training=True, **names, epoch=3) for p in (pipeline, loaded)]
     assert (noised[0] == noised[1]).all()
     assert (loaded.name, loaded.dim, loaded.provenance) == (pipeline.name, pipeline.dim, pipeline.provenance)
 
@@ -75,6 +74,21 @@ class TestDamage:
         path.unlink()
         with pytest.raises(TransformError, match=r"transform\.safetensors is not a valid"):
             Pipeline.load(saved)
+
+    @pytest.mark.parametrize(
+        ("items", "message"),
+        [
+            (np.arange(119), r"'4/items' has shape \(119,\), but its memory \(120, 24\)"),
+            (np.arange(120.0), "'4/items' belongs to no step"),
+        ],
+    )
+    def test_items_that_are_not_those_of_the_memory(
+        self, pairs: Pairs, tmp_path: Path, items: np.ndarray, message: str
+    ) -> None:
+        pipeline = pairs.fit(preset("c3-retrieval"))
+        pipeline.steps[4].state["items"] = items
+        with pytest.raises(TransformError, match=message):
+            Pipeline.load(pipeline.save(tmp_path))
 
     def test_newer_version(self, saved: Path) -> None:
         path = saved / "transform.json"

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from c3tools.errors import TransformError
 from c3tools.store import Rows, Store
-from c3tools.transforms import PRESETS, MemoryProjection, Normalize, Pipeline, preset
+from c3tools.transforms import PRESETS, MemoryProjection, Normalize, Pipeline, Retrieval, preset
 from c3tools.transforms.torch_module import EmbeddingDataset, TransformModule
 from tests.stores import gap_store
 
@@ -19,15 +19,16 @@ from .conftest import Pairs
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_agrees_with_numpy(name: str, pairs: Pairs) -> None:
-    pipeline = preset(name, sigma=0.1).fit(pairs.moments, pairs.rows)
+    pipeline = pairs.fit(preset(name, sigma=0.1))
+    names: dict[str, Any] = {"keys": pairs.keys, "items": pairs.items}
     for modality, rows in pairs.rows.items():
         module = TransformModule(pipeline, modality, seed=4)
         x = torch.from_numpy(rows)
         expected = pipeline.transform(rows, modality=modality)
         np.testing.assert_allclose(module(x).numpy(), expected, atol=1e-6)
         module.train()
-        noised = pipeline.transform(rows, modality=modality, training=True, keys=pairs.keys, seed=4, epoch=2)
-        np.testing.assert_allclose(module(x, keys=pairs.keys, epoch=2).numpy(), noised, atol=1e-6)
+        noised = pipeline.transform(rows, modality=modality, training=True, **names, seed=4, epoch=2)
+        np.testing.assert_allclose(module(x, **names, epoch=2).numpy(), noised, atol=1e-6)
 
 
 def test_memory_of_neighbours_agrees_with_numpy(pairs: Pairs) -> None:
@@ -35,6 +36,21 @@ def test_memory_of_neighbours_agrees_with_numpy(pairs: Pairs) -> None:
     pipeline = Pipeline(steps).fit(pairs.moments, pairs.rows)
     got = TransformModule(pipeline, "image")(torch.from_numpy(pairs.x))
     np.testing.assert_allclose(got.numpy(), pipeline.transform(pairs.x, modality="image"), atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tau": 0.0}, {"neighbours": 500, "weight": 0.3}])
+def test_retrieval_agrees_with_numpy(pairs: Pairs, changes: dict[str, Any]) -> None:
+    items = ["one"] * 115 + ["two"] * 5  # fewer than neighbours are left to some inputs
+    for own in (items, ["one"] * 120):  # and none to these
+        pipeline = Pipeline([Normalize(), Retrieval(**changes), Normalize()]).fit(
+            {"text": pairs.y}, items={"text": own}
+        )
+        module = TransformModule(pipeline, "text").train()
+        expected = pipeline.transform(pairs.y, modality="text", training=True, items=items)
+        np.testing.assert_allclose(module(torch.from_numpy(pairs.y), items=items).numpy(), expected, atol=1e-6)
+        with pytest.raises(TransformError, match="needs the items of training inputs"):
+            module(torch.from_numpy(pairs.y))
+    assert [name for name in module.state_dict() if "memory" in name] == ["memory_1"]  # once, for both roles
 
 
 def test_noise_without_keys_only_in_training(pairs: Pairs) -> None:
@@ -125,12 +141,15 @@ def test_validation_sets_have_no_noise(pairs: Pairs) -> None:
     assert "caption" not in rows[3]
 
 
-def test_rows_of_a_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["c3", "c3-retrieval"])
+def test_rows_of_a_store(name: str, tmp_path: Path) -> None:
     store = Store.open(gap_store(tmp_path / "store"))
-    pipeline = preset("c3").fit(store)
+    pipeline = preset(name).fit(store)
     train = EmbeddingDataset(store.load("text", "train"), pipeline, training=True)
     assert len(train) == 120
-    keys, expected = train.rows.keys[5:8], train.rows.embeddings[5:8]
-    noised = pipeline.transform(expected, modality="text", training=True, keys=keys)
-    assert all((train[5 + i]["embedding"].numpy() == noised[i]).all() for i in range(3))
+    keys, items, expected = train.rows.keys[5:8], train.rows.items[5:8], train.rows.embeddings[5:8]
+    noised = pipeline.transform(expected, modality="text", training=True, keys=keys, items=items)
+    rounding = 1e-6 if name == "c3-retrieval" else 0  # of a product of one row in place of three
+    for i in range(3):
+        np.testing.assert_allclose(train[5 + i]["embedding"].numpy(), noised[i], rtol=0, atol=rounding)
     assert train[5]["caption"] == train.rows.captions[5]
