@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,7 +121,7 @@ def ablate(
     """Compare methods: train and score each with several seeds, and print one table in percent.
 
     With --task images, generators are trained on the photos alone. Each then makes an image from a caption of every
-    test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle). Training a tiny generator takes about 20
+    test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle). Training a tiny generator takes about 15
     minutes on two cores.
 
     Finished results are kept. Run the same command again to continue, or add methods, seeds or sigmas to the table.
@@ -147,19 +148,19 @@ def ablate(
             keep_generators=keep_decoders,
             reporter=reporter(),
         )
-        _show(images, json)
-        if json != "-":
-            print_table(images.published())
+        _show(images, [*images.tables(), images.published()], json)
     elif task == "captions":
-        _show(run(store, **options, reporter=reporter()), json)
+        captions = run(store, **options, reporter=reporter())
+        _show(captions, [captions.table()], json)
     else:
         raise C3Error(f"There is no task {task!r}.", remedy="Use --task captions or --task images.")
     message(f"Wrote {output}/table.md and {output}/table.html")
 
 
-def _show(table: Ablation | ImageAblation, json: str | None) -> None:
+def _show(table: Ablation | ImageAblation, tables: Sequence[Table], json: str | None) -> None:
     if write_json(table.to_dict()["runs"], json):
-        print_table(table.table())
+        for shown in tables:
+            print_table(shown)
         for note in [*table.notes, *table.remarks]:
             out.print(note, highlight=False)
         out.print("\nThese commands make the rows:", highlight=False)

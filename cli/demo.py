@@ -51,7 +51,8 @@ def demo(
     if write_json(result.to_dict()["runs"], json):
         print_table(result.table())
         if result.images is not None:
-            print_table(result.images.table())
+            for table in result.images.tables():
+                print_table(table)
     message(f"The page with the table, the photos and their captions is {result.page}")
     if result.images is not None:
         message(f"The images that were generated from captions are in {out}/images/table.html")

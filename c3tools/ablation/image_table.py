@@ -119,19 +119,23 @@ class ImageAblation:
                 rows.append({"method": name, "sigma": members[0].sigma, "seeds": len(members), "scores": scores})
         return rows
 
-    def table(self) -> Table:
-        """Return the rows as cells of text, real photos last."""
+    def tables(self) -> list[Table]:
+        """Return the rows as cells of text, real photos last: a table for the scores by each encoder."""
         metrics = list(self.rows[0]["scores"]) if self.rows else []
+        return [self._table(encoder, names) for encoder, names in _by_encoder(metrics).items()]
+
+    def _table(self, encoder: str, names: Mapping[str, str]) -> Table:
         cells = []
         for row in self.rows:
             sigma = f"{row['sigma']:.3g}" if IMAGE_METHODS[row["method"]].noisy else "–"
-            scores = [(name, row["scores"][name]) for name in metrics]
+            scores = [(name, row["scores"][name]) for name in names]
             spread = ["" if s["std"] is None else f" ± {score_text(name, s['std'])}" for name, s in scores]
             means = [score_text(name, s["mean"]) + also for (name, s), also in zip(scores, spread, strict=True)]
             cells.append([row["method"], sigma, str(row["seeds"]), *means])
-        real = [score_text(name, self.real.get(name)) for name in metrics]
+        real = [score_text(name, self.real.get(name)) for name in names]
         cells.append([f"{self.real_n:,} real photos", "–", "–", *real])
-        return Table(["method", "sigma", "seeds", *metrics], cells, title=f"{self.n:,} images of each")
+        title = f"{self.n:,} images of each" + (f", scored by {encoder}" if encoder else "")
+        return Table(["method", "sigma", "seeds", *names.values()], cells, title=title)
 
     @staticmethod
     def published() -> Table:
@@ -170,9 +174,9 @@ class ImageAblation:
         return {"rows": self.rows, "runs": runs, "real": real, "n": self.n}
 
     def to_markdown(self) -> str:
-        """Return both tables as Markdown, then what the differences mean."""
+        """Return the tables as Markdown, then what the differences mean."""
         lines: list[str] = []
-        for table in (self.table(), self.published()):
+        for table in (*self.tables(), self.published()):
             lines += [f"{table.title}:", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
             lines += ["| " + " | ".join(row) + " |" for row in table.rows]
             lines.append("")
@@ -190,7 +194,7 @@ class ImageAblation:
         return render_page(
             Path(__file__).parent / "templates" / "images.html",
             title="Images from texts, trained on images alone",
-            table=self.table(),
+            tables=self.tables(),
             published=self.published(),
             summaries=[(name, IMAGE_METHODS[name].summary) for name in names],
             notes=[*self.notes, *self.remarks],
@@ -206,4 +210,15 @@ class ImageAblation:
         write_text_atomically(folder / "table.html", self.to_html())
 
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+        return "".join(table._repr_html_() for table in self.tables())
+
+
+def _by_encoder(metrics: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the short names of metrics by their full ones, by the encoder that is part of these, or ""."""
+    found: dict[str, dict[str, str]] = {}
+    encoder = ""
+    for name in metrics:
+        encoder = name.removeprefix("KID-") if name.startswith("KID-") else encoder  # the first one of each encoder
+        own = encoder if encoder and f"-{encoder}" in name else ""
+        found.setdefault(own, {})[name] = name.replace(f"-{own}", "", 1) if own else name
+    return found

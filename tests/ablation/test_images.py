@@ -93,10 +93,22 @@ def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_r
         assert "not comparable" in text
         assert "c3 ablate --task images --methods C1,oracle --seeds 2" in text
     assert "a photo of number 1" in page
-    cells = table.table().rows
+    cells = table.tables()[0].rows
     assert [row[0] for row in cells] == ["C1", "oracle", f"{table.real_n} real photos"]
     assert "±" in cells[0][3]
     assert [run["seed"] for run in table.to_dict()["runs"]] == [0, 0, 1, 1]
+
+
+def test_each_encoder_has_a_table() -> None:
+    scores = {"KID-a-b": 1.0, "IS-a-b-coco80": 2.0, "recall@1-a-b": 3.0, "KID-a": 4.0, "FD-a": 5.0, "FID": 6.0}
+    tables = ImageAblation([ImageRun("C1", 0, 0.0, scores, 0.5, 1.0)], 10, {}, 0).tables()
+    assert [table.title for table in tables] == [
+        "10 images of each, scored by a-b",
+        "10 images of each, scored by a",
+        "10 images of each",
+    ]
+    assert [list(table.columns[3:]) for table in tables] == [["KID", "IS-coco80", "recall@1"], ["KID", "FD"], ["FID"]]
+    assert tables[1].rows[0] == ["C1", "–", "1", "4.000", "5.000"]
 
 
 def run_of(method: str, seed: int, fd: float) -> ImageRun:
