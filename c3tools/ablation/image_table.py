@@ -16,6 +16,7 @@ from ..pages import render_page
 from ..tables import Table
 from .methods import ABLATION
 
+_KINDS = ("KID", "FD", "IS", "recall@1-", "recall")  # in the order of the columns
 FILES = ("cells", "decoders", "generators", "table.md")  # of a folder of tables
 
 
@@ -215,10 +216,14 @@ class ImageAblation:
 
 def _by_encoder(metrics: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the short names of metrics by their full ones, by the encoder that is part of these, or ""."""
+    encoders = sorted((name.removeprefix("KID-") for name in metrics if name.startswith("KID-")), key=len)
     found: dict[str, dict[str, str]] = {}
-    encoder = ""
-    for name in metrics:
-        encoder = name.removeprefix("KID-") if name.startswith("KID-") else encoder  # the first one of each encoder
-        own = encoder if encoder and f"-{encoder}" in name else ""
+    for name in sorted(metrics, key=_place):
+        own = next((encoder for encoder in reversed(encoders) if f"-{encoder}" in name), "")
         found.setdefault(own, {})[name] = name.replace(f"-{own}", "", 1) if own else name
     return found
+
+
+def _place(metric: str) -> int:
+    """Return where the column of a metric stands, after those whose kind comes before its own."""
+    return next((place for place, kind in enumerate(_KINDS) if metric.startswith(kind)), len(_KINDS))

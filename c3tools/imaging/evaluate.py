@@ -87,7 +87,7 @@ class ImageEvaluation:
 
 def score_text(name: str, value: float | None) -> str:
     """Return a score with as many digits as it is worth; nothing for None."""
-    return "" if value is None else f"{value:.1f}" if name.startswith(("recall", "IS-")) else f"{value:.3f}"
+    return "" if value is None else f"{value:.1f}" if name.startswith(("KID", "recall", "IS-")) else f"{value:.3f}"
 
 
 class ImageScorer:
