@@ -134,8 +134,9 @@ def _described(store: Store, images: Rows, split: str, references: dict[str, lis
 def fit_preset(data: AblationData, name: str, sigma: float, train_on: str = "text") -> Pipeline:
     """Return a preset fitted on the training captions and the moments."""
     pipeline = preset(name, sigma=sigma, train_on=train_on)
-    rows, items = {"text": data.train.embeddings}, {"text": data.train.items}
-    known: dict[str, Any] = {"rows": rows, "items": items} if pipeline.needs_rows else {}
+    known: dict[str, Any] = {}
+    if pipeline.needs_rows:
+        known = {"rows": {"text": data.train.embeddings}, "items": {"text": data.train.items}}
     return pipeline.fit(data.moments, **known, provenance={"split": "train"})
 
 
