@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from ..errors import DecoderError
-from ..training.sizes import load_named_size
+from ..training.sizes import load_named_size, require_positive
 
 DECAYS = ("cosine", "linear")
 _MIN_STEPS = 600
@@ -65,9 +65,7 @@ class DecoderConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("dim", "vocab_size", "width", "layers", "heads", "max_tokens"):
-            if not getattr(self, name) > 0:
-                raise DecoderError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        require_positive(self, "dim", "vocab_size", "width", "layers", "heads", "max_tokens", error=DecoderError)
         if self.layers > _MOST_LAYERS:
             raise DecoderError(f"A decoder has at most {_MOST_LAYERS:,} layers, not {self.layers:,}.")
         if self.width % self.heads:
@@ -126,9 +124,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.decay not in DECAYS:
             raise DecoderError(f"There is no decay {self.decay!r}.", remedy=f"Choose from {', '.join(DECAYS)}.")
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise DecoderError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        require_positive(self, "epochs", "batch_size", "learning_rate", error=DecoderError)
         for name in ("word_dropout", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise DecoderError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")

@@ -17,6 +17,7 @@ from ..pages.figures import save_figure
 from ..reporter import Reporter, counted
 from ..tables import Table
 from ..training.checkpoints import CheckpointDir
+from ..training.sizes import require_positive
 from .geometry import LogPoint, geometry_figure, measure
 from .inputs import EmbedRows, PairInputs
 from .losses import KINDS, LogitScale
@@ -67,9 +68,7 @@ class TrainingSettings:
             raise ConnectError(
                 f"A batch of {self.batch_size} contains no negatives.", remedy="Use a batch of at least 2 pairs."
             )
-        for name in ("epochs", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConnectError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        require_positive(self, "epochs", "learning_rate", error=ConnectError)
         for name in ("chunk", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..devices import Compute
 from ..errors import GeneratorError, MissingExtraError
-from ..training.sizes import load_named_size
+from ..training.sizes import load_named_size, require_positive
 
 SAMPLING_STEPS = 25
 GUIDANCE = 2.0
@@ -87,9 +87,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "validations"):
-            if not getattr(self, name) > 0:
-                raise GeneratorError(f"{name} must be greater than 0, not {getattr(self, name)}.")
+        require_positive(self, "steps", "batch_size", "learning_rate", "validations", error=GeneratorError)
         for name in ("ema", "drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise GeneratorError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")

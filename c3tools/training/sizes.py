@@ -1,4 +1,4 @@
-"""Named sizes of models, with settings that ``--set NAME=VALUE`` changes."""
+"""Named sizes of models, with settings that ``--set NAME=VALUE`` changes, and checks of such settings."""
 
 from __future__ import annotations
 
@@ -47,6 +47,17 @@ def load_named_size(
         changed = replace(part, **{setting: _parse(setting, text, getattr(part, setting), error)})
         chosen = changed if part is chosen else replace(chosen, training=changed)
     return chosen
+
+
+def require_positive(settings: object, *names: str, error: type[C3Error]) -> None:
+    """Refuse settings of which one of these is not above 0.
+
+    Raises:
+        C3Error: of the type ``error``, with the first of them.
+    """
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise error(f"{name} must be greater than 0, not {getattr(settings, name)}.")
 
 
 def _parse(setting: str, text: str, current: object, error: type[C3Error]) -> Any:
