@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import MissingExtraError, TransformError
-from ..seeds import stable_hashes
+from ..io.float16 import to_float16, to_float32
+from ..seeds import generator, stable_hashes
 from .fitting import FitData
 from .operations import Indices, MemoryAttention, MixMemory, Operation, Rows, Search
 from .steps import Step
@@ -27,7 +28,7 @@ class MemoryProjection(Step):
         memory: the modality whose train rows are the memory.
         tau: temperature; 0 takes the nearest row, which is CLIPRe (Su et al., 2022).
         neighbours: weigh only this many nearest rows; None weighs the whole memory.
-        limit: at most this many memory rows, the first ones.
+        limit: at most this many memory rows, drawn at random (with a fixed seed) from those of the train split.
         index: FAISS index string for a large memory, such as ``IVF1024,Flat``: ``neighbours`` are searched with it,
             which is approximate, once it is built at the first use; None compares with every row, in numpy.
             `TransformModule` always compares with every row.
@@ -57,7 +58,7 @@ class MemoryProjection(Step):
 
     def fit(self, data: FitData) -> None:
         """Keep the memory's rows."""
-        self.state = {"memory": _memory_rows(self, data)}
+        self.state = {"memory": _memory_rows(self, data)[0]}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Attend over the memory."""
@@ -78,14 +79,15 @@ class Retrieval(Step):
 
     The retrieval of IFCap (Lee et al., EMNLP 2024), where texts with noise retrieve training captions, with a mix in
     place of its cross-attention. The memory contains the training captions themselves, so in training those of the
-    input's own item are left out; an input without any others stays as it is.
+    input's own item are left out; an input without any others stays as it is. The memory is kept in float16, because it
+    is most of what a decoder with this step takes on the disk.
 
     Attributes:
         memory: the modality whose train rows are the memory.
         neighbours: how many of the nearest rows are weighed.
         tau: temperature; 0 takes the nearest row.
         weight: length of the mean that is added to vectors of length 1.
-        limit: at most this many memory rows, the first ones.
+        limit: at most this many memory rows, drawn at random (with a fixed seed) from those of the train split.
     """
 
     memory: str = "text"
@@ -100,6 +102,7 @@ class Retrieval(Step):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._rows: tuple[object, Rows] | None = None  # the memory, and as float32
         _check_settings(self)
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise TransformError(
@@ -108,9 +111,10 @@ class Retrieval(Step):
 
     def fit(self, data: FitData) -> None:
         """Keep the memory's rows, and hashes of their items where these are known."""
-        self.state = {"memory": _memory_rows(self, data)}
+        rows, kept = _memory_rows(self, data)
+        self.state = {"memory": to_float16(rows)}
         if self.memory in data.items:
-            self.state["items"] = stable_hashes(data.items[self.memory][: self.limit])
+            self.state["items"] = stable_hashes([data.items[self.memory][row] for row in kept])
 
     def own_items(self, items: Sequence[str] | None, n: int) -> Indices:
         """See `Step.own_items`."""
@@ -131,9 +135,10 @@ class Retrieval(Step):
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Add the mean of the nearest rows."""
-        memory: Rows = self.state["memory"]  # type: ignore[assignment]
-        items: Indices | None = self.state.get("items")  # type: ignore[assignment]
-        return (MixMemory(memory, self.tau, self.neighbours, self.weight, items),)
+        kept, items = self.state["memory"], self.state.get("items")
+        if self._rows is None or self._rows[0] is not kept:
+            self._rows = kept, to_float32(kept)
+        return (MixMemory(self._rows[1], self.tau, self.neighbours, self.weight, items),)  # type: ignore[arg-type]
 
 
 def memory_search(memory: Rows, index: str) -> Search:
@@ -181,6 +186,10 @@ def _check_settings(step: MemoryProjection | Retrieval) -> None:
         )
 
 
-def _memory_rows(step: MemoryProjection | Retrieval, data: FitData) -> Rows:
-    """Return a copy of the rows to keep, because later steps overwrite those they are fitted on."""
-    return data.rows_of(step.memory, step.kind)[: step.limit].copy()
+def _memory_rows(step: MemoryProjection | Retrieval, data: FitData) -> tuple[Rows, Indices]:
+    """Return a copy of the rows to keep, because later steps overwrite those they are fitted on, and their numbers."""
+    rows = data.rows_of(step.memory, step.kind)
+    kept = np.arange(len(rows))
+    if len(rows) > step.limit:
+        kept = np.sort(generator(0, "memory", step.memory).choice(len(rows), step.limit, replace=False))
+    return rows[kept], kept

@@ -22,6 +22,12 @@ def retrieving(memory: Array, items: list[str], **changes: Any) -> Pipeline:
     return Pipeline(steps).fit({"text": memory}, items={"text": items})
 
 
+def kept(pipeline: Pipeline) -> Array:
+    """The memory (m, d) that a fitted step keeps."""
+    (memory,) = (step.state["memory"] for step in pipeline.steps if "memory" in step.state)
+    return memory.astype(np.float64)
+
+
 def mixed(q: Array, memory: Array, neighbours: int, tau: float, weight: float) -> Array:
     """One row (d,) by another route: sort all cosines, weigh the best."""
     best = memory[np.argsort(-(memory @ q), kind="stable")[:neighbours]]
@@ -35,7 +41,7 @@ def mixed(q: Array, memory: Array, neighbours: int, tau: float, weight: float) -
 def test_the_mean_of_the_nearest_rows_is_added(pairs: Pairs, neighbours: int, tau: float, weight: float) -> None:
     """With more neighbours than the memory has rows, all of these are weighed."""
     pipeline = retrieving(pairs.y, pairs.items, neighbours=neighbours, tau=tau, weight=weight)
-    expected = np.stack([mixed(q, unit(pairs.y), neighbours, tau, weight) for q in unit(pairs.x)])
+    expected = np.stack([mixed(q, kept(pipeline), neighbours, tau, weight) for q in unit(pairs.x)])
     np.testing.assert_allclose(pipeline.transform(3 * pairs.x, modality="image"), expected, atol=1e-6)
 
 
@@ -87,18 +93,33 @@ def test_blocks_of_any_size_give_the_same_rows(pairs: Pairs, cells: int, monkeyp
     np.testing.assert_allclose(pipeline.transform(pairs.y, **options), whole, atol=1e-6)
 
 
-def test_only_the_first_rows_are_kept_if_there_are_too_many(pairs: Pairs) -> None:
-    limited = retrieving(pairs.y, pairs.items, limit=7)
-    few = retrieving(pairs.y[:7], pairs.items[:7])
-    options: dict[str, Any] = {"modality": "text", "training": True, "items": pairs.items}
-    np.testing.assert_array_equal(limited.transform(pairs.y, **options), few.transform(pairs.y, **options))
+@pytest.mark.parametrize("kind", [MemoryProjection, Retrieval])
+def test_a_limited_memory_is_drawn_from_all_rows(pairs: Pairs, kind: type[MemoryProjection | Retrieval]) -> None:
+    """Rows of a train split are sorted by their source, so its first rows would be of one source."""
+    rows = np.round(unit(pairs.y).astype(np.float32), 3)
+    fitted = [Pipeline([Normalize(), kind(limit=n), Normalize()]).fit({"text": rows}) for n in (30, 30, 120, 500)]
+    drawn, again, exactly, all_rows = map(kept, fitted)
+    np.testing.assert_array_equal(drawn, again)
+    np.testing.assert_array_equal(exactly, all_rows)
+    numbers = [int(np.abs(all_rows - row).sum(axis=1).argmin()) for row in drawn]
+    np.testing.assert_array_equal(all_rows[numbers], drawn)
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] < 30 and numbers[-1] >= 90
+
+
+def test_a_limited_memory_knows_the_items_of_its_rows(pairs: Pairs) -> None:
+    limited = retrieving(pairs.y, pairs.items, limit=30)
+    everything = retrieving(pairs.y, pairs.items)
+    item_of = dict(zip(map(bytes, everything.steps[1].state["memory"]), pairs.items, strict=True))
+    expected = stable_hashes([item_of[bytes(row)] for row in limited.steps[1].state["memory"]])
+    np.testing.assert_array_equal(limited.steps[1].state["items"], expected)
 
 
 @pytest.mark.parametrize("step", [MemoryProjection(role="inference"), Retrieval(role="inference")])
 def test_a_memory_keeps_the_rows_as_they_reached_its_step(pairs: Pairs, step: Step) -> None:
     """Collapse is fitted on the same rows afterwards, and centres them in place."""
     Pipeline([Normalize(), step, Normalize(), Collapse(), Normalize(), Retrieval(), Normalize()]).fit(pairs.rows)
-    np.testing.assert_allclose(step.state["memory"].astype(np.float64), unit(pairs.y), atol=1e-6)
+    np.testing.assert_allclose(step.state["memory"].astype(np.float64), unit(pairs.y), atol=4e-4)
 
 
 def test_items_are_kept_as_hashes(pairs: Pairs) -> None:
@@ -144,7 +165,7 @@ def test_a_memory_of_another_modality(pairs: Pairs) -> None:
     with pytest.raises(TransformError, match="retrieval needs text rows"):
         Pipeline([Normalize(), Retrieval(), Normalize()]).fit({"image": pairs.x})
     swapped = Pipeline([Normalize(), Retrieval("image"), Normalize()]).fit(make_pairs().rows)
-    expected = np.stack([mixed(q, unit(pairs.x), 10, 0.05, 1.0) for q in unit(pairs.y)])
+    expected = np.stack([mixed(q, kept(swapped), 10, 0.05, 1.0) for q in unit(pairs.y)])
     np.testing.assert_allclose(swapped.transform(pairs.y, modality="text"), expected, atol=1e-6)
 
 

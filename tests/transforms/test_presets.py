@@ -99,9 +99,10 @@ def _covariance(p: Pairs, z: Array) -> Array:
 
 def _retrieval(p: Pairs, q: Array, own: list[str] | None = None) -> Array:
     rows = []
+    stored = unit(_centred(p.y)).astype(np.float16).astype(np.float64)
     for i, query in enumerate(unit(q)):
         others = [j for j, item in enumerate(p.items) if own is None or item != own[i]]
-        memory = unit(_centred(p.y))[others]
+        memory = stored[others]
         nearest = memory[np.argsort(-(memory @ query))[:10]]
         mean = softmax(nearest @ query / 0.05) @ nearest
         rows.append(query + mean / np.linalg.norm(mean))
