@@ -70,7 +70,10 @@ def train_decoder(
         ),
     ] = "text",
     start: Annotated[
-        Path | None, typer.Option("--from", help="Start from this decoder, and use its pipeline.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--from", help="Start from this decoder, and use its pipeline unless --preset is given.", show_default=False
+        ),
     ] = None,
     pairs: Annotated[
         float | None,

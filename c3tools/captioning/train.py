@@ -92,7 +92,8 @@ def train_captioner(
         patience: epochs without a better validation loss before training stops; 0 never stops early.
         monitor: how the checkpoint is chosen: ``text``, by the loss of val captions given their own embeddings, without
             noise, or ``cross-modal``, by their loss given the embeddings of their images.
-        start: the folder of a decoder to start from; its size and pipeline are used.
+        start: the folder of a decoder to start from; its size is used, and its pipeline unless another or a preset is
+            given.
         pairs: train on images and captions of this fraction of the images (drawn with the seed); None for texts only.
         esper: put a mapper in front of the language model of ``start``, and train it on the images by their encoder; of
             the settings ``epochs`` (over the images, 10 by default), ``train_split`` and ``seed`` are used.
@@ -117,9 +118,10 @@ def train_captioner(
     """
     if sigma is not None:
         sigma = parse_sigma(sigma, also=(AUTO,))
-    _check_options(preset, sigma, pipeline, start, train_fraction, pairs, monitor)
+    own_pipeline = start is not None and preset is None and pipeline is None  # that of the decoder to start from
+    _check_options(preset, sigma, pipeline, own_pipeline, train_fraction, pairs, monitor)
     if esper:
-        _check_esper(start, set, pairs, monitor, train_fraction, patience, unconditional)
+        _check_esper(start, own_pipeline, set, pairs, monitor, train_fraction, patience, unconditional)
     if unconditional:
         _check_unconditional(preset, sigma, pipeline, start, pairs, monitor)
         preset, set = LANGUAGE_MODEL_PRESET, (*UNCONDITIONAL, *set)
@@ -132,8 +134,8 @@ def train_captioner(
     with checkpoints.locked(output):
         target.ask(
             {
-                "preset": pipeline.name if pipeline is not None else None if start else preset or DEFAULT_PRESET,
-                "sigma": pipeline.sigma or 0.0 if pipeline is not None else None if start else sigma or AUTO,
+                "preset": pipeline.name if pipeline is not None else preset if start else preset or DEFAULT_PRESET,
+                "sigma": pipeline.sigma or 0.0 if pipeline is not None else None if own_pipeline else sigma or AUTO,
                 "size": size,
                 "set": list(set),
                 "epochs": epochs,
@@ -154,10 +156,10 @@ def train_captioner(
         if previous is not None:
             previous.check_model(store.info.model, store.info.dim)
             size = str(previous.record.get("size", size))
-            if previous.is_language_model and (pairs is not None or monitor != "text"):
+            if previous.is_language_model and not (own_pipeline and pairs is None and monitor == "text"):
                 raise DecoderError(
-                    f"The decoder at {start} is a language model: it learns nothing from pairs.",
-                    remedy="Continue from a decoder that was trained without --unconditional.",
+                    f"The decoder at {start} is a language model: it reads no embedding.",
+                    remedy="Leave out --preset, --pairs and --monitor, or continue from another decoder.",
                 )
             set = (*UNCONDITIONAL[1:], *set) if previous.is_language_model else set
         options: dict[str, Any] = {
@@ -204,15 +206,15 @@ def _check_options(
     preset: str | None,
     sigma: float | str | None,
     pipeline: Pipeline | None,
-    start: str | Path | None,
+    own_pipeline: bool,
     train_fraction: float,
     pairs: float | None,
     monitor: str,
 ) -> None:
-    if start is not None and not (preset is None and sigma is None and pipeline is None):
+    if own_pipeline and sigma is not None:
         raise DecoderError(
-            "The pipeline and its sigma come from the decoder given by --from and cannot be changed.",
-            remedy="Leave out --preset and --sigma, or train a new decoder without --from.",
+            "Sigma comes from the decoder given by --from, as its pipeline does.",
+            remedy="Leave out --sigma, or give a --preset for it, which takes the place of the decoder's pipeline.",
         )
     if pipeline is not None and not (preset is None and sigma is None):
         raise DecoderError(
@@ -248,6 +250,7 @@ def _check_unconditional(
 
 def _check_esper(
     start: str | Path | None,
+    own_pipeline: bool,
     set: Sequence[str],
     pairs: float | None,
     monitor: str,
@@ -260,7 +263,8 @@ def _check_esper(
             "ESPER starts from a language model.",
             remedy="Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm.",
         )
-    if set or unconditional or pairs is not None or monitor != "text" or train_fraction != 1 or patience is not None:
+    changed = set or unconditional or pairs is not None or monitor != "text" or patience is not None
+    if changed or train_fraction != 1 or not own_pipeline:
         raise DecoderError(
             "ESPER learns from all images by its own settings.",
             remedy="Of the settings of training, give --epochs, --train-split and --seed alone.",
@@ -314,8 +318,8 @@ def _pipeline_of(
     split: str,
     reporter: Reporter,
 ) -> tuple[Pipeline, float]:
-    """Return the fitted pipeline to train with, and its sigma: that of ``--from``, the given one, or a preset."""
-    if previous is not None:
+    """Return the fitted pipeline to train with, and its sigma: the given one, a preset, or that of ``--from``."""
+    if previous is not None and preset is None and pipeline is None:
         return previous.pipeline, float(previous.record.get("sigma", 0.0))
     if pipeline is not None:
         if not pipeline.fitted:

@@ -358,14 +358,28 @@ def test_few_pairs_from_scratch_and_on_top_of_texts(
     assert captioner.pipeline.config() == tuned.pipeline.config()
 
 
+def test_training_continues_with_another_preset(captioner: Captioner, train: Train, tmp_path: Path) -> None:
+    captioner.save(tmp_path / "texts")
+    options: dict[str, Any] = {"start": tmp_path / "texts", "epochs": 1, "sigma": 0.05}
+    mixed = train("mixed", preset="c3-retrieval", **options)
+    assert (mixed.record["preset"], mixed.record["sigma"]) == ("c3-retrieval", 0.05)
+    assert mixed.record["size"] == captioner.record["size"]
+    assert mixed.record["asked"]["preset"] == "c3-retrieval"
+    assert mixed.record["best_val_loss"] <= mixed.record["start_val_loss"]
+    # the weights are those of the first decoder, but what they read is another's: another loss to begin with
+    assert mixed.record["start_val_loss"] != captioner.record["best_val_loss"]
+    messages = Messages()
+    train("auto", preset="c3", reporter=messages, **{**options, "sigma": None})
+    assert any("twice the spread" in text for text in messages.texts)
+
+
 def test_settings_that_contradict_each_other_are_refused(captioner: Captioner, train: Train, tmp_path: Path) -> None:
     captioner.save(tmp_path / "texts")
     start = tmp_path / "texts"
     other = texts_store(tmp_path / "other", ["a dog", "a cat"] * 5, {"name": "other-model"}, dim=32)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"start": start, "store": other}, "of the model toy-model .*, but these embeddings of other-model"),
-        ({"start": start, "sigma": 0.1}, "The pipeline and its sigma come from the decoder"),
-        ({"start": start, "preset": "c3"}, "The pipeline and its sigma come from the decoder"),
+        ({"start": start, "sigma": 0.1}, "Sigma comes from the decoder given by --from"),
         ({"start": tmp_path / "nowhere"}, "no trained decoder at .*nowhere"),
         ({"start": start, "pairs": 0.5, "set": ["width=48"]}, "The architecture comes from the decoder"),
         ({"pairs": 0}, "--pairs must be above 0"),

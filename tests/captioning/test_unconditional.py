@@ -170,8 +170,11 @@ def test_it_is_not_asked_for_what_it_cannot_do(built_in: Path, tmp_path: Path) -
     image = make_world().images.embeddings[:1]
     with pytest.raises(DecoderError, match=r"(?s)reads no embedding.*--steer magic"):
         captioner.caption(embeddings=image)
-    with pytest.raises(DecoderError, match="learns nothing from pairs"):
-        train_captioner(built_in.parent / "c3-store", output=tmp_path / "a", start=built_in, pairs=0.5)
+    for options in ({"pairs": 0.5}, {"preset": "c3"}, {"monitor": "cross-modal"}):
+        with pytest.raises(DecoderError, match="is a language model: it reads no embedding"):
+            train_captioner(built_in.parent / "c3-store", output=tmp_path / "a", start=built_in, **options)
+    with pytest.raises(DecoderError, match="ESPER learns from all images by its own settings"):
+        train_captioner(built_in.parent / "c3-store", output=tmp_path / "a", start=built_in, esper=True, preset="c3")
     for options in ({"sigma": 0.1}, {"preset": "c3"}, {"pairs": 0.5}, {"monitor": "cross-modal"}):
         with pytest.raises(DecoderError, match="nothing about embeddings can be set"):
             train_captioner(built_in.parent / "c3-store", output=tmp_path / "a", unconditional=True, **options)
