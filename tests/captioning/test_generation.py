@@ -109,7 +109,14 @@ def test_wrong_settings_and_inputs_are_refused(tiny_model: CaptionDecoder) -> No
         generate(tiny_model, inputs(2), GenerationConfig("nucleus"))
     with pytest.raises(DecoderError, match="There is no generation method 'best'"):
         GenerationConfig("best")  # type: ignore[arg-type]
-    for wrong in ({"beams": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0}, {"max_tokens": 0}):
+    for wrong in (
+        {"beams": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"max_tokens": 0},
+    ):
         with pytest.raises(DecoderError):
             GenerationConfig("nucleus", **wrong)
 
