@@ -1,4 +1,4 @@
-"""Uncertainty of scores: the spread over seeds, and bootstrap intervals over items.
+"""Uncertainty of scores: the spread over seeds, and intervals over items, or over items and seeds.
 
 Every bootstrap draws items with replacement (Efron, 1979; Koehn, 2004 for the paired one): an image always comes with
 all its captions. CIDEr's document frequencies stay those of the whole set.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import sqrt
+from math import pi, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -139,23 +139,55 @@ def share_interval(values: Array, items: npt.NDArray[np.int64] | None = None) ->
     return 0.0 if share == 0 else max(centre - half, 0.0), 1.0 if share == 1 else min(centre + half, 1.0)
 
 
-def student_quantile(freedom: int, level: float = LEVEL) -> float:
-    """Return the quantile of Student's t that encloses ``level`` on both sides, by its expansion in 1 / freedom.
+def crossed_interval(values: Array) -> Ends | None:
+    """Return the 95 % interval of a mean over seeds and images, for other seeds and other images of the same kinds.
 
-    The expansion is Abramowitz and Stegun's 26.7.5: within 0.1 % from 5 degrees of freedom on, 2 % low at 2.
+    A score varies with the seed, with the image, and with both together; the variance of the mean is the sum of these
+    three components, estimated by the mean squares of a two-way layout with random effects. The quantile is Student's,
+    with Satterthwaite's (1946) degrees of freedom. In simulations of CIDEr and its differences on 100 and 1,000 images
+    (``benchmarks/interval_coverage.py --scores``), the interval covers 0.93 to 0.98 with 3 or 5 seeds and 0.90 to 0.98
+    with 2. The bootstrap that draws both seeds and images (Owen, 2007) reaches no further than the most extreme of the
+    few seeds: it covers 0.75 to 1.
 
     Args:
-        freedom: degrees of freedom, at least 1.
-        level: between 0 and 1.
+        values: float64 (seeds, images), the score of each image with each seed; differences of two methods on the same
+            images give the interval of the difference. With one seed, the interval is over images alone.
+
+    Returns:
+        Lower and upper end, or None for fewer than 3 images.
     """
-    z, v = NormalDist().inv_cdf((1 + level) / 2), float(freedom)
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
-    )
+    seeds, images = values.shape
+    if images < 3:
+        return None
+    mean = float(values.mean())
+    of_images = float(values.mean(axis=0).var(ddof=1)) / images
+    variance, freedom = of_images, images - 1.0
+    if seeds > 1:
+        of_seeds = float(values.mean(axis=1).var(ddof=1)) / seeds
+        rest = values - values.mean(axis=0) - values.mean(axis=1)[:, None] + mean
+        # both of the others contain this one, which is subtracted once; estimates may contradict that
+        of_both = min(float((rest**2).sum()) / ((seeds - 1) * (images - 1) * seeds * images), of_seeds, of_images)
+        variance = of_seeds + of_images - of_both
+        if variance > 0:
+            freedom = max(variance**2 / (of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1)), 1.0)
+    half = student_quantile(freedom) * sqrt(variance)
+    return mean - half, mean + half
+
+
+@lru_cache(maxsize=256)
+def student_quantile(freedom: float, level: float = LEVEL) -> float:
+    """Return the quantile of Student's t that encloses ``level`` on both sides, within 0.1 %.
+
+    The density of the angle whose tangent is t / sqrt(freedom) is a power of its cosine, and is integrated.
+
+    Args:
+        freedom: degrees of freedom, at least 1; not necessarily whole.
+        level: from 0 to 0.99.
+    """
+    angles = np.linspace(0, min(pi / 2, 10 / sqrt(freedom)), 4001)
+    density = np.cos(angles) ** (freedom - 1)
+    enclosed = np.append(0, np.cumsum(density[1:] + density[:-1]))
+    return float(np.tan(np.interp(level * enclosed[-1], enclosed, angles)) * sqrt(freedom))
 
 
 def bootstrap_interval(

@@ -13,6 +13,7 @@ from c3tools.metrics.captions import CaptionScores
 from c3tools.metrics.significance import (
     bootstrap_interval,
     compare,
+    crossed_interval,
     mean_and_std,
     mean_interval,
     share_interval,
@@ -96,9 +97,76 @@ def test_bootstrap_draws_the_captions_of_an_image_together() -> None:
     assert mean_interval(values[:10], items[:10]) is None
 
 
-@given(st.integers(5, 3000), st.floats(0.8, 0.99))
-def test_the_quantile_is_students(freedom: int, level: float) -> None:
-    assert student_quantile(freedom, level) == pytest.approx(float(stats.t.ppf((1 + level) / 2, freedom)), rel=2e-3)
+@given(st.floats(1, 3000), st.floats(0.5, 0.99))
+def test_the_quantile_is_students(freedom: float, level: float) -> None:
+    assert student_quantile(freedom, level) == pytest.approx(float(stats.t.ppf((1 + level) / 2, freedom)), rel=1e-3)
+
+
+def drawn(seed: int, seeds: int, images: int, spreads: tuple[float, float, float]) -> np.ndarray:
+    """Scores (seeds, images) around 0, each a part of its seed, one of its image and one of both."""
+    rng, (of_seed, of_image, of_both) = np.random.default_rng(seed), spreads
+    parts = of_seed * rng.normal(size=(seeds, 1)) + of_image * rng.normal(size=images)
+    return np.asarray(parts + of_both * rng.normal(size=(seeds, images)))
+
+
+@given(st.integers(0, 1000), st.integers(3, 60))
+def test_the_interval_of_one_seed_is_students_over_images(seed: int, images: int) -> None:
+    values = drawn(seed, 1, images, (1, 2, 0))
+    expected = stats.t.interval(0.95, images - 1, values.mean(), stats.sem(values[0]))
+    assert crossed_interval(values) == pytest.approx(expected, rel=1e-3)
+
+
+@given(st.integers(0, 1000), st.integers(2, 6))
+def test_without_a_share_of_both_the_interval_is_made_of_the_two_standard_errors(seed: int, seeds: int) -> None:
+    values = drawn(seed, seeds, 40, (1, 4, 0))
+    of_seeds, of_images = (float(stats.sem(values.mean(axis=axis))) ** 2 for axis in (1, 0))
+    freedom = (of_seeds + of_images) ** 2 / (of_seeds**2 / (seeds - 1) + of_images**2 / 39)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(of_seeds + of_images)
+    assert crossed_interval(values) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-3)
+
+
+@given(st.integers(0, 1000), st.integers(2, 5), st.integers(3, 30), st.floats(-100, 100), st.floats(0.1, 10))
+def test_the_interval_moves_and_scales_with_the_scores(
+    seed: int, seeds: int, images: int, shift: float, scale: float
+) -> None:
+    values = drawn(seed, seeds, images, (1, 2, 3))
+    ends = crossed_interval(values)
+    assert ends is not None
+    low, high = ends
+    assert crossed_interval(shift + scale * values) == pytest.approx((shift + scale * low, shift + scale * high))
+    assert crossed_interval(-values) == pytest.approx((-high, -low))
+    rng = np.random.default_rng(seed)
+    assert crossed_interval(values[rng.permutation(seeds)][:, rng.permutation(images)]) == pytest.approx(ends)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("spreads", [(0, 10, 45), (1.5, 10, 45), (0.5, 40, 35), (5, 10, 45), (0, 40, 0), (4, 0, 0)])
+def test_intervals_over_seeds_and_images_cover_the_mean(seeds: int, spreads: tuple[float, float, float]) -> None:
+    """Like CIDEr of one method, and like differences of two; the last two vary with the images or the seeds alone."""
+    held = []
+    for seed in range(400):
+        ends = crossed_interval(drawn(seed, seeds, 300, spreads))
+        assert ends is not None
+        held.append(ends[0] <= 0 <= ends[1])
+    assert (0.88 if seeds == 2 else 0.92) <= np.mean(held) <= 0.995
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    images = np.random.default_rng(0).normal(50, 40, size=1000)
+    alike, other = (np.stack([images + shift for shift in shifts]) for shifts in ((0, 0, 0), (-3, 0, 3)))
+    widths = []
+    for values in (images[None], alike, other):
+        ends = crossed_interval(values)
+        assert ends is not None
+        widths.append(ends[1] - ends[0])
+    assert widths[1] == pytest.approx(widths[0])  # the same captions thrice are no more photos
+    assert widths[2] > 1.5 * widths[1]
+
+
+def test_equal_scores_have_no_width_and_few_images_no_interval() -> None:
+    assert crossed_interval(np.full((3, 5), 7.0)) == (7, 7)
+    assert crossed_interval(np.ones((3, 2))) is None
+    assert crossed_interval(np.ones((3, 0))) is None
 
 
 def test_the_bootstrap_of_few_values_covers_their_mean() -> None:
