@@ -151,7 +151,7 @@ def ablate(
         _show(images, [*images.tables(), images.published()], json)
     elif task == "captions":
         captions = run(store, **options, reporter=reporter())
-        _show(captions, [captions.table()], json)
+        _show(captions, captions.tables(), json)
     else:
         raise C3Error(f"There is no task {task!r}.", remedy="Use --task captions or --task images.")
     message(f"Wrote {output}/table.md and {output}/table.html")

@@ -30,7 +30,7 @@ from ..captioning.steering import ENCODER_REMEDY, describe_cost
 from ..devices import Compute, pick
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError
-from ..metrics.captions import score_captions
+from ..metrics.captions import CaptionScores, score_captions
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Rows
@@ -40,6 +40,7 @@ from .methods import ABLATION, METHODS, Method, check_methods
 from .trainings import Training, train_ahead
 
 _STEERED = 16  # images captioned at a time
+_KEPT_DIGITS = 4  # of the values of images, in percent
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class AblationRun:
         choice_scores: of the images that sigma is chosen on.
         parameters: number of weights; 0 where nothing was trained.
         training_seconds: of the training, that of a language model included where it has one.
+        image_values: by metric, a value per image in the order of the sorted keys, whose mean is the score (see
+            `c3tools.metrics.captions.CaptionScores.image_values`).
     """
 
     method: str
@@ -75,6 +78,7 @@ class AblationRun:
     choice_scores: dict[str, float] = field(default_factory=dict)
     parameters: int = 0
     training_seconds: float = 0.0
+    image_values: dict[str, list[float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values that `c3 ablate --json` writes."""
@@ -149,20 +153,27 @@ def run_ablation(
             image_sets = [_scored(data.images, method)]
             image_sets += [data.choice] if data.choice is not None and method.noisy else []
             captions = [dict(zip(images.keys, caption(images), strict=True)) for images in image_sets]
-            scores = [score_captions(texts, data.references).corpus for texts in captions]
+            scores = [score_captions(texts, data.references) for texts in captions]
             yield AblationRun(
                 name,
                 seed,
                 strength,
-                scores[0],
+                scores[0].corpus,
                 captions[0],
                 None if captioner is None else captioner.record["best_val_loss"],
                 [] if captioner is None else captioner.record["history"],
                 time.perf_counter() - started,
-                choice_scores=scores[1] if len(scores) > 1 else {},
+                choice_scores=scores[1].corpus if len(scores) > 1 else {},
                 parameters=0 if captioner is None else captioner.decoder.count_parameters(),
                 training_seconds=0.0 if captioner is None else _training_seconds(captioner),
+                image_values=image_values(scores[0]),
             )
+
+
+def image_values(scores: CaptionScores) -> dict[str, list[float]]:
+    """Return the values of `AblationRun.image_values`, as they are kept."""
+    order = sorted(range(len(scores.keys)), key=scores.keys.__getitem__)
+    return {name: scores.image_values(name)[order].round(_KEPT_DIGITS).tolist() for name in scores.corpus}
 
 
 def _scored(images: Rows, method: Method) -> Rows:

@@ -22,10 +22,11 @@ from ..errors import DecoderError, MetricError, telling_what_is_kept
 from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
+from ..metrics.captions import score_captions
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..transforms.sigma import parse_sigma
-from .cells import AblationRun, run_ablation, train_decoders
+from .cells import AblationRun, image_values, run_ablation, train_decoders
 from .data import AblationData, ablation_data
 from .image_table import FILES
 from .methods import ABLATION, METHODS, check_methods
@@ -287,8 +288,7 @@ class _Cells:
                 decoders=self.decoders,
                 **self.training,
             ):
-                content = {"identity": self.identities[METHODS[run.method].steer], "run": asdict(run)}
-                write_json_atomically(self._path(run.method, seed, sigma), content)
+                self._write(run, sigma)
                 yield run
 
     def train_ahead(self, cells: Iterable[tuple[str, int, float]]) -> None:
@@ -320,6 +320,10 @@ class _Cells:
         identity = self.identities[METHODS[method].steer]
         return self.cells / identity[:_NAMED_DIGITS] / f"{method}-sigma{strength:g}-seed{seed}.json"
 
+    def _write(self, run: AblationRun, sigma: float) -> None:
+        content = {"identity": self.identities[METHODS[run.method].steer], "run": asdict(run)}
+        write_json_atomically(self._path(run.method, run.seed, sigma), content)
+
     def _read(self, method: str, seed: int, sigma: float) -> AblationRun | None:
         try:
             content = json.loads(self._path(method, seed, sigma).read_text(encoding="utf-8"))
@@ -330,6 +334,9 @@ class _Cells:
         unscored = self.data.choice is not None and own.noisy and not run.choice_scores
         if content["identity"] != self.identities[own.steer] or unscored:
             return None
+        if not run.image_values:  # of a version that did not keep them
+            run = replace(run, image_values=image_values(score_captions(run.captions, self.data.references)))
+            self._write(run, sigma)
         return run
 
 

@@ -1,22 +1,30 @@
-"""The result of an ablation as a table: rows with mean and spread, in the terminal, as Markdown, JSON and HTML."""
+"""The result of an ablation as a table: rows with mean, spread and interval, as text, Markdown, JSON and HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..metrics.significance import mean_and_std
+import numpy as np
+
+from ..metrics.captions import BLEU
+from ..metrics.significance import crossed_interval, mean_and_std
+from ..moments import Array
 from ..pages import render_page
+from ..pages.render import interval, signed
 from ..tables import Table
 from .cells import AblationRun
 from .data import AblationData
 from .methods import ABLATION, METHODS
 
 CHOOSE_BY = "CIDEr"
+INTERVAL = "95 % interval"  # heading
+_NAMING = ("method", "sigma", "train fraction")
+_SCORES = ("images", CHOOSE_BY, INTERVAL, "BLEU-4", "ROUGE-L")
 _EXAMPLES = 60
 _MINUTES_FROM = 120  # seconds
 Row = dict[str, Any]
@@ -39,16 +47,23 @@ class Ablation:
     command: Callable[[Row], str] | None = None
 
     @cached_property
-    def rows(self) -> list[Row]:
-        """One row per method, sigma and train fraction: mean and sample standard deviation over seeds, by metric."""
+    def _members(self) -> dict[tuple[object, ...], list[AblationRun]]:
+        """The runs of each row: one per seed."""
         groups: dict[tuple[object, ...], list[AblationRun]] = {}
         for run in self.runs:
             groups.setdefault(_row_key(run.to_dict()), []).append(run)
+        return groups
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """One row per method, sigma and train fraction.
+
+        Each score has its mean and sample standard deviation over seeds, and the 95 % interval of the mean over images
+        and seeds (see `c3tools.metrics.significance.crossed_interval`), cut off at 0; None for fewer than 3 images.
+        """
         rows = []
-        for members in groups.values():
+        for members in self._members.values():
             first = members[0]
-            # one order of metrics for all rows, whether computed now or read from a finished cell
-            spreads = {name: mean_and_std([run.scores[name] for run in members]) for name in sorted(first.scores)}
             row: Row = {
                 "method": first.method,
                 "sigma": first.sigma,
@@ -60,39 +75,47 @@ class Ablation:
                 "parameters": first.parameters,
                 "training_seconds": mean_and_std([run.training_seconds for run in members])[0],
                 "published": _published(first.method),
-                "scores": {name: {"mean": mean, "std": std} for name, (mean, std) in spreads.items()},
+                # one order of metrics for all rows, whether computed now or read from a finished cell
+                "scores": {name: _score(members, name) for name in sorted(first.scores)},
             }
             rows.append(row | ({"command": self.command(row)} if self.command else {}))
         # rows are in the order of the methods, whichever were finished first
         return sorted(rows, key=lambda row: self.methods.index(row["method"]) if self.methods else 0)
 
-    def table(self, *, seeds: bool = False) -> Table:
-        """Return the rows as cells of text; ``seeds`` adds the number of seeds.
+    def table(self) -> Table:
+        """Return the rows as cells of text, in one wide table.
 
-        Beside the scores stand the published CIDEr (on MS-COCO, with other models: `remarks`), what the checkpoint was
-        chosen on, and parameters and training time, where they are known.
+        Beside the scores stand the 95 % interval of CIDEr, the published CIDEr (on MS-COCO, with other models:
+        `remarks`), what the checkpoint was chosen on, and parameters and training time, where they are known.
         """
-        metrics = list(self.rows[0]["scores"]) if self.rows else []
-        fractions = len({row["train_fraction"] for row in self.rows}) > 1
-        samples = len({row["images"] for row in self.rows}) > 1
-        trained = any(row["parameters"] for row in self.rows)
-        columns = ["method", "sigma", *(["train fraction"] * fractions), *(["seeds"] * seeds), *(["images"] * samples)]
-        columns += [*metrics, "published", "checkpoint", *(["parameters", "training"] * trained)]
-        cells = [
-            [
-                row["method"],
-                _sigma_text(row),
-                *([f"{row['train_fraction']:g}"] * fractions),
-                *([str(row["seeds"])] * seeds),
-                *([f"{row['images']:,}"] * samples),
-                *(score_text(row["scores"][name]) for name in metrics),
-                _published_text(row["published"]),
-                row["checkpoint"],
-                *([_count_text(row["parameters"]), _time_text(row["training_seconds"])] * trained),
-            ]
-            for row in self.rows
-        ]
-        return Table(columns, cells)
+        return _table_of(self._columns())
+
+    def tables(self) -> list[Table]:
+        """Return what `table` has in two tables that fit a terminal: scores, and trainings; without BLEU-1 to 3."""
+        columns = self._columns()
+        scores = {name: columns[name] for name in (*_NAMING, *_SCORES) if name in columns}
+        others = {name: columns[name] for name in columns if name not in (*_SCORES, *BLEU)}
+        return [_table_of(scores), _table_of(others)]
+
+    def _columns(self) -> dict[str, list[str]]:
+        """Return the cells of each column by its heading."""
+        rows = self.rows
+        columns = {"method": [row["method"] for row in rows], "sigma": [_sigma_text(row) for row in rows]}
+        if len({row["train_fraction"] for row in rows}) > 1:
+            columns["train fraction"] = [f"{row['train_fraction']:g}" for row in rows]
+        columns["seeds"] = [str(row["seeds"]) for row in rows]
+        if len({row["images"] for row in rows}) > 1:
+            columns["images"] = [f"{row['images']:,}" for row in rows]
+        for name in rows[0]["scores"] if rows else ():
+            columns[name] = [score_text(row["scores"][name]) for row in rows]
+            if name == CHOOSE_BY and any(row["scores"][name]["interval"] for row in rows):
+                columns[INTERVAL] = [interval(row["scores"][name]["interval"], 1) for row in rows]
+        columns["published"] = [_published_text(row["published"]) for row in rows]
+        columns["checkpoint"] = [row["checkpoint"] for row in rows]
+        if any(row["parameters"] for row in rows):
+            columns["parameters"] = [_count_text(row["parameters"]) for row in rows]
+            columns["training"] = [_time_text(row["training_seconds"]) for row in rows]
+        return columns
 
     @cached_property
     def remarks(self) -> list[str]:
@@ -116,25 +139,22 @@ class Ablation:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Sentences that compare each step of the method in CIDEr with the one before it and the spread over seeds."""
+        """Sentences that compare each step of the method in CIDEr with the one before it, on the same images."""
         notes = []
         for fraction, sigma in dict.fromkeys(_comparable(row) for row in self.rows):
             found = {
-                row["method"]: row["scores"][CHOOSE_BY]
+                row["method"]: self._members[_row_key(row)]
                 for row in self.rows
                 if row["train_fraction"] == fraction
                 and (_comparable(row) == (fraction, sigma) or not METHODS[row["method"]].noisy)
             }
             for before, after in pairwise(name for name in ABLATION if name in found):
-                difference = found[after]["mean"] - found[before]["mean"]
-                spreads = [found[name]["std"] for name in (before, after)]
-                if any(spread is None for spread in spreads):
-                    continue
-                within = "within" if abs(difference) <= max(spreads) else "beyond"
-                where = f", sigma {sigma}" if METHODS[after].noisy else ""
+                where = ""
+                if METHODS[after].noisy:
+                    where = f", sigma {sigma if sigma == 'best' else f'{float(sigma):.3g}'}"
                 where += "" if fraction == 1 else f", train fraction {fraction:g}"
-                spread = f"{within} the spread over seeds ({max(spreads):.1f})"
-                notes.append(f"{after} − {before}: {difference:+.1f} {CHOOSE_BY}, {spread}{where}")
+                if note := describe_difference(found[before], found[after]):
+                    notes.append(f"{after} − {before}{where}: {note}")
         return list(dict.fromkeys(notes))
 
     @property
@@ -150,7 +170,7 @@ class Ablation:
 
     def to_markdown(self) -> str:
         """Return the table as Markdown, then the command of each row."""
-        table = self.table(seeds=True)
+        table = self.table()
         lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
         lines += ["| " + " | ".join(row) + " |" for row in table.rows]
         for note in [*self.notes, *self.remarks]:
@@ -202,6 +222,10 @@ class Ablation:
         return self.table()._repr_html_()
 
 
+def _table_of(columns: Mapping[str, Sequence[str]]) -> Table:
+    return Table(list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)])
+
+
 def _row_key(plain: Row) -> tuple[object, ...]:
     return tuple(plain[name] for name in ("method", "sigma", "sigma_from", "train_fraction"))
 
@@ -212,7 +236,45 @@ def _comparable(row: Row) -> tuple[float, str]:
     return row["train_fraction"], f"{row['sigma']:g}" if noisy and source != "best" else source
 
 
-def score_text(score: dict[str, float | None]) -> str:
+def _score(members: Sequence[AblationRun], metric: str) -> dict[str, Any]:
+    mean, std = mean_and_std([run.scores[metric] for run in members])
+    ends = crossed_interval(_image_values(members, metric))
+    return {"mean": mean, "std": std, "interval": None if ends is None else [max(ends[0], 0.0), ends[1]]}
+
+
+def _image_values(runs: Sequence[AblationRun], metric: str) -> Array:
+    """Return float64 (seeds, images), without images where a run lacks them."""
+    values = [run.image_values.get(metric, []) for run in runs]
+    shared = all(run.captions.keys() == runs[0].captions.keys() for run in runs) and all(values)
+    return np.array(values) if shared else np.empty((len(runs), 0))
+
+
+def describe_difference(before: Sequence[AblationRun], after: Sequence[AblationRun]) -> str | None:
+    """Return the difference of two rows in CIDEr with its 95 % interval, and what it shows.
+
+    The rows are compared on the same images and with the same seeds, those that both have.
+
+    Args:
+        before, after: a run per seed.
+
+    Returns:
+        None if the rows share no seed, or fewer than 3 images.
+    """
+    by_seed = {run.seed: run for run in before}
+    second = [run for run in after if run.seed in by_seed]
+    first = [by_seed[run.seed] for run in second]
+    values = _image_values([*first, *second], CHOOSE_BY)
+    differences = values[len(first) :] - values[: len(first)]
+    ends = crossed_interval(differences) if second else None
+    if ends is None:
+        return None
+    over = "images and seeds" if len(first) > 1 else "images (one seed)"
+    shown = "" if ends[0] > 0 or ends[1] < 0 else "; not shown to differ"
+    between = " to ".join(signed(end, 1) for end in ends)
+    return f"{signed(float(differences.mean()), 1)} {CHOOSE_BY}, 95 % interval {between} over {over}{shown}"
+
+
+def score_text(score: dict[str, Any]) -> str:
     """Return ``mean ± std``, or the mean alone if there is one seed."""
     spread = "" if score["std"] is None else f" ± {score['std']:.1f}"
     return f"{score['mean']:.1f}{spread}"

@@ -65,6 +65,20 @@ class CaptionScores:
         values = self.per_image[metric]
         return float(self.corpus[metric] + (values[rows].mean() - values.mean()))
 
+    def image_values(self, metric: str) -> Array:
+        """Return a value per image, float64 (n,): their mean is the corpus score, and varies over images as it does.
+
+        They are the scores of the images or, for BLEU, the changes of the corpus score when one image is left out,
+        n - 1 times (the jackknife of Tukey, 1958).
+        """
+        if metric not in BLEU:
+            values = self.per_image[metric]
+        else:
+            total, place = self.bleu_counts.sum(axis=0), BLEU.index(metric)
+            without = np.array([corpus_bleu(total - counts)[place] for counts in self.bleu_counts])
+            values = -(len(self.keys) - 1) * without
+        return np.asarray(self.corpus[metric] + (values - values.mean()))
+
 
 def score_captions(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], *, java: Sequence[str] = ()

@@ -12,6 +12,7 @@ import pytest
 
 from c3tools.ablation import Ablation, AblationData, ablate
 from c3tools.captioning import SIZES, Captioner, fit_captioner, load_size
+from c3tools.captioning.evaluate import evaluate_captions
 from c3tools.errors import C3Error, DecoderError, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
@@ -67,6 +68,32 @@ def test_a_cell_is_that_of_what_its_size_stands_for(table: Table, monkeypatch: p
     monkeypatch.setattr("c3tools.captioning.config.SIZES", {**SIZES, "tiny": changed})
     assert finished(table(**run)[1]) == 0
     assert finished(table(**run | {"epochs": tiny.training.epochs})[1]) == 1
+
+
+def test_a_result_without_the_scores_of_its_images_is_scored_again(table: Table, tmp_path: Path) -> None:
+    """Earlier versions kept captions and scores of the corpus alone."""
+    made, _ = table(methods="CLIPRe", seeds=2)
+    files = sorted((tmp_path / "table" / "cells").glob("*/*.json"))
+    for file in files:
+        content = json.loads(file.read_text())
+        del content["run"]["image_values"]
+        file.write_text(json.dumps(content))
+    again, messages = table(methods="CLIPRe", seeds=2)
+    assert finished(messages) == 2
+    assert [run.image_values for run in again.runs] == [run.image_values for run in made.runs]
+    assert again.rows == made.rows
+    assert made.rows[0]["scores"]["BLEU-4"]["interval"] is not None
+    assert all("image_values" in json.loads(file.read_text())["run"] for file in files)
+
+
+def test_the_interval_of_one_seed_is_that_of_the_captions(table: Table, toy_store: Store) -> None:
+    made, _ = table(methods="CLIPRe")
+    evaluated = evaluate_captions(toy_store, captions=made.runs[0].captions)
+    for name, score in made.rows[0]["scores"].items():
+        own, known = score["interval"], evaluated.intervals[name]
+        assert own[0] < evaluated.scores[name] < own[1]
+        if name == "CIDEr":  # a percentile bootstrap of 16 images is narrower than Student's interval
+            assert own[1] - own[0] == pytest.approx(1.1 * (known.high - known.low), rel=0.1)
 
 
 def test_sigma_is_chosen_on_the_val_split_for_each_method(table: Table, tmp_path: Path) -> None:

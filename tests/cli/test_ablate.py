@@ -23,7 +23,7 @@ def test_the_command_prints_a_table_and_continues(c3: C3, tmp_path: Path) -> Non
         [("C1", s, 0.0) for s in (0, 1)] + [("C3", s, sigma) for s in (0, 1) for sigma in (0.05, 0.1)]
     )
     assert all("CIDEr" in row["scores"] for row in rows)
-    assert "CIDEr" in result.stdout
+    assert "95 % interval" in result.stdout
     page = (tmp_path / "c3-ablation" / "table.html").read_text()
     assert "<script" not in page
     assert page.count("<tr>") == 1 + 3 + 1 + 16

@@ -119,6 +119,23 @@ def test_bleu_pools_counts_over_the_corpus() -> None:
     assert scores.resampled("ROUGE-L", rows) == pytest.approx(again.corpus["ROUGE-L"])
 
 
+def test_the_values_of_images_vary_as_the_corpus_score_does() -> None:
+    """Those of BLEU give the spread over sets of images that drawing the images gives."""
+    words = ["a", "dog", "cat", "man", "red", "blue", "runs", "sits", "on", "the", "grass", "beach"]
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, 8)) for _ in range(150)]
+    references = {str(row): [text, " ".join(rng.choice(words, 8))] for row, text in enumerate(texts)}
+    own = {str(row): " ".join([*text.split()[: rng.integers(3, 9)], "now"]) for row, text in enumerate(texts)}
+    scores = score_captions(own, references)
+    for metric in METRICS:
+        values = scores.image_values(metric)
+        assert values.shape == (150,)
+        assert values.mean() == pytest.approx(scores.corpus[metric])
+        draws = [scores.resampled(metric, rng.integers(0, 150, 150)) for _ in range(500)]
+        assert values.std() / np.sqrt(150) == pytest.approx(np.std(draws), rel=0.12)
+    np.testing.assert_allclose(scores.image_values("CIDEr"), scores.per_image["CIDEr"])
+
+
 def test_case_and_punctuation_do_not_count() -> None:
     plain = score_captions(PREDICTIONS, REFERENCES).corpus
     shouted = score_captions({key: f"{text.upper()} !" for key, text in PREDICTIONS.items()}, REFERENCES).corpus
