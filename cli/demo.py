@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ._console import message, print_table, reporter, write_json
+from ._console import out as console
 from ._options import JsonOption, arguments
 
 
@@ -50,6 +51,8 @@ def demo(
     result = run_demo(out, **options, reporter=reporter())
     if write_json(result.to_dict()["runs"], json):
         print_table(result.table())
+        for note in result.ablation.notes:
+            console.print(note, highlight=False)
         if result.images is not None:
             for table in result.images.tables():
                 print_table(table)

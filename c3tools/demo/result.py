@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..ablation import METHODS, Ablation, AblationData, ImageAblation
-from ..ablation.table import score_text
+from ..ablation.table import INTERVAL, score_text
 from ..metrics.captions import score_captions
+from ..pages.render import interval
 from ..store import Store
 from ..tables import Table
 from ..transforms.sigma import SigmaRule
 
-METRICS = ("CIDEr", "BLEU-4", "BLEU-1", "ROUGE-L")
+METRICS = ("CIDEr", "BLEU-4", "ROUGE-L")
 JUDGED_BY = "CIDEr"
 References = Mapping[str, Sequence[str]]
 
@@ -71,12 +72,13 @@ class DemoResult:
 
     def table(self) -> Table:
         """Return the scores as a table, one row per method."""
-        rows = [
-            [row["method"], METHODS[row["method"]].summary, *(score_text(row["scores"][name]) for name in METRICS)]
-            for row in self.ablation.rows
-        ]
+        rows = []
+        for row in self.ablation.rows:
+            first, *others = (score_text(row["scores"][name]) for name in METRICS)
+            ends = interval(row["scores"][JUDGED_BY]["interval"], 1)
+            rows.append([row["method"], METHODS[row["method"]].summary, first, ends, *others])
         title = f"{len(self.data.images)} photos, sigma {self.sigma:.3f}"
-        return Table(["method", "steps", *METRICS], rows, title=title, left=["steps"])
+        return Table(["method", "steps", JUDGED_BY, INTERVAL, *METRICS[1:]], rows, title=title, left=["steps"])
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()

@@ -29,7 +29,7 @@ Making a page::
 - ``save_figure(figure, path)``: the same figure as a PNG, SVG or PDF file of its own.
 - ``render_page(template, **context)``: fill a template; it starts with ``{% extends "base.html" %}`` and fills the
   blocks ``title``, ``header``, ``content`` and ``footer``. Filters: ``number(digits)``, ``percent(digits)``,
-  ``count``, ``signed(digits)``.
+  ``count``, ``signed(digits)``, ``interval(digits)``.
 - ``Table``, ``Section``, ``FigureBlock``: a report as data, which pages, the terminal and notebooks show alike.
 - Macros, by ``{% import "parts.html" as parts %}``: ``parts.figure(svg, caption)``, ``parts.tile(value, name,
   meaning, unit)``, ``parts.table(table)``, ``parts.section(section)``.

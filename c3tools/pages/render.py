@@ -54,7 +54,7 @@ def render_page(template: Path, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, count=count, signed=signed)
+    environment.filters.update(number=number, percent=percent, count=count, signed=signed, interval=interval)
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     return environment.get_template(template.name).render(
         style=Markup(style),

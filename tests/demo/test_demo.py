@@ -90,6 +90,7 @@ def test_the_demo_end_to_end_on_few_captions(c3: C3, tmp_path: Path, monkeypatch
         assert all(url.startswith("https://www.flickr.com/") for url in outside)
         assert "<script" not in page
         assert ("<svg" in page) == (name == "demo.html")
+        assert ("95 % interval</th>" in page) == ("C2_1 − C1: " in page) == (name == "demo.html")
 
 
 @pytest.fixture
