@@ -77,7 +77,7 @@ def main() -> None:
     (options.out / f"{options.folder.name}.json").write_text(json.dumps(content, indent=1))
     figure = options.out / f"{options.folder.name}.svg"
     draw(figure, curves, rules, ylabel="mean average precision of words, %", title=options.folder.name)
-    print(markdown_table(curves, rules))
+    print(markdown_table(curves, {}, rules))
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[set[str]]]:

@@ -26,7 +26,8 @@ import numpy as np
 from sigma_rules import NAMES, draw, rules_of
 
 from c3tools.ablation import AblationRun, ablate
-from c3tools.metrics.significance import mean_and_std
+from c3tools.metrics.significance import crossed_interval, mean_and_std
+from c3tools.pages.render import interval
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
 from c3tools.transforms.sigma import SigmaRule, published
@@ -74,10 +75,13 @@ def main() -> None:
 def report(options: argparse.Namespace, store: Store, rules: dict[str, float], runs: list[AblationRun]) -> str:
     """Write sweep.json and sweep.svg from the runs so far; returns the table."""
     curves: dict[str, dict[float, list[float]]] = {}
+    values: dict[tuple[str, float], list[list[float]]] = {}
     paired = [run.scores["CIDEr"] for run in runs if run.method == "paired"]
     for run in runs:
         if run.method != "paired":
             curves.setdefault(run.method, {}).setdefault(run.sigma, []).append(run.scores["CIDEr"])
+            values.setdefault((run.method, run.sigma), []).append(run.image_values["CIDEr"])
+    intervals = {of: crossed_interval(np.array(each)) for of, each in values.items()}
     content = {
         "store": str(options.store),
         "model": store.info.model.get("name"),
@@ -91,19 +95,27 @@ def report(options: argparse.Namespace, store: Store, rules: dict[str, float], r
     title = f"{options.title or store.info.model.get('name')}, {options.split} split"
     if curves:
         draw(options.out / "sweep.svg", curves, rules, ylabel="CIDEr, %", title=title, level=level)
-    return markdown_table(curves, rules)
+    return markdown_table(curves, intervals, rules)
 
 
-def markdown_table(curves: dict[str, dict[float, list[float]]], rules: dict[str, float]) -> str:
-    """Mean ± standard deviation by sigma, and what each rule loses, by linear interpolation between sigmas."""
+def markdown_table(
+    curves: dict[str, dict[float, list[float]]],
+    intervals: dict[tuple[str, float], tuple[float, float] | None],
+    rules: dict[str, float],
+) -> str:
+    """Mean ± standard deviation by sigma, the 95 % interval over images and seeds, the number of seeds.
+
+    Then what each rule loses, by linear interpolation between sigmas.
+    """
     lines = ["| sigma | " + " | ".join(curves) + " |", "|---|" + "---|" * len(curves)]
     for sigma in sorted({sigma for points in curves.values() for sigma in points}):
         cells = []
-        for points in curves.values():
+        for name, points in curves.items():
             values = points.get(sigma, [])
             mean, std = mean_and_std(values) if values else (0.0, None)
             spread = "" if std is None else f" ± {std:.1f}"
-            cells.append(f"{mean:.1f}{spread} ({len(values)})" if values else "–")
+            ends = interval(intervals.get((name, sigma)), 1)
+            cells.append(f"{mean:.1f}{spread}{ends and f', {ends}'} ({len(values)})" if values else "–")
         lines.append(f"| {sigma:g} | " + " | ".join(cells) + " |")
     for name, points in curves.items():
         sigmas = sorted(points)

@@ -13,13 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools.metrics.captions import CaptionScores
-
 from .conftest import unit_rows
 from .encoders.test_loading import local_model
 from .stores import whole_store
 
-ZERO = np.zeros((2, 10))  # counts of BLEU, which is not asked for
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -111,20 +108,18 @@ def test_what_a_gpu_is_for_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys
             benchmark.main()
 
 
-def test_the_interval_over_seeds_and_images_is_that_of_drawing_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_collapse_adds_is_compared_on_the_same_heads_decoders_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(FOLDER)
     benchmark = importlib.import_module("gap_and_sigma")
-
-    def scores(values: list[float]) -> CaptionScores:
-        per_image = {"CIDEr": np.array(values)}
-        return CaptionScores(
-            [str(row) for row in range(len(values))], {"CIDEr": float(np.mean(values))}, per_image, ZERO, []
-        )
-
-    # two seeds of heads that disagree by 2, and two images that differ by 4: each mean is 0 or at one of two ends
-    cells = [[(scores([0, 0]), scores([at - 2, at + 2]))] for at in (-1.0, 1.0)]
-    value, draws = benchmark.hierarchical(cells, benchmark.difference, resamples=4_000)
-    assert value == 0
-    ends, counts = np.unique(draws, return_counts=True)
-    assert ends.tolist() == [-3, -2, -1, 0, 1, 2, 3]
-    assert counts / 4_000 == pytest.approx([1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 16, 1 / 8, 1 / 16], abs=0.03)
+    rng = np.random.default_rng(0)
+    # 3 seeds of heads, 2 of decoders, 50 images: C3 adds 2 at one scale and 5 at the other, everywhere
+    without = rng.normal(40, 20, size=(3, 2, 50))
+    cells = {scale: [np.array([each, each + gain]) for each in without] for scale, gain in {"14": 2, "100": 5}.items()}
+    gaps = {scale: [0.1, 0.2, 0.3] for scale in cells}
+    sigmas = {(scale, name): [0.1, 0.1, 0.1] for scale in cells for name in benchmark.METHODS}
+    headings, rows = benchmark.table(gaps, sigmas, cells)
+    assert [row[-2:] for row in rows] == [["+2.0", "2.0 to 2.0"], ["+5.0", "5.0 to 5.0"], ["+3.0", "3.0 to 3.0"]]
+    means = without.mean(axis=2)
+    assert rows[0][headings.index("C2_2")] == f"{means.mean():.1f} ± {means.std(ddof=1):.1f}"
+    cells["100"][0][1] += np.arange(50)
+    assert benchmark.table(gaps, sigmas, cells)[1][1][-1] != "5.0 to 5.0"
