@@ -105,6 +105,7 @@ def test_each_method_goes_through_the_transforms_of_its_paper(data: AblationData
     def mixed(x: npt.NDArray[Any], own: str | None = None) -> npt.NDArray[Any]:
         others = [row for row, key in enumerate(data.train.items) if key != own]
         texts = np.stack([unit(row - means["text"]) for row in data.train.embeddings[others]])
+        texts = texts.astype(np.float16).astype(np.float64)  # as the memory is kept
         nearest = texts[np.argsort(-(texts @ unit(x)))[:10]]
         return unit(unit(x) + unit(np.exp(nearest @ unit(x) / 0.05) @ nearest))
 
