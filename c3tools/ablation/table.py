@@ -139,7 +139,7 @@ class Ablation:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Sentences that compare each step of the method in CIDEr with the one before it, on the same images."""
+        """Sentences that compare each step of the method in CIDEr with the one before it, and other methods with C3."""
         notes = []
         for fraction, sigma in dict.fromkeys(_comparable(row) for row in self.rows):
             found = {
@@ -148,9 +148,10 @@ class Ablation:
                 if row["train_fraction"] == fraction
                 and (_comparable(row) == (fraction, sigma) or not METHODS[row["method"]].noisy)
             }
-            for before, after in pairwise(name for name in ABLATION if name in found):
+            others = [("C3", name) for name in found if "C3" in found and name not in ABLATION]
+            for before, after in [*pairwise(name for name in ABLATION if name in found), *others]:
                 where = ""
-                if METHODS[after].noisy:
+                if METHODS[after].noisy or METHODS[before].noisy:
                     where = f", sigma {sigma if sigma == 'best' else f'{float(sigma):.3g}'}"
                 where += "" if fraction == 1 else f", train fraction {fraction:g}"
                 if note := describe_difference(found[before], found[after]):

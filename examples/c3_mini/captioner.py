@@ -5,8 +5,10 @@
 1. Texts: the captions of the train split of Flickr8k and those of the files are embedded by c3-mini (minutes on two
    cores). Captions of photos that a captioner is tested on are left out: those of Flickr8k's val and test splits, of
    the bundled photos, and of the rows that a file marks (`MARKS`); and so is every sentence that equals one of them.
-2. A decoder learns from them (`c3 train-decoder`, the preset c3 with the means of c3-mini). The checkpoint is chosen on
-   the texts of Flickr8k's val split; no photo is looked at. Hours, depending on the size.
+2. A decoder learns from them (`c3 train-decoder`, the preset c3 with the means of c3-mini). Then it continues with each
+   input mixed with the captions nearest to it (the preset c3-retrieval); so many captions are kept as the memory that
+   the captioner stays small. The checkpoint is chosen on the texts of Flickr8k's val split; no photo is looked at.
+   Hours, depending on the size.
 3. It is scored on the photos of Flickr8k's val split, or with ``--split test`` of its test split, and on the bundled
    photos: those of the splits train and val, whose captions c3-mini did not learn from either, and those of test.
 4. OUT gets the decoder with float16 weights, and a card.
@@ -33,6 +35,7 @@ from c3tools.captioning.tokenizer import clean_caption
 from c3tools.io.files import write_text_atomically
 from c3tools.reporter import Reporter
 from c3tools.terminal import TerminalReporter
+from c3tools.transforms import Collapse, GaussianNoise, Normalize, Pipeline, Retrieval
 
 MARKS = ("has_photo_in_coco_cc", "has_photo_in_coco_cc_more", "reserved")
 MOST_BYTES = 20_000_000  # of the weights in the package
@@ -49,6 +52,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the size")
     parser.add_argument("--sigma", default="0.08")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--memory", type=int, default=22_000, help="captions to retrieve from; 0 for none")
+    parser.add_argument("--memory-epochs", type=int, default=2, help="of the training that continues with retrieval")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beams", type=int, default=5, help="of the second score; the first is greedy")
     parser.add_argument("--split", default="val", choices=["val", "test"], help="photos of Flickr8k to score on")
@@ -60,14 +65,18 @@ def main() -> None:
     if arguments.texts_only:
         return
     settings = {name: getattr(arguments, name) for name in ("size", "set", "sigma", "epochs", "seed")}
-    captioner = train(texts, settings, arguments.work, reporter)
+    captioner = first = train(texts, settings, arguments.work, reporter)
+    if arguments.memory:
+        more = {"memory": arguments.memory, "epochs": arguments.memory_epochs}
+        captioner = train_with_retrieval(texts, settings, more, arguments.work, reporter)
+        settings |= more
     half = arguments.work / f"{decoder_name(settings)}-float16"
     captioner.save(half, dtype="float16")  # what is scored is what is shipped
-    weights = (half / "weights.safetensors").stat().st_size
-    print(f"{weights / 1e6:.1f} MB of weights; at most {MOST_BYTES / 1e6:.0f} MB are bundled")
+    size = sum(path.stat().st_size for path in half.glob("*.safetensors"))
+    print(f"{size / 1e6:.1f} MB of weights and memory; at most {MOST_BYTES / 1e6:.0f} MB are bundled")
     scores = score(half, arguments.pairs, arguments.split, arguments.beams, arguments.work, reporter)
     captioner.save(arguments.out, dtype="float16")
-    write_text_atomically(arguments.out / "README.md", card(captioner, texts, scores, weights))
+    write_text_atomically(arguments.out / "README.md", card(first, captioner, scores, size))
     print("\n".join(score_lines(scores)))
 
 
@@ -116,6 +125,22 @@ def train(texts: Store, settings: Row, work: Path, reporter: Reporter) -> Captio
     return train_captioner(texts, output=work / decoder_name(settings), preset="c3", reporter=reporter, **settings)
 
 
+def train_with_retrieval(texts: Store, settings: Row, more: Row, work: Path, reporter: Reporter) -> Captioner:
+    """Continue the training of the decoder of ``settings`` with retrieved captions, or read the one that is there."""
+    noise, memory = GaussianNoise(float(settings["sigma"])), Retrieval(limit=more["memory"])
+    pipeline = Pipeline([Normalize(), Collapse(), noise, Normalize(), memory, Normalize()], name="c3-retrieval")
+    return train_captioner(
+        texts,
+        pipeline,
+        output=work / decoder_name({**settings, **more}),
+        start=work / decoder_name(settings),
+        epochs=more["epochs"],
+        set=["batch_size=128", "learning_rate=5e-4"],
+        seed=settings["seed"],
+        reporter=reporter,
+    )
+
+
 def score(decoder: Path, pairs: Path, split: str, beams: int, work: Path, reporter: Reporter) -> dict[str, Evaluation]:
     """Score the captioner on Flickr8k's photos of a split and on the bundled ones, greedy and with beams."""
     sets = {
@@ -147,10 +172,14 @@ def score_lines(scores: dict[str, Evaluation]) -> list[str]:
     return lines
 
 
-def card(captioner: Captioner, texts: Store, scores: dict[str, Evaluation], weights: int) -> str:
-    """Return the card of the captioner."""
+def card(first: Captioner, captioner: Captioner, scores: dict[str, Evaluation], size: int) -> str:
+    """Return the card of the captioner, whose training continued that of the first."""
     record = captioner.to_dict()
-    captions = record["captions"]
+    captions, epochs, changes = record["captions"], f"{len(first.record['history'])} epochs", first.record["changes"]
+    memories = [len(step.state["memory"]) for step in captioner.pipeline.steps if "memory" in step.state]
+    memory = "".join(f", a memory of {n:,} captions" for n in memories)
+    if memories:
+        epochs += f", then {len(record['history'])} with retrieval"
     lines = [
         "# The captioner of c3-mini",
         "",
@@ -160,10 +189,10 @@ def card(captioner: Captioner, texts: Store, scores: dict[str, Evaluation], weig
         "",
         "| | |",
         "|---|---|",
-        f"| decoder | size {record['size']}{''.join(f', {change}' for change in record['changes'])}; "
-        f"{record['parameters'] / 1e6:.1f} million parameters, {weights / 1e6:.1f} MB as float16 |",
+        f"| decoder | size {record['size']}{''.join(f', {change}' for change in changes)}; "
+        f"{record['parameters'] / 1e6:.1f} million parameters{memory}, {size / 1e6:.1f} MB as float16 |",
         f"| training | {captions['train']:,} captions: Flickr8k's train split, Flickr30k, COCO val2017; sigma "
-        f"{record['sigma']:g}, {len(record['history'])} epochs, seed {record['seed']}; the checkpoint chosen on the "
+        f"{record['sigma']:g}, {epochs}, seed {record['seed']}; the checkpoint chosen on the "
         f"{captions['val']:,} captions of Flickr8k's val split |",
         "| not trained on | captions of the photos of Flickr8k val and test, of the bundled photos and of the rows of "
         "COCO val2017 marked as held out, nor any sentence that equals one of them |",

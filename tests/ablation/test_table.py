@@ -134,6 +134,10 @@ def test_each_step_of_the_method_is_compared_on_the_same_images_and_seeds() -> N
     assert low < difference < high
     assert 2 < low < 5 < high < 8
     assert re.fullmatch(r"C3 − C2_2, sigma 0.0812: .* −.* to \+.* over images and seeds; not shown to differ", notes[2])
+    more = [run_of("DeCap", seed, images + 20 + rng.normal(0, 10, size=400)) for seed in range(3)]
+    *steps_alone, against = table_of([*runs, *more]).notes
+    assert steps_alone == notes
+    assert re.fullmatch(r"DeCap − C3, sigma 0.0812: \+1\d.* 95 % interval \+.* over images and seeds", against)
     (single, *_) = table_of([run for run in runs if run.seed == 0]).notes
     assert single.endswith("over images (one seed)")
     # only what both have is compared; nothing is said where that is too little
