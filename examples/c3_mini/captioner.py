@@ -1,14 +1,15 @@
 """Make the captioner that c3tools bundles for c3-mini, from captions alone.
 
-    python captioner.py flickr8k c3-mini-captioner --captions coco/val2017.jsonl flickr30k/captions.jsonl
+    python captioner.py flickr8k c3-mini-captioner --captions coco/val2017.jsonl flickr30k/captions.jsonl \
+        --memory coco/val2017.jsonl
 
 1. Texts: the captions of the train split of Flickr8k and those of the files are embedded by c3-mini (minutes on two
    cores). Captions of photos that a captioner is tested on are left out: those of Flickr8k's val and test splits, of
    the bundled photos, and of the rows that a file marks (`MARKS`); and so is every sentence that equals one of them.
-2. A decoder learns from them (`c3 train-decoder`, the preset c3 with the means of c3-mini). Then it continues with each
-   input mixed with the captions nearest to it (the preset c3-retrieval); so many captions are kept as the memory that
-   the captioner stays small. The checkpoint is chosen on the texts of Flickr8k's val split; no photo is looked at.
-   Hours, depending on the size.
+2. A decoder learns from them (`c3 train-decoder`, the preset c3 with the means of c3-mini). With ``--memory`` its
+   training continues with each input mixed with those captions of this file that are nearest to it (the preset
+   c3-retrieval). Their embeddings become part of the captioner, so the licence of the file must allow that. The
+   checkpoint is chosen on the texts of Flickr8k's val split; no photo is looked at. Hours, depending on the size.
 3. It is scored on the photos of Flickr8k's val split, or with ``--split test`` of its test split, and on the bundled
    photos: those of the splits train and val, whose captions c3-mini did not learn from either, and those of test.
 4. OUT gets the decoder with float16 weights, and a card.
@@ -52,7 +53,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the size")
     parser.add_argument("--sigma", default="0.08")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--memory", type=int, default=22_000, help="captions to retrieve from; 0 for none")
+    parser.add_argument("--memory", type=Path, help="the one of the files of captions that is retrieved from")
+    parser.add_argument("--memory-rows", type=int, default=22_000, help="captions of it that are kept, at most")
     parser.add_argument("--memory-epochs", type=int, default=2, help="of the training that continues with retrieval")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beams", type=int, default=5, help="of the second score; the first is greedy")
@@ -67,8 +69,9 @@ def main() -> None:
     settings = {name: getattr(arguments, name) for name in ("size", "set", "sigma", "epochs", "seed")}
     captioner = first = train(texts, settings, arguments.work, reporter)
     if arguments.memory:
-        more = {"memory": arguments.memory, "epochs": arguments.memory_epochs}
-        captioner = train_with_retrieval(texts, settings, more, arguments.work, reporter)
+        more = {"memory": arguments.memory_rows, "memory_epochs": arguments.memory_epochs}
+        memory = embed_memory(arguments.memory, arguments.work, reporter)
+        captioner = train_with_retrieval(texts, memory, settings, more, arguments.work, reporter)
         settings |= more
     half = arguments.work / f"{decoder_name(settings)}-float16"
     captioner.save(half, dtype="float16")  # what is scored is what is shipped
@@ -115,6 +118,17 @@ def embed_texts(pairs: Path, files: Sequence[Path], work: Path, reporter: Report
     return store
 
 
+def embed_memory(file: Path, work: Path, reporter: Reporter) -> Store:
+    """Embed those of the texts to learn from that a file contains."""
+    images = {row["image"] for row in json_lines(file)}
+    path = work / "memory.jsonl"
+    rows = json_lines(work / "texts.jsonl")
+    write_rows(path, (row for row in rows if row["split"] == "train" and row["image"] in images))
+    store = embed(path, work / "memory", model="c3-mini", prune=True, reporter=reporter)
+    load_means(store, "c3-mini")
+    return store
+
+
 def decoder_name(settings: Row) -> str:
     """Return the folder of the decoder of these settings."""
     return f"decoder-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]}"
@@ -125,16 +139,18 @@ def train(texts: Store, settings: Row, work: Path, reporter: Reporter) -> Captio
     return train_captioner(texts, output=work / decoder_name(settings), preset="c3", reporter=reporter, **settings)
 
 
-def train_with_retrieval(texts: Store, settings: Row, more: Row, work: Path, reporter: Reporter) -> Captioner:
+def train_with_retrieval(
+    texts: Store, memory: Store, settings: Row, more: Row, work: Path, reporter: Reporter
+) -> Captioner:
     """Continue the training of the decoder of ``settings`` with retrieved captions, or read the one that is there."""
-    noise, memory = GaussianNoise(float(settings["sigma"])), Retrieval(limit=more["memory"])
-    pipeline = Pipeline([Normalize(), Collapse(), noise, Normalize(), memory, Normalize()], name="c3-retrieval")
+    noise, retrieval = GaussianNoise(float(settings["sigma"])), Retrieval(limit=more["memory"])
+    steps = [Normalize(), Collapse(), noise, Normalize(), retrieval, Normalize()]
     return train_captioner(
         texts,
-        pipeline,
+        Pipeline(steps, name="c3-retrieval").fit(memory),
         output=work / decoder_name({**settings, **more}),
         start=work / decoder_name(settings),
-        epochs=more["epochs"],
+        epochs=more["memory_epochs"],
         set=["batch_size=128", "learning_rate=5e-4"],
         seed=settings["seed"],
         reporter=reporter,
@@ -177,7 +193,7 @@ def card(first: Captioner, captioner: Captioner, scores: dict[str, Evaluation], 
     record = captioner.to_dict()
     captions, epochs, changes = record["captions"], f"{len(first.record['history'])} epochs", first.record["changes"]
     memories = [len(step.state["memory"]) for step in captioner.pipeline.steps if "memory" in step.state]
-    memory = "".join(f", a memory of {n:,} captions" for n in memories)
+    memory = "".join(f", embeddings of {n:,} captions of COCO to retrieve from" for n in memories)
     if memories:
         epochs += f", then {len(record['history'])} with retrieval"
     lines = [
