@@ -4,7 +4,7 @@
     python benchmarks/sigma_probe.py c3-mini=c3-store clip=FOLDER --sweep c3-sigma-sweep/sweep.json
 
 Decoders for each encoder, sigma and seed would take days. The probe of `word_probe.py` names the words of images after
-learning them from texts with noise, with Collapse (C3) or without (C2_2), in two minutes for each encoder. SOURCE is a
+learning them from texts with noise, with Collapse (C3) or without (C2_2), in a few minutes per encoder. SOURCE is a
 store, or a folder of image.npy, text.npy and meta.jsonl: embeddings of images and of their captions.
 
 Everything is repeated with random halves: of each split of a store, so that the standard deviation over halves is the
@@ -49,7 +49,7 @@ SPREAD, RESIDUAL, COSINE, CONSTANT = "spread of captions", "residual of pairs", 
 FEW_COSINE = "cosine of {} pairs"
 DENOISER, SIBLINGS = "denoiser, pairs", "denoiser, captions of one image"
 PROBE_SIBLINGS = "probe, captions of one image"
-WITH_FACTOR = (SPREAD, PROBE_SIBLINGS, RESIDUAL, COSINE, FEW_COSINE.format(20), DENOISER, CONSTANT)
+WITH_FACTOR = (SPREAD, RESIDUAL, COSINE, FEW_COSINE.format(20), DENOISER, CONSTANT)
 
 
 @dataclass
