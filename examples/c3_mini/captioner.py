@@ -1,15 +1,12 @@
 """Make the captioner that c3tools bundles for c3-mini, from captions alone.
 
-    python captioner.py flickr8k c3-mini-captioner --captions coco/val2017.jsonl flickr30k/captions.jsonl \
-        --memory coco/val2017.jsonl
+    python captioner.py flickr8k c3-mini-captioner --captions coco/val2017.jsonl flickr30k/captions.jsonl
 
 1. Texts: the captions of the train split of Flickr8k and those of the files are embedded by c3-mini (minutes on two
    cores). Captions of photos that a captioner is tested on are left out: those of Flickr8k's val and test splits, of
    the bundled photos, and of the rows that a file marks (`MARKS`); and so is every sentence that equals one of them.
-2. A decoder learns from them (`c3 train-decoder`, the preset c3 with the means of c3-mini). With ``--memory`` its
-   training continues with each input mixed with those captions of this file that are nearest to it (the preset
-   c3-retrieval). Their embeddings become part of the captioner, so the licence of the file must allow that. The
-   checkpoint is chosen on the texts of Flickr8k's val split; no photo is looked at. Hours, depending on the size.
+2. A decoder learns from them (`c3 train-decoder`, the preset c3 with the means of c3-mini). The checkpoint is chosen on
+   the texts of Flickr8k's val split; no photo is looked at. Hours, depending on the size.
 3. It is scored on the photos of Flickr8k's val split, or with ``--split test`` of its test split, and on the bundled
    photos: those of the splits train and val, whose captions c3-mini did not learn from either, and those of test.
 4. OUT gets the decoder with float16 weights, and a card.
@@ -36,7 +33,6 @@ from c3tools.captioning.tokenizer import clean_caption
 from c3tools.io.files import write_text_atomically
 from c3tools.reporter import Reporter
 from c3tools.terminal import TerminalReporter
-from c3tools.transforms import Collapse, GaussianNoise, Normalize, Pipeline, Retrieval
 
 MARKS = ("has_photo_in_coco_cc", "has_photo_in_coco_cc_more", "reserved")
 MOST_BYTES = 20_000_000  # of the weights in the package
@@ -53,9 +49,6 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the size")
     parser.add_argument("--sigma", default="0.08")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--memory", type=Path, help="the one of the files of captions that is retrieved from")
-    parser.add_argument("--memory-rows", type=int, default=22_000, help="captions of it that are kept, at most")
-    parser.add_argument("--memory-epochs", type=int, default=2, help="of the training that continues with retrieval")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beams", type=int, default=5, help="of the second score; the first is greedy")
     parser.add_argument("--split", default="val", choices=["val", "test"], help="photos of Flickr8k to score on")
@@ -67,19 +60,14 @@ def main() -> None:
     if arguments.texts_only:
         return
     settings = {name: getattr(arguments, name) for name in ("size", "set", "sigma", "epochs", "seed")}
-    captioner = first = train(texts, settings, arguments.work, reporter)
-    if arguments.memory:
-        more = {"memory": arguments.memory_rows, "memory_epochs": arguments.memory_epochs}
-        memory = embed_memory(arguments.memory, arguments.work, reporter)
-        captioner = train_with_retrieval(texts, memory, settings, more, arguments.work, reporter)
-        settings |= more
+    captioner = train(texts, settings, arguments.work, reporter)
     half = arguments.work / f"{decoder_name(settings)}-float16"
     captioner.save(half, dtype="float16")  # what is scored is what is shipped
-    size = sum(path.stat().st_size for path in half.glob("*.safetensors"))
-    print(f"{size / 1e6:.1f} MB of weights and memory; at most {MOST_BYTES / 1e6:.0f} MB are bundled")
+    weights = (half / "weights.safetensors").stat().st_size
+    print(f"{weights / 1e6:.1f} MB of weights; at most {MOST_BYTES / 1e6:.0f} MB are bundled")
     scores = score(half, arguments.pairs, arguments.split, arguments.beams, arguments.work, reporter)
     captioner.save(arguments.out, dtype="float16")
-    write_text_atomically(arguments.out / "README.md", card(first, captioner, scores, size))
+    write_text_atomically(arguments.out / "README.md", card(captioner, texts, scores, weights))
     print("\n".join(score_lines(scores)))
 
 
@@ -118,17 +106,6 @@ def embed_texts(pairs: Path, files: Sequence[Path], work: Path, reporter: Report
     return store
 
 
-def embed_memory(file: Path, work: Path, reporter: Reporter) -> Store:
-    """Embed those of the texts to learn from that a file contains."""
-    images = {row["image"] for row in json_lines(file)}
-    path = work / "memory.jsonl"
-    rows = json_lines(work / "texts.jsonl")
-    write_rows(path, (row for row in rows if row["split"] == "train" and row["image"] in images))
-    store = embed(path, work / "memory", model="c3-mini", prune=True, reporter=reporter)
-    load_means(store, "c3-mini")
-    return store
-
-
 def decoder_name(settings: Row) -> str:
     """Return the folder of the decoder of these settings."""
     return f"decoder-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]}"
@@ -137,24 +114,6 @@ def decoder_name(settings: Row) -> str:
 def train(texts: Store, settings: Row, work: Path, reporter: Reporter) -> Captioner:
     """Train the decoder, or continue, or read the one that is there."""
     return train_captioner(texts, output=work / decoder_name(settings), preset="c3", reporter=reporter, **settings)
-
-
-def train_with_retrieval(
-    texts: Store, memory: Store, settings: Row, more: Row, work: Path, reporter: Reporter
-) -> Captioner:
-    """Continue the training of the decoder of ``settings`` with retrieved captions, or read the one that is there."""
-    noise, retrieval = GaussianNoise(float(settings["sigma"])), Retrieval(limit=more["memory"])
-    steps = [Normalize(), Collapse(), noise, Normalize(), retrieval, Normalize()]
-    return train_captioner(
-        texts,
-        Pipeline(steps, name="c3-retrieval").fit(memory),
-        output=work / decoder_name({**settings, **more}),
-        start=work / decoder_name(settings),
-        epochs=more["memory_epochs"],
-        set=["batch_size=128", "learning_rate=5e-4"],
-        seed=settings["seed"],
-        reporter=reporter,
-    )
 
 
 def score(decoder: Path, pairs: Path, split: str, beams: int, work: Path, reporter: Reporter) -> dict[str, Evaluation]:
@@ -188,14 +147,10 @@ def score_lines(scores: dict[str, Evaluation]) -> list[str]:
     return lines
 
 
-def card(first: Captioner, captioner: Captioner, scores: dict[str, Evaluation], size: int) -> str:
-    """Return the card of the captioner, whose training continued that of the first."""
+def card(captioner: Captioner, texts: Store, scores: dict[str, Evaluation], weights: int) -> str:
+    """Return the card of the captioner."""
     record = captioner.to_dict()
-    captions, epochs, changes = record["captions"], f"{len(first.record['history'])} epochs", first.record["changes"]
-    memories = [len(step.state["memory"]) for step in captioner.pipeline.steps if "memory" in step.state]
-    memory = "".join(f", embeddings of {n:,} captions of COCO to retrieve from" for n in memories)
-    if memories:
-        epochs += f", then {len(record['history'])} with retrieval"
+    captions = record["captions"]
     lines = [
         "# The captioner of c3-mini",
         "",
@@ -205,10 +160,10 @@ def card(first: Captioner, captioner: Captioner, scores: dict[str, Evaluation], 
         "",
         "| | |",
         "|---|---|",
-        f"| decoder | size {record['size']}{''.join(f', {change}' for change in changes)}; "
-        f"{record['parameters'] / 1e6:.1f} million parameters{memory}, {size / 1e6:.1f} MB as float16 |",
+        f"| decoder | size {record['size']}{''.join(f', {change}' for change in record['changes'])}; "
+        f"{record['parameters'] / 1e6:.1f} million parameters, {weights / 1e6:.1f} MB as float16 |",
         f"| training | {captions['train']:,} captions: Flickr8k's train split, Flickr30k, COCO val2017; sigma "
-        f"{record['sigma']:g}, {epochs}, seed {record['seed']}; the checkpoint chosen on the "
+        f"{record['sigma']:g}, {len(record['history'])} epochs, seed {record['seed']}; the checkpoint chosen on the "
         f"{captions['val']:,} captions of Flickr8k's val split |",
         "| not trained on | captions of the photos of Flickr8k val and test, of the bundled photos and of the rows of "
         "COCO val2017 marked as held out, nor any sentence that equals one of them |",
