@@ -176,7 +176,7 @@ def crossed_interval(values: Array) -> Ends | None:
 
 @lru_cache(maxsize=256)
 def student_quantile(freedom: float, level: float = LEVEL) -> float:
-    """Return the quantile of Student's t that encloses ``level`` on both sides, within 0.1 %.
+    """Return the quantile of Student's t that encloses ``level`` on both sides, to 1e-5 of itself.
 
     The density of the angle whose tangent is t / sqrt(freedom) is a power of its cosine, and is integrated.
 
@@ -184,9 +184,10 @@ def student_quantile(freedom: float, level: float = LEVEL) -> float:
         freedom: degrees of freedom, at least 1; not necessarily whole.
         level: from 0 to 0.99.
     """
-    angles = np.linspace(0, min(pi / 2, 10 / sqrt(freedom)), 4001)
+    # points are denser towards the end, where the tangent is steep and, with few degrees of freedom, so is the density
+    angles = min(pi / 2, 10 / sqrt(freedom)) * (1 - np.linspace(1, 0, 4001) ** 2)
     density = np.cos(angles) ** (freedom - 1)
-    enclosed = np.append(0, np.cumsum(density[1:] + density[:-1]))
+    enclosed = np.append(0, np.cumsum((density[1:] + density[:-1]) * np.diff(angles)))
     return float(np.tan(np.interp(level * enclosed[-1], enclosed, angles)) * sqrt(freedom))
 
 
