@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,9 @@ from tests.servers import Faults, Hub, hub_server, s3_credentials, s3_server
 
 if TYPE_CHECKING:
     from c3tools.encoders import Encoder
+
+# a shell starts what runs in the background with Ctrl-C ignored, and every process that it starts inherits that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("c3", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("c3")
