@@ -134,7 +134,7 @@ def train_captioner(
     with checkpoints.locked(output):
         target.ask(
             {
-                "preset": pipeline.name if pipeline is not None else preset if start else preset or DEFAULT_PRESET,
+                "preset": pipeline.name if pipeline is not None else None if own_pipeline else preset or DEFAULT_PRESET,
                 "sigma": pipeline.sigma or 0.0 if pipeline is not None else None if own_pipeline else sigma or AUTO,
                 "size": size,
                 "set": list(set),
@@ -180,7 +180,8 @@ def train_captioner(
         notes += pair_notes
         for note in notes:
             reporter.message(note)
-        pipeline, noise = _pipeline_of(previous, pipeline, preset, sigma, pairs, store, train, train_split, reporter)
+        continued = previous if own_pipeline else None
+        pipeline, noise = _pipeline_of(continued, pipeline, preset, sigma, pairs, store, train, train_split, reporter)
         record: dict[str, Any] = {"model": dict(store.info.model), "sigma": noise, "notes": notes}
         record |= {"pairs": pairs} if pairs is not None else {}
         record |= {"from": str(start)} if start is not None else {}
@@ -308,7 +309,7 @@ def _finish(captioner: Captioner, target: Output, checkpoints: CheckpointDir, re
 
 
 def _pipeline_of(
-    previous: Captioner | None,
+    continued: Captioner | None,
     pipeline: Pipeline | None,
     preset: str | None,
     sigma: float | str | None,
@@ -318,9 +319,9 @@ def _pipeline_of(
     split: str,
     reporter: Reporter,
 ) -> tuple[Pipeline, float]:
-    """Return the fitted pipeline to train with, and its sigma: the given one, a preset, or that of ``--from``."""
-    if previous is not None and preset is None and pipeline is None:
-        return previous.pipeline, float(previous.record.get("sigma", 0.0))
+    """Return the fitted pipeline to train with, and its sigma: of a decoder, the given one, or a preset."""
+    if continued is not None:
+        return continued.pipeline, float(continued.record.get("sigma", 0.0))
     if pipeline is not None:
         if not pipeline.fitted:
             pipeline = pipeline.fit(store, split=split)

@@ -74,9 +74,8 @@ class CaptionScores:
         if metric not in BLEU:
             values = self.per_image[metric]
         else:
-            total, place = self.bleu_counts.sum(axis=0), BLEU.index(metric)
-            without = np.array([corpus_bleu(total - counts)[place] for counts in self.bleu_counts])
-            values = -(len(self.keys) - 1) * without
+            without = corpus_bleu(self.bleu_counts.sum(axis=0) - self.bleu_counts)
+            values = -(len(self.keys) - 1) * without[:, BLEU.index(metric)]
         return np.asarray(self.corpus[metric] + (values - values.mean()))
 
 
@@ -132,15 +131,15 @@ def score_captions(
 
 
 def corpus_bleu(counts: Array) -> Array:
-    """Return BLEU-1 to 4 (Papineni, 2002) in percent (4,) from summed counts (10,), see `CaptionScores`."""
-    length, reference_length = counts[0], counts[1]
-    matches, ngrams = counts[2::2], counts[3::2]
+    """Return BLEU-1 to 4 (Papineni, 2002) in percent (..., 4) from summed counts (..., 10), see `CaptionScores`."""
+    length, reference_length = counts[..., 0], counts[..., 1]
+    matches, ngrams = counts[..., 2::2], counts[..., 3::2]
     # the same guards against 0 / 0 as pycocoevalcap's
     logs = np.log((matches + 1e-15) / (ngrams + 1e-9))
-    scores = np.exp(np.cumsum(logs) / np.arange(1, 5))
+    scores = np.exp(np.cumsum(logs, axis=-1) / np.arange(1, 5))
     ratio = (length + 1e-15) / (reference_length + 1e-9)
-    penalty = np.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    return np.asarray(100 * scores * penalty)
+    penalty = np.exp(np.minimum(1 - 1 / ratio, 0))
+    return np.asarray(100 * scores * penalty[..., None])
 
 
 def missing_for(name: str) -> str | None:
