@@ -19,17 +19,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from connect_temperature import scores as train_heads
-from measuring import print_table
+from measuring import mean_and_spread, print_table
 
 from c3tools.ablation import ablate
 from c3tools.connect import apply_heads, read_features
-from c3tools.metrics.significance import crossed_interval, mean_and_std
+from c3tools.metrics.significance import crossed_interval
 from c3tools.pages.render import interval, signed
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
@@ -106,9 +105,9 @@ def table(
     for scale, values in differences.items():
         scores = np.concatenate([each.mean(axis=2) for each in cells[scale]], axis=1)
         rows.append(
-            [scale, spread(gaps[scale], 2)]
+            [scale, mean_and_spread(gaps[scale], 2)]
             + [", ".join(f"{sigma:g}" for sigma in sigmas[scale, name]) for name in METHODS]
-            + [spread(each.tolist(), 1) for each in scores]
+            + [mean_and_spread(each) for each in scores]
             + described(values)
         )
     if len(cells) > 1:
@@ -121,12 +120,6 @@ def table(
 def described(differences: Array) -> list[str]:
     """Return the mean of differences (seeds of heads, images), and its interval."""
     return [signed(float(differences.mean()), 1), interval(crossed_interval(differences), 1)]
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Return mean ± standard deviation, the latter where there are several values."""
-    mean, std = mean_and_std(values)
-    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 if __name__ == "__main__":

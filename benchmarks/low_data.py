@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import mean_and_spread
 
 from c3tools.captioning import evaluate_captions, train_captioner
 from c3tools.metrics.significance import crossed_interval, mean_and_std
@@ -116,9 +117,8 @@ def cell(values: list[list[float]]) -> str:
     """Mean ± standard deviation, interval (number of seeds), of the scores of images by seed."""
     if not values:
         return "–"
-    mean, std = mean_and_std(np.mean(values, axis=1))
     ends = interval(crossed_interval(np.array(values)), 1)
-    return f"{mean:.1f}{'' if std is None else f' ± {std:.1f}'}{ends and f', {ends}'} ({len(values)})"
+    return f"{mean_and_spread(np.mean(values, axis=1))}{ends and f', {ends}'} ({len(values)})"
 
 
 if __name__ == "__main__":

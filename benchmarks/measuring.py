@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from c3tools.metrics.significance import mean_and_std
+
 C3 = [sys.executable, "-P", "-c", "from c3tools.cli import main; main()"]
 MODEL = "ViT-B-32"
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,6 +207,12 @@ def peer_option(parser: argparse.ArgumentParser) -> None:
         "--peer", type=Path, help="clip-retrieval's command, in its own environment; left out where not given"
     )
     parser.add_argument("--before", metavar="COMMIT", help="a commit of c3tools to measure beside this one")
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
+    """Return mean ± sample standard deviation, the latter where there are several values."""
+    mean, std = mean_and_std(values)
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -23,10 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from measuring import mean_and_spread
 from sigma_rules import NAMES, draw, rules_of
 
 from c3tools.ablation import AblationRun, ablate
-from c3tools.metrics.significance import crossed_interval, mean_and_std
+from c3tools.metrics.significance import crossed_interval
 from c3tools.pages.render import interval
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
@@ -112,10 +113,8 @@ def markdown_table(
         cells = []
         for name, points in curves.items():
             values = points.get(sigma, [])
-            mean, std = mean_and_std(values) if values else (0.0, None)
-            spread = "" if std is None else f" ± {std:.1f}"
             ends = interval(intervals.get((name, sigma)), 1)
-            cells.append(f"{mean:.1f}{spread}{ends and f', {ends}'} ({len(values)})" if values else "–")
+            cells.append(f"{mean_and_spread(values)}{ends and f', {ends}'} ({len(values)})" if values else "–")
         lines.append(f"| {sigma:g} | " + " | ".join(cells) + " |")
     for name, points in curves.items():
         sigmas = sorted(points)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from c3tools.metrics.tokenizer import tokenize
+from c3tools.moments import unit_rows
 from c3tools.seeds import generator
 from c3tools.store import Store
 
@@ -93,8 +94,7 @@ def read(path: Path, name: str, words: int) -> Source:
 
 def unit(rows: npt.ArrayLike) -> Array:
     """Return rows of unit length, float64."""
-    values = np.asarray(rows, dtype=np.float64)
-    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True))
+    return unit_rows(np.asarray(rows, dtype=np.float64))
 
 
 def has_words(captions: Sequence[str], count: int) -> npt.NDArray[np.bool_]:
