@@ -33,15 +33,13 @@ from pathlib import Path
 
 import numpy as np
 from measuring import print_table
-from word_probe import Array, Indices, Source, named_score, probe, read, tf_idf
+from word_probe import METHODS, WORDS, Array, Indices, Lesson, Source, read
 
 from c3tools.metrics.significance import mean_and_std
 from c3tools.seeds import generator
 from c3tools.transforms.sigma import PUBLISHED_SIGMA, SPREADS, caption_spread, pair_cosine, residual_rms
 
-METHODS = {"C2_2": False, "C3": True}  # with Collapse?
 GRID = "0,0.02,0.03,0.045,0.06,0.08,0.1,0.1265,0.16,0.2,0.25"
-LEAST = 5  # captions in which a word must be, to be learned
 FEW = (10, 20, 50)
 SETS = 10
 FACTORS = np.geomspace(0.25, 8, 141)
@@ -73,7 +71,7 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", metavar="[NAME=]SOURCE", help="store, or folder of arrays")
     parser.add_argument("--sigmas", default=GRID)
     parser.add_argument("--halves", type=int, default=20, help="random halves")
-    parser.add_argument("--words", type=int, default=300, help="the most frequent ones")
+    parser.add_argument("--words", type=int, default=WORDS, help="the most frequent ones")
     parser.add_argument("--sweep", type=Path, help="sweep.json of sigma_sweep.py for the first source")
     parser.add_argument("--out", type=Path, default=Path("c3-sigma-probe.json"), help="all scores and rules")
     options = parser.parse_args()
@@ -103,37 +101,20 @@ def measure(source: Source, sigmas: Sequence[float], halves: int, words: int) ->
     rules: dict[str, list[list[float]]] = {}
     for number in range(halves):
         train, *held = source.draw(number)
-        rows, _ = source.rows(train)
-        means = [source.images[train].mean(axis=0), source.texts[rows].mean(axis=0)]
-        counts = source.words[rows].sum(axis=0)
-        chosen = np.argsort(-counts, kind="stable")[:words]
-        chosen = chosen[counts[chosen] >= LEAST]
-        labels = source.words[np.ix_(rows, chosen)].astype(np.float64)
-        idf = -np.log(labels.mean(axis=0))
-        of_held = [source.rows(items) for items in held]
-        wanted = [
-            tf_idf(source.words[np.ix_(of, chosen)], place, len(items), idf)
-            for items, (of, place) in zip(held, of_held, strict=True)
-        ]
+        lesson = Lesson.of(source, train, words)
+        asked = []
+        for items in held:
+            of, place = source.rows(items)
+            asked.append((source.images[items], False, lesson.wanted(source, of, place, len(items))))
         # one caption of each image of val, to be asked in place of the image; the others are what is wanted
-        of, place = of_held[0]
-        asked = np.unique(place, return_index=True)[1]
-        others = np.delete(np.arange(len(of)), asked)
-        wanted.append(tf_idf(source.words[np.ix_(of[others], chosen)], place[others], len(asked), idf))
-        found = rules_of_half(source, train, held[0], means, number)
-        for method, centred in METHODS.items():
-            shift = [mean * centred for mean in means]
-            x = source.texts[rows] - shift[1]
-            inputs = [source.images[items] - shift[0] for items in held] + [source.texts[of[asked]] - shift[1]]
-            scores = np.array(
-                [
-                    [
-                        named_score(rates, idf, each)
-                        for rates, each in zip(probe(x, labels, inputs, sigma), wanted, strict=True)
-                    ]
-                    for sigma in sigmas
-                ]
-            )
+        of, place = source.rows(held[0])
+        first = np.unique(place, return_index=True)[1]
+        others = np.delete(np.arange(len(of)), first)
+        wanted = lesson.wanted(source, of[others], place[others], len(first))
+        asked.append((source.texts[of[first]], True, wanted))
+        found = rules_of_half(source, train, held[0], lesson.means, number)
+        for method in METHODS:
+            scores = np.array([[each.mean() for each in lesson.scores(method, sigma, asked)] for sigma in sigmas])
             for split, values in zip(("val", "test"), scores.T, strict=False):
                 curves.setdefault((split, method), []).append(values)
             if method == "C3":

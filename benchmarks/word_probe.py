@@ -27,6 +27,10 @@ from c3tools.store import Store
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
+METHODS = {"C2_2": False, "C3": True}  # with Collapse?
+WORDS = 300  # the most frequent ones
+LEAST = 5  # captions in which a word must be, to be learned
+
 _STOP = "a an the of in on at with and is are to his her its it by for from up out as that this two one"
 STOP = frozenset(_STOP.split())
 NAMED = 5
@@ -68,6 +72,53 @@ class Source:
         place[items] = np.arange(len(items))
         found = np.flatnonzero(place[self.owner] >= 0)
         return found, place[self.owner[found]]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the probe learns from: the captions of some images of a source.
+
+    Attributes:
+        means: of these images and of their texts, float64 (d,) each.
+        texts: float64 (n, d).
+        labels: float64 (n, w), 1 where a text has a word.
+        chosen: int64 (w,), the words that are learned, as columns of the source.
+        idf: float64 (w,).
+    """
+
+    means: tuple[Array, Array]
+    texts: Array
+    labels: Array
+    chosen: Indices
+    idf: Array
+
+    @classmethod
+    def of(cls, source: Source, images: Indices, words: int) -> Lesson:
+        """Return the lesson of the images' captions, with at most ``words`` words."""
+        rows, _ = source.rows(images)
+        counts = source.words[rows].sum(axis=0)
+        chosen = np.argsort(-counts, kind="stable")[:words]
+        chosen = chosen[counts[chosen] >= LEAST]
+        labels = source.words[np.ix_(rows, chosen)].astype(np.float64)
+        means = source.images[images].mean(axis=0), source.texts[rows].mean(axis=0)
+        return cls(means, source.texts[rows], labels, chosen, -np.log(labels.mean(axis=0)))
+
+    def wanted(self, source: Source, texts: Indices, place: Indices, count: int) -> Array:
+        """Return what captions say of their images, which are numbered by ``place``: see `tf_idf`."""
+        return tf_idf(source.words[np.ix_(texts, self.chosen)], place, count, self.idf)
+
+    def scores(self, method: str, sigma: float, asked: Sequence[tuple[Array, bool, Array]]) -> list[Array]:
+        """Return the score of each embedding, in percent: see the top of the file.
+
+        Args:
+            method: a key of `METHODS`.
+            sigma: of the noise.
+            asked: sets of embeddings (m, d), with whether they are texts, and what is wanted of them (m, w).
+        """
+        shift = [mean * METHODS[method] for mean in self.means]
+        vectors = [rows - shift[is_text] for rows, is_text, _ in asked]
+        rates = probe(self.texts - shift[1], self.labels, vectors, sigma)
+        return [named_scores(each, self.idf, wanted) for each, (*_, wanted) in zip(rates, asked, strict=True)]
 
 
 def read(path: Path, name: str, words: int) -> Source:
@@ -142,9 +193,9 @@ def probe(x: Array, labels: Array, images: Sequence[Array], sigma: float) -> lis
     return [(unit(rows) - mean) @ weights + rate for rows in images]
 
 
-def named_score(rates: Array, idf: Array, wanted: Array) -> float:
-    """Return the mean cosine of the likeliest words with the captions, in percent: see the top of the file."""
+def named_scores(rates: Array, idf: Array, wanted: Array) -> Array:
+    """Return for each image the cosine of its likeliest words with the captions, in percent: (m,)."""
     named = np.zeros_like(rates)
     np.put_along_axis(named, np.argsort(-rates, axis=1, kind="stable")[:, :NAMED], 1, axis=1)
     named *= idf
-    return float(100 * np.mean(np.einsum("ij,ij->i", named, wanted) / np.linalg.norm(named, axis=1)))
+    return np.asarray(100 * np.einsum("ij,ij->i", named, wanted) / np.linalg.norm(named, axis=1))

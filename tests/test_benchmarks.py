@@ -121,12 +121,13 @@ def test_what_collapse_adds_is_compared_on_the_same_heads_decoders_and_images(mo
     cells = {scale: [np.array([each, each + gain]) for each in without] for scale, gain in {"14": 2, "100": 5}.items()}
     gaps = {scale: [0.1, 0.2, 0.3] for scale in cells}
     sigmas = {(scale, name): [0.1, 0.1, 0.1] for scale in cells for name in benchmark.METHODS}
-    headings, rows = benchmark.table(gaps, sigmas, cells)
+    found = benchmark.Found(gaps, sigmas, cells)
+    headings, rows = benchmark.table(found)
     assert [row[-2:] for row in rows] == [["+2.0", "2.0 to 2.0"], ["+5.0", "5.0 to 5.0"], ["+3.0", "3.0 to 3.0"]]
     means = without.mean(axis=2)
     assert rows[0][headings.index("C2_2")] == f"{means.mean():.1f} ± {means.std(ddof=1):.1f}"
     cells["100"][0][1] += np.arange(50)
-    assert benchmark.table(gaps, sigmas, cells)[1][1][-1] != "5.0 to 5.0"
+    assert benchmark.table(found)[1][1][-1] != "5.0 to 5.0"
 
 
 def test_the_probe_is_the_regression_on_texts_with_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +159,7 @@ def test_the_score_is_the_cosine_of_named_words_with_captions(monkeypatch: pytes
     wanted = benchmark.tf_idf(words, np.array([0, 0, 1]), 2, idf)
     rates = np.array([[9.0, 8, 7, 6, 5, 0, 0], [9.0, 8, 7, 6, 5, 0, 0]])
     second = (3 * 3 + 1) / np.sqrt(16 * (9 + 1 + 4))  # words 3 and 4 of the second caption are named; 5 is not
-    assert benchmark.named_score(rates, idf, wanted) == pytest.approx(100 * np.mean([(1 + second) / 2, 0]))
+    assert benchmark.named_scores(rates, idf, wanted) == pytest.approx([50 * (1 + second), 0])
 
 
 def test_the_linear_denoiser_finds_the_noise_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,11 +195,8 @@ def test_the_factor_of_a_rule_comes_from_the_other_encoders(monkeypatch: pytest.
     assert float(cells[-1].split(" / ")[1]) == pytest.approx(lost["C3"][0], abs=0.05)
 
 
-def test_rules_of_sigma_are_compared_on_a_store_and_on_arrays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(FOLDER)
-    benchmark = importlib.import_module("sigma_probe")
+def build_store_of_words(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Build a store of 240 images with two captions each, whose embeddings are sums of the words; return its rows."""
     rng = np.random.default_rng(0)
     nouns = [f"noun{i}" for i in range(12)]
     said = [sorted(rng.choice(12, 4, replace=False)) for _ in range(240)]
@@ -209,7 +207,37 @@ def test_rules_of_sigma_are_compared_on_a_store_and_on_arrays(
     splits = [("train", "train", "val", "test")[i % 4] for i in range(240)]
     pairs = two_texts_per_image(splits, unit(images).astype(np.float32), unit(texts).astype(np.float32))
     table = pairs[1].table.drop_columns(["caption"]).append_column("caption", pa.array([captions]).flatten())
-    build_store(tmp_path / "store", pairs[0], Rows("text", pairs[1].embeddings, table))
+    build_store(path, pairs[0], Rows("text", pairs[1].embeddings, table))
+    return images, texts, captions
+
+
+def test_collapse_is_compared_by_the_words_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark = importlib.import_module("gap_and_sigma")
+    build_store_of_words(tmp_path / "store")
+    found, sigmas = benchmark.Found(), [0.0, 0.05, 0.1, 1.0]
+    for _ in range(2):  # seeds of the heads
+        found.gaps.setdefault("50", []).append(1.0)
+        benchmark.name_words(found, "50", tmp_path / "store", sigmas)
+    assert [each.shape for each in found.cells["50"]] == [(2, 1, 60)] * 2
+    headings, rows = benchmark.curve_table(found, [f"{sigma:g}" for sigma in sigmas])
+    assert headings == ["sigma", "logit scale 50"]
+    assert [row[0] for row in rows] == ["0", "0.05", "0.1", "1"]
+    assert min(float(score.split(" ")[0]) for score in benchmark.table(found)[1][0][4:6]) > 60
+    # with one sigma to choose from, what Collapse adds is the difference of the two scores
+    benchmark.name_words(found, "100", tmp_path / "store", [0.05])
+    without, with_ = found.cells["100"][0]
+    assert np.array_equal(found.curves["100"][0], with_ - without)
+    assert np.array_equal(found.curves["100"][0][0], found.curves["50"][0][1])
+    assert found.curves["100"][0].any()
+
+
+def test_rules_of_sigma_are_compared_on_a_store_and_on_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark = importlib.import_module("sigma_probe")
+    images, texts, captions = build_store_of_words(tmp_path / "store")
     folder = tmp_path / "arrays"
     folder.mkdir()
     np.save(folder / "image.npy", images)
