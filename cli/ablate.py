@@ -39,8 +39,9 @@ def ablate(
         list[str],
         typer.Option(
             "--sigma",
-            help="Standard deviation of the noise, per dimension: a number, auto (derived from the captions), or best "
-            "(the value of --grid that scores highest on the val split, for each method). May be repeated.",
+            help="Standard deviation of the noise, per dimension: a number, auto (derived from the captions), pairs "
+            "(from the cosine of at least 10 images with their captions, as in c3 train-decoder), or best (the value "
+            "of --grid that scores highest on the val split, for each method). May be repeated.",
         ),
     ] = ["0.1"],  # noqa: B006
     grid: Annotated[

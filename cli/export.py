@@ -54,7 +54,8 @@ def export(
         typer.Option(
             "--sigma",
             help="Standard deviation of the noise, per dimension, if the preset has noise. auto: derived from how "
-            "much captions of the same image differ.",
+            "much captions of the same image differ. pairs: from the cosine of at least 10 images with their captions, "
+            "those of the val split or of all splits but test.",
             show_default="√0.016",
         ),
     ] = None,

@@ -30,7 +30,8 @@ def train_decoder(
         typer.Option(
             "--sigma",
             help="Standard deviation of the noise, per dimension. auto: derived from how much captions of the same "
-            "image differ.",
+            "image differ. pairs: from the cosine of at least 10 images with their captions, those of the val split or "
+            "of all splits but test.",
             show_default="auto",
         ),
     ] = None,

@@ -57,7 +57,7 @@ class AblationRun:
         history: the epochs.
         seconds: wall-clock, training included.
         train_fraction: share of the training images whose captions were used.
-        sigma_from: ``given``, ``auto`` (a rule) or ``best`` (chosen on the val split).
+        sigma_from: ``given``, ``auto`` or ``pairs`` (a rule), or ``best`` (chosen on the val split).
         choice_scores: of the images that sigma is chosen on.
         parameters: number of weights; 0 where nothing was trained.
         training_seconds: of the training, that of a language model included where it has one.

@@ -25,7 +25,7 @@ from ..imaging import Generator, ImageScorer, Photos, TrainingConfig, fit_genera
 from ..imaging.evaluate import load_encoders, real_photos
 from ..imaging.model import SAMPLING_STEPS
 from ..imaging.sheet import inline_png
-from ..imaging.train import sigma_from_photos, training_photos
+from ..imaging.train import sigma_by_rule, training_photos
 from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
@@ -34,7 +34,7 @@ from ..seeds import generator as seeded
 from ..store import Pairs, Rows, Store
 from ..training.checkpoints import CheckpointDir
 from ..transforms import preset
-from ..transforms.sigma import parse_sigma
+from ..transforms.sigma import PAIRS, parse_sigma
 from .image_table import FILES, IMAGE_METHODS, ImageAblation, ImageRun
 from .methods import ABLATION
 from .trainings import Training, check_jobs, train_ahead
@@ -91,7 +91,7 @@ def ablate_images(
         store: a store of images and texts with the paths of the photos.
         methods: keys of `IMAGE_METHODS`, or text with commas between them; ``all`` for all.
         seeds: number of trainings of each method: seeds 0, 1, ....
-        sigma: noise per dimension, or ``auto``: from images alone (`c3tools.train_generator`).
+        sigma: noise per dimension, or ``auto`` or ``pairs`` (see `c3tools.train_generator`).
         output: folder of the finished results, the generators and the table.
         split: the split of the photos that are scored.
         size: of the generator, a key of `c3tools.imaging.SIZES`; ``tiny`` when None.
@@ -115,6 +115,8 @@ def ablate_images(
     check_image_methods(names)
     check_jobs(jobs, kept=keep_generators)
     size, noise, output = size or "tiny", parse_sigma(sigma), Path(output)
+    if (noise, split) == (PAIRS, "val"):
+        raise MetricError("--sigma pairs uses the val split, so the table cannot be scored on that split.")
     chosen = load_size(size, set)
     training = replace(chosen.training, steps=chosen.training.steps if steps is None else steps)
     store = Store.open(store, reporter=reporter)
@@ -124,15 +126,15 @@ def ablate_images(
         telling_what_is_kept(lambda: f"Finished results are kept in {output}; run the same command again to continue."),
     ):
         Output(output, "ablation", FILES).holds_result()
-        value, why = (float(noise), "") if not isinstance(noise, str) else sigma_from_photos(store)
-        if why:
+        if isinstance(noise, str):
+            noise, why = sigma_by_rule(noise, store)
             reporter.message(why)
         encoders = load_encoders(store, encoder, device=device, backend=backend, reporter=reporter)
         data, remarks = image_data(store, chosen.pixels, split, encoders, reporter)
         keep = output / "generators" if keep_generators else None
         options = {"config": training, "size": size, "set": set, "compute": compute}
-        runs = _runs(data, names, seeds, value, output / "cells", keep, jobs, reporter, options)
-        table = _table(data, runs, remarks, _command(store, names, seeds, value, size, set, steps, split, encoder))
+        runs = _runs(data, names, seeds, noise, output / "cells", keep, jobs, reporter, options)
+        table = _table(data, runs, remarks, _command(store, names, seeds, noise, size, set, steps, split, encoder))
         table.save(output)
     return table
 

@@ -15,7 +15,7 @@ import numpy as np
 from .. import devices
 from ..captioning import GenerationConfig, load_size, training_config
 from ..captioning.steering import load_text_encoder
-from ..captioning.training_rows import sigma_from_texts
+from ..captioning.training_rows import sigma_by_rule
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError, telling_what_is_kept
@@ -25,7 +25,7 @@ from ..io.outputs import Output
 from ..metrics.captions import score_captions
 from ..reporter import SILENT, Reporter
 from ..store import Store
-from ..transforms.sigma import parse_sigma
+from ..transforms.sigma import PAIRS, RULES, parse_sigma
 from .cells import AblationRun, image_values, run_ablation, train_decoders
 from .data import AblationData, ablation_data
 from .image_table import FILES
@@ -68,8 +68,9 @@ class _Settings:
         for fraction in self.train_fractions:
             if not 0 < fraction <= 1:
                 raise DecoderError(f"--train-fraction must be above 0 and at most 1, not {fraction}.")
-        if self.split == "val" and "best" in self.sigmas:
-            raise MetricError("--sigma best uses the val split, so the table cannot be scored on that split.")
+        for sigma in ("best", PAIRS) if self.split == "val" else ():
+            if sigma in self.sigmas:
+                raise MetricError(f"--sigma {sigma} uses the val split, so the table cannot be scored on that split.")
 
     def command(self, row: Row, store: Path) -> str:
         """Return the command that makes one row of the table."""
@@ -128,8 +129,8 @@ def ablate(
         store: a store of images and their captions.
         methods: keys of `METHODS`, or text with commas between them; ``all`` for all.
         seeds: number of seeds: 0, 1, ....
-        sigma: noise per dimension, one row each: a number, ``auto`` (see `train_captioner`), or ``best``: the value of
-            ``grid`` with the best CIDEr on the val split, with the first seed (scores in ``sigma.json``).
+        sigma: noise per dimension, one row each: a number, ``auto`` or ``pairs`` (see `train_captioner`), or ``best``:
+            the value of ``grid`` with the best CIDEr on the val split, with the first seed (scores in ``sigma.json``).
         grid: the sigmas that ``best`` tries, or text with commas between them.
         output: folder of the finished results and of the table.
         split: the split whose images are captioned and scored, or ``all``.
@@ -157,7 +158,7 @@ def ablate(
     settings = _Settings(
         methods=tuple(METHODS) if names == ["all"] else tuple(names),
         seeds=tuple(range(seeds)),
-        sigmas=tuple(parse_sigma(value, also=("auto", "best")) for value in _several(sigma)),
+        sigmas=tuple(parse_sigma(value, also=(*RULES, "best")) for value in _several(sigma)),
         grid=tuple(float(parse_sigma(value, also=())) for value in _listed(grid)),
         size=size or "small",
         set=tuple(set),
@@ -234,12 +235,12 @@ def _sigmas(store: Store, cells: _Cells) -> Iterator[tuple[str, dict[str, float]
         if sigma == "best":
             chosen = cells.choose([name for name in methods if METHODS[name].noisy])
             yield "best", {name: chosen.get(name, 0.0) for name in methods}
-        elif sigma == "auto":
-            value, why = sigma_from_texts(store, cells.data.train, "train")
+        elif isinstance(sigma, str):
+            value, why = sigma_by_rule(sigma, store, cells.data.train, "train")
             cells.reporter.message(why)
-            yield "auto", dict.fromkeys(methods, value)
+            yield sigma, dict.fromkeys(methods, value)
         else:
-            yield "given", dict.fromkeys(methods, float(sigma))
+            yield "given", dict.fromkeys(methods, sigma)
         noiseless = False
 
 

@@ -30,7 +30,7 @@ from .curves import save_curves
 from .fit import fit_captioner
 from .training_rows import (
     inputs_to_learn,
-    sigma_from_texts,
+    sigma_by_rule,
     training_captions,
     training_images,
 )
@@ -81,8 +81,9 @@ def train_captioner(
         pipeline: used instead of a preset; fitted on the store if it is not yet fitted.
         output: the folder to write the decoder to.
         preset: name of the pipeline, a key of `c3tools.transforms.PRESETS`; ``c3`` when None.
-        sigma: standard deviation of the noise per dimension, or ``auto``: derived from how much captions of the same
-            image differ. None means ``auto``, or no noise for pairs from scratch.
+        sigma: standard deviation of the noise per dimension; ``auto``: derived from how much captions of the same image
+            differ; or ``pairs``: derived from the cosine of images and their captions in the val split, or in all
+            splits but test if val has fewer than 20. None means ``auto``, or no noise for pairs from scratch.
         size: of the decoder, a key of `c3tools.captioning.SIZES`.
         set: changed settings of the size, ``name=value`` each.
         unconditional: train a language model: without a prefix, with the contrastive loss of MAGIC's (`UNCONDITIONAL`).
@@ -117,7 +118,7 @@ def train_captioner(
         TransformError: if sigma, the preset or the pipeline cannot be used.
     """
     if sigma is not None:
-        sigma = parse_sigma(sigma, also=(AUTO,))
+        sigma = parse_sigma(sigma)
     own_pipeline = start is not None and preset is None and pipeline is None  # that of the decoder to start from
     _check_options(preset, sigma, pipeline, own_pipeline, train_fraction, pairs, monitor)
     if esper:
@@ -335,11 +336,12 @@ def _preset_pipeline(
     name: str, sigma: float | str | None, store: Store, train: Rows, split: str, reporter: Reporter
 ) -> tuple[Pipeline, float]:
     """Return a preset fitted on the store, and its sigma."""
-    noise = 0.0
+    noise, origin = 0.0, dict[str, str]()
     if named_pipeline(name, sigma=0.0).noisy:
         if isinstance(sigma, float):
             noise = sigma
         else:
-            noise, why = sigma_from_texts(store, train, split)
+            noise, why = sigma_by_rule(sigma or AUTO, store, train, split)
             reporter.message(f"{why}. Choose another with --sigma.")
-    return named_pipeline(name, sigma=noise).fit(store, split=split), noise
+            origin["sigma"] = why
+    return named_pipeline(name, sigma=noise).fit(store, split=split, provenance=origin), noise

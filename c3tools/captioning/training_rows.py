@@ -8,7 +8,8 @@ from ..errors import DecoderError, StoreError
 from ..reporter import counted
 from ..store import Pairs, Rows, Store
 from ..store.training_split import training_split
-from ..transforms.sigma import auto_sigma
+from ..transforms.sigma import PAIRS, auto_sigma
+from ..transforms.sigma_from_data import sigma_of_pairs
 from .evaluate import require_captions
 from .tokenizer import drop_empty
 
@@ -80,10 +81,15 @@ def captions_of_images(images: Rows, texts: Rows) -> Rows:
     return rows
 
 
-def sigma_from_texts(store: Store, train: Rows, split: str) -> tuple[float, str]:
-    """Return sigma by the rule of ``--sigma auto``, and a sentence on what it is based on."""
-    sigma, why = auto_sigma(train.embeddings, train.item_index, store.fitting_moments("text", split).mean)
-    return sigma, f"{why[:1].upper()}{why[1:]}"
+def sigma_by_rule(rule: str, store: Store, train: Rows, split: str) -> tuple[float, str]:
+    """Return sigma by the rule of ``--sigma auto`` or ``--sigma pairs``, and a sentence on what it is based on.
+
+    Raises:
+        TransformError: if the store has too few images with captions for ``pairs``.
+    """
+    if rule == PAIRS:
+        return sigma_of_pairs(store, split)
+    return auto_sigma(train.embeddings, train.item_index, store.fitting_moments("text", split).mean)
 
 
 def inputs_to_learn(

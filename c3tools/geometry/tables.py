@@ -301,9 +301,11 @@ def _subsets_table(values: Values) -> Table:
 
 def _sigma_table(values: Values) -> Table:
     sigma = values["sigma"]
+    options = {} if sigma["recommended"] == "pair_cosine" else {sigma["recommended"]: " (--sigma auto)"}
+    options["pair_cosine"] = " (--sigma pairs)"
     rows = [
         [
-            name.replace("_", " ") + (" (auto)" if name == sigma["recommended"] else ""),
+            name.replace("_", " ") + options.get(name, ""),
             number(rule["sigma"], 4),
             rule["rests_on"] + (f"; not available here: {rule['missing']}" if rule["missing"] else ""),
         ]
@@ -378,9 +380,11 @@ def _describe_corrupt(measured: Measured) -> str:
     second = measured.collected.second
     norm = float(np.sqrt(np.trace(measured.collected.fit_moments[second].covariance)))
     cosine = norm / float(np.hypot(norm, sigma * np.sqrt(dim))) if norm > 0 else 0.0
+    option = "pairs" if rule.name == "pair_cosine" else "auto"
     text = (
-        f"--sigma auto gives {sigma:.3f}: {why}. Noise of this size has norm {sigma * np.sqrt(dim):.2f}, and centred "
-        f"vectors have norm {norm:.2f}, so the cosine of a {second} embedding with its noised copy is {cosine:.2f}."
+        f"--sigma {option} gives {sigma:.3f}: {why}. Noise of this size has norm {sigma * np.sqrt(dim):.2f}, and "
+        f"centred vectors have norm {norm:.2f}, so the cosine of a {second} embedding with its noised copy is "
+        f"{cosine:.2f}."
     )
     if measured.pairs is not None and measured.pairs.residual_rms > 0:
         ratio = PUBLISHED_SIGMA / measured.pairs.residual_rms

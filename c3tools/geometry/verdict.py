@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ..pages import Section
 from ..reporter import counted
+from ..transforms.sigma import AUTO, PAIRS
 from .spaces import COLLAPSE, RAW
 
 Values = Mapping[str, Any]
@@ -32,7 +33,7 @@ ALIKE, STRANGERS = 0.05, 0.95
 """Squared distance of pairs over that of strangers, without the gap: up to the first pairs coincide, from the second
 they are as far apart as any rows."""
 SIGMA_FACTOR = 2.0
-"""The sigma of --sigma auto and that of the cosine of pairs agree within this factor."""
+"""The sigma of --sigma auto and that of --sigma pairs agree within this factor."""
 HARDLY_CLOSER = 0.02
 """Difference of the cosines of pairs and of strangers, up to which the pairs are doubtful."""
 CHANCE_RECALL = 5.0
@@ -136,9 +137,10 @@ def judge_collapse(values: Values, gap: Verdict) -> Verdict:
 def judge_corrupt(values: Values) -> Verdict:
     """Judge whether pairs differ once the gap is gone, and whether the sigma of ``--sigma auto`` fits that."""
     question, sigma, pairs = "Will Corrupt help?", values["sigma"], values["pairs"]
-    auto = f"--sigma auto gives {sigma['value']:.3f}, {sigma['why']}"
+    option = PAIRS if sigma["recommended"] == "pair_cosine" else AUTO
+    chosen = f"--sigma {option} gives {sigma['value']:.3f}, {sigma['why']}"
     if not pairs:
-        return Verdict("corrupt", question, "unknown", f"There are no pairs to measure the alignment noise; {auto}.")
+        return Verdict("corrupt", question, "unknown", f"There are no pairs to measure the alignment noise; {chosen}.")
     dim = next(iter(values["modalities"].values()))["dim"]
     ratio = dim * pairs["residual_rms"] ** 2 / max(sum(_variances(values).values()), 1e-12)
     if ratio <= ALIKE:
@@ -155,10 +157,13 @@ def judge_corrupt(values: Values) -> Verdict:
         return Verdict("corrupt", question, "no", because)
     needed = sigma["candidates"].get("pair_cosine", {}).get("sigma")
     differ = f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of unrelated rows"
-    if needed and not 1 / SIGMA_FACTOR <= sigma["value"] / needed <= SIGMA_FACTOR:
-        because = f"{differ}. {auto}, but the pairs need {needed:.3f}. Compare both with `c3 ablate`."
-        return Verdict("corrupt", question, "partly", because)
-    return Verdict("corrupt", question, "yes", f"{differ}. {auto}.")
+    if not needed or option == PAIRS:
+        return Verdict("corrupt", question, "yes", f"{differ}. {chosen}.")
+    other = f"--sigma pairs gives {needed:.3f}, from the cosine of the pairs"
+    if 1 / SIGMA_FACTOR <= sigma["value"] / needed <= SIGMA_FACTOR:
+        return Verdict("corrupt", question, "yes", f"{differ}. {chosen}; {other}.")
+    compare = "Compare both with `c3 ablate --sigma auto --sigma pairs`."
+    return Verdict("corrupt", question, "partly", f"{differ}. {chosen}, but {other}. {compare}")
 
 
 def judge_unusual(values: Values) -> Verdict:

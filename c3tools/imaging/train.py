@@ -27,7 +27,8 @@ from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
-from ..transforms.sigma import AUTO, NEIGHBOURS, PUBLISHED_SIGMA, SPREADS, parse_sigma, photo_spread
+from ..transforms.sigma import AUTO, NEIGHBOURS, PAIRS, PUBLISHED_SIGMA, SPREADS, parse_sigma, photo_spread
+from ..transforms.sigma_from_data import sigma_of_pairs
 from .generator import Generator, describe_generator, generator_output
 from .model import ImageNetwork, TrainingConfig, load_size, sample
 from .photos import Photos, read_photos
@@ -73,8 +74,9 @@ def train_generator(
         pipeline: used instead of a preset; fitted on the store if it is not yet fitted.
         output: the folder to write the generator to.
         preset: name of the pipeline, a key of `c3tools.transforms.PRESETS`; ``c3`` when None.
-        sigma: standard deviation of the noise per dimension, or ``auto``: twice the distance of photos to the nearest
-            of 500 others (`c3tools.transforms.sigma.photo_spread`), which needs no text. None means ``auto``.
+        sigma: standard deviation of the noise per dimension; ``auto``: twice the distance of photos to the nearest of
+            500 others (`c3tools.transforms.sigma.photo_spread`), which needs no text; or ``pairs``: derived from the
+            cosine of photos and their captions, as in `c3tools.train_captioner`. None means ``auto``.
         size: of the generator, a key of `c3tools.imaging.SIZES`.
         set: changed settings of the size, ``name=value`` each.
         steps: optimiser steps; None for the default of the size.
@@ -100,7 +102,7 @@ def train_generator(
         MissingExtraError: if diffusers is not installed.
     """
     if sigma is not None:
-        sigma = parse_sigma(sigma, also=(AUTO,))
+        sigma = parse_sigma(sigma)
     if pipeline is not None and not (preset is None and sigma is None):
         raise GeneratorError(
             "A pipeline was given together with a preset or sigma, but it has its own steps and sigma.",
@@ -251,24 +253,32 @@ def fitted_pipeline(
             pipeline = pipeline.fit(store, split=split)
         pipeline.check_model(store.info.model)
         return pipeline
-    name, noise = preset or DEFAULT_PRESET, 0.0
+    name, noise, origin = preset or DEFAULT_PRESET, 0.0, dict[str, str]()
     if named_pipeline(name, sigma=0.0).noisy:
         if isinstance(sigma, float):
             noise = sigma
         else:
-            noise, why = sigma_from_photos(store, split)
+            noise, why = sigma_by_rule(sigma or AUTO, store, split)
             reporter.message(f"{why}. Choose another with --sigma.")
-    return named_pipeline(name, sigma=noise, train_on="image", infer_on="text").fit(store, split=split)
+            origin["sigma"] = why
+    unfitted = named_pipeline(name, sigma=noise, train_on="image", infer_on="text")
+    return unfitted.fit(store, split=split, provenance=origin)
 
 
-def sigma_from_photos(store: Store, split: str = "train") -> tuple[float, str]:
-    """Return sigma by the rule of ``--sigma auto`` for generators, and a sentence on what it is based on."""
+def sigma_by_rule(rule: str, store: Store, split: str = "train") -> tuple[float, str]:
+    """Return sigma by the rule of ``--sigma auto`` or ``--sigma pairs`` for generators, and a sentence on its basis.
+
+    Raises:
+        TransformError: if the store has too few images with captions for ``pairs``.
+    """
+    if rule == PAIRS:
+        return sigma_of_pairs(store, split, noised="image")
     rows = store.load("image", split, spill=True)
     first = rows.hash_order("photo spread")[:NEIGHBOURS]
-    rule = photo_spread(rows.embeddings[first], store.fitting_moments("image", split).mean)
-    if rule.sigma is None:
-        return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {rule.missing}"
-    sigma = SPREADS * rule.sigma
+    spread = photo_spread(rows.embeddings[first], store.fitting_moments("image", split).mean)
+    if spread.sigma is None:
+        return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {spread.missing}"
+    sigma = SPREADS * spread.sigma
     return (
         sigma,
         f"Sigma {sigma:.4g}: {SPREADS:g} times the distance of photos to their nearest neighbours, from images alone",

@@ -17,12 +17,11 @@ from ..moments import Array, Moments
 from ..reporter import counted
 from . import operations as ops
 from .operations import Affine, Operation, Rows, Unit
-from .sigma import auto_sigma
 
 if TYPE_CHECKING:
     from ..executors import Executor
+    from ..store import Pairs, Store
     from ..store import Rows as StoreRows
-    from ..store import Store
 
 MAX_FIT_ROWS = 500_000
 
@@ -164,19 +163,26 @@ def unit_moments(rows: Rows) -> Moments:
 
 
 def first_rows(
-    store: Store, modality: str, split: str | None, max_rows: int, items: Collection[str] | None = None
+    store: Store,
+    modality: str,
+    split: str | None,
+    max_rows: int,
+    items: Collection[str] | None = None,
+    without: str | None = None,
 ) -> StoreRows:
-    """Return the first ``max_rows`` rows of one split, of some ``items`` alone where these are given."""
+    """Return the first ``max_rows`` rows of one split, or ``without`` one, of some ``items`` alone if given."""
     import pyarrow as pa
 
     from ..store import Rows as StoreRows
-    from ..store import embedding_matrix
+    from ..store import embedding_matrix, split_mask
     from ..store.rows import item_keys
 
     batches: list[pa.RecordBatch] = []
     missing = max_rows
     for batch in store.batches(modality, split=split):
-        wanted = [items is None or item in items for item in item_keys(batch).to_pylist()]
+        wanted = np.array([items is None or item in items for item in item_keys(batch).to_pylist()], dtype=bool)
+        if without is not None:
+            wanted &= ~split_mask(batch, without, store.kept_splits)
         batches.append(batch.filter(pa.array(wanted, pa.bool_())).slice(0, missing))
         missing -= len(batches[-1])
         if missing == 0:
@@ -251,10 +257,7 @@ def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired:
     """
     if not paired:
         return {modality: first_rows(store, modality, split, max_rows) for modality in store.modalities}
-    from ..store import Pairs
-
-    images = first_rows(store, "image", split, max_rows)
-    pairs = Pairs.match(images, first_rows(store, "text", split, max_rows, items=set(images.keys)))
+    pairs = first_pairs(store, split, max_rows)
     if not len(pairs):
         raise TransformError(
             f"The store {store.path} has no pairs of images and texts in the split {split!r}.",
@@ -263,43 +266,18 @@ def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired:
     return {"image": pairs.captions_of_first(), "text": pairs.second.select(pairs.rows)}
 
 
-def sigma_of_captions(store: Store, split: str, max_rows: int = MAX_FIT_ROWS) -> tuple[float, str]:
-    """Return sigma by the rule of ``auto`` from the texts of one split of a store, and what it rests on.
+def first_pairs(
+    store: Store,
+    split: str | None,
+    max_rows: int,
+    items: Collection[str] | None = None,
+    without: str | None = None,
+) -> Pairs:
+    """Return the first ``max_rows`` images, as `first_rows` takes them, and as many of their first texts."""
+    from ..store import Pairs
 
-    Raises:
-        StoreError: if the store cannot be read.
-        TransformError: if it has no texts.
-    """
-    if "text" not in store.modalities:
-        raise TransformError(
-            f"sigma 'auto' is derived from captions, but the store {store.path} has no texts.",
-            remedy="Set sigma to a number, or fit on a store with captions.",
-        )
-    texts = first_rows(store, "text", split, max_rows)
-    rows = texts.embeddings if store.info.normalised else ops.apply(Unit(), texts.embeddings)
-    return auto_sigma(rows, texts.item_index, store.fitting_moments("text", split).mean)
-
-
-def sigma_of_arrays(rows: Mapping[str, npt.ArrayLike], own: Sequence[str] | None = None) -> tuple[float, str]:
-    """Return sigma by the rule of ``auto`` from the rows of ``text``, and what it rests on.
-
-    Texts are those of one image where their items (``own``) are the same; without items, where rows of ``image``, one
-    for each text, are the same; without these, each is of its own.
-
-    Raises:
-        TransformError: if rows are not numbers of shape (n, d).
-    """
-    texts = ops.as_rows(rows["text"], "rows of text")
-    ops.check_finite(texts)
-    texts = ops.apply(Unit(), texts)
-    items = np.arange(len(texts))
-    if own is not None:
-        items = np.unique(list(own), return_inverse=True)[1].reshape(-1)
-    elif "image" in rows:
-        images = ops.as_rows(rows["image"], "rows of image")
-        if len(images) == len(texts):
-            items = np.unique(images, axis=0, return_inverse=True)[1].reshape(-1)
-    return auto_sigma(texts, items, Moments.from_rows(texts).mean)
+    images = first_rows(store, "image", split, max_rows, items, without)
+    return Pairs.match(images, first_rows(store, "text", split, max_rows, items=set(images.keys)))
 
 
 def _moments_in(moments: Mapping[str, Moments], modality: str, step: str) -> Moments:

@@ -23,9 +23,10 @@ from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
-from .fitting import MAX_FIT_ROWS, FitData, read_store, sigma_of_arrays, sigma_of_captions, sort_given
+from .fitting import MAX_FIT_ROWS, FitData, read_store, sort_given
 from .operations import Rows
 from .recipe import describe_steps, make_recipe, parse_config, read_recipe, recipe_card, write_recipe
+from .sigma_from_data import sigma_of_arrays, sigma_of_store
 from .steps import Role, Step, order_findings
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Pipeline(HubRepository):
 
     @property
     def sigma(self) -> float | str | None:
-        """Return the noise per dimension; ``auto`` before it is computed, None if there is no Gaussian noise."""
+        """Return the noise per dimension, the rule before it is computed, None if there is no Gaussian noise."""
         return next((step.settings["sigma"] for step in self.steps if step.noisy and "sigma" in step.settings), None)
 
     def _takes_unit_rows(self, modality: str) -> bool:
@@ -110,13 +111,13 @@ class Pipeline(HubRepository):
         return first is not None and first.keeps_unit and first.applies(modality, training=False)
 
     @property
-    def _needs_sigma(self) -> bool:
-        return any(step.needs_sigma for step in self.steps)
+    def _sigma_rules(self) -> set[str]:
+        return {step.sigma_rule for step in self.steps if step.sigma_rule is not None}
 
-    def settle_sigma(self, sigma: float) -> None:
-        """Replace a sigma of ``auto`` by a number; a sigma that is a number is kept."""
+    def settle_sigma(self, rule: str, sigma: float) -> None:
+        """Replace a sigma that is the word ``rule`` by a number; a sigma that is a number is kept."""
         for step in self.steps:
-            if step.needs_sigma:
+            if step.sigma_rule == rule:
                 step.sigma = sigma  # type: ignore[attr-defined]
 
     def fit(
@@ -133,9 +134,10 @@ class Pipeline(HubRepository):
         """Fit the steps in order, each on the output of the steps before it, and return the pipeline.
 
         Only the parts of a store that the steps need are read: its moments, the first rows, or the first pairs by key.
-        Moments loaded by `c3 means --load` replace those of the store. A sigma of ``auto`` is computed by the rule in
-        `c3tools.transforms.sigma`, from texts. In arrays without items, two texts belong to one image if their image
-        rows are equal.
+        Moments loaded by `c3 means --load` replace those of the store. A sigma of ``auto`` is computed from texts, one
+        of ``pairs`` from images with captions: of a store from those of its val split, or of all splits but test if val
+        has fewer than 20. In arrays without items, row i of the texts belongs to row i of the images, and two texts
+        belong to one image if their image rows are equal.
 
         Args:
             data: a store; or, by modality, embeddings (n, d), of any norm, which are the same as ``rows``; or, by
@@ -173,24 +175,18 @@ class Pipeline(HubRepository):
                 )
             arrays = {name: own.embeddings for name, own in read.items()}
             items = {name: own.items for name, own in read.items()}
-            if self._needs_sigma:
-                sigma, origin["sigma"] = sigma_of_captions(data, split, max_rows)
-                self.settle_sigma(sigma)
+            for rule in sorted(self._sigma_rules):
+                sigma, origin["sigma"] = sigma_of_store(rule, data, split, max_rows)
+                self.settle_sigma(rule, sigma)
         else:
             raise TransformError(
                 f"A pipeline is fitted on a store, or on moments or arrays by modality, not on {type(data).__name__}.",
                 remedy='For example fit({"image": array, "text": array}).',
             )
-        if self._needs_sigma and "text" in arrays:
-            sigma, origin["sigma"] = sigma_of_arrays(arrays, (items or {}).get("text"))
-            self.settle_sigma(sigma)
-        if self._needs_sigma:
-            raise TransformError(
-                f"The pipeline {self.name!r} has the sigma 'auto', which is derived from texts, but no texts were "
-                "given.",
-                remedy="Fit it on a Store or on {'text': array}, or set sigma to a number: preset('c3', sigma=0.1).",
-            )
         fit_data = FitData.of(moments, arrays, items or {}, self._takes_unit_rows)
+        for rule in sorted(self._sigma_rules):
+            sigma, origin["sigma"] = sigma_of_arrays(rule, fit_data.rows, fit_data.items, moments)
+            self.settle_sigma(rule, sigma)
         self.dim = fit_data.dim
         sizes = {name: m.n for name, m in sorted(fit_data.moments.items())}
         last = max((position for position, step in enumerate(self.steps) if step.fits), default=0)
@@ -213,7 +209,8 @@ class Pipeline(HubRepository):
             for name, n in self.provenance["n"].items()
         ]
         rule = f" {self.provenance['split_rule']}" if "split_rule" in self.provenance else ""
-        return f"Fitted {self.name} on the {self.provenance['split']} split: {' and '.join(parts)}.{rule}"
+        sigma = f" {self.provenance['sigma']}." if "sigma" in self.provenance else ""
+        return f"Fitted {self.name} on the {self.provenance['split']} split: {' and '.join(parts)}.{rule}{sigma}"
 
     def transform(
         self,

@@ -12,7 +12,7 @@ from ..io.hub import local_folder
 from .mapping import CovarianceNoise, MatchMoments, Procrustes, ReAlign, RidgeMap
 from .memory import MemoryProjection, Retrieval
 from .pipeline import Pipeline
-from .sigma import PUBLISHED_SIGMA, parse_sigma
+from .sigma import PAIRS, PUBLISHED_SIGMA, parse_sigma
 from .steps import (
     AdaptiveNoise,
     Collapse,
@@ -132,17 +132,24 @@ def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text
 
     Args:
         name: a key of `PRESETS`.
-        sigma: standard deviation of Gaussian noise per dimension, if the method has noise; ``auto`` to compute it when
-            the pipeline is fitted on a store with captions; None for the published sqrt(0.016).
+        sigma: standard deviation of Gaussian noise per dimension, if the method has noise; ``auto`` to compute it from
+            captions when the pipeline is fitted, ``pairs`` to compute it from a few images with captions; None for the
+            published sqrt(0.016).
         train_on: modality of the training inputs; "text" for captioning, "image" for text-to-image.
         infer_on: modality of the inference inputs.
 
     Raises:
-        TransformError: if the name is unknown, or sigma is negative or not finite.
+        TransformError: if the name is unknown, sigma is negative or not finite, or it is ``pairs`` and the training
+            inputs are not texts.
     """
     if name not in PRESETS:
         raise TransformError(f"There is no preset {name!r}.", remedy=f"Presets: {', '.join(PRESETS)}.")
     strength = PUBLISHED_SIGMA if sigma is None else parse_sigma(sigma)
+    if strength == PAIRS and train_on != "text":
+        raise TransformError(
+            f"A preset with sigma 'pairs' adds its noise to texts, but this one trains on {train_on}.",
+            remedy="For generators, use `c3 train-generator --sigma pairs`; else set sigma to a number.",
+        )
     inner = PRESETS[name].build(strength, infer_on, train_on)
     return Pipeline([Normalize(), *inner, Normalize()] if inner else [Normalize()], name=name)
 

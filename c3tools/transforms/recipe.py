@@ -27,7 +27,7 @@ from ..identity import ModelIdentity
 from ..io.files import read_json, read_limited, write_atomically
 from ..io.hub import Card
 from . import mapping, memory, steps
-from .sigma import AUTO
+from .sigma import RULES
 from .steps import Step
 
 JSON_NAME = "transform.json"
@@ -192,7 +192,7 @@ def _check_type(value: object, annotation: str, place: str) -> None:
         fine = "None" in annotation
     elif annotation.startswith("float"):
         fine = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fine = fine or (value == AUTO and AUTO in annotation)
+        fine = fine or (value in RULES and str(value) in annotation)
     elif annotation.startswith("int"):
         fine = isinstance(value, int) and not isinstance(value, bool)
     elif annotation.startswith("tuple"):

@@ -1,4 +1,4 @@
-"""Rules for the amount of noise: the candidates, and the rule of ``--sigma auto``.
+"""Rules for the amount of noise: the candidates, and the rules of ``--sigma auto`` and ``--sigma pairs``.
 
 All of them give the standard deviation per dimension of Gaussian noise on centred embeddings. Some need texts alone,
 others need pairs. Pairs that the encoder was trained on look closer than new ones, so they give too small a sigma.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +17,23 @@ import numpy.typing as npt
 from ..errors import TransformError
 from ..io.spill import BLOCK_ROWS
 from ..moments import Array
+from ..reporter import counted
 
 Indices = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.floating[Any]]
 
-AUTO = "auto"
+AUTO, PAIRS = RULES = ("auto", "pairs")
 PUBLISHED_SIGMA = 0.016**0.5  # C3 (Zhang et al., ICLR 2024) and CapDec (Nukrai et al., 2022): variance 0.016
 AUTO_RULE = "twice_spread"
 FALLBACK = "pair_cosine"
 MIN_COSINE = 0.1  # noise that leaves a lower cosine is over ten times as long as what is noised: nothing would be left
 MIN_SIBLING_COSINE = 0.2  # twice the noise that leaves this one would leave less than the other
 NEIGHBOURS = 500
+MIN_PAIRS, RECOMMENDED_PAIRS = 10, 20  # images with captions: see docs/results/sigma.md
 SPREADS = 2.0  # an image differs from a caption by more than two captions of it do: see docs/results/sigma.md
 
 
-def parse_sigma(value: float | str, also: Sequence[str] = (AUTO,)) -> float | str:
+def parse_sigma(value: float | str, also: Sequence[str] = RULES) -> float | str:
     """Return ``value`` as a standard deviation of noise, or as one of the words ``also`` that stand for a rule.
 
     Raises:
@@ -198,8 +200,18 @@ def residual_rms(variance: Array | None) -> SigmaRule:
     return SigmaRule("residual_rms", float(np.sqrt(variance.mean())), rests_on)
 
 
-def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[Array]) -> SigmaRule:
+def pair_cosine(
+    first: Rows,
+    second: Rows,
+    item_index: Indices,
+    means: Sequence[Array],
+    noised: Literal["image", "text"] = "text",
+) -> SigmaRule:
     """Find the sigma that gives the noised text the cosine of its true image, both centred.
+
+    The image mean may be that of these very images: x less the mean of all n is (n - 1) / n of x less the mean of the
+    others, which has the same cosines. That mean is off by the error of n images, and so are new images that are
+    centred by it: they are as much further from their texts as the cosine says.
 
     There is none where pairs are no nearer than unrelated rows: where the mean cosine is below `MIN_COSINE`, or does
     not exceed that of texts with the image of another item by three standard errors over items.
@@ -209,16 +221,17 @@ def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[
         second: (k, d) text embeddings.
         item_index: int64 (k,), the image of each text; empty without pairs.
         means: of the two modalities, float64 (d,) each.
+        noised: the side that gets the noise; with ``image`` an image gets the cosine of its text.
     """
     rests_on = "pairs, preferably not seen in training of the encoder: their mean cosine, both centred"
     if not len(item_index):
         return SigmaRule("pair_cosine", None, rests_on, "there are no pairs")
     x, y = first - means[0], second - means[1]
-    norms = np.linalg.norm(y, axis=1)
+    norms = np.linalg.norm(y if noised == "text" else x[np.unique(item_index)], axis=1)
     own, right = _row_cosines(x[item_index], y)
     if not right.any():
         return SigmaRule("pair_cosine", None, rests_on, "the centred vectors are zero")
-    cosine, text_norm = float(own[right].mean()), float(norms.mean())
+    cosine, norm = float(own[right].mean()), float(norms.mean())
     items, numbers = np.unique(item_index, return_inverse=True)
     other, apart = _row_cosines(x[np.roll(items, 1)[numbers]], y)  # each text with the image of the item before its own
     good = right & apart
@@ -233,7 +246,7 @@ def pair_cosine(first: Rows, second: Rows, item_index: Indices, means: Sequence[
             f"{strangers:.3f}"
         )
         return SigmaRule("pair_cosine", None, f"{rests_on} ({cosine:.3f})", missing)
-    return _by_cosine("pair_cosine", cosine, text_norm, y.shape[1], rests_on)
+    return _by_cosine("pair_cosine", cosine, norm, y.shape[1], rests_on)
 
 
 def _row_cosines(left: Rows, right: Rows) -> tuple[Array, npt.NDArray[np.bool_]]:
@@ -250,10 +263,10 @@ def published() -> SigmaRule:
 
 
 def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
-    """Return the rule that ``--sigma auto`` follows, and why, in words.
+    """Return the recommended rule, and why, in words.
 
-    It is twice the spread of captions of one image, which needs texts alone, as C3 does. With one caption per item it
-    falls back to the cosine of true pairs, and without pairs to the published constant.
+    It is that of ``--sigma auto``, twice the spread of captions of one image, which needs texts alone, as C3 does. With
+    one caption per item it is that of ``--sigma pairs``, and without pairs the published constant.
     """
     known = {rule.name: rule for rule in rules if rule.sigma}
     if AUTO_RULE in known:
@@ -284,7 +297,49 @@ def auto_sigma(texts: Rows, item_index: Indices, mean: Array) -> tuple[float, st
         )
     rule, why = recommend([twice_spread(caption_spread(texts, item_index, mean))])
     assert rule.sigma is not None
-    return rule.sigma, f"sigma {rule.sigma:.4g}: {why}"
+    return rule.sigma, f"Sigma {rule.sigma:.4g}: {why}"
+
+
+def pairs_sigma(
+    images: Rows,
+    texts: Rows,
+    item_index: Indices,
+    means: Sequence[Array],
+    *,
+    noised: Literal["image", "text"] = "text",
+    of: str = "",
+    source: str = "the arrays",
+) -> tuple[float, str]:
+    """Return sigma by the rule of ``--sigma pairs``, and a sentence that says what it rests on.
+
+    Args:
+        images: (m, d) L2-normalised image embeddings.
+        texts: (k, d) L2-normalised text embeddings, each of an image.
+        item_index: int64 (k,), the image of each text.
+        means: of images and texts, float64 (d,) each, that Collapse subtracts.
+        noised: the side that gets the noise.
+        of: in words, which images of the source these are, with a leading space.
+        source: the origin of the pairs, for errors.
+
+    Raises:
+        TransformError: if there are fewer than `MIN_PAIRS` images with texts, or `pair_cosine` finds no sigma.
+    """
+    count = len(np.unique(item_index))
+    if count < MIN_PAIRS:
+        raise TransformError(
+            f"sigma 'pairs' needs at least {MIN_PAIRS} images with captions, but there are {count}{of} in {source}.",
+            remedy=f"Add images with captions ({RECOMMENDED_PAIRS} are recommended), or use --sigma auto, which needs "
+            "no pairs.",
+        )
+    rule = pair_cosine(images, texts, item_index, means, noised)
+    if rule.sigma is None:
+        raise TransformError(
+            f"There is no sigma for the {count} images with captions{of} in {source}: {rule.missing}.",
+            remedy="Check that captions belong to their images, or use --sigma auto, which needs no pairs.",
+        )
+    few = "" if count >= RECOMMENDED_PAIRS else f" ({RECOMMENDED_PAIRS} images are recommended)"
+    their = counted(len(item_index), "caption")
+    return rule.sigma, f"Sigma {rule.sigma:.4g}: the cosine of {count:,} images{of} with their {their}{few}"
 
 
 def _by_cosine(

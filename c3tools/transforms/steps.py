@@ -18,7 +18,7 @@ from ..errors import TransformError
 from ..moments import Array, Moments
 from .fitting import FitData
 from .operations import Affine, Indices, MixNoise, Noise, Operation, Unit
-from .sigma import AUTO, PUBLISHED_SIGMA, parse_sigma
+from .sigma import PUBLISHED_SIGMA, RULES, parse_sigma
 
 Role = Literal["training", "inference", "both"]
 
@@ -59,14 +59,14 @@ class Step:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
-    def needs_sigma(self) -> bool:
-        """Return whether sigma is still ``auto`` (see `Pipeline.settle_sigma`)."""
-        return bool(getattr(self, "sigma", None) == AUTO)
+    def sigma_rule(self) -> str | None:
+        """The rule that sigma is still to be computed by (see `Pipeline.settle_sigma`), ``auto`` or ``pairs``."""
+        return next((rule for rule in RULES if rule == getattr(self, "sigma", None)), None)
 
     @property
     def fitted(self) -> bool:
         """Return whether the step can be applied."""
-        return not self.needs_sigma and (not self.fits or bool(self.state))
+        return self.sigma_rule is None and (not self.fits or bool(self.state))
 
     def applies(self, modality: str, training: bool) -> bool:
         """Return whether the step takes part for inputs of this modality and role."""
@@ -273,11 +273,11 @@ class GaussianNoise(Step):
     """e + sigma N(0, I) (Corrupt; C3, Zhang et al., ICLR 2024; CapDec, Nukrai et al., 2022, with variance sigma^2).
 
     Attributes:
-        sigma: standard deviation per dimension; ``auto`` until the pipeline is fitted on a store with captions, by the
-            rule of `c3tools.transforms.sigma`.
+        sigma: standard deviation per dimension; ``auto`` or ``pairs`` until the pipeline is fitted on captions, with
+            ``pairs`` on some with their images, by the rules of `c3tools.transforms.sigma`.
     """
 
-    sigma: float | Literal["auto"] = PUBLISHED_SIGMA
+    sigma: float | Literal["auto", "pairs"] = PUBLISHED_SIGMA
     role: Role = field(default="training", kw_only=True)
 
     kind: ClassVar[str] = "gaussian-noise"
@@ -300,12 +300,12 @@ class SpanNoise(Step):
     Attributes:
         first: one end of the gap.
         second: the other end.
-        sigma: standard deviation per dimension, outside the gap; ``auto`` as in `GaussianNoise`.
+        sigma: standard deviation per dimension, outside the gap; a rule as in `GaussianNoise`.
     """
 
     first: str = "image"
     second: str = "text"
-    sigma: float | Literal["auto"] = PUBLISHED_SIGMA
+    sigma: float | Literal["auto", "pairs"] = PUBLISHED_SIGMA
     role: Role = field(default="training", kw_only=True)
 
     kind: ClassVar[str] = "span-noise"

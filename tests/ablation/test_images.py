@@ -149,7 +149,11 @@ def test_the_command_writes_runs_and_lists_methods(c3: C3, store: Store, tmp_pat
     assert "oracle" in c3("ablate", "--list").stdout
     refused = c3("ablate", "--task", "images", "--store", store.path, "--sigma", "0.1", "--sigma", "0.2")
     assert refused.exit_code == 1
-    assert "sigma must be a number of at least 0 or 'auto', not '0.1 and 0.2'" in " ".join(refused.stderr.split())
+    assert "sigma must be a number of at least 0, 'auto' or 'pairs', not '0.1 and 0.2'" in " ".join(
+        refused.stderr.split()
+    )
+    refused = c3("ablate", "--task", "images", "--store", store.path, "--sigma", "pairs", "--split", "val")
+    assert "--sigma pairs uses the val split" in " ".join(refused.stderr.split())
     assert "no task 'music'" in c3("ablate", "--task", "music").stderr
 
 

@@ -16,6 +16,7 @@ from c3tools.captioning.evaluate import evaluate_captions
 from c3tools.errors import C3Error, DecoderError, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.transforms.sigma_from_data import sigma_of_pairs
 from tests.conftest import Messages, build_store
 
 from ..captioning.conftest import TOY, make_world
@@ -119,6 +120,16 @@ def test_sigma_is_chosen_on_the_val_split_for_each_method(table: Table, tmp_path
     assert any("(auto)" in row[1] for row in both.table().rows)
     with pytest.raises(C3Error, match="the table cannot be scored on that split"):
         table(sigma="best", split="val", **options)
+
+
+def test_sigma_of_pairs_is_a_row_of_its_own(table: Table, toy_store: Store) -> None:
+    made, messages = table(sigma="pairs", methods="C3")
+    sigma, why = sigma_of_pairs(toy_store)
+    assert why in messages
+    assert [(run.sigma, run.sigma_from) for run in made.runs] == [(sigma, "pairs")]
+    assert made.table().rows[0][1] == f"{sigma:.3g} (pairs)"
+    with pytest.raises(C3Error, match="--sigma pairs uses the val split"):
+        table(sigma=["auto", "pairs"], methods="C3", split="val")
 
 
 def test_the_val_split_can_be_scored_by_every_method(table: Table) -> None:

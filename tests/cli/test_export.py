@@ -9,6 +9,7 @@ from c3tools.cli import app
 from typer.testing import CliRunner, Result
 
 from c3tools import Pipeline, Store
+from c3tools.transforms.sigma_from_data import sigma_of_pairs
 
 
 def run(*arguments: str) -> Result:
@@ -49,6 +50,15 @@ def test_options_reach_the_export(here: Path) -> None:
     assert Pipeline.load("c3-export").sigma == 0.1
     ok("-p", "c3", "--sigma", "auto", "-o", "c3-export", "--overwrite")
     assert Pipeline.load("c3-export").provenance["sigma"].endswith("from texts alone")
+    result = ok("-p", "c3", "--sigma", "pairs", "-o", "c3-export", "--overwrite")
+    pipeline = Pipeline.load("c3-export")
+    assert pipeline.sigma == sigma_of_pairs(Store.open("c3-store"))[0]
+    assert "the cosine of 60 images outside the test split with their 120 captions." in " ".join(result.stderr.split())
+
+
+def test_pairs_are_for_noise_on_texts(here: Path) -> None:
+    message = refused("--sigma", "pairs", "--train-on", "image")
+    assert "adds its noise to texts, but this one trains on image. For generators, use `c3 train-generator" in message
 
 
 def test_faiss_index_of_a_preset(here: Path) -> None:

@@ -16,6 +16,7 @@ from c3tools.captioning import Captioner
 from c3tools.seeds import stable_hashes
 from c3tools.store import Rows
 from c3tools.transforms import Pipeline
+from c3tools.transforms.sigma_from_data import sigma_of_pairs
 from tests.conftest import C3, build_store, unit_rows
 
 from ..captioning.conftest import TOY, make_captions_store
@@ -72,10 +73,35 @@ def test_captions_that_are_retrieved_stay_with_the_decoder(c3: C3, tmp_path: Pat
     assert again.exit_code == 0, again.stderr
 
 
+def test_the_cosine_of_a_few_pairs_gives_sigma(c3: C3, tmp_path: Path) -> None:
+    store, _ = make_captions_store(tmp_path / "c3-store", noise=0.1)
+    trained = c3("train-decoder", "--sigma", "pairs", "--size", "tiny", "--epochs", "1", "--precision", "fp32")
+    assert trained.exit_code == 0, trained.stderr
+    sigma, why = sigma_of_pairs(store)
+    assert why == f"Sigma {sigma:.4g}: the cosine of 64 images outside the test split with their 128 captions"
+    assert f"{why}. Choose another with --sigma." in " ".join(trained.stderr.split())
+    captioner = Captioner.load(tmp_path / "c3-decoder")
+    assert captioner.record["sigma"] == captioner.pipeline.sigma == sigma
+    assert captioner.record["asked"]["sigma"] == "pairs"
+    assert captioner.pipeline.provenance["sigma"] == why
+
+
+def test_texts_alone_have_no_pairs_to_take_sigma_from(c3: C3, tmp_path: Path) -> None:
+    _, world = make_captions_store(tmp_path / "pairs")
+    build_store(tmp_path / "c3-store", world.texts, model=TOY, dtype="float32")
+    refused = c3("train-decoder", "--sigma", "pairs", "--size", "tiny")
+    assert refused.exit_code == 1
+    said = " ".join(refused.stderr.split())
+    assert "sigma 'pairs' is derived from images with captions, but the store c3-store has no images." in said
+    assert "use --sigma auto, which needs no pairs" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "c3-decoder").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sigma", "much"), "sigma must be a number of at least 0 or 'auto', not 'much'"),
+        (("--sigma", "much"), "sigma must be a number of at least 0, 'auto' or 'pairs', not 'much'"),
         (("--sigma", "-1"), "sigma must be a number of at least 0"),
         (("--sigma", "nan"), "sigma must be a number of at least 0"),
         (("--train-fraction", "0"), "must be above 0"),

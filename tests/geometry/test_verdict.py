@@ -39,7 +39,12 @@ def values() -> dict[str, Any]:
         "retrieval_intervals": {"raw": {way: {"recall@1": [0.45, 0.6]} for way in recall}},
         "assumptions": {name: {"answer": "yes"} for name in ("constant", "orthogonal", "gaussian")}
         | {"isotropic": {"answer": "no"}},
-        "sigma": {"value": 0.06, "why": "twice the spread", "candidates": {"pair_cosine": {"sigma": 0.07}}},
+        "sigma": {
+            "recommended": "twice_spread",
+            "value": 0.06,
+            "why": "twice the spread",
+            "candidates": {"pair_cosine": {"sigma": 0.07}},
+        },
         "provenance": {"working_set": {"image": 500, "text": 500}},
     }
 
@@ -117,9 +122,15 @@ def test_collapse(changes: dict[str, Any], answer: str, words: str) -> None:
         ({"pairs": None}, "unknown", "no pairs to measure the alignment noise; --sigma auto gives 0.060"),
         ({"pairs__residual_rms": 0.01}, "no", "almost equal"),
         ({"pairs__residual_rms": 0.125}, "no", "as far apart as unrelated rows (98 %"),
-        ({"sigma__value": 0.15}, "partly", "but the pairs need 0.070"),
-        ({"sigma__value": 0.03}, "partly", "but the pairs need 0.070"),
-        ({"sigma__candidates": {"pair_cosine": {"sigma": None}}}, "yes", "0.060"),
+        ({}, "yes", "; --sigma pairs gives 0.070, from the cosine of the pairs."),
+        ({"sigma__value": 0.15}, "partly", "but --sigma pairs gives 0.070"),
+        ({"sigma__value": 0.03}, "partly", "but --sigma pairs gives 0.070"),
+        ({"sigma__candidates": {"pair_cosine": {"sigma": None}}}, "yes", "--sigma auto gives 0.060, twice the spread."),
+        (
+            {"sigma__recommended": "pair_cosine", "sigma__value": 0.07, "sigma__why": "the cosine"},
+            "yes",
+            "rows. --sigma pairs gives 0.070, the cosine.",
+        ),
     ],
 )
 def test_corrupt(changes: dict[str, Any], answer: str, words: str) -> None:

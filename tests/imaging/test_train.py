@@ -10,11 +10,11 @@ from PIL import Image
 
 from c3tools.errors import GeneratorError, OutputError, StoreError, TransformError
 from c3tools.imaging import Generator, train_generator
-from c3tools.imaging.train import sigma_from_photos
+from c3tools.imaging.train import sigma_by_rule
 from c3tools.io import spill
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
-from c3tools.transforms.sigma import NEIGHBOURS, PUBLISHED_SIGMA, photo_spread
+from c3tools.transforms.sigma import NEIGHBOURS, PUBLISHED_SIGMA, pair_cosine, photo_spread
 from tests.conftest import C3, build_store, make_store, unit_rows
 
 from .test_training import Told
@@ -120,12 +120,12 @@ def test_without_a_val_split_photos_are_held_out(tmp_path: Path, train: Train) -
 def test_sigma_is_taken_from_the_photos_alone(tmp_path: Path) -> None:
     rows = unit_rows(NEIGHBOURS + 50, 64)
     few = make_store(tmp_path / "few", rows[:20], rows[:20])
-    assert sigma_from_photos(few)[0] == PUBLISHED_SIGMA
-    assert "fewer than 500" in sigma_from_photos(few)[1]
+    assert sigma_by_rule("auto", few)[0] == PUBLISHED_SIGMA
+    assert "fewer than 500" in sigma_by_rule("auto", few)[1]
     many = make_store(tmp_path / "many", rows, rows[:20], part_rows=200)
     again = make_store(tmp_path / "again", rows, -rows[:20], part_rows=1000)
-    assert sigma_from_photos(many) == sigma_from_photos(again)
-    sigma = sigma_from_photos(many)[0]
+    assert sigma_by_rule("auto", many) == sigma_by_rule("auto", again)
+    sigma = sigma_by_rule("auto", many)[0]
     # half of it puts a noised photo at the cosine of its nearest other photo
     centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
     units = centred / np.linalg.norm(centred, axis=1, keepdims=True)
@@ -134,6 +134,21 @@ def test_sigma_is_taken_from_the_photos_alone(tmp_path: Path) -> None:
     cosines = units @ units.T
     np.fill_diagonal(cosines, -1)
     assert found == pytest.approx(cosines.max(axis=1).mean(), abs=0.02)
+
+
+def test_sigma_of_pairs_is_that_of_noise_on_photos(train: Train, store: Store) -> None:
+    told = Told()
+    made = train(sigma="pairs", reporter=told)
+    texts = store.load("text")
+    kept = np.array(texts.splits) != "test"
+    images, rows = (store.load(modality).embeddings[kept] for modality in ("image", "text"))
+    means = [store.moments(modality, "train").mean for modality in ("image", "text")]
+    rule = pair_cosine(images, rows, np.arange(32), means, noised="image")
+    assert made.record["sigma"] == pytest.approx(rule.sigma)
+    assert rule.sigma != pytest.approx(pair_cosine(images, rows, np.arange(32), means).sigma, rel=1e-6)
+    why = f"Sigma {rule.sigma:.4g}: the cosine of 32 images outside the test split with their 32 captions"
+    assert f"{why}. Choose another with --sigma." in told.messages
+    assert made.pipeline.provenance["sigma"] == why
 
 
 def test_photos_in_a_fixed_order_give_the_spread() -> None:
@@ -177,7 +192,7 @@ def test_the_command_trains_continues_and_prints(c3: C3, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sigma", "much"), "sigma must be a number of at least 0 or 'auto', not 'much'"),
+        (("--sigma", "much"), "sigma must be a number of at least 0, 'auto' or 'pairs', not 'much'"),
         (("--train-fraction", "0"), "must be above 0"),
         (("--size", "huge"), "no generator size 'huge'"),
         (("--preset", "c4"), "no preset 'c4'"),

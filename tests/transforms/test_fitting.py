@@ -13,12 +13,13 @@ import torch
 
 from c3tools.errors import TransformError
 from c3tools.moments import Moments, save_moments
-from c3tools.store import Store
-from c3tools.transforms import Collapse, Normalize, OrderWarning, Pipeline, preset
+from c3tools.store import Rows, Store
+from c3tools.transforms import Collapse, Normalize, OrderWarning, Pipeline, preset, sigma_from_data
 from c3tools.transforms.fitting import read_rows
-from c3tools.transforms.sigma import PUBLISHED_SIGMA, auto_sigma
-from tests.conftest import unit_rows
-from tests.stores import gap_store, make_vectors, unit
+from c3tools.transforms.sigma import PUBLISHED_SIGMA, auto_sigma, pair_cosine
+from c3tools.transforms.sigma_from_data import sigma_of_pairs
+from tests.conftest import build_store, unit_rows
+from tests.stores import gap_store, make_vectors, two_texts_per_image, unit
 
 from .conftest import Pairs
 
@@ -236,14 +237,157 @@ class TestSigma:
         with pytest.raises(TransformError, match="not fitted: its step gaussian-noise"):
             preset("c2-corrupt", sigma="auto").transform(pairs.y)
 
-    def test_auto_in_a_config(self) -> None:
-        config = preset("c3", sigma="auto").config()
-        assert config["steps"][2]["sigma"] == "auto"
-        assert Pipeline.from_config(config).sigma == "auto"
+    @pytest.mark.parametrize("rule", ["auto", "pairs"])
+    def test_a_rule_in_a_config(self, rule: str) -> None:
+        config = preset("c3", sigma=rule).config()
+        assert config["steps"][2]["sigma"] == rule
+        assert Pipeline.from_config(config).sigma == rule
+        with pytest.raises(TransformError, match="sigma is 'float', not float"):
+            Pipeline.from_config({**config, "steps": [{"step": "gaussian-noise", "sigma": "float"}]})
 
     def test_a_number_stays(self, store: Store) -> None:
         assert preset("c3", sigma=0.3).fit(store).sigma == 0.3
         assert preset("c1").sigma is None
+
+
+def pairs_store(
+    path: Path, splits: list[str], *, alone: int = 0, lonely: int = 0, normalised: bool = True, seed: int = 3
+) -> Store:
+    """An image with two texts for each split, ``alone`` texts without an image, ``lonely`` images without a text."""
+    count = len(splits)
+    all_images, all_texts = make_vectors(count + alone + lonely, seed)
+    images, lonely_images, texts, lonely_texts = (
+        all_images[:count],
+        all_images[count : count + lonely],
+        all_texts[: 2 * count],
+        all_texts[2 * count :: 2][:alone],
+    )
+    names = [f"photo{i:03d}" for i in range(len(splits))]
+    image_rows = Rows.of(
+        "image",
+        [f"lonely{i}" for i in range(lonely)] + names,
+        np.concatenate([lonely_images, images]) * (1 if normalised else 3),
+        split=["train"] * lonely + splits,
+    )
+    own = [name for name in names for _ in (0, 1)]
+    text_rows = Rows.of(
+        "text",
+        [f"alone{i}" for i in range(alone)] + [f"{name}#{j}" for j, name in enumerate(own)],
+        np.concatenate([lonely_texts, texts]),
+        caption=["a caption"] * (alone + len(own)),
+        image_key=[None] * alone + own,
+        split=["train"] * alone + [split for split in splits for _ in (0, 1)],
+    )
+    return build_store(path, image_rows, text_rows, dtype="float32", normalised=normalised)
+
+
+class TestSigmaOfPairs:
+    def test_it_is_the_cosine_of_the_val_pairs_around_the_train_means(self, tmp_path: Path) -> None:
+        store = pairs_store(tmp_path / "store", ["train", "train", "val", "test"] * 20)
+        pipeline = preset("c3", sigma="pairs").fit(store)
+        pairs = store.pairs(split="val")
+        means = [store.moments(modality, "train").mean for modality in ("image", "text")]
+        expected = pair_cosine(pairs.first.embeddings, pairs.second.embeddings, pairs.item_index, means).sigma
+        assert pipeline.sigma == pytest.approx(expected)
+        why = f"Sigma {expected:.4g}: the cosine of 20 images of the val split with their 40 captions"
+        assert pipeline.provenance["sigma"] == why
+        assert f" {why}." in pipeline.describe_fit(store)
+        assert Pipeline.load(pipeline.save(tmp_path / "p")).provenance["sigma"] == why
+        assert sigma_of_pairs(store, noised="image")[0] != pipeline.sigma
+
+    def test_few_photos_with_captions_among_many_texts(self, tmp_path: Path) -> None:
+        splits = ["train"] * 12 + ["val"] * 2 + ["test"] * 6
+        store = pairs_store(tmp_path / "store", splits, alone=200)
+        sigma, why = sigma_of_pairs(store)
+        assert why.endswith(
+            "the cosine of 14 images outside the test split with their 28 captions (20 images are recommended)"
+        )
+        pairs = store.pairs()
+        kept = pairs.item_index[:] >= 0
+        kept &= np.array(pairs.second.splits) != "test"
+        means = [store.moments(modality, "train").mean for modality in ("image", "text")]
+        rule = pair_cosine(pairs.first.embeddings, pairs.second.embeddings[kept], pairs.item_index[kept], means)
+        assert sigma == pytest.approx(rule.sigma)
+
+    def test_photos_that_are_hidden_among_others_are_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sigma_from_data, "MAX_PAIRS", 30)
+        store = pairs_store(tmp_path / "store", ["train"] * 15, alone=40, lonely=40)
+        assert "15 images outside the test split with their 30 captions" in sigma_of_pairs(store)[1]
+
+    def test_without_images_in_train_the_mean_is_that_of_the_pairs(self, tmp_path: Path) -> None:
+        store = pairs_store(tmp_path / "store", ["val"] * 20, alone=30)
+        pairs = store.pairs(split="val")
+        means = [pairs.first.embeddings.mean(axis=0, dtype=np.float64), store.moments("text", "train").mean]
+        rule = pair_cosine(pairs.first.embeddings, pairs.second.embeddings, pairs.item_index, means)
+        assert sigma_of_pairs(store)[0] == pytest.approx(rule.sigma)
+
+    def test_loaded_means_are_used(self, tmp_path: Path) -> None:
+        store = pairs_store(tmp_path / "store", ["val"] * 20, alone=30)
+        before = sigma_of_pairs(store)[0]
+        other = Moments.from_rows(unit(store.load("image").embeddings.astype(np.float64) + 0.1))
+        save_moments(store.external_path, {"image": other}, {"split": "train"})
+        assert sigma_of_pairs(store)[0] > 1.01 * before
+
+    def test_norms_make_no_difference(self, tmp_path: Path) -> None:
+        splits = ["train", "val"] * 25
+        sigmas = [
+            sigma_of_pairs(pairs_store(tmp_path / str(normalised), splits, normalised=normalised))[0]
+            for normalised in (True, False)
+        ]
+        assert sigmas[0] == pytest.approx(sigmas[1], rel=1e-5)
+
+    @pytest.mark.parametrize("count", [0, 9])
+    def test_too_few_pairs_are_refused(self, tmp_path: Path, count: int) -> None:
+        store = pairs_store(tmp_path / "store", ["val"] * count + ["test"] * 30, alone=30)
+        few = rf"at least 10 images with captions, but there are {count} outside the test split in the store .*store"
+        with pytest.raises(TransformError, match=few + r"[\s\S]*--sigma auto"):
+            preset("c3", sigma="pairs").fit(store)
+
+    def test_a_store_of_texts_is_refused(self, tmp_path: Path) -> None:
+        texts = Rows.of("text", ["a"], np.ones((1, 4)) / 2, caption=["a"], image_key=[None])
+        store = build_store(tmp_path / "store", texts)
+        with pytest.raises(TransformError, match=r"has no images[\s\S]*--sigma auto"):
+            sigma_of_pairs(store)
+
+    def test_captions_of_other_images_are_refused(self, tmp_path: Path) -> None:
+        images, texts = unit_rows(40, 16, 1), unit_rows(80, 16, 2)
+        store = build_store(tmp_path / "store", *two_texts_per_image(["train"] * 40, images, texts))
+        with pytest.raises(TransformError, match=r"40 images with captions outside[\s\S]*no closer than unrelated"):
+            sigma_of_pairs(store)
+
+    def test_arrays_are_paired_by_place_or_by_items(self, pairs: Pairs) -> None:
+        means = [pairs.x.mean(axis=0), pairs.y.mean(axis=0)]
+        expected = pair_cosine(pairs.x, pairs.y, np.arange(120), means).sigma
+        pipeline = preset("c3", sigma="pairs").fit(pairs.rows)
+        assert pipeline.sigma == pytest.approx(expected)
+        assert pipeline.provenance["sigma"].endswith("the cosine of 120 images with their 120 captions")
+        twice = {"image": np.repeat(pairs.x[:20], 2, axis=0), "text": np.repeat(pairs.y[:20], 2, axis=0)}
+        assert "of 20 images with their 40" in preset("c3", sigma="pairs").fit(twice).provenance["sigma"]
+        few = {"image": pairs.x[20::-1], "text": pairs.y}
+        items = {"image": [str(i) for i in range(20, -1, -1)], "text": [str(i) for i in range(120)]}
+        pipeline = preset("c3", sigma="pairs").fit(few, items=items)
+        means[0] = pairs.x[:21].mean(axis=0)
+        rule = pair_cosine(pairs.x[:21], pairs.y[:21], np.arange(21), means)
+        assert pipeline.sigma == pytest.approx(rule.sigma)
+        known = {"image": pairs.moments["image"], "text": pairs.moments["text"]}
+        pipeline = preset("c3", sigma="pairs").fit(known, few, items=items)
+        means[0] = pairs.x.mean(axis=0)
+        rule = pair_cosine(pairs.x[:21], pairs.y[:21], np.arange(21), means)
+        assert pipeline.sigma == pytest.approx(rule.sigma)
+
+    def test_arrays_without_pairs_are_refused(self, pairs: Pairs) -> None:
+        with pytest.raises(TransformError, match=r"needs pairs, but there are 20 image rows and 120 text rows"):
+            preset("c3", sigma="pairs").fit({"image": pairs.x[:20], "text": pairs.y})
+        with pytest.raises(TransformError, match=r"derived from images and texts, but no images were given"):
+            preset("c3", sigma="pairs").fit({"text": pairs.y})
+        with pytest.raises(TransformError, match=r"but there are 9 in the arrays"):
+            preset("c3", sigma="pairs").fit({"image": pairs.x[:9], "text": pairs.y[:9]})
+
+    def test_noise_on_images_is_for_generators(self) -> None:
+        with pytest.raises(TransformError, match=r"trains on image[\s\S]*train-generator --sigma pairs"):
+            preset("c3", sigma="pairs", train_on="image", infer_on="text")
 
 
 def test_a_notebook_shows_steps_and_origin(store: Store) -> None:

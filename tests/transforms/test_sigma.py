@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +15,7 @@ from c3tools.transforms.sigma import (
     auto_sigma,
     caption_spread,
     pair_cosine,
+    pairs_sigma,
     parse_sigma,
     published,
     recommend,
@@ -20,6 +24,8 @@ from c3tools.transforms.sigma import (
     sigma_for_cosine,
     twice_spread,
 )
+
+Array = npt.NDArray[np.float64]
 
 
 @given(st.floats(0.05, 0.99), st.floats(0.1, 2.0), st.integers(2, 1024))
@@ -155,6 +161,67 @@ def test_pairs_are_not_called_held_out_which_nobody_knows() -> None:
     assert "not seen in training" in found.rests_on
 
 
+def few_pairs(count: int, seed: int, dim: int = 16) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(count, dim))
+    return images + 3.0, images + 0.5 * rng.normal(size=(count, dim)) - 2.0
+
+
+@given(st.integers(2, 40), st.integers(0, 1000))
+def test_an_image_mean_of_these_very_images_is_no_bias(count: int, seed: int) -> None:
+    """Each image less the mean of all has the direction that it has less the mean of the others."""
+    images, texts = few_pairs(count, seed)
+    item_index, mean = np.arange(count), texts.mean(axis=0) + 0.1
+    others = (images.sum(axis=0) - images) / (count - 1)
+    of_all = pair_cosine(images, texts, item_index, [images.mean(axis=0), mean])
+    of_others = pair_cosine(images - others, texts, item_index, [np.zeros(16), mean])
+    assert of_all.missing.split(":")[0] == of_others.missing.split(":")[0]
+    assert of_all.sigma == (None if of_others.sigma is None else pytest.approx(of_others.sigma))
+
+
+@given(st.integers(10, 40), st.integers(0, 1000))
+def test_noise_on_images_is_noise_on_texts_with_the_sides_exchanged(count: int, seed: int) -> None:
+    images, texts = few_pairs(count, seed)
+    item_index, means = np.arange(count), [images.mean(axis=0), texts.mean(axis=0)]
+    on_images = pair_cosine(images, texts, item_index, means, noised="image")
+    assert on_images.sigma == pytest.approx(pair_cosine(texts, images, item_index, means[::-1]).sigma)
+    # an image with several captions counts once in the norm of what is noised
+    several = pair_cosine(images, texts[[0, *item_index]], np.array([0, *item_index]), means, noised="image")
+    norm = np.linalg.norm(images - means[0], axis=1).mean()
+    assert several.sigma is not None
+    assert f"({norm / np.hypot(norm, several.sigma * 4):.3f})" in several.rests_on  # 4, the root of the dimension
+
+
+@given(st.integers(10, 60), st.integers(0, 1000), st.sampled_from(["image", "text"]))
+def test_sigma_of_pairs_puts_noised_rows_at_the_cosine_of_their_pairs(count: int, seed: int, noised: Any) -> None:
+    images, texts = few_pairs(count, seed, dim=400)
+    means = [images.mean(axis=0), texts.mean(axis=0)]
+    sigma, _ = pairs_sigma(images, texts, np.arange(count), means, noised=noised)
+    x, y = images - means[0], texts - means[1]
+    clean = x if noised == "image" else y
+    noisy = clean + sigma * np.random.default_rng(seed + 5000).normal(size=clean.shape)
+
+    def cosine(a: Array, b: Array) -> float:
+        return float(np.mean(np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
+
+    assert cosine(clean, noisy) == pytest.approx(cosine(x, y), abs=0.03)
+
+
+def test_ten_images_are_enough_and_twenty_are_recommended() -> None:
+    images, texts = few_pairs(20, 0)
+    means = [images.mean(axis=0), texts.mean(axis=0)]
+    of: dict[str, Any] = {"of": " of the val split", "source": "the store s"}
+    sigma, why = pairs_sigma(images, texts, np.arange(20), means, **of)
+    assert why == f"Sigma {sigma:.4g}: the cosine of 20 images of the val split with their 20 captions"
+    sigma, why = pairs_sigma(images, texts[:13], np.array([0, 0, 0, *range(10)]), means, **of)
+    assert why.endswith("10 images of the val split with their 13 captions (20 images are recommended)")
+    few = r"at least 10 images with captions, but there are 9 of the val split in the store s\.[\s\S]*\(20 are"
+    with pytest.raises(TransformError, match=few + r"[\s\S]*--sigma auto"):
+        pairs_sigma(images, texts[:18], np.arange(18) // 2, means, **of)
+    with pytest.raises(TransformError, match=r"no sigma for the 20 images[\s\S]*no closer than unrelated[\s\S]*auto"):
+        pairs_sigma(images, texts[::-1], np.arange(20), means, **of)
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TransformError, match="do not match"):
         auto_sigma(np.ones((3, 4)), np.arange(2), np.zeros(4))
@@ -162,9 +229,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 def test_sigma_is_a_number_or_one_of_the_words() -> None:
     assert (parse_sigma("0.1"), parse_sigma(0), parse_sigma("auto")) == (0.1, 0.0, "auto")
+    assert parse_sigma("pairs") == "pairs"
     assert parse_sigma("best", also=("auto", "best")) == "best"
     for value in ("much", "best", -0.1, float("nan"), "inf", None):
-        with pytest.raises(TransformError, match="sigma must be a number of at least 0 or 'auto', not "):
+        with pytest.raises(TransformError, match="sigma must be a number of at least 0, 'auto' or 'pairs', not "):
             parse_sigma(value)  # type: ignore[arg-type]
     with pytest.raises(TransformError, match="sigma must be a number of at least 0, not 'auto'"):
         parse_sigma("auto", also=())
