@@ -159,7 +159,7 @@ def judge_corrupt(values: Values) -> Verdict:
     differ = f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of unrelated rows"
     if not needed or option == PAIRS:
         return Verdict("corrupt", question, "yes", f"{differ}. {chosen}.")
-    other = f"--sigma pairs gives {needed:.3f}, from the cosine of the pairs"
+    other = f"the cosine of the pairs gives {needed:.3f} (--sigma pairs)"
     if 1 / SIGMA_FACTOR <= sigma["value"] / needed <= SIGMA_FACTOR:
         return Verdict("corrupt", question, "yes", f"{differ}. {chosen}; {other}.")
     compare = "Compare both with `c3 ablate --sigma auto --sigma pairs`."

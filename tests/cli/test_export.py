@@ -85,7 +85,7 @@ def test_mistakes_end_the_command_with_a_message(here: Path) -> None:
     assert "no preset 'c4'" in refused("--preset", "c4")
     assert "There is no export format 'hdf5'" in refused("--format", "hdf5")
     assert "parquet, npy, safetensors, hf; faiss makes an index" in refused("--format", "csv")
-    assert "sigma must be a number of at least 0 or 'auto', not 'much'" in refused("--sigma", "much")
+    assert "sigma must be a number of at least 0, 'auto' or 'pairs', not 'much'" in refused("--sigma", "much")
     (here / "p.yaml").write_text("steps: [normalize]\n")
     assert "sigma can only be set for a preset" in refused("--pipeline", "p.yaml", "--sigma", "0.1")
     (here / "mine").mkdir()

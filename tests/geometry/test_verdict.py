@@ -122,9 +122,9 @@ def test_collapse(changes: dict[str, Any], answer: str, words: str) -> None:
         ({"pairs": None}, "unknown", "no pairs to measure the alignment noise; --sigma auto gives 0.060"),
         ({"pairs__residual_rms": 0.01}, "no", "almost equal"),
         ({"pairs__residual_rms": 0.125}, "no", "as far apart as unrelated rows (98 %"),
-        ({}, "yes", "; --sigma pairs gives 0.070, from the cosine of the pairs."),
-        ({"sigma__value": 0.15}, "partly", "but --sigma pairs gives 0.070"),
-        ({"sigma__value": 0.03}, "partly", "but --sigma pairs gives 0.070"),
+        ({}, "yes", "; the cosine of the pairs gives 0.070 (--sigma pairs)."),
+        ({"sigma__value": 0.15}, "partly", "but the cosine of the pairs gives 0.070"),
+        ({"sigma__value": 0.03}, "partly", "but the cosine of the pairs gives 0.070"),
         ({"sigma__candidates": {"pair_cosine": {"sigma": None}}}, "yes", "--sigma auto gives 0.060, twice the spread."),
         (
             {"sigma__recommended": "pair_cosine", "sigma__value": 0.07, "sigma__why": "the cosine"},
