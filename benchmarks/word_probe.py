@@ -76,7 +76,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the probe learns from: the captions of some images of a source.
+    """The captions of some images of a source, for the probe to learn from.
 
     Attributes:
         means: of these images and of their texts, float64 (d,) each.
