@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +14,16 @@ from c3tools.errors import MetricError
 from c3tools.metrics.images import (
     disjoint_halves,
     frechet_distance,
+    frechet_influence,
+    inception_influence,
     inception_score,
     kernel_distance,
     kernel_features,
+    kernel_influence,
     nearest_photos,
+    photo_values,
 )
+from c3tools.metrics.significance import crossed_interval
 from c3tools.moments import Moments, unit_rows
 
 
@@ -146,5 +153,115 @@ def test_halves_are_disjoint_and_too_few_rows_are_an_error() -> None:
         frechet_distance(one, one)
     with pytest.raises(MetricError, match="3 and 2 dimensions"):
         frechet_distance(one, Moments.from_rows(np.ones((2, 2))))
-    with pytest.raises(MetricError, match="at least two images"):
-        kernel_distance(np.ones((1, 3)), np.ones((5, 3)))
+    for score in (kernel_distance, kernel_influence, frechet_influence):
+        with pytest.raises(MetricError, match="at least two images"):
+            score(np.ones((1, 3)), np.ones((5, 3)))
+
+
+def derivatives(score: Callable[[np.ndarray], float], n: int, step: float = 1e-4) -> np.ndarray:
+    """The derivatives (n,) of a score of weighted images when weight moves from all images to each in turn."""
+    even = np.full(n, 1 / n)
+    moves = np.eye(n) - even
+    return np.array([(score(even + step * move) - score(even - step * move)) / (2 * step) for move in moves])
+
+
+def weighted_gaussian(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = weights @ x
+    return mean, (weights[:, None] * (x - mean)).T @ (x - mean) * len(x) / (len(x) - 1)
+
+
+def frechet_of(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> float:
+    """The distance by the eigenvalues of the product of the covariances, which is not symmetric."""
+    roots = np.sqrt(np.linalg.eigvals(one[1] @ two[1]).real.clip(min=0)).sum()
+    return float(np.sum((one[0] - two[0]) ** 2) + np.trace(one[1]) + np.trace(two[1]) - 2 * roots)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.integers(2, 6), st.integers(8, 20), st.integers(8, 20), st.floats(0.5, 2))
+def test_the_influence_on_the_frechet_distance_is_its_derivative(
+    seed: int, d: int, n: int, m: int, scale: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, d)), 0.5 + scale * rng.normal(size=(m, d))
+    whole = [weighted_gaussian(rows, np.full(len(rows), 1 / len(rows))) for rows in (x, y)]
+    assert frechet_of(*whole) == pytest.approx(frechet_distance(Moments.from_rows(x), Moments.from_rows(y)), abs=1e-8)
+    first, second = frechet_influence(x, y)
+    by_x = derivatives(lambda weights: frechet_of(weighted_gaussian(x, weights), whole[1]), n)
+    by_y = derivatives(lambda weights: frechet_of(whole[0], weighted_gaussian(y, weights)), m)
+    np.testing.assert_allclose(first, by_x, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(second, by_y, rtol=1e-3, atol=1e-3)
+
+
+def test_the_influence_of_fewer_images_than_dimensions_is_that_within_their_span() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(10, 40)), 0.5 + rng.normal(size=(200, 40))
+    whole = weighted_gaussian(y, np.full(200, 1 / 200))
+    first, second = frechet_influence(x, y)
+    by_x = derivatives(lambda weights: frechet_of(weighted_gaussian(x, weights), whole), 10, 1e-3)
+    np.testing.assert_allclose(first, by_x, rtol=0.01, atol=0.01 * first.std())
+    turned = np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    np.testing.assert_allclose(frechet_influence(x @ turned, y @ turned)[1], second, atol=1e-8)
+
+
+@given(st.integers(0, 1000), st.integers(20, 40), st.integers(20, 40))
+def test_the_influence_on_the_kernel_distance_is_that_of_leaving_each_image_out(seed: int, n: int, m: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = kernel_features(rng.normal(size=(n, 8))), kernel_features(0.5 + rng.normal(size=(m, 8)))
+    whole = kernel_distance(x, y)
+    first, second = kernel_influence(x, y)
+    out_x = [(n - 1) * (whole - kernel_distance(np.delete(x, i, axis=0), y)) for i in range(n)]
+    out_y = [(m - 1) * (whole - kernel_distance(x, np.delete(y, i, axis=0))) for i in range(m)]
+    # the mean over pairs within a set divides by n - 2 instead of n - 1 where one is left out
+    for influence, left_out, own in ((first, out_x, x), (second, out_y, y)):
+        kernels = (own @ own.T / 8 + 1) ** 3
+        within = 2 * (kernels.sum(axis=1) - np.diag(kernels)) / (len(own) - 1)
+        expected = influence + (within - within.mean()) / (len(own) - 2)
+        np.testing.assert_allclose(left_out, expected, atol=1e-8)
+
+
+@given(st.integers(0, 1000), st.integers(2, 20))
+def test_the_influence_on_the_inception_score_is_its_derivative(seed: int, n: int) -> None:
+    p = np.random.default_rng(seed).dirichlet(np.full(5, 0.7), size=n) + 1e-6
+    p /= p.sum(axis=1, keepdims=True)
+
+    def score(weights: np.ndarray) -> float:
+        return float(np.exp(weights @ np.sum(p * np.log(p / (weights @ p)), axis=1)))
+
+    assert score(np.full(n, 1 / n)) == pytest.approx(inception_score(p))
+    np.testing.assert_allclose(inception_influence(p), derivatives(score, n, 1e-5), atol=1e-5)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1.0])
+@pytest.mark.parametrize("d, n", [(16, 150), (48, 40)])
+def test_the_standard_error_is_the_spread_of_the_scores_of_other_photos(d: int, n: int, apart: float) -> None:
+    """Of images that are made from photos; where both are of one distribution, it is too large instead."""
+    found: dict[str, list[tuple[float, float]]] = {"FD": [], "KID": []}
+    for draw in range(150):
+        rng = np.random.default_rng([draw, d])
+        spread = np.arange(1, d + 1) ** -0.5
+        photos = rng.normal(size=(n, d)) * spread
+        made = 0.6 * photos + (0.8 - 0.3 * apart) * rng.normal(size=(n, d)) * spread + 0.5 * apart * spread
+        rows = [unit_rows(np.eye(d)[0] + each) for each in (made, photos)]
+        kernels = [kernel_features(each) for each in rows]
+        scores = {
+            "FD": (frechet_distance(*map(Moments.from_rows, rows)), frechet_influence(*rows)),
+            "KID": (kernel_distance(*kernels), kernel_influence(*kernels)),
+        }
+        for name, (score, influences) in scores.items():
+            values = photo_values(score, [(influence, range(n)) for influence in influences], n)
+            assert values.mean() == pytest.approx(score)
+            found[name].append((score, values.std(ddof=1) / np.sqrt(n)))
+    for each in found.values():
+        measured, errors = np.array(each).T
+        ratio = np.sqrt(np.mean(errors**2)) / measured.std(ddof=1)
+        assert (0.85 < ratio < 1.35) if apart else (0.9 < ratio < 2.5)
+
+
+def test_values_per_photo_join_what_belongs_to_a_photo() -> None:
+    made, real = np.array([1.0, -2, 1, 0]), np.array([3.0, -3])
+    # the first three images are of the two photos, the last one of a photo that is not among the real ones
+    values = photo_values(10.0, [(made, [0, 1, 1, 2]), (real, [0, 1])], 3)
+    np.testing.assert_allclose(values, [10 + 3 * (1 / 4 + 3 / 2), 10 + 3 * (-1 / 4 - 3 / 2), 10])
+    shares = photo_values(50.0, [(np.array([50.0, -50, 50, -50]), range(4))], 4)
+    np.testing.assert_allclose(shares, [100, 0, 100, 0])  # of a mean they are its own values
+    assert crossed_interval(values[None]) is not None
