@@ -281,7 +281,7 @@ def _run(data: ImageData, name: str, training: Training, made: Generator, report
     keys = data.asked["image"].keys
     options: dict[str, Any] = {"seed": training.seed, "sampling_steps": SAMPLING_STEPS, "reporter": reporter}
     images = made.generate(embeddings=asked.embeddings, modality=modality, keys=keys, **options)
-    scores = data.scorer.score(images, data.captions)
+    scores, _ = data.scorer.score(images, data.captions, keys)
     examples = {key: inline_png(image) for key, image in zip(keys[:EXAMPLES], images, strict=False)}
     return ImageRun(
         name, training.seed, training.sigma, scores, made.record["best_val_loss"], made.record["seconds"], examples

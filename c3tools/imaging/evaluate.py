@@ -12,34 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ..assets.paths import COCO_CATEGORIES
 from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import MetricError
 from ..identity import ModelIdentity
-from ..metrics.images import (
-    Nearest,
-    disjoint_halves,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    kernel_features,
-    nearest_photos,
-)
-from ..metrics.retrieval import ranks, recall_at
-from ..moments import Moments
+from ..metrics.images import Nearest
+from ..metrics.significance import Ends
+from ..pages.render import interval
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
-from ..store.rows import positions
-from ..store.strings import Strings
 from ..tables import Table
 from .generation import GeneratedImages
 from .generator import Matrix
 from .photos import Photos, read_photos
+from .scorer import ImageScorer, Inception, decimals, score_interval, score_text
 
-RECALL_KS = (1, 10)
-_LOGIT_SCALE = 100.0
 _NAMED = 12  # of the images that are nearest to a training photo
 
 
@@ -57,6 +44,8 @@ class ImageEvaluation:
             whether it is nearer than real photos are.
         copied: share of the images that are so near, or None if it is not known.
         notes: what a reader should know.
+        intervals: by metric, the 95 % interval over photos: where the score would be with other photos and texts of the
+            same kinds, as many of them; without scores that do not vary, and with fewer than 3 photos.
     """
 
     n: int
@@ -67,150 +56,28 @@ class ImageEvaluation:
     nearest: list[dict[str, Any]] = field(default_factory=list)
     copied: float | None = None
     notes: list[str] = field(default_factory=list)
+    intervals: dict[str, Ends] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that `c3 evaluate --images --json` writes."""
         return asdict(self)
 
     def table(self) -> Table:
-        """Return the scores as a table, one row per metric, with those of real photos beside."""
+        """Return the scores as a table, one row per metric, with their intervals and those of real photos beside."""
         rows = [
-            [name, score_text(name, value), score_text(name, self.real.get(name))]
+            [
+                name,
+                score_text(name, value),
+                interval(self.intervals.get(name), decimals(name)),
+                score_text(name, self.real.get(name)),
+            ]
             for name, value in self.scores.items()
         ]
         title = f"{self.n:,} images, compared with {self.reference:,} real photos"
-        return Table(["score", "generated", f"{self.real_n:,} real photos"], rows, title=title)
+        return Table(["score", "generated", "95 % interval", f"{self.real_n:,} real photos"], rows, title=title)
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
-
-
-def score_text(name: str, value: float | None) -> str:
-    """Return a score with as many digits as it is worth; nothing for None."""
-    return "" if value is None else f"{value:.1f}" if name.startswith(("KID", "recall", "IS-")) else f"{value:.3f}"
-
-
-class ImageScorer:
-    """Scores sets of images of one size against the same real photos, whose features are computed once.
-
-    Args:
-        reference: real photos of the scored split, at the size of the images.
-        others: further real photos that nothing was trained on, for what a perfect generator would get; or None.
-        encoders: whose features are used.
-        conditioning: the model whose embeddings the generator was asked with.
-        training: rows of the photos that were learned from, with embeddings of ``conditioning``; None for none.
-    """
-
-    def __init__(
-        self,
-        reference: Photos,
-        others: Photos | None,
-        encoders: Sequence[Encoder],
-        *,
-        conditioning: ModelIdentity,
-        training: Rows | None = None,
-        reporter: Reporter = SILENT,
-    ) -> None:
-        self.reference, self.others, self.encoders = reference, others, encoders
-        self.conditioning, self.training = conditioning, training
-        self._features: dict[tuple[str, str], Matrix] = {}
-        with reporter.progress("Encoding real photos", len(encoders)) as progress:
-            for encoder in encoders:
-                self._real(encoder, "reference")
-                self._real(encoder, "others")
-                progress.advance()
-
-    def score(self, images: Sequence[Image.Image], texts: Sequence[str] | None = None) -> dict[str, float]:
-        """Return the scores of images, including recall if their texts are given.
-
-        Raises:
-            MetricError: if there are fewer than two images.
-        """
-        scores: dict[str, float] = {}
-        for encoder in self.encoders:
-            features = encoder.encode_images(list(images))
-            scores |= self._scores(encoder, features, self._real(encoder, "reference"))
-            if texts is not None:
-                scores |= self._recall(encoder, features, texts)
-        return scores
-
-    def real(
-        self, n: int, texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()
-    ) -> tuple[dict[str, float], int]:
-        """Return the scores of real photos instead of ``n`` generated ones, and how many they are.
-
-        They are photos of other splits; if there are too few, one half of the reference against the other. Recall is
-        that of the very photos that the texts are of.
-        """
-        scores: dict[str, float] = {}
-        count = 0 if self.others is None else min(n, len(self.others))
-        halves = disjoint_halves(len(self.reference))
-        rows = positions(self.reference.rows.keys)
-        own = [rows.get(key) if key else None for key in keys]
-        for encoder in self.encoders:
-            reference = self._real(encoder, "reference")
-            if count >= n or count >= len(halves[0]):
-                scores |= self._scores(encoder, self._real(encoder, "others")[:count], reference)
-            else:
-                count = len(halves[0])
-                scores |= self._scores(encoder, reference[halves[0]], reference[halves[1]])
-            if texts is not None and own and all(row is not None for row in own):
-                scores |= self._recall(encoder, reference[np.array(own, dtype=np.int64)], texts)
-        return scores, count
-
-    def nearest(self, images: Sequence[Image.Image]) -> Nearest | None:
-        """Return the nearest training photo of each image, by the conditioning encoder; None if it is not known."""
-        encoder = next((e for e in self.encoders if e.identity.same_as(self.conditioning)), None)
-        if encoder is None or self.training is None or not len(self.training):
-            return None
-        features = encoder.encode_images(list(images))
-        return nearest_photos(features, self.training.embeddings, self._real(encoder, "reference"))
-
-    def notes(self) -> list[str]:
-        """Return what a reader of the scores should know."""
-        same = [e.identity.name for e in self.encoders if e.identity.same_as(self.conditioning)]
-        notes = [
-            f"{name} also encoded the texts that the images were generated from; scores with another encoder are more "
-            "reliable (--encoder)."
-            for name in same
-        ]
-        notes.append(
-            "KID and recall are in percent. FD depends on the number of images: compare it with the FD of real photos."
-        )
-        return notes
-
-    def _real(self, encoder: Encoder, which: str) -> Matrix:
-        name = encoder.identity.name, which
-        if name not in self._features:
-            photos = self.reference if which == "reference" else self.others
-            squares = [] if photos is None else list(photos.pixels)
-            self._features[name] = encoder.encode_images(squares)
-        return self._features[name]
-
-    def _scores(self, encoder: Encoder, features: Matrix, reference: Matrix) -> dict[str, float]:
-        name = encoder.identity.name
-        return {
-            f"KID-{name}": 100 * kernel_distance(kernel_features(features), kernel_features(reference)),
-            f"FD-{name}": frechet_distance(Moments.from_rows(features), Moments.from_rows(reference)),
-            f"IS-{name}-coco80": inception_score(self._probabilities(encoder, features)),
-        }
-
-    def _probabilities(self, encoder: Encoder, features: Matrix) -> Matrix:
-        """Return the probabilities (n, 80) of COCO's categories, by the encoder without further training."""
-        key = encoder.identity.name, "categories"
-        if key not in self._features:
-            categories = COCO_CATEGORIES.read_text(encoding="utf-8").splitlines()
-            self._features[key] = encoder.encode_texts([f"a photo of a {category}" for category in categories])
-        logits = _LOGIT_SCALE * (features @ self._features[key].T)
-        values = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(values / values.sum(axis=1, keepdims=True), dtype=np.float32)
-
-    @staticmethod
-    def _recall(encoder: Encoder, features: Matrix, texts: Sequence[str]) -> dict[str, float]:
-        items = Strings(texts).numbers  # images of one text are all right for it
-        found = ranks(encoder.encode_texts(list(texts)), features, items, items)
-        recalls = recall_at(found, [k for k in RECALL_KS if k < len(texts)] or [1])
-        return {f"{k}-{encoder.identity.name}": 100 * value for k, value in recalls.items()}
 
 
 def evaluate_images(
@@ -266,19 +133,15 @@ def evaluate_images(
         encoders,
         conditioning=ModelIdentity(made.settings.get("model") or store.info.model),
         training=store.load("image", "train"),
+        inception=inception_features,
         reporter=reporter,
     )
     texts = [image.asked for image in made.images] if made.modality == "text" else None
-    scores = scorer.score(opened, texts)
-    real, count = scorer.real(len(opened), texts, [image.key for image in made.images])
-    if inception_features is None:
+    keys = [image.key for image in made.images]
+    scores, values = scorer.score(opened, texts, keys)
+    real, count = scorer.real(len(opened), texts, keys)
+    if inception is None:
         notes.append("The standard FID and IS need the weights of the Inception network: --inception PATH.")
-    else:
-        sets = [inception_features(list(squares)) for squares in (map(np.asarray, opened), reference.pixels)]
-        scores |= {
-            "FID": frechet_distance(*(Moments.from_rows(pool) for pool, _ in sets)),
-            "IS": inception_score(sets[0][1]),
-        }
     near = scorer.nearest(opened)
     return ImageEvaluation(
         len(opened),
@@ -289,6 +152,7 @@ def evaluate_images(
         [] if near is None or scorer.training is None else _named(near, made, scorer.training),
         None if near is None or near.threshold is None else float(near.copied.mean()),
         [*notes, *scorer.notes()],
+        {name: ends for name in values if (ends := score_interval(name, values[name][None])) is not None},
     )
 
 
@@ -360,7 +224,7 @@ def _named(near: Nearest, made: GeneratedImages, training: Rows) -> list[dict[st
     ]
 
 
-def _inception(weights: Path) -> Any:
+def _inception(weights: Path) -> Inception:
     """Return a function from pixels (height, width, 3) to pool3 features (n, 2048) and probabilities (n, 1008).
 
     Raises:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError, MetricError
-from c3tools.imaging import GeneratedImage, GeneratedImages, Photos, evaluate_images
-from c3tools.imaging.evaluate import ImageScorer, real_photos
+from c3tools.imaging import GeneratedImage, GeneratedImages, ImageScorer, Photos, evaluate_images
+from c3tools.imaging.evaluate import real_photos
 from c3tools.metrics.images import frechet_distance
 from c3tools.moments import Moments
 from c3tools.store import Store
@@ -57,7 +57,33 @@ def test_the_scores_are_those_of_the_features(store: Store, encoder: Encoder, tm
     assert len(result.nearest) == 9
     assert any("c3-mini also encoded the texts" in note for note in result.notes)
     assert any("--inception" in note for note in result.notes)
-    assert "generated" in result.table().columns
+    assert result.table().columns == ["score", "generated", "95 % interval", "6 real photos"]
+    for name, (low, high) in result.intervals.items():
+        assert low < result.scores[name] < high
+    assert {"KID-c3-mini", "FD-c3-mini", "IS-c3-mini-coco80"} <= set(result.intervals)
+    assert json.loads(json.dumps(result.to_dict()))["intervals"]["FD-c3-mini"] == list(result.intervals["FD-c3-mini"])
+
+
+def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: Encoder) -> None:
+    rng = np.random.default_rng(0)
+    squares = rng.integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    photos = Photos(image_rows([f"{i}.png" for i in range(30)]), squares, [], [])
+    scorer = ImageScorer(photos, None, [encoder], conditioning=encoder.identity)
+    moved = np.clip(squares + 40.0 + rng.integers(-20, 20, squares.shape), 0, 255).astype(np.uint8)
+    made = [Image.fromarray(square) for square in moved]
+    texts = [f"photo {i}" for i in range(30)]
+    scores, together = scorer.score(made, texts, photos.rows.keys)
+    alone = scorer.score(made, texts)[1]
+    other = scorer.score(made, texts, [*photos.rows.keys[:29], "of another photo"])[1]
+    for name, score in scores.items():
+        assert together[name].shape == (30,)
+        assert (alone[name].shape, other[name].shape) == ((60,), (31,))
+        for values in (together[name], alone[name], other[name]):
+            assert values.mean() == pytest.approx(score)
+    # a share is the mean of its hits, and a distance from photos that the images resemble varies less than the two do
+    assert set(together["recall@1-c3-mini"].round(9)) <= {0, 100}
+    errors = [values["FD-c3-mini"].std(ddof=1) / np.sqrt(len(values["FD-c3-mini"])) for values in (together, alone)]
+    assert errors[0] < 0.9 * errors[1]
 
 
 def test_real_photos_in_place_of_generated_ones_are_as_good_as_can_be(store: Store, tmp_path: Path) -> None:
