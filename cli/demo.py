@@ -56,6 +56,8 @@ def demo(
         if result.images is not None:
             for table in result.images.tables():
                 print_table(table)
+            for note in result.images.notes:
+                console.print(note, highlight=False)
     message(f"The page with the table, the photos and their captions is {result.page}")
     if result.images is not None:
         message(f"The images that were generated from captions are in {out}/images/table.html")

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..imaging.evaluate import score_text
+from ..imaging.scorer import decimals, score_interval, score_text
 from ..io.files import write_text_atomically
 from ..metrics.significance import mean_and_std
 from ..pages import render_page
+from ..pages.render import interval, signed
 from ..tables import Table
-from .methods import ABLATION
+from .comparison import INTERVAL, compared, paired_difference, stacked
 
 _KINDS = ("KID", "FD", "IS", "recall@1-", "recall")  # in the order of the columns
+_DISTANCES = ("KID", "FD", "FID")
 FILES = ("cells", "decoders", "generators", "table.md")  # of a folder of tables
 
 
@@ -69,6 +70,8 @@ class ImageRun:
         best_val_loss: that the checkpoint was chosen by.
         seconds: of the training.
         examples: the first images by key of the photo, as ``data:`` URLs.
+        photo_values: by metric, a value per scored photo, whose mean is the score (see
+            `c3tools.metrics.images.photo_values`); empty in results of versions that did not keep them.
     """
 
     method: str
@@ -78,10 +81,11 @@ class ImageRun:
     best_val_loss: float
     seconds: float
     examples: dict[str, str] = field(default_factory=dict)
+    photo_values: dict[str, list[float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values that `c3 ablate --task images --json` writes."""
-        return {name: value for name, value in asdict(self).items() if name != "examples"}
+        return {name: value for name, value in asdict(self).items() if name not in ("examples", "photo_values")}
 
 
 @dataclass(frozen=True)
@@ -109,34 +113,66 @@ class ImageAblation:
     command: str = ""
 
     @cached_property
+    def _members(self) -> dict[str, list[ImageRun]]:
+        """The runs of each method: one per seed."""
+        found = {name: [run for run in self.runs if run.method == name] for name in IMAGE_METHODS}
+        return {name: members for name, members in found.items() if members}
+
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """One row per method: mean and sample standard deviation of each score over seeds."""
-        rows = []
-        for name in IMAGE_METHODS:
-            members = [run for run in self.runs if run.method == name]
-            if members:
-                spreads = {s: mean_and_std([run.scores[s] for run in members]) for s in members[0].scores}
-                scores = {s: {"mean": mean, "std": std} for s, (mean, std) in spreads.items()}
-                rows.append({"method": name, "sigma": members[0].sigma, "seeds": len(members), "scores": scores})
-        return rows
+        """One row per method.
+
+        Each score has its mean and sample standard deviation over seeds, and the 95 % interval of the mean over photos
+        and seeds; None where results have no values per photo, or these do not vary.
+        """
+        return [
+            {
+                "method": name,
+                "sigma": members[0].sigma,
+                "seeds": len(members),
+                "scores": {metric: _score(members, metric) for metric in members[0].scores},
+            }
+            for name, members in self._members.items()
+        ]
 
     def tables(self) -> list[Table]:
-        """Return the rows as cells of text, real photos last: a table for the scores by each encoder."""
-        metrics = list(self.rows[0]["scores"]) if self.rows else []
-        return [self._table(encoder, names) for encoder, names in _by_encoder(metrics).items()]
+        """Return the rows as cells of text that fit a terminal, real photos last: for each encoder, two tables.
 
-    def _table(self, encoder: str, names: Mapping[str, str]) -> Table:
-        cells = []
-        for row in self.rows:
-            sigma = f"{row['sigma']:.3g}" if IMAGE_METHODS[row["method"]].noisy else "–"
-            scores = [(name, row["scores"][name]) for name in names]
-            spread = ["" if s["std"] is None else f" ± {score_text(name, s['std'])}" for name, s in scores]
-            means = [score_text(name, s["mean"]) + also for (name, s), also in zip(scores, spread, strict=True)]
-            cells.append([row["method"], sigma, str(row["seeds"]), *means])
-        real = [score_text(name, self.real.get(name)) for name in names]
-        cells.append([f"{self.real_n:,} real photos", "–", "–", *real])
-        title = f"{self.n:,} images of each" + (f", scored by {encoder}" if encoder else "")
-        return Table(["method", "sigma", "seeds", *names.values()], cells, title=title)
+        The first has sigma, the distances and the interval of KID, the second the other scores and the interval of the
+        last one.
+        """
+        shown = []
+        for encoder, names in self._by_encoder.items():
+            distances = {name: short for name, short in names.items() if short in _DISTANCES}
+            others = {name: short for name, short in names.items() if short not in _DISTANCES}
+            shown += [self._table(encoder, distances, list(distances)[:1])] if distances else []
+            shown += [self._table(encoder, others, list(others)[-1:], settings=not distances)] if others else []
+        return shown
+
+    def wide_tables(self) -> list[Table]:
+        """Return a table for the scores by each encoder, with the interval of every score, as a page shows it."""
+        return [self._table(encoder, names, list(names)) for encoder, names in self._by_encoder.items()]
+
+    @property
+    def _by_encoder(self) -> dict[str, dict[str, str]]:
+        return _by_encoder(list(self.rows[0]["scores"]) if self.rows else [])
+
+    def _table(
+        self, encoder: str, names: Mapping[str, str], with_interval: Sequence[str], *, settings: bool = True
+    ) -> Table:
+        rows = self.rows
+        cells = [("method", [*(row["method"] for row in rows), "real photos"])]
+        if settings:
+            sigmas = (f"{row['sigma']:.3g}" if IMAGE_METHODS[row["method"]].noisy else "–" for row in rows)
+            cells += [("sigma", [*sigmas, "–"]), ("seeds", [*(str(row["seeds"]) for row in rows), "–"])]
+        for name, short in names.items():
+            scores = [row["scores"][name] for row in rows]
+            cells.append((short, [*(_text(name, score) for score in scores), score_text(name, self.real.get(name))]))
+            if name in with_interval and any(score["interval"] for score in scores):
+                cells.append((INTERVAL, [*(interval(score["interval"], decimals(name)) for score in scores), ""]))
+        title = f"{self.n:,} images of each and {self.real_n:,} real photos"
+        title += f", scored by {encoder}" if encoder else ""
+        return Table([heading for heading, _ in cells], list(zip(*(column for _, column in cells), strict=True)), title)
 
     @staticmethod
     def published() -> Table:
@@ -148,19 +184,13 @@ class ImageAblation:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Sentences that compare each step of the method with the one before it and the spread over seeds."""
-        rows = {row["method"]: row["scores"] for row in self.rows}
+        """Sentences that compare each step of the method with what it follows, and other methods with C3."""
         notes = []
-        for before, after in pairwise(name for name in ABLATION if name in rows):
-            for metric in (name for name in rows[after] if name.startswith(("FD-", "KID-"))):
-                one, two = rows[before][metric], rows[after][metric]
-                if one["std"] is None or two["std"] is None:
-                    continue
-                difference, spread = two["mean"] - one["mean"], max(one["std"], two["std"])
-                within = "within" if abs(difference) <= spread else "beyond"
-                notes.append(
-                    f"{after} − {before}: {difference:+.3f} {metric}, {within} the spread over seeds ({spread:.3f})"
-                )
+        for before, after in compared(self._members):
+            runs = self._members[before], self._members[after]
+            for metric in (name for name in runs[0][0].scores if name.startswith(("FD-", "KID-"))):
+                if note := _difference(*runs, metric):
+                    notes.append(f"{after} − {before}: {note}")
         return notes
 
     @property
@@ -177,7 +207,7 @@ class ImageAblation:
     def to_markdown(self) -> str:
         """Return the tables as Markdown, then what the differences mean."""
         lines: list[str] = []
-        for table in (*self.tables(), self.published()):
+        for table in (*self.wide_tables(), self.published()):
             lines += [f"{table.title}:", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
             lines += ["| " + " | ".join(row) + " |" for row in table.rows]
             lines.append("")
@@ -195,7 +225,7 @@ class ImageAblation:
         return render_page(
             Path(__file__).parent / "templates" / "images.html",
             title="Images from texts, trained on images alone",
-            tables=self.tables(),
+            tables=self.wide_tables(),
             published=self.published(),
             summaries=[(name, IMAGE_METHODS[name].summary) for name in names],
             notes=[*self.notes, *self.remarks],
@@ -211,7 +241,35 @@ class ImageAblation:
         write_text_atomically(folder / "table.html", self.to_html())
 
     def _repr_html_(self) -> str:
-        return "".join(table._repr_html_() for table in self.tables())
+        return "".join(table._repr_html_() for table in self.wide_tables())
+
+
+def _score(members: Sequence[ImageRun], metric: str) -> dict[str, Any]:
+    mean, std = mean_and_std([run.scores[metric] for run in members])
+    ends = score_interval(metric, stacked([run.photo_values.get(metric, []) for run in members]))
+    return {"mean": mean, "std": std, "interval": None if ends is None else list(ends)}
+
+
+def _difference(before: Sequence[ImageRun], after: Sequence[ImageRun], metric: str) -> str | None:
+    """Return the difference of two methods with its interval, or the spread over seeds for lack of values per photo."""
+    earlier, later = ({run.seed: run.photo_values.get(metric, []) for run in runs} for runs in (before, after))
+    if all([*earlier.values(), *later.values()]):
+        return paired_difference(earlier, later, metric, decimals=decimals(metric), over="photos")
+    (one, first), (two, second) = (mean_and_std([run.scores[metric] for run in runs]) for runs in (before, after))
+    if first is None or second is None:
+        return None
+    difference, spread = two - one, max(first, second)
+    within = "within" if abs(difference) <= spread else "beyond"
+    return (
+        f"{signed(difference, decimals(metric))} {metric}, {within} the spread over seeds "
+        f"({score_text(metric, spread)}); no interval, because results of an earlier version have no values per photo"
+    )
+
+
+def _text(metric: str, score: Mapping[str, Any]) -> str:
+    """Return ``mean ± std``, or the mean alone if there is one seed."""
+    spread = "" if score["std"] is None else f" ± {score_text(metric, score['std'])}"
+    return score_text(metric, score["mean"]) + spread
 
 
 def _by_encoder(metrics: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -41,6 +41,7 @@ from .trainings import Training, check_jobs, train_ahead
 
 EXAMPLES = 12
 _NAMED_DIGITS = 12
+_KEPT_DIGITS = 6  # of the values per photo
 
 
 @dataclass(frozen=True)
@@ -281,10 +282,17 @@ def _run(data: ImageData, name: str, training: Training, made: Generator, report
     keys = data.asked["image"].keys
     options: dict[str, Any] = {"seed": training.seed, "sampling_steps": SAMPLING_STEPS, "reporter": reporter}
     images = made.generate(embeddings=asked.embeddings, modality=modality, keys=keys, **options)
-    scores, _ = data.scorer.score(images, data.captions, keys)
+    scores, values = data.scorer.score(images, data.captions, keys)
     examples = {key: inline_png(image) for key, image in zip(keys[:EXAMPLES], images, strict=False)}
     return ImageRun(
-        name, training.seed, training.sigma, scores, made.record["best_val_loss"], made.record["seconds"], examples
+        name,
+        training.seed,
+        training.sigma,
+        scores,
+        made.record["best_val_loss"],
+        made.record["seconds"],
+        examples,
+        {metric: each.round(_KEPT_DIGITS).tolist() for metric, each in values.items()},
     )
 
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..metrics.captions import BLEU
 from ..metrics.significance import crossed_interval, mean_and_std
 from ..moments import Array
 from ..pages import render_page
-from ..pages.render import interval, signed
+from ..pages.render import interval
 from ..tables import Table
 from .cells import AblationRun
+from .comparison import INTERVAL, compared, paired_difference, stacked
 from .data import AblationData
-from .methods import ABLATION, METHODS
+from .methods import METHODS
 
 CHOOSE_BY = "CIDEr"
-INTERVAL = "95 % interval"  # heading
 _NAMING = ("method", "sigma", "train fraction")
 _SCORES = ("images", CHOOSE_BY, INTERVAL, "BLEU-4", "ROUGE-L")
 _EXAMPLES = 60
@@ -139,7 +136,7 @@ class Ablation:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Sentences that compare each step of the method in CIDEr with the one before it, and other methods with C3."""
+        """Sentences that compare each step of the method in CIDEr with what it follows, and other methods with C3."""
         notes = []
         for fraction, sigma in dict.fromkeys(_comparable(row) for row in self.rows):
             found = {
@@ -148,8 +145,7 @@ class Ablation:
                 if row["train_fraction"] == fraction
                 and (_comparable(row) == (fraction, sigma) or not METHODS[row["method"]].noisy)
             }
-            others = [("C3", name) for name in found if "C3" in found and name not in ABLATION]
-            for before, after in [*pairwise(name for name in ABLATION if name in found), *others]:
+            for before, after in compared(found):
                 where = ""
                 if METHODS[after].noisy or METHODS[before].noisy:
                     where = f", sigma {sigma if sigma == 'best' else f'{float(sigma):.3g}'}"
@@ -245,9 +241,8 @@ def _score(members: Sequence[AblationRun], metric: str) -> dict[str, Any]:
 
 def _image_values(runs: Sequence[AblationRun], metric: str) -> Array:
     """Return float64 (seeds, images), without images where a run lacks them."""
-    values = [run.image_values.get(metric, []) for run in runs]
-    shared = all(run.captions.keys() == runs[0].captions.keys() for run in runs) and all(values)
-    return np.array(values) if shared else np.empty((len(runs), 0))
+    same = all(run.captions.keys() == runs[0].captions.keys() for run in runs)
+    return stacked([run.image_values.get(metric, []) if same else [] for run in runs])
 
 
 def describe_difference(before: Sequence[AblationRun], after: Sequence[AblationRun]) -> str | None:
@@ -259,20 +254,12 @@ def describe_difference(before: Sequence[AblationRun], after: Sequence[AblationR
         before, after: a run per seed.
 
     Returns:
-        None if the rows share no seed, or fewer than 3 images.
+        None if the rows share no seed, have different images, or fewer than 3.
     """
-    by_seed = {run.seed: run for run in before}
-    second = [run for run in after if run.seed in by_seed]
-    first = [by_seed[run.seed] for run in second]
-    values = _image_values([*first, *second], CHOOSE_BY)
-    differences = values[len(first) :] - values[: len(first)]
-    ends = crossed_interval(differences) if second else None
-    if ends is None:
+    if any(run.captions.keys() != before[0].captions.keys() for run in (*before, *after)):
         return None
-    over = "images and seeds" if len(first) > 1 else "images (one seed)"
-    shown = "" if ends[0] > 0 or ends[1] < 0 else "; not shown to differ"
-    between = " to ".join(signed(end, 1) for end in ends)
-    return f"{signed(float(differences.mean()), 1)} {CHOOSE_BY}, 95 % interval {between} over {over}{shown}"
+    first, second = ({run.seed: run.image_values.get(CHOOSE_BY, []) for run in row} for row in (before, after))
+    return paired_difference(first, second, CHOOSE_BY)
 
 
 def score_text(score: dict[str, Any]) -> str:

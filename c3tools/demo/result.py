@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..ablation import METHODS, Ablation, AblationData, ImageAblation
-from ..ablation.table import INTERVAL, score_text
+from ..ablation.comparison import INTERVAL
+from ..ablation.table import score_text
 from ..metrics.captions import score_captions
 from ..pages.render import interval
 from ..store import Store

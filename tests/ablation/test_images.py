@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from c3tools.ablation import IMAGE_METHODS, ImageAblation, ImageRun, ablate_imag
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError
 from c3tools.imaging import Generator, fit_generator
+from c3tools.metrics.significance import crossed_interval
 from c3tools.store import Store
 from tests.conftest import C3
 from tests.imaging.conftest import MICRO_SIZE, mini_store
@@ -93,42 +96,130 @@ def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_r
         assert "not comparable" in text
         assert "c3 ablate --task images --methods C1,oracle --seeds 2" in text
     assert "a photo of number 1" in page
-    cells = table.tables()[0].rows
-    assert [row[0] for row in cells] == ["C1", "oracle", f"{table.real_n} real photos"]
-    assert "±" in cells[0][3]
+    distances, others = table.tables()
+    assert [row[0] for row in distances.rows] == ["C1", "oracle", "real photos"]
+    assert "±" in distances.rows[0][3]
+    assert distances.columns == ["method", "sigma", "seeds", "KID", "95 % interval", "FD"]
+    assert list(others.columns[:4]) == ["method", "IS-coco80", "recall@1", "recall@10"]
+    for text in (page, markdown):
+        assert distances.title == f"12 images of each and {table.real_n} real photos, scored by c3-mini"
+        assert distances.rows[0][4] in text
+    score = table.rows[0]["scores"]["FD-c3-mini"]
+    assert 0 <= score["interval"][0] < score["mean"] < score["interval"][1]
     assert [run["seed"] for run in table.to_dict()["runs"]] == [0, 0, 1, 1]
 
 
 def test_each_encoder_has_a_table() -> None:
     names = ["FD-a", "FD-a-b", "FID", "IS-a-b-coco80", "KID-a", "KID-a-b", "recall@1-a-b", "recall@10-a-b"]
     scores = {name: float(number) for number, name in enumerate(names)}
-    tables = {
-        table.title: table for table in ImageAblation([ImageRun("C1", 0, 0.0, scores, 0.5, 1.0)], 10, {}, 0).tables()
+    found = ImageAblation([ImageRun("C1", 0, 0.0, scores, 0.5, 1.0)], 10, {}, 5)
+    wide = {table.title: table for table in found.wide_tables()}
+    of = "10 images of each and 5 real photos"
+    assert {title: list(table.columns[3:]) for title, table in wide.items()} == {
+        f"{of}, scored by a": ["KID", "FD"],
+        f"{of}, scored by a-b": ["KID", "FD", "IS-coco80", "recall@1", "recall@10"],
+        of: ["FID"],
     }
-    assert {title: list(table.columns[3:]) for title, table in tables.items()} == {
-        "10 images of each, scored by a": ["KID", "FD"],
-        "10 images of each, scored by a-b": ["KID", "FD", "IS-coco80", "recall@1", "recall@10"],
-        "10 images of each": ["FID"],
-    }
-    assert tables["10 images of each, scored by a"].rows[0] == ["C1", "–", "1", "4.0", "0.000"]
+    assert wide[f"{of}, scored by a"].rows[0] == ("C1", "–", "1", "4.0", "0.000")
+    assert [(table.title.removeprefix(of), list(table.columns)) for table in found.tables()] == [
+        (", scored by a", ["method", "sigma", "seeds", "KID", "FD"]),
+        (", scored by a-b", ["method", "sigma", "seeds", "KID", "FD"]),
+        (", scored by a-b", ["method", "IS-coco80", "recall@1", "recall@10"]),
+        ("", ["method", "sigma", "seeds", "FID"]),
+    ]
 
 
-def run_of(method: str, seed: int, fd: float) -> ImageRun:
-    return ImageRun(method, seed, 0.1, {"KID-x": fd / 10, "FD-x": fd}, 0.5, 1.0)
+def runs_of(steps: Mapping[str, float], seeds: int = 3, photos: int = 200) -> list[ImageRun]:
+    """Runs whose FD differs by steps, which the photos' own part hides in the scores, but not in their differences."""
+    rng = np.random.default_rng(0)
+    own = rng.normal(0.5, 0.6, size=photos)
+    runs = []
+    for name, step in steps.items():
+        for seed in range(seeds):
+            fd = own + step + rng.normal(0, 0.1, size=photos)
+            hits = 100.0 * (fd < 0.2)
+            each = {"KID-x": 300 * fd, "FD-x": fd, "IS-x-coco80": 9 + fd, "recall@1-x": hits, "recall@10-x": hits}
+            values = {metric: of.tolist() for metric, of in each.items()}
+            scores = {metric: float(of.mean()) for metric, of in each.items()}
+            runs.append(ImageRun(name, seed, 0.1, scores, 0.5, 1.0, photo_values=values))
+    return runs
 
 
-def test_steps_of_the_method_are_compared_with_the_spread_over_seeds() -> None:
+STEPS = {"C1": 0.0, "C2_1": -0.1, "C2_2": -0.2, "C3": -0.2, "LAFITE": -0.15}
+
+
+def test_a_row_has_intervals_over_photos_and_seeds_and_the_terminal_has_room_for_two() -> None:
+    runs = runs_of(STEPS)
+    table = ImageAblation(runs, 200, runs[0].scores, 200)
+    score = table.rows[3]["scores"]["FD-x"]
+    values = np.array([run.photo_values["FD-x"] for run in runs if run.method == "C3"])
+    assert score["mean"] == pytest.approx(values.mean())
+    assert score["std"] == pytest.approx(values.mean(axis=1).std(ddof=1))
+    assert score["interval"] == pytest.approx(crossed_interval(values))
+    wide, (distances, others) = table.wide_tables()[0], table.tables()
+    low, high = score["interval"]
+    assert f"{low:.3f} to {high:.3f}" in wide.rows[3]
+    assert wide.columns.count("95 % interval") == 5
+    assert distances.columns == ["method", "sigma", "seeds", "KID", "95 % interval", "FD"]
+    assert others.columns == ["method", "IS-coco80", "recall@1", "recall@10", "95 % interval"]
+    for shown in (distances, others):
+        widest = [max(map(len, cells)) for cells in zip(shown.columns, *shown.rows, strict=True)]
+        assert sum(widest) + 3 * len(widest) <= 80
+
+
+def test_steps_of_the_method_are_compared_on_the_same_photos_and_seeds() -> None:
+    runs = runs_of(STEPS)
+    notes = [note for note in ImageAblation(runs, 200, {}, 0).notes if " FD-x" in note]
+    assert [note.split(":")[0] for note in notes] == ["C2_1 − C1", "C2_2 − C1", "C3 − C2_2", "LAFITE − C3"]
+    for note, step in zip(notes, (-0.1, -0.2, 0.0, 0.05), strict=True):
+        found = re.search(r": (\S+) FD-x, 95 % interval (\S+) to (\S+) over photos and seeds", note.replace("−", "-"))
+        assert found is not None
+        difference, low, high = map(float, found.groups())
+        assert low < difference < high
+        assert step - 0.05 < low < step < high < step + 0.05
+        assert note.endswith("; not shown to differ") == (step == 0)
+    (single, *_) = ImageAblation([run for run in runs if run.seed == 0], 200, {}, 0).notes
+    assert single.endswith("over photos (one seed)")
+    few = ImageAblation([run for run in runs if run.method in ("C1", "C3")], 200, {}, 0).notes
+    assert [note.split(":")[0] for note in few] == ["C3 − C1", "C3 − C1"]
+
+
+def test_results_of_an_earlier_version_have_the_spread_over_seeds_and_say_why() -> None:
+    def run_of(method: str, seed: int, fd: float) -> ImageRun:
+        return ImageRun(method, seed, 0.1, {"KID-x": fd / 10, "FD-x": fd}, 0.5, 1.0)
+
     values = {"C1": (0.5, 0.52), "C2_1": (0.4, 0.42), "C3": (0.38, 0.44)}
     runs = [run_of(name, seed, fd) for name, pair in values.items() for seed, fd in enumerate(pair)]
     table = ImageAblation(runs, 10, {}, 0)
     row = table.rows[0]
     assert row["scores"]["FD-x"]["mean"] == pytest.approx(0.51)
     assert row["scores"]["FD-x"]["std"] == pytest.approx(np.std([0.5, 0.52], ddof=1))
+    assert row["scores"]["FD-x"]["interval"] is None
+    assert "95 % interval" not in table.tables()[0].columns
     notes = [note for note in table.notes if " FD-x" in note]
+    why = "no interval, because results of an earlier version have no values per photo"
     assert notes == [
-        "C2_1 − C1: -0.100 FD-x, beyond the spread over seeds (0.014)",
-        "C3 − C2_1: +0.000 FD-x, within the spread over seeds (0.042)",
+        f"C2_1 − C1: −0.100 FD-x, beyond the spread over seeds (0.014); {why}",
+        f"C3 − C2_1: +0.000 FD-x, within the spread over seeds (0.042); {why}",
     ]
+    assert ImageAblation([run for run in runs if run.seed == 0], 10, {}, 0).notes == []
+
+
+def test_finished_cells_without_values_per_photo_are_read(store: Store, tmp_path: Path) -> None:
+    made, _ = table_of(store, tmp_path / "out", methods="C1,C3", seeds=2)
+    assert all(len(run.photo_values["KID-c3-mini"]) == 12 for run in made.runs)
+    assert any("over photos and seeds" in note for note in made.notes)
+    for file in (tmp_path / "out" / "cells").rglob("C1-*.json"):
+        content = json.loads(file.read_text())
+        del content["run"]["photo_values"]
+        file.write_text(json.dumps(content))
+    again, told = table_of(store, tmp_path / "out", methods="C1,C3", seeds=2)
+    assert "C1, seed 0: already finished" in told.messages
+    assert [run.scores for run in again.runs] == [run.scores for run in made.runs]
+    first, second = again.rows
+    assert first["scores"]["KID-c3-mini"]["interval"] is None
+    assert second["scores"]["KID-c3-mini"]["interval"] == made.rows[1]["scores"]["KID-c3-mini"]["interval"]
+    assert all("the spread over seeds" in note and "earlier version" in note for note in again.notes)
 
 
 def test_wrong_settings_are_refused(store: Store, tmp_path: Path) -> None:
