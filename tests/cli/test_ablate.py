@@ -55,7 +55,7 @@ def test_the_command_prints_a_table_and_continues(c3: C3, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sigma", "much"), "sigma must be a number of at least 0, 'auto' or 'best', not 'much'"),
+        (("--sigma", "much"), "sigma must be a number of at least 0, 'auto', 'pairs' or 'best', not 'much'"),
         (("--sigma", "-0.1"), "not '-0.1'"),
         (("--grid", "a,b", "--sigma", "best"), "not 'a'"),
         (("--grid", "auto", "--sigma", "best"), "not 'auto'"),
