@@ -137,10 +137,8 @@ def name_words(found: Found, scale: str, place: Path, sigmas: Sequence[float]) -
     source = read(place, scale, WORDS)
     assert source.splits is not None
     train, *held = (np.flatnonzero(source.splits == split) for split in ("train", "val", "test"))
-    lesson, asked = Lesson.of(source, train, WORDS), []
-    for items in held:
-        texts, place_of_text = source.rows(items)
-        asked.append((source.images[items], False, lesson.wanted(source, texts, place_of_text, len(items))))
+    lesson = Lesson.of(source, train, WORDS)
+    asked = [lesson.of_images(source, items) for items in held]
     on_test, cells = [], []
     for method in METHODS:
         val, test = zip(*(lesson.scores(method, sigma, asked) for sigma in sigmas), strict=True)

@@ -102,10 +102,7 @@ def measure(source: Source, sigmas: Sequence[float], halves: int, words: int) ->
     for number in range(halves):
         train, *held = source.draw(number)
         lesson = Lesson.of(source, train, words)
-        asked = []
-        for items in held:
-            of, place = source.rows(items)
-            asked.append((source.images[items], False, lesson.wanted(source, of, place, len(items))))
+        asked = [lesson.of_images(source, items) for items in held]
         # one caption of each image of val, to be asked in place of the image; the others are what is wanted
         of, place = source.rows(held[0])
         first = np.unique(place, return_index=True)[1]

@@ -107,6 +107,11 @@ class Lesson:
         """Return what captions say of their images, which are numbered by ``place``: see `tf_idf`."""
         return tf_idf(source.words[np.ix_(texts, self.chosen)], place, count, self.idf)
 
+    def of_images(self, source: Source, images: Indices) -> tuple[Array, bool, Array]:
+        """Return images to ask about, with what their captions say, for `scores`."""
+        texts, place = source.rows(images)
+        return source.images[images], False, self.wanted(source, texts, place, len(images))
+
     def scores(self, method: str, sigma: float, asked: Sequence[tuple[Array, bool, Array]]) -> list[Array]:
         """Return the score of each embedding, in percent: see the top of the file.
 
