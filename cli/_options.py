@@ -264,8 +264,10 @@ OverwriteOption = Annotated[
 DEFAULT_STORE = Path("c3-store")
 DEFAULT_DECODER = Path("c3-decoder")
 DEFAULT_GENERATOR = Path("c3-generator")
-
-
+SIGMA_RULES = (
+    "auto: derived from how much captions of the same image differ. pairs: from the cosine of at least 10 images with "
+    "their captions, those of the val split or of all splits but test."
+)
 SAMPLE = "0.1"  # the fraction that --sample means without a value
 
 

@@ -13,6 +13,7 @@ from c3tools.reporter import counted
 from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_STORE,
+    SIGMA_RULES,
     AddressOption,
     DtypeOption,
     ExecutorOption,
@@ -53,9 +54,7 @@ def export(
         str | None,
         typer.Option(
             "--sigma",
-            help="Standard deviation of the noise, per dimension, if the preset has noise. auto: derived from how "
-            "much captions of the same image differ. pairs: from the cosine of at least 10 images with their captions, "
-            "those of the val split or of all splits but test.",
+            help=f"Standard deviation of the noise, per dimension, if the preset has noise. {SIGMA_RULES}",
             show_default="√0.016",
         ),
     ] = None,

@@ -12,6 +12,7 @@ from ._console import message, print_table, reporter, write_json
 from ._options import (
     DEFAULT_DECODER,
     DEFAULT_STORE,
+    SIGMA_RULES,
     DeviceOption,
     JsonOption,
     OverwriteOption,
@@ -29,9 +30,7 @@ def train_decoder(
         str | None,
         typer.Option(
             "--sigma",
-            help="Standard deviation of the noise, per dimension. auto: derived from how much captions of the same "
-            "image differ. pairs: from the cosine of at least 10 images with their captions, those of the val split or "
-            "of all splits but test.",
+            help=f"Standard deviation of the noise, per dimension. {SIGMA_RULES}",
             show_default="auto",
         ),
     ] = None,
