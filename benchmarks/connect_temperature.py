@@ -1,16 +1,17 @@
-"""Measure how much of the gap is left after contrastive training, by logit scale: heads on frozen features.
+"""Measure how much of the gap is left after contrastive training, by logit scale and by the weight of `--close-gap`.
 
     python examples/c3_mini/features.py CORPUS FEATURES      # or any image.npy, text.npy and meta.jsonl
     python benchmarks/connect_temperature.py FEATURES --stores STORES
+    python benchmarks/connect_temperature.py FEATURES --scales 100,100+0.1,100+0.3,100+1    # --close-gap 0.1 to 1
 
-Runs `c3 connect heads` for each logit scale and seed, with the settings of docs/results/connect.md. Runs with the same
-seed start from the same weights. The table shows the gap before training, and the gap and the recall of the best
-checkpoint, on the test split: mean and standard deviation over the seeds. With --stores, the embeddings of the first
-seed become a store for each scale, for `c3 ablate --methods C2_2,C3 --store STORES/100`. Finished runs are kept in
---work and not repeated.
+Runs `c3 connect heads` on frozen features for each scale and seed, with the settings of docs/results/connect.md. Runs
+with the same seed start from the same weights. The table shows the gap before training, and the gap and the recall of
+the best checkpoint, on the test split: mean and standard deviation over the seeds. With --stores, the embeddings of the
+first seed become a store for each scale, for `c3 ablate --methods C2_2,C3 --store STORES/100`. Finished runs are kept
+in --work and not repeated.
 
-Takes about a minute per run on one thread (OMP_NUM_THREADS=1); there are 12 runs. On Flickr8k, the gap should fall from
-1.13 to 0.08 at a fixed scale of 14, and to 0.77 at 100 (the table is in docs/results/connect.md).
+Takes about a minute per run on one thread (OMP_NUM_THREADS=1); there are three for each scale. On Flickr8k, the gap
+should fall from 1.13 to 0.08 at a fixed scale of 14, and to 0.77 at 100 (the tables are in docs/results/connect.md).
 """
 
 from __future__ import annotations
@@ -29,7 +30,16 @@ COLUMNS = ("gap before", "gap", "logit scale", "paired", "unpaired", "recall@1 i
 
 
 def scores(features: PairedFeatures, scale: str, seed: int, epochs: int, folder: Path) -> list[float]:
-    """Train, or read what was trained, and give the numbers of `COLUMNS`."""
+    """Train, or read what was trained, and give the numbers of `COLUMNS`.
+
+    Args:
+        features: of images and texts.
+        scale: of the logits, with ``+`` and the weight of ``--close-gap`` after it where that is not 0.
+        seed: of the heads.
+        epochs: of the training.
+        folder: of the result.
+    """
+    scale, _, weight = scale.partition("+")
     if not (folder / "connect.json").exists():
         connect_heads(
             features,
@@ -37,6 +47,7 @@ def scores(features: PairedFeatures, scale: str, seed: int, epochs: int, folder:
             dropout=0.5,
             cone=1.33,
             logit_scale=scale,
+            close_gap=float(weight or 0),
             epochs=epochs,
             patience=0,
             seed=seed,
