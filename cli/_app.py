@@ -1,4 +1,4 @@
-"""The Typer application: registers the commands and turns expected errors into exit codes."""
+"""The Typer application: finds the commands and turns expected errors into exit codes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -42,14 +44,48 @@ COMMANDS = (
     "models",
     "info",
 )
+_MODULES = {name.strip("_").replace("_", "-"): name for name in COMMANDS}
 
 
 class _TerminatedError(KeyboardInterrupt):
     """Raised on SIGTERM, which ends a command in the same way as Ctrl-C."""
 
 
+@cache
+def _build(name: str) -> Any:
+    """Import a command and let Typer build its options."""
+    module = importlib.import_module(f".{_MODULES[name]}", __package__)
+    own = getattr(module, "group", None)
+    if own is None:
+        own = typer.Typer(add_completion=False)
+        own.command(cls=JsonCommand)(getattr(module, _MODULES[name]))
+    command = typer.main.get_command(own)
+    command.name = name
+    return command
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name. Each is built when it is asked for, since building all of them delays every start."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in _MODULES:
+            raise KeyError(name)
+        return _build(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
+
+
 class FriendlyGroup(TyperGroup):
     """Lists commands in the order of the workflow; prints expected errors as one message, with exit code 1."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        commands: Any = _Commands()
+        self.commands = commands
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order of the workflow."""
@@ -105,14 +141,6 @@ def _root(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
 ) -> None:
     pass
-
-
-for _name in COMMANDS:
-    _module = importlib.import_module(f".{_name}", __package__)
-    if hasattr(_module, "group"):
-        app.add_typer(_module.group, name=_name)
-    else:
-        app.command(_name.strip("_").replace("_", "-"), cls=JsonCommand)(getattr(_module, _name))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

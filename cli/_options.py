@@ -301,7 +301,7 @@ class JsonCommand(TyperCommand):
 
 def command_group(help: str, *commands: Callable[..., None]) -> typer.Typer:
     """Return a command with subcommands that are named after their functions."""
-    group = typer.Typer(no_args_is_help=True, help=help)
+    group = typer.Typer(no_args_is_help=True, add_completion=False, help=help)
     for command in commands:
         group.command(command.__name__.replace("_", "-"), cls=JsonCommand)(command)
     return group

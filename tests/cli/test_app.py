@@ -58,6 +58,11 @@ def test_a_pipeline_loads_neither_torch_nor_arrow_nor_the_client_of_the_hub() ->
     assert shown.stdout.strip() == "set()"
 
 
+def test_a_command_is_imported_when_it_is_asked_for() -> None:
+    loaded = loaded_by_command(["verify", "--help"])
+    assert {name for name in loaded if name.startswith("c3tools.cli.") and "._" not in name} == {"c3tools.cli.verify"}
+
+
 def test_all_places_say_the_same_version() -> None:
     root = Path(__file__).parents[2]
     listed = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["version"]
@@ -203,6 +208,7 @@ def test_an_error_is_one_message_without_a_traceback(c3: C3) -> None:
 def test_a_usage_error_exits_with_2(c3: C3) -> None:
     assert c3("embed").exit_code == 2
     assert c3("nonsense").exit_code == 2
+    assert "Did you mean 'embed'?" in c3("embd").stderr
 
 
 @pytest.mark.parametrize(
