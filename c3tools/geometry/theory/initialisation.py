@@ -191,7 +191,8 @@ def _measure_encoders(
     results = []
     with reporter.progress("Random encoders", seeds) as progress:
         for seed in range(seeds):
-            encoder = load_encoder(model, random_init=seed, device=device, precision="fp32")
+            # converting a model for one pass would take longer than the pass
+            encoder = load_encoder(model, random_init=seed, device=device, backend="torch", precision="fp32")
             rows = {"image": encoder.encode_images(images), "text": encoder.encode_texts(captions)}
             results.append(measure_initial_gap(seed, dict(rows), item_index))
             progress.advance()
