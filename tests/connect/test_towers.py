@@ -24,7 +24,7 @@ CPU = Compute("cpu", "fp32")
 def test_towers_embed_as_the_encoder_does(tmp_path: Path) -> None:
     name = save_tiny_clip(tmp_path / "tiny")
     photos = sorted(save_photos(tmp_path / "photos", 1).glob("*.png"))
-    network, encoder = load_network(name), load_encoder(name, precision="fp32")
+    network, encoder = load_network(name), load_encoder(name, backend="torch", precision="fp32")
     towers = TwoTowers(ImageTower(network), TextTower(network))
     pixels = PhotoInputs([str(path) for path in photos], [path.stem for path in photos], network.preprocess)
     rows = towers.embed_rows(pixels, 0, np.arange(len(photos)), CPU)
@@ -66,8 +66,10 @@ def test_half_weights_are_half_as_large_and_encode_alike(tmp_path: Path) -> None
         save_open_clip(network, ContrastiveLoss("infonce", LogitScale(20)), tmp_path / name, half=name == "half")
     sizes = [(tmp_path / name / "open_clip_model.safetensors").stat().st_size for name in ("whole", "half")]
     assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.02)
-    encoders = [load_encoder(f"local-dir:{tmp_path / name}", precision="fp32") for name in ("whole", "half")]
-    rows = [encoder.encode_texts(["a dark red square"]) for encoder in encoders]
+    rows = [
+        load_encoder(f"local-dir:{tmp_path / name}", backend="torch", precision="fp32").encode_texts(["a red square"])
+        for name in ("whole", "half")
+    ]
     assert float((rows[0] * rows[1]).sum()) > 0.999
     saved = load_network(f"local-dir:{tmp_path / 'whole'}").model.get_parameter("logit_scale")
     assert float(saved.detach().exp()) == pytest.approx(20, rel=1e-5)

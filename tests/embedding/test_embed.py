@@ -274,7 +274,7 @@ def test_one_call_does_what_the_command_does(encoder: Encoder, photos: Path, tmp
 def test_the_model_and_the_precision_of_the_store_are_used_again(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a dog\n")
     name = local_model(tmp_path / "m")
-    embed(tmp_path / "t.txt", tmp_path / "s", model=name, random_init=4, precision="bf16")
+    embed(tmp_path / "t.txt", tmp_path / "s", model=name, random_init=4, backend="torch", precision="bf16")
     (tmp_path / "t.txt").write_text("a dog\na cat\n")
     recorder = Recorder()
     store = embed(tmp_path / "t.txt", tmp_path / "s", reporter=recorder)
@@ -314,7 +314,7 @@ def test_a_store_from_before_there_were_backends_is_continued_by_torch(tmp_path:
 def test_nothing_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.txt").write_text("a dog\n")
     name = local_model(tmp_path / "m")
-    first = embed(tmp_path / "t.txt", tmp_path / "s", model=name, precision="fp32")
+    first = embed(tmp_path / "t.txt", tmp_path / "s", model=name, backend="torch", precision="fp32")
 
     def load(*arguments: object, **options: object) -> None:
         raise AssertionError("loaded")
@@ -328,7 +328,7 @@ def test_nothing_to_do_loads_no_model(tmp_path: Path, monkeypatch: pytest.Monkey
         embed(tmp_path / "t.txt", tmp_path / "s", dtype="float32")
     monkeypatch.undo()
     with pytest.raises(StoreError, match="Embeddings of different models cannot be mixed"):
-        embed(tmp_path / "t.txt", tmp_path / "s", model=name, random_init=1)
+        embed(tmp_path / "t.txt", tmp_path / "s", model=name, random_init=1, backend="torch")
 
 
 def test_the_summary_shows_itself_in_a_notebook(encoder: Encoder, photos: Path, tmp_path: Path) -> None:

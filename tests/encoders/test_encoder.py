@@ -167,7 +167,7 @@ def test_bf16_that_is_slower_than_fp32_is_not_taken(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("changes", [{"no_causal_mask": True}, {"pool_type": "last"}, {"pool_type": "first"}])
 def test_towers_that_look_at_padding_are_run_whole(tmp_path: Path, changes: dict[str, object]) -> None:
     name = local_model(tmp_path / "m", **changes)
-    encoder = load_encoder(name, precision="fp32")
+    encoder = load_encoder(name, backend="torch", precision="fp32")
     assert not encoder.trims_texts
     model, _, _ = open_clip.create_model_and_transforms(name)
     with torch.inference_mode():
@@ -177,7 +177,9 @@ def test_towers_that_look_at_padding_are_run_whole(tmp_path: Path, changes: dict
 
 def test_a_model_through_the_compiler_gives_the_same(tmp_path: Path) -> None:
     name = local_model(tmp_path / "m")
-    encoder, compiled = (load_encoder(name, precision="fp32", compiled=compiled) for compiled in (False, True))
+    encoder, compiled = (
+        load_encoder(name, backend="torch", precision="fp32", compiled=compiled) for compiled in (False, True)
+    )
     assert compiled.compiled
     np.testing.assert_allclose(compiled.encode_texts(TEXTS), encoder.encode_texts(TEXTS), atol=1e-5)
     pixels = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)

@@ -35,10 +35,10 @@ def local_model(folder: Path, **text_changes: object) -> str:
 
 def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
     name = local_model(tmp_path / "m")
-    one, same, other = (load_encoder(name, random_init=seed) for seed in (1, 1, 2))
+    one, same, other = (load_encoder(name, random_init=seed, backend="torch") for seed in (1, 1, 2))
     assert one.identity["weights_sha256"] == same.identity["weights_sha256"] != other.identity["weights_sha256"]
     assert one.identity["random_init"] == 1
-    assert one.identity["weights_sha256"] != load_encoder(name).identity["weights_sha256"]
+    assert one.identity["weights_sha256"] != load_encoder(name, backend="torch").identity["weights_sha256"]
 
 
 def test_random_state_of_the_caller_is_left_alone(tmp_path: Path) -> None:
@@ -46,20 +46,20 @@ def test_random_state_of_the_caller_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    load_encoder(name, random_init=3)
+    load_encoder(name, random_init=3, backend="torch")
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_recorded_model_whose_weights_changed_is_refused(tmp_path: Path) -> None:
     name = local_model(tmp_path / "m")
-    identity = load_encoder(name).identity
-    assert resolve_encoder(recorded=identity).identity == identity
+    identity = load_encoder(name, backend="torch").identity
+    assert resolve_encoder(recorded=identity, backend="torch").identity == identity
     weights = tmp_path / "m" / "open_clip_pytorch_model.bin"
     state = torch.load(weights, weights_only=True)
     state["logit_scale"] += 1
     torch.save(state, weights)
     with pytest.raises(EncoderError, match="have changed"):
-        resolve_encoder(recorded=identity)
+        resolve_encoder(recorded=identity, backend="torch")
 
 
 def test_the_weights_hash_depends_on_every_value(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_
             said.append(text)
 
     name = local_model(tmp_path / "m")
-    recorded = load_encoder(name, random_init=1).identity
+    recorded = load_encoder(name, random_init=1, backend="torch").identity
     assert (
         resolve_encoder(name, recorded=recorded, backend="torch", reporter=Listener()).identity["random_init"] is None
     )
