@@ -96,7 +96,7 @@ def measure_encoders(table: Table, device: str, photos: list[Path], small: bool)
         expected = exact.encode_images(photos), exact.encode_texts(captions)
         for precision in dict.fromkeys(("fp32", "bf16" if device == "cpu" else pick(device).precision)):
             encoder = load_encoder(name, random_init=seed, device=device, backend="torch", precision=precision)
-            images, texts = (2, 8) if small else (encoder.batch_size("image"), encoder.batch_size("text"))
+            images, texts = (1, 8) if small else (encoder.batch_size("image"), encoder.batch_size("text"))
             some = np.stack([encoder.pixels(photo) for photo in photos])
             pixels = some[np.arange(images) % len(some)]
             words = encoder.tokenise(captions)[np.arange(texts) % len(captions)]
@@ -156,7 +156,7 @@ def main() -> None:
     table = Table(card_of(arguments.device))
     rows = sorted(bundled_rows(), key=lambda row: (row["split"] == "test", row["image"]))
     photos = [PHOTOS / "images" / row["image"] for row in rows][: 12 if arguments.small else None]
-    measure_encoders(table, arguments.device, photos, arguments.small)
+    measure_encoders(table, arguments.device, photos[: 3 if arguments.small else None], arguments.small)
     with tempfile.TemporaryDirectory() as folder:
         measure_commands(table, arguments.device, Path(folder), photos, arguments.small)
     print_table(("device", "what", "value", "unit"), table.rows)
