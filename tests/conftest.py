@@ -160,6 +160,14 @@ def encoder() -> Encoder:
     return load_encoder(backend="torch", precision="fp32")
 
 
+@pytest.fixture(scope="session")
+def light_encoder() -> Encoder:
+    """The bundled model by ONNX Runtime, for tests that start processes: these need not import torch and open_clip."""
+    from c3tools.encoders import load_encoder
+
+    return load_encoder(backend="onnx", precision="fp32")
+
+
 @pytest.fixture(scope="session", params=["torch", "openvino", "onnx"])
 def each_encoder(request: pytest.FixtureRequest) -> Encoder:
     """The bundled model in fp32, by every backend."""

@@ -45,7 +45,7 @@ def test_names_are_unique() -> None:
 def test_a_folder_of_broken_tiffs_prints_only_lines_of_ours(tmp_path: Path, workers: int) -> None:
     folder = copy_photos(tmp_path / "photos", 1)
     broken = broken_tiffs(folder)
-    command = f"embed photos --workers {workers} --backend torch --precision fp32 --device cpu".split()
+    command = f"embed photos --workers {workers} --backend onnx --precision fp32 --device cpu".split()
     code = "from c3tools.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True, check=True

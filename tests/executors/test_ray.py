@@ -103,18 +103,18 @@ class TestEmbedding:
     def test_a_killed_worker_loses_nothing(
         self,
         cluster: RayExecutor,
-        encoder: Encoder,
+        light_encoder: Encoder,
         corpus_folder: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         corpus = read_corpus([corpus_folder])
-        embed_corpus(corpus, tmp_path / "here", encoder, **OPTIONS)
+        embed_corpus(corpus, tmp_path / "here", light_encoder, **OPTIONS)
         flags = tmp_path / "flags"
         flags.mkdir()
         monkeypatch.setattr(KilledOnce, "folder", flags)
         monkeypatch.setattr(run_module, "EmbedWork", KilledOnce)
-        summary = embed_corpus(corpus, tmp_path / "there", encoder, **OPTIONS, executor=cluster)
+        summary = embed_corpus(corpus, tmp_path / "there", light_encoder, **OPTIONS, executor=cluster)
         assert files(tmp_path / "there") == files(tmp_path / "here")
         assert (summary.modalities["image"].embedded, summary.modalities["text"].embedded) == (7, 35)
         assert (flags / "image-killed").exists()
@@ -122,16 +122,16 @@ class TestEmbedding:
         assert (flags / "image-ran-1").read_text() == "xx"
         assert (flags / "text-ran-1").read_text() == "x"  # its done marker was there already
 
-    def test_local_goes_on_where_ray_was_interrupted_and_ray_where_local_was(
+    def test_ray_goes_on_where_local_was_interrupted(
         self,
         cluster: RayExecutor,
-        encoder: Encoder,
+        light_encoder: Encoder,
         corpus_folder: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         corpus = read_corpus([corpus_folder])
-        embed_corpus(corpus, tmp_path / "whole", encoder, **OPTIONS)
+        embed_corpus(corpus, tmp_path / "whole", light_encoder, **OPTIONS)
         calls = 0
 
         def stopping(*arguments: Any) -> None:
@@ -144,10 +144,13 @@ class TestEmbedding:
         with monkeypatch.context() as patch:
             patch.setattr(shards_module, "write_shard", stopping)
             with pytest.raises(KeyboardInterrupt):
-                embed_corpus(corpus, tmp_path / "one", encoder, **OPTIONS)
-        embed_corpus(corpus, tmp_path / "one", encoder, **OPTIONS, executor=cluster)
+                embed_corpus(corpus, tmp_path / "one", light_encoder, **OPTIONS)
+        embed_corpus(corpus, tmp_path / "one", light_encoder, **OPTIONS, executor=cluster)
         assert files(tmp_path / "one") == files(tmp_path / "whole")
 
+    def test_local_goes_on_where_ray_was_interrupted(
+        self, cluster: RayExecutor, encoder: Encoder, corpus_folder: Path, tmp_path: Path
+    ) -> None:
         class Interrupting(Progress, Reporter):
             def advance(self, count: int = 1, note: str | None = None) -> None:
                 raise KeyboardInterrupt
@@ -156,6 +159,8 @@ class TestEmbedding:
             def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
                 yield self
 
+        corpus = read_corpus([corpus_folder])
+        embed_corpus(corpus, tmp_path / "whole", encoder, **OPTIONS)
         with pytest.raises(KeyboardInterrupt):
             embed_corpus(corpus, tmp_path / "other", encoder, **OPTIONS, executor=cluster, reporter=Interrupting())
         assert 1 <= len(Store.open(tmp_path / "other").parts("image")) < 3

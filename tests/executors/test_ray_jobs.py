@@ -130,7 +130,7 @@ def test_many_shards_are_merged_in_groups_of_bounded_number(tmp_path: Path) -> N
 
 
 def test_the_command_with_a_store_by_url(
-    s3: Faults, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Faults, light_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a process of its own: workers have the credentials of where the cluster was started."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
@@ -138,7 +138,7 @@ def test_the_command_with_a_store_by_url(
 
     photos = copy_photos(tmp_path / "photos", 4)
     environment = {**os.environ, "RAY_ADDRESS": "local"}
-    arguments = ["embed", "photos", "--shard-size", "3", "--workers", "1", "--backend", "torch", "--json"]
+    arguments = ["embed", "photos", "--shard-size", "3", "--workers", "1", "--backend", "onnx", "--json"]
     arguments += ["--precision", "fp32"]
     cluster = ["--executor", "ray", "--processes", "2", "--store", "s3://bucket/store"]
     done = subprocess.run(
@@ -148,7 +148,7 @@ def test_the_command_with_a_store_by_url(
     assert (summary["modalities"]["image"]["embedded"], summary["modalities"]["text"]["embedded"]) == (4, 20)
     assert "ray" not in done.stderr.lower().replace("--executor ray", "")
     monkeypatch.chdir(tmp_path)
-    embed_corpus(read_corpus(["photos"]), tmp_path / "here", encoder, shard_size=3, workers=1)
+    embed_corpus(read_corpus(["photos"]), tmp_path / "here", light_encoder, shard_size=3, workers=1)
     s3fs.S3FileSystem(use_listings_cache=False).get("bucket/store", str(tmp_path / "there"), recursive=True)
     assert files(tmp_path / "there") == files(tmp_path / "here")
     assert photos.is_dir()

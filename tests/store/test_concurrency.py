@@ -46,12 +46,12 @@ def importing() -> dict[str, str]:
 
 
 def test_two_embedding_processes_on_one_store_do_not_corrupt_it(
-    encoder: Encoder, tmp_path: Path, importing: dict[str, str]
+    light_encoder: Encoder, tmp_path: Path, importing: dict[str, str]
 ) -> None:
     folder = copy_photos(tmp_path / "photos", 6)
 
     def start() -> subprocess.Popen[str]:
-        options = ["--shard-size", "2", "--workers", "0", "--precision", "fp32", "--backend", "torch"]
+        options = ["--shard-size", "2", "--workers", "0", "--precision", "fp32", "--backend", "onnx"]
         command = [*C3, "embed", str(folder), "--store", str(tmp_path / "shared"), *options]
         return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=importing)
 
@@ -62,7 +62,7 @@ def test_two_embedding_processes_on_one_store_do_not_corrupt_it(
     assert 0 in codes, messages
     for code, message in zip(codes, messages, strict=True):
         assert code == 0 or (code == 1 and "Another run is writing" in message), message
-    embed_corpus(read_corpus([folder]), tmp_path / "alone", encoder, shard_size=2, workers=0)
+    embed_corpus(read_corpus([folder]), tmp_path / "alone", light_encoder, shard_size=2, workers=0)
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
     assert verify_store(tmp_path / "shared").findings == []
 

@@ -100,13 +100,13 @@ main()
 
 
 def test_a_run_that_is_killed_continues_to_the_same_bytes(
-    encoder: Encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+    light_encoder: Encoder, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_photos(tmp_path / "p", 4)
     corpus = read_corpus([folder])
-    embed_corpus(corpus, tmp_path / "disk", encoder, shard_size=2, workers=0)
+    embed_corpus(corpus, tmp_path / "disk", light_encoder, shard_size=2, workers=0)
     s3.every = 7
-    options = ["--workers", "0", "--shard-size", "2", "--precision", "fp32", "--backend", "torch"]
+    options = ["--workers", "0", "--shard-size", "2", "--precision", "fp32", "--backend", "onnx"]
     command = [sys.executable, "-c", KILLED, "embed", str(folder), "--store", URL, *options]
     limit = random.Random().randrange(5, 90)
     s3.hold_after(limit)
@@ -120,7 +120,7 @@ def test_a_run_that_is_killed_continues_to_the_same_bytes(
     if locations.kind_of(locations.location(f"{URL}/store.json")) is not None:
         assert {finding.check for finding in verify_store(URL).defects} <= {"manifest"}, limit
     monkeypatch.setattr(lock, "PATIENCE", 1.0)  # the lease of the killed run is still there
-    embed_corpus(corpus, URL, encoder, shard_size=2, workers=0)
+    embed_corpus(corpus, URL, light_encoder, shard_size=2, workers=0)
     assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk"), limit
 
 
