@@ -269,7 +269,7 @@ def test_an_early_store_is_read_renamed_when_written_to_and_mixed_never(
 
 
 def test_repair_records_an_early_store(tmp_path: Path, put: Put) -> None:
-    path = whole_store(tmp_path / "s").path
+    path = whole_store(tmp_path / "s", images=20).path
     before = {file.relative_to(path): file.read_bytes() for file in store_files(path)}
     make_early(path)
     (path / "image" / "part-00001.moments.safetensors").write_bytes(b"x")

@@ -80,7 +80,7 @@ def test_a_store_behind_a_web_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("put", "count"), [("disk", 60), ("s3", 6)], indirect=["put"])
 def test_every_one_of_60_single_byte_corruptions_is_detected(tmp_path: Path, put: Put, count: int) -> None:
-    path = whole_store(tmp_path / "s").path
+    path = whole_store(tmp_path / "s", images=20).path
     kinds = {file.name.split(".", 1)[-1] if "part" in file.name else file.name for file in store_files(path)}
     assert kinds == {
         "store.json",
@@ -219,7 +219,7 @@ def test_a_wrong_count_and_another_stores_shard(tmp_path: Path, put: Put) -> Non
 
 
 def test_store_json_is_written_anew_from_the_shards(tmp_path: Path, put: Put) -> None:
-    path = whole_store(tmp_path / "s").path
+    path = whole_store(tmp_path / "s", images=10).path
     before = (path / "store.json").read_bytes()
     place = put(path)
     for content in (b"{", b"", before.replace(b'"dim": 12', b'"dim": 13')):
