@@ -69,9 +69,10 @@ def test_every_method_is_run_and_finished_cells_are_kept(
 def test_generators_are_trained_at_a_time(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the other processes know the real sizes alone
     monkeypatch.setattr("c3tools.ablation.images.SAMPLING_STEPS", 1)
+    small = ("validations=1", "batch_size=4", "pixels=16")
     here: list[object] = []
     monkeypatch.setattr("c3tools.ablation.images.fit_generator", lambda *_, **named: here.append(named))
-    table, _ = table_of(store, tmp_path / "out", methods="C1,C3,oracle", jobs=2, steps=1)
+    table, _ = table_of(store, tmp_path / "out", methods="C1,C3,oracle", jobs=2, steps=1, set=small)
     assert here == []
     assert [run.method for run in table.runs] == ["C1", "C3", "oracle"]
 

@@ -51,10 +51,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_of(made: ModuleType, corpus: Path, work: Path, text_epochs: int = 3) -> object:
+def run_of(made: ModuleType, corpus: Path, work: Path, *, long: bool = False) -> object:
     arguments = Namespace(
         pairs=corpus, out=work / "out", captions=[corpus / "alone.jsonl"], views=1, seed=0, work=work, members=2,
-        teacher_epochs=40, image_steps=20, text_epochs=text_epochs, tower_epochs=5,
+        teacher_epochs=40 if long else 4, image_steps=20 if long else 4, text_epochs=60 if long else 3, tower_epochs=5,
     )  # fmt: skip
     return made.make_run(arguments)
 
@@ -103,7 +103,7 @@ def test_words_weigh_by_rarity_and_captions_alike_are_near() -> None:
 
 
 def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
-    run = run_of(made, corpus, tmp_path, text_epochs=60)
+    run = run_of(made, corpus, tmp_path, long=True)
     plain, views, texts, tokens = features_of(made, run)
     model, log, seconds = made.train(run, plain, views, texts, tokens)
     assert log[0].step == 0
