@@ -22,7 +22,8 @@ def cli_page() -> str:
     """Return the page as Markdown, as `typer c3tools.cli utils docs` makes it, with whole sentences in its lists."""
     command = typer.main.get_command(app)
     page = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="c3"), name="c3", title="Commands")
-    page = html.unescape(page).replace("\n* `--help`: Show this message and exit.", "")
+    # a command that has run in this process lists -h too
+    page = re.sub(r"\n\* `(-h, )?--help`: Show this message and exit\.", "", html.unescape(page))
     page = re.sub(r"\*\*Options\*\*:\n(?=\n(#|\*\*Commands|$))", "", page)
     for name, summary in _summaries(command):
         page = re.sub(rf"^\* `{name}`: .*", lambda match, line=f"* `{name}`: {summary}": line, page, flags=re.MULTILINE)
