@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 import c3tools
+from c3tools.ablation.methods import ABLATION
 from c3tools.assets.paths import C3_MINI_MOMENTS, PHOTOS
 from c3tools.captioning import GenerationConfig
 from c3tools.corpus.splits import hashed_split
@@ -255,13 +256,13 @@ def draw_sigma(store: Store) -> None:
 def draw_captions() -> None:
     """Draw CIDEr by method from the table of results/captions.md."""
     page = (HERE.parent / "results" / "captions.md").read_text("utf-8")
-    rows = re.findall(r"^\| ([\w-]+) \| (–|0\.08 \(best on val\)) \| ([\d.]+) ± ([\d.]+) ", page, re.MULTILINE)
-    rows = [row for row in rows if row[0] != "CapDec"]  # trained as C2_2
-    figure, axes = new_figure(6.4, 2.8)
-    names, _, means, spreads = zip(*rows, strict=True)
-    colours = [palette.FIRST if name.startswith("C") and name != "CLIPRe" else palette.MUTED for name in names]
-    axes.bar(names, [float(mean) for mean in means], 0.6, color=colours, yerr=[float(spread) for spread in spreads])
-    axes.set(title="CIDEr on Flickr8k, 5 beams, sigma 0.08", ylabel="%")
+    rows = re.findall(r"^\| ([\w-]+)[^|]* \| ([\d.]+) ± [\d.]+ \| ([\d.]+) to ([\d.]+) \| \d", page, re.MULTILINE)
+    names, values = [row[0] for row in rows], np.array([row[1:] for row in rows], dtype=np.float64)
+    means, low, high = values.T
+    figure, axes = new_figure(6.4, 3.6)
+    colours = [palette.FIRST if name in ABLATION else palette.MUTED for name in names]
+    axes.barh(names, means, 0.7, color=colours, xerr=[means - low, high - means])
+    axes.set(title="CIDEr on Flickr8k with 95 % intervals, 5 beams", xlabel="%")
     save_figure(figure, HERE.parent / "results" / "flickr8k-captions.svg")
 
 
