@@ -69,7 +69,7 @@ def test_a_fault_is_one_error_and_nothing_is_lost(scenarios: dict[str, Scenario]
 def test_a_request_that_fails_is_one_error_and_nothing_is_lost(
     encoder: Encoder, s3: Faults, tmp_path: Path, name: str, kind: str
 ) -> None:
-    found = fail_requests(remote_scenarios(encoder)[name], tmp_path / "work", s3, kind, sample(1))
+    found = fail_requests(remote_scenarios(encoder)[name], tmp_path / "work", s3, kind, sample(3))
     assert found.problems == []
     assert found.points > 20
 

@@ -66,26 +66,19 @@ def test_bleu_equals_that_of_sacrebleu() -> None:
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
-def test_meteor_is_that_of_pycocoevalcap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program takes seconds to start, so it runs once: what it is asked and answers is noted on the way."""
+def test_meteor_equals_that_of_pycocoevalcap() -> None:
     from pycocoevalcap.meteor.meteor import Meteor
 
-    asked: list[Any] = []
-    answered: list[Any] = []
-    whole = Meteor.compute_score
-
-    def noting(self: Any, *texts: Any) -> Any:
-        asked.append(texts)
-        answered.append(whole(self, *texts))
-        return answered[-1]
-
-    monkeypatch.setattr(Meteor, "compute_score", noting)
     predictions = {**PREDICTIONS, "c": ""}
     targets = {key: tokenize_all(texts) for key, texts in REFERENCES.items()}
     written = {key: tokenize_all([text]) for key, text in predictions.items()}
+    scorer = Meteor()
+    corpus, each = scorer.compute_score(targets, written)
+    scorer.meteor_p.kill()
+    scorer.meteor_p.wait()
+    for stream in (scorer.meteor_p.stdin, scorer.meteor_p.stdout, scorer.meteor_p.stderr):
+        stream.close()
     scores = score_captions(predictions, REFERENCES, java=["METEOR"])
-    assert asked == [(targets, written)]
-    ((corpus, each),) = answered
     assert scores.corpus["METEOR"] == pytest.approx(100 * corpus, abs=1e-6)
     np.testing.assert_allclose(scores.per_image["METEOR"], 100 * np.array(each), atol=1e-6)
     assert scores.per_image["METEOR"][2] == 0

@@ -173,12 +173,12 @@ def test_what_cannot_be_reached_is_no_damage(
     tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     monkeypatch.setattr(locations, "ATTEMPTS", 1)
-    place = put_store(whole_store(tmp_path / "s", images=2, part_rows=2).path, URL)
+    place = put_store(whole_store(tmp_path / "s", images=4, part_rows=2).path, URL)
     s3.answer = answer
     before = s3.requests
     assert verify_store(URL).whole
     needed = s3.requests - before
-    assert needed > 30
+    assert needed > 50
     for last in range(0, needed, 11):
         s3.last = s3.requests + last
         with pytest.raises(UnreachableError, match="s3://bucket/runs/store"):
@@ -194,7 +194,7 @@ def test_a_repair_that_is_cut_off_leaves_no_half_shard_and_is_continued(
     (path / "image" / "_part-00001.moments.safetensors").write_bytes(b"x")
     (path / "text" / "part-00001.parquet").write_bytes(b"x")
     cut = 0
-    for last in (6, 21):
+    for last in range(6, 40, 15):
         put_store(path, URL)
         result = verify_store(URL)
         s3.last = s3.requests + last
@@ -213,7 +213,7 @@ def test_a_repair_that_is_cut_off_leaves_no_half_shard_and_is_continued(
         # what was dropped stays recorded until it is made again
         assert [(f.check, f.where) for f in verify_store(URL).defects] == [("files", "text/part-00001.parquet")]
         assert Store.open(URL, incomplete=True).parts("text") == [0]
-    assert cut == 2
+    assert cut >= 2
 
 
 def test_a_defect_is_told_and_dropped_marker_first(
