@@ -26,7 +26,8 @@ def cli_page() -> str:
     page = re.sub(r"\n\* `(-h, )?--help`: Show this message and exit\.", "", html.unescape(page))
     page = re.sub(r"\*\*Options\*\*:\n(?=\n(#|\*\*Commands|$))", "", page)
     for name, summary in _summaries(command):
-        page = re.sub(rf"^\* `{name}`: .*", lambda match, line=f"* `{name}`: {summary}": line, page, flags=re.MULTILINE)
+        line = f"* `{name}`: {summary}".replace("\\", r"\\")  # a backslash would begin an escape
+        page = re.sub(rf"^\* `{name}`: .*", line, page, flags=re.MULTILINE)
     page = re.sub(r"\n{3,}", "\n\n", page).rstrip()
     pieces = re.split(r"(```.*?```|`[^`\n]*`)", page.replace("*.tar", r"\*.tar"), flags=re.DOTALL)
     pieces[::2] = [re.sub(r"(?<![\w-])--[a-z][\w-]*", r"`\g<0>`", text) for text in pieces[::2]]  # else an en dash

@@ -61,8 +61,8 @@ def scatter(axes: Axes, images: Rows, texts: Rows, view: Rows, title: str, *, li
     if lines:
         joined = LineCollection(list(np.stack([first, second], axis=1)), colors=palette.RULE, linewidths=0.6, zorder=1)
         axes.add_collection(joined)
-    axes.scatter(*first.T, s=11, color=COLOURS["image"], label="photos", zorder=2)
-    axes.scatter(*second.T, s=11, color=COLOURS["text"], label="captions", zorder=2)
+    for (x, y), name, label in ((first.T, "image", "photos"), (second.T, "text", "captions")):
+        axes.scatter(x, y, s=11, color=COLOURS[name], label=label, zorder=2)
     axes.set(title=title, xlim=(-1, 1), ylim=(-0.75, 0.75))
     close_up(axes, ticks=False)
 
@@ -176,8 +176,8 @@ def draw_store() -> None:
         "verify, merge, split": (75, 2.5, 17, 4.5),
     }
     for text, (x, y, width, height) in boxes.items():
-        edge = {"boxstyle": "round,pad=0.2,rounding_size=0.8", "lw": 0.9, "ec": palette.FIRST, "fc": "none"}
-        axes.add_patch(FancyBboxPatch((x, y), width, height, **edge))
+        style = "round,pad=0.2,rounding_size=0.8"
+        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, lw=0.9, ec=palette.FIRST, fc="none"))
         axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=7.5)
     axes.add_patch(
         FancyBboxPatch((36, 0.7), 30, 23.6, boxstyle="round,pad=0.2", lw=0.8, ls="--", ec=palette.MUTED, fc="none")
@@ -266,9 +266,9 @@ def draw_captions() -> None:
     save_figure(figure, HERE.parent / "results" / "flickr8k-captions.svg")
 
 
-def unit(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def unit(rows: Rows) -> Rows:
     """Return the rows at length 1."""
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
 def main() -> None:
