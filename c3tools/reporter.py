@@ -16,6 +16,10 @@ class Progress:
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Count ``count`` more items as done; ``note`` replaces the text behind the bar."""
 
+    def resume(self, count: int, note: str | None = None) -> None:
+        """Count the items that an earlier run has done; the rate and the time that is left do not depend on them."""
+        self.advance(count, note)
+
 
 class Reporter:
     """Receives the messages and progress of long functions. This base class ignores them."""

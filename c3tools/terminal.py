@@ -105,7 +105,7 @@ class _Lines(Progress):
 
     def __init__(self, console: Console, label: str, total: int | None, seconds: float) -> None:
         self._console, self._label, self._total, self._seconds = console, label, total, seconds
-        self._done, self._printed, self._note = 0, 0, ""
+        self._earlier, self._done, self._printed, self._note = 0, 0, 0, ""
         self._started = self._last = time.monotonic()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
@@ -114,6 +114,11 @@ class _Lines(Progress):
         if time.monotonic() - self._last >= self._seconds:
             self._print()
 
+    def resume(self, count: int, note: str | None = None) -> None:
+        self._earlier += count
+        self._printed += count
+        self.advance(count, note)
+
     def finish(self) -> None:
         if self._last > self._started and self._printed < self._done:
             self._print()
@@ -121,10 +126,10 @@ class _Lines(Progress):
     def _print(self) -> None:
         self._last, self._printed = time.monotonic(), self._done
         elapsed = self._last - self._started
-        rate = self._done / max(elapsed, 1e-9)
+        rate = (self._done - self._earlier) / max(elapsed, 1e-9)
         parts = [f"{self._label}: {self._done:,}" + ("" if self._total is None else f" of {self._total:,}")]
         parts += [f"{rate:,.1f}/s", f"{_duration(elapsed)} elapsed"]
-        if self._total is not None and 0 < self._done < self._total:
+        if self._total is not None and rate > 0 and self._done < self._total:
             parts.append(f"eta {_duration((self._total - self._done) / rate)}")
         parts += [self._note] if self._note else []
         self._console.print(", ".join(parts), highlight=False, markup=False)

@@ -87,6 +87,17 @@ def test_a_log_gets_a_line_now_and_then_with_rate_and_eta() -> None:
     assert re.fullmatch(r"Training: 4 of 4, [\d,.]+/s, 0:00 elapsed, loss 2\.5", lines[-1])
 
 
+def test_what_an_earlier_run_did_makes_the_rate_of_a_log_no_higher(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("c3tools.terminal.time.monotonic", lambda: now)
+    text, console = screen(terminal=False)
+    with TerminalReporter(console).progress("Training", 470) as progress:
+        progress.resume(94)
+        now += 40
+        progress.advance(20, "loss 2.5")
+    assert text.getvalue() == "Training: 114 of 470, 0.5/s, 0:40 elapsed, eta 11:52, loss 2.5\n"
+
+
 def test_work_that_ends_before_the_first_line_is_due_leaves_the_log_empty() -> None:
     text, console = screen(terminal=False)
     with TerminalReporter(console).progress("Checking", None) as progress:

@@ -226,7 +226,7 @@ class _Trainer:
             torch.random.fork_rng(devices=[self.device] if self.device.startswith("cuda") else []),
             interrupts_held() as interrupted,
         ):
-            progress.advance(len(self.history) * self.batches)
+            progress.resume(len(self.history) * self.batches)
             while len(self.history) < self.config.epochs:
                 if not self._run_epoch(progress, interrupted):
                     return self.history

@@ -175,7 +175,7 @@ class Trainer:
             torch.random.fork_rng(devices=devices),
             interrupts_held() as interrupted,
         ):
-            progress.advance(self.done_steps)
+            progress.resume(self.done_steps)
             self._run_epochs(checkpoints, interrupted, progress, reporter)
         self.model.load_state_dict(self.state.best_weights)
         self.model.eval()

@@ -202,7 +202,7 @@ class Trainer:
     def _run_steps(
         self, progress: Progress, checkpoints: CheckpointDir | None, identity: str, interrupted: Callable[[], bool]
     ) -> None:
-        progress.advance(self.state.step, self._note())
+        progress.resume(self.state.step, self._note())
         if not self.state.log and not self._add_point(None):
             raise ConnectError(
                 "The embeddings of the validation pairs contain NaN or infinity before the first step.",

@@ -144,7 +144,7 @@ class Trainer:
             torch.random.fork_rng(devices=devices),
             interrupts_held() as interrupted,
         ):
-            progress.advance(self.state.step)
+            progress.resume(self.state.step)
             self._run_steps(checkpoints, on_validation, interrupted, progress, reporter)
         self.network.load_state_dict(self.state.best)
         self.network.eval()
