@@ -128,7 +128,7 @@ class _Lines(Progress):
         elapsed = self._last - self._started
         rate = (self._done - self._earlier) / max(elapsed, 1e-9)
         parts = [f"{self._label}: {self._done:,}" + ("" if self._total is None else f" of {self._total:,}")]
-        parts += [f"{rate:,.1f}/s", f"{_duration(elapsed)} elapsed"]
+        parts += [_rate(rate), f"{_duration(elapsed)} elapsed"]
         if self._total is not None and rate > 0 and self._done < self._total:
             parts.append(f"eta {_duration((self._total - self._done) / rate)}")
         parts += [self._note] if self._note else []
@@ -138,7 +138,7 @@ class _Lines(Progress):
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
+        return Text("" if speed is None else _rate(speed), style="progress.data.speed")
 
 
 class _NoteColumn(ProgressColumn):
@@ -150,6 +150,10 @@ class _NoteColumn(ProgressColumn):
 
 def _rigid() -> Column:
     return Column(no_wrap=True)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.1f}/s" if rate >= 1 or rate == 0 else f"{rate:.2g}/s"
 
 
 def _duration(seconds: float) -> str:

@@ -98,6 +98,18 @@ def test_what_an_earlier_run_did_makes_the_rate_of_a_log_no_higher(monkeypatch: 
     assert text.getvalue() == "Training: 114 of 470, 0.5/s, 0:40 elapsed, eta 11:52, loss 2.5\n"
 
 
+def test_slow_work_has_a_rate_above_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("c3tools.terminal.time.monotonic", lambda: now)
+    text, console = screen(terminal=False)
+    with TerminalReporter(console).progress("ZeroCap", 100) as progress:
+        now += 27
+        progress.advance()
+        now += 27
+        progress.advance()
+    assert text.getvalue() == "ZeroCap: 2 of 100, 0.037/s, 0:54 elapsed, eta 44:06\n"
+
+
 def test_work_that_ends_before_the_first_line_is_due_leaves_the_log_empty() -> None:
     text, console = screen(terminal=False)
     with TerminalReporter(console).progress("Checking", None) as progress:

@@ -39,7 +39,7 @@ from .data import AblationData, captions_of, fit_preset, training_rows
 from .methods import ABLATION, METHODS, Method, check_methods
 from .trainings import Training, train_ahead
 
-_STEERED = 16  # images captioned at a time
+_STEERED = 16  # images that MAGIC captions at a time
 _KEPT_DIGITS = 4  # of the values of images, in percent
 
 
@@ -339,7 +339,8 @@ def _steered(
     reporter.message(f"{name}: {describe_cost(config, encoder, len(images))}")
     captions: list[str] = []
     with reporter.progress(name, len(images)) as progress:
-        for embeddings in np.split(images.embeddings, range(_STEERED, len(images), _STEERED)):
+        rows = 1 if config.method == "zerocap" else _STEERED
+        for embeddings in np.split(images.embeddings, range(rows, len(images), rows)):
             captions += captioner.write(embeddings, "image", None, encoder, config)
             progress.advance(len(embeddings))
     return captions

@@ -127,8 +127,7 @@ def describe_cost(config: GenerationConfig, encoder: Encoder, images: int) -> st
     texts = config.candidates * images * _WORDS
     rate = measure_rate(encoder, "text")
     if config.method == "zerocap":
-        # the candidates of later gradient steps are mostly those of the first
-        texts *= config.beams * 2
+        texts *= config.beams  # the candidates of later gradient steps are mostly those of the first
         each = f"{config.candidates} texts for each of {config.beams} beams at each of {config.gradient_steps} steps"
     else:
         each = f"{config.candidates} texts"
