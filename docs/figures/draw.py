@@ -256,7 +256,8 @@ def draw_sigma(store: Store) -> None:
 def draw_captions() -> None:
     """Draw CIDEr by method from the table of results/captions.md."""
     page = (HERE.parent / "results" / "captions.md").read_text("utf-8")
-    rows = re.findall(r"^\| ([\w-]+)[^|]* \| ([\d.]+) ± [\d.]+ \| ([\d.]+) to ([\d.]+) \| \d", page, re.MULTILINE)
+    page = page[page.index("## Flickr8k") : page.index("## Another domain")]
+    rows = re.findall(r"^\| ([\w-]+)[^|]* \| ([\d.]+)(?: ± [\d.]+)? \| ([\d.]+) to ([\d.]+) \| \d", page, re.MULTILINE)
     names, values = [row[0] for row in rows], np.array([row[1:] for row in rows], dtype=np.float64)
     means, low, high = values.T
     figure, axes = new_figure(6.4, 3.6)
