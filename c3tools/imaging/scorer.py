@@ -28,12 +28,12 @@ from ..metrics.retrieval import ranks
 from ..metrics.significance import Ends, crossed_interval
 from ..moments import Array, Moments
 from ..pages.render import number
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Progress, Reporter
 from ..store import Rows
 from ..store.rows import positions
 from ..store.strings import Strings
 from .generator import Matrix
-from .photos import Photos
+from .photos import Photos, Pixels
 
 RECALL_KS = (1, 10)
 _LOGIT_SCALE = 100.0
@@ -100,11 +100,11 @@ class ImageScorer:
         self.reference, self.others, self.encoders = reference, others, encoders
         self.conditioning, self.training, self.inception = conditioning, training, inception
         self._features: dict[tuple[str, str], Matrix] = {}
-        with reporter.progress("Encoding real photos", len(encoders)) as progress:
+        real = {"reference": reference.pixels, "others": () if others is None else others.pixels}
+        with reporter.progress("Encoding real photos", sum(map(len, real.values())) * len(encoders)) as progress:
             for encoder in encoders:
-                self._real(encoder, "reference")
-                self._real(encoder, "others")
-                progress.advance()
+                for which, pixels in real.items():
+                    self._features[encoder.identity.name, which] = _encode(encoder, pixels, progress)
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()
@@ -187,12 +187,7 @@ class ImageScorer:
         return notes
 
     def _real(self, encoder: Encoder, which: str) -> Matrix:
-        name = encoder.identity.name, which
-        if name not in self._features:
-            photos = self.reference if which == "reference" else self.others
-            squares = [] if photos is None else list(photos.pixels)
-            self._features[name] = encoder.encode_images(squares)
-        return self._features[name]
+        return self._features[encoder.identity.name, which]
 
     def _measure(self, encoder: Encoder, features: Matrix, reference: Matrix) -> dict[str, Measured]:
         name = encoder.identity.name
@@ -230,6 +225,15 @@ class ImageScorer:
             share = float(hits.mean())
             measured[f"recall@{k}-{encoder.identity.name}"] = Measured(share, hits - share, no_influence)
         return measured
+
+
+def _encode(encoder: Encoder, squares: Sequence[Pixels] | Pixels, progress: Progress) -> Matrix:
+    """Return the features of squares, which are read and encoded one batch after another."""
+    size, parts = encoder.batch_size("image"), [np.zeros((0, encoder.dim), np.float32)]
+    for start in range(0, len(squares), size):
+        parts.append(encoder.encode_images(list(squares[start : start + size])))
+        progress.advance(len(parts[-1]))
+    return np.concatenate(parts)
 
 
 def _frechet(features: Matrix, reference: Matrix) -> Measured:

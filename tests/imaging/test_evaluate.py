@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from c3tools.imaging import GeneratedImage, GeneratedImages, ImageScorer, Photos
 from c3tools.imaging.evaluate import real_photos
 from c3tools.metrics.images import frechet_distance
 from c3tools.moments import Moments
+from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store
 from tests.conftest import C3, build_store
 
@@ -113,6 +115,23 @@ def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> Non
     one, two = (Moments.from_rows(encoder.encode_images(list(s))) for s in (squares[20:35], squares[:20]))
     assert scores["FD-c3-mini"] == pytest.approx(frechet_distance(one, two), rel=1e-3)
     assert scorer.nearest([]) is None
+
+
+def test_progress_counts_the_real_photos(encoder: Encoder) -> None:
+    photos = Photos(image_rows([f"{i}.png" for i in range(5)]), np.zeros((5, 8, 8, 3), np.uint8), [], [])
+    counted: list[object] = []
+
+    class Counts(Reporter, Progress):
+        @contextmanager
+        def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+            counted.extend([label, total])
+            yield self
+
+        def advance(self, count: int = 1, note: str | None = None) -> None:
+            counted.append(count)
+
+    ImageScorer(photos, photos.select(np.arange(3)), [encoder], conditioning=encoder.identity, reporter=Counts())
+    assert counted == ["Encoding real photos", 8, 5, 3]
 
 
 def test_images_that_cannot_be_scored_are_one_clear_error(
