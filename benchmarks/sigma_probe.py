@@ -139,7 +139,8 @@ def rules_of_half(
     first, second = (source.texts[rows[each]] - means[1] for each in siblings)
     found = {
         SPREAD: [spread],
-        "twice the spread (auto)": [SPREADS * spread],
+        "twice the spread": [2 * spread],
+        f"{SPREADS:g} times the spread (auto)": [SPREADS * spread],
         RESIDUAL: [residual or np.nan],
         COSINE: [pair_cosine(x, y, of_val, means).sigma or np.nan],
         DENOISER: [denoiser_sigma(covariance, x[of_val] - means[0], y - means[1])],

@@ -9,11 +9,11 @@ import numpy as np
 
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
-from c3tools.transforms.sigma import SigmaRule, caption_spread, pair_cosine, residual_rms, twice_spread
+from c3tools.transforms.sigma import SPREADS, SigmaRule, caption_spread, pair_cosine, residual_rms, scaled_spread
 
 NAMES = {
     "caption_spread": "spread of captions (texts alone)",
-    "twice_spread": "twice the spread (texts alone)",
+    "scaled_spread": f"{SPREADS:g} times the spread (texts alone)",
     "residual_rms": "residual of pairs",
     "pair_cosine": "cosine of pairs",
     "published": "published",
@@ -33,7 +33,7 @@ def rules_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray, means: Se
     spread = caption_spread(texts, owner, means[1])
     return [
         spread,
-        twice_spread(spread),
+        scaled_spread(spread),
         residual_rms(residual.var(axis=0)),
         pair_cosine(images, texts, owner, means),
     ]

@@ -38,7 +38,7 @@ from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..store.means import load_means
 from ..store.metadata import INFO_FILE
-from ..transforms.sigma import caption_spread, twice_spread
+from ..transforms.sigma import caption_spread, scaled_spread
 from .page import write_first_page, write_page
 from .result import JUDGED_BY, Captioned, DemoResult, References
 
@@ -64,7 +64,7 @@ def run_demo(
     Args:
         out: folder for stores and pages.
         seeds: number of trainings per method: seeds 0, 1, ....
-        sigma: standard deviation of the noise per dimension; None for twice the spread of the training captions.
+        sigma: standard deviation of the noise per dimension; None for that of ``--sigma auto``.
         size: of the decoder, a key of `c3tools.captioning.SIZES`.
         captions: use only this many training captions; None for all.
         images: also train two small image generators on the photos (C1 and C3, with the extra ``images``) and generate
@@ -102,7 +102,7 @@ def run_demo(
         train, val = texts.load("text", "train"), texts.load("text", "val")
         rule = None
         if sigma is None:
-            rule = twice_spread(caption_spread(train.embeddings, train.item_index, moments["text"].mean))
+            rule = scaled_spread(caption_spread(train.embeddings, train.item_index, moments["text"].mean))
             assert rule.sigma is not None
             sigma = rule.sigma
         origin = "as given" if rule is None else f"from {rule.rests_on}"

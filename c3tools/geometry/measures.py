@@ -334,7 +334,7 @@ def _sigmas(collected: Collected) -> list[sigma_rules.SigmaRule]:
     spread = sigma_rules.caption_spread(working.second, item_index, means[1])
     return [
         spread,
-        sigma_rules.twice_spread(spread),
+        sigma_rules.scaled_spread(spread),
         sigma_rules.residual_rms(None if collected.sums is None else collected.sums.variance),
         sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
         sigma_rules.published(),

@@ -27,7 +27,7 @@ from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
-from ..transforms.sigma import AUTO, NEIGHBOURS, PAIRS, PUBLISHED_SIGMA, SPREADS, parse_sigma, photo_spread
+from ..transforms.sigma import AUTO, NEIGHBOURS, PAIRS, PHOTO_SPREADS, PUBLISHED_SIGMA, parse_sigma, photo_spread
 from ..transforms.sigma_from_data import sigma_of_pairs
 from .generator import Generator, describe_generator, generator_output
 from .model import ImageNetwork, TrainingConfig, load_size, sample
@@ -278,11 +278,9 @@ def sigma_by_rule(rule: str, store: Store, split: str = "train") -> tuple[float,
     spread = photo_spread(rows.embeddings[first], store.fitting_moments("image", split).mean)
     if spread.sigma is None:
         return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {spread.missing}"
-    sigma = SPREADS * spread.sigma
-    return (
-        sigma,
-        f"Sigma {sigma:.4g}: {SPREADS:g} times the distance of photos to their nearest neighbours, from images alone",
-    )
+    sigma = PHOTO_SPREADS * spread.sigma
+    why = f"{PHOTO_SPREADS:g} times the distance of photos to their nearest neighbours, from images alone"
+    return sigma, f"Sigma {sigma:.4g}: {why}"
 
 
 def training_photos(

@@ -31,6 +31,7 @@ from c3tools.corpus.splits import hashed_split
 from c3tools.moments import load_moments
 from c3tools.pages import close_up, new_figure, palette, save_figure, styled
 from c3tools.store import Pairs, Store
+from c3tools.transforms.sigma import SPREADS
 
 HERE = Path(__file__).parent
 PHOTO = "000000431848"
@@ -240,7 +241,7 @@ def draw_sigma(store: Store) -> None:
     axes.plot(sigmas, [cosine(sigma) for sigma in sigmas], color=palette.FIRST)
     labels = {
         "caption_spread": "another caption of the same photo",
-        "twice_spread": "--sigma auto: twice that sigma",
+        "scaled_spread": f"--sigma auto: {SPREADS:g} times the first",
         "pair_cosine": "the photo itself",
         "published": "published constant",
     }

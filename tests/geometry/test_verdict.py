@@ -40,9 +40,9 @@ def values() -> dict[str, Any]:
         "assumptions": {name: {"answer": "yes"} for name in ("constant", "orthogonal", "gaussian")}
         | {"isotropic": {"answer": "no"}},
         "sigma": {
-            "recommended": "twice_spread",
+            "recommended": "scaled_spread",
             "value": 0.06,
-            "why": "twice the spread",
+            "why": "from texts",
             "candidates": {"pair_cosine": {"sigma": 0.07}},
         },
         "provenance": {"working_set": {"image": 500, "text": 500}},
@@ -72,7 +72,7 @@ def test_usual_numbers() -> None:
     assert "0.80 apart, which is large: 53 %" in found["gap"].because
     assert "from 0.80 to 0.03" in found["collapse"].because
     # 64 dimensions of variance 0.09^2, over twice the variance 1 - 0.7^2 of a modality
-    assert "51 % of that of unrelated rows. --sigma auto gives 0.060, twice the spread" in found["corrupt"].because
+    assert "51 % of that of unrelated rows. --sigma auto gives 0.060, from texts" in found["corrupt"].because
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,11 @@ def test_collapse(changes: dict[str, Any], answer: str, words: str) -> None:
         ({}, "yes", "; the cosine of the pairs gives 0.070 (--sigma pairs)."),
         ({"sigma__value": 0.15}, "partly", "but the cosine of the pairs gives 0.070"),
         ({"sigma__value": 0.03}, "partly", "but the cosine of the pairs gives 0.070"),
-        ({"sigma__candidates": {"pair_cosine": {"sigma": None}}}, "yes", "--sigma auto gives 0.060, twice the spread."),
+        (
+            {"sigma__candidates": {"pair_cosine": {"sigma": None}}},
+            "yes",
+            "--sigma auto gives 0.060, from texts.",
+        ),
         (
             {"sigma__recommended": "pair_cosine", "sigma__value": 0.07, "sigma__why": "the cosine"},
             "yes",

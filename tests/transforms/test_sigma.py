@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 from c3tools.errors import TransformError
 from c3tools.transforms import sigma
 from c3tools.transforms.sigma import (
+    MIN_COSINE,
+    MIN_SIBLING_COSINE,
     PUBLISHED_SIGMA,
+    SPREADS,
+    SigmaRule,
     auto_sigma,
     caption_spread,
     pair_cosine,
@@ -20,9 +25,9 @@ from c3tools.transforms.sigma import (
     published,
     recommend,
     residual_rms,
+    scaled_spread,
     sibling_cosine,
     sigma_for_cosine,
-    twice_spread,
 )
 
 Array = npt.NDArray[np.float64]
@@ -101,7 +106,7 @@ def test_auto_takes_the_captions_then_the_constant() -> None:
     sigma, why = auto_sigma(texts, several, mean)
     spread = caption_spread(texts, several, mean).sigma
     assert spread is not None
-    assert sigma == 2 * spread
+    assert sigma == SPREADS * spread
     assert "captions of one image" in why
     sigma, why = auto_sigma(texts, one, mean)
     assert sigma == PUBLISHED_SIGMA
@@ -115,7 +120,7 @@ def test_of_one_caption_each_the_cosine_of_pairs_is_recommended() -> None:
     texts, own, means = images + rng.normal(size=(40, 8)) * 0.5, np.arange(40), [np.zeros(8)] * 2
     pairs = pair_cosine(images, texts, own, means)
     spread = caption_spread(texts, own, means[1])
-    rule, why = recommend([spread, twice_spread(spread), residual_rms(np.ones(8)), pairs, published()])
+    rule, why = recommend([spread, scaled_spread(spread), residual_rms(np.ones(8)), pairs, published()])
     assert rule == pairs
     assert "every image has one caption" in why
     assert recommend([])[0].sigma == PUBLISHED_SIGMA
@@ -142,7 +147,14 @@ def test_no_sigma_where_noise_would_leave_nothing() -> None:
     assert "below 0.1 the noise hides everything" in found.missing
     siblings = caption_spread(texts[:1000], np.repeat(np.arange(500), 2), np.zeros(64))
     assert siblings.sigma is None
-    assert twice_spread(siblings).sigma is None
+    assert scaled_spread(siblings).sigma is None
+
+
+@given(st.floats(MIN_SIBLING_COSINE, 0.99), st.floats(0.1, 2.0), st.integers(2, 1024))
+def test_the_noise_of_auto_leaves_something(cosine: float, norm: float, dim: int) -> None:
+    sigma = scaled_spread(SigmaRule("caption_spread", sigma_for_cosine(cosine, norm, dim), "texts")).sigma
+    assert sigma is not None
+    assert norm / math.hypot(norm, sigma * dim**0.5) >= MIN_COSINE - 1e-9
 
 
 @pytest.mark.parametrize("noise", [0.5, 2.0])
