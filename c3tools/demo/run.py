@@ -127,6 +127,7 @@ def run_demo(
         if not images:
             return result
         reporter.message("5  The other direction: generators trained on photos alone, given captions")
+        reporter.message(f"   {_IMAGE_STEPS} steps on so few photos show how it is done, not which method is better")
         generated = ablate_images(
             photos,
             methods=_IMAGE_METHODS,
