@@ -370,7 +370,7 @@ def test_training_continues_with_another_preset(captioner: Captioner, train: Tra
     assert mixed.record["start_val_loss"] != captioner.record["best_val_loss"]
     messages = Messages()
     train("auto", preset="c3", reporter=messages, **{**options, "sigma": None})
-    assert any("times the spread of captions of one image" in text for text in messages.texts)
+    assert any("3 times the spread of captions of one image" in text for text in messages.texts)
 
 
 def test_settings_that_contradict_each_other_are_refused(captioner: Captioner, train: Train, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from c3tools.transforms.sigma import (
     MIN_COSINE,
     MIN_SIBLING_COSINE,
     PUBLISHED_SIGMA,
-    SPREADS,
     SigmaRule,
     auto_sigma,
     caption_spread,
@@ -106,7 +105,7 @@ def test_auto_takes_the_captions_then_the_constant() -> None:
     sigma, why = auto_sigma(texts, several, mean)
     spread = caption_spread(texts, several, mean).sigma
     assert spread is not None
-    assert sigma == SPREADS * spread
+    assert sigma == 3 * spread
     assert "captions of one image" in why
     sigma, why = auto_sigma(texts, one, mean)
     assert sigma == PUBLISHED_SIGMA
