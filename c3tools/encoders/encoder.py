@@ -13,6 +13,7 @@ from PIL import Image
 from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
+from ..reporter import Progress
 from .backends.base import USUAL_TEXT_LENGTH, Backend, Matrix, Modality, Pending
 from .preprocessing import ImagePreprocessor, Pixels
 
@@ -75,13 +76,18 @@ class Encoder:
         return self._batch_sizes[modality]
 
     def encode_images(
-        self, images: Sequence[str | Path | Image.Image | Pixels], *, batch_size: int | None = None
+        self,
+        images: Sequence[str | Path | Image.Image | Pixels] | Pixels,
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
     ) -> Matrix:
         """Return L2-normalised embeddings, float32 (n, d), of images.
 
         Args:
             images: paths of image files, Pillow images, or arrays, uint8 (height, width, 3), of any size.
             batch_size: images run at a time; None for `batch_size`.
+            progress: counts the images of each batch.
 
         Raises:
             EncoderError: if a file cannot be decoded (the message names it), or an array is no RGB image.
@@ -91,7 +97,11 @@ class Encoder:
             (start, np.stack([self.pixels(image) for image in images[start : start + size]]))
             for start in range(0, len(images), size)
         )
-        parts = [features for _, features in self.backend.run("image", batches)]
+        parts = []
+        for _, features in self.backend.run("image", batches):
+            parts.append(features)
+            if progress is not None:
+                progress.advance(len(features))
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Matrix:

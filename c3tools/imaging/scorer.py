@@ -28,12 +28,12 @@ from ..metrics.retrieval import ranks
 from ..metrics.significance import Ends, crossed_interval
 from ..moments import Array, Moments
 from ..pages.render import number
-from ..reporter import SILENT, Progress, Reporter
+from ..reporter import SILENT, Reporter
 from ..store import Rows
 from ..store.rows import positions
 from ..store.strings import Strings
 from .generator import Matrix
-from .photos import Photos, Pixels
+from .photos import Photos
 
 RECALL_KS = (1, 10)
 _LOGIT_SCALE = 100.0
@@ -104,7 +104,8 @@ class ImageScorer:
         with reporter.progress("Encoding real photos", sum(map(len, real.values())) * len(encoders)) as progress:
             for encoder in encoders:
                 for which, pixels in real.items():
-                    self._features[encoder.identity.name, which] = _encode(encoder, pixels, progress)
+                    features = encoder.encode_images(pixels, progress=progress)
+                    self._features[encoder.identity.name, which] = features
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()
@@ -225,15 +226,6 @@ class ImageScorer:
             share = float(hits.mean())
             measured[f"recall@{k}-{encoder.identity.name}"] = Measured(share, hits - share, no_influence)
         return measured
-
-
-def _encode(encoder: Encoder, squares: Sequence[Pixels] | Pixels, progress: Progress) -> Matrix:
-    """Return the features of squares, which are read and encoded one batch after another."""
-    size, parts = encoder.batch_size("image"), [np.zeros((0, encoder.dim), np.float32)]
-    for start in range(0, len(squares), size):
-        parts.append(encoder.encode_images(list(squares[start : start + size])))
-        progress.advance(len(parts[-1]))
-    return np.concatenate(parts)
 
 
 def _frechet(features: Matrix, reference: Matrix) -> Measured:
