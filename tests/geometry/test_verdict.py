@@ -125,11 +125,7 @@ def test_collapse(changes: dict[str, Any], answer: str, words: str) -> None:
         ({}, "yes", "; the cosine of the pairs gives 0.070 (--sigma pairs)."),
         ({"sigma__value": 0.15}, "partly", "but the cosine of the pairs gives 0.070"),
         ({"sigma__value": 0.03}, "partly", "but the cosine of the pairs gives 0.070"),
-        (
-            {"sigma__candidates": {"pair_cosine": {"sigma": None}}},
-            "yes",
-            "--sigma auto gives 0.060, from texts.",
-        ),
+        ({"sigma__candidates": {"pair_cosine": {"sigma": None}}}, "yes", "--sigma auto gives 0.060, from texts."),
         (
             {"sigma__recommended": "pair_cosine", "sigma__value": 0.07, "sigma__why": "the cosine"},
             "yes",
