@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Callable
@@ -274,7 +275,7 @@ SAMPLE = "0.1"  # the fraction that --sample means without a value
 class JsonCommand(TyperCommand):
     """A command whose `--json` takes an optional path that ends in .json: without one, the result is printed.
 
-    `--sample`, for commands that have it, takes an optional value too.
+    `--sample`, for commands that have it, takes an optional value too. No option takes NaN or an infinite number.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -286,7 +287,14 @@ class JsonCommand(TyperCommand):
                 rewritten.append("-")
             if argument == "--sample" and not following[:1].isdigit() and not following.startswith("."):
                 rewritten.append(SAMPLE)
-        return super().parse_args(ctx, rewritten)
+        rest: list[str] = super().parse_args(ctx, rewritten)
+        option: Any
+        for option in self.get_params(ctx):
+            value = ctx.params.get(option.name)
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise typer.BadParameter(f"{number} is not a finite number.", ctx, option)
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; if it prints JSON, also print an expected error as a JSON object on standard output."""

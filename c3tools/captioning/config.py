@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from ..errors import DecoderError
-from ..training.sizes import load_named_size, require_positive
+from ..training.sizes import load_named_size, require_valid
 
 DECAYS = ("cosine", "linear")
 _MIN_STEPS = 600
@@ -65,7 +65,13 @@ class DecoderConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        require_positive(self, "dim", "vocab_size", "width", "layers", "heads", "max_tokens", error=DecoderError)
+        require_valid(
+            self,
+            positive=("dim", "vocab_size", "width", "layers", "heads", "max_tokens"),
+            not_negative=("prefix_length",),
+            fractions=("dropout",),
+            error=DecoderError,
+        )
         if self.layers > _MOST_LAYERS:
             raise DecoderError(f"A decoder has at most {_MOST_LAYERS:,} layers, not {self.layers:,}.")
         if self.width % self.heads:
@@ -124,10 +130,15 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.decay not in DECAYS:
             raise DecoderError(f"There is no decay {self.decay!r}.", remedy=f"Choose from {', '.join(DECAYS)}.")
-        require_positive(self, "epochs", "batch_size", "learning_rate", error=DecoderError)
-        for name in ("word_dropout", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise DecoderError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
+        require_valid(
+            self,
+            positive=("epochs", "batch_size", "learning_rate"),
+            not_negative=("warmup_steps", "weight_decay", "contrastive_margin", "clip_norm", "patience"),
+            fractions=("beta2", "word_dropout", "label_smoothing", "ema"),
+            error=DecoderError,
+        )
+        if not 0 <= self.warmup <= 1:
+            raise DecoderError(f"warmup must be between 0 and 1, not {self.warmup}.")
 
 
 @dataclass(frozen=True)
@@ -142,6 +153,9 @@ class Size:
     training: TrainingConfig
     dropout: float = 0.0
     max_tokens: int = 40
+
+    def __post_init__(self) -> None:
+        self.config(1, self.vocab_size)  # refuses what cannot be built
 
     def config(self, dim: int, vocab_size: int) -> DecoderConfig:
         """Return the architecture for embeddings of ``dim`` dimensions and a tokenizer of ``vocab_size`` tokens."""
@@ -168,6 +182,9 @@ class LanguageModelSize:
     prefix_length: int = 10
     frozen: bool = False
     max_tokens: int = 40
+
+    def __post_init__(self) -> None:
+        require_valid(self, positive=("max_tokens",), not_negative=("prefix_length",), error=DecoderError)
 
 
 AnySize = Size | LanguageModelSize

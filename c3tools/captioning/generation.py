@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..errors import DecoderError
 from ..seeds import generator
-from ..training.sizes import require_positive
+from ..training.sizes import require_valid
 from .config import Shape
 
 Method = Literal["greedy", "beam", "nucleus", "magic", "zerocap"]
@@ -113,7 +113,8 @@ class GenerationConfig:
             raise DecoderError(
                 f"There is no generation method {self.method!r}.", remedy=f"Choose from {', '.join(get_args(Method))}."
             )
-        require_positive(self, "beams", "batch_size", "temperature", "top_p", "candidates", error=DecoderError)
+        positive = ("beams", "batch_size", "temperature", "top_p", "candidates")
+        require_valid(self, positive=positive, error=DecoderError)
         if self.top_p > 1:
             raise DecoderError(f"top_p is a probability and must be at most 1, not {self.top_p}.")
         if self.max_tokens is not None and self.max_tokens < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from ..pages.figures import save_figure
 from ..reporter import Reporter, counted
 from ..tables import Table
 from ..training.checkpoints import CheckpointDir
-from ..training.sizes import require_positive
+from ..training.sizes import require_valid
 from .geometry import LogPoint, geometry_figure, measure
 from .inputs import EmbedRows, PairInputs
 from .losses import KINDS, LogitScale
@@ -68,15 +67,18 @@ class TrainingSettings:
             raise ConnectError(
                 f"A batch of {self.batch_size} contains no negatives.", remedy="Use a batch of at least 2 pairs."
             )
-        require_positive(self, "epochs", "learning_rate", error=ConnectError)
+        require_valid(
+            self,
+            positive=("epochs", "learning_rate"),
+            not_negative=("close_gap", "weight_decay", "patience"),
+            error=ConnectError,
+        )
         for name in ("chunk", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConnectError(f"{name} must be at least 1, not {value}.")
-        if not 0 <= self.close_gap < math.inf:
-            raise ConnectError(f"--close-gap must be at least 0, not {self.close_gap}.")
-        if not 0 <= self.warmup <= 1 or self.patience < 0 or self.weight_decay < 0:
-            raise ConnectError("--warmup must be between 0 and 1; --patience and --weight-decay must be at least 0.")
+        if not 0 <= self.warmup <= 1:
+            raise ConnectError(f"warmup must be between 0 and 1, not {self.warmup}.")
 
     def asked(self, train_split: str, precision: str) -> dict[str, Any]:
         """Return the settings of a run other than its model and data, as JSON values by name."""

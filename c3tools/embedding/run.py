@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -105,7 +106,7 @@ def embed(
     """
     if dtype not in DTYPES:
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
-    if fps <= 0:
+    if not 0 < fps < math.inf:
         raise CorpusError(f"--fps is {fps:g}; it is a number of frames per second.", remedy="For example: --fps 1")
     if faiss:
         load_faiss()  # or the error comes before the work

@@ -11,6 +11,7 @@ Saved as a folder, without any pickle:
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -164,14 +165,17 @@ class ImageGenerator(ABC):
             advance: is called with the number of further images done.
 
         Raises:
-            GeneratorError: if the dimension is another than the generator's.
+            GeneratorError: if the dimension is another than the generator's, or the guidance is no finite number.
         """
         self.check_dim(embeddings.shape[1])
+        guidance = self.guidance if guidance is None else guidance
+        if not math.isfinite(guidance):
+            raise GeneratorError(f"The guidance must be a finite number, not {guidance}.")
         if not len(embeddings):
             return []
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         own = [key if number == 0 else f"{number}\x1f{key}" for key, number in keys]
-        return self._sample(inputs, own, seed, steps, self.guidance if guidance is None else guidance, advance)
+        return self._sample(inputs, own, seed, steps, guidance, advance)
 
     def encode(
         self,

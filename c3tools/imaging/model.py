@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..devices import Compute
 from ..errors import GeneratorError, MissingExtraError
-from ..training.sizes import load_named_size, require_positive
+from ..training.sizes import load_named_size, require_valid
 
 SAMPLING_STEPS = 25
 GUIDANCE = 2.0
@@ -53,6 +53,7 @@ class NetworkConfig:
         # lists if the configuration was read from JSON
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "attention", tuple(self.attention))
+        require_valid(self, positive=("dim", "pixels", "patch", "blocks"), fractions=("dropout",), error=GeneratorError)
         step = self.patch * 2 ** (len(self.channels) - 1)
         if self.pixels % step:
             raise GeneratorError(f"The number of pixels per side must be a multiple of {step}, not {self.pixels}.")
@@ -87,10 +88,13 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "batch_size", "learning_rate", "validations", error=GeneratorError)
-        for name in ("ema", "drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise GeneratorError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
+        require_valid(
+            self,
+            positive=("steps", "batch_size", "learning_rate", "validations"),
+            not_negative=("warmup", "weight_decay", "clip_norm"),
+            fractions=("ema", "drop"),
+            error=GeneratorError,
+        )
 
 
 @dataclass(frozen=True)

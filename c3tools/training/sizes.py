@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from ..errors import C3Error
@@ -31,33 +32,56 @@ def load_named_size(
         error: what is raised.
 
     Raises:
-        C3Error: of the type ``error``, if there is no such size or setting, or a value is not of the setting's type.
+        C3Error: of the type ``error``, if there is no such size or setting, or a value is not of the setting's
+            type or out of its range.
     """
     if name not in sizes:
         raise error(f"There is no {kind} size {name!r}.", remedy=f"Choose from {', '.join(sizes)}.")
-    chosen = sizes[name]
+    size = sizes[name]
+    own: dict[str, Any] = {}
+    training: dict[str, Any] = {}
     for override in overrides:
         setting, equals, text = override.partition("=")
-        part: Any = chosen if setting in settings(chosen) else chosen.training
+        part, changed = (size, own) if setting in settings(size) else (size.training, training)
         if not equals or setting not in settings(part):
-            known = ", ".join(sorted({*settings(chosen), *settings(chosen.training)}))
+            known = ", ".join(sorted({*settings(size), *settings(size.training)}))
             raise error(
                 f"The size {name!r} has no setting {override!r}.", remedy=f"Use --set NAME=VALUE with one of: {known}."
             )
-        changed = replace(part, **{setting: _parse(setting, text, getattr(part, setting), error)})
-        chosen = changed if part is chosen else replace(chosen, training=changed)
-    return chosen
+        changed[setting] = _parse(setting, text, getattr(part, setting), error)
+    return replace(size, training=replace(size.training, **training), **own)  # at once: one may need the other
 
 
-def require_positive(settings: object, *names: str, error: type[C3Error]) -> None:
-    """Refuse settings of which one of these is not above 0.
+def require_valid(
+    settings: Any,
+    *,
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    fractions: Sequence[str] = (),
+    error: type[C3Error],
+) -> None:
+    """Refuse settings that are out of range, or no finite number.
+
+    Args:
+        settings: a dataclass; each float of it has to be finite.
+        positive: fields that have to be above 0.
+        not_negative: fields that have to be at least 0.
+        fractions: fields that have to be at least 0 and below 1.
+        error: what is raised.
 
     Raises:
         C3Error: of the type ``error``, with the first of them.
     """
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise error(f"{name} must be greater than 0, not {getattr(settings, name)}.")
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in positive and not value > 0:
+            raise error(f"{field.name} must be greater than 0, not {value}.")
+        if field.name in not_negative and not value >= 0:
+            raise error(f"{field.name} must be at least 0, not {value}.")
+        if field.name in fractions and not 0 <= value < 1:
+            raise error(f"{field.name} must be at least 0 and below 1, not {value}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise error(f"{field.name} must be a finite number, not {value}.")
 
 
 def _parse(setting: str, text: str, current: object, error: type[C3Error]) -> Any:

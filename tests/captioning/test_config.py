@@ -16,6 +16,9 @@ def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_trai
     assert isinstance(paper, LanguageModelSize)
     assert (paper.model, paper.frozen, paper.mapper) == ("./mine", True, "transformer")
     assert load_size("tiny") == SIZES["tiny"]
+    both = load_size("tiny", ["width=256", "heads=4"])  # neither goes with the other's value of the size
+    assert isinstance(both, Size)
+    assert (both.width, both.heads) == (256, 4)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +31,16 @@ def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_trai
         (["layers=two"], "layers needs a value of type int, for example 2, not 'two'"),
         (["decay=steps"], "There is no decay 'steps'"),
         (["word_dropout=1"], "word_dropout must be at least 0 and below 1"),
-        (["learning_rate=0"], "learning_rate must be greater than 0"),
+        (["learning_rate=0"], "learning_rate must be greater than 0, not 0.0"),
+        (["learning_rate=1e400"], "learning_rate must be a finite number, not inf"),
+        (["dropout=nan"], "dropout must be at least 0 and below 1, not nan"),
+        (["dropout=-1"], "dropout must be at least 0 and below 1, not -1.0"),
+        (["beta2=1"], "beta2 must be at least 0 and below 1, not 1.0"),
+        (["weight_decay=-0.1"], "weight_decay must be at least 0, not -0.1"),
+        (["clip_norm=nan"], "clip_norm must be at least 0, not nan"),
+        (["warmup=2"], "warmup must be between 0 and 1, not 2.0"),
+        (["prefix_length=-1"], "prefix_length must be at least 0, not -1"),
+        (["heads=5"], "The width 192 cannot be divided into 5 heads"),
     ],
 )
 def test_wrong_settings_are_refused(changes: list[str], message: str) -> None:
@@ -41,5 +53,7 @@ def test_the_remedy_lists_the_settings() -> None:
         load_size("tiny", ["x=1"])
     with pytest.raises(DecoderError, match="frozen needs a value of type bool"):
         load_size("paper", ["frozen=perhaps"])
+    with pytest.raises(DecoderError, match="max_tokens must be greater than 0"):
+        load_size("paper", ["max_tokens=0"])
     with pytest.raises(DecoderError, match="epochs must be greater than 0"):
         TrainingConfig(epochs=0)

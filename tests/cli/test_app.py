@@ -237,3 +237,21 @@ def test_an_error_is_json_too_where_json_is_asked_for(c3: C3, command: list[str]
     assert value["error"]
     assert value.keys() == {"error", "remedy"}
     assert "Error:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "number"),
+    [
+        (["generate", "a dog"], "--guidance", "nan"),
+        (["caption", "x.jpg"], "--length-penalty", "-inf"),
+        (["embed", "images"], "--image-timeout", "inf"),
+        (["demo"], "--sigma", "inf"),
+        (["connect", "heads"], "--cone", "nan"),
+        (["simulate", "temperature", "--scale", "10"], "--scale", "nan"),
+    ],
+)
+def test_an_option_takes_finite_numbers_only(c3: C3, command: list[str], option: str, number: str) -> None:
+    result = c3(*command, option, number)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert f"Invalid value for '{option}': {number} is not a finite number." in said

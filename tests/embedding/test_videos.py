@@ -146,6 +146,8 @@ def test_what_cannot_be_done_is_said_before_any_work(
     write_video(tmp_path / "videos/a.mp4", COLOURS[:1])
     with pytest.raises(CorpusError, match="--fps is 0"):
         embed(tmp_path / "videos", tmp_path / "store", encoder=encoder, fps=0)
+    with pytest.raises(CorpusError, match="--fps is nan"):
+        embed(tmp_path / "videos", tmp_path / "store", encoder=encoder, fps=float("nan"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"(?s)Embedding videos needs the package av.*c3tools\[video\]"):
         read_corpus(tmp_path / "videos")

@@ -148,6 +148,16 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
 def test_training_needs_pairs() -> None:
     with pytest.raises(C3Error, match="at least 20 pairs"):
         gap_by_scale(np.ones((5, 3)), np.ones((5, 3)))
+    for scale in (0.0, np.nan, np.inf):
+        with pytest.raises(C3Error, match="Logit scales must be finite numbers above 0"):
+            gap_by_scale(np.ones((20, 3)), np.ones((20, 3)), scales=(100.0, scale))
+
+
+def test_descent_needs_a_rate_and_a_scale() -> None:
+    with pytest.raises(C3Error, match=r"The learning rate must be a finite number above 0, not -1\.0"):
+        train_pairs(np.eye(4), np.eye(4), steps=1, learning_rate=-1.0)
+    with pytest.raises(C3Error, match="The logit scale must be a finite number above 0, not nan"):
+        train_pairs(np.eye(4), np.eye(4), steps=1, logit_scale=np.nan)
 
 
 def test_temperature_of_a_store_takes_one_pair_per_item(tmp_path: Path) -> None:

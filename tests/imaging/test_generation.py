@@ -168,6 +168,8 @@ def test_long_texts_are_said_and_odd_ones_refused(untrained: Generator, encoder:
         untrained.generate(embeddings=np.ones((1, 4), np.float32))
     with pytest.raises(GeneratorError, match="is of the model c3-mini"):
         untrained.check_model({"name": "other"}, untrained.dim)
+    with pytest.raises(GeneratorError, match="The guidance must be a finite number, not nan"):
+        untrained.generate(["a dog"], encoder=encoder, guidance=float("nan"))
     np.save(tmp_path / "bad.npy", np.full((2, untrained.dim), np.nan, np.float32))
     with pytest.raises(GeneratorError, match="must be finite"):
         generate(embeddings=tmp_path / "bad.npy", generator=untrained, output=tmp_path / "out")

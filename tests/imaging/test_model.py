@@ -120,3 +120,9 @@ def test_settings_are_changed_by_name_or_refused() -> None:
         load_size("tiny", ["pixels=12"])
     with pytest.raises(GeneratorError, match="batch_size must be greater than 0"):
         load_size("tiny", ["batch_size=0"])
+    with pytest.raises(GeneratorError, match="dropout must be at least 0 and below 1, not nan"):
+        load_size("tiny", ["dropout=nan"])
+    with pytest.raises(GeneratorError, match="blocks must be greater than 0, not 0"):
+        load_size("tiny", ["blocks=0"])
+    with pytest.raises(GeneratorError, match="weight_decay must be a finite number, not inf"):
+        load_size("tiny", ["weight_decay=inf"])

@@ -83,7 +83,8 @@ def simulate_gap_after_training(
         reporter: shows the progress over the steps.
 
     Raises:
-        C3Error: if the spans do not fit into the dimensions.
+        C3Error: if the spans do not fit into the dimensions, or the learning rate or the logit scale is not a finite
+            number above 0.
     """
     scale = LOGIT_SCALE if logit_scale is None else logit_scale
     trace, _, _ = train_pairs(
@@ -190,7 +191,13 @@ def train_pairs(
 
     Returns:
         The trace, and the points afterwards, in the coordinates given.
+
+    Raises:
+        C3Error: if the learning rate or the logit scale is not a finite number above 0.
     """
+    for name, value in (("learning rate", learning_rate), ("logit scale", logit_scale)):
+        if not 0 < value < np.inf:
+            raise C3Error(f"The {name} must be a finite number above 0, not {value}.")
     both = np.concatenate([x, y])
     values, vectors = np.linalg.eigh(both.T @ both)
     basis = vectors[:, values > values[-1] * 1e-10]  # (d, r), orthonormal, of the span of the points

@@ -196,11 +196,11 @@ def stable_lead(tau: npt.ArrayLike, n: npt.ArrayLike, delta: npt.ArrayLike) -> A
     """Return the lead from which on the loss is at most ``delta``: ``tau log((n - 1) / (exp(delta) - 1))``.
 
     Raises:
-        C3Error: if tau or delta is not positive, or n below 2.
+        C3Error: if tau is not a finite number above 0, delta is not positive, or n is below 2.
     """
     tau, n, delta = np.asarray(tau, float), np.asarray(n, float), np.asarray(delta, float)
-    if np.any(tau <= 0) or np.any(delta <= 0) or np.any(n < 2):
-        raise C3Error("The stable region needs tau > 0, delta > 0 and n of at least 2.")
+    if not np.all((tau > 0) & (tau < np.inf) & (delta > 0) & (n >= 2)):
+        raise C3Error("The stable region needs a finite tau > 0, delta > 0 and n of at least 2.")
     return np.asarray(tau * np.log((n - 1) / np.expm1(delta)))
 
 

@@ -74,7 +74,7 @@ def simulate_temperature(
         reporter: shows the progress over the steps.
 
     Raises:
-        C3Error: if the store has too few pairs, or a scale is not positive.
+        C3Error: if the store has too few pairs, or a scale is not a finite number above 0.
     """
     first, second = synthetic_features(seed=seed) if store is None else _paired_rows(store, seed, reporter)
     results = gap_by_scale(
@@ -139,14 +139,14 @@ def gap_by_scale(
         reporter: shows the progress over the steps.
 
     Raises:
-        C3Error: if there are fewer than 20 pairs, or a scale is not positive.
+        C3Error: if there are fewer than 20 pairs, or a scale is not a finite number above 0.
     """
     if len(first) != len(second) or len(first) < 20:
         raise C3Error(
             f"Training needs at least 20 pairs, row by row, but there are {len(first)} and {len(second)} rows."
         )
-    if min(scales) <= 0:
-        raise C3Error("Logit scales must be above 0.")
+    if not all(0 < scale < np.inf for scale in scales):
+        raise C3Error("Logit scales must be finite numbers above 0.")
     order = generator(seed, "temperature split").permutation(len(first))
     cut = int(len(first) * HELD_OUT)
     views = [torch.from_numpy(_standardise(view, order[cut:])) for view in (first, second)]
