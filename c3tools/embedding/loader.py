@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from ..corpus import ImageItem, ImageReader
 from ..encoders import ImagePreprocessor
@@ -281,8 +280,8 @@ def _decode(
 
 def failure_of(item: ImageItem, stage: str, error: Exception, *, empty: bool = False) -> Failure:
     """Return the record of an image, or a video, that could not be read or decoded."""
-    if isinstance(error, UnidentifiedImageError):
-        message = "empty file" if empty else "not an image in a format that Pillow can read"
+    if empty:
+        message = "empty file"
     elif isinstance(error, MemoryError):
         message = f"takes more than {LARGEST_DECODED:,} bytes of memory to decode"
     else:
