@@ -88,7 +88,12 @@ def train_ahead(
     label = f"{counted(len(pending), 'training')}, {count} at a time"
     with reporter.progress(label, steps * len(pending)) as progress:
         work = _Trainings(train, steps, compute.precision)
-        LocalExecutor(_devices(compute, count)).run(work, pending, lambda done, failed: progress.advance(done))
+
+        def report(done: int, earlier: int) -> None:
+            progress.resume(earlier)
+            progress.advance(done - earlier)
+
+        LocalExecutor(_devices(compute, count)).run(work, pending, report)
 
 
 def _devices(compute: Compute, count: int) -> Sequence[str]:
@@ -97,6 +102,8 @@ def _devices(compute: Compute, count: int) -> Sequence[str]:
 
 
 class _Trainings(Work[Training, None]):
+    """Trainings that report their steps, and how many of them an earlier run has done."""
+
     def __init__(self, train: Train, steps: int, precision: str) -> None:
         self._train, self._steps, self._precision = train, steps, precision
         self._compute: Compute | None = None
@@ -130,10 +137,11 @@ class _Listener(Reporter):
     def finish(self) -> None:
         self.tell(1.0)
 
-    def tell(self, share: float) -> None:
+    def tell(self, share: float, *, earlier: bool = False) -> None:
         steps = min(self._steps, int(share * self._steps))
-        if steps - self._told >= max(1, self._steps // 200) or share == 1:
-            self._report(steps - self._told, 0)
+        further = steps - self._told
+        if further >= max(1, self._steps // 200) or earlier or share == 1:
+            self._report(further, further if earlier else 0)
             self._told = steps
 
 
@@ -142,5 +150,11 @@ class _Steps(Progress):
         self._listener, self._total, self._done = listener, total, 0
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
+        self._count(count)
+
+    def resume(self, count: int, note: str | None = None) -> None:
+        self._count(count, earlier=True)
+
+    def _count(self, count: int, *, earlier: bool = False) -> None:
         self._done += count
-        self._listener.tell(min(1.0, self._done / self._total) * (1 - 1e-9))
+        self._listener.tell(min(1.0, self._done / self._total) * (1 - 1e-9), earlier=earlier)

@@ -14,7 +14,9 @@ from ..errors import C3Error
 Task = TypeVar("Task")
 Task_co = TypeVar("Task_co", covariant=True)
 Result = TypeVar("Result")
-Report = Callable[[int, int], None]  # called with further inputs done, and those that failed; may raise to end a task
+# called with further inputs done, and how many of them the work counts apart, such as those that failed; may raise to
+# end a task
+Report = Callable[[int, int], None]
 
 
 class Tasks(Protocol[Task_co]):
