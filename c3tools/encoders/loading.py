@@ -170,7 +170,7 @@ def _create(name: ModelName, random_init: int | None) -> tuple[nn.Module, Any, A
 
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random_init or 0)
+            torch.manual_seed((random_init or 0) % 2**63)  # torch takes no larger one
             network, _, transform = open_clip.create_model_and_transforms(
                 name.architecture,
                 pretrained=name.pretrained if random_init is None else None,

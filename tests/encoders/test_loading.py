@@ -38,6 +38,7 @@ def test_random_weights_are_those_of_the_seed(tmp_path: Path) -> None:
     one, same, other = (load_encoder(name, random_init=seed, backend="torch") for seed in (1, 1, 2))
     assert one.identity["weights_sha256"] == same.identity["weights_sha256"] != other.identity["weights_sha256"]
     assert one.identity["random_init"] == 1
+    assert load_encoder(name, random_init=10**30, backend="torch").identity["random_init"] == 10**30
     assert one.identity["weights_sha256"] != load_encoder(name, backend="torch").identity["weights_sha256"]
 
 

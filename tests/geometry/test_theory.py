@@ -139,10 +139,18 @@ def test_depth_is_reproducible(seed: int) -> None:
 
 def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
     x, y = synthetic_features(n=400, dim=32, shared=8)
+    state = torch.get_rng_state()
     low, high = gap_by_scale(x, y, scales=(5.0, 100.0), steps=150, batch=64, hidden=64, out=32, learning_rate=3e-3)
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as before
     assert low.start_gap == high.start_gap
     assert low.gap < 0.5 * high.gap
     assert low.recall > 0.3
+
+
+def test_a_seed_may_be_any_integer() -> None:
+    x, y = synthetic_features(n=40, dim=8, shared=4)
+    for seed in (-1, 10**30):
+        assert gap_by_scale(x, y, scales=(5.0,), steps=1, batch=8, hidden=8, out=4, seed=seed)
 
 
 def test_training_needs_pairs() -> None:

@@ -153,7 +153,8 @@ def gap_by_scale(
     held = [view[torch.from_numpy(order[:cut])] for view in views]
     train = [view[torch.from_numpy(order[cut:])] for view in views]
     results = []
-    with reporter.progress("Steps", steps * len(scales)) as progress:
+    seed %= 2**63  # torch takes no larger one
+    with reporter.progress("Steps", steps * len(scales)) as progress, torch.random.fork_rng(devices=[]):
         for scale in map(float, scales):
             torch.manual_seed(seed)
             heads = [nn.Sequential(nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, out)) for x in train]
