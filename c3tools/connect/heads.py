@@ -28,6 +28,7 @@ from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store.rows import Indices, Matrix
 from ..training.checkpoints import CheckpointDir
+from ..training.sizes import require_valid
 from .gradients import TwoTowers
 from .inputs import FeatureInputs, PairedFeatures, PairInputs
 from .losses import MAX_LOGIT_SCALE, LogitScale
@@ -62,12 +63,9 @@ class HeadShape:
     cone: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.dim < 2 or self.hidden < 0:
-            raise ConnectError(f"A head needs at least 2 dimensions, not {self.dim}, and a hidden width of at least 0.")
-        if not 0 <= self.dropout < 1:
-            raise ConnectError(f"Dropout must be at least 0 and below 1, not {self.dropout}.")
-        if not self.cone >= 0:
-            raise ConnectError(f"The cone must be at least 0, not {self.cone}.")
+        if self.dim < 2:
+            raise ConnectError(f"A head needs at least 2 dimensions, not {self.dim}.")
+        require_valid(self, not_negative=("hidden", "cone"), fractions=("dropout",), error=ConnectError)
 
 
 class Head(nn.Module):

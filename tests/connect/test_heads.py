@@ -185,7 +185,11 @@ def test_heads_connect_two_stores_and_make_a_third(tmp_path: Path) -> None:
         ({"loss": "hinge"}, "no loss 'hinge'"),
         ({"batch_size": 1}, "contains no negatives"),
         ({"train_split": "dev2"}, "no pairs of image and text in the split 'dev2'"),
-        ({"cone": -1}, "The cone must be at least 0"),
+        ({"cone": -1}, "cone must be at least 0, not -1"),
+        ({"hidden": -5}, "hidden must be at least 0, not -5"),
+        ({"dropout": float("nan")}, "dropout must be at least 0 and below 1, not nan"),
+        ({"dim": 1}, "A head needs at least 2 dimensions, not 1"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, not -0.1"),
     ],
 )
 def test_wrong_settings_are_one_message(tmp_path: Path, options: dict[str, Any], message: str) -> None:
