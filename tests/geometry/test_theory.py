@@ -113,7 +113,9 @@ def test_a_loss_that_cannot_be_reached_is_said() -> None:
         train_to_loss(0.5, delta=0.01, pairs=20, dim=2, steps=20)
 
 
-@pytest.mark.parametrize("arguments", [(0.0, 10, 0.1), (0.1, 1, 0.1), (0.1, 10, 0.0)])
+@pytest.mark.parametrize(
+    "arguments", [(0.0, 10, 0.1), (0.1, 1, 0.1), (0.1, 10, 0.0), (np.nan, 10, 0.1), (np.inf, 10, 0.1)]
+)
 def test_the_stable_lead_needs_sensible_numbers(arguments: tuple[float, int, float]) -> None:
     with pytest.raises(C3Error, match="stable region"):
         stable_lead(*arguments)

@@ -200,7 +200,7 @@ def stable_lead(tau: npt.ArrayLike, n: npt.ArrayLike, delta: npt.ArrayLike) -> A
     """
     tau, n, delta = np.asarray(tau, float), np.asarray(n, float), np.asarray(delta, float)
     if not np.all((tau > 0) & (tau < np.inf) & (delta > 0) & (n >= 2)):
-        raise C3Error("The stable region needs a finite tau > 0, delta > 0 and n of at least 2.")
+        raise C3Error("The stable region needs tau > 0 (and finite), delta > 0 and n of at least 2.")
     return np.asarray(tau * np.log((n - 1) / np.expm1(delta)))
 
 
