@@ -121,7 +121,8 @@ class ImageGenerator(ABC):
             reporter: shows messages and progress.
 
         Raises:
-            GeneratorError: if a text is empty, or the model or the dimension is another than the generator's.
+            GeneratorError: if a text is empty, the guidance is no finite number, or the model or the dimension is
+                another than the generator's.
             EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
         """
         if sum(given is not None for given in (texts, images, embeddings)) != 1:
