@@ -85,22 +85,28 @@ def _content_of(source: str | Path | BinaryIO) -> bytes:
 
 
 def _open(content: bytes) -> Image.Image:
+    """Open an image file; the error does not contain the object that was read, as Pillow's does."""
+    try:
+        return _open_any(content)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError("not an image in a format that Pillow can read") from None
+
+
+def _open_any(content: bytes) -> Image.Image:
     """Open an image file of any format that this installation reads without starting another program."""
     Image.init()
+    formats = [name for name in Image.ID if name != _NOT_OPENED]
     try:
-        try:
-            return Image.open(MeteredBytes(content), formats=[name for name in Image.ID if name != _NOT_OPENED])
-        except UnidentifiedImageError:
-            if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
-                raise
-        try:
-            import pillow_heif
-        except ImportError:
-            raise MissingExtraError("pillow-heif", extra="heif", purpose="Reading HEIC images") from None
-        pillow_heif.register_heif_opener()
-        return Image.open(MeteredBytes(content), formats=["HEIF"])
-    except UnidentifiedImageError:  # Pillow's message contains the object that was read
-        raise UnidentifiedImageError("not an image in a format that Pillow can read") from None
+        return Image.open(MeteredBytes(content), formats=formats)
+    except UnidentifiedImageError:
+        if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
+            raise
+    try:
+        import pillow_heif
+    except ImportError:
+        raise MissingExtraError("pillow-heif", extra="heif", purpose="Reading HEIC images") from None
+    pillow_heif.register_heif_opener()
+    return Image.open(MeteredBytes(content), formats=["HEIF"])
 
 
 def _check_memory(file: Image.Image, size: tuple[int, int], copies: int = 1) -> None:

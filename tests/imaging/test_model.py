@@ -112,17 +112,20 @@ def test_settings_are_changed_by_name_or_refused() -> None:
     assert (size.pixels, size.training.learning_rate, size.training.batch_size) == (16, 5e-4, 8)
     with pytest.raises(GeneratorError, match="no generator size 'huge'"):
         load_size("huge")
-    with pytest.raises(GeneratorError, match="no setting 'depth=3'"):
-        load_size("tiny", ["depth=3"])
-    with pytest.raises(GeneratorError, match="pixels needs a value of type int, for example 32, not 'many'"):
-        load_size("tiny", ["pixels=many"])
-    with pytest.raises(GeneratorError, match="must be a multiple of 8"):
-        load_size("tiny", ["pixels=12"])
-    with pytest.raises(GeneratorError, match="batch_size must be greater than 0"):
-        load_size("tiny", ["batch_size=0"])
-    with pytest.raises(GeneratorError, match="dropout must be at least 0 and below 1, not nan"):
-        load_size("tiny", ["dropout=nan"])
-    with pytest.raises(GeneratorError, match="blocks must be greater than 0, not 0"):
-        load_size("tiny", ["blocks=0"])
-    with pytest.raises(GeneratorError, match="weight_decay must be a finite number, not inf"):
-        load_size("tiny", ["weight_decay=inf"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("depth=3", "no setting 'depth=3'"),
+        ("pixels=many", "pixels needs a value of type int, for example 32, not 'many'"),
+        ("pixels=12", "must be a multiple of 8"),
+        ("batch_size=0", "batch_size must be greater than 0"),
+        ("dropout=nan", "dropout must be at least 0 and below 1, not nan"),
+        ("blocks=0", "blocks must be greater than 0, not 0"),
+        ("weight_decay=inf", "weight_decay must be a finite number, not inf"),
+    ],
+)
+def test_wrong_settings_are_refused(change: str, message: str) -> None:
+    with pytest.raises(GeneratorError, match=message):
+        load_size("tiny", [change])
