@@ -135,10 +135,9 @@ class TrainingConfig:
             positive=("epochs", "batch_size", "learning_rate"),
             not_negative=("warmup_steps", "weight_decay", "contrastive_margin", "clip_norm", "patience"),
             fractions=("beta2", "word_dropout", "label_smoothing", "ema"),
+            shares=("warmup",),
             error=DecoderError,
         )
-        if not 0 <= self.warmup <= 1:
-            raise DecoderError(f"warmup must be between 0 and 1, not {self.warmup}.")
 
 
 @dataclass(frozen=True)

@@ -71,14 +71,13 @@ class TrainingSettings:
             self,
             positive=("epochs", "learning_rate"),
             not_negative=("close_gap", "weight_decay", "patience"),
+            shares=("warmup",),
             error=ConnectError,
         )
         for name in ("chunk", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConnectError(f"{name} must be at least 1, not {value}.")
-        if not 0 <= self.warmup <= 1:
-            raise ConnectError(f"warmup must be between 0 and 1, not {self.warmup}.")
 
     def asked(self, train_split: str, precision: str) -> dict[str, Any]:
         """Return the settings of a run other than its model and data, as JSON values by name."""

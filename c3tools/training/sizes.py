@@ -58,6 +58,7 @@ def require_valid(
     positive: Sequence[str] = (),
     not_negative: Sequence[str] = (),
     fractions: Sequence[str] = (),
+    shares: Sequence[str] = (),
     error: type[C3Error],
 ) -> None:
     """Refuse settings that are out of range, or no finite number.
@@ -67,6 +68,7 @@ def require_valid(
         positive: fields that have to be above 0.
         not_negative: fields that have to be at least 0.
         fractions: fields that have to be at least 0 and below 1.
+        shares: fields that have to be between 0 and 1.
         error: what is raised.
 
     Raises:
@@ -80,6 +82,8 @@ def require_valid(
             raise error(f"{field.name} must be at least 0, not {value}.")
         if field.name in fractions and not 0 <= value < 1:
             raise error(f"{field.name} must be at least 0 and below 1, not {value}.")
+        if field.name in shares and not 0 <= value <= 1:
+            raise error(f"{field.name} must be between 0 and 1, not {value}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise error(f"{field.name} must be a finite number, not {value}.")
 
