@@ -20,10 +20,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .arrays import Array
 from .errors import StoreError
 from .io.locations import read_all
 
-Array = npt.NDArray[np.float64]
 Float = TypeVar("Float", bound=np.floating[Any])
 _BLOCK_ROWS = 8192
 _UNIT_TOLERANCE = 0.01  # of a mean squared norm: rows of float16 and bfloat16 are within 0.004 of 1

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from ..arrays import Array
 from ..metrics.significance import crossed_interval
-from ..moments import Array
 from ..pages.render import signed
 from .methods import ABLATION
 

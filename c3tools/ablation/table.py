@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..arrays import Array
 from ..metrics.captions import BLEU
 from ..metrics.significance import crossed_interval, mean_and_std
-from ..moments import Array
 from ..pages import render_page
 from ..pages.render import interval
 from ..tables import Table

@@ -30,13 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import devices
+from ..arrays import Indices
 from ..devices import Compute
 from ..errors import DecoderError, telling_what_is_kept
 from ..io.spill import hash_rows
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 from ..store import Rows
-from ..store.rows import Indices
 from ..store.strings import hash_strings
 from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 from ..training.optimization import adamw, set_learning_rate, warmup

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Floats, Indices
 from ..errors import DecoderError
 from ..seeds import generator
 from ..training.sizes import require_valid
@@ -21,9 +22,6 @@ from .config import Shape
 
 Method = Literal["greedy", "beam", "nucleus", "magic", "zerocap"]
 STEERED = ("magic", "zerocap")
-
-Floats = npt.NDArray[np.floating[Any]]
-Indices = npt.NDArray[np.int64]
 
 
 class Scores(Protocol):

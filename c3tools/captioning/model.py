@@ -25,8 +25,8 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arrays import Floats, Indices
 from .config import DecoderConfig, Shape
-from .generation import Floats, Indices
 from .tokenizer import END_ID, PAD_ID
 
 _START_SPREAD = 0.1  # of a new mapper's output around what a language model begins with

@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from ..arrays import Floats, Indices
 from .config import DecoderConfig
-from .generation import Floats, Indices
 from .tokenizer import END_ID, PAD_ID
 
-Array = npt.NDArray[np.float32]
 _EPSILON = 1e-5  # of torch's layer norm
 # erf by formula 7.1.26 of Abramowitz and Stegun, whose largest error is 1.5e-7
 _ERF_RATE, _ERF = 0.3275911, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -49,7 +48,7 @@ class NumpyDecoder:
                 expected = shapes.get(name, "no such weight")
                 raise ValueError(f"{name} has shape {weights[name].shape}, but the architecture has {expected}")
 
-    def start(self, inputs: Array) -> tuple[NumpyScores, NumpyCache]:
+    def start(self, inputs: Floats) -> tuple[NumpyScores, NumpyCache]:
         """Run the prefix of embeddings (B, d): the scores of the first token, and the cache."""
         config = self.config
         cache = NumpyCache.of(config, len(inputs))
@@ -76,7 +75,7 @@ class NumpyDecoder:
         """Write the weights as safetensors, as float32 or float16."""
         save_file({name: weight.astype(dtype) for name, weight in self.weights.items()}, path)
 
-    def _scores(self, x: Array, cache: NumpyCache) -> NumpyScores:
+    def _scores(self, x: Floats, cache: NumpyCache) -> NumpyScores:
         """Run positions (B, S, W), and return the scores of the token after the last one."""
         x = x + self.weights["positions"][cache.length : cache.length + x.shape[1]]
         for layer in range(self.config.layers):
@@ -89,7 +88,7 @@ class NumpyDecoder:
         scores[:, self.pad_id] = -np.inf  # it is never trained, so its score means nothing
         return NumpyScores(scores)
 
-    def _attend(self, x: Array, cache: NumpyCache, layer: int) -> Array:
+    def _attend(self, x: Floats, cache: NumpyCache, layer: int) -> Floats:
         """Map (B, S, W) to (B, S, W) by causal self-attention."""
         B, S, W = x.shape
         heads = self.config.heads
@@ -105,16 +104,16 @@ class NumpyDecoder:
         y = np.exp(_log_softmax(scores)) @ values  # (B, H, S, W / H)
         return self._linear(y.swapaxes(1, 2).reshape(B, S, W), f"blocks.{layer}.attention.out")
 
-    def _linear(self, x: Array, name: str) -> Array:
+    def _linear(self, x: Floats, name: str) -> Floats:
         weight = self.weights[f"{name}.weight"]
         # as one matrix: numpy would multiply the matrices of a stack one by one
         flat = x.reshape(-1, weight.shape[1]) @ weight.T + self.weights[f"{name}.bias"]
         return flat.reshape(*x.shape[:-1], len(weight))
 
-    def _norm(self, x: Array, name: str) -> Array:
+    def _norm(self, x: Floats, name: str) -> Floats:
         centred = x - x.mean(axis=-1, keepdims=True)
         centred /= np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(_EPSILON))
-        normed: Array = centred * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        normed: Floats = centred * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
         return normed
 
 
@@ -127,8 +126,8 @@ class NumpyCache:
         length: how many positions are filled.
     """
 
-    keys: Array
-    values: Array
+    keys: Floats
+    values: Floats
     length: int = 0
 
     @classmethod
@@ -175,7 +174,7 @@ class NumpyScores:
         return np.take_along_axis(found, order, axis=-1), np.take_along_axis(flat, order, axis=-1)
 
 
-def gelu(x: Array) -> Array:
+def gelu(x: Floats) -> Floats:
     """Return x times the normal distribution function of x, to 2e-7 times x."""
     scaled = np.abs(x) * np.float32(math.sqrt(0.5))
     t = 1 / (1 + np.float32(_ERF_RATE) * scaled)
@@ -183,7 +182,7 @@ def gelu(x: Array) -> Array:
     for factor in _ERF[1:]:
         series = series * t + np.float32(factor)
     tail = series * t * np.exp(-scaled * scaled) / 2  # of the distribution, beyond |x|
-    value: Array = x * np.where(x < 0, tail, 1 - tail)
+    value: Floats = x * np.where(x < 0, tail, 1 - tail)
     return value
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from ..arrays import Mask, Matrix
 from ..errors import DecoderError
 from ..moments import unit_rows
 from ..reporter import Reporter, counted
-from ..store.rows import Mask
 from ..transforms import Pipeline
 
-Matrix = npt.NDArray[np.float32]
 UNIT_TOLERANCE = 0.01
 _NAMED = 3
 # The embeddings of a modality lie around its mean: along it c3-mini's photos come to 0.93 to 1.08 of its length, its

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from ..arrays import Indices
 from ..errors import DecoderError
 from ..seeds import generator
-from ..store.rows import Indices, Rows
+from ..store.rows import Rows
 from ..store.strings import Strings
 
 PAD, END = "<pad>", "<end>"

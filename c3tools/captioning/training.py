@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arrays import Indices
 from ..devices import Compute
 from ..errors import DecoderError, telling_what_is_kept
 from ..io.spill import blocks_of, collect_rows, hash_rows
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
-from ..store.rows import Indices, Rows
+from ..store.rows import Rows
 from ..store.strings import hash_strings
 from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 from ..training.optimization import adamw, set_learning_rate, warmup

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Matrix
 from ..errors import StoreError
 from ..identity import ModelIdentity
 from ..io.spill import blocks_of
@@ -16,7 +17,7 @@ from ..reporter import SILENT, Reporter
 from ..store import StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
 from ..store.importers import Modality
-from ..store.rows import Matrix, Rows
+from ..store.rows import Rows
 from .heads import ConnectedHeads
 from .inputs import PairedFeatures
 

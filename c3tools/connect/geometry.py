@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ..arrays import Indices, Matrix
 from ..geometry.spectrum import effective_dimension, eigenvalues, gap_vector, relative_gap
 from ..metrics.retrieval import pair_recall
 from ..moments import Moments
 from ..pages import new_figure, palette, styled
-from ..store.rows import Indices, Matrix
 
 
 @dataclass(frozen=True)

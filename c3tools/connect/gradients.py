@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arrays import Indices, Matrix
 from ..devices import Compute
 from ..seeds import generator
-from ..store.rows import Indices, Matrix
 from . import processes
 from .inputs import Inputs
 from .losses import ContrastiveLoss

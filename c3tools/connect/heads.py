@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..arrays import Indices, Matrix
 from ..errors import ConnectError
 from ..io.files import MALFORMED, read_json, write_atomically, write_json_atomically
 from ..io.spill import blocks_of
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
-from ..store.rows import Indices, Matrix
 from ..training.checkpoints import CheckpointDir
 from ..training.sizes import require_valid
 from .gradients import TwoTowers

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..arrays import Indices, Mask, Matrix
 from ..corpus.splits import STANDARD, describe_rule, kept_splits, split_of
 from ..encoders import ImagePreprocessor, open_image
 from ..errors import ConnectError, StoreError
@@ -29,7 +30,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Store
 from ..store.importers import Modality, pair, read_table, read_vectors
-from ..store.rows import Indices, Mask, Matrix, Pairs, Rows, held_out, match_items, row_splits
+from ..store.rows import Pairs, Rows, held_out, match_items, row_splits
 from ..store.strings import Strings
 
 _NOT_COLUMNS = ("width", "height", "size")

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..arrays import Matrix
 from ..corpus import Corpus, ImageItem, read_corpus
 from ..encoders import DEFAULT_MODEL, ModelName, Network, load_network, open_image
 from ..encoders.backends.towers import can_trim, end_positions, trimmed_forward
@@ -23,7 +24,7 @@ from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
 from ..io.files import read_json, write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
-from ..store.rows import Matrix, positions, splits_of
+from ..store.rows import positions, splits_of
 from ..training.checkpoints import CheckpointDir
 from .gradients import TwoTowers
 from .inputs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arrays import Indices
 from ..devices import Compute
 from ..errors import ConnectError, telling_what_is_kept
 from ..io.outputs import Output
 from ..reporter import SILENT, Progress, Reporter, counted
-from ..store.rows import Indices
 from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 from ..training.optimization import adamw, set_learning_rate, warmup
 from . import processes

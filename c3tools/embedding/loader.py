@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arrays import Pixels
 from ..corpus import ImageItem, ImageReader
 from ..encoders import ImagePreprocessor
-from ..encoders.preprocessing import Pixels
 from ..errors import C3Error
 from ..io.limits import LARGEST_DECODED
 from ..store import Failure

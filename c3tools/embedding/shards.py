@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Matrix
 from ..corpus import ImageItem, TextItem
 from ..corpus.videos import read_frames
 from ..devices import limit_threads
 from ..encoders import Calibration, Encoder, resolve_encoder
-from ..encoders.backends import Matrix, Pending
+from ..encoders.backends import Pending
 from ..errors import StoreError
 from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, write_shard

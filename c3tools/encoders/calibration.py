@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Pixels
 from ..assets.paths import PHOTOS
-from .backends.base import Backend, Modality
+from .backends import Backend, Modality
 from .encoder import Encoder
-from .preprocessing import Pixels
 
 CALIBRATION_INPUTS = 64  # of each modality
 

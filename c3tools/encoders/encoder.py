@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..arrays import Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
 from ..reporter import Progress
-from .backends.base import USUAL_TEXT_LENGTH, Backend, Matrix, Modality, Pending
-from .preprocessing import ImagePreprocessor, Pixels
+from .backends.base import USUAL_TEXT_LENGTH, Backend, Modality, Pending
+from .preprocessing import ImagePreprocessor
 
 Tokens = npt.NDArray[np.int64]
 

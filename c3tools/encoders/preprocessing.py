@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..arrays import Pixels
 from ..errors import MissingExtraError
 from ..io.limits import LARGEST_DECODED, LARGEST_IMAGE_FILE, MeteredBytes, TooLargeError
 from ..io.quiet import quiet_libraries
-
-Pixels = npt.NDArray[np.uint8]
 
 # beyond this ratio of the sides only the middle is used: a 20,000 × 10 image, its short side resized to 224,
 # would have 100 million pixels before the centre crop throws almost all of them away

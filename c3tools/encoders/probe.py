@@ -11,10 +11,11 @@ import time
 
 import numpy as np
 
+from ..arrays import Matrix, Pixels
 from ..assets.paths import PHOTOS
-from .backends.base import Matrix, Modality
+from .backends import Modality
 from .encoder import Encoder, Tokens
-from .preprocessing import ImagePreprocessor, Pixels
+from .preprocessing import ImagePreprocessor
 
 PROBE_TEXTS = ("a dog runs on the grass", "two people at a table", "an old red train in the snow", "food")
 _PHOTOS = 8

@@ -13,12 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arrays import Matrix
 from ..devices import Compute, pick, threads
 from ..errors import C3Error, EncoderError
 from ..reporter import SILENT, Reporter
-from .backends import BACKENDS, CONVERTED, ConvertedBackend, ModelCache
+from .backends import BACKENDS, CONVERTED, ConvertedBackend, Modality, ModelCache
 from .backends import int8 as quantization
-from .backends.base import Matrix, Modality
 from .backends.converted import FORMAT
 from .calibration import Calibration, digest_of, smallest_cosine
 from .encoder import Encoder

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from ..arrays import Floats, Mask
 from ..errors import OutputError, StoreError, TransformError, telling_what_is_kept
 from ..executors import Executor, Report, Work, WorkerResources, open_executor
 from ..io.files import (
@@ -49,7 +49,7 @@ from ..store.reader import all_parts
 from ..store.rows import keys_of, row_items, row_splits
 from ..store.shards import BESIDE_ROWS, MARKER, METADATA_KEY, ROW_GROUP_ROWS, part_name, part_path, shard_schema
 from ..transforms import Pipeline, open_pipeline
-from .part_writers import PART_WRITERS, ROLE_COLUMN, Block, dataset_card, in_thread
+from .part_writers import PART_WRITERS, ROLE_COLUMN, dataset_card, in_thread
 
 FORMATS = tuple(PART_WRITERS)
 DTYPES = ("float16", "float32")
@@ -57,7 +57,6 @@ ROLES = ("auto", "training", "inference")
 EXPORT_FILE = "export.json"
 _MARKER = re.compile(r"_?part-\d+\.json")
 _CACHED_ROWS = 512  # rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
-Mask = npt.NDArray[np.bool_]
 PartTask = tuple[str, int]  # modality and number
 PartResult = tuple[dict[str, Any], bool]  # its done marker, and whether it was written now
 
@@ -261,7 +260,7 @@ class ExportWork(Work[PartTask, PartResult]):
 
     def _block(
         self, modality: str, batch: pa.RecordBatch, counts: dict[str, int]
-    ) -> tuple[Block, dict[str, pa.Array[Any]]]:
+    ) -> tuple[Floats, dict[str, pa.Array[Any]]]:
         """Transform one batch: the embeddings (n, d) and the other columns, as they are written."""
         training = self._training_rows(modality, batch)
         x = embedding_matrix(batch, self.store.info.dtype)
@@ -280,7 +279,7 @@ class ExportWork(Work[PartTask, PartResult]):
         columns[ROLE_COLUMN] = pa.array(np.where(training, "training", "inference"), type=pa.string())
         return y, columns
 
-    def _transform(self, x: Block, modality: str, training: Mask, names: Mapping[str, Sequence[str]]) -> Block:
+    def _transform(self, x: Floats, modality: str, training: Mask, names: Mapping[str, Sequence[str]]) -> Floats:
         """Transform rows (n, d) to the output dtype, with ``names`` (keys, items) where ``training`` (n,) is true."""
         noise = {name: self.settings[name] for name in ("seed", "epoch")}
         y = np.empty(x.shape, np.float32)

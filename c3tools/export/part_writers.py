@@ -24,16 +24,15 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..arrays import Floats
 from ..io.files import make_folder
 from ..io.locations import names_in
 from ..store.rows import row_splits
 from ..store.shards import METADATA_KEY, parquet_writer
 
-Block = npt.NDArray[np.floating[Any]]
 ROLE_COLUMN = "input_role"
 
 
@@ -84,7 +83,7 @@ class PartWriter:
     def start(self) -> None:
         """Open the files."""
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
+    def write(self, embeddings: Floats, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append rows: ``embeddings`` (n, d) of the output dtype, and the other columns by name."""
         raise NotImplementedError
 
@@ -97,7 +96,7 @@ class PartWriter:
         self._pending[temporary] = path
         return temporary
 
-    def _batch(self, schema: pa.Schema, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> pa.RecordBatch:
+    def _batch(self, schema: pa.Schema, embeddings: Floats, columns: Mapping[str, pa.Array[Any]]) -> pa.RecordBatch:
         arrays = [
             pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), self.dim)
             if field.name == "embedding"
@@ -117,7 +116,7 @@ class ParquetPart(PartWriter):
         path = self.folder / f"{self.stem}.parquet"
         self._writer = parquet_writer(self._temporary(path), self.schema, split_bytes=False)
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
+    def write(self, embeddings: Floats, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append one row group."""
         self._writer.write_batch(self._batch(self.schema, embeddings, columns))
 
@@ -135,7 +134,7 @@ class HfPart(PartWriter):
         """Wait with each file until its split turns up."""
         self._writers: dict[str, pq.ParquetWriter] = {}
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
+    def write(self, embeddings: Floats, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append the rows of each split to its file."""
         batch = self._batch(self.schema, embeddings, columns)
         splits = np.array(row_splits(batch), dtype=object)
@@ -171,7 +170,7 @@ class _ArrayPart(PartWriter):
         """Write what comes before the numbers."""
         raise NotImplementedError
 
-    def write(self, embeddings: Block, columns: Mapping[str, pa.Array[Any]]) -> None:
+    def write(self, embeddings: Floats, columns: Mapping[str, pa.Array[Any]]) -> None:
         """Append the numbers and the columns."""
         self._file.write(np.ascontiguousarray(embeddings).view(np.uint8).data)
         self._metadata.write_batch(

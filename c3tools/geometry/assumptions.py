@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..moments import Array, Moments
+from ..arrays import Array
+from ..moments import Moments
 from ..reporter import counted
 from ..seeds import generator
 from .collect import Collected

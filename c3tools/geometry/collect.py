@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array, Floats, Indices, Mask
 from ..corpus.splits import ALL
 from ..errors import StoreError
-from ..moments import Array, Moments
+from ..moments import Moments
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store.reader import Store
-from ..store.rows import Indices, Mask
-from .reading import Pairing, Rows, kept_rows, pair_rows
+from .reading import Pairing, kept_rows, pair_rows
 from .stream import PairSums, RowCheck, StreamResult, stream_pairs, stream_rows
 
 MIN_ROWS = 3
@@ -39,8 +39,8 @@ class WorkingSet:
         complete: whether it contains every paired row, or every row where nothing is paired.
     """
 
-    first: Rows
-    second: Rows
+    first: Floats
+    second: Floats
     item_index: Indices
     second_rows: Indices
     complete: bool
@@ -56,7 +56,7 @@ class WorkingSet:
         first = np.arange(len(self.first))
         return first, self.item_index if self.paired else len(first) + np.arange(len(self.second))
 
-    def differences(self) -> Rows:
+    def differences(self) -> Floats:
         """Return ``x - y`` of every pair (k, d)."""
         return self.first[self.item_index] - self.second
 

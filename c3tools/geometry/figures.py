@@ -9,12 +9,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from ..moments import Array
+from ..arrays import Array, Floats, Indices
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
-from ..store.rows import Indices
 from .measures import Measured
-from .reading import Rows
 from .residuals import Residuals, group_directions
 from .spaces import COLLAPSE, RAW, SpaceMeasures
 from .spectrum import ModalityMeasures
@@ -208,7 +206,7 @@ def _power_of_ten(value: float, _: int) -> str:
     return "1" if exponent == 0 else f"10{str(exponent).translate(_RAISED)}"
 
 
-def _plane(x: Rows, y: Rows):  # type: ignore[no-untyped-def]
+def _plane(x: Floats, y: Floats):  # type: ignore[no-untyped-def]
     """Return a function that projects rows on the two main axes of both modalities together."""
     both = np.concatenate([x, y]).astype(np.float64)
     mean = both.mean(axis=0)

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array, Floats
 from ..errors import TransformError
 from ..metrics.significance import Ends, mean_interval, student_quantile
-from ..moments import Array
 from ..reporter import SILENT, Reporter
 from ..transforms import sigma as sigma_rules
 from .assumptions import Assumption, all_assumptions, compare_subsets, is_same_in_subsets
 from .collect import Collected
-from .reading import Rows
 from .residuals import Residuals, group_directions, orthogonality, residuals
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, apply_preset, measure_space
 from .spectrum import ModalityMeasures, gap_vector, measure_modality, relative_gap, variance_along
@@ -109,7 +108,7 @@ class Measured:
     subsets: list[dict[str, Any]]
     sigmas: list[sigma_rules.SigmaRule]
     recommended: tuple[sigma_rules.SigmaRule, str]
-    transformed: dict[str, tuple[Rows, Rows]]
+    transformed: dict[str, tuple[Floats, Floats]]
     notes: list[str]
 
 
@@ -316,7 +315,7 @@ def _along_means(collected: Collected, *, crossed: bool) -> tuple[Array, Array]:
     return x[working.item_index].astype(np.float64), y.astype(np.float64)
 
 
-def _interval(collected: Collected, value: float, added: Rows, seed: int) -> Ends | None:
+def _interval(collected: Collected, value: float, added: Floats, seed: int) -> Ends | None:
     """Return the interval of ``value`` from the contribution of each pair of the working set (k,)."""
     values = added.astype(np.float64)
     interval = mean_interval(values, collected.working.item_index, seed=seed)

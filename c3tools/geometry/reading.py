@@ -13,14 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..arrays import Floats, Indices, Mask
 from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..io.float16 import to_float32
 from ..io.spill import collect_rows
 from ..store import Store, embedding_matrix
-from ..store.rows import Indices, Mask, item_keys, match_items, split_mask
-
-Rows = npt.NDArray[np.floating[Any]]
+from ..store.rows import item_keys, match_items, split_mask
 
 MAX_SUBSETS = 50
 MAX_WINDOW_ROWS = 131_072
@@ -133,7 +132,7 @@ class Batches:
         self._stop.set()
         self._thread.join()
 
-    def __iter__(self) -> Iterator[tuple[pa.Array[Any], Rows]]:
+    def __iter__(self) -> Iterator[tuple[pa.Array[Any], Floats]]:
         while (item := self._queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -173,7 +172,7 @@ class Window:
         dtype: of the rows.
     """
 
-    def __init__(self, stream: Iterator[Rows], numbers: Indices, dim: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, stream: Iterator[Floats], numbers: Indices, dim: int, dtype: np.dtype[Any]) -> None:
         self._stream = stream
         self._wanted = numbers
         # the smallest number still to come after each position: rows below it can go
@@ -182,10 +181,10 @@ class Window:
         self._asked = np.flatnonzero(numbers >= 0)
         self._done = 0
         self._start = 0
-        self._held: Rows = np.empty((0, dim), dtype=dtype)
+        self._held: Floats = np.empty((0, dim), dtype=dtype)
         self._whole = self._width() > MAX_WINDOW_ROWS
 
-    def rows(self, numbers: Indices) -> Rows:
+    def rows(self, numbers: Indices) -> Floats:
         """Return the rows (len(numbers), d); to be called with the announced numbers in the announced order."""
         if self._whole and not len(self._held):
             self._held = collect_rows(self._stream, self._held.shape[1:], self._held.dtype)

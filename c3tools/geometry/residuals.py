@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..moments import Array
+from ..arrays import Array, Floats, Indices
 from ..seeds import generator
-from ..store.rows import Indices
-from .reading import Rows
 from .spectrum import eigenvalues
 
 MAX_DIRECTIONS = 10_000
@@ -70,7 +68,7 @@ class Residuals:
         }
 
 
-def residuals(differences: Rows, item_index: Indices, *, seed: int = 0) -> Residuals:
+def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Residuals:
     """Measure the alignment noise.
 
     Args:
@@ -144,7 +142,7 @@ def different_items(item_index: Indices, seed: int, purpose: str) -> tuple[Indic
     return left[different], right[different]
 
 
-def orthogonality(rows: Rows, item_index: Indices, gap: Array, *, seed: int = 0) -> Array:
+def orthogonality(rows: Floats, item_index: Indices, gap: Array, *, seed: int = 0) -> Array:
     """Return cosines of same-modality differences ``x_i - x_j``, of distinct items, with the mean gap.
 
     Args:

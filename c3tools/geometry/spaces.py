@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array, Floats, Indices
 from ..metrics.hubness import Hubness, pair_hubness
 from ..metrics.retrieval import DEFAULT_KS, pair_ranks, recall_at
 from ..metrics.significance import Ends, Estimate, mean_interval, share_interval, student_quantile
-from ..moments import Array, unit_rows
+from ..moments import unit_rows
 from ..seeds import generator
-from ..store.rows import Indices
 from ..transforms import PRESETS, preset
 from .collect import Collected
-from .reading import Rows
 
 RAW = "raw"
 COLLAPSE = "c2-collapse"
@@ -80,7 +79,7 @@ class SpaceMeasures:
 
 
 def measure_space(
-    name: str, collected: Collected, x: Rows, y: Rows, items: tuple[Indices, Indices], *, seed: int = 0
+    name: str, collected: Collected, x: Floats, y: Floats, items: tuple[Indices, Indices], *, seed: int = 0
 ) -> SpaceMeasures:
     """Measure a space: ``raw`` and Collapse by everything, the other presets by recall and gap.
 
@@ -123,7 +122,7 @@ def measure_space(
     )
 
 
-def _gap_by_chance(name: str, collected: Collected, x: Rows, y: Rows) -> float | None:
+def _gap_by_chance(name: str, collected: Collected, x: Floats, y: Floats) -> float | None:
     """Return ``sqrt(tr(S) (1 / n + 1 / f - 2 s / f))`` for n items measured and f fitted on, a share s being both.
 
     S is the covariance of the items' differences after the preset; a preset that is not fitted has tr(S) / n alone.
@@ -139,7 +138,7 @@ def _gap_by_chance(name: str, collected: Collected, x: Rows, y: Rows) -> float |
     return float(np.sqrt(max(factor, 0.0) * differences.var(axis=0, ddof=1).sum()))
 
 
-def apply_preset(name: str, collected: Collected) -> tuple[Rows, Rows]:
+def apply_preset(name: str, collected: Collected) -> tuple[Floats, Floats]:
     """Return the working set after a preset, as inference inputs: (m, d) and (k, d).
 
     The preset is fitted on the moments that the report names; the first modality is the inference input.
@@ -161,7 +160,7 @@ def describe_preset(name: str) -> str:
     return "norm(e)" if name == RAW else PRESETS[name].summary
 
 
-def uniformity(rows: Rows, items: Indices | None = None, *, seed: int = 0) -> Estimate:
+def uniformity(rows: Floats, items: Indices | None = None, *, seed: int = 0) -> Estimate:
     """Return ``log E exp(-2 |x_i - x_j|^2)`` over pairs of rows of different items (Wang and Isola, ICML 2020).
 
     0 when all rows are equal, lower when they spread. Rows of one item are not compared: they are near each other, and
@@ -196,7 +195,12 @@ def uniformity(rows: Rows, items: Indices | None = None, *, seed: int = 0) -> Es
 
 
 def separability(
-    first: Rows, second: Rows, items: tuple[Indices, Indices] | None = None, *, collapse: bool = False, seed: int = 0
+    first: Floats,
+    second: Floats,
+    items: tuple[Indices, Indices] | None = None,
+    *,
+    collapse: bool = False,
+    seed: int = 0,
 ) -> Estimate:
     """Return the held-out accuracy of a logistic probe that tells the modalities apart: 1.0 with a gap, 0.5 ideally.
 
@@ -236,7 +240,7 @@ def separability(
 
 
 def modality_bias(
-    first: Rows, second: Rows, *, items: tuple[Indices, Indices] | None = None, seed: int = 0
+    first: Floats, second: Floats, *, items: tuple[Indices, Indices] | None = None, seed: int = 0
 ) -> tuple[Estimate, Estimate]:
     """Return the share of the ten nearest neighbours, in a corpus of both, that have the query's own modality.
 
@@ -287,7 +291,7 @@ def _one_row_each(items: tuple[Indices, Indices], rng: np.random.Generator) -> t
     return chosen[0][order], chosen[1][order]
 
 
-def _corpus_bias(x: Rows, y: Rows, rng: np.random.Generator) -> tuple[Array, Array]:
+def _corpus_bias(x: Floats, y: Floats, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return the share of own neighbours for queries of ``x`` and of ``y`` (2,), and without random fifths (r, 2).
 
     Row i of both is one item, which is left out with both its rows.

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..moments import Array, Moments
+from ..arrays import Array
+from ..moments import Moments
 from ..store.reader import Store
 
 EXPLAINED = 0.99

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..moments import Array, Moments
+from ..arrays import Array, Floats, Indices, Mask
+from ..moments import Moments
 from ..reporter import Progress
 from ..store.reader import Store
-from ..store.rows import Indices, Mask
-from .reading import Batches, Pairing, Rows, Window
+from .reading import Batches, Pairing, Window
 
 GROUP_PAIRS = 100
 UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-5}
@@ -113,8 +113,8 @@ class StreamResult:
 
     checks: dict[str, RowCheck]
     sums: PairSums | None
-    first_rows: Rows
-    second_rows: Rows
+    first_rows: Floats
+    second_rows: Floats
     moments: dict[str, Moments]
     train_moments: dict[str, Moments]
 
@@ -215,17 +215,17 @@ class _RowAccumulator:
     def __init__(self, common: _Common, keep: Mask, paired: Mask, sample: Indices, train: Mask | None) -> None:
         self.check = RowCheck(valid=keep.copy())
         self.paired_sum: Array | None = None if np.array_equal(paired, keep) else np.zeros(common.dim)
-        self.sample: Rows = np.empty((len(sample), common.dim), dtype=common.dtype)
+        self.sample: Floats = np.empty((len(sample), common.dim), dtype=common.dtype)
         self.moments = self.train_moments = Moments.empty(common.dim)
         self._common, self._keep, self._paired, self._wanted, self._train = common, keep, paired, sample, train
         self._position = 0
 
-    def take_all(self, batches: Batches) -> Iterator[Rows]:
+    def take_all(self, batches: Batches) -> Iterator[Floats]:
         """Take one batch after another, and yield its rows."""
         for keys, rows in batches:
             yield self.take(keys, rows)
 
-    def take(self, keys: pa.Array[Any], rows: Rows) -> Rows:
+    def take(self, keys: pa.Array[Any], rows: Floats) -> Floats:
         """Take the next rows (n, d) and return them, normalised on request."""
         start, stop = self._position, self._position + len(rows)
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows)).astype(np.float64)
@@ -279,13 +279,13 @@ class _PairAccumulator:
         self._subset_pairs = np.zeros(len(pairing.subset_names), dtype=np.int64)
         self._done = 0
 
-    def add(self, first: Rows, second: Rows, second_numbers: Indices) -> None:
+    def add(self, first: Floats, second: Floats, second_numbers: Indices) -> None:
         # in blocks that stay in the cache, as every row is looked at several times
         for low in range(0, len(first), _BLOCK_ROWS):
             high = min(low + _BLOCK_ROWS, len(first))
             self._add_block(first[low:high], second[low:high], second_numbers[low:high])
 
-    def _add_block(self, first: Rows, second: Rows, second_numbers: Indices) -> None:
+    def _add_block(self, first: Floats, second: Floats, second_numbers: Indices) -> None:
         start, stop = self._done, self._done + len(first)
         self._cosine[start:stop] = np.einsum("ij,ij->i", first, second)
         difference = first - second
@@ -300,7 +300,7 @@ class _PairAccumulator:
         self._squares += difference.sum(axis=0)
         self._done = stop
 
-    def _add_to_groups(self, difference: Rows, start: int) -> None:
+    def _add_to_groups(self, difference: Floats, start: int) -> None:
         """Add rows, the first of which is pair number ``start``, to the sums of their groups."""
         size, end = self._group_pairs, start + len(difference)
         first, last = -(-start // size), end // size  # groups that begin, and that are complete, within these rows

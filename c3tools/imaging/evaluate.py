@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Matrix
 from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import MetricError
 from ..identity import ModelIdentity
@@ -23,7 +24,6 @@ from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..tables import Table
 from .generation import GeneratedImages
-from .generator import Matrix
 from .photos import Photos, read_photos
 from .scorer import ImageScorer, Inception, decimals, score_interval, score_text
 

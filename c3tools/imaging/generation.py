@@ -23,6 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from .. import devices
+from ..arrays import Matrix
 from ..corpus.captions import read_captions
 from ..corpus.splits import split_of
 from ..corpus.tables import key_of_name
@@ -35,7 +36,7 @@ from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
 from ..store import Store
 from ..store.import_embeddings import read_rows
-from .generator import Generator, ImageGenerator, Matrix
+from .generator import Generator, ImageGenerator
 from .model import SAMPLING_STEPS
 from .pretrained import PretrainedGenerator
 from .sheet import contact_sheet, in_rows, save_image, save_page

@@ -18,14 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from .. import devices
+from ..arrays import Matrix
 from ..devices import Compute
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.loading import weights_sha256
@@ -42,7 +41,6 @@ from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, NetworkConfig, sample
 FORMAT_VERSION = 1
 GENERATOR_FILE = "generator.json"
 WEIGHTS_FILE = "weights.safetensors"
-Matrix = npt.NDArray[np.float32]
 _AGAIN = "`c3 train-generator --overwrite`"
 _PARTS = (WEIGHTS_FILE, "transform.json", "transform.safetensors")
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..arrays import Pixels
 from ..corpus import ImageReader
 from ..corpus.photos import PhotoFinder
 from ..encoders import open_image
@@ -22,7 +23,6 @@ from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..store.strings import Strings
 
-Pixels = npt.NDArray[np.uint8]
 INDEX_FOLDER = ".inputs"  # of the store: where `c3 embed` keeps the indexes of tars
 NAMED = 3
 _CHUNK = 256

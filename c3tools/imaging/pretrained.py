@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..arrays import Matrix
 from ..assets.paths import PHOTOS
 from ..devices import Compute
 from ..encoders import load_network, open_image
@@ -37,7 +38,7 @@ from ..io.files import read_json
 from ..seeds import generator as seeded
 from ..store import Store
 from ..transforms import Pipeline, preset
-from .generator import ImageGenerator, Matrix
+from .generator import ImageGenerator
 
 _PROBES = 8  # bundled photos that the length of a model's embeddings is measured on
 _VIT_L = ("ViT-L-14", "openai")

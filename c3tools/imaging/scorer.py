@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..arrays import Array, Matrix
 from ..assets.paths import COCO_CATEGORIES
 from ..encoders import Encoder
 from ..identity import ModelIdentity
@@ -26,13 +27,12 @@ from ..metrics.images import (
 )
 from ..metrics.retrieval import ranks
 from ..metrics.significance import Ends, crossed_interval
-from ..moments import Array, Moments
+from ..moments import Moments
 from ..pages.render import number
 from ..reporter import SILENT, Reporter
 from ..store import Rows
 from ..store.rows import positions
 from ..store.strings import Strings
-from .generator import Matrix
 from .photos import Photos
 
 RECALL_KS = (1, 10)

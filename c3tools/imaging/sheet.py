@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..arrays import Pixels
 from ..io.files import write_atomically, write_text_atomically
-from .photos import Pixels
 
 _GAP = 4
 _FONT, _LINE = 13, 20  # pixels of a text, and of the line that it is on

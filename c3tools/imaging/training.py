@@ -26,18 +26,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..arrays import Indices, Pixels
 from ..devices import Compute
 from ..errors import GeneratorError, telling_what_is_kept
 from ..io.spill import hash_rows
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
-from ..store.rows import Indices
 from ..store.strings import hash_strings
 from ..training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 from ..training.optimization import adamw, set_learning_rate, warmup
 from ..transforms import Pipeline
 from .model import ImageNetwork, TrainingConfig, autocast
-from .photos import Photos, Pixels
+from .photos import Photos
 
 CHECKPOINT_SECONDS = 60.0
 TRACE_STEPS = 25

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..arrays import Matrix
 from ..errors import StoreError, TransformError, telling_what_is_kept
 from ..geometry.spaces import modality_bias
 from ..io.files import write_atomically, write_json_atomically
@@ -26,7 +27,7 @@ from ..transforms import Pipeline, open_pipeline
 from ..transforms import preset as preset_named
 from ..transforms.fitting import first_rows
 from . import faiss_shards
-from .faiss_shards import SHARD_ROWS, Matrix
+from .faiss_shards import SHARD_ROWS
 from .index import HIT_COLUMNS, INDEX_FILE, ROWS_FILE, Index, location_of_store, shards_of
 
 BIAS_ROWS = 2_000

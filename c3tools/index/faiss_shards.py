@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Indices, Matrix
 from ..errors import StoreError
 from ..reporter import counted
 from ..seeds import generator
 from ..store.shard_indexes import load_faiss, save_index
 
-Matrix = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
 SHARD_ROWS = 1_000_000
 FLAT_ROWS = 20_000
 QUANTISED_ROWS = 2_000_000

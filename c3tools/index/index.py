@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..arrays import Indices, Matrix
 from ..errors import C3Error, EncoderError, StoreError
 from ..io.files import MALFORMED, read_json, recorded_file
 from ..io.float16 import to_float32
@@ -33,7 +34,6 @@ from ..store.shard_indexes import has_indexes, indexed_shards, load_faiss, read_
 from ..store.shards import ROWS, shard_schema
 from ..transforms import Pipeline, preset
 from . import faiss_shards
-from .faiss_shards import Indices, Matrix
 from .results import Hit, SearchResult, vector_of_key, with_vectors
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..arrays import Matrix
 from ..corpus import ImageItem, ImageReader
 from ..corpus.tars import TarIndex, member_range
 from ..errors import StoreError
@@ -16,7 +17,6 @@ from ..reporter import counted
 from ..store import Store, embedding_matrix
 from ..store.rows import keys_of
 from ..tables import Table
-from .faiss_shards import Matrix
 
 TEMPLATE = Path(__file__).parent / "templates" / "contact_sheet.html"
 _THUMBNAIL = 480  # pixels of the longer side, for screens with two pixels to the point

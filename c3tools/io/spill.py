@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Indices
 from ..errors import OutputError
 from .float16 import to_float32
 
@@ -26,7 +27,6 @@ MEMORY_LIMIT = 256 << 20  # bytes of rows, as they are used, up to which they st
 BLOCK_ROWS = 8192
 
 Array = npt.NDArray[Any]
-Indices = npt.NDArray[np.int64]
 R = TypeVar("R", bound=Any)
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Array
 from ..errors import MetricError, MissingExtraError
-from ..moments import Array, unit_rows
+from ..moments import unit_rows
 from .tokenizer import tokenize_all
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Array, Floats, Indices
 from ..errors import MetricError
-from ..moments import Array
-from .retrieval import DEFAULT_KS, Floats, ranks, recall_at
+from .retrieval import DEFAULT_KS, ranks, recall_at
 
-Indices = npt.NDArray[np.int64]
 NEIGHBOURS = 10
 _BLOCK_BYTES = 64 * 2**20
 

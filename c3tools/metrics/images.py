@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Array, Floats, Indices
 from ..errors import MetricError
-from ..moments import Array, Moments, unit_rows
+from ..moments import Moments, unit_rows
 
-Floats = npt.NDArray[np.floating]
-Numbers = npt.NDArray[np.int64]
 _BLOCK = 1024
 _ROUNDING = 1e-10  # of the largest eigenvalue; smaller ones are 0
 COPY_QUANTILE = 0.99
@@ -178,7 +177,7 @@ class Nearest:
         threshold: that cosine; None if there are none.
     """
 
-    rows: Numbers
+    rows: Indices
     cosines: Array
     copied: npt.NDArray[np.bool_]
     threshold: float | None
@@ -199,7 +198,7 @@ def nearest_photos(generated: Floats, training: Floats, real: Floats | None = No
     return Nearest(rows, cosines, cosines > threshold, threshold)
 
 
-def disjoint_halves(n: int, seed: int = 0) -> tuple[Numbers, Numbers]:
+def disjoint_halves(n: int, seed: int = 0) -> tuple[Indices, Indices]:
     """Return the rows of two halves of n, drawn by the seed; of an odd n one row is left out."""
     order = np.random.default_rng(seed).permutation(n)
     return order[: n // 2], order[n // 2 : 2 * (n // 2)]
@@ -245,7 +244,7 @@ def _divergences(probabilities: Floats) -> Array:
     return np.asarray(terms.sum(axis=1))
 
 
-def _nearest(queries: Floats, gallery: Floats) -> tuple[Numbers, Array]:
+def _nearest(queries: Floats, gallery: Floats) -> tuple[Indices, Array]:
     unit_q, unit_g = (unit_rows(np.asarray(rows, dtype=np.float64)) for rows in (queries, gallery))
     found = np.empty(len(queries), dtype=np.int64)
     cosines = np.empty(len(queries))

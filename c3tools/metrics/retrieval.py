@@ -17,10 +17,8 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Array, Floats
 from ..errors import MetricError
-from ..moments import Array
-
-Floats = npt.NDArray[np.floating]
 
 DEFAULT_KS = (1, 5, 10)
 _BLOCK_BYTES = 64 * 2**20

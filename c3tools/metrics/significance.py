@@ -15,8 +15,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Array
 from ..errors import MetricError
-from ..moments import Array
 from ..seeds import generator
 from .captions import CaptionScores
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..arrays import Matrix
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
 from ..errors import StoreError, UnreachableError
 from ..executors import Executor, Report, Work
@@ -22,7 +23,7 @@ from ..tables import Table
 from .dataset import HubDataset
 from .manifest import EXTERNAL_FILE, require_recorded
 from .metadata import Failure, StoreInfo, read_failures, read_marker
-from .rows import ITEM_COLUMNS, Matrix, Pairs, Rows, embedding_matrix, join_tables, split_mask
+from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, join_tables, split_mask
 from .shards import (
     MARKER,
     MOMENTS,

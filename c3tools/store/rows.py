@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..arrays import Indices, Mask, Matrix
 from ..corpus.splits import ALL, STANDARD, Kept, split_of
 from ..errors import StoreError
 from ..io.float16 import to_float32
@@ -26,10 +27,6 @@ from ..io.spill import BLOCK_ROWS, take_rows
 from ..reporter import counted
 from ..seeds import stable_fraction
 from .strings import Strings, one_array
-
-Matrix = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 ITEM_COLUMNS = ("image_key", "pair_key")
 HELD_OUT = 0.1

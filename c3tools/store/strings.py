@@ -8,14 +8,12 @@ from itertools import chain, islice
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from ..arrays import Indices, Mask
 from ..io.spill import BLOCK_ROWS, Digest
 
 _MOST_BYTES = 2**31 - 1  # of the strings of an Arrow array with 32-bit offsets
-Indices = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 class Strings(Sequence[str]):

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Matrix
 from ..errors import TransformError
 from .fitting import unit_moments
-from .operations import Rows, as_rows, check_finite
+from .operations import as_rows, check_finite
 from .pipeline import Pipeline
 from .presets import preset
 
@@ -77,7 +78,7 @@ class EmbeddingTransformer:
         self._keep(pipeline.fit({self.modality: self._moments}))
         return self
 
-    def transform(self, X: npt.ArrayLike) -> Rows:
+    def transform(self, X: npt.ArrayLike) -> Matrix:
         """Return transformed rows, float32 (n, d).
 
         Raises:
@@ -87,7 +88,7 @@ class EmbeddingTransformer:
             raise TransformError("This EmbeddingTransformer is not fitted.", remedy="Call fit or partial_fit first.")
         return self.pipeline_.transform(X, modality=self.modality)
 
-    def fit_transform(self, X: npt.ArrayLike, y: npt.ArrayLike | None = None) -> Rows:
+    def fit_transform(self, X: npt.ArrayLike, y: npt.ArrayLike | None = None) -> Matrix:
         """Fit on ``X`` and ``y``, then transform ``X``."""
         return self.fit(X, y).transform(X)
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Array, Matrix
 from ..errors import TransformError
-from ..moments import Array, Moments
+from ..moments import Moments
 from ..reporter import counted
 from . import operations as ops
-from .operations import Affine, Operation, Rows, Unit
+from .operations import Affine, Operation, Unit
 
 if TYPE_CHECKING:
     from ..executors import Executor
-    from ..store import Pairs, Store
-    from ..store import Rows as StoreRows
+    from ..store import Pairs, Rows, Store
 
 MAX_FIT_ROWS = 500_000
 
@@ -39,7 +39,7 @@ class FitData:
     """
 
     moments: dict[str, Moments]
-    rows: dict[str, Rows]
+    rows: dict[str, Matrix]
     items: Mapping[str, Sequence[str]] = field(default_factory=dict)
     gap_from: dict[str, Moments] = field(init=False)
 
@@ -112,7 +112,7 @@ class FitData:
         """Return the moments of one modality, or raise a TransformError that says what the step lacks."""
         return _moments_in(self.moments, modality, step)
 
-    def rows_of(self, modality: str, step: str) -> Rows:
+    def rows_of(self, modality: str, step: str) -> Matrix:
         """Return the rows of one modality, or raise a TransformError that says what the step lacks."""
         if modality not in self.rows:
             raise TransformError(
@@ -121,7 +121,7 @@ class FitData:
             )
         return self.rows[modality]
 
-    def pairs_of(self, first: str, second: str, step: str) -> tuple[Rows, Rows]:
+    def pairs_of(self, first: str, second: str, step: str) -> tuple[Matrix, Matrix]:
         """Return the paired rows of two modalities, or raise a TransformError that says what the step lacks."""
         x, y = self.rows_of(first, step), self.rows_of(second, step)
         if len(x) != len(y):
@@ -157,7 +157,7 @@ class FitData:
             self.moments.pop(modality, None)
 
 
-def unit_moments(rows: Rows) -> Moments:
+def unit_moments(rows: Matrix) -> Moments:
     """Return the moments of the L2-normalised rows (n, d), which are left as they are."""
     return Moments.from_rows(ops.apply(Unit(), rows.copy()))
 
@@ -169,12 +169,11 @@ def first_rows(
     max_rows: int,
     items: Collection[str] | None = None,
     without: str | None = None,
-) -> StoreRows:
+) -> Rows:
     """Return the first ``max_rows`` rows of one split, or ``without`` one, of some ``items`` alone if given."""
     import pyarrow as pa
 
-    from ..store import Rows as StoreRows
-    from ..store import embedding_matrix, split_mask
+    from ..store import Rows, embedding_matrix, split_mask
     from ..store.rows import item_keys
 
     batches: list[pa.RecordBatch] = []
@@ -188,9 +187,9 @@ def first_rows(
         if missing == 0:
             break
     if missing == max_rows:
-        return StoreRows.of(modality, [], np.empty((0, store.info.dim)))
+        return Rows.of(modality, [], np.empty((0, store.info.dim)))
     table = pa.Table.from_batches(batches)
-    return StoreRows(modality, embedding_matrix(table), table.drop_columns(["embedding"]))
+    return Rows(modality, embedding_matrix(table), table.drop_columns(["embedding"]))
 
 
 def sort_given(
@@ -215,7 +214,7 @@ def read_store(
     unit: Callable[[str], bool],
     max_rows: int = MAX_FIT_ROWS,
     executor: Executor | None = None,
-) -> tuple[dict[str, Moments], dict[str, StoreRows], dict[str, Any]]:
+) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
     """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they come from.
 
     The moments are of rows at unit length for the modalities for which ``unit`` says so, else of the rows as they are.
@@ -245,7 +244,7 @@ def read_store(
     return moments, read, origin
 
 
-def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired: bool = False) -> dict[str, StoreRows]:
+def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired: bool = False) -> dict[str, Rows]:
     """Return the first ``max_rows`` rows of each modality of one split.
 
     With ``paired``, row i of the images belongs to row i of the texts: one pair for each of the texts whose image is

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import TransformError
-from ..moments import Array
 from .fitting import FitData
 from .operations import Affine, Noise, Operation, Unit
 from .sigma import parse_sigma

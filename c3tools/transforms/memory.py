@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..arrays import Indices, Matrix
 from ..errors import MissingExtraError, TransformError
 from ..io.float16 import to_float16, to_float32
 from ..seeds import generator, stable_hashes
 from .fitting import FitData
-from .operations import Indices, MemoryAttention, MixMemory, Operation, Rows, Search
+from .operations import MemoryAttention, MixMemory, Operation, Search
 from .steps import Step
 
 _VISITED = 16  # an inverted index looks at one cell in this many
@@ -48,7 +49,7 @@ class MemoryProjection(Step):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.modalities = (self.source,)
-        self._search: tuple[Rows, Search] | None = None
+        self._search: tuple[Matrix, Search] | None = None
         if self.index is not None and self.neighbours is None and self.tau > 0:
             raise TransformError(
                 f"memory-projection has the index {self.index!r} but no neighbours, so it would use the whole memory.",
@@ -62,10 +63,10 @@ class MemoryProjection(Step):
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Attend over the memory."""
-        memory: Rows = self.state["memory"]  # type: ignore[assignment]
+        memory: Matrix = self.state["memory"]  # type: ignore[assignment]
         return (MemoryAttention(memory, self.tau, self.neighbours, self._searching(memory)),)
 
-    def _searching(self, memory: Rows) -> Search | None:
+    def _searching(self, memory: Matrix) -> Search | None:
         if self.index is None:
             return None
         if self._search is None or self._search[0] is not memory:
@@ -102,7 +103,7 @@ class Retrieval(Step):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._rows: tuple[object, Rows] | None = None  # the memory, and as float32
+        self._rows: tuple[object, Matrix] | None = None  # the memory, and as float32
         _check_settings(self)
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise TransformError(
@@ -141,7 +142,7 @@ class Retrieval(Step):
         return (MixMemory(self._rows[1], self.tau, self.neighbours, self.weight, items),)  # type: ignore[arg-type]
 
 
-def memory_search(memory: Rows, index: str) -> Search:
+def memory_search(memory: Matrix, index: str) -> Search:
     """Return a function from queries (n, d) and k to the inner products and row numbers, both (n, k), of the best rows.
 
     Args:
@@ -170,7 +171,7 @@ def memory_search(memory: Rows, index: str) -> Search:
     if inverted is not None:
         inverted.nprobe = max(1, inverted.nlist // _VISITED)
 
-    def search(queries: Rows, k: int) -> tuple[Rows, Indices]:
+    def search(queries: Matrix, k: int) -> tuple[Matrix, Indices]:
         scores, rows = made.search(queries, k)
         # where too few rows were visited FAISS answers -1: such a neighbour gets no weight
         return np.where(rows < 0, np.float32(-np.inf), scores), np.maximum(rows, 0)
@@ -186,7 +187,7 @@ def _check_settings(step: MemoryProjection | Retrieval) -> None:
         )
 
 
-def _memory_rows(step: MemoryProjection | Retrieval, data: FitData) -> tuple[Rows, Indices]:
+def _memory_rows(step: MemoryProjection | Retrieval, data: FitData) -> tuple[Matrix, Indices]:
     """Return a copy of the rows to keep, because later steps overwrite those they are fitted on, and their numbers."""
     rows = data.rows_of(step.memory, step.kind)
     kept = np.arange(len(rows))

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Array, Indices, Matrix
 from ..errors import TransformError
 from ..io.float16 import to_float32
-from ..moments import Array, Moments
+from ..moments import Moments
 
-Rows = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
-Search = Callable[[Rows, int], tuple[Rows, Indices]]  # queries (n, d), k -> scores and row numbers, both (n, k)
+Search = Callable[[Matrix, int], tuple[Matrix, Indices]]  # queries (n, d), k -> scores and row numbers, both (n, k)
 _SCORE_CELLS = 1 << 24
 _LEAST_NORM = np.float32(1e-30)
 
@@ -88,7 +87,7 @@ class MemoryAttention:
         search: finds them; None compares with every row.
     """
 
-    memory: Rows
+    memory: Matrix
     tau: float
     neighbours: int | None = None
     search: Search | None = None
@@ -108,7 +107,7 @@ class MixMemory:
         items: int64 (m,), a hash of each memory row's item; None if these are not known.
     """
 
-    memory: Rows
+    memory: Matrix
     tau: float
     neighbours: int
     weight: float
@@ -118,7 +117,7 @@ class MixMemory:
 Operation = Unit | Affine | Noise | MixNoise | MemoryAttention | MixMemory
 
 
-def apply(operation: Operation, x: Rows, noise: Rows | None = None, own: Indices | None = None) -> Rows:
+def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Indices | None = None) -> Matrix:
     """Apply one operation to ``x`` (n, d) float32, which may be overwritten.
 
     Args:
@@ -152,12 +151,12 @@ def apply(operation: Operation, x: Rows, noise: Rows | None = None, own: Indices
             raise ValueError(f"{type(operation).__name__} needs noise")
 
 
-def row_norms(x: Rows) -> Rows:
+def row_norms(x: Matrix) -> Matrix:
     """Return the Euclidean norms (n,) of the rows of ``x`` (n, d)."""
     return np.asarray(np.sqrt(np.einsum("ij,ij->i", x, x)))
 
 
-def _unit(x: Rows) -> Rows:
+def _unit(x: Matrix) -> Matrix:
     norms = row_norms(x)
     # Squares of numbers below 1e-19 are lost in float32: measure such rows again after scaling them.
     for row in np.flatnonzero((norms < 1e-15) | ~np.isfinite(norms)):
@@ -173,7 +172,7 @@ def _unit(x: Rows) -> Rows:
     return x
 
 
-def _affine(operation: Affine, x: Rows) -> Rows:
+def _affine(operation: Affine, x: Matrix) -> Matrix:
     if operation.centre is not None:
         x -= operation.centre.astype(np.float32)
     if operation.scale is not None:
@@ -185,7 +184,7 @@ def _affine(operation: Affine, x: Rows) -> Rows:
     return x
 
 
-def _attend(operation: MemoryAttention, x: Rows) -> Rows:
+def _attend(operation: MemoryAttention, x: Matrix) -> Matrix:
     memory = operation.memory
     if operation.search is not None:
         count = 1 if operation.tau == 0 else min(operation.neighbours or 1, len(memory))
@@ -196,7 +195,7 @@ def _attend(operation: MemoryAttention, x: Rows) -> Rows:
     return x
 
 
-def _mix(operation: MixMemory, x: Rows, own: Indices | None) -> Rows:
+def _mix(operation: MixMemory, x: Matrix, own: Indices | None) -> Matrix:
     memory = operation.memory
     for rows in _blocks(len(x), len(memory)):
         scores = x[rows] @ memory.T  # (b, m)
@@ -219,7 +218,7 @@ def _blocks(n: int, m: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, n, step)]
 
 
-def _mean_of_nearest(scores: Rows, memory: Rows, tau: float, neighbours: int | None) -> Rows:
+def _mean_of_nearest(scores: Matrix, memory: Matrix, tau: float, neighbours: int | None) -> Matrix:
     """Return the mean (b, d) of the memory rows with the highest ``scores`` (b, m), which may be overwritten."""
     if tau == 0:
         return np.asarray(memory[scores.argmax(axis=1)])
@@ -229,12 +228,12 @@ def _mean_of_nearest(scores: Rows, memory: Rows, tau: float, neighbours: int | N
     return _weighted_mean(np.take_along_axis(scores, nearest, axis=1), memory[nearest], tau)
 
 
-def _weighted_mean(scores: Rows, rows: Rows, tau: float) -> Rows:
+def _weighted_mean(scores: Matrix, rows: Matrix, tau: float) -> Matrix:
     """Return the mean (b, d) of ``rows`` (b, k, d), weighted by the softmax of ``scores`` (b, k) over tau."""
     return np.asarray(np.einsum("bk,bkd->bd", _softmax(scores, tau), rows))
 
 
-def _softmax(scores: Rows, tau: float) -> Rows:
+def _softmax(scores: Matrix, tau: float) -> Matrix:
     scores -= scores.max(axis=1, keepdims=True)
     scores /= np.float32(tau)
     np.exp(scores, out=scores)
@@ -242,7 +241,7 @@ def _softmax(scores: Rows, tau: float) -> Rows:
     return scores
 
 
-def check_finite(x: Rows) -> None:
+def check_finite(x: Matrix) -> None:
     """Refuse NaN and infinity, and name the first row that has one.
 
     Raises:
@@ -260,7 +259,7 @@ def check_finite(x: Rows) -> None:
         )
 
 
-def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Rows:
+def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
     """Return a new float32 (n, d) array of ``x``: an array, a list of lists, or a torch tensor on any device.
 
     Raises:

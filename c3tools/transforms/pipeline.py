@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from ..arrays import Matrix
 from ..errors import TransformError
 from ..identity import ModelIdentity
 from ..io.hub import Card, HubRepository, local_folder
@@ -24,7 +25,6 @@ from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
 from .fitting import MAX_FIT_ROWS, FitData, read_store, sort_given
-from .operations import Rows
 from .recipe import describe_steps, make_recipe, parse_config, read_recipe, recipe_card, write_recipe
 from .sigma_from_data import sigma_of_arrays, sigma_of_store
 from .steps import Role, Step, order_findings
@@ -222,7 +222,7 @@ class Pipeline(HubRepository):
         items: Sequence[str] | None = None,
         seed: int = 0,
         epoch: int = 0,
-    ) -> Rows:
+    ) -> Matrix:
         """Return transformed embeddings, float32 (n, d); ``x`` is not changed.
 
         Args:
@@ -274,7 +274,9 @@ class Pipeline(HubRepository):
             )
         return known[0] if known else "text"  # for no modality in particular, any name does
 
-    def draw_noise(self, shape: tuple[int, ...], keys: Sequence[str] | None, seed: int, epoch: int, draw: int) -> Rows:
+    def draw_noise(
+        self, shape: tuple[int, ...], keys: Sequence[str] | None, seed: int, epoch: int, draw: int
+    ) -> Matrix:
         """Draw the standard normal noise (n, d) of the ``draw``-th noisy step from (seed, epoch, key).
 
         Raises:

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from ..arrays import Array, Floats, Indices, Mask
 from ..errors import TransformError
 from ..io.spill import BLOCK_ROWS
-from ..moments import Array
 from ..reporter import counted
-
-Indices = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.floating[Any]]
 
 AUTO, PAIRS = RULES = ("auto", "pairs")
 PUBLISHED_SIGMA = 0.016**0.5  # C3 (Zhang et al., ICLR 2024) and CapDec (Nukrai et al., 2022): variance 0.016
@@ -92,7 +88,7 @@ def sigma_for_cosine(cosine: float, norm: float, dim: int) -> float | None:
     return norm * float(np.sqrt((1 / cosine**2 - 1) / dim))
 
 
-def sibling_cosine(rows: Rows, item_index: Indices) -> float | None:
+def sibling_cosine(rows: Floats, item_index: Indices) -> float | None:
     """Return the mean cosine between different rows of one item, each item counting once; None if no item has two rows.
 
     Args:
@@ -103,7 +99,7 @@ def sibling_cosine(rows: Rows, item_index: Indices) -> float | None:
     return float(np.mean(cosines)) if len(cosines) else None
 
 
-def _item_cosines(rows: Rows, item_index: Indices, norms: Array) -> Array:
+def _item_cosines(rows: Floats, item_index: Indices, norms: Array) -> Array:
     """Return the mean cosine between different rows of each item that has two or more, in the order of their numbers.
 
     Args:
@@ -122,7 +118,7 @@ def _item_cosines(rows: Rows, item_index: Indices, norms: Array) -> Array:
     return np.asarray((squared - m) / (m * (m - 1)))
 
 
-def caption_spread(texts: Rows, item_index: Indices, mean: Array) -> SigmaRule:
+def caption_spread(texts: Floats, item_index: Indices, mean: Array) -> SigmaRule:
     """Measure the spread of captions of one image: what an image leaves open, the decoder must not depend on.
 
     There is none where captions of one image have a mean cosine below `MIN_SIBLING_COSINE`.
@@ -167,7 +163,7 @@ def scaled_spread(spread: SigmaRule) -> SigmaRule:
     return SigmaRule("scaled_spread", sigma, rests_on, spread.missing)
 
 
-def photo_spread(images: Rows, mean: Array) -> SigmaRule:
+def photo_spread(images: Floats, mean: Array) -> SigmaRule:
     """Measure how far photos are from the nearest other photo among `NEIGHBOURS`, for Corrupt on the image side.
 
     A caption does not tell photos apart that look alike, so a generator of images must not depend on what does. The
@@ -201,8 +197,8 @@ def residual_rms(variance: Array | None) -> SigmaRule:
 
 
 def pair_cosine(
-    first: Rows,
-    second: Rows,
+    first: Floats,
+    second: Floats,
     item_index: Indices,
     means: Sequence[Array],
     noised: Literal["image", "text"] = "text",
@@ -249,7 +245,7 @@ def pair_cosine(
     return _by_cosine("pair_cosine", cosine, norm, y.shape[1], rests_on)
 
 
-def _row_cosines(left: Rows, right: Rows) -> tuple[Array, npt.NDArray[np.bool_]]:
+def _row_cosines(left: Floats, right: Floats) -> tuple[Array, Mask]:
     """Return the cosine of each row with the same row of the other, and a mask of rows with a norm: (n,) each."""
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     products = np.einsum("ij,ij->i", left, right).astype(np.float64)
@@ -280,7 +276,7 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     return published(), f"the published constant, which may be far off, because {reasons}"
 
 
-def auto_sigma(texts: Rows, item_index: Indices, mean: Array) -> tuple[float, str]:
+def auto_sigma(texts: Floats, item_index: Indices, mean: Array) -> tuple[float, str]:
     """Return sigma by the rule of ``--sigma auto``, from texts alone, and a sentence that says what it rests on.
 
     Args:
@@ -301,8 +297,8 @@ def auto_sigma(texts: Rows, item_index: Indices, mean: Array) -> tuple[float, st
 
 
 def pairs_sigma(
-    images: Rows,
-    texts: Rows,
+    images: Floats,
+    texts: Floats,
     item_index: Indices,
     means: Sequence[Array],
     *,

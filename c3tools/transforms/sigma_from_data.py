@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..arrays import Matrix
 from ..errors import TransformError
 from ..moments import Moments
 from ..reporter import counted
 from . import operations as ops
 from .fitting import MAX_FIT_ROWS, first_pairs, first_rows
-from .operations import Rows, Unit
+from .operations import Unit
 from .sigma import AUTO, RECOMMENDED_PAIRS, auto_sigma, pairs_sigma
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def sigma_of_captions(store: Store, split: str, max_rows: int = MAX_FIT_ROWS) ->
 
 
 def sigma_of_arrays(
-    rule: str, rows: Mapping[str, Rows], items: Mapping[str, Sequence[str]], moments: Mapping[str, Moments]
+    rule: str, rows: Mapping[str, Matrix], items: Mapping[str, Sequence[str]], moments: Mapping[str, Moments]
 ) -> tuple[float, str]:
     """Return sigma by the rule ``auto`` or ``pairs`` for noise on the rows of ``text``, and what it rests on.
 

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Array, Indices
 from ..errors import TransformError
-from ..moments import Array, Moments
+from ..moments import Moments
 from .fitting import FitData
-from .operations import Affine, Indices, MixNoise, Noise, Operation, Unit
+from .operations import Affine, MixNoise, Noise, Operation, Unit
 from .sigma import PUBLISHED_SIGMA, RULES, parse_sigma
 
 Role = Literal["training", "inference", "both"]
@@ -342,9 +343,7 @@ class AdaptiveNoise(Step):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.mix <= 1:
-            raise TransformError(
-                f"The step {self.kind} cannot use mix {self.mix}.", remedy="mix must be between 0 and 1."
-            )
+            raise TransformError(f"mix must be between 0 and 1, not {self.mix}.")
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Mix with a random direction."""

@@ -10,10 +10,10 @@ import pytest
 from scipy.linalg import orthogonal_procrustes, sqrtm
 from scipy.special import softmax
 
+from c3tools.arrays import Matrix
 from c3tools.errors import TransformError
 from c3tools.seeds import keyed_normal
 from c3tools.transforms import PRESETS, PUBLISHED_SIGMA, GaussianNoise, Pipeline, preset
-from c3tools.transforms.operations import Rows
 
 from .conftest import Array, Pairs, unit
 
@@ -145,7 +145,7 @@ def fitted(name: str, pairs: Pairs) -> Pipeline:
     return pairs.fit(preset(name, sigma=sigma))
 
 
-def training(pipeline: Pipeline, rows: Array, pairs: Pairs, seed: int = 0, epoch: int = 0) -> Rows:
+def training(pipeline: Pipeline, rows: Array, pairs: Pairs, seed: int = 0, epoch: int = 0) -> Matrix:
     names: dict[str, Any] = {"keys": pairs.keys, "items": pairs.items}
     return pipeline.transform(rows, modality="text", training=True, **names, seed=seed, epoch=epoch)
 

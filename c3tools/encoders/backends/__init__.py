@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Backend, Matrix, Pending
+from .base import Backend, Modality, Pending
 from .cache import RECORD_FILE, CachedModel, ModelCache, keep_model, same_model
 from .converted import ConvertedBackend
 from .onnx import OnnxBackend
@@ -18,7 +18,7 @@ __all__ = [
     "Backend",
     "CachedModel",
     "ConvertedBackend",
-    "Matrix",
+    "Modality",
     "ModelCache",
     "Pending",
     "keep_model",

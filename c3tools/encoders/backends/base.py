@@ -7,12 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
+from ...arrays import Matrix
 from ...devices import Compute
 
-Matrix = npt.NDArray[np.float32]
 Modality = Literal["image", "text"]
 Label = TypeVar("Label")
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ...arrays import Matrix
 from ...devices import Compute
 from ...errors import MissingExtraError
-from .base import Backend, Matrix, Modality
+from .base import Backend, Modality
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Matrix, Modality
+from ...arrays import Matrix
+from .base import Modality
 from .converted import ConvertedBackend
 
 if TYPE_CHECKING:

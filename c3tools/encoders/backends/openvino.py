@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...arrays import Matrix
 from ...devices import Compute
-from .base import Matrix, Modality
+from .base import Modality
 from .converted import ConvertedBackend
 
 if TYPE_CHECKING:

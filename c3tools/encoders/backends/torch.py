@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...arrays import Matrix
 from ...devices import Compute
 from ..preprocessing import ImagePreprocessor
-from .base import LARGEST, Backend, Matrix, Modality, Pending, largest_batch
+from .base import LARGEST, Backend, Modality, Pending, largest_batch
 from .towers import ImageTower, TextTower
 
 _SHARE_OF_MEMORY = 0.5

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch.nn.functional import cross_entropy, normalize
 
+from ...arrays import Array
 from ...errors import C3Error
-from ...moments import Array
 from ...pages import Table, new_figure, palette, styled
 from ...reporter import SILENT, Reporter
 from ...seeds import generator

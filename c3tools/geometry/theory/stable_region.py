@@ -21,8 +21,8 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 
+from ...arrays import Array
 from ...errors import C3Error
-from ...moments import Array
 from ...pages import Table, new_figure, palette, styled
 from ...reporter import SILENT, Reporter
 from ...seeds import generator

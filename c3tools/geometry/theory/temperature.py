@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from ...arrays import Floats
 from ...errors import C3Error
 from ...pages import Table, new_figure, palette, styled
 from ...reporter import SILENT, Reporter
@@ -28,8 +28,6 @@ from ..collect import collect
 from ..report import to_json_floats
 from . import Simulation
 from .optimisation import pair_loss
-
-Floats = npt.NDArray[np.floating[Any]]
 
 SCALES = (5.0, 10.0, 18.0, 30.0, 50.0, 100.0)
 HELD_OUT = 0.2
