@@ -37,7 +37,7 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from c3tools.connect.inputs import PairedFeatures
+    from c3tools.connect.features import PairedFeatures
 
 DEFAULT_HEADS = Path("c3-heads")
 DEFAULT_MODEL_FOLDER = Path("c3-model")

@@ -260,6 +260,7 @@ def make_store(
     *,
     owners: Sequence[int | None] | None = None,
     split: str | None = "train",
+    model: Mapping[str, Any] = MODEL,
     dtype: str = "float32",
     part_rows: int = 1000,
 ) -> Store:
@@ -275,7 +276,7 @@ def make_store(
         image_key=[None if owner is None else f"image{owner}" for owner in owners],
         split=[split] * len(text),
     )
-    return build_store(path, images, texts, dtype=dtype, part_rows=part_rows)
+    return build_store(path, images, texts, model=model, dtype=dtype, part_rows=part_rows)
 
 
 def store_files(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from c3tools.arrays import Matrix
 from c3tools.store import Failure, Rows, Store, finish_store, rewrite_failures, write_failures
 from c3tools.store.manifest import MANIFEST_FILE
 from c3tools.store.means import load_means, save_means
@@ -21,7 +22,7 @@ from .conftest import build_store, store_files, unit_rows
 DIM = 12
 FAILURE = Failure("broken", "photos/broken.jpg", "decode", "OSError", "image file is truncated")
 GAP_DIM = 16
-Matrix = npt.NDArray[np.float32]
+SYNTHETIC = {"name": "synthetic", "weights_sha256": "0" * 64}
 
 
 def two_texts_per_image(splits: list[str], images: Matrix, texts: Matrix, **columns: list[Any]) -> tuple[Rows, Rows]:
@@ -86,7 +87,15 @@ def make_vectors(n: int = 90, seed: int = 0, dim: int = GAP_DIM) -> tuple[Matrix
     return images.astype(np.float32), texts.astype(np.float32)
 
 
-def gap_store(path: Path, n: int = 90, *, parts: int = 3, dtype: str = "float16", normalised: bool = True) -> Path:
+def gap_store(
+    path: Path,
+    n: int = 90,
+    *,
+    parts: int = 3,
+    dtype: str = "float16",
+    normalised: bool = True,
+    model: Mapping[str, Any] = SYNTHETIC,
+) -> Path:
     """The folder of a store of `make_vectors`, splits train (two thirds) and test, in several shards."""
     images, texts = make_vectors(n)
     if not normalised:
@@ -95,7 +104,6 @@ def gap_store(path: Path, n: int = 90, *, parts: int = 3, dtype: str = "float16"
     paths = [f"img{i:03d}.jpg" for i in range(n)]
     rows = two_texts_per_image(splits, images, texts, path=paths)
     size = -(-n // parts)
-    model = {"name": "synthetic", "weights_sha256": "0" * 64}
     part_rows = {"image": size, "text": 2 * size}
     return build_store(path, *rows, model=model, dtype=dtype, normalised=normalised, part_rows=part_rows).path
 

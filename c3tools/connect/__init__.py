@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .apply import apply_heads
+from .features import PairedFeatures, read_features
 from .heads import ConnectedHeads, connect_heads
-from .inputs import PairedFeatures, read_features
 from .towers import ConnectedTowers, connect_towers
 
 __all__ = [

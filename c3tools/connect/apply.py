@@ -18,8 +18,8 @@ from ..store import StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
 from ..store.importers import Modality
 from ..store.rows import Rows
+from .features import PairedFeatures
 from .heads import ConnectedHeads
-from .inputs import PairedFeatures
 
 HEADS_MODEL = "connected-heads"
 
@@ -42,7 +42,7 @@ def apply_heads(
         reporter: shows messages and progress.
 
     Raises:
-        ConnectError: if a modality has no head, or another number of features.
+        ConnectError: if a modality has no head, another number of features, or features of another model.
         StoreError: if the store has rows of these modalities already, or the dtype is unknown.
         OutputError: if another run is writing to it.
     """
@@ -52,6 +52,7 @@ def apply_heads(
     modalities, digests = [], {}
     for rows in (features.first, features.second):
         heads.embed(rows.modality, rows.embeddings[:1])  # refuses other features before anything is written
+        heads.check_model(rows.modality, features.models.get(rows.modality))
         columns = {name: rows.column(name) for name in rows.table.column_names}
         modalities.append(Modality(rows.modality, _HeadVectors(heads, rows), columns))
         digests[rows.modality] = _digest(rows.embeddings)

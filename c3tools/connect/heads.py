@@ -23,14 +23,16 @@ from torch import Tensor, nn
 
 from ..arrays import Indices, Matrix
 from ..errors import ConnectError
+from ..identity import ModelIdentity
 from ..io.files import MALFORMED, read_json, write_atomically, write_json_atomically
 from ..io.spill import blocks_of
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..training.checkpoints import CheckpointDir
 from ..training.sizes import require_valid
+from .features import PairedFeatures
 from .gradients import TwoTowers
-from .inputs import FeatureInputs, PairedFeatures, PairInputs
+from .inputs import FeatureInputs, PairInputs
 from .losses import MAX_LOGIT_SCALE, LogitScale
 from .processes import join_processes
 from .run import RECORD_FILE, ConnectOutput, TrainingSettings, score_splits, score_table, write_card
@@ -165,6 +167,24 @@ class ConnectedHeads:
             for block in blocks_of(features)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.shape.dim), np.float32)
+
+    def check_model(self, modality: str, model: Mapping[str, Any] | None) -> None:
+        """Refuse features of another model than the one whose features the head was trained on.
+
+        Args:
+            modality: of the head.
+            model: identity of the features' model, as a store keeps it; None or empty if it is unknown.
+
+        Raises:
+            ConnectError: with both identities, if they differ.
+        """
+        ModelIdentity(self.record.get("models", {}).get(modality, {})).require_same(
+            ModelIdentity(model or {}),
+            own=f"The {modality} head",
+            theirs="these features",
+            error=ConnectError,
+            remedy="Use features of the tower that the heads were trained on, or train heads on these.",
+        )
 
     def save(self, folder: Path) -> None:
         """Write the weights, then the record with their digest; each file is written atomically."""
@@ -315,7 +335,8 @@ def connect_heads(
             return load()
         trained, _, state = ended
         dims = {rows.modality: rows.embeddings.shape[1] for rows in (features.first, features.second)}
-        record: dict[str, Any] = {"modalities": list(names), "features": dims, **trained}
+        models = {name: dict(model) for name, model in features.models.items() if model}
+        record: dict[str, Any] = {"modalities": list(names), "features": dims, "models": models, **trained}
         connected = ConnectedHeads(dict(zip(names, heads, strict=True)), shape, record)
         record["scores"] = score_splits(
             pairs,

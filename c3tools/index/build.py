@@ -6,6 +6,7 @@ so the means of the rows that it was built from. `_reason_to_rebuild` lists when
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ..transforms import preset as preset_named
 from ..transforms.fitting import first_rows
 from . import faiss_shards
 from .faiss_shards import SHARD_ROWS
-from .index import HIT_COLUMNS, INDEX_FILE, ROWS_FILE, Index, location_of_store, shards_of
+from .index import HIT_COLUMNS, INDEX_FILE, ROWS_FILE, Index, shards_of
 
 BIAS_ROWS = 2_000
 RECALL_QUERIES = 200
@@ -164,7 +165,7 @@ def _build(
         "row_files": [ROWS_FILE],
         "built_from": n,
         "added": n,
-        "store": location_of_store(store, folder),
+        "store": _location_of_store(store, folder),
         "store_shards": shards,
         "settings": settings,
     }
@@ -252,7 +253,7 @@ def _add_rows(index: Index, store: Store, shards: Mapping[str, Mapping[str, str]
         "shards": names,
         "row_files": row_files,
         "added": rows.num_rows,
-        "store": location_of_store(store, folder),
+        "store": _location_of_store(store, folder),
         "store_shards": shards,
     }
     _write_record(folder, changed)
@@ -310,3 +311,11 @@ def _bias(store: Store, pipeline: Pipeline, modalities: Sequence[str], seed: int
         shares = modality_bias(x, y, seed=seed)
         result[label] = {name: round(share.value, 4) for name, share in zip(modalities, shares, strict=True)}
     return result
+
+
+def _location_of_store(store: Store, folder: Path) -> str:
+    """Return what an index in ``folder`` records of its store's place: relative to it if both may move together."""
+    if not isinstance(store.path, Path):
+        return str(store.path)
+    target, start = store.path.resolve(), folder.resolve()
+    return os.path.relpath(target, start) if target.is_relative_to(start.parent) else str(target)

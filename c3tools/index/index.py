@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from ..arrays import Indices, Matrix
 from ..errors import C3Error, EncoderError, StoreError
+from ..identity import ModelIdentity
 from ..io.files import MALFORMED, read_json, recorded_file
 from ..io.float16 import to_float32
 from ..io.locations import is_url, kind_of, location
@@ -234,7 +235,7 @@ class Index:
 
         Raises:
             StoreError: if there is not exactly one kind of query, a text is empty, the index has no rows of ``within``,
-                or the key is unknown.
+                the key is unknown, or vectors or the store are of another model.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
             EncoderError: if the recorded model cannot be loaded.
         """
@@ -248,15 +249,15 @@ class Index:
         if text is not None and not all(query.strip() for query in ([text] if isinstance(text, str) else text)):
             raise StoreError("The query is empty.", remedy='For example: c3 search "a dog on a beach"')
         self._warn_if_stale(reporter)
-        source = self.store_path if store is None else store
         if key is not None:
-            labels = [key]
-            embeddings, modality = vector_of_key(Store.open(source), key)
+            labels, (embeddings, modality) = [key], vector_of_key(self._source(store), key)
+        elif isinstance(vector, str | Path):
+            given_rows, model = read_rows(vector, modality)
+            self._require_same_model(model, str(vector))
+            embeddings, labels = given_rows.embeddings, [f"{vector} row {row}" for row in range(len(given_rows))]
         elif vector is not None:
-            is_file = isinstance(vector, str | Path)
-            matrix = read_rows(vector, modality)[0].embeddings if isinstance(vector, str | Path) else np.asarray(vector)
-            embeddings = np.atleast_2d(matrix)
-            labels = [f"{vector if is_file else 'vector'} row {row}" for row in range(len(embeddings))]
+            embeddings = np.atleast_2d(np.asarray(vector))
+            labels = [f"vector row {row}" for row in range(len(embeddings))]
         else:
             from ..encoders import resolve_encoder
 
@@ -274,7 +275,7 @@ class Index:
             scores, rows = self.nearest(embeddings, modality, k, within=within_group, nprobe=nprobe)
             for result, *found in zip(results, scores, rows, strict=True):
                 result.hits.extend(self._hits(*found))
-        return with_vectors(results, to_float32(embeddings), Store.open(source)) if vectors else results
+        return with_vectors(results, to_float32(embeddings), self._source(store)) if vectors else results
 
     def nearest(
         self, embeddings: npt.ArrayLike, modality: str, k: int, *, within: str | None = None, nprobe: int | None = None
@@ -295,6 +296,17 @@ class Index:
         return faiss_shards.search_shards(
             self.shards, queries, k, nprobe or self.record.get("nprobe"), self._rows_of(within)
         )
+
+    def _source(self, store: Store | str | Path | None) -> Store:
+        """Open the store that embeddings are read from."""
+        opened = Store.open(self.store_path if store is None else store)
+        self._require_same_model(opened.info.model, f"the store {opened.path}")
+        return opened
+
+    def _require_same_model(self, model: ModelIdentity, theirs: str) -> None:
+        recorded = ModelIdentity(self.record["model"])
+        remedy = "Use embeddings of the model that the index was built from."
+        recorded.require_same(model, own=f"The index {self.path}", theirs=theirs, error=StoreError, remedy=remedy)
 
     def _groups(self) -> list[str]:
         """Return the modalities to search one by one: images first, texts last."""
@@ -386,11 +398,3 @@ def shards_of(store: Store, modality: str, trusted: Mapping[str, str] | None = N
         digests = store.marker(modality, part).get("sha256", {})
         found[str(part)] = next((digest for name, digest in digests.items() if name.endswith(ROWS)), "")
     return found
-
-
-def location_of_store(store: Store, folder: Path) -> str:
-    """Return what an index in ``folder`` records of its store's place: relative to it if both may move together."""
-    if not isinstance(store.path, Path):
-        return str(store.path)
-    target, start = store.path.resolve(), folder.resolve()
-    return os.path.relpath(target, start) if target.is_relative_to(start.parent) else str(target)

@@ -218,6 +218,20 @@ def test_features_of_another_tower_are_refused_before_anything_is_written(tmp_pa
     assert not (tmp_path / "connected").exists()
 
 
+def test_features_of_another_model_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    first, second, index = views(120, 2, dims=(12, 12))
+    for name in ("one", "two"):
+        model = {"name": name, "weights_sha256": name}
+        make_store(tmp_path / name, first, second, owners=index.tolist(), split=None, model=model)
+    own, other = (read_features(store=tmp_path / name) for name in ("one", "two"))
+    heads = connect_heads(own, tmp_path / "heads", **{**QUICK, "epochs": 1})
+    assert {name: model["name"] for name, model in heads.record["models"].items()} == {"image": "one", "text": "one"}
+    with pytest.raises(ConnectError, match=r"The image head is of the model one \(one\), but these features of two"):
+        apply_heads(tmp_path / "heads", other, tmp_path / "connected")
+    assert not (tmp_path / "connected").exists()
+    heads.check_model("image", None)  # of a file of vectors, whose model is unknown
+
+
 def test_rows_with_nan_are_left_out_of_training_and_of_the_store(tmp_path: Path) -> None:
     files = write_files(tmp_path / "features")
     rows = np.load(files["image"])

@@ -115,6 +115,19 @@ def test_refusals(store: Store, tmp_path: Path) -> None:
         build_index(store, "s3://bucket/index")
 
 
+def test_embeddings_of_another_model_are_refused(store: Store, tmp_path: Path) -> None:
+    index = build_index(store, tmp_path / "index")
+    other = Store.open(gap_store(tmp_path / "other", model={"name": "another", "weights_sha256": "b" * 64}))
+    assert other.info.dim == store.info.dim
+    for query in ({"vector": other.path}, {"key": "img001", "store": other}):
+        with pytest.raises(StoreError, match=r"index is of the model .*, but .*other of another \(bbbbbbbbbbbb\)"):
+            index.search(**query)
+    vector = store.load("image").embeddings[4]
+    with pytest.raises(StoreError, match=r"but the store .*other of another"):
+        index.search(vector=vector, modality="image", vectors=True, store=other)
+    assert index.search(vector=vector, modality="image", store=other)  # which is not read
+
+
 @pytest.mark.parametrize(("query", "modality"), [(0, "image"), (1, "text")])
 def test_every_modality_has_its_nearest_rows_whatever_the_query(
     store: Store, tmp_path: Path, query: int, modality: str

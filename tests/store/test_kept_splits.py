@@ -11,7 +11,7 @@ import pytest
 
 from c3tools import export_store, gap_report
 from c3tools.captioning.training_rows import training_captions
-from c3tools.connect.inputs import read_features
+from c3tools.connect.features import read_features
 from c3tools.corpus.splits import STANDARD, hashed_split
 from c3tools.errors import ConnectError, StoreError, TransformError
 from c3tools.index import build_index
