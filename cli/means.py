@@ -61,6 +61,10 @@ def means(
     if merge:
         if save is None:
             raise StoreError("--merge needs --save.", remedy="Add --save FILE, the file for the merged moments.")
+        if load is not None or unload:
+            raise StoreError(
+                "--merge cannot be combined with --load or --unload.", remedy="Merge first, then load the result."
+            )
         _print_saved(save, merge_means(merge, save))
         return
     if unload:

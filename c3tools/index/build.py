@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ..arrays import Matrix
 from ..errors import StoreError, TransformError, telling_what_is_kept
 from ..geometry.spaces import modality_bias
+from ..identity import ModelIdentity
 from ..io.files import write_atomically, write_json_atomically
 from ..io.locations import is_url
 from ..io.lock import locked
@@ -201,7 +202,7 @@ def _reason_to_rebuild(
     record = index.record
     if "settings" not in record:
         return "it does not record what it was built from"
-    if record["model"] != store.info.model:
+    if not store.info.model.same_as(ModelIdentity(record["model"])):
         return "the store has embeddings of another model"
     for name, value in settings.items():
         if record["settings"].get(name) != value:

@@ -13,6 +13,7 @@ from ..assets.paths import C3_MINI_MOMENTS
 from ..corpus.splits import split_order
 from ..errors import StoreError
 from ..executors import Executor
+from ..identity import ModelIdentity
 from ..io.files import SEAL_PLACE, seal, write_atomically
 from ..io.locations import location, remove
 from ..io.lock import locked
@@ -209,22 +210,35 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
         The moments by modality.
 
     Raises:
-        StoreError: if a file is not readable, or two belong to different models or dimensions.
+        StoreError: if a file is not readable, is given twice or as the result too, or two belong to different models
+            or dimensions.
     """
-    paths = [location(path) for path in merge]
+    paths, target = [location(path) for path in merge], location(save)
     total: dict[str, Moments] = {}
-    header: dict[str, Any] = {}
-    for path in paths:
-        groups, found = load_moments(path)
-        if header and found.get("model") != header.get("model"):
-            raise StoreError(f"{paths[0]} and {path} contain moments of different models.")
-        header = header or found
+    headers: list[dict[str, Any]] = []
+    for number, path in enumerate(paths):
+        if path in paths[:number] or path == target:
+            raise StoreError(
+                f"{path} is {'the file to write' if path == target else 'given twice'}, so its rows would be counted "
+                "twice when the files are merged.",
+                remedy="Give each file once, and write to another one.",
+            )
+        groups, header = load_moments(path)
+        headers.append(header)
+        ModelIdentity(headers[0].get("model") or {}).require_same(
+            ModelIdentity(header.get("model") or {}),
+            own=f"The moments file {paths[0]}",
+            theirs=f"{path}",
+            error=StoreError,
+            remedy="Merge files of one model.",
+        )
         for name, moments in groups.items():
             if name in total and total[name].dim != moments.dim:
                 raise StoreError(
                     f"{path} has dimension {moments.dim}, but the files before it have dimension {total[name].dim}."
                 )
             total[name] = total[name].merge(moments) if name in total else moments
-    header["source"] = " + ".join(path.name for path in paths)
-    write_atomically(location(save), lambda temporary: save_moments(temporary, total, header))
+    splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)
+    merged = {**headers[0], "split": " + ".join(splits), "source": " + ".join(path.name for path in paths)}
+    write_atomically(target, lambda temporary: save_moments(temporary, total, merged))
     return total

@@ -9,10 +9,10 @@ from tests.conftest import C3, make_store, unit_rows
 def test_shows_saves_loads_and_merges(c3: C3, tmp_path: Path) -> None:
     make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
     assert "Length of the modality gap" in c3("means").stdout
-    assert c3("means", "--save", "m.safetensors").exit_code == 0
-    assert (
-        c3("means", "--merge", "m.safetensors", "--merge", "m.safetensors", "--save", "two.safetensors").exit_code == 0
-    )
+    for name in ("m", "n"):
+        assert c3("means", "--save", f"{name}.safetensors").exit_code == 0
+    merged = c3("means", "--merge", "m.safetensors", "--merge", "n.safetensors", "--save", "two.safetensors")
+    assert merged.exit_code == 0
     assert c3("means", "--load", "two.safetensors").exit_code == 0
     rows = json.loads(c3("means", "--json").stdout)["means"]
     assert [row["n"] for row in rows if row["source"] != "store"] == [40, 60]
@@ -23,6 +23,8 @@ def test_shows_saves_loads_and_merges(c3: C3, tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_said(c3: C3, tmp_path: Path) -> None:
     make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
     assert "--save" in c3("means", "--merge", "m.safetensors").stderr
+    both = c3("means", "--merge", "m.safetensors", "--save", "n.safetensors", "--load", "n.safetensors")
+    assert "--merge cannot be combined with --load" in both.stderr
     assert "moments file nowhere does not exist" in c3("means", "--load", "nowhere").stderr
     assert "c3-mini" in c3("means", "--load", "c3-mini").stderr
 

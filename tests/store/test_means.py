@@ -52,6 +52,31 @@ def test_merging_files_is_merging_rows(tmp_path: Path) -> None:
     assert header["source"] == "a.safetensors + b.safetensors"
 
 
+def test_merging_counts_no_file_twice_and_mixes_no_models(tmp_path: Path) -> None:
+    rows = unit_rows(50, 8)
+    files = [tmp_path / f"{name}.safetensors" for name in ("a", "moved", "other")]
+    models = [{"name": f"local-dir:{n}", "weights_sha256": digest * 64} for n, digest in enumerate("112")]
+    for file, model in zip(files, models, strict=True):
+        save_means(make_store(tmp_path / file.stem, rows, rows, model=model), file, split="all")
+    # the same weights in another folder
+    assert merge_means(files[:2], tmp_path / "all.safetensors")["text"].n == 100
+    for merged, target, message in (
+        (files[:2], files[0], r"a\.safetensors is the file to write, so its rows would be counted twice"),
+        ([*files[:2], files[1]], tmp_path / "new", r"moved\.safetensors is given twice"),
+        (
+            files,
+            tmp_path / "new",
+            r"a\.safetensors is of the model local-dir:0 .*, but .*other\.safetensors of",
+        ),
+    ):
+        with pytest.raises(StoreError, match=message):
+            merge_means(merged, target)
+    assert not (tmp_path / "new").exists()
+    save_means(Store.open(tmp_path / "moved"), files[1], split="train")
+    merge_means(files[:2], tmp_path / "all.safetensors")
+    assert load_moments(tmp_path / "all.safetensors")[1]["split"] == "all + train"
+
+
 def test_moments_of_another_model_or_dimension_are_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a", unit_rows(50, 8), unit_rows(60, 8, 1))
     with pytest.raises(StoreError, match="c3-mini"):
