@@ -125,6 +125,24 @@ def test_pairing_by_text_rows(here: Path) -> None:
     assert text.column("caption") == ["2b", "2a", "1b", "1a", "0b", "0a"]
 
 
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ([4, 6], "names the text row 6, but there are only 6 texts"),
+        ([-1, 4], "names the text row -1"),
+        ([4, 1], "names the text row 1, but a row before it does too"),
+    ],
+)
+def test_text_rows_that_cannot_be_paired(here: Path, last: list[int], message: str) -> None:
+    images, texts = make_vectors(3)
+    np.save("i.npy", images)
+    np.save("t.npy", texts)
+    write_jsonl(here / "m.jsonl", [{"image": f"{i}.jpg", "text_rows": r} for i, r in enumerate(([0, 1], [2, 3], last))])
+    said = refused("--image", "i.npy", "--text", "t.npy", "--meta", "m.jsonl")
+    assert f"Row 2 of the table {message}" in said
+    assert not (here / "c3-store").exists()
+
+
 def test_clip_retrieval_folder(here: Path) -> None:
     images, texts = make_vectors(23)
     for number, rows in enumerate(np.split(np.arange(23), [2, 13])):  # files 0, 1, 2

@@ -354,6 +354,8 @@ def _pair_by_text_rows(rows: Columns, images: _Table) -> None:
                 raise StoreError(
                     f"Row {row} of the table names the text row {target!r}, but there are only {n:,} texts."
                 )
+            if rows["image_key"][target] is not None:
+                raise StoreError(f"Row {row} of the table names the text row {target}, but a row before it does too.")
             rows["image_key"][target] = images.rows["key"][row]
             if len(texts) == len(wanted):
                 rows["caption"][target] = texts[place]
