@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -148,12 +149,15 @@ def _image_splits(store: Store, choose: ChooseSplits) -> Iterator[tuple[list[str
 
 
 def _by_hash(fractions: Sequence[float] | None, seed: int) -> ChooseSplits:
-    shares = dict(zip(HASH_FRACTIONS, fractions, strict=True)) if fractions is not None else HASH_FRACTIONS
-    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
-        given = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+    given = list(HASH_FRACTIONS.values() if fractions is None else fractions)
+    valid = len(given) == len(HASH_FRACTIONS) and all(share >= 0 for share in given)
+    if not valid or not math.isclose(sum(given), 1, rel_tol=0, abs_tol=1e-9):
         raise StoreError(
-            f"The fractions have to add up to 1, but these were given: {given}.", remedy="--fractions 0.8,0.1,0.1"
+            f"The fractions of {', '.join(HASH_FRACTIONS)} must be at least 0 and add up to 1, not "
+            f"{', '.join(f'{share:g}' for share in given)}.",
+            remedy="For example: --fractions 0.8,0.1,0.1",
         )
+    shares = dict(zip(HASH_FRACTIONS, given, strict=True))
     edges = np.cumsum(list(shares.values()))
     names = [name for name, share in shares.items() if share > 0]
     edges = edges[[share > 0 for share in shares.values()]]

@@ -127,6 +127,12 @@ class TestErrors:
         whole_store(tmp_path / "c3-store")
         assert "add up to 1" in c3("split", "new", "--fractions", "0.5,0.1,0.1").stderr
         assert "is not three numbers" in c3("split", "new", "--fractions", "0.5,0.5").stderr
+        assert "must be at least 0 and add up to 1, not nan, 0.5, 0.5" in " ".join(
+            c3("split", "new", "--fractions", "nan,0.5,0.5").stderr.split()
+        )
+        for wrong in ((0.5, 0.5), (1.5, -0.5, 0), (float("inf"), 0, 0)):
+            with pytest.raises(StoreError, match="add up to 1"):
+                split_store(tmp_path / "new", tmp_path / "c3-store", fractions=wrong)
         assert "not from both" in c3("split", "new", "--column", "split", "--file", "x.csv").stderr
 
     def test_damage_is_not_copied_on(self, tmp_path: Path) -> None:
