@@ -1,4 +1,4 @@
-"""Captions and texts from files: JSON lines, CSV, TSV, Parquet, COCO JSON, and plain text."""
+"""Captions and texts from files: JSON lines, CSV, TSV, Parquet, COCO JSON, token files of Flickr8k, and plain text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from ..io.locations import kind_of, open_binary, open_text
 from ..io.parquet import open_parquet
 from .items import CaptionRow, ReadOptions
 
-IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath")
-TEXT_COLUMNS = ("captions", "text", "caption", "sentences", "sentence", "description", "title")
+IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath", "image_name")
+TEXT_COLUMNS = ("captions", "text", "caption", "sentences", "sentence", "description", "title", "comment")
 KEY_COLUMNS = ("key", "__key__")
 ID_COLUMNS = ("image_id", "img_id", "id")
 SPLIT_COLUMN = "split"
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
+_DELIMITERS = ",;|\t"
+_TOKENS = re.compile(r"(\S.*\.\w+)#\d+\t(.+)")  # a line of Flickr8k.token.txt: image#number, tab, caption
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
 
     Args:
         path: .jsonl (``{"image", "captions": [...], "split"}``, or `file_name` and `text` as in ImageFolder), .csv and
-            .tsv with a header, .parquet, COCO captions or Karpathy splits in .json, or .txt with a text a line.
+            .tsv with a header, .parquet, COCO captions or Karpathy splits in .json; .txt and .token with a text a
+            line, with ``image#number`` and a tab before each as in Flickr8k.token.txt, or with the header of a .csv.
         options: ``text_column`` and ``key_column`` are used if the usual names do not fit.
         images: read it as a list of images: ``options.image_column`` names them, and texts may be missing.
 
@@ -91,10 +95,12 @@ def _read_jsonl(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
 
 
 def _read_separated(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open_text(path, newline="") as file:
         try:
-            reader = csv.DictReader(limited_lines(file), delimiter=delimiter)
+            lines = limited_lines(file)
+            header = next(lines, "")
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else delimiter_of(header)
+            reader = csv.DictReader(chain([header], lines), delimiter=delimiter, skipinitialspace=True)
             columns = pick(name for name in reader.fieldnames or [] if name)
             for record in reader:
                 yield _row(record, reader.line_num, columns, path)
@@ -102,6 +108,11 @@ def _read_separated(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
             raise CorpusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
         except csv.Error as error:
             raise CorpusError(f"{path} is not a readable CSV file ({error}).") from error
+
+
+def delimiter_of(header: str) -> str:
+    """Return the character between the columns of a table, by its first line: the most frequent of , ; | and tab."""
+    return max(_DELIMITERS, key=header.count)
 
 
 def _read_parquet(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
@@ -153,12 +164,25 @@ def _karpathy(images: list[dict[str, Any]]) -> Iterator[CaptionRow]:
         yield CaptionRow(str(image["filename"]), captions, None if split is None else str(split), number)
 
 
-def _read_lines(path: Path, _: PickColumns) -> Iterator[CaptionRow]:
+def _read_lines(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
     """Yield one row per line that is not blank; bytes that are not UTF-8 become surrogates, which callers refuse."""
     with open_text(path, errors="surrogateescape") as file:
         for line, text in enumerate(limited_lines(file), start=1):
-            if text.strip():
+            if line == 1 and _is_header(text):
+                break
+            if match := _TOKENS.fullmatch(text.strip()):
+                yield CaptionRow(match[1], [match[2].strip()], None, line)
+            elif text.strip():
                 yield CaptionRow(None, [text.strip()], None, line)
+        else:
+            return
+    yield from _read_separated(path, pick)
+
+
+def _is_header(line: str) -> bool:
+    """Return whether a line names a column of images and one of texts, as in captions.txt of Flickr8k on Kaggle."""
+    names = {name.strip() for name in line.split(delimiter_of(line))}
+    return not names.isdisjoint(IMAGE_COLUMNS) and not names.isdisjoint(TEXT_COLUMNS)
 
 
 _READERS: dict[str, Callable[[Path, PickColumns], Iterator[CaptionRow]]] = {
@@ -168,6 +192,7 @@ _READERS: dict[str, Callable[[Path, PickColumns], Iterator[CaptionRow]]] = {
     ".tsv": _read_separated,
     ".parquet": _read_parquet,
     ".txt": _read_lines,
+    ".token": _read_lines,
 }
 
 

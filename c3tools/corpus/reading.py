@@ -15,6 +15,7 @@ from .captions import read_captions
 from .containers import Reader, add_containers, container_reader, find_containers, unreadable
 from .folders import find_container_files, find_images
 from .images import ImageItem
+from .item_lists import ItemList
 from .items import IMAGE_SUFFIXES, Corpus, ReadOptions, Skipped, TextItem, is_utf8, without_suffix
 from .videos import VIDEO_SUFFIXES, require_decoder
 
@@ -167,23 +168,36 @@ def _add_images(corpus: Corpus, images: Sequence[ImageItem], sources: CaptionSou
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
-    named = 0
+    named, begin = 0, len(corpus.texts)
+    last, first = None, 0  # image of the row before, and the number of this row's first text among those of its image
     for row in read_captions(file, options):
         image_key = without_suffix(PurePosixPath(row.file_name).as_posix()) if row.file_name else None
-        named += image_key is not None
+        if image_key != last:
+            last, first = image_key, 0 if image_key is None else _count_texts(corpus.texts, image_key, begin)
+            named += image_key is not None and first == 0
         start = row.key if options.key_column and row.key else f"{file.stem}:{row.line}"
         if not is_utf8(f"{image_key}{start}{row.split}"):
             message = "the file name, key or split is not UTF-8"
             corpus.skipped.append(Skipped(f"{file.stem}:{row.line}", str(file), "UnicodeError", message))
             continue
         for number, caption in enumerate(row.captions):
-            key = f"{image_key}#{number}" if image_key else start if len(row.captions) == 1 else f"{start}#{number}"
+            key = f"{start}#{number}" if len(row.captions) > 1 else start
+            key = f"{image_key}#{first + number}" if image_key else key
             corpus.add_text(TextItem(key, caption, image_key, row.split), str(file))
+        first += len(row.captions)
     if named:
         corpus.notes.append(
             f"{file} names {counted(named, 'image')}, but only its texts are used. With --image-column it is read as a "
             "list of images."
         )
+
+
+def _count_texts(texts: ItemList[TextItem], image_key: str, begin: int) -> int:
+    """Return how many texts from position ``begin`` on, those of one file, are of an image."""
+    number = 0
+    while (found := next(texts.find([f"{image_key}#{number}"]))) is not None and found[0] >= begin:
+        number += 1
+    return number
 
 
 def _check(corpus: Corpus, roots: Sequence[Path], given: Path | None) -> None:

@@ -125,6 +125,17 @@ def test_pairing_by_text_rows(here: Path) -> None:
     assert text.column("caption") == ["2b", "2a", "1b", "1a", "0b", "0a"]
 
 
+def test_a_table_with_semicolons(here: Path) -> None:
+    images, texts = make_vectors(2)
+    np.save("i.npy", images)
+    np.save("t.npy", texts[:2])
+    (here / "m.csv").write_text("image_id;split\n7;train\n8;test\n", encoding="utf-8")
+    (here / "t.csv").write_text('image_id;caption\n8;"one; two"\n7;three, four\n', encoding="utf-8")
+    ok("--image", "i.npy", "--text", "t.npy", "--meta", "m.csv", "--text-meta", "t.csv")
+    text = Store.open("c3-store").load("text")
+    assert (text.column("image_key"), text.captions) == (["8", "7"], ["one; two", "three, four"])
+
+
 @pytest.mark.parametrize(
     ("last", "message"),
     [

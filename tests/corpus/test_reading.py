@@ -193,6 +193,39 @@ def test_a_captions_file_as_texts_keeps_its_images_as_keys(tmp_path: Path) -> No
     assert [(t.key, t.image_key) for t in corpus.texts] == [("dir/one#0", "dir/one"), ("dir/one#1", "dir/one")]
 
 
+FLICKR = {
+    "Flickr8k.token.txt": "a.png#0\tA dog .\na.png#1\tA cat .\nb.png#0\tSnow, white .\n",
+    "results_20130124.token": "a.png#0\tA dog .\na.png#1\tA cat .\nb.png#0\tSnow, white .\n",
+    "captions.txt": 'image,caption\na.png,A dog .\na.png,A cat .\nb.png,"Snow, white ."\n',
+    "results.csv": "image_name| comment_number| comment\na.png| 0| A dog .\na.png| 1| A cat .\nb.png|0|Snow, white .\n",
+    "semicolons.csv": "caption;image\nA dog .;a.png\nA cat .;a.png\nSnow, white .;b.png\n",
+    "shuffled.csv": 'image,caption\na.png,A dog .\nb.png,"Snow, white ."\na.png,A cat .\n',
+}
+
+
+@pytest.mark.parametrize("name", FLICKR)
+def test_captions_files_with_a_row_for_each_caption(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text(FLICKR[name], encoding="utf-8")
+    expected = {"a#0": "A dog .", "a#1": "A cat .", "b#0": "Snow, white ."}
+    alone = read_corpus([file])
+    assert {text.key: text.caption for text in alone.texts} == expected
+    assert alone.notes == [
+        f"{file} names 2 images, but only its texts are used. With --image-column it is read as a list of images."
+    ]
+    for key in "ab":
+        image(tmp_path / f"{key}.png")
+    assert {text.key: text.caption for text in read_corpus([tmp_path], captions=file).texts} == expected
+
+
+def test_an_image_in_two_files_of_texts_is_refused(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("one.csv", "two.csv")]
+    for file in files:
+        file.write_text("image,caption\na.png,a dog\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match="Two texts have the key 'a#0'"):
+        read_corpus(files)
+
+
 @pytest.mark.parametrize("name", [".", "..", "./", "/"])
 def test_a_name_without_a_file_is_a_key_as_it_is(tmp_path: Path, name: str) -> None:
     path = jsonl(tmp_path / "c.jsonl", {"image": name, "captions": ["a dog"]})

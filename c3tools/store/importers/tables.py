@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 
+from ...corpus.captions import delimiter_of
 from ...errors import StoreError
 from ...io.limits import TooLargeError, limited_lines, most_unpacked
 from ...io.parquet import read_parquet
@@ -95,7 +96,10 @@ def _lists(path: Path, table: dict[str, pa.ChunkedArray[Any]]) -> Columns:
 
 def _read_csv(path: Path) -> pa.Table:
     """Read a table; columns with numbers as names are numbers, all others stay text (007 is an id, not 7)."""
-    parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = next(limited_lines(file), "")
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else delimiter_of(header)
+    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with pa.csv.open_csv(path, parse_options=parse) as reader:
         names = reader.schema.names
     if all(_is_number(name) for name in names):
