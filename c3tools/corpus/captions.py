@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +24,14 @@ from ..io.parquet import open_parquet
 from .items import CaptionRow, ReadOptions
 
 IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath", "image_name")
-TEXT_COLUMNS = ("captions", "text", "caption", "sentences", "sentence", "description", "title", "comment")
+TEXT_COLUMNS = ("captions", "text", "caption", "sentences", "sentence", "description", "title", "comment", "raw")
 KEY_COLUMNS = ("key", "__key__")
 ID_COLUMNS = ("image_id", "img_id", "id")
 SPLIT_COLUMN = "split"
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
 _DELIMITERS = ",;|\t"
+_STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*"""
+_LIST = re.compile(rf"\[\s*{_STRING}(?:,\s*{_STRING})*\]", re.DOTALL)  # of strings, as JSON or Python writes it
 _TOKENS = re.compile(r"(\S.*\.\w+)#\d+\t(.+)")  # a line of Flickr8k.token.txt: image#number, tab, caption
 
 
@@ -103,11 +107,28 @@ def _read_separated(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
             reader = csv.DictReader(chain([header], lines), delimiter=delimiter, skipinitialspace=True)
             columns = pick(name for name in reader.fieldnames or [] if name)
             for record in reader:
+                record.update({name: _unlisted(record[name]) for name in columns.texts})
                 yield _row(record, reader.line_num, columns, path)
         except UnicodeDecodeError as error:
             raise CorpusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
         except csv.Error as error:
             raise CorpusError(f"{path} is not a readable CSV file ({error}).") from error
+
+
+def _unlisted(cell: str | None) -> Any:
+    """Return the strings in a cell that contains a list of them, as Hugging Face and pandas write it; else the cell."""
+    if cell is None or not _LIST.fullmatch(cell):
+        return cell
+    try:
+        return json.loads(cell)
+    except ValueError:
+        pass
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that Python does not know
+            return ast.literal_eval(cell)
+    except (ValueError, SyntaxError):
+        return cell
 
 
 def delimiter_of(header: str) -> str:

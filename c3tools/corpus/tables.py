@@ -206,6 +206,8 @@ def _image_table(schema: pa.Schema, options: ReadOptions, path: Path) -> _ImageT
         )
     others = [name for name in schema.names if name != image]
     texts = pick_text_columns(others, options.text_column, path)
+    if options.text_column is None:
+        texts = tuple(name for name in texts if not _holds_bytes(schema.field(name).type))
     key = require_column(others, options.key_column, "--key-column", path)
     if key is None:
         known = [name for name in (*KEY_COLUMNS, *IMAGE_COLUMNS, *ID_COLUMNS) if name in others]

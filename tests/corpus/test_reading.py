@@ -199,6 +199,9 @@ FLICKR = {
     "captions.txt": 'image,caption\na.png,A dog .\na.png,A cat .\nb.png,"Snow, white ."\n',
     "results.csv": "image_name| comment_number| comment\na.png| 0| A dog .\na.png| 1| A cat .\nb.png|0|Snow, white .\n",
     "semicolons.csv": "caption;image\nA dog .;a.png\nA cat .;a.png\nSnow, white .;b.png\n",
+    "flickr_annotations_30k.csv": 'raw,sentids,split,filename\n"[""A dog ."", ""A cat .""]",[0],train,a.png\n'
+    '"[""Snow, white .""]",[2],test,b.png\n',
+    "pandas.csv": "image,captions\na.png,\"['A dog .', 'A cat .']\"\nb.png,['Snow\\x2c white .']\n",
     "shuffled.csv": 'image,caption\na.png,A dog .\nb.png,"Snow, white ."\na.png,A cat .\n',
 }
 
