@@ -265,7 +265,10 @@ def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tup
 
 
 def _first_of(usual: Iterable[str], present: list[str]) -> str | None:
-    return next((name for name in usual if name in present), None)
+    """Return the column with the first of the usual names; if there is none, one that differs by case (TEXT)."""
+    alike = {name.lower(): name for name in reversed(present)}
+    names = list(usual)
+    return next((name for name in names if name in present), None) or next(filter(None, map(alike.get, names)), None)
 
 
 def _row(record: Mapping[str, Any], line: int, columns: Columns, path: Path) -> CaptionRow:

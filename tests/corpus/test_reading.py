@@ -235,6 +235,21 @@ def test_a_name_without_a_file_is_a_key_as_it_is(tmp_path: Path, name: str) -> N
     assert [text.image_key for text in read_corpus([path]).texts] == [str(PurePosixPath(name))]
 
 
+@pytest.mark.parametrize(
+    ("row", "caption"),
+    [
+        ({"URL": "u", "TEXT": "a dog"}, "a dog"),
+        ({"Caption": "a", "caption": "b"}, "b"),
+        ({"Title": "a", "text": "b"}, "b"),
+    ],
+)
+def test_a_text_column_in_upper_case(tmp_path: Path, row: dict[str, str], caption: str) -> None:
+    path = tmp_path / "laion.parquet"
+    pq.write_table(pa.table({name: [value] for name, value in row.items()}), path)
+    assert [text.caption for text in read_corpus([path]).texts] == [caption]
+    assert [text.caption for text in read_corpus([jsonl(tmp_path / "c.jsonl", row)]).texts] == [caption]
+
+
 def test_the_text_column_can_be_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "c.jsonl", {"id": 1, "alt": "a dog"})
     assert [t.caption for t in read_corpus([path], text_column="alt").texts] == ["a dog"]
