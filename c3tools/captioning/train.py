@@ -18,6 +18,7 @@ from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
+from ..transforms.fitting import note_on_moments
 from ..transforms.sigma import AUTO, parse_sigma
 from .captioner import Captioner, decoder_output, describe_decoder
 from .config import (
@@ -183,6 +184,9 @@ def train_captioner(
             reporter.message(note)
         continued = previous if own_pipeline else None
         pipeline, noise = _pipeline_of(continued, pipeline, preset, sigma, pairs, store, train, train_split, reporter)
+        if not any(map(pipeline.knows, {"image", *store.modalities} - {"text"})):
+            notes.append(note_on_moments(pipeline.name, "text", "image", train_split))
+            reporter.message(notes[-1])
         record: dict[str, Any] = {"model": dict(store.info.model), "sigma": noise, "notes": notes}
         record |= {"pairs": pairs} if pairs is not None else {}
         record |= {"from": str(start)} if start is not None else {}

@@ -329,7 +329,7 @@ class Trainer:
     def identity(self) -> str:
         """A digest of all that the run depends on, taken while the model has its initial weights."""
         plain = [asdict(self.model.config), asdict(self.config), self.pipeline.config(), self.model.digest()]  # type: ignore[call-overload]
-        plain.append(self.compute.precision)
+        plain += [self.compute.precision, self.pipeline.record()["tensors"]]
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
         for rows in (self.train, self.val):
             hash_strings(digest, rows.keys, rows.captions)

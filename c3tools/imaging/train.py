@@ -27,6 +27,7 @@ from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
+from ..transforms.fitting import note_on_moments
 from ..transforms.sigma import AUTO, NEIGHBOURS, PAIRS, PHOTO_SPREADS, PUBLISHED_SIGMA, parse_sigma, photo_spread
 from ..transforms.sigma_from_data import sigma_of_pairs
 from .generator import Generator, describe_generator, generator_output
@@ -139,6 +140,9 @@ def train_generator(
         for note in notes:
             reporter.message(note)
         pipeline = fitted_pipeline(store, pipeline, preset, sigma, train_split, reporter)
+        if not pipeline.knows("text"):
+            notes.append(note_on_moments(pipeline.name, "image", "text", train_split))
+            reporter.message(notes[-1])
         record = {
             "model": dict(store.info.model),
             "sigma": float(pipeline.sigma or 0),
@@ -245,7 +249,6 @@ def fitted_pipeline(
     """Return the pipeline of a training, fitted on the store: train on images, infer on texts.
 
     Raises:
-        GeneratorError: if a mean of the texts is needed and the store has none.
         TransformError: if the pipeline is of another model, or cannot be fitted.
     """
     if pipeline is not None:

@@ -201,6 +201,10 @@ class Pipeline(HubRepository):
         self.provenance = {**origin, **(provenance or {}), "n": sizes}
         return self
 
+    def knows(self, modality: str) -> bool:
+        """Return whether inference inputs of a modality can be transformed: no fitted step lacks its statistics."""
+        return all(step.knows(modality) for step in self.steps if step.applies(modality, training=False))
+
     def describe_fit(self, store: Store) -> str:
         """Return a sentence with the number of rows that it was fitted on, and how they were chosen."""
         external = store.external_moments()[0]
@@ -274,9 +278,7 @@ class Pipeline(HubRepository):
             )
         return known[0] if known else "text"  # for no modality in particular, any name does
 
-    def draw_noise(
-        self, shape: tuple[int, ...], keys: Sequence[str] | None, seed: int, epoch: int, draw: int
-    ) -> Matrix:
+    def draw_noise(self, shape: Sequence[int], keys: Sequence[str] | None, seed: int, epoch: int, draw: int) -> Matrix:
         """Draw the standard normal noise (n, d) of the ``draw``-th noisy step from (seed, epoch, key).
 
         Raises:
@@ -391,9 +393,7 @@ class Pipeline(HubRepository):
 
     def _check_split(self, split: object) -> None:
         if split in ("test", "val", "validation", "dev"):
-            text = (
-                f"The pipeline {self.name!r} is fitted on the {split} split, so the means contain rows that are scored."
-            )
+            text = f"The pipeline {self.name!r} is fitted on the {split} split: its means contain rows that are scored."
             if self.strict:
                 raise TransformError(text, remedy="Fit on the train split.")
             warnings.warn(text, OrderWarning, stacklevel=3)

@@ -15,6 +15,7 @@ import pytest
 from c3tools.captioning import Captioner
 from c3tools.seeds import stable_hashes
 from c3tools.store import Rows
+from c3tools.store.means import load_means, save_means
 from c3tools.transforms import Pipeline
 from c3tools.transforms.sigma_from_data import sigma_of_pairs
 from tests.conftest import C3, build_store, unit_rows
@@ -96,6 +97,21 @@ def test_texts_alone_have_no_pairs_to_take_sigma_from(c3: C3, tmp_path: Path) ->
     assert "use --sigma auto, which needs no pairs" in said
     assert "Traceback" not in said
     assert not (tmp_path / "c3-decoder").exists()
+
+
+def test_texts_alone_need_the_moments_of_images_and_that_is_said_before_training(c3: C3, tmp_path: Path) -> None:
+    pairs, world = make_captions_store(tmp_path / "pairs")
+    store = build_store(tmp_path / "c3-store", world.texts, model=TOY, dtype="float32")
+    note = "There are no image rows in the split 'train', so c3 is fitted on text rows alone"
+    said = " ".join(c3("train-decoder", *QUICK).stderr.split())
+    assert said.startswith(note)
+    assert "load the moments of such embeddings before training: c3 means --load FILE" in said
+    assert note not in c3("train-decoder", *QUICK, "--preset", "c2-corrupt", "-o", "c2").stderr
+    save_means(pairs, tmp_path / "moments.safetensors")
+    load_means(store, tmp_path / "moments.safetensors")  # of images, and the same as before of texts
+    assert "with the same settings, but from other data" in c3("train-decoder", *QUICK).stderr
+    assert note not in " ".join(c3("train-decoder", *QUICK, "--overwrite").stderr.split())
+    assert Captioner.load(tmp_path / "c3-decoder").pipeline.knows("image")
 
 
 @pytest.mark.parametrize(

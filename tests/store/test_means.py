@@ -40,6 +40,13 @@ def test_saved_means_load_into_another_store_and_are_fitted_on(tmp_path: Path) -
     assert second.fitting_moments("image").n == 5
 
 
+def test_the_bundled_moments_are_named_after_their_model(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a", unit_rows(5, 256), unit_rows(5, 256), model={"name": "c3-mini"})
+    load_means(store, "c3-mini")
+    rows = compute_means(store).rows
+    assert [(row.modality, row.n) for row in rows if row.source == "c3-mini"] == [("image", 6000), ("text", 30000)]
+
+
 def test_merging_files_is_merging_rows(tmp_path: Path) -> None:
     parts = [unit_rows(50, 8), unit_rows(70, 8, 1)]
     for name, rows in zip("ab", parts, strict=True):
