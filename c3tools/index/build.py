@@ -6,6 +6,7 @@ so the means of the rows that it was built from. `_reason_to_rebuild` lists when
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,7 @@ def build_index(
         "modality": list(modality) if modality else None,
         "split": split or "all",
         "pipeline": chosen.record()["checksum"] if chosen.fitted else chosen.config(),
+        "moments": None if chosen.fitted else _digest_of_loaded_moments(store),
         "shard_rows": shard_rows,
         "recall": recall,
         "seed": seed,
@@ -206,6 +208,8 @@ def _reason_to_rebuild(
         return "the store has embeddings of another model"
     for name, value in settings.items():
         if record["settings"].get(name) != value:
+            if name == "moments":
+                return "the moments that `c3 means` loaded into the store are different"
             shown = (
                 "" if name == "pipeline" else f" was {_shown(record['settings'].get(name))} and is now {_shown(value)}"
             )
@@ -312,6 +316,15 @@ def _bias(store: Store, pipeline: Pipeline, modalities: Sequence[str], seed: int
         shares = modality_bias(x, y, seed=seed)
         result[label] = {name: round(share.value, 4) for name, share in zip(modalities, shares, strict=True)}
     return result
+
+
+def _digest_of_loaded_moments(store: Store) -> str | None:
+    """Return a digest of the moments that pipelines are fitted on instead of those of the store; None without any."""
+    loaded, _ = store.external_moments()
+    digest = hashlib.sha256()
+    for name, moments in sorted(loaded.items()):
+        digest.update(f"{name} {moments.n}".encode() + moments.mean.tobytes() + moments.scatter.tobytes())
+    return digest.hexdigest() if loaded else None
 
 
 def _location_of_store(store: Store, folder: Path) -> str:

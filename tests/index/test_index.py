@@ -14,6 +14,7 @@ from c3tools import Store
 from c3tools.errors import StoreError
 from c3tools.index import Hit, Index, SearchResult, build, build_index, contact_sheet, faiss_shards
 from c3tools.store import Rows
+from c3tools.store.means import load_means, save_means, unload_means
 from c3tools.store.shards import Shard, write_shard
 from tests.conftest import Messages, build_store
 from tests.corpus.packing import write_tar
@@ -260,6 +261,27 @@ def test_the_index_is_built_anew_where_rows_cannot_be_added_and_that_is_said(sto
     assert "is damaged" in rebuilt()
     (path / "part-00000.faiss").write_bytes(b"x")
     assert "is damaged" in rebuilt()
+
+
+def test_the_index_is_built_anew_when_other_moments_are_loaded(store: Store, tmp_path: Path) -> None:
+    path, other, messages = tmp_path / "index", Store.open(gap_store(tmp_path / "other", 60)), Messages()
+
+    def image_mean() -> Any:
+        messages.texts.clear()
+        index = build_index(store, path, reporter=messages)
+        return index.pipeline.steps[1].state["mean/image"]
+
+    image_mean()
+    save_means(other, tmp_path / "moments")
+    load_means(store, tmp_path / "moments")
+    np.testing.assert_allclose(image_mean(), other.moments("image", "train").mean, atol=1e-6)
+    reason = "the moments that `c3 means` loaded into the store are different"
+    assert reason in " ".join(messages.texts)
+    image_mean()
+    assert reason not in " ".join(messages.texts)
+    unload_means(store)
+    np.testing.assert_allclose(image_mean(), store.moments("image", "train").mean, atol=1e-6)
+    assert reason in " ".join(messages.texts)
 
 
 def test_a_modality_that_the_store_has_now(tmp_path: Path) -> None:
