@@ -102,7 +102,7 @@ class Step:
             known = sorted(k.partition("/")[2] for k in self.state if k.startswith(f"{name}/"))
             raise TransformError(
                 f"The step {self.kind} is not fitted for the modality {modality!r}, only for {', '.join(known)}.",
-                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means --load`.",
+                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means --load` and fit again.",
             )
         return self.state[key]  # type: ignore[return-value]
 
