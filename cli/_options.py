@@ -172,7 +172,7 @@ SplitOption = Annotated[
 ImageOption = Annotated[
     Path | None,
     typer.Option(
-        "--image", help="A file of image vectors: npy, npz, pt, safetensors, csv or parquet.", show_default=False
+        "--image", help="A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.", show_default=False
     ),
 ]
 TextOption = Annotated[
@@ -218,7 +218,7 @@ EmbeddingsOption = Annotated[
         "--embeddings",
         parser=location,
         metavar="PATH",
-        help="Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, parquet) or a store.",
+        help="Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl, parquet) or a store.",
         show_default=False,
     ),
 ]

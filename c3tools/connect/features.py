@@ -105,7 +105,7 @@ def read_features(
     """Read features of two modalities, from files of vectors if any is given, else from one or two stores.
 
     Args:
-        image: image features: npy, npz, pt, safetensors, csv, parquet.
+        image: image features: npy, npz, pt, safetensors, csv, jsonl, parquet.
         text: text features, in one of the same formats.
         other: features of other modalities by name.
         meta: ids, captions and splits of the files, as in `c3 import`.

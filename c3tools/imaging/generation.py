@@ -175,8 +175,8 @@ def generate(
         captions: a file of captions, instead of texts: one caption of each image is drawn with the seed; from a text
             file every line is used.
         split: of ``captions``: use only this split.
-        embeddings: vectors as the encoder computes them, a file of them (npy, npz, pt, safetensors, csv, parquet), or a
-            store.
+        embeddings: vectors as the encoder computes them, a file of them (npy, npz, pt, safetensors, csv, jsonl,
+            parquet), or a store.
         modality: of ``embeddings``: ``text`` or ``image``.
         key: the array, tensor or column of ``embeddings``, or the modality of a store (see `read_rows`).
         images: photos to make variations of.

@@ -85,7 +85,7 @@ def import_embeddings(
         source: a clip-retrieval folder, or a published pickle (read without running its code), instead of files.
         store: the folder or URL; it must not yet have rows of these modalities, except from an interrupted import of
             the same files.
-        image: file of image vectors: npy, npz, pt, safetensors, csv, parquet.
+        image: file of image vectors: npy, npz, pt, safetensors, csv, jsonl, parquet.
         text: file of text vectors, in one of the same formats.
         other: files of further modalities, by name.
         meta: table of ids, captions, splits (jsonl, csv, parquet): one row per image, or per text without images.

@@ -61,12 +61,14 @@ def save_in(path: Path, array: np.ndarray) -> None:
         case ".csv":
             header = ",".join(f"e{i}" for i in range(array.shape[1]))
             np.savetxt(path, array, delimiter=",", header=header, comments="", fmt="%.9g")
+        case ".jsonl":
+            write_jsonl(path, [{"captions": ["a"], "embedding": row.tolist()} for row in array])
         case ".parquet":
             lists = pa.array(list(array), type=pa.list_(pa.float32()))
             pq.write_table(pa.table({"id": pa.array(range(len(array))), "embedding": lists}), path)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors", ".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors", ".csv", ".jsonl", ".parquet"])
 def test_every_file_format(here: Path, suffix: str) -> None:
     images, texts = make_vectors(20)
     save_in(here / f"i{suffix}", images * 2)
@@ -78,6 +80,44 @@ def test_every_file_format(here: Path, suffix: str) -> None:
     np.testing.assert_allclose(store.load("text").embeddings, texts[::2], atol=1e-6)
     assert store.info.normalised
     assert store.load("text").column("image_key") == store.load("image").keys
+
+
+@pytest.mark.parametrize("kind", ["pt", "npz", "safetensors", "rows of pt", "labels"])
+def test_ids_beside_or_instead_of_names_of_arrays(here: Path, kind: str) -> None:
+    images, texts = make_vectors(6)
+    keys = [f"photo{row}" for row in range(6)]
+    file = f"i.{kind.rsplit(maxsplit=1)[-1]}" if kind != "labels" else "i.pt"
+    match kind:
+        case "pt":
+            torch.save(dict(zip(keys, torch.from_numpy(images), strict=True)), file)
+        case "npz":
+            np.savez(file, **dict(zip(keys, images, strict=True)))
+        case "safetensors":
+            save_file(dict(zip(keys, images, strict=True)), file)
+        case "rows of pt":
+            torch.save(dict(zip(keys, torch.from_numpy(images)[:, None], strict=True)), file)
+        case "labels":
+            torch.save({"features": torch.from_numpy(images), "ids": keys, "note": ["x"]}, file)
+    np.savez("t.npz", embedding=texts[::2][::-1], image_key=np.array(keys[::-1]))
+    said = ok("--image", file, "--text", "t.npz")
+    assert "6 of 6 texts and 6 of 6 images are paired" in said
+    image, text = Store.open("c3-store").load("image"), Store.open("c3-store").load("text")
+    assert sorted(image.keys) == keys
+    row = list(image.keys).index("photo2")
+    np.testing.assert_allclose(image.embeddings[row], images[2], atol=1e-3)
+    np.testing.assert_allclose(text.embeddings[text.column("image_key").index("photo2")], texts[4], atol=1e-3)
+
+
+@pytest.mark.parametrize("last", ["[1, 2]", "null", '["a", "b", "c"]', f"[1, 2, 1{'0' * 400}]", "[[1], 2, 3]", "[]"])
+def test_lines_whose_vectors_differ(here: Path, last: str) -> None:
+    (here / "v.jsonl").write_text(f'{{"id": 1, "vector": [1, 0, 0.5]}}\n{{"id": 2, "vector": {last}}}\n')
+    assert "column 'vector' of v.jsonl does not hold vectors of one length" in refused("--image", "v.jsonl")
+    assert "no column has lists of numbers. Its columns are id, text" in refused("--image", words(here))
+
+
+def words(here: Path) -> str:
+    write_jsonl(here / "w.jsonl", [{"id": 1, "text": ["a dog"]}])
+    return "w.jsonl"
 
 
 def test_pairing_by_order_is_said(here: Path) -> None:

@@ -216,6 +216,9 @@ def _arrays(folder: Path) -> None:
     (folder / "x.csv").write_text("\n".join([header, *lines]) + "\n")
     (folder / "y.csv").write_text('id,embedding\na,"[1.0, 2.0]"\nb,"[3.0, 4.0]"\n')
     (folder / "x.tsv").write_text("\n".join([header, *lines]).replace(",", "\t") + "\n")
+    (folder / "x.jsonl").write_text(
+        "".join(json.dumps({"id": str(key), "v": row.tolist()}) + "\n" for key, row in zip(keys, rows, strict=True))
+    )
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), DIM)
     pq.write_table(pa.table({"key": pa.array(keys.tolist()), "embedding": vectors}), folder / "x.parquet")
     value = {"images": {1: {"embed": rows[0], "img_path": "a"}}, "captions": {2: {"embed": rows[1], "img_id": 1}}}
@@ -230,7 +233,7 @@ def _read_arrays(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> None:
         if name.endswith(".pkl"):
             read_pickle(folder / name)
-        elif name.endswith(".jsonl"):
+        elif name == "meta.jsonl":
             read_table(folder / name)
         else:
             np.array(read_vectors(folder / name).vectors[:])
@@ -336,6 +339,7 @@ def targets() -> tuple[Target, ...]:
         _array_target("x.csv", mutate_bytes, share=20),
         _array_target("y.csv", mutate_bytes, share=20),
         _array_target("x.tsv", mutate_bytes, share=10),
+        _array_target("x.jsonl", mutate_bytes, mutate_lines, share=20),
         _array_target("x.parquet", mutate_bytes, share=30),
         _array_target("x.pkl", mutate_bytes, share=80),
         _array_target("y.pkl", mutate_bytes, share=40),

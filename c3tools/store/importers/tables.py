@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ def read_table(path: Path) -> Columns:
 
 
 def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floating[Any]], Columns]:
-    """Return the vectors (n, d) and the other columns of a .csv, .tsv or .parquet file.
+    """Return the vectors (n, d) and the other columns of a .csv, .tsv, .jsonl or .parquet file.
 
     The vectors are one column of lists (in CSV: of JSON lists), or one numeric column per dimension (``e0``,
-    ``e1``, ...).
+    ``e1``, ..., but not in JSON lines).
 
     Args:
         path: the file.
@@ -49,9 +50,11 @@ def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floa
     Raises:
         StoreError: if there are no vectors, or they differ in length.
     """
+    if path.suffix.lower() == ".jsonl":
+        return _vectors_of_lines(path, name)
     table = _arrow(path)
     if name is not None and name not in table:
-        raise StoreError(f"{path} has no column {name!r}. Its columns are {', '.join(table)}.")
+        raise _no_column(path, name, table)
     column = name or next((usual for usual in _VECTOR_NAMES if usual in table), None)
     column = column or next((n for n, c in table.items() if _is_list(c.type)), None)
     if column is not None:
@@ -70,6 +73,35 @@ def read_vector_table(path: Path, name: str | None) -> tuple[npt.NDArray[np.floa
             )
         vectors = np.stack([table.pop(n).to_numpy() for _, n in numbered], axis=1)
     return vectors, _lists(path, table)
+
+
+def _vectors_of_lines(path: Path, name: str | None) -> tuple[npt.NDArray[np.floating[Any]], Columns]:
+    columns = _read_jsonl(path)
+    if name is not None and name not in columns:
+        raise _no_column(path, name, columns)
+    numeric = [key for key, values in columns.items() if isinstance(values[0], list) and _are_numbers(values[0])]
+    column = name or next((usual for usual in (*_VECTOR_NAMES, *numeric) if usual in numeric), None)
+    if column is None:
+        raise StoreError(
+            f"{path} contains no vectors: no column has lists of numbers.",
+            remedy=f"Its columns are {', '.join(columns) or 'none'}.",
+        )
+    values = columns.pop(column)
+    lengths = {len(row) if isinstance(row, list) and _are_numbers(row) else 0 for row in values}
+    try:
+        if len(lengths) == 1 and lengths != {0}:
+            return np.array(values, dtype=np.float32), columns
+    except OverflowError:
+        pass  # of an integer that is larger than any float
+    raise StoreError(f"The column {column!r} of {path} does not hold vectors of one length.")
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)
+
+
+def _no_column(path: Path, name: str, columns: Iterable[str]) -> StoreError:
+    return StoreError(f"{path} has no column {name!r}. Its columns are {', '.join(columns)}.")
 
 
 def _arrow(path: Path) -> dict[str, pa.ChunkedArray[Any]]:

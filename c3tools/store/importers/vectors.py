@@ -1,4 +1,4 @@
-"""Files of vectors (npy, npz, pt, safetensors, csv, Parquet) and the folders of clip-retrieval.
+"""Files of vectors (npy, npz, pt, safetensors, csv, jsonl, Parquet) and the folders of clip-retrieval.
 
 `clip-retrieval inference` writes::
 
@@ -23,8 +23,9 @@ from ...errors import StoreError
 from ...io.limits import TooLargeError, most_unpacked
 from .tables import Columns, read_table, read_vector_table
 
-SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".jsonl", ".parquet")
 _USUAL = ("embedding", "embeddings", "clip_embedding", "vectors", "features", "arr_0")
+MOST_NAMED = 2  # vectors in a file that may be called image and text; more are rows with ids
 _CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
@@ -56,7 +57,7 @@ def read_vectors(path: Path, name: str | None = None, *, single: bool = False) -
     """Read or map the vectors of a file.
 
     Args:
-        path: .npy, .npz, .pt, .safetensors, .csv, .tsv or .parquet.
+        path: .npy, .npz, .pt, .safetensors, .csv, .tsv, .jsonl or .parquet.
         name: the array, tensor or column in the file, if there are several.
         single: take a .npy file of the shape (d,) as one vector.
 
@@ -191,8 +192,9 @@ def _read_torch(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns
         if zipfile.is_zipfile(path):
             _check_archive(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = value if isinstance(value, Mapping) else {"tensor": value}
-        tensors = {str(k): t for k, t in tensors.items() if isinstance(k, (str, int)) and isinstance(t, torch.Tensor)}
+        named = {str(k): v for k, v in value.items() if isinstance(k, (str, int))} if isinstance(value, Mapping) else {}
+        tensors = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)} if named else {"tensor": value}
+        lists = {k: list(v) for k, v in named.items() if isinstance(v, (list, tuple)) and _are_labels(v)}
         # a tensor may be a view of a few numbers, repeated
         _check_unpacked_size(path, sum(t.numel() * t.element_size() for t in tensors.values()))
         arrays = {
@@ -206,7 +208,8 @@ def _read_torch(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns
             f"{path} was not read: it is damaged, or it contains objects that are not tensors ({reason}).",
             remedy="Save only the tensors: torch.save(tensor, path), or use safetensors.",
         ) from error
-    return _vectors_and_ids(path, arrays, name)
+    vectors, columns = _vectors_and_ids(path, arrays, name)
+    return vectors, columns | {key: values for key, values in lists.items() if len(values) == len(vectors)}
 
 
 def _read_safetensors(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns]:
@@ -227,7 +230,14 @@ def _read_safetensors(path: Path, name: str | None) -> tuple[npt.NDArray[Any], C
 def _vectors_and_ids(
     path: Path, arrays: Mapping[str, npt.NDArray[Any]], name: str | None
 ) -> tuple[npt.NDArray[Any], Columns]:
-    """Return the vectors among the arrays of a file, and its columns of n texts or integers, such as ids."""
+    """Return the vectors among the arrays of a file, and its columns of n texts or integers, such as ids.
+
+    Several arrays of the shape (d,) or (1, d) alone are a vector each, with the names of the arrays as ids.
+    """
+    shapes = {array.shape[-1:] if array.ndim == 1 or len(array) == 1 else () for array in arrays.values()}
+    floats = all(array.dtype.kind == "f" for array in arrays.values())
+    if name is None and len(arrays) > MOST_NAMED and len(shapes) == 1 and () not in shapes and floats:
+        return np.stack([array.reshape(-1) for array in arrays.values()]), {"key": list(arrays)}
     vectors = _choose(path, {key: array for key, array in arrays.items() if array.ndim >= 2}, name)
     columns = {
         key: array.tolist()
@@ -235,6 +245,10 @@ def _vectors_and_ids(
         if array.ndim == 1 and len(array) == len(vectors) and array.dtype.kind in "USiu"
     }
     return vectors, columns
+
+
+def _are_labels(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (str, int)) for value in values)
 
 
 def _check_holes(path: Path) -> None:
