@@ -27,7 +27,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--captions",
-            help="Score the captions in this file (from c3 caption --json, or COCO's JSON) instead of new ones.",
+            help="Score the captions in this file (of c3 caption --json or --csv, or COCO's JSON) instead of new ones.",
             show_default=False,
         ),
     ] = None,
@@ -35,7 +35,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--references",
-            help="Compare with the captions in this file (captions.jsonl, COCO's JSON) instead of those of the store.",
+            help="Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of those of the store.",
             show_default=False,
         ),
     ] = None,

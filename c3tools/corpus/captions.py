@@ -10,14 +10,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ..errors import CorpusError
-from ..io.files import read_json
+from ..io.files import delimiter_of, read_csv, read_json
 from ..io.limits import TooLargeError, limited_lines
 from ..io.locations import kind_of, open_binary, open_text
 from ..io.parquet import open_parquet
@@ -29,7 +28,6 @@ KEY_COLUMNS = ("key", "__key__")
 ID_COLUMNS = ("image_id", "img_id", "id")
 SPLIT_COLUMN = "split"
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
-_DELIMITERS = ",;|\t"
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*"""
 _LIST = re.compile(rf"\[\s*{_STRING}(?:,\s*{_STRING})*\]", re.DOTALL)  # of strings, as JSON or Python writes it
 _TOKENS = re.compile(r"(\S.*\.\w+)#\d+\t(.+)")  # a line of Flickr8k.token.txt: image#number, tab, caption
@@ -101,10 +99,7 @@ def _read_jsonl(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
 def _read_separated(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
     with open_text(path, newline="") as file:
         try:
-            lines = limited_lines(file)
-            header = next(lines, "")
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else delimiter_of(header)
-            reader = csv.DictReader(chain([header], lines), delimiter=delimiter, skipinitialspace=True)
+            reader = read_csv(limited_lines(file), path.suffix)
             columns = pick(name for name in reader.fieldnames or [] if name)
             for record in reader:
                 record.update({name: _unlisted(record[name]) for name in columns.texts})
@@ -129,11 +124,6 @@ def _unlisted(cell: str | None) -> Any:
             return ast.literal_eval(cell)
     except (ValueError, SyntaxError):
         return cell
-
-
-def delimiter_of(header: str) -> str:
-    """Return the character between the columns of a table, by its first line: the most frequent of , ; | and tab."""
-    return max(_DELIMITERS, key=header.count)
 
 
 def _read_parquet(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:

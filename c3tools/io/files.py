@@ -1,14 +1,16 @@
-"""Files that appear complete or not at all, and files that carry a digest of themselves."""
+"""Files that appear complete or not at all, files that carry a digest of themselves, and reading JSON and CSV."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -69,6 +71,17 @@ def write_json_atomically(path: Path, value: Any) -> None:
 def json_text(value: Any) -> str:
     """Return ``value`` as JSON in the one layout that stores use: sorted, indented, ending with a newline."""
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_csv(lines: Iterator[str], suffix: str) -> csv.DictReader[str]:
+    """Return the rows of a table with a header, as its lines; ``suffix`` is .tsv for one with tabs."""
+    header = next(lines, "")
+    return csv.DictReader(chain([header], lines), delimiter=delimiter_of(header, suffix), skipinitialspace=True)
+
+
+def delimiter_of(header: str, suffix: str = "") -> str:
+    """Return the character between the columns of a table, by its first line: the most frequent of , ; | and tab."""
+    return "\t" if suffix.lower() == ".tsv" else max(",;|\t", key=header.count)
 
 
 def read_json(path: Path) -> Any:

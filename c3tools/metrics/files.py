@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import MetricError
-from ..io.files import read_json
+from ..io.files import read_csv, read_json
 from ..io.limits import limited_lines
 
 _KEY_NAMES = ("key", "image_id", "image", "file_name", "image_key")
-_LAYOUTS = 'Use a list of {"key", "caption"} or {"image_id", "caption"} (COCO results), or {key: caption}.'
+_LAYOUTS = 'Use rows of {"key", "caption"} or {"image_id", "caption"} (COCO results), or {key: caption}.'
 _REFERENCE_LAYOUTS = (
-    'Use rows of {"image", "captions": [...]} (.jsonl or a list), COCO\'s {"images", "annotations"}, or '
-    "{key: [captions]}."
+    'Use rows of {"image", "captions": [...]} or {"image", "caption"}, {"images", "annotations"} as COCO\'s, '
+    '{"images"} with "sentences" as Karpathy\'s, or {key: [captions]}.'
 )
 
 
 def read_predictions(path: Path) -> dict[str, str]:
-    """Read one caption per key from a JSON or JSON-lines file, keys as they are in the file.
+    """Read one caption per key from a .json, .jsonl, .csv or .tsv file, keys as they are in the file.
 
     Raises:
         MetricError: if the file is missing, of another layout, or has two captions for one key.
@@ -46,7 +47,7 @@ def read_predictions(path: Path) -> dict[str, str]:
 
 
 def read_references(path: Path) -> dict[str, list[str]]:
-    """Read reference captions by key from a JSON or JSON-lines file, also COCO's annotations.
+    """Read reference captions by key from a .json, .jsonl, .csv or .tsv file, also of COCO and Karpathy.
 
     Raises:
         MetricError: if the file is missing or of another layout.
@@ -59,6 +60,10 @@ def read_references(path: Path) -> dict[str, list[str]]:
             for annotation in value["annotations"]:
                 image = annotation["image_id"]
                 references.setdefault(names.get(image, str(image)), []).append(str(annotation["caption"]))
+        elif isinstance(value, dict) and isinstance(value.get("images"), list):
+            for image in value["images"]:
+                own = references.setdefault(str(image["filename"]), [])
+                own += [str(sentence["raw"]) for sentence in image["sentences"]]
         else:
             rows = (
                 value.items()
@@ -102,15 +107,22 @@ def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> Any:
+    suffix = path.suffix.lower()
     try:
-        if path.suffix.lower() != ".jsonl":
+        if suffix in (".csv", ".tsv"):
+            with path.open(encoding="utf-8-sig", newline="") as text:
+                return list(read_csv(limited_lines(text), suffix))
+        if suffix != ".jsonl":
             return read_json(path)
         with path.open("rb") as file:
             return [json.loads(line) for line in limited_lines(file) if line.strip()]
     except OSError as error:
         raise MetricError(f"{path} cannot be read ({error}).", remedy="Check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise MetricError(f"{path} is not JSON ({error}).") from error
+    except (ValueError, RecursionError, csv.Error) as error:
+        kind = "CSV" if suffix in (".csv", ".tsv") else "JSON"
+        raise MetricError(
+            f"{path} is not {kind} ({error}).", remedy="Use a .json, .jsonl, .csv or .tsv file."
+        ) from error
 
 
 def _key(row: Mapping[str, Any]) -> str:

@@ -31,6 +31,21 @@ def test_layouts_of_captions(tmp_path: Path, value: Any, name: str) -> None:
     assert read_predictions(write(tmp_path, value, name)) == {"7": "a dog", "8": "a cat"}
 
 
+def test_tables_of_captions(tmp_path: Path) -> None:
+    predictions, references = tmp_path / "p.csv", tmp_path / "r.tsv"
+    predictions.write_text('key,path,caption,captioner\n7,7.jpg,"a dog, running",x\n8,8.jpg,a cat,x\n')
+    assert read_predictions(predictions) == {"7": "a dog, running", "8": "a cat"}
+    predictions.write_text("caption;image\na dog, running;7.jpg\n", encoding="utf-8-sig")
+    assert read_predictions(predictions) == {"7.jpg": "a dog, running"}
+    references.write_text("image\tcaption\n7.jpg\ta\n8.jpg\tc\n7.jpg\tb\n", encoding="utf-8")
+    assert read_references(references) == {"7.jpg": ["a", "b"], "8.jpg": ["c"]}
+    wrong = {b"\xff\xfe": "is not CSV", b"a,b\n1,2\n": "is not a file of captions", b"": "contains no captions"}
+    for content, message in wrong.items():
+        predictions.write_bytes(content)
+        with pytest.raises(MetricError, match=message):
+            read_predictions(predictions)
+
+
 @pytest.mark.parametrize(
     ("value", "name"),
     [
@@ -43,6 +58,15 @@ def test_layouts_of_captions(tmp_path: Path, value: Any, name: str) -> None:
                     {"image_id": 8, "caption": "c"},
                     {"image_id": 7, "caption": "b"},
                 ],
+            },
+            "file.json",
+        ),
+        (
+            {
+                "images": [
+                    {"filename": "7.jpg", "sentences": [{"raw": "a"}, {"raw": "b"}]},
+                    {"filename": "8.jpg", "sentences": [{"raw": "c"}]},
+                ]
             },
             "file.json",
         ),

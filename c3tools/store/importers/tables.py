@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 
-from ...corpus.captions import delimiter_of
 from ...errors import StoreError
+from ...io.files import delimiter_of
 from ...io.limits import TooLargeError, limited_lines, most_unpacked
 from ...io.parquet import read_parquet
 from ...reporter import counted
@@ -130,8 +130,7 @@ def _read_csv(path: Path) -> pa.Table:
     """Read a table; columns with numbers as names are numbers, all others stay text (007 is an id, not 7)."""
     with path.open(encoding="utf-8", errors="replace") as file:
         header = next(limited_lines(file), "")
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else delimiter_of(header)
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    parse = pa.csv.ParseOptions(delimiter=delimiter_of(header, path.suffix), newlines_in_values=True)
     with pa.csv.open_csv(path, parse_options=parse) as reader:
         names = reader.schema.names
     if all(_is_number(name) for name in names):
