@@ -31,7 +31,7 @@ _NUMBER = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 _TIMINGS = (  # depend on the machine
     re.compile(r"^( +(?:image|text) +[\d,]+ +\d+ +\d+) +[\d.,]+ +[\d.,]+ *$", re.MULTILINE),
     re.compile(r"^( +\d+ +[\d.]+ +[\d.]+) +[\d,]+ *$", re.MULTILINE),
-    re.compile(r"^Encoding \w+ took .*?would help\.\n?()", re.DOTALL | re.MULTILINE),
+    re.compile(r"^[A-Z][\w ]+ took \d+% of the time: .*?(?:would help|only once)\.\n?()", re.DOTALL | re.MULTILINE),
 )
 _PROGRESS = re.compile(r" of [\d,]+, [\d.,]+/s, [\d:]+ elapsed")  # printed by slow machines only
 TOLERANCE = 0.05

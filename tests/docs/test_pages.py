@@ -64,6 +64,11 @@ def test_the_commands_of_a_page_print_what_it_shows(
         ("a ─── b", "a ───── b", True),
         ("found\n", "", False),
         ("  image   79   0   0   16.3   4.9\n", "  image   79   0   0   1.0   80\n", True),
+        (
+            "a\nEncoding texts took 70% of the time: a GPU, or\na smaller model would help.\nb\n",
+            "a\nWriting text shards took 56% of the time: a faster disk would help.\nb\n",
+            True,
+        ),
     ],
 )
 def test_outputs_are_compared_word_by_word_with_tolerance_for_numbers(shown: str, printed: str, equal: bool) -> None:
