@@ -7,7 +7,7 @@ import csv
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -224,7 +224,7 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
             "--image-column.",
         )
     key = require_column(present, options.key_column, "--key-column", path)
-    return Columns(texts, image or _first_of(IMAGE_COLUMNS, present), key or _first_of(KEY_COLUMNS, present))
+    return Columns(texts, image or first_column(IMAGE_COLUMNS, present), key or first_column(KEY_COLUMNS, present))
 
 
 def require_column(present: list[str], wanted: str | None, option: str, path: Path) -> str | None:
@@ -250,11 +250,11 @@ def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tup
     if wanted is not None:
         require_column(present, wanted, "--text-column", path)
         return (wanted,)
-    usual = _first_of(TEXT_COLUMNS, present)
+    usual = first_column(TEXT_COLUMNS, present)
     return (usual,) if usual else tuple(name for name in present if _NUMBERED.fullmatch(name))
 
 
-def _first_of(usual: Iterable[str], present: list[str]) -> str | None:
+def first_column(usual: Iterable[str], present: Sequence[str]) -> str | None:
     """Return the column with the first of the usual names; if there is none, one that differs by case (TEXT)."""
     alike = {name.lower(): name for name in reversed(present)}
     names = list(usual)

@@ -165,6 +165,19 @@ def test_pairing_by_text_rows(here: Path) -> None:
     assert text.column("caption") == ["2b", "2a", "1b", "1a", "0b", "0a"]
 
 
+@pytest.mark.parametrize(
+    ("image", "text"), [("filename", "raw"), ("image_name", "comment"), ("IMAGE", "TEXT"), ("img_id", "description")]
+)
+def test_usual_names_of_columns_in_any_case(here: Path, image: str, text: str) -> None:
+    images, texts = make_vectors(3)
+    np.save("i.npy", images)
+    np.save("t.npy", texts[::2])
+    write_jsonl(here / "m.jsonl", [{image: f"{i}.jpg"} for i in range(3)])
+    write_jsonl(here / "t.jsonl", [{text: f"text {i}", image: f"{i}.jpg"} for i in range(3)])
+    assert "3 of 3 texts" in ok("--image", "i.npy", "--text", "t.npy", "--meta", "m.jsonl", "--text-meta", "t.jsonl")
+    assert Store.open("c3-store").load("text").captions == ["text 0", "text 1", "text 2"]
+
+
 def test_a_table_with_semicolons(here: Path) -> None:
     images, texts = make_vectors(2)
     np.save("i.npy", images)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from ...corpus.captions import TEXT_COLUMNS, first_column
 from ...corpus.items import IMAGE_SUFFIXES
 from ...errors import StoreError
 from ...reporter import counted
@@ -15,6 +16,7 @@ from ..rows import positions
 from .tables import Columns
 from .vectors import VectorFile
 
+_FILE_NAMES = ("image", "file_name", "image_path", "filename", "image_name")
 KEYS = (
     "key",
     "keys",
@@ -23,8 +25,11 @@ KEYS = (
     "ids",
     "image_id",
     "image_ids",
+    "img_id",
     "image",
     "file_name",
+    "filename",
+    "image_name",
     "path",
     "image_path",
     "url",
@@ -32,10 +37,9 @@ KEYS = (
 )
 TEXT_KEYS = ("key", "keys", "text_key", "caption_id", "id", "ids", "names")
 NEVER_ITEMS = ("text_key", "caption_id")  # ids of texts, even where some of them equal ids of images
-ITEMS = ("image_key", "image_keys", "image_id", "image_ids", "img_id", "img_ids", "image", "file_name", "image_path")
-CAPTIONS = ("caption", "text", "captions", "sentence", "title")
-PATHS = ("path", "image_path", "file_name", "image", "url")
-_FILE_NAMES = ("image", "file_name", "path", "image_path", "image_key")
+ITEMS = ("image_key", "image_keys", "image_id", "image_ids", "img_id", "img_ids", *_FILE_NAMES)
+CAPTIONS = ("caption", "text", *TEXT_COLUMNS)
+PATHS = ("path", "image_path", "file_name", "filename", "image_name", "image", "url")
 _DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 
 
@@ -86,7 +90,7 @@ def find_column(table: Columns, wanted: str | None, usual: Sequence[str]) -> str
         return wanted
     if wanted is not None and table:
         raise StoreError(f"There is no column {wanted!r}. The columns are {', '.join(table)}.")
-    return next((name for name in usual if name in table), None)
+    return first_column(usual, list(table))
 
 
 def captions_in(table: Columns, names: ColumnNames, n: int) -> list[str | None]:
@@ -107,7 +111,7 @@ def splits_in(table: Columns, names: ColumnNames, n: int) -> list[str | None]:
 def as_keys(values: Sequence[Any], column: str) -> list[str]:
     """Return the values of a column as keys, empty if there are none; file names lose the suffix of an image."""
     keys = [key or "" for key in as_texts(values)]
-    return [_stem(key) for key in keys] if column in _FILE_NAMES else keys
+    return [_stem(key) for key in keys] if column.lower() in (*_FILE_NAMES, "path", "image_key") else keys
 
 
 def as_items(values: Sequence[Any], column: str) -> list[str | None]:

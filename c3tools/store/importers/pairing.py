@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ...corpus.captions import first_column
 from ...errors import StoreError
 from ...reporter import counted
 from ..rows import ITEM_COLUMNS
@@ -157,7 +158,8 @@ class _Table:
     def item_columns(self, *usual: str) -> list[str]:
         """Return the columns that may name the item of each row, the one that the user named alone."""
         named = find_column(self.columns, self.names.image_key, ())
-        return [named] if named else [name for name in usual if name in self.columns]
+        found = [named] if named else [first_column([name], list(self.columns)) for name in usual]
+        return list(dict.fromkeys(filter(None, found)))
 
     def ids(self, like: str) -> Iterator[tuple[str, list[str | None]]]:
         """Yield columns that may name the items of these rows: one of the name ``like``, the keys, then the others."""
