@@ -65,7 +65,9 @@ def means(
             raise StoreError(
                 "--merge cannot be combined with --load or --unload.", remedy="Merge first, then load the result."
             )
-        _print_saved(save, merge_means(merge, save))
+        merged = merge_means(merge, save)
+        _print_saved(save, merged)
+        write_json({"output": str(save), "rows": {name: moments.n for name, moments in merged.items()}}, json)
         return
     if unload:
         unload_means(store)

@@ -13,6 +13,8 @@ def test_shows_saves_loads_and_merges(c3: C3, tmp_path: Path) -> None:
         assert c3("means", "--save", f"{name}.safetensors").exit_code == 0
     merged = c3("means", "--merge", "m.safetensors", "--merge", "n.safetensors", "--save", "two.safetensors")
     assert merged.exit_code == 0
+    again = c3("means", "--merge", "m.safetensors", "--merge", "n.safetensors", "--save", "two.safetensors", "--json")
+    assert json.loads(again.stdout) == {"output": "two.safetensors", "rows": {"image": 40, "text": 60}}
     assert c3("means", "--load", "two.safetensors").exit_code == 0
     rows = json.loads(c3("means", "--json").stdout)["means"]
     assert [row["n"] for row in rows if row["source"] != "store"] == [40, 60]
