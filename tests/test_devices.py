@@ -15,7 +15,7 @@ from c3tools.errors import C3Error
 
 
 def test_the_speed_of_bf16_is_a_ratio() -> None:
-    assert 0.01 < devices.cpu_bf16_speed() < 100
+    assert 0 < devices.cpu_bf16_speed() < 100  # 0.02 and less where it is emulated
 
 
 def test_devices_and_precisions() -> None:
