@@ -164,7 +164,8 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
     store = Store.open(store, incomplete=True)
     path = BUNDLED.get(str(load)) or location(load)
     groups, header = load_moments(path)
-    header |= {"source": str(load)} if str(load) in BUNDLED else {}
+    if str(load) in BUNDLED:
+        header["source"] = str(load)
     model = header.get("model")
     if isinstance(model, dict):
         store.info.require_same_model(model, own=f"The store {store.path}", theirs=f"the moments file {path}")

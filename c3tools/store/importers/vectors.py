@@ -25,7 +25,7 @@ from .tables import Columns, read_table, read_vector_table
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".jsonl", ".parquet")
 _USUAL = ("embedding", "embeddings", "clip_embedding", "vectors", "features", "arr_0")
-MOST_NAMED = 2  # vectors in a file that may be called image and text; more are rows with ids
+_MOST_NAMED = 2  # vectors in a file that may be called image and text; more are rows with ids
 _CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
@@ -192,8 +192,9 @@ def _read_torch(path: Path, name: str | None) -> tuple[npt.NDArray[Any], Columns
         if zipfile.is_zipfile(path):
             _check_archive(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
-        named = {str(k): v for k, v in value.items() if isinstance(k, (str, int))} if isinstance(value, Mapping) else {}
-        tensors = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)} if named else {"tensor": value}
+        entries = value if isinstance(value, Mapping) else {"tensor": value}
+        named = {str(k): v for k, v in entries.items() if isinstance(k, (str, int))}
+        tensors = {k: v for k, v in named.items() if isinstance(v, torch.Tensor)}
         lists = {k: list(v) for k, v in named.items() if isinstance(v, (list, tuple)) and _are_labels(v)}
         # a tensor may be a view of a few numbers, repeated
         _check_unpacked_size(path, sum(t.numel() * t.element_size() for t in tensors.values()))
@@ -236,7 +237,7 @@ def _vectors_and_ids(
     """
     shapes = {array.shape[-1:] if array.ndim == 1 or len(array) == 1 else () for array in arrays.values()}
     floats = all(array.dtype.kind == "f" for array in arrays.values())
-    if name is None and len(arrays) > MOST_NAMED and len(shapes) == 1 and () not in shapes and floats:
+    if name is None and len(arrays) > _MOST_NAMED and len(shapes) == 1 and () not in shapes and floats:
         return np.stack([array.reshape(-1) for array in arrays.values()]), {"key": list(arrays)}
     vectors = _choose(path, {key: array for key, array in arrays.items() if array.ndim >= 2}, name)
     columns = {
