@@ -29,6 +29,8 @@ $(VENV)/.docs: pyproject.toml
 demo: $(VENV)/.demo
 	$(BIN)/c3 demo
 
+# tests start hundreds of processes, and each would compile every module
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
