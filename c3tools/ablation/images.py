@@ -227,7 +227,8 @@ def image_data(
     rows_of: dict[int, list[int]] = {}
     for row in pairs.rows.tolist():
         rows_of.setdefault(int(pairs.item_index[row]), []).append(row)
-    photos = [row for row in rows_of if pairs.first.keys[row] in frozenset(reference.rows.keys)]
+    readable = frozenset(reference.rows.keys)
+    photos = [row for row in rows_of if pairs.first.keys[row] in readable]
     drawn = [
         rows_of[row][int(seeded(0, "caption", pairs.first.keys[row]).integers(len(rows_of[row])))] for row in photos
     ]
