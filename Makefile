@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+# the tests start hundreds of processes, and each would compile every module
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint types dist docs clean
 
@@ -29,8 +31,6 @@ $(VENV)/.docs: pyproject.toml
 demo: $(VENV)/.demo
 	$(BIN)/c3 demo
 
-# tests start hundreds of processes, and each would compile every module
-test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
