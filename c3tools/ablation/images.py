@@ -108,7 +108,7 @@ def ablate_images(
 
     Raises:
         GeneratorError: if a method or a setting is unknown, or photos are missing.
-        MetricError: if the split has no photos with texts.
+        MetricError: if the split has no photos with texts, or fewer than two can be read.
         OutputError: if ``output`` contains other files, or another run is writing to it.
     """
     names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
@@ -214,7 +214,7 @@ def image_data(
 
     Raises:
         GeneratorError: if photos are missing.
-        MetricError: if the split has no photos.
+        MetricError: if the split has no photos with texts, or fewer than two can be read.
     """
     train, val, notes = training_photos(store, pixels, reporter=reporter)
     pairs = Pairs.match(store.load("image", split), store.load("text", split))
@@ -229,6 +229,11 @@ def image_data(
         rows_of.setdefault(int(pairs.item_index[row]), []).append(row)
     readable = frozenset(reference.rows.keys)
     photos = [row for row in rows_of if pairs.first.keys[row] in readable]
+    if len(photos) < 2:
+        raise MetricError(
+            f"At least two photos with texts are needed; of those in the split {split!r}, {len(photos)} can be read.",
+            remedy="Run this command in the folder that c3 embed was run in, or embed the photos again.",
+        )
     drawn = [
         rows_of[row][int(seeded(0, "caption", pairs.first.keys[row]).integers(len(rows_of[row])))] for row in photos
     ]

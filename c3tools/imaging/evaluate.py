@@ -184,7 +184,7 @@ def real_photos(
     options: dict[str, Any] = {"download": download, "reporter": reporter}
     reference = read_photos(store, chosen, pixels, **options)
     others = read_photos(store, rest.select(order), pixels, **options) if len(order) > 1 and split != "all" else None
-    return reference, others, [note for note in reference.notes if note.startswith("Not read")]
+    return reference, others, reference.unread
 
 
 def load_encoders(

@@ -54,6 +54,11 @@ class Photos:
         """Return the photos with these numbers, or those for which a mask is true."""
         return Photos(self.rows.select(rows), take_rows(self.pixels, rows), self.gone, self.notes)
 
+    @property
+    def unread(self) -> list[str]:
+        """A note that names the first photos that could not be read and counts the others; none if all were."""
+        return [_unread(self.gone)] if self.gone else []
+
 
 def read_photos(
     store: Store,
@@ -133,7 +138,7 @@ def read_photos(
             remedy="The store has the paths that c3 embed was given: run this command in the same folder, or embed the "
             "photos again.",
         )
-    notes = [f"Could not read: {_listed(gone)}"] if gone else []
+    notes = [_unread(gone)] if gone else []
     if converted:
         notes.append(f"{converted:,} of {len(kept):,} photos are not RGB and are converted.")
     if small:
@@ -167,7 +172,7 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-def _listed(gone: Sequence[tuple[str, str]]) -> str:
-    """Return the first photos that could not be read, and the number of the others."""
+def _unread(gone: Sequence[tuple[str, str]]) -> str:
     listed = "; ".join(f"{path} ({reason})" for path, reason in gone[:NAMED])
-    return listed + (f"; and {len(gone) - NAMED:,} more" if len(gone) > NAMED else "")
+    more = f"; and {len(gone) - NAMED:,} more" if len(gone) > NAMED else ""
+    return f"Could not read: {listed}{more}"

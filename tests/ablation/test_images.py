@@ -10,7 +10,7 @@ import pytest
 
 from c3tools.ablation import IMAGE_METHODS, ImageAblation, ImageRun, ablate_images
 from c3tools.encoders import Encoder
-from c3tools.errors import GeneratorError
+from c3tools.errors import GeneratorError, MetricError
 from c3tools.imaging import Generator, fit_generator
 from c3tools.metrics.significance import crossed_interval
 from c3tools.store import Store
@@ -228,6 +228,20 @@ def test_wrong_settings_are_refused(store: Store, tmp_path: Path) -> None:
         table_of(store, tmp_path / "out", methods="C1,CapDec")
     with pytest.raises(GeneratorError, match="no generator size 'paper'"):
         table_of(store, tmp_path / "out", size="paper")
+
+
+def test_scored_photos_that_are_gone_are_named_before_anything_is_trained(encoder: Encoder, tmp_path: Path) -> None:
+    store = mini_store(tmp_path / "c3-store", encoder)
+    first, *others, _ = map(Path, store.load("image", "test").strings("path"))
+    first.unlink()
+    table, _ = table_of(store, tmp_path / "out", methods="C1")
+    assert table.n == 11
+    assert any(remark.startswith(f"Could not read: {first} (there is no such file") for remark in table.remarks)
+    for path in others:
+        path.unlink()
+    with pytest.raises(MetricError, match=r"At least two photos .* in the split 'test', 1 can be read"):
+        table_of(store, tmp_path / "none", methods="C1")
+    assert not (tmp_path / "none" / "generators").exists()
 
 
 def test_the_command_writes_runs_and_lists_methods(c3: C3, store: Store, tmp_path: Path) -> None:

@@ -175,6 +175,16 @@ def test_a_store_whose_photos_are_gone_says_so(tmp_path: Path) -> None:
         evaluate_images(made, store)
 
 
+def test_photos_that_are_gone_are_named_beside_the_scores(encoder: Encoder, tmp_path: Path) -> None:
+    store = mini_store(tmp_path / "c3-store", encoder)
+    lost = Path(store.load("image", "test").strings("path")[0])
+    lost.unlink()
+    made = write_made(tmp_path / "made", list(np.zeros((2, 8, 8, 3), np.uint8)), ["a", "b"], [None, None])
+    result = evaluate_images(made, store, precision="fp32")
+    assert result.reference == 11
+    assert any(note.startswith(f"Could not read: {lost} (there is no such file") for note in result.notes)
+
+
 def test_the_command_prints_scores_and_json(c3: C3, store: Store, tmp_path: Path) -> None:
     squares = list(np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
     write_made(tmp_path / "made", squares, [f"a {i}" for i in range(6)], [None] * 6)
