@@ -50,7 +50,7 @@ def gap_report(
     ] = None,
     presets: Annotated[
         str | None,
-        typer.Option("--presets", help="Measure recall for these presets only, for example raw,c2-collapse."),
+        typer.Option("--presets", help="Measure recall for these presets too, for example gap-shift,whiten."),
     ] = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave out rows that contain NaN or infinity or have norm 0.")

@@ -159,7 +159,7 @@ METHODS: Mapping[str, Method] = {
         "c1",
         "pairs",
         False,
-        "trained on real pairs: the upper bound",
+        "trained on real pairs, for comparison",
         chosen_on="pairs",
         published=Published(108.35, _C3_PAPER),
     ),
