@@ -236,18 +236,28 @@ def training_config(size: AnySize, *, seed: int = 0, epochs: int | None = None, 
 
 
 def plan_training(
-    size: AnySize, captions: int, *, epochs: int | None = None, patience: int | None = None, seed: int = 0
+    size: AnySize,
+    captions: int,
+    set: Sequence[str] = (),
+    *,
+    epochs: int | None = None,
+    patience: int | None = None,
+    seed: int = 0,
 ) -> TrainingConfig:
     """Return the training settings for a number of captions: few get more epochs, and stop early.
 
     Args:
         size: of the decoder.
         captions: how many there are to learn from.
+        set: changed settings of the size, as `load_size` takes them; epochs and patience among them are kept.
         epochs: None for those of the size, or as many as give 600 steps (at most 60).
         patience: None for that of the size, or 5 where epochs were added.
         seed: for all random numbers.
     """
     own = size.training
+    changed = [override.partition("=")[0].strip() for override in set]
+    epochs = own.epochs if epochs is None and "epochs" in changed else epochs
+    patience = own.patience if patience is None and "patience" in changed else patience
     stretched = epochs
     if epochs is None and isinstance(size, Size):
         steps = math.ceil(max(captions, 1) / own.batch_size)
