@@ -19,6 +19,7 @@ from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
+from ..transforms.presets import takes_sigma
 from ..transforms.sigma import AUTO, parse_sigma
 from .captioner import Captioner, decoder_output, describe_decoder
 from .config import (
@@ -118,8 +119,7 @@ def train_captioner(
             ``start``.
         TransformError: if sigma, the preset or the pipeline cannot be used.
     """
-    if sigma is not None:
-        sigma = parse_sigma(sigma)
+    sigma = None if sigma is None else parse_sigma(sigma)
     own_pipeline = start is not None and preset is None and pipeline is None  # that of the decoder to start from
     _check_options(preset, sigma, pipeline, own_pipeline, train_fraction, pairs, monitor)
     if esper:
@@ -127,6 +127,8 @@ def train_captioner(
     if unconditional:
         _check_unconditional(preset, sigma, pipeline, start, pairs, monitor)
         preset, set = LANGUAGE_MODEL_PRESET, (*UNCONDITIONAL, *set)
+    if pipeline is None and not own_pipeline and takes_sigma(preset or DEFAULT_PRESET, sigma) and sigma is None:
+        sigma = AUTO if pairs is None else 0.0
     output = Path(output)
     target, load = decoder_output(output, overwrite), partial(Captioner.load, output, trainable=True)
     if start is not None:
@@ -137,7 +139,7 @@ def train_captioner(
         target.ask(
             {
                 "preset": pipeline.name if pipeline is not None else None if own_pipeline else preset or DEFAULT_PRESET,
-                "sigma": pipeline.sigma or 0.0 if pipeline is not None else None if own_pipeline else sigma or AUTO,
+                "sigma": pipeline.sigma or 0.0 if pipeline is not None else None if own_pipeline else sigma,
                 "size": size,
                 "set": list(set),
                 "epochs": epochs,
@@ -183,7 +185,7 @@ def train_captioner(
         for note in notes:
             reporter.message(note)
         continued = previous if own_pipeline else None
-        pipeline, noise = _pipeline_of(continued, pipeline, preset, sigma, pairs, store, train, train_split, reporter)
+        pipeline, noise = _pipeline_of(continued, pipeline, preset, sigma, store, train, train_split, reporter)
         if not any(map(pipeline.knows, {"image", *store.modalities} - {"text"})):
             notes.append(note_on_moments(pipeline.name, "text", "image", train_split))
             reporter.message(notes[-1])
@@ -197,7 +199,7 @@ def train_captioner(
                 pipeline,
                 size=size,
                 set=set,
-                training=plan_training(chosen, len(learned), epochs=epochs, patience=patience, seed=seed),
+                training=plan_training(chosen, len(learned), set, epochs=epochs, patience=patience, seed=seed),
                 record=record | {"asked": target.asked},
                 start=previous,
                 label="Training a language model" if unconditional else f"Training {pipeline.name}",
@@ -318,7 +320,6 @@ def _pipeline_of(
     pipeline: Pipeline | None,
     preset: str | None,
     sigma: float | str | None,
-    pairs: float | None,
     store: Store,
     train: Rows,
     split: str,
@@ -332,7 +333,6 @@ def _pipeline_of(
             pipeline = pipeline.fit(store, split=split)
         pipeline.check_model(store.info.model)
         return pipeline, float(pipeline.sigma or 0)
-    sigma = 0.0 if sigma is None and pairs is not None else sigma
     return _preset_pipeline(preset or DEFAULT_PRESET, sigma, store, train, split, reporter)
 
 
@@ -340,12 +340,9 @@ def _preset_pipeline(
     name: str, sigma: float | str | None, store: Store, train: Rows, split: str, reporter: Reporter
 ) -> tuple[Pipeline, float]:
     """Return a preset fitted on the store, and its sigma."""
-    noise, origin = 0.0, dict[str, str]()
-    if named_pipeline(name, sigma=0.0).noisy:
-        if isinstance(sigma, float):
-            noise = sigma
-        else:
-            noise, why = sigma_by_rule(sigma or AUTO, store, train, split)
-            reporter.message(f"{why}. Choose another with --sigma.")
-            origin["sigma"] = why
+    noise, origin = sigma or 0.0, dict[str, str]()
+    if isinstance(noise, str):
+        noise, why = sigma_by_rule(noise, store, train, split)
+        reporter.message(f"{why}. Choose another with --sigma.")
+        origin["sigma"] = why
     return named_pipeline(name, sigma=noise).fit(store, split=split, provenance=origin), noise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import DecoderError, StoreError
+from ..moments import unit_rows
 from ..reporter import counted
 from ..store import Pairs, Rows, Store
 from ..store.training_split import training_split
@@ -26,11 +27,11 @@ def training_captions(store: Store, split: str = "train", *, spill: bool = False
         DecoderError: if the split has no captions, or too few to hold some out.
     """
     require_captions(store)
-    train, val, held_out = training_split(store, "text", split, called="captions", error=DecoderError, spill=spill)
+    train, val, why = training_split(store, "text", split, called="captions", error=DecoderError, spill=spill)
     notes = [store.split_note] if store.split_note else []
-    if held_out:
+    if why:
         held = f"{counted(len(val), 'caption')} of {counted(val.items.distinct, 'image is', 'images are')}"
-        notes.append(f"There is no val split, so {held} held out.")
+        notes.append(f"{why}, so {held} held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
     notes += [note for note in (train_note, val_note) if note]
     require_captioned(train, val, notes)
@@ -49,10 +50,10 @@ def training_images(store: Store, split: str = "train") -> tuple[Rows, Rows, lis
         raise StoreError(
             f"The store {store.path} has no images; it has {there}.", remedy="Embed images: c3 embed PATH."
         )
-    train, val, held_out = training_split(store, "image", split, called="images", error=DecoderError)
+    train, val, why = training_split(store, "image", split, called="images", error=DecoderError)
     notes = [store.split_note] if store.split_note else []
-    if held_out:
-        notes.append(f"There is no val split, so {counted(len(val), 'image is', 'images are')} held out.")
+    if why:
+        notes.append(f"{why}, so {counted(len(val), 'image is', 'images are')} held out.")
     return train, val, notes
 
 
@@ -89,7 +90,8 @@ def sigma_by_rule(rule: str, store: Store, train: Rows, split: str) -> tuple[flo
     """
     if rule == PAIRS:
         return sigma_of_pairs(store, split)
-    return auto_sigma(train.embeddings, train.item_index, store.fitting_moments("text", split).mean)
+    texts = train.embeddings if store.info.normalised else unit_rows(train.embeddings[:])
+    return auto_sigma(texts, train.item_index, store.fitting_moments("text", split).mean)
 
 
 def inputs_to_learn(

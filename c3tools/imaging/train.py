@@ -17,6 +17,7 @@ from ..devices import Compute
 from ..errors import GeneratorError, telling_what_is_kept
 from ..io.files import find_leftovers, remove_leftovers, sync_folder
 from ..io.outputs import Output
+from ..moments import unit_rows
 from ..pages import palette
 from ..pages.figures import new_figure, save_figure, styled
 from ..reporter import SILENT, Reporter, counted
@@ -28,6 +29,7 @@ from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
+from ..transforms.presets import takes_sigma
 from ..transforms.sigma import AUTO, NEIGHBOURS, PAIRS, PHOTO_SPREADS, PUBLISHED_SIGMA, parse_sigma, photo_spread
 from ..transforms.sigma_from_data import sigma_of_pairs
 from .generator import Generator, describe_generator, generator_output
@@ -111,7 +113,8 @@ def train_generator(
         )
     if not 0 < train_fraction <= 1:
         raise GeneratorError(f"--train-fraction must be above 0 and at most 1, not {train_fraction}.")
-    named_pipeline(preset or DEFAULT_PRESET)
+    if pipeline is None and takes_sigma(preset or DEFAULT_PRESET, sigma) and sigma is None:
+        sigma = AUTO
     chosen = load_size(size, set)
     training = replace(chosen.training, seed=seed, steps=chosen.training.steps if steps is None else steps)
     output = Path(output)
@@ -122,7 +125,7 @@ def train_generator(
         target.ask(
             {
                 "preset": pipeline.name if pipeline is not None else preset or DEFAULT_PRESET,
-                "sigma": pipeline.sigma or 0.0 if pipeline is not None else sigma or AUTO,
+                "sigma": pipeline.sigma or 0.0 if pipeline is not None else sigma,
                 "size": size,
                 "set": list(set),
                 "steps": training.steps,
@@ -256,15 +259,12 @@ def fitted_pipeline(
             pipeline = pipeline.fit(store, split=split)
         pipeline.check_model(store.info.model)
         return pipeline
-    name, noise, origin = preset or DEFAULT_PRESET, 0.0, dict[str, str]()
-    if named_pipeline(name, sigma=0.0).noisy:
-        if isinstance(sigma, float):
-            noise = sigma
-        else:
-            noise, why = sigma_by_rule(sigma or AUTO, store, split)
-            reporter.message(f"{why}. Choose another with --sigma.")
-            origin["sigma"] = why
-    unfitted = named_pipeline(name, sigma=noise, train_on="image", infer_on="text")
+    noise, origin = sigma or 0.0, dict[str, str]()
+    if isinstance(noise, str):
+        noise, why = sigma_by_rule(noise, store, split)
+        reporter.message(f"{why}. Choose another with --sigma.")
+        origin["sigma"] = why
+    unfitted = named_pipeline(preset or DEFAULT_PRESET, sigma=noise, train_on="image", infer_on="text")
     return unfitted.fit(store, split=split, provenance=origin)
 
 
@@ -278,7 +278,7 @@ def sigma_by_rule(rule: str, store: Store, split: str = "train") -> tuple[float,
         return sigma_of_pairs(store, split, noised="image")
     rows = store.load("image", split, spill=True)
     first = rows.hash_order("photo spread")[:NEIGHBOURS]
-    spread = photo_spread(rows.embeddings[first], store.fitting_moments("image", split).mean)
+    spread = photo_spread(unit_rows(rows.embeddings[first]), store.fitting_moments("image", split).mean)
     if spread.sigma is None:
         return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {spread.missing}"
     sigma = PHOTO_SPREADS * spread.sigma
@@ -305,10 +305,10 @@ def training_photos(
         StoreError: if the store has no images.
         GeneratorError: if the split has no photos, or too few to hold some out, or none can be read.
     """
-    train, val, held_out = training_split(store, "image", split, called="images", error=GeneratorError, spill=spill)
+    train, val, why = training_split(store, "image", split, called="images", error=GeneratorError, spill=spill)
     notes = [store.split_note] if store.split_note else []
-    if held_out:
-        notes.append(f"There is no val split, so {counted(len(val), 'photo is', 'photos are')} held out.")
+    if why:
+        notes.append(f"{why}, so {counted(len(val), 'photo is', 'photos are')} held out.")
     if fraction < 1:
         train = train.sample(fraction)
         notes.append(f"Using {counted(len(train), 'photo')}, {fraction:.0%} of all.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..corpus.splits import STANDARD
+from ..corpus.splits import ALL, STANDARD
 from ..errors import C3Error
 from .reader import Store
 from .rows import Rows
@@ -10,10 +10,11 @@ from .rows import Rows
 
 def training_split(
     store: Store, modality: str, split: str, *, called: str, error: type[C3Error], spill: bool = False
-) -> tuple[Rows, Rows, bool]:
-    """Return the rows of a split, those to validate on, and whether the latter were held out from the former.
+) -> tuple[Rows, Rows, str]:
+    """Return the rows of a split, those to validate on, and why the latter were held out from the former, if they were.
 
-    Without a ``val`` split, a tenth of the items (by a stable hash of their keys) is held out.
+    Without a ``val`` split, or if it is among the rows to learn from, a tenth of the items (by a stable hash of their
+    keys) is held out.
 
     Args:
         store: to read from.
@@ -35,7 +36,9 @@ def training_split(
             remedy="Choose the split to train on with --train-split.",
         )
     # where rows are split by hash, those of a split that the corpus names are in val too
-    apart = split in STANDARD or store.kept_splits is None
-    if split != "val" and apart and store.count(modality, "val"):
-        return train, store.load(modality, "val", spill=spill), False
-    return *train.hold_out(), True
+    apart = split not in ("val", ALL) and (split in STANDARD or store.kept_splits is None)
+    if not store.count(modality, "val"):
+        return *train.hold_out(), "There is no val split"
+    if apart:
+        return train, store.load(modality, "val", spill=spill), ""
+    return *train.hold_out(), "All splits are trained on" if split == ALL else "The val split is trained on"

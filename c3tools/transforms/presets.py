@@ -154,6 +154,18 @@ def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text
     return Pipeline([Normalize(), *inner, Normalize()] if inner else [Normalize()], name=name)
 
 
+def takes_sigma(name: str, sigma: float | str | None = None) -> bool:
+    """Return whether a preset has noise whose sigma can be chosen.
+
+    Raises:
+        TransformError: if ``sigma`` is given for a preset that has none, or the preset is unknown.
+    """
+    takes = preset(name, sigma=0.0).sigma is not None
+    if sigma and not takes:
+        raise TransformError(f"The preset {name!r} has no sigma that could be chosen.", remedy="Leave out --sigma.")
+    return takes
+
+
 def open_pipeline(
     pipeline: Pipeline | str | Path | None = None,
     preset_name: str = "c3",

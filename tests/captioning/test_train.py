@@ -21,7 +21,7 @@ from c3tools.captioning import (
     train_captioner,
 )
 from c3tools.captioning.config import plan_training
-from c3tools.captioning.training_rows import training_captions
+from c3tools.captioning.training_rows import sigma_by_rule, training_captions
 from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, TransformError
 from c3tools.identity import ModelIdentity
 from c3tools.io import spill
@@ -29,7 +29,7 @@ from c3tools.io.spill import FileRows
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import auto_sigma
-from tests.conftest import Messages
+from tests.conftest import Messages, build_store
 
 from .conftest import TOY, World, make_captions_store
 
@@ -220,6 +220,38 @@ def test_without_a_val_split_whole_images_are_held_out(tmp_path: Path) -> None:
     assert notes == ["There is no val split, so 16 captions of 8 images are held out."]
 
 
+def test_rows_that_are_learned_from_choose_no_checkpoint(tmp_path: Path) -> None:
+    store, _ = make_captions_store(tmp_path / "c3-store")
+    train, val, notes = training_captions(store, "all")
+    assert not set(train.items) & set(val.items)
+    assert set(train.items) | set(val.items) == set(store.load("text").items)
+    assert notes == [f"All splits are trained on, so {len(val)} captions of {len(set(val.items))} images are held out."]
+
+
+def test_sigma_does_not_depend_on_the_norm_of_the_embeddings(store: Store, tmp_path: Path) -> None:
+    texts = store.load("text")
+    longer = Rows(texts.modality, 10 * texts.embeddings, texts.table)
+    raw = build_store(tmp_path / "raw", longer, model=TOY, dtype="float32", normalised=False)
+    found = [sigma_by_rule("auto", each, each.load("text", "train"), "train")[0] for each in (store, raw)]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_a_preset_without_sigma_takes_and_records_none(train: Train) -> None:
+    messages = Messages()
+    record = train(preset="lafite", sigma=None, reporter=messages).record
+    assert (record["sigma"], record["asked"]["sigma"]) == (0.0, None)
+    assert not any("Sigma" in text for text in messages.texts)
+    for name in ("lafite", "c1"):
+        with pytest.raises(TransformError, match=f"The preset '{name}' has no sigma that could be chosen"):
+            train(preset=name, sigma=0.2)
+
+
+def test_no_noise_is_not_the_noise_of_the_rule(train: Train) -> None:
+    assert train(sigma=0.0).record["asked"]["sigma"] == 0.0
+    with pytest.raises(OutputError, match="sigma"):
+        train(sigma=None, overwrite=False)
+
+
 def rows_of(items: list[str]) -> Rows:
     return Rows.of("text", [f"t{i}" for i in range(len(items))], np.ones((len(items), 2)), image_key=items)
 
@@ -284,6 +316,9 @@ def test_a_small_corpus_gets_more_epochs_and_stops_early() -> None:
     assert (small.epochs, small.patience) == (60, 5)
     asked = plan_training(tiny, 640, epochs=7, patience=2)
     assert (asked.epochs, asked.patience) == (7, 2)
+    changes = ["epochs=3", "patience=20"]
+    set_ones = plan_training(load_size("tiny", changes), 640, changes)
+    assert (set_ones.epochs, set_ones.patience) == (3, 20)
 
 
 def test_a_fraction_takes_whole_images(train: Train) -> None:
