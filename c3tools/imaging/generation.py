@@ -245,7 +245,8 @@ def generate(
     }
     with locked(folder):
         target.holds_result()
-        made = _make(generator, prompts, vectors, modality, n, settings, folder, reporter)
+        from_texts = embeddings is None and not images
+        made = _make(generator, prompts, vectors, modality, from_texts, n, settings, folder, reporter)
         save_sheet(made)
     return made
 
@@ -300,6 +301,7 @@ def _make(
     prompts: Sequence[Prompt],
     vectors: Matrix,
     modality: str,
+    from_texts: bool,
     n: int,
     settings: dict[str, Any],
     folder: Path,
@@ -312,7 +314,7 @@ def _make(
     images, rows = [], []
     plain = {**settings, "generator": generator.fingerprint(), "modality": modality}
     for row, prompt in enumerate(prompts):
-        subject = prompt.asked if modality == "text" else hashlib.sha256(vectors[row].tobytes()).hexdigest()
+        subject = prompt.asked if from_texts else hashlib.sha256(vectors[row].tobytes()).hexdigest()
         for number in range(n):
             text = json.dumps([plain, keys[row], subject, number], sort_keys=True)
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -15,7 +15,7 @@ from c3tools.errors import GeneratorError, OutputError
 from c3tools.imaging import GeneratedImages, Generator, generate
 from c3tools.imaging.generation import captions_to_show
 from c3tools.imaging.sheet import save_image
-from tests.conftest import C3
+from tests.conftest import C3, unit_rows
 from tests.servers import Hub
 
 from .test_training import Told
@@ -136,6 +136,20 @@ def test_images_of_embeddings_and_of_photos(untrained: Generator, encoder: Encod
     assert pixels(
         untrained.generate(images=[photo], keys=["embedding 0"], encoder=encoder, sampling_steps=STEPS)
     ) == pixels(of_image.open())
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_other_vectors_are_other_images_of_the_same_folder(
+    untrained: Generator, tmp_path: Path, modality: str
+) -> None:
+    options: dict[str, Any] = {"generator": untrained, "modality": modality, "output": tmp_path / "out"}
+    vectors = unit_rows(2, untrained.dim)
+    first, second, again = (
+        generate(embeddings=vectors[rows], sampling_steps=STEPS, **options) for rows in ([0], [1], [0])
+    )
+    assert [made.images[0].asked for made in (first, second, again)] == ["embedding 0"] * 3
+    assert first.images == again.images
+    assert pixels(first.open()) == pixels(again.open()) != pixels(second.open())
 
 
 def test_one_caption_of_each_image_is_drawn_by_the_seed(tmp_path: Path) -> None:
