@@ -84,7 +84,8 @@ def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dic
     """Return the references of each wanted key that has some, although the two files may name images differently.
 
     A key matches itself. Otherwise it matches the only key with the same name without folder and suffix, or the
-    only one with the same number (COCO's image_id 397133 is 000000397133.jpg).
+    only one with the same number, if one of the two names is just that number: COCO's image_id 397133 is
+    000000397133.jpg, but dog_1.jpg is not cat_1.jpg.
     """
     aliases: dict[str, list[str]] = {}
     for key in known:
@@ -93,7 +94,8 @@ def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dic
     found: dict[str, Sequence[str]] = {}
     for key in wanted:
         matches = [key] if key in known else aliases.get(_stem(key)) or aliases.get(_number(key)) or []
-        if len(matches) == 1:
+        stems = {_stem(match) for match in (key, *matches)}
+        if len(matches) == 1 and (len(stems) == 1 or any(map(str.isdigit, stems))):
             found[key] = known[matches[0]]
     return found
 

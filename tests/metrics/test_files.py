@@ -92,6 +92,14 @@ def test_keys_match_themselves_first_then_stems_then_numbers() -> None:
     assert found == {"397133": ["x"], "42": ["y"], "000000397133": ["x"], "a/one.jpg": ["1"]}  # one is ambiguous
 
 
+def test_names_that_share_only_a_number_are_of_different_photos() -> None:
+    known = {"dog_1.jpg": ["a dog"], "7": ["a bird"]}
+    assert align_keys(["cat_1", "photos/dog_1.png", "bird_7"], known) == {
+        "photos/dog_1.png": ["a dog"],
+        "bird_7": ["a bird"],
+    }
+
+
 def test_coco_results_have_numbers_for_ids() -> None:
     assert coco_results({"images/000000397133": "a", "beach": "b"}) == [
         {"image_id": 397133, "caption": "a"},
