@@ -101,11 +101,10 @@ def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dic
 
 
 def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return captions as COCO's evaluation reads them; image ids are numbers if the keys end in one."""
-    return [
-        {"image_id": int(number) if (number := _number(key)) else key, "caption": caption}
-        for key, caption in captions.items()
-    ]
+    """Return captions as COCO's evaluation reads them; image ids are numbers if the keys end in different ones."""
+    numbers = {key: int(number) for key in captions if (number := _number(key))}
+    ids: Mapping[str, int | str] = numbers if len({*numbers.values()}) == len(numbers) else {}
+    return [{"image_id": ids.get(key, key), "caption": caption} for key, caption in captions.items()]
 
 
 def _read(path: Path) -> Any:

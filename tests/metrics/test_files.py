@@ -107,6 +107,11 @@ def test_coco_results_have_numbers_for_ids() -> None:
     ]
 
 
+def test_coco_results_have_different_ids_for_different_photos() -> None:
+    captions = {"dog_1.jpg": "a dog", "cat_1.jpg": "a cat", "000000397133": "a pizza"}
+    assert [row["image_id"] for row in coco_results(captions)] == list(captions)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
