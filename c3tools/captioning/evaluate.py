@@ -133,8 +133,9 @@ def evaluate_captions(
     if references is None:
         assert isinstance(store, Store)
         require_captions(store)
-        references = store_references(store)
-    known = references if isinstance(references, Mapping) else read_references(Path(references))
+        known: Texts = store_references(store)
+    else:
+        known = references if isinstance(references, Mapping) else read_references(Path(references))
     encoder: Encoder | None = None
     left_out: list[str] = []
     if captions is None:
@@ -147,6 +148,15 @@ def evaluate_captions(
         if steer:
             encoder = _encoder_of(store, device, backend, precision, reporter)
         images = _images_of(store, decoder, split)
+        # captions in the store name their image exactly
+        images, left_out = _scored(images, known if references is None else align_keys(images.keys, known))
+        if not len(images):
+            first = f"the first reference is of {next(iter(known))!r}" if known else "there are no references"
+            raise MetricError(
+                f"No image of the store {store.path} in the split {split!r} has a reference caption. The first image "
+                f"is {left_out[0]!r}; {first}.",
+                remedy="Choose another split with --split, or references that name the images as the store does.",
+            )
         if steer and encoder is not None:
             from .steering import describe_cost
 
@@ -154,8 +164,7 @@ def evaluate_captions(
         if store.split_note and split in STANDARD:
             reporter.message(store.split_note)
         texts = decoder.caption(embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation)
-        left_out = [key for key in images.keys if not known.get(key)]
-        own = {key: text for key, text in zip(images.keys, texts, strict=True) if known.get(key)}
+        own = dict(zip(images.keys, texts, strict=True))
     else:
         own = _captions(captions)
     details = score_captions(own, align_keys(own, known), java=java)
@@ -231,6 +240,12 @@ def _images_of(store: Store, captioner: Captioner, split: str) -> Rows:
             remedy="Choose another with --split, or use `--split all`.",
         )
     return images
+
+
+def _scored(images: Rows, references: Texts) -> tuple[Rows, list[str]]:
+    """Return the images with a reference caption, and the keys of the others."""
+    has = np.array([any(text.strip() for text in references.get(key, ())) for key in images.keys])
+    return images.select(has), [key for key, kept in zip(images.keys, has, strict=True) if not kept]
 
 
 def _clip_scores(store: Store, encoder: Encoder, captions: Mapping[str, str], references: Texts) -> dict[str, float]:

@@ -13,9 +13,10 @@ from c3tools.captioning.evaluate import store_references
 from c3tools.errors import DecoderError, MetricError
 from c3tools.identity import ModelIdentity
 from c3tools.metrics.captions import score_captions
-from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
+from tests.conftest import build_store
 
-from .conftest import TOY, make_captions_store
+from .conftest import TOY, make_captions_store, make_world
 
 pytest.importorskip("pycocoevalcap")
 
@@ -90,6 +91,45 @@ def test_images_without_captions_are_left_out_and_listed(
     assert (len(result.captions), result.left_out) == (13, named[:3])
     listed = ", ".join(named[:3])
     assert result.notes == [f"3 images have no reference captions and are left out: {listed}."]
+
+
+def test_captions_in_the_store_are_of_the_image_that_they_name(captioner: Captioner, tmp_path: Path) -> None:
+    rows = make_world().images.select(np.arange(3))
+    images = Rows.of("image", ["a/1", "a/2", "b/1"], rows.embeddings, split=["test", "test", "train"])
+    columns = {"caption": ["a dog", "a cat"], "image_key": ["a/2", "b/1"], "split": ["test", "train"]}
+    texts = Rows.of("text", ["a/2#0", "b/1#0"], rows.embeddings[1:], **columns)
+    store = build_store(tmp_path / "c3-store", images, texts, model=TOY)
+    result = evaluate_captions(store, decoder=captioner, resamples=0)
+    assert (list(result.captions), result.left_out) == (["a/2"], ["a/1"])
+
+
+class NeverAsked(Captioner):
+    """A captioner that must be refused before it writes anything."""
+
+    def caption(self, *_: object, **__: object) -> list[str]:
+        raise AssertionError("images are captioned that cannot be scored")
+
+
+def test_references_may_name_the_images_of_the_store_differently(
+    store: Store, captioner: Captioner, known: dict[str, list[str]], tmp_path: Path
+) -> None:
+    named = list(known)
+    lines = (json.dumps({"image": f"val/{key}.jpg", "captions": known[key]}) + "\n" for key in named[3:])
+    (tmp_path / "theirs.jsonl").write_text("".join(lines))
+    result = evaluate_captions(store, decoder=captioner, references=tmp_path / "theirs.jsonl", resamples=0)
+    assert (list(result.captions), result.left_out) == (named[3:], named[:3])
+    same = evaluate_captions(store, decoder=captioner, references={key: known[key] for key in named[3:]}, resamples=0)
+    assert (result.captions, result.scores) == (same.captions, same.scores)
+
+
+def test_references_of_other_images_are_refused_before_any_is_captioned(
+    store: Store, captioner: Captioner, known: dict[str, list[str]]
+) -> None:
+    never = NeverAsked(captioner.torch_decoder(), captioner.tokenizer, captioner.pipeline, captioner.record)
+    others = {"elsewhere.jpg": ["a dog"], **{key: [" "] for key in known}}
+    message = r"No image of the store .* in the split 'test' has a reference caption\. The first image is "
+    with pytest.raises(MetricError, match=rf"{message}'image..'; the first reference is of 'elsewhere.jpg'"):
+        evaluate_captions(store, decoder=never, references=others)
 
 
 def test_a_store_of_another_model_is_refused_with_both_names(captioner: Captioner, tmp_path: Path) -> None:

@@ -139,9 +139,7 @@ def test_images_of_embeddings_and_of_photos(untrained: Generator, encoder: Encod
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
-def test_other_vectors_are_other_images_of_the_same_folder(
-    untrained: Generator, tmp_path: Path, modality: str
-) -> None:
+def test_other_vectors_are_other_images_of_the_same_folder(untrained: Generator, tmp_path: Path, modality: str) -> None:
     options: dict[str, Any] = {"generator": untrained, "modality": modality, "output": tmp_path / "out"}
     vectors = unit_rows(2, untrained.dim)
     first, second, again = (
