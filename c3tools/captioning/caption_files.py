@@ -181,14 +181,15 @@ class CaptionWriter:
                     f"{table.path} contains captions by {other}, not by {self._captioner}.", remedy=remedy
                 )
             path = self._photos.get(row["key"])
-            if path is not None and path.absolute() != Path(row["path"]).absolute():
+            if path is None:
+                continue
+            if str(path) != row["path"] and path.absolute() != Path(row["path"]).absolute():
                 raise OutputError(
                     f"{table.path} contains a caption of {row['path']} with the key {row['key']!r}, but this key now "
                     f"belongs to {path}.",
                     remedy=remedy,
                 )
-            if path is not None:
-                self.captions[row["key"]] = row["caption"]
+            self.captions[row["key"]] = row["caption"]
 
     def _has_sidecars(self, key: str) -> bool:
         """Return whether a photo has all its files and needs no caption for another output; remember the answer."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from c3tools.captioning.caption_files import CaptionWriter
 from c3tools.errors import CorpusError, OutputError
+from c3tools.io.locations import location
 
 BY = "tiny decoder of toy, greedy (0123456789ab)"
 CAPTIONS = {
@@ -210,6 +211,16 @@ def test_files_of_a_run_that_fails_are_not_kept_locked(
         write_pending(CaptionWriter(photos, BY, json=rows, csv=table))
     assert write_pending(CaptionWriter(photos, BY, json=rows, csv=table)) == CAPTIONS
     assert failed.traceback is not None  # holds the writer that failed, so that nothing else has closed its files
+
+
+def test_rows_of_embeddings_at_a_url_are_continued(tmp_path: Path) -> None:
+    place = location("memory://bucket/c3-store")
+    write_pending(CaptionWriter(dict.fromkeys(CAPTIONS, place), BY, csv=tmp_path / "c.csv"))
+    with CaptionWriter(dict.fromkeys(CAPTIONS, place), BY, csv=tmp_path / "c.csv") as writer:
+        assert (writer.pending, writer.captions) == ([], CAPTIONS)
+    other = dict.fromkeys(CAPTIONS, location("memory://bucket/other"))
+    with pytest.raises(OutputError, match="belongs to memory://bucket/other"):
+        write_pending(CaptionWriter(other, BY, csv=tmp_path / "c.csv"))
 
 
 def test_two_photos_cannot_share_a_file(photos: dict[str, Path]) -> None:
