@@ -328,24 +328,28 @@ def _parse_json(text: str) -> list[Any]:
 
 
 def _parse_csv(text: str) -> list[Any]:
-    """Return the rows of a CSV file; a last line without a line break is incomplete and left out.
+    """Return the rows of a CSV file; an incomplete last one is left out: without a line break, or cut at one inside it.
 
     Raises:
         ValueError: if it has other columns.
     """
-    reader = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
+    text = text[: text.rfind("\n") + 1]
+    reader = csv.reader(io.StringIO(text))
     try:
         if tuple(next(reader, ())) != FIELDS:
             raise ValueError("other columns")
-        return [dict(zip(FIELDS, row, strict=True)) for row in reader if row]
+        rows = [row for row in reader if row]
     except csv.Error as error:
         raise ValueError(str(error)) from error
+    if rows and len(rows[-1]) < len(FIELDS) and text.count('"') % 2:
+        rows.pop()
+    return [dict(zip(FIELDS, row, strict=True)) for row in rows]
 
 
 def _csv_line(values: Sequence[str]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(values)
-    return buffer.getvalue()
+    csv.writer(buffer, lineterminator="\r\n").writerow(values)  # quotes values that contain a part of it
+    return buffer.getvalue().removesuffix("\r\n")
 
 
 _JSON = _Format("[", "\n", ",\n", "\n]\n", lambda row: json.dumps(row, ensure_ascii=False), _parse_json)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -211,6 +212,26 @@ def test_files_of_a_run_that_fails_are_not_kept_locked(
         write_pending(CaptionWriter(photos, BY, json=rows, csv=table))
     assert write_pending(CaptionWriter(photos, BY, json=rows, csv=table)) == CAPTIONS
     assert failed.traceback is not None  # holds the writer that failed, so that nothing else has closed its files
+
+
+@pytest.mark.parametrize("name", ["json", "csv"])
+def test_captions_and_paths_may_have_line_breaks(tmp_path: Path, name: str) -> None:
+    texts = {"a\nb": "two\nlines", "c\rd": "old\rlines", "e": "both\r\n", "f": 'a "dog"\n,'}
+    photos = {key: tmp_path / f"{key}.jpg" for key in texts}
+    path = tmp_path / f"c.{name}"
+    files: dict[str, Any] = {name: path}
+    with CaptionWriter(photos, BY, **files) as writer:
+        for key, text in texts.items():
+            writer.write(key, text)
+            assert [row["caption"] for row in rows_of(path)] == list(texts.values())[: len(writer.captions)]
+    whole = path.read_bytes()
+    breaks = [cut for cut, byte in enumerate(whole, start=1) if byte in b"\r\n"]
+    for cut in breaks[1:]:
+        path.write_bytes(whole[:cut])
+        with CaptionWriter(photos, BY, **files) as writer:
+            for key in writer.pending:
+                writer.write(key, texts[key])
+        assert path.read_bytes() == whole
 
 
 def test_rows_of_embeddings_at_a_url_are_continued(tmp_path: Path) -> None:
