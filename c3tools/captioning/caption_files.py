@@ -27,7 +27,7 @@ from PIL import Image
 from ..encoders import open_image
 from ..errors import CorpusError, OutputError
 from ..io.files import MALFORMED, find_leftovers, write_atomically, write_text_atomically
-from ..io.lock import lock_file
+from ..io.lock import is_at, lock_file
 from ..reporter import counted
 
 FIELDS = ("key", "path", "caption", "captioner")
@@ -236,9 +236,9 @@ class _Table:
             content = self._file.read()
             self.rows = {row["key"]: row for row in self._read(content.decode("utf-8", errors="replace"))}
             if content != self._text().encode():
-                self._file.close()
-                self._write_all()
-                self._file = self._open()
+                with self._file:  # keeps other runs off until the new file is locked
+                    self._write_all()
+                    self._file = self._open()
         except BaseException:
             self._file.close()
             raise
@@ -274,13 +274,16 @@ class _Table:
 
     def _open(self) -> io.FileIO:
         """Open the file for this run only; it is created if it does not exist."""
-        file = io.FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
-        try:
-            lock_file(file.fileno(), self.path)
-        except BaseException:
-            file.close()
-            raise
-        return file
+        while True:
+            file = io.FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
+            try:
+                lock_file(file.fileno(), self.path)
+                if is_at(self.path, file.fileno()):
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # another run replaced the file after this one had opened it
 
     def _write_all(self) -> None:
         write_atomically(self.path, lambda temporary: temporary.write_bytes(self._text().encode()))

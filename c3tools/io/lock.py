@@ -80,7 +80,7 @@ def _locked_folder(folder: Path, shown: Path) -> Iterator[None]:
     finally:
         if descriptor in _held:  # not in a forked process
             with suppress(OSError):
-                if _is_at(folder / LOCK_FILE, descriptor):
+                if is_at(folder / LOCK_FILE, descriptor):
                     (folder / LOCK_FILE).unlink()
                 if made:
                     folder.rmdir()  # unless something was written
@@ -116,7 +116,7 @@ def _lock(folder: Path, shown: Path) -> int:
                 f"The file {path} cannot be locked ({error.strerror}).",
                 remedy="The file system does not support locks. Write to a folder on another file system.",
             ) from error
-        if _is_at(path, descriptor):
+        if is_at(path, descriptor):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_this_run()).encode(), 0)
             return descriptor
@@ -141,10 +141,10 @@ def lock_file(descriptor: int, path: Path) -> None:
         ) from error
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def is_at(path: Path, descriptor: int) -> bool:
     """Return whether an open file is the one at ``path``."""
     try:
-        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c3tools.captioning.caption_files import CaptionWriter
+from c3tools.captioning.caption_files import CaptionWriter, _Table
 from c3tools.errors import CorpusError, OutputError
 from c3tools.io.locations import location
+from c3tools.io.lock import lock_file
 
 BY = "tiny decoder of toy, greedy (0123456789ab)"
 CAPTIONS = {
@@ -197,6 +198,42 @@ def test_a_second_run_is_refused(photos: dict[str, Path], tmp_path: Path) -> Non
             pass
         first.write("y", "")
     assert [row["key"] for row in rows_of(path)] == ["x", "y"]
+
+
+def test_a_file_stays_locked_while_it_is_replaced(
+    photos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run comes just before a new file is written, or has opened the file that it replaces."""
+    path = tmp_path / "c.csv"
+    write_all = _Table._write_all
+
+    def with_a_second_run(table: _Table) -> None:
+        monkeypatch.undo()
+        with pytest.raises(OutputError, match="Another run is writing"), CaptionWriter(photos, BY, csv=path):
+            pass
+        write_all(table)
+
+    monkeypatch.setattr(_Table, "_write_all", with_a_second_run)
+    with CaptionWriter(photos, BY, csv=path) as writer:
+        writer.write("x", "a boat")
+
+    def after_it_was_replaced(descriptor: int, locked: Path) -> None:
+        monkeypatch.undo()
+        replacement = tmp_path / "new"
+        replacement.write_bytes(path.read_bytes())
+        replacement.replace(path)
+        lock_file(descriptor, locked)
+
+    monkeypatch.setattr("c3tools.captioning.caption_files.lock_file", after_it_was_replaced)
+    assert write_pending(CaptionWriter(photos, BY, csv=path)) == CAPTIONS
+    assert {row["key"]: row["caption"] for row in rows_of(path)} == CAPTIONS
+
+
+def test_a_link_is_followed(photos: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "there.csv").write_text("key,path,caption,captioner\n")
+    (tmp_path / "c.csv").symlink_to("there.csv")
+    write_pending(CaptionWriter(photos, BY, csv=tmp_path / "c.csv"))
+    assert len(rows_of(tmp_path / "there.csv")) == len(CAPTIONS)
 
 
 def test_files_of_a_run_that_fails_are_not_kept_locked(
