@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import devices
+from ..arrays import Matrix
 from ..corpus.folders import find_images
 from ..corpus.items import IMAGE_SUFFIXES, is_utf8
 from ..corpus.reading import assign_keys
@@ -19,6 +20,7 @@ from ..embedding.shards import encode_files
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, DecoderError, telling_what_is_kept
 from ..io.locations import location
+from ..io.spill import hash_rows
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows
 from ..store.import_embeddings import read_rows
@@ -142,7 +144,7 @@ def caption_images(
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
     writer = CaptionWriter(
         photos,
-        _description(decoder, generation, modality),
+        _description(decoder, generation, modality, None if rows is None or identity else rows.embeddings),
         json=None if json is None else Path(json),
         csv=None if csv is None else Path(csv),
         txt=txt,
@@ -220,15 +222,20 @@ def _of_photos(
         advance(len(keys) + len(failed))
 
 
-def _description(decoder: Captioner, generation: GenerationConfig, modality: str) -> str:
-    """Return a description of the captioner, with a digest of everything but embeddings that captions depend on."""
+def _description(decoder: Captioner, generation: GenerationConfig, modality: str, vectors: Matrix | None) -> str:
+    """Return a description of the captioner, with a digest of everything but photos and stores that captions depend on.
+
+    The vectors of a file are part of it, because their keys may be just the numbers of the rows.
+    """
     how = {
         "beam": f"{generation.beams} beams",
         "nucleus": f"top-p {generation.top_p:g}, seed {generation.seed}",
     }.get(generation.method, generation.method)
     depends = [decoder.fingerprint(), asdict(generation), modality]
-    digest = hashlib.sha256(json_format.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {how} ({digest})"
+    digest = hashlib.sha256(json_format.dumps(depends, sort_keys=True).encode())
+    if vectors is not None:
+        hash_rows(digest, vectors)
+    return f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {how} ({digest.hexdigest()[:12]})"
 
 
 def _check_options(paths: Sequence[str | Path], beside: bool, encoder: bool) -> None:

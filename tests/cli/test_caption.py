@@ -251,6 +251,25 @@ def test_embeddings_of_another_space_are_refused_or_said(c3: C3, embedded: Store
     assert "There is nothing to caption" in c3("caption").stderr
 
 
+def test_captions_of_other_vectors_in_the_same_file_are_refused(c3: C3, embedded: Store, tmp_path: Path) -> None:
+    matrix = embedded.load("image").embeddings
+    command = ["caption", "--embeddings", "given.npy", "--json", "a.json"]
+    np.save("given.npy", matrix)
+    captions = c3(*command)
+    assert captions.exit_code == 0, captions.stderr
+    again = c3(*command)
+    assert "4 of 4 captions already existed" in again.stderr
+    before = (tmp_path / "a.json").read_bytes()
+    np.save("given.npy", matrix[::-1])
+    other = c3(*command)
+    assert other.exit_code == 1
+    assert "contains captions by tiny decoder of c3-mini, greedy" in " ".join(other.stderr.split())
+    assert (tmp_path / "a.json").read_bytes() == before
+    assert c3(*command, "--overwrite").exit_code == 0
+    rows, old = (json.loads(text) for text in ((tmp_path / "a.json").read_text(), before))
+    assert [row["caption"] for row in rows] == [row["caption"] for row in reversed(old)]
+
+
 def test_a_store_of_another_model_is_refused(c3: C3, captioner: Captioner, tmp_path: Path) -> None:
     captioner.save(tmp_path / "c3-decoder")
     build_store(tmp_path / "other", Rows.of("image", ["a"], unit_rows(1, 256)))
