@@ -34,6 +34,7 @@ from ..arrays import Indices
 from ..devices import Compute
 from ..errors import DecoderError, telling_what_is_kept
 from ..io.spill import hash_rows
+from ..moments import unit_rows
 from ..reporter import SILENT, Progress, Reporter
 from ..seeds import generator
 from ..store import Rows
@@ -298,13 +299,13 @@ class _Trainer:
         different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         embeddings = self.encoder.encode_texts(list(different))
         written = embeddings[[different[text] for text in texts]]
-        return torch.from_numpy((written * images).sum(axis=1).astype(np.float32)).to(self.device)
+        return torch.from_numpy((written * unit_rows(images)).sum(axis=1).astype(np.float32)).to(self.device)
 
     def _validate(self) -> float:
         """Return the mean cosine of the validation images with their greedy captions."""
         captions = generate(self.policy.model, self.val_inputs)
         texts = [self.tokenizer.decode(ids) for ids in captions]
-        return float((self.encoder.encode_texts(texts) * self.val.embeddings).sum(axis=1).mean())
+        return float((self.encoder.encode_texts(texts) * unit_rows(self.val.embeddings)).sum(axis=1).mean())
 
     def _save(self, checkpoints: CheckpointDir) -> None:
         tensors = {"policy": self.policy.state_dict(), "best": self.best_weights}

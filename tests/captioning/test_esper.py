@@ -147,6 +147,18 @@ def test_it_learns_what_images_show_from_images_alone(language_model: Captioner,
     assert Captioner.load(tmp_path / "esper").caption(embeddings=val.embeddings) == written
 
 
+def test_the_norms_of_images_change_nothing(language_model: Captioner) -> None:
+    """A store of ``c3 import --keep-norms`` has images of any length; CLIP's have about 10."""
+    train, val = pictures(20, 0), pictures(8, 1)
+    options: dict[str, Any] = {"training": TrainingConfig(epochs=2, batch_size=10), "compute": CPU}
+    unit = fit_esper(train, val, language_model, Animals(), **options)
+    longer, validation = (Rows.of("image", rows.keys, 8 * rows.embeddings) for rows in (train, val))
+    scaled = fit_esper(longer, validation, language_model, Animals(), **options)
+    losses = [[(e["train_loss"], e["val_loss"]) for e in one.record["history"]] for one in (unit, scaled)]
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-6)
+    assert scaled.caption(embeddings=validation.embeddings) == unit.caption(embeddings=val.embeddings)
+
+
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     language_model: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
