@@ -79,7 +79,7 @@ def redo_remedy(info: StoreInfo) -> str:
 
 
 def check_description(path: Path) -> list[Finding]:
-    """Check that store.json can be read, is written as c3 writes it, and is repeated in at least one shard.
+    """Check that store.json can be read, is written as c3 writes it, and is repeated in a shard, if any can be read.
 
     Raises:
         StoreError: if there is no store, it is of a newer format version, or no shard says what it should be.
@@ -99,8 +99,8 @@ def check_description(path: Path) -> list[Finding]:
     value = info.to_dict()
     if read_all(path / INFO_FILE) != json_text(value).encode("utf-8", "surrogatepass"):
         return finding("it was changed after it was written")
-    shards = list(all_parts(Store(path, info)))
-    if shards and not any(_description_of_shard(path, *shard) == value for shard in shards):
+    described = filter(None, (_description_of_shard(path, *shard) for shard in all_parts(Store(path, info))))
+    if next(described, value) != value and value not in described:
         return finding("it matches no shard: it was changed, or it belongs to another store")
     return []
 

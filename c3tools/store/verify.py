@@ -197,8 +197,12 @@ def repair_store(result: Verification) -> None:
             remove_leftovers(path / name)
         repairs = [finding.repair for finding in result.findings]
         if Repair.DESCRIPTION in repairs:
-            write_json_atomically(path / INFO_FILE, described_by_shards(path))
-            _repaired(result, f"{INFO_FILE} was rewritten from a shard")
+            described = described_by_shards(path)
+            if described is None:
+                result.repaired.append(f"{INFO_FILE} was not rewritten, because no intact shard has a copy of it")
+            else:
+                write_json_atomically(path / INFO_FILE, described)
+                _repaired(result, f"{INFO_FILE} was rewritten from a shard")
         finish_rewriting(path)
         opened = Store.open(path, incomplete=True)
         dropped = dict.fromkeys(_shards_to_repair(result, Repair.REDO))

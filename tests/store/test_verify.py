@@ -235,6 +235,27 @@ def test_store_json_is_written_anew_from_the_shards(tmp_path: Path, put: Put) ->
     assert verify_store(place).findings == []
 
 
+@pytest.mark.parametrize("footer", [False, True])
+def test_store_json_stays_if_no_shard_can_say_what_it_should_be(tmp_path: Path, footer: bool) -> None:
+    rows = Rows.of("text", list("abcd"), unit_rows(4, 4), caption=list("abcd"))
+    path = build_store(tmp_path / "s", rows).path
+    shard = path / "text" / "part-00000.parquet"
+    content = shard.read_bytes()
+    if footer:  # it can be read, but the checksum is wrong; and store.json was changed
+        shard.write_bytes(content[:4] + bytes([content[4] ^ 1]) + content[5:])
+        (path / "store.json").write_text((path / "store.json").read_text().replace("test-model", "other-model"))
+    else:
+        shard.write_bytes(content[:-9])
+    before = (path / "store.json").read_bytes()
+    result = verify_store(path, repair=True)
+    assert ("description" in {finding.check for finding in result.findings}) == footer
+    assert (path / "store.json").read_bytes() == before
+    assert not result.whole
+    kept = "store.json was not rewritten, because no intact shard has a copy of it"
+    assert (kept in result.repaired) == footer
+    assert "text shard 0 was removed and has to be made again" in result.repaired
+
+
 def test_a_store_from_before_checksums_is_read_and_whole(tmp_path: Path) -> None:
     path = whole_store(tmp_path / "s").path
     for marker_path in path.glob("*/_part-*.json"):
