@@ -187,6 +187,7 @@ def repair_store(result: Verification) -> None:
     Raises:
         OutputError: if another run is writing to the store.
         UnreachableError: if it can no longer be read or written; the same call continues.
+        MissingExtraError: if an index has to be made again and faiss is not installed; all other repairs are done.
     """
     path = result.store
     with (
@@ -224,18 +225,18 @@ def repair_store(result: Verification) -> None:
             else:
                 _write_moments(opened, modality, part)
                 _repaired(result, f"the moments of {modality} shard {part} were computed again")
-        for modality, part in _shards_to_repair(result, Repair.INDEX):
-            if (modality, part) in dropped:
-                result.open -= 1
-            else:
-                write_index(opened, modality, part)
-                _repaired(result, f"the FAISS index of {modality} shard {part} was made again")
         if Repair.FAILURES in repairs:
             _repaired(
                 result,
                 f"{FAILURES_FILE} was rewritten; the next `c3 embed` adds inputs that were refused before encoding",
             )
         _repair_manifest(result, repairs.count(Repair.MANIFEST), dropped)
+        for modality, part in _shards_to_repair(result, Repair.INDEX):  # last: it needs faiss
+            if (modality, part) in dropped:
+                result.open -= 1
+            else:
+                write_index(opened, modality, part)
+                _repaired(result, f"the FAISS index of {modality} shard {part} was made again")
 
 
 def _repair_manifest(result: Verification, defects: int, dropped: Collection[ShardName]) -> None:
@@ -250,7 +251,8 @@ def _repair_manifest(result: Verification, defects: int, dropped: Collection[Sha
         what = f"{MANIFEST_FILE} was written for the shards that exist; if a run is unfinished, run its command again"
         _repaired(result, what)
     else:
-        record_again(result.store, _shards_to_repair(result, Repair.MOMENTS))
+        changed = [shard for shard in _shards_to_repair(result, Repair.MOMENTS) if shard not in dropped]
+        record_again(result.store, changed)
         for _ in range(defects):
             _repaired(result, f"{MANIFEST_FILE} was updated")
 

@@ -50,6 +50,10 @@ def indexed(store: Store) -> Store:
     return store
 
 
+def without_faiss() -> ModuleType:
+    raise MissingExtraError("faiss-cpu", extra="cpu", purpose="Indexing and searching")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """30 images and 50 texts in shards of 8."""
@@ -133,6 +137,19 @@ def test_verify_finds_every_damage_and_makes_the_index_anew(store: Store) -> Non
     assert len(result.repaired) == 4
     assert {path: path.read_bytes() for path in store.path.rglob("*.faiss*")} == kept
     assert verify_store(store.path).findings == []
+
+
+def test_without_faiss_the_rest_of_a_store_is_repaired(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    indexed(store)
+    (store.path / "text/_part-00002.faiss").write_bytes(b"nonsense")
+    (store.path / "text/_part-00003.moments.safetensors").write_bytes(b"nonsense")
+    (store.path / "manifest.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("c3tools.store.shard_indexes.load_faiss", without_faiss)
+        with pytest.raises(MissingExtraError):
+            verify_store(store.path, repair=True)
+    assert [(finding.check, finding.part) for finding in verify_store(store.path).findings] == [("faiss", 2)]
+    assert verify_store(store.path, repair=True).whole
 
 
 def test_a_damaged_index_is_named(store: Store) -> None:
@@ -267,12 +284,9 @@ def test_without_faiss_new_shards_are_made_and_a_message_says_what_they_lack(
     one, two = halves(tmp_path)
     indexed(one)
 
-    def missing() -> ModuleType:
-        raise MissingExtraError("faiss-cpu", extra="cpu", purpose="Indexing and searching")
-
     messages = Messages()
     with monkeypatch.context() as patch:
-        patch.setattr("c3tools.store.shard_indexes.load_faiss", missing)
+        patch.setattr("c3tools.store.shard_indexes.load_faiss", without_faiss)
         merge_stores(tmp_path / "both", [one.path, two.path], reporter=messages)
     assert any("no FAISS index, because faiss-cpu is not installed; `c3 index`" in text for text in messages.texts)
     assert verify_store(tmp_path / "both").findings == []

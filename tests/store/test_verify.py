@@ -193,6 +193,17 @@ def test_duplicates_across_shards_are_found_and_the_later_shard_is_redone(tmp_pa
     assert verify_store(place).findings == []
 
 
+def test_a_removed_shard_needs_no_moments(tmp_path: Path) -> None:
+    rows = Rows.of("image", ["a", "b", "a"], unit_rows(3, 4))
+    path = build_store(tmp_path / "s", rows, part_rows=2).path
+    (path / "image" / "_part-00001.moments.safetensors").write_bytes(b"x")
+    result = verify_store(path, repair=True)
+    assert {(finding.check, finding.part) for finding in result.defects} == {("keys", 1), ("checksum", 1)}
+    assert result.repaired == ["image shard 1 was removed and has to be made again"]
+    assert result.open == 1
+    assert [finding.check for finding in verify_store(path).defects] == ["files"]
+
+
 def test_texts_without_their_image(tmp_path: Path, put: Put) -> None:
     images = Rows.of("image", ["a", "b"], unit_rows(2, 4))
     texts = Rows.of("text", ["a#0", "c#0", "d"], unit_rows(3, 4), image_key=["a", "c", None])
