@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..corpus.splits import Kept, split_order
-from ..errors import StoreError
+from ..errors import OutputError, StoreError
 from ..io.files import write_atomically, write_json_atomically
-from ..io.hub import Card, HubRepository
+from ..io.hub import CARD_FILE, CONFIG_FILE, Card, HubRepository
+from ..io.locations import names_in
 from ..io.outputs import Output, replacing
 from ..io.parquet import read_parquet
 from ..moments import Moments, load_counts, save_moments
@@ -33,6 +34,7 @@ from .rows import row_splits
 from .shards import ROW_GROUP_ROWS, check_schema, create_store, parquet_writer, shard_schema, write_batches
 
 _DATA, _MOMENTS = "data", "moments"
+_FILES = {INFO_FILE, _DATA, _MOMENTS}
 _FILE_BYTES = 2**28  # of embeddings, before they are packed; a file is read whole
 _DATA_FILE = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
 
@@ -104,12 +106,19 @@ class HubDataset(HubRepository):
         """Write the data set to a folder, whole or not at all; a former one is replaced.
 
         Raises:
-            OutputError: if the folder holds something else.
+            OutputError: if the folder contains anything else.
             StoreError: if the store has no rows, or cannot be read.
         """
         if not self.modalities:
             raise StoreError(f"The store {self.path} has no rows to share.", remedy="Run `c3 embed` first.")
         Output(folder, "data set", (_DATA,), overwrite=True).holds_result()
+        there = set().union(*names_in(folder))
+        others = there - _FILES - {CONFIG_FILE, CARD_FILE}
+        if others or (there and not there >= _FILES):
+            raise OutputError(
+                f"{folder} contains {min(others, default=_DATA)}, which is not part of a data set that c3tools wrote.",
+                remedy="Choose a new or empty folder.",
+            )
         with replacing(folder, keep=False) as new:
             write_json_atomically(new / INFO_FILE, self.info.to_dict())
             for name in self.modalities:

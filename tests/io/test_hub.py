@@ -196,6 +196,19 @@ def test_a_store_is_saved_over_nothing_but_a_data_set(store: Store, tmp_path: Pa
         Store.from_pretrained(tmp_path / "rows", output=store.path)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", ".git/HEAD", "data/README.md", "data/train.csv"])
+def test_a_folder_with_anything_but_a_data_set_is_not_replaced(store: Store, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "project"
+    if not name.startswith("data"):
+        store.save_pretrained(folder)
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("kept")
+    with pytest.raises(OutputError, match=f"project contains {name.partition('/')[0]}, which"):
+        store.save_pretrained(folder)
+    assert file.read_text() == "kept"
+
+
 def test_a_repository_of_another_class_is_named(hub: Hub, pipeline: Pipeline) -> None:
     pipeline.push_to_hub("me/c3")
     with pytest.raises(C3Error, match=r"(?s)me/c3 holds a Pipeline, not a Captioner.*Pipeline.from_pretrained"):
