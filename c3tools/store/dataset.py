@@ -3,9 +3,11 @@
     README.md                                 the card: one configuration per modality, encoder, preprocessing, norm
     store.json                                what the embeddings are, as in the store
     data/image/train-00000-of-00002.parquet   the rows of one split, as all commands see it
+    data/image/failures.parquet               the images that failed; data/failures.parquet: inputs refused before
     moments/image.safetensors                 count, mean and scatter by split
 
-Images are not among it. A path of an image that is absolute is cut to the name of the file.
+Images are not among it. A path of an image that is absolute is cut to the name of the file. Failures are without
+their messages, which may name folders too.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, Self
 
@@ -29,7 +32,7 @@ from ..io.outputs import Output, replacing
 from ..io.parquet import read_parquet
 from ..moments import Moments, load_counts, save_moments
 from .manifest import finish_store
-from .metadata import INFO_FILE, StoreInfo, write_failures
+from .metadata import INFO_FILE, Failure, StoreInfo, read_failures, write_failures
 from .rows import row_splits
 from .shards import ROW_GROUP_ROWS, check_schema, create_store, parquet_writer, shard_schema, write_batches
 
@@ -61,6 +64,18 @@ class HubDataset(HubRepository):
         """The splits whose rows stay in them."""
         raise NotImplementedError
 
+    def count(self, modality: str) -> int:
+        """Return the number of rows of a modality."""
+        raise NotImplementedError
+
+    def failures(self, modality: str) -> list[Failure]:
+        """Return the inputs of a modality that were not embedded."""
+        raise NotImplementedError
+
+    def recorded_failures(self) -> list[Failure]:
+        """Return all inputs that were not embedded, with those refused before encoding."""
+        raise NotImplementedError
+
     def batches(self, modality: str) -> Iterator[pa.RecordBatch]:
         """Stream the rows of a modality."""
         raise NotImplementedError
@@ -71,7 +86,7 @@ class HubDataset(HubRepository):
 
     def card(self) -> Card:
         """Return the facts of its card on the hub."""
-        counts = {name: _counts(self.moments_by_split(name)) for name in self.modalities}
+        counts = {name: _counts(self.moments_by_split(name)) for name in self.modalities if self.count(name)}
         info = self.info
         facts = {
             "encoder": info.model,
@@ -109,7 +124,7 @@ class HubDataset(HubRepository):
             OutputError: if the folder contains anything else.
             StoreError: if the store has no rows, or cannot be read.
         """
-        if not self.modalities:
+        if not any(map(self.count, self.modalities)):
             raise StoreError(f"The store {self.path} has no rows to share.", remedy="Run `c3 embed` first.")
         Output(folder, "data set", (_DATA,), overwrite=True).holds_result()
         there = set().union(*names_in(folder))
@@ -121,10 +136,13 @@ class HubDataset(HubRepository):
             )
         with replacing(folder, keep=False) as new:
             write_json_atomically(new / INFO_FILE, self.info.to_dict())
+            refused = [failure for failure in self.recorded_failures() if failure.stage == "list"]
+            _write_failures(new / _DATA, refused)
             for name in self.modalities:
                 moments = self.moments_by_split(name)
                 place, counts = new / _DATA / name, _counts(moments)
                 _write_files(place, name, self.info, self.batches(name), counts, self.kept_splits)
+                _write_failures(place, self.failures(name))
                 target = new / _MOMENTS / f"{name}.safetensors"
                 write_atomically(target, lambda path, found=moments: save_moments(path, found, {}))  # type: ignore[misc]
 
@@ -153,14 +171,24 @@ class HubDataset(HubRepository):
         info = StoreInfo.load(folder)
         with replacing(target, keep=False) as new:
             create_store(new, info)
+            failures = read_failures(folder / _DATA)
             for modality in sorted(path.name for path in (folder / _DATA).glob("[!._]*/")):
-                for part, file in enumerate(_files_of(folder, modality)):
-                    write_batches(new, info, modality, part, _read(file, modality, info))
+                failed = read_failures(folder / _DATA / modality)
+                files = [_read(file, modality, info) for file in _files_of(folder, modality)]
+                for part, batches in enumerate(files or [iter(())]):
+                    write_batches(new, info, modality, part, batches, () if part else failed)
                 _check_count(folder, modality, info)
-            write_failures(new, [])
+                failures += failed
+            write_failures(new, sorted(failures, key=lambda failure: (failure.stage, failure.key)))
             finish_store(new)
         opened: Self = cls.open(target)  # type: ignore[attr-defined]
         return opened
+
+
+def _write_failures(folder: Path, failures: Iterable[Failure]) -> None:
+    shown = [replace(failure, path=_without_folder(failure.path), message="") for failure in failures]
+    if shown:
+        write_failures(folder, shown)
 
 
 def _counts(moments: Mapping[str, Moments]) -> dict[str, int]:
@@ -213,15 +241,16 @@ def _write_files(
             writer.close()
 
 
+def _without_folder(path: str) -> str:
+    """Return a path, cut to the file name if it is absolute, because it reveals folders of the user."""
+    return PurePath(path).name if PurePath(path).is_absolute() else path
+
+
 def _without_folders(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return rows in which absolute paths of images are cut to file names, because they reveal folders of the user."""
     if "path" not in batch.schema.names:
         return batch
     place = batch.schema.get_field_index("path")
-    paths = [
-        PurePath(path).name if path and PurePath(path).is_absolute() else path
-        for path in batch.column("path").to_pylist()
-    ]
+    paths = [path and _without_folder(path) for path in batch.column("path").to_pylist()]
     return batch.set_column(place, batch.schema.field(place), pa.array(paths, batch.schema.field(place).type))
 
 

@@ -62,7 +62,7 @@ class Means:
     Attributes:
         store: the folder or URL.
         rows: one line for each modality and split, and for external moments.
-        gap_length: distance of the two means over all rows; None unless there are two modalities.
+        gap_length: distance of the two means over all rows; None unless two modalities have rows.
     """
 
     store: Path
@@ -95,7 +95,7 @@ class Means:
 
 
 def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor | None = None) -> Means:
-    """Return the means of every modality and split, from the shards' moments alone.
+    """Return the means of every modality and split that has rows, from the shards' moments alone.
 
     Args:
         store: a store, or its folder or URL.
@@ -106,7 +106,7 @@ def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor 
     """
     store = Store.open(store)
     rows, totals = [], []
-    for modality in store.modalities:
+    for modality in (name for name in store.modalities if store.count(name)):
         groups = store.moments_by_split(modality, executor)
         rows += [MeanRow.of(modality, split, groups[split]) for split in sorted(groups, key=split_order)]
         totals.append(Moments.merge_all(groups.values(), store.info.dim))

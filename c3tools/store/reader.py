@@ -173,10 +173,10 @@ class Store(HubDataset):
         """Return the inputs of one shard that were not embedded, from its done marker."""
         return [Failure(**failure) for failure in self.marker(modality, part)["failures"]]
 
-    def failures(self) -> list[Failure]:
-        """Return every input that was not embedded, from the done markers."""
-        folders = names_in(self.path)[0]
-        return [f for modality in folders for part in self.parts(modality) for f in self.shard_failures(modality, part)]
+    def failures(self, modality: str | None = None) -> list[Failure]:
+        """Return every input (of ``modality``) that was not embedded, from the done markers."""
+        names = names_in(self.path)[0] if modality is None else [modality]
+        return [failure for name in names for part in self.parts(name) for failure in self.shard_failures(name, part)]
 
     def recorded_failures(self) -> list[Failure]:
         """Return the rows of failures.parquet, or none if the file does not exist."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from c3tools import Captioner, Pipeline, Store, preset
 from c3tools.captioning import CaptionDecoder, CaptionTokenizer, DecoderConfig
 from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, UnreachableError
 from c3tools.io import hub as hub_module
-from c3tools.store import Rows, dataset
+from c3tools.store import (
+    Failure,
+    Rows,
+    Shard,
+    dataset,
+    finish_store,
+    rewrite_failures,
+    write_failures,
+    write_shard,
+)
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, MODEL, build_store, make_store, unit_rows
 from tests.servers import Hub
@@ -148,6 +158,43 @@ def test_a_store_is_a_data_set_and_a_store_again(
         np.testing.assert_allclose(again.moments(modality).mean, store.moments(modality).mean, atol=1e-7)
     assert again.load("image").select(np.arange(1)).column("path") == ["image0.jpg"]
     assert len(again.pairs()) == len(store.pairs())
+
+
+def test_inputs_that_failed_are_in_the_data_set(hub: Hub, store: Store, tmp_path: Path) -> None:
+    rows = Rows.of("text", ["lost#0"], unit_rows(1, DIM), image_key=["lost"])
+    columns = {"key": rows.column("key"), "image_key": rows.column("image_key")}
+    write_shard(store.path, store.info, Shard("text", 5, rows.embeddings, columns))
+    failure = Failure("lost", "/home/me/lost.jpg", "decode", "OSError", "cannot read /home/me/lost.jpg")
+    refused = Failure("a.txt", "photos/a.txt", "list", "CorpusError", "it is no image")
+    rewrite_failures(store.path, "image", 0, [failure])
+    write_failures(store.path, [failure, refused])
+    finish_store(store.path)
+    store.push_to_hub("me/rows")
+    assert not any(b"/home/me" in content for content in hub.last("datasets/me/rows").values())
+    again = Store.from_pretrained("me/rows", output=tmp_path / "again")
+    assert verify_store(again.path).findings == []
+    assert again.failures() == [replace(failure, path="lost.jpg", message="")]
+    assert again.recorded_failures() == [*again.failures(), replace(refused, message="")]
+
+
+def test_a_modality_without_rows_is_left_out(hub: Hub, tmp_path: Path) -> None:
+    rows = Rows.of("text", ["lost#0", "own"], unit_rows(2, DIM), image_key=["lost", None])
+    store = build_store(tmp_path / "store", rows)
+    failures = [Failure("lost", "lost.jpg", "decode", "OSError", "")]
+    write_shard(store.path, store.info, Shard("image", 0, np.empty((0, DIM)), {"key": []}, failures))
+    write_failures(store.path, failures)
+    finish_store(store.path)
+    assert store.modalities == ["image", "text"]
+    store.push_to_hub("me/rows")
+    header = header_of(hub.last("datasets/me/rows")["README.md"])
+    assert [config["config_name"] for config in header["configs"]] == ["text"]  # type: ignore[attr-defined]
+    again = Store.from_pretrained("me/rows", output=tmp_path / "again")
+    assert verify_store(again.path).findings == []
+    assert again.failures("image") == again.recorded_failures() == failures
+    (store.path / "text" / "_part-00000.json").unlink()
+    with pytest.raises(StoreError, match="has no rows to share"):
+        store.save_pretrained(tmp_path / "rows")
+    assert not (tmp_path / "rows").exists()
 
 
 def test_datasets_reads_what_a_store_saves(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from c3tools.errors import StoreError
 from c3tools.moments import load_moments, save_moments
-from c3tools.store import Store
+from c3tools.store import Rows, Shard, Store, finish_store, write_shard
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
 from c3tools.transforms import preset
-from tests.conftest import make_store, unit_rows
+from tests.conftest import build_store, make_store, unit_rows
 from tests.stores import gap_store
 
 
@@ -26,6 +26,15 @@ def test_the_table_is_that_of_the_rows(tmp_path: Path) -> None:
     assert row.standard_error == pytest.approx(expected, rel=1e-4)
     gap = np.linalg.norm(image.mean(axis=0) - text.mean(axis=0))
     assert compute_means(store).gap_length == pytest.approx(gap, abs=1e-6)
+
+
+def test_a_modality_without_rows_has_no_mean_and_no_gap(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s", Rows.of("text", list("abc"), unit_rows(3, 8)))
+    write_shard(store.path, store.info, Shard("image", 0, np.empty((0, 8)), {"key": []}))
+    finish_store(store.path)
+    means = compute_means(store)
+    assert {row.modality for row in means.rows} == {"text"}
+    assert means.gap_length is None
 
 
 def test_saved_means_load_into_another_store_and_are_fitted_on(tmp_path: Path) -> None:
