@@ -37,6 +37,9 @@ def pull(
     revision: Annotated[
         str | None, typer.Option("--revision", help="A branch, a tag or a commit.", show_default="main")
     ] = None,
+    dataset: Annotated[
+        bool, typer.Option("--dataset", help="Fetch the store of this name even if there is a model of the same name.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Fetch a decoder, a generator, a pipeline or a store from the Hugging Face hub to a folder."""
@@ -45,9 +48,12 @@ def pull(
     from c3tools.io.outputs import replacing
 
     try:
-        fetched = download_repository(repository, revision=revision)
-    except UnreachableError:
-        fetched = download_repository(repository, "dataset", revision=revision)
+        fetched = download_repository(repository, "dataset" if dataset else "model", revision=revision)
+    except C3Error as error:
+        try:
+            fetched = download_repository(repository, "dataset", revision=revision)
+        except UnreachableError:
+            raise error from None
     name = str(class_of(fetched))
     if name not in _FOLDERS:
         raise C3Error(f"{repository} holds a {name}, which this c3tools does not know.", remedy="Update c3tools.")

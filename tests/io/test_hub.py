@@ -336,6 +336,26 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, captioner: Captioner, tmp
     assert "There is something at c3-pipeline already." in result.stderr
 
 
+def test_pull_finds_a_store_that_has_the_name_of_a_model(hub: Hub, c3: C3, store: Store, pipeline: Pipeline) -> None:
+    hub.files["models/me/coco"] = [{"config.json": b'{"model_type": "bert"}'}]
+    result = c3("pull", "me/coco")
+    assert result.exit_code == 1
+    assert "me/coco was not made by c3tools" in result.stderr
+    store.push_to_hub("me/coco")
+    assert c3("pull", "me/coco", "-o", "one").exit_code == 0
+    assert Store.open("one").count("image") == 9
+    pipeline.push_to_hub("me/coco")
+    assert c3("pull", "me/coco", "-o", "two").exit_code == 0
+    assert Pipeline.load("two").record() == pipeline.record()
+    result = c3("pull", "me/coco", "--dataset", "-o", "three")
+    assert result.exit_code == 0, result.stderr
+    assert Store.open("three").count("image") == 9
+    pipeline.push_to_hub("me/c3")
+    result = c3("pull", "me/c3", "--dataset", "-o", "four")
+    assert result.exit_code == 1
+    assert "has no repository me/c3 of this kind" in result.stderr
+
+
 def test_push_says_what_it_does_not_understand(hub: Hub, c3: C3, pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = c3("push", "empty", "me/c3")
