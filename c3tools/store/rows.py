@@ -190,13 +190,14 @@ class Pairs:
 
 
 def join_tables(tables: list[pa.Table]) -> pa.Table:
-    """Return one table of all of them, each column in one piece, and empty the list."""
+    """Return one table of all of them, each column in one piece (see `one_array`), and empty the list."""
     joined = pa.concat_tables(tables).replace_schema_metadata(None)
     tables.clear()
     for place, field in enumerate(joined.schema):  # one after another, so that only one is there twice
         column = joined.column(place)
         if column.num_chunks > 1:
-            joined = joined.set_column(place, field.name, column.combine_chunks())
+            whole = one_array(column) if pa.types.is_string(field.type) else column.combine_chunks()
+            joined = joined.set_column(place, field.name, whole)
     return joined
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from c3tools.errors import StoreError
 from c3tools.store import Pairs, Rows
 from c3tools.store import strings as strings_module
-from c3tools.store.rows import item_keys, row_items
+from c3tools.store.rows import item_keys, join_tables, row_items
 from c3tools.store.strings import Strings, hash_strings
 
 
@@ -98,3 +98,19 @@ def test_columns_that_are_too_long_for_32_bits_get_64(monkeypatch: pytest.Monkey
     assert strings.array.type == pa.large_string()
     assert strings == ["a longer text", "b", "c"]
     assert Strings(pa.chunked_array([pa.array(["a", "b"]).dictionary_encode()])) == ["a", "b"]
+
+
+def test_tables_whose_texts_are_too_long_for_32_bits_are_joined_with_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strings_module, "_MOST_BYTES", 100)
+    parts = [
+        pa.table({"key": [f"text{i}"], "image_key": ["a"], "caption": ["a long text" * 9], "width": [i]})
+        for i in (0, 1)
+    ]
+    joined = join_tables(list(parts))
+    types = {field.name: field.type for field in joined.schema}
+    assert types == {"key": pa.string(), "image_key": pa.string(), "caption": pa.large_string(), "width": pa.int64()}
+    assert joined.to_pylist() == [row for part in parts for row in part.to_pylist()]
+    assert all(column.num_chunks == 1 for column in joined.columns)
+    rows = Rows("text", np.eye(2), joined)
+    assert rows.captions == ["a long text" * 9] * 2
+    assert rows.select(np.array([1])).keys == ["text1"]
