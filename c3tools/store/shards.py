@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..corpus.splits import Kept
-from ..errors import StoreError
+from ..errors import StoreError, UnreachableError
 from ..io.files import remove_leftovers, sha256_of, sync_folder, write_atomically, write_json_atomically
 from ..io.locations import download, kind_of, move, names_in, remove
 from ..moments import Moments, save_moments
@@ -288,6 +288,9 @@ def write_batches(
 
     Returns:
         The number of rows.
+
+    Raises:
+        UnreachableError: if a URL cannot be written to, or a file was changed on the way there.
     """
     groups: dict[str, Moments] = {}
     count = 0
@@ -308,11 +311,9 @@ def write_batches(
             if writer is not None:
                 writer.close()
 
-    rows = part_path(store, modality, part, ROWS)
-    write_atomically(rows, write_rows)
-    marker = {"rows": count, "failures": list(failures), "timings": dict(timings or {})}
-    moments_digest = write_moments(store, info, modality, part, groups)
-    marker["sha256"] = {rows.name: sha256_of(rows), **moments_digest}
+    digests = _write_hashed(part_path(store, modality, part, ROWS), write_rows)
+    digests |= write_moments(store, info, modality, part, groups)
+    marker = {"rows": count, "failures": list(failures), "timings": dict(timings or {}), "sha256": digests}
     write_marker(part_path(store, modality, part, MARKER), marker)
     return count
 
@@ -323,8 +324,29 @@ def write_moments(
     """Write the moments of a shard by split, and return the name of the file with its SHA-256."""
     path = part_path(store, modality, part, MOMENTS)
     total = groups or {"train": Moments.empty(info.dim)}
-    write_atomically(path, lambda temporary: save_moments(temporary, total, {"modality": modality}))
-    return {path.name: sha256_of(path)}
+    return _write_hashed(path, lambda temporary: save_moments(temporary, total, {"modality": modality}))
+
+
+def _write_hashed(path: Path, write: Callable[[Path], object]) -> dict[str, str]:
+    """Write a file as `write_atomically` does, and return its name with the SHA-256 of what ``write`` wrote.
+
+    Raises:
+        UnreachableError: if what is at a URL then is something else.
+    """
+    digest = ""
+
+    def write_and_hash(temporary: Path) -> None:
+        nonlocal digest
+        write(temporary)
+        digest = sha256_of(temporary)
+
+    write_atomically(path, write_and_hash)
+    if not isinstance(path, Path) and sha256_of(path) != digest:
+        raise UnreachableError(
+            f"{path} was changed on the way: what is read back is not what was uploaded.",
+            remedy="Run the same command again.",
+        )
+    return {path.name: digest}
 
 
 def add_moments(groups: dict[str, Moments], batch: pa.RecordBatch, kept: Kept = None) -> None:

@@ -23,10 +23,10 @@ from c3tools.encoders import Encoder
 from c3tools.errors import C3Error, OutputError, UnreachableError
 from c3tools.io import locations, lock
 from c3tools.io.lock import locked
-from c3tools.store import Store, write_shard
+from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
 from c3tools.store import verify as verify_module
 from c3tools.store.verify import repair_store, verify_store
-from tests.conftest import C3, copy_photos, put_store
+from tests.conftest import C3, MODEL, copy_photos, put_store, unit_rows
 from tests.corpus.packing import photos_of, webdataset, write_tar
 from tests.embedding.test_embed import files
 from tests.servers import Faults
@@ -87,6 +87,25 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
             embed_corpus(corpus, URL, encoder, **OPTIONS)
     embed_corpus(corpus, URL, encoder, **OPTIONS)
     assert fetched(tmp_path / "copy", s3) == files(tmp_path / "disk")
+
+
+@pytest.mark.parametrize("name", ["part-00000.parquet", "_part-00000.moments.safetensors"])
+def test_a_shard_that_is_damaged_on_the_way_is_no_shard(s3: Faults, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def upload(source: Path, target: Path) -> None:
+        if target.name == name:
+            source.write_bytes(source.read_bytes()[:-1] + b"\n")
+        uploaded(source, target)
+
+    uploaded, path, info = locations.upload, locations.location(URL), StoreInfo(MODEL, 4)
+    create_store(path, info)
+    shard = Shard("image", 0, unit_rows(3, 4), {"key": list("abc")})
+    with monkeypatch.context() as patch:
+        patch.setattr(locations, "upload", upload)
+        with pytest.raises(UnreachableError, match=rf"(?s){name} was changed on the way.*Run the same command again"):
+            write_shard(path, info, shard)
+    assert Store.open(URL).modalities == []
+    write_shard(path, info, shard)
+    assert {finding.check for finding in verify_store(URL).findings} == {"manifest"}
 
 
 KILLED = """
