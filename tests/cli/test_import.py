@@ -115,6 +115,14 @@ def test_lines_whose_vectors_differ(here: Path, last: str) -> None:
     assert "no column has lists of numbers. Its columns are id, text" in refused("--image", words(here))
 
 
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float64())])
+def test_lists_of_unequal_length_whose_numbers_would_fill_rows(here: Path, kind: pa.DataType) -> None:
+    lists = pa.array([[1, 2, 3], [4, 5, 6, 7, 8]], kind)
+    pq.write_table(pa.table({"id": [1, 2], "embedding": lists}), "v.parquet")
+    said = refused("--image", "v.parquet")
+    assert "column 'embedding' of v.parquet does not hold vectors of one length (their lengths are 3 to 5)" in said
+
+
 def words(here: Path) -> str:
     write_jsonl(here / "w.jsonl", [{"id": 1, "text": ["a dog"]}])
     return "w.jsonl"

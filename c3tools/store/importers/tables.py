@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from ...errors import StoreError
@@ -171,6 +172,9 @@ def _list_column(path: Path, name: str, column: pa.ChunkedArray[Any]) -> npt.NDA
             return np.array(values, dtype=np.float32)
         if not _is_list(column.type):
             raise TypeError(f"it is {column.type}")
+        lengths = sorted(pc.list_value_length(column).unique().to_pylist())
+        if len(lengths) > 1:
+            raise ValueError(f"their lengths are {lengths[0]} to {lengths[-1]}")
         chunks = [chunk.flatten() for chunk in column.chunks]  # type: ignore[attr-defined]
         flat = pa.concat_arrays(chunks).to_numpy(zero_copy_only=False)
         return np.asarray(flat).reshape(len(column), -1)
