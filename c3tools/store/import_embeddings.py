@@ -21,8 +21,9 @@ from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
 from .importers.columns import KEYS, TEXT_KEYS, as_keys, find_column
+from .importers.vectors import clip_retrieval_files
 from .manifest import finish_store
-from .metadata import INFO_FILE, Failure, StoreInfo, write_failures
+from .metadata import INFO_FILE, Failure, StoreInfo, digest_of, write_failures
 from .reader import Store
 from .rows import Rows, item_keys, match_items
 from .shard_indexes import has_indexes, keep_indexes
@@ -242,8 +243,12 @@ def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    """Return name and hash of an imported file: with a changed file, an interrupted import is not continued."""
-    return {"name": path.name} if path.is_dir() else {"name": path.name, "sha256": sha256_of(path)}
+    """Return name and hash of an imported file or folder: if it changed, an interrupted import is not continued."""
+    if not path.is_dir():
+        return {"name": path.name, "sha256": sha256_of(path)}
+    files = clip_retrieval_files(path)
+    digests = {name: {file.name: sha256_of(file) for file in files[name]} for name in files}
+    return {"name": path.name, "sha256": digest_of(digests)}
 
 
 class _Block(NamedTuple):

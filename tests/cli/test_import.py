@@ -215,15 +215,19 @@ def test_text_rows_that_cannot_be_paired(here: Path, last: list[int], message: s
     assert not (here / "c3-store").exists()
 
 
+def write_clip_retrieval(folder: Path, images: np.ndarray, texts: np.ndarray, caption: str = "caption") -> None:
+    for number, rows in enumerate(np.split(np.arange(len(images)), [2, 13])):  # files 0, 1, 2
+        for kind, array in (("img", images), ("text", texts)):
+            (folder / f"{kind}_emb").mkdir(parents=True, exist_ok=True)
+            np.save(folder / f"{kind}_emb" / f"{kind}_emb_{number}.npy", array[rows].astype(np.float16))
+        (folder / "metadata").mkdir(exist_ok=True)
+        table = pa.table({"image_path": [f"x/{i}.jpg" for i in rows], "caption": [f"{caption} {i}" for i in rows]})
+        pq.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")
+
+
 def test_clip_retrieval_folder(here: Path) -> None:
     images, texts = make_vectors(23)
-    for number, rows in enumerate(np.split(np.arange(23), [2, 13])):  # files 0, 1, 2
-        for kind, array in (("img", images), ("text", texts[::2])):
-            (here / "cr" / f"{kind}_emb").mkdir(parents=True, exist_ok=True)
-            np.save(here / "cr" / f"{kind}_emb" / f"{kind}_emb_{number}.npy", array[rows].astype(np.float16))
-        (here / "cr" / "metadata").mkdir(exist_ok=True)
-        table = pa.table({"image_path": [f"x/{i}.jpg" for i in rows], "caption": [f"caption {i}" for i in rows]})
-        pq.write_table(table, here / "cr" / "metadata" / f"metadata_{number}.parquet")
+    write_clip_retrieval(here / "cr", images, texts[::2])
     assert "Imported 23 image, 23 text rows" in ok("cr")
     store = Store.open("c3-store")
     np.testing.assert_allclose(store.load("image").embeddings, images, atol=2e-3)
@@ -231,6 +235,17 @@ def test_clip_retrieval_folder(here: Path) -> None:
     assert (text.column("caption")[14], text.column("image_key")[14]) == ("caption 14", "x/14")
     (here / "cr" / "img_emb" / "img_emb_2.npy").unlink()
     assert "have different numbers of rows: 13 and 23" in refused("cr", "--store", "other")
+
+
+@pytest.mark.parametrize("changed", ["image", "text", "captions"])
+def test_changed_clip_retrieval_folder_is_another_one(here: Path, changed: str) -> None:
+    images, texts = make_vectors(23)
+    write_clip_retrieval(here / "cr", images, texts[::2])
+    ok("cr", "--store", "cr/store")
+    ok("cr", "--store", "cr/store")  # the store in the folder is no part of it
+    sides = (images[::-1] if changed == "image" else images, texts[1::2] if changed == "text" else texts[::2])
+    write_clip_retrieval(here / "cr", *sides, "another" if changed == "captions" else "caption")
+    assert "cr/store already has image and text rows" in refused("cr", "--store", "cr/store")
 
 
 def c3_pickle(images: np.ndarray, texts: np.ndarray) -> dict[str, Any]:

@@ -109,17 +109,17 @@ def read_clip_retrieval(folder: Path) -> tuple[dict[str, VectorFile], Columns]:
             f"{folder} is not a clip-retrieval folder: it has neither img_emb/ nor text_emb/.",
             remedy="Import the arrays by name: c3 import --image FILE --text FILE",
         )
+    found = clip_retrieval_files(folder)
     vectors = {}
     for modality, name in _CLIP_RETRIEVAL_FOLDERS.items():
-        files = _numbered_files(folder / name, ".npy")
-        if files:
-            arrays = [read_vectors(path).vectors for path in files]
+        if found[name]:
+            arrays = [read_vectors(path).vectors for path in found[name]]
             if len({array.shape[1] for array in arrays}) > 1:
                 raise StoreError(f"The arrays in {folder / name} have different dimensions.")
             vectors[modality] = VectorFile(_Concatenated(arrays))
     columns: Columns = {}
     total = 0
-    for path in _numbered_files(folder / "metadata", ".parquet"):
+    for path in found["metadata"]:
         table = read_table(path)
         rows = len(next(iter(table.values()), []))
         for name in {**columns, **table}:
@@ -132,6 +132,17 @@ def read_clip_retrieval(folder: Path) -> tuple[dict[str, VectorFile], Columns]:
             f"{' and '.join(f'{size:,}' for size in sorted(sizes))}."
         )
     return vectors, columns
+
+
+def clip_retrieval_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of a folder of clip-retrieval by the folder in it, in the order of their numbers."""
+
+    def number(path: Path) -> tuple[int, str]:
+        digits = re.findall(r"\d+", path.stem)
+        return (int(digits[-1]) if digits else 0, path.name)
+
+    suffixes = {**dict.fromkeys(_CLIP_RETRIEVAL_FOLDERS.values(), ".npy"), "metadata": ".parquet"}
+    return {name: sorted((folder / name).glob(f"*{suffix}"), key=number) for name, suffix in suffixes.items()}
 
 
 class _Concatenated:
@@ -155,14 +166,6 @@ class _Concatenated:
             if first < stop and first + len(array) > start
         ]
         return np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), self._arrays[0].dtype)
-
-
-def _numbered_files(folder: Path, suffix: str) -> list[Path]:
-    def number(path: Path) -> tuple[int, str]:
-        digits = re.findall(r"\d+", path.stem)
-        return (int(digits[-1]) if digits else 0, path.name)
-
-    return sorted(folder.glob(f"*{suffix}"), key=number)
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
