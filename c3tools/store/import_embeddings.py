@@ -28,6 +28,7 @@ from .reader import Store
 from .rows import Rows, item_keys, match_items
 from .shard_indexes import has_indexes, keep_indexes
 from .shards import Shard, create_store, write_shard
+from .store_checks import description_of_shard
 
 SHARD_ROWS = 32_768
 UNKNOWN_MODEL = "unknown"
@@ -232,9 +233,13 @@ def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -
     if kind_of(path / INFO_FILE) is None:
         return
     store = Store.open(path, incomplete=True)
-    if store.info.extra == info.extra:
-        return  # an interrupted import of the same files
-    taken = [modality.name for modality in modalities if store.parts(modality.name)]
+
+    def is_from_elsewhere(modality: str, part: int) -> bool:
+        described = description_of_shard(path, modality, part)  # store.json describes the first import only
+        return described is not None and described.get("extra") != info.extra
+
+    names = [modality.name for modality in modalities]
+    taken = [name for name in names if any(is_from_elsewhere(name, part) for part in store.parts(name))]
     if taken:
         raise StoreError(
             f"The store {path} already has {' and '.join(taken)} rows.",

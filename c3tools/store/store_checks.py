@@ -99,7 +99,7 @@ def check_description(path: Path) -> list[Finding]:
     value = info.to_dict()
     if read_all(path / INFO_FILE) != json_text(value).encode("utf-8", "surrogatepass"):
         return finding("it was changed after it was written")
-    described = filter(None, (_description_of_shard(path, *shard) for shard in all_parts(Store(path, info))))
+    described = filter(None, (description_of_shard(path, *shard) for shard in all_parts(Store(path, info))))
     if next(described, value) != value and value not in described:
         return finding("it matches no shard: it was changed, or it belongs to another store")
     return []
@@ -115,7 +115,7 @@ def described_by_shards(path: Path) -> dict[str, Any] | None:
         try:
             digests = read_marker(path / (early_name if early else part_name)(modality, part, MARKER))["sha256"]
             if digests.get(rows.name) == sha256_of(rows):
-                return _description_of_shard(path, modality, part)
+                return description_of_shard(path, modality, part)
         except UnreachableError:
             raise
         except (StoreError, OSError):
@@ -132,7 +132,8 @@ def description_in(schema: pa.Schema) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _description_of_shard(path: Path, modality: str, part: int) -> dict[str, Any] | None:
+def description_of_shard(path: Path, modality: str, part: int) -> dict[str, Any] | None:
+    """Return the store.json that a shard repeats: that of the run that wrote it; None if it cannot be read."""
     try:
         with name_or_file(part_path(path, modality, part, ROWS), SMALL_BLOCK) as source:
             return description_in(pq.read_schema(source))

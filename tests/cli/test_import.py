@@ -357,6 +357,22 @@ def test_same_import_again_and_another_one(here: Path) -> None:
     assert "already has image rows" in refused("--image", "i.npy")
 
 
+def test_an_interrupted_second_import_is_continued(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("c3tools.store.import_embeddings.SHARD_ROWS", 4)
+    images, texts = make_vectors(5)
+    for name, rows in (("i", images), ("t", texts), ("other", texts[::-1])):
+        np.save(f"{name}.npy", rows)
+    ok("--image", "i.npy")
+    ok("--text", "t.npy")
+    before = {p.name: p.read_bytes() for p in (here / "c3-store" / "text").iterdir()}
+    (here / "c3-store" / "text" / "_part-00001.json").unlink()
+    assert "already has text rows" in refused("--text", "other.npy")
+    ok("--text", "t.npy")
+    assert {p.name: p.read_bytes() for p in (here / "c3-store" / "text").iterdir()} == before
+    ok("--image", "i.npy")
+    assert "already has image rows" in refused("--image", "other.npy")
+
+
 def test_several_arrays_in_one_file(here: Path) -> None:
     images, texts = make_vectors(5)
     np.savez("both.npz", a=images, b=texts[::2], ids=np.array([f"k{i}" for i in range(5)]))
