@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,16 @@ from ..io.files import remove_leftovers, sha256_of
 from ..io.float16 import to_float32
 from ..io.locations import kind_of, location
 from ..io.lock import locked
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
 from .importers.columns import KEYS, TEXT_KEYS, as_keys, find_column
 from .importers.vectors import clip_retrieval_files
+from .item_splits import item_splits, joined_splits
+from .keys import SortedHashes, key_hashes
 from .manifest import finish_store
 from .metadata import INFO_FILE, Failure, StoreInfo, digest_of, write_failures
 from .reader import Store
-from .rows import Rows, item_keys, match_items
+from .rows import ITEM_COLUMNS, Rows, item_keys, row_items
 from .shard_indexes import has_indexes, keep_indexes
 from .shards import Shard, create_store, write_shard
 from .store_checks import description_of_shard
@@ -171,11 +173,12 @@ def write_modalities(
     """
     executor = executor or LocalExecutor()
     left_out: dict[str, list[Failure]] = {}
-    notes = []
+    notes: list[str] = []
     kept = "Finished shards are kept; run the same command again to write the others."
     with locked(path), telling_what_is_kept(lambda: kept):
         _require_free(path, info, modalities)
         create_store(path, info)
+        modalities = _join_splits(Store.open(path, incomplete=True), modalities, notes)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             report: Report = lambda count, _: progress.advance(count)  # noqa: E731
             for modality in modalities:
@@ -188,15 +191,16 @@ def write_modalities(
                 remove_leftovers(path / modality.name)  # of workers that were lost
                 if off_unit:
                     kept = "divided by their norms" if info.normalised else "kept as they are"
-                    counted = f"{off_unit:,} of {len(modality):,} {modality.name} rows"
-                    notes.append(f"{counted} did not have norm 1; they were {kept}.")
+                    rows = f"{off_unit:,} of {len(modality):,} {modality.name} rows"
+                    notes.append(f"{rows} did not have norm 1; they were {kept}.")
         write_failures(path, Store.open(path, incomplete=True).failures())
         finish_store(path)
-        if has_indexes(Store.open(path)):
+        store = Store.open(path)
+        if has_indexes(store):
             keep_indexes(path, executor, reporter)
-    rows = {modality.name: len(modality) - len(left_out[modality.name]) for modality in modalities}
+    written = {modality.name: len(modality) - len(left_out[modality.name]) for modality in modalities}
     everything = [failure for failures in left_out.values() for failure in failures]
-    return ImportReport(path, rows, _count_pairs(modalities, left_out), everything, notes)
+    return ImportReport(path, written, _count_pairs(store, [*written]), everything, notes)
 
 
 def _read_source(source: Path, names: ColumnNames) -> tuple[list[Modality], list[str]]:
@@ -319,22 +323,39 @@ class _ImportWork(Work[_Block, tuple[list[Failure], int]]):
         return f"{self.modality} shard {task.part}"
 
 
-def _count_pairs(modalities: Sequence[Modality], left_out: Mapping[str, Sequence[Failure]]) -> int:
+def _join_splits(store: Store, modalities: Sequence[Modality], notes: list[str]) -> list[Modality]:
+    """Let rows join the splits of their items: the store may have rows of these in other modalities."""
+    if not set(store.modalities) - {modality.name for modality in modalities}:
+        return [*modalities]
+    joined, tables, wanted = [], [], SortedHashes()
+    for modality in modalities:
+        columns = {"split": [None] * len(modality), **modality.columns}
+        names = [name for name in ("key", "split", *ITEM_COLUMNS) if name in columns]
+        tables.append(pa.table({name: pa.array(columns[name], pa.string()) for name in names}))
+        wanted.add(list(row_items(tables[-1])))
+    found = item_splits([store], wanted.missing_from())
+    for modality, table in zip(modalities, tables, strict=True):
+        before, splits = table.column("split").to_pylist(), joined_splits(table, found)
+        joined.append(replace(modality, columns={**modality.columns, "split": splits}))
+        if moved := sum(old not in (None, new) for old, new in zip(before, splits, strict=True)):
+            notes.append(
+                f"{counted(moved, f'{modality.name} row names', f'{modality.name} rows name')} another split than "
+                "their item has in the store; an item is in one split, that in the store."
+            )
+    return joined
+
+
+def _count_pairs(store: Store, imported: Sequence[str]) -> int:
     """Return the number of rows, texts if there are any, whose item is among the rows of the first modality."""
-    first, *others = modalities
-    second = next((modality for modality in others if modality.name == "text"), others[0] if others else None)
-    if second is None:
+    first, *others = store.modalities
+    others = [name for name in imported if name != first] or others
+    if not others:
         return 0
-    items = (_imported_items(modality, left_out[modality.name]) for modality in (first, second))
-    return int(np.count_nonzero(match_items(*items) >= 0))
-
-
-def _imported_items(modality: Modality, left_out: Sequence[Failure]) -> pa.Array[Any]:
-    """Return the key of the item of each row that was not left out."""
-    names = ("key", "image_key", "pair_key")
-    table = pa.table({n: pa.array(modality.columns[n], pa.string()) for n in names if n in modality.columns})
-    bad = {failure.key for failure in left_out}
-    return item_keys(table.filter(pa.array([key not in bad for key in modality.columns["key"]], pa.bool_())))
+    items = []
+    for name in (first, "text" if "text" in others else others[0]):
+        keys = (item_keys(batch).to_pylist() for batch in store.batches(name, ["key", *ITEM_COLUMNS]))
+        items.append(np.concatenate([key_hashes([]), *(key_hashes([key for key in block if key]) for block in keys)]))
+    return int(np.isin(items[1], items[0]).sum())
 
 
 def read_rows(source: str | Path, modality: str, name: str | None = None) -> tuple[Rows, ModelIdentity]:

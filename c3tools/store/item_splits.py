@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from .keys import Hashes, SplitTable, contains, key_hashes
 from .reader import Store
@@ -24,6 +25,12 @@ def item_splits(stores: Sequence[Store], wanted: Hashes) -> SplitTable:
         StoreError: if a shard cannot be read.
     """
     return SplitTable(_first_rows(stores, wanted) if len(wanted) else ())
+
+
+def joined_splits(rows: pa.Table | pa.RecordBatch, splits: SplitTable) -> list[str | None]:
+    """Return the split of each row: that of its item in ``splits``, else its own."""
+    found = zip(splits.look_up(list(row_items(rows))), rows.column("split").to_pylist(), strict=True)
+    return [own if of_item is None else of_item or None for of_item, own in found]
 
 
 def _first_rows(stores: Sequence[Store], wanted: Hashes) -> Iterator[tuple[list[str], list[str]]]:

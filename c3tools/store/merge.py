@@ -14,7 +14,7 @@ from ..errors import StoreError
 from ..io.files import sha256_of, write_atomically
 from ..io.locations import download, kind_of
 from ..reporter import SILENT, Reporter, counted
-from .item_splits import item_splits
+from .item_splits import item_splits, joined_splits
 from .keys import Hashes, SortedHashes, SplitTable, contains, key_hashes
 from .manifest import finish_store
 from .metadata import Failure, write_failures, write_marker
@@ -218,15 +218,9 @@ def _shared_items(stores: Sequence[Store]) -> Hashes:
 def _changes_split(store: Store, modality: str, part: int, splits: SplitTable) -> bool:
     """Return whether a row of a shard is in another split than ``splits`` has its item in."""
     return len(splits) > 0 and any(
-        batch.column("split").to_pylist() != _joined_splits(batch, splits)
+        batch.column("split").to_pylist() != joined_splits(batch, splits)
         for batch in store.batches(modality, ["key", *ITEM_COLUMNS, "split"], parts=[part])
     )
-
-
-def _joined_splits(batch: pa.RecordBatch, splits: SplitTable) -> list[str | None]:
-    """Return the split of each row: that of its item in ``splits``, else its own."""
-    found = zip(splits.look_up(list(row_items(batch))), batch.column("split").to_pylist(), strict=True)
-    return [own if of_item is None else of_item or None for of_item, own in found]
 
 
 def _copy_shard(
@@ -275,7 +269,7 @@ def _rewritten(
                     keep[row] = keys[row] not in seen
                     seen.add(keys[row])
                 batch = batch.filter(pa.array(keep))  # noqa: PLW2901
-            yield replace_column(batch, "split", _joined_splits(batch, splits)) if len(splits) else batch
+            yield replace_column(batch, "split", joined_splits(batch, splits)) if len(splits) else batch
 
 
 def _failed_but_embedded(stores: Sequence[Store], prefixes: Sequence[str]) -> set[str]:

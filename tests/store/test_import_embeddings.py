@@ -263,6 +263,17 @@ class TestOtherModalities:
         assert Counter(zip(row_of(first), row_of(second), strict=True)) == joined(keys, named)
         assert report.pairs == (3 if ids else 4)  # audio rows whose texts are there
 
+    @pytest.mark.parametrize(("added", "pairs"), [("text", 3), ("image", 3), ("audio", 2)])
+    def test_pairs_with_rows_of_an_earlier_import(self, tmp_path: Path, added: str, pairs: int) -> None:
+        items = {"image": ["a", "b", "c"], "text": ["a", "a", "b", "x"], "audio": ["a", "c", "y"]}
+        files = {m: write(tmp_path / f"{m}.csv", vectors(len(ids)), {"image_key": ids}) for m, ids in items.items()}
+        for modalities in (files.keys() - {added}, {added}):
+            image, text, audio = (files[name] if name in modalities else None for name in items)
+            report = import_embeddings(
+                store=tmp_path / "s", image=image, text=text, other={"audio": audio} if audio else None
+            )
+        assert report.pairs == pairs
+
     def test_ids_of_no_other_row(self, tmp_path: Path) -> None:
         image = write(tmp_path / "i.csv", vectors(2), {"id": [0, 1]})
         audio = write(tmp_path / "a.csv", vectors(2), {"id": [5, 6]})

@@ -147,6 +147,27 @@ def test_imported_texts_are_in_the_split_of_their_image(tmp_path: Path, of_image
     assert said == ([moved] if of_images[0] else [])
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_texts_that_are_imported_later_join_the_split_of_their_image(tmp_path: Path, named: bool) -> None:
+    np.save(tmp_path / "i.npy", unit_rows(3, DIM))
+    np.save(tmp_path / "t.npy", unit_rows(5, DIM, 1))
+    images = [{"key": key, "split": split} for key, split in zip("abc", ["test", None, "val"], strict=True)]
+    splits = ["train", None, "test", "val", "test"] if named else [None] * 5
+    texts = [{"image_key": key, "split": split} for key, split in zip("aabcx", splits, strict=True)]
+    for name, rows in (("i", images), ("t", texts)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_embeddings(image=tmp_path / "i.npy", meta=tmp_path / "i.jsonl", store=tmp_path / "s")
+    for _ in range(2):
+        report = import_embeddings(text=tmp_path / "t.npy", text_meta=tmp_path / "t.jsonl", store=tmp_path / "s")
+        assert report.pairs == 4
+        assert [note for note in report.notes if "split" in note] == [
+            "3 text rows name another split than their item has in the store; an item is in one split, that in the "
+            "store."
+        ] * named
+    assert named_splits(tmp_path / "s") == {"a": {"test"}, "b": {None}, "c": {"val"}, "x": {"test" if named else None}}
+    assert [finding.check for finding in verify_store(tmp_path / "s").findings] == ["pairing"]  # there is no image x
+
+
 def test_the_first_row_of_an_item_decides(tmp_path: Path) -> None:
     items = ["a", "b"]
     images = Rows.of("image", items[:1], unit_rows(1, DIM), split=["val"])
