@@ -235,6 +235,22 @@ class TestTableOfVectorsWithIds:
         assert (loaded.keys, loaded.column("split")) == (["a", "b", "c"], ["train", None, "test"])
         assert report.notes[0] == "The table describes 2 of 3 image rows; 'b', for example, is missing."
 
+    @pytest.mark.parametrize(
+        ("listed", "keys"),
+        [
+            (["1", "2", "3"], ["1", "2", "3"]),
+            (["3", "1", "2"], ["1", "2", "3"]),
+            (["003", "x", "001"], ["001", "2", "003"]),  # of a row that is not listed, the key is its own id
+        ],
+    )
+    def test_key_column_of_the_table(self, tmp_path: Path, listed: list[str], keys: list[str]) -> None:
+        image = write(tmp_path / "i.parquet", vectors(3), {"id": ["1", "2", "3"]})
+        (tmp_path / "m.csv").write_text("photo,split\n" + "".join(f"{key},test\n" for key in listed))
+        import_embeddings(store=tmp_path / "s", image=image, meta=tmp_path / "m.csv", key_column="photo")
+        loaded = Store.open(tmp_path / "s").load("image")
+        assert (loaded.keys, row_of(loaded.embeddings)) == (keys, [0, 1, 2])
+        assert loaded.column("split") == [None if key == "2" and "x" in listed else "test" for key in keys]
+
     def test_table_of_other_ids_is_refused(self, tmp_path: Path) -> None:
         image = write(tmp_path / "i.csv", vectors(3), {"id": ["a", "b", "c"]})
         (tmp_path / "m.csv").write_text("id,split\nx,test\ny,val\nz,train\n")

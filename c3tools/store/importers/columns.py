@@ -151,6 +151,8 @@ def label_vectors(
                 for name, values in table.items()
                 if name != given
             }
+            if given == names.key:
+                picked[given] = [key if row is None else listed[row] for key, row in zip(wanted, rows, strict=True)]
             return {**picked, **file.columns}
     _require_row_per_vector(f"{what}s", n, table)
     for column in {*usual, *ITEMS} & file.columns.keys() & table.keys():
