@@ -190,9 +190,9 @@ def write_modalities(
                     off_unit += off
                 remove_leftovers(path / modality.name)  # of workers that were lost
                 if off_unit:
-                    kept = "divided by their norms" if info.normalised else "kept as they are"
+                    treated = "divided by their norms" if info.normalised else "kept as they are"
                     rows = f"{off_unit:,} of {len(modality):,} {modality.name} rows"
-                    notes.append(f"{rows} did not have norm 1; they were {kept}.")
+                    notes.append(f"{rows} did not have norm 1; they were {treated}.")
         write_failures(path, Store.open(path, incomplete=True).failures())
         finish_store(path)
         store = Store.open(path)

@@ -15,7 +15,8 @@ from c3tools.cli import app
 from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
-from c3tools import Store
+from c3tools import Store, import_embeddings
+from c3tools.store import Shard, StoreInfo, write_shard
 from tests.stores import make_vectors, unit
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "clip_embeddings"
@@ -355,6 +356,22 @@ def test_same_import_again_and_another_one(here: Path) -> None:
     assert {p.name: p.read_bytes() for p in (here / "c3-store" / "image").iterdir()} == before
     np.save("i.npy", images[::-1])
     assert "already has image rows" in refused("--image", "i.npy")
+
+
+def test_an_interrupted_import_says_what_is_kept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, texts = make_vectors(5)
+    np.save("i.npy", images * 2)
+    np.save("t.npy", texts[:5])
+
+    def interrupted(path: Path, info: StoreInfo, shard: Shard) -> None:
+        if shard.modality == "text":
+            raise KeyboardInterrupt
+        write_shard(path, info, shard)
+
+    monkeypatch.setattr("c3tools.store.import_embeddings.write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        import_embeddings(image="i.npy", text="t.npy")
+    assert interrupt.value.__notes__ == ["Finished shards are kept; run the same command again to write the others."]
 
 
 def test_an_interrupted_second_import_is_continued(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
