@@ -298,16 +298,16 @@ class _ImportWork(Work[_Block, tuple[list[Failure], int]]):
         for block in tasks:
             with np.errstate(over="ignore", invalid="ignore"):
                 norms = np.sqrt(np.einsum("ij,ij->i", block.vectors, block.vectors))
-            good = np.isfinite(norms) & (norms > 0)
+                fits = self.info.normalised or np.isfinite(block.vectors.astype(self.info.dtype)).all(axis=1)
+            good = np.isfinite(norms) & (norms > 0) & fits
             start = block.part * SHARD_ROWS
+            why = np.select(
+                [norms == 0, ~np.isfinite(norms)],
+                ["the vector is zero", "the vector contains NaN or infinity"],
+                f"a component is too large for {self.info.dtype}; use --dtype float32",
+            )
             bad = [
-                Failure(
-                    block.columns["key"][row],
-                    f"row {start + row}",
-                    "import",
-                    "BadVector",
-                    "the vector is zero" if norms[row] == 0 else "the vector contains NaN or infinity",
-                )
+                Failure(block.columns["key"][row], f"row {start + row}", "import", "BadVector", str(why[row]))
                 for row in np.flatnonzero(~good)
             ]
             if not block.finished:

@@ -332,6 +332,22 @@ def test_norms_can_be_kept(here: Path) -> None:
     np.testing.assert_allclose(store.load("image").embeddings, images * 3, atol=1e-6)
 
 
+def test_norms_too_large_for_float16(here: Path) -> None:
+    images, _ = make_vectors(5)
+    images[1] *= 65_504 / np.abs(images[1]).max()
+    images[3] *= 65_536 / np.abs(images[3]).max()
+    np.save("i.npy", images)
+    for _ in range(2):
+        said = ok("--image", "i.npy", "--keep-norms")
+        assert "1 row was left out" in said and "too large for float16; use --dtype float32" in said
+    store = Store.open("c3-store")
+    assert [failure.key for failure in store.failures()] == ["00000003"]
+    assert np.abs(store.load("image").embeddings).max() == 65_504
+    ok("--image", "i.npy", "--keep-norms", "--dtype", "float32", "--store", "kept")
+    ok("--image", "i.npy", "--store", "scaled")
+    assert [len(Store.open(store).load("image")) for store in ("kept", "scaled")] == [5, 5]
+
+
 def test_other_modalities(here: Path) -> None:
     images, texts = make_vectors(5)
     np.save("i.npy", images)
