@@ -20,7 +20,7 @@ from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
-from .importers.columns import KEYS, TEXT_KEYS, as_keys, find_column
+from .importers.columns import KEYS, TEXT_KEYS, as_keys, find_column, require_utf8
 from .importers.vectors import clip_retrieval_files
 from .item_splits import item_splits, joined_splits
 from .keys import SortedHashes, key_hashes
@@ -372,7 +372,7 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
         or else the numbers of the rows from 0. And the identity of the model, which is empty for a file.
 
     Raises:
-        StoreError: if there is nothing to read, it is damaged, or it has no row.
+        StoreError: if there is nothing to read, it is damaged, it has no row, or a key is not UTF-8.
     """
     path = location(source)
     if kind_of(path) == "folder" or kind_of(path / INFO_FILE) == "file":
@@ -391,4 +391,5 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
     keys = [] if column is None else as_keys(file.columns[column], column)
     if len(set(keys)) < len(embeddings) or "" in keys:
         keys = [str(row) for row in range(len(embeddings))]
+    require_utf8(modality, {"key": keys})
     return Rows.of(modality, keys, embeddings), ModelIdentity()

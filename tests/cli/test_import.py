@@ -448,6 +448,15 @@ class TestBadInput:
         write_jsonl(here / "m.jsonl", [{"id": 1}] * 6)
         assert "'1' occurs 6 times" in refused("--image", "i.npy", "--meta", "m.jsonl")
 
+    @pytest.mark.parametrize("column", ["caption", "key", "image_key", "split"])
+    def test_half_a_character(self, here: Path, column: str) -> None:
+        rows = [{"key": f"t{i}", "image_key": f"{i}", "caption": "a dog", "split": "val"} for i in range(12)]
+        rows[7][column] = "dog \ud83d"
+        write_jsonl(here / "t.jsonl", rows)
+        message = refused("--text", "t.npy", "--text-meta", "t.jsonl")
+        assert f"The {column} of text row 7 is not UTF-8: 'dog \\ud83d'." in message
+        assert not (here / "c3-store").exists()
+
     def test_wrong_column(self, here: Path) -> None:
         write_jsonl(here / "m.jsonl", [{"id": i} for i in range(6)])
         message = refused("--image", "i.npy", "--meta", "m.jsonl", "--key-column", "name")

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from c3tools import Store, gap_report
 from c3tools.errors import StoreError
-from c3tools.store.import_embeddings import ImportReport, import_embeddings
+from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
 
 Ids = Sequence[Any]
 
@@ -301,6 +301,12 @@ def test_column_that_no_file_has(tmp_path: Path) -> None:
     np.save(tmp_path / "i.npy", vectors(2))
     with pytest.raises(StoreError, match=r"There is no column 'uid'\. The columns are none"):
         import_embeddings(store=tmp_path / "s", image=tmp_path / "i.npy", key_column="uid")
+
+
+def test_half_a_character_in_an_id_of_a_file_of_vectors(tmp_path: Path) -> None:
+    (tmp_path / "v.jsonl").write_text('{"id": "a", "embedding": [1, 0]}\n{"id": "\\ud83d", "embedding": [0, 1]}\n')
+    with pytest.raises(StoreError, match="The key of image row 1 is not UTF-8"):
+        read_rows(tmp_path / "v.jsonl", "image")
 
 
 words = st.text("abcxyz_", min_size=1, max_size=3)

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...corpus.captions import TEXT_COLUMNS, first_column
-from ...corpus.items import IMAGE_SUFFIXES
+from ...corpus.items import IMAGE_SUFFIXES, is_utf8
 from ...errors import StoreError
 from ...reporter import counted
 from ..rows import positions
@@ -122,6 +122,22 @@ def as_items(values: Sequence[Any], column: str) -> list[str | None]:
 def as_texts(values: Sequence[Any]) -> list[str | None]:
     """Return values as text, None if there are none; NaN is none, and 7.0, as a gap in a table makes of 7, is 7."""
     return [None if value is None or value != value else _as_text(value) for value in values]  # noqa: PLR0124
+
+
+def require_utf8(what: str, rows: Columns) -> None:
+    """Check that texts can be stored: those from JSON may hold halves of characters.
+
+    Raises:
+        StoreError: if one cannot, with its row.
+    """
+    for column, values in rows.items():
+        for row, value in enumerate(values):
+            if value and not is_utf8(value):
+                raise StoreError(
+                    f"The {column} of {what} row {row} is not UTF-8: {value!r}.",
+                    remedy="It contains half of a character, for example because it was cut short. Correct it in its "
+                    "file.",
+                )
 
 
 def label_vectors(

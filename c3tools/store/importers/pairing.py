@@ -29,6 +29,7 @@ from .columns import (
     find_column,
     label_vectors,
     match_ids,
+    require_utf8,
     splits_in,
 )
 from .tables import Columns
@@ -101,6 +102,7 @@ def pair(
     for name, file in others.items():
         known.append(_other(_Table.of(name, file, {}, names, given, KEYS, notes), known, notes))
     for table in known:
+        require_utf8(table.name, table.rows)
         _require_unique_keys(table)
     _share_splits(known, notes)
     return [Modality(table.name, table.vectors, table.rows) for table in known], notes
