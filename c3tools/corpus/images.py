@@ -183,15 +183,29 @@ class _Cells:
         self._batches = _columns(cell)
         self._batch: Any = None
         self._first = 0
+        self._error: Exception | None = None
 
     def value(self, row: int) -> Any:
         while self._batch is None or row >= self._first + len(self._batch):
+            batch = self._next_batch()
             self._first += 0 if self._batch is None else len(self._batch)
-            self._batch = next(self._batches)
+            self._batch = batch
             self.next_row = self._first
         value = self._batch[row - self._first : row - self._first + 1]
         _check_size(largest_value(value))
         return value[0].as_py()
+
+    def _next_batch(self) -> Any:
+        if self._error is not None:  # nothing after the damage can be read
+            raise self._error.with_traceback(None)
+        try:
+            batch = next(self._batches, None)
+            if batch is None:
+                raise OSError(0, "the row is no longer in the table; the file changed")
+        except Exception as error:
+            self._error = error
+            raise
+        return batch
 
 
 def _columns(cell: TableCell) -> Iterator[Any]:

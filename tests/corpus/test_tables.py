@@ -45,6 +45,33 @@ def test_many_rows_in_one_group_are_read_in_pieces(tmp_path: Path) -> None:
     assert list(contents(read_corpus([path])).values()) == images
 
 
+def test_no_row_has_the_image_of_another_after_a_damaged_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("c3tools.io.parquet._BATCH_BYTES", 20_000)
+    images = [bytes([number]) * 1000 for number in range(100)]
+    path, names = tmp_path / "x.parquet", [f"{number:03d}" for number in range(100)]
+    layout: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_batch_size": 1}
+    pq.write_table(pa.table({"jpg": images, "key": names}), path, data_page_size=5000, **layout)
+    whole = path.read_bytes()
+    start = whole.index(images[50])
+    path.write_bytes(whole[: start - 4] + b"\xff\xff\xff\x7f" + whole[start:])  # its length
+    read, errors = 0, set()
+    with ImageReader() as reader:
+        for number, item in enumerate(read_corpus([path]).images):
+            try:
+                assert reader.read(item) == images[number]
+                read += 1
+            except (OSError, ValueError) as error:
+                errors.add(str(error))
+    assert 0 < read <= 50
+    (message,) = errors
+    assert message
+    pq.write_table(pa.table({"jpg": images[:3], "key": names[:3]}), path)
+    item = read_corpus([path]).images[2]
+    pq.write_table(pa.table({"jpg": images[:2], "key": names[:2]}), path)
+    with ImageReader() as reader, pytest.raises(OSError, match="no longer in the table"):
+        reader.read(item)
+
+
 def test_the_parquet_files_of_img2dataset(tmp_path: Path) -> None:
     write(
         tmp_path / "00000.parquet",
