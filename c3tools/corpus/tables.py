@@ -74,7 +74,7 @@ def read_parquet(path: Path, options: ReadOptions) -> Iterator[Entry]:
                     after = f" after its first {read:,}" if read else ""
                     damaged = f"row group {group} ({counted(count, 'row')})"
                     message = f"{damaged} cannot be read{after} ({error}); copy the file again"
-                    yield Skipped(path.name, f"{path}#group {group}", "DamagedTable", message)
+                    yield Skipped(f"{path.name}#group {group}", str(path), "DamagedTable", message)
                     rows.count = first + count  # the keys of the others are not known
     except UNREADABLE as error:
         raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error

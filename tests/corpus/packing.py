@@ -75,3 +75,13 @@ def write_hf_parquet(path: Path, photos: Sequence[Photo], *, rows_per_group: int
     ).replace_schema_metadata({"huggingface": json.dumps(HF_IMAGE)})
     pq.write_table(table, path, row_group_size=rows_per_group)
     return path
+
+
+def damage_column(path: Path, group: int, column: int) -> None:
+    """Overwrite a column of a row group of a Parquet file that has no dictionaries."""
+    with pq.ParquetFile(path) as file:
+        chunk = file.metadata.row_group(group).column(column)
+        start, length = chunk.data_page_offset, chunk.total_compressed_size
+    content = bytearray(path.read_bytes())
+    content[start : start + length] = b"\xff" * length
+    path.write_bytes(bytes(content))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from c3tools.corpus import Corpus, ImageReader, read_corpus
 from c3tools.errors import CorpusError
-from tests.corpus.packing import IMAGE_STRUCT, photos_of, write_hf_parquet
+from tests.corpus.packing import IMAGE_STRUCT, damage_column, photos_of, write_hf_parquet
 
 
 def contents(corpus: Corpus) -> dict[str, bytes]:
@@ -193,12 +193,7 @@ class TestErrors:
         path = tmp_path / "x.parquet"
         table = pa.table({"image": [b"1"] * 6, "key": list("abcdef"), "text": [f"caption {n}" for n in range(6)]})
         pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
-        with pq.ParquetFile(path) as file:
-            column = file.metadata.row_group(1).column(2)
-            start, length = column.data_page_offset, column.total_compressed_size
-        content = bytearray(path.read_bytes())
-        content[start : start + length] = b"\xff" * length
-        path.write_bytes(bytes(content))
+        damage_column(path, 1, 2)
         corpus = read_corpus([path])
         assert [s.error for s in corpus.skipped] == ["DamagedTable"]
         assert "row group 1 (2 rows)" in corpus.skipped[0].message

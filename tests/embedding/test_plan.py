@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ from c3tools.store import Failure, Rows, Store, finish_store, rewrite_failures
 from c3tools.store.split import split_store
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, build_store, copy_photos, put_store, unit_rows
-from tests.corpus.packing import photos_of, webdataset, write_tar
+from tests.corpus.packing import damage_column, photos_of, webdataset, write_tar
 from tests.embedding.test_embed import SMALL, files
 from tests.servers import Faults
 
@@ -331,6 +333,21 @@ def test_members_of_tars(encoder: Encoder, tmp_path: Path) -> None:
     assert summary.modalities["image"].gone == [chosen[2].key]
     assert Store.open(tmp_path / "s").count("text") == Store.open(tmp_path / "s").count("image") * 5
     assert verify_store(tmp_path / "s").findings == []
+
+
+def test_rows_of_damaged_row_groups_are_kept(encoder: Encoder, tmp_path: Path) -> None:
+    chosen = photos_of(copy_photos(tmp_path / "p", 4))
+    path, columns = tmp_path / "x.parquet", {"image": [p.content for p in chosen], "key": [p.key for p in chosen]}
+    pq.write_table(pa.table(columns), path, row_group_size=1, use_dictionary=False)
+    run(encoder, path, tmp_path / "s")
+    for group in (1, 2):
+        damage_column(path, group, 1)
+    summary = run(encoder, path, tmp_path / "s", prune=True)
+    assert (summary.modalities["image"].gone, Store.open(tmp_path / "s").count("image")) == ([], 4)
+    assert summary.failures_in_store == 2
+    pq.write_table(pa.table(columns).slice(1), path)
+    summary = run(encoder, path, tmp_path / "s", prune=True)
+    assert (summary.modalities["image"].gone, summary.failures_in_store) == ([chosen[0].key], 0)
 
 
 def test_a_store_by_url_is_updated_and_pruned(encoder: Encoder, tmp_path: Path, s3: Faults) -> None:
