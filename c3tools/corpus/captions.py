@@ -20,6 +20,7 @@ from ..io.files import delimiter_of, read_csv, read_json
 from ..io.limits import TooLargeError, limited_lines
 from ..io.locations import kind_of, open_binary, open_text
 from ..io.parquet import open_parquet
+from ..reporter import counted
 from .items import CaptionRow, ReadOptions
 
 IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath", "image_name")
@@ -99,9 +100,20 @@ def _read_jsonl(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
 def _read_separated(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
     with open_text(path, newline="") as file:
         try:
-            reader = read_csv(limited_lines(file), path.suffix)
-            columns = pick(name for name in reader.fieldnames or [] if name)
+            reader = read_csv((line := each for each in limited_lines(file)), path.suffix)
+            names = list(reader.fieldnames or [])
+            columns = pick(name for name in names if name)
             for record in reader:
+                if any(rest := record.pop(None, [])):
+                    delimiter = reader.reader.dialect.delimiter
+                    whole = line.split(delimiter, len(names) - 1)[-1].strip()
+                    if columns.texts != (names[-1],) or not whole.startswith(record[names[-1]]):
+                        raise CorpusError(
+                            f"{path}, line {reader.line_num} has {counted(len(names) + len(rest), 'cell')}, but the "
+                            f"header names {counted(len(names), 'column')}.",
+                            remedy=f"Put double quotes around each cell that contains {delimiter!r}.",
+                        )
+                    record[names[-1]] = whole
                 record.update({name: _unlisted(record[name]) for name in columns.texts})
                 yield _row(record, reader.line_num, columns, path)
         except UnicodeDecodeError as error:

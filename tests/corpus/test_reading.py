@@ -221,6 +221,34 @@ def test_captions_files_with_a_row_for_each_caption(tmp_path: Path, name: str) -
     assert {text.key: text.caption for text in read_corpus([tmp_path], captions=file).texts} == expected
 
 
+def test_a_delimiter_without_quotes_is_part_of_the_text_in_the_last_column(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    rows = 'a.png,A dog, 1,000 "big" ones,\n"b.png",A cat,\r\nc.png, , a, b\n'
+    path.write_text(f"file_name,text\n{rows}", encoding="utf-8")
+    texts = ['A dog, 1,000 "big" ones,', "A cat", ", a, b"]
+    assert [text.caption for text in read_corpus([path]).texts] == texts
+    path.write_text("text\nA dog, running\n", encoding="utf-8")
+    assert [text.caption for text in read_corpus([path]).texts] == ["A dog, running"]
+    path.write_text("image;text\na.png;A dog; running\n", encoding="utf-8")
+    assert [text.caption for text in read_corpus([path]).texts] == ["A dog; running"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "text,image\nA dog, running,a.png",
+        'image,text\na.png,"A dog",0.9',
+        'image,text\na.png,"A\ndog",0.9, 1',
+        "caption_0,caption_1\nA dog, running,A cat",
+    ],
+)
+def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text(row, encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"c\.csv, line \d has \d cells, but the header names 2 columns.\nPut double"):
+        read_corpus([path])
+
+
 def test_an_image_in_two_files_of_texts_is_refused(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("one.csv", "two.csv")]
     for file in files:
