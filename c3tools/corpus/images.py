@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ..errors import UnreachableError
 from ..io.batches import largest_value
 from ..io.limits import LARGEST_IMAGE_FILE
 from ..io.locations import is_url, location, open_binary, read_all, retrying
@@ -118,6 +119,7 @@ class ImageReader:
         """Return the bytes of an image.
 
         Raises:
+            UnreachableError: if the server of a tar, a table or a list does not answer, or refuses access.
             OSError: if it cannot be read.
             ValueError: if the row is null, or leads outside of where it may.
         """
@@ -289,10 +291,13 @@ def download(url: str) -> bytes:
     """
     if not url.lower().startswith(DOWNLOAD_SCHEMES):
         raise ValueError(f"images are only downloaded from {', '.join(DOWNLOAD_SCHEMES)}, not from {url[:200]}")
-    if url.lower().startswith("http"):
-        content = retrying(lambda: _fetch(url), url, _DOWNLOAD_ATTEMPTS)
-    else:
-        content = read_all(location(url), LARGEST_IMAGE_FILE + 1)
+    try:
+        if url.lower().startswith("http"):
+            content = retrying(lambda: _fetch(url), url, _DOWNLOAD_ATTEMPTS)
+        else:
+            content = read_all(location(url), LARGEST_IMAGE_FILE + 1)
+    except UnreachableError as error:  # of this image alone: the others may be on other servers
+        raise ConnectionError(0, str(error)) from error
     _check_size(len(content))
     return content
 

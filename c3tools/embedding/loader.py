@@ -28,7 +28,7 @@ import numpy as np
 from ..arrays import Pixels
 from ..corpus import ImageItem, ImageReader
 from ..encoders import ImagePreprocessor
-from ..errors import C3Error
+from ..errors import C3Error, UnreachableError
 from ..io.limits import LARGEST_DECODED
 from ..store import Failure
 
@@ -83,6 +83,7 @@ def pixel_batches(
 
     Raises:
         C3Error: if a worker process is killed.
+        UnreachableError: if the server of the images does not answer, or refuses access.
     """
     jobs: list[_Job] = [
         (number, start, items[start : start + batch_size], start + batch_size >= len(items))
@@ -184,6 +185,8 @@ def _receive(worker: _Worker, pin_memory: bool) -> PixelBatch:
         worker.process.join(_PATIENCE)
         code = worker.process.exitcode or 0
         raise _WorkerEndedError(f"exit code {code}" if code >= 0 else f"signal {-code}") from None
+    if isinstance(batch, UnreachableError):
+        raise batch
     decoded = worker.places[place, : len(batch.rows)]
     pixels = _pinned(decoded.shape) if pin_memory else np.empty_like(decoded)
     np.copyto(pixels, decoded)
@@ -226,7 +229,12 @@ def _work(
             while pipe.poll(None if not free else 0):
                 free.append(pipe.recv())
             place = free.popleft()
-            pipe.send((place, _decode(job, preprocess, reader, places[place], guard)))
+            batch: PixelBatch | UnreachableError
+            try:
+                batch = _decode(job, preprocess, reader, places[place], guard)
+            except UnreachableError as error:
+                batch = error
+            pipe.send((place, batch))
         while True:  # until the other end is closed
             pipe.recv()
 
@@ -254,6 +262,9 @@ def _decode(
 
     Args:
         guard: called with the number of the shard and the position in it, watches over one image.
+
+    Raises:
+        UnreachableError: if a server does not answer, or refuses access: no image of it can be read.
     """
     shard, first, items, last = job
     rows: list[dict[str, Any]] = []
@@ -269,6 +280,8 @@ def _decode(
             with guard(shard, position):
                 array, own_width, own_height = preprocess.load(io.BytesIO(content))
             pixels[len(rows)] = array
+        except UnreachableError:
+            raise
         except Exception as error:  # a decoder may raise anything on a damaged file; no file may stop the others
             failures.append(failure_of(item, stage, error, empty=stage == "decode" and not content))
             continue

@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import Result
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder
+from c3tools.errors import UnreachableError
+from c3tools.io import locations
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
 from tests.conftest import copy_photos
-from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
+from tests.corpus.packing import IMAGE_STRUCT, photos_of, webdataset, write_hf_parquet, write_tar
 from tests.embedding.test_embed import files
+from tests.servers import Faults, web_server
 
 OPTIONS: dict[str, Any] = {"shard_size": 5, "workers": 2, "batch_size": 2}
 
@@ -123,3 +128,45 @@ def test_verification_knows_a_store_made_of_tars(encoder: Encoder, tmp_path: Pat
     assert summary.skipped == 2
     assert (store / ".inputs").is_dir()
     assert verify_store(store).findings == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("form", ["x.tar", "x.parquet", "list.csv"])
+def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, workers: int
+) -> None:
+    pytest.importorskip("upath", reason="the extra url is not installed")
+    monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
+    chosen = photos_of(copy_photos(tmp_path / "p", 4))
+    write_tar(tmp_path / "p" / "x.tar", webdataset(chosen))
+    write_hf_parquet(tmp_path / "p" / "x.parquet", chosen)
+    (tmp_path / "p" / "list.csv").write_text("image,text\n" + "".join(f"{p.name},{p.key}\n" for p in chosen))
+    faults, options = Faults(), {**OPTIONS, "workers": workers}
+    with web_server(tmp_path / "p", faults) as base:
+        corpus = read_corpus([f"{base}/{form}"], image_column="image" if form == "list.csv" else None)
+        faults.last = faults.requests
+        with pytest.raises(UnreachableError, match=rf"{base}/.* could not be reached in 6 attempts"):
+            embed_corpus(corpus, tmp_path / "s", encoder, **options)
+        faults.heal()
+        summary = embed_corpus(corpus, tmp_path / "s", encoder, **options)
+    assert (summary.modalities["image"].embedded, summary.failures_in_store) == (4, 0)
+
+
+def test_one_dead_address_of_a_list_stops_nobody(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
+    (photo,) = photos_of(copy_photos(tmp_path / "p", 1))
+    with web_server(tmp_path / "p", Faults()) as base:
+        urls = [f"{base}/{photo.name}", "http://127.0.0.1:9/x.jpg"]
+        (tmp_path / "list.csv").write_text("url,text\n" + "".join(f"{url},t\n" for url in urls))
+        pq.write_table(
+            pa.table({"image": pa.array([{"bytes": None, "path": url} for url in urls], IMAGE_STRUCT)}),
+            tmp_path / "x.parquet",
+        )
+        for name, column in (("list.csv", "url"), ("x.parquet", "image")):
+            corpus = read_corpus([tmp_path / name], image_column=column, download=True)
+            summary = embed_corpus(corpus, tmp_path / f"of-{name}", encoder, **OPTIONS)
+            assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (1, 1)
+            (failure,) = Store.open(tmp_path / f"of-{name}").recorded_failures()
+            assert "127.0.0.1:9/x.jpg could not be reached" in failure.message
