@@ -364,21 +364,17 @@ def _roll_up_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> l
     has_gone = sources.has_lost_failure if prune else lambda _: False
     failing = {failure.key for failure in (*recorded, *store.failures(), *skipped)}
     embedded = {
-        key
+        modality: {key for batch in store.batches(modality, ["key"]) for key in failing.intersection(keys_of(batch))}
         for modality in (store.modalities if failing else ())
-        for batch in store.batches(modality, ["key"])
-        for key in failing.intersection(keys_of(batch))
     }
-    for modality in store.modalities:
+    for modality, keys in embedded.items():
         for part in store.parts(modality):
             present = store.shard_failures(modality, part)
-            left = [failure for failure in present if failure.key not in embedded and not has_gone(failure)]
+            left = [failure for failure in present if failure.key not in keys and not has_gone(failure)]
             if len(left) != len(present):
                 rewrite_failures(store.path, modality, part, left)
     read_now = set(corpus.containers)
     before = [f for f in recorded if f.stage == "list" and not is_within(f.path, read_now) and not has_gone(f)]
     before = [f for f in before if not corpus.images.has(f.path, "path") and not corpus.videos.has(f.path, "path")]
-    unique = {(f.stage, f.key): f for f in [*before, *skipped, *store.failures()] if f.key not in embedded}
-    failures = [unique[name] for name in sorted(unique)]
-    write_failures(store.path, failures)
-    return failures
+    listed = [f for f in [*before, *skipped] if not any(f.key in keys for keys in embedded.values())]
+    return write_failures(store.path, [*listed, *store.failures()])

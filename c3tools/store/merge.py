@@ -117,8 +117,7 @@ def merge_stores(
             for store, before in zip(sources, prefixes, strict=True)
             for failure in _renamed([*store.recorded_failures(), *store.failures()], before, embedded)
         ]
-        unique = {(failure.stage, failure.key): failure for failure in reversed(everything)}
-        write_failures(building, [unique[name] for name in sorted(unique)])
+        write_failures(building, reversed(everything))
         finish_store(building)
         if any(map(has_indexes, sources)):
             keep_indexes(building, reporter=reporter)

@@ -161,9 +161,15 @@ class Failure:
 _FAILURE_FIELDS = tuple(Failure.__dataclass_fields__)
 
 
-def write_failures(store: Path, failures: Iterable[Failure]) -> None:
-    """Write failures.parquet, sealed: one row per input that was not embedded."""
-    rows = [asdict(failure) for failure in failures]
+def write_failures(store: Path, failures: Iterable[Failure]) -> list[Failure]:
+    """Write failures.parquet, sealed: one row per input that was not embedded, sorted; return the rows.
+
+    Of several failures of one input the last counts. Keys tell inputs apart, except while they are listed: there a key
+    is a file name, which may be in several folders.
+    """
+    unique = {(f.stage, f.key, f.path if f.stage == "list" else ""): f for f in failures}
+    written = [unique[name] for name in sorted(unique)]
+    rows = [asdict(failure) for failure in written]
     schema = pa.schema([(name, pa.string()) for name in _FAILURE_FIELDS], metadata={"c3": SEAL_PLACE})
     columns = {name: pa.array([row[name] for row in rows], type=pa.string()) for name in _FAILURE_FIELDS}
 
@@ -172,6 +178,7 @@ def write_failures(store: Path, failures: Iterable[Failure]) -> None:
         seal(path)
 
     write_atomically(store / FAILURES_FILE, write)
+    return written
 
 
 def read_failures(store: Path) -> list[Failure]:

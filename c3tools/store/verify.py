@@ -301,8 +301,7 @@ def _write_failures(store: Store, without: Collection[ShardName]) -> None:
     refused = [failure for failure in _recorded(store) if failure.stage == "list"]
     shards = [(name, part) for name in names_in(store.path)[0] for part in store.parts(name)]
     found = [failure for shard in shards if shard not in without for failure in store.shard_failures(*shard)]
-    unique = {(failure.stage, failure.key): failure for failure in [*refused, *found]}
-    write_failures(store.path, [unique[name] for name in sorted(unique)])
+    write_failures(store.path, [*refused, *found])
 
 
 def _recorded(store: Store) -> list[Failure]:

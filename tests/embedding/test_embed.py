@@ -23,6 +23,7 @@ from c3tools.errors import MissingExtraError, OutputError, StoreError
 from c3tools.io.lock import locked
 from c3tools.reporter import Progress, Reporter
 from c3tools.store import Shard, Store, StoreInfo, write_shard
+from c3tools.store.verify import verify_store
 from tests.conftest import copy_photos, make_store, unit_rows
 from tests.encoders.test_loading import local_model
 
@@ -167,6 +168,35 @@ def test_failures_are_tried_again_when_asked(encoder: Encoder, photos: Path, tmp
     store = Store.open(tmp_path / "s")
     assert store.failures() == [] == store.recorded_failures()
     assert "broken" in store.load("image").keys
+
+
+def test_no_failure_hides_another_of_the_same_name(encoder: Encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    (folder / "captions.jsonl").unlink()
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "0001.jpg").write_text("no image")
+    (tmp_path / "ids.csv").write_text("id,text\n0001,a dog\n")
+    corpus = read_corpus([folder, tmp_path / "ids.csv"], key_column="id")
+    assert "0001" in [text.key for text in corpus.texts]
+    for _ in range(2):
+        summary = embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
+        failures = [(f.stage, f.path) for f in Store.open(tmp_path / "s").recorded_failures()]
+        links = [("list", str(folder / name / "gone.jpg")) for name in ("a", "b")]
+        assert failures == [("decode", str(folder / "0001.jpg")), *links]
+        assert summary.failures_in_store == 3
+    assert verify_store(tmp_path / "s").findings == []
+
+
+def test_an_image_that_fails_again_in_another_folder_is_one_failure(encoder: Encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    (folder / "broken.jpg").write_text("no image")
+    embed_corpus(read_corpus([folder]), tmp_path / "s", encoder, **SMALL)
+    moved = folder.rename(tmp_path / "moved")
+    summary = embed_corpus(read_corpus([moved]), tmp_path / "s", encoder, **SMALL, retry_failed=True)
+    (failure,) = Store.open(tmp_path / "s").recorded_failures()
+    assert (failure.path, summary.failures_in_store) == (str(moved / "broken.jpg"), 1)
 
 
 def test_captions_that_cannot_be_used_are_failures_too(encoder: Encoder, tmp_path: Path) -> None:
