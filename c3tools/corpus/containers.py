@@ -96,6 +96,9 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
     def add(container: Path, entry: Entry) -> Skipped | None:
         if isinstance(entry, Skipped):
             return entry
+        if isinstance(entry, str):
+            corpus.notes.append(entry)
+            return None
         nonlocal lost
         image, captions = entry
         own_key = image.key

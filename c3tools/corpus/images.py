@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import time
@@ -159,8 +160,6 @@ class ImageReader:
         if self._table is None or self._table[0] != name or self._table[1].next_row > cell.row:
             self._table = (name, _Cells(cell))
         value = self._table[1].value(cell.row)
-        if isinstance(value, dict):
-            value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
         if value is None:
             raise NullImageError(f"the column {cell.column!r} is null in this row")
         if isinstance(value, bytes):
@@ -193,9 +192,7 @@ class _Cells:
             self._first += 0 if self._batch is None else len(self._batch)
             self._batch = batch
             self.next_row = self._first
-        value = self._batch[row - self._first : row - self._first + 1]
-        _check_size(largest_value(value))
-        return value[0].as_py()
+        return _bytes_or_path(self._batch, row - self._first)
 
     def _next_batch(self) -> Any:
         if self._error is not None:  # nothing after the damage can be read
@@ -218,6 +215,27 @@ def _columns(cell: TableCell) -> Iterator[Any]:
     with open_parquet(location(cell.file)) as table:
         for batch in table.batches([cell.column], group=cell.group):
             yield batch.column(0)
+
+
+def _bytes_or_path(column: Any, row: int) -> Any:
+    cell = column[row : row + 1]
+    _check_size(largest_value(cell))
+    value = cell[0].as_py()
+    if isinstance(value, dict):
+        return value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    return value
+
+
+def digests_of_group(cell: TableCell) -> Iterator[bytes]:
+    """Yield for each row of a cell's group the digest of its image, or of its path if the table has no bytes of it.
+
+    Raises:
+        OSError, ValueError, pyarrow.ArrowException: at a row that cannot be read.
+    """
+    for column in _columns(cell):
+        for row in range(len(column)):
+            value = _bytes_or_path(column, row)
+            yield hashlib.sha256(value if isinstance(value, bytes) else repr(value).encode()).digest()
 
 
 def _check_size(size: int) -> None:

@@ -60,8 +60,8 @@ class Skipped(NamedTuple):
     message: str
 
 
-# an image of a tar, a table or a list with its captions, or an entry that cannot be used
-Entry = tuple[ImageItem, list[str]] | Skipped
+# an image of a tar, a table or a list with its captions, an entry that cannot be used, or a note about the others
+Entry = tuple[ImageItem, list[str]] | Skipped | str
 
 
 class Corpus:
@@ -157,6 +157,11 @@ class CaptionedKeys:
             return None
         captions, name, _ = json.loads(found[1].content)
         return captions, name
+
+    def image(self, key: str) -> ImageItem | None:
+        """Return the image of a key, None if it did not come."""
+        found = next(self._entries.find([key]))
+        return None if found is None else unpack_image(json.loads(found[1].content)[2])
 
     def __iter__(self) -> Iterator[str]:
         """Yield the keys, in order."""

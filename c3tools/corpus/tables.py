@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import CorpusError
+from ..errors import CorpusError, UnreachableError
 from ..io.batches import Budget
 from ..io.locations import is_url, name_or_file, size_of
 from ..io.parquet import ParquetReader, open_parquet
@@ -26,13 +27,14 @@ from .captions import (
     pick_text_columns,
     require_column,
 )
-from .images import ImageItem, TableCell
+from .images import ImageItem, TableCell, digests_of_group
 from .items import IMAGE_SUFFIXES, CaptionedKeys, Entry, ReadOptions, Skipped, is_utf8, without_suffix
 from .splits import split_in_name
 
 # usual names of the column with the images, those of Hugging Face and img2dataset among them
 IMAGE_CELLS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "pixels")
 _PATH = "image.path"  # no column that is read has this name
+_DIGITS = 12  # of the checksum of an image, in a key
 DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
 
 
@@ -78,7 +80,7 @@ def read_parquet(path: Path, options: ReadOptions) -> Iterator[Entry]:
                     rows.count = first + count  # the keys of the others are not known
     except UNREADABLE as error:
         raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error
-    yield from rows.images.images()
+    yield from rows.entries()
 
 
 def read_arrow(path: Path, options: ReadOptions) -> Iterator[Entry]:
@@ -103,7 +105,7 @@ def read_arrow(path: Path, options: ReadOptions) -> Iterator[Entry]:
             raise CorpusError(f"{path} is not a readable Arrow file ({reason}).") from error
         yield Skipped(path.name, str(path), "DamagedTable", reason)
     if rows is not None:
-        yield from rows.images.images()
+        yield from rows.entries()
 
 
 def _records_of_group(file: ParquetReader, columns: Sequence[str], group: int) -> Iterator[dict[str, Any]]:
@@ -146,20 +148,26 @@ class _ImageTable:
 
 
 class _Rows:
-    """The rows of a table as images; rows with one key are one image with several captions."""
+    """The rows of a table as images; rows with one key are one image with several captions.
+
+    A key from the path in an image's cell may be that of several images: most writers leave the folders out.
+    """
 
     def __init__(self, path: Path, table: _ImageTable, options: ReadOptions, split: str | None = None) -> None:
         self._path, self._table, self._options = path, table, options
         self._name = f"{split}/{path.stem}" if split else path.stem
         self._split = split or split_in_name(path.stem)
-        self.images = CaptionedKeys()
+        self._images = CaptionedKeys()
+        self._digests: dict[int, list[bytes]] = {}  # by group
+        self._renamed: list[str] = []
         self.count = 0  # rows up to here
 
     def add(self, group: int, row: int, record: Mapping[str, Any], image_path: str | None) -> Iterator[Skipped]:
         """Add a row; yield why its captions cannot be used, if they cannot."""
         number, self.count = self.count, self.count + 1
         where = f"{self._path}#{number}"
-        key = self._key(record, image_path, number)
+        named = self._key(record)
+        key = named or (key_of_name(image_path) if image_path else f"{self._name}:{number}")
         try:
             captions = captions_of(record, self._table.texts, where)
         except CorpusError as error:
@@ -168,21 +176,55 @@ class _Rows:
         if not is_utf8(key):
             yield Skipped(f"{self._path.name}#{number}", where, "UnicodeError", "the key is not UTF-8")
             return
-        if self.images.get(key) is not None:
-            self.images.add_captions(key, captions)
-            return
         options = self._options
         folder = str(options.images_root or self._path.parent)
         permissions = options.follow_symlinks, options.download
         cell = TableCell(str(self._path), self._table.image, group, row, folder, *permissions)
+        before = self._images.image(key)
+        if before is not None and not named and self._digest(before.source) != self._digest(cell):
+            key = f"{key}-{self._digest(cell).hex()[:_DIGITS]}"
+            before = self._images.image(key)
+            if before is None:
+                self._renamed.append(key)
+        if before is not None:
+            self._images.add_captions(key, captions)
+            return
         split = record.get(SPLIT_COLUMN) or self._split
-        self.images.add(key, captions, image=ImageItem(key, where, str(split) if split else None, None, cell))
+        self._images.add(key, captions, image=ImageItem(key, where, str(split) if split else None, None, cell))
 
-    def _key(self, record: Mapping[str, Any], image_path: str | None, number: int) -> str:
+    def entries(self) -> Iterator[Entry]:
+        """Yield the images with their captions, and a note if several have one file name."""
+        yield from self._images.images()
+        if self._renamed:
+            count = counted(len(self._renamed), "image has", "images have")
+            yield (
+                f"{self._path}: {count} the file name of another image. Digits of a checksum are added to their keys, "
+                f"for example {self._renamed[0]}. To use other keys, choose a column with --key-column."
+            )
+
+    def _key(self, record: Mapping[str, Any]) -> str | None:
         value = record.get(self._table.key) if self._table.key else None
-        if value is not None and value != "":
-            return key_of_name(str(value)) if self._table.key in IMAGE_COLUMNS else str(value)
-        return key_of_name(image_path) if image_path else f"{self._name}:{number}"
+        if value is None or value == "":
+            return None
+        return key_of_name(str(value)) if self._table.key in IMAGE_COLUMNS else str(value)
+
+    def _digest(self, source: object) -> bytes:
+        """Return a digest of the image in a cell; that of one that cannot be read is like no other."""
+        assert isinstance(source, TableCell)
+        if source.group not in self._digests:
+            self._digests[source.group] = list(_readable(digests_of_group(source)))
+        digests = self._digests[source.group]
+        return digests[source.row] if source.row < len(digests) else sha256(repr(source).encode()).digest()
+
+
+def _readable(values: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the values before the first that cannot be read."""
+    try:
+        yield from values
+    except UnreachableError:
+        raise
+    except Exception:  # a damaged or hostile cell may raise anything, as when images are decoded
+        return
 
 
 def key_of_name(name: str) -> str:

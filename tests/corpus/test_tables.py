@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -104,6 +105,46 @@ def test_where_keys_come_from(tmp_path: Path, columns: dict[str, list[Any]], key
     assert [item.image_key for item in corpus.texts] == keys
     named = write(tmp_path / "y.parquet", image=[b"1", b"2"], name=["p", "q"], **columns)
     assert [item.key for item in read_corpus([named], key_column="name").images] == ["p", "q"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_images_of_one_file_name_are_not_merged(tmp_path: Path, kind: str) -> None:
+    """`push_to_hub` and `save_to_disk` keep the last part of a path."""
+    images = {"a cat": b"cat", "the cat": b"cat", "a dog": b"dog", "a bird": b"bird", "the dog": b"dog"}
+    cells = pa.array([{"bytes": content, "path": "001.jpg"} for content in images.values()], type=IMAGE_STRUCT)
+    table, path = pa.table({"image": cells, "text": list(images)}), tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=2)
+    else:
+        with pa.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    corpus = read_corpus([path])
+    keys = ["001", *(f"001-{hashlib.sha256(content).hexdigest()[:12]}" for content in (b"dog", b"bird"))]
+    assert contents(corpus) == dict(zip(keys, (b"cat", b"dog", b"bird"), strict=True))
+    assert [(text.image_key, text.caption) for text in corpus.texts] == [
+        *((keys[0], caption) for caption in ("a cat", "the cat")),
+        *((keys[1], caption) for caption in ("a dog", "the dog")),
+        (keys[2], "a bird"),
+    ]
+    (note,) = corpus.notes
+    assert note.startswith(f"{path}: 2 images have the file name of another image.")
+    assert keys[1] in note
+    assert [item.key for item in read_corpus([path], key_column="text").images] == list(images)
+
+
+def test_images_of_one_file_name_that_have_no_bytes_or_cannot_be_read(tmp_path: Path) -> None:
+    paths = ["/cats/001.jpg", "/dogs/001.jpg", "/cats/001.jpg"]
+    cells = pa.array([{"bytes": None, "path": path} for path in paths], type=IMAGE_STRUCT)
+    corpus = read_corpus([write(tmp_path / "x.parquet", image=cells, text=["a", "b", "c"])])
+    assert [text.image_key for text in corpus.texts] == [corpus.images[0].key] * 2 + [corpus.images[1].key]
+    cells = pa.array([{"bytes": bytes([number]), "path": "001.jpg"} for number in range(4)], type=IMAGE_STRUCT)
+    path = tmp_path / "y.parquet"
+    pq.write_table(pa.table({"image": cells}), path, row_group_size=2, use_dictionary=False, compression="none")
+    damage_column(path, 1, 0)
+    corpus = read_corpus([path])
+    assert len({item.key for item in corpus.images}) == 4
+    with ImageReader() as reader:
+        assert [reader.read(item) for item in corpus.images[:2]] == [b"\0", b"\1"]
 
 
 def test_a_path_that_is_no_text_gives_no_key(tmp_path: Path) -> None:
