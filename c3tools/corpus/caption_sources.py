@@ -7,13 +7,14 @@ For each image, the first source that has a caption for it is used:
 2. captions.jsonl, metadata.jsonl, metadata.csv beside the folder;
 3. the .txt file with the stem of the image.
 
-A row with the path of an image comes before a row with only its file name.
+A source that names an image by its path comes before one that has only its file name.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from os.path import normpath
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -78,27 +79,36 @@ class CaptionSources:
     def add(self, source: str, folder: Path, rows: Iterable[CaptionRow]) -> int:
         """Add the rows of a captions file; return how many name an image.
 
+        A row without an image at its path is matched by its file name, if one image and one path in the rows have it.
+        If other rows are matched by path, a row that names a folder is not: it is of an image that is not here.
+
         Args:
             source: as messages name the file.
             folder: file names are relative to it, or to its images/.
             rows: each names an image.
         """
-        offers: dict[int, _Offer] = {}
-        matched = 0
+        by_path: dict[int, list[CaptionRow]] = {}
+        by_name: dict[int, list[CaptionRow]] = {}
         for row in rows:
-            position, by_name = self._match(folder, row.file_name or "")
-            if position is None:
-                self.unmatched.append(row.file_name or "")
-                continue
-            matched += 1
-            before = offers.get(position, _Offer(True, self._order, source, [], None))
-            captions = [*before.captions, *row.captions]
-            split = row.split or before.split
-            offers[position] = _Offer(before.by_name and by_name, self._order, source, captions, split)
-        for position, offer in offers.items():
-            self._offers[position].append(offer)
+            name = row.file_name or ""
+            position = self._at(folder, name)
+            same = self._by_name.get(PurePosixPath(name).name, [])
+            if position is not None:
+                by_path.setdefault(position, []).append(row)
+            elif len(same) == 1:
+                by_name.setdefault(same[0], []).append(row)
+            else:
+                self.unmatched.append(name)
+        for position, others in list(by_name.items()):
+            names = {PurePosixPath(row.file_name or "") for row in others}
+            if position in by_path or len(names) > 1 or (by_path and len(min(names).parts) > 1):
+                self.unmatched += [row.file_name or "" for row in by_name.pop(position)]
+        for position, own in chain(by_path.items(), by_name.items()):
+            captions = [caption for row in own for caption in row.captions]
+            split = next((row.split for row in reversed(own) if row.split), None)
+            self._offers[position].append(_Offer(position in by_name, self._order, source, captions, split))
         self._order += 1
-        return matched
+        return sum(map(len, chain(by_path.values(), by_name.values())))
 
     def add_texts(self, corpus: Corpus, texts: Collection[str], inside: Path | None) -> None:
         """Add the .txt files with the stems of the images, one caption a line.
@@ -141,14 +151,6 @@ class CaptionSources:
             )
             notes.append(f"{root}: not used, because an earlier source has captions of the same images: {others}.")
         return notes
-
-    def _match(self, folder: Path, name: str) -> tuple[int | None, bool]:
-        """Return the position of the image with this path, else with this unique file name, and whether by the name."""
-        position = self._at(folder, name)
-        if position is not None:
-            return position, False
-        same = self._by_name.get(PurePosixPath(name).name, [])
-        return (same[0] if len(same) == 1 else None), True
 
     def _at(self, folder: Path, name: str) -> int | None:
         """Return the position of the image at this path in a folder, or in its images/."""

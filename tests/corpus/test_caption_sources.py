@@ -104,6 +104,27 @@ def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
     assert pairs(corpus) == [("near a", "train/a"), ("b", "train/b")]
 
 
+def test_captions_of_images_that_are_not_here_are_not_those_of_others_with_their_name(tmp_path: Path) -> None:
+    for name in ("train/1.jpg", "train/2.jpg"):
+        image(tmp_path / name)
+    rows = [{"image": name, "text": f"of {name}"} for name in ("train/1.jpg", "val/1.jpg", "val/2.jpg")]
+    jsonl(tmp_path / "captions.jsonl", *rows)
+    for root, prefix in ((tmp_path / "train", ""), (tmp_path, "train/")):
+        corpus = read_corpus([root])
+        assert pairs(corpus) == [("of train/1.jpg", f"{prefix}1")]
+        assert corpus.captions_without_image == ["val/1.jpg", "val/2.jpg"]
+
+
+def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path / "new" / f"{name}.png")
+    names = ["/old/x/a.png", "/old/x/b.png", "/old/y/b.png", "c.png", "/old/x/a.png"]
+    file = jsonl(tmp_path / "c.jsonl", *({"image": name, "text": f"of {name}"} for name in names))
+    corpus = read_corpus([tmp_path / "new"], captions=file)
+    assert pairs(corpus) == [("of /old/x/a.png", "a"), ("of /old/x/a.png", "a"), ("of c.png", "c")]
+    assert corpus.captions_without_image == ["/old/x/b.png", "/old/y/b.png"]
+
+
 @pytest.mark.parametrize("way", ["plain", "dots", "link"])
 def test_captions_beside_the_folder_fill_what_it_lacks(tmp_path: Path, way: str) -> None:
     for name in ("a", "b", "c"):
