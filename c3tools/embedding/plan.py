@@ -315,7 +315,10 @@ def _is_written_after(item: ImageItem | TextItem, began: float | None) -> bool:
     """
     if began is None or isinstance(item, TextItem) or item.source is not None or is_url(item.path):
         return False
-    return began < Path(item.path).stat().st_mtime <= time.time() + 60
+    try:
+        return began < Path(item.path).stat().st_mtime <= time.time() + 60
+    except OSError:  # deleted since the corpus was read
+        return False
 
 
 def _is_same_file(before: str | None, now: str) -> bool:

@@ -350,6 +350,15 @@ def test_rows_of_damaged_row_groups_are_kept(encoder: Encoder, tmp_path: Path) -
     assert (summary.modalities["image"].gone, summary.failures_in_store) == ([chosen[0].key], 0)
 
 
+def test_an_image_that_is_deleted_while_the_run_is_planned_has_not_changed(encoder: Encoder, tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "p", 2)
+    run(encoder, folder, tmp_path / "s")
+    corpus = read_corpus(folder)
+    min(folder.glob("*.jpg")).unlink()
+    summary = embed_corpus(corpus, tmp_path / "s", encoder, **SMALL, update=True)
+    assert (summary.modalities["image"].already, summary.modalities["image"].changed) == (2, [])
+
+
 def test_a_store_by_url_is_updated_and_pruned(encoder: Encoder, tmp_path: Path, s3: Faults) -> None:
     folder, _ = edited(encoder, tmp_path)
     place = put_store(tmp_path / "s", "s3://bucket/s")
