@@ -238,7 +238,7 @@ def plan_shards(
             if found is not None:
                 position, item = found
                 left_out[position] = 1
-                if isinstance(item, ImageItem) and not _is_same_file(row["path"], item.path):
+                if isinstance(item, ImageItem) and not _is_same_file(row["path"], item):
                     plan.from_elsewhere.append(item.key)
                 elif not of_foreign and _has_changed(item, row, began):
                     changed.append(item)
@@ -321,11 +321,12 @@ def _is_written_after(item: ImageItem | TextItem, began: float | None) -> bool:
         return False
 
 
-def _is_same_file(before: str | None, now: str) -> bool:
-    """Return True if an image was embedded from the same path, or from one that no longer exists (a moved folder)."""
-    if before is None or before == now or is_url(before) or "#" in before:
+def _is_same_file(before: str | None, image: ImageItem) -> bool:
+    """Return True if an image was embedded from the same file, tar or table, or from one that no longer exists."""
+    if before is None or before == image.path or is_url(before):
         return True
-    return _absolute(before) == _absolute(now) or not Path(before).exists()
+    files = [_absolute(file) for file in _possible_files(before)]
+    return _absolute(getattr(image.source, "file", image.path)) in files or not any(Path(f).is_file() for f in files)
 
 
 def _absolute(path: str) -> str:
@@ -334,7 +335,13 @@ def _absolute(path: str) -> str:
 
 def is_within(path: str, files: set[str]) -> bool:
     """Return whether a path is one of these files, or ``file#…`` of a tar, table or list among them."""
-    return path in files or any(path[:i] in files for i, letter in enumerate(path) if letter == "#")
+    return any(file in files for file in _possible_files(path))
+
+
+def _possible_files(path: str) -> Iterator[str]:
+    """Yield a path, and each file that may be meant if it is ``file#…``."""
+    yield path
+    yield from (path[:i] for i, letter in enumerate(path) if letter == "#")
 
 
 class Sources:

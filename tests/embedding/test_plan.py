@@ -28,7 +28,7 @@ from c3tools.store import Failure, Rows, Store, finish_store, rewrite_failures
 from c3tools.store.split import split_store
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, build_store, copy_photos, put_store, unit_rows
-from tests.corpus.packing import damage_column, photos_of, webdataset, write_tar
+from tests.corpus.packing import damage_column, photos_of, webdataset, write_hf_parquet, write_tar
 from tests.embedding.test_embed import SMALL, files
 from tests.servers import Faults
 
@@ -348,6 +348,33 @@ def test_rows_of_damaged_row_groups_are_kept(encoder: Encoder, tmp_path: Path) -
     pq.write_table(pa.table(columns).slice(1), path)
     summary = run(encoder, path, tmp_path / "s", prune=True)
     assert (summary.modalities["image"].gone, summary.failures_in_store) == ([chosen[0].key], 0)
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_another_tar_or_table_with_the_same_keys_is_not_the_same_images(
+    encoder: Encoder, tmp_path: Path, form: str
+) -> None:
+    chosen = photos_of(copy_photos(tmp_path / "p", 4))
+    renamed = [photo._replace(name=first.name) for photo, first in zip(chosen[2:], chosen[:2], strict=True)]
+    files = [tmp_path / f"{number}.{form}" for number in range(2)]
+    for file, photos in zip(files, (chosen[:2], renamed), strict=True):
+        if form == "tar":
+            write_tar(file, webdataset(photos))
+        else:
+            write_hf_parquet(file, photos)
+    run(encoder, files[0], tmp_path / "s")
+    before = rows(tmp_path / "s", "text")
+    summary = run(encoder, files[1], tmp_path / "s", update=True)
+    keys = [photo.key for photo in chosen[:2]]
+    assert summary.modalities["image"].from_elsewhere == keys
+    assert summary.modalities["text"].changed == []
+    assert rows(tmp_path / "s", "text") == before
+    files[0].rename(tmp_path / f"moved.{form}")
+    summary = run(encoder, tmp_path / f"moved.{form}", tmp_path / "s")
+    assert [(m.already, m.from_elsewhere, m.changed) for m in summary.modalities.values()] == [
+        (2, [], []),
+        (10, [], []),
+    ]
 
 
 def test_an_image_that_is_deleted_while_the_run_is_planned_has_not_changed(encoder: Encoder, tmp_path: Path) -> None:
