@@ -101,7 +101,7 @@ class Plan(Generic[Item]):
         gone: where they are in ``gone_keys``, by the number of their shard.
         gone_failures: keys of inputs that failed and whose source has gone.
         unmatched: how many rows are not of the corpus, by the number of the shard that has them.
-        from_elsewhere: keys that the store has from other files.
+        from_elsewhere: keys that the store has from other files, or whose images it has from other files.
     """
 
     inputs: int
@@ -253,6 +253,10 @@ def plan_shards(
             plan.gone[part] = slice(len(plan.gone_keys), len(plan.gone_keys) + len(gone))
             plan.gone_keys.extend(sorted(gone))
     summary.already = sum(left_out)
+    for position, item in enumerate(items if foreign else ()):
+        if isinstance(item, TextItem) and any(keys.has(item.image_key) for keys in foreign):
+            left_out[position] = 1
+            plan.from_elsewhere.append(item.key)
     for position, began in failed.items():
         if left_out[position] or retry_failed or (update and _is_written_after(items[position], began)):
             continue

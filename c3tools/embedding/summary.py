@@ -34,7 +34,8 @@ class ModalitySummary:
         not_updated: how many of these failed, so that their rows were not changed.
         gone: keys of rows whose source is no longer in the given paths.
         removed: how many of these were removed.
-        from_elsewhere: keys of inputs that were not embedded, because the store has these keys from other files.
+        from_elsewhere: keys of inputs that were not embedded, because the store has these keys, or those of their
+            images, from other files.
         to_embed, to_update, to_remove: what a run would do, if it is only planned.
         seconds: by stage, summed over processes. ``reading`` and ``decoding`` happen in worker processes, beside the
             other stages; ``waiting`` is for them.
@@ -87,8 +88,10 @@ class ModalitySummary:
             many = f"are no longer in their source ({done.format('their rows')})"
             notes.append(_said(name, self.gone, one, many))
         if self.from_elsewhere:
-            one = "was not embedded, because the store already has its key from another file"
-            many = "were not embedded, because the store already has their keys from other files"
+            of_text = name == "text"
+            its, their = ("the key of its image", "the keys of their images") if of_text else ("its key", "their keys")
+            one = f"was not embedded, because the store already has {its} from another file"
+            many = f"were not embedded, because the store already has {their} from other files"
             notes.append(_said(name, self.from_elsewhere, one, many))
         return notes
 

@@ -227,6 +227,24 @@ def test_rows_of_other_paths_are_left_alone(encoder: Encoder, tmp_path: Path) ->
     assert any("the store already has its key from another file" in note for note in summary.notes())
 
 
+def test_captions_of_an_image_that_the_store_has_from_elsewhere_are_left_out(encoder: Encoder, tmp_path: Path) -> None:
+    one, two = copy_photos(tmp_path / "one", 2), copy_photos(tmp_path / "two", 2)
+    first, second = sorted(path.name for path in one.glob("*.jpg"))
+    edit_captions(one, {first: ["of one"], second: None})
+    (one / second).unlink()
+    run(encoder, one, tmp_path / "s")
+    edit_captions(two, {first: ["of two", "and this", "and that"]})
+    summary = run(encoder, two, tmp_path / "s", update=True, prune=True)
+    image, text = summary.modalities["image"], summary.modalities["text"]
+    stem = Path(first).stem
+    assert (image.from_elsewhere, image.embedded) == ([stem], 1)
+    assert (text.from_elsewhere, text.embedded) == ([f"{stem}#{n}" for n in range(3)], 5)
+    kept = {key: row for key, row in rows(tmp_path / "s", "text").items() if stem in key}
+    assert kept.keys() == {f"{stem}#0"}
+    assert "of one" in kept[f"{stem}#0"]
+    assert any("the store already has the keys of their images from other files" in note for note in summary.notes())
+
+
 def test_captions_of_a_file_that_is_not_given_now_stay(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 2)
     shutil.move(folder / "captions.jsonl", tmp_path / "c.jsonl")
