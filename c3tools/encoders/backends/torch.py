@@ -16,6 +16,7 @@ from .towers import ImageTower, TextTower
 
 _SHARE_OF_MEMORY = 0.5
 _PROBES = (4, 8)
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # on MPS, and on CPUs
 
 
 class TorchBackend(Backend):
@@ -98,8 +99,8 @@ class TorchBackend(Backend):
             with torch.inference_mode():
                 return self._forward[modality](batch.to(self.compute.device, non_blocking=True))
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            out_of_memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-            if not out_of_memory or len(batch) == 1:
+            told = any(words in str(error) for words in _OUT_OF_MEMORY)
+            if not (told or isinstance(error, torch.OutOfMemoryError)) or len(batch) == 1:
                 raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

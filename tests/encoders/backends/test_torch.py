@@ -35,6 +35,26 @@ def test_a_cpu_is_not_probed(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) 
     assert size("image", 4000 * 4000) == 1
 
 
+@pytest.mark.parametrize("device", ["cpu", "mps", "windows"])
+def test_a_batch_that_does_not_fit_into_memory_is_run_in_halves(device: str) -> None:
+    ran: list[int] = []
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        ran.append(len(batch))
+        if len(batch) > 2 and device == "cpu":
+            torch.empty(2**60, dtype=torch.uint8)
+        elif len(batch) > 2:
+            raise RuntimeError("MPS backend out of memory" if device == "mps" else "not enough memory: you tried to …")
+        return batch
+
+    backend = TorchBackend.__new__(TorchBackend)
+    backend.compute = Compute("cpu", "fp32")
+    backend._forward, backend._limits = {"image": forward}, {}
+    batch = torch.arange(7)[:, None]
+    assert backend.submit("image", batch).result().tolist() == batch.tolist()
+    assert ran == [7, 3, *[1] * 7]
+
+
 @pytest.mark.parametrize(("per_image", "expected"), [(2**20, 256), (2**26, 128), (2**34, 1)])
 def test_on_a_gpu_memory_decides(monkeypatch: pytest.MonkeyPatch, per_image: int, expected: int) -> None:
     """The bookkeeping alone: a card of 16 GiB whose runs take ``per_image`` bytes an image and 1 GiB of weights."""
