@@ -146,8 +146,11 @@ def allocate(
         what = "GPUs" if gpu else "CPU cores"
         raise C3Error(f"The cluster has no {what}.", remedy="Add machines with: ray start --address=HEAD:6379")
     if processes is not None and cores is None and not gpu:
-        total = sum(cpus for cpus, _ in machines)
-        return WorkerAllocation(processes, total // processes or round(total / processes, 4))
+        for whole in range(max(machines)[0], 0, -1):
+            if sum(cpus // whole for cpus, _ in machines) >= processes:
+                return WorkerAllocation(processes, whole)
+        per_core = -(-processes // sum(cpus for cpus, _ in machines))
+        return WorkerAllocation(processes, 10_000 // per_core / 10_000)  # Ray counts in ten-thousandths
     share = float(cores) if cores is not None else min(max(1, cpus // gpus) if gpu else cpus for cpus, gpus in machines)
     fitting = sum(gpus if gpu else int(cpus // share) for cpus, gpus in machines)
     return WorkerAllocation(processes or max(1, fitting), share)
