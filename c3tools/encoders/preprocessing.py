@@ -194,11 +194,12 @@ def _to_bytes(image: Image.Image) -> Image.Image:
     ]
     highest = 65535.0
     if image.mode.startswith("F"):
-        highest = max([1e-12, *(float(np.asarray(image.crop(band), dtype=np.float64).max()) for band in bands)])
+        every = (np.asarray(image.crop(band), dtype=np.float64) for band in bands)
+        highest = max(float(np.max(values, where=np.isfinite(values), initial=1e-12)) for values in every)
     pixels = np.empty((image.height, image.width), np.uint8)
     for band in bands:
         values = np.asarray(image.crop(band), dtype=np.float64)
-        pixels[band[1] : band[3]] = np.clip(values / highest * 255.0, 0, 255)
+        pixels[band[1] : band[3]] = np.clip(np.nan_to_num(values / highest * 255.0), 0, 255)
     return Image.fromarray(pixels)
 
 

@@ -62,6 +62,14 @@ def test_deep_images_are_scaled_alike_in_all_their_rows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image)[..., 1], (content.astype(float) / top * 255).astype(np.uint8))
 
 
+def test_pixels_without_a_number_do_not_change_the_scale(tmp_path: Path) -> None:
+    values = np.linspace(0, 0.5, 700 * 3, dtype=np.float32).reshape(700, 3)
+    values[0, 0], values[300, 1], values[300, 2] = np.nan, np.inf, -np.inf
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    expected = (np.nan_to_num(values.astype(float), posinf=0.5).clip(0) * 510).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "x.tif")[0])[..., 0], expected)
+
+
 @pytest.mark.parametrize(("suffix", "feature", "tolerance"), [("avif", "avif", 12), ("jp2", "jpg_2000", 0)])
 def test_formats_that_pillow_may_have(tmp_path: Path, suffix: str, feature: str, tolerance: int) -> None:
     if not features.check(feature):
