@@ -188,7 +188,8 @@ def sources_of_folder(corpus: Corpus, root: Path, images: Sequence[ImageItem], o
             _add_beside(corpus, sources, root, options, inside and inside.parent)
         sources.add_texts(corpus, texts, inside)
         corpus.notes += sources.notes(root)
-    if named and min(named).parent == root and (root / IMAGES_FOLDER).is_dir():
+    folders = {path.parent.resolve() for path in named if isinstance(path, Path)}
+    if root.resolve() in folders and (root / IMAGES_FOLDER).is_dir():
         sources.base = root / IMAGES_FOLDER
     return sources
 

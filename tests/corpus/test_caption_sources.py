@@ -185,6 +185,25 @@ def test_coco_files_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path
     assert [text.caption for text in followed.texts] == ["secret"]
 
 
+@pytest.mark.parametrize("given_as", ["relative", "absolute", "dots"])
+def test_keys_do_not_depend_on_the_way_in_which_a_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_as: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image(tmp_path / "r" / "images" / "1.png")
+    file = jsonl(tmp_path / "r" / "my.jsonl", {"image": "1.png", "text": "a dog"})
+    given_file = {"relative": Path("r/my.jsonl"), "absolute": file, "dots": Path("r/images/../my.jsonl")}[given_as]
+    assert pairs(read_corpus(["r"], captions=given_file)) == [("a dog", "1")]
+
+
+def test_keys_do_not_depend_on_captions_in_subfolders(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "1.png")
+    jsonl(tmp_path / "captions.jsonl", {"image": "1.png", "text": "a dog"})
+    (tmp_path / "annotations").mkdir()
+    jsonl(tmp_path / "annotations" / "captions.jsonl", {"image": "1.png", "text": "another dog"})
+    assert [item.key for item in read_corpus([tmp_path]).images] == ["1"]
+
+
 def _assignments() -> st.SearchStrategy[list[dict[str, list[str]]]]:
     """Return captions by source for every image; a source may name an image and have nothing to say."""
     captions = st.lists(st.sampled_from(["one", "two", "three"]), max_size=2)
