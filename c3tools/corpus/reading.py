@@ -209,9 +209,10 @@ def _check(corpus: Corpus, roots: Sequence[Path], given: Path | None) -> None:
             else ""
         )
         raise CorpusError(f"There is nothing to embed in {places}: no images, videos or texts.{reason}")
-    if given is not None and corpus.images and len(corpus.images_without_caption) == len(corpus.images):
+    media = {name: len(items) for name, items in (("images", corpus.images), ("videos", corpus.videos)) if items}
+    if given is not None and media and len(corpus.images_without_caption) == sum(media.values()):
         raise CorpusError(
-            f"{given} has no caption for any of the {len(corpus.images):,} images.",
+            f"{given} has no caption for any of the {sum(media.values()):,} {' and '.join(media)}.",
             remedy="File names in it are looked up in the folder of the captions file, then in its subfolder images/.",
         )
     for kind, items in (("images", corpus.images), ("videos", corpus.videos), ("texts", corpus.texts)):

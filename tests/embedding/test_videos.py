@@ -109,6 +109,19 @@ def test_videos_have_captions_like_images(encoder: Encoder, tmp_path: Path, monk
     assert verify_store("store").findings == []
 
 
+def test_a_captions_file_for_some_of_the_images_and_videos(tmp_path: Path) -> None:
+    folder = copy_photos(tmp_path / "mixed", 2)
+    first, second = sorted(path.name for path in folder.glob("*.jpg"))
+    write_video(folder / "a.mp4", COLOURS[:1])
+    captions = tmp_path / "c.jsonl"
+    captions.write_text(json.dumps({"image": first, "text": "a photo"}))
+    corpus = read_corpus(folder, captions=captions)
+    assert corpus.images_without_caption == [Path(second).stem, "a"]
+    captions.write_text(json.dumps({"image": "other.jpg", "text": "a photo"}))
+    with pytest.raises(CorpusError, match="no caption for any of the 3 images and videos"):
+        read_corpus(folder, captions=captions)
+
+
 def test_bad_files_are_listed_as_bad_images_are(c3: C3, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     whole = write_video(folder / "whole.mp4").read_bytes()
