@@ -79,17 +79,18 @@ def find_containers(paths: Sequence[Path], options: ReadOptions) -> tuple[list[t
 
 
 def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], options: ReadOptions) -> None:
-    """Add the images of all containers, in the order of their paths; of images with one key the first counts.
+    """Add the images and videos of all containers, in the order of their paths; of those with one key the first counts.
 
     Raises:
         CorpusError: if a container cannot be read and is the only input.
     """
     if not containers:
         return
-    alone = len(containers) == 1 and not corpus.images and not corpus.texts
+    media = corpus.images, corpus.videos
+    alone = len(containers) == 1 and not any(media) and not corpus.texts
     captions_by_key = _captions_by_key(options)
     by_path = {str(path): (path, read) for path, read in containers}  # a pattern and a name may mean one file
-    repeats = len(by_path) > 1 or len(corpus.images) > 0  # in one container no key comes twice
+    repeats = len(by_path) > 1 or any(media)  # in one container no key comes twice
     captioned = ItemList(str)
     lost = 0
 
@@ -105,7 +106,7 @@ def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], op
         key = f"{container.stem}/{own_key}" if options.prefix_keys else own_key
         if not is_utf8(f"{key}{image.path}{image.split}"):
             return Skipped(repr(own_key), repr(image.path), "UnicodeError", "the key, path or split is not UTF-8")
-        before = next(corpus.images.find([key])) if repeats else None
+        before = next((found for items in media for found in items.find([key]) if found), None) if repeats else None
         if before is not None:
             message = (
                 f"{before[1].path} has the same key {key}, and only the first one is embedded; --prefix-keys begins "

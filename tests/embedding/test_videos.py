@@ -122,6 +122,16 @@ def test_a_captions_file_for_some_of_the_images_and_videos(tmp_path: Path) -> No
         read_corpus(folder, captions=captions)
 
 
+def test_a_video_in_two_lists_is_used_once(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", COLOURS[:1])
+    lists = [tmp_path / "0.csv", tmp_path / "1.csv"]
+    for path in lists:
+        path.write_text("video,text\na.mp4,a wall\n")
+    corpus = read_corpus(lists, image_column="video")
+    assert ([video.key for video in corpus.videos], len(corpus.texts)) == (["a.mp4"], 1)
+    assert [skipped.error for skipped in corpus.skipped] == ["DuplicateKey"]
+
+
 def test_bad_files_are_listed_as_bad_images_are(c3: C3, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     whole = write_video(folder / "whole.mp4").read_bytes()
