@@ -108,9 +108,9 @@ def read_corpus(
                 containers.append((root, read))
     corpus.images.sort()
     corpus.videos.sort()
+    add_containers(corpus, containers, options)
     if corpus.videos:
         require_decoder()
-    add_containers(corpus, containers, options)
     _check(corpus, roots, options.captions)
     return corpus
 

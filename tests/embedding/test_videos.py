@@ -171,6 +171,8 @@ def test_what_cannot_be_done_is_said_before_any_work(
         embed(tmp_path / "videos", tmp_path / "store", encoder=encoder, fps=0)
     with pytest.raises(CorpusError, match="--fps is nan"):
         embed(tmp_path / "videos", tmp_path / "store", encoder=encoder, fps=float("nan"))
+    (tmp_path / "list.csv").write_text("video\nvideos/a.mp4\n")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"(?s)Embedding videos needs the package av.*c3tools\[video\]"):
-        read_corpus(tmp_path / "videos")
+    for path, column in ((tmp_path / "videos", None), (tmp_path / "list.csv", "video")):
+        with pytest.raises(MissingExtraError, match=r"(?s)Embedding videos needs the package av.*c3tools\[video\]"):
+            read_corpus(path, image_column=column)
