@@ -46,28 +46,32 @@ class _Offer(NamedTuple):
 class CaptionSources:
     """The captions and splits of images, collected source by source in the order in which these count.
 
+    Args:
+        groups: folders, and images below each of them.
+
     Attributes:
-        base: the folder that keys are relative to: that of the images, or its images/ beside a captions file.
         unmatched: names in captions files for which there is no image.
     """
 
-    def __init__(self, images: Sequence[ImageItem], root: Path) -> None:
-        self.base = root
+    def __init__(self, groups: Iterable[tuple[Path, Sequence[ImageItem]]]) -> None:
         self.unmatched: list[str] = []
-        self._paths = [Path(image.path) for image in images]
+        self._paths: list[Path] = []
         self._by_path: dict[str, int] = {}
         self._by_name: dict[str, list[int]] = {}
-        target = root.resolve()
-        for position, path in enumerate(self._paths):
-            self._by_path[normpath(path.absolute())] = position
-            self._by_path[str(target / path.relative_to(root))] = position  # root may be a link
-            self._by_name.setdefault(path.name, []).append(position)
-        self._offers: list[list[_Offer]] = [[] for _ in images]
+        for root, images in groups:
+            target = root.resolve()  # root may be a link
+            for path in (Path(image.path) for image in images):
+                position = self._by_path.setdefault(str(target / path.relative_to(root)), len(self._paths))
+                self._by_path[normpath(path.absolute())] = position
+                if position == len(self._paths):
+                    self._paths.append(path)
+                    self._by_name.setdefault(path.name, []).append(position)
+        self._offers: list[list[_Offer]] = [[] for _ in self._paths]
         self._order = 0
 
-    def __getitem__(self, position: int) -> tuple[list[str], str | None]:
+    def __getitem__(self, image: ImageItem) -> tuple[list[str], str | None]:
         """Return the captions of an image, and its split: that of the first source that names one."""
-        offers = sorted(self._offers[position])
+        offers = sorted(self._offers[self._by_path[normpath(Path(image.path).absolute())]])
         split = next((offer.split for offer in offers if offer.split), None)
         return _counting(offers).captions if offers else [], split
 
@@ -158,19 +162,40 @@ class CaptionSources:
         return next((self._by_path[path] for path in paths if path in self._by_path), None)
 
 
-def sources_of_folder(corpus: Corpus, root: Path, images: Sequence[ImageItem], options: ReadOptions) -> CaptionSources:
-    """Collect the captions of the images below ``root``: those of ``options.captions``, else all that are detected.
+def given_source(
+    corpus: Corpus, groups: Sequence[tuple[Path, Sequence[ImageItem]]], options: ReadOptions
+) -> CaptionSources | None:
+    """Collect the captions in ``options.captions`` of the images below all folders; None without one of them.
 
     Raises:
-        CorpusError: if the file given, or the first captions file of a folder, cannot be used; later ones become notes.
+        CorpusError: if the file cannot be used.
     """
-    sources = CaptionSources(images, root)
+    file = options.captions
+    if file is None or not groups:
+        return None
+    sources = CaptionSources(groups)
+    sources.add(str(file), file.parent, _named_rows(file, options))
+    corpus.captions_without_image += sources.unmatched
+    return sources
+
+
+def sources_of_folder(
+    corpus: Corpus, root: Path, images: Sequence[ImageItem], options: ReadOptions, given: CaptionSources | None
+) -> tuple[CaptionSources, Path]:
+    """Collect the captions of the images below ``root``: those that are ``given``, else all that are detected.
+
+    Returns:
+        The captions, and the folder that keys are relative to: ``root``, or its images/ beside a captions file.
+
+    Raises:
+        CorpusError: if the first captions file of a folder cannot be used; later ones become notes.
+    """
+    sources = given or CaptionSources([(root, images)])
     inside = None if options.follow_symlinks else root.resolve()
     files, texts = _detect(root, images, inside)
     if options.captions is not None:
-        _add_given(sources, options.captions, options)
-        given = normpath(options.captions.absolute()) if isinstance(options.captions, Path) else None
-        unread = [path.relative_to(root).as_posix() for path in files if normpath(path.absolute()) != given]
+        file = normpath(options.captions.absolute()) if isinstance(options.captions, Path) else None
+        unread = [path.relative_to(root).as_posix() for path in files if normpath(path.absolute()) != file]
         beside = sum(str(Path(image.path).with_suffix(".txt")) in texts for image in images)
         unread += [counted(beside, ".txt file")] if beside else []
         if unread:
@@ -188,22 +213,20 @@ def sources_of_folder(corpus: Corpus, root: Path, images: Sequence[ImageItem], o
             _add_beside(corpus, sources, root, options, inside and inside.parent)
         sources.add_texts(corpus, texts, inside)
         corpus.notes += sources.notes(root)
+        corpus.captions_without_image += sources.unmatched
     folders = {path.parent.resolve() for path in named if isinstance(path, Path)}
     if root.resolve() in folders and (root / IMAGES_FOLDER).is_dir():
-        sources.base = root / IMAGES_FOLDER
-    return sources
+        return sources, root / IMAGES_FOLDER
+    return sources, root
 
 
 def sources_of_image(corpus: Corpus, image: ImageItem, options: ReadOptions) -> CaptionSources:
-    """Collect the captions of an image given by itself: those of ``options.captions``, else of its .txt file."""
+    """Collect the captions of an image given by itself: those of its .txt file."""
     folder = Path(image.path).parent
-    sources = CaptionSources([image], folder)
-    if options.captions is not None:
-        _add_given(sources, options.captions, options)
-    else:
-        text = Path(image.path).with_suffix(".txt")
-        inside = None if options.follow_symlinks else folder.resolve()
-        sources.add_texts(corpus, {str(text)} if text.is_file() else (), inside)
+    sources = CaptionSources([(folder, [image])])
+    text = Path(image.path).with_suffix(".txt")
+    inside = None if options.follow_symlinks else folder.resolve()
+    sources.add_texts(corpus, {str(text)} if text.is_file() else (), inside)
     return sources
 
 
@@ -240,10 +263,6 @@ def _is_coco(path: Path, stems: set[str], inside: Path | None) -> bool:
         return False
     has_images = b'"images"' in content or b'"annotations"' in content
     return has_images and (b'"caption"' in content or b'"sentences"' in content)
-
-
-def _add_given(sources: CaptionSources, file: Path, options: ReadOptions) -> None:
-    sources.add(str(file), file.parent, _named_rows(file, options))
 
 
 def _add_detected(

@@ -10,7 +10,7 @@ from ..errors import CorpusError
 from ..io.locations import is_url, kind_of, location
 from ..io.patterns import expand
 from ..reporter import counted
-from .caption_sources import CaptionSources, sources_of_folder, sources_of_image
+from .caption_sources import CaptionSources, given_source, sources_of_folder, sources_of_image
 from .captions import read_captions
 from .containers import Reader, add_containers, container_reader, find_containers, unreadable
 from .folders import find_container_files, find_images
@@ -86,14 +86,22 @@ def read_corpus(
         local = "Check the path. A relative path starts from the current folder."
         hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
         raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
-    folders = sum(kind == "folder" for kind in kinds.values())
+    folders = [root for root, kind in kinds.items() if kind == "folder"]
+    media: dict[Path, list[ImageItem]] = {}
+    if options.captions is not None:  # one file for all of them
+        media = {root: _find_media(corpus, root, options, kind) for root, kind in kinds.items()}
+    groups = [(root if root in folders else root.parent, images) for root, images in media.items() if images]
+    given = given_source(corpus, groups, options)
     containers: list[tuple[Path, Reader]] = []
     for root in roots:
-        if kinds[root] == "folder":
-            containers += _add_folder(corpus, root, options, f"{root.name}/" if folders > 1 else "")
-        elif root.suffix.lower() in _MEDIA_SUFFIXES and not is_url(root):
-            image = ImageItem(root.name, str(root), None, root.stat().st_size)
-            _add_images(corpus, [image], sources_of_image(corpus, image, options), "")
+        images = media[root] if media else _find_media(corpus, root, options, kinds[root])
+        if images and root in folders:
+            sources, base = sources_of_folder(corpus, root, images, options, given)
+            _add_images(corpus, images, sources, base, f"{root.name}/" if len(folders) > 1 else "")
+        elif images:
+            _add_images(corpus, images, given or sources_of_image(corpus, images[0], options), root.parent, "")
+        elif root in folders:
+            containers += _containers_of_folder(corpus, root, options)
         else:
             try:
                 read = container_reader(root, options)
@@ -125,46 +133,48 @@ def assign_keys(names: list[str]) -> list[str]:
     ]
 
 
-def _add_folder(corpus: Corpus, root: Path, options: ReadOptions, prefix: str) -> list[tuple[Path, Reader]]:
-    """Add the images of a folder; return the containers of one that has no images."""
-    images, skipped = (
-        ([], [])
-        if is_url(root)
-        else find_images(root, follow_symlinks=options.follow_symlinks, suffixes=_MEDIA_SUFFIXES)
-    )
+def _find_media(corpus: Corpus, root: Path, options: ReadOptions, kind: str | None) -> list[ImageItem]:
+    """Return the images and videos of a folder, or the one that a path is."""
+    if is_url(root):
+        return []
+    if kind != "folder":
+        is_media = root.suffix.lower() in _MEDIA_SUFFIXES
+        return [ImageItem(root.name, str(root), None, root.stat().st_size)] if is_media else []
+    images, skipped = find_images(root, follow_symlinks=options.follow_symlinks, suffixes=_MEDIA_SUFFIXES)
     corpus.skipped += skipped
-    if not images:
-        paths, not_files = find_container_files(root, options)
-        containers, not_containers = find_containers(paths, options)
-        refused = not_files + not_containers
-        corpus.skipped += refused
-        if containers:
-            return containers
-        suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
-        raise CorpusError(
-            f"There are no images in {root} or its subfolders (looked for {suffixes}, and tar, parquet and arrow files "
-            "with "
-            "images)" + (f". {refused[0].path}: {refused[0].message}" if refused else "."),
-            remedy="To embed texts, give the files: c3 embed captions.txt",
-        )
-    sources = sources_of_folder(corpus, root, images, options)
-    _add_images(corpus, images, sources, prefix)
-    return []
+    return images
 
 
-def _add_images(corpus: Corpus, images: Sequence[ImageItem], sources: CaptionSources, prefix: str) -> None:
-    """Add the images of a folder with their captions; keys are relative to ``sources.base``, if they are below it."""
-    base = sources.base
+def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> list[tuple[Path, Reader]]:
+    """Return the containers of a folder without images.
+
+    Raises:
+        CorpusError: if it has none.
+    """
+    paths, not_files = find_container_files(root, options)
+    containers, not_containers = find_containers(paths, options)
+    refused = not_files + not_containers
+    corpus.skipped += refused
+    if containers:
+        return containers
+    suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+    raise CorpusError(
+        f"There are no images in {root} or its subfolders (looked for {suffixes}, and tar, parquet and arrow files "
+        "with images)" + (f". {refused[0].path}: {refused[0].message}" if refused else "."),
+        remedy="To embed texts, give the files: c3 embed captions.txt",
+    )
+
+
+def _add_images(corpus: Corpus, images: Sequence[ImageItem], sources: CaptionSources, base: Path, prefix: str) -> None:
+    """Add the images of a folder with their captions; keys are relative to ``base``, if they are below it."""
     paths = [Path(image.path) for image in images]
     names = [
         path.relative_to(base).as_posix() if path.is_relative_to(base) else image.key
         for path, image in zip(paths, images, strict=True)
     ]
-    keys = [prefix + key for key in assign_keys(names)]
-    corpus.captions_without_image += sources.unmatched
-    for position in sorted(range(len(images)), key=lambda position: keys[position]):
-        captions, split = sources[position]
-        corpus.add_image(images[position]._replace(key=keys[position], split=split), captions)
+    for key, image in sorted(zip(assign_keys(names), images, strict=True), key=lambda pair: pair[0]):
+        captions, split = sources[image]
+        corpus.add_image(image._replace(key=prefix + key, split=split), captions)
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
