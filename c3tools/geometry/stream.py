@@ -235,8 +235,9 @@ class _RowAccumulator:
         if self.paired_sum is not None:
             self.paired_sum += rows[self._paired[start:stop]].sum(axis=0, dtype=np.float64)
         if self._train is not None:
+            train = np.isfinite(norms) & (norms > 0) & self._train[start:stop]  # in the measured split or not
             self.moments = self.moments.merge(Moments.from_rows(rows[good]))
-            self.train_moments = self.train_moments.merge(Moments.from_rows(rows[good & self._train[start:stop]]))
+            self.train_moments = self.train_moments.merge(Moments.from_rows(rows[train]))
         low, high = np.searchsorted(self._wanted, [start, stop])
         self.sample[low:high] = rows[self._wanted[low:high] - start]
         self._position = stop

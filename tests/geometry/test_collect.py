@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from c3tools.errors import StoreError
 from c3tools.geometry import collect, reading, stream
 from c3tools.geometry.report import gap_report
 from c3tools.identity import ModelIdentity
-from c3tools.store import Shard, StoreInfo, create_store, write_shard
-from tests.conftest import make_store, unit_rows
+from c3tools.store import Rows, Shard, StoreInfo, create_store, write_shard
+from tests.conftest import build_store, make_store, unit_rows
 from tests.geometry.spaces import paper_model, reported_measures, unit
 
 ONLY_TWO = ("raw", "c2-collapse")
@@ -169,3 +170,31 @@ def test_collapse_is_fitted_on_train_where_there_is_enough_of_it(tmp_path: Path)
         "the train split (150 image, 150 text rows" in gap_report(tmp_path / "many").values["provenance"]["fitted_on"]
     )
     assert "fewer than 100 rows" in gap_report(tmp_path / "few").values["provenance"]["fitted_on"]
+
+
+@pytest.mark.parametrize("flaw", ["all lengths", "a few lengths", "an invalid row"])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_collapse_is_fitted_on_train_where_rows_of_another_split_are_mended(tmp_path: Path, flaw: str) -> None:
+    x, y, _ = paper_model(200, 8)
+    x, y = unit(x).astype(np.float32), unit(y).astype(np.float32)
+    splits = ["train"] * 150 + ["test"] * 50
+
+    def found(name: str, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+        keys = [f"i{k}" for k in range(200)]
+        images = Rows.of("image", keys, x, split=splits)
+        texts = Rows.of("text", keys, y, image_key=keys, split=splits)
+        build_store(tmp_path / name, images, texts, dtype="float32", normalised=flaw != "all lengths")
+        return gap_report(tmp_path / name, split="test", skip_invalid=True, presets=ONLY_TWO).values
+
+    expected = found("clean", x, y)
+    lengths = np.ones(200, dtype=np.float32)
+    if flaw == "all lengths":
+        lengths = np.linspace(0.5, 2, 200, dtype=np.float32)
+    else:
+        lengths[199] = 2 if flaw == "a few lengths" else np.nan
+    mended = found("flawed", x * lengths[:, None], y)
+    assert mended["provenance"]["fitted_on"] == expected["provenance"]["fitted_on"]
+    assert "the train split (150 image, 150 text rows" in mended["provenance"]["fitted_on"]
+    if flaw != "an invalid row":
+        gaps = [values["spaces"]["c2-collapse"]["gap"] for values in (mended, expected)]
+        assert gaps[0] == pytest.approx(gaps[1], rel=1e-4)
