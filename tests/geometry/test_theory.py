@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 from c3tools.errors import C3Error
 from c3tools.geometry.theory.depth import span_by_layer
 from c3tools.geometry.theory.initialisation import draw_toy, toy_gap
-from c3tools.geometry.theory.optimisation import PAPER_TRACE, SELECTED_SEED, draw_spans, train_pairs
+from c3tools.geometry.theory.optimisation import (
+    PAPER_TRACE,
+    SELECTED_SEED,
+    draw_spans,
+    pair_gradients,
+    pair_loss,
+    train_pairs,
+)
 from c3tools.geometry.theory.stable_region import StableRun, loss_bound, predictions, stable_lead, train_to_loss
 from c3tools.geometry.theory.temperature import gap_by_scale, simulate_temperature, synthetic_features
-from tests.conftest import make_store
+from tests.conftest import make_store, unit_rows
 from tests.geometry.spaces import paper_model, unit
 
 SMALL: dict[str, Any] = {"pairs": 24, "dim": 32, "spans": (4, 12), "seed": 3}
@@ -63,6 +70,15 @@ def test_the_selected_draw_starts_where_the_papers_did() -> None:
     x, y = draw_spans(500, 512, (25, 230), SELECTED_SEED)
     trace, _, _ = train_pairs(x, y, steps=1, every=1)
     assert (trace[0].loss, trace[0].gap) == pytest.approx(PAPER_TRACE[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(("logit_scale", "dtype"), [(100.0, torch.float32), (1000.0, torch.float64)])
+def test_the_gradient_at_a_low_temperature_is_that_of_autograd(logit_scale: float, dtype: torch.dtype) -> None:
+    a, b = (torch.from_numpy(unit_rows(8, 4, seed)).to(dtype) for seed in (0, 1))
+    a[0], b[:, 0] = torch.eye(4, dtype=dtype)[0], -2  # one point is far from every point of the other modality
+    pair_loss(a.requires_grad_(), b.requires_grad_(), logit_scale).backward()
+    for found, rows in zip(pair_gradients(a.detach(), b.detach(), logit_scale), (a, b), strict=True):
+        torch.testing.assert_close(found, rows.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_spans_must_fit() -> None:
