@@ -16,7 +16,7 @@ from ..moments import Moments
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store.reader import Store
-from .reading import Pairing, kept_rows, pair_rows
+from .reading import Pairing, distinct_items, kept_rows, pair_rows
 from .stream import PairSums, RowCheck, StreamResult, stream_pairs, stream_rows
 
 MIN_ROWS = 3
@@ -86,6 +86,7 @@ class Collected:
         first: name of the modality with one row per item.
         second: name of the other.
         moments: per modality, over the rows of the split, L2-normalised.
+        independent: per modality, the number of items these rows belong to, paired or not.
         fit_moments: per modality, the moments that transforms are fitted on.
         fitted_on: which rows these are, in words.
         fit_share: share of the measured rows that are among them.
@@ -99,6 +100,7 @@ class Collected:
     first: str
     second: str
     moments: dict[str, Moments]
+    independent: dict[str, int]
     fit_moments: dict[str, Moments]
     fitted_on: str
     fit_share: float
@@ -199,6 +201,10 @@ def collect(
         first=pairing.first,
         second=pairing.second,
         moments=moments,
+        independent={
+            name: distinct_items(store, name, keep)
+            for name, keep in zip(names, (pairing.keep_first, pairing.keep_second), strict=True)
+        },
         fit_moments=fit_moments,
         fitted_on=fitted_on,
         fit_share=fit_share,
@@ -215,8 +221,8 @@ def collect(
 
 def collect_single(
     store: Store, modality: str, *, split: str | None = None, skip_invalid: bool = False
-) -> tuple[Moments, list[str]]:
-    """Return the moments of one modality's valid rows, L2-normalised, and notes about the rows.
+) -> tuple[Moments, int, list[str]]:
+    """Return the moments of one modality's valid rows, L2-normalised, the number of their items, and notes on them.
 
     Raises:
         StoreError: if the modality is missing or has fewer than 3 rows, or a row is invalid.
@@ -229,7 +235,7 @@ def collect_single(
     if loose:
         _, moments = stream_rows(store, modality, keep, normalise=True)
     _require_count(store, modality, moments.n, split)
-    return moments, _row_notes({modality: check}, loose)
+    return moments, distinct_items(store, modality, check.valid), _row_notes({modality: check}, loose)
 
 
 def store_facts(store: Store) -> dict[str, Any]:

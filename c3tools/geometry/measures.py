@@ -132,8 +132,7 @@ def measure(
         if not cheap:
             skipped.append("Recall is measured before and after Collapse only. Choose other presets with --presets.")
     modalities = {
-        name: measure_modality(moments, (collected.items or None) if name == second else None)
-        for name, moments in collected.moments.items()
+        name: measure_modality(moments, collected.independent[name]) for name, moments in collected.moments.items()
     }
     spaces, transformed, failed = {}, {}, []
     names = list(dict.fromkeys((RAW, COLLAPSE, *presets)))

@@ -19,7 +19,7 @@ from ..errors import StoreError
 from ..io.float16 import to_float32
 from ..io.spill import collect_rows
 from ..store import Store, embedding_matrix
-from ..store.rows import item_keys, match_items, split_mask
+from ..store.rows import item_keys, match_items, row_items, split_mask
 
 MAX_SUBSETS = 50
 MAX_WINDOW_ROWS = 131_072
@@ -113,6 +113,11 @@ def pair_rows(store: Store, first: str, second: str, *, split: str | None = None
 def kept_rows(store: Store, modality: str, split: str | None) -> Mask:
     """Return which rows of a modality are in a split: bool (n,), all of them for None or ``all``."""
     return split_mask(_read_columns(store, modality, split, None), split, store.kept_splits)
+
+
+def distinct_items(store: Store, modality: str, keep: Mask) -> int:
+    """Return the number of items that the kept rows of a modality belong to; captions of one image have one item."""
+    return row_items(_read_columns(store, modality, None, None)).take(keep).distinct
 
 
 class Batches:

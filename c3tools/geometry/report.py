@@ -146,8 +146,8 @@ def gap_report(
     chosen = _choose(store, modalities)
     _check_presets(presets)
     if len(chosen) == 1:
-        moments, notes = collect_single(store, chosen[0], split=split, skip_invalid=skip_invalid)
-        found = measure_modality(moments)
+        moments, independent, notes = collect_single(store, chosen[0], split=split, skip_invalid=skip_invalid)
+        found = measure_modality(moments, independent)
         return GapReport(_single_values(store, found, chosen[0], split, notes), None, {chosen[0]: found})
     collected = collect(
         store, chosen[0], chosen[1], split=split, by=by, skip_invalid=skip_invalid, seed=seed, reporter=reporter

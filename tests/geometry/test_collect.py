@@ -77,6 +77,28 @@ def test_texts_alone_beside_pairs_count_for_the_mean_only(tmp_path: Path) -> Non
     assert values["pairs"]["unpaired_cosine"] == pytest.approx(off, abs=1e-6)
 
 
+@pytest.mark.parametrize("paired", [30, 5, 0])
+def test_captions_of_one_image_count_as_one_row_whether_the_image_is_there_or_not(tmp_path: Path, paired: int) -> None:
+    owners = [*np.repeat(np.arange(30) + 30 - paired, 3), None, None]
+    make_store(tmp_path / "s", unit_rows(30, 8), unit_rows(92, 8, seed=1), owners=owners)
+    values = gap_report(tmp_path / "s", presets=ONLY_TWO).values
+    assert values["provenance"]["items"] == paired
+    assert [values["modalities"][name]["independent_rows"] for name in ("image", "text")] == [30, 32]
+    alone = gap_report(tmp_path / "s", modalities=["text"]).values
+    assert alone["modalities"]["text"] == values["modalities"]["text"]
+
+
+def test_independent_rows_are_those_of_the_split_that_are_valid(tmp_path: Path) -> None:
+    rows, owners = unit_rows(60, 8), [f"i{k // 3}" for k in range(60)]
+    rows[:3] = 0
+    texts = Rows.of("text", [f"t{k}" for k in range(60)], rows, image_key=owners, split=["val", "test"] * 30)
+    images = Rows.of("image", [f"i{k}" for k in range(20)], unit_rows(20, 8, seed=1), split=["val"] * 20)
+    build_store(tmp_path / "s", images, texts)
+    for chosen in (None, ["text"]):
+        values = gap_report(tmp_path / "s", modalities=chosen, split="val", skip_invalid=True).values
+        assert (values["modalities"]["text"]["n"], values["modalities"]["text"]["independent_rows"]) == (28, 19)
+
+
 def test_one_modality_is_checked_too(tmp_path: Path) -> None:
     info = StoreInfo(ModelIdentity(name="m"), 4, dtype="float32")
     create_store(tmp_path / "s", info)
