@@ -49,7 +49,7 @@ def all_figures(measured: Measured) -> dict[str, tuple[Figure, str]]:
     if noise is not None:
         figures["noise-marginals"] = noise_marginals(noise), "Alignment noise against a normal distribution"
         label, sizes = "standard deviation per dimension; line: rms", noise.per_dimension
-        line, high = None if pairs is None else pairs.residual_rms, float(sizes.max()) * 1.05
+        line, high = None if pairs is None else pairs.residual_rms, float(sizes.max()) * 1.05 or 1.0
         figure = histogram("Noise: same size everywhere?", label, {"": sizes}, low=0.0, high=high, bins=50, line=line)
         figures["noise-size"] = figure, "Standard deviation of the alignment noise per dimension"
         figure = histogram("Noise direction", "cosine between residuals of two items", {"": noise.cosines}, bins=80)

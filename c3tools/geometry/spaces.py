@@ -48,7 +48,7 @@ class SpaceMeasures:
         gap: distance of the two means of the working set after it.
         gap_by_chance: root mean square distance that is left of a true gap of zero, since the means that the preset
             was fitted on and those of the working set differ by chance.
-        separability: held-out accuracy of the probe; None where not computed.
+        separability: held-out accuracy of the probe; None where not computed, or with a single row to hold out.
         modality_bias: per modality, share of own-modality neighbours; None where not computed.
         uniformity: per modality; None where not computed.
     """
@@ -68,9 +68,10 @@ class SpaceMeasures:
         values: dict[str, Any] = {"gap": self.gap, "gap_by_chance": self.gap_by_chance}
         values["hubness@10"] = {direction: asdict(found) for direction, found in self.hubness.items()}
         values |= {"separability": None, "modality_bias@10": None, "uniformity": None}
-        if self.separability is None or self.modality_bias is None or self.uniformity is None:
+        if self.modality_bias is None or self.uniformity is None:
             return values
-        values |= {"separability": self.separability.value, "separability_interval": self.separability.interval}
+        value, interval = (self.separability.value, self.separability.interval) if self.separability else (None, None)
+        values |= {"separability": value, "separability_interval": interval}
         for name, found in (("modality_bias@10", self.modality_bias), ("uniformity", self.uniformity)):
             values[name] = {modality: estimate.value for modality, estimate in found.items()}
             values[f"{name}_interval"] = {modality: estimate.interval for modality, estimate in found.items()}
@@ -109,6 +110,9 @@ def measure_space(
     if name not in (RAW, COLLAPSE):
         return SpaceMeasures(name, recall, intervals, hubs, gap, by_chance)
     bias = modality_bias(x, y, items=items, seed=seed)
+    probe = None
+    if min(len(x), len(y)) > 1:
+        probe = separability(working.first, working.second, items, collapse=name == COLLAPSE, seed=seed)
     return SpaceMeasures(
         name,
         recall,
@@ -116,7 +120,7 @@ def measure_space(
         hubs,
         gap,
         by_chance,
-        separability=separability(working.first, working.second, items, collapse=name == COLLAPSE, seed=seed),
+        separability=probe,
         modality_bias={first: bias[0], second: bias[1]},
         uniformity={first: uniformity(x, items[0], seed=seed), second: uniformity(y, items[1], seed=seed)},
     )
@@ -208,8 +212,8 @@ def separability(
     on one half and scored on the other, and the other way round.
 
     Args:
-        first: (m, d).
-        second: (k, d).
+        first: (m, d), m at least 2.
+        second: (k, d), k at least 2.
         items: int64 (m,) and (k,), the item of each row, for the interval; each row is its own by default.
         collapse: subtract each modality's mean first and normalise again, the mean being that of the half the probe
             is fitted on: a mean that includes the held-out rows pushes the accuracy below one half.

@@ -261,7 +261,7 @@ def _spaces_table(values: Values) -> Table:
             value, ends = space[key], space[f"{key}_interval"]
             if modality is not None:
                 value, ends = value[modality], ends[modality]
-            cells += [number(scale * value, digits), interval(ends, digits, scale)]
+            cells += [number(None if value is None else scale * value, digits), interval(ends, digits, scale)]
         return cells
 
     rows = [row("linear separability, %", "separability", None, 1, 100)]

@@ -139,8 +139,9 @@ def judge_corrupt(values: Values) -> Verdict:
     question, sigma, pairs = "Will Corrupt help?", values["sigma"], values["pairs"]
     option = PAIRS if sigma["recommended"] == "pair_cosine" else AUTO
     chosen = f"--sigma {option} gives {sigma['value']:.3f}, {sigma['why']}"
-    if not pairs:
-        return Verdict("corrupt", question, "unknown", f"There are no pairs to measure the alignment noise; {chosen}.")
+    if not pairs or pairs["items"] < 2:
+        few = "The pairs of a single item are too few" if pairs else "There are no pairs"
+        return Verdict("corrupt", question, "unknown", f"{few} to measure the alignment noise; {chosen}.")
     dim = next(iter(values["modalities"].values()))["dim"]
     ratio = dim * pairs["residual_rms"] ** 2 / max(sum(_variances(values).values()), 1e-12)
     if ratio <= ALIKE:

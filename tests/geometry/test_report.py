@@ -155,6 +155,18 @@ def test_unpaired_modalities_still_have_a_gap(tmp_path: Path) -> None:
     assert values["sigma"]["recommended"] == "published"
 
 
+@pytest.mark.parametrize("owners", [[0, None, None], [0, 0, 0]])
+def test_the_pairs_of_a_single_item_are_reported_as_far_as_possible(tmp_path: Path, owners: list[int | None]) -> None:
+    report = gap_report(make_store(tmp_path / "s", unit_rows(3, 8), unit_rows(3, 8, seed=1), owners=owners))
+    values = report.values
+    json.dumps(values, allow_nan=False)
+    assert values["pairs"]["items"] == 1
+    assert values["spaces"]["raw"]["separability"] is values["spaces"]["raw"]["separability_interval"] is None
+    assert values["spaces"]["raw"]["modality_bias@10"] == {"image": 0.0, "text": 0.0}
+    assert values["verdict"]["corrupt"]["answer"] == "unknown"
+    assert "linear separability" in report.to_html()
+
+
 def test_one_modality_says_what_cannot_be_said(tmp_path: Path) -> None:
     info = StoreInfo(ModelIdentity(name="m"), 4, dtype="float32")
     create_store(tmp_path / "s", info)

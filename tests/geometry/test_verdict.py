@@ -33,7 +33,7 @@ def values() -> dict[str, Any]:
     return {
         "modalities": {"image": dict(modality), "text": dict(modality)},
         "gap": {"length": 0.8},
-        "pairs": {"paired_cosine": 0.3, "unpaired_cosine": 0.16, "alignment": 1.2, "residual_rms": 0.09},
+        "pairs": {"items": 500, "paired_cosine": 0.3, "unpaired_cosine": 0.16, "alignment": 1.2, "residual_rms": 0.09},
         "spaces": {"raw": {"gap": 0.8, "separability": 1.0}, "c2-collapse": {"gap": 0.03, "separability": 0.5}},
         "retrieval": {"raw": recall, "c2-collapse": copy.deepcopy(recall)},
         "retrieval_intervals": {"raw": {way: {"recall@1": [0.45, 0.6]} for way in recall}},
@@ -120,6 +120,7 @@ def test_collapse(changes: dict[str, Any], answer: str, words: str) -> None:
     ("changes", "answer", "words"),
     [
         ({"pairs": None}, "unknown", "no pairs to measure the alignment noise; --sigma auto gives 0.060"),
+        ({"pairs__items": 1}, "unknown", "single item are too few to measure the alignment noise; --sigma auto gives"),
         ({"pairs__residual_rms": 0.01}, "no", "almost equal"),
         ({"pairs__residual_rms": 0.125}, "no", "as far apart as unrelated rows (98 %"),
         ({}, "yes", "; the cosine of the pairs gives 0.070 (--sigma pairs)."),
