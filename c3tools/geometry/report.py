@@ -258,7 +258,7 @@ def _single_values(
 ) -> dict[str, Any]:
     """Return the JSON object of one modality: what can be measured without another."""
     notes = [
-        f"The store has only one modality, {modality}, so there are no gap and no pairs to measure."
+        f"This report is on one modality, {modality}, so there are no gap and no pairs to measure."
         + (" Embed another modality into the same store for a full report." if len(store.modalities) == 1 else "")
     ]
     if found.limited_by_rows:

@@ -174,7 +174,14 @@ def test_one_modality_says_what_cannot_be_said(tmp_path: Path) -> None:
     values = gap_report(tmp_path / "s").values
     assert values["gap"] is None
     assert values["modalities"]["text"]["n"] == 9
-    assert "one modality" in values["notes"][0]
+    assert "one modality, text" in values["notes"][0]
+    assert "Embed another modality" in values["notes"][0]
+
+
+def test_a_report_on_one_of_two_modalities_does_not_say_that_the_store_has_one(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4, seed=1))
+    note = gap_report(tmp_path / "s", modalities=["image"]).values["notes"][0]
+    assert note == "This report is on one modality, image, so there are no gap and no pairs to measure."
 
 
 def test_other_modalities_can_be_chosen(tmp_path: Path) -> None:
