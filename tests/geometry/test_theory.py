@@ -20,7 +20,14 @@ from c3tools.geometry.theory.optimisation import (
     pair_loss,
     train_pairs,
 )
-from c3tools.geometry.theory.stable_region import StableRun, loss_bound, predictions, stable_lead, train_to_loss
+from c3tools.geometry.theory.stable_region import (
+    StableRun,
+    loss_bound,
+    predictions,
+    simulate_stable_region,
+    stable_lead,
+    train_to_loss,
+)
 from c3tools.geometry.theory.temperature import gap_by_scale, simulate_temperature, synthetic_features
 from tests.conftest import make_store, unit_rows
 from tests.geometry.spaces import paper_model, unit
@@ -122,6 +129,17 @@ def test_the_predictions_can_fail() -> None:
     assert list(predictions([run(0.01, 0.05, 0.2, 0.06), run(0.1, 0.5, 0.1, 0.6)]).values()) == [True, True, True]
     # one lead at every temperature, noise that does not depend on it, and a descent that goes on
     assert list(predictions([run(0.01, 0.5, 0.1, 1.0), run(0.1, 0.5, 0.1, 1.0)]).values()) == [False, False, False]
+    # temperatures so near each other that even one lead at all of them is nearly in proportion, or only one
+    assert list(predictions([run(0.05, 0.5, 0.2, 0.6), run(0.06, 0.5, 0.1, 0.6)]).values()) == [None, None, True]
+    assert list(predictions([run(0.05, 0.5, 0.2, 0.6)]).values()) == [None, None, True]
+
+
+def test_the_dependence_on_the_temperature_is_unknown_from_one_temperature() -> None:
+    result = simulate_stable_region(tau=[0.05, 0.05], pairs=30, dim=16)
+    assert len(result.table.rows) == 1
+    assert "in proportion to tau: unknown; a lower tau leaves more noise: unknown;" in result.found
+    assert "choose two that differ by more than a factor of 2" in result.found
+    assert result.values["predictions"]["a lower tau leaves more noise"] is None
 
 
 def test_a_loss_that_cannot_be_reached_is_said() -> None:

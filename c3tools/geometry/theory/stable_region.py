@@ -86,7 +86,7 @@ def simulate_stable_region(
         C3Error: if a temperature or delta is not positive, there are fewer than 3 pairs, or a training does not reach
             the loss.
     """
-    taus = sorted(tau or TAUS)
+    taus = sorted(set(tau or TAUS))
     with reporter.progress("Temperatures", len(taus)) as progress:
         runs = []
         for value in taus:
@@ -107,7 +107,10 @@ def simulate_stable_region(
         for run in runs
     ]
     columns = ["tau", "steps", "lead before", "lead", "lead / tau", "sufficient", "noise left", "lead later"]
-    said = "; ".join(f"{name}: {'yes' if held else 'no'}" for name, held in verdicts.items())
+    words = {True: "yes", False: "no", None: "unknown"}
+    said = "; ".join(f"{name}: {words[held]}" for name, held in verdicts.items()) + "."
+    if None in verdicts.values():
+        said += f" To compare temperatures, choose two that differ by more than a factor of {PROPORTIONAL:g}."
     return Simulation(
         name="stable-region",
         table=Table(columns, rows),
@@ -122,18 +125,23 @@ def simulate_stable_region(
             }
         ),
         figure=_draw_figure(runs),
-        found=f"Trained until the loss is {delta:g}. {said[0].upper()}{said[1:]}.",
+        found=f"Trained until the loss is {delta:g}. {said[0].upper()}{said[1:]}",
         paper="Once every positive leads by r, the loss is small and the optimisation stops. The differences between "
         "pairs at that point are alignment noise, and a lower temperature leaves more of it.",
     )
 
 
-def predictions(runs: Sequence[StableRun]) -> dict[str, bool]:
-    """Return whether the paper's three predictions hold for runs in ascending order of tau."""
+def predictions(runs: Sequence[StableRun]) -> dict[str, bool | None]:
+    """Return whether the paper's three predictions hold for runs in ascending order of tau.
+
+    The two about the dependence on tau are None unless tau differs by more than `PROPORTIONAL`: a constant lead would
+    pass too.
+    """
     over_tau = [run.lead / run.tau for run in runs]
+    compared = runs[-1].tau > PROPORTIONAL * runs[0].tau
     return {
-        "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau),
-        "a lower tau leaves more noise": all(one.noise > other.noise for one, other in pairwise(runs)),
+        "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau) if compared else None,
+        "a lower tau leaves more noise": all(a.noise > b.noise for a, b in pairwise(runs)) if compared else None,
         "the optimisation stops (nine times as many further steps gain less than half as much lead)": all(
             run.later_lead - run.lead < 0.5 * (run.lead - run.start_lead) for run in runs
         ),
