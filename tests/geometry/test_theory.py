@@ -18,6 +18,7 @@ from c3tools.geometry.theory.optimisation import (
     draw_spans,
     pair_gradients,
     pair_loss,
+    simulate_gap_after_training,
     train_pairs,
 )
 from c3tools.geometry.theory.stable_region import (
@@ -71,6 +72,18 @@ def test_long_steps_follow_the_short_ones() -> None:
     for one, other in zip(plain, fast, strict=True):
         assert (other.loss, other.gap) == pytest.approx((one.loss, one.gap), rel=3e-3)
     assert plain[-1].loss < 0.9 * plain[0].loss
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(("steps", "every"), [(50, 20_000), (110, 25), (30, 7), (60, 20)])
+def test_the_table_has_every_row_and_the_last_step(steps: int, every: int, fast: bool) -> None:
+    arguments: dict[str, Any] = {**SMALL, "steps": steps, "every": every}
+    result = simulate_gap_after_training(**arguments, fast=fast)
+    assert [int(row[0]) for row in result.table.rows] == sorted({*range(0, steps, every), steps})
+    trace = result.values["trace"]
+    assert trace[-1]["step"] == steps
+    exact = simulate_gap_after_training(**arguments).values["trace"][-1]
+    assert (trace[-1]["loss"], trace[-1]["gap"]) == pytest.approx((exact["loss"], exact["gap"]), rel=3e-3)
 
 
 def test_the_selected_draw_starts_where_the_papers_did() -> None:
