@@ -267,13 +267,12 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     known = {rule.name: rule for rule in rules if rule.sigma}
     if AUTO_RULE in known:
         return known[AUTO_RULE], f"{SPREADS:g} times the spread of captions of one image, from texts alone"
-    missing = next((rule.missing for rule in rules if rule.name == AUTO_RULE and rule.missing), "")
-    because = f", because {missing}" if missing else ""
+    missing = [rule.missing for rule in rules if rule.name in (AUTO_RULE, FALLBACK) and rule.missing]
+    because = f", because {' and '.join(missing)}" if missing else ""
     if FALLBACK in known:
         return known[FALLBACK], f"the cosine of the pairs instead of the spread of captions{because}"
-    refused = next((rule.missing for rule in rules if rule.name == FALLBACK and rule.missing), "there are no pairs")
-    reasons = " and ".join(filter(None, [missing, refused]))
-    return published(), f"the published constant, which may be far off, because {reasons}"
+    instead = "" if any(rule.name == FALLBACK for rule in rules) else "; if there are pairs, use --sigma pairs"
+    return published(), f"the published constant, which may be far off{because}{instead}"
 
 
 def auto_sigma(texts: Floats, item_index: Indices, mean: Array) -> tuple[float, str]:

@@ -109,8 +109,10 @@ def test_auto_takes_the_captions_then_the_constant() -> None:
     assert "captions of one image" in why
     sigma, why = auto_sigma(texts, one, mean)
     assert sigma == PUBLISHED_SIGMA
-    assert "every image has one caption" in why
-    assert "there are no pairs" in why
+    assert why.endswith("because every image has one caption; if there are pairs, use --sigma pairs")
+    untold = pair_cosine(texts[:0], texts[:0], one[:0], [mean, mean])
+    why = recommend([scaled_spread(caption_spread(texts, one, mean)), untold])[1]
+    assert why.endswith("because every image has one caption and there are no pairs")
 
 
 def test_of_one_caption_each_the_cosine_of_pairs_is_recommended() -> None:
