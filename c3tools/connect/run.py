@@ -134,10 +134,12 @@ class ConnectOutput(Output):
             return None  # the log of a run that collapsed
         try:
             record = read_json(path)["record"]
-            recall = record["scores"]["val"]["recall"].items()
-            scores = [f"{way.replace('_to_', ' to ')} {100 * values['recall@1']:.1f} %" for way, values in recall]
             facts = [f"{record['pairs']['train']:,} pairs", f"{record['outcome']} {written_at(path)}"]
-            return record, ", ".join([*facts, f"recall@1 on val {' and '.join(scores)}"])
+            if val := record["scores"].get("val"):  # a corpus may have no val split
+                recall = val["recall"].items()
+                scores = [f"{way.replace('_to_', ' to ')} {100 * values['recall@1']:.1f} %" for way, values in recall]
+                facts.append(f"recall@1 on val {' and '.join(scores)}")
+            return record, ", ".join(facts)
         except (OSError, *MALFORMED):
             return {}, "the record of its training is missing"
 

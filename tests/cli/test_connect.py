@@ -111,6 +111,19 @@ def test_finished_heads_are_replaced_only_if_asked(c3: C3, tmp_path: Path) -> No
     assert "features contains other files (image.npy, meta.jsonl, text.npy), not a former pair of heads" in mine.stderr
 
 
+def test_finished_heads_are_found_without_a_val_split(c3: C3, tmp_path: Path) -> None:
+    files = options_of(write_files(tmp_path / "features"))
+    meta = tmp_path / "features" / "meta.jsonl"
+    meta.write_text(meta.read_text().replace('"split": "val"', '"split": "train"'))
+    quick = ["connect", "heads", *files, *HEADS, "--epochs", "1"]
+    assert c3(*quick).exit_code == 0
+    assert set(ConnectedHeads.load(tmp_path / "c3-heads").record["scores"]) == {"test"}
+    same = c3(*quick)
+    assert same.exit_code == 0, same.stderr
+    assert "there is nothing to do" in same.stderr
+    assert "finished pair of heads: " in " ".join(c3(*quick, "--seed", "1").stderr.split())
+
+
 def test_a_finished_model_is_replaced_only_if_asked_and_never_by_its_own_training(c3: C3, tmp_path: Path) -> None:
     save_photos(tmp_path / "photos", 4)
     quick = ["connect", "lit", "photos", *TOWERS, "--epochs", "1", "--json", "run.json"]
