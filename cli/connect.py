@@ -118,11 +118,11 @@ LogEveryOption = Annotated[
     typer.Option("--log-every", help="Steps between log entries.", show_default="one epoch"),
 ]
 PathsArgument = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(metavar="PATH...", help="Photos with captions, as for c3 embed."),
 ]
 CaptionsOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--captions", help="A file of captions, instead of those that are detected.", show_default=False),
 ]
 ModelFolderOption = Annotated[Path, typer.Option("--output", "-o", help="The folder to write the trained model to.")]

@@ -7,6 +7,8 @@ continues exactly, and every one of several processes draws the same batches.
 from __future__ import annotations
 
 import hashlib
+import io
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,7 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..arrays import Indices, Mask, Matrix
+from ..arrays import Indices, Mask, Matrix, Pixels
+from ..corpus import ImageItem, ImageReader
 from ..corpus.splits import STANDARD, describe_rule, kept_splits, split_of
 from ..encoders import ImagePreprocessor, open_image
 from ..errors import ConnectError
@@ -81,34 +84,36 @@ class TokenInputs:
 
 
 class PhotoInputs:
-    """Image files as pixels, decoded when they are read.
+    """Photos as pixels, read and decoded whenever their rows are.
 
     Args:
-        paths: of the images.
-        keys: of the images; augmentation is drawn from (seed, epoch, key).
+        photos: of a corpus; augmentation is drawn from (seed, epoch, key).
         preprocess: brings an image to the size that the model takes.
         seed: of the augmentation; None for none.
     """
 
-    def __init__(
-        self, paths: Sequence[str], keys: Sequence[str], preprocess: ImagePreprocessor, seed: int | None = None
-    ) -> None:
-        self._paths, self._keys, self._preprocess, self._seed = paths, keys, preprocess, seed
-        self._pool = ThreadPoolExecutor(_READERS)
+    def __init__(self, photos: Sequence[ImageItem], preprocess: ImagePreprocessor, seed: int | None = None) -> None:
+        self._photos, self._preprocess, self._seed = photos, preprocess, seed
+        self._reader, self._pool = ImageReader(), ThreadPoolExecutor(_READERS)
+        weakref.finalize(self, self._reader.close)
 
     def rows(self, numbers: Indices, epoch: int | None = None) -> Tensor:
         """Return pixels, uint8 (n, height, width, 3), augmented in an epoch.
 
         Raises:
-            OSError, Image.DecompressionBombError, SyntaxError, ValueError: if a file cannot be decoded.
+            OSError, Image.DecompressionBombError, SyntaxError, ValueError: if a photo cannot be read or decoded.
         """
-        return torch.from_numpy(np.stack(list(self._pool.map(lambda row: self._pixels(int(row), epoch), numbers))))
+        order = np.argsort(numbers, kind="stable")  # a group of a table can only be read forwards
+        photos = [self._photos[row] for row in numbers[order].tolist()]
+        contents = map(self._reader.read, photos)
+        pixels = list(self._pool.map(lambda photo, content: self._pixels(photo, content, epoch), photos, contents))
+        return torch.from_numpy(np.stack(pixels)[np.argsort(order)])
 
-    def _pixels(self, row: int, epoch: int | None) -> npt.NDArray[np.uint8]:
-        image, _, _ = open_image(self._paths[row], self._preprocess.size)
+    def _pixels(self, photo: ImageItem, content: bytes, epoch: int | None) -> Pixels:
+        image, _, _ = open_image(io.BytesIO(content), self._preprocess.size)
         if epoch is None or self._seed is None:
             return self._preprocess(image)
-        return augment(image, self._preprocess.size, generator(self._seed, "augment", epoch, self._keys[row]))
+        return augment(image, self._preprocess.size, generator(self._seed, "augment", epoch, photo.key))
 
 
 def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..arrays import Matrix
-from ..corpus import Corpus, ImageItem, read_corpus
+from ..corpus import Corpus, ImageItem, ImageReader, read_corpus
 from ..encoders import DEFAULT_MODEL, ModelName, Network, load_network, open_image
 from ..encoders.backends.towers import can_trim, end_positions, trimmed_forward
 from ..encoders.loading import weights_sha256
@@ -320,19 +322,26 @@ def decodable_photos(corpus: Corpus, network: Network, reporter: Reporter = SILE
     if not photos:
         return [], 0
 
-    def decodes(photo: ImageItem) -> bool:
+    def read(photo: ImageItem) -> bytes:
+        with suppress(OSError, ValueError):
+            return reader.read(photo)
+        return b""
+
+    def decodes(content: bytes) -> bool:
         try:
-            open_image(photo.path, network.preprocess.size)
+            open_image(io.BytesIO(content), network.preprocess.size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return False
         return True
 
     kept: list[ImageItem] = []
     bad: list[ImageItem] = []
-    with reporter.progress("Decoding", len(photos)) as progress, ThreadPoolExecutor() as pool:
-        for photo, good in zip(photos, pool.map(decodes, photos), strict=True):
-            (kept if good else bad).append(photo)
-            progress.advance()
+    with reporter.progress("Decoding", len(photos)) as progress, ThreadPoolExecutor() as pool, ImageReader() as reader:
+        for start in range(0, len(photos), _ENCODED):
+            some = photos[start : start + _ENCODED]
+            for photo, good in zip(some, pool.map(decodes, map(read, some)), strict=True):
+                (kept if good else bad).append(photo)
+                progress.advance()
     if bad:
         reporter.message(
             f"{len(bad):,} of {len(photos):,} photos cannot be decoded and are left out, for example {bad[0].path}."
@@ -342,12 +351,11 @@ def decodable_photos(corpus: Corpus, network: Network, reporter: Reporter = SILE
 
 def _photo_pairs(corpus: Corpus, photos: Sequence[ImageItem], network: Network, seed: int | None) -> PairInputs:
     """Pair the photos with their captions; with a seed, photos are augmented."""
-    keys = [photo.key for photo in photos]
-    row_of = positions(keys)
+    row_of = positions([photo.key for photo in photos])
     texts = [text for text in corpus.texts if text.image_key in row_of]
     items = [str(text.image_key) for text in texts]
     return PairInputs(
-        first=PhotoInputs([photo.path for photo in photos], keys, network.preprocess, seed),
+        first=PhotoInputs(photos, network.preprocess, seed),
         second=TokenInputs(network.tokenizer, [text.caption for text in texts]),
         first_ids=np.arange(len(photos)),
         second_ids=number_texts([text.caption for text in texts]),

@@ -18,6 +18,8 @@ from ..conftest import make_store
 from ..connect.photos import save_photos, save_tiny_clip
 from ..connect.test_gradients import two_processes
 from ..connect.worlds import write_files
+from ..corpus.packing import photos_of, webdataset, write_tar
+from ..servers import Faults, web_server
 
 HEADS = ["--dim", "16", "--hidden", "32", "--batch-size", "40", "--learning-rate", "0.003", "--precision", "fp32"]
 HEADS += ["--epochs", "6", "--logit-scale", "20"]
@@ -211,6 +213,17 @@ def test_a_trained_model_is_used_like_any_other(c3: C3, tmp_path: Path, mode: st
     images = Store.open(tmp_path / "store").load("image", split="test")
     gap = np.linalg.norm(images.embeddings.mean(axis=0) - texts.embeddings.mean(axis=0))
     assert gap == pytest.approx(record["scores"]["test"]["gap"], abs=3e-3)
+
+
+def test_a_model_is_trained_on_a_tar_at_a_url(c3: C3, tmp_path: Path) -> None:
+    pytest.importorskip("upath", reason="the extra url is not installed")
+    write_tar(tmp_path / "packed" / "x.tar", webdataset(photos_of(save_photos(tmp_path / "photos", 4))))
+    options = ["--model", save_tiny_clip(tmp_path / "tiny"), *TOWERS, "--epochs", "1", "--json", "run.json"]
+    with web_server(tmp_path / "packed", Faults()) as base:
+        result = c3("connect", "lit", f"{base}/x.tar", *options)
+    assert result.exit_code == 0, result.stderr
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["photos"], record["unreadable"]) == (32, 0)
 
 
 @pytest.mark.timeout(600)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from c3tools.connect import read_features
 from c3tools.connect.inputs import FeatureInputs, PhotoInputs, augment, number_rows, number_texts
+from c3tools.corpus import ImageItem
 from c3tools.encoders import load_network
 from c3tools.errors import ConnectError
 from tests.conftest import Messages
@@ -109,7 +110,7 @@ def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
     path = str(next(save_photos(tmp_path / "photos", 1).glob("*.png")))
 
     def pixels(seed: int | None, epoch: int | None, key: str = "a") -> npt.NDArray[np.uint8]:
-        found = PhotoInputs([path], [key], network.preprocess, seed).rows(np.array([0]), epoch)
+        found = PhotoInputs([ImageItem(key, path, None, None)], network.preprocess, seed).rows(np.array([0]), epoch)
         return np.asarray(found.numpy(), dtype=np.uint8)
 
     np.testing.assert_array_equal(pixels(0, 1), pixels(0, 1))

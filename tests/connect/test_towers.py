@@ -10,12 +10,22 @@ from c3tools.connect import connect_towers
 from c3tools.connect.gradients import TwoTowers
 from c3tools.connect.inputs import PhotoInputs, TokenInputs
 from c3tools.connect.losses import ContrastiveLoss, LogitScale
-from c3tools.connect.towers import EPOCHS, ImageTower, TextTower, choose_trained, image_trunk, save_open_clip
+from c3tools.connect.towers import (
+    EPOCHS,
+    ImageTower,
+    TextTower,
+    choose_trained,
+    decodable_photos,
+    image_trunk,
+    save_open_clip,
+)
+from c3tools.corpus import ImageItem, read_corpus
 from c3tools.devices import Compute
 from c3tools.encoders import load_encoder, load_network
 from c3tools.errors import ConnectError
 from tests.conftest import Messages
 
+from ..corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
 from .photos import save_photos, save_tiny_clip
 
 CPU = Compute("cpu", "fp32")
@@ -24,9 +34,10 @@ CPU = Compute("cpu", "fp32")
 def test_towers_embed_as_the_encoder_does(tmp_path: Path) -> None:
     name = save_tiny_clip(tmp_path / "tiny")
     photos = sorted(save_photos(tmp_path / "photos", 1).glob("*.png"))
+    items = [ImageItem(path.stem, str(path), None, None) for path in photos]
     network, encoder = load_network(name), load_encoder(name, backend="torch", precision="fp32")
     towers = TwoTowers(ImageTower(network), TextTower(network))
-    pixels = PhotoInputs([str(path) for path in photos], [path.stem for path in photos], network.preprocess)
+    pixels = PhotoInputs(items, network.preprocess)
     rows = towers.embed_rows(pixels, 0, np.arange(len(photos)), CPU)
     np.testing.assert_allclose(rows, encoder.encode_images(photos), atol=1e-5)
     texts = ["a dog", "two people ride bicycles along a river"]
@@ -50,8 +61,8 @@ def test_a_projection_head_is_trained_on_the_trunk(tmp_path: Path) -> None:
     trained = {name for name, p in network.model.get_submodule("visual").named_parameters() if p.requires_grad}
     assert trained
     assert all(name.startswith("head.") for name in trained)
-    photos = sorted(save_photos(tmp_path / "photos", 1).glob("*.png"))[:2]
-    pixels = PhotoInputs([str(path) for path in photos], ["a", "b"], network.preprocess).rows(np.arange(2))
+    photos = read_corpus(save_photos(tmp_path / "photos", 1)).images[:2]
+    pixels = PhotoInputs(photos, network.preprocess).rows(np.arange(2))
     with torch.inference_mode():
         whole = ImageTower(network)(pixels)
         parts = image_trunk(network)[1](ImageTower(network, trunk=True)(pixels))
@@ -95,6 +106,21 @@ def test_a_photo_that_cannot_be_decoded_is_left_out_and_said(tmp_path: Path) -> 
     assert (record["photos"], record["unreadable"], record["pairs"]["train"]) == (47, 1, 62)
     assert connected.name == f"local-dir:{tmp_path / 'out'}"
     assert connected._repr_html_().count("<tr>") == 1 + 2 * len(record["scores"])
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_photos_in_tars_and_tables_are_those_of_the_folder(tmp_path: Path, form: str) -> None:
+    network, folder = load_network(save_tiny_clip(tmp_path / "tiny")), save_photos(tmp_path / "photos", 2)
+    packed, photos = tmp_path / f"packed.{form}", photos_of(folder)
+    if form == "tar":
+        write_tar(packed, webdataset(photos))
+    else:
+        write_hf_parquet(packed, photos, rows_per_group=5)
+    numbers, said = np.random.default_rng(0).permutation(16), Messages()
+    expected = PhotoInputs(read_corpus(folder).images, network.preprocess, 0).rows(numbers, 1)
+    found, unreadable = decodable_photos(read_corpus(packed), network, said)
+    assert (len(found), unreadable, said.texts) == (16, 0, [])
+    assert torch.equal(PhotoInputs(found, network.preprocess, 0).rows(numbers, 1), expected)
 
 
 def test_photos_without_captions_or_split_are_one_message(tmp_path: Path) -> None:
