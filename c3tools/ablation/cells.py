@@ -150,10 +150,10 @@ def run_ablation(
                     trained[training.folder] = _train(data, training, compute, reporter, encoder=encoder, **options)
                 captioner = trained[training.folder]
             caption = _caption_function(data, name, strength, captioner, generation, encoder, reporter)
-            image_sets = [_scored(data.images, method)]
-            image_sets += [data.choice] if data.choice is not None and method.noisy else []
-            captions = [dict(zip(images.keys, caption(images), strict=True)) for images in image_sets]
-            scores = [score_captions(texts, data.references) for texts in captions]
+            parts = [replace(data, images=_scored(data.images, method))]
+            parts += [data.choice] if data.choice is not None and method.noisy else []
+            captions = [dict(zip(part.images.keys, caption(part), strict=True)) for part in parts]
+            scores = [score_captions(texts, part.references) for texts, part in zip(captions, parts, strict=True)]
             yield AblationRun(
                 name,
                 seed,
@@ -303,22 +303,21 @@ def _caption_function(
     generation: GenerationConfig | None,
     encoder: Encoder | None,
     reporter: Reporter,
-) -> Callable[[Rows], list[str]]:
+) -> Callable[[AblationData], list[str]]:
     """Return the function by which a method captions images: its trained decoder, or the nearest training caption."""
     method = METHODS[name]
     if captioner is None:
-        return lambda images: nearest_captions(images.embeddings, data.train)
+        return lambda part: nearest_captions(part.images.embeddings, data.train)
     own = replace(captioner, pipeline=fit_preset(data, method.inference, sigma))
     if method.steer is not None:
         config = GenerationConfig.from_options(steer=method.steer)
-        return lambda images: _steered(name, own, images, config, encoder, reporter)
+        return lambda part: _steered(name, own, part.images, config, encoder, reporter)
 
-    def caption(images: Rows) -> list[str]:
+    def caption(part: AblationData) -> list[str]:
         modality = "text" if method.reads_captions else "image"
-        embeddings = captions_of(data, images) if method.reads_captions else images.embeddings
-        return own.caption(
-            embeddings=embeddings, modality=modality, keys=images.keys, generation=generation, encoder=encoder
-        )
+        embeddings = captions_of(part) if method.reads_captions else part.images.embeddings
+        keys = part.images.keys
+        return own.caption(embeddings=embeddings, modality=modality, keys=keys, generation=generation, encoder=encoder)
 
     return caption
 

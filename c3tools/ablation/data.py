@@ -29,11 +29,12 @@ class AblationData:
         train: training captions with their text embeddings.
         val: other captions with their text embeddings, to choose checkpoints on.
         images: the images to caption.
-        references: captions that people wrote, by image key; others than those of ``images`` are not used.
+        references: captions that people wrote, by the keys of ``images``; others are not used.
         moments: of both modalities over training data; the image mean must not come from the scored images.
         train_images: images of training and validation captions, for the methods that learn from images; else None.
-        choice: other images that methods with noise caption too, to choose sigma on; None for none.
-        described: the text embedding (d,) of one caption of each image that is captioned, by its key, for the oracle.
+        choice: the data with the images, references and ``described`` that sigma is chosen on; None for none.
+        described: the text embedding (d,) of one caption of each of ``images``, by its key, for the oracle.
+        foreign: whether ``images`` are of another store, in which the same key names another image.
     """
 
     train: Rows
@@ -42,8 +43,9 @@ class AblationData:
     references: Mapping[str, Sequence[str]]
     moments: Mapping[str, Moments]
     train_images: Rows | None = None
-    choice: Rows | None = None
+    choice: AblationData | None = None
     described: Mapping[str, npt.NDArray[np.float32]] | None = None
+    foreign: bool = False
 
     def sample(self, fraction: float) -> AblationData:
         """Return the data with the captions of a share of the training images (see `Rows.sample`), and these images.
@@ -53,7 +55,8 @@ class AblationData:
         train = self.train if fraction == 1 else self.train.sample(fraction)
         if self.train_images is None:
             return replace(self, train=train)
-        wanted = (set(train.items) - set(self.images.keys)) | set(self.val.items)
+        scored = set() if self.foreign else set(self.images.keys)
+        wanted = (set(train.items) - scored) | set(self.val.items)
         kept = np.array([key in wanted for key in self.train_images.keys], dtype=bool)
         return replace(self, train=train, train_images=self.train_images.select(kept))
 
@@ -78,7 +81,6 @@ def ablation_data(
         MetricError: if the split has no images with captions.
     """
     train, val, notes = training_captions(store)
-    references = store_references(store)
     own = store.load("image") if test_store is None or "image" in store.modalities else None
     moments = {modality: store.fitting_moments(modality) for modality in ("image", "text")}
     if test_store is None:
@@ -89,24 +91,27 @@ def ablation_data(
         )
         require_captions(test_store)
         scored, shown = test_store, test_store.load("image")
-        references |= store_references(test_store)
         if not moments["image"].n:
             moments["image"] = test_store.fitting_moments("image")
             notes.append(
                 f"There is no image mean in {store.path}; it is that of the train images of {test_store.path}."
             )
     assert shown is not None
+    references = store_references(scored)
     images, left_out = _described(scored, shown, split, references)
     if left_out:
         without = "no reference captions and"
         said = counted(left_out, f"image has {without} is", f"images have {without} are")
         notes.append(f"{said} left out.")
-    choice = None
-    if choose:
-        choice = _described(store, store.load("image"), "val", references)[0]
     described = _first_captions(scored, images.keys)
-    described |= {} if choice is None else _first_captions(store, choice.keys)
-    return AblationData(train, val, images, references, moments, own, choice, described).sample(1.0), notes
+    foreign = test_store is not None
+    data = AblationData(train, val, images, references, moments, own, None, described, foreign).sample(1.0)
+    if choose:
+        references = store_references(store) if foreign else references
+        images, _ = _described(store, store.load("image"), "val", references)
+        described = _first_captions(store, images.keys)
+        data = replace(data, choice=replace(data, images=images, references=references, described=described))
+    return data, notes
 
 
 def _first_captions(store: Store, keys: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
@@ -173,21 +178,21 @@ def training_rows(data: AblationData, learns_from: str) -> tuple[Rows, Rows]:
     return _pseudo_pairs(own, data.train), _pseudo_pairs(others, data.train)
 
 
-def captions_of(data: AblationData, images: Rows) -> npt.NDArray[np.float32]:
-    """Return the text embedding of one caption of each image, (n, d).
+def captions_of(data: AblationData) -> npt.NDArray[np.float32]:
+    """Return the text embedding of one caption of each image that is captioned, (n, d).
 
     Raises:
         DecoderError: if one has none.
     """
     described = data.described or {}
-    missing = [key for key in images.keys if key not in described]
+    missing = [key for key in data.images.keys if key not in described]
     if missing:
         raise DecoderError(
             f"The oracle reads a caption of each scored image, and {counted(len(missing), 'image')} have none, "
             f"{missing[0]} first.",
             remedy="Embed the captions of these images, or leave out oracle.",
         )
-    return np.stack([described[key] for key in images.keys])
+    return np.stack([described[key] for key in data.images.keys])
 
 
 def _pseudo_pairs(images: Rows, texts: Rows) -> Rows:

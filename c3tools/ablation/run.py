@@ -215,7 +215,7 @@ def _kept(folder: Path) -> str:
 
 
 def _overlaps(data: AblationData) -> list[str]:
-    scored = frozenset(data.images.keys)
+    scored = frozenset[str]() if data.foreign else frozenset(data.images.keys)
     notes = []
     overlap = scored.intersection(data.train.items)
     if overlap:

@@ -161,7 +161,7 @@ def test_the_oracle_reads_a_caption_of_each_image(data: AblationData) -> None:
         f"{item}: {caption}": row for row, (item, caption) in enumerate(zip(texts.items, texts.captions, strict=True))
     }
     first = [rows[f"{key}: {data.references[key][0]}"] for key in data.images.keys]
-    np.testing.assert_allclose(captions_of(data, data.images), texts.embeddings[first], atol=1e-6)
+    np.testing.assert_allclose(captions_of(data), texts.embeddings[first], atol=1e-6)
     with pytest.raises(DecoderError, match="reads a caption of each scored image"):
         next(run_ablation(replace(data, described=None), ["oracle"], **QUICK))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from c3tools.ablation import Ablation, AblationData, ablate
+from c3tools.ablation.data import ablation_data, captions_of
 from c3tools.captioning import SIZES, Captioner, fit_captioner, load_size
 from c3tools.captioning.evaluate import evaluate_captions
 from c3tools.errors import C3Error, DecoderError, StoreError
@@ -268,3 +269,34 @@ def test_another_domain_is_scored_with_what_was_learned_here(table: Table, toy_s
     )
     with pytest.raises(StoreError, match="another"):
         table(methods="C1", test_store=elsewhere)
+
+
+def test_equal_keys_of_another_domain_are_other_images(table: Table, toy_store: Store, tmp_path: Path) -> None:
+    """Stores that were imported without ids number their images alike."""
+    world, home = make_world(seed=1), make_world()
+    images = Rows.of("image", world.images.keys, world.images.embeddings, split=["test"] * 80)
+    texts = Rows.of(
+        "text",
+        world.texts.keys,
+        world.texts.embeddings,
+        caption=world.texts.captions,
+        image_key=world.texts.items,
+        split=["test"] * 160,
+    )
+    other = build_store(tmp_path / "other", images, texts, model=TOY, dtype="float32")
+    data, _ = ablation_data(toy_store, choose=True, test_store=other)
+    assert {key: data.references[key] for key in data.images.keys} == world.references
+    assert data.train_images is not None
+    assert set(data.train_images.keys) == {*data.train.items, *data.val.items}
+    assert data.choice is not None
+    assert {key: data.choice.references[key] for key in data.choice.images.keys} == {
+        key: home.references[key] for key in set(data.val.items)
+    }
+    for part, texts in ((data, world.texts), (data.choice, home.texts)):
+        first = [texts.items.index(key) for key in part.images.keys]
+        np.testing.assert_allclose(captions_of(part), texts.embeddings[first], atol=1e-6)
+    options: dict[str, Any] = {"methods": "C3,oracle", "sigma": "best", "grid": (0.02, 0.3)}
+    away, messages = table(test_store=other, **options)
+    at_home, _ = table(output=tmp_path / "home", **options)
+    assert not any("among the" in text for text in messages)
+    assert [run.choice_scores for run in away.runs] == [run.choice_scores for run in at_home.runs]
