@@ -260,7 +260,7 @@ class _Cells:
         self.data, self.settings, self.reporter, self.encoder = data, settings, reporter, encoder
         size = {"size": settings.size, "set": settings.set, "epochs": settings.epochs}
         self.training: dict[str, Any] = {**size, "compute": compute, "reporter": reporter}
-        trained = _training_identity(data, settings)
+        trained = _training_identity(data, settings, compute)
         ways = {method.steer: settings.generation for method in METHODS.values()}
         ways |= {steer: GenerationConfig.from_options(steer=steer) for steer in ways if steer is not None}
         self.identities = {steer: _cell_identity(trained, data, way) for steer, way in ways.items()}
@@ -341,12 +341,13 @@ class _Cells:
         return run
 
 
-def _training_identity(data: AblationData, settings: _Settings) -> str:
+def _training_identity(data: AblationData, settings: _Settings, compute: Compute) -> str:
     """Return a digest of everything that a trained decoder depends on, except its method, sigma and seed."""
     chosen = load_size(settings.size, settings.set)
     plain: dict[str, Any] = {
         "size": asdict(replace(chosen, training=training_config(chosen, epochs=settings.epochs))),
         "captions": [list(data.train.captions), list(data.val.captions)],
+        "precision": compute.precision,
     }
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     images = data.train_images.embeddings if data.train_images is not None else np.empty(0, np.float32)

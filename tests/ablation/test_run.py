@@ -72,6 +72,12 @@ def test_a_cell_is_that_of_what_its_size_stands_for(table: Table, monkeypatch: p
     assert finished(table(**run | {"epochs": tiny.training.epochs})[1]) == 1
 
 
+def test_a_cell_of_another_precision_is_another(table: Table) -> None:
+    table(methods="C1")
+    assert finished(table(methods="C1", precision="bf16")[1]) == 0
+    assert finished(table(methods="C1")[1]) == 1
+
+
 def test_a_result_without_the_scores_of_its_images_is_scored_again(table: Table, tmp_path: Path) -> None:
     """Earlier versions kept captions and scores of the corpus alone."""
     made, _ = table(methods="CLIPRe", seeds=2)
