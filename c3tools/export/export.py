@@ -312,7 +312,8 @@ def _prepare(
     """Save the recipe, refuse or remove another export in the folder, and return the identity that the parts record."""
     former = Output(output, "export", (EXPORT_FILE,), overwrite).holds_result()
     recipe = pipeline.record()
-    provenance = {"store": store.info.to_dict(), "transform": recipe, "settings": settings}
+    kept = None if store.kept_splits is None else sorted(store.kept_splits)
+    provenance = {"store": store.info.to_dict(), "kept_splits": kept, "transform": recipe, "settings": settings}
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
     present = _read_json(output / EXPORT_FILE)
     if former and present.get("digest") != digest:

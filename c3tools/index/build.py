@@ -87,10 +87,12 @@ def build_index(
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
+    split = split or "all"
     settings = {
         "factory": factory,
         "modality": list(modality) if modality else None,
-        "split": split or "all",
+        "split": split,
+        "kept_splits": None if split == "all" or store.kept_splits is None else sorted(store.kept_splits),
         "pipeline": chosen.record()["checksum"] if chosen.fitted else chosen.config(),
         "moments": None if chosen.fitted else _digest_of_loaded_moments(store),
         "shard_rows": shard_rows,
@@ -210,6 +212,8 @@ def _reason_to_rebuild(
         if record["settings"].get(name) != value:
             if name == "moments":
                 return "the moments that `c3 means` loaded into the store are different"
+            if name == "kept_splits":
+                return "the store now assigns its rows to splits in another way"
             shown = (
                 "" if name == "pipeline" else f" was {_shown(record['settings'].get(name))} and is now {_shown(value)}"
             )

@@ -13,10 +13,10 @@ from c3tools import export_store, gap_report
 from c3tools.captioning.training_rows import training_captions
 from c3tools.connect.features import read_features
 from c3tools.corpus.splits import STANDARD, hashed_split
-from c3tools.errors import ConnectError, StoreError, TransformError
+from c3tools.errors import ConnectError, OutputError, StoreError, TransformError
 from c3tools.index import build_index
 from c3tools.moments import Moments
-from c3tools.store import Store
+from c3tools.store import Shard, Store, write_shard
 from c3tools.store.means import compute_means, save_means
 from c3tools.store.rows import keys_of
 from c3tools.transforms import Pipeline, preset
@@ -126,6 +126,20 @@ def test_reports_means_and_indexes(store: Store, tmp_path: Path) -> None:
     assert {(row.modality, row.split): row.n for row in compute_means(store).rows}["image", "train"] == train
     assert save_means(store, tmp_path / "m")["image"].n == train
     assert build_index(store, tmp_path / "index", split="train").record["rows"] == 3 * train
+
+
+def test_results_of_rows_that_were_split_by_hash_are_not_those_of_named_splits(store: Store, tmp_path: Path) -> None:
+    export_store(store, tmp_path / "out", preset="c1")
+    build_index(store, tmp_path / "index", split="test")
+    columns = {"key": ["new"], "path": ["new.jpg"], "width": [1], "height": [1], "split": ["train"]}
+    write_shard(store.path, store.info, Shard("image", 9, np.eye(1, store.info.dim, dtype=np.float32), columns))
+    named, said = Store.open(store.path), Messages()
+    with pytest.raises(OutputError, match="with a different pipeline, store or settings"):
+        export_store(named, tmp_path / "out", preset="c1")
+    assert export_store(named, tmp_path / "out", preset="c1", overwrite=True).kept == 0
+    with pytest.raises(StoreError, match="no rows in the split 'test'"):
+        build_index(named, tmp_path / "index", split="test", reporter=said)
+    assert said.texts[0].endswith("/index: the store now assigns its rows to splits in another way.")
 
 
 def test_splits_that_are_not_there_are_listed(store: Store, naming: str, tmp_path: Path) -> None:
