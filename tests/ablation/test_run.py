@@ -196,6 +196,11 @@ def test_train_fractions_are_rows(table: Table, tmp_path: Path) -> None:
     assert finished(table(methods="C3", seeds=2, train_fraction=(0.25, 1))[1]) == 4
 
 
+def test_a_repeated_value_is_one_row(table: Table) -> None:
+    made, _ = table(methods="CLIPRe,oracle", sigma=["0.1", "0.10"], train_fraction=(1, 1.0))
+    assert [row["seeds"] for row in made.rows] == [1, 1]
+
+
 def test_the_command_of_a_row_has_all_that_it_depends_on(table: Table, toy_store: Store) -> None:
     result, _ = table(methods="C3,CLIPRe", sigma=0.05, set=["dropout=0.2"], beams=2, split="val", device="cpu")
     store = ["--store", str(toy_store.path), "--device", "cpu", "--precision", "fp32"]
