@@ -99,6 +99,15 @@ def arguments(values: dict[str, Any], *others: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in ("json", *others)}
 
 
+def typed_option(context: typer.Context, *names: str) -> str | None:
+    """Return the first of these options that was typed; defaults and values from the environment do not count."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            return f"--{name.replace('_', '-')}"
+    return None
+
+
 def named_files(items: list[str] | None) -> dict[str, Path]:
     """Read ``NAME=FILE`` options as a mapping.
 

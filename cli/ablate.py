@@ -21,6 +21,7 @@ from ._options import (
     StoreOption,
     arguments,
     local_path,
+    typed_option,
 )
 
 if TYPE_CHECKING:
@@ -28,9 +29,14 @@ if TYPE_CHECKING:
     from c3tools.tables import Table
 
 DEFAULT_FOLDER = Path("c3-ablation")
+OF_ONE_TASK = {
+    "captions": ("grid", "test_store", "epochs", "train_fraction", "beams", "length_penalty"),
+    "images": ("steps", "encoder"),
+}
 
 
 def ablate(
+    context: typer.Context,
     methods: Annotated[
         str, typer.Option("--methods", help="Methods to compare, comma-separated, or all. --list shows them.")
     ] = "C1,C2_1,C2_2,C3",
@@ -127,13 +133,18 @@ def ablate(
 
     Finished results are kept. Run the same command again to continue, or add methods, seeds or sigmas to the table.
     """
-    options = arguments(locals(), "store", "list_methods", "task", "steps", "encoder")
-    from c3tools.ablation import ablate as run
-    from c3tools.ablation import ablate_images
-
+    options = arguments(locals(), "context", "store", "list_methods", "task", "steps", "encoder")
     if list_methods:
         print_table(list_all())
         return
+    if task not in OF_ONE_TASK:
+        raise C3Error(f"There is no task {task!r}.", remedy="Use --task captions or --task images.")
+    for other in OF_ONE_TASK.keys() - {task}:
+        if option := typed_option(context, *OF_ONE_TASK[other]):
+            raise C3Error(f"{option} is only for --task {other}.", remedy=f"Leave out {option}.")
+    from c3tools.ablation import ablate as run
+    from c3tools.ablation import ablate_images
+
     if task == "images":
         (noise,) = (
             sigma if len(sigma) == 1 else [" and ".join(sigma)]
@@ -150,11 +161,9 @@ def ablate(
             reporter=reporter(),
         )
         _show(images, [*images.tables(), images.published()], json)
-    elif task == "captions":
+    else:
         captions = run(store, **options, reporter=reporter())
         _show(captions, captions.tables(), json)
-    else:
-        raise C3Error(f"There is no task {task!r}.", remedy="Use --task captions or --task images.")
     message(f"Wrote {output}/table.md and {output}/table.html")
 
 

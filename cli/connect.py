@@ -34,6 +34,7 @@ from ._options import (
     arguments,
     command_group,
     named_files,
+    typed_option,
 )
 
 if TYPE_CHECKING:
@@ -310,11 +311,9 @@ def _refuse_what_is_not_read(context: typer.Context, from_files: bool) -> None:
     Raises:
         C3Error: if such an option was given.
     """
-    ignored = STORE_OPTIONS if from_files else FILE_OPTIONS
-    given = [name for name in ignored if _is_on_the_command_line(context, name)]
-    if not given:
+    option = typed_option(context, *(STORE_OPTIONS if from_files else FILE_OPTIONS))
+    if option is None:
         return
-    option = f"--{given[0].replace('_', '-')}"
     if from_files:
         raise C3Error(
             f"{option} cannot be used here: the features come from the files given by --image, --text or --other.",
@@ -324,12 +323,6 @@ def _refuse_what_is_not_read(context: typer.Context, from_files: bool) -> None:
         f"{option} describes a file of vectors, but no file is given, so the features come from a store.",
         remedy=f"Give the files with --image, --text or --other, or leave out {option}.",
     )
-
-
-def _is_on_the_command_line(context: typer.Context, name: str) -> bool:
-    """Return True if an option was typed, and is neither a default nor from the environment."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _connect_towers(*, output: Path, json: str | None, **options: Any) -> None:

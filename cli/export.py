@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from c3tools.errors import C3Error
 from c3tools.io.locations import location
 from c3tools.reporter import counted
 
@@ -22,10 +23,14 @@ from ._options import (
     SeedOption,
     StoreOption,
     arguments,
+    typed_option,
 )
+
+NOT_OF_FAISS = ("role", "dtype", "epoch", "workers", "executor", "address", "processes")
 
 
 def export(
+    context: typer.Context,
     preset: Annotated[
         str, typer.Option("--preset", "-p", help="The preset: c1, c2-collapse, c2-corrupt, c3, ... --list shows all.")
     ] = "c3",
@@ -71,7 +76,10 @@ def export(
     seed: SeedOption = 0,
     epoch: Annotated[int, typer.Option("--epoch", help="Number of the epoch. Each epoch has different noise.")] = 0,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Number of files written at the same time.")] = 2,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export in --output.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace an existing export in --output; with -f faiss, rebuild the index."),
+    ] = False,
     list_presets: Annotated[bool, typer.Option("--list", help="List the presets and exit.")] = False,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
@@ -79,16 +87,22 @@ def export(
     json: JsonOption = None,
 ) -> None:
     """Write transformed embeddings, and the fitted pipeline that made them, to a folder."""
-    options = arguments(locals(), "store", "output", "list_presets")
+    options = arguments(locals(), "context", "store", "output", "list_presets")
     if list_presets:
         _show_presets(json)
         return
     if format == "faiss":
+        if option := typed_option(context, *NOT_OF_FAISS):
+            raise C3Error(
+                f"{option} cannot be used with -f faiss.", remedy=f"Leave out {option}, or choose another -f."
+            )
         from c3tools.index import build_index
         from c3tools.transforms import open_pipeline
 
         chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
-        index = build_index(store, output, modality=modality, pipeline=chosen, seed=seed, rebuild=True)
+        index = build_index(
+            store, output, modality=modality, pipeline=chosen, seed=seed, rebuild=overwrite, reporter=reporter()
+        )
         write_json(index.to_dict(), json)
         message(f"Indexed {counted(index.record['rows'], 'row')} as {index.record['factory']} in {index.path}.")
         return

@@ -64,6 +64,12 @@ def test_the_command_prints_a_table_and_continues(c3: C3, tmp_path: Path) -> Non
         (("--methods", "C1,C4"), "There is no method C4"),
         (("--methods", "C1,MAGIC,ESPER"), "MAGIC, ESPER need texts encoded by toy-model"),
         (("--size", "tiny", "--set", "colour=red"), "has no setting 'colour=red'"),
+        (("--task", "texts"), "There is no task 'texts'"),
+        (("--task", "images", "--test-store", "c3-store"), "--test-store is only for --task captions"),
+        (("--task", "images", "--epochs", "1"), "--epochs is only for --task captions"),
+        (("--task", "images", "--length-penalty", "1"), "--length-penalty is only for --task captions"),
+        (("--steps", "10"), "--steps is only for --task images"),
+        (("--encoder", "c3-mini"), "--encoder is only for --task images"),
     ],
 )
 def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

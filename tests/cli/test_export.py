@@ -71,6 +71,23 @@ def test_faiss_index_of_a_preset(here: Path) -> None:
     assert rows[:, 0].tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(scores, 1, atol=1e-5)
     assert Pipeline.load("c3-export").name == "c3"
+    again = ok("-f", "faiss", "--modality", "text", "-p", "c1").stderr
+    assert "Rebuilding c3-export: its pipeline is different." in again
+    assert Pipeline.load("c3-export").name == "c1"
+    part = here / "c3-export" / "part-00000.faiss"
+    first = part.stat().st_mtime_ns
+    ok("-f", "faiss", "--modality", "text", "-p", "c1")
+    assert part.stat().st_mtime_ns == first
+    ok("-f", "faiss", "--modality", "text", "-p", "c1", "--overwrite")
+    assert part.stat().st_mtime_ns > first
+
+
+@pytest.mark.parametrize(
+    "option", ["--role=training", "--epoch=0", "--dtype=float16", "--workers=1", "--executor=local"]
+)
+def test_options_that_an_index_would_ignore_are_refused(here: Path, option: str) -> None:
+    assert f"{option.partition('=')[0]} cannot be used with -f faiss" in refused("-f", "faiss", option)
+    assert not (here / "c3-export").exists()
 
 
 def test_list_of_presets(here: Path) -> None:
