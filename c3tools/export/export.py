@@ -170,9 +170,11 @@ def export_store(
                 for kind, count in marker["roles"].items():
                     rows[name][kind] += count
             _remove_leftovers(output)
-            write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": rows})
+            found = {**_read_json(output / EXPORT_FILE).get("rows", {}), **rows}  # with modalities of earlier runs
+            found = {name: found[name] for name in store.modalities if name in found}
+            write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": found})
             if format == "hf":
-                write_text_atomically(output / "README.md", dataset_card(output, identity["provenance"], modalities))
+                write_text_atomically(output / "README.md", dataset_card(output, identity["provenance"], list(found)))
     size = sum(entry["bytes"] for marker, _ in done for entry in marker["files"].values())
     fresh = sum(new for _, new in done)
     return ExportReport(output, chosen, rows, fresh, len(done) - fresh, size)

@@ -156,6 +156,16 @@ def test_hf_layout_has_a_folder_per_split(here: Path) -> None:
     assert "path: image/test/*.parquet" in card
 
 
+def test_a_modality_that_is_exported_later_joins_the_others(here: Path) -> None:
+    for modality in ("text", "image"):
+        assert list(ok(format="hf", modality=[modality]).rows) == [modality]
+    ok(format="hf", output="whole")
+    assert digests(here / "c3-export") == digests(here / "whole")
+    ok(preset="c1", format="hf", modality=["image"], overwrite=True)
+    assert list(json.loads((here / "c3-export" / "export.json").read_text())["rows"]) == ["image"]
+    assert "config_name: text" not in (here / "c3-export" / "README.md").read_text()
+
+
 def test_same_bytes_with_one_worker_and_four(here: Path) -> None:
     ok(output="one", workers=1)
     ok(output="four", workers=4)
