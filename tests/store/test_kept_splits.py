@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -131,7 +132,13 @@ def test_reports_means_and_indexes(store: Store, tmp_path: Path) -> None:
 def test_results_of_rows_that_were_split_by_hash_are_not_those_of_named_splits(store: Store, tmp_path: Path) -> None:
     export_store(store, tmp_path / "out", preset="c1")
     build_index(store, tmp_path / "index", split="test")
-    columns = {"key": ["new"], "path": ["new.jpg"], "width": [1], "height": [1], "split": ["train"]}
+    columns: dict[str, list[Any]] = {
+        "key": ["new"],
+        "path": ["new.jpg"],
+        "width": [1],
+        "height": [1],
+        "split": ["train"],
+    }
     write_shard(store.path, store.info, Shard("image", 9, np.eye(1, store.info.dim, dtype=np.float32), columns))
     named, said = Store.open(store.path), Messages()
     with pytest.raises(OutputError, match="with a different pipeline, store or settings"):

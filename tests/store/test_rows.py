@@ -111,6 +111,6 @@ def test_tables_whose_texts_are_too_long_for_32_bits_are_joined_with_64(monkeypa
     assert types == {"key": pa.string(), "image_key": pa.string(), "caption": pa.large_string(), "width": pa.int64()}
     assert joined.to_pylist() == [row for part in parts for row in part.to_pylist()]
     assert all(column.num_chunks == 1 for column in joined.columns)
-    rows = Rows("text", np.eye(2), joined)
+    rows = Rows("text", np.eye(2, dtype=np.float32), joined)
     assert rows.captions == ["a long text" * 9] * 2
     assert rows.select(np.array([1])).keys == ["text1"]
