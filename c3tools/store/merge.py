@@ -101,7 +101,7 @@ def merge_stores(
                 number = numbers.get(modality, 0)
                 numbers[modality] = number + 1
                 hashes = duplicates.get(modality, _NO_HASHES)
-                failures = _renamed(store.shard_failures(modality, part), before, embedded)
+                failures = _renamed(store.shard_failures(modality, part), before, embedded.get(modality, set()))
                 if before or _has_key(store, modality, part, hashes) or _changes_split(store, modality, part, splits):
                     known = seen.setdefault(modality, set())
                     batches = _rewritten(store, modality, part, before, hashes, known, splits)
@@ -112,11 +112,12 @@ def merge_stores(
                     rows = _copy_shard(store, modality, part, building, number, failures)
                 report.rows[modality] = report.rows.get(modality, 0) + rows
                 progress.advance()
-        everything = [
-            failure
-            for store, before in zip(sources, prefixes, strict=True)
-            for failure in _renamed([*store.recorded_failures(), *store.failures()], before, embedded)
-        ]
+        everything, anywhere = [], set[str]().union(*embedded.values())
+        for store, before in zip(sources, prefixes, strict=True):
+            refused = [failure for failure in store.recorded_failures() if failure.stage == "list"]
+            everything += _renamed(refused, before, anywhere)
+            for modality in store.modalities:
+                everything += _renamed(store.failures(modality), before, embedded.get(modality, set()))
         write_failures(building, reversed(everything))
         finish_store(building)
         if any(map(has_indexes, sources)):
@@ -271,20 +272,16 @@ def _rewritten(
             yield replace_column(batch, "split", joined_splits(batch, splits)) if len(splits) else batch
 
 
-def _failed_but_embedded(stores: Sequence[Store], prefixes: Sequence[str]) -> set[str]:
-    """Return the keys that failed in one store and are embedded in another (or later in the same)."""
+def _failed_but_embedded(stores: Sequence[Store], prefixes: Sequence[str]) -> dict[str, set[str]]:
+    """Return, by modality, the keys that failed in one store and are embedded in another (or later in the same)."""
     both = list(zip(stores, prefixes, strict=True))
     failed = {before + f.key for store, before in both for f in [*store.recorded_failures(), *store.failures()]}
-    if not failed:
-        return set()
-    return failed & {
-        before + key
-        for store, before in both
-        for modality in store.modalities
-        for keys in _key_blocks(store, modality)
-        for key in keys
-        if before + key in failed
-    }
+    found: dict[str, set[str]] = {}
+    for store, before in both:
+        for modality in store.modalities if failed else ():
+            for keys in _key_blocks(store, modality):
+                found.setdefault(modality, set()).update(failed.intersection(before + key for key in keys))
+    return found
 
 
 def _renamed(failures: Sequence[Failure], prefix: str, embedded: set[str]) -> list[Failure]:

@@ -56,6 +56,14 @@ def test_two_stores_become_one_with_the_same_bytes_in_its_shards(tmp_path: Path)
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_text_with_the_key_of_an_image_that_failed_does_not_hide_the_failure(tmp_path: Path) -> None:
+    one = store_of(tmp_path / "one", list("abc"), 1, failed="x")
+    two = build_store(tmp_path / "two", Rows.of("text", ["x"], unit_rows(1, DIM, 2), split=["train"]))
+    merge_stores(tmp_path / "both", [one.path, two.path])
+    assert [failure.key for failure in Store.open(tmp_path / "both").recorded_failures()] == ["x"]
+    assert verify_store(tmp_path / "both").findings == []
+
+
 def test_keys_that_repeat_are_refused_or_the_first_is_kept(tmp_path: Path) -> None:
     one = store_of(tmp_path / "one", list("abcd"), 1)
     two = store_of(tmp_path / "two", list("cdefgh"), 2)
