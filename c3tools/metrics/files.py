@@ -112,7 +112,8 @@ def _read(path: Path) -> Any:
     try:
         if suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as text:
-                return list(read_csv(limited_lines(text), suffix))
+                rows = read_csv(limited_lines(text), suffix)
+                return [_whole(row, rows.line_num) for row in rows]
         if suffix != ".jsonl":
             return read_json(path)
         with path.open("rb") as file:
@@ -124,6 +125,12 @@ def _read(path: Path) -> Any:
         raise MetricError(
             f"{path} is not {kind} ({error}).", remedy="Use a .json, .jsonl, .csv or .tsv file."
         ) from error
+
+
+def _whole(row: dict[str, Any], line: int) -> dict[str, Any]:
+    if any(row.pop(None, ())):  # type: ignore[call-overload]  # the key of further cells
+        raise ValueError(f"line {line} has more cells than the header; put captions with a delimiter in double quotes")
+    return row
 
 
 def _key(row: Mapping[str, Any]) -> str:
