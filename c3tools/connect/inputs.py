@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from ..corpus import ImageItem, ImageReader
 from ..corpus.splits import STANDARD, describe_rule, kept_splits, split_of
 from ..encoders import ImagePreprocessor, open_image
 from ..errors import ConnectError
+from ..io.locations import is_url
 from ..io.spill import blocks_of
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
@@ -95,6 +97,7 @@ class PhotoInputs:
     def __init__(self, photos: Sequence[ImageItem], preprocess: ImagePreprocessor, seed: int | None = None) -> None:
         self._photos, self._preprocess, self._seed = photos, preprocess, seed
         self._reader, self._pool = ImageReader(), ThreadPoolExecutor(_READERS)
+        self._lock = threading.Lock()  # a batch may be loaded while photos to validate on are
         weakref.finalize(self, self._reader.close)
 
     def rows(self, numbers: Indices, epoch: int | None = None) -> Tensor:
@@ -105,15 +108,25 @@ class PhotoInputs:
         """
         order = np.argsort(numbers, kind="stable")  # a group of a table can only be read forwards
         photos = [self._photos[row] for row in numbers[order].tolist()]
-        contents = map(self._reader.read, photos)
-        pixels = list(self._pool.map(lambda photo, content: self._pixels(photo, content, epoch), photos, contents))
+        with self._lock:
+            files = [source_of(photo, self._reader) for photo in photos]
+        pixels = list(self._pool.map(lambda photo, file: self._pixels(photo, file, epoch), photos, files))
         return torch.from_numpy(np.stack(pixels)[np.argsort(order)])
 
-    def _pixels(self, photo: ImageItem, content: bytes, epoch: int | None) -> Pixels:
-        image, _, _ = open_image(io.BytesIO(content), self._preprocess.size)
+    def _pixels(self, photo: ImageItem, file: str | BinaryIO, epoch: int | None) -> Pixels:
+        image, _, _ = open_image(file, self._preprocess.size)
         if epoch is None or self._seed is None:
             return self._preprocess(image)
         return augment(image, self._preprocess.size, generator(self._seed, "augment", epoch, photo.key))
+
+
+def source_of(photo: ImageItem, reader: ImageReader) -> str | BinaryIO:
+    """Return what `open_image` opens: the path of a file, which any thread can read, or the content of another photo.
+
+    Raises:
+        OSError, ValueError: as `ImageReader.read`.
+    """
+    return photo.path if photo.source is None and not is_url(photo.path) else io.BytesIO(reader.read(photo))
 
 
 def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.uint8]:

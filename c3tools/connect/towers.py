@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import open_clip
@@ -29,7 +29,7 @@ from ..reporter import SILENT, Reporter
 from ..store.rows import positions, splits_of
 from ..training.checkpoints import CheckpointDir
 from .gradients import TwoTowers
-from .inputs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts
+from .inputs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts, source_of
 from .losses import MAX_LOGIT_SCALE, ContrastiveLoss, LogitScale
 from .processes import RunContext, gather_rows, join_processes, rank, world
 from .run import RECORD_FILE, ConnectOutput, TrainingSettings, score_splits, score_table, write_card
@@ -322,14 +322,14 @@ def decodable_photos(corpus: Corpus, network: Network, reporter: Reporter = SILE
     if not photos:
         return [], 0
 
-    def read(photo: ImageItem) -> bytes:
+    def read(photo: ImageItem) -> str | BinaryIO:
         with suppress(OSError, ValueError):
-            return reader.read(photo)
-        return b""
+            return source_of(photo, reader)
+        return io.BytesIO()
 
-    def decodes(content: bytes) -> bool:
+    def decodes(file: str | BinaryIO) -> bool:
         try:
-            open_image(io.BytesIO(content), network.preprocess.size)
+            open_image(file, network.preprocess.size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return False
         return True

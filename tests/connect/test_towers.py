@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,9 @@ def test_photos_in_tars_and_tables_are_those_of_the_folder(tmp_path: Path, form:
     expected = PhotoInputs(read_corpus(folder).images, network.preprocess, 0).rows(numbers, 1)
     found, unreadable = decodable_photos(read_corpus(packed), network, said)
     assert (len(found), unreadable, said.texts) == (16, 0, [])
-    assert torch.equal(PhotoInputs(found, network.preprocess, 0).rows(numbers, 1), expected)
+    inputs = PhotoInputs(found, network.preprocess, 0)
+    with ThreadPoolExecutor(2) as pool:  # the next batch is loaded while photos to validate on are read
+        assert all(torch.equal(rows, expected) for rows in pool.map(lambda _: inputs.rows(numbers, 1), range(40)))
 
 
 def test_photos_without_captions_or_split_are_one_message(tmp_path: Path) -> None:
