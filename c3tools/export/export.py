@@ -314,8 +314,8 @@ def _prepare(
     """Save the recipe, refuse or remove another export in the folder, and return the identity that the parts record."""
     former = Output(output, "export", (EXPORT_FILE,), overwrite).holds_result()
     recipe = pipeline.record()
-    kept = None if store.kept_splits is None else sorted(store.kept_splits)
-    provenance = {"store": store.info.to_dict(), "kept_splits": kept, "transform": recipe, "settings": settings}
+    kept = {} if store.kept_splits is None else {"kept_splits": sorted(store.kept_splits)}
+    provenance = {"store": store.info.to_dict(), "transform": recipe, "settings": settings, **kept}
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
     present = _read_json(output / EXPORT_FILE)
     if former and present.get("digest") != digest:
