@@ -189,6 +189,17 @@ class ReadOptions:
     index_folder: Path | None = None
 
 
+def possible_files(path: str) -> Iterator[str]:
+    """Yield the path of an input, and each file that may be meant if it is ``file#…``, of a tar, table or list."""
+    yield path
+    yield from (path[:i] for i, letter in enumerate(path) if letter == "#")
+
+
+def is_within(path: str, files: set[str]) -> bool:
+    """Return whether the path of an input is one of these files, or is in a tar, table or list among them."""
+    return any(file in files for file in possible_files(path))
+
+
 def without_suffix(name: str) -> str:
     """Return a file name without its last suffix."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix else name

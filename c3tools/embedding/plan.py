@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from ..corpus import Corpus, ImageItem, ItemList, TextItem
+from ..corpus.items import is_within, possible_files
 from ..io.locations import is_url
 from ..store import Failure, Store
 from ..store.item_splits import item_splits
@@ -238,7 +239,9 @@ def plan_shards(
             if found is not None:
                 position, item = found
                 left_out[position] = 1
-                if isinstance(item, ImageItem) and not _is_same_file(row["path"], item):
+                if isinstance(item, ImageItem) and not (
+                    _is_same_file(row["path"], item) or (sources is not None and sources.has_moved(row["path"]))
+                ):
                     plan.from_elsewhere.append(item.key)
                 elif not of_foreign and _has_changed(item, row, began):
                     changed.append(item)
@@ -329,23 +332,12 @@ def _is_same_file(before: str | None, image: ImageItem) -> bool:
     """Return True if an image was embedded from the same file, tar or table, or from one that no longer exists."""
     if before is None or before == image.path or is_url(before):
         return True
-    files = [_absolute(file) for file in _possible_files(before)]
+    files = [_absolute(file) for file in possible_files(before)]
     return _absolute(getattr(image.source, "file", image.path)) in files or not any(Path(f).is_file() for f in files)
 
 
 def _absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links are not followed
-
-
-def is_within(path: str, files: set[str]) -> bool:
-    """Return whether a path is one of these files, or ``file#…`` of a tar, table or list among them."""
-    return any(file in files for file in _possible_files(path))
-
-
-def _possible_files(path: str) -> Iterator[str]:
-    """Yield a path, and each file that may be meant if it is ``file#…``."""
-    yield path
-    yield from (path[:i] for i, letter in enumerate(path) if letter == "#")
 
 
 class Sources:
@@ -374,6 +366,15 @@ class Sources:
     def has_lost_failure(self, failure: Failure) -> bool:
         """Return True if the source of an input that failed no longer exists."""
         return not self._corpus.has(failure.key) and self._was_below(failure.path)
+
+    def has_moved(self, before: str) -> bool:
+        """Return True if the tar or table that an image was embedded from was read now, and has its key no more."""
+        where = _absolute(before)
+        return is_within(where, self._containers) and not is_within(where, self._unusable)
+
+    @cached_property
+    def _containers(self) -> set[str]:
+        return set(map(_absolute, self._corpus.containers))
 
     @cached_property
     def _captions_were_detected(self) -> bool:

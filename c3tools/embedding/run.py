@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..corpus import Corpus, read_corpus
+from ..corpus.items import is_within
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, StoreError, UnreachableError, telling_what_is_kept
@@ -25,7 +26,7 @@ from ..store.rows import keys_of
 from ..store.shard_indexes import has_indexes, keep_indexes, load_faiss
 from ..store.shards import remove_unfinished
 from .int8 import calibration_for, keep_int8_model
-from .plan import Plan, ShardInputs, Sources, is_within, plan_corpus, summarize_plan
+from .plan import Plan, ShardInputs, Sources, plan_corpus, summarize_plan
 from .shards import EmbedWork
 from .summary import EmbedSummary, ModalitySummary
 

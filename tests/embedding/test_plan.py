@@ -395,6 +395,16 @@ def test_another_tar_or_table_with_the_same_keys_is_not_the_same_images(
     ]
 
 
+def test_an_image_that_moved_to_another_tar_is_the_same(encoder: Encoder, tmp_path: Path) -> None:
+    chosen = photos_of(copy_photos(tmp_path / "p", 4))
+    tars = [tmp_path / f"{number}.tar" for number in range(2)]
+    for cut in (2, 3):
+        for tar, photos in zip(tars, (chosen[:cut], chosen[cut:]), strict=True):
+            write_tar(tar, webdataset(photos))
+        summary = run(encoder, tars, tmp_path / "s")
+    assert [(m.already, m.from_elsewhere) for m in summary.modalities.values()] == [(4, []), (20, [])]
+
+
 def test_an_image_that_is_deleted_while_the_run_is_planned_has_not_changed(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 2)
     run(encoder, folder, tmp_path / "s")
