@@ -81,6 +81,10 @@ class UnreachableError(C3Error, ConnectionError):
     """A URL cannot be read or written, after several attempts; or a file is there and cannot be read."""
 
 
+class RefusedError(UnreachableError):
+    """A server refuses access to a URL."""
+
+
 class MissingExtraError(C3Error):
     """An optional dependency is needed and not installed."""
 

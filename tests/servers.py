@@ -128,7 +128,7 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
     def _refused(self) -> bool:
         if not self.faults.next_fails():
             return False
-        self.send_error(503)
+        self.send_error(int(self.faults.answer.split()[0]))
         return True
 
     def log_message(self, *_: object) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..errors import UnreachableError
+from ..errors import RefusedError, UnreachableError
 from ..io.batches import largest_value
 from ..io.limits import LARGEST_IMAGE_FILE
 from ..io.locations import is_url, location, open_binary, read_all, retrying
@@ -250,7 +250,10 @@ def read_file(path: Path) -> bytes:
         OSError: if it is missing, no regular file, too large for an image, or cannot be read.
     """
     if not isinstance(path, Path):
-        content = read_all(path, LARGEST_IMAGE_FILE + 1)
+        try:
+            content = read_all(path, LARGEST_IMAGE_FILE + 1)
+        except RefusedError as error:  # to this file: others may be readable
+            raise PermissionError(0, error.message) from error
         _check_size(len(content))
         return content
     status = path.stat()

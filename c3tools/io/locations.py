@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
 
-from ..errors import CorpusError, MissingExtraError, UnreachableError
+from ..errors import CorpusError, MissingExtraError, RefusedError, UnreachableError
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.2  # seconds, doubled after each attempt
@@ -291,7 +291,7 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
             return call()
         except Exception as error:  # every client has its own exceptions
             if _is_refusal(error):
-                raise UnreachableError(
+                raise RefusedError(
                     f"Access to {where} was refused ({_reason(error)}).",
                     remedy="Check the address, the credentials in the environment (for s3://: AWS_ACCESS_KEY_ID, "
                     "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL) and their permissions.",

@@ -152,6 +152,21 @@ def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(
     assert (summary.modalities["image"].embedded, summary.failures_in_store) == (4, 0)
 
 
+def test_images_that_a_server_refuses_are_failures(encoder: Encoder, tmp_path: Path) -> None:
+    pytest.importorskip("upath", reason="the extra url is not installed")
+    photos = photos_of(copy_photos(tmp_path / "p", 2))
+    (tmp_path / "p" / "list.csv").write_text("image,text\n" + "".join(f"{p.name},{p.key}\n" for p in photos))
+    faults = Faults()
+    with web_server(tmp_path / "p", faults) as base:
+        corpus = read_corpus([f"{base}/list.csv"], image_column="image")
+        faults.answer, faults.last = "403 Forbidden", faults.requests
+        summary = embed_corpus(corpus, tmp_path / "s", encoder, **OPTIONS)
+    assert summary.modalities["image"].failed == 2
+    failures = Store.open(tmp_path / "s").recorded_failures()
+    for failure, photo in zip(failures, photos, strict=True):
+        assert f"Access to {base}/{photo.name} was refused" in failure.message
+
+
 def test_one_dead_address_of_a_list_stops_nobody(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
