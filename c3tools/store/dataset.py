@@ -243,7 +243,8 @@ def _write_files(
 
 def _without_folder(path: str) -> str:
     """Return a path, cut to the file name if it is absolute, because it reveals folders of the user."""
-    return PurePath(path).name if PurePath(path).is_absolute() else path
+    plain = path.strip("'\"")  # a path that is not UTF-8 is recorded in quotes
+    return PurePath(plain).name if PurePath(plain).is_absolute() else path
 
 
 def _without_folders(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -165,16 +165,18 @@ def test_inputs_that_failed_are_in_the_data_set(hub: Hub, store: Store, tmp_path
     columns = {"key": rows.column("key"), "image_key": rows.column("image_key")}
     write_shard(store.path, store.info, Shard("text", 5, rows.embeddings, columns))
     failure = Failure("lost", "/home/me/lost.jpg", "decode", "OSError", "cannot read /home/me/lost.jpg")
+    unnamed = Failure("'\\udce9.jpg'", "'/home/me/\\udce9.jpg'", "list", "UnicodeError", "the name is not UTF-8")
     refused = Failure("a.txt", "photos/a.txt", "list", "CorpusError", "it is no image")
     rewrite_failures(store.path, "image", 0, [failure])
-    write_failures(store.path, [failure, refused])
+    write_failures(store.path, [failure, refused, unnamed])
     finish_store(store.path)
     store.push_to_hub("me/rows")
     assert not any(b"/home/me" in content for content in hub.last("datasets/me/rows").values())
     again = Store.from_pretrained("me/rows", output=tmp_path / "again")
     assert verify_store(again.path).findings == []
     assert again.failures() == [replace(failure, path="lost.jpg", message="")]
-    assert again.recorded_failures() == [*again.failures(), replace(refused, message="")]
+    listed = [replace(unnamed, path=r"\udce9.jpg", message=""), replace(refused, message="")]
+    assert again.recorded_failures() == [*again.failures(), *listed]
 
 
 def test_a_modality_without_rows_is_left_out(hub: Hub, tmp_path: Path) -> None:
