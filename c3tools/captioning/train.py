@@ -19,7 +19,7 @@ from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
-from ..transforms.presets import takes_sigma
+from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma
 from .captioner import Captioner, decoder_output, describe_decoder
 from .config import (
@@ -127,8 +127,8 @@ def train_captioner(
     if unconditional:
         _check_unconditional(preset, sigma, pipeline, start, pairs, monitor)
         preset, set = LANGUAGE_MODEL_PRESET, (*UNCONDITIONAL, *set)
-    if pipeline is None and not own_pipeline and takes_sigma(preset or DEFAULT_PRESET, sigma) and sigma is None:
-        sigma = AUTO if pairs is None else 0.0
+    if pipeline is None and not own_pipeline:
+        sigma = chosen_sigma(preset or DEFAULT_PRESET, sigma, AUTO if pairs is None else 0.0)
     output = Path(output)
     target, load = decoder_output(output, overwrite), partial(Captioner.load, output, trainable=True)
     if start is not None:

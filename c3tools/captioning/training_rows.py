@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import DecoderError, StoreError
-from ..moments import unit_rows
 from ..reporter import counted
 from ..store import Pairs, Rows, Store
 from ..store.training_split import training_split
@@ -90,8 +89,8 @@ def sigma_by_rule(rule: str, store: Store, train: Rows, split: str) -> tuple[flo
     """
     if rule == PAIRS:
         return sigma_of_pairs(store, split)
-    texts = train.embeddings if store.info.normalised else unit_rows(train.embeddings[:])
-    return auto_sigma(texts, train.item_index, store.fitting_moments("text", split).mean)
+    mean = store.fitting_moments("text", split).mean
+    return auto_sigma(train.embeddings, train.item_index, mean, normalise=not store.info.normalised)
 
 
 def inputs_to_learn(

@@ -29,7 +29,7 @@ from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
-from ..transforms.presets import takes_sigma
+from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, NEIGHBOURS, PAIRS, PHOTO_SPREADS, PUBLISHED_SIGMA, parse_sigma, photo_spread
 from ..transforms.sigma_from_data import sigma_of_pairs
 from .generator import Generator, describe_generator, generator_output
@@ -113,8 +113,8 @@ def train_generator(
         )
     if not 0 < train_fraction <= 1:
         raise GeneratorError(f"--train-fraction must be above 0 and at most 1, not {train_fraction}.")
-    if pipeline is None and takes_sigma(preset or DEFAULT_PRESET, sigma) and sigma is None:
-        sigma = AUTO
+    if pipeline is None:
+        sigma = chosen_sigma(preset or DEFAULT_PRESET, sigma, AUTO)
     chosen = load_size(size, set)
     training = replace(chosen.training, seed=seed, steps=chosen.training.steps if steps is None else steps)
     output = Path(output)

@@ -154,16 +154,17 @@ def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text
     return Pipeline([Normalize(), *inner, Normalize()] if inner else [Normalize()], name=name)
 
 
-def takes_sigma(name: str, sigma: float | str | None = None) -> bool:
-    """Return whether a preset has noise whose sigma can be chosen.
+def chosen_sigma(name: str, sigma: float | str | None, default: float | str) -> float | str | None:
+    """Return the sigma of a preset: the one that is given, else the default; None if its noise has no sigma.
 
     Raises:
-        TransformError: if ``sigma`` is given for a preset that has none, or the preset is unknown.
+        TransformError: if sigma is given for a preset that has none, or the preset is unknown.
     """
-    takes = preset(name, sigma=0.0).sigma is not None
-    if sigma and not takes:
+    if preset(name, sigma=0.0).sigma is not None:
+        return default if sigma is None else sigma
+    if sigma:
         raise TransformError(f"The preset {name!r} has no sigma that could be chosen.", remedy="Leave out --sigma.")
-    return takes
+    return None
 
 
 def open_pipeline(

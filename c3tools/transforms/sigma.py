@@ -16,6 +16,7 @@ import numpy as np
 from ..arrays import Array, Floats, Indices, Mask
 from ..errors import TransformError
 from ..io.spill import BLOCK_ROWS
+from ..moments import unit_rows
 from ..reporter import counted
 
 AUTO, PAIRS = RULES = ("auto", "pairs")
@@ -118,7 +119,7 @@ def _item_cosines(rows: Floats, item_index: Indices, norms: Array) -> Array:
     return np.asarray((squared - m) / (m * (m - 1)))
 
 
-def caption_spread(texts: Floats, item_index: Indices, mean: Array) -> SigmaRule:
+def caption_spread(texts: Floats, item_index: Indices, mean: Array, *, normalise: bool = False) -> SigmaRule:
     """Measure the spread of captions of one image: what an image leaves open, the decoder must not depend on.
 
     There is none where captions of one image have a mean cosine below `MIN_SIBLING_COSINE`.
@@ -127,11 +128,12 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array) -> SigmaRule
         texts: (k, d) L2-normalised text embeddings; rows with the item -1 belong to no image.
         item_index: int64 (k,), the image of each.
         mean: float64 (d,), mean of the text modality.
+        normalise: the rows are not yet L2-normalised.
     """
     rests_on = "texts alone: the mean cosine of two captions of one image, centred"
     norms, cosines = np.zeros(len(item_index)), [np.empty(0)]
     for block in _blocks_of_items(item_index):
-        rows = texts[block] - mean
+        rows = (unit_rows(texts[block]) if normalise else texts[block]) - mean
         norms[block] = np.linalg.norm(rows, axis=1)
         cosines.append(_item_cosines(rows, item_index[block], norms[block]))
     known = np.concatenate(cosines)
@@ -275,13 +277,14 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     return published(), f"the published constant, which may be far off{because}{instead}"
 
 
-def auto_sigma(texts: Floats, item_index: Indices, mean: Array) -> tuple[float, str]:
+def auto_sigma(texts: Floats, item_index: Indices, mean: Array, *, normalise: bool = False) -> tuple[float, str]:
     """Return sigma by the rule of ``--sigma auto``, from texts alone, and a sentence that says what it rests on.
 
     Args:
         texts: (k, d) L2-normalised text embeddings of the train split.
         item_index: int64 (k,), the image of each text, -1 for none; texts of one image share a number.
         mean: float64 (d,), the text mean that Collapse subtracts.
+        normalise: the texts are not yet L2-normalised.
 
     Raises:
         TransformError: if shapes do not fit.
@@ -290,7 +293,7 @@ def auto_sigma(texts: Floats, item_index: Indices, mean: Array) -> tuple[float, 
         raise TransformError(
             f"The shapes of texts {texts.shape}, item_index ({len(item_index)},) and mean ({len(mean)},) do not match."
         )
-    rule, why = recommend([scaled_spread(caption_spread(texts, item_index, mean))])
+    rule, why = recommend([scaled_spread(caption_spread(texts, item_index, mean, normalise=normalise))])
     assert rule.sigma is not None
     return rule.sigma, f"Sigma {rule.sigma:.4g}: {why}"
 

@@ -80,8 +80,8 @@ def sigma_of_captions(store: Store, split: str, max_rows: int = MAX_FIT_ROWS) ->
             remedy="Set sigma to a number, or fit on a store with captions.",
         )
     texts = first_rows(store, "text", split, max_rows)
-    rows = texts.embeddings if store.info.normalised else ops.apply(Unit(), texts.embeddings)
-    return auto_sigma(rows, texts.item_index, store.fitting_moments("text", split).mean)
+    mean = store.fitting_moments("text", split).mean
+    return auto_sigma(texts.embeddings, texts.item_index, mean, normalise=not store.info.normalised)
 
 
 def sigma_of_arrays(
