@@ -20,7 +20,7 @@ from ..corpus.videos import read_frames
 from ..devices import limit_threads
 from ..encoders import Calibration, Encoder, resolve_encoder
 from ..encoders.backends import Pending
-from ..errors import StoreError
+from ..errors import StoreError, UnreachableError
 from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, write_shard
 from ..store.rewriting import intact_shard, rewrite_shard
@@ -262,6 +262,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 if self._began is not None:  # not rounded: an image written just before would look changed
                     timings["began"] = self._began
                 write_shard(self.store.path, self.store.info, replace(shard, timings=timings))
+        except UnreachableError:
+            raise
         except OSError as error:
             raise StoreError(
                 f"The {shard.modality} shard {shard.index} could not be written to {self.store.path} "
