@@ -104,7 +104,7 @@ def ablation_data(
         said = counted(left_out, f"image has {without} is", f"images have {without} are")
         notes.append(f"{said} left out.")
     described = _first_captions(scored, images.keys)
-    foreign = test_store is not None and test_store.path != store.path
+    foreign = scored.path.resolve() != store.path.resolve()
     data = AblationData(train, val, images, references, moments, own, None, described, foreign).sample(1.0)
     if choose:
         references = store_references(store) if foreign else references

@@ -310,4 +310,6 @@ def test_equal_keys_of_another_domain_are_other_images(table: Table, toy_store: 
     away, messages = table(test_store=other, **options)
     at_home, _ = table(output=tmp_path / "home", **options)
     assert not any("among the" in text for text in messages)
+    data, _ = ablation_data(toy_store, split="all", test_store=Store.open(toy_store.path.resolve()))
+    assert not data.foreign
     assert [run.choice_scores for run in away.runs] == [run.choice_scores for run in at_home.runs]
