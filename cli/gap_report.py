@@ -50,7 +50,9 @@ def gap_report(
     ] = None,
     presets: Annotated[
         str | None,
-        typer.Option("--presets", help="Measure recall for these presets too, for example gap-shift,whiten."),
+        typer.Option(
+            "--presets", help="Measure recall for raw, c2-collapse and these presets, for example gap-shift,whiten."
+        ),
     ] = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave out rows that contain NaN or infinity or have norm 0.")

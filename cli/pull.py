@@ -50,6 +50,8 @@ def pull(
     try:
         fetched = download_repository(repository, "dataset" if dataset else "model", revision=revision)
     except C3Error as error:
+        if dataset:
+            raise
         try:
             fetched = download_repository(repository, "dataset", revision=revision)
         except UnreachableError:

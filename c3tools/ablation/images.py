@@ -232,7 +232,9 @@ def image_data(
     if len(photos) < 2:
         raise MetricError(
             f"At least two photos with texts are needed; of those in the split {split!r}, {len(photos)} can be read.",
-            remedy="Run this command in the folder that c3 embed was run in, or embed the photos again.",
+            remedy="Choose another split with --split."
+            if len(rows_of) < 2
+            else "Run this command in the folder that c3 embed was run in, or embed the photos again.",
         )
     drawn = [
         rows_of[row][int(seeded(0, "caption", pairs.first.keys[row]).integers(len(rows_of[row])))] for row in photos

@@ -55,7 +55,9 @@ def holds_images(path: Path, options: ReadOptions) -> bool:
 
 
 def read_parquet(path: Path, options: ReadOptions) -> Iterator[Entry]:
-    """Yield the images of a Parquet table, without reading them, and the row groups that cannot be read.
+    """Yield the images of a Parquet table, and the row groups that cannot be read.
+
+    No image is read, except to compare those whose rows have no key and the same file name.
 
     Raises:
         CorpusError: if it is not Parquet, or a column is missing.
@@ -84,7 +86,7 @@ def read_parquet(path: Path, options: ReadOptions) -> Iterator[Entry]:
 
 
 def read_arrow(path: Path, options: ReadOptions) -> Iterator[Entry]:
-    """Yield the images of an Arrow stream or file, without reading them, and where the file is cut.
+    """Yield the images of an Arrow stream or file, as `read_parquet` does, and where the file is cut.
 
     Raises:
         CorpusError: if it is not Arrow, or a column is missing.

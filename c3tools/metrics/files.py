@@ -113,7 +113,7 @@ def _read(path: Path) -> Any:
         if suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as text:
                 rows = read_csv(limited_lines(text), suffix)
-                return [_whole(row, rows.line_num) for row in rows]
+                return [_whole(row, f"{path}, line {rows.line_num}") for row in rows]
         if suffix != ".jsonl":
             return read_json(path)
         with path.open("rb") as file:
@@ -127,9 +127,12 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _whole(row: dict[str, Any], line: int) -> dict[str, Any]:
+def _whole(row: dict[str, Any], where: str) -> dict[str, Any]:
     if any(row.pop(None, ())):  # type: ignore[call-overload]  # the key of further cells
-        raise ValueError(f"line {line} has more cells than the header; put captions with a delimiter in double quotes")
+        raise MetricError(
+            f"{where} has more cells than the header names columns.",
+            remedy="Put double quotes around captions that contain the delimiter.",
+        )
     return row
 
 

@@ -11,7 +11,7 @@ from .rows import Rows
 def training_split(
     store: Store, modality: str, split: str, *, called: str, error: type[C3Error], spill: bool = False
 ) -> tuple[Rows, Rows, str]:
-    """Return the rows of a split, those to validate on, and why the latter were held out from the former, if they were.
+    """Return the rows of a split, those to validate on, and why the latter were held out from the former ("" if not).
 
     Without a ``val`` split, or if it is among the rows to learn from, a tenth of the items (by a stable hash of their
     keys) is held out.
@@ -41,4 +41,4 @@ def training_split(
         return *train.hold_out(), "There is no val split"
     if apart:
         return train, store.load(modality, "val", spill=spill), ""
-    return *train.hold_out(), "All splits are trained on" if split == ALL else "The val split is trained on"
+    return *train.hold_out(), "All splits are trained on" if split == ALL else "Rows of val are trained on"

@@ -171,20 +171,19 @@ def test_failures_are_tried_again_when_asked(encoder: Encoder, photos: Path, tmp
 
 
 def test_no_failure_hides_another_of_the_same_name(encoder: Encoder, tmp_path: Path) -> None:
-    folder = copy_photos(tmp_path / "p", 2)
-    (folder / "captions.jsonl").unlink()
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        (folder / name / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (folder / "0001.jpg").write_text("no image")
+    folders = [copy_photos(tmp_path / name, 2) for name in ("a", "b")]
+    for folder in folders:
+        (folder / "captions.jsonl").unlink()
+        (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "0001.jpg").write_text("no image")
     (tmp_path / "ids.csv").write_text("id,text\n0001,a dog\n")
-    corpus = read_corpus([folder, tmp_path / "ids.csv"], key_column="id")
+    corpus = read_corpus([*folders, tmp_path / "0001.jpg", tmp_path / "ids.csv"], key_column="id")
     assert "0001" in [text.key for text in corpus.texts]
     for _ in range(2):
         summary = embed_corpus(corpus, tmp_path / "s", encoder, **SMALL)
         failures = [(f.stage, f.path) for f in Store.open(tmp_path / "s").recorded_failures()]
-        links = [("list", str(folder / name / "gone.jpg")) for name in ("a", "b")]
-        assert failures == [("decode", str(folder / "0001.jpg")), *links]
+        links = [("list", str(folder / "gone.jpg")) for folder in folders]
+        assert failures == [("decode", str(tmp_path / "0001.jpg")), *links]
         assert summary.failures_in_store == 3
     assert verify_store(tmp_path / "s").findings == []
 
