@@ -57,7 +57,7 @@ class Photos:
     @property
     def unread(self) -> list[str]:
         """A note that names the first photos that could not be read and counts the others; none if all were."""
-        return [_unread(self.gone)] if self.gone else []
+        return _unread(self.gone)
 
 
 def read_photos(
@@ -138,7 +138,7 @@ def read_photos(
             remedy="The store has the paths that c3 embed was given: run this command in the same folder, or embed the "
             "photos again.",
         )
-    notes = [_unread(gone)] if gone else []
+    notes = _unread(gone)
     if converted:
         notes.append(f"{converted:,} of {len(kept):,} photos are not RGB and are converted.")
     if small:
@@ -172,7 +172,9 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-def _unread(gone: Sequence[tuple[str, str]]) -> str:
+def _unread(gone: Sequence[tuple[str, str]]) -> list[str]:
+    if not gone:
+        return []
     listed = "; ".join(f"{path} ({reason})" for path, reason in gone[:NAMED])
     more = f"; and {len(gone) - NAMED:,} more" if len(gone) > NAMED else ""
-    return f"Could not read: {listed}{more}"
+    return [f"Could not read: {listed}{more}"]

@@ -179,7 +179,7 @@ class HubDataset(HubRepository):
                     write_batches(new, info, modality, part, batches, () if part else failed)
                 _check_count(folder, modality, info)
                 failures += failed
-            write_failures(new, sorted(failures, key=lambda failure: (failure.stage, failure.key)))
+            write_failures(new, failures)
             finish_store(new)
         opened: Self = cls.open(target)  # type: ignore[attr-defined]
         return opened
