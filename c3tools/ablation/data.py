@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..captioning import nearest
-from ..captioning.evaluate import require_captions, store_references
+from ..captioning.evaluate import require_captions, store_references, with_references
 from ..captioning.training_rows import captions_of_images, training_captions
 from ..errors import DecoderError, MetricError
 from ..moments import Moments
@@ -126,14 +126,13 @@ def _first_captions(store: Store, keys: Sequence[str]) -> dict[str, npt.NDArray[
 
 def _described(store: Store, images: Rows, split: str, references: dict[str, list[str]]) -> tuple[Rows, int]:
     """Return the images of a split that have captions, and the number of those that have none."""
-    own = images.where(split)
-    kept = np.array([key in references for key in own.keys], dtype=bool)
-    if not kept.any():
+    described, left_out = with_references(images.where(split), references)
+    if not len(described):
         raise MetricError(
             f"The store {store.path} has no images with captions in the split {split!r}.",
             remedy=f"Choose another with --split. The splits of images are {store.list_splits('image')}.",
         )
-    return own.select(kept), int((~kept).sum())
+    return described, len(left_out)
 
 
 def fit_preset(data: AblationData, name: str, sigma: float, train_on: str = "text") -> Pipeline:

@@ -149,7 +149,7 @@ def evaluate_captions(
             encoder = _encoder_of(store, device, backend, precision, reporter)
         images = _images_of(store, decoder, split)
         # captions in the store name their image exactly
-        images, left_out = _scored(images, known if references is None else align_keys(images.keys, known))
+        images, left_out = with_references(images, known if references is None else align_keys(images.keys, known))
         if not len(images):
             first = f"the first reference is of {next(iter(known))!r}" if known else "there are no references"
             raise MetricError(
@@ -242,9 +242,9 @@ def _images_of(store: Store, captioner: Captioner, split: str) -> Rows:
     return images
 
 
-def _scored(images: Rows, references: Texts) -> tuple[Rows, list[str]]:
+def with_references(images: Rows, references: Texts) -> tuple[Rows, list[str]]:
     """Return the images with a reference caption, and the keys of the others."""
-    has = np.array([any(text.strip() for text in references.get(key, ())) for key in images.keys])
+    has = np.array([any(text.strip() for text in references.get(key, ())) for key in images.keys], dtype=bool)
     return images.select(has), [key for key, kept in zip(images.keys, has, strict=True) if not kept]
 
 
