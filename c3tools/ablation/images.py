@@ -25,7 +25,7 @@ from ..imaging import Generator, ImageScorer, Photos, TrainingConfig, fit_genera
 from ..imaging.evaluate import load_encoders, real_photos
 from ..imaging.model import SAMPLING_STEPS
 from ..imaging.sheet import inline_png
-from ..imaging.train import sigma_by_rule, training_photos
+from ..imaging.train import training_photos
 from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output
@@ -34,7 +34,7 @@ from ..seeds import generator as seeded
 from ..store import Pairs, Rows, Store
 from ..training.checkpoints import CheckpointDir
 from ..transforms import preset
-from ..transforms.sigma import PAIRS, parse_sigma
+from ..transforms.sigma import PAIRS, parse_sigma, sigma_by_rule
 from .image_table import FILES, IMAGE_METHODS, ImageAblation, ImageRun
 from .methods import ABLATION
 from .trainings import Training, check_jobs, train_ahead
@@ -128,7 +128,7 @@ def ablate_images(
     ):
         Output(output, "ablation", FILES).holds_result()
         if isinstance(noise, str):
-            noise, why = sigma_by_rule(noise, store)
+            noise, why = sigma_by_rule(noise, store, noised="image")
             reporter.message(why)
         encoders = load_encoders(store, encoder, device=device, backend=backend, reporter=reporter)
         data, remarks = image_data(store, chosen.pixels, split, encoders, reporter)

@@ -15,7 +15,6 @@ import numpy as np
 from .. import devices
 from ..captioning import GenerationConfig, load_size, training_config
 from ..captioning.steering import load_text_encoder
-from ..captioning.training_rows import sigma_by_rule
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError, telling_what_is_kept
@@ -25,7 +24,7 @@ from ..io.outputs import Output
 from ..metrics.captions import score_captions
 from ..reporter import SILENT, Reporter
 from ..store import Store
-from ..transforms.sigma import PAIRS, RULES, parse_sigma
+from ..transforms.sigma import PAIRS, RULES, parse_sigma, sigma_by_rule
 from .cells import AblationRun, image_values, run_ablation, train_decoders
 from .data import AblationData, ablation_data
 from .image_table import FILES
@@ -236,7 +235,7 @@ def _sigmas(store: Store, cells: _Cells) -> Iterator[tuple[str, dict[str, float]
             chosen = cells.choose([name for name in methods if METHODS[name].noisy])
             yield "best", {name: chosen.get(name, 0.0) for name in methods}
         elif isinstance(sigma, str):
-            value, why = sigma_by_rule(sigma, store, cells.data.train, "train")
+            value, why = sigma_by_rule(sigma, store)
             cells.reporter.message(why)
             yield sigma, dict.fromkeys(methods, value)
         else:

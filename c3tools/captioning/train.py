@@ -13,14 +13,14 @@ from ..errors import DecoderError, telling_what_is_kept
 from ..io.files import remove_leftovers
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
-from ..store import Rows, Store
+from ..store import Store
 from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
-from ..transforms.sigma import AUTO, parse_sigma
+from ..transforms.sigma import AUTO, parse_sigma, sigma_by_rule
 from .captioner import Captioner, decoder_output, describe_decoder
 from .config import (
     UNCONDITIONAL,
@@ -32,7 +32,6 @@ from .curves import save_curves
 from .fit import fit_captioner
 from .training_rows import (
     inputs_to_learn,
-    sigma_by_rule,
     training_captions,
     training_images,
 )
@@ -185,7 +184,7 @@ def train_captioner(
         for note in notes:
             reporter.message(note)
         continued = previous if own_pipeline else None
-        pipeline, noise = _pipeline_of(continued, pipeline, preset, sigma, store, train, train_split, reporter)
+        pipeline, noise = _pipeline_of(continued, pipeline, preset, sigma, store, train_split, reporter)
         if not any(map(pipeline.knows, {"image", *store.modalities} - {"text"})):
             notes.append(note_on_moments(pipeline.name, "text", "image", train_split))
             reporter.message(notes[-1])
@@ -321,7 +320,6 @@ def _pipeline_of(
     preset: str | None,
     sigma: float | str | None,
     store: Store,
-    train: Rows,
     split: str,
     reporter: Reporter,
 ) -> tuple[Pipeline, float]:
@@ -333,16 +331,16 @@ def _pipeline_of(
             pipeline = pipeline.fit(store, split=split)
         pipeline.check_model(store.info.model)
         return pipeline, float(pipeline.sigma or 0)
-    return _preset_pipeline(preset or DEFAULT_PRESET, sigma, store, train, split, reporter)
+    return _preset_pipeline(preset or DEFAULT_PRESET, sigma, store, split, reporter)
 
 
 def _preset_pipeline(
-    name: str, sigma: float | str | None, store: Store, train: Rows, split: str, reporter: Reporter
+    name: str, sigma: float | str | None, store: Store, split: str, reporter: Reporter
 ) -> tuple[Pipeline, float]:
     """Return a preset fitted on the store, and its sigma."""
     noise, origin = sigma or 0.0, dict[str, str]()
     if isinstance(noise, str):
-        noise, why = sigma_by_rule(noise, store, train, split)
+        noise, why = sigma_by_rule(noise, store, split)
         reporter.message(f"{why}. Choose another with --sigma.")
         origin["sigma"] = why
     return named_pipeline(name, sigma=noise).fit(store, split=split, provenance=origin), noise

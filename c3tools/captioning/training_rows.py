@@ -8,8 +8,6 @@ from ..errors import DecoderError, StoreError
 from ..reporter import counted
 from ..store import Pairs, Rows, Store
 from ..store.training_split import training_split
-from ..transforms.sigma import PAIRS, auto_sigma
-from ..transforms.sigma_from_data import sigma_of_pairs
 from .evaluate import require_captions
 from .tokenizer import drop_empty
 
@@ -79,18 +77,6 @@ def captions_of_images(images: Rows, texts: Rows) -> Rows:
             remedy="Embed the images of these captions, or train on texts only (without --pairs and --monitor).",
         )
     return rows
-
-
-def sigma_by_rule(rule: str, store: Store, train: Rows, split: str) -> tuple[float, str]:
-    """Return sigma by the rule of ``--sigma auto`` or ``--sigma pairs``, and a sentence on what it is based on.
-
-    Raises:
-        TransformError: if the store has too few images with captions for ``pairs``.
-    """
-    if rule == PAIRS:
-        return sigma_of_pairs(store, split)
-    mean = store.fitting_moments("text", split).mean
-    return auto_sigma(train.embeddings, train.item_index, mean, normalise=not store.info.normalised)
 
 
 def inputs_to_learn(

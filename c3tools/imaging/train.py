@@ -17,7 +17,6 @@ from ..devices import Compute
 from ..errors import GeneratorError, telling_what_is_kept
 from ..io.files import find_leftovers, remove_leftovers, sync_folder
 from ..io.outputs import Output
-from ..moments import unit_rows
 from ..pages import palette
 from ..pages.figures import new_figure, save_figure, styled
 from ..reporter import SILENT, Reporter, counted
@@ -30,8 +29,7 @@ from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
-from ..transforms.sigma import AUTO, NEIGHBOURS, PAIRS, PHOTO_SPREADS, PUBLISHED_SIGMA, parse_sigma, photo_spread
-from ..transforms.sigma_from_data import sigma_of_pairs
+from ..transforms.sigma import AUTO, parse_sigma, sigma_by_rule
 from .generator import Generator, describe_generator, generator_output
 from .model import ImageNetwork, TrainingConfig, load_size, sample
 from .photos import Photos, read_photos
@@ -261,29 +259,11 @@ def fitted_pipeline(
         return pipeline
     noise, origin = sigma or 0.0, dict[str, str]()
     if isinstance(noise, str):
-        noise, why = sigma_by_rule(noise, store, split)
+        noise, why = sigma_by_rule(noise, store, split, noised="image")
         reporter.message(f"{why}. Choose another with --sigma.")
         origin["sigma"] = why
     unfitted = named_pipeline(preset or DEFAULT_PRESET, sigma=noise, train_on="image", infer_on="text")
     return unfitted.fit(store, split=split, provenance=origin)
-
-
-def sigma_by_rule(rule: str, store: Store, split: str = "train") -> tuple[float, str]:
-    """Return sigma by the rule of ``--sigma auto`` or ``--sigma pairs`` for generators, and a sentence on its basis.
-
-    Raises:
-        TransformError: if the store has too few images with captions for ``pairs``.
-    """
-    if rule == PAIRS:
-        return sigma_of_pairs(store, split, noised="image")
-    rows = store.load("image", split, spill=True)
-    first = rows.hash_order("photo spread")[:NEIGHBOURS]
-    spread = photo_spread(unit_rows(rows.embeddings[first]), store.fitting_moments("image", split).mean)
-    if spread.sigma is None:
-        return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {spread.missing}"
-    sigma = PHOTO_SPREADS * spread.sigma
-    why = f"{PHOTO_SPREADS:g} times the distance of photos to their nearest neighbours, from images alone"
-    return sigma, f"Sigma {sigma:.4g}: {why}"
 
 
 def training_photos(

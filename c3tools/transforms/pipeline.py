@@ -26,7 +26,7 @@ from ..seeds import keyed_normal
 from . import operations as ops
 from .fitting import MAX_FIT_ROWS, FitData, read_store, sort_given
 from .recipe import describe_steps, make_recipe, parse_config, read_recipe, recipe_card, write_recipe
-from .sigma_from_data import sigma_of_arrays, sigma_of_store
+from .sigma import sigma_by_rule, sigma_of_arrays
 from .steps import Role, Step, order_findings
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Pipeline(HubRepository):
             arrays = {name: own.embeddings for name, own in read.items()}
             items = {name: own.items for name, own in read.items()}
             for rule in sorted(self._sigma_rules):
-                sigma, origin["sigma"] = sigma_of_store(rule, data, split, max_rows)
+                sigma, origin["sigma"] = sigma_by_rule(rule, data, split, max_rows=max_rows)
                 self.settle_sigma(rule, sigma)
         else:
             raise TransformError(

@@ -2,32 +2,39 @@
 
 All of them give the standard deviation per dimension of Gaussian noise on centred embeddings. Some need texts alone,
 others need pairs. Pairs that the encoder was trained on look closer than new ones, so they give too small a sigma.
+Everything that needs a sigma for a store gets it from `sigma_by_rule`, so that reports, trainings and exports agree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..arrays import Array, Floats, Indices, Mask
+from ..arrays import Array, Floats, Indices, Mask, Matrix
 from ..errors import TransformError
-from ..io.spill import BLOCK_ROWS
-from ..moments import unit_rows
+from ..moments import Moments, unit_rows
 from ..reporter import counted
+from .fitting import MAX_FIT_ROWS, first_pairs, first_rows
 
+if TYPE_CHECKING:
+    from ..store import Store
+
+Side = Literal["image", "text"]
 AUTO, PAIRS = RULES = ("auto", "pairs")
 PUBLISHED_SIGMA = 0.016**0.5  # C3 (Zhang et al., ICLR 2024) and CapDec (Nukrai et al., 2022): variance 0.016
 AUTO_RULE = "scaled_spread"
 FALLBACK = "pair_cosine"
 MIN_COSINE = 0.1  # noise that leaves a lower cosine is over ten times as long as what is noised: nothing would be left
 NEIGHBOURS = 500
+MAX_PAIRS = 20_000  # the cosine of so many is exact enough
 MIN_PAIRS, RECOMMENDED_PAIRS = 10, 20  # images with captions: see docs/results/sigma.md
 SPREADS = 3.0  # an image differs from a caption by more than two captions of it do: see docs/results/sigma.md
 PHOTO_SPREADS = 2.0  # the same for a caption and two similar photos; not compared with other factors
+_BLOCK_ROWS = 8192
 MIN_SIBLING_COSINE = (1 + (MIN_COSINE**-2 - 1) / SPREADS**2) ** -0.5  # so that SPREADS times the noise leaves the other
 
 
@@ -89,17 +96,6 @@ def sigma_for_cosine(cosine: float, norm: float, dim: int) -> float | None:
     return norm * float(np.sqrt((1 / cosine**2 - 1) / dim))
 
 
-def sibling_cosine(rows: Floats, item_index: Indices) -> float | None:
-    """Return the mean cosine between different rows of one item, each item counting once; None if no item has two rows.
-
-    Args:
-        rows: (k, d), centred, of any norm.
-        item_index: int64 (k,), the item of each row.
-    """
-    cosines = _item_cosines(rows, item_index, np.linalg.norm(rows, axis=1))
-    return float(np.mean(cosines)) if len(cosines) else None
-
-
 def _item_cosines(rows: Floats, item_index: Indices, norms: Array) -> Array:
     """Return the mean cosine between different rows of each item that has two or more, in the order of their numbers.
 
@@ -148,7 +144,7 @@ def _blocks_of_items(item_index: Indices) -> Iterator[Indices]:
     order = np.argsort(item_index, kind="stable")
     order = order[item_index[order] >= 0]
     lasts = np.flatnonzero(np.diff(item_index[order], append=-1))
-    cuts = np.unique(lasts[np.searchsorted(lasts, np.arange(BLOCK_ROWS, len(order), BLOCK_ROWS))]) + 1
+    cuts = np.unique(lasts[np.searchsorted(lasts, np.arange(_BLOCK_ROWS, len(order), _BLOCK_ROWS))]) + 1
     yield from (block for block in np.split(order, cuts) if len(block))
 
 
@@ -203,7 +199,7 @@ def pair_cosine(
     second: Floats,
     item_index: Indices,
     means: Sequence[Array],
-    noised: Literal["image", "text"] = "text",
+    noised: Side = "text",
 ) -> SigmaRule:
     """Find the sigma that gives the noised text the cosine of its true image, both centred.
 
@@ -277,51 +273,143 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     return published(), f"the published constant, which may be far off{because}{instead}"
 
 
-def auto_sigma(texts: Floats, item_index: Indices, mean: Array, *, normalise: bool = False) -> tuple[float, str]:
-    """Return sigma by the rule of ``--sigma auto``, from texts alone, and a sentence that says what it rests on.
+def sigma_by_rule(
+    rule: str,
+    store: Store,
+    split: str = "train",
+    *,
+    noised: Side = "text",
+    max_rows: int = MAX_FIT_ROWS,
+) -> tuple[float, str]:
+    """Return sigma by the rule ``auto`` or ``pairs`` for a store, and a sentence that says what it rests on.
+
+    ``auto`` reads rows of the side that gets the noise alone: captions, or photos for generators.
 
     Args:
-        texts: (k, d) L2-normalised text embeddings of the train split.
-        item_index: int64 (k,), the image of each text, -1 for none; texts of one image share a number.
-        mean: float64 (d,), the text mean that Collapse subtracts.
-        normalise: the texts are not yet L2-normalised.
+        rule: ``auto`` or ``pairs``.
+        store: of images and texts.
+        split: whose rows ``auto`` reads, and whose means Collapse subtracts.
+        noised: the side that gets the noise.
+        max_rows: most texts of the split that are read.
 
     Raises:
-        TransformError: if shapes do not fit.
+        StoreError: if the store cannot be read.
+        TransformError: if the store lacks the rows that the rule needs.
     """
-    if texts.ndim != 2 or len(texts) != len(item_index) or texts.shape[1] != len(mean):
+    if rule == PAIRS:
+        return _sigma_of_pairs(store, split, noised)
+    if noised == "image":
+        photos = store.load("image", split)
+        chosen = photos.hash_order("photo spread")[:NEIGHBOURS]
+        near = photo_spread(unit_rows(photos.embeddings[chosen]), store.fitting_moments("image", split).mean)
+        if near.sigma is None:
+            return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {near.missing}"
+        sigma = PHOTO_SPREADS * near.sigma
+        why = f"{PHOTO_SPREADS:g} times the distance of photos to their nearest neighbours, from images alone"
+        return sigma, f"Sigma {sigma:.4g}: {why}"
+    return _recommended(spread_of_captions(store, split, max_rows))
+
+
+def spread_of_captions(store: Store, split: str = "train", max_rows: int = MAX_FIT_ROWS) -> SigmaRule:
+    """Return the `caption_spread` of the texts of a split of a store; errors as in `sigma_by_rule`."""
+    if "text" not in store.modalities:
         raise TransformError(
-            f"The shapes of texts {texts.shape}, item_index ({len(item_index)},) and mean ({len(mean)},) do not match."
+            f"sigma 'auto' is derived from captions, but the store {store.path} has no texts.",
+            remedy="Set sigma to a number, or fit on a store with captions.",
         )
-    rule, why = recommend([scaled_spread(caption_spread(texts, item_index, mean, normalise=normalise))])
+    texts = first_rows(store, "text", split, max_rows)
+    mean = store.fitting_moments("text", split).mean
+    return caption_spread(texts.embeddings, texts.item_index, mean, normalise=not store.info.normalised)
+
+
+def _sigma_of_pairs(store: Store, split: str, noised: Side) -> tuple[float, str]:
+    """Use the images with captions of the val split, if it has enough of them, else those of all splits but test."""
+    from ..store.rows import item_keys
+
+    sides = ("image", "text")
+    if missing := [modality for modality in sides if modality not in store.modalities]:
+        raise TransformError(
+            f"sigma 'pairs' is derived from images with captions, but the store {store.path} has no {missing[0]}s.",
+            remedy="Embed images together with their captions, or use --sigma auto, which needs no pairs.",
+        )
+    pairs, of = first_pairs(store, "val", MAX_PAIRS), " of the val split"
+    if len(np.unique(pairs.item_index[pairs.rows])) < RECOMMENDED_PAIRS:
+        batches = store.batches("text", ["image_key"])
+        captioned = {item for batch in batches for item in item_keys(batch).to_pylist() if item is not None}
+        pairs, of = first_pairs(store, None, MAX_PAIRS, captioned, without="test"), " outside the test split"
+    paired, item_index = np.unique(pairs.item_index[pairs.rows], return_inverse=True)
+    images, texts = pairs.first.embeddings[paired], pairs.second.embeddings[pairs.rows]
+    if not store.info.normalised:
+        images, texts = unit_rows(images), unit_rows(texts)
+    known = [store.fitting_moments(modality, split) for modality in sides]
+    means = [(own if own.n else Moments.from_rows(rows)).mean for own, rows in zip(known, (images, texts), strict=True)]
+    return _paired(images, texts, item_index, means, noised, of, f"the store {store.path}")
+
+
+def sigma_of_arrays(
+    rule: str, rows: Mapping[str, Matrix], items: Mapping[str, Sequence[str]], moments: Mapping[str, Moments]
+) -> tuple[float, str]:
+    """Return sigma by the rule ``auto`` or ``pairs`` for noise on the rows of ``text``, and what it rests on.
+
+    Texts are those of one image where their items are the same; without items, where rows of ``image``, one for each
+    text, are the same; without these, each is of its own. For ``pairs``, a text belongs to the image with its item;
+    without items of both, to the image in the same place.
+
+    Args:
+        rule: ``auto`` or ``pairs``.
+        rows: float32 (n, d) by modality, finite.
+        items: the item of each row, by modality.
+        moments: by modality; where there are none of rows at unit length, those of the rows.
+
+    Raises:
+        TransformError: if rows are missing, or there are too few pairs.
+    """
+    needed = ("text",) if rule == AUTO else ("image", "text")
+    if missing := [name for name in needed if name not in rows]:
+        raise TransformError(
+            f"sigma {rule!r} is derived from {' and '.join(f'{name}s' for name in needed)}, but no {missing[0]}s were "
+            "given.",
+            remedy=f"Fit on a store or on {{{', '.join(f'{name!r}: array' for name in needed)}}}, or set sigma to a "
+            "number: preset('c3', sigma=0.1).",
+        )
+    units = {name: unit_rows(rows[name]) for name in needed}
+    same_place = "image" in rows and len(rows["image"]) == len(rows["text"])
+    if rule == AUTO:
+        own = np.arange(len(rows["text"]))
+        if "text" in items:
+            own = np.unique(list(items["text"]), return_inverse=True)[1].reshape(-1)
+        elif same_place:
+            own = np.unique(rows["image"], axis=0, return_inverse=True)[1].reshape(-1)
+        return _recommended(caption_spread(units["text"], own, Moments.from_rows(units["text"]).mean))
+    if "image" in items and "text" in items:
+        places = {item: place for place, item in reversed([*enumerate(items["image"])])}
+        own = np.array([places.get(item, -1) for item in items["text"]], dtype=np.int64)
+    elif same_place:
+        _, first, numbers = np.unique(rows["image"], axis=0, return_index=True, return_inverse=True)
+        own = first[numbers.reshape(-1)]
+    else:
+        there = [counted(len(rows[name]), f"{name} row") for name in needed]
+        raise TransformError(
+            f"sigma 'pairs' needs pairs, but there are {' and '.join(there)}.",
+            remedy="Pass items={'image': [...], 'text': [...]}, or rows where row i of one modality belongs to row i "
+            "of the other.",
+        )
+    known = {name: given for name, given in moments.items() if given.n and given.of_unit_rows}
+    means = [(known.get(name) or Moments.from_rows(units[name])).mean for name in needed]
+    return _paired(units["image"], units["text"][own >= 0], own[own >= 0], means, "text", "", "the arrays")
+
+
+def _recommended(spread: SigmaRule) -> tuple[float, str]:
+    """Return the sigma of ``auto`` and a sentence that says what it rests on."""
+    rule, why = recommend([scaled_spread(spread)])
     assert rule.sigma is not None
     return rule.sigma, f"Sigma {rule.sigma:.4g}: {why}"
 
 
-def pairs_sigma(
-    images: Floats,
-    texts: Floats,
-    item_index: Indices,
-    means: Sequence[Array],
-    *,
-    noised: Literal["image", "text"] = "text",
-    of: str = "",
-    source: str = "the arrays",
+def _paired(
+    images: Floats, texts: Floats, item_index: Indices, means: Sequence[Array], noised: Side, of: str, source: str
 ) -> tuple[float, str]:
-    """Return sigma by the rule of ``--sigma pairs``, and a sentence that says what it rests on.
-
-    Args:
-        images: (m, d) L2-normalised image embeddings.
-        texts: (k, d) L2-normalised text embeddings, each of an image.
-        item_index: int64 (k,), the image of each text.
-        means: of images and texts, float64 (d,) each, that Collapse subtracts.
-        noised: the side that gets the noise.
-        of: in words, which images of the source these are, with a leading space.
-        source: the origin of the pairs, for errors.
-
-    Raises:
-        TransformError: if there are fewer than `MIN_PAIRS` images with texts, or `pair_cosine` finds no sigma.
-    """
+    """Return the sigma of ``pairs`` and a sentence that says what it rests on: images ``of`` a part of ``source``."""
     count = len(np.unique(item_index))
     if count < MIN_PAIRS:
         raise TransformError(

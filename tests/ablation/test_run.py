@@ -17,7 +17,7 @@ from c3tools.captioning.evaluate import evaluate_captions
 from c3tools.errors import C3Error, DecoderError, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
-from c3tools.transforms.sigma_from_data import sigma_of_pairs
+from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import Messages, build_store
 
 from ..captioning.conftest import TOY, make_world
@@ -131,7 +131,7 @@ def test_sigma_is_chosen_on_the_val_split_for_each_method(table: Table, tmp_path
 
 def test_sigma_of_pairs_is_a_row_of_its_own(table: Table, toy_store: Store) -> None:
     made, messages = table(sigma="pairs", methods="C3")
-    sigma, why = sigma_of_pairs(toy_store)
+    sigma, why = sigma_by_rule("pairs", toy_store)
     assert why in messages
     assert [(run.sigma, run.sigma_from) for run in made.runs] == [(sigma, "pairs")]
     assert made.table().rows[0][1] == f"{sigma:.3g} (pairs)"

@@ -21,14 +21,14 @@ from c3tools.captioning import (
     train_captioner,
 )
 from c3tools.captioning.config import plan_training
-from c3tools.captioning.training_rows import sigma_by_rule, training_captions
+from c3tools.captioning.training_rows import training_captions
 from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, TransformError
 from c3tools.identity import ModelIdentity
 from c3tools.io import spill
 from c3tools.io.spill import FileRows
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
 from c3tools.transforms import preset
-from c3tools.transforms.sigma import auto_sigma
+from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import Messages, build_store
 
 from .conftest import TOY, World, make_captions_store
@@ -203,8 +203,8 @@ def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, store:
 
 
 def test_sigma_is_taken_from_the_captions_by_default(train: Train, store: Store) -> None:
-    rows, messages = store.load("text", split="train"), Messages()
-    expected, _ = auto_sigma(rows.embeddings, rows.item_index, store.moments("text", "train").mean)
+    messages = Messages()
+    expected, _ = sigma_by_rule("auto", store)
     captioner = train(sigma=None, reporter=messages)
     assert captioner.record["sigma"] == pytest.approx(expected)
     assert f"Sigma {expected:.4g}" in messages.texts[-1]
@@ -232,7 +232,7 @@ def test_sigma_does_not_depend_on_the_norm_of_the_embeddings(store: Store, tmp_p
     texts = store.load("text")
     longer = Rows(texts.modality, 10 * texts.embeddings, texts.table)
     raw = build_store(tmp_path / "raw", longer, model=TOY, dtype="float32", normalised=False)
-    found = [sigma_by_rule("auto", each, each.load("text", "train"), "train")[0] for each in (store, raw)]
+    found = [sigma_by_rule("auto", each)[0] for each in (store, raw)]
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 

@@ -9,7 +9,7 @@ from c3tools.cli import app
 from typer.testing import CliRunner, Result
 
 from c3tools import Pipeline, Store
-from c3tools.transforms.sigma_from_data import sigma_of_pairs
+from c3tools.transforms.sigma import sigma_by_rule
 
 
 def run(*arguments: str) -> Result:
@@ -52,7 +52,7 @@ def test_options_reach_the_export(here: Path) -> None:
     assert Pipeline.load("c3-export").provenance["sigma"].endswith("from texts alone")
     result = ok("-p", "c3", "--sigma", "pairs", "-o", "c3-export", "--overwrite")
     pipeline = Pipeline.load("c3-export")
-    assert pipeline.sigma == sigma_of_pairs(Store.open("c3-store"))[0]
+    assert pipeline.sigma == sigma_by_rule("pairs", Store.open("c3-store"))[0]
     assert "the cosine of 60 images outside the test split with their 120 captions." in " ".join(result.stderr.split())
 
 

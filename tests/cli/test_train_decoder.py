@@ -17,7 +17,7 @@ from c3tools.seeds import stable_hashes
 from c3tools.store import Rows
 from c3tools.store.means import load_means, save_means
 from c3tools.transforms import Pipeline
-from c3tools.transforms.sigma_from_data import sigma_of_pairs
+from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import C3, build_store, unit_rows
 
 from ..captioning.conftest import TOY, make_captions_store
@@ -78,7 +78,7 @@ def test_the_cosine_of_a_few_pairs_gives_sigma(c3: C3, tmp_path: Path) -> None:
     store, _ = make_captions_store(tmp_path / "c3-store", noise=0.1)
     trained = c3("train-decoder", "--sigma", "pairs", "--size", "tiny", "--epochs", "1", "--precision", "fp32")
     assert trained.exit_code == 0, trained.stderr
-    sigma, why = sigma_of_pairs(store)
+    sigma, why = sigma_by_rule("pairs", store)
     assert why == f"Sigma {sigma:.4g}: the cosine of 64 images outside the test split with their 128 captions"
     assert f"{why}. Choose another with --sigma." in " ".join(trained.stderr.split())
     captioner = Captioner.load(tmp_path / "c3-decoder")

@@ -10,11 +10,10 @@ from PIL import Image
 
 from c3tools.errors import GeneratorError, OutputError, StoreError, TransformError
 from c3tools.imaging import Generator, train_generator
-from c3tools.imaging.train import sigma_by_rule
 from c3tools.io import spill
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
-from c3tools.transforms.sigma import NEIGHBOURS, PUBLISHED_SIGMA, pair_cosine, photo_spread
+from c3tools.transforms.sigma import NEIGHBOURS, PUBLISHED_SIGMA, pair_cosine, photo_spread, sigma_by_rule
 from tests.conftest import C3, build_store, make_store, unit_rows
 
 from .test_training import Told
@@ -121,12 +120,12 @@ def test_without_a_val_split_photos_are_held_out(tmp_path: Path, train: Train) -
 def test_sigma_is_taken_from_the_photos_alone(tmp_path: Path) -> None:
     rows = unit_rows(NEIGHBOURS + 50, 64)
     few = make_store(tmp_path / "few", rows[:20], rows[:20])
-    assert sigma_by_rule("auto", few)[0] == PUBLISHED_SIGMA
-    assert "fewer than 500" in sigma_by_rule("auto", few)[1]
+    assert sigma_by_rule("auto", few, noised="image")[0] == PUBLISHED_SIGMA
+    assert "fewer than 500" in sigma_by_rule("auto", few, noised="image")[1]
     many = make_store(tmp_path / "many", rows, rows[:20], part_rows=200)
     again = make_store(tmp_path / "again", rows, -rows[:20], part_rows=1000)
-    assert sigma_by_rule("auto", many) == sigma_by_rule("auto", again)
-    sigma = sigma_by_rule("auto", many)[0]
+    assert sigma_by_rule("auto", many, noised="image") == sigma_by_rule("auto", again, noised="image")
+    sigma = sigma_by_rule("auto", many, noised="image")[0]
     # half of it puts a noised photo at the cosine of its nearest other photo
     centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
     units = centred / np.linalg.norm(centred, axis=1, keepdims=True)

@@ -14,10 +14,10 @@ import torch
 from c3tools.errors import TransformError
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store
-from c3tools.transforms import Collapse, Normalize, OrderWarning, Pipeline, preset, sigma_from_data
+from c3tools.transforms import Collapse, Normalize, OrderWarning, Pipeline, preset
+from c3tools.transforms import sigma as sigma_rules
 from c3tools.transforms.fitting import read_rows
-from c3tools.transforms.sigma import PUBLISHED_SIGMA, auto_sigma, pair_cosine
-from c3tools.transforms.sigma_from_data import sigma_of_pairs
+from c3tools.transforms.sigma import PUBLISHED_SIGMA, pair_cosine, sigma_by_rule
 from tests.conftest import build_store, unit_rows
 from tests.stores import gap_store, make_vectors, two_texts_per_image, unit
 
@@ -217,7 +217,7 @@ class TestSigma:
         assert pipeline.sigma == pytest.approx(preset("c3", sigma="auto").fit(store).sigma, rel=1e-3)
         items = store.load("text", "train").items
         named = preset("c3", sigma="auto").fit({"text": texts}, items={"text": items})
-        assert named.sigma == pipeline.sigma
+        assert named.sigma == pytest.approx(pipeline.sigma)
         alone = preset("c3", sigma="auto").fit({"text": texts})
         assert alone.sigma == PUBLISHED_SIGMA and "every image has one caption" in alone.provenance["sigma"]
 
@@ -226,8 +226,7 @@ class TestSigma:
         pipeline = preset(name, sigma="auto")
         assert (pipeline.sigma, pipeline.fitted) == ("auto", False)
         pipeline.fit(store)
-        texts = store.load("text", "train")
-        expected, why = auto_sigma(texts.embeddings, texts.item_index, store.moments("text", "train").mean)
+        expected, why = sigma_by_rule("auto", store)
         assert (pipeline.sigma, pipeline.provenance["sigma"]) == (expected, why)
         assert Pipeline.load(pipeline.save(tmp_path / "p")).sigma == expected
 
@@ -293,12 +292,12 @@ class TestSigmaOfPairs:
         assert pipeline.provenance["sigma"] == why
         assert f" {why}." in pipeline.describe_fit(store)
         assert Pipeline.load(pipeline.save(tmp_path / "p")).provenance["sigma"] == why
-        assert sigma_of_pairs(store, noised="image")[0] != pipeline.sigma
+        assert sigma_by_rule("pairs", store, noised="image")[0] != pipeline.sigma
 
     def test_few_photos_with_captions_among_many_texts(self, tmp_path: Path) -> None:
         splits = ["train"] * 12 + ["val"] * 2 + ["test"] * 6
         store = pairs_store(tmp_path / "store", splits, alone=200)
-        sigma, why = sigma_of_pairs(store)
+        sigma, why = sigma_by_rule("pairs", store)
         assert why.endswith(
             "the cosine of 14 images outside the test split with their 28 captions (20 images are recommended)"
         )
@@ -312,28 +311,28 @@ class TestSigmaOfPairs:
     def test_photos_that_are_hidden_among_others_are_found(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sigma_from_data, "MAX_PAIRS", 30)
+        monkeypatch.setattr(sigma_rules, "MAX_PAIRS", 30)
         store = pairs_store(tmp_path / "store", ["train"] * 15, alone=40, lonely=40)
-        assert "15 images outside the test split with their 30 captions" in sigma_of_pairs(store)[1]
+        assert "15 images outside the test split with their 30 captions" in sigma_by_rule("pairs", store)[1]
 
     def test_without_images_in_train_the_mean_is_that_of_the_pairs(self, tmp_path: Path) -> None:
         store = pairs_store(tmp_path / "store", ["val"] * 20, alone=30)
         pairs = store.pairs(split="val")
         means = [pairs.first.embeddings.mean(axis=0, dtype=np.float64), store.moments("text", "train").mean]
         rule = pair_cosine(pairs.first.embeddings, pairs.second.embeddings, pairs.item_index, means)
-        assert sigma_of_pairs(store)[0] == pytest.approx(rule.sigma)
+        assert sigma_by_rule("pairs", store)[0] == pytest.approx(rule.sigma)
 
     def test_loaded_means_are_used(self, tmp_path: Path) -> None:
         store = pairs_store(tmp_path / "store", ["val"] * 20, alone=30)
-        before = sigma_of_pairs(store)[0]
+        before = sigma_by_rule("pairs", store)[0]
         other = Moments.from_rows(unit(store.load("image").embeddings.astype(np.float64) + 0.1))
         save_moments(store.external_path, {"image": other}, {"split": "train"})
-        assert sigma_of_pairs(store)[0] > 1.01 * before
+        assert sigma_by_rule("pairs", store)[0] > 1.01 * before
 
     def test_norms_make_no_difference(self, tmp_path: Path) -> None:
         splits = ["train", "val"] * 25
         sigmas = [
-            sigma_of_pairs(pairs_store(tmp_path / str(normalised), splits, normalised=normalised))[0]
+            sigma_by_rule("pairs", pairs_store(tmp_path / str(normalised), splits, normalised=normalised))[0]
             for normalised in (True, False)
         ]
         assert sigmas[0] == pytest.approx(sigmas[1], rel=1e-5)
@@ -349,13 +348,13 @@ class TestSigmaOfPairs:
         texts = Rows.of("text", ["a"], np.ones((1, 4)) / 2, caption=["a"], image_key=[None])
         store = build_store(tmp_path / "store", texts)
         with pytest.raises(TransformError, match=r"has no images[\s\S]*--sigma auto"):
-            sigma_of_pairs(store)
+            sigma_by_rule("pairs", store)
 
     def test_captions_of_other_images_are_refused(self, tmp_path: Path) -> None:
         images, texts = unit_rows(40, 16, 1), unit_rows(80, 16, 2)
         store = build_store(tmp_path / "store", *two_texts_per_image(["train"] * 40, images, texts))
         with pytest.raises(TransformError, match=r"40 images with captions outside[\s\S]*no closer than unrelated"):
-            sigma_of_pairs(store)
+            sigma_by_rule("pairs", store)
 
     def test_arrays_are_paired_by_place_or_by_items(self, pairs: Pairs) -> None:
         means = [pairs.x.mean(axis=0), pairs.y.mean(axis=0)]

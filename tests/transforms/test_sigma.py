@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.errors import TransformError
-from c3tools.transforms import sigma
 from c3tools.transforms.sigma import (
     MIN_COSINE,
     MIN_SIBLING_COSINE,
     PUBLISHED_SIGMA,
     SigmaRule,
-    auto_sigma,
     caption_spread,
     pair_cosine,
-    pairs_sigma,
     parse_sigma,
     published,
     recommend,
     residual_rms,
     scaled_spread,
-    sibling_cosine,
     sigma_for_cosine,
 )
 
@@ -43,18 +38,6 @@ def test_no_noise_gives_a_cosine_of_zero_or_less() -> None:
     assert sigma_for_cosine(-0.3, 1.0, 8) is None
 
 
-def test_sibling_cosine_is_the_mean_over_pairs_of_one_item() -> None:
-    rng = np.random.default_rng(0)
-    rows, owner = rng.normal(size=(7, 4)), np.array([2, 0, 2, 0, 2, 5, 0])
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    per_item = []
-    for item in (0, 2):
-        cosines = unit[owner == item] @ unit[owner == item].T
-        per_item.append(cosines[~np.eye(3, dtype=bool)].mean())
-    assert sibling_cosine(rows, owner) == pytest.approx(np.mean(per_item))
-    assert sibling_cosine(rows[:2], np.array([0, 1])) is None
-
-
 def test_caption_spread_finds_the_noise_that_made_the_captions() -> None:
     """Captions are a centre plus noise of sigma each; two of them meet at the cosine |e|^2 / (|e|^2 + sigma^2 d)."""
     rng = np.random.default_rng(1)
@@ -68,23 +51,6 @@ def test_caption_spread_finds_the_noise_that_made_the_captions() -> None:
     assert caption_spread(texts, owner, np.zeros(dim)).sigma == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("block", [1, 7, 100])
-def test_the_spread_is_the_same_however_many_rows_are_read_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    rng = np.random.default_rng(2)
-    items = rng.integers(-1, 12, size=60)
-    texts = (rng.normal(size=(12, 16))[items] + 0.3 * rng.normal(size=(60, 16))).astype(np.float32)
-    mean = rng.normal(size=16)
-    rows = texts[items >= 0] - mean
-    monkeypatch.setattr(sigma, "BLOCK_ROWS", block)
-    found = caption_spread(texts, items, mean)
-    cosine = sibling_cosine(rows, items[items >= 0])
-    assert cosine is not None and f"({cosine:.3f})" in found.rests_on
-    assert found.sigma == sigma_for_cosine(cosine, float(np.linalg.norm(rows, axis=1).mean()), 16)
-    assert caption_spread(texts[:0], items[:0], mean).sigma is None
-
-
 def test_pair_cosine_and_residual_are_their_formulas() -> None:
     rng = np.random.default_rng(2)
     x = rng.normal(size=(50, 6))
@@ -95,24 +61,6 @@ def test_pair_cosine_and_residual_are_their_formulas() -> None:
     expected = np.linalg.norm(b, axis=1).mean() * np.sqrt((1 / cosine**2 - 1) / 6)
     assert pair_cosine(x, y, owner, [x.mean(axis=0), y.mean(axis=0)]).sigma == pytest.approx(expected)
     assert residual_rms((x - y).var(axis=0)).sigma == pytest.approx(np.sqrt((x - y).var(axis=0).mean()))
-
-
-def test_auto_takes_the_captions_then_the_constant() -> None:
-    rng = np.random.default_rng(3)
-    texts, mean = rng.normal(size=(40, 8)), np.zeros(8)
-    several, one = np.repeat(np.arange(20), 2), np.arange(40)
-    texts[1::2] = texts[::2] + rng.normal(size=(20, 8)) * 0.2
-    sigma, why = auto_sigma(texts, several, mean)
-    spread = caption_spread(texts, several, mean).sigma
-    assert spread is not None
-    assert sigma == 3 * spread
-    assert "captions of one image" in why
-    sigma, why = auto_sigma(texts, one, mean)
-    assert sigma == PUBLISHED_SIGMA
-    assert why.endswith("because every image has one caption; if there are pairs, use --sigma pairs")
-    untold = pair_cosine(texts[:0], texts[:0], one[:0], [mean, mean])
-    why = recommend([scaled_spread(caption_spread(texts, one, mean)), untold])[1]
-    assert why.endswith("because every image has one caption and there are no pairs")
 
 
 def test_of_one_caption_each_the_cosine_of_pairs_is_recommended() -> None:
@@ -203,41 +151,6 @@ def test_noise_on_images_is_noise_on_texts_with_the_sides_exchanged(count: int, 
     norm = np.linalg.norm(images - means[0], axis=1).mean()
     assert several.sigma is not None
     assert f"({norm / np.hypot(norm, several.sigma * 4):.3f})" in several.rests_on  # 4, the root of the dimension
-
-
-@given(st.integers(10, 60), st.integers(0, 1000), st.sampled_from(["image", "text"]))
-def test_sigma_of_pairs_puts_noised_rows_at_the_cosine_of_their_pairs(count: int, seed: int, noised: Any) -> None:
-    images, texts = few_pairs(count, seed, dim=400)
-    means = [images.mean(axis=0), texts.mean(axis=0)]
-    sigma, _ = pairs_sigma(images, texts, np.arange(count), means, noised=noised)
-    x, y = images - means[0], texts - means[1]
-    clean = x if noised == "image" else y
-    noisy = clean + sigma * np.random.default_rng(seed + 5000).normal(size=clean.shape)
-
-    def cosine(a: Array, b: Array) -> float:
-        return float(np.mean(np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
-
-    assert cosine(clean, noisy) == pytest.approx(cosine(x, y), abs=0.03)
-
-
-def test_ten_images_are_enough_and_twenty_are_recommended() -> None:
-    images, texts = few_pairs(20, 0)
-    means = [images.mean(axis=0), texts.mean(axis=0)]
-    of: dict[str, Any] = {"of": " of the val split", "source": "the store s"}
-    sigma, why = pairs_sigma(images, texts, np.arange(20), means, **of)
-    assert why == f"Sigma {sigma:.4g}: the cosine of 20 images of the val split with their 20 captions"
-    sigma, why = pairs_sigma(images, texts[:13], np.array([0, 0, 0, *range(10)]), means, **of)
-    assert why.endswith("10 images of the val split with their 13 captions (20 images are recommended)")
-    few = r"at least 10 images with captions, but there are 9 of the val split in the store s\.[\s\S]*\(20 are"
-    with pytest.raises(TransformError, match=few + r"[\s\S]*--sigma auto"):
-        pairs_sigma(images, texts[:18], np.arange(18) // 2, means, **of)
-    with pytest.raises(TransformError, match=r"no sigma for the 20 images[\s\S]*no closer than unrelated[\s\S]*auto"):
-        pairs_sigma(images, texts[::-1], np.arange(20), means, **of)
-
-
-def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(TransformError, match="do not match"):
-        auto_sigma(np.ones((3, 4)), np.arange(2), np.zeros(4))
 
 
 def test_sigma_is_a_number_or_one_of_the_words() -> None:
