@@ -89,22 +89,22 @@ def ablate_images(
     table (table.md and table.html) is that of the last call.
 
     Args:
-        store: a store of images and texts with the paths of the photos.
-        methods: keys of `IMAGE_METHODS`, or text with commas between them; ``all`` for all.
-        seeds: number of trainings of each method: seeds 0, 1, ....
-        sigma: noise per dimension, or ``auto`` or ``pairs`` (see `c3tools.train_generator`).
-        output: folder of the finished results, the generators and the table.
-        split: the split of the photos that are scored.
-        size: of the generator, a key of `c3tools.imaging.SIZES`; ``tiny`` when None.
-        set: changed settings of the size, ``name=value`` each.
-        steps: of the training; None for the default of the size.
-        encoder: models whose features are used, in addition to the model of the store.
-        keep_generators: keep the trained generators too.
-        jobs: generators trained at the same time, each in a process with its share of the cores, or with its own GPU.
-        device: ``cpu``, ``cuda``, ...; None for the fastest available.
-        backend: of the encoders, for the scores; see `c3tools.encoders.load_encoder`.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        reporter: shows messages and progress.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        methods: Methods to compare, comma-separated, or all.
+        seeds: Number of seeds per method: 0, 1, 2, ...
+        sigma: Standard deviation of the noise, per dimension: a number, auto or pairs, as in ``c3 train-generator``.
+        output: The folder for results, table.md and table.html.
+        split: The split whose photos are compared with, or all.
+        size: Size of the generator: tiny, small or base. By default tiny.
+        set: Change settings of ``size``, such as learning_rate=5e-4 or batch_size=32.
+        steps: Training steps of a generator. The default depends on ``size``.
+        encoder: Also score with the features of these models.
+        keep_generators: Keep the trained generators.
+        jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        reporter: Shows messages and progress.
 
     Raises:
         GeneratorError: if a method or a setting is unknown, or photos are missing.

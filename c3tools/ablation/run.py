@@ -125,26 +125,29 @@ def ablate(
     sigmas adds to them. The table is that of the last call.
 
     Args:
-        store: a store of images and their captions.
-        methods: keys of `METHODS`, or text with commas between them; ``all`` for all.
-        seeds: number of seeds: 0, 1, ....
-        sigma: noise per dimension, one row each: a number, ``auto`` or ``pairs`` (see `train_captioner`), or ``best``:
-            the value of ``grid`` with the best CIDEr on the val split, with the first seed (scores in ``sigma.json``).
-        grid: the sigmas that ``best`` tries, or text with commas between them.
-        output: folder of the finished results and of the table.
-        split: the split whose images are captioned and scored, or ``all``.
-        test_store: the store of these images and their captions instead of ``store``, to test in another domain.
-        size: of the decoder, a key of `c3tools.captioning.SIZES`; ``small`` when None.
-        set: changed settings of the size, ``name=value`` each.
-        epochs: passes over the captions; None for the default of the size.
-        train_fraction: fractions of the training images whose captions are used, each a row of the table.
-        beams, length_penalty: see `c3tools.captioning.Captioner.caption`.
-        keep_decoders: keep the trained decoders too, so that other ways to generate captions need no training.
-        jobs: decoders trained at the same time, each in a process with its share of the cores, or with its own GPU.
-        device: ``cpu``, ``cuda``, ...; None for the fastest available.
-        backend: of the encoder, for MAGIC, ZeroCap and ESPER; see `c3tools.encoders.load_encoder`.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        reporter: shows messages and progress.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        methods: Methods to compare, comma-separated, or all.
+        seeds: Number of seeds per method: 0, 1, 2, ...
+        sigma: Standard deviation of the noise, per dimension: a number, auto (derived from the captions), pairs (from
+            the cosine of at least 10 images with their captions, as in c3 train-decoder), or best (the value of
+            ``grid`` that scores highest on the val split, for each method).
+        grid: Values that ``sigma`` best tries, comma-separated.
+        output: The folder for results, table.md and table.html.
+        split: The split whose images are captioned and scored, or all.
+        test_store: Caption and score the images of this store, to test in another domain.
+        size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf). By default small.
+        set: Change settings of ``size``, such as dropout=0.2, learning_rate=1e-3 or model=PATH.
+        epochs: Passes over the captions. The default depends on ``size``.
+        train_fraction: Train on the captions of this fraction of the images.
+        beams: Number of beams in beam search; 1 is greedy decoding.
+        length_penalty: Beams are ranked by log-probability / length ** PENALTY.
+        keep_decoders: Keep the trained decoders, so that other decoding options (such as ``beams``) need no new
+            training.
+        jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        reporter: Shows messages and progress.
 
     Raises:
         DecoderError: if a method or a setting is unknown, or there are too few captions.

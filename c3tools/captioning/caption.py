@@ -90,25 +90,35 @@ def caption_images(
     kept. See `c3tools.captioning.caption_files`.
 
     Args:
-        paths: files and folders.
-        embeddings: a file of vectors or a store, instead of paths, as the encoder computes them. No encoder is loaded.
-        modality: of ``embeddings``: ``image``, or ``text``.
-        key: the array, tensor or column of ``embeddings``, or the modality of a store (see `read_rows`).
-        decoder: a captioner, its folder, or ``c3-mini`` for the bundled one; None for the folder ``c3-decoder`` if it
-            exists, else the bundled one.
-        json, csv: files for rows of key, path, caption and captioner, written one after another.
-        txt, xmp: write the caption of ``photo.jpg`` to ``photo.txt`` or ``photo.xmp`` beside it; an existing file is
-            kept.
-        html: file for a page with the photos and their captions.
-        overwrite: replace existing captions in these files.
-        follow_symlinks: follow symbolic links out of the folders.
-        beams, length_penalty, top_p, temperature, steer, seed: see `Captioner.caption`.
-        model: of the encoder; None for the model of the decoder.
-        random_init: seed of an encoder with random weights.
-        device: ``cpu``, ``cuda``, ...; None for the fastest available.
-        backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.
-        encoder: a loaded encoder, instead of ``model``.
-        reporter: shows messages and progress.
+        paths: Images, or folders of images.
+        embeddings: Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl, parquet) or a store.
+        modality: Modality of ``embeddings``: image or text.
+        key: The array, tensor or column of ``embeddings`` to read. For a store: the modality, if it is not
+            ``modality``.
+        decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled decoder of that model. By
+            default c3-decoder if that folder exists, otherwise c3-mini.
+        json: A file for rows of key, path, caption and captioner, written one after another.
+        csv: Also write the captions to a CSV file.
+        txt: Write each caption to photo.txt beside photo.jpg, the layout of training sets.
+        xmp: Write each caption to photo.xmp beside photo.jpg, for photo managers.
+        html: Also write an HTML page with the photos and their captions.
+        overwrite: Replace existing captions: the files beside photos and the rows of ``json`` and ``csv``.
+        follow_symlinks: Also read symbolic links that lead out of the given folders.
+        beams: Number of beams in beam search; 1 is greedy decoding.
+        length_penalty: Beams are ranked by log-probability / length ** PENALTY.
+        top_p: Sample each word from the most likely ones that together have this probability.
+        temperature: Sampling temperature.
+        steer: Have the encoder steer the decoder at every word: magic or zerocap. Made for decoders of train-decoder
+            --unconditional. Slow.
+        seed: Seed for all random numbers.
+        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH or
+            hf-hub:ORG/NAME.
+        random_init: Use random weights, drawn with this seed, instead of the trained ones.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        encoder: A loaded encoder, instead of ``model``.
+        reporter: Shows messages and progress.
 
     Raises:
         CorpusError: if a path is missing or not an image, a folder contains no images, or two photos would share a

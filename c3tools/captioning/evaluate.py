@@ -105,21 +105,28 @@ def evaluate_captions(
     """Caption the images of a store from their embeddings and score the captions, or score given captions.
 
     Args:
-        store: a store of images with human captions; not read if ``captions`` and ``references`` are given.
-        captions: captions by image key, or a file of them, instead of those of the decoder.
-        references: human captions by image key, or a file of them, instead of those of the store.
-        against: other captions of the same images, or a file of them, to compare with.
-        decoder: a captioner, its folder, or ``c3-mini`` for the bundled one; None for the folder ``c3-decoder`` if it
-            exists, else the bundled one.
-        split: the split whose images are captioned: train, val, test, or all.
-        beams, length_penalty, top_p, temperature, steer, seed: see `Captioner.caption`.
-        meteor: add METEOR (needs Java).
-        spice: add SPICE (needs Java and the Stanford models).
-        clip_score: add CLIPScore and RefCLIPScore with the encoder of the store.
-        resamples: number of bootstrap resamples; 0 for no intervals.
-        device: ``cpu``, ``cuda``, ...; None for the fastest available.
-        backend, precision: of the encoder; see `c3tools.encoders.load_encoder`.
-        reporter: shows messages and progress.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        captions: Score the captions in this file (of c3 caption --json or --csv, or COCO's JSON) instead of new ones.
+        references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of those of the store.
+        against: A second file of captions of the same images; tests whether the difference is significant.
+        decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled decoder of that model. By
+            default c3-decoder if that folder exists, otherwise c3-mini.
+        split: The split to score: train, val, test or all.
+        beams: Number of beams in beam search; 1 is greedy decoding.
+        length_penalty: Beams are ranked by log-probability / length ** PENALTY.
+        top_p: Sample each word from the most likely ones that together have this probability.
+        temperature: Sampling temperature.
+        steer: Have the encoder steer the decoder at every word: magic or zerocap. Made for decoders of train-decoder
+            --unconditional. Slow.
+        seed: Seed for all random numbers.
+        meteor: Add METEOR (needs Java).
+        spice: Add SPICE (needs Java and the Stanford models).
+        clip_score: Add CLIPScore and RefCLIPScore, computed with the encoder of the store.
+        resamples: Number of bootstrap resamples for the intervals; 0: no intervals.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        reporter: Shows messages and progress.
 
     Raises:
         StoreError: if the store is missing, or has no images or no captions.

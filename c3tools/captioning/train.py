@@ -78,34 +78,30 @@ def train_captioner(
     rewarded by the encoder (`c3tools.captioning.esper`).
 
     Args:
-        store: a store of text embeddings with their captions.
-        pipeline: used instead of a preset; fitted on the store if it is not yet fitted.
-        output: the folder to write the decoder to.
-        preset: name of the pipeline, a key of `c3tools.transforms.PRESETS`; ``c3`` when None.
-        sigma: standard deviation of the noise per dimension; ``auto``: derived from how much captions of the same image
-            differ; or ``pairs``: derived from the cosine of images and their captions in the val split, or in all
-            splits but test if val has fewer than 20. None means ``auto``, or no noise for pairs from scratch.
-        size: of the decoder, a key of `c3tools.captioning.SIZES`.
-        set: changed settings of the size, ``name=value`` each.
-        unconditional: train a language model: without a prefix, with the contrastive loss of MAGIC's (`UNCONDITIONAL`).
-        epochs: passes over the captions; None for the default of the size, and more for a small corpus.
-        train_split: the split to train on.
-        train_fraction: fraction of its images (by a stable hash of their keys) whose captions are used.
-        patience: epochs without a better validation loss before training stops; 0 never stops early.
-        monitor: how the checkpoint is chosen: ``text``, by the loss of val captions given their own embeddings, without
-            noise, or ``cross-modal``, by their loss given the embeddings of their images.
-        start: the folder of a decoder to start from; its size is used, and its pipeline unless another or a preset is
-            given.
-        pairs: train on images and captions of this fraction of the images (drawn with the seed); None for texts only.
-        esper: put a mapper in front of the language model of ``start``, and train it on the images by their encoder; of
-            the settings ``epochs`` (over the images, 10 by default), ``train_split`` and ``seed`` are used.
-        seed: for all random numbers.
-        tensorboard: folder to write losses to, for TensorBoard.
-        device: ``cpu``, ``cuda``, ...; None for the fastest available.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        overwrite: replace a decoder in ``output`` that has other settings or data; it is kept as
-            ``<output>.previous`` (an earlier one is removed). Also discard an interrupted training with other settings.
-        reporter: shows messages and progress.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        pipeline: Used instead of a preset; fitted on the store if it is not yet fitted.
+        output: The folder to write the decoder to.
+        preset: The preset: c3, c1, c2-collapse, c2-corrupt, capdec, ... By default c3.
+        sigma: Standard deviation of the noise, per dimension. auto: derived from how much captions of the same image
+            differ. pairs: from the cosine of at least 10 images with their captions, those of the val split or of all
+            splits but test. By default auto.
+        size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf).
+        set: Change settings of ``size``, such as dropout=0.2, learning_rate=1e-3 or model=PATH.
+        unconditional: Train a language model of the captions, which ``steer`` of captioning steers, without a prefix.
+        epochs: Passes over the captions. The default depends on ``size``.
+        train_split: The split to train on.
+        train_fraction: Use the captions of this fraction of the images.
+        patience: Stop after this many epochs without improvement.
+        monitor: Choose the best epoch by the loss on val captions (text) or on captions of val images (cross-modal).
+        start: Start from this decoder, and use its pipeline unless ``preset`` is given.
+        pairs: Train on pairs: the images and captions of this fraction of the images.
+        esper: Put a mapper before the language model of ``start``; train it on images alone.
+        seed: Seed for all random numbers.
+        tensorboard: Also write the losses to this folder, for TensorBoard.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
+        reporter: Shows messages and progress.
 
     Returns:
         The captioner, as `Captioner.load` reads it from ``output``.

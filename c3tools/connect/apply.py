@@ -35,11 +35,11 @@ def apply_heads(
     """Apply heads to features of both modalities, paired or not, and write a store with keys, splits and captions.
 
     Args:
-        heads: heads trained on features of the same towers, or their folder.
-        features: see `read_features`.
-        output: the store; it must not yet have rows of these modalities, except from an interrupted call like this.
-        dtype: ``float16`` or ``float32``, as stored.
-        reporter: shows messages and progress.
+        heads: The folder of the heads.
+        features: See `read_features`.
+        output: The folder of the new store.
+        dtype: Number format of the embeddings on disk: float16 or float32.
+        reporter: Shows messages and progress.
 
     Raises:
         ConnectError: if a modality has no head, another number of features, or features of another model.

@@ -105,17 +105,18 @@ def read_features(
     """Read features of two modalities, from files of vectors if any is given, else from one or two stores.
 
     Args:
-        image: image features: npy, npz, pt, safetensors, csv, jsonl, parquet.
-        text: text features, in one of the same formats.
-        other: features of other modalities by name.
-        meta: ids, captions and splits of the files, as in `c3 import`.
-        text_meta: the same with one row per text.
-        image_array: the array, tensor or column in ``image``.
-        text_array: the array, tensor or column in ``text``.
-        store: the store of both modalities, or of the first one.
-        second_store: the store of the second modality.
-        modalities: names of the two modalities in the stores; the first two by default.
-        reporter: gets a message if a store is unfinished.
+        image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.
+        text: A file of text vectors, in one of the same formats.
+        other: Files of vectors of other modalities by name, for example audio=audio.npy.
+        meta: A table of ids, captions and splits: jsonl, csv or parquet, one row per image (or per text, without
+            images).
+        text_meta: A table like ``meta`` with one row per text; its column image_key names the image.
+        image_array: The array, tensor or column of the file ``image`` to read.
+        text_array: The array, tensor or column of the file ``text`` to read.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        second_store: Take the second modality from this store: a folder or a URL.
+        modalities: The two modalities of the store to use, for example image,text.
+        reporter: Gets a message if a store is unfinished.
 
     Raises:
         ConnectError: if there are not exactly two modalities.

@@ -285,18 +285,32 @@ def connect_heads(
     The same call continues an interrupted run, and returns the heads of a finished run.
 
     Args:
-        features: see `read_features`.
-        output: the folder.
-        dim, hidden, dropout, cone: see `HeadShape`.
-        logit_scale, max_logit_scale: see `LogitScale.parse`.
-        close_gap: weight of the terms that close the gap (see `c3tools.connect.losses`).
-        loss, batch_size, chunk, epochs, learning_rate, weight_decay, warmup, patience, log_every, seed: see
-            `TrainingSettings`.
-        train_split: the split to train on; ``val`` is for choosing the checkpoint, ``test`` only for the final scores.
-        device, precision: see `c3tools.devices.pick`.
-        overwrite: replace heads in ``output`` that have other settings or data; they are kept as
-            ``<output>.previous``. Also discard an interrupted training with other settings.
-        reporter: shows messages and progress.
+        features: See `read_features`.
+        output: The folder to write the heads to.
+        dim: Dimension of the shared space.
+        hidden: Width of the hidden layer; 0: linear heads.
+        dropout: Dropout of the hidden units in training.
+        cone: Start each modality in its own narrow cone, as a large random CLIP does; 1.33 gives a gap of 1.1.
+        loss: The contrastive loss: infonce or sigmoid.
+        logit_scale: 1 / temperature: a number such as 100 (fixed), learned (starts at 14.3), learned:20 (starts at 20),
+            or 14:100 (rises from 14 to 100 over the steps).
+        max_logit_scale: Upper limit of a learned logit scale.
+        close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, one pushes centroids
+            apart.
+        batch_size: Number of pairs per step, over all processes.
+        chunk: Number of pairs embedded at a time (gradient caching). By default the whole batch.
+        epochs: Largest number of passes over the pairs.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW, for matrices only.
+        warmup: Fraction of the steps in which the learning rate rises.
+        patience: Stop after this many log entries without a better recall@1; 0: never.
+        log_every: Steps between log entries. By default one epoch.
+        train_split: The split to train on.
+        seed: Seed for all random numbers.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
+        reporter: Shows messages and progress.
 
     Raises:
         ConnectError: if an option is not valid, there are too few pairs, or the training collapsed.

@@ -105,25 +105,36 @@ def connect_towers(
     (`torchrun`) share each batch.
 
     Args:
-        paths: photos with captions, as `c3 embed` takes them.
-        output: the folder.
+        paths: Photos with captions, as for c3 embed.
+        output: The folder to write the trained model to.
         mode: ``lit`` trains the text tower with a frozen image tower (Zhai et al., CVPR 2022), ``full`` trains both.
-        captions: a captions file, instead of those that are detected.
-        model: the model to start from, see `c3tools.encoders.load_network`; the bundled one by default.
-        random_init: start from random weights with this seed instead of those of the model.
-        image_head: in ``lit``, train the projection head of the image tower too.
-        augment: in ``full``, train on random crops of the photos, half of them mirrored.
-        half: store the weights as float16.
-        logit_scale, max_logit_scale: see `LogitScale.parse`.
-        close_gap: weight of the terms that close the gap (see `c3tools.connect.losses`).
-        loss, batch_size, chunk, weight_decay, warmup, patience, log_every, seed: see `TrainingSettings`.
-        epochs: see `TrainingSettings`; by default 20 in ``lit`` and 10 in ``full``.
-        learning_rate: see `TrainingSettings`; by default 5e-4 in ``lit`` and 1e-4 in ``full``.
-        train_split: the split to train on; ``val`` is for choosing the checkpoint, ``test`` only for the final scores.
-        device, precision: see `c3tools.devices.pick`.
-        overwrite: replace a model in ``output`` that has other settings or data; it is kept as
-            ``<output>.previous``. Also discard an interrupted training with other settings.
-        reporter: shows messages and progress.
+        captions: A file of captions, instead of those that are detected.
+        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH or
+            hf-hub:ORG/NAME.
+        random_init: Use random weights, drawn with this seed, instead of the trained ones.
+        image_head: Also train the projection head of the image tower (for towers from timm).
+        augment: Train on random crops of the photos, half of them mirrored.
+        half: Store the weights as float16.
+        loss: The contrastive loss: infonce or sigmoid.
+        logit_scale: 1 / temperature: a number such as 100 (fixed), learned (starts at 14.3), learned:20 (starts at 20),
+            or 14:100 (rises from 14 to 100 over the steps).
+        max_logit_scale: Upper limit of a learned logit scale.
+        close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, one pushes centroids
+            apart.
+        batch_size: Number of pairs per step, over all processes.
+        chunk: Number of pairs embedded at a time (gradient caching).
+        epochs: Largest number of passes over the pairs. By default 20 for lit, 10 for full.
+        learning_rate: Peak learning rate of AdamW. By default 0.0005 for lit, 0.0001 for full.
+        weight_decay: Weight decay of AdamW, for matrices only.
+        warmup: Fraction of the steps in which the learning rate rises.
+        patience: Stop after this many log entries without a better recall@1; 0: never.
+        log_every: Steps between log entries. By default one epoch.
+        train_split: The split to train on.
+        seed: Seed for all random numbers.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
+        reporter: Shows messages and progress.
 
     Raises:
         CorpusError: if there are no photos or captions.

@@ -62,15 +62,13 @@ def run_demo(
     """Caption the bundled photos, and write a page; then run the method on them, and write a page with the table.
 
     Args:
-        out: folder for stores and pages.
-        seeds: number of trainings per method: seeds 0, 1, ....
-        sigma: standard deviation of the noise per dimension; None for that of ``--sigma auto``.
-        size: of the decoder, a key of `c3tools.captioning.SIZES`.
-        captions: use only this many training captions; None for all.
-        images: also train two small image generators on the photos (C1 and C3, with the extra ``images``) and generate
-            images from captions of other photos, in about ten more minutes. With 26 training photos this shows how it
-            works, not what quality is possible.
-        reporter: shows messages, one per step, and progress.
+        out: The folder for stores and pages.
+        seeds: Number of trainings per method.
+        sigma: Standard deviation of the noise, per dimension. By default derived from the training captions.
+        size: Size of the decoder: tiny, small or base.
+        captions: Train on this many captions only.
+        images: Also generate images from captions. Needs the extra images and about ten more minutes.
+        reporter: Shows messages, one per step, and progress.
 
     Raises:
         OutputError: if ``out`` contains other files, or another run is writing to it.

@@ -74,25 +74,42 @@ def embed(
     Inputs that are already in the store are kept, so the same call continues an interrupted run.
 
     Args:
-        paths: folders of images and videos, files of these, tars, tables and text files; see
-            `c3tools.corpus.read_corpus`.
-        store: the folder or URL of the store; created if it does not exist.
-        captions, text_column, image_column, key_column, images_root, prefix_keys, download, follow_symlinks: see
-            `c3tools.corpus.read_corpus`.
-        model, random_init: see `c3tools.encoders.load_encoder`; None for the model of the store, and for a new store
-            the bundled one.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or several separated by commas, with one process each; None for
-            all GPUs, else the fastest device.
-        backend, precision: see `c3tools.encoders.load_encoder`; ``auto`` uses those of the store, if it has any.
-        compile: compile the model with `torch.compile`.
-        dtype, shard_size, workers, batch_size, image_timeout, fps, retry_failed, update, prune: see `embed_corpus`.
-        faiss: write a FAISS index beside each shard (extra ``cpu``), for `c3tools.Index.open`; a store that
-            has indexes gets those of new shards without it.
-        dry_run: only find out what would be done; no model is loaded and nothing is written.
-        executor, address, processes: ``local``, or ``ray`` with the address of the cluster and the number of its
-            worker processes, or an open executor; see `c3tools.executors.open_executor`.
-        encoder: a loaded encoder, which replaces ``model`` and its options.
-        reporter: shows messages and progress.
+        paths: Folders of images and videos, files of these, WebDataset tars, Parquet or Arrow tables, text files.
+            {000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        captions: A file of captions: .jsonl, .csv, .tsv, .parquet or COCO .json.
+        text_column: Column of the texts.
+        image_column: Column of the images, or of their paths or URLs.
+        key_column: Column of the keys.
+        images_root: The folder that relative paths in lists start from. By default the folder of the list.
+        prefix_keys: Begin each key with the name of its tar or table.
+        download: Download images that are given by URL.
+        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH or
+            hf-hub:ORG/NAME.
+        random_init: Use random weights, drawn with this seed, instead of the trained ones.
+        device: cpu, cuda, cuda:1 or mps, or several separated by commas, with one process each (cuda:0,cuda:1). By
+            default all GPUs, else the fastest available.
+        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        compile: Compile the model with torch.compile. Takes about a minute, then runs faster.
+        dtype: Number format of the embeddings on disk: float16 or float32.
+        shard_size: Inputs per shard. A run that is killed loses at most one shard.
+        workers: Number of processes that decode images. The default depends on the cores.
+        batch_size: Number of images or texts encoded at a time. The default depends on the device.
+        image_timeout: Seconds that decoding one image may take; 0: no limit.
+        fps: Frames of a video per second. Their mean is its embedding.
+        retry_failed: Try again to embed the inputs that failed before.
+        update: Embed changed inputs again: edited captions and replaced images.
+        prune: Remove the rows of images and captions that are no longer in ``paths``.
+        faiss: Write a FAISS index beside each shard: c3 search then needs no c3 index.
+        dry_run: Show what would be embedded, updated and removed, and write nothing.
+        follow_symlinks: Also read symbolic links, and paths in lists, that lead out of ``paths``.
+        executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
+        address: Address of the Ray cluster. By default RAY_ADDRESS, else the cluster of this machine, else a new one
+            here.
+        processes: Number of worker processes on the cluster. By default as many as fit.
+        encoder: A loaded encoder, which replaces ``model`` and its options.
+        reporter: Shows messages and progress.
 
     Returns:
         The store; its ``summary`` is the `EmbedSummary` of this run.

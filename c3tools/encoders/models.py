@@ -161,8 +161,8 @@ def list_models(containing: str = "", *, here: bool = False) -> list[ListedModel
     """List the models that can be loaded by name, the bundled one first.
 
     Args:
-        containing: list only names that contain this text, in upper or lower case.
-        here: list only models whose weights are on this machine.
+        containing: List only names that contain this text, for example ViT-B-32.
+        here: List only models whose weights are on this machine.
 
     Raises:
         EncoderError: if there is no such model.

@@ -111,27 +111,29 @@ def export_store(
     """Write the transformed embeddings of a store to a folder or a URL.
 
     Args:
-        store: a store, its folder, or its URL.
-        output: the folder or the URL; a finished or interrupted export with the same recipe and settings is continued.
-        preset: a key of `c3tools.transforms.PRESETS`.
-        pipeline: instead of a preset: a pipeline, a folder with a fitted one, or a YAML or JSON file. One that is not
-            fitted is fitted on the train split of the store.
-        format: ``parquet``, ``npy``, ``safetensors`` or ``hf`` (a folder for datasets).
-        modality: the modalities to export; None for all.
-        sigma: noise of the preset, per dimension; see `c3tools.preset`.
-        role: ``training`` or ``inference`` for all rows; with ``auto``, rows of the modality ``train_on`` in the train
-            split are training inputs, which get the noise of the pipeline, and all others are inference inputs,
-            which get none.
-        train_on: modality of the training inputs.
-        dtype: ``float16`` or ``float32``.
-        seed: of the noise.
-        epoch: of the training; each has different noise.
-        workers: files written at the same time, on this machine.
-        overwrite: replace another export in ``output``.
-        executor: ``local`` for this machine, ``ray`` for a Ray cluster, or an open executor.
-        address: of the Ray cluster.
-        processes: worker processes on the cluster; None for as many as fit.
-        reporter: shows the progress.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        output: The folder, or the URL, to write to.
+        preset: The preset: c1, c2-collapse, c2-corrupt, c3, ...
+        pipeline: Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or hf-hub:ORG/NAME) of a
+            fitted one.
+        format: parquet, npy, safetensors or hf (a folder for datasets).
+        modality: Export only these modalities.
+        sigma: Standard deviation of the noise, per dimension, if the preset has noise. auto: derived from how much
+            captions of the same image differ. pairs: from the cosine of at least 10 images with their captions, those
+            of the val split or of all splits but test. By default √0.016.
+        role: The training inputs; only these get noise. auto: the train split of ``train_on``; training: all rows;
+            inference: none.
+        train_on: Modality of the training inputs.
+        dtype: Number format of the embeddings on disk: float16 or float32.
+        seed: Seed for all random numbers.
+        epoch: Number of the epoch. Each epoch has different noise.
+        workers: Number of files written at the same time.
+        overwrite: Replace an existing export in ``output``.
+        executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
+        address: Address of the Ray cluster. By default RAY_ADDRESS, else the cluster of this machine, else a new one
+            here.
+        processes: Number of worker processes on the cluster. By default as many as fit.
+        reporter: Shows the progress.
 
     Raises:
         TransformError: if the pipeline does not fit the store, or a setting is unknown.

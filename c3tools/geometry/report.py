@@ -129,15 +129,14 @@ def gap_report(
     """Measure the geometry of two modalities of a store, or of one.
 
     Args:
-        store: the store, its folder or its URL.
-        modalities: the two to compare, or one to measure alone; by default image and text, or the first two.
-        split: measure the rows of this split only.
-        by: a column that divides the pairs into subsets, each with its own gap.
-        skip_invalid: leave out rows with NaN, infinity or norm 0 instead of refusing them.
-        presets: noise-free presets for which recall is measured, in addition to ``raw`` and ``c2-collapse``; by default
-            all that can be fitted without pairs, if this is fast.
-        seed: of samples and resampling.
-        reporter: shows the progress.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        modalities: The two to compare, or one to measure alone; by default image and text, or the first two.
+        split: Use only the rows of this split: train, val, test or all.
+        by: Also measure the gap for each value of this column.
+        skip_invalid: Leave out rows that contain NaN or infinity or have norm 0.
+        presets: Measure recall for raw, c2-collapse and these presets, for example gap-shift,whiten.
+        seed: Seed for all random numbers.
+        reporter: Shows the progress.
 
     Raises:
         StoreError: if there is no store, a modality is missing or has fewer than 3 rows, or rows are invalid.

@@ -100,15 +100,16 @@ def evaluate_images(
     because a perfect generator would have their scores.
 
     Args:
-        images: the result of `c3tools.generate`, its folder, or another folder of images of the same size.
-        store: a store with the paths of the real photos.
-        split: the split of the real photos that the images are compared with.
-        encoder: models whose features are used, in addition to the model of the store.
-        inception: weights of the Inception network of 2015, for the standard FID and IS.
-        download: download photos that are given by URL.
-        device: ``cpu``, ``cuda``, ...; None for the fastest available.
-        backend, precision: of the encoders; see `c3tools.encoders.load_encoder`.
-        reporter: shows messages and progress.
+        images: The folder of images to score, made by ``c3 generate``.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        split: The split of the photos to compare with: train, val, test or all.
+        encoder: Also score with the features of these models.
+        inception: Inception weights, for the standard FID and IS.
+        download: Download photos that are given by URL.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        reporter: Shows messages and progress.
 
     Raises:
         GeneratorError: if there are no images, or no photo can be read.

@@ -171,28 +171,28 @@ def generate(
     The same text and seed give the same image, whatever else is generated in the same call.
 
     Args:
-        texts: texts that say what the images show.
-        captions: a file of captions, instead of texts: one caption of each image is drawn with the seed; from a text
-            file every line is used.
-        split: of ``captions``: use only this split.
-        embeddings: vectors as the encoder computes them, a file of them (npy, npz, pt, safetensors, csv, jsonl,
-            parquet), or a store.
-        modality: of ``embeddings``: ``text`` or ``image``.
-        key: the array, tensor or column of ``embeddings``, or the modality of a store (see `read_rows`).
-        images: photos to make variations of.
-        generator: a generator, its folder, or a pre-trained one: ``kandinsky-2.2:``, ``karlo:`` or ``unclip:`` with the
-            path or the name of its weights.
-        store: for a pre-trained generator, the store whose means move texts to the region of images.
-        output: the folder to write the images to.
-        n: number of images for each text.
-        seed: of the noise.
-        sampling_steps: number of steps; more are slower and give slightly sharper images.
-        guidance: weight of the text; 1 is the weight in training. None for the default of the generator.
-        device: ``cpu``, ``cuda``, ...; None for the fastest available.
-        backend: of the encoder; see `c3tools.encoders.load_encoder`.
-        precision: of the generator: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        encoder: of the generator's model; by default it is loaded.
-        reporter: shows messages and progress.
+        texts: Texts that say what the images show.
+        captions: A file of captions. One caption of each image is drawn with the seed; from a .txt file every line is
+            used.
+        split: Use only this split of ``captions``.
+        embeddings: Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl, parquet) or a store.
+        modality: Modality of ``embeddings``: image or text.
+        key: The array, tensor or column of ``embeddings`` to read. For a store: the modality, if it is not
+            ``modality``.
+        images: Make variations of these photos.
+        generator: The folder of a trained generator, hf-hub:ORG/NAME, or kandinsky-2.2:PATH|ID, karlo:PATH|ID,
+            unclip:PATH|ID.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        output: The folder to write the images to.
+        n: Number of images per text.
+        seed: Seed for all random numbers.
+        sampling_steps: Number of sampling steps. More steps are slower and give slightly sharper images.
+        guidance: Weight of the text; 1 is the weight in training. The default depends on the generator.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        encoder: Of the generator's model; by default it is loaded.
+        reporter: Shows messages and progress.
 
     Raises:
         GeneratorError: if there is nothing to generate, there is no generator, or it has another model or dimension.

@@ -71,26 +71,25 @@ def train_generator(
     interrupted run, and returns the generator of a finished run.
 
     Args:
-        store: a store of image embeddings with the paths of the photos.
-        pipeline: used instead of a preset; fitted on the store if it is not yet fitted.
-        output: the folder to write the generator to.
-        preset: name of the pipeline, a key of `c3tools.transforms.PRESETS`; ``c3`` when None.
-        sigma: standard deviation of the noise per dimension; ``auto``: twice the distance of photos to the nearest of
-            500 others (`c3tools.transforms.sigma.photo_spread`), which needs no text; or ``pairs``: derived from the
-            cosine of photos and their captions, as in `c3tools.train_captioner`. None means ``auto``.
-        size: of the generator, a key of `c3tools.imaging.SIZES`.
-        set: changed settings of the size, ``name=value`` each.
-        steps: optimiser steps; None for the default of the size.
-        train_split: the split to train on.
-        train_fraction: fraction of its photos (by a stable hash of their keys) that are used.
-        download: download photos that are given by URL.
-        seed: for all random numbers.
-        tensorboard: folder to write losses to, for TensorBoard.
-        device: ``cpu``, ``cuda``, ...; None for the fastest available.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        overwrite: replace a generator in ``output`` that has other settings or data; it is kept as
-            ``<output>.previous``. Also discard an interrupted training with other settings.
-        reporter: shows messages and progress.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        pipeline: Used instead of a preset; fitted on the store if it is not yet fitted.
+        output: The folder to write the generator to.
+        preset: The preset: c3, c1, c2-collapse, c2-corrupt, lafite, ... By default c3.
+        sigma: Standard deviation of the noise, per dimension. auto: derived from the distance of photos to their
+            nearest neighbour. pairs: from the cosine of at least 10 photos with their captions, those of the val split
+            or of all splits but test. By default auto.
+        size: Size of the images: tiny (32 pixels, for a CPU), small (64 pixels) or base (128 pixels, for a GPU).
+        set: Change settings of ``size``, such as learning_rate=5e-4 or batch_size=32.
+        steps: Number of training steps. The default depends on ``size``.
+        train_split: The split to train on.
+        train_fraction: Use this fraction of the photos.
+        download: Download photos that are given by URL.
+        seed: Seed for all random numbers.
+        tensorboard: Also write the losses to this folder, for TensorBoard.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
+        reporter: Shows messages and progress.
 
     Returns:
         The generator, as `Generator.load` reads it from ``output``.

@@ -59,19 +59,18 @@ def build_index(
     ``record["added"]`` is their number. Otherwise the index is rebuilt, and a message gives the reason.
 
     Args:
-        store: a store, its folder, or its URL.
-        output: the folder to write to, empty or with an index.
-        factory: FAISS index string, or ``auto``, which depends on the number of rows.
-        modality: one, or several for a mixed index; None for all.
-        split: use only the rows of this split; None for all.
-        preset: the preset that transforms vectors and queries, a key of `c3tools.transforms.PRESETS`.
-        pipeline: instead of a preset: a pipeline, a folder with a fitted one, or a YAML or JSON file. One that is not
-            fitted is fitted on the train split of the store.
-        shard_rows: vectors per file.
-        recall: the recall@10 that the number of inverted lists to search is tuned for.
-        seed: of training samples and of the sample that bias is measured on.
-        rebuild: rebuild the index, with the means of all rows, even if the new rows could be added.
-        reporter: shows the progress.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        output: The folder to write to.
+        factory: auto (Flat for few rows, IVF,SQfp16 for more, OPQ,IVF,PQ for many), or a FAISS index string.
+        modality: Index only these modalities. By default all, in one index.
+        split: Use only the rows of this split: train, val, test or all.
+        preset: The preset that transforms vectors and queries; c1 leaves them unchanged.
+        pipeline: Your own pipeline instead of a preset.
+        shard_rows: Number of vectors per file.
+        recall: The recall@10 that the search is tuned to reach.
+        seed: Seed for all random numbers.
+        rebuild: Rebuild the index, with the means of all rows, instead of adding to it.
+        reporter: Shows the progress.
 
     Raises:
         StoreError: if there is nothing to index, or FAISS refuses the factory.

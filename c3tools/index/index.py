@@ -220,18 +220,21 @@ class Index:
         of the query's own modality first.
 
         Args:
-            text: one or several texts to search for.
-            image: a path, a PIL image or an array (h, w, 3), or several of them.
-            vector: embeddings (q, d) or (d,), as the model computes them, or a file of them.
-            key: of a row of ``store``.
-            modality: of ``vector``; decides which mean is subtracted.
-            within: return only rows of this modality; ``any`` ranks all rows together.
-            k: number of results per query and modality.
-            nprobe: number of inverted lists to search; None for the tuned number.
-            vectors: add the embeddings of the queries and of the rows, which are read from ``store``.
-            store: the store to read ``key`` and embeddings from; None for the store that the index was built from.
-            device, backend: of the encoder for texts and images, which is the recorded one.
-            reporter: gets the messages of the encoder, and a message if the index is out of date.
+            text: Texts to search for.
+            image: Search with these images.
+            vector: Search with the vectors in this file (npy, npz, ...).
+            key: Search with the row of the store that has this key.
+            modality: Modality of the vectors in ``vector``: image, text, ...
+            within: Return only rows of this modality (image, text, ...). any: rank all modalities together. By default
+                each modality in its own ranking.
+            k: Number of results per modality.
+            nprobe: Number of inverted lists to search. More are slower and find more. By default the tuned value of the
+                index.
+            vectors: Include the embeddings of the query and of the rows.
+            store: The store to read rows from. By default the store of the index.
+            device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+            backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+            reporter: Gets the messages of the encoder, and a message if the index is out of date.
 
         Raises:
             StoreError: if there is not exactly one kind of query, a text is empty, the index has no rows of ``within``,

@@ -86,27 +86,28 @@ def import_embeddings(
     """Write embeddings from files into a new store; rows are joined by id, or by order if there are no ids.
 
     Args:
-        source: a clip-retrieval folder, or a published pickle (read without running its code), instead of files.
-        store: the folder or URL; it must not yet have rows of these modalities, except from an interrupted import of
-            the same files.
-        image: file of image vectors: npy, npz, pt, safetensors, csv, jsonl, parquet.
-        text: file of text vectors, in one of the same formats.
-        other: files of further modalities, by name.
-        meta: table of ids, captions, splits (jsonl, csv, parquet): one row per image, or per text without images.
-        text_meta: the same with one row per text, with a column image_key.
-        image_array: the array, tensor or column in ``image``.
-        text_array: the array, tensor or column in ``text``.
-        key_column: column of ids, if it does not have one of the usual names.
-        image_key_column: column that names the image of a text, if it does not have one of the usual names.
-        caption_column: column of captions, if it does not have one of the usual names.
-        split_column: column of splits, if it does not have one of the usual names.
-        model: name of the model that made the vectors.
-        dtype: ``float16`` or ``float32``, as stored.
-        normalise: divide each vector by its norm; False keeps the norms, and the store records this.
-        executor: ``local``, ``ray``, or an open executor, which writes the shards; files are read in this process.
-        address: of the Ray cluster.
-        processes: number of worker processes on the cluster.
-        reporter: shows the progress.
+        source: A clip-retrieval folder, or a published pickle file (read without running its code).
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.
+        text: A file of text vectors, in one of the same formats.
+        other: Files of vectors of other modalities by name, for example audio=audio.npy.
+        meta: A table of ids, captions and splits: jsonl, csv or parquet, one row per image (or per text, without
+            images).
+        text_meta: A table like ``meta`` with one row per text; its column image_key names the image.
+        image_array: The array, tensor or column of the file ``image`` to read.
+        text_array: The array, tensor or column of the file ``text`` to read.
+        key_column: Column of the ids.
+        image_key_column: Column that names the image of a text.
+        caption_column: Column of the captions.
+        split_column: Column of the splits.
+        model: Name of the model that made the embeddings.
+        dtype: Number format of the embeddings on disk: float16 or float32.
+        normalise: Divide each vector by its norm.
+        executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
+        address: Address of the Ray cluster. By default RAY_ADDRESS, else the cluster of this machine, else a new one
+            here.
+        processes: Number of worker processes on the cluster. By default as many as fit.
+        reporter: Shows the progress.
 
     Raises:
         StoreError: if a file cannot be read, rows cannot be paired, dimensions differ, or the store

@@ -98,8 +98,8 @@ def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor 
     """Return the means of every modality and split that has rows, from the shards' moments alone.
 
     Args:
-        store: a store, or its folder or URL.
-        executor: merges the moments of groups of shards; None for this process.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        executor: Merges the moments of groups of shards; None for this process.
 
     Raises:
         StoreError: if there is no store, or moments cannot be read.
@@ -124,10 +124,10 @@ def save_means(
     """Write the moments of every modality, of rows of norm 1, to a file or URL, with the model they belong to.
 
     Args:
-        store: a store, or its folder or URL.
-        save: the file or URL to write.
-        split: the rows to take: train, val, test or all.
-        executor: merges the moments of groups of shards; None for this process.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        save: Write the moments of ``split`` to this file or URL.
+        split: The split whose moments ``save`` writes: train, val, test or all.
+        executor: Merges the moments of groups of shards; None for this process.
 
     Returns:
         The moments by modality.
@@ -151,8 +151,8 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
     """Load the moments of another corpus into a store, so that Collapse is fitted on them.
 
     Args:
-        store: a store, or its folder or URL.
-        load: a file or URL made by `save_means`, or ``c3-mini`` for the moments of its training data.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        load: Use the moments in this file or URL for Collapse (c3-mini: those of its training data).
 
     Returns:
         The moments by modality.
@@ -205,8 +205,8 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
     """Merge the moments files of several machines or corpora.
 
     Args:
-        merge: the files or URLs.
-        save: the file or URL to write.
+        merge: Moments files to merge: paths or URLs.
+        save: The file or URL to write.
 
     Returns:
         The moments by modality.

@@ -64,11 +64,11 @@ def merge_stores(
     rows of is in its split of the first of them. The new store has FAISS indexes if one of the stores has.
 
     Args:
-        destination: the folder of the new store; it appears when it is complete.
-        stores: at least two stores, folders or URLs.
-        keep: ``first`` to keep the row of the first store if stores share a key.
-        prefix: begin every key with the name of its store.
-        reporter: shows the progress.
+        destination: The folder of the new store.
+        stores: Two or more stores of the same model: folders or URLs (s3://, gs://).
+        keep: If stores share a key, keep the row of the first one.
+        prefix: Begin every key with the name of its store, for example dogs/ for the store dogs.
+        reporter: Shows the progress.
 
     Raises:
         StoreError: if there are fewer than two stores, they are of different models, keys repeat, a shard does not

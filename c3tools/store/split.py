@@ -76,16 +76,15 @@ def split_store(
     Without ``column`` or ``file``, rows are split by a stable hash of the key, which is the same on every machine.
 
     Args:
-        destination: the folder of the new store; it appears when it is complete.
-        store: the folder or URL of the old store, which is not changed.
-        fractions: fractions of train, val and test for a split by hash; by default 0.8, 0.1 and 0.1, as for stores
-            without splits.
-        seed: of the hash; 0 gives the splits that a store without splits is read with.
-        column: a column of the images (or of rows without an image) that contains the split.
-        file: a table (.jsonl, .csv, .tsv, .parquet) with a key and a split in each row.
-        key_column: the column of keys in ``file``, if it does not have one of the usual names.
-        split_column: the column of splits in ``file``, if it does not have one of the usual names.
-        reporter: shows the progress.
+        destination: The folder of the new store.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        fractions: Fractions of the three splits, if rows are split by hash. By default 0.8,0.1,0.1.
+        seed: Seed of the hash. 0 gives the splits that a store without splits is read with.
+        column: Column of the images that contains the split.
+        file: A table of keys and splits: jsonl, csv, tsv or parquet.
+        key_column: Column of the keys in ``file``.
+        split_column: Column of the splits in ``file``.
+        reporter: Shows the progress.
 
     Raises:
         StoreError: if there is no store, options contradict each other, the column does not exist, the file names none

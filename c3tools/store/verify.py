@@ -102,13 +102,11 @@ def verify_store(
     """Check everything in a store: files, checksums, schema, counts, keys, pairs, norms, moments, failures.
 
     Args:
-        store: the folder or URL.
-        sample: the fraction of the shards of each modality, at least one, whose rows and checksums are read; None
-            reads all. Markers, moments, schema, counts and keys are always checked in all shards.
-        seed: selects the shards of the sample.
-        repair: repair what can be repaired, and remove the shards that have to be made again (see `repair_store`);
-            otherwise no file is changed.
-        reporter: shows the progress.
+        store: The store: a folder or a URL (s3://, gs://).
+        sample: Read the rows of only this fraction of the shards. All other checks cover every shard.
+        seed: Seed for all random numbers.
+        repair: Repair what can be repaired, and remove damaged shards so that they can be made again.
+        reporter: Shows the progress.
 
     Raises:
         StoreError: if there is no store, it has a newer format version, or its description is lost; with ``repair``

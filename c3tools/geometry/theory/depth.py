@@ -52,7 +52,16 @@ def simulate_depth(
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
-    """Measure the effective dimension by layer of a deep random ReLU network; for the arguments see `span_by_layer`."""
+    """Measure the effective dimension by layer of a deep random ReLU network.
+
+    Args:
+        width: Width of every layer.
+        layers: Number of layers.
+        rows: Number of inputs.
+        every: Number of layers between two measurements.
+        seed: Seed for all random numbers.
+        reporter: Shows the progress over the layers.
+    """
     spans = span_by_layer(width=width, layers=layers, rows=rows, every=every, seed=seed, reporter=reporter)
     first, last = spans[0], spans[-1]
     keys = ("layer", "effective_dimension", "effective_rank", "cosine")

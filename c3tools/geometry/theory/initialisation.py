@@ -68,13 +68,13 @@ def simulate_init_gap(
     """Measure the gap of encoders with random weights on real images and texts, or of the toy model of `toy_gap`.
 
     Args:
-        paths: images with captions; by default the bundled photos.
-        model: an architecture of open_clip, or another model name.
-        toy: use the toy model instead of an encoder.
-        seeds: number of encoders with random weights.
-        limit: largest number of images, which are used with all their captions.
-        device: see `c3tools.devices.pick`.
-        reporter: shows the progress over the encoders.
+        paths: Folders of images with captions.
+        model: An open_clip architecture, or another model name.
+        toy: Use a toy model with a known solution instead of an encoder.
+        seeds: Number of encoders with random weights.
+        limit: Largest number of images.
+        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        reporter: Shows the progress over the encoders.
 
     Raises:
         C3Error: if the model or the images cannot be loaded, or fewer than 3 images have a caption.

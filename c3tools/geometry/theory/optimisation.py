@@ -71,16 +71,16 @@ def simulate_gap_after_training(
     """Repeat the paper's optimisation, with its settings as defaults: the loss falls, and the gap stays.
 
     Args:
-        steps: of gradient descent.
-        fast: take long second-order steps instead of the plain ones.
-        pairs: number of pairs.
-        dim: d.
-        spans: dimensions in which the two modalities vary.
-        learning_rate: of gradient descent.
-        logit_scale: the fixed inverse temperature; exp(2.6593) by default.
-        every: steps between two rows of the table.
-        seed: of the starting points; 1179 starts where the run of the paper does.
-        reporter: shows the progress over the steps.
+        steps: Steps of gradient descent.
+        fast: Take long second-order steps: one minute, and the same result to 0.1 %.
+        pairs: Number of pairs.
+        dim: Dimension of the points.
+        spans: Number of dimensions in which each of the two modalities varies.
+        learning_rate: Learning rate of gradient descent.
+        logit_scale: Inverse temperature. By default exp(2.6593).
+        every: Steps between two rows of the table.
+        seed: Seed of the starting points. 1179 starts where the run of the paper does.
+        reporter: Shows the progress over the steps.
 
     Raises:
         C3Error: if the spans do not fit into the dimensions, or the learning rate or the logit scale is not a finite

@@ -74,13 +74,13 @@ def simulate_stable_region(
     """Train points at several temperatures, and compare leads and alignment noise with the predictions of the paper.
 
     Args:
-        tau: temperatures; by default 0.01, 0.02, 0.05, 0.07 and 0.1.
-        delta: the loss at which a training stops.
-        pairs: number of pairs.
-        dim: d.
-        steps: largest number of steps of a training.
-        seed: of the starting points.
-        reporter: shows the progress over the temperatures.
+        tau: Temperatures. By default 0.01, 0.02, 0.05, 0.07 and 0.1.
+        delta: The loss at which a training stops.
+        pairs: Number of pairs.
+        dim: Dimension of the points.
+        steps: Largest number of steps of a training.
+        seed: Seed for all random numbers.
+        reporter: Shows the progress over the temperatures.
 
     Raises:
         C3Error: if a temperature or delta is not positive, there are fewer than 3 pairs, or a training does not reach

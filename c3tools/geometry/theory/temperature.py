@@ -64,12 +64,12 @@ def simulate_temperature(
     """Measure the gap that remains after contrastive training of two small heads, as a function of the logit scale.
 
     Args:
-        store: the store whose image-text pairs are the frozen features; synthetic features by default.
-        scale: logit scales; by default 5, 10, 18, 30, 50 and 100.
-        steps: of training per scale.
-        batch: pairs per step.
-        seed: for all random numbers.
-        reporter: shows the progress over the steps.
+        store: Use the pairs of this store as features. By default synthetic features.
+        scale: Logit scales. By default 5, 10, 18, 30, 50 and 100.
+        steps: Training steps for each scale.
+        batch: Number of pairs per step.
+        seed: Seed for all random numbers.
+        reporter: Shows the progress over the steps.
 
     Raises:
         C3Error: if the store has too few pairs, or a scale is not a finite number above 0.
