@@ -27,10 +27,11 @@ import torch
 
 from c3tools import devices
 from c3tools.assets.paths import CAPTIONS
-from c3tools.captioning import CaptionDecoder, CaptionTokenizer, Size, Trainer, load_size, training_config
+from c3tools.captioning import CaptionDecoder, CaptionTask, CaptionTokenizer, Size, load_size, training_config
 from c3tools.corpus import read_corpus
 from c3tools.moments import Moments
 from c3tools.store import Rows
+from c3tools.training.loop import train
 from c3tools.transforms import preset
 
 DIM = 512
@@ -89,9 +90,9 @@ def ours(
     model = CaptionDecoder(chosen.config(DIM, tokenizer.vocab_size))
     few = everything.select(np.arange(8))
     pipeline = preset("c3", sigma=0.05).fit(moments)
-    trainer = Trainer(model, tokenizer, everything, few, pipeline, training_config(chosen, epochs=1), compute)
-    history = trainer.run()
-    return history[0].tokens / history[0].seconds
+    config = training_config(chosen, epochs=1)
+    epoch = train(CaptionTask(model, tokenizer, everything, few, pipeline, config, compute)).history[0]
+    return epoch.count / epoch.seconds
 
 
 def theirs(

@@ -13,14 +13,13 @@ if TYPE_CHECKING:
     from .captioner import Captioner
     from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, load_size, training_config
     from .evaluate import Evaluation, evaluate_captions
-    from .fit import fit_captioner
     from .generation import GenerationConfig, generate
     from .model import CaptionDecoder, Decoder
     from .retrieval import nearest, nearest_captions
     from .steering import TextEncoder
     from .tokenizer import CaptionTokenizer
     from .train import train_captioner
-    from .training import Epoch, Trainer
+    from .training import CaptionTask, fit_captioner
 
 _HOMES = {
     "CaptionDecoder": "model",
@@ -29,18 +28,17 @@ _HOMES = {
     "Captions": "caption",
     "Decoder": "model",
     "DecoderConfig": "config",
-    "Epoch": "training",
     "Evaluation": "evaluate",
     "GenerationConfig": "generation",
     "LanguageModelSize": "config",
     "SIZES": "config",
     "Size": "config",
     "TextEncoder": "steering",
-    "Trainer": "training",
+    "CaptionTask": "training",
     "TrainingConfig": "config",
     "caption_images": "caption",
     "evaluate_captions": "evaluate",
-    "fit_captioner": "fit",
+    "fit_captioner": "training",
     "generate": "generation",
     "load_size": "config",
     "nearest": "retrieval",
@@ -52,18 +50,17 @@ _HOMES = {
 __all__ = [
     "SIZES",
     "CaptionDecoder",
+    "CaptionTask",
     "CaptionTokenizer",
     "Captioner",
     "Captions",
     "Decoder",
     "DecoderConfig",
-    "Epoch",
     "Evaluation",
     "GenerationConfig",
     "LanguageModelSize",
     "Size",
     "TextEncoder",
-    "Trainer",
     "TrainingConfig",
     "caption_images",
     "evaluate_captions",

@@ -29,7 +29,7 @@ from .config import (
     plan_training,
 )
 from .curves import save_curves
-from .fit import fit_captioner
+from .training import fit_captioner
 from .training_rows import (
     inputs_to_learn,
     training_captions,

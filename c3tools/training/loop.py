@@ -1,0 +1,414 @@
+"""The one training loop: captioners, generators, heads, towers and ESPER's mapper are trained by it.
+
+A `Task` knows what one step and one validation are; `train` does the rest: the learning rate, the averaged weights, the
+best weights, patience, progress and scalars, and the states from which a run that was killed continues exactly. For
+that, everything random in a step has to depend on the seed and the number of the step alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import C3Error, telling_what_is_kept
+from ..reporter import SILENT, Progress, Reporter
+from .checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
+
+SAVE_SECONDS = 30.0
+TRACE_STEPS = 25
+FINISHED, EARLY, DIVERGED = "finished", "stopped early", "diverged"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a training takes and how its learning rate goes.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        learning_rate: peak of the schedule: linear over ``rise`` steps, then down to zero.
+        validate_every: steps between two validations; the last step is always followed by one.
+        rise: steps of the warm-up.
+        decay: ``cosine`` or ``linear``.
+        clip_norm: gradients are scaled down to this norm; 0 leaves them.
+        ema: decay per step of an exponential moving average of the weights, which is then validated and kept; 0 for
+            none.
+        patience: stop after so many validations without a better one; 0 never stops early.
+        start: ``report`` validates the initial weights too, ``keep`` also keeps them if no later ones are better.
+        steps_per_epoch: for the progress; 0 where epochs are not shown.
+    """
+
+    steps: int
+    learning_rate: float
+    validate_every: int
+    rise: int = 1
+    decay: str = "cosine"
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    patience: int = 0
+    start: Literal["skip", "report", "keep"] = "skip"
+    steps_per_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation, and the training since the one before.
+
+    Attributes:
+        step: after which it was made; 0 for the initial weights.
+        val_loss: what the weights are chosen by; lower is better.
+        facts: what else the task measured, as JSON values.
+        train_loss: mean since the last validation.
+        count: what the steps since then learned from, in the task's unit.
+        seconds: that these steps took.
+    """
+
+    step: int
+    val_loss: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    train_loss: float = math.nan
+    count: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """State of a training after ``step`` steps, as JSON values.
+
+    Attributes:
+        step: optimiser steps done.
+        start: validation of the initial weights, if there was one.
+        history: all later validations.
+        kept: the validation whose weights are kept.
+        trace: (step, mean training loss since the last entry), every `TRACE_STEPS` steps.
+        outcome: `FINISHED`, `EARLY`, `DIVERGED` or what `Task.verdict` said; empty while it runs.
+        counters: what the task counts; see `Task`.
+        seconds, loss_sum, count: of the steps since the last validation.
+        traced: sum of losses and of their counts since the last entry of ``trace``.
+    """
+
+    step: int = 0
+    start: Validation | None = None
+    history: list[Validation] = field(default_factory=list)
+    kept: Validation | None = None
+    trace: list[tuple[int, float]] = field(default_factory=list)
+    outcome: str = ""
+    counters: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    count: int = 0
+    traced: tuple[float, int] = (0.0, 0)
+
+    @classmethod
+    def restore(cls, position: Mapping[str, Any]) -> Run:
+        """Make a state again from its JSON values."""
+        start, kept = (None if position[name] is None else Validation(**position[name]) for name in ("start", "kept"))
+        history = [Validation(**entry) for entry in position["history"]]
+        trace = [(step, loss) for step, loss in position["trace"]]
+        return cls(**{**position, "start": start, "kept": kept, "history": history, "trace": trace})
+
+
+class Task(ABC):
+    """What is trained: one step, one validation, and the settings of both. A subclass sets the attributes.
+
+    Attributes:
+        module: its parameters that require a gradient are trained, saved and kept.
+        optimizer: over these parameters; see `adamw`.
+        plan: see `Plan`.
+        identity: a digest of all that the run depends on: settings, data, initial weights.
+        counters: JSON values that the task changes in its steps; they are saved with the run.
+        unit: what a step counts, for the rate: ``tokens``.
+        error: raised if the loss is not finite before any weights could be kept.
+        remedy: of this error.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    identity: str
+    counters: dict[str, Any]
+    unit: str = "items"
+    error: type[C3Error] = C3Error
+    remedy: str = "Lower the learning rate, or use --precision fp32."
+
+    @abstractmethod
+    def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
+        """Take one step, counted from 0.
+
+        Args:
+            number: of the step; the batch and everything random depend on it and on the seed alone.
+            update: takes a loss, or the value of one whose gradients are already in the parameters; moves the weights
+                and returns the value. Called once, or for each of several passes over a batch.
+
+        Returns:
+            The loss to report, and how many items (see ``unit``) it is the mean of.
+        """
+
+    @abstractmethod
+    def validate(self) -> tuple[float, dict[str, Any]]:
+        """Return a loss by which weights are chosen, and facts for the record; ``module`` has the weights to measure.
+
+        It is in evaluation mode, and nothing needs a gradient. A loss that is not finite ends the run.
+        """
+
+    def verdict(self, run: Run) -> str:
+        """Return why the run has to end after its last validation, or an empty string."""
+        return ""
+
+    def note(self, latest: Validation) -> str:
+        """Return the last validation in words, for the progress."""
+        return f"val {latest.val_loss:.3f}"
+
+
+def train(
+    task: Task,
+    *,
+    checkpoints: CheckpointDir | None = None,
+    label: str = "Training",
+    reporter: Reporter = SILENT,
+    alone: bool = True,
+    main: bool = True,
+) -> Run:
+    """Train to the end, or until patience runs out, and leave the best weights in ``task.module``.
+
+    Args:
+        task: what is trained.
+        checkpoints: where the run is saved after each validation and every `SAVE_SECONDS`; a run that is saved there
+            with the same identity is continued.
+        label: what the progress is called.
+        reporter: shows the progress, and records losses, learning rate and rate.
+        alone: whether no other process trains with this one; several would have to stop at the same step, so they do
+            not wait for the end of a step when they are interrupted.
+        main: whether this process saves the run.
+
+    Raises:
+        C3Error: ``task.error``, if the loss is not finite before any weights could be kept.
+        OutputError: if a run of other settings is saved there that is not to be dropped.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step at hand is done and the run is saved.
+    """
+    loop = _Loop(task, checkpoints, reporter, main)
+    loop.resume()
+    kept = NOTHING_KEPT
+
+    def what_is_kept() -> str:
+        if not main:
+            return "The main process prints what was kept."
+        return kept if checkpoints is None else checkpoints.after_interrupt(task.plan.steps)
+
+    devices = {parameter.device for parameter in task.module.parameters() if parameter.is_cuda}
+    with (
+        telling_what_is_kept(what_is_kept),
+        reporter.progress(label, task.plan.steps) as progress,
+        torch.random.fork_rng(devices=list(devices)),
+        interrupts_held() if alone else nullcontext(lambda: False) as interrupted,
+    ):
+        progress.resume(loop.run.step)
+        loop.go(progress, interrupted)
+    loop.set_weights(loop.best)
+    task.module.eval()
+    return loop.run
+
+
+class _DivergedError(Exception):
+    """The loss of a step is not finite."""
+
+
+class _Loop:
+    def __init__(self, task: Task, checkpoints: CheckpointDir | None, reporter: Reporter, main: bool) -> None:
+        self.task, self.plan, self.reporter, self.main = task, task.plan, reporter, main
+        self.checkpoints = checkpoints
+        self.run = Run(counters=task.counters)
+        self.weights = {name: value for name, value in task.module.named_parameters() if value.requires_grad}
+        self.best: dict[str, Tensor] = {}  # on the CPU
+        self.average: dict[str, Tensor] = {}
+
+    def go(self, progress: Progress, interrupted: Callable[[], bool]) -> None:
+        """Train until there is an outcome, or until a signal has arrived; then the run is saved."""
+        run, plan, saved = self.run, self.plan, time.monotonic()
+        if plan.start != "skip" and not run.step and run.start is None:
+            run.start = self.validate()
+            if not math.isfinite(run.start.val_loss):
+                self.diverged(f"The validation loss is {run.start.val_loss} before the first step")
+        self.task.module.train()
+        while not run.outcome and not interrupted():
+            started = time.perf_counter()
+            try:
+                loss, count = self.step()
+            except _DivergedError as error:
+                self.diverged(f"The training loss became {error} in step {run.step + 1:,}")
+                break
+            run.step += 1
+            run.seconds += time.perf_counter() - started
+            run.loss_sum, run.count = run.loss_sum + loss * count, run.count + count
+            self.trace(loss, count)
+            progress.advance(1, note=self.note())
+            validates = run.step % plan.validate_every == 0 or run.step == plan.steps
+            if validates:
+                self.end_interval()
+            if validates or time.monotonic() - saved > SAVE_SECONDS or interrupted():
+                self.save()
+                saved = time.monotonic()
+
+    def step(self) -> tuple[float, int]:
+        run, plan = self.run, self.plan
+        rate = plan.learning_rate * warmup(run.step, plan.steps, plan.rise, plan.decay)
+        for group in self.task.optimizer.param_groups:
+            group["lr"] = rate
+        self.task.optimizer.zero_grad()
+        loss, count = self.task.step(run.step, self.update)
+        if plan.ema:
+            self.move_average()
+        return loss, count
+
+    def update(self, loss: Tensor | float) -> float:
+        """Move the weights by a loss, or by the gradients that are there; return its value."""
+        value = float(loss.detach()) if isinstance(loss, Tensor) else loss
+        if not math.isfinite(value):
+            raise _DivergedError(value)
+        if isinstance(loss, Tensor):
+            self.task.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        if self.plan.clip_norm:
+            nn.utils.clip_grad_norm_(self.weights.values(), self.plan.clip_norm)
+        self.task.optimizer.step()
+        return value
+
+    @torch.no_grad()
+    def move_average(self) -> None:
+        """Move the averaged weights towards those of this step, faster in the first steps (as Polyak averaging)."""
+        if not self.average:
+            self.average = {name: value.detach().clone() for name, value in self.weights.items()}
+            return
+        weight = 1 - min(self.plan.ema, self.run.step / (self.run.step + 9))
+        torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), weight)
+
+    @torch.no_grad()
+    def validate(self) -> Validation:
+        """Validate the (averaged) weights, and keep them if they are the best so far."""
+        run, current = self.run, {}
+        if self.average:
+            current = {name: value.detach().clone() for name, value in self.weights.items()}
+            self.set_weights(self.average)
+        self.task.module.eval()
+        loss, facts = self.task.validate()
+        mean = run.loss_sum / run.count if run.count else math.nan
+        found = Validation(run.step, loss, facts, mean, run.count, run.seconds)
+        first = run.kept is None or (self.plan.start == "report" and not run.history)
+        if first or (run.kept is not None and loss < run.kept.val_loss):
+            run.kept = found
+            self.best = {name: value.detach().cpu().clone() for name, value in self.weights.items()}
+        if current:
+            self.set_weights(current)
+        self.task.module.train()
+        return found
+
+    def end_interval(self) -> None:
+        run, patience = self.run, self.plan.patience
+        found = self.validate()
+        if not math.isfinite(found.val_loss):
+            self.diverged(f"The validation loss became {found.val_loss} at step {run.step:,}")
+            return
+        run.history.append(found)
+        run.seconds, run.loss_sum, run.count = 0.0, 0.0, 0
+        self.reporter.scalar("loss/validation", found.val_loss, run.step)
+        best = min(range(len(run.history)), key=lambda i: run.history[i].val_loss)
+        run.outcome = self.task.verdict(run)
+        if not run.outcome and run.step == self.plan.steps:
+            run.outcome = FINISHED
+        elif not run.outcome and patience and len(run.history) - 1 - best >= patience:
+            run.outcome = EARLY
+
+    def diverged(self, where: str) -> None:
+        """End the run at a loss that is not finite: the best weights are kept, if there are any."""
+        run = self.run
+        if run.kept is None or not math.isfinite(run.kept.val_loss):
+            raise self.task.error(f"{where}.", remedy=self.task.remedy)
+        run.outcome = DIVERGED
+        self.reporter.message(f"{where}; training stops, and the weights of step {run.kept.step:,} are kept.")
+        self.save()
+
+    def trace(self, loss: float, count: int) -> None:
+        run, report = self.run, self.reporter.scalar
+        total, items = run.traced[0] + loss * count, run.traced[1] + count
+        run.traced = total, items
+        if run.step % TRACE_STEPS and run.step != self.plan.steps:
+            return
+        run.trace.append((run.step, total / items))
+        run.traced = (0.0, 0)
+        report("loss/training", total / items, run.step)
+        report("learning rate", self.task.optimizer.param_groups[0]["lr"], run.step)
+        report(f"{self.task.unit} per second", run.count / max(run.seconds, 1e-9), run.step)
+
+    def note(self) -> str:
+        run, per_epoch = self.run, self.plan.steps_per_epoch
+        parts = [f"epoch {(run.step - 1) // per_epoch + 1}"] if per_epoch else []
+        parts.append(f"loss {run.loss_sum / run.count:.3f}")
+        parts += [self.task.note(run.history[-1])] if run.history else []
+        parts.append(f"{run.count / max(run.seconds, 1e-9):,.0f} {self.task.unit}/s")
+        return ", ".join(parts)
+
+    @torch.no_grad()
+    def set_weights(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.weights[name].copy_(value)
+
+    def save(self) -> None:
+        if self.checkpoints is None or not self.main:
+            return
+        tensors: dict[str, Mapping[str, Tensor]] = {"now": self.weights, "best": self.best, "average": self.average}
+        self.checkpoints.save(self.run.step, self.task.identity, asdict(self.run), tensors, self.task.optimizer)
+
+    def resume(self) -> None:
+        found = self.checkpoints and self.checkpoints.resume(self.task.identity, self.task.optimizer, self.reporter)
+        if not found or self.checkpoints is None:
+            return
+        position, groups = found
+        self.run = Run.restore(position)
+        self.task.counters.update(self.run.counters)
+        self.run.counters = self.task.counters
+        self.set_weights(groups["now"])
+        self.best = groups.get("best", {})
+        average = groups.get("average", {})
+        self.average = {name: average[name].to(value.device) for name, value in self.weights.items() if average}
+        self.reporter.message(
+            f"Continuing the run saved in {self.checkpoints.path} at step {self.run.step:,} of {self.plan.steps:,}."
+        )
+
+
+def adamw(
+    parameters: Iterable[Tensor],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    fused: bool | None = None,
+) -> torch.optim.AdamW:
+    """Return AdamW over the parameters that require a gradient; only matrices decay, not biases, gains or scales."""
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+
+
+def warmup(step: int, total: int, rise: int, decay: str = "cosine") -> float:
+    """Return the share of the peak learning rate at a step: linear from 0 over ``rise`` steps, then down to 0.
+
+    Args:
+        step: counted from 0.
+        total: steps of the whole run.
+        rise: steps of the warm-up, at least 1.
+        decay: ``cosine`` or ``linear``.
+    """
+    if step < rise:
+        return (step + 1) / rise
+    done = (step - rise) / max(1, total - rise)
+    return 1 - done if decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from c3tools.errors import ConnectError, OutputError
+from c3tools.reporter import Progress, Reporter
+from c3tools.seeds import generator
+from c3tools.training import loop
+from c3tools.training.checkpoints import NOTHING_KEPT, CheckpointDir
+from c3tools.training.loop import DIVERGED, EARLY, FINISHED, Plan, Run, Task, adamw, train, warmup
+
+STEPS = 12
+
+
+class Line(Task):
+    """A linear map with dropout that learns 3 x from noisy pairs; batches have different sizes."""
+
+    unit, error = "pairs", ConnectError
+
+    def __init__(self, losses: list[float] | None = None, identity: str = "mine", **plan: Any) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.module = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+        self.module[0].bias.requires_grad_(False)  # type: ignore[union-attr]
+        self.plan = Plan(**{"steps": STEPS, "learning_rate": 0.02, "validate_every": 4, "rise": 2} | plan)
+        self.optimizer = adamw(self.module.parameters(), learning_rate=1.0, weight_decay=0.1, betas=(0.9, 0.98))
+        self.counters, self.identity = {"seen": 0}, identity
+        self.losses, self.reported = losses, list[tuple[float, int]]()
+        self.raw, self.validated = list[Tensor](), list[Tensor]()
+
+    def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
+        rng = generator(5, number)
+        torch.manual_seed(int(rng.integers(2**62)))
+        n = 3 + number % 4
+        x = torch.from_numpy(rng.normal(size=(n, 2)).astype("float32"))
+        loss = ((self.module(x)[:, 0] - 3 * x[:, 0]) ** 2).mean()
+        if self.losses and number >= len(self.losses) * self.plan.validate_every:
+            loss = loss * math.nan
+        self.reported.append((update(loss), n))
+        self.raw.append(self.weight.detach().clone())
+        self.counters["seen"] += n
+        return self.reported[-1]
+
+    def validate(self) -> tuple[float, dict[str, Any]]:
+        assert not self.module.training
+        self.validated.append(self.weight.detach().clone())
+        if self.losses is not None:
+            return self.losses[len(self.validated) - 1], {"point": len(self.validated)}
+        x = torch.linspace(-1, 1, 20).reshape(10, 2)
+        return float(((self.module(x)[:, 0] - 3 * x[:, 0]) ** 2).mean()), {}
+
+    @property
+    def weight(self) -> Tensor:
+        return next(iter(self.module.parameters()))
+
+    def digest(self, run: Run) -> tuple[Any, ...]:
+        history = [(point.step, point.train_loss, point.val_loss, point.count) for point in run.history]
+        return *(p.tolist() for p in self.module.parameters()), history, run.trace, run.counters, run.outcome
+
+
+class KilledError(Exception):
+    pass
+
+
+class Watcher(Reporter, Progress):
+    """Ends the run after some step, and keeps what it is told."""
+
+    def __init__(self, at: int = 0, interrupts: bool = False) -> None:
+        self.at, self.interrupts, self.done = at, interrupts, 0
+        self.messages: list[str] = []
+        self.scalars: dict[str, list[tuple[int, float]]] = {}
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.setdefault(name, []).append((step, value))
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        assert total == STEPS
+        yield self
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self.done += count
+        if note is None or self.done != self.at:
+            return
+        if not self.interrupts:
+            raise KilledError
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("interrupts", "ema", "every_step"), [(False, 0.0, False), (False, 0.9, True), (True, 0.9, False)]
+)
+def test_a_run_that_was_ended_anywhere_is_continued_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: bool, ema: float, every_step: bool
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0 if every_step else 1e9)
+    whole = Line(ema=ema)
+    expected = whole.digest(train(whole))
+    for step in range(1, STEPS + 1):
+        folder = tmp_path / str(step)
+        with pytest.raises(KeyboardInterrupt if interrupts else KilledError) as ended:
+            train(Line(ema=ema), checkpoints=CheckpointDir(folder), reporter=Watcher(step, interrupts))
+        if interrupts:
+            saved = f"The training is saved at step {step} of {STEPS}; run the same command again to continue."
+            assert ended.value.__notes__ == [saved]
+        task, watcher = Line(ema=ema), Watcher()
+        assert task.digest(train(task, checkpoints=CheckpointDir(folder), reporter=watcher)) == expected
+        kept = step if interrupts else step - 1 if every_step else (step - 1) // 4 * 4
+        assert [f"step {kept} of {STEPS}" in message for message in watcher.messages] == [True] * bool(kept)
+        assert len(list(folder.glob("state-*.safetensors"))) <= 2
+        assert len(task.reported) == STEPS - kept
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_run() -> None:
+    task = Line([3.0, 2.0, 2.5, 2.4, 1.0], patience=2, validate_every=2)
+    run = train(task)
+    assert [point.val_loss for point in run.history] == [3.0, 2.0, 2.5, 2.4]
+    assert (run.outcome, run.kept) == (EARLY, run.history[1])
+    assert run.history[1].facts == {"point": 2}
+    assert torch.equal(task.weight, task.validated[1])
+
+
+@pytest.mark.parametrize(("start", "kept"), [("keep", 0), ("report", 8), ("skip", 8)])
+def test_the_initial_weights_are_validated_and_kept_if_asked(start: str, kept: int) -> None:
+    losses = [1.0, 3.0, 2.0, 2.5] if start != "skip" else [3.0, 2.0, 2.5]
+    task = Line(losses, start=start)
+    run = train(task)
+    assert run.start == (None if start == "skip" else run.start)
+    assert run.kept is not None
+    assert (run.kept.step, run.outcome) == (kept, FINISHED)
+    assert torch.equal(task.weight, task.validated[losses.index(run.kept.val_loss)])
+
+
+@pytest.mark.parametrize("losses", [[math.nan], [1.0, math.nan], [1.0, 2.0]])
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights_so_far(losses: list[float]) -> None:
+    task, watcher = Line(losses), Watcher()
+    if math.isnan(losses[0]):
+        with pytest.raises(ConnectError, match=r"nan at step 4.\nLower"):
+            train(task)
+        return
+    run = train(task, reporter=watcher)
+    assert (run.outcome, len(watcher.messages)) == (DIVERGED, 1)
+    assert "weights of step 4" in watcher.messages[0]
+    assert torch.equal(task.weight, task.validated[0])
+
+
+def test_a_training_loss_that_is_not_finite_at_once_is_an_error() -> None:
+    task = Line()
+    task.weight.data[:] = math.nan
+    with pytest.raises(ConnectError, match="nan in step 1"):
+        train(task)
+
+
+def test_averaged_weights_are_what_is_validated_and_kept() -> None:
+    task = Line(ema=0.5)
+    train(task)
+    average = task.raw[0]
+    for number, weights in enumerate(task.raw[1:], start=1):
+        decay = min(0.5, number / (number + 9))
+        average = decay * average + (1 - decay) * weights
+        if number == 3:
+            torch.testing.assert_close(task.validated[0], average)
+    torch.testing.assert_close(task.validated[2], average)
+    torch.testing.assert_close(task.weight, average)
+
+
+def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "TRACE_STEPS", 5)
+    task, watcher = Line(), Watcher()
+    before = torch.get_rng_state()
+    run = train(task, reporter=watcher)
+    assert torch.equal(torch.get_rng_state(), before)
+    means = [
+        sum(loss * n for loss, n in part) / sum(n for _, n in part)
+        for part in (task.reported[:5], task.reported[5:10], task.reported[10:])
+    ]
+    assert run.trace == watcher.scalars["loss/training"]
+    assert run.trace == [(step, pytest.approx(mean)) for step, mean in zip((5, 10, 12), means, strict=True)]
+    assert watcher.scalars["loss/validation"] == [(point.step, point.val_loss) for point in run.history]
+    assert [step for step, _ in watcher.scalars["pairs per second"]] == [5, 10, 12]
+    assert watcher.scalars["learning rate"][-1][1] == pytest.approx(0.02 * warmup(11, STEPS, 2))
+    first = task.reported[:4]
+    assert run.history[0].train_loss == pytest.approx(sum(loss * n for loss, n in first) / sum(n for _, n in first))
+    assert run.counters["seen"] == sum(n for _, n in task.reported)
+
+
+def test_only_weights_that_require_a_gradient_move() -> None:
+    task = Line()
+    before = [p.detach().clone() for p in task.module.parameters()]
+    train(task)
+    moved = [not torch.equal(old, new) for old, new in zip(before, task.module.parameters(), strict=True)]
+    assert moved == [p.requires_grad for p in task.module.parameters()]
+
+
+def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    whole = Line()
+    expected = whole.digest(train(whole))
+    with pytest.raises(KilledError):
+        train(Line(), checkpoints=CheckpointDir(tmp_path), reporter=Watcher(11))
+    newest = max(tmp_path.glob("state-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    task, watcher = Line(), Watcher()
+    assert task.digest(train(task, checkpoints=CheckpointDir(tmp_path), reporter=watcher)) == expected
+    assert newest.name in watcher.messages[0]
+    assert "step 4 of 12" in watcher.messages[1]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_of_other_settings_is_dropped_only_if_asked(tmp_path: Path, overwrite: bool) -> None:
+    with pytest.raises(KilledError):
+        train(Line(), checkpoints=CheckpointDir(tmp_path), reporter=Watcher(11))
+    task, watcher = Line(identity="other"), Watcher()
+    checkpoints = CheckpointDir(tmp_path, overwrite=overwrite)
+    if not overwrite:
+        with pytest.raises(OutputError, match="step 8 and has other"):
+            train(task, checkpoints=checkpoints, reporter=watcher)
+        return
+    train(task, checkpoints=checkpoints, reporter=watcher)
+    assert len(task.reported) == STEPS
+    assert str(tmp_path) in watcher.messages[0]
+    checkpoints.clear()
+    assert not tmp_path.exists()
+
+
+def test_an_interrupted_run_without_a_folder_says_that_nothing_is_kept() -> None:
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        train(Line(), reporter=Watcher(3, interrupts=True))
+    assert interrupt.value.__notes__ == [NOTHING_KEPT]
+
+
+def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:
+    assert [warmup(step, 100, 10) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert warmup(55, 100, 10) == pytest.approx(0.5)
+    assert warmup(99, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert warmup(75, 100, 50, "linear") == pytest.approx(0.5)
