@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import signal
@@ -14,37 +13,49 @@ from typing import Any
 
 import typer
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ._console import err
-from ._options import JsonCommand
+from ._derive import derive, summary
 
-COMMANDS = (
-    "embed",
-    "import_",
-    "connect",
-    "means",
-    "gap_report",
-    "export",
-    "train_decoder",
-    "caption",
-    "train_generator",
-    "generate",
-    "evaluate",
-    "ablate",
-    "index",
-    "search",
-    "verify",
-    "merge",
-    "split",
-    "push",
-    "pull",
-    "simulate",
-    "demo",
-    "models",
-    "info",
-)
-_MODULES = {name.strip("_").replace("_", "-"): name for name in COMMANDS}
+COMMANDS = {  # the function of this folder, the verbs whose parameters are its options, and those it does not have
+    "embed": ("stores.embed", "embed"),
+    "import": ("stores.import_", "import_embeddings"),
+    "connect heads": ("connect.heads", "connect_heads read_features"),
+    "connect apply": ("connect.apply", "apply_heads read_features"),
+    "connect lit": ("connect.lit", "connect_towers", "mode augment"),
+    "connect full": ("connect.full", "connect_towers", "mode image_head"),
+    "means": ("stores.means", "save_means load_means merge_means"),
+    "gap-report": ("geometry.gap_report", "gap_report"),
+    "export": ("search.export", "export_store"),
+    "train-decoder": ("captions.train_decoder", "train_captioner"),
+    "caption": ("captions.caption", "caption_images"),
+    "train-generator": ("images.train_generator", "train_generator"),
+    "generate": ("images.generate", "generate"),
+    "evaluate": ("captions.evaluate", "evaluate_captions evaluate_images"),
+    "ablate": ("captions.ablate", "ablate ablate_images", "keep_generators"),
+    "index": ("search.index", "build_index"),
+    "search": ("search.search", "Index.search"),
+    "verify": ("stores.verify", "verify_store"),
+    "merge": ("stores.merge", "merge_stores"),
+    "split": ("stores.split", "split_store"),
+    "push": ("hub.push", ""),
+    "pull": ("hub.pull", ""),
+    "demo": ("captions.demo", "run_demo"),
+    "models": ("machine.models", "list_models"),
+    "info": ("machine.info", ""),
+    "simulate init-gap": ("geometry.init_gap", "simulate_init_gap"),
+    "simulate depth": ("geometry.depth", "simulate_depth"),
+    "simulate gap-after-training": ("geometry.gap_after_training", "simulate_gap_after_training"),
+    "simulate stable-region": ("geometry.stable_region", "simulate_stable_region"),
+    "simulate temperature": ("geometry.temperature", "simulate_temperature"),
+}
+GROUPS = {
+    "connect": "Train heads or towers on pairs with a contrastive loss, and log the geometry.",
+    "simulate": "Simulate the theory of the modality gap.",
+}
+_NAMES = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+_PANELS = {"simulate": "Theory"}
 
 
 class _TerminatedError(KeyboardInterrupt):
@@ -53,12 +64,12 @@ class _TerminatedError(KeyboardInterrupt):
 
 @cache
 def _build(name: str) -> Any:
-    """Import a command and let Typer build its options."""
-    module = importlib.import_module(f".{_MODULES[name]}", __package__)
-    own = getattr(module, "group", None)
-    if own is None:
-        own = typer.Typer(add_completion=False)
-        own.command(cls=JsonCommand)(getattr(module, _MODULES[name]))
+    """Return a command, or a group of commands, with its options."""
+    grouped = name in GROUPS
+    own = typer.Typer(add_completion=False, no_args_is_help=grouped, help=GROUPS.get(name))
+    for words, derivation in COMMANDS.items():
+        if words.split()[0] == name:
+            derive(own, words, *derivation)
     command = typer.main.get_command(own)
     command.name = name
     return command
@@ -68,15 +79,15 @@ class _Commands(Mapping[str, Any]):
     """The commands by name. Each is built when it is asked for, since building all of them delays every start."""
 
     def __getitem__(self, name: str) -> Any:
-        if name not in _MODULES:
+        if name not in _NAMES:
             raise KeyError(name)
         return _build(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_MODULES)
+        return iter(_NAMES)
 
     def __len__(self) -> int:
-        return len(_MODULES)
+        return len(_NAMES)
 
 
 class FriendlyGroup(TyperGroup):
@@ -90,6 +101,18 @@ class FriendlyGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order of the workflow."""
         return list(self.commands)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """List the commands by their summaries alone, which is faster than building their options."""
+        self.commands = {
+            name: TyperCommand(
+                name,
+                help=GROUPS.get(name) or summary(COMMANDS[name][0]),
+                rich_help_panel=_PANELS.get(name),
+            )
+            for name in _NAMES
+        }
+        super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; print expected errors without a traceback."""

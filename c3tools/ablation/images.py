@@ -36,7 +36,6 @@ from ..training.checkpoints import CheckpointDir
 from ..transforms import preset
 from ..transforms.sigma import PAIRS, parse_sigma, sigma_by_rule
 from .image_table import FILES, IMAGE_METHODS, ImageAblation, ImageRun
-from .methods import ABLATION
 from .trainings import Training, check_jobs, train_ahead
 
 EXAMPLES = 12
@@ -67,7 +66,7 @@ class ImageData:
 def ablate_images(
     store: Store | str | Path = "c3-store",
     *,
-    methods: str | Sequence[str] = ABLATION,
+    methods: str | Sequence[str] = ("C1", "C2_1", "C2_2", "C3"),
     seeds: int = 3,
     sigma: float | str = 0.1,
     output: str | Path = "c3-ablation",

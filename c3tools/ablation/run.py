@@ -99,10 +99,10 @@ class _Settings:
 def ablate(
     store: Store | str | Path = "c3-store",
     *,
-    methods: str | Sequence[str] = ABLATION,
+    methods: str | Sequence[str] = ("C1", "C2_1", "C2_2", "C3"),
     seeds: int = 3,
     sigma: float | str | Sequence[float | str] = (0.1,),
-    grid: str | Sequence[float] = GRID,
+    grid: str | Sequence[float] = (0.03, 0.045, 0.06, 0.08, 0.1),
     output: str | Path = "c3-ablation",
     split: str = "test",
     test_store: Store | str | Path | None = None,

@@ -87,7 +87,7 @@ def train_captioner(
             splits but test. By default auto.
         size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf).
         set: Change settings of ``size``, such as dropout=0.2, learning_rate=1e-3 or model=PATH.
-        unconditional: Train a language model of the captions, which ``steer`` of captioning steers, without a prefix.
+        unconditional: Train a language model of the captions, without a prefix, which --steer of c3 caption steers.
         epochs: Passes over the captions. The default depends on ``size``.
         train_split: The split to train on.
         train_fraction: Use the captions of this fraction of the images.

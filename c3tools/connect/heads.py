@@ -33,7 +33,7 @@ from ..training.sizes import require_valid
 from .features import PairedFeatures
 from .gradients import TwoTowers
 from .inputs import FeatureInputs, PairInputs
-from .losses import MAX_LOGIT_SCALE, LogitScale
+from .losses import LogitScale
 from .processes import join_processes
 from .run import RECORD_FILE, ConnectOutput, TrainingSettings, score_splits, score_table, write_card
 from .training import train_towers
@@ -262,7 +262,7 @@ def connect_heads(
     cone: float = 0.0,
     loss: str = "infonce",
     logit_scale: str = "learned",
-    max_logit_scale: float = MAX_LOGIT_SCALE,
+    max_logit_scale: float = 100.0,
     close_gap: float = 0.0,
     batch_size: int = 512,
     chunk: int | None = None,

@@ -30,7 +30,7 @@ from ..store.rows import positions, splits_of
 from ..training.checkpoints import CheckpointDir
 from .gradients import TwoTowers
 from .inputs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts, source_of
-from .losses import MAX_LOGIT_SCALE, ContrastiveLoss, LogitScale
+from .losses import ContrastiveLoss, LogitScale
 from .processes import RunContext, gather_rows, join_processes, rank, world
 from .run import RECORD_FILE, ConnectOutput, TrainingSettings, score_splits, score_table, write_card
 from .training import train_towers
@@ -72,7 +72,7 @@ def connect_towers(
     paths: str | Path | Sequence[str | Path],
     output: str | Path = "c3-model",
     *,
-    mode: str = LIT,
+    mode: str = "lit",
     captions: str | Path | None = None,
     model: str | None = None,
     random_init: int | None = None,
@@ -81,7 +81,7 @@ def connect_towers(
     half: bool = False,
     loss: str = "infonce",
     logit_scale: str = "learned",
-    max_logit_scale: float = MAX_LOGIT_SCALE,
+    max_logit_scale: float = 100.0,
     close_gap: float = 0.0,
     batch_size: int = 256,
     chunk: int | None = 64,

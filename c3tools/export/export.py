@@ -88,7 +88,7 @@ class ExportReport:
 
 
 def export_store(
-    store: Store | str | Path,
+    store: Store | str | Path = "c3-store",
     output: str | Path = "c3-export",
     *,
     preset: str = "c3",

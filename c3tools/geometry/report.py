@@ -116,7 +116,7 @@ class GapReport:
 
 
 def gap_report(
-    store: Store | str | Path,
+    store: Store | str | Path = "c3-store",
     *,
     modalities: Sequence[str] | None = None,
     split: str | None = None,

@@ -37,7 +37,6 @@ from ..seeds import generator as seeded
 from ..store import Store
 from ..store.import_embeddings import read_rows
 from .generator import Generator, ImageGenerator
-from .model import SAMPLING_STEPS
 from .pretrained import PretrainedGenerator
 from .sheet import contact_sheet, in_rows, save_image, save_page
 
@@ -158,7 +157,7 @@ def generate(
     output: str | Path = "c3-images",
     n: int = 1,
     seed: int = 0,
-    sampling_steps: int = SAMPLING_STEPS,
+    sampling_steps: int = 25,
     guidance: float | None = None,
     device: str | None = None,
     backend: str = "auto",

@@ -30,7 +30,6 @@ from ..transforms import Pipeline, open_pipeline
 from ..transforms import preset as preset_named
 from ..transforms.fitting import first_rows
 from . import faiss_shards
-from .faiss_shards import SHARD_ROWS
 from .index import HIT_COLUMNS, INDEX_FILE, ROWS_FILE, Index, shards_of
 
 BIAS_ROWS = 2_000
@@ -39,7 +38,7 @@ _GROWTH = 2  # times the rows it was built from, beyond which means and cells ar
 
 
 def build_index(
-    store: Store | str | Path,
+    store: Store | str | Path = "c3-store",
     output: str | Path = "c3-index",
     *,
     factory: str = "auto",
@@ -47,7 +46,7 @@ def build_index(
     split: str | None = None,
     preset: str = "gr-clip",
     pipeline: Pipeline | str | Path | None = None,
-    shard_rows: int = SHARD_ROWS,
+    shard_rows: int = 1_000_000,
     recall: float = 0.98,
     seed: int = 0,
     rebuild: bool = False,

@@ -1,0 +1,68 @@
+"""The public names and their modules: read by editors and type checkers, and by `__init__.py` to import lazily."""
+
+from .ablation.images import ablate_images as ablate_images
+from .ablation.run import ablate as ablate
+from .captioning.caption import caption_images as caption_images
+from .captioning.captioner import Captioner as Captioner
+from .captioning.evaluate import evaluate_captions as evaluate_captions
+from .captioning.train import train_captioner as train_captioner
+from .connect.apply import apply_heads as apply_heads
+from .connect.features import read_features as read_features
+from .connect.heads import ConnectedHeads as ConnectedHeads
+from .connect.heads import connect_heads as connect_heads
+from .connect.towers import connect_towers as connect_towers
+from .demo.run import copy_photos as copy_photos
+from .demo.run import run_demo as run_demo
+from .embedding.run import embed as embed
+from .encoders.loading import load_encoder as load_encoder
+from .encoders.models import list_models as list_models
+from .errors import C3Error as C3Error
+from .export.export import export_store as export_store
+from .geometry.comparison import gap_reports as gap_reports
+from .geometry.report import GapReport as GapReport
+from .geometry.report import gap_report as gap_report
+from .geometry.theory.depth import simulate_depth as simulate_depth
+from .geometry.theory.initialisation import simulate_init_gap as simulate_init_gap
+from .geometry.theory.optimisation import simulate_gap_after_training as simulate_gap_after_training
+from .geometry.theory.stable_region import simulate_stable_region as simulate_stable_region
+from .geometry.theory.temperature import simulate_temperature as simulate_temperature
+from .identity import ModelIdentity as ModelIdentity
+from .imaging.evaluate import evaluate_images as evaluate_images
+from .imaging.generation import generate as generate
+from .imaging.generator import Generator as Generator
+from .imaging.train import train_generator as train_generator
+from .index.build import build_index as build_index
+from .index.index import Index as Index
+from .machine import describe_machine as describe_machine
+from .moments import Moments as Moments
+from .reporter import Reporter as Reporter
+from .store.import_embeddings import import_embeddings as import_embeddings
+from .store.means import (
+    compute_means as compute_means,
+)
+from .store.means import (
+    load_means as load_means,
+)
+from .store.means import (
+    merge_means as merge_means,
+)
+from .store.means import (
+    save_means as save_means,
+)
+from .store.means import (
+    unload_means as unload_means,
+)
+from .store.merge import merge_stores as merge_stores
+from .store.reader import Store as Store
+from .store.rows import Pairs as Pairs
+from .store.rows import Rows as Rows
+from .store.split import split_store as split_store
+from .store.verify import repair_store as repair_store
+from .store.verify import verify_store as verify_store
+from .terminal import TerminalReporter as TerminalReporter
+from .transforms.pipeline import Pipeline as Pipeline
+from .transforms.presets import preset as preset
+
+__version__: str
+__all__: list[str]
+_HOMES: dict[str, str]
