@@ -178,7 +178,8 @@ def _leave_termination_to_the_system() -> None:
 def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminate)
-    os.register_at_fork(after_in_child=_leave_termination_to_the_system)  # workers end without a message
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=_leave_termination_to_the_system)  # workers end without a message
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the terminal cannot show is no reason to stop

@@ -226,9 +226,9 @@ def _flag(command: str, name: str, found: dict[str, _Parameter]) -> str:
 
 def _type(annotation: str) -> Any:
     """Return the type that typer reads for an annotation; None if no text stands for such a value."""
-    if annotation.startswith("tuple"):
-        return eval(annotation)
     words = re.findall(r"\w+", annotation)
+    if words[:1] == ["tuple"]:
+        return tuple[tuple(_type(word) for word in words[1:])]  # type: ignore[misc]
     kind = next((kind for names, kind in _KINDS if names & set(words)), None)
     return list[kind] if kind and words[0] in ("list", "Sequence") else kind  # type: ignore[valid-type]
 

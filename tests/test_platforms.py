@@ -1,0 +1,41 @@
+"""The package without the modules that Windows lacks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PHOTOS
+
+WITHOUT = """
+import os, sys
+for name in ("fcntl", "resource", "termios", "pwd"):
+    sys.modules[name] = None
+for name in ("register_at_fork", "sched_getaffinity"):
+    delattr(os, name)
+"""
+IMPORT_ALL = """
+import importlib, pkgutil, c3tools
+for module in pkgutil.walk_packages(c3tools.__path__, "c3tools."):
+    importlib.import_module(module.name)
+"""
+RUN = "import sys; sys.argv[0] = 'c3'\nfrom c3tools.cli import main; main()"
+
+
+def run(code: str, *arguments: str, folder: Path) -> str:
+    command = [sys.executable, "-c", WITHOUT + code, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing has to be taken away")
+def test_modules_that_windows_lacks_are_not_needed(tmp_path: Path) -> None:
+    run(IMPORT_ALL, folder=tmp_path)
+    assert "gap-report" in run(RUN, "--help", folder=tmp_path)
+    photo = next((PHOTOS / "images").iterdir())
+    assert json.loads(run(RUN, "embed", str(photo), "--workers", "1", "--json", folder=tmp_path))["images"] == 1
