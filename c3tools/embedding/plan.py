@@ -4,15 +4,15 @@ A shard takes a fixed number of inputs, in the order of the corpus, and gets the
 shards take whole such blocks out of the order, so a run that was interrupted plans the same shards again.
 
 A text has changed if its words have. An image has changed if its size in bytes has or, for a file on this machine, if
-it was written after it was embedded; no image is read for this. Only inputs from the given paths can be removed.
+its time of modification is not the recorded one; no image is read for this. Only inputs from the given paths can be
+removed.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, count
@@ -20,16 +20,21 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..corpus import Corpus, ImageItem, ItemList, TextItem
 from ..corpus.items import is_within, possible_files
-from ..io.locations import is_url
+from ..io.files import write_atomically
+from ..io.locations import is_url, name_or_file
 from ..store import Failure, Store
 from ..store.item_splits import item_splits
 from ..store.keys import SortedHashes, SplitTable
-from ..store.manifest import ShardName, ShardRecord
+from ..store.manifest import ShardRecord
+from ..store.shards import ShardName
 from .summary import EmbedSummary, ModalitySummary
 
+INPUTS_FILE = "inputs.parquet"
 Item = TypeVar("Item", ImageItem, TextItem)
 _FILE_COLUMNS = ["key", "path", "size"]
 _COLUMNS = {"image": _FILE_COLUMNS, "video": _FILE_COLUMNS, "text": ["key", "caption", "image_key"]}
@@ -125,6 +130,7 @@ def plan_corpus(
     retry_failed: bool = False,
     update: bool = False,
     lost: Mapping[ShardName, ShardRecord] | None = None,
+    times: InputTimes | None = None,
 ) -> dict[str, Plan[Any]]:
     """Return the plan of each modality that the corpus or the store has.
 
@@ -135,13 +141,16 @@ def plan_corpus(
         retry_failed: plan what failed before, too.
         update: plan what failed before and was written since, too.
         lost: recorded shards that do not exist.
+        times: when the inputs of the store were modified; None to read it.
     """
+    times = InputTimes.load(store.path) if times is None else times
     options: dict[str, Any] = {
         "shard_size": shard_size,
         "retry_failed": retry_failed,
         "update": update,
         "lost": lost,
         "sources": Sources(corpus),
+        "times": times,
     }
     plans: dict[str, Plan[Any]] = {}
     for modality, items in (("image", corpus.images), ("video", corpus.videos), ("text", corpus.texts)):
@@ -202,6 +211,7 @@ def plan_shards(
     lost: Mapping[ShardName, ShardRecord] | None = None,
     sources: Sources | None = None,
     captioned: Sequence[Plan[ImageItem]] = (),
+    times: InputTimes | None = None,
 ) -> Plan[Item]:
     """Compare the items of one modality with those in the store, and divide the others into shards.
 
@@ -214,7 +224,9 @@ def plan_shards(
         shard_size, retry_failed, update, lost: see `plan_corpus`.
         sources: the paths of the corpus; without them no input counts as removed.
         captioned: for texts, the plans of images and of videos.
+        times: when the inputs of the store were modified, as it was recorded.
     """
+    times = times or InputTimes({})
     changed = items.like()
     changed_spans: list[tuple[int, int, int]] = []
     none = ShardInputs(items.like(), [])
@@ -224,14 +236,12 @@ def plan_shards(
     foreign = [images.from_elsewhere for images in captioned if images.from_elsewhere]
     gone_images = [keys for images in captioned for keys in (images.gone_keys, images.gone_failures) if keys]
     left_out = bytearray(len(items))
-    failed: dict[int, float | None] = {}  # by position; when their shard was begun
+    failed: set[int] = set()  # positions
     for part in store.parts(modality):
-        marker = store.marker(modality, part)
-        began = marker["timings"].get("began")
-        failures = (failure["key"] for failure in marker["failures"])
-        failed |= {found[0]: began for found in items.find(failures) if found is not None}
+        failures = store.shard_failures(modality, part)
+        failed |= {found[0] for found in items.find(failure.key for failure in failures) if found is not None}
         if sources is not None:
-            lost_failures = filter(sources.has_lost_failure, (Failure(**failure) for failure in marker["failures"]))
+            lost_failures = filter(sources.has_lost_failure, failures)
             plan.gone_failures.extend(failure.key for failure in lost_failures)
         first, gone = len(changed), []
         for row, found in _match(store, modality, part, items):
@@ -243,7 +253,7 @@ def plan_shards(
                     _is_same_file(row["path"], item) or (sources is not None and sources.has_moved(row["path"]))
                 ):
                     plan.from_elsewhere.append(item.key)
-                elif not of_foreign and _has_changed(item, row, began):
+                elif not of_foreign and _has_changed(item, row, times):
                     changed.append(item)
                     changed_keys.append(item.key)
                 continue
@@ -260,8 +270,8 @@ def plan_shards(
         if isinstance(item, TextItem) and any(keys.has(item.image_key) for keys in foreign):
             left_out[position] = 1
             plan.from_elsewhere.append(item.key)
-    for position, began in failed.items():
-        if left_out[position] or retry_failed or (update and _is_written_after(items[position], began)):
+    for position in sorted(failed):
+        if left_out[position] or retry_failed or (update and times.differ(items[position])):
             continue
         left_out[position] = 1
         summary.failed_before += 1
@@ -307,25 +317,56 @@ def _match(
         yield from zip(rows, items.find(row["key"] for row in rows), strict=True)
 
 
-def _has_changed(item: ImageItem | TextItem, row: Mapping[str, Any], began: float | None) -> bool:
+def _has_changed(item: ImageItem | TextItem, row: Mapping[str, Any], times: InputTimes) -> bool:
     if isinstance(item, TextItem):
         return bool(row["caption"] is not None and row["caption"] != item.caption)
     if None not in (row["size"], item.size) and row["size"] != item.size:
         return True
-    return _is_written_after(item, began)
+    return times.differ(item)
 
 
-def _is_written_after(item: ImageItem | TextItem, began: float | None) -> bool:
-    """Return whether an image is a file on this machine that was written after its shard was begun.
+class InputTimes:
+    """When the files of a store's images and videos were modified, by key: `inputs.parquet`, for `--update`."""
 
-    A date in the future, but for a minute by which clocks may differ, tells nothing: the file may have had it then.
-    """
-    if began is None or isinstance(item, TextItem) or item.source is not None or is_url(item.path):
-        return False
+    def __init__(self, known: dict[str, int]) -> None:
+        self._known = known
+
+    @classmethod
+    def load(cls, store: Path) -> InputTimes:
+        """Read inputs.parquet; without it, or if it is damaged, no time is known."""
+        try:
+            with name_or_file(store / INPUTS_FILE) as source:
+                table = pq.read_table(source)
+            return cls(dict(zip(table.column("key").to_pylist(), table.column("mtime").to_pylist(), strict=True)))
+        except (OSError, KeyError, pa.ArrowException):
+            return cls({})
+
+    def differ(self, item: ImageItem | TextItem) -> bool:
+        """Return whether the file of an input has another time than the recorded one."""
+        known = self._known.get(item.key)
+        return known is not None and _time_of(item) not in (None, known)
+
+    def add(self, shards: Iterable[ShardInputs[Any]]) -> bool:
+        """Note the times of the inputs of shards; return whether there is something new."""
+        found = {item.key: _time_of(item) for inputs in shards for _, items in inputs for item in items}
+        new = {key: time for key, time in found.items() if time is not None}
+        self._known |= new
+        return bool(new)
+
+    def write(self, store: Path) -> None:
+        """Write inputs.parquet."""
+        columns = {"key": pa.array(self._known, pa.string()), "mtime": pa.array(self._known.values(), pa.int64())}
+        write_atomically(store / INPUTS_FILE, lambda path: pq.write_table(pa.table(columns), path))
+
+
+def _time_of(item: ImageItem | TextItem) -> int | None:
+    """Return when the file of an image or video on this machine was modified, in nanoseconds."""
+    if isinstance(item, TextItem) or item.source is not None or is_url(item.path):
+        return None
     try:
-        return began < Path(item.path).stat().st_mtime <= time.time() + 60
+        return Path(item.path).stat().st_mtime_ns
     except OSError:  # deleted since the corpus was read
-        return False
+        return None
 
 
 def _is_same_file(before: str | None, image: ImageItem) -> bool:

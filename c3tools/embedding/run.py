@@ -18,16 +18,13 @@ from ..executors import Executor, LocalExecutor, open_executor
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
-from ..store import Failure, Store, StoreInfo, create_store, finish_store, rewrite_failures, write_failures
-from ..store.manifest import lost_shards
-from ..store.metadata import INFO_FILE
-from ..store.rewriting import rewrite_shard
-from ..store.rows import keys_of
+from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
+from ..store.manifest import Manifest
+from ..store.metadata import INFO_FILE, digest_of
 from ..store.shard_indexes import has_indexes, keep_indexes, load_faiss
-from ..store.shards import remove_unfinished
 from .int8 import calibration_for, keep_int8_model
-from .plan import Plan, ShardInputs, Sources, plan_corpus, summarize_plan
-from .shards import EmbedWork
+from .plan import InputTimes, Plan, ShardInputs, Sources, plan_corpus, summarize_plan
+from .shards import EmbedWork, rewritten_shard
 from .summary import EmbedSummary, ModalitySummary
 
 DTYPES = ("float16", "float32")
@@ -151,7 +148,7 @@ def embed(
         return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
-    indexed = faiss or (recorded is not None and has_indexes(Store.open(folder, incomplete=True)))
+    indexed = faiss or (recorded is not None and _has_indexes(folder, recorded))
 
     def load() -> Encoder:
         return resolve_encoder(
@@ -238,7 +235,6 @@ def embed_corpus(
         C3Error: if a worker process fails; finished shards are kept.
     """
     executor = executor or LocalExecutor()
-    began = time.time()
     folder = location(store)
     modalities: dict[str, ModalitySummary] = {}
     try:
@@ -247,33 +243,38 @@ def embed_corpus(
                 encoder = _loaded_for(folder, encoder, dtype)
             else:
                 create_store(folder, replace(StoreInfo.load(folder), dtype=dtype))
-            opened = Store.open(folder, incomplete=True)
-            lost = lost_shards(folder, reporter)
+            writer = StoreWriter(folder, reporter=reporter)
+            writer.adopt(digest_of(writer.info.to_dict()))
+            opened, lost = Store.open(folder, incomplete=True), writer.lost
+            times = InputTimes.load(folder)
             plans = plan_corpus(
-                opened, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update, lost=lost
+                opened, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update, lost=lost, times=times
             )
             if any(
                 len(plan.shards) or (update and len(plan.changed)) or (prune and plan.gone) for plan in plans.values()
             ):
                 encoder = _loaded_for(folder, encoder, dtype)
             works = {
-                modality: EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout, fps, began=began)
+                modality: EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout, fps)
                 for modality in plans
                 if isinstance(encoder, Encoder)
             }
+            if times.add(plan.shards for plan in plans.values()):
+                times.write(folder)
             for modality, plan in plans.items():
                 if plan.inputs or plan.summary.gone:
                     modalities[modality] = plan.summary
                 if len(plan.shards):
                     _embed_shards(plan.shards, plan.summary, works[modality], executor, reporter)
-            # texts first: their images show which of them were removed
-            for modality in reversed(works) if update or prune else ():
-                plan, work = plans[modality], works[modality]
-                _rewrite_shards(plan, work, executor, reporter, update=update, prune=prune)
-            remove_unfinished(folder)  # of workers that were lost, of shards that were left without a row
-            failures = _roll_up_failures(opened, corpus, prune=prune)
+            for modality, plan in plans.items() if update or prune else ():
+                _rewrite_shards(
+                    writer, modality, plan, works.get(modality), Sources(corpus), executor, reporter, update, prune
+                )
             made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
-            present = finish_store(folder, made_up_for).shards
+            present = writer.finish(_listed_failures(opened, corpus, prune=prune), forget=made_up_for).shards
+            if update and times.add(plan.changed for plan in plans.values()):
+                times.write(folder)
+            failures = opened.recorded_failures()
     except UnreachableError:  # has a remedy of its own
         raise
     except OSError as error:
@@ -321,21 +322,31 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
     return encoder
 
 
+def _has_indexes(folder: Path, info: StoreInfo) -> bool:
+    return has_indexes(Store(folder, info, Manifest.load(folder)))
+
+
 def _rewrite_shards(
+    writer: StoreWriter,
+    modality: str,
     plan: Plan[Any],
-    work: EmbedWork,
+    work: EmbedWork | None,
+    sources: Sources,
     executor: Executor,
     reporter: Reporter,
-    *,
     update: bool,
     prune: bool,
 ) -> None:
-    """Rewrite the shards with changed or removed rows."""
-    gone = plan.gone if prune else {}
+    """Prepare the shards with changed or removed rows anew; the writer puts them in place."""
+    store = Store.open(writer.path, incomplete=True)
+    gone = {part: set(plan.gone_keys[keys]) for part, keys in plan.gone.items()} if prune else {}
+    for part in store.parts(modality) if prune else ():
+        lost = {failure.key for failure in store.shard_failures(modality, part) if sources.has_lost_failure(failure)}
+        if lost:
+            gone[part] = gone.get(part, set()) | lost
     changed = set(plan.changed.numbers if update else ())
-    if changed:
-        work.dropped = {part: frozenset(plan.gone_keys[gone[part]] if part in gone else ()) for part in changed}
-        work.compared = {part for part in changed if plan.unmatched.get(part, 0) == len(work.dropped[part])}
+    if changed and work is not None:
+        work.dropped = {part: frozenset(gone.get(part, ())) for part in changed}
         again = ModalitySummary()
         _embed_shards(plan.changed, again, work, executor, reporter)
         plan.summary.updated, plan.summary.not_updated = again.embedded, again.failed
@@ -344,7 +355,7 @@ def _rewrite_shards(
         for stage, seconds in again.seconds.items():
             plan.summary.seconds[stage] += seconds
     for part in sorted(gone.keys() - changed):
-        rewrite_shard(work.store, work.modality, part, drop=set(plan.gone_keys[gone[part]]))
+        writer.replace_shard(modality, part, *rewritten_shard(store, modality, part, gone[part]))
     plan.summary.removed = len(plan.gone_keys) if prune else 0
 
 
@@ -375,24 +386,11 @@ def _kept(store: Path) -> str:
     return f"Rows kept in {store}: {rows or 'none'}; run the same command again to continue."
 
 
-def _roll_up_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> list[Failure]:
-    """Bring failures.parquet up to date with the failures of the shards and those found while reading the corpus."""
-    sources, recorded = Sources(corpus), store.recorded_failures()
+def _listed_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> list[Failure]:
+    """Return the inputs that were refused before encoding: in this run, and in those before if they still are."""
+    sources, read_now = Sources(corpus), set(corpus.containers)
     skipped = [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
-    has_gone = sources.has_lost_failure if prune else lambda _: False
-    failing = {failure.key for failure in (*recorded, *store.failures(), *skipped)}
-    embedded = {
-        modality: {key for batch in store.batches(modality, ["key"]) for key in failing.intersection(keys_of(batch))}
-        for modality in (store.modalities if failing else ())
-    }
-    for modality, keys in embedded.items():
-        for part in store.parts(modality):
-            present = store.shard_failures(modality, part)
-            left = [failure for failure in present if failure.key not in keys and not has_gone(failure)]
-            if len(left) != len(present):
-                rewrite_failures(store.path, modality, part, left)
-    read_now = set(corpus.containers)
-    before = [f for f in recorded if f.stage == "list" and not is_within(f.path, read_now) and not has_gone(f)]
+    before = [f for f in store.recorded_failures() if f.stage == "list" and not is_within(f.path, read_now)]
+    before = [f for f in before if not (prune and sources.has_lost_failure(f))]
     before = [f for f in before if not corpus.images.has(f.path, "path") and not corpus.videos.has(f.path, "path")]
-    listed = [f for f in [*before, *skipped] if not any(f.key in keys for keys in embedded.values())]
-    return write_failures(store.path, [*listed, *store.failures()])
+    return [*before, *skipped]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ..arrays import Matrix
 from ..corpus import ImageItem, TextItem
@@ -23,8 +23,9 @@ from ..encoders.backends import Pending
 from ..errors import StoreError, UnreachableError
 from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, write_shard
-from ..store.rewriting import intact_shard, rewrite_shard
+from ..store.manifest import REWRITING
 from ..store.rows import keys_of
+from ..store.shards import shard_schema, shard_table, write_rows
 from .int8 import MODEL_FOLDER
 from .loader import PixelBatch, failure_of, pixel_batches
 from .summary import ModalitySummary, no_seconds
@@ -44,11 +45,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         modality: ``image``, ``video`` or ``text``.
         encoder: is used in this process; others load the same model, once each.
         workers, batch_size, image_timeout, fps: see `c3tools.embedding.embed_corpus`.
-        began: seconds since 1970 when the run began, which the markers keep: images written later have changed.
 
     Attributes:
         dropped: the shards that exist and whose rows are replaced, with the keys of the rows that are left out.
-        compared: those of them that have no row but of the corpus, so that all their rows were compared now.
     """
 
     def __init__(
@@ -60,14 +59,10 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         batch_size: int | None = None,
         image_timeout: float = 60.0,
         fps: float = 1.0,
-        *,
-        began: float | None = None,
     ) -> None:
         self.modality = modality
         self.store = store
         self.dropped: dict[int, frozenset[str]] = {}
-        self.compared: set[int] = set()
-        self._began = began
         self._encoder: Encoder | None = encoder
         self._workers, self._batch_size, self._image_timeout, self._fps = workers, batch_size, image_timeout, fps
         self._cores: int | None = None
@@ -119,8 +114,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             return None
         try:
             failures = self.store.shard_failures(self.modality, number)
-            with intact_shard(self.store, self.modality, number) as whole:
-                batches = list(whole.batches(self.modality, ["key"], parts=[number]))
+            batches = list(self.store.batches(self.modality, parts=[number]))
         except StoreError:
             return None
         keys = [str(key) for batch in batches for key in keys_of(batch)]
@@ -147,7 +141,6 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         rows: list[dict[str, Any]] = []
         embeddings: list[np.ndarray[Any, Any]] = []
         failures: list[Failure] = []
-        decoding, began = 0.0, time.perf_counter()
         batches = chain.from_iterable(
             pixel_batches(
                 group,
@@ -167,27 +160,24 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             failures += batch.failures
             seconds["reading"] += batch.reading
             seconds["decoding"] += batch.decoding
-            decoding += batch.reading + batch.decoding
             fetched = time.perf_counter()
             seconds["encoding"] += fetched - start
             summary = None
             if batch.last:
                 matrix = np.concatenate(embeddings) if embeddings else np.zeros((0, encoder.dim), np.float32)
                 columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
-                timings = {"decoding": decoding, "total": fetched - began}
-                self._write(Shard("image", batch.shard, matrix, columns, failures, timings))
+                self._write(Shard("image", batch.shard, matrix, columns, failures))
                 seconds["writing"] += time.perf_counter() - fetched
                 summary = ModalitySummary(embedded=len(rows), failed=len(failures), seconds=dict(seconds))
                 seconds.update(no_seconds())
                 rows, embeddings, failures = [], [], []
-                decoding, began = 0.0, time.perf_counter()
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             if summary is not None:
                 yield summary
 
     def _embed_videos(self, shards: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
         for number, items in shards:
-            start, seconds = time.perf_counter(), no_seconds()
+            seconds = no_seconds()
             rows: list[dict[str, Any]] = []
             means: list[Matrix] = []
             failures: list[Failure] = []
@@ -204,8 +194,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             matrix = np.stack(means) if means else np.zeros((0, self._loaded().dim), np.float32)
             columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
             written = time.perf_counter()
-            timings = {"decoding": seconds["decoding"], "total": written - start}
-            self._write(Shard("video", number, matrix, columns, failures, timings))
+            self._write(Shard("video", number, matrix, columns, failures))
             seconds["writing"] = time.perf_counter() - written
             yield ModalitySummary(embedded=len(rows), failed=len(failures), seconds=seconds)
 
@@ -249,19 +238,20 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             encoded = time.perf_counter()
             columns = {name: [getattr(item, name) for item in items] for name in TextItem._fields}
             timings = {"tokenising": tokenised - start, "encoding": encoded - tokenised}
-            self._write(Shard("text", number, embeddings, columns, [], timings))
+            self._write(Shard("text", number, embeddings, columns))
             seconds = no_seconds() | timings | {"writing": time.perf_counter() - encoded}
             yield ModalitySummary(embedded=len(items), truncated=truncated, seconds=seconds)
 
     def _write(self, shard: Shard) -> None:
         try:
             if shard.index in self.dropped:
-                self._rewrite(shard)
+                rows, failures = rewritten_shard(
+                    self.store, self.modality, shard.index, self.dropped[shard.index], shard
+                )
+                path = self.store.path / REWRITING
+                write_rows(path, self.store.info, self.modality, shard.index, rows, failures)
             else:
-                timings = {stage: round(seconds, 3) for stage, seconds in shard.timings.items()}
-                if self._began is not None:  # not rounded: an image written just before would look changed
-                    timings["began"] = self._began
-                write_shard(self.store.path, self.store.info, replace(shard, timings=timings))
+                write_shard(self.store.path, self.store.info, shard)
         except UnreachableError:
             raise
         except OSError as error:
@@ -271,15 +261,39 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 remedy="Finished work is kept. Free some disk space, then run the same command again to continue.",
             ) from error
 
-    def _rewrite(self, shard: Shard) -> None:
-        """Replace the rows with the same keys in the shard of the same number."""
-        # rows of other paths were not compared now, so what is later than their run has still to be noticed
-        began = self._began if shard.index in self.compared else None
-        rewrite_shard(self.store, self.modality, shard.index, drop=self.dropped[shard.index], new=shard, began=began)
-
     def _loaded(self) -> Encoder:
         assert self._encoder is not None, "load comes first"
         return self._encoder
+
+
+def rewritten_shard(
+    store: Store, modality: str, part: int, drop: Collection[str], new: Shard | None = None
+) -> tuple[pa.Table, list[Failure]]:
+    """Return the rows and failures of a shard without some of them, and with others in their places.
+
+    Args:
+        store: the store.
+        modality: of the shard.
+        part: its number.
+        drop: keys of the rows, and of the failures, to leave out.
+        new: rows that take the places of those with their keys. Those it lists as failed stay as they were.
+
+    Raises:
+        StoreError: if the shard cannot be read.
+    """
+    schema = shard_schema(modality, store.info)
+    rows = pa.Table.from_batches(list(store.batches(modality, parts=[part])), schema)
+    keys = keys_of(rows)
+    chosen = [row for row, key in enumerate(keys) if key not in drop]
+    failures = store.shard_failures(modality, part)
+    left = {keys[row] for row in chosen}
+    if new is not None:
+        places = {key: len(keys) + row for row, key in enumerate(new.columns["key"])}
+        chosen = [places.get(keys[row], row) for row in chosen]
+        rows = pa.concat_tables([rows, shard_table(store.info, new).cast(schema)])
+        failures += new.failures
+    failures = [failure for failure in failures if failure.key not in drop and failure.key not in left]
+    return rows.take(pa.array(chosen, pa.int64())).combine_chunks(), failures
 
 
 def _groups(shards: Iterable[ShardTask]) -> Iterator[dict[int, Sequence[Any]]]:

@@ -45,9 +45,8 @@ from ..io.lock import locked
 from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix, split_mask
-from ..store.reader import all_parts
 from ..store.rows import keys_of, row_items, row_splits
-from ..store.shards import BESIDE_ROWS, MARKER, METADATA_KEY, ROW_GROUP_ROWS, part_name, part_path, shard_schema
+from ..store.shards import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
 from ..transforms import Pipeline, open_pipeline
 from .part_writers import PART_WRITERS, ROLE_COLUMN, dataset_card, in_thread
 
@@ -155,7 +154,7 @@ def export_store(
         store.require(name)
     with open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where:
         if not chosen.fitted:
-            chosen.fit(store, executor=where)
+            chosen.fit(store)
             reporter.message(chosen.describe_fit(store))
         chosen.check_model(store.info.model)
         chosen.check_dim(store.info.dim)
@@ -216,9 +215,9 @@ class ExportWork(Work[PartTask, PartResult]):
         return f"{task[0]} part {task[1]}"
 
     def _run(self, modality: str, part: int, report: Report) -> PartResult:
-        source = self.store.marker(modality, part)
-        made_from = {"identity": self.identity["digest"], "source": source["sha256"]}
-        marker_path = self.output / part_name(modality, part, MARKER)
+        source_rows, source = self.store.shard_rows(modality, part), self.store.shard_digest(modality, part)
+        made_from = {"identity": self.identity["digest"], "source": source}
+        marker_path = self.output / _marker_name(modality, part)
         present = _read_marker(marker_path, made_from, self.output)
         if present is not None:
             report(present["rows"], 0)
@@ -228,14 +227,14 @@ class ExportWork(Work[PartTask, PartResult]):
         local = isinstance(self.output, Path)  # for a URL, files are made on this machine and uploaded
         with nullcontext(self.output) if local else tempfile.TemporaryDirectory() as opened:
             folder = Path(opened)
-            counts, paths = self._write(folder, modality, part, source["rows"], report)
+            counts, paths = self._write(folder, modality, part, source_rows, report)
             names = {path.relative_to(folder).as_posix(): path for path in paths}
             files = {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in names.items()}
             if not local:
                 for name, path in names.items():
                     upload(path, self.output / name)
         marker = {
-            "rows": source["rows"],
+            "rows": source_rows,
             "roles": counts,
             "files": files,
             "made_from": made_from,
@@ -328,8 +327,7 @@ def _prepare(
                 remedy="Choose another folder with --output, or replace it with --overwrite.",
             )
         _drop_parts(output)
-    _rename_early_markers(output)
-    _drop_parts(output, without={part_path(output, *shard, MARKER) for shard in all_parts(store)})
+    _drop_parts(output, without={output / _marker_name(*shard) for shard in store.shards})
     _remove_leftovers(output)
     identity = {"digest": digest, "provenance": provenance}
     if present.get("digest") != digest:
@@ -352,12 +350,8 @@ def _remove_leftovers(output: Path) -> None:
             remove_leftovers(folder)
 
 
-def _rename_early_markers(output: Path) -> None:
-    """Rename the markers of early versions, which other programs read as data."""
-    for marker in _markers(output):
-        if not marker.name.startswith(BESIDE_ROWS):
-            write_json_atomically(marker.parent / (BESIDE_ROWS + marker.name), _read_json(marker))
-            remove(marker)
+def _marker_name(modality: str, part: int) -> str:
+    return f"{modality}/_part-{part:05d}.json"
 
 
 def _drop_parts(output: Path, without: Collection[Path] = ()) -> None:

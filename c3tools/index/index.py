@@ -32,7 +32,7 @@ from ..store import Store
 from ..store.import_embeddings import read_rows
 from ..store.metadata import INFO_FILE
 from ..store.shard_indexes import has_indexes, indexed_shards, load_faiss, read_index
-from ..store.shards import ROWS, shard_schema
+from ..store.shards import shard_schema
 from ..transforms import Pipeline, preset
 from . import faiss_shards
 from .results import Hit, SearchResult, vector_of_key, with_vectors
@@ -178,7 +178,7 @@ class Index:
     def count_missing(self, store: Store, shards: Mapping[str, Mapping[str, str]]) -> int:
         """Return the number of rows, of all splits, in the shards that are not in the index."""
         missing = self.missing_shards(shards)
-        return sum(int(store.marker(name, int(part))["rows"]) for name, parts in missing.items() for part in parts)
+        return sum(store.shard_rows(name, int(part)) for name, parts in missing.items() for part in parts)
 
     def stale(self, store: Store) -> str | None:
         """Return a message if the store has rows that are not in the index, or None."""
@@ -393,11 +393,4 @@ def shards_of(store: Store, modality: str, trusted: Mapping[str, str] | None = N
 
     At a URL each costs a request, so shards with a number in ``trusted`` are taken to have the checksum there.
     """
-    found = {}
-    for part in store.parts(modality):
-        if trusted and str(part) in trusted and not isinstance(store.path, Path):
-            found[str(part)] = trusted[str(part)]
-            continue
-        digests = store.marker(modality, part).get("sha256", {})
-        found[str(part)] = next((digest for name, digest in digests.items() if name.endswith(ROWS)), "")
-    return found
+    return {str(part): store.shard_digest(modality, part) for part in store.parts(modality)}

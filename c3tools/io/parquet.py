@@ -51,11 +51,14 @@ def open_checked(path: Path, block: int | None = None) -> Iterator[pq.ParquetFil
     Raises:
         OSError, ValueError, pyarrow.ArrowException: if it is not a Parquet file; TooLargeError if it declares more.
     """
-    with name_or_file(path, block) as source, pq.ParquetFile(source) as file:
+    with name_or_file(path, block) as source:
         chunks, size = _declared(source)
         for group in chunks:
             _check_chunks(group, size)
-        yield file
+        if not isinstance(source, Path):
+            source.seek(0)
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            yield file
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

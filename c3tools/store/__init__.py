@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .manifest import finish_store
+from .manifest import StoreWriter, create_store, finish_store
 from .metadata import Failure, StoreInfo, write_failures
 from .reader import Store
 from .rows import Pairs, Rows, embedding_matrix, split_mask
-from .shards import Shard, create_store, rewrite_failures, write_shard
+from .shards import Shard, write_shard
 
 __all__ = [
     "Failure",
@@ -15,10 +15,10 @@ __all__ = [
     "Shard",
     "Store",
     "StoreInfo",
+    "StoreWriter",
     "create_store",
     "embedding_matrix",
     "finish_store",
-    "rewrite_failures",
     "split_mask",
     "write_failures",
     "write_shard",

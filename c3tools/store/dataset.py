@@ -31,10 +31,10 @@ from ..io.locations import names_in
 from ..io.outputs import Output, replacing
 from ..io.parquet import read_parquet
 from ..moments import Moments, load_counts, save_moments
-from .manifest import finish_store
+from .manifest import finish_store, new_store
 from .metadata import INFO_FILE, Failure, StoreInfo, read_failures, write_failures
 from .rows import row_splits
-from .shards import ROW_GROUP_ROWS, check_schema, create_store, parquet_writer, shard_schema, write_batches
+from .shards import check_schema, parquet_writer, shard_schema, write_rows
 
 _DATA, _MOMENTS = "data", "moments"
 _FILES = {INFO_FILE, _DATA, _MOMENTS}
@@ -169,18 +169,15 @@ class HubDataset(HubRepository):
                 remedy="`c3 import` takes embeddings of other programs.",
             )
         info = StoreInfo.load(folder)
-        with replacing(target, keep=False) as new:
-            create_store(new, info)
+        with new_store(target, info) as new:
             failures = read_failures(folder / _DATA)
             for modality in sorted(path.name for path in (folder / _DATA).glob("[!._]*/")):
                 failed = read_failures(folder / _DATA / modality)
-                files = [_read(file, modality, info) for file in _files_of(folder, modality)]
-                for part, batches in enumerate(files or [iter(())]):
-                    write_batches(new, info, modality, part, batches, () if part else failed)
+                tables = [_read(file, modality, info) for file in _files_of(folder, modality)]
+                for part, table in enumerate(tables or [shard_schema(modality, info).empty_table()]):
+                    write_rows(new, info, modality, part, table, () if part else failed)
                 _check_count(folder, modality, info)
-                failures += failed
-            write_failures(new, failures)
-            finish_store(new)
+            finish_store(new, failures)
         opened: Self = cls.open(target)  # type: ignore[attr-defined]
         return opened
 
@@ -268,14 +265,14 @@ def _files_of(folder: Path, modality: str) -> list[Path]:
     return [path for *_, path in sorted(found, key=lambda entry: (split_order(entry[0]), entry[1]))]
 
 
-def _read(path: Path, modality: str, info: StoreInfo) -> Iterator[pa.RecordBatch]:
+def _read(path: Path, modality: str, info: StoreInfo) -> pa.Table:
     try:
         table = read_parquet(path)
         check_schema(table.schema, modality, info, ())
         table.validate(full=True)  # text that is not UTF-8 would fail later
-        yield from table.to_batches(ROW_GROUP_ROWS)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise StoreError(f"{path} cannot be read ({error}).", remedy="Fetch the data set again.") from error
+    return table
 
 
 def _check_count(folder: Path, modality: str, info: StoreInfo) -> None:

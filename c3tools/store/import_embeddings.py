@@ -24,13 +24,12 @@ from .importers.columns import KEYS, TEXT_KEYS, as_keys, find_column, require_ut
 from .importers.vectors import clip_retrieval_files
 from .item_splits import item_splits, joined_splits
 from .keys import SortedHashes, key_hashes
-from .manifest import finish_store
-from .metadata import INFO_FILE, Failure, StoreInfo, digest_of, write_failures
+from .manifest import StoreWriter, create_store
+from .metadata import INFO_FILE, Failure, StoreInfo, digest_of
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys, row_items
 from .shard_indexes import has_indexes, keep_indexes
-from .shards import Shard, create_store, write_shard
-from .store_checks import description_of_shard
+from .shards import Shard, read_header, write_shard
 
 SHARD_ROWS = 32_768
 UNKNOWN_MODEL = "unknown"
@@ -179,6 +178,8 @@ def write_modalities(
     with locked(path), telling_what_is_kept(lambda: kept):
         _require_free(path, info, modalities)
         create_store(path, info)
+        writer = StoreWriter(path, reporter=reporter)
+        writer.adopt(digest_of(info.to_dict()))
         modalities = _join_splits(Store.open(path, incomplete=True), modalities, notes)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             report: Report = lambda count, _: progress.advance(count)  # noqa: E731
@@ -194,8 +195,7 @@ def write_modalities(
                     treated = "divided by their norms" if info.normalised else "kept as they are"
                     rows = f"{off_unit:,} of {len(modality):,} {modality.name} rows"
                     notes.append(f"{rows} did not have norm 1; they were {treated}.")
-        write_failures(path, Store.open(path, incomplete=True).failures())
-        finish_store(path)
+        writer.finish()
         store = Store.open(path)
         if has_indexes(store):
             keep_indexes(path, executor, reporter)
@@ -240,8 +240,7 @@ def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -
     store = Store.open(path, incomplete=True)
 
     def is_from_elsewhere(modality: str, part: int) -> bool:
-        described = description_of_shard(path, modality, part)  # store.json describes the first import only
-        return described is not None and described.get("extra") != info.extra
+        return read_header(store.file(modality, part)).made_from != digest_of(info.to_dict())
 
     names = [modality.name for modality in modalities]
     taken = [name for name in names if any(is_from_elsewhere(name, part) for part in store.parts(name))]

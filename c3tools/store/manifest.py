@@ -1,44 +1,69 @@
-"""The manifest of a store, `manifest.json`: which shards and other files it has. Every writer writes it last.
+"""The manifest of a store, and writing to a store: every writer ends with the manifest.
 
-    {"checksum": ..., "files": {"failures.parquet": sha256},
-     "shards": {"image": {"part-00000": {"marker": digest of its done marker, "rows": n}}}}
+    manifest.json   {"files": {"moments.safetensors": sha256, …},
+                     "shards": {"image/part-00000.parquet": {"rows": n, "sha256": …, "faiss": sha256 of its index}}}
 
-Recorded shards that are missing were lost, or are not yet copied. Shards that are not recorded come from a run that
-did not finish. A store without a manifest is unfinished, or an early version made it. The same content gives the same
-bytes.
+What the manifest lists is the store. Shards that it does not list come from a run that did not finish; the same run
+adopts them. Listed files that are missing were lost, or are not yet copied. The same content gives the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import IncompleteStoreError, StoreError, UnreachableError
-from ..io.files import MALFORMED, json_text, read_limited, sha256_of, write_json_atomically
-from ..io.locations import names_in, unread_is_not_damaged
-from ..reporter import Reporter
-from .metadata import CHECKSUM, FAILURES_FILE, StoreInfo, digest_of, marker_digest, read_marker
-from .shards import MARKER, MOMENTS, ROWS, finished_parts, part_name, part_path
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import OutputError, StoreError, UnreachableError
+from ..io.files import (
+    MALFORMED,
+    json_text,
+    read_json,
+    read_limited,
+    remove_leftovers,
+    sha256_of,
+    sync_folder,
+    write_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
+from ..io.locations import download, is_url, kind_of, move, names_in, remove, unread_is_not_damaged
+from ..io.lock import locked
+from ..moments import Moments, load_moments, save_moments
+from ..reporter import SILENT, Reporter
+from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, read_failures, write_failures
+from .shards import (
+    ShardName,
+    SplitMoments,
+    add_moments,
+    part_name,
+    read_batches,
+    read_header,
+    shards_in,
+    write_rows,
+)
 
 MANIFEST_FILE = "manifest.json"
-EXTERNAL_FILE = "borrowed-moments.safetensors"
-_FILES = (EXTERNAL_FILE, FAILURES_FILE)
-ShardName = tuple[str, int]  # modality and number
+MOMENTS_FILE = "moments.safetensors"
+EXTERNAL_FILE = "external-moments.safetensors"
+REWRITING = ".rewriting"  # in the store: shards that are to take the place of others
+REWRITING_LIST = "list.json"  # in that folder: once it is there, the shards are put in place
+_FILES = (INFO_FILE, FAILURES_FILE, MOMENTS_FILE, EXTERNAL_FILE)
 
 
 class ShardRecord(NamedTuple):
-    """The record of a shard: its number of rows, and the digest of its done marker without the timings."""
+    """A shard in the manifest: its number of rows, its SHA-256, and that of its FAISS index if it has one."""
 
     rows: int
-    marker: str
-
-    @classmethod
-    def of(cls, marker: Mapping[str, Any]) -> ShardRecord:
-        """Return the record of the shard with this done marker, whose digest covers the checksums of its files."""
-        return cls(int(marker["rows"]), marker_digest(marker))
+    sha256: str
+    faiss: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,172 +89,357 @@ class Manifest:
         try:
             with unread_is_not_damaged(path):
                 content = read_limited(path)
+            value = json.loads(content)
+            shards = {}
+            for name, record in value["shards"].items():
+                modality, _, file = name.partition("/")
+                shard = modality, int(file.removeprefix("part-").removesuffix(".parquet"))
+                shards[shard] = ShardRecord(int(record["rows"]), str(record["sha256"]), record.get("faiss"))
+            manifest = cls(shards, {str(name): str(digest) for name, digest in value["files"].items()})
+            if content != manifest.text().encode():
+                raise ValueError("it was changed after it was written")
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise _damaged(path, error) from error
-        try:
-            manifest = cls._from_dict(json.loads(content))
-            if content != manifest._text().encode():
-                raise ValueError("it was changed after it was written")
         except UnreachableError:
             raise
-        except MALFORMED as error:
-            raise _damaged(path, error) from error
+        except (OSError, *MALFORMED) as error:
+            raise StoreError(
+                f"{path} is damaged ({error}).",
+                remedy="Check the store with `c3 verify`; --repair writes this file for the shards that exist.",
+            ) from error
         return manifest
 
-    @classmethod
-    def _from_dict(cls, value: Any) -> Manifest:
+    def text(self) -> str:
+        """Return the content of the file."""
         shards = {
-            (modality, int(name.removeprefix("part-"))): ShardRecord(int(record["rows"]), str(record["marker"]))
-            for modality, records in value["shards"].items()
-            for name, record in records.items()
+            part_name(*shard): {name: value for name, value in record._asdict().items() if value is not None}
+            for shard, record in self.shards.items()
         }
-        return cls(shards, {str(name): str(digest) for name, digest in value["files"].items()})
-
-    @classmethod
-    def of(cls, store: Path) -> Manifest:
-        """Read what is there.
-
-        Raises:
-            StoreError: if a done marker cannot be read.
-        """
-        shards = [(name, part) for name in names_in(store)[0] for part in finished_parts(names_in(store / name)[1])]
-        return cls({shard: _record(store, *shard) for shard in shards}, _files_of(store))
-
-    def _text(self) -> str:
-        shards: dict[str, dict[str, Any]] = {}
-        for (modality, part), record in sorted(self.shards.items()):
-            shards.setdefault(modality, {})[f"part-{part:05d}"] = record._asdict()
-        content = {"files": dict(self.files), "shards": shards}
-        return json_text({**content, CHECKSUM: digest_of(content)})
+        return json_text({"files": dict(self.files), "shards": shards})
 
     def write(self, store: Path) -> None:
         """Write the manifest, complete or not at all."""
-        write_json_atomically(store / MANIFEST_FILE, json.loads(self._text()))
+        write_text_atomically(store / MANIFEST_FILE, self.text())
 
-    def compare(self, store: Path) -> tuple[list[str], list[ShardName]]:
-        """Return the recorded files that are missing, by their names, and the finished shards not recorded.
-
-        The folders of the store are listed; no file is read.
-        """
-        folders, files = names_in(store)
-        modalities = {name for name in folders if not name.startswith(".")} | {modality for modality, _ in self.shards}
-        names = {modality: set(names_in(store / modality)[1]) for modality in modalities}
-        missing = [name for name in self.files if name not in files]
-        for modality, part in self.shards:
-            expected = (part_name(modality, part, suffix) for suffix in (ROWS, MOMENTS, MARKER))
-            missing += [name for name in expected if name.rpartition("/")[2] not in names[modality]]
-        finished = ((modality, part) for modality in names for part in finished_parts(names[modality]))
-        return sorted(missing), sorted(shard for shard in finished if shard not in self.shards)
-
-    def lost(self, missing: Collection[str]) -> dict[ShardName, ShardRecord]:
-        """Return the recorded shards that do not exist, given the ``missing`` files of `compare`."""
-        return {shard: record for shard, record in self.shards.items() if part_name(*shard, MARKER) in missing}
+    def missing(self, store: Path) -> list[str]:
+        """Return the names of the listed files that are not there; folders are listed, and no file is read."""
+        present = {part_name(*shard) for shard in shards_in(store)} | set(names_in(store)[1])
+        return sorted({*self.files, *(part_name(*shard) for shard in self.shards)} - present)
 
 
-def require_recorded(store: Path, info: StoreInfo, reporter: Reporter) -> None:
-    """Refuse a store that lacks recorded files; tell the reporter of one that is not finished.
+def create_store(path: Path, info: StoreInfo) -> None:
+    """Make the folder and its store.json, or check that the store there contains the same kind of embeddings.
 
     Raises:
-        IncompleteStoreError: if files that the manifest records are missing.
-        StoreError: if the manifest is damaged.
+        StoreError: if a store of another model, dimension or dtype is there, or a file is in the way.
     """
-    missing: list[str] = []
-    for _ in range(2):  # a writer may have ended in between
-        manifest = Manifest.load(store)
-        if manifest is None:
-            reporter.message(
-                f"{store} has no {MANIFEST_FILE}: it is unfinished, or an early version made it. The rows that exist "
-                f"are used; `c3 verify {store}` says more."
+    if kind_of(path) == "file":
+        raise StoreError(f"{path} is a file, but a folder is needed.", remedy="Choose another store with --store.")
+    if kind_of(path / INFO_FILE) != "file":
+        write_json_atomically(path / INFO_FILE, info.to_dict())
+        return
+    present = StoreInfo.load(path)
+    present.require_same_model(info.model, own=f"The store {path}", theirs="the new embeddings")
+    for name in ("dim", "dtype", "normalised"):
+        if getattr(present, name) != getattr(info, name):
+            raise StoreError(
+                f"The store {path} has {name} = {getattr(present, name)}, but {getattr(info, name)} was requested.",
+                remedy="Use the same options as before, or choose another --store.",
             )
-            return
-        missing, unrecorded = manifest.compare(store)
-        if not missing:
-            break
-    if missing:
-        more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-        raise IncompleteStoreError(
-            f"The store {store} is incomplete: {missing[0]} is missing{more}, though {MANIFEST_FILE} lists it.",
-            remedy=f"Copy the store again, or run the `{info.command}` command that made it again. `c3 verify "
-            f"{store}` lists what is missing.",
-        )
-    if unrecorded:
-        reporter.message(
-            f"{store} is unfinished: `{info.command}` is writing to it or was interrupted. The rows that exist are "
-            "used."
-        )
 
 
-def finish_store(store: Path, made_up_for: Collection[ShardName] = ()) -> Manifest:
-    """Record what a store has: the last step of every writer, under the store's lock.
+class StoreWriter:
+    """One run that writes to a store, under its lock: from what is there to the manifest.
 
-    Shards that were recorded before and are lost stay recorded until there are shards of their numbers again.
+    An interrupted rewriting is finished first, or discarded if it was only being prepared.
 
     Args:
-        store: the folder or URL.
-        made_up_for: lost shards whose rows are in shards of other numbers now, so that they are no longer recorded.
+        path: the folder or URL of a store that has its store.json.
+        files: names of further files that the manifest lists.
+        reporter: is told of listed files that are missing.
 
-    Returns:
-        What is there.
+    Attributes:
+        path, info: of the store.
+        before: the manifest that the run began from; None for a new store.
+        lost: the listed shards that are missing.
 
     Raises:
-        StoreError: if a done marker, or the manifest there was, cannot be read.
+        StoreError: if store.json or the manifest is damaged.
     """
-    before, now = Manifest.load(store) or Manifest({}, {}), Manifest.of(store)
-    kept = {shard: record for shard, record in before.shards.items() if shard not in made_up_for}
-    Manifest({**kept, **now.shards}, {**before.files, **now.files}).write(store)
-    return now
+
+    def __init__(self, path: Path, *, files: Collection[str] = (), reporter: Reporter = SILENT) -> None:
+        self.path, self.info = path, StoreInfo.load(path)
+        self._files = tuple(files)
+        self._rewritten: set[ShardName] = set()
+        self._removed: set[ShardName] = set()
+        self._remove_leftovers()
+        self.before = Manifest.load(path)
+        self.lost: dict[ShardName, ShardRecord] = {}
+        if kind_of(path / REWRITING / REWRITING_LIST) == "file":
+            self.finish()
+        _remove_folder(path / REWRITING)
+        if self.before is None:
+            return
+        missing = self.before.missing(path)
+        self.lost = {shard: record for shard, record in self.before.shards.items() if part_name(*shard) in missing}
+        if missing:
+            reporter.message(
+                f"{len(missing):,} files that {path} should contain are missing, for example {missing[0]}; their "
+                "inputs are embedded again."
+            )
+
+    def adopt(self, made_from: str) -> None:
+        """Keep the whole shards of an interrupted run of the same settings; remove those that are damaged.
+
+        Raises:
+            StoreError: if there are shards of other settings that the manifest does not list.
+        """
+        listed = self.before.shards if self.before else {}
+        for shard in shards_in(self.path):
+            if shard in listed:
+                continue
+            name = self.path / part_name(*shard)
+            try:
+                header = read_header(name)
+                for _ in read_batches(name, shard[0], self.info):
+                    pass
+            except StoreError:
+                remove(name)
+                continue
+            if header.made_from != made_from:
+                raise StoreError(
+                    f"{name} was made by a run with other settings that did not finish.",
+                    remedy="Finish it with its own command, choose another store, or keep its rows as they are with "
+                    "`c3 verify --repair`.",
+                )
+
+    def replace_shard(
+        self, modality: str, part: int, rows: pa.Table, failures: Iterable[Failure], made_from: str | None = None
+    ) -> None:
+        """Prepare other content for a shard; without rows and failures it is to be removed. `finish` puts it in place.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        failures = list(failures)
+        if len(rows) or failures:
+            write_rows(self.path / REWRITING, self.info, modality, part, rows, failures, made_from)
+        else:
+            self._removed.add((modality, part))
+
+    def finish(self, listed: Iterable[Failure] | None = None, *, forget: Collection[ShardName] = ()) -> Manifest:
+        """Put rewritten shards in place, and write failures.parquet, the moments and, last, the manifest.
+
+        Lost shards stay in the manifest until there are shards of their numbers again.
+
+        Args:
+            listed: the inputs that were refused before encoding; None for those of failures.parquet.
+            forget: lost shards to take out of the manifest.
+
+        Raises:
+            OutputError: if another run wrote to the store in the meantime (at a URL, where nothing is locked).
+            StoreError: if a shard cannot be read.
+            OSError: if a file cannot be written.
+        """
+        self._remove_leftovers()  # of workers that were lost
+        self._put_in_place()
+        before = self.before or Manifest({}, {})
+        dropped = {*forget, *self._removed}
+        records = {shard: record for shard, record in before.shards.items() if shard not in dropped}
+        present = sorted(shards_in(self.path))
+        new = [s for s in present if s not in records or s in self.lost or s in self._rewritten]
+        groups = None if dropped or self.lost or self._rewritten else self._moments_to_extend(before, new)
+        if new or groups is None:
+            extended = dict(groups or {})
+            for shard in present if groups is None else new:
+                with on_this_machine(self.path / part_name(*shard)) as file:
+                    rows = 0
+                    own: SplitMoments = {}
+                    for batch in read_batches(file, shard[0], self.info):
+                        add_moments(own, batch)
+                        rows += len(batch)
+                    if shard in new:
+                        records[shard] = ShardRecord(rows, sha256_of(file))
+                for split, moments in own.items():
+                    name = f"{shard[0]}/{split}"
+                    extended[name] = extended[name].merge(moments) if name in extended else moments
+            groups = extended
+        failures = self._gathered(present, listed)
+        if Manifest.load(self.path) != self.before:
+            raise OutputError(
+                f"Another run wrote to {self.path} while this one did: its {MANIFEST_FILE} has changed.",
+                remedy=f"Run the same command again, and check the result with `c3 verify {self.path}`.",
+            )
+        write_atomically(self.path / MOMENTS_FILE, lambda path: save_moments(path, groups, {}))
+        write_failures(self.path, failures)
+        names = names_in(self.path)[1]
+        written = {FAILURES_FILE, MOMENTS_FILE, *self._files}
+        files = {
+            name: sha256_of(self.path / name)
+            for name in (*_FILES, *self._files)
+            if name in names and (name in written or name not in before.files)
+        }
+        manifest = Manifest(records, {**before.files, **files})
+        manifest.write(self.path)
+        _remove_folder(self.path / REWRITING)
+        self.before, self.lost = manifest, {}
+        self._rewritten, self._removed = set(), set()
+        return manifest
+
+    def _remove_leftovers(self) -> None:
+        for folder in (self.path, *(self.path / modality for modality in names_in(self.path)[0])):
+            remove_leftovers(folder)
+
+    def _put_in_place(self) -> None:
+        """List the shards that are to be put in place, so that they are even if this run is killed, and do it."""
+        path = self.path / REWRITING / REWRITING_LIST
+        if kind_of(path) is None:
+            staged = {shard: sha256_of(path.parent / part_name(*shard)) for shard in shards_in(path.parent)}
+            # captions before their images: a crash could otherwise restore captions without their image
+            chosen = sorted({*staged, *self._removed}, key=lambda shard: (shard[0] != "text", shard))
+            if not chosen:
+                return
+            write_json_atomically(path, [[*shard, staged.get(shard)] for shard in chosen])
+        for modality, part, digest in read_json(path):
+            source, target = path.parent / part_name(modality, part), self.path / part_name(modality, part)
+            if digest is None:
+                remove(target)
+                self._removed.add((modality, part))
+            else:
+                if kind_of(source) == "file":
+                    move(source, target)
+                self._rewritten.add((modality, part))
+            sync_folder(target.parent)
+
+    def _moments_to_extend(self, before: Manifest, new: Collection[ShardName]) -> dict[str, Moments] | None:
+        """Return the moments that new shards are folded onto; None if all have to be computed from the rows."""
+        last: dict[str, int] = {}
+        for modality, part in before.shards:
+            last[modality] = max(part, last.get(modality, -1))
+        path = self.path / MOMENTS_FILE
+        if not before.shards or any(part < last.get(modality, -1) for modality, part in new):
+            return None
+        if kind_of(path) is None or sha256_of(path) != before.files.get(MOMENTS_FILE):
+            return None
+        return load_moments(path)[0]
+
+    def _gathered(self, present: Iterable[ShardName], listed: Iterable[Failure] | None) -> list[Failure]:
+        """Return the failures of listing and of all shards, without the inputs that are embedded now."""
+        if listed is None:
+            listed = [failure for failure in read_failures(self.path) if failure.stage == "list"]
+        kept = list(listed)
+        failures: dict[str, list[Failure]] = {}
+        for modality, part in present:
+            failures.setdefault(modality, []).extend(read_header(self.path / part_name(modality, part)).failures)
+        anywhere: set[str] = set()
+        found: list[Failure] = []
+        for modality, own in failures.items():
+            failing = pa.array({failure.key for failure in (*own, *kept)}, pa.string())
+            embedded: set[str] = set()
+            for part in (part for name, part in present if name == modality and len(failing)):
+                path = self.path / part_name(modality, part)
+                for batch in read_batches(path, modality, self.info, ["key"]):
+                    keys = batch.column("key")
+                    embedded.update(keys.filter(pc.is_in(keys, value_set=failing)).to_pylist())
+            found += [failure for failure in own if failure.key not in embedded]
+            anywhere |= embedded
+        return [*(failure for failure in kept if failure.key not in anywhere), *found]
 
 
-def lost_shards(store: Path, reporter: Reporter) -> Mapping[ShardName, ShardRecord]:
-    """Return the shards that the store's manifest records and that do not exist; tell of them."""
-    manifest = Manifest.load(store)
-    missing = manifest.compare(store)[0] if manifest else []
-    if missing:
-        reporter.message(
-            f"{len(missing):,} files that {store} should contain are missing, for example {missing[0]}; their inputs "
-            "are embedded again."
-        )
-    return manifest.lost(missing) if manifest else {}
+def finish_store(store: Path, listed: Iterable[Failure] | None = None) -> Manifest:
+    """Finish a store whose shards are written: see `StoreWriter.finish`."""
+    return StoreWriter(store).finish(listed)
 
 
-def record_again(
+def record_files(
     store: Path,
-    shards: Iterable[ShardName] = (),
     *,
-    removed: Collection[ShardName] = (),
-    removed_files: Collection[str] = (),
+    changed: Collection[str] = (),
+    removed: Collection[str] = (),
+    faiss: Mapping[ShardName, str | None] | None = None,
 ) -> None:
-    """Record some shards, and the files beside the shards, again after they were changed.
-
-    A store without a manifest stays without one, and shards of a run that did not end stay unrecorded.
+    """List files of a store again that were changed; a store without a manifest stays without one.
 
     Args:
         store: the folder or URL.
-        shards: the shards that were changed; those that are not recorded are left out.
-        removed: shards that are removed on purpose; they are taken out of the manifest first.
-        removed_files: files that are removed on purpose.
+        changed: files beside the shards that were written.
+        removed: those that were removed on purpose.
+        faiss: SHA-256 of FAISS indexes by their shards; None for shards that have none any more.
     """
     before = Manifest.load(store)
     if before is not None:
-        changed = {shard: _record(store, *shard) for shard in shards if shard in before.shards}
-        files = {name: digest for name, digest in before.files.items() if name not in removed_files}
-        kept = {shard: record for shard, record in before.shards.items() if shard not in removed}
-        Manifest({**kept, **changed}, {**files, **_files_of(store)}).write(store)
+        files = {name: digest for name, digest in before.files.items() if name not in removed}
+        files |= {name: sha256_of(store / name) for name in changed}
+        own = faiss or {}
+        shards = {s: record._replace(faiss=own.get(s, record.faiss)) for s, record in before.shards.items()}
+        Manifest(shards, files).write(store)
 
 
-def _record(store: Path, modality: str, part: int) -> ShardRecord:
-    return ShardRecord.of(read_marker(part_path(store, modality, part, MARKER)))
+def new_folder(destination: str | Path) -> Path:
+    """Return the folder on this machine that a new store is to be built in.
+
+    Raises:
+        StoreError: for a URL. An object store renames nothing, so half of a new store could be seen there.
+    """
+    if is_url(destination):
+        raise StoreError(
+            f"A new store cannot be written to {destination}: it is built in a folder on this machine, so that a run "
+            "that fails leaves nothing behind.",
+            remedy="Write to a local folder, then copy it, for example: aws s3 cp --recursive FOLDER s3://…",
+        )
+    return Path(destination)
 
 
-def _files_of(store: Path) -> dict[str, str]:
-    present = names_in(store)[1]
-    return {name: sha256_of(store / name) for name in _FILES if name in present}
+@contextmanager
+def new_store(path: Path, info: StoreInfo) -> Iterator[Path]:
+    """Yield a hidden folder beside ``path`` to build a store in; it is renamed to ``path`` when the block ends well.
+
+    What a killed run left there is removed first.
+
+    Raises:
+        StoreError: if something is at ``path``, or it cannot be written.
+        OutputError: if another run is building it.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise StoreError(f"{path} already exists.", remedy="Choose a new folder for the store.")
+    building = path.absolute().parent / f".{path.absolute().name}.unfinished"
+    try:
+        with locked(building, path):
+            try:
+                for left in building.iterdir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                create_store(building, info)
+                yield building
+                building.replace(path)
+            except BaseException:
+                shutil.rmtree(building, ignore_errors=True)
+                raise
+            sync_folder(path.absolute().parent)
+    except UnreachableError:  # the source cannot be read; nothing is wrong here
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"The store {path} cannot be written ({error.strerror or error}).",
+            remedy="Nothing was written. Free some disk space, or check the disk, then run the same command again.",
+        ) from error
 
 
-def _damaged(path: Path, error: Exception) -> StoreError:
-    return StoreError(
-        f"{path} is damaged ({error}).",
-        remedy="Check the store with `c3 verify`; --repair rewrites this file for the shards that exist.",
-    )
+@contextmanager
+def on_this_machine(path: Path) -> Iterator[Path]:
+    """Yield a file on this machine: the file itself, or a copy of one at a URL, so that it is downloaded once."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        download(path, copy)
+        yield copy
+
+
+def _remove_folder(folder: Any) -> None:
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for modality, part in shards_in(folder):
+        remove(folder / part_name(modality, part))
+    remove(folder / REWRITING_LIST)

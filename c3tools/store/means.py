@@ -12,14 +12,13 @@ import numpy as np
 from ..assets.paths import C3_MINI_MOMENTS
 from ..corpus.splits import split_order
 from ..errors import StoreError
-from ..executors import Executor
 from ..identity import ModelIdentity
-from ..io.files import SEAL_PLACE, seal, write_atomically
+from ..io.files import write_atomically
 from ..io.locations import location, remove
 from ..io.lock import locked
 from ..moments import Moments, load_moments, save_moments
 from ..tables import Table
-from .manifest import EXTERNAL_FILE, record_again
+from .manifest import EXTERNAL_FILE, record_files
 from .reader import Store
 
 BUNDLED = {"c3-mini": C3_MINI_MOMENTS}
@@ -94,12 +93,11 @@ class Means:
         return self.table()._repr_html_() + gap
 
 
-def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor | None = None) -> Means:
-    """Return the means of every modality and split that has rows, from the shards' moments alone.
+def compute_means(store: Store | str | Path = "c3-store") -> Means:
+    """Return the means of every modality and split that has rows, from the moments of the store.
 
     Args:
         store: The store of embeddings: a folder or a URL (s3://, gs://).
-        executor: Merges the moments of groups of shards; None for this process.
 
     Raises:
         StoreError: if there is no store, or moments cannot be read.
@@ -107,7 +105,7 @@ def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor 
     store = Store.open(store)
     rows, totals = [], []
     for modality in (name for name in store.modalities if store.count(name)):
-        groups = store.moments_by_split(modality, executor)
+        groups = store.moments_by_split(modality)
         rows += [MeanRow.of(modality, split, groups[split]) for split in sorted(groups, key=split_order)]
         totals.append(Moments.merge_all(groups.values(), store.info.dim))
         rows.append(MeanRow.of(modality, "all", totals[-1]))
@@ -118,16 +116,13 @@ def compute_means(store: Store | str | Path = "c3-store", *, executor: Executor 
     return Means(store.path, rows, gap)
 
 
-def save_means(
-    store: Store | str | Path, save: str | Path, *, split: str = "train", executor: Executor | None = None
-) -> dict[str, Moments]:
+def save_means(store: Store | str | Path, save: str | Path, *, split: str = "train") -> dict[str, Moments]:
     """Write the moments of every modality, of rows of norm 1, to a file or URL, with the model they belong to.
 
     Args:
         store: The store of embeddings: a folder or a URL (s3://, gs://).
         save: Write the moments of ``split`` to this file or URL.
         split: The split whose moments ``save`` writes: train, val, test or all.
-        executor: Merges the moments of groups of shards; None for this process.
 
     Returns:
         The moments by modality.
@@ -136,7 +131,7 @@ def save_means(
         StoreError: if no modality has rows in the split.
     """
     store = Store.open(store)
-    groups = {name: store.unit_moments(name, split, executor) for name in store.modalities if store.count(name, split)}
+    groups = {name: store.unit_moments(name, split) for name in store.modalities if store.count(name, split)}
     if not groups:
         raise StoreError(
             f"The store {store.path} has no rows in the split {split!r}. Its splits are {store.list_splits()}.",
@@ -182,14 +177,9 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
                 f"rows is {moments.mean_squared_norm:.4g}.",
                 remedy="Write them again with `c3 means --save`, which normalises the rows.",
             )
-
-    def write(temporary: Path) -> None:
-        save_moments(temporary, groups, {**header, "seal": SEAL_PLACE})
-        seal(temporary)
-
     with locked(store.path):
-        write_atomically(store.external_path, write)
-        record_again(store.path)
+        write_atomically(store.external_path, lambda temporary: save_moments(temporary, groups, header))
+        record_files(store.path, changed=[EXTERNAL_FILE])
     return groups
 
 
@@ -198,7 +188,7 @@ def unload_means(store: Store | str | Path) -> None:
     store = Store.open(store, incomplete=True)
     with locked(store.path):
         remove(store.external_path)
-        record_again(store.path, removed_files=[EXTERNAL_FILE])
+        record_files(store.path, removed=[EXTERNAL_FILE])
 
 
 def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Moments]:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import StoreError
 from ..io.files import sha256_of, write_atomically
 from ..io.locations import download, kind_of
 from ..reporter import SILENT, Reporter, counted
-from .item_splits import item_splits, joined_splits
-from .keys import Hashes, SortedHashes, SplitTable, contains, key_hashes
-from .manifest import finish_store
-from .metadata import Failure, write_failures, write_marker
-from .reader import Store, all_parts
-from .rewriting import intact_shard, new_folder, new_store, not_intact, replace_column, timings_of
-from .rows import ITEM_COLUMNS, keys_of, row_items
+from .manifest import finish_store, new_folder, new_store
+from .reader import Store
+from .rows import ITEM_COLUMNS, own_items
 from .shard_indexes import has_indexes, keep_indexes
-from .shards import MARKER, MOMENTS, ROWS, create_store, part_path, write_batches
+from .shards import part_name, write_rows
 
-_KEY_COLUMNS = ("key", *ITEM_COLUMNS)
 _MUST_AGREE = ("dim", "dtype", "normalised", "preprocessing")
-_NO_HASHES: Hashes = np.empty(0, np.int64)
 
 
 @dataclass
@@ -71,8 +65,8 @@ def merge_stores(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there are fewer than two stores, they are of different models, keys repeat, a shard does not
-            match its checksum, or ``destination`` exists or is a URL.
+        StoreError: if there are fewer than two stores, they are of different models, keys repeat, a shard is damaged,
+            or ``destination`` exists or is a URL.
     """
     if keep not in (None, "first"):
         raise StoreError(f"There is no --keep {keep}.", remedy="Use --keep first.")
@@ -84,42 +78,44 @@ def merge_stores(
     report = MergeReport(new_folder(destination))
     sources = [Store.open(store, reporter=reporter) for store in stores]
     _require_mergeable(sources)
-    prefixes = _prefixes(sources) if prefix else [""] * len(sources)
-    duplicates = {} if prefix else _duplicates(sources)
-    if keep is None:
-        _refuse_duplicates(sources, duplicates)
-    splits = SplitTable() if prefix else item_splits(sources, _shared_items(sources))
-    embedded = _failed_but_embedded(sources, prefixes)
+    prefixes = [f"{store.path.resolve().name}/" if prefix else "" for store in sources]
+    if prefix and len(set(prefixes)) < len(prefixes):
+        raise StoreError(
+            "Two of the stores have the same name, so --prefix would give their keys the same prefix.",
+            remedy="Rename one of the folders.",
+        )
     info = next((store for store in sources if store.modalities), sources[0]).info
-    numbers: dict[str, int] = {}  # of the next shard, by modality
-    seen: dict[str, set[str]] = {}
-    total = sum(len(store.parts(modality)) for store in sources for modality in store.modalities)
-    with new_store(report.store) as building, reporter.progress("Merging shards", total) as progress:
-        create_store(building, info)
+    rows = _rows_of(sources, prefixes)
+    kept = {modality: _first_of_each_key(table, sources, keep) for modality, table in rows.items()}
+    splits = _splits_of_shared_items(list(rows.values()))
+    numbers = dict.fromkeys(rows, 0)  # of the next shard, by modality
+    starts = dict.fromkeys(rows, 0)
+    total = sum(len(store.shards) for store in sources)
+    with new_store(report.store, info) as building, reporter.progress("Merging shards", total) as progress:
         for store, before in zip(sources, prefixes, strict=True):
-            for modality, part in all_parts(store):
-                number = numbers.get(modality, 0)
-                numbers[modality] = number + 1
-                hashes = duplicates.get(modality, _NO_HASHES)
-                failures = _renamed(store.shard_failures(modality, part), before, embedded.get(modality, set()))
-                if before or _has_key(store, modality, part, hashes) or _changes_split(store, modality, part, splits):
-                    known = seen.setdefault(modality, set())
-                    batches = _rewritten(store, modality, part, before, hashes, known, splits)
-                    marker = store.marker(modality, part)
-                    rows = write_batches(building, info, modality, number, batches, failures, timings_of(marker))
-                    report.dropped += marker["rows"] - rows
+            for modality, part in store.shards:
+                number, start, count = numbers[modality], starts[modality], store.shard_rows(modality, part)
+                numbers[modality], starts[modality] = number + 1, start + count
+                known, chosen = rows[modality].slice(start, count), kept[modality].slice(start, count)
+                split = _joined(known, splits)
+                if before or not pc.all(chosen).as_py() or not split.equals(known.column("split").combine_chunks()):
+                    table = pa.Table.from_batches(list(store.batches(modality, parts=[part])))
+                    table = replace_column(_prefixed(table, before), "split", split).filter(chosen)
+                    failures = [_renamed(failure, before) for failure in store.shard_failures(modality, part)]
+                    write_rows(building, info, modality, number, table, failures)
+                    report.dropped += count - len(table)
+                    count = len(table)
                 else:
-                    rows = _copy_shard(store, modality, part, building, number, failures)
-                report.rows[modality] = report.rows.get(modality, 0) + rows
+                    _copy_shard(store, modality, part, building / part_name(modality, number))
+                report.rows[modality] = report.rows.get(modality, 0) + count
                 progress.advance()
-        everything, anywhere = [], set[str]().union(*embedded.values())
-        for store, before in zip(sources, prefixes, strict=True):
-            refused = [failure for failure in store.recorded_failures() if failure.stage == "list"]
-            everything += _renamed(refused, before, anywhere)
-            for modality in store.modalities:
-                everything += _renamed(store.failures(modality), before, embedded.get(modality, set()))
-        write_failures(building, reversed(everything))
-        finish_store(building)
+        refused = [
+            _renamed(failure, before)
+            for store, before in reversed(list(zip(sources, prefixes, strict=True)))
+            for failure in store.recorded_failures()
+            if failure.stage == "list"
+        ]
+        finish_store(building, refused)
         if any(map(has_indexes, sources)):
             keep_indexes(building, reporter=reporter)
     report.notes += [
@@ -129,6 +125,14 @@ def merge_stores(
         if kind_of(store.external_path) is not None
     ]
     return report
+
+
+def replace_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """Return the table with other values in one text column; the table itself if it has no such column."""
+    if name not in table.column_names:
+        return table
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
 
 
 def _require_mergeable(stores: Sequence[Store]) -> None:
@@ -148,143 +152,89 @@ def _require_mergeable(stores: Sequence[Store]) -> None:
                 )
 
 
-def _prefixes(stores: Sequence[Store]) -> list[str]:
-    names = [f"{store.path.resolve().name}/" for store in stores]
-    if len(set(names)) < len(names):
-        raise StoreError(
-            "Two of the stores have the same name, so --prefix would give their keys the same prefix.",
-            remedy="Rename one of the folders.",
-        )
-    return names
-
-
-def _duplicates(stores: Sequence[Store]) -> dict[str, Hashes]:
-    """Return, by modality, the hashes of the keys that occur more than once over all stores."""
-    found = {}
-    for modality in dict.fromkeys(name for store in stores for name in store.modalities):
-        hashes = SortedHashes()
-        for store in stores:
-            for keys in _key_blocks(store, modality):
-                hashes.add(keys)
-        again = hashes.repeated()
-        if len(again):
-            found[modality] = again
-    return found
-
-
-def _refuse_duplicates(stores: Sequence[Store], duplicates: dict[str, Hashes]) -> None:
-    for modality, hashes in duplicates.items():
-        found: dict[str, Store] = {}
-        for store in stores:
-            for keys in _key_blocks(store, modality):
-                for row in np.flatnonzero(contains(hashes, key_hashes(keys))):
-                    other = found.setdefault(keys[row], store)
-                    if other is not store:
-                        shared = counted(len(hashes), f"key of {modality} rows is", f"keys of {modality} rows are")
-                        raise StoreError(
-                            f"{shared} in several stores, for example {keys[row]!r} in {other.path} and {store.path}.",
-                            remedy="Use --keep first to keep the row of the first store, or --prefix to begin keys "
-                            "with the name of their store.",
-                        )
-
-
-def _key_blocks(store: Store, modality: str, parts: Sequence[int] | None = None) -> Iterator[list[str]]:
-    """Yield the keys of the rows of a modality (of some of its shards), none if the store has no such modality."""
-    if parts is not None or modality in store.modalities:
-        for batch in store.batches(modality, ["key"], parts=parts):
-            yield keys_of(batch)
-
-
-def _has_key(store: Store, modality: str, part: int, hashes: Hashes) -> bool:
-    """Return whether a shard has a key whose hash is among ``hashes``."""
-    return len(hashes) > 0 and any(
-        contains(hashes, key_hashes(keys)).any() for keys in _key_blocks(store, modality, [part])
-    )
-
-
-def _shared_items(stores: Sequence[Store]) -> Hashes:
-    """Return the hashes of the items that several stores have rows of, ascending, each once."""
-    found = []
-    for store in stores:
-        items = SortedHashes()
+def _rows_of(stores: Sequence[Store], prefixes: Sequence[str]) -> dict[str, pa.Table]:
+    """Return by modality the key, item and split of all rows, and the number of their store, in order."""
+    found: dict[str, list[pa.Table]] = {}
+    for number, (store, prefix) in enumerate(zip(stores, prefixes, strict=True)):
         for modality in store.modalities:
-            for batch in store.batches(modality, ["key", *ITEM_COLUMNS]):
-                items.add(list(row_items(batch)))
-        found.append(items)
-    shared = [items.shared_with(*found[place + 1 :]) for place, items in enumerate(found)]
-    return np.unique(np.concatenate(shared))
+            for batch in store.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
+                table = _prefixed(pa.Table.from_batches([batch]), prefix)
+                columns = {
+                    "key": table.column("key"),
+                    "item": own_items(table),
+                    "split": table.column("split"),
+                    "store": pa.array([number] * len(table), pa.int32()),
+                }
+                found.setdefault(modality, []).append(pa.table(columns))
+    return {modality: pa.concat_tables(tables).combine_chunks() for modality, tables in found.items()}
 
 
-def _changes_split(store: Store, modality: str, part: int, splits: SplitTable) -> bool:
-    """Return whether a row of a shard is in another split than ``splits`` has its item in."""
-    return len(splits) > 0 and any(
-        batch.column("split").to_pylist() != joined_splits(batch, splits)
-        for batch in store.batches(modality, ["key", *ITEM_COLUMNS, "split"], parts=[part])
-    )
+def _prefixed(table: pa.Table, prefix: str) -> pa.Table:
+    for name in ("key", *ITEM_COLUMNS) if prefix else ():
+        if name in table.column_names:
+            values = table.column(name)
+            own = pc.if_else(pc.equal(values, ""), values, pc.binary_join_element_wise(prefix, values, ""))
+            table = replace_column(table, name, own.combine_chunks())
+    return table
 
 
-def _copy_shard(
-    store: Store, modality: str, part: int, building: Path, number: int, failures: Sequence[Failure]
-) -> int:
-    """Copy a shard under another number, check it against its marker, and return its number of rows."""
-    marker = store.marker(modality, part)
-    digests = {}
-    for suffix in (ROWS, MOMENTS):
-        source = store.file(modality, part, suffix)
-        target = part_path(building, modality, number, suffix)
-        write_atomically(target, lambda path, source=source: _copy_file(source, path))  # type: ignore[misc]
-        digests[target.name] = sha256_of(target)
-        if digests[target.name] != marker["sha256"].get(source.name):
-            raise not_intact(store, source)
-    path = part_path(building, modality, number, MARKER)
-    write_marker(path, {**marker, "sha256": digests, "failures": list(failures)})
-    return int(marker["rows"])
+def _first_of_each_key(rows: pa.Table, stores: Sequence[Store], keep: str | None) -> pa.Array[Any]:
+    """Return which rows are the first with their key: all, or it is an error without ``keep``."""
+    keys = rows.column("key")
+    places = pc.index_in(keys, value_set=keys.combine_chunks()).combine_chunks()
+    numbers = pa.array(range(len(rows)), places.type)
+    first = pc.equal(places, numbers)
+    repeated = pc.indices_nonzero(pc.invert(first))
+    if len(repeated) and keep is None:
+        row = repeated[0].as_py()
+        store = rows.column("store")
+        one, other = (stores[store[number].as_py()].path for number in (places[row].as_py(), row))
+        raise StoreError(
+            f"{counted(len(repeated), 'key is', 'keys are')} in several stores, for example {keys[row].as_py()!r} in "
+            f"{one} and {other}.",
+            remedy="Use --keep first to keep the row of the first store, or --prefix to begin keys with the name of "
+            "their store.",
+        )
+    return first
 
 
-def _copy_file(source: Path, target: Path) -> None:
-    try:
-        download(source, target)
-    except FileNotFoundError:
-        target.touch()  # whose checksum is then not the one in the marker
+def _splits_of_shared_items(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return item and split of the items that several stores have rows of, as the first of them has it.
 
-
-def _rewritten(
-    store: Store, modality: str, part: int, prefix: str, duplicates: Hashes, seen: set[str], splits: SplitTable
-) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a shard with prefixed keys and in the splits of their items, without those in ``seen``.
-
-    Keys whose hash is among ``duplicates`` are added to ``seen``.
+    In one store an image or video, which is its own item, decides before its texts.
     """
-    with intact_shard(store, modality, part) as local:
-        for batch in local.batches(modality, parts=[part]):
-            if prefix:
-                for name in _KEY_COLUMNS:
-                    if name in batch.schema.names:
-                        values = batch.column(name).to_pylist()
-                        batch = replace_column(batch, name, [value and prefix + value for value in values])  # noqa: PLW2901
-            if len(duplicates):
-                keys = keys_of(batch)
-                keep = np.ones(len(keys), bool)
-                for row in np.flatnonzero(contains(duplicates, key_hashes(keys))):
-                    keep[row] = keys[row] not in seen
-                    seen.add(keys[row])
-                batch = batch.filter(pa.array(keep))  # noqa: PLW2901
-            yield replace_column(batch, "split", joined_splits(batch, splits)) if len(splits) else batch
+    if not tables:
+        return pa.table({"item": pa.array([], pa.string()), "split": pa.array([], pa.string())})
+    rows = pa.concat_tables(tables).select(["item", "split", "store", "key"])
+    owners = rows.group_by("item").aggregate([("store", "count_distinct")])
+    shared = owners.filter(pc.greater(owners.column("store_count_distinct"), 1)).column("item").combine_chunks()
+    rows = rows.filter(pc.is_in(rows.column("item"), value_set=shared))
+    rows = rows.append_column("of_other", pc.not_equal(rows.column("item"), rows.column("key")))
+    order = pc.sort_indices(rows, sort_keys=[("store", "ascending"), ("of_other", "ascending")])
+    rows = rows.take(order)
+    first = pc.index_in(shared, value_set=rows.column("item").combine_chunks())
+    return rows.take(first).select(["item", "split"]).combine_chunks()
 
 
-def _failed_but_embedded(stores: Sequence[Store], prefixes: Sequence[str]) -> dict[str, set[str]]:
-    """Return, by modality, the keys that failed in one store and are embedded in another (or later in the same)."""
-    both = list(zip(stores, prefixes, strict=True))
-    failed = {before + f.key for store, before in both for f in [*store.recorded_failures(), *store.failures()]}
-    found: dict[str, set[str]] = {}
-    for store, before in both:
-        for modality in store.modalities if failed else ():
-            for keys in _key_blocks(store, modality):
-                found.setdefault(modality, set()).update(failed.intersection(before + key for key in keys))
-    return found
+def _joined(rows: pa.Table, splits: pa.Table) -> pa.Array[Any]:
+    """Return the split of each row: that of its item in ``splits``, else its own."""
+    own = rows.column("split").combine_chunks()
+    if not len(splits):
+        return own
+    places = pc.index_in(rows.column("item"), value_set=splits.column("item").combine_chunks()).combine_chunks()
+    return pc.if_else(pc.is_valid(places), splits.column("split").combine_chunks().take(places), own)
 
 
-def _renamed(failures: Sequence[Failure], prefix: str, embedded: set[str]) -> list[Failure]:
-    """Return the failures with prefixed keys, without those in ``embedded``."""
-    renamed = (replace(failure, key=prefix + failure.key) for failure in failures)
-    return [failure for failure in renamed if failure.key not in embedded]
+def _copy_shard(store: Store, modality: str, part: int, target: Path) -> None:
+    """Copy a shard under another number, and check the copy."""
+    source = store.file(modality, part)
+    write_atomically(target, lambda path: download(source, path))
+    if sha256_of(target) != store.shard_digest(modality, part):
+        raise StoreError(
+            f"{source} is not the file that the manifest of its store lists.",
+            remedy=f"Check and repair the store first: c3 verify {store.path}",
+        )
+
+
+def _renamed(failure: Any, prefix: str) -> Any:
+    return replace(failure, key=prefix + failure.key) if prefix else failure

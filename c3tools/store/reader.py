@@ -3,60 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from ..arrays import Matrix
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
-from ..errors import StoreError, UnreachableError
-from ..executors import Executor, Report, Work
-from ..io.locations import SMALL_BLOCK, kind_of, location, names_in, unread_is_not_damaged
-from ..io.parquet import open_checked
-from ..io.spill import collect_rows
+from ..errors import IncompleteStoreError, StoreError
+from ..io.files import sha256_of
+from ..io.locations import kind_of, location, names_in
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
 from ..tables import Table
 from .dataset import HubDataset
-from .manifest import EXTERNAL_FILE, require_recorded
-from .metadata import Failure, StoreInfo, read_failures, read_marker
+from .manifest import EXTERNAL_FILE, INFO_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING, REWRITING_LIST, Manifest
+from .metadata import Failure, StoreInfo, read_failures
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, join_tables, split_mask
-from .shards import (
-    MARKER,
-    MOMENTS,
-    ROWS,
-    add_moments,
-    check_schema,
-    early_name,
-    finished_parts,
-    merge_moments,
-    part_path,
-)
-
-MAX_GROUPS = 32  # their results are in memory at once
-MIN_GROUP_SHARDS = 64
-SplitMoments = dict[str, Moments]
-ShardGroup = tuple[str, Sequence[int]]  # modality, and numbers of shards
+from .shards import SplitMoments, add_moments, part_name, parts_in, read_batches, read_header, shards_in
 
 
 class Store(HubDataset):
-    """A store of embeddings, opened for reading; shards without their done marker are ignored.
+    """A store of embeddings, opened for reading: the shards that its manifest lists, or all if it has none.
 
     Attributes:
         path: the folder, or a path-like object for a URL.
         info: the content of store.json: model, dimension, dtype.
+        manifest: what the store lists; None for all that is there, for writers and unfinished stores.
         summary: the `EmbedSummary` of the run, for a store that `c3tools.embed` returns; else None.
     """
 
-    def __init__(self, path: Path, info: StoreInfo) -> None:
+    def __init__(self, path: Path, info: StoreInfo, manifest: Manifest | None = None) -> None:
         self.path = path
         self.info = info
+        self.manifest = manifest
         self.summary: Any = None
         self._hashed_moments: dict[str, SplitMoments] = {}
-        self._early: dict[str, set[int]] = {}  # modality → shards whose files have the names of early versions
 
     def __repr__(self) -> str:
         """Return path, model and dimension; no shard is read."""
@@ -79,79 +63,150 @@ class Store(HubDataset):
 
         Args:
             path: a store, its folder, or its URL.
-            incomplete: open it even if recorded files are missing; for writers, which may write them again.
+            incomplete: open all shards that are there, even if listed ones are missing; for writers.
             reporter: gets a message if the store is unfinished.
 
         Raises:
-            IncompleteStoreError: if files that its manifest records are missing.
+            IncompleteStoreError: if files that its manifest lists are missing, or it is being rewritten.
             StoreError: if there is no store, or it cannot be read.
         """
         if isinstance(path, Store):
             return path
         folder = location(path)
         info = StoreInfo.load(folder)
-        if not incomplete:
-            require_recorded(folder, info, reporter)
-        return cls(folder, info)
+        if incomplete:
+            return cls(folder, info)
+        missing: list[str] = []
+        for _ in range(2):  # a writer may have ended in between
+            manifest = Manifest.load(folder)
+            if manifest is None:
+                reporter.message(
+                    f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
+                    f"`c3 verify {folder}` says more."
+                )
+                return cls(folder, info)
+            missing = manifest.missing(folder)
+            if not missing:
+                break
+        if missing:
+            more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+            raise IncompleteStoreError(
+                f"The store {folder} is incomplete: {missing[0]} is missing{more}, though {MANIFEST_FILE} lists it.",
+                remedy=f"Copy the store again, or run the `{info.command}` command that made it again. `c3 verify "
+                f"{folder}` lists what is missing.",
+            )
+        if REWRITING in names_in(folder)[0] and kind_of(folder / REWRITING / REWRITING_LIST):
+            raise IncompleteStoreError(
+                f"The store {folder} is being rewritten, or its rewriting was interrupted.",
+                remedy="Wait for the other run, or run the same command again to finish it.",
+            )
+        if any(shard not in manifest.shards for shard in shards_in(folder)):
+            reporter.message(
+                f"`{info.command}` is writing to {folder} or was interrupted; what was finished before is used. Run "
+                "the same command again to continue."
+            )
+        opened = cls(folder, info, manifest)
+        opened._require_listed(INFO_FILE)
+        return opened
+
+    def _require_listed(self, name: str) -> Path:
+        """Return the path of a small file of the store, which has to be the one that the manifest lists."""
+        path, listed = self.path / name, None if self.manifest is None else self.manifest.files.get(name)
+        if listed is not None and sha256_of(path) != listed:
+            raise StoreError(
+                f"{path} is not the file that {MANIFEST_FILE} lists: it is damaged, or a run did not finish.",
+                remedy=f"Run the same command again if a run was interrupted; else see `c3 verify {self.path}`.",
+            )
+        return path
 
     @property
     def modalities(self) -> list[str]:
-        """The names of the modalities that have finished shards, ``image`` and ``text`` first."""
-        names = [name for name in names_in(self.path)[0] if self.parts(name)]
+        """The names of the modalities that have shards, ``image`` and ``text`` first."""
+        names = {modality for modality, _ in self.shards}
         known = [name for name in ("image", "text") if name in names]
-        return known + sorted(set(names) - set(known))
+        return known + sorted(names - set(known))
+
+    @property
+    def shards(self) -> list[tuple[str, int]]:
+        """Modality and number of every shard."""
+        return shards_in(self.path) if self.manifest is None else sorted(self.manifest.shards)
 
     def parts(self, modality: str) -> list[int]:
-        """Return the numbers of the finished shards of ``modality``, ascending."""
-        found = finished_parts(names_in(self.path / modality)[1])
-        self._early[modality] = {part for part, early in found.items() if early}
-        return list(found)
+        """Return the numbers of the shards of ``modality``, ascending."""
+        if self.manifest is None:
+            return parts_in(self.path / modality)
+        return sorted(part for name, part in self.manifest.shards if name == modality)
 
-    def file(self, modality: str, part: int, suffix: str) -> Path:
-        """Return the path of one file of a shard, by the name it has in this store; see `part_path`."""
-        if modality not in self._early:
-            self.parts(modality)
-        path = part_path(self.path, modality, part, suffix)
-        if part in self._early[modality]:
-            early = self.path / early_name(modality, part, suffix)
-            return early if kind_of(early) else path  # a writer may have renamed it
-        return path
+    def file(self, modality: str, part: int) -> Path:
+        """Return the path of a shard."""
+        return self.path / part_name(modality, part)
 
-    def copy_in(self, folder: Path) -> Store:
-        """Return a store in ``folder`` on this machine, for copies of files of this store."""
-        copy = Store(folder, self.info)
-        copy._early = self._early
-        return copy
+    def shard_rows(self, modality: str, part: int) -> int:
+        """Return the number of rows of a shard."""
+        listed = None if self.manifest is None else self.manifest.shards.get((modality, part))
+        return read_header(self.file(modality, part)).rows if listed is None else listed.rows
 
-    def marker(self, modality: str, part: int) -> dict[str, Any]:
-        """Return the done marker of one shard: rows, failures, sha256, timings.
+    def shard_digest(self, modality: str, part: int) -> str:
+        """Return the SHA-256 of a shard."""
+        listed = None if self.manifest is None else self.manifest.shards.get((modality, part))
+        return sha256_of(self.file(modality, part)) if listed is None else listed.sha256
 
-        Raises:
-            StoreError: if it cannot be read.
-        """
-        return read_marker(self.file(modality, part, MARKER))
+    def shard_failures(self, modality: str, part: int) -> list[Failure]:
+        """Return the inputs of one shard that were not embedded when it was made."""
+        return read_header(self.file(modality, part)).failures
+
+    def failures(self, modality: str | None = None) -> list[Failure]:
+        """Return every input (of ``modality``) that was not embedded when its shard was made."""
+        shards = [shard for shard in self.shards if modality in (None, shard[0])]
+        return [failure for shard in shards for failure in self.shard_failures(*shard)]
+
+    def recorded_failures(self) -> list[Failure]:
+        """Return the rows of failures.parquet: the inputs that are not embedded; none if there is no such file."""
+        return read_failures(self.path)
 
     def count(self, modality: str, split: str | None = None) -> int:
         """Return the number of rows of ``modality`` (in ``split``)."""
         if split is None or split == ALL:
-            return sum(int(self.marker(modality, part)["rows"]) for part in self.parts(modality))
+            return sum(self.shard_rows(modality, part) for part in self.parts(modality))
         if self.kept_splits is None or split not in STANDARD:
             return self.split_counts(modality).get(split.lower(), 0)
         return sum(batch.num_rows for batch in self.batches(modality, ["key"], split=split))
 
     def split_counts(self, modality: str) -> dict[str, int]:
-        """Return the number of rows of ``modality`` in each split of the corpus, from the headers of moments."""
-        counts: Counter[str] = Counter()
-        for part in self.parts(modality):
-            counts.update(load_counts(self.file(modality, part, MOMENTS)))
-        return {split: n for split, n in counts.items() if n}
+        """Return the number of rows of ``modality`` in each split of the corpus."""
+        return dict(self._counts.get(modality, {}))
+
+    @cached_property
+    def _counts(self) -> dict[str, dict[str, int]]:
+        if self.manifest is not None and MOMENTS_FILE in self.manifest.files:
+            counts = load_counts(self._require_listed(MOMENTS_FILE))
+        else:
+            counts = {name: moments.n for name, moments in self._written_moments.items()}
+        found: dict[str, dict[str, int]] = {}
+        for name, n in counts.items():
+            modality, _, split = name.partition("/")
+            found.setdefault(modality, {})[split] = n
+        return found
+
+    @cached_property
+    def _written_moments(self) -> dict[str, Moments]:
+        """The moments by modality and split, ``image/train``: those of the file, or of an unfinished store's rows."""
+        if self.manifest is not None and MOMENTS_FILE in self.manifest.files:
+            groups, _ = load_moments(self._require_listed(MOMENTS_FILE))
+            if all(moments.dim == self.info.dim for moments in groups.values()):
+                return groups
+            raise StoreError(f"{self.path / MOMENTS_FILE} is of another dimension.", remedy="Run `c3 verify --repair`.")
+        found: dict[str, Moments] = {}
+        for modality in self.modalities:
+            groups = {}
+            for batch in self.batches(modality):
+                add_moments(groups, batch)
+            found |= {f"{modality}/{split}": moments for split, moments in groups.items()}
+        return found
 
     @cached_property
     def kept_splits(self) -> Kept:
         """The splits that are used as they are, None for all: `c3tools.corpus.splits.kept_splits`."""
-        for modality, part in all_parts(self):  # the first shard of most stores has rows named train
-            if load_counts(self.file(modality, part, MOMENTS)).get("train"):
-                return None
         return kept_splits(self._split_names())
 
     @property
@@ -169,31 +224,17 @@ class Store(HubDataset):
     def _split_names(self) -> set[str]:
         return {split for modality in self.modalities for split in self.split_counts(modality)}
 
-    def shard_failures(self, modality: str, part: int) -> list[Failure]:
-        """Return the inputs of one shard that were not embedded, from its done marker."""
-        return [Failure(**failure) for failure in self.marker(modality, part)["failures"]]
-
-    def failures(self, modality: str | None = None) -> list[Failure]:
-        """Return every input (of ``modality``) that was not embedded, from the done markers."""
-        names = names_in(self.path)[0] if modality is None else [modality]
-        return [failure for name in names for part in self.parts(name) for failure in self.shard_failures(name, part)]
-
-    def recorded_failures(self) -> list[Failure]:
-        """Return the rows of failures.parquet, or none if the file does not exist."""
-        return read_failures(self.path)
-
-    def moments(self, modality: str, split: str | None = None, executor: Executor | None = None) -> Moments:
+    def moments(self, modality: str, split: str | None = None) -> Moments:
         """Return the moments of the rows of ``modality`` in ``split`` (None or ``all``: every row).
 
-        They are merged from the shards' moments; rows are read only to split them by hash (see `kept_splits`). For
-        ``executor`` see `moments_by_split`.
+        They are in the store; rows are read only to split them by hash (see `kept_splits`).
 
         Raises:
             StoreError: if the store does not have the modality, or it has no rows in the split.
         """
         if split is None or split == ALL:
-            return Moments.merge_all(self._stored_moments(modality, executor).values(), self.info.dim)
-        groups = (self.moments_by_split if split in STANDARD else self._stored_moments)(modality, executor)
+            return Moments.merge_all(self._moments_as_written(modality).values(), self.info.dim)
+        groups = (self.moments_by_split if split in STANDARD else self._moments_as_written)(modality)
         found = groups.get(split.lower())
         if found is None or found.n == 0:
             raise StoreError(
@@ -201,6 +242,33 @@ class Store(HubDataset):
                 remedy=f"Its splits of {modality} rows: {self.list_splits(modality)}.",
             )
         return found
+
+    def moments_by_split(self, modality: str) -> dict[str, Moments]:
+        """Return the moments of ``modality`` for each split, as all commands see them (`kept_splits`).
+
+        If rows are split by hash, they are read once.
+
+        Raises:
+            StoreError: if the store does not have the modality, or moments cannot be read.
+        """
+        kept = self.kept_splits
+        if kept is None:
+            return self._moments_as_written(modality)
+        if modality not in self._hashed_moments:
+            groups: SplitMoments = {}
+            for batch in self.batches(modality):
+                add_moments(groups, batch, kept)
+            self._hashed_moments[modality] = groups
+        return dict(self._hashed_moments[modality])
+
+    def _moments_as_written(self, modality: str) -> SplitMoments:
+        self.require(modality)
+        prefix = f"{modality}/"
+        return {
+            name.removeprefix(prefix): moments
+            for name, moments in self._written_moments.items()
+            if name.startswith(prefix)
+        }
 
     @property
     def external_path(self) -> Path:
@@ -214,10 +282,9 @@ class Store(HubDataset):
         """
         if kind_of(self.external_path) is None:
             return {}, {}
-        groups, header = load_moments(self.external_path)
-        return groups, {name: value for name, value in header.items() if name != "seal"}
+        return load_moments(self._require_listed(EXTERNAL_FILE))
 
-    def fitting_moments(self, modality: str, split: str = "train", executor: Executor | None = None) -> Moments:
+    def fitting_moments(self, modality: str, split: str = "train") -> Moments:
         """Return the moments that transforms are fitted on: loaded ones if there are any, else those of ``split``.
 
         They are the moments of rows of norm 1, see `unit_moments`; empty if the modality has no rows in the split.
@@ -226,61 +293,14 @@ class Store(HubDataset):
         if modality in external:
             return external[modality]
         there = self.count(modality, split) > 0
-        return self.unit_moments(modality, split, executor) if there else Moments.empty(self.info.dim)
+        return self.unit_moments(modality, split) if there else Moments.empty(self.info.dim)
 
-    def unit_moments(self, modality: str, split: str | None = None, executor: Executor | None = None) -> Moments:
+    def unit_moments(self, modality: str, split: str | None = None) -> Moments:
         """Return the moments of the rows scaled to norm 1; the rows are read once if the store keeps norms."""
         if self.info.normalised:
-            return self.moments(modality, split, executor)
+            return self.moments(modality, split)
         blocks = (unit_rows(embedding_matrix(batch)) for batch in self.batches(modality, split=split))
         return Moments.merge_all(map(Moments.from_rows, blocks), self.info.dim)
-
-    def moments_by_split(self, modality: str, executor: Executor | None = None) -> dict[str, Moments]:
-        """Return the moments of ``modality`` for each split, as all commands see them (`kept_splits`).
-
-        They are merged from the moments of the shards. If rows are split by hash, the rows are read once.
-
-        Args:
-            modality: its name.
-            executor: merges groups of shards; None for this process, with one group in memory. The result is the same,
-                bit for bit.
-
-        Raises:
-            StoreError: if the store does not have the modality, or moments cannot be read.
-        """
-        kept = self.kept_splits
-        if kept is None:
-            return self._stored_moments(modality, executor)
-        if modality not in self._hashed_moments:
-            groups: SplitMoments = {}
-            for batch in self.batches(modality):
-                add_moments(groups, batch, kept)
-            self._hashed_moments[modality] = groups
-        return dict(self._hashed_moments[modality])
-
-    def _stored_moments(self, modality: str, executor: Executor | None = None) -> SplitMoments:
-        self.require(modality)
-        parts = self.parts(modality)
-        size = max(MIN_GROUP_SHARDS, -(-len(parts) // MAX_GROUPS))
-        groups = [(modality, parts[start : start + size]) for start in range(0, len(parts), size)]
-        work, silent = MergeWork(self), lambda done, failed: None  # merging is too quick to be shown
-        return merge_moments(work.run(groups, silent) if executor is None else executor.run(work, groups, silent))
-
-    def shard_moments(self, modality: str, part: int) -> dict[str, Moments]:
-        """Return the moments of one shard by split.
-
-        Raises:
-            StoreError: if they cannot be read, or are of another dimension.
-        """
-        path = self.file(modality, part, MOMENTS)
-        groups, _ = load_moments(path)
-        for moments in groups.values():
-            if moments.dim != self.info.dim:
-                raise StoreError(
-                    f"{path} has dimension {moments.dim}, but the store has dimension {self.info.dim}.",
-                    remedy="Run `c3 verify --repair`.",
-                )
-        return groups
 
     def batches(
         self,
@@ -308,55 +328,46 @@ class Store(HubDataset):
             parts = self.parts(modality)
         every = split is None or split == ALL
         kept = None if every else self.kept_splits
-        wanted = None if columns is None else list(columns)
-        if wanted is not None and not every:
-            wanted = list(dict.fromkeys([*wanted, "key", "split", *ITEM_COLUMNS]))
-        block = SMALL_BLOCK if columns and "embedding" not in columns else None
+        wanted = columns
+        if columns is not None and not every:
+            wanted = list(dict.fromkeys([*columns, "key", "split", *ITEM_COLUMNS]))
         for part in parts:
-            path = self.file(modality, part, ROWS)
-            try:
-                with unread_is_not_damaged(path), open_checked(path, block) as file:
-                    check_schema(file.schema_arrow, modality, self.info, columns or ())
-                    for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
-                        batch.validate(full=True)  # text that is not UTF-8 would fail later
-                        chosen = batch if every else batch.filter(pa.array(split_mask(batch, split, kept)))
-                        if columns is not None and not every:
-                            chosen = chosen.select([name for name in columns if name in chosen.schema.names])
-                        if len(chosen):
-                            yield chosen
-            except UnreachableError:
-                raise
-            except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as error:
+            path, rows = self.file(modality, part), 0
+            for batch in read_batches(path, modality, self.info, wanted, batch_rows):
+                rows += len(batch)
+                chosen = batch if every else batch.filter(pa.array(split_mask(batch, split, kept)))
+                if columns is not None and not every:
+                    chosen = chosen.select([name for name in columns if name in chosen.schema.names])
+                if len(chosen):
+                    yield chosen
+            if self.manifest is not None and rows != self.shard_rows(modality, part):
                 raise StoreError(
-                    f"The shard {path} cannot be read ({error}).",
-                    remedy="Run `c3 verify --repair`, then the same `c3 embed` command again: only this shard is made "
-                    "again.",
-                ) from error
+                    f"The shard {path} has {rows:,} rows, but {MANIFEST_FILE} lists "
+                    f"{self.shard_rows(modality, part):,}.",
+                    remedy="Run `c3 verify --repair`, then the command that made the store again.",
+                )
 
     def load(self, modality: str, split: str | None = None, *, spill: bool = False) -> Rows:
         """Return all rows of ``modality`` (of ``split``, or of all splits), embeddings as float32.
 
-        Args:
-            modality: its name.
-            split: the rows to read, of this split only; None or ``all`` for every row.
-            spill: keep embeddings that would take more than 256 MiB in a temporary file, see `Rows.embeddings`.
-
         Raises:
             StoreError: if the store does not have the modality, or a shard cannot be read.
-            OutputError: if the temporary file cannot be written.
         """
         tables: list[pa.Table] = []
-
-        def matrices() -> Iterator[Matrix]:
-            for batch in self.batches(modality):
-                rest = batch.drop_columns(["embedding"])
-                chosen = split_mask(rest, split, self.kept_splits)
-                tables.append(pa.Table.from_batches([rest.filter(pa.array(chosen))]))
-                yield embedding_matrix(batch, self.info.dtype)[... if chosen.all() else chosen]
-
-        embeddings = collect_rows(matrices(), (self.info.dim,), self.info.dtype, spill=spill)
+        matrices = []
+        for batch in self.batches(modality):
+            rest = batch.drop_columns(["embedding"])
+            chosen = split_mask(rest, split, self.kept_splits)
+            tables.append(pa.Table.from_batches([rest.filter(pa.array(chosen))]))
+            matrices.append(embedding_matrix(batch)[... if chosen.all() else chosen])
         if not tables:
             raise StoreError(f"The modality {modality!r} of the store {self.path} has no rows.")
+        embeddings = np.empty((sum(map(len, matrices)), self.info.dim), np.float32)
+        end = len(embeddings)
+        while matrices:  # from the last one, so that each is given back as soon as it is copied
+            block = matrices.pop()
+            embeddings[end - len(block) : end] = block
+            end -= len(block)
         return Rows(modality, embeddings, join_tables(tables), self.kept_splits)
 
     def pairs(self, first: str = "image", second: str = "text", *, split: str | None = None) -> Pairs:
@@ -375,26 +386,3 @@ class Store(HubDataset):
                 f"The store {self.path} has no modality {modality!r}. Its modalities: {present}.",
                 remedy="Run `c3 embed` on a corpus with this modality.",
             )
-
-
-class MergeWork(Work[ShardGroup, SplitMoments]):
-    """Merging the moments of a group of shards, by split."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def run(self, tasks: Iterable[ShardGroup], report: Report) -> Iterator[SplitMoments]:
-        """See `Work.run`."""
-        for modality, parts in tasks:
-            yield merge_moments(self._store.shard_moments(modality, part) for part in parts)
-
-    def name(self, task: ShardGroup) -> str:
-        """Return a name such as ``the moments of text shards 0 to 63``."""
-        return f"the moments of {task[0]} shards {task[1][0]} to {task[1][-1]}"
-
-
-def all_parts(store: Store) -> Iterator[tuple[str, int]]:
-    """Yield modality and number of every finished shard."""
-    for modality in store.modalities:
-        for part in store.parts(modality):
-            yield modality, part

@@ -225,10 +225,15 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
     return pc.coalesce(_text(table, "pair_key"), key) if "pair_key" in names else key
 
 
+def own_items(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
+    """Return the key of each row's item as a string array: its own key if it belongs to no other."""
+    items, keys = item_keys(table), _text(table, "key")
+    return pc.if_else(pc.equal(items, pa.scalar("", items.type)).fill_null(True), keys, items)
+
+
 def row_items(table: pa.Table | pa.RecordBatch) -> Strings:
     """Return the key of each row's item: its own key if it belongs to no other."""
-    items, keys = item_keys(table), _text(table, "key")
-    return Strings(pc.if_else(pc.equal(items, pa.scalar("", items.type)).fill_null(True), keys, items))
+    return Strings(own_items(table))
 
 
 def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:

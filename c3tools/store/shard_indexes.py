@@ -1,18 +1,17 @@
 """FAISS shards: an exact FAISS index beside the rows of each shard, in the order of the rows.
 
-    image/_part-00000.faiss        the vectors, for inner products: if the store has unit rows of float16, the same
-                                   values; else float32, scaled to unit length
-    image/_part-00000.faiss.json   the SHA-256 of the rows it was made from, and of the index; written last
+    image/_part-00000.faiss   the vectors, for inner products: if the store has unit rows of float16, the same values;
+                              else float32, scaled to unit length
 
-An index is ignored if its record has the checksum of other rows, because the shard was updated since. Every command
-that writes shards calls `keep_indexes`, so a store that has indexes, or is made from one that has, gets those that its
-shards lack. Shards, done markers and the manifest are the same with and without indexes.
+The manifest lists the index with its shard; a shard that is rewritten is listed without one. Every command that writes
+shards calls `keep_indexes`, so a store that has indexes, or is made from one that has, gets those that its shards lack.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,15 +20,16 @@ import numpy as np
 
 from ..errors import MissingExtraError, StoreError, UnreachableError
 from ..executors import Executor, LocalExecutor, Report, Work
-from ..io.files import MALFORMED, read_json, sha256_of, write_atomically, write_json_atomically
-from ..io.locations import kind_of, names_in, read_all, remove
+from ..io.files import sha256_of, write_atomically
+from ..io.locations import kind_of, read_all
 from ..io.quiet import quiet_libraries
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter
-from .manifest import ShardName
+from .manifest import Manifest, record_files
+from .metadata import StoreInfo
 from .reader import Store
 from .rows import embedding_matrix
-from .shards import FAISS, FAISS_RECORD, ROWS
+from .shards import ShardName, index_name
 
 
 def load_faiss() -> ModuleType:
@@ -67,8 +67,8 @@ def last_line(error: RuntimeError) -> str:
     return re.sub(r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?", "", str(error).strip().splitlines()[-1])
 
 
-def write_index(store: Store, modality: str, part: int) -> None:
-    """Write the index of one shard, then its record.
+def write_index(store: Store, modality: str, part: int) -> str:
+    """Write the index of one shard, and return its SHA-256.
 
     Raises:
         StoreError: if the rows cannot be read.
@@ -84,11 +84,9 @@ def write_index(store: Store, modality: str, part: int) -> None:
     for batch in store.batches(modality, ["embedding"], parts=[part]):
         rows = embedding_matrix(batch)
         index.add(np.ascontiguousarray(rows if info.normalised else unit_rows(rows), dtype=np.float32))
-    path, record_path = (store.file(modality, part, suffix) for suffix in (FAISS, FAISS_RECORD))
-    remove(record_path)  # it must never stand beside an index that it is not of
+    path = store.path / index_name(modality, part)
     save_index(index, path)
-    record = {"rows": rows_digest(store, modality, part), "sha256": sha256_of(path)}
-    write_json_atomically(record_path, record)
+    return sha256_of(path)
 
 
 def read_index(store: Store, modality: str, part: int) -> Any:
@@ -98,13 +96,13 @@ def read_index(store: Store, modality: str, part: int) -> Any:
         StoreError: if it is damaged, or has another number of vectors than the shard has rows.
         MissingExtraError: if faiss is not installed.
     """
-    faiss, path, rows = load_faiss(), store.file(modality, part, FAISS), store.marker(modality, part)["rows"]
+    faiss, path, rows = load_faiss(), store.path / index_name(modality, part), store.shard_rows(modality, part)
     remedy = f"Make it anew: c3 verify {store.path} --repair"
     try:
-        if isinstance(path, Path):
-            index = faiss.read_index(str(path))
-        else:
-            index = faiss.deserialize_index(np.frombuffer(read_all(path), np.uint8))
+        content = read_all(path)
+        if store.manifest is not None and sha256(content).hexdigest() != store.manifest.shards[modality, part].faiss:
+            raise RuntimeError("its sha256 is not the one in the manifest")
+        index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
     except UnreachableError:
         raise
     except (OSError, RuntimeError) as error:
@@ -119,101 +117,34 @@ def read_index(store: Store, modality: str, part: int) -> Any:
     return index
 
 
-def rows_digest(store: Store, modality: str, part: int) -> str:
-    """Return the SHA-256 of the rows of a shard, as its done marker has it."""
-    digests = store.marker(modality, part)["sha256"]
-    return next((str(digest) for name, digest in digests.items() if name.endswith(ROWS)), "")
-
-
-def index_problem(
-    store: Store, modality: str, part: int, *, checksum: bool = True, required: bool = False
-) -> str | None:
-    """Return what is wrong with the index of a shard, in words; None if it is whole, or there is none.
-
-    Args:
-        store: the store.
-        modality: of the shard.
-        part: its number.
-        checksum: read the file, too.
-        required: count it as a problem if there is none.
-    """
-    path, record = (store.file(modality, part, suffix) for suffix in (FAISS, FAISS_RECORD))
-    if kind_of(record) is None:
-        if kind_of(path):
-            return "it was not finished"
-        return "there is none, but other shards have one" if required else None
-    try:
-        recorded = read_json(record)
-        rows, digest = recorded["rows"], recorded["sha256"]
-    except UnreachableError:
-        raise
-    except (OSError, *MALFORMED) as error:
-        return f"its record cannot be read ({error!r})"
-    if rows != rows_digest(store, modality, part):
-        return "it is of former rows of the shard"
-    if kind_of(path) is None:
-        return "the file is missing"
-    if checksum and sha256_of(path) != digest:
-        return "its sha256 is not the one in its record"
-    return None
-
-
 def indexed_shards(store: Store) -> tuple[list[ShardName], list[ShardName]]:
-    """Return the shards that have an index of their rows, and those that have none; checksums are not compared."""
-    having: list[ShardName] = []
-    lacking: list[ShardName] = []
-    for modality in store.modalities:
-        names = names_in(store.path / modality)[1]
-        for part in store.parts(modality):
-            there = store.file(modality, part, FAISS_RECORD).name in names
-            there = there and index_problem(store, modality, part, checksum=False) is None
-            (having if there else lacking).append((modality, part))
-    return having, lacking
+    """Return the shards that have an index of their rows, and those that have none, as the manifest lists them."""
+    shards = {} if store.manifest is None else store.manifest.shards
+    having = [shard for shard in store.shards if shard in shards and shards[shard].faiss]
+    return having, [shard for shard in store.shards if shard not in having]
 
 
 def has_indexes(store: Store) -> bool:
-    """Return whether any shard has an index, be it of former rows."""
-    return any(
-        name.endswith(FAISS_RECORD) for modality in store.modalities for name in names_in(store.path / modality)[1]
-    )
+    """Return whether any shard has an index."""
+    return bool(indexed_shards(store)[0])
 
 
-class IndexWork(Work[ShardName, None]):
-    """Writing the indexes of shards."""
+class IndexWork(Work[ShardName, str]):
+    """Writing the indexes of shards; results are their SHA-256."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[None]:
+    def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[str]:
         """See `Work.run`."""
         for modality, part in tasks:
-            write_index(self._store, modality, part)
-            report(self._store.marker(modality, part)["rows"], 0)
-            yield None
+            digest = write_index(self._store, modality, part)
+            report(self._store.shard_rows(modality, part), 0)
+            yield digest
 
     def name(self, task: ShardName) -> str:
         """Return a name such as ``the FAISS index of text shard 3``."""
         return f"the FAISS index of {task[0]} shard {task[1]}"
-
-
-def write_indexes(store: Store, executor: Executor, reporter: Reporter = SILENT) -> None:
-    """Write the indexes that shards of a store lack.
-
-    Args:
-        store: the store; it is locked by the caller.
-        executor: where it is done.
-        reporter: shows the progress.
-
-    Raises:
-        StoreError: if rows cannot be read.
-        MissingExtraError: if faiss is not installed.
-    """
-    lacking = indexed_shards(store)[1]
-    if lacking:
-        load_faiss()
-        rows = sum(int(store.marker(modality, part)["rows"]) for modality, part in lacking)
-        with reporter.progress("Writing FAISS shards", rows) as progress:
-            executor.run(IndexWork(store), lacking, lambda done, failed: progress.advance(done))
 
 
 def keep_indexes(path: Path, executor: Executor | None = None, reporter: Reporter = SILENT) -> None:
@@ -222,16 +153,27 @@ def keep_indexes(path: Path, executor: Executor | None = None, reporter: Reporte
     Without faiss, a message says that they are missing; the rows are not affected.
 
     Args:
-        path: the store; it is locked by the caller.
+        path: the store, which has its manifest; it is locked by the caller.
         executor: where it is done; None for this process.
         reporter: shows messages and progress.
 
     Raises:
         StoreError: if rows cannot be read.
     """
+    manifest = Manifest.load(path)
+    store = Store(path, StoreInfo.load(path), manifest)
+    lacking = [shard for shard in indexed_shards(store)[1] if kind_of(store.file(*shard))]
+    if manifest is None or not lacking:
+        return
     try:
-        write_indexes(Store.open(path, incomplete=True), executor or LocalExecutor(), reporter)
+        load_faiss()
     except MissingExtraError:
         reporter.message(
             "New shards have no FAISS index, because faiss-cpu is not installed; `c3 index` indexes the whole store."
         )
+        return
+    rows = sum(store.shard_rows(*shard) for shard in lacking)
+    with reporter.progress("Writing FAISS shards", rows) as progress:
+        work, advance = IndexWork(store), lambda done, failed: progress.advance(done)
+        digests = (executor or LocalExecutor()).run(work, lacking, advance)
+    record_files(path, faiss=dict(zip(lacking, digests, strict=True)))

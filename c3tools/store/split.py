@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,12 @@ from ..reporter import SILENT, Reporter
 from ..seeds import stable_fraction
 from ..tables import Table
 from .importers import ColumnNames, key_and_split, read_table
-from .keys import SplitTable
-from .manifest import finish_store
-from .metadata import write_failures
-from .reader import Store, all_parts
-from .rewriting import intact_shard, new_folder, new_store, replace_column, timings_of
-from .rows import ITEM_COLUMNS, keys_of, row_items
+from .manifest import finish_store, new_folder, new_store
+from .merge import replace_column
+from .reader import Store
+from .rows import ITEM_COLUMNS, keys_of, own_items
 from .shard_indexes import has_indexes, keep_indexes
-from .shards import create_store, shard_schema, write_batches
+from .shards import shard_schema, write_rows
 
 ChooseSplits = Callable[[Sequence[str]], list[str | None]]  # keys of items -> their new splits, None for no change
 
@@ -97,54 +94,42 @@ def split_store(
     if (column or file) and fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --column or --file.")
     choose: ChooseSplits
-    if file is not None:
-        choose = _table_of_file(source, Path(file), ColumnNames(key=key_column, split=split_column)).look_up
-    elif column is not None:
-        choose = _table_of_column(source, column).look_up
-    else:
+    images: dict[str, str] = {}  # their new splits, which their texts share; by hash, the key of the image is enough
+    if file is None and column is None:
         choose = _by_hash(fractions, seed)
-    # by hash, the key of the image is enough
-    images = SplitTable(_image_splits(source, choose) if file or column else ())
-    total = sum(len(source.parts(modality)) for modality in source.modalities)
-    with new_store(report.store) as building, reporter.progress("Splitting shards", total) as progress:
-        create_store(building, source.info)
-        for modality, part in all_parts(source):
-            counts = Counter(report.rows.get(modality, {}))
-            failures = source.shard_failures(modality, part)
-            with intact_shard(source, modality, part) as local:
-                rows = local.batches(modality, parts=[part])
-                batches = (_with_new_splits(batch, choose, images, counts, report) for batch in rows)
-                timings = timings_of(source.marker(modality, part))
-                write_batches(building, source.info, modality, part, batches, failures, timings)
-            report.rows[modality] = dict(sorted(counts.items()))
-            progress.advance()
-        write_failures(building, source.recorded_failures())
-        finish_store(building)
+    else:
+        named = _named_in_file(source, Path(file), ColumnNames(key=key_column, split=split_column)) if file else {}
+        named = _named_in_column(source, column) if column else named
+        choose = lambda keys: [named.get(key) for key in keys]  # noqa: E731
+        for modality in ("image", "video"):
+            for batch in source.batches(modality, ["key", "split"]) if source.parts(modality) else ():
+                for key, old in zip(keys_of(batch), batch.column("split").to_pylist(), strict=True):
+                    images.setdefault(key, named.get(key) or old or hashed_split(key))
+    with new_store(report.store, source.info) as building:
+        with reporter.progress("Splitting shards", len(source.shards)) as progress:
+            for modality, part in source.shards:
+                table = pa.Table.from_batches(
+                    list(source.batches(modality, parts=[part])), shard_schema(modality, source.info)
+                )
+                items = own_items(table).to_pylist()
+                chosen = choose(items)
+                if any(name in table.column_names for name in ITEM_COLUMNS):
+                    # the split of the image decides, also where neither file nor column names it
+                    chosen = [images.get(item) or own for item, own in zip(items, chosen, strict=True)]
+                report.unnamed += sum(split is None for split in chosen)
+                splits = [new or old for new, old in zip(chosen, table.column("split").to_pylist(), strict=True)]
+                counts = Counter(report.rows.get(modality, {}))
+                counts.update(split_of(split, item) for split, item in zip(splits, items, strict=True))
+                report.rows[modality] = dict(sorted(counts.items()))
+                failures = source.shard_failures(modality, part)
+                write_rows(
+                    building, source.info, modality, part, replace_column(table, "split", splits), failures
+                )
+                progress.advance()
+        finish_store(building, [failure for failure in source.recorded_failures() if failure.stage == "list"])
         if has_indexes(source):
             keep_indexes(building, reporter=reporter)
     return report
-
-
-def _with_new_splits(
-    batch: pa.RecordBatch, choose: ChooseSplits, images: SplitTable, counts: Counter[str], report: SplitReport
-) -> pa.RecordBatch:
-    items = row_items(batch)
-    chosen = choose(items)
-    if any(name in batch.schema.names for name in ITEM_COLUMNS):
-        # the split of the image decides, also where neither file nor column names it
-        chosen = [of_image or own for of_image, own in zip(images.look_up(items), chosen, strict=True)]
-    report.unnamed += sum(split is None for split in chosen)
-    splits = [new or old for new, old in zip(chosen, batch.column("split").to_pylist(), strict=True)]
-    counts.update(split_of(split, item) for split, item in zip(splits, items, strict=True))
-    return replace_column(batch, "split", splits)
-
-
-def _image_splits(store: Store, choose: ChooseSplits) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield blocks of keys of images and videos and their new splits, for the rows that belong to these."""
-    visual = [modality for modality in ("image", "video") if store.parts(modality)]
-    for batch in chain.from_iterable(store.batches(modality, ["key", "split"]) for modality in visual):
-        keys, before = keys_of(batch), batch.column("split").to_pylist()
-        yield keys, [new or old or hashed_split(key) for key, new, old in zip(keys, choose(keys), before, strict=True)]
 
 
 def _by_hash(fractions: Sequence[float] | None, seed: int) -> ChooseSplits:
@@ -169,32 +154,43 @@ def _by_hash(fractions: Sequence[float] | None, seed: int) -> ChooseSplits:
     return choose
 
 
-def _table_of_file(store: Store, file: Path, names: ColumnNames) -> SplitTable:
-    table = SplitTable([key_and_split(read_table(file), names, file)])
+def _named_in_file(store: Store, file: Path, names: ColumnNames) -> dict[str, str]:
+    keys, splits = key_and_split(read_table(file), names, file)
+    named = _first_named(zip(keys, splits, strict=True))
     for modality in store.modalities:
         columns = ["key", "image_key"] if modality == "text" else ["key"]
         for batch in store.batches(modality, columns):
-            if any(table.look_up([key for name in columns for key in batch.column(name).to_pylist() if key])):
-                return table
+            if any(key in named for name in columns for key in batch.column(name).to_pylist()):
+                return named
     raise StoreError(
         f"{file} contains none of the keys of {store.path}.",
         remedy="Keys are file names without their suffix. Choose the column of keys with --key-column.",
     )
 
 
-def _table_of_column(store: Store, column: str) -> SplitTable:
+def _named_in_column(store: Store, column: str) -> dict[str, str]:
     deciding = [name for name in store.modalities if name != "text" or not store.parts("image")]
-    table = SplitTable(
-        (keys_of(batch), [None if v is None else str(v) or None for v in batch.column(column).to_pylist()])
+    found = (
+        (key, None if value is None else str(value) or None)
         for modality in deciding
         for batch in store.batches(modality, list(dict.fromkeys(["key", column])))
         if column in batch.schema.names
+        for key, value in zip(keys_of(batch), batch.column(column).to_pylist(), strict=True)
     )
-    if not len(table):
+    named = _first_named(found)
+    if not named:
         names = sorted({name for modality in deciding for name in shard_schema(modality, store.info).names})
         raise StoreError(
             f"None of the {' or '.join(deciding)} rows of {store.path} has a value in a column {column!r}.",
             remedy=f"Its columns are {', '.join(name for name in names if name != 'embedding')}. Choose one of these, "
             "or use --file.",
         )
-    return table
+    return named
+
+
+def _first_named(pairs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for key, split in pairs:
+        if split is not None:
+            named.setdefault(key, split)
+    return named

@@ -20,7 +20,6 @@ from . import operations as ops
 from .operations import Affine, Operation, Unit
 
 if TYPE_CHECKING:
-    from ..executors import Executor
     from ..store import Pairs, Rows, Store
 
 MAX_FIT_ROWS = 500_000
@@ -213,7 +212,6 @@ def read_store(
     split: str,
     unit: Callable[[str], bool],
     max_rows: int = MAX_FIT_ROWS,
-    executor: Executor | None = None,
 ) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
     """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they come from.
 
@@ -226,9 +224,9 @@ def read_store(
     external, _ = store.external_moments()
     modalities = dict.fromkeys([*store.modalities, *external])
     moments = {
-        modality: store.fitting_moments(modality, split, executor)
+        modality: store.fitting_moments(modality, split)
         if unit(modality) or modality in external
-        else store.moments(modality, split, executor)
+        else store.moments(modality, split)
         if store.count(modality, split)
         else Moments.empty(store.info.dim)
         for modality in modalities

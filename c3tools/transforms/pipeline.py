@@ -30,7 +30,6 @@ from .sigma import sigma_by_rule, sigma_of_arrays
 from .steps import Role, Step, order_findings
 
 if TYPE_CHECKING:
-    from ..executors import Executor
     from ..store import Store
 
 
@@ -128,7 +127,6 @@ class Pipeline(HubRepository):
         items: Mapping[str, Sequence[str]] | None = None,
         split: str = "train",
         max_rows: int = MAX_FIT_ROWS,
-        executor: Executor | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Pipeline:
         """Fit the steps in order, each on the output of the steps before it, and return the pipeline.
@@ -149,7 +147,6 @@ class Pipeline(HubRepository):
                 training. A store has them.
             split: of a store: the rows to fit on.
             max_rows: of a store: the largest number of rows or pairs that are read for steps that need them.
-            executor: of a store: merges the moments of shards; the result is the same, bit for bit.
             provenance: saved with the pipeline: ``model`` (its identity, as in a store), ``split``, ....
 
         Raises:
@@ -164,7 +161,7 @@ class Pipeline(HubRepository):
         elif hasattr(data, "external_moments"):
             self._check_split(split)
             moments, read, origin = read_store(
-                data, self.needs_rows, self.needs_pairs, split, self._takes_unit_rows, max_rows, executor
+                data, self.needs_rows, self.needs_pairs, split, self._takes_unit_rows, max_rows
             )
             if any(step.fits for step in self.steps) and not any(known.n for known in moments.values()):
                 raise TransformError(
