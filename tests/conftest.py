@@ -31,7 +31,7 @@ from typer.testing import CliRunner, Result
 
 from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
-from c3tools.io import locations, lock
+from c3tools.io import locations
 from c3tools.reporter import Reporter
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
 from tests.servers import Faults, Hub, hub_server, s3_credentials, s3_server
@@ -105,8 +105,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
         for name, value in s3_credentials(endpoint).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
-        for name, seconds in {"HEARTBEAT": 0.2, "PATIENCE": 20.0, "SETTLING": 0.01}.items():
-            monkeypatch.setattr(lock, name, seconds)
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("bucket")
         yield faults

@@ -1,6 +1,7 @@
 """The manifest of a store, and writing to a store: every writer ends with the manifest.
 
-    manifest.json   {"files": {"moments.safetensors": sha256, …},
+    manifest.json   {"checksum": of the others,
+                     "files": {"moments.safetensors": sha256, …},
                      "shards": {"image/part-00000.parquet": {"rows": n, "sha256": …, "faiss": sha256 of its index}}}
 
 What the manifest lists is the store. Shards that it does not list come from a run that did not finish; the same run
@@ -38,7 +39,7 @@ from ..io.locations import download, is_url, kind_of, move, names_in, remove, un
 from ..io.lock import locked
 from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter
-from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, read_failures, write_failures
+from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, digest_of, read_failures, write_failures
 from .shards import (
     ShardName,
     SplitMoments,
@@ -115,7 +116,8 @@ class Manifest:
             part_name(*shard): {name: value for name, value in record._asdict().items() if value is not None}
             for shard, record in self.shards.items()
         }
-        return json_text({"files": dict(self.files), "shards": shards})
+        content = {"files": dict(self.files), "shards": shards}
+        return json_text({"checksum": digest_of(content), **content})
 
     def write(self, store: Path) -> None:
         """Write the manifest, complete or not at all."""

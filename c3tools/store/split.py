@@ -122,9 +122,7 @@ def split_store(
                 counts.update(split_of(split, item) for split, item in zip(splits, items, strict=True))
                 report.rows[modality] = dict(sorted(counts.items()))
                 failures = source.shard_failures(modality, part)
-                write_rows(
-                    building, source.info, modality, part, replace_column(table, "split", splits), failures
-                )
+                write_rows(building, source.info, modality, part, replace_column(table, "split", splits), failures)
                 progress.advance()
         finish_store(building, [failure for failure in source.recorded_failures() if failure.stage == "list"])
         if has_indexes(source):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +201,9 @@ def _check(path: Path, sample: float | None, seed: int, reporter: Reporter) -> V
                     readable.append((modality, part))
                     result.rows[modality] += rows
                 progress.advance()
-    result.findings += _check_keys(opened, readable, finished=manifest is not None)
+    listed_shards = manifest.shards if manifest else {}
+    lost = {modality for modality, _ in {*opened.shards, *listed_shards} - set(readable)}
+    result.findings += _check_keys(opened, readable, lost, finished=manifest is not None)
     if manifest is not None:
         result.findings += _check_manifest(opened, manifest, moments if complete else None)
     if kind_of(path / REWRITING / REWRITING_LIST):
@@ -235,9 +237,7 @@ def _described(path: Path) -> tuple[StoreInfo, list[Finding]]:
         # a store of a newer version is not damaged, whatever older shards in it say
         if copy is None or (isinstance(version, int) and version > FORMAT_VERSION):
             raise
-        return StoreInfo.from_dict(copy, path / INFO_FILE), [
-            Finding("description", INFO_FILE, error.message, remedy)
-        ]
+        return StoreInfo.from_dict(copy, path / INFO_FILE), [Finding("description", INFO_FILE, error.message, remedy)]
     if read_all(path / INFO_FILE) != json_text(info.to_dict()).encode("utf-8", "surrogatepass"):
         return info, [Finding("description", INFO_FILE, "it was changed after it was written", remedy)]
     return info, []
@@ -331,8 +331,13 @@ def _shown(keys: Sequence[str]) -> str:
     return f"{len(keys):,} row{'s' * (len(keys) > 1)} (key {keys[0]!r}{', …' * (len(keys) > 1)})"
 
 
-def _check_keys(store: Store, shards: Sequence[ShardName], *, finished: bool) -> Iterator[Finding]:
-    """Check that no key is missing, none occurs twice in a modality, and the item of every row is there or failed."""
+def _check_keys(
+    store: Store, shards: Sequence[ShardName], lost: Collection[str], *, finished: bool
+) -> Iterator[Finding]:
+    """Check that no key is missing, none occurs twice in a modality, and the item of every row is there or failed.
+
+    Items are not looked for in modalities that have ``lost`` a shard, which is reported already.
+    """
     tables: dict[str, pa.Table] = {}
     for modality in dict.fromkeys(name for name, _ in shards):
         blocks = []
@@ -356,13 +361,13 @@ def _check_keys(store: Store, shards: Sequence[ShardName], *, finished: bool) ->
         for what, mask in bad.items():
             for part, count, key in _by_part(table.filter(mask), "key"):
                 name = part_name(modality, part)
-                what = f"{what} ({count:,}, for example {key!r})"
-                yield Finding("keys", name, what, _redo_remedy(store.info), (modality, part), True)
+                said = f"{what} ({count:,}, for example {key!r})"
+                yield Finding("keys", name, said, _redo_remedy(store.info), (modality, part), True)
     for modality, table in tables.items():
         homes = ["image", "video"] if modality == "text" else [name for name in tables if name != modality]
         present = [tables[name].column("key") for name in homes if name in tables]
         named = table.filter(pc.greater(pc.utf8_length(pc.fill_null(table.column("item"), "")), 0))
-        if not len(named):
+        if not len(named) or not lost.isdisjoint(homes):
             continue
         if present:
             known = pa.chunked_array([pa.array(failed, pa.string()), *(c for column in present for c in column.chunks)])
