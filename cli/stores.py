@@ -68,9 +68,6 @@ def means(
     load: str | Path | None = None,
     unload: bool = False,
     merge: Sequence[str | Path] = (),
-    executor: str = "local",
-    address: str | None = None,
-    processes: int | None = None,
     json: str | None = None,
 ) -> None:
     """Show, save, merge or load the mean and covariance of each modality.
@@ -78,13 +75,7 @@ def means(
     Args:
         unload: Go back to the store's own moments.
         merge: Merge moments files, and write the result to ``save``.
-        executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
-        address: Address of the Ray cluster. By default RAY_ADDRESS, else the cluster of this machine, else a new one
-            here.
-        processes: Number of worker processes on the cluster. By default as many as fit.
     """
-    from c3tools.executors import open_executor
-
     if merge:
         if save is None:
             raise C3Error("--merge needs --save.", remedy="Add --save FILE, the file for the merged moments.")
@@ -102,10 +93,9 @@ def means(
         loaded = c3tools.load_means(store, load)
         message(f"Collapse now uses the moments in {load}: {', '.join(loaded)}.")
     opened = c3tools.Store.open(store, reporter=reporter())
-    with open_executor(executor, address=address, processes=processes, cores=1) as runner:
-        if save is not None:
-            _print_saved(save, c3tools.save_means(opened, save, split=split, executor=runner))
-        found = c3tools.compute_means(opened, executor=runner)
+    if save is not None:
+        _print_saved(save, c3tools.save_means(opened, save, split=split))
+    found = c3tools.compute_means(opened)
     if opened.split_note:
         message(opened.split_note)
     if write_json(found.to_dict(), json):
@@ -126,7 +116,7 @@ def verify(
     Every problem is reported with its file and with the command that solves it. The exit code is 0 if the store is
     whole, 3 if files are missing or damaged or the run that writes the store did not finish, and 1 for an error, such
     as a missing store. --repair removes damaged shards. The `c3 embed` or `c3 import` command that made the store then
-    makes them again.
+    makes them again; if their inputs are gone, --forget gives their rows up.
 
     Args:
         path: The store: a folder or a URL (s3://, gs://). By default c3-store.
