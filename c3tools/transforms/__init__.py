@@ -6,7 +6,6 @@ fitted pipeline as a step of its own.
 
 from __future__ import annotations
 
-from .mapping import CovarianceNoise, FewPairsWarning, MatchMoments, Procrustes, ReAlign, RidgeMap
 from .memory import MemoryProjection, Retrieval
 from .pipeline import OrderWarning, Pipeline
 from .presets import PRESETS, open_pipeline, preset
@@ -14,10 +13,16 @@ from .sigma import PUBLISHED_SIGMA
 from .steps import (
     AdaptiveNoise,
     Collapse,
+    CovarianceNoise,
+    FewPairsWarning,
     GapShift,
     GaussianNoise,
+    MatchMoments,
     Normalize,
+    Procrustes,
     ProjectOutGap,
+    ReAlign,
+    RidgeMap,
     SpanNoise,
     Standardize,
     Step,

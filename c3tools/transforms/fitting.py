@@ -65,7 +65,7 @@ class FitData:
             TransformError: if dimensions differ, something is not finite, moments are not of unit rows, or a row has no
                 item where others of its modality have one.
         """
-        known = {name: value for name, value in moments.items() if value.n > 0}
+        known = {name: value for name, value in moments.items() if value.n}
         given = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
         given = {name: values for name, values in given.items() if len(values)}
         dims = {f"moments of {name}": value.dim for name, value in known.items()}
@@ -83,16 +83,15 @@ class FitData:
                 )
             if unit(name) and not value.of_unit_rows:
                 raise TransformError(
-                    f"The moments of {name} were not computed from rows of norm 1: the mean squared norm of the rows, "
-                    f"trace(covariance) + |mean|^2, is {value.mean_squared_norm:.4g} instead of 1, but the pipeline "
-                    "first scales every row to norm 1.",
+                    f"The moments of {name} are not of rows of norm 1: the mean squared norm of the rows is "
+                    f"{value.mean_squared_norm:.4g}, but the pipeline first scales every row to norm 1.",
                     remedy=f"Pass the rows, fit({{'{name}': array}}), or Moments.from_rows(unit_rows(array)). "
                     "Check a store with `c3 verify`; remove loaded moments with `c3 means --unload`.",
                 )
         for name, own in items.items():
-            if len(own) != len(given.get(name, ())):
+            if len(own) != (n := len(given.get(name, ()))):
                 raise TransformError(
-                    f"There are {counted(len(own), 'item')} for {counted(len(given.get(name, ())), f'{name} row')}.",
+                    f"There are {counted(len(own), 'item')} for {counted(n, f'{name} row')}.",
                     remedy="Pass one item per row.",
                 )
         for name, values in given.items():
@@ -104,8 +103,7 @@ class FitData:
     @property
     def dim(self) -> int | None:
         """Return the dimension of the vectors; None without any."""
-        dims = [m.dim for m in self.moments.values()] or [int(rows.shape[1]) for rows in self.rows.values()]
-        return dims[0] if dims else None
+        return next((moments.dim for moments in self.moments.values()), None)
 
     def moments_of(self, modality: str, step: str) -> Moments:
         """Return the moments of one modality, or raise a TransformError that says what the step lacks."""
@@ -161,6 +159,47 @@ def unit_moments(rows: Matrix) -> Moments:
     return Moments.from_rows(ops.apply(Unit(), rows.copy()))
 
 
+def read_store(
+    store: Store, split: str, unit: Callable[[str], bool], *, rows: bool, pairs: bool, max_rows: int = MAX_FIT_ROWS
+) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
+    """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they come from.
+
+    The moments are of rows at unit length for the modalities for which ``unit`` says so, else of the rows as they are.
+    Of ``pairs``, row i of the images belongs to row i of the texts: a pair for each of the first ``max_rows`` texts
+    whose image is among the first ``max_rows`` images.
+
+    Raises:
+        StoreError: if the store cannot be read.
+        TransformError: if pairs are requested, but there are none.
+    """
+    external, _ = store.external_moments()
+    moments = {}
+    for modality in dict.fromkeys([*store.modalities, *external]):
+        if unit(modality) or modality in external:
+            moments[modality] = store.fitting_moments(modality, split)
+        elif store.count(modality, split):
+            moments[modality] = store.moments(modality, split)
+    read: dict[str, Rows] = {}
+    if pairs:
+        found = first_pairs(store, split, max_rows)
+        if not len(found):
+            raise TransformError(
+                f"The store {store.path} has no pairs of images and texts in the split {split!r}.",
+                remedy="Use a pipeline that needs no pairs, or embed images together with their captions.",
+            )
+        read = {"image": found.captions_of_first(), "text": found.second.select(found.rows)}
+    elif rows:
+        read = {modality: first_rows(store, modality, split, max_rows) for modality in store.modalities}
+    origin: dict[str, Any] = {"model": store.info.model, "split": split}
+    if store.split_note:
+        origin["split_rule"] = store.split_note
+    if external:
+        origin["source"] = f"loaded moments ({', '.join(external)}), else store"
+    if read:
+        origin["rows"] = {modality: len(value) for modality, value in read.items()}
+    return moments, read, origin
+
+
 def first_rows(
     store: Store,
     modality: str,
@@ -191,87 +230,6 @@ def first_rows(
     return Rows(modality, embedding_matrix(table), table.drop_columns(["embedding"]))
 
 
-def sort_given(
-    data: Mapping[str, Moments] | Mapping[str, npt.ArrayLike], rows: Mapping[str, npt.ArrayLike]
-) -> tuple[dict[str, Moments], dict[str, npt.ArrayLike]]:
-    """Return the moments in ``data``, and its arrays together with ``rows``, all by modality."""
-    moments: dict[str, Moments] = {}
-    arrays = dict(rows)
-    for name, value in data.items():
-        if isinstance(value, Moments):
-            moments[name] = value
-        else:
-            arrays[name] = value
-    return moments, arrays
-
-
-def read_store(
-    store: Store,
-    rows: bool,
-    pairs: bool,
-    split: str,
-    unit: Callable[[str], bool],
-    max_rows: int = MAX_FIT_ROWS,
-) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
-    """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they come from.
-
-    The moments are of rows at unit length for the modalities for which ``unit`` says so, else of the rows as they are.
-
-    Raises:
-        StoreError: if the store cannot be read.
-        TransformError: if pairs are requested, but there are none.
-    """
-    external, _ = store.external_moments()
-    modalities = dict.fromkeys([*store.modalities, *external])
-    moments = {
-        modality: store.fitting_moments(modality, split)
-        if unit(modality) or modality in external
-        else store.moments(modality, split)
-        if store.count(modality, split)
-        else Moments.empty(store.info.dim)
-        for modality in modalities
-    }
-    read = read_rows(store, split, max_rows, paired=pairs) if rows or pairs else {}
-    origin: dict[str, Any] = {"model": store.info.model, "split": split}
-    if store.split_note:
-        origin["split_rule"] = store.split_note
-    if external:
-        origin["source"] = f"loaded moments ({', '.join(external)}), else store"
-    if read:
-        origin["rows"] = {modality: len(value) for modality, value in read.items()}
-    return moments, read, origin
-
-
-def note_on_moments(name: str, trained_on: str, asked_with: str, split: str) -> str:
-    """Return a sentence for a training with a pipeline that lacks the statistics of the modality it is meant for."""
-    return (
-        f"There are no {asked_with} rows in the split {split!r}, so {name} is fitted on {trained_on} rows alone, and "
-        f"what is trained cannot be used on {asked_with} embeddings. To change that, load the moments of such "
-        "embeddings before training: c3 means --load FILE (those of c3-mini: c3 means --load c3-mini)."
-    )
-
-
-def read_rows(store: Store, split: str, max_rows: int = MAX_FIT_ROWS, *, paired: bool = False) -> dict[str, Rows]:
-    """Return the first ``max_rows`` rows of each modality of one split.
-
-    With ``paired``, row i of the images belongs to row i of the texts: one pair for each of the texts whose image is
-    among the first ``max_rows`` images, at most ``max_rows``.
-
-    Raises:
-        StoreError: if the store cannot be read.
-        TransformError: if pairs are requested, but there are none.
-    """
-    if not paired:
-        return {modality: first_rows(store, modality, split, max_rows) for modality in store.modalities}
-    pairs = first_pairs(store, split, max_rows)
-    if not len(pairs):
-        raise TransformError(
-            f"The store {store.path} has no pairs of images and texts in the split {split!r}.",
-            remedy="Use a pipeline that needs no pairs, or embed images together with their captions.",
-        )
-    return {"image": pairs.captions_of_first(), "text": pairs.second.select(pairs.rows)}
-
-
 def first_pairs(
     store: Store,
     split: str | None,
@@ -284,6 +242,15 @@ def first_pairs(
 
     images = first_rows(store, "image", split, max_rows, items, without)
     return Pairs.match(images, first_rows(store, "text", split, max_rows, items=set(images.keys)))
+
+
+def note_on_moments(name: str, trained_on: str, asked_with: str, split: str) -> str:
+    """Return a sentence for a training with a pipeline that lacks the statistics of the modality it is meant for."""
+    return (
+        f"There are no {asked_with} rows in the split {split!r}, so {name} is fitted on {trained_on} rows alone, and "
+        f"what is trained cannot be used on {asked_with} embeddings. To change that, load the moments of such "
+        "embeddings before training: c3 means --load FILE (those of c3-mini: c3 means --load c3-mini)."
+    )
 
 
 def _moments_in(moments: Mapping[str, Moments], modality: str, step: str) -> Moments:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -21,30 +20,58 @@ _VISITED = 16  # an inverted index looks at one cell in this many
 
 
 @dataclass(eq=False)
-class MemoryProjection(Step):
+class MemoryStep(Step):
+    """A step that compares rows with a memory.
+
+    Attributes:
+        memory: the modality whose train rows are the memory.
+        tau: temperature; 0 takes the nearest row.
+        neighbours: weigh only this many nearest rows; None weighs the whole memory.
+        limit: at most this many memory rows, drawn at random (with a fixed seed) from those of the train split.
+    """
+
+    memory: str = "text"
+    tau: float = 0.01
+    neighbours: int | None = None
+    limit: int = 500_000
+
+    needs_unit = True
+    needs_rows = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tau >= 0 or self.limit < 1 or (self.neighbours is not None and self.neighbours < 1):
+            raise TransformError(
+                f"{self.kind} cannot use tau {self.tau}, neighbours {self.neighbours} and limit {self.limit}.",
+                remedy="tau must be at least 0, and the other two at least 1.",
+            )
+
+    def draw(self, data: FitData) -> tuple[Matrix, Indices]:
+        """Return a copy of the rows to keep, because later steps overwrite those they are fitted on; their numbers."""
+        rows = data.rows_of(self.memory, self.kind)
+        kept = np.arange(len(rows))
+        if len(rows) > self.limit:
+            kept = np.sort(generator(0, "memory", self.memory).choice(len(rows), self.limit, replace=False))
+        return rows[kept], kept
+
+
+@dataclass(eq=False)
+class MemoryProjection(MemoryStep):
     """softmax(cos(e, M) / tau)-weighted mean of a memory M of the other modality (DeCap, Li et al., ICLR 2023).
+
+    With tau 0 it takes the nearest row, which is CLIPRe (Su et al., 2022).
 
     Attributes:
         source: the modality that is projected.
-        memory: the modality whose train rows are the memory.
-        tau: temperature; 0 takes the nearest row, which is CLIPRe (Su et al., 2022).
-        neighbours: weigh only this many nearest rows; None weighs the whole memory.
-        limit: at most this many memory rows, drawn at random (with a fixed seed) from those of the train split.
         index: FAISS index string for a large memory, such as ``IVF1024,Flat``: ``neighbours`` are searched with it,
             which is approximate, once it is built at the first use; None compares with every row, in numpy.
             `TransformModule` always compares with every row.
     """
 
     source: str = "image"
-    memory: str = "text"
-    tau: float = 0.01
-    neighbours: int | None = None
-    limit: int = 500_000
     index: str | None = None
 
-    kind: ClassVar[str] = "memory-projection"
-    needs_unit: ClassVar[bool] = True
-    needs_rows: ClassVar[bool] = True
+    kind = "memory-projection"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,27 +82,23 @@ class MemoryProjection(Step):
                 f"memory-projection has the index {self.index!r} but no neighbours, so it would use the whole memory.",
                 remedy="Set neighbours, for example 100.",
             )
-        _check_settings(self)
 
     def fit(self, data: FitData) -> None:
         """Keep the memory's rows."""
-        self.state = {"memory": _memory_rows(self, data)[0]}
+        self.state = {"memory": self.draw(data)[0]}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Attend over the memory."""
-        memory: Matrix = self.state["memory"]  # type: ignore[assignment]
-        return (MemoryAttention(memory, self.tau, self.neighbours, self._searching(memory)),)
-
-    def _searching(self, memory: Matrix) -> Search | None:
+        memory: Matrix = self.state["memory"]
         if self.index is None:
-            return None
+            return (MemoryAttention(memory, self.tau, self.neighbours),)
         if self._search is None or self._search[0] is not memory:
             self._search = memory, memory_search(memory, self.index)
-        return self._search[1]
+        return (MemoryAttention(memory, self.tau, self.neighbours, self._search[1]),)
 
 
 @dataclass(eq=False)
-class Retrieval(Step):
+class Retrieval(MemoryStep):
     """e + weight m / |m|, m the softmax(cos(e, M) / tau)-weighted mean of the rows of a memory M that are nearest to e.
 
     The retrieval of IFCap (Lee et al., EMNLP 2024), where texts with noise retrieve training captions, with a mix in
@@ -84,27 +107,18 @@ class Retrieval(Step):
     is most of what a decoder with this step takes on the disk.
 
     Attributes:
-        memory: the modality whose train rows are the memory.
-        neighbours: how many of the nearest rows are weighed.
-        tau: temperature; 0 takes the nearest row.
         weight: length of the mean that is added to vectors of length 1.
-        limit: at most this many memory rows, drawn at random (with a fixed seed) from those of the train split.
     """
 
-    memory: str = "text"
-    neighbours: int = 10
     tau: float = 0.05
+    neighbours: int = 10
     weight: float = 1.0
-    limit: int = 500_000
 
-    kind: ClassVar[str] = "retrieval"
-    needs_unit: ClassVar[bool] = True
-    needs_rows: ClassVar[bool] = True
+    kind = "retrieval"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._rows: tuple[object, Matrix] | None = None  # the memory, and as float32
-        _check_settings(self)
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise TransformError(
                 f"retrieval cannot use the weight {self.weight}.", remedy="It must be a finite number of at least 0."
@@ -112,7 +126,7 @@ class Retrieval(Step):
 
     def fit(self, data: FitData) -> None:
         """Keep the memory's rows, and hashes of their items where these are known."""
-        rows, kept = _memory_rows(self, data)
+        rows, kept = self.draw(data)
         self.state = {"memory": to_float16(rows)}
         if self.memory in data.items:
             self.state["items"] = stable_hashes([data.items[self.memory][row] for row in kept])
@@ -125,13 +139,12 @@ class Retrieval(Step):
                 "so training inputs would retrieve themselves.",
                 remedy=f"Fit on a store, or give the item of each row: fit(..., items={{{self.memory!r}: [...]}}).",
             )
-        if items is None:
+        if items is None or len(items) != n:
             raise TransformError(
-                "The step retrieval needs the items of training inputs, or these would retrieve themselves.",
+                f"The step retrieval needs the item of each of the {n} training inputs, or these would retrieve "
+                f"themselves, but there are {0 if items is None else len(items)}.",
                 remedy="Pass items=, one string per row, or training=False for inputs that are not in the memory.",
             )
-        if len(items) != n:
-            raise TransformError(f"There are {len(items)} items for {n} rows.", remedy="Pass one item per row.")
         return stable_hashes(items)
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
@@ -139,7 +152,7 @@ class Retrieval(Step):
         kept, items = self.state["memory"], self.state.get("items")
         if self._rows is None or self._rows[0] is not kept:
             self._rows = kept, to_float32(kept)
-        return (MixMemory(self._rows[1], self.tau, self.neighbours, self.weight, items),)  # type: ignore[arg-type]
+        return (MixMemory(self._rows[1], self.tau, self.neighbours, self.weight, items),)
 
 
 def memory_search(memory: Matrix, index: str) -> Search:
@@ -177,20 +190,3 @@ def memory_search(memory: Matrix, index: str) -> Search:
         return np.where(rows < 0, np.float32(-np.inf), scores), np.maximum(rows, 0)
 
     return search
-
-
-def _check_settings(step: MemoryProjection | Retrieval) -> None:
-    if not step.tau >= 0 or step.limit < 1 or (step.neighbours is not None and step.neighbours < 1):
-        raise TransformError(
-            f"{step.kind} cannot use tau {step.tau}, neighbours {step.neighbours} and limit {step.limit}.",
-            remedy="tau must be at least 0, and the other two at least 1.",
-        )
-
-
-def _memory_rows(step: MemoryProjection | Retrieval, data: FitData) -> tuple[Matrix, Indices]:
-    """Return a copy of the rows to keep, because later steps overwrite those they are fitted on, and their numbers."""
-    rows = data.rows_of(step.memory, step.kind)
-    kept = np.arange(len(rows))
-    if len(rows) > step.limit:
-        kept = np.sort(generator(0, "memory", step.memory).choice(len(rows), step.limit, replace=False))
-    return rows[kept], kept

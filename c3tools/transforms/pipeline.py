@@ -10,7 +10,7 @@ Only numpy and safetensors are imported here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,10 @@ from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
-from .fitting import MAX_FIT_ROWS, FitData, read_store, sort_given
-from .recipe import describe_steps, make_recipe, parse_config, read_recipe, recipe_card, write_recipe
+from .fitting import MAX_FIT_ROWS, FitData, read_store
+from .recipe import make_recipe, parse_config, read_recipe, write_recipe
 from .sigma import sigma_by_rule, sigma_of_arrays
-from .steps import Role, Step, order_findings
+from .steps import Normalize, Role, Step, order_findings
 
 if TYPE_CHECKING:
     from ..store import Store
@@ -77,7 +77,14 @@ class Pipeline(HubRepository):
 
         sizes = ", ".join(f"{n:,} {modality} rows" for modality, n in self.provenance.get("n", {}).items())
         origin = f"fitted on {sizes} of {ModelIdentity(self.provenance.get('model') or {})}" if sizes else "not fitted"
-        return Table(("step", "settings"), describe_steps(self.steps), f"{self.name}: {origin}")._repr_html_()
+        return Table(("step", "settings"), self._listing(), f"{self.name}: {origin}")._repr_html_()
+
+    def _listing(self) -> list[list[str]]:
+        """Return a row for each step: its kind, and its settings in words."""
+        return [
+            [step.kind, ", ".join(f"{name} {value}" for name, value in step.settings.items() if value is not None)]
+            for step in self.steps
+        ]
 
     @property
     def fitted(self) -> bool:
@@ -107,17 +114,15 @@ class Pipeline(HubRepository):
     def _takes_unit_rows(self, modality: str) -> bool:
         """Return whether the steps are fitted on rows that the first step has scaled to unit length."""
         first = self.steps[0] if any(step.fits for step in self.steps) else None
-        return first is not None and first.keeps_unit and first.applies(modality, training=False)
+        return isinstance(first, Normalize) and first.applies(modality, training=False)
 
-    @property
-    def _sigma_rules(self) -> set[str]:
-        return {step.sigma_rule for step in self.steps if step.sigma_rule is not None}
-
-    def settle_sigma(self, rule: str, sigma: float) -> None:
-        """Replace a sigma that is the word ``rule`` by a number; a sigma that is a number is kept."""
+    def _settle_sigma(self, found: Callable[[str], tuple[float, str]]) -> dict[str, str]:
+        """Replace the word of a rule by the number that is ``found``; return what it rests on, for the provenance."""
+        origin = {}
         for step in self.steps:
-            if step.sigma_rule == rule:
-                step.sigma = sigma  # type: ignore[attr-defined]
+            if step.sigma_rule is not None:
+                step.sigma, origin["sigma"] = found(step.sigma_rule)  # type: ignore[attr-defined]
+        return origin
 
     def fit(
         self,
@@ -157,11 +162,15 @@ class Pipeline(HubRepository):
         origin: dict[str, Any] = {}
         if data is None or isinstance(data, Mapping):
             self._check_split((provenance or {}).get("split"))
-            moments, arrays = sort_given(data or {}, rows or {})
+            moments = {name: value for name, value in (data or {}).items() if isinstance(value, Moments)}
+            arrays = {
+                **(rows or {}),
+                **{n: value for n, value in (data or {}).items() if not isinstance(value, Moments)},
+            }
         elif hasattr(data, "external_moments"):
             self._check_split(split)
             moments, read, origin = read_store(
-                data, self.needs_rows, self.needs_pairs, split, self._takes_unit_rows, max_rows
+                data, split, self._takes_unit_rows, rows=self.needs_rows, pairs=self.needs_pairs, max_rows=max_rows
             )
             if any(step.fits for step in self.steps) and not any(known.n for known in moments.values()):
                 raise TransformError(
@@ -172,18 +181,14 @@ class Pipeline(HubRepository):
                 )
             arrays = {name: own.embeddings for name, own in read.items()}
             items = {name: own.items for name, own in read.items()}
-            for rule in sorted(self._sigma_rules):
-                sigma, origin["sigma"] = sigma_by_rule(rule, data, split, max_rows=max_rows)
-                self.settle_sigma(rule, sigma)
+            origin |= self._settle_sigma(lambda rule: sigma_by_rule(rule, data, split, max_rows=max_rows))
         else:
             raise TransformError(
                 f"A pipeline is fitted on a store, or on moments or arrays by modality, not on {type(data).__name__}.",
                 remedy='For example fit({"image": array, "text": array}).',
             )
         fit_data = FitData.of(moments, arrays, items or {}, self._takes_unit_rows)
-        for rule in sorted(self._sigma_rules):
-            sigma, origin["sigma"] = sigma_of_arrays(rule, fit_data.rows, fit_data.items, moments)
-            self.settle_sigma(rule, sigma)
+        origin |= self._settle_sigma(lambda rule: sigma_of_arrays(rule, fit_data.rows, fit_data.items, moments))
         self.dim = fit_data.dim
         sizes = {name: m.n for name, m in sorted(fit_data.moments.items())}
         last = max((position for position, step in enumerate(self.steps) if step.fits), default=0)
@@ -265,8 +270,7 @@ class Pipeline(HubRepository):
         if modality is not None:
             return modality
         steps = [step for step in self.steps if step.role in ("both", *roles)]
-        named = {key.partition("/")[2] for step in steps for key in step.state if "/" in key}
-        named |= {name for step in steps for name in step.modalities or ()}
+        named = {name for step in steps for name in (*step.fitted_for, *(step.modalities or ()))}
         known = sorted(named | self.provenance.get("n", {}).keys()) if named else []
         if len(known) > 1:
             raise TransformError(
@@ -335,7 +339,21 @@ class Pipeline(HubRepository):
 
     def card(self) -> Card:
         """Return the facts of its card on the hub."""
-        return recipe_card(self.record(), self.steps)
+        self.check_fitted()
+        model = ModelIdentity(self.provenance.get("model") or {})
+        facts = {
+            "encoder": model,
+            "dimensions": self.dim,
+            **{f"fitted on {name} rows": n for name, n in self.provenance.get("n", {}).items()},
+            **{f"step {place}": " ".join(row).strip() for place, row in enumerate(self._listing(), start=1)},
+        }
+        return Card(
+            f"A fitted pipeline, `{self.name}`, for embeddings of `{model.name}`: numpy applies it.",
+            'import c3tools\n\npipeline = c3tools.Pipeline.from_pretrained("{name}")\n'
+            'pipeline.transform(embeddings, modality="image")  # float32 (n, d)',
+            facts,
+            tags=("embeddings", "CLIP", "modality-gap"),
+        )
 
     def save(self, directory: str | Path) -> Path:
         """Write ``transform.json`` and ``transform.safetensors`` to a folder or a URL; returns it.
@@ -352,11 +370,11 @@ class Pipeline(HubRepository):
         """Load a saved pipeline, from a folder or ``hf-hub:ORG/NAME``; it is the same, bit for bit.
 
         Raises:
-            TransformError: if a file is missing, damaged, changed by hand, or of a newer version.
+            TransformError: if a file is missing, damaged, or changed by hand.
         """
         record, steps = read_recipe(local_folder(directory))
-        pipeline = cls(steps, name=record["name"], strict=record["strict"])
-        pipeline.dim, pipeline.provenance = record["dim"], record["provenance"]
+        pipeline = cls(steps, name=record.name, strict=record.strict)
+        pipeline.dim, pipeline.provenance = record.dim, record.provenance
         return pipeline
 
     @classmethod

@@ -9,17 +9,21 @@ from typing import Any
 
 from ..errors import TransformError
 from ..io.hub import local_folder
-from .mapping import CovarianceNoise, MatchMoments, Procrustes, ReAlign, RidgeMap
 from .memory import MemoryProjection, Retrieval
 from .pipeline import Pipeline
 from .sigma import PAIRS, PUBLISHED_SIGMA, parse_sigma
 from .steps import (
     AdaptiveNoise,
     Collapse,
+    CovarianceNoise,
     GapShift,
     GaussianNoise,
+    MatchMoments,
     Normalize,
+    Procrustes,
     ProjectOutGap,
+    ReAlign,
+    RidgeMap,
     SpanNoise,
     Standardize,
     Step,
@@ -67,12 +71,12 @@ PRESETS: dict[str, Preset] = {
     "decap": Preset(
         "inference: norm(softmax(cos(e, M) / 0.01) M), M the training texts",
         "DeCap (Li et al., ICLR 2023)",
-        lambda sigma, x, y: [MemoryProjection(x, y, role="inference")],
+        lambda sigma, x, y: [MemoryProjection(y, source=x, role="inference")],
     ),
     "clipre": Preset(
         "inference: the nearest training text",
         "CLIPRe (Su et al., 2022); the tau = 0 limit of DeCap",
-        lambda sigma, x, y: [MemoryProjection(x, y, tau=0.0, role="inference")],
+        lambda sigma, x, y: [MemoryProjection(y, tau=0.0, source=x, role="inference")],
     ),
     "realign": Preset(
         "inference: norm(mu_x + sqrt(tr_x / tr_y) (e - mu_y)), re-centred on mu_x, norm",
@@ -112,7 +116,7 @@ PRESETS: dict[str, Preset] = {
     "c3-span": Preset(
         "norm(e - mu), training: noise without its part along the gap",
         "variant of C3",
-        lambda sigma, x, y: [Collapse(), SpanNoise(x, y, sigma)],
+        lambda sigma, x, y: [Collapse(), SpanNoise(sigma, x, y)],
     ),
     "c3-covariance": Preset(
         "norm(e - mu), training: noise with the covariance of measured pairs",

@@ -1,9 +1,9 @@
 """Recipes: pipelines on disk, and pipelines that users write by hand, as plain data.
 
-A saved pipeline is a folder with two files. ``transform.json`` contains the steps, their settings, the provenance
-and two checksums (of the tensors, and of itself); ``transform.safetensors`` contains the fitted tensors in the
-dtype they are used in, so that a loaded pipeline gives the same bits. The json is written last: a folder
-without it contains no pipeline. `Pipeline` builds itself from what is read here.
+A saved pipeline is a folder with two files. ``transform.json`` contains the steps, their settings, the provenance and
+two checksums (of the tensors, and of itself); ``transform.safetensors`` contains the fitted tensors in the dtype they
+are used in, so that a loaded pipeline gives the same bits. The json is written last: a folder without it contains no
+pipeline. `Pipeline` builds itself from what is read here.
 """
 
 from __future__ import annotations
@@ -14,33 +14,48 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..errors import MissingExtraError, TransformError
-from ..identity import ModelIdentity
-from ..io.files import read_json, read_limited, write_atomically
-from ..io.hub import Card
-from . import mapping, memory, steps
-from .sigma import RULES
+from ..io.files import read_limited, write_atomically
+from . import memory, steps
 from .steps import Step
 
 JSON_NAME = "transform.json"
 TENSORS_NAME = "transform.safetensors"
-_FORMAT = "c3tools.transform"
-_VERSION = 1
 
 STEPS: Mapping[str, type[Step]] = {
     step.kind: step
-    for module in (steps, mapping, memory)
+    for module in (steps, memory)
     for step in vars(module).values()
     if isinstance(step, type) and issubclass(step, Step) and step.kind
 }
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True):
+    """An unfitted pipeline, as users write it: each step is its kind, or ``{"step": kind, ...settings}``."""
+
+    steps: list[Any]
+    name: str = "custom"
+    strict: bool = True
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """The content of transform.json; ``tensors`` is the SHA-256 of the other file."""
+
+    name: str
+    strict: bool
+    steps: list[dict[str, Any]]
+    dim: Annotated[int, msgspec.Meta(gt=0)] | None
+    provenance: dict[str, Any]
+    tensors: str
+    checksum: str
 
 
 def make_recipe(
@@ -60,78 +75,59 @@ def make_recipe(
         for key, value in step.state.items()
     }
     payload: bytes = save_tensors(tensors)
-    record = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        **config,
-        "dim": dim,
-        "provenance": provenance,
-        "tensors": {"file": TENSORS_NAME, "sha256": hashlib.sha256(payload).hexdigest()},
-    }
-    record = json.loads(json.dumps(record))  # as a reader of the JSON sees it: tuples are lists there
-    record["checksum"] = checksum(record)
-    return record, payload
-
-
-def describe_steps(steps: Sequence[Step]) -> list[list[str]]:
-    """Return a row for each step: its kind, and its settings in words."""
-    return [
-        [step.kind, ", ".join(f"{name} {value}" for name, value in step.settings.items() if value is not None)]
-        for step in steps
-    ]
-
-
-def recipe_card(record: Mapping[str, Any], steps: Sequence[Step]) -> Card:
-    """Return the facts of a pipeline's card on the hub, from its record and its steps."""
-    model = ModelIdentity(record["provenance"].get("model") or {})
-    facts = {
-        "encoder": model,
-        "dimensions": record["dim"],
-        **{f"fitted on {name} rows": n for name, n in record["provenance"].get("n", {}).items()},
-        **{f"step {place}": " ".join(row).strip() for place, row in enumerate(describe_steps(steps), start=1)},
-    }
-    return Card(
-        f"A fitted pipeline, `{record['name']}`, for embeddings of `{model.name}`: numpy applies it.",
-        'import c3tools\n\npipeline = c3tools.Pipeline.from_pretrained("{name}")\n'
-        'pipeline.transform(embeddings, modality="image")  # float32 (n, d)',
-        facts,
-        tags=("embeddings", "CLIP", "modality-gap"),
-    )
+    content = {**config, "dim": dim, "provenance": provenance, "tensors": hashlib.sha256(payload).hexdigest()}
+    record = json.loads(json.dumps(content))  # as a reader of the JSON sees it: tuples are lists there
+    return {**record, "checksum": _checksum(record)}, payload
 
 
 def write_recipe(directory: Path, record: Mapping[str, Any], payload: bytes) -> None:
     """Write the content that `make_recipe` returned to a folder or a URL, each file complete or not at all."""
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    for name, content in ((TENSORS_NAME, payload), (JSON_NAME, text.encode())):
-        write_atomically(directory / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+    write_atomically(directory / TENSORS_NAME, lambda path: path.write_bytes(payload))
+    write_atomically(directory / JSON_NAME, lambda path: path.write_bytes(text.encode()))
 
 
-def read_recipe(directory: Path) -> tuple[dict[str, Any], list[Step]]:
+def read_recipe(directory: Path) -> tuple[Record, list[Step]]:
     """Read a saved pipeline from a folder, or from the path of its ``transform.json``: the record and the fitted steps.
 
     Raises:
-        TransformError: if a file is missing, damaged, changed by hand, or of a newer version.
+        TransformError: if a file is missing, damaged, or changed by hand.
     """
     directory = directory.parent if directory.name == JSON_NAME else directory
     path = directory / JSON_NAME
-    record = _read_record(path)
-    tensors = _read_tensors(directory / TENSORS_NAME, record)
-    fitted: list[Step] = parse_config({key: record[key] for key in ("name", "strict", "steps")})["steps"]
-    for key, value in tensors.items():
-        position, _, name = key.partition("/")
-        memory = tensors.get(f"{position}/memory") if name == "items" else None  # its rows have an item each
-        kind = "f" if memory is None else "i"
-        if not (position.isdecimal() and int(position) < len(fitted) and value.dtype.kind == kind):
-            raise _damaged(path, f"the tensor {key!r} belongs to no step")
-        if memory is not None and value.shape != memory.shape[:1]:
-            raise _damaged(path, f"the tensor {key!r} has shape {value.shape}, but its memory {memory.shape}")
-        if memory is None and value.ndim and value.shape[-1] != record["dim"]:
-            raise _damaged(
-                path, f"the tensor {key!r} has shape {value.shape}, but the pipeline has {record['dim']} dimensions"
-            )
-        fitted[int(position)].state[name] = value
-    if not all(step.fitted for step in fitted):
-        raise _damaged(path, "the tensors of a step are missing")
+    try:
+        content = read_limited(path)
+        record = msgspec.json.decode(content, type=Record)
+        if record.checksum != _checksum(json.loads(content)):
+            raise ValueError("its checksum does not match its content")
+        path = directory / TENSORS_NAME
+        payload = path.read_bytes()
+        if hashlib.sha256(payload).hexdigest() != record.tensors:
+            raise ValueError("its checksum does not match the one in the recipe")
+        fitted = [_step(entry, str(path)) for entry in record.steps]
+        for key, value in load_tensors(payload).items():
+            position, _, name = key.partition("/")
+            fitted[int(position)].state[name] = value
+            of_rows = name == "items"  # one hash for each row of a memory
+            if value.dtype.kind != ("i" if of_rows else "f") or not (
+                of_rows or value.ndim == 0 or value.shape[-1] == record.dim
+            ):
+                raise ValueError(f"its tensor {key} has shape {value.shape}, but the pipeline {record.dim} dimensions")
+        for step in fitted:
+            if not step.fitted:
+                raise ValueError(f"tensors of the step {step.kind} are missing")
+            if "items" in step.state and step.state["items"].shape != step.state["memory"].shape[:1]:
+                raise ValueError(f"the step {step.kind} does not have an item for each row of its memory")
+    except FileNotFoundError as error:
+        raise TransformError(
+            f"There is no saved pipeline at {directory} ({path.name} is missing).",
+            remedy="Save one with Pipeline.save(folder), or with `c3 export`.",
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        raise TransformError(
+            f"{path} is not a valid saved pipeline: {error}.",
+            remedy="Save the pipeline again. To change steps by hand, write a pipeline in YAML or JSON instead.",
+        ) from error
     return record, fitted
 
 
@@ -142,147 +138,64 @@ def parse_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         TransformError: if the file, a step or a setting is unknown.
         MissingExtraError: if the file is YAML and pyyaml is not installed.
     """
-    config = source if isinstance(source, Mapping) else _read_config(Path(source))
     place = "the pipeline" if isinstance(source, Mapping) else str(source)
-    listed = config.get("steps")
-    if not isinstance(listed, list):
+    try:
+        config = msgspec.convert(source if isinstance(source, Mapping) else _read_config(Path(source)), Config)
+    except msgspec.ValidationError as error:
         raise TransformError(
-            f"{place} has no list of steps.",
+            f"{place} cannot be read as a pipeline: {error}.",
             remedy="Write for example: steps: [{step: normalize}, {step: collapse}, ...].",
-        )
-    unknown = sorted(map(str, set(config) - {"name", "strict", "steps"}))
-    if unknown:
-        raise TransformError(f"{place} has the unknown keys {', '.join(unknown)}.")
-    name = config.get("name", "custom")
-    if not isinstance(name, str):
-        raise TransformError(f"{place} has the name {reprlib.repr(name)}, but a name must be text.")
+        ) from error
     return {
-        "name": name,
-        "strict": bool(config.get("strict", True)),
-        "steps": [_step(entry, place) for entry in listed],
+        "name": config.name,
+        "strict": config.strict,
+        "steps": [_step({"step": entry} if isinstance(entry, str) else entry, place) for entry in config.steps],
     }
 
 
 def _step(entry: object, place: str) -> Step:
-    settings = {"step": entry} if isinstance(entry, str) else entry
-    name = settings.get("step") if isinstance(settings, Mapping) else None
-    if not isinstance(settings, Mapping) or not isinstance(name, str) or name not in STEPS:
+    name = entry.get("step") if isinstance(entry, Mapping) else None
+    if not isinstance(entry, Mapping) or not isinstance(name, str) or name not in STEPS:
         # shortened: a few lines of YAML can stand for billions of entries
         raise TransformError(
             f"{place} has an unknown step {reprlib.repr(entry)}.", remedy=f"Steps: {', '.join(STEPS)}."
         )
     kind = STEPS[name]
-    known = {f.name: f.type for f in fields(kind)}
-    given = {key: value for key, value in settings.items() if key != "step"}
-    unknown = sorted(map(str, set(given) - set(known)))
+    given = {key: value for key, value in entry.items() if key != "step"}
+    known = [setting.name for setting in fields(kind)]
+    unknown = sorted(map(str, given.keys() - {*known}))
     if unknown:
         raise TransformError(
-            f"{place} has unknown settings for the step {kind.kind}: {', '.join(unknown)}.",
+            f"{place} has unknown settings for the step {name}: {', '.join(unknown)}.",
             remedy=f"Its settings are {', '.join(known)}.",
         )
-    for key, value in given.items():
-        _check_type(value, str(known[key]), f"{place}: {kind.kind}.{key}")
-    if isinstance(given.get("modalities"), list):
-        given["modalities"] = tuple(given["modalities"])
-    return kind(**given)
-
-
-def _check_type(value: object, annotation: str, place: str) -> None:
-    if value is None:
-        fine = "None" in annotation
-    elif annotation.startswith("float"):
-        fine = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fine = fine or (value in RULES and str(value) in annotation)
-    elif annotation.startswith("int"):
-        fine = isinstance(value, int) and not isinstance(value, bool)
-    elif annotation.startswith("tuple"):
-        fine = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    else:
-        fine = isinstance(value, str)
-    if not fine:
-        raise TransformError(f"{place} is {reprlib.repr(value)}, not {annotation}.")
-
-
-def _read_config(path: Path) -> Mapping[str, Any]:
     try:
-        text = read_limited(path).decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise TransformError(f"{path} cannot be read as a pipeline ({error}).") from error
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise TransformError(f"{place} has a wrong setting for the step {name}: {error}.") from error
+
+
+def _read_config(path: Path) -> object:
     language, parse = "JSON", json.loads
     failures: tuple[type[Exception], ...] = (ValueError, RecursionError)
-    if path.suffix.lower() in (".yaml", ".yml"):
-        try:
-            import yaml
-        except ImportError:
-            raise MissingExtraError("pyyaml", extra="yaml", purpose="Reading a pipeline from YAML") from None
-        language, parse, failures = "YAML", yaml.safe_load, (yaml.YAMLError, *failures)
     try:
-        value = parse(text)
+        text = read_limited(path).decode("utf-8")
+        if path.suffix.lower() in (".yaml", ".yml"):
+            import yaml
+
+            language, parse, failures = "YAML", yaml.safe_load, (yaml.YAMLError, *failures)
+    except ImportError:
+        raise MissingExtraError("pyyaml", extra="yaml", purpose="Reading a pipeline from YAML") from None
+    except (OSError, ValueError) as error:
+        raise TransformError(f"{path} cannot be read as a pipeline ({error}).") from error
+    try:
+        return parse(text)
     except failures as error:
         raise TransformError(f"{path} is not valid {language} ({error}).") from error
-    if not isinstance(value, dict):
-        raise TransformError(
-            f"{path} does not contain a mapping.", remedy="Write for example: steps: [{step: normalize}, ...]."
-        )
-    return value
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = read_json(path)
-    except FileNotFoundError:
-        raise TransformError(
-            f"There is no saved pipeline at {path.parent} ({path.name} is missing).",
-            remedy="Save one with Pipeline.save(folder), or with `c3 export`.",
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from error
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        raise _damaged(path, f'"format" is not "{_FORMAT}"')
-    if record.get("version") != _VERSION:
-        raise TransformError(
-            f"{path} has format version {record.get('version')}, but this version of c3tools reads version {_VERSION}.",
-            remedy="Upgrade c3tools.",
-        )
-    if record.get("checksum") != checksum(record):
-        raise _damaged(path, "its checksum does not match its content")
-    sensible = {
-        "name": isinstance(record.get("name"), str),
-        "strict": isinstance(record.get("strict"), bool),
-        "steps": isinstance(record.get("steps"), list),
-        "dim": record.get("dim", 0) is None or (type(record.get("dim")) is int and record["dim"] > 0),
-        "provenance": isinstance(record.get("provenance"), dict),
-        "tensors": isinstance(record.get("tensors"), dict) and isinstance(record["tensors"].get("sha256"), str),
-    }
-    wrong = [name for name, fine in sensible.items() if not fine]
-    if wrong:
-        raise _damaged(path, f"{wrong[0]} is not valid")
-    return record
-
-
-def _read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, npt.NDArray[np.generic]]:
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise _damaged(path, str(error)) from error
-    if hashlib.sha256(payload).hexdigest() != record["tensors"]["sha256"]:
-        raise _damaged(path, "its checksum does not match the one in the recipe")
-    try:
-        tensors: dict[str, npt.NDArray[np.generic]] = load_tensors(payload)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, str(error)) from error
-    return tensors
-
-
-def checksum(record: Mapping[str, Any]) -> str:
+def _checksum(record: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a record without its ``checksum``."""
     body = {key: value for key, value in record.items() if key != "checksum"}
     text = json.dumps(body, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _damaged(path: Path, why: str) -> TransformError:
-    return TransformError(
-        f"{path} is not a valid saved pipeline: {why}.",
-        remedy="Save the pipeline again. To change steps by hand, write a pipeline in YAML or JSON instead.",
-    )

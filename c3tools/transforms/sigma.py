@@ -8,7 +8,7 @@ Everything that needs a sigma for a store gets it from `sigma_by_rule`, so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +34,7 @@ MAX_PAIRS = 20_000  # the cosine of so many is exact enough
 MIN_PAIRS, RECOMMENDED_PAIRS = 10, 20  # images with captions: see docs/results/sigma.md
 SPREADS = 3.0  # an image differs from a caption by more than two captions of it do: see docs/results/sigma.md
 PHOTO_SPREADS = 2.0  # the same for a caption and two similar photos; not compared with other factors
-_BLOCK_ROWS = 8192
+_BLOCK_ITEMS = 2048
 MIN_SIBLING_COSINE = (1 + (MIN_COSINE**-2 - 1) / SPREADS**2) ** -0.5  # so that SPREADS times the noise leaves the other
 
 
@@ -96,25 +96,6 @@ def sigma_for_cosine(cosine: float, norm: float, dim: int) -> float | None:
     return norm * float(np.sqrt((1 / cosine**2 - 1) / dim))
 
 
-def _item_cosines(rows: Floats, item_index: Indices, norms: Array) -> Array:
-    """Return the mean cosine between different rows of each item that has two or more, in the order of their numbers.
-
-    Args:
-        rows: (k, d), centred.
-        item_index: int64 (k,), the item of each row.
-        norms: (k,), of the rows; those of norm 0 do not count.
-    """
-    good = norms > 0
-    units = rows[good].astype(np.float64) / norms[good, None]
-    items, numbers, sizes = np.unique(item_index[good], return_inverse=True, return_counts=True)
-    several = sizes >= 2
-    sums = np.zeros((len(items), rows.shape[1]))
-    np.add.at(sums, numbers, units)
-    squared = np.einsum("ij,ij->i", sums, sums)[several]
-    m = sizes[several]
-    return np.asarray((squared - m) / (m * (m - 1)))
-
-
 def caption_spread(texts: Floats, item_index: Indices, mean: Array, *, normalise: bool = False) -> SigmaRule:
     """Measure the spread of captions of one image: what an image leaves open, the decoder must not depend on.
 
@@ -127,25 +108,25 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array, *, normalise
         normalise: the rows are not yet L2-normalised.
     """
     rests_on = "texts alone: the mean cosine of two captions of one image, centred"
-    norms, cosines = np.zeros(len(item_index)), [np.empty(0)]
-    for block in _blocks_of_items(item_index):
-        rows = (unit_rows(texts[block]) if normalise else texts[block]) - mean
-        norms[block] = np.linalg.norm(rows, axis=1)
-        cosines.append(_item_cosines(rows, item_index[block], norms[block]))
+    order = np.argsort(item_index, kind="stable")
+    order = order[item_index[order] >= 0]  # the texts of one image together
+    firsts = np.flatnonzero(np.diff(item_index[order], prepend=-1))
+    cosines, length = [np.empty(0)], 0.0
+    for block in np.split(order, firsts[_BLOCK_ITEMS::_BLOCK_ITEMS]) if len(order) else ():
+        rows = ((unit_rows(texts[block]) if normalise else texts[block]) - mean).astype(np.float64)
+        norms = np.linalg.norm(rows, axis=1)
+        starts = np.flatnonzero(np.diff(item_index[block], prepend=-1))
+        sums = np.add.reduceat(rows / np.where(norms > 0, norms, 1)[:, None], starts)
+        m = np.add.reduceat((norms > 0).astype(np.int64), starts)
+        several = m >= 2
+        squared, m = np.einsum("ij,ij->i", sums, sums)[several], m[several]
+        cosines.append((squared - m) / (m * (m - 1)))  # the mean cosine of the pairs of different texts of an image
+        length += float(norms.sum())
     known = np.concatenate(cosines)
     if not len(known):
         return SigmaRule("caption_spread", None, rests_on, "every image has one caption")
-    norm = float(norms[item_index >= 0].mean())
-    return _by_cosine("caption_spread", float(np.mean(known)), norm, len(mean), rests_on, least=MIN_SIBLING_COSINE)
-
-
-def _blocks_of_items(item_index: Indices) -> Iterator[Indices]:
-    """Yield the numbers of the rows that have an item, some thousands at a time, all rows of an item together."""
-    order = np.argsort(item_index, kind="stable")
-    order = order[item_index[order] >= 0]
-    lasts = np.flatnonzero(np.diff(item_index[order], append=-1))
-    cuts = np.unique(lasts[np.searchsorted(lasts, np.arange(_BLOCK_ROWS, len(order), _BLOCK_ROWS))]) + 1
-    yield from (block for block in np.split(order, cuts) if len(block))
+    norm, cosine = length / len(order), float(known.mean())
+    return _by_cosine("caption_spread", cosine, norm, len(mean), rests_on, least=MIN_SIBLING_COSINE)
 
 
 def scaled_spread(spread: SigmaRule) -> SigmaRule:

@@ -1,4 +1,4 @@
-"""Steps that transform each modality separately: normalise, centre, rescale, move along the gap, add noise.
+"""The steps of pipelines: normalise, centre, rescale, move along the gap, map to another modality, add noise.
 
 A step is a small dataclass: its fields are its settings (saved in the recipe), `state` contains what it fitted (saved
 as tensors). Steps are fitted in order, each on what the steps before it leave. Noise is added to training inputs only;
@@ -7,6 +7,7 @@ z is standard normal and drawn by the pipeline, keyed by (seed, epoch, key of th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -16,12 +17,16 @@ import numpy.typing as npt
 
 from ..arrays import Array, Indices
 from ..errors import TransformError
-from ..moments import Moments
+from ..moments import Moments, unit_rows
 from .fitting import FitData
 from .operations import Affine, MixNoise, Noise, Operation, Unit
 from .sigma import PUBLISHED_SIGMA, RULES, parse_sigma
 
 Role = Literal["training", "inference", "both"]
+
+
+class FewPairsWarning(UserWarning):
+    """A map was fitted on fewer pairs than it takes to determine all of it."""
 
 
 @dataclass(eq=False)
@@ -35,7 +40,6 @@ class Step:
 
     kind: ClassVar[str] = ""
     needs_unit: ClassVar[bool] = False
-    keeps_unit: ClassVar[bool] = False
     centres: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
     fits: ClassVar[bool] = True
@@ -46,12 +50,13 @@ class Step:
     modalities: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.state: dict[str, npt.NDArray[np.generic]] = {}
+        self.state: dict[str, npt.NDArray[Any]] = {}
         if self.modalities is not None:
             self.modalities = tuple(self.modalities)
-        if self.role not in ("training", "inference", "both"):
+        allowed = ("training",) if self.noisy else ("training", "inference", "both")
+        if self.role not in allowed:
             raise TransformError(
-                f"The step {self.kind} has an unknown role {self.role!r}.", remedy="Use training, inference or both."
+                f"The step {self.kind} cannot have the role {self.role!r}.", remedy=f"Use {' or '.join(allowed)}."
             )
 
     @property
@@ -78,9 +83,14 @@ class Step:
     def fit(self, data: FitData) -> None:
         """Fill ``state`` from ``data``."""
 
+    @property
+    def fitted_for(self) -> set[str]:
+        """The modalities that it was fitted for, each by itself; none if it makes no difference."""
+        return {modality for key in self.state if (modality := key.partition("/")[2])}
+
     def knows(self, modality: str) -> bool:
         """Return whether the step, if it is fitted per modality, was fitted for this one."""
-        fitted_for = {key.partition("/")[2] for key in self.state if "/" in key}
+        fitted_for = self.fitted_for
         return not fitted_for or modality in fitted_for
 
     def own_items(self, items: Sequence[str] | None, n: int) -> Indices | None:
@@ -95,61 +105,134 @@ class Step:
         """Return what the fitted step does to rows of ``modality``."""
         raise NotImplementedError
 
-    def tensor(self, name: str, modality: str | None = None) -> Array:
-        """Return a fitted tensor, or raise a TransformError that names the modalities that were fitted."""
-        key = name if modality is None else f"{name}/{modality}"
-        if key not in self.state:
-            known = sorted(k.partition("/")[2] for k in self.state if k.startswith(f"{name}/"))
-            raise TransformError(
-                f"The step {self.kind} is not fitted for the modality {modality!r}, only for {', '.join(known)}.",
-                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means --load` and fit again.",
-            )
-        return self.state[key]  # type: ignore[return-value]
-
-    def _fitted_moments(self, data: FitData) -> dict[str, Moments]:
-        """Return the moments of the modalities that the step is fitted for: those it applies to, if they have any."""
-        names = self.modalities if self.modalities is not None else tuple(sorted(data.moments))
-        present = {name: data.moments[name] for name in names if name in data.moments}
-        if not present:
-            data.moments_of(names[0] if names else "text", self.kind)
-        return present
-
 
 @dataclass(eq=False)
 class Normalize(Step):
     """e / |e|."""
 
-    kind: ClassVar[str] = "normalize"
-    keeps_unit: ClassVar[bool] = True
-    fits: ClassVar[bool] = False
+    kind = "normalize"
+    fits = False
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Divide by the norm."""
         return (Unit(),)
 
 
+class AffineStep(Step):
+    """A step that, once it is fitted, is an affine map of each modality; `state` contains the maps."""
+
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Return the map of each modality; one of the modality "" is for all of them."""
+        raise NotImplementedError
+
+    def fit(self, data: FitData) -> None:
+        """Keep what the maps consist of, such as ``centre/image``."""
+        self.state = {
+            f"{name}/{modality}": np.asarray(value)
+            for modality, found in self.maps(data).items()
+            for name, value in vars(found).items()
+            if value is not None
+        }
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Return the map of the modality, or raise a TransformError that names those that were fitted."""
+        known = {key.partition("/")[2] for key in self.state if "/" in key}
+        own = "" if "" in known else modality
+        if own not in known:
+            raise TransformError(
+                f"The step {self.kind} is not fitted for the modality {modality!r}, only for "
+                f"{', '.join(sorted(known))}.",
+                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means --load` and fit again.",
+            )
+        parts: dict[str, Any] = {
+            key.partition("/")[0]: value for key, value in self.state.items() if key.endswith(f"/{own}")
+        }
+        return (Affine(**parts),)
+
+
 @dataclass(eq=False)
-class Collapse(Step):
+class ModalityStep(AffineStep):
+    """A step that is fitted on each modality by itself: those it applies to, if they have moments."""
+
+    needs_unit = True
+    centres = True
+
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Return the map of each modality."""
+        names = self.modalities if self.modalities is not None else tuple(sorted(data.moments))
+        present = [name for name in names if name in data.moments] or [(*names, "text")[0]]
+        return {name: self.map_of(name, data.moments_of(name, self.kind)) for name in present}
+
+    def map_of(self, modality: str, moments: Moments) -> Affine:
+        """Return the map of one modality, from its moments."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Collapse(ModalityStep):
     """e - mu of its own modality (C3, Zhang et al., ICLR 2024): removes the modality gap.
 
     mu is the mean over the train split of L2-normalised vectors, and is not normalised itself.
     """
 
-    kind: ClassVar[str] = "collapse"
-    needs_unit: ClassVar[bool] = True
-    centres: ClassVar[bool] = True
+    kind = "collapse"
 
-    def fit(self, data: FitData) -> None:
-        """Keep the mean of each modality."""
-        self.state = {f"mean/{modality}": moments.mean for modality, moments in self._fitted_moments(data).items()}
-
-    def operations(self, modality: str) -> tuple[Operation, ...]:
+    def map_of(self, modality: str, moments: Moments) -> Affine:
         """Subtract the modality's mean."""
-        return (Affine(centre=self.tensor("mean", modality)),)
+        return Affine(centre=moments.mean)
 
 
 @dataclass(eq=False)
-class GapShift(Step):
+class Standardize(ModalityStep):
+    """(e - mu) / s per dimension, s the population standard deviation of the modality.
+
+    Attributes:
+        epsilon: dimensions whose s is below this are only centred.
+    """
+
+    epsilon: float = 1e-8
+
+    kind = "standardize"
+
+    def map_of(self, modality: str, moments: Moments) -> Affine:
+        """Centre and scale."""
+        deviation = np.sqrt(np.diag(moments.covariance))
+        return Affine(centre=moments.mean, scale=1 / np.where(deviation < self.epsilon, 1.0, deviation))
+
+
+@dataclass(eq=False)
+class Whiten(ModalityStep):
+    """(e - mu) S^(-1/2), S = (1 - a) C + a tr(C)/d I: whitening that stays in the embedding's own axes (ZCA).
+
+    Attributes:
+        shrinkage: a, from 0 (the covariance C as it is) to 1 (a multiple of the identity).
+    """
+
+    shrinkage: float = 0.1
+
+    kind = "whiten"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.shrinkage <= 1:
+            raise TransformError(f"shrinkage must be between 0 and 1, not {self.shrinkage}.")
+
+    def map_of(self, modality: str, moments: Moments) -> Affine:
+        """Centre and apply the inverse square root of the covariance."""
+        covariance, dim = moments.covariance, moments.dim
+        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(covariance) / dim * np.eye(dim)
+        values, vectors = np.linalg.eigh(shrunk)
+        if values[0] <= values[-1] * dim * np.finfo(np.float64).eps:
+            raise TransformError(
+                f"The covariance of {modality} is singular ({moments.n} rows, {dim} dimensions, shrinkage "
+                f"{self.shrinkage}), so it cannot be whitened.",
+                remedy="Set shrinkage above 0 (0.1 is the default), or fit on more rows.",
+            )
+        return Affine(centre=moments.mean, matrix=(vectors / np.sqrt(values)) @ vectors.T)
+
+
+@dataclass(eq=False)
+class GapShift(AffineStep):
     """x - delta/2 u, y + delta/2 u along the unit gap u (Mind the Gap, Liang et al., NeurIPS 2022).
 
     Attributes:
@@ -162,23 +245,19 @@ class GapShift(Step):
     second: str = "text"
     delta: float | None = None
 
-    kind: ClassVar[str] = "gap-shift"
-    needs_unit: ClassVar[bool] = True
-    centres: ClassVar[bool] = True
+    kind = "gap-shift"
+    needs_unit = True
+    centres = True
 
-    def fit(self, data: FitData) -> None:
-        """Keep half the shift of each modality."""
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Move each modality half the way."""
         unit, length = data.unit_gap(self.first, self.second, self.kind)
         half = unit * ((length if self.delta is None else self.delta) / 2)
-        self.state = {f"shift/{self.first}": half, f"shift/{self.second}": -half}
-
-    def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Move along the gap."""
-        return (Affine(centre=self.tensor("shift", modality)),)
+        return {self.first: Affine(centre=half), self.second: Affine(centre=-half)}
 
 
 @dataclass(eq=False)
-class ProjectOutGap(Step):
+class ProjectOutGap(AffineStep):
     """e - (e . u) u: removes the coordinate along the unit gap u.
 
     Attributes:
@@ -189,84 +268,152 @@ class ProjectOutGap(Step):
     first: str = "image"
     second: str = "text"
 
-    kind: ClassVar[str] = "project-out-gap"
-    needs_unit: ClassVar[bool] = True
+    kind = "project-out-gap"
+    needs_unit = True
 
-    def fit(self, data: FitData) -> None:
-        """Keep the direction of the gap."""
-        self.state = {"direction": data.unit_gap(self.first, self.second, self.kind)[0]}
-
-    def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Project onto the complement of the gap."""
-        return (Affine(matrix=_complement(self.tensor("direction"))),)
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Project every modality onto the complement of the gap."""
+        return {"": Affine(matrix=_complement(data.unit_gap(self.first, self.second, self.kind)[0]))}
 
 
 @dataclass(eq=False)
-class Standardize(Step):
-    """(e - mu) / s per dimension, s the population standard deviation of the modality.
+class MapStep(AffineStep):
+    """A step that moves the rows of one modality to another, and leaves those of others as they are.
 
     Attributes:
-        epsilon: dimensions whose s is below this are only centred.
+        source: the modality that is moved.
+        target: the modality that it is moved to.
     """
 
-    epsilon: float = 1e-8
+    source: str = "image"
+    target: str = "text"
 
-    kind: ClassVar[str] = "standardize"
-    needs_unit: ClassVar[bool] = True
-    centres: ClassVar[bool] = True
-
-    def fit(self, data: FitData) -> None:
-        """Keep mean and reciprocal deviation of each modality."""
-        self.state = {}
-        for modality, moments in self._fitted_moments(data).items():
-            deviation = np.sqrt(np.diag(moments.covariance))
-            constant = deviation < self.epsilon
-            self.state[f"mean/{modality}"] = moments.mean
-            self.state[f"scale/{modality}"] = np.where(constant, 1.0, 1 / np.where(constant, 1.0, deviation))
-
-    def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Centre and scale."""
-        return (Affine(centre=self.tensor("mean", modality), scale=self.tensor("scale", modality)),)
-
-
-@dataclass(eq=False)
-class Whiten(Step):
-    """(e - mu) S^(-1/2), S = (1 - a) C + a tr(C)/d I: whitening that stays in the embedding's own axes (ZCA).
-
-    Attributes:
-        shrinkage: a, from 0 (the covariance C as it is) to 1 (a multiple of the identity).
-    """
-
-    shrinkage: float = 0.1
-
-    kind: ClassVar[str] = "whiten"
-    needs_unit: ClassVar[bool] = True
-    centres: ClassVar[bool] = True
+    needs_unit = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.shrinkage <= 1:
-            raise TransformError(f"shrinkage must be between 0 and 1, not {self.shrinkage}.")
+        self.modalities = (self.source,)
+
+
+@dataclass(eq=False)
+class MatchMoments(MapStep):
+    """(e - mu_y) s_x / s_y + mu_x per dimension, s the population standard deviation (TOMCap, 2026).
+
+    Moves the modality y (``source``) so that mean and variance of every dimension are those of x (``target``); a
+    dimension in which y does not vary takes the mean of x.
+    """
+
+    kind = "match-moments"
+
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Centre, scale by the ratio of the deviations, and move to the other mean."""
+        x, y = data.moments_of(self.target, self.kind), data.moments_of(self.source, self.kind)
+        to, of = (np.sqrt(np.diag(moments.covariance)) for moments in (x, y))
+        constant = of < np.finfo(np.float64).tiny
+        return {self.source: Affine(y.mean, np.where(constant, 0.0, to / np.where(constant, 1.0, of)), None, x.mean)}
+
+
+@dataclass(eq=False)
+class ReAlign(MapStep):
+    """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
+
+    Moves the modality y (``source``) into the distribution of x (``target``) with unpaired statistics alone: anchor
+    (means), trace (variances), and centroid, the last because normalising moves the mean again.
+    """
+
+    kind = "realign"
+    needs_rows = True
 
     def fit(self, data: FitData) -> None:
-        """Keep mean and inverse square root of the covariance of each modality."""
-        self.state = {}
-        for modality, moments in self._fitted_moments(data).items():
-            covariance, dim = moments.covariance, moments.dim
-            shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(covariance) / dim * np.eye(dim)
-            values, vectors = np.linalg.eigh(shrunk)
-            if values[0] <= values[-1] * dim * np.finfo(np.float64).eps:
-                raise TransformError(
-                    f"The covariance of {modality} is singular ({moments.n} rows, {dim} dimensions, shrinkage "
-                    f"{self.shrinkage}), so it cannot be whitened.",
-                    remedy="Set shrinkage above 0 (0.1 is the default), or fit on more rows.",
-                )
-            self.state[f"mean/{modality}"] = moments.mean
-            self.state[f"matrix/{modality}"] = (vectors / np.sqrt(values)) @ vectors.T
+        """Keep both means, the ratio of the spreads, and the mean that normalising leaves."""
+        super().fit(data)
+        x, y, scale = (self.state[f"{name}/{self.source}"] for name in ("offset", "centre", "scale"))
+        moved = unit_rows((data.rows_of(self.source, self.kind) - y) * scale + x)
+        self.state["drift"] = moved.mean(axis=0) - x
+
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Match mean and trace."""
+        x, y = data.moments_of(self.target, self.kind), data.moments_of(self.source, self.kind)
+        spread = float(np.trace(y.covariance))
+        if spread <= 0:
+            raise TransformError(f"All {self.source} rows that realign is fitted on are equal.")
+        return {self.source: Affine(y.mean, np.sqrt(np.trace(x.covariance) / spread), None, x.mean)}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Centre and apply the symmetric map."""
-        return (Affine(centre=self.tensor("mean", modality), matrix=self.tensor("matrix", modality)),)
+        """Match mean and trace, normalise, match the centroid."""
+        return (*super().operations(modality), Unit(), Affine(centre=self.state["drift"]))
+
+
+@dataclass(eq=False)
+class PairedMap(MapStep):
+    """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y, x of ``source`` and y of ``target``."""
+
+    needs_rows = True
+    needs_pairs = True
+
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Centre the pairs in float64, and fit the matrix on them."""
+        x, y = (rows.astype(np.float64) for rows in data.pairs_of(self.source, self.target, self.kind))
+        source, target = x.mean(axis=0), y.mean(axis=0)
+        return {self.source: Affine(source, None, self.matrix(x - source, y - target), target)}
+
+    def matrix(self, x: Array, y: Array) -> Array:
+        """Return the matrix (d, d) from centred pairs, both (n, d)."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class RidgeMap(PairedMap):
+    """Linear map from source to target with least squared error, penalised (ridge regression).
+
+    M = (X^T X + penalty n I)^(-1) X^T Y.
+
+    Attributes:
+        penalty: strength of the ridge, per row.
+    """
+
+    penalty: float = 1e-3
+
+    kind = "ridge-map"
+
+    def matrix(self, x: Array, y: Array) -> Array:
+        """Solve the normal equations."""
+        gram = x.T @ x + self.penalty * len(x) * np.eye(x.shape[1])
+        spectrum = np.linalg.eigvalsh(gram)
+        if spectrum[0] <= spectrum[-1] * len(gram) * np.finfo(np.float64).eps:
+            raise TransformError(
+                f"The covariance of the {len(x)} {self.source} rows is singular, so no map can be fitted.",
+                remedy="Set a penalty above 0 (0.001 is the default), or fit on more pairs.",
+            )
+        return np.asarray(np.linalg.solve(gram, x.T @ y), dtype=np.float64)
+
+
+@dataclass(eq=False)
+class Procrustes(PairedMap):
+    """Orthogonal map of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+
+    M = U V^T from the singular vectors of X^T Y. With fewer pairs than dimensions these leave directions open, in which
+    any rotation fits equally well: of all solutions the one nearest to the identity is taken, and a warning says so.
+    """
+
+    kind = "procrustes"
+
+    def matrix(self, x: Array, y: Array) -> Array:
+        """Decompose the cross-covariance into singular values, and complete what it leaves open."""
+        left, values, right = np.linalg.svd(x.T @ y)
+        dim = len(values)
+        rank = int(np.count_nonzero(values > values[0] * dim * np.finfo(np.float64).eps)) if values[0] > 0 else 0
+        if rank < dim:
+            warnings.warn(
+                f"Procrustes is fitted on {len(x)} pairs, which determine only {rank} of {dim} dimensions; in the "
+                "others the map nearest to the identity is used. More pairs than dimensions determine all of it.",
+                FewPairsWarning,
+                stacklevel=2,
+            )
+        open_left, open_right = left[:, rank:], right[rank:]  # (d, d - rank) and (d - rank, d), any basis of the rest
+        turn, _, back = np.linalg.svd(open_left.T @ open_right.T)
+        fitted = left[:, :rank] @ right[:rank]
+        return np.asarray(fitted + open_left @ (turn @ back) @ open_right, dtype=np.float64)
 
 
 @dataclass(eq=False)
@@ -281,48 +428,86 @@ class GaussianNoise(Step):
     sigma: float | Literal["auto", "pairs"] = PUBLISHED_SIGMA
     role: Role = field(default="training", kw_only=True)
 
-    kind: ClassVar[str] = "gaussian-noise"
-    noisy: ClassVar[bool] = True
-    fits: ClassVar[bool] = False
+    kind = "gaussian-noise"
+    noisy = True
+    fits = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_sigma(self.sigma)
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Add isotropic noise."""
-        return (Noise(float(self.sigma)),)
+        """Add noise, of the shape that was fitted if one was."""
+        return (Noise(float(self.sigma), self.state.get("matrix")),)
 
 
 @dataclass(eq=False)
-class SpanNoise(Step):
+class SpanNoise(GaussianNoise):
     """e + sigma (z - (z . u) u): noise without its part along the unit gap u.
 
     Attributes:
         first: one end of the gap.
         second: the other end.
-        sigma: standard deviation per dimension, outside the gap; a rule as in `GaussianNoise`.
     """
 
     first: str = "image"
     second: str = "text"
-    sigma: float | Literal["auto", "pairs"] = PUBLISHED_SIGMA
+
+    kind = "span-noise"
+    fits = True
+
+    def fit(self, data: FitData) -> None:
+        """Keep the projection onto the complement of the gap."""
+        self.state = {"matrix": _complement(data.unit_gap(self.first, self.second, self.kind)[0])}
+
+
+@dataclass(eq=False)
+class CovarianceNoise(Step):
+    """e + z S^(1/2): noise with the shape of the alignment noise, S the covariance of x_i - y_i over pairs.
+
+    The alignment noise of real encoders is not isotropic; this draws from what was measured.
+
+    Attributes:
+        first: modality of the x_i.
+        second: modality of the y_i.
+        sigma: rescale so that the root mean square per dimension is sigma; None keeps the measured size.
+    """
+
+    first: str = "image"
+    second: str = "text"
+    sigma: float | None = None
     role: Role = field(default="training", kw_only=True)
 
-    kind: ClassVar[str] = "span-noise"
-    noisy: ClassVar[bool] = True
+    kind = "covariance-noise"
+    noisy = True
+    needs_rows = True
+    needs_pairs = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_sigma(self.sigma)
+        if self.sigma is not None:
+            parse_sigma(self.sigma, also=())
 
     def fit(self, data: FitData) -> None:
-        """Keep the direction of the gap."""
-        self.state = {"direction": data.unit_gap(self.first, self.second, self.kind)[0]}
+        """Keep the symmetric square root of the residuals' covariance."""
+        x, y = data.pairs_of(self.first, self.second, self.kind)
+        residuals = x.astype(np.float64) - y
+        residuals -= residuals.mean(axis=0)
+        covariance = residuals.T @ residuals / len(residuals)
+        power = np.trace(covariance) / len(covariance)
+        if power == 0:
+            raise TransformError(
+                f"All {len(x)} pairs differ by the same vector, so there is no alignment noise to imitate.",
+                remedy="Fit on more pairs.",
+            )
+        if self.sigma is not None:
+            covariance *= self.sigma**2 / power
+        values, vectors = np.linalg.eigh(covariance)
+        self.state = {"matrix": (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Add isotropic noise in the complement of the gap."""
-        return (Noise(float(self.sigma), _complement(self.tensor("direction"))),)
+        """Add correlated noise."""
+        return (Noise(1.0, self.state["matrix"]),)
 
 
 @dataclass(eq=False)
@@ -336,9 +521,9 @@ class AdaptiveNoise(Step):
     mix: float = 0.75
     role: Role = field(default="training", kw_only=True)
 
-    kind: ClassVar[str] = "adaptive-noise"
-    noisy: ClassVar[bool] = True
-    fits: ClassVar[bool] = False
+    kind = "adaptive-noise"
+    noisy = True
+    fits = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -356,44 +541,25 @@ def _complement(unit: Array) -> Array:
 
 
 def order_findings(steps: Sequence[Step]) -> list[str]:
-    """Return what is wrong with the order and the roles of ``steps``, one sentence each.
+    """Return what is wrong with the order of ``steps``, one sentence each.
 
     The method is normalise, collapse, corrupt, re-normalise. What breaks it does not fail, it silently costs accuracy
-    (C3, Zhang et al., ICLR 2024): noise on validation inputs, means subtracted twice, no re-normalisation.
+    (C3, Zhang et al., ICLR 2024): noise before the means, means subtracted twice, no re-normalisation.
     """
     findings = []
-    for step in steps:
-        if step.noisy and step.role != "training":
-            findings.append(
-                f"{step.kind} has the role {step.role}, but noise is for training inputs only, not for validation or "
-                "inference inputs."
-            )
     for role in ("training", "inference"):
-        findings += _path_findings([step for step in steps if step.role in ("both", role)], role)
+        noise = centred = ""
+        unit, path = False, [step for step in steps if step.role in ("both", role)]
+        for step in path:
+            if step.needs_unit and not unit:
+                findings.append(f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize right before it.")
+            if step.centres and noise:
+                findings.append(f"{noise} comes before {step.kind}, but noise is added to centred vectors.")
+            if step.centres and centred:
+                findings.append(f"{step.kind} comes after {centred}, so the mean would be subtracted twice.")
+            noise = step.kind if step.noisy else noise
+            centred = step.kind if step.centres else centred
+            unit = isinstance(step, Normalize)
+        if path and not unit:
+            findings.append(f"{role} inputs do not end with normalize, but decoders and searches expect norm 1.")
     return list(dict.fromkeys(findings))
-
-
-def _path_findings(path: Sequence[Step], role: str) -> list[str]:
-    findings = []
-    unit = changed = False
-    noise: Step | None = None
-    centred: Step | None = None
-    for step in path:
-        if step.needs_unit and not unit:
-            after = f"but comes after {centred.kind}" if centred else "but there is no normalize before it"
-            findings.append(f"{step.kind} is fitted on vectors of norm 1, {after}.")
-        if step.centres:
-            if noise is not None:
-                findings.append(
-                    f"{noise.kind} comes before {step.kind}, but noise is added to centred vectors: centre first."
-                )
-            if centred is not None:
-                findings.append(f"{step.kind} comes after {centred.kind}, so the mean would be subtracted twice.")
-            centred = step
-        if step.noisy:
-            noise = step
-        unit = step.keeps_unit
-        changed = changed or not step.keeps_unit
-    if changed and not unit:
-        findings.append(f"{role} inputs do not end with normalize, but decoders and searches expect norm 1.")
-    return findings

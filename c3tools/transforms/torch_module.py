@@ -6,6 +6,7 @@ The only file of this package that imports torch; import it by its own name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..store import Rows
-from .operations import Affine, MemoryAttention, MixMemory, MixNoise, Noise, Unit
+from .operations import Affine, MemoryAttention, MixMemory, MixNoise, Noise, Operation, Unit
 from .pipeline import Pipeline
 from .steps import Step
 
-_BUFFERS = ("centre", "scale", "matrix", "offset", "memory", "items")
 _LEAST_NORM = 1e-30
 
 
@@ -43,19 +43,15 @@ class TransformModule(nn.Module):
         self.pipeline = pipeline
         self.modality = modality = pipeline.choose_modality(modality, "training", "inference")
         self.seed = seed
-        self._operations: list[tuple[Any, Step]] = []
+        self._operations: list[tuple[Operation, Step]] = []
         for step in pipeline.steps:
-            if not (step.applies(modality, training=True) or step.applies(modality, training=False)):
-                continue
-            for operation in step.operations(modality):
-                for name in _BUFFERS:
-                    value = getattr(operation, name, None)
-                    if value is not None and not isinstance(value, float):
-                        dtype = torch.int64 if name == "items" else torch.float32
-                        self.register_buffer(
-                            f"{name}_{len(self._operations)}", torch.tensor(np.asarray(value), dtype=dtype)
-                        )
-                self._operations.append((operation, step))
+            if step.applies(modality, training=True) or step.applies(modality, training=False):
+                for operation in step.operations(modality):
+                    for name, value in vars(operation).items():
+                        if isinstance(value, np.ndarray):
+                            kind = torch.int64 if name == "items" else torch.float32
+                            self.register_buffer(f"{name}_{len(self._operations)}", torch.tensor(value, dtype=kind))
+                    self._operations.append((operation, step))
         self.train(False)
 
     def forward(
@@ -89,54 +85,57 @@ class TransformModule(nn.Module):
                     drawn = self.pipeline.draw_noise(tuple(x.shape), keys, self.seed, epoch, draws)
                     noise = torch.from_numpy(drawn).to(x.device)
                 draws += 1
-            x = self._run(number, operation, x, noise, own)
+            own_buffers = {
+                name: self._buffers.get(f"{name}_{number}", value) for name, value in vars(operation).items()
+            }
+            x = _run(operation, SimpleNamespace(**own_buffers), x, noise, own)
         return x
 
-    def _run(self, number: int, operation: Any, x: Tensor, noise: Tensor | None, own: Tensor | None) -> Tensor:
-        buffers: list[Tensor | None] = [getattr(self, f"{name}_{number}", None) for name in _BUFFERS]
-        centre, scale, matrix, offset, memory, items = buffers
-        match operation:
-            case Unit():
-                unit: Tensor = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
-                return unit
-            case Affine():
-                x = x if centre is None else x - centre
-                factor: Any = operation.scale if scale is None else scale
-                x = x if factor is None else x * factor
-                x = x if matrix is None else x @ matrix
-                return x if offset is None else x + offset
-            case Noise() if noise is not None:
-                noise = noise * operation.scale
-                return x + (noise if matrix is None else noise @ matrix)
-            case MixNoise() if noise is not None:
-                size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-                direction = noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True)
-                mixed: Tensor = (1 - operation.mix) * x + operation.mix * size * direction
-                return mixed
-            case MemoryAttention() if memory is not None:
-                return _mean_of_nearest(x @ memory.T, memory, operation.tau, operation.neighbours)
-            case MixMemory() if memory is not None:
-                scores = x @ memory.T  # (n, m)
-                alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)  # whose own rows are the whole memory
-                if own is not None and items is not None:
-                    left_out = own[:, None] == items
-                    alone = left_out.all(dim=1, keepdim=True)
-                    scores = scores.masked_fill(left_out & ~alone, float("-inf"))
-                mean = _mean_of_nearest(scores, memory, operation.tau, operation.neighbours)
-                norm = torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp_min(_LEAST_NORM)
-                retrieved: Tensor = (operation.weight * mean / norm).masked_fill(alone, 0)
-                return x + retrieved
-        raise TypeError(f"unknown operation {operation!r}")
+
+def _run(operation: Operation, fitted: Any, x: Tensor, noise: Tensor | None, own: Tensor | None) -> Tensor:
+    """Apply an operation, whose values are ``fitted``, arrays as tensors, to rows (n, d); see `operations.apply`."""
+    match operation:
+        case Unit():
+            x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        case Affine():
+            x = x if fitted.centre is None else x - fitted.centre
+            x = x if fitted.scale is None else x * fitted.scale
+            x = x if fitted.matrix is None else x @ fitted.matrix
+            x = x if fitted.offset is None else x + fitted.offset
+        case Noise() if noise is not None:
+            noise = noise * fitted.scale
+            x = x + (noise if fitted.matrix is None else noise @ fitted.matrix)
+        case MixNoise(mix) if noise is not None:
+            size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+            x = (1 - mix) * x + mix * size * noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True)
+        case MemoryAttention():
+            x = _mean_of_nearest(x @ fitted.memory.T, fitted)
+        case MixMemory():
+            scores = x @ fitted.memory.T  # (n, m)
+            alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)  # whose own rows are the whole memory
+            if own is not None:
+                left_out = own[:, None] == fitted.items
+                alone = left_out.all(dim=1, keepdim=True)
+                scores = scores.masked_fill(left_out & ~alone, float("-inf"))
+            mean = _mean_of_nearest(scores, fitted)
+            norm = torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp_min(_LEAST_NORM)
+            x = x + (fitted.weight * mean / norm).masked_fill(alone, 0)
+        case _:
+            raise TypeError(f"{operation!r} cannot be applied")
+    return x
 
 
-def _mean_of_nearest(scores: Tensor, memory: Tensor, tau: float, neighbours: int | None) -> Tensor:
+def _mean_of_nearest(scores: Tensor, fitted: Any) -> Tensor:
     """Return the mean (n, d) of the memory rows with the highest ``scores`` (n, m)."""
+    memory: Tensor = fitted.memory
+    tau: float = fitted.tau
     if tau == 0:
         return memory[scores.argmax(dim=1)]
-    if neighbours is not None and neighbours < len(memory):
-        best = scores.topk(neighbours, dim=1)
+    if fitted.neighbours is not None and fitted.neighbours < len(memory):
+        best = scores.topk(fitted.neighbours, dim=1)
         return torch.einsum("nk,nkd->nd", (best.values / tau).softmax(dim=1), memory[best.indices])
-    return (scores / tau).softmax(dim=1) @ memory
+    weights = (scores / tau).softmax(dim=1)
+    return weights @ memory
 
 
 class EmbeddingDataset(Dataset[dict[str, Any]]):
