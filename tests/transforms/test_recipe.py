@@ -1,118 +1,76 @@
+"""Pipelines on disk and as plain data: the same again, damage found, mistakes named; and light to load."""
+
 from __future__ import annotations
 
-import builtins
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from c3tools.errors import MissingExtraError, TransformError
-from c3tools.transforms import PRESETS, Collapse, GaussianNoise, Pipeline, preset
+from c3tools.transforms import Collapse, GaussianNoise, Pipeline, preset
 
 from .conftest import Pairs
 
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_saved_and_loaded_pipelines_give_the_same_bits(name: str, pairs: Pairs, tmp_path: Path) -> None:
-    pipeline = pairs.fit(preset(name, sigma=0.07))
-    loaded = Pipeline.load(pipeline.save(tmp_path / "p"))
-    for modality, rows in pairs.rows.items():
-        assert (loaded.transform(rows, modality=modality) == pipeline.transform(rows, modality=modality)).all()
-    names: dict[str, Any] = {"keys": pairs.keys, "items": pairs.items}
-    noised = [p.transform(pairs.y, modality="text", training=True, **names, epoch=3) for p in (pipeline, loaded)]
-    assert (noised[0] == noised[1]).all()
-    assert (loaded.name, loaded.dim, loaded.provenance) == (pipeline.name, pipeline.dim, pipeline.provenance)
+MODEL = {"name": "ViT-B-16/openai", "weights_sha256": "ab12"}
 
 
-def test_saving_twice_gives_the_same_files(pairs: Pairs, tmp_path: Path) -> None:
-    pipeline = preset("whiten").fit(pairs.moments)
-    pipeline.save(tmp_path / "a")
-    Pipeline.load(tmp_path / "a").save(tmp_path / "b")
-    for name in ("transform.json", "transform.safetensors"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert not list(tmp_path.glob("*/.*"))
+@pytest.fixture
+def saved(pairs: Pairs, tmp_path: Path) -> Path:
+    pipeline = preset("c3").fit(pairs.moments, provenance={"model": MODEL, "split": "train"})
+    return pipeline.save(tmp_path / "p")
 
 
-def test_recipe_records_where_it_comes_from(pairs: Pairs, tmp_path: Path) -> None:
-    model = {"name": "ViT-B-16/openai", "weights_sha256": "ab12"}
-    preset("c3").fit(pairs.moments, provenance={"model": model, "split": "train"}).save(tmp_path)
-    record = json.loads((tmp_path / "transform.json").read_text())
-    assert record["provenance"] == {"model": model, "split": "train", "n": {"image": 120, "text": 120}}
-    assert record["dim"] == 24
+def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, pairs: Pairs, tmp_path: Path) -> None:
+    record = json.loads((saved / "transform.json").read_text())
+    assert record["provenance"] == {"model": MODEL, "split": "train", "n": {"image": 120, "text": 120}}
     assert [step["step"] for step in record["steps"]] == ["normalize", "collapse", "gaussian-noise", "normalize"]
-    assert record["steps"][2]["role"] == "training"
-
-
-class TestDamage:
-    @pytest.fixture
-    def saved(self, pairs: Pairs, tmp_path: Path) -> Path:
-        return preset("c3").fit(pairs.moments).save(tmp_path / "p")
-
-    def test_changed_setting(self, saved: Path) -> None:
-        path = saved / "transform.json"
-        text = path.read_text()
-        assert '"role": "training"' in text
-        path.write_text(text.replace('"role": "training"', '"role": "both"'))
-        with pytest.raises(TransformError, match=r"transform\.json is not a valid .*checksum"):
-            Pipeline.load(saved)
-
-    def test_truncated_recipe(self, saved: Path) -> None:
-        path = saved / "transform.json"
-        path.write_text(path.read_text()[:-40])
-        with pytest.raises(TransformError, match=r"transform\.json is not a valid"):
-            Pipeline.load(saved)
-
-    def test_changed_and_truncated_tensors(self, saved: Path) -> None:
-        path = saved / "transform.safetensors"
-        payload = path.read_bytes()
-        for damaged in (payload[:-1] + bytes([payload[-1] ^ 1]), payload[:-8], b""):
-            path.write_bytes(damaged)
-            with pytest.raises(TransformError, match=r"transform\.safetensors is not a valid .*checksum"):
-                Pipeline.load(saved)
-        path.unlink()
-        with pytest.raises(TransformError, match=r"transform\.safetensors is not a valid"):
-            Pipeline.load(saved)
-
-    @pytest.mark.parametrize(
-        ("items", "message"),
-        [
-            (np.arange(119), r"'4/items' has shape \(119,\), but its memory \(120, 24\)"),
-            (np.arange(120.0), "'4/items' belongs to no step"),
-        ],
-    )
-    def test_items_that_are_not_those_of_the_memory(
-        self, pairs: Pairs, tmp_path: Path, items: np.ndarray, message: str
-    ) -> None:
-        pipeline = pairs.fit(preset("c3-retrieval"))
-        pipeline.steps[4].state["items"] = items
-        with pytest.raises(TransformError, match=message):
-            Pipeline.load(pipeline.save(tmp_path))
-
-    def test_newer_version(self, saved: Path) -> None:
-        path = saved / "transform.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
-        with pytest.raises(
-            TransformError, match=r"version 2, but this version of c3tools reads version 1[\s\S]*Upgrade"
-        ):
-            Pipeline.load(saved)
-
-    @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}', "\x00"])
-    def test_something_else(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "transform.json").write_text(content)
-        with pytest.raises(TransformError, match="not a valid saved pipeline"):
-            Pipeline.load(tmp_path)
-
-    def test_nothing_there(self, tmp_path: Path) -> None:
-        with pytest.raises(TransformError, match=r"no saved pipeline at [\s\S]*c3 export"):
-            Pipeline.load(tmp_path)
-
-
-def test_unfitted_pipelines_are_not_saved(tmp_path: Path) -> None:
+    assert (record["dim"], record["steps"][2]["role"]) == (24, "training")
+    loaded = Pipeline.load(saved)
+    mean = loaded.steps[1].state["centre/text"]
+    assert mean.dtype == np.float64
+    np.testing.assert_allclose(mean, pairs.y.mean(axis=0), atol=1e-15)
+    loaded.save(tmp_path / "again")
+    for name in ("transform.json", "transform.safetensors"):
+        assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     with pytest.raises(TransformError, match="not fitted"):
-        preset("c3").save(tmp_path)
-    assert not list(tmp_path.iterdir())
+        preset("c3").save(tmp_path / "unfitted")
+    assert not (tmp_path / "unfitted").exists()
+
+
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
+    "a changed setting": ("transform.json", lambda old: old.replace(b'"training"', b'"both"')),
+    "a cut recipe": ("transform.json", lambda old: old[:-40]),
+    "a list": ("transform.json", lambda old: b"[]"),
+    "another object": ("transform.json", lambda old: b'{"format": "other"}'),
+    "no JSON": ("transform.json", lambda old: b"\x00"),
+    "no recipe": ("transform.json", lambda old: None),
+    "a changed tensor": ("transform.safetensors", lambda old: old[:-1] + bytes([old[-1] ^ 1])),
+    "cut tensors": ("transform.safetensors", lambda old: old[:-8]),
+    "empty tensors": ("transform.safetensors", lambda old: b""),
+    "no tensors": ("transform.safetensors", lambda old: None),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_found(saved: Path, case: str) -> None:
+    name, change = DAMAGE[case]
+    content = change((saved / name).read_bytes())
+    (saved / name).unlink() if content is None else (saved / name).write_bytes(content)
+    with pytest.raises(TransformError, match=name):
+        Pipeline.load(saved)
+
+
+@pytest.mark.parametrize("items", [np.arange(119), np.arange(120.0)])
+def test_items_that_are_not_those_of_the_memory(pairs: Pairs, tmp_path: Path, items: np.ndarray) -> None:
+    pipeline = pairs.fit(preset("c3-retrieval"))
+    pipeline.steps[4].state["items"] = items
+    with pytest.raises(TransformError, match=r"items|item for each row"):
+        Pipeline.load(pipeline.save(tmp_path))
 
 
 YAML = """
@@ -126,69 +84,71 @@ steps:
 """
 
 
-class TestConfig:
-    def test_yaml_and_json_mean_the_same(self, tmp_path: Path) -> None:
-        (tmp_path / "p.yaml").write_text(YAML)
-        from_yaml = Pipeline.from_config(tmp_path / "p.yaml")
-        (tmp_path / "p.json").write_text(json.dumps(from_yaml.config()))
-        from_json = Pipeline.from_config(str(tmp_path / "p.json"))
-        assert from_yaml.config() == from_json.config()
-        assert from_yaml.name == "mine"
-        collapse, noise = from_yaml.steps[1:3]
-        assert isinstance(collapse, Collapse) and collapse.modalities == ("text", "image")
-        assert isinstance(noise, GaussianNoise) and (noise.sigma, noise.role) == (0.05, "training")
-
-    def test_every_preset_survives_its_config(self) -> None:
-        for name in PRESETS:
-            config = preset(name).config()
-            assert Pipeline.from_config(config).config() == config
-
-    @pytest.mark.parametrize(
-        ("text", "words"),
-        [
-            ("steps: [normalise]", r"unknown step 'normalise'[\s\S]*normalize"),
-            ("steps: [{step: gaussian-noise, sgima: 1}]", r"unknown settings .*: sgima[\s\S]*sigma"),
-            ("steps: [{step: gaussian-noise, sigma: big}]", r"sigma is 'big', not float"),
-            ("steps: [{step: gaussian-noise, sigma: true}]", "sigma is True"),
-            ("steps: [{step: memory-projection, limit: 1.5}]", "limit is 1.5, not int"),
-            ("steps: [{step: collapse, modalities: text}]", "modalities is 'text'"),
-            ("steps: [{step: normalize, role: always}]", "role 'always'"),
-            ("stages: [normalize]", "no list of steps"),
-            ("steps: [normalize]\nnoise: 1", "unknown keys noise"),
-            ("steps: [collapse, normalize]", "in a wrong order"),
-            ("- normalize", "not contain a mapping"),
-            ("steps: [", "not valid YAML"),
-            ("steps: !!python/object/apply:os.system [exit]", "not valid YAML"),
-        ],
-    )
-    def test_mistakes_are_named(self, tmp_path: Path, text: str, words: str) -> None:
-        (tmp_path / "p.yaml").write_text(text)
-        with pytest.raises(TransformError, match=words):
-            Pipeline.from_config(tmp_path / "p.yaml")
-
-    def test_files_that_cannot_be_read(self, tmp_path: Path) -> None:
-        with pytest.raises(TransformError, match="cannot be read as a pipeline"):
-            Pipeline.from_config(tmp_path / "none.json")
-        (tmp_path / "p.json").write_text("{")
-        with pytest.raises(TransformError, match="not valid JSON"):
-            Pipeline.from_config(tmp_path / "p.json")
-
-    def test_without_pyyaml(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = builtins.__import__
-
-        def blocked(name: str, *args: Any, **kwargs: Any) -> Any:
-            if name == "yaml":
-                raise ImportError(name)
-            return real(name, *args, **kwargs)
-
-        monkeypatch.setattr(builtins, "__import__", blocked)
-        (tmp_path / "p.yaml").write_text(YAML)
-        with pytest.raises(MissingExtraError, match=r"c3tools\[yaml\]"):
-            Pipeline.from_config(tmp_path / "p.yaml")
+def test_yaml_and_json_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.yaml").write_text(YAML)
+    from_yaml = Pipeline.from_config(tmp_path / "p.yaml")
+    (tmp_path / "p.json").write_text(json.dumps(from_yaml.config()))
+    assert from_yaml.config() == Pipeline.from_config(str(tmp_path / "p.json")).config()
+    collapse, noise = from_yaml.steps[1:3]
+    assert isinstance(collapse, Collapse) and isinstance(noise, GaussianNoise)
+    found = (from_yaml.name, collapse.modalities, noise.sigma, noise.role)
+    assert found == ("mine", ("text", "image"), 0.05, "training")
+    for sigma in ("auto", "pairs"):
+        assert Pipeline.from_config(preset("c3", sigma=sigma).config()).sigma == sigma
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingExtraError, match=r"c3tools\[yaml\]"):
+        Pipeline.from_config(tmp_path / "p.yaml")
 
 
-def test_tensors_are_kept_in_double_precision(pairs: Pairs, tmp_path: Path) -> None:
-    preset("c3").fit(pairs.moments).save(tmp_path)
-    mean = Pipeline.load(tmp_path).steps[1].state["mean/text"]
-    assert mean.dtype == np.float64
-    np.testing.assert_allclose(mean.astype(np.float64), pairs.y.mean(axis=0), atol=1e-15)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: [normalise]", r"'normalise'[\s\S]*normalize"),
+        ("steps: [{step: gaussian-noise, sgima: 1}]", r"sgima[\s\S]*sigma"),
+        ("steps: [{step: gaussian-noise, sigma: big}]", "sigma"),
+        ("steps: [{step: gaussian-noise, sigma: true}]", "sigma"),
+        ("steps: [{step: gaussian-noise, role: both}]", "both"),
+        ("steps: [{step: memory-projection, limit: 1.5}]", "limit"),
+        ("steps: [{step: collapse, modalities: text}]", "modalities"),
+        ("steps: [{step: normalize, role: always}]", "always"),
+        ("stages: [normalize]", "steps|stages"),
+        ("steps: [normalize]\nnoise: 1", "noise"),
+        ("steps: [normalize]\nname: [a]", "name"),
+        ("steps: [collapse, normalize]", "order"),
+        ("- normalize", "object"),
+        ("steps: [", "not valid YAML"),
+        ("steps: !!python/object/apply:os.system [exit]", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(TransformError, match=words):
+        Pipeline.from_config(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff"])
+def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "p.json").write_bytes(content)
+    with pytest.raises(TransformError, match=r"p\.json"):
+        Pipeline.from_config(tmp_path / "p.json")
+
+
+PROGRAM = """
+import sys
+{extra}
+import numpy as np
+from c3tools.transforms import Pipeline
+pipeline = Pipeline.load({folder!r})
+x = np.random.default_rng(0).normal(size=(5, 24))
+pipeline.transform(x, modality="text", training=True, keys=list("abcde"))
+heavy = "torch pyarrow open_clip rich matplotlib PIL faiss sklearn yaml tokenizers".split()
+print(" ".join(name for name in heavy if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("extra", ["", "import pyarrow"])  # with the latter to show that the test can fail
+def test_applying_a_pipeline_loads_nothing_heavy(saved: Path, extra: str) -> None:
+    program = PROGRAM.format(extra=extra, folder=str(saved))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == extra.split()[1:]

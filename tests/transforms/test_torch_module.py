@@ -10,25 +10,11 @@ from torch.utils.data import DataLoader
 
 from c3tools.errors import TransformError
 from c3tools.store import Rows, Store
-from c3tools.transforms import PRESETS, MemoryProjection, Normalize, Pipeline, Retrieval, preset
+from c3tools.transforms import MemoryProjection, Normalize, Pipeline, Retrieval, preset
 from c3tools.transforms.torch_module import EmbeddingDataset, TransformModule
 from tests.stores import gap_store
 
 from .conftest import Pairs
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_agrees_with_numpy(name: str, pairs: Pairs) -> None:
-    pipeline = pairs.fit(preset(name, sigma=0.1))
-    names: dict[str, Any] = {"keys": pairs.keys, "items": pairs.items}
-    for modality, rows in pairs.rows.items():
-        module = TransformModule(pipeline, modality, seed=4)
-        x = torch.from_numpy(rows)
-        expected = pipeline.transform(rows, modality=modality)
-        np.testing.assert_allclose(module(x).numpy(), expected, atol=1e-6)
-        module.train()
-        noised = pipeline.transform(rows, modality=modality, training=True, **names, seed=4, epoch=2)
-        np.testing.assert_allclose(module(x, **names, epoch=2).numpy(), noised, atol=1e-6)
 
 
 def test_memory_of_neighbours_agrees_with_numpy(pairs: Pairs) -> None:
@@ -48,7 +34,7 @@ def test_retrieval_agrees_with_numpy(pairs: Pairs, changes: dict[str, Any]) -> N
         module = TransformModule(pipeline, "text").train()
         expected = pipeline.transform(pairs.y, modality="text", training=True, items=items)
         np.testing.assert_allclose(module(torch.from_numpy(pairs.y), items=items).numpy(), expected, atol=1e-6)
-        with pytest.raises(TransformError, match="needs the items of training inputs"):
+        with pytest.raises(TransformError, match="items="):
             module(torch.from_numpy(pairs.y))
     assert [name for name in module.state_dict() if "memory" in name] == ["memory_1"]  # once, for both roles
 
