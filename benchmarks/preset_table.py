@@ -83,7 +83,7 @@ def table(x: np.ndarray, y: np.ndarray, splits: int) -> list[str]:
 
 
 PROSE = {
-    "intro": """This page lists every published way to bridge the modality gap that is a transform of embeddings.
+    "intro": """This page lists published ways to bridge the modality gap that are transforms of embeddings.
 Each is a preset: `c3 export --preset NAME` or `c3tools.preset("NAME")`. e is one embedding, mu the mean of its own
 modality over the train split, and z standard normal noise. Noise is added to training inputs only.""",
     "set-up": """The table was measured on 500 image–caption pairs of COCO val2017, encoded by OpenAI CLIP ViT-B/16.
@@ -99,18 +99,11 @@ measured as inference inputs. Values are mean ± standard deviation over the spl
   modality; 0.5 means no bias. It grows with the number of rows.""",
     "reading": """How to read it:
 
-- Centring each modality (`c2-collapse`, `standardize`) and moving both along the gap until they meet (`gap-shift`,
-  `project-out-gap`) both close the gap. The remaining gap is what 250 pairs show by chance, so it does not tell which
-  of them closes it better. Centring hardly changes recall. Moving costs a third of it, because the rest of the common
-  mean makes all cosines large and similar.
-- `decap` and `clipre` move images onto a memory, here of only 250 texts. The gap closes and recall falls, because the
-  differences between images are lost. `clipre` gives ties; a tie counts as chance among the tied rows.
-- `c3-retrieval` brings images and training inputs nearer to each other, which is what a decoder needs. Recall falls, as
-  with the other memories.
-- `ridge` and `procrustes` are fitted on 250 pairs, fewer than the 512 dimensions. In the directions that these leave
-  open, `procrustes` is the rotation nearest to the identity.
-- `gr-clip` is `c2-collapse` with one mean per role; with two roles the values are the same. So are those of `capdec`
-  and `c2-corrupt`. Presets that differ only in noise differ only in the cosine with the training input.""",
+- Centring each modality and moving both along the gap both close the gap, as far as 250 pairs can show. Centring hardly
+  changes recall; moving costs a third of it.
+- `decap`, `clipre` and `c3-retrieval` move images onto a memory, here of only 250 texts: recall falls, because the
+  differences between images are lost. `ridge` and `procrustes` are fitted on 250 pairs, fewer than the 512 dimensions.
+- Presets that differ only in noise differ only in the cosine with the training input.""",
 }
 
 
