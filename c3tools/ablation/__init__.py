@@ -1,26 +1,25 @@
-"""Methods × seeds in one table."""
+"""Methods × seeds in one table, for captions and for images."""
 
 from __future__ import annotations
 
-from .cells import AblationRun, run_ablation, train_decoders
-from .data import AblationData
-from .image_table import IMAGE_METHODS, ImageAblation, ImageRun
-from .images import ablate_images
-from .methods import ABLATION, METHODS
-from .run import ablate
-from .table import Ablation
+from .captions import CaptionData, CaptionTask
+from .cells import Cell, run_cells
+from .images import ImageTask
+from .methods import ABLATION, IMAGE_METHODS, METHODS
+from .run import ablate, ablate_images
+from .table import Ablation, Run
 
 __all__ = [
     "ABLATION",
     "IMAGE_METHODS",
     "METHODS",
     "Ablation",
-    "AblationData",
-    "AblationRun",
-    "ImageAblation",
-    "ImageRun",
+    "CaptionData",
+    "CaptionTask",
+    "Cell",
+    "ImageTask",
+    "Run",
     "ablate",
     "ablate_images",
-    "run_ablation",
-    "train_decoders",
+    "run_cells",
 ]

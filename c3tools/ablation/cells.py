@@ -1,345 +1,208 @@
-"""The cells of the table: training, captioning and scoring of each method with each seed, from rows in memory.
+"""The cells of a table: which are finished, the trainings that the others need, and their results.
 
-All results are computed here. Decoders with the same training are trained once and shared (CapDec trains as C2_2 does,
-and DeCap as C1; MAGIC, ZeroCap and ESPER share a language model).
+    c3-ablation/
+      cells/DIGEST.json       a finished cell; the digest is of its method, sigma, seed, and all that it depends on
+      decoders/DIGEST/        a trained decoder (``generators/`` for images), which several cells may share
+
+Small networks do not use several cores well: on two cores, two parallel trainings take about two thirds of the time of
+two trainings one after the other.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..captioning import (
-    Captioner,
-    GenerationConfig,
-    fit_captioner,
-    load_size,
-    nearest_captions,
-    training_config,
-)
-from ..captioning.config import UNCONDITIONAL
-from ..captioning.steering import ENCODER_REMEDY, describe_cost
-from ..devices import Compute, pick
-from ..encoders import Encoder
-from ..errors import DecoderError, MetricError
-from ..metrics.captions import CaptionScores, score_captions
-from ..reporter import SILENT, Reporter
-from ..seeds import generator
-from ..store import Rows
+from .. import devices
+from ..errors import C3Error
+from ..executors import LocalExecutor, Report, Work, WorkerResources
+from ..io.files import MALFORMED, write_json_atomically
+from ..reporter import SILENT, Progress, Reporter, counted
 from ..training.checkpoints import CheckpointDir
-from .data import AblationData, captions_of, fit_preset, training_rows
-from .methods import ABLATION, METHODS, Method, check_methods
-from .trainings import Training, train_ahead
+from .table import Run
 
-_STEERED = 16  # images that MAGIC captions at a time
-_KEPT_DIGITS = 4  # of the values of images, in percent
+if TYPE_CHECKING:
+    from .captions import CaptionTask
+    from .images import ImageTask
 
 
-@dataclass(frozen=True)
-class AblationRun:
-    """One cell of the table: a training, its captions and their scores.
-
-    Attributes:
-        method: a key of `METHODS`.
-        seed: of the training.
-        sigma: standard deviation of the noise per dimension; 0 if there is none.
-        scores: in percent, by metric.
-        captions: by image key.
-        best_val_loss: the loss that the checkpoint was chosen by; None if nothing was trained.
-        history: the epochs.
-        seconds: wall-clock, training included.
-        train_fraction: share of the training images whose captions were used.
-        sigma_from: ``given``, ``auto`` or ``pairs`` (a rule), or ``best`` (chosen on the val split).
-        choice_scores: of the images that sigma is chosen on.
-        parameters: number of weights; 0 where nothing was trained.
-        training_seconds: of the training, that of a language model included where it has one.
-        image_values: by metric, a value per image in the order of the sorted keys, whose mean is the score (see
-            `c3tools.metrics.captions.CaptionScores.image_values`).
-    """
+class Cell(NamedTuple):
+    """A cell of a table: a method, a seed, and the standard deviation of its noise per dimension."""
 
     method: str
     seed: int
     sigma: float
-    scores: dict[str, float]
-    captions: dict[str, str]
-    best_val_loss: float | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    train_fraction: float = 1.0
-    sigma_from: str = "given"
-    choice_scores: dict[str, float] = field(default_factory=dict)
-    parameters: int = 0
-    training_seconds: float = 0.0
-    image_values: dict[str, list[float]] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values that `c3 ablate --json` writes."""
-        return {
-            "method": self.method,
-            "seed": self.seed,
-            "sigma": self.sigma,
-            "sigma_from": self.sigma_from,
-            "train_fraction": self.train_fraction,
-            "scores": self.scores,
-            "val_scores": self.choice_scores,
-            "images": len(self.captions),
-            "best_val_loss": self.best_val_loss,
-            "checkpoint": METHODS[self.method].chosen_on,
-            "parameters": self.parameters,
-            "training_seconds": round(self.training_seconds, 1),
-            "seconds": round(self.seconds, 1),
-        }
+    @property
+    def label(self) -> str:
+        """The cell in words."""
+        return f"{self.method}, seed {self.seed}"
 
 
-def run_ablation(
-    data: AblationData,
-    methods: Sequence[str] = ABLATION,
+class Training(NamedTuple):
+    """A training that cells of a table need: what is learned, and from what.
+
+    Attributes:
+        label: for people.
+        preset: of the pipeline that training inputs go through.
+        learns_from: see `c3tools.ablation.methods.Method`.
+        sigma: standard deviation of the noise per dimension.
+        seed: for all random numbers.
+        start: another training, whose result it starts from.
+    """
+
+    label: str
+    preset: str
+    learns_from: str
+    sigma: float
+    seed: int
+    start: Training | None = None
+
+
+def digest_of(*parts: Any) -> str:
+    """Return a digest of JSON values and arrays."""
+    digest = hashlib.sha256()
+    for part in parts:
+        is_array = isinstance(part, np.ndarray)
+        digest.update(np.ascontiguousarray(part).tobytes() if is_array else json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def run_cells(
+    task: CaptionTask | ImageTask,
+    cells: Iterable[Cell],
+    folder: Path,
     *,
-    seeds: Sequence[int] = (0,),
-    sigma: float = 0.1,
-    size: str = "tiny",
-    set: Sequence[str] = (),
-    epochs: int | None = None,
-    generation: GenerationConfig | None = None,
-    encoder: Encoder | None = None,
-    compute: Compute | None = None,
-    decoders: Path | None = None,
+    keep: bool = True,
+    jobs: int = 1,
     reporter: Reporter = SILENT,
-) -> Iterator[AblationRun]:
-    """Train, caption and score each method with each seed; yield each cell as soon as it is there.
+) -> Iterator[Run]:
+    """Yield the cells of a table in their order: those that are finished are read, the others made and written.
 
     Args:
-        data: captions, embeddings, images, references.
-        methods: keys of `METHODS`.
-        seeds: one training of each method per seed.
-        sigma: standard deviation of the noise per dimension, for the methods that have it.
-        size, set, epochs: of the decoder and its training, as `c3tools.captioning.train_captioner` takes them.
-        generation: how captions are generated; greedy when None.
-        encoder: of the embeddings' model; needed by MAGIC, ZeroCap and ESPER.
-        compute: device and precision; the fastest available when None.
-        decoders: folder in which trained decoders are kept and looked for; None keeps none.
-        reporter: shows messages, and the progress of each training.
-
-    Raises:
-        DecoderError: if a method or a size is unknown, or training data is missing that a method needs.
-        MetricError: if there is no image to caption, or references are missing.
+        task: how cells are made.
+        cells: their sigma does not matter where a method has no noise.
+        folder: of the finished cells and the trained models.
+        keep: keep the trained models too.
+        jobs: how many trainings run at a time, each in its process.
+        reporter: shows messages and progress.
     """
-    check_methods(methods)
-    if not len(data.images):
-        raise MetricError(
-            "There are no images to caption and score.", remedy="Add at least one image with reference captions."
-        )
-    for seed in seeds:
-        trained: dict[Path, Captioner] = {}
-        for name in methods:
-            method, started = METHODS[name], time.perf_counter()
-            strength = sigma if method.noisy else 0.0
-            captioner = None
-            if method.training is not None:
-                training = _training(name, seed, sigma, decoders or Path())
-                if training.folder not in trained:
-                    options: dict[str, Any] = {"size": size, "set": set, "epochs": epochs, "keep": decoders is not None}
-                    trained[training.folder] = _train(data, training, compute, reporter, encoder=encoder, **options)
-                captioner = trained[training.folder]
-            caption = _caption_function(data, name, strength, captioner, generation, encoder, reporter)
-            parts = [replace(data, images=_scored(data.images, method))]
-            parts += [data.choice] if data.choice is not None and method.noisy else []
-            captions = [dict(zip(part.images.keys, caption(part), strict=True)) for part in parts]
-            scores = [score_captions(texts, part.references) for texts, part in zip(captions, parts, strict=True)]
-            yield AblationRun(
-                name,
-                seed,
-                strength,
-                scores[0].corpus,
-                captions[0],
-                None if captioner is None else captioner.record["best_val_loss"],
-                [] if captioner is None else captioner.record["history"],
-                time.perf_counter() - started,
-                choice_scores=scores[1].corpus if len(scores) > 1 else {},
-                parameters=0 if captioner is None else captioner.decoder.count_parameters(),
-                training_seconds=0.0 if captioner is None else _training_seconds(captioner),
-                image_values=image_values(scores[0]),
-            )
+    cells = [cell if task.methods[cell.method].noisy else cell._replace(sigma=0.0) for cell in cells]
+    paths = {cell: folder / "cells" / f"{digest_of(cell, task.made_from(cell))[:16]}.json" for cell in cells}
+    finished = {cell: _read(path) for cell, path in paths.items()}
+    pending = [cell for cell, run in finished.items() if run is None or task.lacks(cell, run)]
+    models = _Models(task, folder / task.kept_in if keep else None)
+    if jobs > 1:
+        needed = (training for cell in pending if (training := task.training(cell)) is not None)
+        models.train_ahead([training.start or training for training in needed], jobs, reporter)
+    for cell in cells:
+        run = finished[cell]
+        if run is None or cell in pending:
+            training = task.training(cell)
+            run = task.run(cell, None if training is None else models.get(training, reporter), reporter)
+            write_json_atomically(paths[cell], asdict(run))
+        else:
+            reporter.message(f"{cell.label}: already finished")
+        yield run
 
 
-def image_values(scores: CaptionScores) -> dict[str, list[float]]:
-    """Return the values of `AblationRun.image_values`, as they are kept."""
-    order = sorted(range(len(scores.keys)), key=scores.keys.__getitem__)
-    return {name: scores.image_values(name)[order].round(_KEPT_DIGITS).tolist() for name in scores.corpus}
+def _read(path: Path) -> Run | None:
+    try:
+        return Run(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, *MALFORMED):
+        return None
 
 
-def _scored(images: Rows, method: Method) -> Rows:
-    """Return the images that a method captions: all of them, or a sample that depends only on their number."""
-    if method.images is None or len(images) <= method.images:
-        return images
-    return images.select(np.sort(generator(0, "scored images").permutation(len(images))[: method.images]))
+class _Models(Work[Training, None]):
+    """The trained models of a table: in memory those of the last seed, and all of them in a folder if they are kept.
 
-
-def _training_seconds(captioner: Captioner) -> float:
-    own = sum(float(epoch["seconds"]) for epoch in captioner.record["history"])
-    return own + float(captioner.record.get("language_model_seconds", 0.0))
-
-
-def train_decoders(
-    data: AblationData,
-    cells: Iterable[tuple[str, int, float]],
-    decoders: Path,
-    *,
-    jobs: int,
-    size: str = "tiny",
-    set: Sequence[str] = (),
-    epochs: int | None = None,
-    compute: Compute | None = None,
-    reporter: Reporter = SILENT,
-) -> None:
-    """Train the decoders of several cells at a time, and keep them where `run_ablation` looks for them.
-
-    What needs the encoder to train (ESPER) is left to `run_ablation`; its language model is not.
-
-    Args:
-        data, size, set, epochs, compute: as `run_ablation` takes them.
-        cells: method, seed and sigma of each.
-        decoders: folder of the trained decoders.
-        jobs: how many are trained at a time (see `train_ahead`).
-        reporter: shows the progress of all together.
-
-    Raises:
-        DecoderError: as `run_ablation`.
+    As the work of an executor it does trainings in other processes, and reports their steps.
     """
-    config = training_config(load_size(size, set), epochs=epochs)
-    trainings = [
-        _language_model(seed, decoders)
-        if METHODS[name].learns_from == "images"
-        else _training(name, seed, sigma, decoders)
-        for name, seed, sigma in cells
-        if METHODS[name].training is not None
-    ]
-    steps = config.epochs * math.ceil(len(data.train) / config.batch_size)
-    nothing = data.images.select(np.zeros(0, np.int64))
-    learned = replace(data, images=nothing, references={}, choice=None, described=None)
-    train = partial(_train, learned, size=size, set=set, epochs=epochs, keep=True)
-    train_ahead(train, trainings, steps, jobs=jobs, compute=compute or pick(), reporter=reporter)
+
+    def __init__(self, task: CaptionTask | ImageTask, folder: Path | None) -> None:
+        self._task, self._folder = task, folder
+        self._trained: dict[Training, Any] = {}
+
+    def _path(self, training: Training) -> Path:
+        assert self._folder is not None
+        return self._folder / digest_of(self._task.learned, training[1:5])[:16]
+
+    def get(self, training: Training, reporter: Reporter) -> Any:
+        """Return the model of a training; if there is none, train it."""
+        key = training._replace(label="")
+        if key in self._trained:
+            return self._trained[key]
+        self._trained = {other: model for other, model in self._trained.items() if other.seed == training.seed}
+        path = None if self._folder is None else self._path(training)
+        if path is not None:
+            with suppress(C3Error):  # missing, or cut short: trained (again)
+                self._trained[key] = self._task.load(path)
+                return self._trained[key]
+        start = None if training.start is None else self.get(training.start, reporter)
+        checkpoints = None if path is None else CheckpointDir(path.with_name(f"{path.name}.training"))
+        self._trained[key] = self._task.train(training, start, checkpoints, reporter)
+        if path is not None and checkpoints is not None:
+            self._trained[key].save(path)
+            checkpoints.clear()
+        return self._trained[key]
+
+    def train_ahead(self, trainings: Sequence[Training], jobs: int, reporter: Reporter) -> None:
+        """Do the trainings that are not kept yet, several at a time; if there are fewer than two, leave it to `get`.
+
+        Raises:
+            C3Error: if one fails; those that are finished are kept, and the others saved at their last step.
+        """
+        pending = list({path: each for each in trainings if not (path := self._path(each)).exists()}.values())
+        if len(pending) < 2:
+            return
+        compute, count = self._task.compute, min(jobs, len(pending))
+        names = devices.pick_devices() if compute.device == "cuda" else [compute.device]
+        label = f"{counted(len(pending), 'training')}, {count} at a time"
+        with reporter.progress(label, self._task.steps() * len(pending)) as progress:
+
+            def report(done: int, earlier: int) -> None:
+                progress.resume(earlier)
+                progress.advance(done - earlier)
+
+            executor = LocalExecutor([names[number % len(names)] for number in range(count)])
+            executor.run(_Models(self._task.learner(), self._folder), pending, report)
+
+    def load(self, resources: WorkerResources) -> None:
+        """Use the device and the cores of this worker."""
+        devices.limit_threads(resources.threads)
+        self._task = replace(self._task, compute=devices.pick(resources.device, self._task.compute.precision))
+
+    def run(self, tasks: Iterable[Training], report: Report) -> Iterator[None]:
+        """Do trainings one after the other."""
+        for training in tasks:
+            self.get(training, _Steps(report))
+            self._trained.clear()
+            yield None
+
+    def name(self, task: Training) -> str:
+        """Return the name of a training for messages."""
+        return task.label
 
 
-def _training(name: str, seed: int, sigma: float, decoders: Path) -> Training:
-    method = METHODS[name]
-    strength = sigma if method.noisy else 0.0
-    return Training.of(f"{name}, seed {seed}", str(method.training), method.learns_from, strength, seed, decoders)
+class _Steps(Reporter, Progress):
+    """A reporter of one training that tells the process of the table about further steps."""
 
+    def __init__(self, report: Report) -> None:
+        self._report = report
 
-def _train(
-    data: AblationData,
-    training: Training,
-    compute: Compute | None,
-    reporter: Reporter,
-    *,
-    size: str,
-    set: Sequence[str],
-    epochs: int | None,
-    keep: bool,
-    encoder: Encoder | None = None,
-) -> Captioner:
-    """Return the decoder in the folder of the training; if there is none, train it and, on request, save it there."""
-    folder = training.folder if keep else None
-    if folder is not None:
-        with suppress(DecoderError):  # missing, or cut short: trained (again)
-            return Captioner.load(folder)
-    train, val = training_rows(data, training.learns_from)
-    checkpoints = None if folder is None else CheckpointDir(folder.with_name(f"{folder.name}.training"))
-    options: dict[str, Any] = {"checkpoints": checkpoints, "compute": compute, "label": training.label}
-    if training.learns_from == "images":
-        start = _language_model(training.seed, training.folder.parent)
-        language_model = _train(data, start, compute, reporter, size=size, set=set, epochs=epochs, keep=keep)
-        captioner = _fit_esper(train, val, language_model, encoder, training.seed, reporter, options)
-    else:
-        set = (*UNCONDITIONAL, *set) if training.learns_from == "captions" else set
-        config = training_config(load_size(size, set), epochs=epochs, seed=training.seed)
-        options |= {"size": size, "set": set, "training": config, "record": {"sigma": training.sigma}}
-        pipeline = fit_preset(data, training.preset, training.sigma, train_on=train.modality)
-        captioner = fit_captioner(train, val, pipeline, reporter=reporter, **options)
-    if folder is not None and checkpoints is not None:
-        captioner.save(folder)
-        checkpoints.clear()
-    return captioner
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        yield self
 
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self._report(count, 0)
 
-def _language_model(seed: int, within: Path) -> Training:
-    """Return the training of the language model that MAGIC, ZeroCap and ESPER share."""
-    return Training.of(f"language model, seed {seed}", "c1", "captions", 0.0, seed, within)
-
-
-def _fit_esper(
-    train: Rows,
-    val: Rows,
-    language_model: Captioner,
-    encoder: Encoder | None,
-    seed: int,
-    reporter: Reporter,
-    options: Mapping[str, Any],
-) -> Captioner:
-    from ..captioning.esper import ESPER_TRAINING, fit_esper
-
-    if encoder is None:
-        raise DecoderError("ESPER needs an encoder, which rewards captions, but none was given.", remedy=ENCODER_REMEDY)
-    training = replace(ESPER_TRAINING, seed=seed)
-    record = {"language_model_seconds": _training_seconds(language_model)}
-    options = {**options, "training": training, "record": record, "reporter": reporter}
-    return fit_esper(train, val, language_model, encoder, **options)
-
-
-def _caption_function(
-    data: AblationData,
-    name: str,
-    sigma: float,
-    captioner: Captioner | None,
-    generation: GenerationConfig | None,
-    encoder: Encoder | None,
-    reporter: Reporter,
-) -> Callable[[AblationData], list[str]]:
-    """Return the function by which a method captions images: its trained decoder, or the nearest training caption."""
-    method = METHODS[name]
-    if captioner is None:
-        return lambda part: nearest_captions(part.images.embeddings, data.train)
-    own = replace(captioner, pipeline=fit_preset(data, method.inference, sigma))
-    if method.steer is not None:
-        config = GenerationConfig.from_options(steer=method.steer)
-        return lambda part: _steered(name, own, part.images, config, encoder, reporter)
-
-    def caption(part: AblationData) -> list[str]:
-        modality = "text" if method.reads_captions else "image"
-        embeddings = captions_of(part) if method.reads_captions else part.images.embeddings
-        keys = part.images.keys
-        return own.caption(embeddings=embeddings, modality=modality, keys=keys, generation=generation, encoder=encoder)
-
-    return caption
-
-
-def _steered(
-    name: str,
-    captioner: Captioner,
-    images: Rows,
-    config: GenerationConfig,
-    encoder: Encoder | None,
-    reporter: Reporter,
-) -> list[str]:
-    """Caption a few images at a time, because each caption takes seconds or minutes."""
-    if encoder is None:
-        raise DecoderError(
-            f"{name} needs an encoder, which it asks at every word, but none was given.", remedy=ENCODER_REMEDY
-        )
-    reporter.message(f"{name}: {describe_cost(config, encoder, len(images))}")
-    captions: list[str] = []
-    with reporter.progress(name, len(images)) as progress:
-        rows = 1 if config.method == "zerocap" else _STEERED
-        for embeddings in np.split(images.embeddings, range(rows, len(images), rows)):
-            captions += captioner.write(embeddings, "image", None, encoder, config)
-            progress.advance(len(embeddings))
-    return captions
+    def resume(self, count: int, note: str | None = None) -> None:
+        self._report(count, count)

@@ -1,22 +1,14 @@
-"""The methods of the table: the data each learns from, the transform of its images, and its published score."""
+"""The methods of the tables: what each learns from, how its inputs are transformed, and its published score."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ..errors import DecoderError
 
-
-@dataclass(frozen=True)
-class Published:
-    """A published score: of another encoder, another decoder and other data.
-
-    Attributes:
-        value: CIDEr on MS-COCO, in percent.
-        source: where it was published, and how its checkpoint was chosen where that is known.
-        spread: over seeds, where it was published.
-    """
+class Published(NamedTuple):
+    """A published CIDEr on MS-COCO in percent, of another encoder and decoder; its source; its spread over seeds."""
 
     value: float
     source: str
@@ -25,31 +17,32 @@ class Published:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the table.
+    """A method of a table.
 
     Attributes:
         training: preset of the pipeline that training inputs go through; None if nothing is trained.
-        inference: preset of the pipeline that images go through.
-        learns_from: ``text`` (each caption from its own embedding), ``pairs`` (from its image's embedding),
-            ``pseudo-pairs`` (each training image with the captions nearest to it), ``captions`` (a language model,
-            which reads no embedding), or ``images`` (a mapper before that language model, rewarded by the encoder).
         noisy: whether sigma matters.
         summary: one line.
-        chosen_on: what the checkpoint is chosen on: texts, pairs, pseudo pairs or images; a dash for no training.
+        inference: preset that the inputs go through afterwards; None for that of the training.
+        learns_from: ``text`` (each caption from its own embedding), ``pairs`` (from its image's embedding),
+            ``pseudo-pairs`` (each training image with the captions nearest to it), ``captions`` (a language model,
+            which reads no embedding), ``images`` (a mapper before that language model, rewarded by the encoder), or
+            ``image`` (each photo from its own embedding).
+        asked_with: modality of the embeddings that captions or images are made from.
+        chosen_on: what the checkpoint is chosen on; a dash for no training.
         steer: how the encoder steers the decoder, if it does (see `c3tools.captioning.GenerationConfig`).
-        reads_captions: the decoder is given a caption of the image in place of the image.
         images: how many of the images are captioned, where a caption is costly; None for all.
         published: its published score.
     """
 
     training: str | None
-    inference: str
-    learns_from: str
     noisy: bool
     summary: str
+    inference: str | None = None
+    learns_from: str = "text"
+    asked_with: str = "image"
     chosen_on: str = "texts"
     steer: str | None = None
-    reads_captions: bool = False
     images: int | None = None
     published: Published | None = None
 
@@ -59,123 +52,106 @@ class Method:
         return self.steer is not None or self.learns_from == "images"
 
 
-_C3_PAPER = "Zhang et al. (C3), ICLR 2024"
+def _of_paper(value: float, spread: float | None = None, note: str = "") -> Published:
+    return Published(value, f"Zhang et al. (C3), ICLR 2024{note}", spread)
+
+
+_STYLE = ": ESPER-Style, whose checkpoint was chosen by references"
 METHODS: Mapping[str, Method] = {
-    "C1": Method("c1", "c1", "text", False, "Connect alone", published=Published(13.0, _C3_PAPER)),
-    "C2_1": Method(
-        "c2-collapse", "c2-collapse", "text", False, "Connect, Collapse", published=Published(25.2, _C3_PAPER)
-    ),
-    "C2_2": Method("c2-corrupt", "c2-corrupt", "text", True, "Connect, Corrupt", published=Published(87.6, _C3_PAPER)),
-    "C3": Method("c3", "c3", "text", True, "Connect, Collapse, Corrupt", published=Published(93.3, _C3_PAPER, 0.3)),
-    "C3-retrieval": Method(
-        "c3-retrieval",
-        "c3-retrieval",
-        "text",
-        True,
-        "C3, mixed with its nearest training captions (after IFCap, 2024)",
-    ),
+    "C1": Method("c1", False, "Connect alone", published=_of_paper(13.0)),
+    "C2_1": Method("c2-collapse", False, "Connect, Collapse", published=_of_paper(25.2)),
+    "C2_2": Method("c2-corrupt", True, "Connect, Corrupt", published=_of_paper(87.6)),
+    "C3": Method("c3", True, "Connect, Collapse, Corrupt", published=_of_paper(93.3, 0.3)),
+    "C3-retrieval": Method("c3-retrieval", True, "C3, mixed with its nearest training captions (after IFCap, 2024)"),
     "ZeroCap": Method(
         "c1",
-        "c1",
-        "captions",
         False,
         "a language model whose context the encoder's gradient shifts (Tewel et al., 2022)",
+        learns_from="captions",
         steer="zerocap",
         images=100,
-        published=Published(34.5, _C3_PAPER),
+        published=_of_paper(34.5),
     ),
     "MAGIC": Method(
         "c1",
-        "c1",
-        "captions",
         False,
         "a language model whose words the encoder scores again (Su et al., 2022)",
+        learns_from="captions",
         steer="magic",
-        published=Published(49.3, _C3_PAPER),
+        published=_of_paper(49.3),
     ),
     "ESPER": Method(
         "c1",
-        "c1",
-        "images",
         False,
         "a mapper in front of a language model, rewarded by the encoder (Yu et al., 2023)",
+        learns_from="images",
         chosen_on="images",
-        published=Published(78.2, f"{_C3_PAPER}: ESPER-Style, whose checkpoint was chosen by references"),
+        published=_of_paper(78.2, note=_STYLE),
     ),
     "CapDec": Method(
-        "c2-corrupt",
-        "capdec",
-        "text",
-        True,
-        "noise on training texts (Nukrai et al., 2022)",
-        published=Published(91.8, _C3_PAPER),
+        "c2-corrupt", True, "noise on training texts (Nukrai et al., 2022)", "capdec", published=_of_paper(91.8)
     ),
-    "LAFITE": Method("lafite", "lafite", "text", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
+    "LAFITE": Method("lafite", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
     "TOMCap": Method(
         "tomcap",
-        "tomcap",
-        "text",
         True,
         "texts moved to the moments of images, noise (2026)",
         published=Published(97.8, "TOMCap (2026), with its retrieval"),
     ),
     "DeCap": Method(
-        "c1",
-        "decap",
-        "text",
-        False,
-        "images projected on a memory of texts (Li et al., 2023)",
-        published=Published(50.6, _C3_PAPER),
+        "c1", False, "images projected on a memory of texts (Li et al., 2023)", "decap", published=_of_paper(50.6)
     ),
     "CLIPRe": Method(
-        None,
-        "c1",
-        "text",
-        False,
-        "the nearest training caption (Su et al., 2022)",
-        chosen_on="–",
-        published=Published(25.6, _C3_PAPER),
+        None, False, "the nearest training caption (Su et al., 2022)", chosen_on="–", published=_of_paper(25.6)
     ),
     "WS-ClipCap": Method(
         "c1",
-        "c1",
-        "pseudo-pairs",
         False,
         "training images with their nearest captions",
+        learns_from="pseudo-pairs",
         chosen_on="pseudo pairs",
-        published=Published(33.7, _C3_PAPER),
+        published=_of_paper(33.7),
     ),
     "WS-ClipCap-Multi": Method(
         "c2-corrupt",
-        "c2-corrupt",
-        "pseudo-pairs",
         True,
         "like WS-ClipCap, with noise",
+        learns_from="pseudo-pairs",
         chosen_on="pseudo pairs",
-        published=Published(74.6, _C3_PAPER),
+        published=_of_paper(74.6),
     ),
     "paired": Method(
         "c1",
-        "c1",
-        "pairs",
         False,
         "trained on real pairs, for comparison",
+        learns_from="pairs",
         chosen_on="pairs",
-        published=Published(108.35, _C3_PAPER),
+        published=_of_paper(108.35),
     ),
-    "oracle": Method(
-        "c3", "c3", "text", True, "C3, given a caption of the image in place of the image", reads_captions=True
-    ),
+    "oracle": Method("c3", True, "C3, given a caption of the image in place of the image", asked_with="text"),
+}
+
+
+def _of_photos(training: str, noisy: bool, summary: str, asked_with: str = "text") -> Method:
+    return Method(training, noisy, summary, learns_from="image", asked_with=asked_with, chosen_on="photos")
+
+
+IMAGE_METHODS: Mapping[str, Method] = {
+    "C1": _of_photos("c1", False, "Connect alone"),
+    "C2_1": _of_photos("c2-collapse", False, "Connect, Collapse"),
+    "C2_2": _of_photos("c2-corrupt", True, "Connect, Corrupt"),
+    "C3": _of_photos("c3", True, "Connect, Collapse, Corrupt"),
+    "LAFITE": _of_photos("lafite", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
+    "oracle": _of_photos("c3", True, "the generator of C3, given the embeddings of the photos themselves", "image"),
 }
 ABLATION = ("C1", "C2_1", "C2_2", "C3")
-
-
-def check_methods(methods: Sequence[str]) -> None:
-    """Refuse unknown names.
-
-    Raises:
-        DecoderError: with the known ones.
-    """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise DecoderError(f"There is no method {', '.join(unknown)}.", remedy=f"Choose from {', '.join(METHODS)}.")
+# FID and IS on MS-COCO, as the paper prints them (Zhang et al., ICLR 2024): another generator and other data
+PUBLISHED_IMAGES = (
+    ("DALL-E", 27.5, 17.9),
+    ("CogView", 27.1, 18.2),
+    ("LAFITE_G", 20.9, 24.9),
+    ("C1", 29.8, 22.4),
+    ("C2_1", 21.7, 24.4),
+    ("C2_2", 19.8, 25.5),
+    ("C3", 19.6, 26.0),
+)
