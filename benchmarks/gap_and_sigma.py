@@ -125,7 +125,7 @@ def write_captions(found: Found, scale: str, place: Path, grid: str, options: ar
         output=options.work / "tables" / place.name,
         reporter=TerminalReporter(),
     )
-    scored = {(run.method, run.seed): run.image_values[METRIC] for run in made.runs}
+    scored = {(run.method, run.seed): run.values[METRIC] for run in made.runs}
     values = [[scored[name, seed] for seed in range(options.seeds)] for name in METHODS]
     found.cells.setdefault(scale, []).append(np.array(values))
     for run in made.runs:

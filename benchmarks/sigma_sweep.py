@@ -26,7 +26,7 @@ import numpy as np
 from measuring import mean_and_spread
 from sigma_rules import NAMES, draw, rules_of
 
-from c3tools.ablation import AblationRun, ablate
+from c3tools.ablation import Run, ablate
 from c3tools.metrics.significance import crossed_interval
 from c3tools.pages.render import interval
 from c3tools.store import Store
@@ -61,7 +61,7 @@ def main() -> None:
     shared |= {"split": options.split, "output": options.out, "reporter": TerminalReporter()}
     tables = [(sigma, methods if sigma else [WITHOUT_NOISE[name] for name in methods]) for sigma in sigmas]
     tables += [(0.0, ["paired"])] if options.paired else []
-    runs: list[AblationRun] = []
+    runs: list[Run] = []
     started = time.monotonic()
     for sigma, names in tables:
         if options.minutes is not None and time.monotonic() - started > 60 * options.minutes:
@@ -73,7 +73,7 @@ def main() -> None:
     print(report(options, store, rules, runs))
 
 
-def report(options: argparse.Namespace, store: Store, rules: dict[str, float], runs: list[AblationRun]) -> str:
+def report(options: argparse.Namespace, store: Store, rules: dict[str, float], runs: list[Run]) -> str:
     """Write sweep.json and sweep.svg from the runs so far; returns the table."""
     curves: dict[str, dict[float, list[float]]] = {}
     values: dict[tuple[str, float], list[list[float]]] = {}
@@ -81,7 +81,7 @@ def report(options: argparse.Namespace, store: Store, rules: dict[str, float], r
     for run in runs:
         if run.method != "paired":
             curves.setdefault(run.method, {}).setdefault(run.sigma, []).append(run.scores["CIDEr"])
-            values.setdefault((run.method, run.sigma), []).append(run.image_values["CIDEr"])
+            values.setdefault((run.method, run.sigma), []).append(run.values["CIDEr"])
     intervals = {of: crossed_interval(np.array(each)) for of, each in values.items()}
     content = {
         "store": str(options.store),

@@ -1,7 +1,7 @@
 """The public names and their modules: read by editors and type checkers, and by `__init__.py` to import lazily."""
 
-from .ablation.images import ablate_images as ablate_images
 from .ablation.run import ablate as ablate
+from .ablation.run import ablate_images as ablate_images
 from .captioning.caption import caption_images as caption_images
 from .captioning.captioner import Captioner as Captioner
 from .captioning.evaluate import evaluate_captions as evaluate_captions

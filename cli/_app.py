@@ -33,7 +33,7 @@ COMMANDS = {  # the function of this folder, the verbs whose parameters are its 
     "train-generator": ("images.train_generator", "train_generator"),
     "generate": ("images.generate", "generate"),
     "evaluate": ("captions.evaluate", "evaluate_captions evaluate_images"),
-    "ablate": ("captions.ablate", "ablate ablate_images", "keep_generators"),
+    "ablate": ("captions.ablate", "ablate"),
     "index": ("search.index", "build_index"),
     "search": ("search.search", "Index.search"),
     "verify": ("stores.verify", "verify_store"),

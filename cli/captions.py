@@ -6,21 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
 import c3tools
-from c3tools.errors import C3Error, CorpusError
+from c3tools.errors import CorpusError
 from c3tools.io.locations import is_url
 from c3tools.tables import Table
 
 from ._console import message, out, print_table, reporter, write_json
-from ._files import typed_option
 
 SHOWN = 20  # rows of the printed table if the captions are also in a file
-OF_ONE_TASK = {
-    "captions": ("grid", "test_store", "epochs", "train_fraction", "beams", "length_penalty"),
-    "images": ("steps", "encoder"),
-}
 
 
 def train_decoder(*, json: str | None = None, **options: Any) -> None:
@@ -125,12 +118,9 @@ def evaluate(
 
 
 def ablate(
-    context: typer.Context,
     *,
     sigma: Sequence[str] = ("0.1",),
     train_fraction: Sequence[float] = (1.0,),
-    encoder: Sequence[str] = (),
-    task: str = "captions",
     list_all: bool = False,
     json: str | None = None,
     **options: Any,
@@ -144,30 +134,14 @@ def ablate(
     Finished results are kept. Run the same command again to continue, or add methods, seeds or sigmas to the table.
 
     Args:
-        encoder: With ``task`` images: also score with the features of this model.
-        task: captions (train decoders) or images (train generators).
         list_all: List the methods and exit.
     """
     if list_all:
         print_table(_methods())
         return
-    if task not in OF_ONE_TASK:
-        raise C3Error(f"There is no task {task!r}.", remedy="Use --task captions or --task images.")
-    for other in OF_ONE_TASK.keys() - {task}:
-        if option := typed_option(context, *OF_ONE_TASK[other]):
-            raise C3Error(f"{option} is only for --task {other}.", remedy=f"Leave out {option}.")
-        for name in OF_ONE_TASK[other]:
-            options.pop(name, None)
-    if task == "images":
-        options["keep_generators"] = options.pop("keep_decoders")
-        # an error follows if there are several: a table of images has one sigma
-        result: Any = c3tools.ablate_images(**options, encoder=encoder, sigma=" and ".join(sigma), reporter=reporter())
-        tables = [*result.tables(), result.published()]
-    else:
-        result = c3tools.ablate(**options, sigma=sigma, train_fraction=train_fraction, reporter=reporter())
-        tables = result.tables()
+    result = c3tools.ablate(**options, sigma=sigma, train_fraction=train_fraction, reporter=reporter())
     if write_json(result.to_dict()["runs"], json):
-        for table in tables:
+        for table in result.tables():
             print_table(table)
         for note in [*result.notes, *result.remarks]:
             out.print(note, highlight=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .captions import CaptionData, CaptionTask
-from .cells import Cell, run_cells
+from .cells import run_cells
 from .images import ImageTask
-from .methods import ABLATION, IMAGE_METHODS, METHODS
+from .methods import ABLATION, IMAGE_METHODS, METHODS, Cell
 from .run import ablate, ablate_images
 from .table import Ablation, Run
 

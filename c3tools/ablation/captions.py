@@ -32,8 +32,7 @@ from ..seeds import generator
 from ..store import Rows, Store
 from ..training.checkpoints import CheckpointDir
 from ..transforms import Pipeline, preset
-from .cells import Cell, Training, digest_of
-from .methods import METHODS, Method
+from .methods import METHODS, Cell, Method, Training, digest_of
 from .table import Ablation, Run
 
 PSEUDO_CAPTIONS = 5

@@ -10,15 +10,12 @@ two trainings one after the other.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from .. import devices
 from ..errors import C3Error
@@ -26,53 +23,10 @@ from ..executors import LocalExecutor, Report, Work, WorkerResources
 from ..io.files import MALFORMED, write_json_atomically
 from ..reporter import SILENT, Progress, Reporter, counted
 from ..training.checkpoints import CheckpointDir
+from .captions import CaptionTask
+from .images import ImageTask
+from .methods import Cell, Training, digest_of
 from .table import Run
-
-if TYPE_CHECKING:
-    from .captions import CaptionTask
-    from .images import ImageTask
-
-
-class Cell(NamedTuple):
-    """A cell of a table: a method, a seed, and the standard deviation of its noise per dimension."""
-
-    method: str
-    seed: int
-    sigma: float
-
-    @property
-    def label(self) -> str:
-        """The cell in words."""
-        return f"{self.method}, seed {self.seed}"
-
-
-class Training(NamedTuple):
-    """A training that cells of a table need: what is learned, and from what.
-
-    Attributes:
-        label: for people.
-        preset: of the pipeline that training inputs go through.
-        learns_from: see `c3tools.ablation.methods.Method`.
-        sigma: standard deviation of the noise per dimension.
-        seed: for all random numbers.
-        start: another training, whose result it starts from.
-    """
-
-    label: str
-    preset: str
-    learns_from: str
-    sigma: float
-    seed: int
-    start: Training | None = None
-
-
-def digest_of(*parts: Any) -> str:
-    """Return a digest of JSON values and arrays."""
-    digest = hashlib.sha256()
-    for part in parts:
-        is_array = isinstance(part, np.ndarray)
-        digest.update(np.ascontiguousarray(part).tobytes() if is_array else json.dumps(part, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def run_cells(

@@ -27,8 +27,7 @@ from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..training.checkpoints import CheckpointDir
 from ..transforms import preset
-from .cells import Cell, Training, digest_of
-from .methods import IMAGE_METHODS, Method
+from .methods import IMAGE_METHODS, Cell, Method, Training, digest_of
 from .table import Ablation, Run
 
 _EXAMPLES = 12

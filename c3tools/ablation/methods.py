@@ -1,10 +1,14 @@
-"""The methods of the tables: what each learns from, how its inputs are transformed, and its published score."""
+"""The methods of the tables: what each learns from, how its inputs are transformed, and its published score; cells."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class Published(NamedTuple):
@@ -155,3 +159,45 @@ PUBLISHED_IMAGES = (
     ("C2_2", 19.8, 25.5),
     ("C3", 19.6, 26.0),
 )
+
+
+class Cell(NamedTuple):
+    """A cell of a table: a method, a seed, and the standard deviation of its noise per dimension."""
+
+    method: str
+    seed: int
+    sigma: float
+
+    @property
+    def label(self) -> str:
+        """The cell in words."""
+        return f"{self.method}, seed {self.seed}"
+
+
+class Training(NamedTuple):
+    """A training that cells of a table need: what is learned, and from what.
+
+    Attributes:
+        label: for people.
+        preset: of the pipeline that training inputs go through.
+        learns_from: see `Method`.
+        sigma: standard deviation of the noise per dimension.
+        seed: for all random numbers.
+        start: another training, whose result it starts from.
+    """
+
+    label: str
+    preset: str
+    learns_from: str
+    sigma: float
+    seed: int
+    start: Training | None = None
+
+
+def digest_of(*parts: Any) -> str:
+    """Return a digest of JSON values and arrays."""
+    digest = hashlib.sha256()
+    for part in parts:
+        is_array = isinstance(part, np.ndarray)
+        digest.update(np.ascontiguousarray(part).tobytes() if is_array else json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -24,9 +24,9 @@ from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..transforms.sigma import PAIRS, RULES, parse_sigma, sigma_by_rule
 from .captions import CaptionTask, caption_data
-from .cells import Cell, run_cells
+from .cells import run_cells
 from .images import ImageTask
-from .methods import ABLATION, IMAGE_METHODS, METHODS
+from .methods import ABLATION, IMAGE_METHODS, METHODS, Cell
 from .table import CHOOSE_BY, Ablation, Row, Run
 
 GRID = (0.03, 0.045, 0.06, 0.08, 0.1)
@@ -186,6 +186,8 @@ def ablate(
         OutputError: if ``output`` contains other files, or another run is writing to it.
     """
     names = _listed(methods)
+    if isinstance(test_store, Store):
+        test_store = test_store.path
     if names == ["all"]:
         names = list(METHODS if task == "captions" else IMAGE_METHODS)
     rules = (*RULES, "best") if task == "captions" else RULES
@@ -196,7 +198,7 @@ def ablate(
         sigma=tuple(dict.fromkeys(parse_sigma(value, also=rules) for value in _listed(sigma))),
         grid=tuple(float(parse_sigma(value, also=())) for value in _listed(grid)),
         split=split,
-        test_store=test_store.path if isinstance(test_store, Store) else test_store and Path(test_store),
+        test_store=None if test_store is None else Path(test_store),
         size=size,
         set=tuple(set),
         epochs=epochs,
@@ -278,9 +280,7 @@ def _task(store: Store, settings: Settings, reporter: Reporter) -> CaptionTask |
     for note in notes:
         reporter.message(note)
     generation = GenerationConfig.from_options(beams=settings.beams, length_penalty=settings.length_penalty)
-    return CaptionTask(
-        data, size=settings.size or "small", epochs=settings.epochs, generation=generation, **shared
-    )
+    return CaptionTask(data, size=settings.size or "small", epochs=settings.epochs, generation=generation, **shared)
 
 
 def _best_sigmas(

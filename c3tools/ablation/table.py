@@ -227,9 +227,9 @@ class Ablation:
                 cells.append(("training", [_time_text(row["training_seconds"]) for row in rows]))
         lines = [list(line) for line in zip(*(column for _, column in cells), strict=True)]
         if self.real and metrics:
-            scores = {heading: score_text(name, self.real.get(name)) for name, heading in metrics.items()}
-            named = dict.fromkeys(columns, "–") | {"method": "real photos"}
-            lines.append([{**named, **scores}.get(heading, "") for heading, _ in cells])
+            real = dict.fromkeys(columns, "–") | {"method": "real photos"}
+            real |= {heading: score_text(name, self.real.get(name)) for name, heading in metrics.items()}
+            lines.append([real.get(heading, "") for heading, _ in cells])
         return Table([heading for heading, _ in cells], lines, title)
 
     def _sigma(self, row: Row) -> str:

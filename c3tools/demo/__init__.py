@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .result import DemoResult
+from .page import DemoResult
 from .run import copy_photos, run_demo
 
 __all__ = ["DemoResult", "copy_photos", "run_demo"]

@@ -11,18 +11,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
-from ..ablation import (
-    ABLATION,
-    Ablation,
-    AblationData,
-    ablate_images,
-    run_ablation,
-    train_decoders,
-)
+from .. import devices
+from ..ablation import ABLATION, CaptionData, CaptionTask, Cell, ablate_images, run_cells
+from ..ablation.table import CHOOSE_BY
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning import Captioner
 from ..captioning.evaluate import store_references
@@ -39,14 +33,11 @@ from ..store import Rows, Store
 from ..store.means import load_means
 from ..store.metadata import INFO_FILE
 from ..transforms.sigma import caption_spread, scaled_spread
-from .page import write_first_page, write_page
-from .result import JUDGED_BY, Captioned, DemoResult, References
+from .page import Captioned, DemoResult, References, write_page
 
-_IMAGE_METHODS = ("C1", "C3")
 _IMAGE_STEPS = 300
 _EPOCHS = 5  # fewer than is best, to be short
 _BEAMS = 5  # of the bundled captioner, which is not compared with the decoders
-_FIRST_PAGE = "captions.html"
 
 
 def run_demo(
@@ -75,7 +66,7 @@ def run_demo(
         C3Error: if one of the steps raises it.
     """
     out = Path(out)
-    first_page = out / _FIRST_PAGE
+    first_page = out / "captions.html"
 
     def kept() -> str:
         page = f" The first captions are in {first_page}." if first_page.is_file() else ""
@@ -90,45 +81,47 @@ def run_demo(
         moments = load_means(photos, "c3-mini")
         scored, references = photos.load("image"), store_references(photos)
         bundled = _caption(scored, references)
-        write_first_page(first_page, bundled, references)
-        reporter.message(_first_look(bundled, first_page))
+        write_page(first_page, bundled, references)
+        order = bundled.best_first()
+        best, worst = (f"“{bundled.captions[key]}” ({bundled.scores[key]:.0f})" for key in (order[0], order[-1]))
+        reporter.message(
+            f"   The bundled captioner wrote captions. Their {CHOOSE_BY} is {bundled.mean:.1f} %.\n"
+            f"   The best is {best}, the worst {worst}.\n"
+            f"   Open {first_page} to see all of them. Training follows, which takes minutes."
+        )
         reporter.message("   Embedding the captions of other photos, for training")
         texts = _embed(encoder, CAPTIONS, out / "captions", reporter)
         load_means(texts, "c3-mini")
         means_from = f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions c3-mini was trained on"
         reporter.message(f"2  Collapse: subtracting the means of {means_from}, not of the scored photos")
         train, val = texts.load("text", "train"), texts.load("text", "val")
-        rule = None
+        sigma_from = ""
         if sigma is None:
             rule = scaled_spread(caption_spread(train.embeddings, train.item_index, moments["text"].mean))
             assert rule.sigma is not None
-            sigma = rule.sigma
-        origin = "as given" if rule is None else f"from {rule.rests_on}"
-        reporter.message(f"3  Corrupt: sigma {sigma:.3f} per dimension, {origin}")
-        data = AblationData(
-            train=_first(train, captions),
-            val=_first(val, captions),
-            images=scored,
-            references=references,
-            moments={name: photos.fitting_moments(name) for name in ("image", "text")},
+            sigma, sigma_from = rule.sigma, rule.rests_on
+        reporter.message(
+            f"3  Corrupt: sigma {sigma:.3f} per dimension, {f'from {sigma_from}' if sigma_from else 'as given'}"
         )
+        first = slice(None, captions)
+        learned, chosen_on = (rows.select(np.arange(len(rows))[first]) for rows in (train, val))
+        means = {name: photos.fitting_moments(name) for name in ("image", "text")}
+        data = CaptionData(learned, chosen_on, scored, references, means)
         reporter.message(f"4  Training {len(ABLATION)} decoders on {len(data.train):,} captions, without any image")
-        options: dict[str, Any] = {"size": size, "epochs": _EPOCHS, "reporter": reporter}
+        task = CaptionTask(data, devices.pick(), size, epochs=_EPOCHS)
+        cells = [Cell(name, seed, sigma) for seed in range(seeds) for name in ABLATION]
         with TemporaryDirectory() as folder:
-            decoders = Path(folder)
-            cells = [(name, seed, sigma) for seed in range(seeds) for name in ABLATION]
-            train_decoders(data, cells, decoders, jobs=cores(), **options)
-            runs = list(run_ablation(data, seeds=range(seeds), sigma=sigma, decoders=decoders, **options))
-        table = Ablation(runs, ABLATION, data)
-        result = DemoResult(table, data, sigma, rule, photos, means_from, bundled, out / "demo.html")
-        write_page(result)
+            runs = list(run_cells(task, cells, Path(folder), jobs=cores(), reporter=reporter))
+        table = task.table(runs, methods=ABLATION)
+        result = DemoResult(table, data, sigma, sigma_from, photos, means_from, bundled, out / "demo.html")
+        write_page(result.page, bundled, references, result)
         if not images:
             return result
         reporter.message("5  The other direction: generators trained on photos alone, given captions")
         reporter.message(f"   {_IMAGE_STEPS} steps on so few photos show how it is done, not which method is better")
         generated = ablate_images(
             photos,
-            methods=_IMAGE_METHODS,
+            methods=("C1", "C3"),
             seeds=seeds,
             sigma=sigma,
             output=out / "images",
@@ -173,18 +166,3 @@ def _caption(images: Rows, references: References) -> Captioned:
     learned = captioner.record["captions"]["train"]
     summary = f"learned from {count(learned)} captions, and searches with {_BEAMS} beams"
     return Captioned.score("bundled", summary, dict(zip(images.keys, texts, strict=True)), references)
-
-
-def _first_look(bundled: Captioned, page: Path) -> str:
-    """Return the best and the worst caption in words, and where the page is."""
-    order = bundled.best_first()
-    best, worst = (f"“{bundled.captions[key]}” ({bundled.scores[key]:.0f})" for key in (order[0], order[-1]))
-    return (
-        f"   The bundled captioner wrote captions. Their {JUDGED_BY} is {bundled.mean:.1f} %.\n"
-        f"   The best is {best}, the worst {worst}.\n"
-        f"   Open {page} to see all of them. Training follows, which takes minutes."
-    )
-
-
-def _first(rows: Rows, count: int | None) -> Rows:
-    return rows if count is None else rows.select(np.arange(min(count, len(rows))))

@@ -55,7 +55,7 @@ def score_text(name: str, value: float | None) -> str:
 
 def decimals(name: str) -> int:
     """Return how many decimals of a score are worth printing."""
-    return 1 if name.startswith(("KID", "recall", "IS-")) else 3
+    return 3 if name.startswith(("FD", "FID")) else 1
 
 
 def score_interval(name: str, values: Array) -> Ends | None:

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from c3tools.ablation import AblationData
-from c3tools.ablation.data import ablation_data
+from c3tools.ablation import Ablation, ablate
 from c3tools.store import Store
+from tests.conftest import Messages
 
 from ..captioning.conftest import make_captions_store
+
+Table = Callable[..., tuple[Ablation, list[str]]]
+QUICK: dict[str, Any] = {"size": "tiny", "epochs": 1, "precision": "fp32", "set": ["layers=1", "batch_size=64"]}
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +21,17 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_captions_store(tmp_path_factory.mktemp("ablation") / "c3-store")[0]
 
 
-@pytest.fixture(scope="session")
-def data(toy_store: Store) -> AblationData:
-    return ablation_data(toy_store)[0]
+@pytest.fixture
+def table(toy_store: Store, tmp_path: Path) -> Table:
+    """Compute a small table in a folder; returns it and what was said."""
+
+    def run(store: Store | Path = toy_store.path, **changes: Any) -> tuple[Ablation, list[str]]:
+        messages = Messages()
+        options = {"seeds": 1, "output": tmp_path / "table", **QUICK, **changes}
+        return ablate(store, **options, reporter=messages), messages.texts
+
+    return run
+
+
+def finished(messages: list[str]) -> int:
+    return sum("already finished" in text for text in messages)
