@@ -68,7 +68,7 @@ class Run:
 
     @property
     def row(self) -> Key:
-        """What tells its row of the table from others."""
+        """The values that tell its row of the table from others."""
         return self.method, self.sigma, self.sigma_from, self.train_fraction
 
     def to_dict(self) -> dict[str, Any]:
