@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from measuring import print_table
 
-from c3tools.geometry.assumptions import all_assumptions
+from c3tools.geometry.assumptions import answer_questions
 from c3tools.geometry.collect import collect
 from c3tools.geometry.residuals import residuals
 from c3tools.identity import ModelIdentity
@@ -163,8 +163,9 @@ def verdicts(image: Floats, text: Floats, owner: npt.NDArray[np.int64]) -> dict[
         columns = {"key": [f"t{number}" for number in range(len(text))], "image_key": [keys[item] for item in owner]}
         write_shard(path, info, Shard("text", 0, text.astype(np.float32), columns))
         collected = collect(Store.open(path), "image", "text")
-        noise = residuals(collected.working.differences(), collected.working.item_index)
-        return {found.name: found.answer for found in all_assumptions(collected, noise)}
+        working = collected.working
+        noise = residuals(working.first[working.item_index] - working.second, working.item_index)
+        return {name: found.answer for name, found in answer_questions(collected, noise).items()}
 
 
 def answers(change: Callable[[Model], None] | None, items: int, captions: int, draws: int) -> list[dict[str, str]]:

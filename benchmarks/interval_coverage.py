@@ -32,8 +32,7 @@ from typing import Any
 import numpy as np
 from measuring import print_table
 
-from c3tools.geometry.collect import collect
-from c3tools.geometry.measures import Measured, measure
+from c3tools.geometry.report import GapReport, gap_report
 from c3tools.geometry.spaces import COLLAPSE
 from c3tools.metrics.images import (
     frechet_distance,
@@ -43,7 +42,7 @@ from c3tools.metrics.images import (
     kernel_influence,
     photo_values,
 )
-from c3tools.metrics.significance import crossed_interval
+from c3tools.metrics.significance import Estimate, crossed_interval
 from c3tools.moments import Moments, unit_rows
 from c3tools.seeds import generator
 from c3tools.store import Shard, Store, create_store, write_shard
@@ -51,23 +50,15 @@ from c3tools.store import Shard, Store, create_store, write_shard
 SIZES = (30, 79, 200, 500)
 
 
-def numbers(measured: Measured) -> dict[str, tuple[float, tuple[float, float] | None]]:
+def numbers(report: GapReport) -> dict[str, tuple[float, tuple[float, float] | None]]:
     """Return every number that has an interval, with its interval, by the name in the JSON."""
-    found: dict[str, tuple[float, tuple[float, float] | None]] = {}
-    for part in (measured.gap, measured.pairs):
-        for name, value in vars(part).items():
-            if f"{name}_interval" in vars(part):
-                found[name] = value, vars(part)[f"{name}_interval"]
-    for preset, space in measured.spaces.items():
-        for direction, scores in space.recall.items():
-            for k, value in scores.items():
-                found[f"{preset} {direction} {k}"] = value, space.intervals[direction][k]
-        if space.separability is not None and space.modality_bias is not None and space.uniformity is not None:
-            found[f"{preset} separability"] = space.separability.value, space.separability.interval
-            for name, several in (("modality_bias@10", space.modality_bias), ("uniformity", space.uniformity)):
-                for modality, estimate in several.items():
-                    found[f"{preset} {name} {modality}"] = estimate.value, estimate.interval
-    return found
+    found: dict[str, Any] = {**vars(report.gap), **vars(report.pairs)}
+    for preset, space in report.spaces.items():
+        found |= {f"{preset} {way} {k}": one for way, scores in space.recall.items() for k, one in scores.items()}
+        found[f"{preset} separability"] = space.separability
+        for name, several in (("modality_bias@10", space.modality_bias), ("uniformity", space.uniformity)):
+            found |= {f"{preset} {name} {modality}": one for modality, one in (several or {}).items()}
+    return {name: (one.value, one.interval) for name, one in found.items() if isinstance(one, Estimate)}
 
 
 def report(images: np.ndarray, texts: np.ndarray, info: Any) -> dict[str, tuple[float, tuple[float, float] | None]]:
@@ -82,7 +73,7 @@ def report(images: np.ndarray, texts: np.ndarray, info: Any) -> dict[str, tuple[
             "image_key": [key for key in keys for _ in range(texts.shape[1])],
         }
         write_shard(path, info, Shard("text", 0, texts.reshape(-1, texts.shape[2]), columns))
-        return numbers(measure(collect(Store.open(path), "image", "text"), presets=()))
+        return numbers(gap_report(path, presets=()))
 
 
 def population(store: Store) -> tuple[np.ndarray, np.ndarray]:

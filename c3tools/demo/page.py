@@ -144,11 +144,11 @@ def write_page(path: Path, bundled: Captioned, references: References, result: D
 def _geometry_of(photos: Store) -> dict[str, Any] | None:
     """Return the figures of the gap report of the photos, each with a caption, and the gap in one sentence."""
     report = gap_report(photos)
-    if report.measured is None:
+    if report.gap is None:
         return None
     blocks = figure_blocks(report.labelled_figures(), prefix="demo")
-    gap, recall = report.values["gap"]["length"], report.values["retrieval"]
-    before, after = (recall[name]["image_to_text"]["recall@1"] for name in ("raw", "c2-collapse"))
+    gap = report.gap.length.value
+    before, after = (report.spaces[name].recall["image_to_text"]["recall@1"].value for name in ("raw", "c2-collapse"))
     sentence = (
         f"The means of photos and captions are {gap:.2f} apart, in a space where every vector has length 1. Collapse "
         f"subtracts the mean of each modality. The caption nearest to a photo is its own for {before:.0%} of the "

@@ -1,14 +1,15 @@
-"""Tests of the model `e_x - e_y = c_perp + eps, eps ~ N(0, sigma^2 I)`: questions with a number and a verdict each.
+"""Tests of the model `e_x - e_y = c_perp + eps, eps ~ N(0, sigma^2 I)`: questions with a number and an answer each.
 
 The paper's model of a contrastive space (Zhang et al., ICLR 2024): the gap is constant, it is orthogonal to the
 spans of both modalities, and what is left of a pair is isotropic Gaussian noise. Each test has two parts: an effect
 size, since with enough rows every significance test rejects every model, and an allowance for what few items show by
 chance. Items are drawn independently; the captions of one image are not. benchmarks/assumption_power.py measures the
-verdicts on stores that follow the model and on stores that violate it.
+answers on stores that follow the model and on stores that violate it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp, sqrt
 from statistics import NormalDist
@@ -16,22 +17,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..arrays import Array
+from ..arrays import Array, Indices
 from ..moments import Moments
 from ..reporter import counted
 from ..seeds import generator
 from .collect import Collected
-from .residuals import Residuals, between_groups, cluster, mixture, unbiased_kurtosis
+from .residuals import Residuals
 from .spectrum import effective_dimension
-
-Answer = Literal["yes", "partly", "no", "unknown"]
 
 QUESTIONS = {
     "constant": "Is the gap constant?",
+    "subsets": "Is the gap the same in every subset?",
     "orthogonal": "Is the gap orthogonal to both modalities?",
     "gaussian": "Is the alignment noise Gaussian?",
     "isotropic": "Is the alignment noise isotropic?",
-    "subsets": "Is the gap the same in every subset?",
 }
 MIN_SUBSET_ITEMS = 3
 MIN_ITEMS = 20
@@ -40,41 +39,69 @@ SAME, ALIKE = 0.3, 0.6
 FEW, SOME = 0.1, 0.25
 """Shares of the dimensions that may have other marginals than a Gaussian."""
 _GROUPS = 10
+_PERMUTATIONS = 99
+_PERMUTED_ITEMS = 1_000
+_MIXED_DIRECTIONS = 5
 _NULL_DIRECTIONS = 2_000
 
 
 @dataclass(frozen=True)
-class Assumption:
-    """One question about the data, and its answer.
+class Answer:
+    """The answer to a question about the data.
 
     Attributes:
-        name: key in the report's JSON.
         question: in words.
         answer: ``yes``, ``partly``, ``no``, or ``unknown``.
-        number: what the answer rests on; None where unknown.
-        because: one sentence with the number in it.
+        because: what it rests on, in words and numbers.
+        number: the number that it rests on; None where it is unknown, or rests on several.
         measures: the numbers behind it, with what chance gives.
     """
 
-    name: str
     question: str
-    answer: Answer
-    number: float | None
+    answer: Literal["yes", "partly", "no", "unknown"]
     because: str
+    number: float | None = None
     measures: dict[str, Any] = field(default_factory=dict)
 
 
-def all_assumptions(collected: Collected, noise: Residuals | None, *, seed: int = 0) -> list[Assumption]:
-    """Answer the four questions, in the order of the paper's model; three of them need pairs."""
-    orthogonal = is_orthogonal(collected, seed=seed)
-    if collected.sums is None or noise is None:
-        absent = "This needs pairs, but the store has none."
-        constant, gaussian, isotropic = (_answer(name, absent) for name in ("constant", "gaussian", "isotropic"))
-        return [constant, orthogonal, gaussian, isotropic]
-    return [is_constant(collected, seed=seed), orthogonal, is_gaussian(noise), is_isotropic(noise)]
+@dataclass(frozen=True)
+class Subset:
+    """The gap of the pairs with one value of the user's column.
+
+    Attributes:
+        value: of the column.
+        pairs: number of pairs.
+        items: number of items they belong to.
+        length: of the mean difference.
+        cosine_with_gap: of the mean difference with the gap; None if one of them is 0.
+        difference: distance of the mean difference from that of all pairs beyond chance, over the latter's length; 0
+            where chance gives as much to the worst of so many subsets in one store of twenty. None for few items.
+    """
+
+    value: str
+    pairs: int
+    items: int
+    length: float
+    cosine_with_gap: float | None
+    difference: float | None
 
 
-def is_constant(collected: Collected, *, seed: int = 0) -> Assumption:
+def answer_questions(
+    collected: Collected, noise: Residuals | None, subsets: Sequence[Subset] = (), *, seed: int = 0
+) -> dict[str, Answer]:
+    """Answer the questions by name, in the order of the paper's model; all but one need pairs."""
+    absent = "This needs pairs, but the store has none."
+    found = {
+        "constant": is_constant(collected, seed=seed) if noise else _unknown("constant", absent),
+        "subsets": is_same_in_subsets(subsets) if subsets else None,
+        "orthogonal": is_orthogonal(collected, seed=seed),
+        "gaussian": is_gaussian(noise) if noise else _unknown("gaussian", absent),
+        "isotropic": is_isotropic(noise) if noise else _unknown("isotropic", absent),
+    }
+    return {name: answer for name, answer in found.items() if answer}
+
+
+def is_constant(collected: Collected, *, seed: int = 0) -> Answer:
     """Test whether the gap is the same vector everywhere: along the store's order, by content, and item by item.
 
     A variation is the root mean square distance of the groups' gaps from the gap of all, less what groups drawn at
@@ -84,37 +111,47 @@ def is_constant(collected: Collected, *, seed: int = 0) -> Assumption:
     gaps mixed at random: along a principal direction of the differences two of them make a flat, two-peaked
     distribution, and ``sqrt(-kurtosis / 2)`` of its variance is theirs.
     """
-    gap, working = collected.moments[collected.first].mean - collected.moments[collected.second].mean, collected.working
-    count = len(working.first)
-    length = sqrt(max(float(gap @ gap) - collected.gap_bias, 0.0))
+    working, gap = collected.working, collected.gap
+    count, length = len(working.first), sqrt(max(float(gap @ gap) - collected.gap_bias, 0.0))
     if count < MIN_ITEMS:
         few = f"{counted(count, 'item')} are too few to compare parts of them; {MIN_ITEMS} are needed."
-        return _answer("constant", few)
+        return _unknown("constant", few)
     if length == 0:
-        return _answer("constant", "There is no gap beyond what so few items show by chance.")
-    means = working.item_means
-    content = working.first + means
-    differences = working.first - means
+        return _unknown("constant", "There is no gap beyond what so few items show by chance.")
+    differences = working.first - working.item_means
     differences -= differences.mean(axis=0)
     groups = min(_GROUPS, max(2, count // 10))
-    parts = {
-        "order": np.arange(count) * groups // count,
-        "content": cluster(content, groups, seed=seed),
+    content = cluster(working.first + working.item_means, groups, seed=seed)
+    found = {
+        "order": between_groups(differences, np.arange(count) * groups // count, seed=seed) / length,
+        "content": between_groups(differences, content, seed=seed) / length,
+        "mixture": mixture(differences) / length,
     }
-    found = {name: between_groups(differences, labels, seed=seed) / length for name, labels in parts.items()}
-    found["mixture"] = mixture(differences) / length
-    worst = max(found.values())
-    answer: Answer = "yes" if worst <= SAME else "partly" if worst <= ALIKE else "no"
-    shares = {name: f"{100 * value:.0f} %" for name, value in found.items()}
     because = (
-        f"Beyond chance, the gap varies by {shares['order']} of its length along the order of the store, by "
-        f"{shares['content']} between {groups} clusters of items with similar content, and by {shares['mixture']} in "
-        f"a test for two gaps mixed at random ({count} items)."
+        f"Beyond chance, the gap varies by {100 * found['order']:.0f} % of its length along the order of the store, by "
+        f"{100 * found['content']:.0f} % between {groups} clusters of items with similar content, and by "
+        f"{100 * found['mixture']:.0f} % in a test for two gaps mixed at random ({count} items)."
     )
-    return _answer("constant", because, answer, worst, {"groups": groups, "items": count, **found})
+    worst = max(found.values())
+    return Answer(QUESTIONS["constant"], _grade(worst), because, worst, {"groups": groups, "items": count, **found})
 
 
-def is_orthogonal(collected: Collected, *, seed: int = 0) -> Assumption:
+def is_same_in_subsets(subsets: Sequence[Subset]) -> Answer:
+    """Test whether the gap is the same in every subset, by the subset whose gap differs most."""
+    known = {subset.difference: subset for subset in reversed(subsets) if subset.difference is not None}
+    count = sum(subset.difference is not None for subset in subsets)
+    if count < 2:
+        because = f"{count} of {len(subsets)} subsets have at least {MIN_SUBSET_ITEMS} items with pairs."
+        return _unknown("subsets", because)
+    value, worst = max(known.items())
+    because = (
+        f"The gap of {worst.value!r} ({worst.items:,} items) differs most from that of all pairs: by "
+        f"{100 * value:.0f} % of its length, not counting what so few items differ by chance ({count} subsets)."
+    )
+    return Answer(QUESTIONS["subsets"], _grade(value), because, value)
+
+
+def is_orthogonal(collected: Collected, *, seed: int = 0) -> Answer:
     """Test whether the gap is orthogonal to the spans of both modalities, against directions at random.
 
     The number is the variance of a modality along the gap over that along the average direction: 0 if orthogonal,
@@ -122,25 +159,23 @@ def is_orthogonal(collected: Collected, *, seed: int = 0) -> Assumption:
     along the gap than along 97.5 % of random directions. The share of the gap inside the 99 % span is given as well;
     it cannot tell a gap from a random direction where noise fills all dimensions, as the span then does.
     """
-    gap = collected.moments[collected.first].mean - collected.moments[collected.second].mean
     traces = {name: float(np.trace(moments.covariance)) for name, moments in collected.moments.items()}
     items = collected.items or min(moments.n for moments in collected.moments.values())
-    found = {}
+    known: dict[str, dict[str, Any]] = {}
     for name, moments in collected.moments.items():
         # rows and gap covary, by half of what their traces and the other modality's differ by, so that the product of
         # their sample covariances is too large
         shared = (2 * traces[name] - sum(traces.values()) + items * collected.gap_bias) / 2
         excess = shared**2 / (items * max(items - 1, 1))
-        found[name] = along_gap(moments, gap, collected.gap_covariance, excess=excess, seed=seed)
-    known = {name: values for name, values in found.items() if values is not None}
+        found = along_gap(moments, collected.gap, collected.gap_covariance, excess=excess, seed=seed)
+        known |= {name: found} if found else {}
     if not known:
-        return _answer("orthogonal", "There is no gap beyond chance, or the modalities do not vary.")
-    below = [values["variance_ratio"] < values["random_directions"][0] for values in known.values()]
-    above = [values["variance_ratio"] > values["random_directions"][1] for values in known.values()]
-    answer: Answer = "yes" if all(below) else "partly" if any(below) and not any(above) else "no"
+        return _unknown("orthogonal", "There is no gap beyond chance, or the modalities do not vary.")
+    below = [found["variance_ratio"] < found["random_directions"][0] for found in known.values()]
+    above = [found["variance_ratio"] > found["random_directions"][1] for found in known.values()]
 
     def listed(key: str, digits: int) -> str:
-        return ", ".join(f"{name} {values[key]:.{digits}f}" for name, values in known.items())
+        return ", ".join(f"{name} {found[key]:.{digits}f}" for name, found in known.items())
 
     ranges = ", ".join("{} {:.2f} to {:.2f}".format(name, *each["random_directions"]) for name, each in known.items())
     because = (
@@ -148,14 +183,19 @@ def is_orthogonal(collected: Collected, *, seed: int = 0) -> Assumption:
         f"directions at the same angle to the mean give {ranges}. Share of the gap inside the 99 % span: "
         f"{listed('share_in_span', 2)}; by chance {listed('share_by_chance', 2)}."
     )
-    worst = max(float(values["variance_ratio"]) for values in known.values())
-    return _answer("orthogonal", because, answer, worst, known)
+    answer: Any = "yes" if all(below) else "partly" if any(below) and not any(above) else "no"
+    worst = max(float(found["variance_ratio"]) for found in known.values())
+    return Answer(QUESTIONS["orthogonal"], answer, because, worst, known)
 
 
 def along_gap(
     moments: Moments, gap: Array, gap_covariance: Array, *, excess: float = 0.0, seed: int = 0
 ) -> dict[str, Any] | None:
     """Compare the variance of a modality along the gap with that along random directions.
+
+    Random directions have the gap's angle to the modality's mean: rows of unit length vary little along their mean, and
+    the gap, a difference of means, is not at right angles to it, so that among all directions it would vary less than
+    most for this reason alone.
 
     Args:
         moments: of the modality.
@@ -180,8 +220,13 @@ def along_gap(
     chance = max(float(np.sum(moments.covariance * gap_covariance)) - excess, 0.0)
     along = float(gap @ moments.covariance @ gap) - chance
     part = float(np.sum((gap @ inside) ** 2)) - float(np.sum((gap_covariance @ inside) * inside))
-    directions = _random_directions(moments.mean, gap, generator(seed, "random directions"))
-    weights = (directions @ vectors) ** 2
+    drawn = generator(seed, "random directions").standard_normal((_NULL_DIRECTIONS, dim))
+    length = float(np.linalg.norm(moments.mean))
+    unit = moments.mean / length if length > 0 else np.zeros(dim)
+    drawn -= np.outer(drawn @ unit, unit)
+    drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), 1e-300)
+    cosine = min(max(float(gap @ unit) / float(np.linalg.norm(gap)), -1.0), 1.0)
+    weights = ((cosine * unit + sqrt(1 - cosine**2) * drawn) @ vectors) ** 2
     ratios, shares = weights @ values * (dim / total), weights[:, :span].sum(axis=1)
     return {
         "variance_ratio": max(along, 0.0) / square * dim / total,
@@ -193,78 +238,59 @@ def along_gap(
     }
 
 
-def _random_directions(mean: Array, gap: Array, rng: np.random.Generator) -> Array:
-    """Draw unit vectors (m, d) at random among those with the gap's angle to a modality's mean.
-
-    Rows of unit length vary little along their mean, and the gap, a difference of means, is not at right angles to it:
-    among all directions it would vary less than most for this reason alone.
-    """
-    drawn = rng.standard_normal((_NULL_DIRECTIONS, len(gap)))
-    length = float(np.linalg.norm(mean))
-    unit = mean / length if length > 0 else np.zeros_like(mean)
-    drawn -= np.outer(drawn @ unit, unit)
-    drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), 1e-300)
-    cosine = min(max(float(gap @ unit) / float(np.linalg.norm(gap)), -1.0), 1.0)
-    return np.asarray(cosine * unit + sqrt(1 - cosine**2) * drawn)
-
-
-def is_gaussian(noise: Residuals) -> Assumption:
+def is_gaussian(noise: Residuals) -> Answer:
     """Test whether the marginals of the alignment noise are Gaussian, dimension by dimension and pooled.
 
     A dimension is unlike a Gaussian if its skewness is beyond 0.3 or its excess kurtosis beyond 0.5, and beyond three
     standard errors of either: ``sqrt(6 / n)`` and ``sqrt(24 / n)`` of n items.
     """
-    kurtosis = unbiased_kurtosis(noise.kurtosis, noise.items)
-    error = sqrt(24 / noise.items)
+    kurtosis, error = unbiased_kurtosis(noise.kurtosis, noise.items), sqrt(24 / noise.items)
     unlike = (np.abs(kurtosis) > max(0.5, 3 * error)) | (np.abs(noise.skewness) > max(0.3, 1.5 * error))
-    share, mean = float(unlike.mean()), float(kurtosis.mean())
+    share, mean, distance = float(unlike.mean()), float(kurtosis.mean()), noise.distance_to_normal
     # dimensions that vary together count as one
     allowed = 3 * error / sqrt(max(noise.isotropy * len(kurtosis), 1.0))
-    close = share <= FEW and noise.distance <= 0.03 and abs(mean) <= 0.5 + allowed
-    near = share <= SOME and noise.distance <= 0.06 and abs(mean) <= 1.0 + allowed
-    answer: Answer = "yes" if close else "partly" if near else "no"
+    close = share <= FEW and distance <= 0.03 and abs(mean) <= 0.5 + allowed
+    near = share <= SOME and distance <= 0.06 and abs(mean) <= 1.0 + allowed
     because = (
         f"In {100 * share:.0f} % of the dimensions, skewness or kurtosis differ from a Gaussian. The mean excess "
         f"kurtosis is {mean:.2f}, and the pooled standardised marginals differ from a normal distribution by at most "
-        f"{noise.distance:.3f} ({noise.items} items)."
+        f"{distance:.3f} ({noise.items} items)."
     )
-    measures = {"unlike_dimensions": share, "mean_excess_kurtosis": mean, "distance": noise.distance}
-    return _answer("gaussian", because, answer, noise.distance, measures)
+    measures = {"unlike_dimensions": share, "mean_excess_kurtosis": mean, "distance": distance}
+    answer: Any = "yes" if close else "partly" if near else "no"
+    return Answer(QUESTIONS["gaussian"], answer, because, distance, measures)
 
 
-def is_isotropic(noise: Residuals) -> Assumption:
+def is_isotropic(noise: Residuals) -> Answer:
     """Test whether the alignment noise has the same size in every direction.
 
     Allowances for few items: twice the standard error ``2 / n`` of the share, and for the ratio of the largest to the
     smallest standard deviation, what n isotropic items in d dimensions give.
     """
-    smallest, largest = float(noise.per_dimension.min()), float(noise.per_dimension.max())
+    smallest, largest, dim = noise.std_smallest, noise.std_largest, len(noise.per_dimension)
     ratio = largest / smallest if smallest > 0 else float("inf")
-    furthest = NormalDist().inv_cdf(1 - 0.5 / len(noise.per_dimension)) if len(noise.per_dimension) > 1 else 0.0
+    furthest = NormalDist().inv_cdf(1 - 0.5 / dim) if dim > 1 else 0.0
     chance = exp(2 * furthest / sqrt(2 * noise.items))
     share = noise.isotropy * (1 + 4 / noise.items)
-    answer: Answer = "yes" if share >= 0.9 and ratio <= 2 * chance else "partly" if share >= 0.6 else "no"
     because = (
         f"The noise fills {100 * noise.isotropy:.0f} % of the dimensions (100 % if isotropic). The standard deviation "
         f"per dimension ranges from {smallest:.3f} to {largest:.3f}, a ratio of {ratio:.1f} (isotropic noise of "
         f"{noise.items} items: {chance:.1f})."
     )
     measures = {"isotropy": noise.isotropy, "std_ratio": ratio, "std_ratio_by_chance": chance}
-    return _answer("isotropic", because, answer, noise.isotropy, measures)
+    answer: Any = "yes" if share >= 0.9 and ratio <= 2 * chance else "partly" if share >= 0.6 else "no"
+    return Answer(QUESTIONS["isotropic"], answer, because, noise.isotropy, measures)
 
 
-def compare_subsets(collected: Collected, gap: Array) -> list[dict[str, Any]]:
-    """Measure the gap of each subset: pairs, items, length, cosine with the gap, and how far it differs beyond chance.
+def compare_subsets(collected: Collected) -> list[Subset]:
+    """Measure the gap of each subset, and how far it differs from that of all pairs beyond chance.
 
     By chance, the mean difference of a subset of m of n items is off the mean over all by a squared distance of
-    ``tr(S) (1 / m - 1 / n)``, S the covariance of the items' differences. ``difference`` is the distance that is left
-    when this is taken off, over the length of the gap, and 0 where chance gives as much to the worst of so many subsets
-    in one store of twenty; None for subsets of fewer than 3 items.
+    ``tr(S) (1 / m - 1 / n)``, S the covariance of the items' differences.
     """
-    sums, length = collected.sums, float(np.linalg.norm(gap))
-    if sums is None:
+    sample, working = collected.sample, collected.working
+    if not sample.paired or not collected.subset_names:
         return []
-    working = collected.working
     spread = working.first - working.item_means
     spread = spread - spread.mean(axis=0)
     freedom = max(len(spread) - 1, 1)
@@ -274,52 +300,110 @@ def compare_subsets(collected: Collected, gap: Array) -> list[dict[str, Any]]:
     # nearly, a squared distance has a chi-squared distribution of (tr S)^2 / tr(S^2) degrees of freedom: Wilson and
     # Hilferty's quantile, which one subset in twenty stores without any difference exceeds
     shape = 2 * square / (9 * total**2) if total > 0 else 0.0
-    limit = (1 - shape + NormalDist().inv_cdf(1 - 0.05 / max(len(collected.subset_names), 1)) * sqrt(shape)) ** 3
-    overall = float(np.linalg.norm(sums.mean))
-    rows = []
+    limit = (1 - shape + NormalDist().inv_cdf(1 - 0.05 / len(collected.subset_names)) * sqrt(shape)) ** 3
+    length, overall = float(np.linalg.norm(collected.gap)), float(np.linalg.norm(sample.sums.mean))
+    found = []
     for number, name in enumerate(collected.subset_names):
-        pairs, items, mean = int(sums.subset_pairs[number]), int(sums.subset_items[number]), sums.subset_means[number]
-        if not pairs:
+        rows = np.flatnonzero(collected.subset == number)
+        if not len(rows):
             continue
-        norm = float(np.linalg.norm(mean))
-        chance = total * max(1 / items - 1 / collected.items, 0.0)
-        beyond = float(np.sum((mean - sums.mean) ** 2)) - chance
-        if beyond <= (limit - 1) * chance:
-            beyond = 0.0
-        rows.append(
-            {
-                "value": name,
-                "pairs": pairs,
-                "items": items,
-                "length": norm,
-                "cosine_with_gap": float(mean @ gap / (norm * length)) if norm * length > 0 else None,
-                "difference": float(np.sqrt(beyond)) / overall if overall > 0 and items >= MIN_SUBSET_ITEMS else None,
-            }
-        )
-    return rows
+        index = sample.item_index[rows]
+        mean = sample.first[index].mean(axis=0, dtype=np.float64) - sample.second[rows].mean(axis=0, dtype=np.float64)
+        items, norm = len(np.unique(index)), float(np.linalg.norm(mean))
+        chance = total * max(1 / items - 1 / len(sample.first), 0.0)
+        beyond = float(np.sum((mean - sample.sums.mean) ** 2)) - chance
+        beyond = beyond if beyond > (limit - 1) * chance else 0.0
+        cosine = float(mean @ collected.gap / (norm * length)) if norm * length > 0 else None
+        difference = sqrt(beyond) / overall if overall > 0 and items >= MIN_SUBSET_ITEMS else None
+        found.append(Subset(name, len(rows), items, norm, cosine, difference))
+    return found
 
 
-def is_same_in_subsets(rows: list[dict[str, Any]]) -> Assumption:
-    """Test whether the gap is the same in every subset, by the subset whose gap differs most."""
-    known = [row for row in rows if row["difference"] is not None]
-    if len(known) < 2:
-        because = f"{len(known)} of {len(rows)} subsets have at least {MIN_SUBSET_ITEMS} items with pairs."
-        return _answer("subsets", because)
-    worst = max(known, key=lambda row: row["difference"])
-    value = float(worst["difference"])
-    answer: Answer = "yes" if value <= SAME else "partly" if value <= ALIKE else "no"
-    because = (
-        f"The gap of {worst['value']!r} ({worst['items']:,} items) differs most from that of all pairs: by "
-        f"{100 * value:.0f} % of its length, not counting what so few items differ by chance ({len(known)} subsets)."
-    )
-    return _answer("subsets", because, answer, value)
+def unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
+    """Return the excess kurtosis G2 from the moment ratio g2 of ``count`` values, unbiased for Gaussian ones."""
+    if count < 4:
+        return kurtosis
+    return np.asarray((count - 1) * ((count + 1) * kurtosis + 6) / ((count - 2) * (count - 3)))
 
 
-def _answer(
-    name: str,
-    because: str,
-    answer: Answer = "unknown",
-    number: float | None = None,
-    measures: dict[str, Any] | None = None,
-) -> Assumption:
-    return Assumption(name, QUESTIONS[name], answer, number, because, measures or {})
+def between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> float:
+    """Return the root mean square distance of group means from the mean, beyond that of random groups.
+
+    Args:
+        differences: float64 (n, d), centred.
+        labels: int64 (n,), the group of each row.
+        seed: of the permutations.
+
+    Returns:
+        0 if it is not above 95 % of the permutations of the labels.
+    """
+
+    def above_chance(rows: Array, groups: Indices) -> float:
+        """Return the mean square distance of group means from 0, by size, over its mean over all permutations."""
+        sizes = np.bincount(groups)
+        chosen = np.zeros((len(sizes), len(rows)))
+        chosen[groups, np.arange(len(rows))] = 1
+        sums = (chosen @ rows)[sizes > 0]
+        spread = float(np.sum(np.einsum("ij,ij->i", sums, sums) / sizes[sizes > 0]))
+        chance = float(np.sum(rows**2)) * (len(sums) - 1) / (len(rows) - 1)
+        return spread / chance if chance > 0 else 0.0
+
+    rng, count = generator(seed, "permuted groups"), len(differences)
+    value = above_chance(differences, labels)
+    # how far random groups are above chance does not depend on the number of items: a thousand are enough
+    chosen = rng.permutation(count)[:_PERMUTED_ITEMS]
+    rows = differences[chosen] - differences[chosen].mean(axis=0)
+    drawn = sorted(above_chance(rows, rng.permutation(labels[chosen])) for _ in range(_PERMUTATIONS))
+    if value <= drawn[int(0.95 * _PERMUTATIONS)]:
+        return 0.0
+    spread = float(np.mean(np.einsum("ij,ij->i", differences, differences)))
+    return sqrt(max(value - 1, 0.0) * spread * (len(np.unique(labels)) - 1) / (count - 1))
+
+
+def mixture(differences: Array) -> float:
+    """Return the root mean square distance of two gaps, mixed at random, from their mean.
+
+    0 unless the differences are flatter than a Gaussian, by three standard errors, along one of five principal
+    directions: a mixture of two points has the kurtosis -2, and noise around them brings it nearer to 0.
+
+    Args:
+        differences: float64 (n, d), centred, one row per item.
+    """
+    count = len(differences)
+    scores = differences @ np.linalg.eigh(differences.T @ differences)[1][:, : -_MIXED_DIRECTIONS - 1 : -1]
+    variances = np.mean(scores**2, axis=0)
+    variances[variances <= 0] = 1.0
+    kurtosis = unbiased_kurtosis(np.mean(scores**4, axis=0) / variances**2 - 3, count)
+    flat = np.minimum(np.where(kurtosis < -3 * sqrt(24 / count), kurtosis, 0.0), 0.0)
+    return float(np.sqrt(np.sum(variances * np.sqrt(np.minimum(-flat / 2, 1.0)))))
+
+
+def cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Indices:
+    """Cluster rows (n, d) by k-means from k-means++ starts; return the cluster of each, int64 (n,)."""
+    rng = generator(seed, "clusters")
+    rows = rows - rows.mean(axis=0)
+    squares = np.einsum("ij,ij->i", rows, rows)
+    centres = rows[rng.integers(len(rows), size=1)]
+    distance = np.full(len(rows), np.inf)
+    while len(centres) < count:
+        distance = np.minimum(distance, np.maximum(squares - 2 * rows @ centres[-1] + centres[-1] @ centres[-1], 0))
+        if not distance.sum() > 0:
+            break
+        centres = np.vstack([centres, rows[rng.choice(len(rows), p=distance / distance.sum())]])
+    labels = np.zeros(len(rows), dtype=np.int64)
+    for _ in range(rounds):
+        found = np.argmin(np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T, axis=1)
+        if np.array_equal(found, labels):
+            break
+        labels = found
+        for number in np.unique(labels):
+            centres[number] = rows[labels == number].mean(axis=0)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def _grade(value: float) -> Any:
+    return "yes" if value <= SAME else "partly" if value <= ALIKE else "no"
+
+
+def _unknown(name: str, because: str) -> Answer:
+    return Answer(QUESTIONS[name], "unknown", because)

@@ -1,48 +1,79 @@
-"""Read from a store what the measures of two modalities need: moments, pair sums, and a working set in memory."""
+"""Read what the measures of two modalities need: exact moments, and one seeded sample of items in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..arrays import Array, Floats, Indices, Mask
 from ..corpus.splits import ALL
 from ..errors import StoreError
 from ..moments import Moments
-from ..reporter import SILENT, Reporter, counted
+from ..reporter import SILENT, Progress, Reporter, counted
 from ..seeds import generator
-from ..store.reader import Store
-from .reading import Pairing, distinct_items, kept_rows, pair_rows
-from .stream import PairSums, RowCheck, StreamResult, stream_pairs, stream_rows
+from ..store import Pairs, Rows, Store, embedding_matrix, split_mask
 
 MIN_ROWS = 3
 MIN_FIT_ROWS = 100
-EXACT_SCORES = 400_000_000
-EXACT_ROWS = 100_000
-SAMPLE_ITEMS = 2_500
-SAMPLE_ROWS = 12_500
+MAX_ITEMS, MAX_ROWS = 100_000, 200_000
+"""Largest sample: items, and rows of the second modality."""
+EXACT_SCORES, EXACT_ROWS = 400_000_000, 100_000
+"""With at most so many cosines and rows, all rows are compared with all others, else those of a part of the items."""
+PART_ITEMS, PART_ROWS = 2_500, 12_500
+EXACT_VALUES = 2**25
+"""Up to so many values are computed in float64, more in float32 with sums in float64."""
+UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-5}
+"""Largest distance of a norm from 1 that rounding to the store's dtype explains."""
+GROUP_PAIRS = 100
+MAX_SUBSETS = 50
+_NAMED_KEYS = 5
+_BLOCK = 8_200  # rows; a multiple of GROUP_PAIRS
 
 
-@dataclass
-class WorkingSet:
-    """Rows in memory, for the measures that compare all rows with all others.
+@dataclass(frozen=True)
+class PairSums:
+    """Means over the pairs of a sample; every difference is ``first - second``.
 
     Attributes:
-        first: (m, d), L2-normalised rows of the first modality, float64 if there are few, else float32.
-        second: (k, d), of the second.
+        cosine: float64 (k,), ``x . y``.
+        distance: float64 (k,), ``|x - y|``.
+        mean: float64 (d,), mean difference.
+        variance: float64 (d,), variance of the difference per dimension.
+        groups: float64 (g, d), differences averaged over groups of ``group_pairs`` consecutive pairs.
+        group_pairs: pairs per group.
+    """
+
+    cosine: Array
+    distance: Array
+    mean: Array
+    variance: Array
+    groups: Array
+    group_pairs: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """L2-normalised rows in memory: items, and all rows of the other modality that belong to them.
+
+    Attributes:
+        first: (m, d), one row per item; float64 if the store has few rows, else float32.
+        second: (k, d).
         item_index: int64 (k,), the row of ``first`` that each row of ``second`` belongs to; empty without pairs.
-        second_rows: int64 (k,), the row numbers of ``second`` in the store.
-        complete: whether it contains every paired row, or every row where nothing is paired.
+        numbers: int64 (k,), the numbers of the rows of ``second`` in the store.
+        complete: whether it has every paired row of the store, or every row where nothing is paired.
     """
 
     first: Floats
     second: Floats
     item_index: Indices
-    second_rows: Indices
+    numbers: Indices
     complete: bool
 
     @property
@@ -56,10 +87,6 @@ class WorkingSet:
         first = np.arange(len(self.first))
         return first, self.item_index if self.paired else len(first) + np.arange(len(self.second))
 
-    def differences(self) -> Floats:
-        """Return ``x - y`` of every pair (k, d)."""
-        return self.first[self.item_index] - self.second
-
     @cached_property
     def rows_per_item(self) -> Array:
         """Rows of the second modality that each item has: float64 (m,)."""
@@ -67,14 +94,41 @@ class WorkingSet:
 
     @cached_property
     def item_means(self) -> Array:
-        """Mean of each item's rows of the second modality: float64 (m, d), 0 for an item without any."""
-        means = np.zeros(self.first.shape)
+        """Mean of each item's rows of the second modality: float64 (m, d)."""
         order = np.argsort(self.item_index, kind="stable")
-        items, starts = np.unique(self.item_index[order], return_index=True)
-        if len(items):
-            sums = np.add.reduceat(self.second[order], starts, axis=0, dtype=np.float64)
-            means[items] = sums / self.rows_per_item[items, None]
-        return means
+        starts = np.unique(self.item_index[order], return_index=True)[1]
+        return np.add.reduceat(self.second[order], starts, axis=0, dtype=np.float64) / self.rows_per_item[:, None]
+
+    @cached_property
+    def sums(self) -> PairSums:
+        """Cosines, distances and differences of the pairs, computed in blocks."""
+        count, dim = self.second.shape
+        size = GROUP_PAIRS if count >= 5 * GROUP_PAIRS else max(1, count // 5)
+        cosine, distance = np.empty(count), np.empty(count)
+        total, squares, groups = np.zeros(dim), np.zeros(dim), []
+        block = _BLOCK // size * size
+        for start in range(0, count, block):
+            rows = slice(start, start + block)
+            x, y = self.first[self.item_index[rows]], self.second[rows]
+            cosine[rows] = np.einsum("ij,ij->i", x, y)
+            difference = x - y
+            whole = difference[: len(difference) // size * size].reshape(-1, size, dim)
+            groups.append(whole.mean(axis=1, dtype=np.float64))
+            total += difference.sum(axis=0, dtype=np.float64)
+            difference *= difference
+            distance[rows] = np.sqrt(difference.sum(axis=1))
+            squares += difference.sum(axis=0, dtype=np.float64)
+        mean = total / count
+        variance = np.maximum(squares / count - mean**2, 0.0)
+        return PairSums(cosine, distance, mean, variance, np.concatenate(groups), size)
+
+    def part(self, items: Indices) -> Sample:
+        """Return the rows of these items, ascending rows of ``first``; all of them need not be copied."""
+        if len(items) == len(self.first):
+            return self
+        rows = np.flatnonzero(np.isin(self.item_index, items))
+        index = np.searchsorted(items, self.item_index[rows])
+        return Sample(self.first[items], self.second[rows], index, self.numbers[rows], complete=False)
 
 
 @dataclass
@@ -90,8 +144,11 @@ class Collected:
         fit_moments: per modality, the moments that transforms are fitted on.
         fitted_on: which rows these are, in words.
         fit_share: share of the measured rows that are among them.
-        sums: over the pairs, or None if there are none.
-        working: rows in memory.
+        items: number of items that have pairs, in the store.
+        pairs: number of pairs in the store.
+        sample: rows in memory, for means over pairs.
+        working: its part for the measures that compare all rows with all others.
+        subset: the number of the subset of each row of ``sample.second``, -1 for none; empty without a column.
         subset_names: values of the user's column.
         notes: what the reader should know.
     """
@@ -104,19 +161,22 @@ class Collected:
     fit_moments: dict[str, Moments]
     fitted_on: str
     fit_share: float
-    sums: PairSums | None
-    working: WorkingSet
+    items: int
+    pairs: int
+    sample: Sample
+    working: Sample
+    subset: Indices
     subset_names: list[str]
     notes: list[str] = field(default_factory=list)
 
     @cached_property
-    def items(self) -> int:
-        """Number of items that have pairs."""
-        return 0 if self.sums is None else int(np.count_nonzero(np.bincount(self.sums.item_index)))
+    def gap(self) -> Array:
+        """The modality gap ``mu_x - mu_y`` (d,) (Liang et al., NeurIPS 2022)."""
+        return self.moments[self.first].mean - self.moments[self.second].mean
 
     @cached_property
     def gap_covariance(self) -> Array:
-        """Covariance of the gap ``mu_x - mu_y`` over draws of the data, float64 (d, d); items are what is drawn.
+        """Covariance of the gap over draws of the data, float64 (d, d); items are what is drawn.
 
         Its trace is what ``|mu_x - mu_y|^2`` is too large by on average. An item moves the gap by its own row and by
         the mean of its rows in the other modality, weighted by their number; rows without a partner add the variance
@@ -124,9 +184,8 @@ class Collected:
         """
         x, y = self.moments[self.first], self.moments[self.second]
         working, items = self.working, self.items
-        pairs = 0 if self.sums is None else len(self.sums.item_index)
-        alone = (x.n - items) / x.n * x.covariance / (x.n - 1) + (y.n - pairs) / y.n * y.covariance / (y.n - 1)
-        if len(working.first) < 2 or not pairs:
+        alone = (x.n - items) / x.n * x.covariance / (x.n - 1) + (y.n - self.pairs) / y.n * y.covariance / (y.n - 1)
+        if not working.paired or len(working.first) < 2:
             return alone
         weight = working.rows_per_item[:, None] * items / y.n
         moved = (working.first - x.mean) * (items / x.n) - (working.item_means - y.mean) * weight
@@ -138,18 +197,51 @@ class Collected:
         """Expected excess of ``|mu_x - mu_y|^2`` over the squared distance of the true means."""
         return float(np.trace(self.gap_covariance))
 
-    def provenance(self) -> dict[str, Any]:
-        """Return where the numbers come from, as the report's JSON has it."""
-        working = self.working
-        sizes = {self.first: len(working.first), self.second: len(working.second)}
-        return {
-            **store_facts(self.store),
-            "rows": {name: moments.n for name, moments in self.moments.items()},
-            "items": self.items,
-            "pairs": 0 if self.sums is None else len(self.sums.item_index),
-            "working_set": {"complete": working.complete, **sizes},
-            "fitted_on": self.fitted_on,
-        }
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which rows are paired, and which of them are kept in memory.
+
+    Attributes:
+        rows: per modality, ascending numbers of the rows of the sample.
+        item_index: int64 (rows of the second modality,), the row of the first that each belongs to; -1 for none.
+        part: those of the rows of the first modality that are compared with all others.
+        complete: whether the sample has every row.
+    """
+
+    rows: dict[str, Indices]
+    item_index: Indices
+    part: Indices
+    complete: bool
+
+
+@dataclass
+class _Read:
+    """Rows of one modality as they were read.
+
+    Attributes:
+        sample: the wanted rows.
+        valid: bool (n,), the kept rows that have a direction: finite, and not 0.
+        moments: of the valid rows.
+        train_moments: of those of the train split, whichever split is measured.
+        rows: kept rows.
+        invalid: of these, rows that cannot be measured.
+        examples: keys of the first few of them.
+        not_unit: valid rows whose norm is further from 1 than rounding explains.
+        furthest: largest distance of a valid row's norm from 1.
+        norms: sum of the norms of the valid rows.
+    """
+
+    sample: Floats
+    valid: Mask
+    moments: Moments
+    train_moments: Moments
+    rows: int = 0
+    invalid: int = 0
+    examples: list[str] = field(default_factory=list)
+    not_unit: int = 0
+    furthest: float = 0.0
+    norms: float = 0.0
 
 
 def collect(
@@ -168,54 +260,60 @@ def collect(
     Args:
         store: the store.
         first: a modality.
-        second: another.
+        second: another; the two change places where only ``second`` has one row per item.
         split: read the rows of this split only.
-        by: a column that divides the pairs into subsets.
+        by: a column of either modality that divides the pairs into subsets.
         skip_invalid: leave out rows with NaN, infinity or norm 0 instead of refusing them.
-        seed: of the working set, if it is a sample.
+        seed: of the sample.
         reporter: shows the progress of reading.
 
     Raises:
-        StoreError: if a modality is missing or has fewer than 3 rows, or a row is invalid.
+        StoreError: if a modality or column is missing, a modality has fewer than 3 rows, or a row is invalid.
     """
-    pairing = pair_rows(store, first, second, split=split, by=by)
-    names = (pairing.first, pairing.second)
-    _require_rows(store, pairing, split)
-    normalise = not store.info.normalised
-    found, working = _read(store, pairing, seed, normalise, None, reporter)
-    checks = found.checks
-    _refuse_invalid(store, checks, skip_invalid)
-    loose = any(check.not_unit for check in checks.values())
-    if normalise or loose or any(check.invalid for check in checks.values()):
-        # the shards' moments include the invalid rows, and rows of other lengths: compute them here
-        pairing = pairing.only(checks[pairing.first].valid, checks[pairing.second].valid)
-        _require_rows(store, pairing, split)
-        train = {name: kept_rows(store, name, "train") for name in names}
-        found, working = _read(store, pairing, seed, normalise or loose, train, reporter)
-    moments = found.moments or {name: store.moments(name, split) for name in names}
-    none = Moments.empty(store.info.dim)
-    train_moments = found.train_moments or {name: store.moments_by_split(name).get("train", none) for name in names}
-    fit_moments, fitted_on, fit_share = _fit_moments(moments, train_moments, split, pairing.first)
+    keys = {name: _read_keys(store, name, by) for name in (first, second)}
+    notes = [store.split_note] if store.split_note else []
+    if _items(keys[first]) < len(keys[first]):
+        if _items(keys[second]) == len(keys[second]):
+            first, second = second, first
+        else:
+            notes.append(
+                f"Several {first} rows belong to the same item. The first of them is paired with each {second} row of "
+                "the item."
+            )
+    keys = {name: keys[name] for name in (first, second)}
+    plan, keep, read, more = _read_valid(
+        store, keys, split, lambda kept: _plan(keys, kept, seed), skip_invalid, reporter
+    )
+    moments = {name: found.moments for name, found in read.items()}
+    train = {name: found.train_moments for name, found in read.items()}
+    rows, paired = plan.rows[second], plan.item_index >= 0
+    index = np.searchsorted(plan.rows[first], plan.item_index[rows]) if paired.any() else rows[:0]
+    sample = Sample(read[first].sample, read[second].sample, index, rows, plan.complete)
+    every, fit_moments, share = split in (None, ALL), train, 1.0
+    if all(part.n >= MIN_FIT_ROWS for part in train.values()):
+        share = train[first].n / moments[first].n if every else float(split == "train")
+        fitted_on = f"the train split ({_sizes(train)}; split by a hash of the keys if the corpus has no splits)"
+    else:
+        fit_moments, which = moments, "all rows" if every else f"the {split} split"
+        why = f"because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
+        fitted_on = f"{which} ({_sizes(moments)}), {why}"
+    subset, names = (np.empty(0, np.int64), []) if by is None else _subsets(keys, plan.item_index, by)
     return Collected(
         store=store,
-        first=pairing.first,
-        second=pairing.second,
+        first=first,
+        second=second,
         moments=moments,
-        independent={
-            name: distinct_items(store, name, keep)
-            for name, keep in zip(names, (pairing.keep_first, pairing.keep_second), strict=True)
-        },
+        independent={name: _items(keys[name].select(keep[name])) for name in keys},
         fit_moments=fit_moments,
         fitted_on=fitted_on,
-        fit_share=fit_share,
-        sums=found.sums,
-        working=working,
-        subset_names=pairing.subset_names,
-        notes=[
-            *([store.split_note] if store.split_note else []),
-            *pairing.notes,
-            *_row_notes(checks, normalise or loose),
-        ],
+        fit_share=share,
+        items=len(np.unique(plan.item_index[paired])),
+        pairs=int(np.count_nonzero(paired)),
+        sample=sample,
+        working=sample.part(np.searchsorted(plan.rows[first], plan.part)),
+        subset=subset[rows] if names else subset,
+        subset_names=names,
+        notes=[*notes, *more],
     )
 
 
@@ -227,70 +325,212 @@ def collect_single(
     Raises:
         StoreError: if the modality is missing or has fewer than 3 rows, or a row is invalid.
     """
-    keep = kept_rows(store, modality, split)
-    _require_count(store, modality, int(np.count_nonzero(keep)), split)
-    check, moments = stream_rows(store, modality, keep)
-    _refuse_invalid(store, {modality: check}, skip_invalid)
-    loose = check.not_unit > 0
-    if loose:
-        _, moments = stream_rows(store, modality, keep, normalise=True)
-    _require_count(store, modality, moments.n, split)
-    return moments, distinct_items(store, modality, check.valid), _row_notes({modality: check}, loose)
+    keys = {modality: _read_keys(store, modality, None)}
+    nothing = np.empty(0, np.int64)
+    plan = _Plan({modality: nothing}, nothing, nothing, complete=False)
+    _, keep, read, notes = _read_valid(store, keys, split, lambda kept: plan, skip_invalid, SILENT)
+    return read[modality].moments, _items(keys[modality].select(keep[modality])), notes
 
 
-def store_facts(store: Store) -> dict[str, Any]:
-    """Return what identifies a store: path, model, dimension and dtype."""
-    info = store.info
-    return {"store": str(store.path), "model": str(info.model), "dim": info.dim, "dtype": info.dtype}
-
-
-def extreme_pairs(collected: Collected, count: int) -> dict[str, list[dict[str, Any]]]:
-    """Return the pairs of the working set with the highest and lowest cosines, ``closest`` and ``furthest``.
+def extreme_pairs(collected: Collected, count: int) -> dict[str, list[tuple[str, str, float]]]:
+    """Return item, text (or key) and cosine of the pairs with the highest and lowest cosines.
 
     Args:
         collected: two modalities.
-        count: pairs of each kind.
-
-    Returns:
-        ``{"cosine", "key", "text", "item"}`` for each pair, key and text being those of its second row.
+        count: pairs of each kind, ``closest`` and ``furthest``.
     """
-    working = collected.working
+    working, found, start = collected.working, dict[int, tuple[str, str]](), 0
     if not working.paired:
         return {}
-    cosine = np.einsum("ij,ij->i", working.first[working.item_index], working.second)
-    order = np.argsort(cosine, kind="stable")
+    order = np.argsort(working.sums.cosine, kind="stable")
     count = min(count, len(order) // 2)
     chosen = {"closest": order[::-1][:count], "furthest": order[:count]}
-    texts = _texts(collected, np.sort(working.second_rows[np.concatenate(list(chosen.values()))]))
+    wanted = np.sort(working.numbers[np.concatenate(list(chosen.values()))])
+    for batch in collected.store.batches(collected.second, columns=["key", "caption", "image_key", "pair_key"]):
+        for number in wanted[slice(*np.searchsorted(wanted, [start, start + batch.num_rows]))]:
+            row = batch.slice(int(number) - start, 1).to_pylist()[0]
+            item = row.get("image_key") or row.get("pair_key") or row["key"]
+            found[int(number)] = str(item), str(row.get("caption") or row["key"])
+        start += batch.num_rows
     return {
-        side: [{"cosine": float(cosine[row]), **texts[int(working.second_rows[row])]} for row in rows]
+        side: [(*found[int(working.numbers[row])], float(working.sums.cosine[row])) for row in rows]
         for side, rows in chosen.items()
     }
 
 
-def _texts(collected: Collected, wanted: Indices) -> dict[int, dict[str, str]]:
-    """Read key, text and item of rows of the second modality; ``wanted`` is ascending."""
-    found, start = {}, 0
-    columns = ["key", "caption", "image_key", "pair_key"]
-    for batch in collected.store.batches(collected.second, columns=columns, batch_rows=65536):
-        low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
-        for number in wanted[low:high]:
-            row = {name: batch.column(name)[int(number) - start].as_py() for name in batch.schema.names}
-            found[int(number)] = {
-                "key": row["key"],
-                "text": row.get("caption") or "",
-                "item": row.get("image_key") or row.get("pair_key") or row["key"],
-            }
-        start += batch.num_rows
+def _read_keys(store: Store, modality: str, by: str | None) -> Rows:
+    """Read the columns that pairing needs; the embeddings of these rows are empty."""
+    store.require(modality)
+    columns = {"key", "image_key", "pair_key", "split", *([by] if by else [])} - {"embedding"}
+    batches = list(store.batches(modality, columns=sorted(columns), batch_rows=65536))
+    if not batches:
+        raise StoreError(f"The modality {modality!r} of the store {store.path} has no rows.")
+    table = pa.Table.from_batches(batches).combine_chunks()
+    return Rows(modality, np.empty((table.num_rows, 0), np.float32), table, store.kept_splits)
+
+
+def _items(rows: Rows) -> int:
+    """Return the number of items that rows belong to; captions of one image have one item."""
+    return int(rows.item_index.max(initial=-1)) + 1
+
+
+def _plan(keys: Mapping[str, Rows], keep: Mapping[str, Mask], seed: int) -> _Plan:
+    """Pair the kept rows of two modalities, and choose those of the sample: all, or those of items drawn by the seed.
+
+    Where nothing is paired, rows of each are drawn.
+    """
+    first, second = keys
+    kept = {name: np.flatnonzero(mask) for name, mask in keep.items()}
+    found = Pairs.match(keys[first].select(kept[first]), keys[second].select(kept[second])).item_index
+    item_index = np.full(len(keys[second]), -1)
+    item_index[kept[second]] = np.where(found >= 0, kept[first][np.maximum(found, 0)], -1)
+    rng = generator(seed, "gap report", "working set")
+    rows = np.flatnonzero(item_index >= 0)
+    if not len(rows):
+        drawn = {
+            name: own if len(own) <= PART_ITEMS else np.sort(rng.choice(own, PART_ITEMS, replace=False))
+            for name, own in kept.items()
+        }
+        return _Plan(drawn, item_index, drawn[first], max(map(len, kept.values())) <= PART_ITEMS)
+    items, sizes = np.unique(item_index[rows], return_counts=True)
+    order = rng.permutation(len(items))
+
+    def drawn_items(most: int, most_rows: int) -> Indices:
+        chosen = order[:most]
+        fitting = int(np.searchsorted(np.cumsum(sizes[chosen]), most_rows, side="right"))
+        return np.sort(items[chosen[: max(1, fitting)]])
+
+    sample = drawn_items(MAX_ITEMS, MAX_ROWS)
+    compared = len(items) * len(rows) <= EXACT_SCORES and len(items) + len(rows) <= EXACT_ROWS
+    part = items if compared else drawn_items(PART_ITEMS, PART_ROWS)
+    chosen_rows = rows if len(sample) == len(items) else np.flatnonzero(np.isin(item_index, sample))
+    return _Plan({first: sample, second: chosen_rows}, item_index, part, len(sample) == len(items))
+
+
+def _read_valid(
+    store: Store,
+    keys: Mapping[str, Rows],
+    split: str | None,
+    plan_for: Callable[[Mapping[str, Mask]], _Plan],
+    skip_invalid: bool,
+    reporter: Reporter,
+) -> tuple[_Plan, dict[str, Mask], dict[str, _Read], list[str]]:
+    """Read modalities, a second time if rows have to be left out or normalised.
+
+    Returns:
+        The plan that was followed; per modality, the kept rows and what was read; and notes on the rows.
+    """
+    keep = {name: split_mask(rows.table, split, store.kept_splits) for name, rows in keys.items()}
+    values = sum(map(len, keys.values())) * store.info.dim
+    dtype = np.dtype(np.float64 if values <= EXACT_VALUES else np.float32)
+    normalise, checked = not store.info.normalised, dict[str, _Read]()
+    while True:
+        for name, mask in keep.items():
+            _require_rows(store, name, int(np.count_nonzero(mask)), split)
+        plan = plan_for(keep)
+        with reporter.progress("Reading rows", sum(map(len, keep.values()))) as progress, ThreadPoolExecutor() as pool:
+            jobs = [
+                pool.submit(_read_rows, store, rows, keep[name], plan.rows[name], dtype, normalise, progress)
+                for name, rows in keys.items()
+            ]
+            read = {name: job.result() for name, job in zip(keys, jobs, strict=True)}
+        checked = checked or read
+        invalid = {name: found for name, found in read.items() if found.invalid}
+        if invalid and not skip_invalid:
+            named = "; ".join(f"{name}: {each.invalid} ({', '.join(each.examples)})" for name, each in invalid.items())
+            raise StoreError(
+                f"The store {store.path} has rows that cannot be measured, with NaN, infinity or norm 0. {named}.",
+                remedy="Leave these rows out with --skip-invalid, or embed them again. Infinity in a float16 store "
+                "usually comes from values above 65,504: use float32.",
+            )
+        if not invalid and (normalise or not any(found.not_unit for found in read.values())):
+            break
+        # the moments of the store include invalid rows, and rows of other lengths
+        keep, normalise = {name: found.valid for name, found in read.items()}, True
+    if not normalise:
+        for name, found in read.items():
+            found.moments = store.moments(name, split)
+            found.train_moments = store.moments_by_split(name).get("train", found.train_moments)
+    return plan, keep, read, _row_notes(checked, normalise)
+
+
+def _read_rows(
+    store: Store,
+    keys: Rows,
+    keep: Mask,
+    wanted: Indices,
+    dtype: np.dtype[Any],
+    normalise: bool,
+    progress: Progress,
+) -> _Read:
+    """Read one modality: check the kept rows, take the wanted ones, and sum the moments of normalised rows."""
+    none = Moments.empty(store.info.dim)
+    found = _Read(np.empty((len(wanted), store.info.dim), dtype), keep.copy(), none, none)
+    train = split_mask(keys.table, "train", store.kept_splits) if normalise else keep
+    start, tolerance = 0, UNIT_TOLERANCE[store.info.dtype]
+    for batch in store.batches(keys.modality, columns=["embedding"]):
+        stop = start + batch.num_rows
+        rows = embedding_matrix(batch).astype(dtype, copy=False)
+        with np.errstate(all="ignore"):  # NaN and infinity are counted instead
+            norms = np.sqrt(np.einsum("ij,ij->i", rows, rows)).astype(np.float64)
+            kept, directed = keep[start:stop], np.isfinite(norms) & (norms > 0)
+            good = kept & directed
+            found.rows += int(np.count_nonzero(kept))
+            found.norms += float(norms[good].sum())
+            off = np.abs(norms[good] - 1)
+            found.not_unit += int(np.count_nonzero(off > tolerance))
+            found.furthest = max(found.furthest, float(off.max(initial=0.0)))
+            bad = np.flatnonzero(kept & ~good)
+            found.valid[start + bad] = False
+            found.invalid += len(bad)
+            named = bad[: _NAMED_KEYS - len(found.examples)]
+            found.examples += [keys.table.column("key")[start + int(row)].as_py() for row in named]
+            if normalise:
+                rows = rows / np.where(norms > 0, norms, 1.0).astype(dtype)[:, None]
+                found.moments = found.moments.merge(Moments.from_rows(rows[good]))
+                found.train_moments = found.train_moments.merge(Moments.from_rows(rows[directed & train[start:stop]]))
+        low, high = np.searchsorted(wanted, [start, stop])
+        found.sample[low:high] = rows[wanted[low:high] - start]
+        progress.advance(batch.num_rows)
+        start = stop
     return found
 
 
-def _require_rows(store: Store, pairing: Pairing, split: str | None) -> None:
-    for name, kept in ((pairing.first, pairing.keep_first), (pairing.second, pairing.keep_second)):
-        _require_count(store, name, int(np.count_nonzero(kept)), split)
+def _subsets(keys: Mapping[str, Rows], item_index: Indices, by: str) -> tuple[Indices, list[str]]:
+    """Return the codes (rows of second,) and values of a column: a pair has the value of its own row, or its item's."""
+    first, second = keys.values()
+    columns = [pc.cast(rows.table.column(by), pa.string()) for rows in (second,) if by in rows.table.column_names]
+    if by in first.table.column_names:
+        index = pa.array(np.maximum(item_index, 0), pa.int64(), mask=item_index < 0)
+        columns.append(pc.cast(first.table.column(by), pa.string()).take(index))
+    if not columns:
+        there = sorted({*first.table.column_names, *second.table.column_names})
+        raise StoreError(
+            f"The store has no column {by!r}.",
+            remedy=f"The columns of {first.modality} and {second.modality} are {', '.join(there)}.",
+        )
+    values = pc.coalesce(*columns)
+    if values.null_count == len(values):
+        raise StoreError(
+            f"The column {by!r} is empty for every pair of {first.modality} and {second.modality}.",
+            remedy="Choose a column with values, or leave out --by.",
+        )
+    encoded: Any = values.combine_chunks().dictionary_encode()
+    if len(encoded.dictionary) > MAX_SUBSETS:
+        raise StoreError(
+            f"The column {by!r} has {len(encoded.dictionary)} values, but the gap can be compared for at most "
+            f"{MAX_SUBSETS}.",
+            remedy="Choose a column with a few groups, such as split.",
+        )
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return codes.astype(np.int64), [str(value) for value in encoded.dictionary.to_pylist()]
 
 
-def _require_count(store: Store, modality: str, count: int, split: str | None) -> None:
+def _sizes(moments: Mapping[str, Moments]) -> str:
+    return ", ".join(f"{part.n:,} {name}" for name, part in moments.items()) + " rows"
+
+
+def _require_rows(store: Store, modality: str, count: int, split: str | None) -> None:
     if count < MIN_ROWS:
         every = split in (None, ALL)
         raise StoreError(
@@ -300,90 +540,18 @@ def _require_count(store: Store, modality: str, count: int, split: str | None) -
         )
 
 
-def _refuse_invalid(store: Store, checks: Mapping[str, RowCheck], skip: bool) -> None:
-    """Raise a StoreError that names rows without a direction, unless they are skipped."""
-    if skip or not any(check.invalid for check in checks.values()):
-        return
-    parts = []
-    for name, check in checks.items():
-        if check.invalid:
-            keys = ", ".join(check.examples) + (", …" if check.invalid > len(check.examples) else "")
-            parts.append(f"{name}: {check.not_finite} with NaN or infinity, {check.zero} of norm 0 ({keys})")
-    overflow = store.info.dtype == "float16" and any(check.not_finite for check in checks.values())
-    raise StoreError(
-        f"The store {store.path} has rows that cannot be measured. " + "; ".join(parts) + ".",
-        remedy="Leave these rows out with --skip-invalid, or embed them again."
-        + (" Infinity in a float16 store usually comes from values above 65,504: use float32." if overflow else ""),
-    )
-
-
-def _row_notes(checks: Mapping[str, RowCheck], normalised: bool) -> list[str]:
+def _row_notes(read: Mapping[str, _Read], normalised: bool) -> list[str]:
     notes = []
-    for name, check in checks.items():
-        if check.invalid:
+    for name, found in read.items():
+        if found.invalid:
             notes.append(
-                f"{check.invalid} of {check.rows} {name} rows were left out: {check.not_finite} with NaN or infinity, "
-                f"{check.zero} of norm 0 (for example {', '.join(check.examples)})."
+                f"{found.invalid} of {found.rows} {name} rows were left out, with NaN, infinity or norm 0 (for example "
+                f"{', '.join(found.examples)})."
             )
-        if normalised and check.not_unit:
+        if normalised and found.not_unit:
             notes.append(
-                f"{check.not_unit} of {check.rows} {name} embeddings do not have norm 1 exactly (mean norm "
-                f"{check.mean_norm:.4g}, at most {check.furthest:.2g} off). Everything is measured after L2 "
-                "normalisation."
+                f"{found.not_unit} of {found.rows} {name} embeddings do not have norm 1 exactly (mean norm "
+                f"{found.norms / max(found.rows - found.invalid, 1):.4g}, at most {found.furthest:.2g} off). "
+                "Everything is measured after L2 normalisation."
             )
     return notes
-
-
-def _sample_items(pairing: Pairing, seed: int) -> tuple[Indices, Indices, bool]:
-    """Choose the rows of the working set: every paired row if that is cheap, else a seeded sample of items.
-
-    Returns:
-        Ascending rows of the first modality, of the second, and whether these are all rows.
-    """
-    rng = generator(seed, "gap report", "working set")
-    if not pairing.pairs:
-        kept = [np.flatnonzero(mask) for mask in (pairing.keep_first, pairing.keep_second)]
-        first, second = (
-            rows if len(rows) <= SAMPLE_ITEMS else np.sort(rng.choice(rows, SAMPLE_ITEMS, replace=False))
-            for rows in kept
-        )
-        return first, second, max(map(len, kept)) <= SAMPLE_ITEMS
-    items, rows = pairing.items, np.flatnonzero(pairing.item_index >= 0)
-    if len(items) * len(rows) <= EXACT_SCORES and len(items) + len(rows) <= EXACT_ROWS:
-        return items, rows, True
-    per_item = np.bincount(np.searchsorted(items, pairing.item_index[rows]), minlength=len(items))
-    order = rng.permutation(len(items))[:SAMPLE_ITEMS]
-    fitting = max(1, int(np.searchsorted(np.cumsum(per_item[order]), SAMPLE_ROWS, side="right")))
-    items = np.sort(items[order[:fitting]])
-    return items, np.flatnonzero(np.isin(pairing.item_index, items)), False
-
-
-def _read(
-    store: Store, pairing: Pairing, seed: int, normalise: bool, train: Mapping[str, Mask] | None, reporter: Reporter
-) -> tuple[StreamResult, WorkingSet]:
-    items, rows, complete = _sample_items(pairing, seed)
-    with reporter.progress("Reading rows", len(pairing.keep_first) + len(pairing.keep_second)) as progress:
-        found = stream_pairs(store, pairing, items, rows, normalise=normalise, train=train, progress=progress)
-    item_index = np.searchsorted(items, pairing.item_index[rows]) if pairing.pairs else np.empty(0, dtype=np.int64)
-    return found, WorkingSet(found.first_rows, found.second_rows, item_index, rows, complete)
-
-
-def _fit_moments(
-    moments: dict[str, Moments], train: dict[str, Moments], split: str | None, first: str
-) -> tuple[dict[str, Moments], str, float]:
-    """Choose the moments that transforms are fitted on: train, or all if that is small.
-
-    Returns:
-        The moments, which rows they are of in words, and the share of the measured rows that are among them.
-    """
-
-    def sizes(parts: dict[str, Moments]) -> str:
-        return ", ".join(f"{part.n:,} {name}" for name, part in parts.items()) + " rows"
-
-    if all(part.n >= MIN_FIT_ROWS for part in train.values()):
-        words = f"the train split ({sizes(train)}; split by a hash of the keys if the corpus has no splits)"
-        share = train[first].n / moments[first].n if split in (None, ALL) else float(split == "train")
-        return train, words, share
-    rows = "all rows" if split in (None, ALL) else f"the {split} split"
-    words = f"{rows} ({sizes(moments)}), because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
-    return moments, words, 1.0

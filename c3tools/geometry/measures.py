@@ -1,32 +1,23 @@
-"""The measures of a pair of modalities, from what `collect` read, and the intervals of those that rest on all pairs.
+"""Measures of the gap and of the pairs, with their intervals.
 
-Definitions and sources are in docs/reference/geometry.md. Means over pairs, and functions of such means, are exact:
-they come from sums.
+Definitions and sources are in docs/reference/geometry.md. What moments give is exact; means over pairs are those of the
+sample, which has every pair if there are not too many.
 
-The interval of a function of means is that of its linearisation: the first-order contribution of each
-pair, averaged over bootstrap draws of the items of the working set. Where the working set is a sample, the interval is
-narrowed to the number of items there are, as the number itself rests on all of them.
+The interval of a function of means is that of its linearisation: the first-order contribution of each pair, averaged
+over bootstrap draws of the items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..arrays import Array, Floats
-from ..errors import TransformError
-from ..metrics.significance import Ends, mean_interval, student_quantile
-from ..reporter import SILENT, Reporter
-from ..transforms import sigma as sigma_rules
-from .assumptions import Assumption, all_assumptions, compare_subsets, is_same_in_subsets
+from ..arrays import Array
+from ..metrics.significance import Estimate, mean_interval, student_quantile
 from .collect import Collected
-from .residuals import Residuals, group_directions, orthogonality, residuals
-from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, apply_preset, measure_space
-from .spectrum import ModalityMeasures, gap_vector, measure_modality, relative_gap, variance_along
-from .stream import PairSums
+from .residuals import row_cosines
+from .spectrum import relative_gap, variance_along
 
 BIASED_ITEMS, FEW_ITEMS = 300, 100
 """With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
@@ -35,9 +26,7 @@ docs/reference/geometry.md for their coverage."""
 
 @dataclass(frozen=True)
 class GapMeasures:
-    """Measures of the modality gap, as in the report's JSON; all but the length and ``variance_along`` need pairs.
-
-    An ``_interval`` is the 95 % interval over items.
+    """Measures of the modality gap; all but the lengths and ``variance_along`` need pairs.
 
     Attributes:
         length: norm of the difference of the means (L2M). Its square is too large by what the means of so few items
@@ -45,19 +34,15 @@ class GapMeasures:
         length_debiased: the square root of the square less that; 0 if nothing is left.
         instance_distance: mean distance of pairs (L2I).
         rmg: relative modality gap (Schrodi et al., 2024).
-        direction: mean cosine between group means; None with fewer than two groups.
-        group_length: mean and standard deviation of the groups' lengths, or None.
+        direction: mean cosine between the mean difference of a group of pairs and the next one's.
+        group_length: mean and standard deviation of the groups' lengths.
         variance_along: per modality, the share of its variance along the gap.
     """
 
-    length: float
-    length_interval: Ends | None
-    length_debiased: float
-    length_debiased_interval: Ends | None
-    instance_distance: float | None
-    instance_distance_interval: Ends | None
-    rmg: float | None
-    rmg_interval: Ends | None
+    length: Estimate
+    length_debiased: Estimate
+    instance_distance: Estimate | None
+    rmg: Estimate | None
     direction: float | None
     group_length: tuple[float, float] | None
     variance_along: dict[str, float]
@@ -65,15 +50,13 @@ class GapMeasures:
 
 @dataclass(frozen=True)
 class PairMeasures:
-    """Measures of the pairs, as in the report's JSON.
-
-    An ``_interval`` is the 95 % interval over items.
+    """Measures of the pairs.
 
     Attributes:
         n: pairs.
         items: items that have pairs.
         paired_cosine: mean cosine of pairs.
-        unpaired_cosine: mean cosine over all pairs that do not match, exactly; None if there are none.
+        unpaired_cosine: mean cosine over all pairs that do not match; None if there are none.
         residual_rms: root mean square, over dimensions, of the alignment noise about the mean of these pairs.
         residual_rms_debiased: about the true mean, from which that of so few items differs.
         alignment: mean squared distance of pairs (Wang and Isola, 2020).
@@ -81,288 +64,117 @@ class PairMeasures:
 
     n: int
     items: int
-    paired_cosine: float
-    paired_cosine_interval: Ends | None
-    unpaired_cosine: float | None
-    unpaired_cosine_interval: Ends | None
-    residual_rms: float
-    residual_rms_interval: Ends | None
-    residual_rms_debiased: float
-    residual_rms_debiased_interval: Ends | None
-    alignment: float
-    alignment_interval: Ends | None
+    paired_cosine: Estimate
+    unpaired_cosine: Estimate | None
+    residual_rms: Estimate
+    residual_rms_debiased: Estimate
+    alignment: Estimate
 
 
-@dataclass
-class Measured:
-    """Everything that is measured about a pair of modalities."""
+def measure_gap(collected: Collected, seed: int) -> GapMeasures:
+    """Measure the gap: its length with and without bias, distances of pairs, and how it varies along the store.
 
-    collected: Collected
-    modalities: dict[str, ModalityMeasures]
-    gap: GapMeasures
-    pairs: PairMeasures | None
-    spaces: dict[str, SpaceMeasures]
-    assumptions: list[Assumption]
-    noise: Residuals | None
-    orthogonal: dict[str, Array]
-    subsets: list[dict[str, Any]]
-    sigmas: list[sigma_rules.SigmaRule]
-    recommended: tuple[sigma_rules.SigmaRule, str]
-    transformed: dict[str, tuple[Floats, Floats]]
-    notes: list[str]
-
-
-def measure(
-    collected: Collected, *, presets: Sequence[str] | None = None, seed: int = 0, reporter: Reporter = SILENT
-) -> Measured:
-    """Measure a pair of modalities.
-
-    Args:
-        collected: what was read.
-        presets: the spaces recall is measured in; ``raw`` and ``c2-collapse`` are always among them. By default all of
-            `RECALL_PRESETS` if that is cheap, else these two.
-        seed: of samples and resampling.
-        reporter: shows the progress over the spaces.
+    The interval of the plain length is that of the linearised length. The other is found for the square, whose variance
+    is ``4 g' A g - 2 tr(A^2)`` with A the covariance of the gap g over draws of the data, so that it contains for a gap
+    of zero too; both have the quantiles of Student's distribution.
     """
-    first, second, working = collected.first, collected.second, collected.working
-    skipped: list[str] = []
-    if presets is None:
-        cheap = working.complete and len(working.first) * len(working.second) <= ALL_PRESETS_SCORES
-        presets = RECALL_PRESETS if cheap else ()
-        if not cheap:
-            skipped.append("Recall is measured before and after Collapse only. Choose other presets with --presets.")
-    modalities = {
-        name: measure_modality(moments, collected.independent[name]) for name, moments in collected.moments.items()
-    }
-    spaces, transformed, failed = {}, {}, []
-    names = list(dict.fromkeys((RAW, COLLAPSE, *presets)))
-    with reporter.progress("Measuring spaces", len(names)) as progress:
-        for name in names:
-            progress.advance(note=name)
-            try:
-                x, y = apply_preset(name, collected)
-            except TransformError as error:
-                failed.append(f"{name} cannot be applied here: {error.message}")
-                continue
-            spaces[name] = measure_space(name, collected, x, y, working.items, seed=seed)
-            if name in (RAW, COLLAPSE):
-                transformed[name] = (x, y)
-    gap = gap_vector(collected.moments[first], collected.moments[second])
-    orthogonal = {
-        name: orthogonality(rows, items, gap, seed=seed)
-        for name, rows, items in zip((first, second), (working.first, working.second), working.items, strict=True)
-    }
-    noise = residuals(working.differences(), working.item_index, seed=seed) if working.paired else None
-    assumptions = all_assumptions(collected, noise, seed=seed)
-    subsets = compare_subsets(collected, gap)
-    if subsets:
-        assumptions.insert(1, is_same_in_subsets(subsets))
-    sigmas = _sigmas(collected)
-    return Measured(
-        collected=collected,
-        modalities=modalities,
-        gap=_measure_gap(collected, gap, seed),
-        pairs=_measure_pairs(collected, seed),
-        spaces=spaces,
-        assumptions=assumptions,
-        noise=noise,
-        orthogonal=orthogonal,
-        subsets=subsets,
-        sigmas=sigmas,
-        recommended=sigma_rules.recommend(sigmas),
-        transformed=transformed,
-        notes=[*collected.notes, *_limits(collected, modalities), *failed, *skipped],
-    )
-
-
-def _measure_gap(collected: Collected, gap: Array, seed: int) -> GapMeasures:
     first, second = (collected.moments[name] for name in (collected.first, collected.second))
-    sums = collected.sums
-    length, length_interval, debiased, debiased_interval = _gap_lengths(collected, gap)
-    along = {name: variance_along(moments, gap) for name, moments in collected.moments.items()}
-    if sums is None:
-        return GapMeasures(
-            length, length_interval, debiased, debiased_interval, None, None, None, None, None, None, along
-        )
-    lengths = np.linalg.norm(sums.groups, axis=1)
-    directions = group_directions(sums.groups)
-    rmg = relative_gap(float(sums.cosine.mean()), first, second)
-    return GapMeasures(
-        length=length,
-        length_interval=length_interval,
-        length_debiased=debiased,
-        length_debiased_interval=debiased_interval,
-        instance_distance=float(sums.distance.mean()),
-        instance_distance_interval=mean_interval(sums.distance, sums.item_index, seed=seed),
-        rmg=rmg,
-        rmg_interval=None if rmg is None else _rmg_interval(collected, sums, rmg, seed),
-        direction=float(directions.mean()) if len(directions) else None,
-        group_length=(float(lengths.mean()), float(lengths.std())) if len(lengths) else None,
-        variance_along=along,
-    )
+    gap, covariance, sample = collected.gap, collected.gap_covariance, collected.sample
+    norm, independent = float(np.linalg.norm(gap)), collected.items or min(first.n, second.n)
+    square = norm**2 - collected.gap_bias
+    length, debiased = Estimate(norm), Estimate(float(np.sqrt(max(square, 0.0))))
+    if independent >= 3 and norm > 0:
+        quantile = student_quantile(independent - 1)
+        along = max(float(gap @ covariance @ gap), 0.0)
+        # the sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
+        freedom = min(independent, len(collected.working.first)) - 1
+        chance = 2 * max(float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom, 0.0)
+        plain = quantile * float(np.sqrt(along)) / norm
+        wide = quantile * float(np.sqrt(max(4 * along - chance, chance)))
+        length = replace(length, interval=(norm - plain, norm + plain))
+        low, high = (float(np.sqrt(max(end, 0.0))) for end in (square - wide, square + wide))
+        debiased = replace(debiased, interval=(low, high))
+    distance = rmg = direction = group_length = None
+    if sample.paired:
+        sums = sample.sums
+        distance = _mean(collected, sums.distance, seed)
+        lengths, directions = np.linalg.norm(sums.groups, axis=1), row_cosines(sums.groups[:-1], sums.groups[1:])
+        direction = float(directions.mean()) if len(directions) else None
+        group_length = float(lengths.mean()), float(lengths.std())
+        value, num = relative_gap(float(sums.cosine.mean()), first, second), float((1 - sums.cosine.mean()) / 2)
+        rmg = None if value is None else Estimate(value)
+        if value and num > 0 and value < 1:
+            # RMG = N / (N + W), N the distance of pairs and W the mean one within modalities. A pair adds
+            # (1 - x . y) / 2 to N and -(x . mu_x + y . mu_y) / 2 to W, as each row stands on both sides of the pairs of
+            # its modality; the derivatives are W / (N + W)^2 and -N / (N + W)^2
+            within = num * (1 - value) / value
+            added = within * (1 - sums.cosine) / 2 + num * _along_means(collected, crossed=False) / 2
+            rmg = _linearised(collected, value, added / (num + within) ** 2, seed)
+    along_gap = {name: variance_along(moments, gap) for name, moments in collected.moments.items()}
+    return GapMeasures(length, debiased, distance, rmg, direction, group_length, along_gap)
 
 
-def _gap_lengths(collected: Collected, gap: Array) -> tuple[float, Ends | None, float, Ends | None]:
-    """Return the length of the gap with its interval, plain and without the bias of its square.
-
-    The plain interval is that of the linearised length. The other is found for the square, whose variance is
-    ``4 g' A g - 2 tr(A^2)`` with A the covariance of the gap g over draws of the data, so that it contains for a gap of
-    zero too; both have the quantiles of Student's distribution.
-    """
-    covariance, length = collected.gap_covariance, float(np.linalg.norm(gap))
-    independent = collected.items or min(moments.n for moments in collected.moments.values())
-    square = length**2 - collected.gap_bias
-    debiased = float(np.sqrt(max(square, 0.0)))
-    if independent < 3 or length == 0:
-        return length, None, debiased, None
-    quantile = student_quantile(independent - 1)
-    along = max(float(gap @ covariance @ gap), 0.0)
-    # the sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
-    freedom = min(independent, len(collected.working.first)) - 1
-    chance = 2 * max(float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom, 0.0)
-    plain = quantile * float(np.sqrt(along)) / length
-    wide = quantile * float(np.sqrt(max(4 * along - chance, chance)))
-    ends = float(np.sqrt(max(square - wide, 0.0))), float(np.sqrt(max(square + wide, 0.0)))
-    return length, (length - plain, length + plain), debiased, ends
-
-
-def _measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
-    sums = collected.sums
-    if sums is None:
+def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
+    """Measure the cosines of pairs and of unrelated rows, and the alignment noise; None without pairs."""
+    sample = collected.sample
+    if not sample.paired:
         return None
-    unpaired = _unpaired_cosine(collected, sums)
-    unpaired_interval = None
-    if unpaired is not None:
-        x, y = _along_means(collected, crossed=True)  # each pair adds x . mu_y + mu_x . y
-        unpaired_interval = _interval(collected, unpaired, x + y, seed)
+    sums, items, pairs = sample.sums, len(sample.first), len(sample.second)
+    # the mean over rows that do not match is (sum x . sum y - sum over pairs of x . y) / rest
+    rest, unpaired = items * pairs - pairs, None
+    if rest > 0:
+        total = sample.first.sum(axis=0, dtype=np.float64) @ sample.second.sum(axis=0, dtype=np.float64)
+        value = float((total - sums.cosine.sum()) / rest)
+        unpaired = _linearised(collected, value, _along_means(collected, crossed=True), seed)
     rms = float(np.sqrt(sums.variance.mean()))
-    rms_debiased = float(np.sqrt(sums.variance.mean() + _residual_bias(collected, sums)))
-    rms_interval = None if rms == 0 else _residual_interval(collected, sums, rms, seed)
-    squares = sums.distance**2
+    residual = Estimate(rms, None, pairs)
+    if rms > 0:  # each pair adds |(x - y) - mean|^2 / d to the square
+        squares = sums.distance**2 - 2 * _differences_along(collected, sums.mean) + sums.mean @ sums.mean
+        residual = _linearised(collected, rms, squares / len(sums.mean) / (2 * rms), seed)
+    debiased = float(np.sqrt(sums.variance.mean() + _residual_bias(collected)))
+    ends = residual.interval and (residual.interval[0] * debiased / rms, residual.interval[1] * debiased / rms)
     return PairMeasures(
-        n=len(sums.item_index),
+        n=collected.pairs,
         items=collected.items,
-        paired_cosine=float(sums.cosine.mean()),
-        paired_cosine_interval=mean_interval(sums.cosine, sums.item_index, seed=seed),
+        paired_cosine=_mean(collected, sums.cosine, seed),
         unpaired_cosine=unpaired,
-        unpaired_cosine_interval=unpaired_interval,
-        residual_rms=rms,
-        residual_rms_interval=rms_interval,
-        residual_rms_debiased=rms_debiased,
-        residual_rms_debiased_interval=_scaled(rms_interval, rms_debiased / rms) if rms_interval else None,
-        alignment=float(squares.mean()),
-        alignment_interval=mean_interval(squares, sums.item_index, seed=seed),
+        residual_rms=residual,
+        residual_rms_debiased=Estimate(debiased, ends, pairs),
+        alignment=_mean(collected, sums.distance**2, seed),
     )
 
 
-def _unpaired_cosine(collected: Collected, sums: PairSums) -> float | None:
-    """Return the mean cosine of paired rows that do not match: ``(sum x . sum y - sum_pairs x . y) / rest``."""
-    rest = collected.items * len(sums.item_index) - len(sums.item_index)
-    if rest <= 0:
-        return None
-    first, second = (
-        collected.moments[name].n * collected.moments[name].mean if total is None else total
-        for name, total in ((collected.first, sums.first_sum), (collected.second, sums.second_sum))
-    )
-    return float((first @ second - sums.cosine.sum()) / rest)
-
-
-def _rmg_interval(collected: Collected, sums: PairSums, value: float, seed: int) -> Ends | None:
-    """Return the interval of RMG = N / (N + W), N the distance of pairs and W the mean one within modalities.
-
-    To first order a pair adds ``(1 - x . y) / 2`` to N and ``-(x . mu_x + y . mu_y) / 2`` to W, each row standing on
-    both sides of the pairs of its modality; the derivatives are ``W / (N + W)^2`` and ``-N / (N + W)^2``.
-    """
-    working = collected.working
-    num = float((1 - sums.cosine.mean()) / 2)
-    if num <= 0 or not 0 < value < 1:
-        return None
-    near = (1 - np.einsum("ij,ij->i", working.first[working.item_index], working.second)) / 2
-    x, y = _along_means(collected, crossed=False)
-    within = num * (1 - value) / value
-    return _interval(collected, value, (within * near + num * (x + y) / 2) / (num + within) ** 2, seed)
-
-
-def _residual_interval(collected: Collected, sums: PairSums, value: float, seed: int) -> Ends | None:
-    """Return the interval of the residual rms: each pair adds ``|(x - y) - mean|^2 / d`` to its square."""
-    noise = collected.working.differences() - sums.mean.astype(collected.working.first.dtype)
-    squares = np.einsum("ij,ij->i", noise, noise) / noise.shape[1]
-    return _interval(collected, value, squares / (2 * value), seed)
-
-
-def _scaled(ends: Ends, factor: float) -> Ends:
-    return ends[0] * factor, ends[1] * factor
-
-
-def _residual_bias(collected: Collected, sums: PairSums) -> float:
+def _residual_bias(collected: Collected) -> float:
     """Return by how much the mean square of the residuals per dimension is too small: the variance of their mean."""
     working = collected.working
-    off = (working.item_means - working.first + sums.mean) * working.rows_per_item[:, None]  # (m, d)
+    off = (working.item_means - working.first + collected.sample.sums.mean) * working.rows_per_item[:, None]  # (m, d)
     count = len(off)
     if count < 2:
         return 0.0
     share = off / (len(working.item_index) / count)
-    return float(np.sum(share**2) / ((count - 1) * collected.items * off.shape[1]))
+    return float(np.sum(share**2) / ((count - 1) * len(collected.sample.first) * off.shape[1]))
 
 
-def _along_means(collected: Collected, *, crossed: bool) -> tuple[Array, Array]:
-    """Return x and y of every pair along the mean of the other modality (crossed), or of their own: float64 (k,)."""
-    working = collected.working
-    means = [collected.moments[name].mean for name in (collected.first, collected.second)]
-    x = working.first @ means[1 if crossed else 0].astype(working.first.dtype)
-    y = working.second @ means[0 if crossed else 1].astype(working.second.dtype)
-    return x[working.item_index].astype(np.float64), y.astype(np.float64)
+def _along_means(collected: Collected, *, crossed: bool) -> Array:
+    """Return ``x . a + y . b`` of every pair, a and b the means of their own modality or, crossed, of the other."""
+    sample, means = collected.sample, [collected.moments[name].mean for name in (collected.first, collected.second)]
+    a, b = reversed(means) if crossed else means
+    x, y = sample.first @ a.astype(sample.first.dtype), sample.second @ b.astype(sample.second.dtype)
+    return np.asarray(x[sample.item_index].astype(np.float64) + y)
 
 
-def _interval(collected: Collected, value: float, added: Floats, seed: int) -> Ends | None:
-    """Return the interval of ``value`` from the contribution of each pair of the working set (k,)."""
-    values = added.astype(np.float64)
-    interval = mean_interval(values, collected.working.item_index, seed=seed)
-    if interval is None:
-        return None
-    shrink = float(np.sqrt(len(collected.working.first) / max(collected.items, 1)))
-    centre = float(values.mean())
-    return value + (interval[0] - centre) * shrink, value + (interval[1] - centre) * shrink
+def _differences_along(collected: Collected, direction: Array) -> Array:
+    """Return ``(x - y) . direction`` of every pair."""
+    sample, along = collected.sample, direction.astype(collected.sample.first.dtype)
+    return np.asarray((sample.first @ along)[sample.item_index] - sample.second @ along, dtype=np.float64)
 
 
-def _sigmas(collected: Collected) -> list[sigma_rules.SigmaRule]:
-    working = collected.working
-    means = [collected.fit_moments[name].mean for name in (collected.first, collected.second)]
-    item_index = working.item_index if working.paired else np.full(len(working.second), -1)
-    spread = sigma_rules.caption_spread(working.second, item_index, means[1])
-    return [
-        spread,
-        sigma_rules.scaled_spread(spread),
-        sigma_rules.residual_rms(None if collected.sums is None else collected.sums.variance),
-        sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
-        sigma_rules.published(),
-    ]
+def _mean(collected: Collected, values: Array, seed: int) -> Estimate:
+    return Estimate(float(values.mean()), mean_interval(values, collected.sample.item_index, seed=seed), len(values))
 
 
-def _limits(collected: Collected, modalities: dict[str, ModalityMeasures]) -> list[str]:
-    """Return notes on the limits of the numbers: few rows, no pairs, or a sample."""
-    notes = [
-        f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so the number of rows "
-        "limits the effective dimension."
-        for name, found in modalities.items()
-        if found.limited_by_rows
-    ]
-    if 0 < collected.items < BIASED_ITEMS:
-        also = " The intervals of recall and separability are approximate too." if collected.items < FEW_ITEMS else ""
-        notes.append(
-            f"With only {collected.items} {collected.first} rows, the length of the gap and the residual rms are "
-            f"biased and their intervals are approximate; use the debiased values.{also}"
-        )
-    if collected.sums is None:
-        notes.append(
-            f"No {collected.second} row belongs to any {collected.first} row, so distances of pairs, RMG, alignment "
-            "noise and recall cannot be measured. The gap, the spectra and the modality bias can."
-        )
-    elif not collected.working.complete:
-        working = collected.working
-        notes.append(
-            f"Recall, uniformity, separability, modality bias and the shape of the noise are measured on a seeded "
-            f"sample of {len(working.first):,} {collected.first} rows with all their {len(working.second):,} "
-            f"{collected.second} rows, so recall is for a search among that many rows. Everything else is exact."
-        )
-    return notes
+def _linearised(collected: Collected, value: float, added: Array, seed: int) -> Estimate:
+    """Return ``value`` with the interval of the mean of what each pair adds to it (k,)."""
+    mean = _mean(collected, added, seed)
+    off = value - mean.value
+    return Estimate(value, mean.interval and (mean.interval[0] + off, mean.interval[1] + off), mean.rows)

@@ -1,118 +1,279 @@
-"""The gap report: the geometry of a store as one object that is data, tables, figures and a page."""
+"""The gap report: the geometry of a store, of two stores side by side, or of every pair of modalities of a store."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..errors import StoreError
+from ..arrays import Array, Floats
+from ..errors import StoreError, TransformError
 from ..io.files import write_text_atomically
 from ..io.locations import location
+from ..metrics.significance import to_json
 from ..pages import Section, render_page, save_figure
 from ..reporter import SILENT, Reporter
-from ..store.reader import Store
-from .collect import collect, collect_single, extreme_pairs, store_facts
-from .figures import all_figures, figure_blocks, spectra
-from .measures import Measured, measure
-from .spaces import RECALL_PRESETS
+from ..store import Store
+from ..transforms import sigma as sigma_rules
+from . import tables
+from .assumptions import Answer, Subset, answer_questions, compare_subsets
+from .collect import Collected, collect, collect_single
+from .figures import all_figures, figure_blocks
+from .measures import BIASED_ITEMS, FEW_ITEMS, GapMeasures, PairMeasures, measure_gap, measure_pairs
+from .residuals import Residuals, orthogonality, residuals
+from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, measure_space
 from .spectrum import ModalityMeasures, gaps_between_modalities, measure_modality
-from .tables import extreme_sections, report_facts, report_sections, report_tiles, summarize
-from .verdict import verdict_section, verdicts
+from .verdict import verdicts
 
-DIGITS = 9
 SCHEMA = 1
 EXTREMES = 5
+ALL_PAIRS = ("all",)
 TEMPLATE = Path(__file__).parent / "templates" / "gap_report.html"
 
 
 @dataclass
 class GapReport:
-    """The geometry of two modalities of a store, or of one.
+    """The geometry of two modalities of a store, or of one: then ``gap`` is None, and what needs two is empty.
+
+    docs/reference/geometry.md defines the measures.
 
     Attributes:
-        values: the JSON object, with floats of 9 significant digits; docs/reference/geometry.md describes the keys.
-        measured: the arrays for the figures; None if only one modality was measured.
-        alone: this modality, if only one was measured.
+        modalities: measures of each modality.
+        provenance: where the numbers come from: store, model, numbers of rows, split and seed.
+        notes: what the reader should know.
+        gap: measures of the gap.
+        pairs: measures of the pairs; None without pairs.
+        spaces: preset → measures of the space that it makes.
+        assumptions: question → answer.
+        noise: the alignment noise; None without pairs.
+        subsets: the gap by the values of a column.
+        sigmas: what each rule gives for sigma.
+        recommended: one of these rules, and why.
+        modality_gaps: the gap of every pair of modalities, if there are more than two.
+        collected: the rows that were read.
+        orthogonal: modality → cosines of its differences with the gap.
+        transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
     """
 
-    values: dict[str, Any]
-    measured: Measured | None
-    alone: dict[str, ModalityMeasures] = field(default_factory=dict)
+    modalities: dict[str, ModalityMeasures]
+    provenance: dict[str, Any]
+    notes: list[str]
+    gap: GapMeasures | None = None
+    pairs: PairMeasures | None = None
+    spaces: dict[str, SpaceMeasures] = field(default_factory=dict)
+    assumptions: dict[str, Answer] = field(default_factory=dict)
+    noise: Residuals | None = None
+    subsets: list[Subset] = field(default_factory=list)
+    sigmas: list[sigma_rules.SigmaRule] = field(default_factory=list)
+    recommended: tuple[sigma_rules.SigmaRule, str] = (sigma_rules.published(), "")
+    modality_gaps: list[dict[str, Any]] = field(default_factory=list)
+    collected: Collected | None = None
+    orthogonal: dict[str, Array] = field(default_factory=dict)
+    transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"GapReport({self.heading})"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what `c3 gap-report --json` prints."""
-        return self.values
-
     @property
     def heading(self) -> str:
         """Store and model."""
-        return "  ·  ".join(str(self.values["provenance"][name]) for name in ("store", "model"))
+        return f"{self.provenance['store']}  ·  {self.provenance['model']}"
 
-    @property
-    def figures(self) -> dict[str, Figure]:
-        """The matplotlib figures by name; they are drawn at each access."""
-        return {name: figure for name, (figure, _) in self.labelled_figures().items()}
+    @cached_property
+    def verdict(self) -> dict[str, Answer]:
+        """The answers to: is there a gap, will Collapse help, will Corrupt help, is anything unusual."""
+        return verdicts(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `c3 gap-report --json` prints."""
+        spaces = to_json(self.spaces)
+        taken = [{name: space.pop(key) for name, space in spaces.items()} for key in ("recall", "recall_interval")]
+        recall, intervals = ({name: found for name, found in each.items() if found} for each in taken)
+        rule, why = self.recommended
+        values = {
+            "schema": SCHEMA,
+            "modalities": self.modalities,
+            "gap": self.gap,
+            "pairs": self.pairs,
+            "retrieval": recall,
+            "retrieval_intervals": intervals,
+            "spaces": spaces,
+            "assumptions": self.assumptions,
+            "noise": self.noise,
+            "subsets": self.subsets,
+            "sigma": self.gap
+            and {
+                "candidates": {each.name: each.to_dict() for each in self.sigmas},
+                "recommended": rule.name,
+                "value": rule.sigma,
+                "why": why,
+            },
+            "modality_gaps": self.modality_gaps,
+            "provenance": self.provenance,
+            "notes": self.notes,
+            "verdict": self.verdict,
+        }
+        return to_json(values)  # type: ignore[no-any-return]
 
     def labelled_figures(self) -> dict[str, tuple[Figure, str]]:
-        """Draw the figures; return each with its label for screen readers."""
-        if self.measured is None:
-            return {"spectrum": (spectra(self.alone), "Covariance spectrum")}
-        return all_figures(self.measured)
+        """Draw the matplotlib figures; return each by name, with its label for screen readers."""
+        return all_figures(self)
 
     def summary(self) -> list[Section]:
         """Return the report in a few sentences."""
-        return [verdict_section(self.values)]
+        return [tables.verdict_section(self)]
 
     def sections(self) -> list[Section]:
         """Return the report as sentences and tables."""
-        return [*self.summary(), *report_sections(self.values, self.measured)]
+        return [*self.summary(), *tables.report_sections(self)]
 
     def to_html(self) -> str:
         """Return the report as one self-contained page."""
-        title, lead, sections = "The geometry of one modality", "", []
-        if self.measured is not None:
-            collected = self.measured.collected
-            title, lead = f"The geometry of {collected.first} and {collected.second}", summarize(self.measured)
-            sections = extreme_sections(collected.first, collected.second, extreme_pairs(collected, EXTREMES))
+        blocks = figure_blocks(self.labelled_figures())
+        sections = [*tables.report_sections(self, blocks), *tables.extreme_sections(self, EXTREMES)]
+        names = " and ".join(self.modalities) if self.gap else "one modality"
         return render_page(
             TEMPLATE,
-            title=title,
-            lead=lead,
-            tiles=report_tiles(self.values),
-            notes=self.values["notes"],
-            sections=[
-                *self.summary(),
-                *report_sections(self.values, self.measured, figure_blocks(self.labelled_figures())),
-                *sections,
-            ],
-            sources=[report_facts(self.values)],
+            title=f"The geometry of {names}",
+            lead=tables.lead(self),
+            verdict=self.summary(),
+            tiles=tables.tiles(self),
+            notes=self.notes,
+            sections=sections,
+            sources=[tables.facts(self)],
         )
 
     def save(self, path: str | Path) -> list[Path]:
         """Write JSON to a path or URL that ends in ``.json``, else the HTML page; return the written file."""
-        return save_report(path, self.values, lambda _: {"": self.to_html()})
+        return GapReports([self]).save(path)
 
     def _repr_html_(self) -> str:
         return "".join(table._repr_html_() for section in self.sections() for table in section.tables)
 
+
+@dataclass
+class GapReports:
+    """One or more gap reports: two are of two stores, three or more of every pair of modalities of one store."""
+
+    reports: list[GapReport]
+
+    @property
+    def heading(self) -> str:
+        """Store and model, or the two stores."""
+        return self.reports[0].heading if len(self.reports) != 2 else "Two spaces, side by side"
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes for the reader: how two stores differ, and the notes of the reports, each once."""
+        if len(self.reports) == 2:
+            own = [f"{each.provenance['store']}: {note}" for each in self.reports for note in each.notes]
+            return [*tables.differences(self.reports), *own]
+        return list(dict.fromkeys(note for each in self.reports for note in each.notes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `c3 gap-report --json` prints: of one report, of two ``stores``, or of several ``reports``."""
+        values = [each.to_dict() for each in self.reports]
+        if len(values) == 2:
+            return {"stores": values, "notes": tables.differences(self.reports)}
+        return values[0] if len(values) == 1 else {"reports": values}
+
+    def summary(self) -> list[Section]:
+        """Return the one report in a few sentences; of several, those of each and the tables that compare them."""
+        return self.reports[0].summary() if len(self.reports) == 1 else self.sections()
+
+    def sections(self) -> list[Section]:
+        """Return the one report, two stores side by side, or the pairs of modalities as sentences and tables."""
+        if len(self.reports) == 1:
+            return self.reports[0].sections()
+        compared = tables.compare_stores if len(self.reports) == 2 else tables.list_pairs
+        return [*self._verdicts(), *compared(self.reports)]
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write JSON to a path or URL that ends in ``.json``, else HTML, and return the files.
+
+        Every pair of modalities of a store has a further page beside ``path``.
+        """
+        target = location(path)
+        if target.suffix == ".json":
+            write_text_atomically(target, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+            return [target]
+        reports, files = self.reports, [target]
+        if len(reports) == 1:
+            pages = [reports[0].to_html()]
+        elif len(reports) == 2:
+            figures = [
+                figure_blocks(each.labelled_figures() if each.gap else {}, prefix=f"store{number}")
+                for number, each in enumerate(reports)
+            ]
+            pages = [self._page(self.heading, self.notes, tables.compare_stores(reports, figures))]
+        else:
+            files += [target.with_name(f"{target.stem}-{'-'.join(each.modalities)}{target.suffix}") for each in reports]
+            listed = tables.list_pairs(reports, [file.name for file in files[1:]])
+            pages = [self._page("Every pair of modalities", [], listed), *(each.to_html() for each in reports)]
+        for file, page in zip(files, pages, strict=True):
+            write_text_atomically(file, page)
+        return files
+
     def save_figures(self, folder: Path) -> list[Path]:
-        """Write every figure as PNG and SVG into ``folder``, and return the files."""
+        """Write every figure as PNG and SVG, of several reports into one sub-folder each, and return the files."""
         written = []
-        for name, figure in self.figures.items():
-            for ending in ("png", "svg"):
-                save_figure(figure, folder / f"{name}.{ending}")
-                written.append(folder / f"{name}.{ending}")
+        for position, report in enumerate(self.reports, start=1):
+            name = Path(report.provenance["store"]).name if len(self.reports) == 2 else "-".join(report.modalities)
+            into = folder / f"{position}-{name}" if len(self.reports) > 1 else folder
+            for figure, (drawing, _) in report.labelled_figures().items():
+                written += [into / f"{figure}.{ending}" for ending in ("png", "svg")]
+                for file in written[-2:]:
+                    save_figure(drawing, file)
         return written
+
+    def _verdicts(self) -> list[Section]:
+        """Return the verdict of each report under the name of its store, or of its pair of modalities."""
+        stores = [each.provenance["store"] for each in self.reports]
+        names = stores if len(stores) == 2 else [" and ".join(each.modalities) for each in self.reports]
+        titles = [f"Verdict: {name}" for name in names]
+        return [tables.verdict_section(each, title) for each, title in zip(self.reports, titles, strict=True)]
+
+    def _page(self, title: str, notes: list[str], sections: list[Section]) -> str:
+        facts = [tables.facts(each) for each in self.reports]
+        if len(facts) > 2:
+            facts = [{key: facts[0][key] for key in ("Store", "Model", "Made with")}]
+        context = {"title": title, "notes": notes, "verdict": self._verdicts(), "sections": sections, "sources": facts}
+        return render_page(TEMPLATE, lead="", tiles=[], **context)
+
+
+def gap_reports(
+    stores: Sequence[Store | str | Path], *, modalities: Sequence[str] | None = None, **options: Any
+) -> GapReports:
+    """Measure one store, two stores side by side, or every pair of modalities of one store.
+
+    Args:
+        stores: one or two.
+        modalities: see `gap_report`; ``("all",)`` is every pair of modalities of one store.
+        options: the others of `gap_report`.
+
+    Raises:
+        StoreError: as `gap_report`; or if there are more than two stores, or two and every pair of modalities.
+    """
+    if len(stores) > 2:
+        raise StoreError(f"A report compares at most two stores, not {len(stores)}.", remedy="Give one or two stores.")
+    if modalities is None or tuple(modalities) != ALL_PAIRS:
+        return GapReports([gap_report(store, modalities=modalities, **options) for store in stores])
+    if len(stores) == 2:
+        raise StoreError(
+            "Two stores can only be compared for one pair of modalities, not for every pair.",
+            remedy="Choose the pair, for example --modalities image,text.",
+        )
+    store = Store.open(stores[0], reporter=options.get("reporter", SILENT))
+    pairs = list(combinations(store.modalities, 2)) if len(store.modalities) > 2 else [None]
+    return GapReports([gap_report(store, modalities=pair, **options) for pair in pairs])
 
 
 def gap_report(
@@ -143,139 +304,145 @@ def gap_report(
     """
     store = Store.open(store, reporter=reporter)
     chosen = _choose(store, modalities)
-    _check_presets(presets)
-    if len(chosen) == 1:
-        moments, independent, notes = collect_single(store, chosen[0], split=split, skip_invalid=skip_invalid)
-        found = measure_modality(moments, independent)
-        return GapReport(_single_values(store, found, chosen[0], split, notes), None, {chosen[0]: found})
-    collected = collect(
-        store, chosen[0], chosen[1], split=split, by=by, skip_invalid=skip_invalid, seed=seed, reporter=reporter
-    )
-    measured = measure(collected, presets=presets, seed=seed, reporter=reporter)
-    others = [name for name in store.modalities if name not in chosen]
-    if others and modalities is None:
-        measured.notes.append(
-            f"The store also has {', '.join(others)}; this report is about {chosen[0]} and {chosen[1]}. Choose two "
-            "modalities with --modalities A,B, or every pair with --modalities all."
-        )
-    values = _pair_values(measured, seed=seed, split=split)
-    values["modality_gaps"] = to_json_floats(gaps_between_modalities(store, split=split)) if others else []
-    return GapReport(values, measured)
-
-
-def save_report(path: str | Path, values: dict[str, Any], pages: Callable[[str], dict[str, str]]) -> list[Path]:
-    """Write JSON to a path or URL that ends in ``.json``, else the HTML pages, and return the files.
-
-    Args:
-        path: the file, or the first page; further pages are written beside it.
-        values: the JSON object.
-        pages: makes the pages for the file name of the first one, by what is added to the stem of that name.
-    """
-    target = location(path)
-    if target.suffix == ".json":
-        write_text_atomically(target, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-        return [target]
-    written = []
-    for suffix, page in pages(target.name).items():
-        written.append(target.with_name(f"{target.stem}{suffix}{target.suffix}"))
-        write_text_atomically(written[-1], page)
-    return written
-
-
-def to_json_floats(value: Any) -> Any:
-    """Round floats to 9 significant digits, so that the last bits do not show; NaN and infinity become None."""
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): to_json_floats(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json_floats(item) for item in value]
-    return value
-
-
-def _with_verdict(values: dict[str, Any]) -> dict[str, Any]:
-    values["verdict"] = {found.name: asdict(found) for found in verdicts(values)}
-    return to_json_floats(values)  # type: ignore[no-any-return]
-
-
-def _check_presets(names: Sequence[str] | None) -> None:
-    for name in names or ():
+    for name in presets or ():
         if name not in RECALL_PRESETS:
             raise StoreError(
                 f"The gap report cannot measure recall for {name!r}.",
                 remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
             )
+    info = store.info
+    provenance = {"store": str(store.path), "model": str(info.model), "dim": info.dim, "dtype": info.dtype}
+    settings = {"split": split or "all", "seed": seed, "c3tools": __version__}
+    if len(chosen) == 1:
+        moments, independent, notes = collect_single(store, chosen[0], split=split, skip_invalid=skip_invalid)
+        found = measure_modality(moments, independent)
+        alone = f"This report is on one modality, {chosen[0]}, so there are no gap and no pairs to measure."
+        if len(store.modalities) == 1:
+            alone += " Embed another modality into the same store for a full report."
+        notes = [alone, *_row_limits({chosen[0]: found}), *notes]
+        return GapReport({chosen[0]: found}, {**provenance, "rows": {chosen[0]: found.n}, **settings}, notes)
+    data = collect(store, *chosen, split=split, by=by, skip_invalid=skip_invalid, seed=seed, reporter=reporter)
+    first, second, working = data.first, data.second, data.working
+    measured = {name: measure_modality(moments, data.independent[name]) for name, moments in data.moments.items()}
+    notes = [*data.notes, *_row_limits(measured), *_limits(data)]
+    cheap = working.complete and len(working.first) * len(working.second) <= ALL_PRESETS_SCORES
+    names = [RAW, COLLAPSE, *(RECALL_PRESETS if presets is None and cheap else presets or ())]
+    spaces: dict[str, SpaceMeasures] = {}
+    transformed = {}
+    with reporter.progress("Measuring spaces", len(dict.fromkeys(names))) as progress:
+        for name in dict.fromkeys(names):
+            progress.advance(note=name)
+            try:
+                spaces[name], x, y = measure_space(name, data, seed=seed)
+            except TransformError as error:
+                notes.append(f"{name} cannot be applied here: {error.message}")
+                continue
+            if name in (RAW, COLLAPSE):
+                transformed[name] = x, y
+    if presets is None and not cheap:
+        notes.append("Recall is measured before and after Collapse only. Choose other presets with --presets.")
+    others = [name for name in store.modalities if name not in chosen]
+    if others and modalities is None:
+        notes.append(
+            f"The store also has {', '.join(others)}; this report is about {chosen[0]} and {chosen[1]}. Choose two "
+            "modalities with --modalities A,B, or every pair with --modalities all."
+        )
+    differences = working.first[working.item_index] - working.second if working.paired else None
+    noise = None if differences is None else residuals(differences, working.item_index, seed=seed)
+    subsets, sigmas = compare_subsets(data), _sigmas(data)
+    return GapReport(
+        modalities=measured,
+        provenance={
+            **provenance,
+            "rows": {name: moments.n for name, moments in data.moments.items()},
+            "items": data.items,
+            "pairs": data.pairs,
+            "working_set": {"complete": working.complete, first: len(working.first), second: len(working.second)},
+            "fitted_on": data.fitted_on,
+            **settings,
+        },
+        notes=notes,
+        gap=measure_gap(data, seed),
+        pairs=measure_pairs(data, seed),
+        spaces=spaces,
+        assumptions=answer_questions(data, noise, subsets, seed=seed),
+        noise=noise,
+        subsets=subsets,
+        sigmas=sigmas,
+        recommended=sigma_rules.recommend(sigmas),
+        modality_gaps=gaps_between_modalities(store, split=split) if others else [],
+        collected=data,
+        orthogonal={
+            name: orthogonality(rows, items, data.gap, seed=seed)
+            for name, rows, items in zip((first, second), (working.first, working.second), working.items, strict=True)
+        },
+        transformed=transformed,
+    )
 
 
 def _choose(store: Store, modalities: Sequence[str] | None) -> list[str]:
     there = store.modalities
-    if modalities is not None:
-        if not 1 <= len(modalities) <= 2 or len(set(modalities)) != len(modalities):
-            raise StoreError(
-                f"A report needs two different modalities, not {', '.join(modalities) or 'none'}.",
-                remedy=f"The store has {', '.join(there) or 'none'}; `--modalities all` reports on every pair.",
-            )
-        for name in modalities:
-            store.require(name)
-        return list(modalities)
-    if not there:
-        raise StoreError(f"The store {store.path} is empty.", remedy="Fill it with `c3 embed PATH`.")
-    return there[:2]
+    if modalities is None:
+        if not there:
+            raise StoreError(f"The store {store.path} is empty.", remedy="Fill it with `c3 embed PATH`.")
+        return there[:2]
+    if not 1 <= len(modalities) <= 2 or len(set(modalities)) != len(modalities):
+        raise StoreError(
+            f"A report needs two different modalities, not {', '.join(modalities) or 'none'}.",
+            remedy=f"The store has {', '.join(there) or 'none'}; `--modalities all` reports on every pair.",
+        )
+    for name in modalities:
+        store.require(name)
+    return list(modalities)
 
 
-def _pair_values(measured: Measured, *, seed: int, split: str | None) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "schema": SCHEMA,
-        "modalities": {name: found.to_dict() for name, found in measured.modalities.items()},
-        "gap": asdict(measured.gap),
-        "pairs": None if measured.pairs is None else asdict(measured.pairs),
-        "retrieval": {name: space.recall for name, space in measured.spaces.items() if space.recall},
-        "retrieval_intervals": {name: space.intervals for name, space in measured.spaces.items() if space.intervals},
-        "spaces": {name: space.to_dict() for name, space in measured.spaces.items()},
-        "assumptions": {found.name: asdict(found) for found in measured.assumptions},
-        "noise": None if measured.noise is None else measured.noise.to_dict(),
-        "subsets": measured.subsets,
-        "sigma": {
-            "candidates": {rule.name: rule.to_dict() for rule in measured.sigmas},
-            "recommended": measured.recommended[0].name,
-            "value": measured.recommended[0].sigma,
-            "why": measured.recommended[1],
-        },
-        "provenance": {
-            **measured.collected.provenance(),
-            "split": split or "all",
-            "seed": seed,
-            "c3tools": __version__,
-        },
-        "notes": measured.notes,
-    }
-    return _with_verdict(values)
-
-
-def _single_values(
-    store: Store, found: ModalityMeasures, modality: str, split: str | None, row_notes: Iterable[str]
-) -> dict[str, Any]:
-    """Return the JSON object of one modality: what can be measured without another."""
-    notes = [
-        f"This report is on one modality, {modality}, so there are no gap and no pairs to measure."
-        + (" Embed another modality into the same store for a full report." if len(store.modalities) == 1 else "")
+def _sigmas(data: Collected) -> list[sigma_rules.SigmaRule]:
+    working, variance = data.working, data.sample.sums.variance if data.sample.paired else None
+    means = [data.fit_moments[name].mean for name in (data.first, data.second)]
+    item_index = working.item_index if working.paired else np.full(len(working.second), -1)
+    spread = sigma_rules.caption_spread(working.second, item_index, means[1])
+    return [
+        spread,
+        sigma_rules.scaled_spread(spread),
+        sigma_rules.residual_rms(variance),
+        sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
+        sigma_rules.published(),
     ]
-    if found.limited_by_rows:
-        notes.append(f"{found.n} rows span at most {found.n - 1} of {found.dim} dimensions.")
-    values = {
-        "schema": SCHEMA,
-        "modalities": {modality: found.to_dict()},
-        "gap": None,
-        "pairs": None,
-        "retrieval": {},
-        "spaces": {},
-        "assumptions": {},
-        "provenance": {
-            **store_facts(store),
-            "rows": {modality: found.n},
-            "split": split or "all",
-            "c3tools": __version__,
-        },
-        "notes": [*notes, *row_notes],
-    }
-    return _with_verdict(values)
+
+
+def _row_limits(modalities: dict[str, ModalityMeasures]) -> list[str]:
+    return [
+        f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so the number of rows limits "
+        "the effective dimension."
+        for name, found in modalities.items()
+        if found.limited_by_rows
+    ]
+
+
+def _limits(data: Collected) -> list[str]:
+    """Return notes on the limits of the numbers: few rows, no pairs, or a sample."""
+    first, second, working, sample = data.first, data.second, data.working, data.sample
+    if not sample.paired:
+        return [
+            f"No {second} row belongs to any {first} row, so distances of pairs, RMG, alignment noise and recall "
+            "cannot be measured. The gap, the spectra and the modality bias can."
+        ]
+    notes = []
+    if data.items < BIASED_ITEMS:
+        also = " The intervals of recall and separability are approximate too." if data.items < FEW_ITEMS else ""
+        notes.append(
+            f"With only {data.items} {first} rows, the length of the gap and the residual rms are biased and their "
+            f"intervals are approximate; use the debiased values.{also}"
+        )
+    if not working.complete:
+        notes.append(
+            f"Recall, uniformity, separability, modality bias and the shape of the noise are measured on a seeded "
+            f"sample of {len(working.first):,} {first} rows with all their {len(working.second):,} {second} rows, so "
+            "recall is for a search among that many rows."
+        )
+    if not sample.complete:
+        notes.append(
+            f"Distances and cosines of pairs are those of a seeded sample of {len(sample.second):,} pairs; their "
+            "intervals say how exact they are."
+        )
+    return notes

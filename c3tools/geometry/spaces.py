@@ -5,18 +5,17 @@ They are taken on the working set, as it is and as each noise-free preset leaves
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..arrays import Array, Floats, Indices
 from ..metrics.hubness import Hubness, pair_hubness
-from ..metrics.retrieval import DEFAULT_KS, pair_ranks, recall_at
-from ..metrics.significance import Ends, Estimate, mean_interval, share_interval, student_quantile
+from ..metrics.retrieval import DEFAULT_KS, pair_ranks
+from ..metrics.significance import Estimate, mean_interval, share_interval, student_quantile
 from ..moments import unit_rows
 from ..seeds import generator
-from ..transforms import PRESETS, preset
+from ..transforms import preset
 from .collect import Collected
 
 RAW = "raw"
@@ -41,89 +40,72 @@ class SpaceMeasures:
     """Measures of the space that a preset makes.
 
     Attributes:
-        preset: its name; ``raw`` for none.
         recall: direction (``image_to_text``) → ``{"recall@1": ...}``, fractions; empty without pairs.
-        intervals: the same keys → 95 % bootstrap interval.
-        hubness: direction → hubs of the gallery, and recall by CSLS; empty without pairs.
         gap: distance of the two means of the working set after it.
         gap_by_chance: root mean square distance that is left of a true gap of zero, since the means that the preset
-            was fitted on and those of the working set differ by chance.
+            was fitted on and those of the working set differ by chance; None without pairs.
+        hubness: direction → hubs of the gallery, and recall by CSLS; empty without pairs.
         separability: held-out accuracy of the probe; None where not computed, or with a single row to hold out.
         modality_bias: per modality, share of own-modality neighbours; None where not computed.
         uniformity: per modality; None where not computed.
     """
 
-    preset: str
-    recall: dict[str, dict[str, float]]
-    intervals: dict[str, dict[str, Ends | None]]
-    hubness: dict[str, Hubness]
+    recall: dict[str, dict[str, Estimate]]
     gap: float
     gap_by_chance: float | None
+    hubness: dict[str, Hubness] = field(metadata={"json": "hubness@10"})
     separability: Estimate | None = None
-    modality_bias: dict[str, Estimate] | None = None
+    modality_bias: dict[str, Estimate] | None = field(default=None, metadata={"json": "modality_bias@10"})
     uniformity: dict[str, Estimate] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the measures besides recall, as the report's JSON has them."""
-        values: dict[str, Any] = {"gap": self.gap, "gap_by_chance": self.gap_by_chance}
-        values["hubness@10"] = {direction: asdict(found) for direction, found in self.hubness.items()}
-        values |= {"separability": None, "modality_bias@10": None, "uniformity": None}
-        if self.modality_bias is None or self.uniformity is None:
-            return values
-        value, interval = (self.separability.value, self.separability.interval) if self.separability else (None, None)
-        values |= {"separability": value, "separability_interval": interval}
-        for name, found in (("modality_bias@10", self.modality_bias), ("uniformity", self.uniformity)):
-            values[name] = {modality: estimate.value for modality, estimate in found.items()}
-            values[f"{name}_interval"] = {modality: estimate.interval for modality, estimate in found.items()}
-            values[f"{name}_rows"] = {modality: estimate.rows for modality, estimate in found.items()}
-        return values
 
-
-def measure_space(
-    name: str, collected: Collected, x: Floats, y: Floats, items: tuple[Indices, Indices], *, seed: int = 0
-) -> SpaceMeasures:
+def measure_space(name: str, collected: Collected, *, seed: int = 0) -> tuple[SpaceMeasures, Floats, Floats]:
     """Measure a space: ``raw`` and Collapse by everything, the other presets by recall and gap.
 
     Args:
-        name: of the preset.
+        name: of the preset; it is fitted on the moments that the report names, for the first modality at inference.
         collected: what was read.
-        x: (m, d), the first modality's rows of the working set after the preset.
-        y: (k, d), the second's.
-        items: int64 (m,) and (k,), the item of each row.
         seed: of samples and resampling.
+
+    Returns:
+        The measures, and the rows (m, d) and (k, d) of the working set after the preset.
+
+    Raises:
+        TransformError: if the preset cannot be fitted on these data.
     """
     working, first, second = collected.working, collected.first, collected.second
-    recall: dict[str, dict[str, float]] = {}
-    intervals: dict[str, dict[str, Ends | None]] = {}
+    if name == RAW:
+        x, y = unit_rows(working.first), unit_rows(working.second)
+    else:
+        pipeline = preset(name, train_on=second, infer_on=first)
+        rows = {first: working.first, second: working.second}
+        fitted = pipeline.fit(collected.fit_moments, rows if pipeline.needs_rows else None)
+        x, y = (fitted.transform(own, modality=modality) for modality, own in rows.items())
+    recall: dict[str, dict[str, Estimate]] = {}
     hubs: dict[str, Hubness] = {}
+    by_chance = None
     if working.paired:
-        hubs = dict(
-            zip((f"{first}_to_{second}", f"{second}_to_{first}"), pair_hubness(x, y, working.item_index), strict=True)
-        )
-        forward, backward = pair_ranks(x, y, working.item_index)
-        directions = ((f"{first}_to_{second}", forward, None), (f"{second}_to_{first}", backward, working.item_index))
-        for direction, ranks, queries in directions:
-            recall[direction] = recall_at(ranks)
-            intervals[direction] = {f"recall@{k}": share_interval(ranks.hits(k), queries) for k in DEFAULT_KS}
+        ways = f"{first}_to_{second}", f"{second}_to_{first}"
+        hubs = dict(zip(ways, pair_hubness(x, y, working.item_index), strict=True))
+        queries = None, working.item_index
+        for way, ranks, items in zip(ways, pair_ranks(x, y, working.item_index), queries, strict=True):
+            hits = {k: ranks.hits(k) for k in DEFAULT_KS}
+            recall[way] = {
+                f"recall@{k}": Estimate(float(own.mean()), share_interval(own, items), len(own))
+                for k, own in hits.items()
+            }
+        by_chance = _gap_by_chance(name, collected, x, y)
     gap = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)))
-    by_chance = _gap_by_chance(name, collected, x, y)
     if name not in (RAW, COLLAPSE):
-        return SpaceMeasures(name, recall, intervals, hubs, gap, by_chance)
-    bias = modality_bias(x, y, items=items, seed=seed)
+        return SpaceMeasures(recall, gap, by_chance, hubs), x, y
     probe = None
     if min(len(x), len(y)) > 1:
-        probe = separability(working.first, working.second, items, collapse=name == COLLAPSE, seed=seed)
-    return SpaceMeasures(
-        name,
-        recall,
-        intervals,
-        hubs,
-        gap,
-        by_chance,
-        separability=probe,
-        modality_bias={first: bias[0], second: bias[1]},
-        uniformity={first: uniformity(x, items[0], seed=seed), second: uniformity(y, items[1], seed=seed)},
-    )
+        probe = separability(working.first, working.second, working.items, collapse=name == COLLAPSE, seed=seed)
+    bias = modality_bias(x, y, items=working.items, seed=seed)
+    owners = zip((first, second), (x, y), working.items, strict=True)
+    spread = {modality: uniformity(own, items, seed=seed) for modality, own, items in owners}
+    both = {first: bias[0], second: bias[1]}
+    return SpaceMeasures(recall, gap, by_chance, hubs, probe, both, spread), x, y
 
 
 def _gap_by_chance(name: str, collected: Collected, x: Floats, y: Floats) -> float | None:
@@ -131,37 +113,15 @@ def _gap_by_chance(name: str, collected: Collected, x: Floats, y: Floats) -> flo
 
     S is the covariance of the items' differences after the preset; a preset that is not fitted has tr(S) / n alone.
     """
-    working = collected.working
-    if not working.paired or len(x) < 2:
+    working, count = collected.working, len(x)
+    if count < 2:
         return None
-    means = np.zeros((len(x), x.shape[1]))
+    means = np.zeros(x.shape)
     np.add.at(means, working.item_index, y)
-    differences = x - means / np.maximum(working.rows_per_item, 1)[:, None]
-    fitted, share = collected.fit_moments[collected.first].n, collected.fit_share
-    factor = 1 / len(x) + (0.0 if name == RAW else (1 - 2 * share) / fitted)
+    differences = x - means / working.rows_per_item[:, None]
+    fitted = (1 - 2 * collected.fit_share) / collected.fit_moments[collected.first].n
+    factor = 1 / count + (0.0 if name == RAW else fitted)
     return float(np.sqrt(max(factor, 0.0) * differences.var(axis=0, ddof=1).sum()))
-
-
-def apply_preset(name: str, collected: Collected) -> tuple[Floats, Floats]:
-    """Return the working set after a preset, as inference inputs: (m, d) and (k, d).
-
-    The preset is fitted on the moments that the report names; the first modality is the inference input.
-
-    Raises:
-        TransformError: if the preset cannot be fitted on these data.
-    """
-    first, second = collected.working.first, collected.working.second
-    if name == RAW:
-        return unit_rows(first), unit_rows(second)
-    pipeline = preset(name, train_on=collected.second, infer_on=collected.first)
-    rows = {collected.first: first, collected.second: second}
-    fitted = pipeline.fit(collected.fit_moments, rows if pipeline.needs_rows else None)
-    return fitted.transform(first, modality=collected.first), fitted.transform(second, modality=collected.second)
-
-
-def describe_preset(name: str) -> str:
-    """Return what a preset does, as a formula."""
-    return "norm(e)" if name == RAW else PRESETS[name].summary
 
 
 def uniformity(rows: Floats, items: Indices | None = None, *, seed: int = 0) -> Estimate:

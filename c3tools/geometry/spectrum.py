@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..moments import Moments
-from ..store.reader import Store
+from ..store import Store
 
 EXPLAINED = 0.99
 
@@ -24,10 +24,10 @@ class ModalityMeasures:
         dim: d.
         effective_dimension: see `effective_dimension`.
         effective_rank: see `effective_rank`.
-        participation_ratio: see `participation_ratio`.
+        participation_ratio: ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 if there is no variance.
         mean_norm: length of the mean of the rows, not the mean of their lengths.
-        mean_norm_error: standard error of that length.
-        mean_direction_error_degrees: standard error of the mean's direction; None if the mean is zero.
+        mean_norm_error: standard error of that length; NaN for one row or a mean of zero.
+        mean_direction_error_degrees: standard error of the mean's direction; None likewise.
         rows_for_one_degree: independent rows at which that error falls to one degree; None likewise.
         independent_rows: rows that the errors count as independent (captions of one image are not).
         limited_by_rows: whether n, not the encoder, bounds the dimensions (``n - 1 < d``).
@@ -46,10 +46,6 @@ class ModalityMeasures:
     independent_rows: int
     limited_by_rows: bool
     spectrum: Array
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all measures but the spectrum, as the report's JSON has them."""
-        return {name: value for name, value in vars(self).items() if name != "spectrum"}
 
 
 def eigenvalues(covariance: Array) -> Array:
@@ -78,12 +74,6 @@ def effective_rank(values: Array) -> float:
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
-def participation_ratio(values: Array) -> float:
-    """Return ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 if there is no variance."""
-    square = float(np.sum(values**2))
-    return float(values.sum()) ** 2 / square if square > 0 else 0.0
-
-
 def measure_modality(moments: Moments, independent: int | None = None) -> ModalityMeasures:
     """Measure one modality from its moments.
 
@@ -95,25 +85,25 @@ def measure_modality(moments: Moments, independent: int | None = None) -> Modali
         independent: how many rows count as independent; all of them by default. For captions, the images.
     """
     rows = moments.n if independent is None else min(independent, moments.n)
-    covariance = moments.covariance
+    covariance, length = moments.covariance, float(np.linalg.norm(moments.mean))
     values = eigenvalues(covariance)
-    length = float(np.linalg.norm(moments.mean))
-    along = across = float("nan")
-    direction_error = enough = None
+    length_error, direction_error, enough = float("nan"), None, None
     if length > 0 and rows > 1:
         unit = moments.mean / length
         along = float(unit @ covariance @ unit)
         across = max(float(np.trace(covariance)) - along, 0.0)
+        length_error = float(np.sqrt(max(along, 0.0) / (rows - 1)))
         direction_error = float(np.degrees(np.arctan(np.sqrt(across / (rows - 1)) / length)))
         enough = int(np.ceil(across / (length * np.tan(np.radians(1.0))) ** 2)) + 1
+    squares = float(np.sum(values**2))
     return ModalityMeasures(
         n=moments.n,
         dim=moments.dim,
         effective_dimension=effective_dimension(values),
         effective_rank=effective_rank(values),
-        participation_ratio=participation_ratio(values),
+        participation_ratio=float(values.sum()) ** 2 / squares if squares > 0 else 0.0,
         mean_norm=length,
-        mean_norm_error=float(np.sqrt(max(along, 0.0) / (rows - 1))) if rows > 1 and length > 0 else float("nan"),
+        mean_norm_error=length_error,
         mean_direction_error_degrees=direction_error,
         rows_for_one_degree=enough,
         independent_rows=rows,
@@ -127,37 +117,26 @@ def gap_vector(first: Moments, second: Moments) -> Array:
     return first.mean - second.mean
 
 
-def within_cosine(moments: Moments) -> float | None:
-    """Return the mean cosine between different rows of one modality, exactly, from moments of unit rows.
-
-    ``(n^2 |mu|^2 - sum |x|^2) / (n (n - 1))``; None for fewer than two rows.
-    """
-    n = moments.n
-    if n < 2:
-        return None
-    squared_mean = float(moments.mean @ moments.mean)
-    squares = float(np.trace(moments.scatter)) + n * squared_mean
-    return (n * n * squared_mean - squares) / (n * (n - 1))
-
-
 def variance_along(moments: Moments, direction: Array) -> float:
     """Return the share of a modality's variance along ``direction`` (d,); ``1 / d`` for isotropic rows."""
-    total = float(np.trace(moments.scatter))
-    squared = float(direction @ direction)
-    if total <= 0 or squared <= 0:
-        return 0.0
-    return float(direction @ moments.scatter @ direction) / squared / total
+    total, squared = float(np.trace(moments.scatter)), float(direction @ direction)
+    return float(direction @ moments.scatter @ direction) / squared / total if total > 0 and squared > 0 else 0.0
 
 
 def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float | None:
     """Return RMG (Schrodi et al., 2024): the distance of pairs over itself plus the distance within modalities.
 
     ``D = (1 - cos) / 2``; num = mean D over pairs; den = num + (mean D within x + mean D within y) / 2, diagonals
-    excluded. None for fewer than two rows of a modality.
+    excluded: the mean cosine of different rows is ``(n^2 |mu|^2 - sum |x|^2) / (n (n - 1))``. None for fewer than two
+    rows of a modality.
     """
-    within = [within_cosine(moments) for moments in (first, second)]
-    if within[0] is None or within[1] is None:
-        return None
+    within = []
+    for moments in (first, second):
+        n, squared_mean = moments.n, float(moments.mean @ moments.mean)
+        if n < 2:
+            return None
+        squares = float(np.trace(moments.scatter)) + n * squared_mean
+        within.append((n * n * squared_mean - squares) / (n * (n - 1)))
     num = (1 - paired_cosine) / 2
     den = num + ((1 - within[0]) / 2 + (1 - within[1]) / 2) / 2
     return num / den if den > 0 else None
@@ -173,17 +152,13 @@ def gaps_between_modalities(store: Store, *, split: str | None = None) -> list[d
         store: the store.
         split: the rows of this split only.
     """
-    moments = {
-        name: store.moments(name, split) if store.count(name, split) else Moments.empty(store.info.dim)
-        for name in store.modalities
-    }
+    known = {name: store.moments(name, split) for name in store.modalities if store.count(name, split)}
     rows = []
-    for first, second in combinations(moments, 2):
-        x, y = moments[first], moments[second]
-        row: dict[str, Any] = {"first": first, "second": second, "length": None, "cosine_of_means": None}
-        if all(each.n and each.of_unit_rows for each in (x, y)):
+    for first, second in combinations(store.modalities, 2):
+        x, y = known.get(first), known.get(second)
+        length = cosine = None
+        if x and y and x.of_unit_rows and y.of_unit_rows:
             norms = float(np.linalg.norm(x.mean) * np.linalg.norm(y.mean))
-            row["length"] = float(np.linalg.norm(gap_vector(x, y)))
-            row["cosine_of_means"] = float(x.mean @ y.mean) / norms if norms > 0 else None
-        rows.append(row)
+            length, cosine = float(np.linalg.norm(gap_vector(x, y))), float(x.mean @ y.mean) / norms if norms else None
+        rows.append({"first": first, "second": second, "length": length, "cosine_of_means": cosine})
     return rows

@@ -7,10 +7,11 @@ all its captions. CIDEr's document frequencies stay those of the whole set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
-from math import pi, sqrt
+from math import isfinite, pi, sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +30,51 @@ _MAX_BLOCKS = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that is measured on a sample.
+    """A measured number, as reports show it.
 
     Attributes:
         value: the number.
-        interval: lower and upper end of its 95 % bootstrap interval; None for fewer than 3 items.
-        rows: rows in the sample.
+        interval: lower and upper end of its 95 % interval; None for fewer than 3 items.
+        rows: rows that it was measured on.
     """
 
     value: float
-    interval: Ends | None
-    rows: int
+    interval: Ends | None = None
+    rows: int = 0
+
+
+def to_json(value: Any) -> Any:
+    """Return dataclasses, lists and numbers as JSON values.
+
+    Floats have 9 significant digits, so that the last bits do not show; NaN and infinity become None. A field of
+    estimates becomes two, the second with ``_interval`` at its name, and estimates by name a third, ``_rows``. Arrays
+    are left out. The metadata ``json`` of a field is its name.
+    """
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if isfinite(value) else None
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if not is_dataclass(value):
+        return value
+    found: dict[str, Any] = {}
+    for field in fields(value):
+        name, item = field.metadata.get("json", field.name), getattr(value, field.name)
+        if "Estimate" in str(field.type):
+            found |= {name: _part(item, "value"), f"{name}_interval": _part(item, "interval")}
+            if item and "dict[str, Estimate]" in str(field.type):
+                found[f"{name}_rows"] = _part(item, "rows")
+        elif not isinstance(item, np.ndarray):
+            found[name] = to_json(item)
+    return found
+
+
+def _part(value: Any, name: str) -> Any:
+    """Return one attribute of an estimate, or of each of the estimates in a dictionary."""
+    if isinstance(value, dict):
+        return {key: _part(item, name) for key, item in value.items()}
+    return to_json(getattr(value, name, None))
 
 
 @dataclass(frozen=True)

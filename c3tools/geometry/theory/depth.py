@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ...errors import C3Error
+from ...metrics.significance import to_json
 from ...moments import Moments, unit_rows
 from ...pages import Table, new_figure, palette, styled
 from ...reporter import SILENT, Reporter
 from ...seeds import generator
-from ..report import to_json_floats
 from ..spectrum import effective_dimension, effective_rank, eigenvalues
 from . import Simulation
 
@@ -72,7 +72,7 @@ def simulate_depth(
     return Simulation(
         name="depth",
         table=Table(["layer", "eff. dim", "eff. rank", "mean cosine"], rows_by_layer),
-        values=to_json_floats({"width": width, "layers": [{key: getattr(s, key) for key in keys} for s in spans]}),
+        values=to_json({"width": width, "layers": [{key: getattr(s, key) for key in keys} for s in spans]}),
         figure=_draw_figure(spans),
         found=f"From {first.effective_dimension} dimensions at the input, {last.effective_dimension} are left after "
         f"{last.layer} layers, where two inputs have a mean cosine of {last.cosine:.2f}.",

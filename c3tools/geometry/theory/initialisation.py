@@ -19,11 +19,11 @@ from PIL import Image
 from ...assets.paths import PHOTOS
 from ...corpus import ImageReader, read_corpus
 from ...errors import C3Error
+from ...metrics.significance import to_json
 from ...moments import Moments, unit_rows
 from ...pages import Table, new_figure, palette, styled
 from ...reporter import SILENT, Reporter, counted
 from ...seeds import generator
-from ..report import to_json_floats
 from ..spectrum import gap_vector, measure_modality
 from . import Simulation
 
@@ -100,7 +100,7 @@ def simulate_init_gap(
     return Simulation(
         name="init-gap",
         table=Table(["seed", "gap", *heads], rows),
-        values=to_json_floats({"model": "toy" if toy else model, "runs": [asdict(result) for result in results]}),
+        values=to_json({"model": "toy" if toy else model, "runs": [asdict(result) for result in results]}),
         figure=_draw_figure(results),
         found=found,
         paper="The gap exists before any training, and each modality spans few dimensions: the paper's figure shows "

@@ -26,10 +26,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ...arrays import Array
 from ...errors import C3Error
+from ...metrics.significance import to_json
 from ...pages import Table, new_figure, palette, styled
 from ...reporter import SILENT, Reporter
 from ...seeds import generator
-from ..report import to_json_floats
 from . import Simulation
 
 LOGIT_SCALE = float(np.exp(2.6593))
@@ -123,7 +123,7 @@ def simulate_gap_after_training(
     return Simulation(
         name="gap-after-training",
         table=Table(["step", "loss", "gap", *(["paper's loss", "paper's gap"] if paper else [])], rows),
-        values=to_json_floats(
+        values=to_json(
             {
                 "n": pairs,
                 "dim": dim,

@@ -23,10 +23,10 @@ from torch.nn.functional import normalize
 
 from ...arrays import Array
 from ...errors import C3Error
+from ...metrics.significance import to_json
 from ...pages import Table, new_figure, palette, styled
 from ...reporter import SILENT, Reporter
 from ...seeds import generator
-from ..report import to_json_floats
 from . import Simulation
 from .optimisation import pair_gradients, pair_loss
 
@@ -114,7 +114,7 @@ def simulate_stable_region(
     return Simulation(
         name="stable-region",
         table=Table(columns, rows),
-        values=to_json_floats(
+        values=to_json(
             {
                 "delta": delta,
                 "pairs": pairs,

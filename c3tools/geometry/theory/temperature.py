@@ -20,12 +20,12 @@ from torch import nn
 
 from ...arrays import Floats
 from ...errors import C3Error
+from ...metrics.significance import to_json
 from ...pages import Table, new_figure, palette, styled
 from ...reporter import SILENT, Reporter
 from ...seeds import generator
 from ...store.reader import Store
 from ..collect import collect
-from ..report import to_json_floats
 from . import Simulation
 from .optimisation import pair_loss
 
@@ -87,7 +87,7 @@ def simulate_temperature(
     return Simulation(
         name="temperature",
         table=Table(["logit scale", "gap before", "gap after", "last loss", "recall@1, %"], rows),
-        values=to_json_floats({"features": features, "pairs": len(first), "runs": [asdict(r) for r in results]}),
+        values=to_json({"features": features, "pairs": len(first), "runs": [asdict(r) for r in results]}),
         figure=_draw_figure(results),
         found=f"The gap is {low.start_gap:.2f} before training. After it, {low.gap:.2f} is left at a logit scale of "
         f"{low.logit_scale:g} and {high.gap:.2f} at {high.logit_scale:g}.",
