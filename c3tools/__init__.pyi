@@ -18,9 +18,9 @@ from .encoders.loading import load_encoder as load_encoder
 from .encoders.models import list_models as list_models
 from .errors import C3Error as C3Error
 from .export.export import export_store as export_store
-from .geometry.report import gap_reports as gap_reports
 from .geometry.report import GapReport as GapReport
 from .geometry.report import gap_report as gap_report
+from .geometry.report import gap_reports as gap_reports
 from .geometry.theory.depth import simulate_depth as simulate_depth
 from .geometry.theory.initialisation import simulate_init_gap as simulate_init_gap
 from .geometry.theory.optimisation import simulate_gap_after_training as simulate_gap_after_training

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -13,12 +12,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from ..arrays import Array
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
+from .measures import Measured
 from .residuals import EDGES, Residuals, row_cosines
 from .spaces import COLLAPSE, RAW, SpaceMeasures
 from .spectrum import ModalityMeasures
-
-if TYPE_CHECKING:
-    from .report import GapReport
 
 MAX_POINTS = 160
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -31,7 +28,7 @@ _CAPTIONS = {
 }
 
 
-def all_figures(report: GapReport) -> dict[str, tuple[Figure, str]]:
+def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
     """Draw every figure that the data allow: name → (figure, label for screen readers).
 
     The first six are those of the paper: length, direction and orthogonality of the gap, and the alignment noise.
@@ -156,7 +153,7 @@ def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
 
 
 @styled
-def projection(report: GapReport, seed: int = 0) -> Figure:
+def projection(report: Measured, seed: int = 0) -> Figure:
     """Draw both modalities on their two main axes, pairs joined, before and after Collapse."""
     assert report.collected is not None
     working, rng = report.collected.working, generator(seed, "projection")

@@ -1,4 +1,4 @@
-"""Measures of the gap and of the pairs, with their intervals.
+"""Measures of the gap and of the pairs, with their intervals; and everything that is measured, as one object.
 
 Definitions and sources are in docs/reference/geometry.md. What moments give is exact; means over pairs are those of the
 sample, which has every pair if there are not too many.
@@ -9,15 +9,19 @@ over bootstrap draws of the items.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..arrays import Array, Floats
 from ..metrics.significance import Estimate, mean_interval, student_quantile
+from ..transforms.sigma import SigmaRule
+from .assumptions import Answer, Subset
 from .collect import Collected
-from .residuals import row_cosines
-from .spectrum import relative_gap, variance_along
+from .residuals import Residuals, row_cosines
+from .spaces import SpaceMeasures
+from .spectrum import ModalityMeasures, relative_gap, variance_along
 
 BIASED_ITEMS, FEW_ITEMS = 300, 100
 """With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
@@ -69,6 +73,45 @@ class PairMeasures:
     residual_rms: Estimate
     residual_rms_debiased: Estimate
     alignment: Estimate
+
+
+@dataclass
+class Measured:
+    """Everything that is measured about two modalities of a store, or one: then ``gap`` is None, and the rest is empty.
+
+    Attributes:
+        modalities: measures of each modality.
+        provenance: where the numbers come from: store, model, numbers of rows, split and seed.
+        notes: what the reader should know.
+        gap: measures of the gap.
+        pairs: measures of the pairs; None without pairs.
+        spaces: preset → measures of the space that it makes.
+        assumptions: question → answer.
+        noise: the alignment noise; None without pairs.
+        subsets: the gap by the values of a column.
+        sigmas: what each rule gives for sigma.
+        recommended: one of these rules, and why.
+        modality_gaps: the gap of every pair of modalities, if there are more than two.
+        collected: the rows that were read.
+        orthogonal: modality → cosines of its differences with the gap.
+        transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
+    """
+
+    modalities: dict[str, ModalityMeasures]
+    provenance: dict[str, Any]
+    notes: list[str]
+    gap: GapMeasures | None = None
+    pairs: PairMeasures | None = None
+    spaces: dict[str, SpaceMeasures] = field(default_factory=dict)
+    assumptions: dict[str, Answer] = field(default_factory=dict)
+    noise: Residuals | None = None
+    subsets: list[Subset] = field(default_factory=list)
+    sigmas: list[SigmaRule] = field(default_factory=list)
+    recommended: tuple[SigmaRule, str] | None = None
+    modality_gaps: list[dict[str, Any]] = field(default_factory=list)
+    collected: Collected | None = None
+    orthogonal: dict[str, Array] = field(default_factory=dict)
+    transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
 
 def measure_gap(collected: Collected, seed: int) -> GapMeasures:

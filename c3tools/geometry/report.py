@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..arrays import Array, Floats
 from ..errors import StoreError, TransformError
 from ..io.files import write_text_atomically
 from ..io.locations import location
@@ -24,11 +23,11 @@ from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..transforms import sigma as sigma_rules
 from . import tables
-from .assumptions import Answer, Subset, answer_questions, compare_subsets
+from .assumptions import Answer, answer_questions, compare_subsets
 from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
-from .measures import BIASED_ITEMS, FEW_ITEMS, GapMeasures, PairMeasures, measure_gap, measure_pairs
-from .residuals import Residuals, orthogonality, residuals
+from .measures import BIASED_ITEMS, FEW_ITEMS, Measured, measure_gap, measure_pairs
+from .residuals import orthogonality, residuals
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, measure_space
 from .spectrum import ModalityMeasures, gaps_between_modalities, measure_modality
 from .verdict import verdicts
@@ -39,45 +38,11 @@ ALL_PAIRS = ("all",)
 TEMPLATE = Path(__file__).parent / "templates" / "gap_report.html"
 
 
-@dataclass
-class GapReport:
-    """The geometry of two modalities of a store, or of one: then ``gap`` is None, and what needs two is empty.
+class GapReport(Measured):
+    """The geometry of two modalities of a store, or of one, and what is made of it: JSON, tables, page and figures.
 
     docs/reference/geometry.md defines the measures.
-
-    Attributes:
-        modalities: measures of each modality.
-        provenance: where the numbers come from: store, model, numbers of rows, split and seed.
-        notes: what the reader should know.
-        gap: measures of the gap.
-        pairs: measures of the pairs; None without pairs.
-        spaces: preset → measures of the space that it makes.
-        assumptions: question → answer.
-        noise: the alignment noise; None without pairs.
-        subsets: the gap by the values of a column.
-        sigmas: what each rule gives for sigma.
-        recommended: one of these rules, and why.
-        modality_gaps: the gap of every pair of modalities, if there are more than two.
-        collected: the rows that were read.
-        orthogonal: modality → cosines of its differences with the gap.
-        transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
     """
-
-    modalities: dict[str, ModalityMeasures]
-    provenance: dict[str, Any]
-    notes: list[str]
-    gap: GapMeasures | None = None
-    pairs: PairMeasures | None = None
-    spaces: dict[str, SpaceMeasures] = field(default_factory=dict)
-    assumptions: dict[str, Answer] = field(default_factory=dict)
-    noise: Residuals | None = None
-    subsets: list[Subset] = field(default_factory=list)
-    sigmas: list[sigma_rules.SigmaRule] = field(default_factory=list)
-    recommended: tuple[sigma_rules.SigmaRule, str] = (sigma_rules.published(), "")
-    modality_gaps: list[dict[str, Any]] = field(default_factory=list)
-    collected: Collected | None = None
-    orthogonal: dict[str, Array] = field(default_factory=dict)
-    transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"GapReport({self.heading})"
@@ -97,7 +62,6 @@ class GapReport:
         spaces = to_json(self.spaces)
         taken = [{name: space.pop(key) for name, space in spaces.items()} for key in ("recall", "recall_interval")]
         recall, intervals = ({name: found for name, found in each.items() if found} for each in taken)
-        rule, why = self.recommended
         values = {
             "schema": SCHEMA,
             "modalities": self.modalities,
@@ -109,12 +73,12 @@ class GapReport:
             "assumptions": self.assumptions,
             "noise": self.noise,
             "subsets": self.subsets,
-            "sigma": self.gap
+            "sigma": self.recommended
             and {
                 "candidates": {each.name: each.to_dict() for each in self.sigmas},
-                "recommended": rule.name,
-                "value": rule.sigma,
-                "why": why,
+                "recommended": self.recommended[0].name,
+                "value": self.recommended[0].sigma,
+                "why": self.recommended[1],
             },
             "modality_gaps": self.modality_gaps,
             "provenance": self.provenance,

@@ -6,7 +6,6 @@ To show a further number of a report, add it here, and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,11 +15,9 @@ from ..pages.render import FigureBlock, Section, interval, number
 from ..tables import Table
 from ..transforms import PRESETS, PUBLISHED_SIGMA
 from .collect import extreme_pairs
-from .measures import BIASED_ITEMS
+from .measures import BIASED_ITEMS, Measured
 from .spaces import COLLAPSE, RAW
-
-if TYPE_CHECKING:
-    from .report import GapReport
+from .verdict import verdicts
 
 Figures = Mapping[str, FigureBlock]
 
@@ -34,13 +31,13 @@ _COMPARED = {
 """Measures of gap and pairs that stand in tables of several reports."""
 
 
-def verdict_section(report: GapReport, title: str = "Verdict") -> Section:
+def verdict_section(report: Measured, title: str = "Verdict") -> Section:
     """Return the verdicts of a report as one sentence each, under a heading."""
-    said = (f"{found.question} {found.answer.capitalize()}. {found.because}" for found in report.verdict.values())
+    said = (f"{found.question} {found.answer.capitalize()}. {found.because}" for found in verdicts(report).values())
     return Section(title, list(said))
 
 
-def report_sections(report: GapReport, figures: Figures | None = None) -> list[Section]:
+def report_sections(report: Measured, figures: Figures | None = None) -> list[Section]:
     """Lay out the report of two modalities, or of one; ``figures`` are those of a page."""
 
     def shown(*names: str) -> list[FigureBlock]:
@@ -73,7 +70,7 @@ def report_sections(report: GapReport, figures: Figures | None = None) -> list[S
     ]
 
 
-def extreme_sections(report: GapReport, count: int) -> list[Section]:
+def extreme_sections(report: Measured, count: int) -> list[Section]:
     """Lay out ``count`` pairs with the highest and as many with the lowest cosines."""
     if report.collected is None:
         return []
@@ -87,7 +84,7 @@ def extreme_sections(report: GapReport, count: int) -> list[Section]:
     return [Section("Pairs at the extremes", tables=tables)] if tables else []
 
 
-def tiles(report: GapReport) -> list[tuple[str, str, str, str]]:
+def tiles(report: Measured) -> list[tuple[str, str, str, str]]:
     """Return the numbers to see first: value, name, meaning and unit of each."""
     gap, pairs, found = report.gap, report.pairs, []
     if gap:
@@ -113,7 +110,7 @@ def tiles(report: GapReport) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def facts(report: GapReport) -> dict[str, str]:
+def facts(report: Measured) -> dict[str, str]:
     """Return where the numbers of a report come from, by name."""
     known = report.provenance
     found = {
@@ -130,7 +127,7 @@ def facts(report: GapReport) -> dict[str, str]:
     return found | {"Made with": f"c3tools {known['c3tools']}"}
 
 
-def lead(report: GapReport) -> str:
+def lead(report: Measured) -> str:
     """Return one or two sentences on the space as it is; nothing about one modality."""
     if report.gap is None:
         return ""
@@ -146,7 +143,7 @@ def lead(report: GapReport) -> str:
     )
 
 
-def compare_stores(reports: Sequence[GapReport], figures: Sequence[Figures] = ()) -> list[Section]:
+def compare_stores(reports: Sequence[Measured], figures: Sequence[Figures] = ()) -> list[Section]:
     """Lay out the reports of two stores in one table, and on a page their figures side by side."""
     names = [name for name in reports[0].modalities if name in reports[1].modalities]
     stores = [report.provenance["store"] for report in reports]
@@ -190,7 +187,7 @@ def compare_stores(reports: Sequence[GapReport], figures: Sequence[Figures] = ()
     return sections
 
 
-def list_pairs(reports: Sequence[GapReport], links: Sequence[str] = ()) -> list[Section]:
+def list_pairs(reports: Sequence[Measured], links: Sequence[str] = ()) -> list[Section]:
     """Lay out the reports of every pair of modalities of a store; ``links`` are the pages of the pairs."""
     names = [" and ".join(report.modalities) for report in reports]
     rows, recall = [], []
@@ -221,7 +218,7 @@ def list_pairs(reports: Sequence[GapReport], links: Sequence[str] = ()) -> list[
     ]
 
 
-def differences(reports: Sequence[GapReport]) -> list[str]:
+def differences(reports: Sequence[Measured]) -> list[str]:
     """Return notes on differences of two stores other than their measures."""
     models, rows = ([report.provenance[key] for report in reports] for key in ("model", "rows"))
     notes = []
@@ -238,7 +235,7 @@ def differences(reports: Sequence[GapReport]) -> list[str]:
     return notes
 
 
-def _estimate(report: GapReport, key: str) -> Estimate | None:
+def _estimate(report: Measured, key: str) -> Estimate | None:
     """Return a measure of the gap or of the pairs by its name."""
     return getattr(report.gap, key, None) or getattr(report.pairs, key, None)
 
@@ -256,7 +253,7 @@ def _words(way: str) -> str:
     return way.replace("_", " ")
 
 
-def _modalities(report: GapReport) -> list[Table]:
+def _modalities(report: Measured) -> list[Table]:
     spans, means = [], []
     for name, found in report.modalities.items():
         ranks = number(found.effective_rank, 1), number(found.participation_ratio, 1)
@@ -284,7 +281,7 @@ def _modalities(report: GapReport) -> list[Table]:
     return tables
 
 
-def _measures(report: GapReport) -> Table:
+def _measures(report: Measured) -> Table:
     gap, pairs = report.gap, report.pairs
     assert gap is not None
     few = pairs is not None and pairs.items < BIASED_ITEMS
@@ -311,7 +308,7 @@ def _measures(report: GapReport) -> Table:
     return Table(["measure", "value", "95 %", "meaning"], cells, left=("meaning",), note=note)
 
 
-def _recall(report: GapReport) -> list[Table]:
+def _recall(report: Measured) -> list[Table]:
     """Lay out recall and hubs under each preset; nothing without pairs."""
     if not report.pairs or not report.spaces:
         return []
@@ -342,7 +339,7 @@ def _recall(report: GapReport) -> list[Table]:
     ]
 
 
-def _before_and_after(report: GapReport) -> Table:
+def _before_and_after(report: Measured) -> Table:
     heads = {RAW: "before", COLLAPSE: "after"}
     spaces = [report.spaces[name] for name in heads if name in report.spaces]
 
@@ -364,7 +361,7 @@ def _before_and_after(report: GapReport) -> Table:
     return Table(columns, rows, "Before and after Collapse", note=note)
 
 
-def _subsets(report: GapReport) -> list[Table]:
+def _subsets(report: Measured) -> list[Table]:
     rows = [
         [
             str(subset.value),
@@ -382,9 +379,9 @@ def _subsets(report: GapReport) -> list[Table]:
     return [Table(columns, rows, "The gap by subset", note=note)] if rows else []
 
 
-def _sigmas(report: GapReport) -> Table:
-    recommended = report.recommended[0].name
-    options = {recommended: " (--sigma auto)"} | {"pair_cosine": " (--sigma pairs)"}
+def _sigmas(report: Measured) -> Table:
+    options = {report.recommended[0].name: " (--sigma auto)"} if report.recommended else {}
+    options["pair_cosine"] = " (--sigma pairs)"
     rows = [
         [
             rule.name.replace("_", " ") + options.get(rule.name, ""),
@@ -396,7 +393,7 @@ def _sigmas(report: GapReport) -> Table:
     return Table(["rule", "sigma", "rests on"], rows, left=("rests on",))
 
 
-def _figure_note(report: GapReport) -> str:
+def _figure_note(report: Measured) -> str:
     pairs, (first, second) = report.pairs, report.modalities
     if not pairs or not report.gap or not report.gap.group_length:
         return ""
@@ -409,7 +406,7 @@ def _figure_note(report: GapReport) -> str:
     )
 
 
-def _describe_collapse(report: GapReport) -> str:
+def _describe_collapse(report: Measured) -> str:
     raw, collapsed = report.spaces.get(RAW), report.spaces.get(COLLAPSE)
     if raw is None or collapsed is None:
         return "Collapse cannot be applied to these embeddings."
@@ -444,9 +441,10 @@ def _describe_collapse(report: GapReport) -> str:
     return f"{text}. Recall@1 changes by {listed} points in the two directions: {effect}."
 
 
-def _describe_corrupt(report: GapReport) -> str:
-    (rule, why), data = report.recommended, report.collected
-    assert data is not None
+def _describe_corrupt(report: Measured) -> str:
+    data = report.collected
+    assert data is not None and report.recommended is not None
+    rule, why = report.recommended
     sigma, moments = float(rule.sigma or 0.0), data.fit_moments[data.second]
     norm, noise = float(np.sqrt(np.trace(moments.covariance))), sigma * float(np.sqrt(moments.dim))
     cosine = norm / float(np.hypot(norm, noise)) if norm > 0 else 0.0

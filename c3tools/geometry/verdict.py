@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ..reporter import counted
 from ..transforms.sigma import AUTO, PAIRS
 from .assumptions import Answer
+from .measures import Measured
 from .spaces import COLLAPSE, RAW
-
-if TYPE_CHECKING:
-    from .report import GapReport
 
 CHANCE = 2.0
 """A gap of at most twice the length that sampling alone gives is none."""
@@ -44,7 +41,7 @@ UNSURE_DEGREES = 5.0
 """Standard error of the direction of a mean, beyond which there are too few rows."""
 
 
-def verdicts(report: GapReport) -> dict[str, Answer]:
+def verdicts(report: Measured) -> dict[str, Answer]:
     """Return the four verdicts on two modalities, or what can be said of one."""
     if report.gap is None:
         return {"unusual": judge_unusual(report)}
@@ -57,7 +54,7 @@ def verdicts(report: GapReport) -> dict[str, Answer]:
     }
 
 
-def judge_gap(report: GapReport) -> Answer:
+def judge_gap(report: Measured) -> Answer:
     """Judge whether there is a gap, by its share in the squared distance of a pair and by what sampling alone gives."""
     assert report.gap is not None
     question, length = "Is there a modality gap?", report.gap.length.value
@@ -83,7 +80,7 @@ def judge_gap(report: GapReport) -> Answer:
     return Answer(question, "yes", because("large"))
 
 
-def judge_collapse(report: GapReport, gap: Answer) -> Answer:
+def judge_collapse(report: Measured, gap: Answer) -> Answer:
     """Judge whether subtracting the means closes the gap without costing recall."""
     question = "Will Collapse help?"
     raw, collapsed = report.spaces.get(RAW), report.spaces.get(COLLAPSE)
@@ -120,8 +117,9 @@ def judge_collapse(report: GapReport, gap: Answer) -> Answer:
     return Answer(question, "yes", f"{closes}{told}{' (chance: 50 %)' if told else ''}.")
 
 
-def judge_corrupt(report: GapReport) -> Answer:
+def judge_corrupt(report: Measured) -> Answer:
     """Judge whether pairs differ once the gap is gone, and whether the sigma of ``--sigma auto`` fits that."""
+    assert report.recommended is not None
     question, pairs, (rule, why) = "Will Corrupt help?", report.pairs, report.recommended
     option, sigma = PAIRS if rule.name == "pair_cosine" else AUTO, float(rule.sigma or 0.0)
     chosen = f"--sigma {option} gives {sigma:.3f}, {why}"
@@ -153,14 +151,14 @@ def judge_corrupt(report: GapReport) -> Answer:
     return Answer(question, "partly", f"{differ}. {chosen}, but {other}. {compare}")
 
 
-def judge_unusual(report: GapReport) -> Answer:
+def judge_unusual(report: Measured) -> Answer:
     """List what contrastive embeddings rarely show; anisotropic noise is not among it, as every model has that."""
     found = list(_unusual(report))
     because = " ".join(f"{text}." for text in found) or "All checks passed."
     return Answer("Is anything unusual?", "yes" if found else "no", because)
 
 
-def _unusual(report: GapReport) -> Iterator[str]:
+def _unusual(report: Measured) -> Iterator[str]:
     pairs, raw = report.pairs, report.spaces.get(RAW)
     if pairs and pairs.unpaired_cosine:
         own, other = pairs.paired_cosine.value, pairs.unpaired_cosine.value
@@ -190,10 +188,10 @@ def _unusual(report: GapReport) -> Iterator[str]:
     yield from (text for name, text in said.items() if _denied(report, name))
 
 
-def _variances(report: GapReport) -> dict[str, float]:
+def _variances(report: Measured) -> dict[str, float]:
     """Return the mean squared distance of the rows of each modality, of unit length, from their mean."""
     return {name: max(1 - found.mean_norm**2, 0.0) for name, found in report.modalities.items()}
 
 
-def _denied(report: GapReport, name: str) -> bool:
+def _denied(report: Measured, name: str) -> bool:
     return name in report.assumptions and report.assumptions[name].answer == "no"
