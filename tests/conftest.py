@@ -33,7 +33,7 @@ from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
 from c3tools.io import locations
 from c3tools.reporter import Reporter
-from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
+from c3tools.store import Failure, Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
 from tests.servers import Faults, Hub, hub_server, s3_credentials, s3_server
 
 if TYPE_CHECKING:
@@ -226,6 +226,7 @@ def build_store(
     dtype: str = "float16",
     normalised: bool = True,
     part_rows: int | Mapping[str, int] = 1000,
+    failures: Sequence[tuple[int, Failure]] = (),
 ) -> Store:
     """Write rows to a new store.
 
@@ -236,6 +237,7 @@ def build_store(
         dtype: of the embeddings, as stored.
         normalised: what the store says of their norms.
         part_rows: rows of a shard, for all modalities or for each.
+        failures: of image shards, with their numbers.
     """
     dim = modalities[0].embeddings.shape[1]
     info = StoreInfo(ModelIdentity(model), dim, dtype=dtype, normalised=normalised)
@@ -245,8 +247,8 @@ def build_store(
         for part, start in enumerate(range(0, len(rows), size)):
             chosen = rows.select(np.arange(start, min(start + size, len(rows))))
             columns = {name: chosen.column(name) for name in chosen.table.column_names}
-            timings = {"total": 1.5}
-            write_shard(path, info, Shard(rows.modality, part, chosen.embeddings, columns, timings=timings))
+            failed = [failure for number, failure in failures if (rows.modality, part) == ("image", number)]
+            write_shard(path, info, Shard(rows.modality, part, chosen.embeddings, columns, failed))
     finish_store(path)
     return Store.open(path)
 

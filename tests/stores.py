@@ -12,10 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from c3tools.arrays import Matrix
-from c3tools.store import Failure, Rows, Store, finish_store, rewrite_failures, write_failures
-from c3tools.store.manifest import MANIFEST_FILE
+from c3tools.store import Failure, Rows, Store
 from c3tools.store.means import load_means, save_means
-from c3tools.store.metadata import read_marker, write_marker
 
 from .conftest import build_store, store_files, unit_rows
 
@@ -53,24 +51,13 @@ def whole_store(path: Path, *, images: int = 30, part_rows: int = 10, dtype: str
         height=[480] * images,
         size=[10_000 + i for i in range(images)],
     )
-    store = build_store(path, *rows, dtype=dtype, part_rows={"image": part_rows, "text": 2 * part_rows})
-    rewrite_failures(path, "image", min(1, len(store.parts("image")) - 1), [FAILURE])
-    write_failures(path, store.failures())
-    finish_store(path)
+    parts = {"image": part_rows, "text": 2 * part_rows}
+    store = build_store(
+        path, *rows, dtype=dtype, part_rows=parts, failures=[(min(1, (images - 1) // part_rows), FAILURE)]
+    )
     save_means(store, path.parent / "elsewhere.safetensors")
     load_means(store, path.parent / "elsewhere.safetensors")
-    return store
-
-
-def make_early(path: Path) -> None:
-    """Give a store the files and names of early versions: no manifest, markers and moments named like rows."""
-    (path / MANIFEST_FILE).unlink()
-    for marker_path in path.glob("*/_part-*.json"):
-        marker = read_marker(marker_path)
-        digests = {name.removeprefix("_"): digest for name, digest in marker["sha256"].items()}
-        write_marker(marker_path, {**marker, "sha256": digests})
-    for file in path.glob("*/_part-*"):
-        file.rename(file.with_name(file.name.removeprefix("_")))
+    return Store.open(path)
 
 
 def unit(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:

@@ -26,8 +26,6 @@ from c3tools.store import (
     Shard,
     dataset,
     finish_store,
-    rewrite_failures,
-    write_failures,
     write_shard,
 )
 from c3tools.store.verify import verify_store
@@ -167,9 +165,9 @@ def test_inputs_that_failed_are_in_the_data_set(hub: Hub, store: Store, tmp_path
     failure = Failure("lost", "/home/me/lost.jpg", "decode", "OSError", "cannot read /home/me/lost.jpg")
     unnamed = Failure("'\\udce9.jpg'", "'/home/me/\\udce9.jpg'", "list", "UnicodeError", "the name is not UTF-8")
     refused = Failure("a.txt", "photos/a.txt", "list", "CorpusError", "it is no image")
-    rewrite_failures(store.path, "image", 0, [failure])
-    write_failures(store.path, [failure, refused, unnamed])
-    finish_store(store.path)
+    write_shard(store.path, store.info, Shard("image", 7, np.empty((0, DIM)), {"key": []}, [failure]))
+    finish_store(store.path, [refused, unnamed])
+    store = Store.open(store.path)
     store.push_to_hub("me/rows")
     assert not any(b"/home/me" in content for content in hub.last("datasets/me/rows").values())
     again = Store.from_pretrained("me/rows", output=tmp_path / "again")
@@ -184,8 +182,8 @@ def test_a_modality_without_rows_is_left_out(hub: Hub, tmp_path: Path) -> None:
     store = build_store(tmp_path / "store", rows)
     failures = [Failure("lost", "lost.jpg", "decode", "OSError", "")]
     write_shard(store.path, store.info, Shard("image", 0, np.empty((0, DIM)), {"key": []}, failures))
-    write_failures(store.path, failures)
     finish_store(store.path)
+    store = Store.open(store.path)
     assert store.modalities == ["image", "text"]
     store.push_to_hub("me/rows")
     header = header_of(hub.last("datasets/me/rows")["README.md"])
@@ -193,7 +191,8 @@ def test_a_modality_without_rows_is_left_out(hub: Hub, tmp_path: Path) -> None:
     again = Store.from_pretrained("me/rows", output=tmp_path / "again")
     assert verify_store(again.path).findings == []
     assert again.failures("image") == again.recorded_failures() == failures
-    (store.path / "text" / "_part-00000.json").unlink()
+    finish_store(build_store(tmp_path / "none", rows.select(np.arange(0))).path)
+    store = Store.open(tmp_path / "none")
     with pytest.raises(StoreError, match="has no rows to share"):
         store.save_pretrained(tmp_path / "rows")
     assert not (tmp_path / "rows").exists()
