@@ -1,6 +1,7 @@
 # make demo  sets everything up, then runs the whole method offline on the bundled photos
-# make test  sets everything up, then runs all tests
-# make lint / make types  what .ci/run adds to the tests
+# make test  sets everything up, then runs the tests of a contributor
+# make lint / make types / make pages  lint, types, and the commands of the documentation: .ci/run adds them to the tests
+# make long  crash points, faults, fuzz, bombs, ...: MINUTES=10 for each check, SEED=0
 # make dist  builds wheel and sdist in dist/, checks them, and runs the wheel in a fresh environment
 # make docs  builds the documentation in build/docs; a broken link is an error
 PYTHON ?= python3
@@ -10,7 +11,10 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 # the tests start hundreds of processes, and each would compile every module
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint types dist docs clean
+MINUTES ?= 10
+SEED ?= 0
+
+.PHONY: demo test lint types pages long dist docs clean
 
 $(VENV)/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +37,12 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+pages: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/docs/check_*.py
+
+long: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -o timeout=0 tests/long/check_*.py --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

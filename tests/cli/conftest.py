@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.stores import gap_store
+from c3tools import build_index
+from tests.conftest import build_store, unit_rows
+from tests.stores import gap_store, make_vectors
+
+from ..captioning.conftest import TOY, make_captions_store, trained_captioner
 
 
 @pytest.fixture
@@ -12,3 +19,40 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a small synthetic store in c3-store."""
     monkeypatch.chdir(tmp_path)
     return gap_store(tmp_path / "c3-store").parent
+
+
+@pytest.fixture(scope="session")
+def made_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workplace")
+    _, world = make_captions_store(folder / "c3-store")
+    build_store(folder / "texts", world.texts, model=TOY, dtype="float32")
+    build_store(folder / "images", world.images, model=TOY, dtype="float32")
+    make_captions_store(folder / "other", noise=0.05)
+    trained_captioner().save(folder / "c3-decoder")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        build_index("c3-store")
+    images, texts = make_vectors(6)
+    arrays = {"i": images, "t": texts, "eight": np.eye(6, 8), "flat": np.zeros(5), "far": unit_rows(4, 32)}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    np.savez(folder / "both.npz", a=images, b=images)
+    (folder / "cut.npy").write_bytes((folder / "i.npy").read_bytes()[:100])
+    tables = {"one": [{"id": 1}], "same": [{"id": 1}] * 6, "ids": [{"id": i} for i in range(6)]}
+    tables["texts"] = [{"text": "a dog"}]
+    for name, rows in tables.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "broken.jsonl").write_text("{")
+    (folder / "steps.yaml").write_text("steps: [normalize]\n")
+    (folder / "notes.txt").write_text("a dog\n")
+    for name in ("empty", "mine"):
+        (folder / name).mkdir()
+    (folder / "mine" / "notes.txt").write_text("keep")
+    return folder
+
+
+@pytest.fixture
+def workplace(made_workplace: Path, tmp_path: Path) -> Path:
+    """A folder with stores, a decoder, an index, and files that are good, damaged and foreign."""
+    shutil.copytree(made_workplace, tmp_path, dirs_exist_ok=True)
+    return tmp_path
