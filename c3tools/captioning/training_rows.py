@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..errors import DecoderError, StoreError
 from ..reporter import counted
 from ..store import Pairs, Rows, Store
-from ..store.training_split import training_split
+from ..store.reader import training_split
 from .evaluate import require_captions
 from .tokenizer import drop_empty
 
@@ -24,7 +24,7 @@ def training_captions(store: Store, split: str = "train", *, spill: bool = False
         DecoderError: if the split has no captions, or too few to hold some out.
     """
     require_captions(store)
-    train, val, why = training_split(store, "text", split, called="captions", error=DecoderError, spill=spill)
+    train, val, why = training_split(store, "text", split, called="captions", error=DecoderError)
     notes = [store.split_note] if store.split_note else []
     if why:
         held = f"{counted(len(val), 'caption')} of {counted(val.items.distinct, 'image is', 'images are')}"

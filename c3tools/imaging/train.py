@@ -22,7 +22,7 @@ from ..pages.figures import new_figure, save_figure, styled
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, keyed_normal
 from ..store import Store
-from ..store.training_split import training_split
+from ..store.reader import training_split
 from ..training.checkpoints import CheckpointDir
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
@@ -284,7 +284,7 @@ def training_photos(
         StoreError: if the store has no images.
         GeneratorError: if the split has no photos, or too few to hold some out, or none can be read.
     """
-    train, val, why = training_split(store, "image", split, called="images", error=GeneratorError, spill=spill)
+    train, val, why = training_split(store, "image", split, called="images", error=GeneratorError)
     notes = [store.split_note] if store.split_note else []
     if why:
         notes.append(f"{why}, so {counted(len(val), 'photo is', 'photos are')} held out.")

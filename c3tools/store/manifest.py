@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -41,12 +43,15 @@ from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, digest_of, read_failures, write_failures
 from .shards import (
+    ROW_GROUP_ROWS,
+    Shard,
     ShardName,
     SplitMoments,
     add_moments,
     part_name,
     read_batches,
     read_header,
+    shard_table,
     shards_in,
     write_rows,
 )
@@ -56,6 +61,7 @@ MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
 REWRITING = ".rewriting"  # in the store: shards that are to take the place of others
 REWRITING_LIST = "list.json"  # in that folder: once it is there, the shards are put in place
+_MOST_WAITING = 8  # shards whose moments are kept until those before them are known
 _FILES = (INFO_FILE, FAILURES_FILE, MOMENTS_FILE, EXTERNAL_FILE)
 
 
@@ -174,6 +180,12 @@ class StoreWriter:
         self._files = tuple(files)
         self._rewritten: set[ShardName] = set()
         self._removed: set[ShardName] = set()
+        self._records: dict[ShardName, ShardRecord] = {}  # of shards that were written in this process
+        self._waiting: dict[ShardName, SplitMoments] = {}  # their moments, until those before them are known
+        self._announced: set[ShardName] = set()
+        self._expected: deque[ShardName] = deque()  # those of them that are not merged yet, in order
+        self._groups: dict[str, Moments] | None = None  # of the listed shards and of all new ones up to now
+        self._turn = Lock()
         self._remove_leftovers()
         self.before = Manifest.load(path)
         self.lost: dict[ShardName, ShardRecord] = {}
@@ -215,6 +227,44 @@ class StoreWriter:
                     "`c3 verify --repair`.",
                 )
 
+    def expect(self, shards: Iterable[ShardName]) -> None:
+        """Announce the shards that this run is going to write, so that their moments are merged as they come."""
+        listed = self.before.shards if self.before else {}
+        adopted = (shard for shard in shards_in(self.path) if shard not in listed)
+        self._announced = {*shards, *adopted}
+        self._expected = deque(sorted(self._announced))
+        before = self.before or Manifest({}, {})
+        if not self.lost:
+            self._groups = {} if self.before is None else self._moments_to_extend(before, self._expected)
+
+    def write_shard(self, shard: Shard, made_from: str | None = None) -> None:
+        """Write a shard as `write_shard` does, and keep its record and moments for `finish`; in this process only."""
+        self.write_rows(shard.modality, shard.index, shard_table(self.info, shard), shard.failures, made_from)
+
+    def write_rows(
+        self,
+        modality: str,
+        part: int,
+        rows: pa.Table,
+        failures: Sequence[Failure] = (),
+        made_from: str | None = None,
+        *,
+        split_bytes: bool = True,
+    ) -> None:
+        """Write a table of rows as a shard, and keep its record and moments for `finish`; in this process only."""
+        digest = write_rows(self.path, self.info, modality, part, rows, failures, made_from, split_bytes=split_bytes)
+        own: SplitMoments = {}
+        for batch in rows.combine_chunks().to_batches(ROW_GROUP_ROWS) if self._groups is not None else ():
+            add_moments(own, batch)
+        with self._turn:
+            self._records[modality, part] = ShardRecord(len(rows), digest)
+            if self._groups is None or not self._expected:
+                return
+            if len(self._waiting) < _MOST_WAITING or (modality, part) == self._expected[0]:
+                self._waiting[modality, part] = own
+            while self._expected and self._expected[0] in self._waiting:
+                _fold(self._groups, self._expected[0][0], self._waiting.pop(self._expected.popleft()))
+
     def replace_shard(
         self, modality: str, part: int, rows: pa.Table, failures: Iterable[Failure], made_from: str | None = None
     ) -> None:
@@ -249,23 +299,24 @@ class StoreWriter:
         dropped = {*forget, *self._removed}
         records = {shard: record for shard, record in before.shards.items() if shard not in dropped}
         present = sorted(shards_in(self.path))
-        new = [s for s in present if s not in records or s in self.lost or s in self._rewritten]
-        groups = None if dropped or self.lost or self._rewritten else self._moments_to_extend(before, new)
-        if new or groups is None:
-            extended = dict(groups or {})
-            for shard in present if groups is None else new:
-                with on_this_machine(self.path / part_name(*shard)) as file:
-                    rows = 0
-                    own: SplitMoments = {}
-                    for batch in read_batches(file, shard[0], self.info):
-                        add_moments(own, batch)
-                        rows += len(batch)
-                    if shard in new:
-                        records[shard] = ShardRecord(rows, sha256_of(file))
-                for split, moments in own.items():
-                    name = f"{shard[0]}/{split}"
-                    extended[name] = extended[name].merge(moments) if name in extended else moments
-            groups = extended
+        new = {s for s in present if s not in records or s in self.lost or s in self._rewritten}
+        if dropped or self.lost or self._rewritten:
+            groups, pending = None, set(present)
+        elif self._groups is not None and new == self._announced:
+            groups, pending = self._groups, set(self._expected)
+        else:
+            groups, pending = self._moments_to_extend(before, new), new
+            self._waiting = {}
+        if groups is None:
+            groups, pending = {}, set(present)
+        for shard in present:  # in this order always, so that history leaves no trace in the bits
+            record, own = self._records.get(shard), self._waiting.get(shard)
+            if (shard in new and record is None) or (shard in pending and own is None):
+                record, own = self._read(shard)
+            if shard in new:
+                records[shard] = record
+            if shard in pending:
+                _fold(groups, shard[0], own)
         failures = self._gathered(present, listed)
         if Manifest.load(self.path) != self.before:
             raise OutputError(
@@ -285,7 +336,7 @@ class StoreWriter:
         manifest.write(self.path)
         _remove_folder(self.path / REWRITING)
         self.before, self.lost = manifest, {}
-        self._rewritten, self._removed = set(), set()
+        self._rewritten, self._removed, self._records, self._groups = set(), set(), {}, None
         return manifest
 
     def _remove_leftovers(self) -> None:
@@ -312,6 +363,14 @@ class StoreWriter:
                     move(source, target)
                 self._rewritten.add((modality, part))
             sync_folder(target.parent)
+
+    def _read(self, shard: ShardName) -> tuple[ShardRecord, SplitMoments]:
+        rows, own = 0, SplitMoments()
+        with on_this_machine(self.path / part_name(*shard)) as file:
+            for batch in read_batches(file, shard[0], self.info):
+                add_moments(own, batch)
+                rows += len(batch)
+            return ShardRecord(rows, sha256_of(file)), own
 
     def _moments_to_extend(self, before: Manifest, new: Collection[ShardName]) -> dict[str, Moments] | None:
         """Return the moments that new shards are folded onto; None if all have to be computed from the rows."""
@@ -424,6 +483,12 @@ def new_store(path: Path, info: StoreInfo) -> Iterator[Path]:
             f"The store {path} cannot be written ({error.strerror or error}).",
             remedy="Nothing was written. Free some disk space, or check the disk, then run the same command again.",
         ) from error
+
+
+def _fold(groups: dict[str, Moments], modality: str, own: SplitMoments) -> None:
+    for split, moments in own.items():
+        name = f"{modality}/{split}"
+        groups[name] = groups[name].merge(moments) if name in groups else moments
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ..io.locations import download, kind_of
 from ..reporter import SILENT, Reporter, counted
 from .manifest import finish_store, new_folder, new_store
 from .reader import Store
-from .rows import ITEM_COLUMNS, own_items
+from .rows import ITEM_COLUMNS, joined_splits
 from .shard_indexes import has_indexes, keep_indexes
 from .shards import part_name, write_rows
 
@@ -87,7 +87,7 @@ def merge_stores(
     info = next((store for store in sources if store.modalities), sources[0]).info
     rows = _rows_of(sources, prefixes)
     kept = {modality: _first_of_each_key(table, sources, keep) for modality, table in rows.items()}
-    splits = _splits_of_shared_items(list(rows.values()))
+    splits = _splits_of_shared_items(sources) if not prefix else None
     numbers = dict.fromkeys(rows, 0)  # of the next shard, by modality
     starts = dict.fromkeys(rows, 0)
     total = sum(len(store.shards) for store in sources)
@@ -97,7 +97,7 @@ def merge_stores(
                 number, start, count = numbers[modality], starts[modality], store.shard_rows(modality, part)
                 numbers[modality], starts[modality] = number + 1, start + count
                 known, chosen = rows[modality].slice(start, count), kept[modality].slice(start, count)
-                split = _joined(known, splits)
+                split = known.column("split").combine_chunks() if splits is None else joined_splits(known, splits)
                 if before or not pc.all(chosen).as_py() or not split.equals(known.column("split").combine_chunks()):
                     table = pa.Table.from_batches(list(store.batches(modality, parts=[part])))
                     table = replace_column(_prefixed(table, before), "split", split).filter(chosen)
@@ -153,19 +153,14 @@ def _require_mergeable(stores: Sequence[Store]) -> None:
 
 
 def _rows_of(stores: Sequence[Store], prefixes: Sequence[str]) -> dict[str, pa.Table]:
-    """Return by modality the key, item and split of all rows, and the number of their store, in order."""
+    """Return by modality the keys and splits of all rows, and the number of their store, in order."""
     found: dict[str, list[pa.Table]] = {}
     for number, (store, prefix) in enumerate(zip(stores, prefixes, strict=True)):
         for modality in store.modalities:
             for batch in store.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
                 table = _prefixed(pa.Table.from_batches([batch]), prefix)
-                columns = {
-                    "key": table.column("key"),
-                    "item": own_items(table),
-                    "split": table.column("split"),
-                    "store": pa.array([number] * len(table), pa.int32()),
-                }
-                found.setdefault(modality, []).append(pa.table(columns))
+                number_column = pa.array([number] * len(table), pa.int32())
+                found.setdefault(modality, []).append(table.append_column("store", number_column))
     return {modality: pa.concat_tables(tables).combine_chunks() for modality, tables in found.items()}
 
 
@@ -198,31 +193,13 @@ def _first_of_each_key(rows: pa.Table, stores: Sequence[Store], keep: str | None
     return first
 
 
-def _splits_of_shared_items(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return item and split of the items that several stores have rows of, as the first of them has it.
-
-    In one store an image or video, which is its own item, decides before its texts.
-    """
-    if not tables:
-        return pa.table({"item": pa.array([], pa.string()), "split": pa.array([], pa.string())})
-    rows = pa.concat_tables(tables).select(["item", "split", "store", "key"])
-    owners = rows.group_by("item").aggregate([("store", "count_distinct")])
-    shared = owners.filter(pc.greater(owners.column("store_count_distinct"), 1)).column("item").combine_chunks()
-    rows = rows.filter(pc.is_in(rows.column("item"), value_set=shared))
-    rows = rows.append_column("of_other", pc.not_equal(rows.column("item"), rows.column("key")))
-    order = pc.sort_indices(rows, sort_keys=[("store", "ascending"), ("of_other", "ascending")])
-    rows = rows.take(order)
-    first = pc.index_in(shared, value_set=rows.column("item").combine_chunks())
-    return rows.take(first).select(["item", "split"]).combine_chunks()
-
-
-def _joined(rows: pa.Table, splits: pa.Table) -> pa.Array[Any]:
-    """Return the split of each row: that of its item in ``splits``, else its own."""
-    own = rows.column("split").combine_chunks()
-    if not len(splits):
-        return own
-    places = pc.index_in(rows.column("item"), value_set=splits.column("item").combine_chunks()).combine_chunks()
-    return pc.if_else(pc.is_valid(places), splits.column("split").combine_chunks().take(places), own)
+def _splits_of_shared_items(stores: Sequence[Store]) -> pa.Table:
+    """Return item and split of the items that several stores have rows of, as the first of them has it."""
+    rows = pa.concat_tables([store.item_splits() for store in stores]).combine_chunks()
+    items = rows.column("item").combine_chunks()
+    counts = items.value_counts()
+    shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    return rows.take(pc.index_in(shared, value_set=items)).combine_chunks()
 
 
 def _copy_shard(store: Store, modality: str, part: int, target: Path) -> None:

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 from ..errors import StoreError, UnreachableError
 from ..identity import ModelIdentity
 from ..io.files import MALFORMED, json_text, read_json, write_atomically
-from ..io.locations import kind_of, unread_is_not_damaged
-from ..io.parquet import open_checked
+from ..io.locations import kind_of, name_or_file, unread_is_not_damaged
 
 FORMAT_VERSION = 1
 INFO_FILE = "store.json"
@@ -180,8 +179,8 @@ def read_failures(store: Path) -> list[Failure]:
     if kind_of(path) is None:
         return []
     try:
-        with unread_is_not_damaged(path), open_checked(path) as file:
-            return [Failure.of(row) for row in file.read().to_pylist()]
+        with unread_is_not_damaged(path), name_or_file(path) as source:
+            return [Failure.of(row) for row in pq.read_table(source, page_checksum_verification=True).to_pylist()]
     except UnreachableError:
         raise
     except (OSError, *MALFORMED, pa.ArrowException) as error:

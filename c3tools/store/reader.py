@@ -10,22 +10,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
-from ..errors import IncompleteStoreError, StoreError
+from ..errors import C3Error, IncompleteStoreError, StoreError
 from ..io.files import sha256_of
+from ..io.hub import Card, HubRepository
 from ..io.locations import kind_of, location, names_in
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
 from ..tables import Table
-from .dataset import HubDataset
 from .manifest import EXTERNAL_FILE, INFO_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING, REWRITING_LIST, Manifest
 from .metadata import Failure, StoreInfo, read_failures
-from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, join_tables, split_mask
+from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, join_tables, own_items, split_mask
 from .shards import SplitMoments, add_moments, part_name, parts_in, read_batches, read_header, shards_in
 
 
-class Store(HubDataset):
+class Store(HubRepository):
     """A store of embeddings, opened for reading: the shards that its manifest lists, or all if it has none.
 
     Attributes:
@@ -34,6 +35,8 @@ class Store(HubDataset):
         manifest: what the store lists; None for all that is there, for writers and unfinished stores.
         summary: the `EmbedSummary` of the run, for a store that `c3tools.embed` returns; else None.
     """
+
+    repository_type = "dataset"
 
     def __init__(self, path: Path, info: StoreInfo, manifest: Manifest | None = None) -> None:
         self.path = path
@@ -118,6 +121,26 @@ class Store(HubDataset):
                 remedy=f"Run the same command again if a run was interrupted; else see `c3 verify {self.path}`.",
             )
         return path
+
+    def card(self) -> Card:
+        """Return the facts of its card on the hub."""
+        from .dataset import card_of
+
+        return card_of(self)
+
+    def save_repository(self, folder: Path) -> None:
+        """Write the data set of the hub to a folder; see `c3tools.store.dataset.save_data_set`."""
+        from .dataset import save_data_set
+
+        save_data_set(self, folder)
+
+    @classmethod
+    def load_repository(cls, folder: Path, *, output: str | Path = "c3-store") -> Store:
+        """Make a store at ``output`` of a data set; see `c3tools.store.dataset.load_data_set`."""
+        from .dataset import load_data_set
+
+        load_data_set(folder, Path(output))
+        return cls.open(output)
 
     @property
     def modalities(self) -> list[str]:
@@ -378,6 +401,20 @@ class Store(HubDataset):
         """
         return Pairs.match(self.load(first, split), self.load(second, split))
 
+    def item_splits(self) -> pa.Table:
+        """Return item and split of every item once, as its first row names the split: an image before its texts.
+
+        Raises:
+            StoreError: if a shard cannot be read.
+        """
+        blocks = [pa.table({"item": pa.array([], pa.string()), "split": pa.array([], pa.string())})]
+        for modality in sorted(self.modalities, key=lambda name: name == "text"):
+            for batch in self.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
+                blocks.append(pa.table({"item": own_items(batch), "split": batch.column("split")}))
+        rows = pa.concat_tables(blocks).combine_chunks()
+        items = rows.column("item").combine_chunks()
+        return rows.take(pc.index_in(items.unique(), value_set=items)).combine_chunks()
+
     def require(self, modality: str) -> None:
         """Raise a StoreError that lists the modalities if ``modality`` is not one of them."""
         if not self.parts(modality):
@@ -386,3 +423,38 @@ class Store(HubDataset):
                 f"The store {self.path} has no modality {modality!r}. Its modalities: {present}.",
                 remedy="Run `c3 embed` on a corpus with this modality.",
             )
+
+
+def training_split(
+    store: Store, modality: str, split: str, *, called: str, error: type[C3Error]
+) -> tuple[Rows, Rows, str]:
+    """Return the rows of a split, those to validate on, and why the latter were held out from the former ("" if not).
+
+    Without a ``val`` split, or if it is among the rows to learn from, a tenth of the items (by a stable hash of their
+    keys) is held out.
+
+    Args:
+        store: to read from.
+        modality: of the rows.
+        split: to learn from.
+        called: the rows in words, for the message of the error.
+        error: raised if the split has no rows.
+
+    Raises:
+        StoreError: if the store has no such modality.
+        C3Error: of the class ``error``.
+    """
+    train = store.load(modality, split)
+    if not len(train):
+        raise error(
+            f"The store {store.path} has no {called} in the split {split!r}. Its splits are "
+            f"{store.list_splits(modality)}.",
+            remedy="Choose the split to train on with --train-split.",
+        )
+    # where rows are split by hash, those of a split that the corpus names are in val too
+    apart = split not in ("val", ALL) and (split in STANDARD or store.kept_splits is None)
+    if not store.count(modality, "val"):
+        return *train.hold_out(), "There is no val split"
+    if apart:
+        return train, store.load(modality, "val"), ""
+    return *train.hold_out(), "All splits are trained on" if split == ALL else "Rows of val are trained on"

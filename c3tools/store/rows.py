@@ -236,6 +236,13 @@ def row_items(table: pa.Table | pa.RecordBatch) -> Strings:
     return Strings(own_items(table))
 
 
+def joined_splits(table: pa.Table | pa.RecordBatch, splits: pa.Table) -> pa.Array[Any]:
+    """Return the split of each row: that of its item in ``splits`` (columns item and split), else its own."""
+    own = _text(table, "split")
+    places = pc.index_in(own_items(table), value_set=splits.column("item").combine_chunks())
+    return pc.if_else(pc.is_valid(places), splits.column("split").combine_chunks().take(places), own)
+
+
 def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:
     """Return the split of each row: as the corpus says, else by a stable hash of the item's key.
 

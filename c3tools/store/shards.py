@@ -23,9 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import StoreError, UnreachableError
-from ..io.files import write_atomically
+from ..io.files import sha256_of, write_atomically
 from ..io.locations import SMALL_BLOCK, name_or_file, names_in, unread_is_not_damaged
-from ..io.parquet import open_checked
 from ..moments import Moments
 from .metadata import Failure, StoreInfo, digest_of
 from .rows import embedding_matrix, row_splits
@@ -147,9 +146,9 @@ def parquet_writer(path: Path, schema: pa.Schema, *, split_bytes: bool = True) -
     )
 
 
-def write_shard(store: Path, info: StoreInfo, shard: Shard, made_from: str | None = None) -> None:
+def write_shard(store: Path, info: StoreInfo, shard: Shard, made_from: str | None = None) -> str:
     """Write a shard; embeddings are cast to the dtype of the store. See `write_rows`."""
-    write_rows(store, info, shard.modality, shard.index, shard_table(info, shard), shard.failures, made_from)
+    return write_rows(store, info, shard.modality, shard.index, shard_table(info, shard), shard.failures, made_from)
 
 
 def write_rows(
@@ -162,34 +161,56 @@ def write_rows(
     made_from: str | None = None,
     *,
     split_bytes: bool = True,
-) -> None:
-    """Write a table of rows as a shard, complete or not at all.
+) -> str:
+    """Write a table of rows as a shard of a store, and return its SHA-256; see `write_file`."""
+    path = store / part_name(modality, part)
+    return write_file(path, info, rows, failures, made_from, split_bytes=split_bytes)
+
+
+def write_file(
+    path: Path,
+    info: StoreInfo,
+    rows: pa.Table,
+    failures: Sequence[Failure] = (),
+    made_from: str | None = None,
+    *,
+    split_bytes: bool = True,
+) -> str:
+    """Write the file of a shard, complete or not at all, and return its SHA-256.
 
     Args:
-        store: the folder or URL.
-        info: of the store; repeated in the metadata of the shard.
-        modality: of the shard.
-        part: number of the shard.
+        path: of the file, on this machine or at a URL.
+        info: of the store; repeated in the metadata of the file.
         rows: with the columns of `shard_schema`, and others if there are any.
         failures: the inputs of this shard that were not embedded.
         made_from: digest of the settings; None for that of ``info``.
         split_bytes: see `parquet_writer`.
 
     Raises:
-        OSError: if it cannot be written; UnreachableError at a URL.
+        OSError: if it cannot be written.
+        UnreachableError: if a URL cannot be written to, or the file was changed on the way there.
     """
+    digest = ""
     metadata = {
         METADATA_KEY: json.dumps(info.to_dict(), sort_keys=True),
-        FAILURES_KEY: json.dumps([asdict(failure) for failure in failures], ensure_ascii=True),
+        FAILURES_KEY: json.dumps([asdict(failure) for failure in failures]),
         MADE_FROM_KEY: made_from or digest_of(info.to_dict()),
     }
     schema = rows.schema.with_metadata(metadata)
 
-    def write(path: Path) -> None:
-        with parquet_writer(path, schema, split_bytes=split_bytes) as writer:
+    def write(temporary: Path) -> None:
+        nonlocal digest
+        with parquet_writer(temporary, schema, split_bytes=split_bytes) as writer:
             writer.write_table(rows.replace_schema_metadata(schema.metadata), row_group_size=ROW_GROUP_ROWS)
+        digest = sha256_of(temporary)
 
-    write_atomically(store / part_name(modality, part), write)
+    write_atomically(path, write)
+    if not isinstance(path, Path) and sha256_of(path) != digest:
+        raise UnreachableError(
+            f"{path} was changed on the way: what is read back is not what was uploaded.",
+            remedy="Run the same command again.",
+        )
+    return digest
 
 
 def shard_table(info: StoreInfo, shard: Shard) -> pa.Table:
@@ -245,7 +266,11 @@ def read_batches(
         StoreError: if it cannot be read.
     """
     block = SMALL_BLOCK if columns and "embedding" not in columns else None
-    with reading_shard(path), open_checked(path, block) as file:
+    with (
+        reading_shard(path),
+        name_or_file(path, block) as source,
+        pq.ParquetFile(source, page_checksum_verification=True) as file,
+    ):
         check_schema(file.schema_arrow, modality, info, columns or ())
         for batch in file.iter_batches(batch_size=batch_rows, columns=None if columns is None else list(columns)):
             batch.validate(full=True)  # text that is not UTF-8 would fail later
