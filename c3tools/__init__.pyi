@@ -21,11 +21,11 @@ from .export.export import export_store as export_store
 from .geometry.report import GapReport as GapReport
 from .geometry.report import gap_report as gap_report
 from .geometry.report import gap_reports as gap_reports
-from .geometry.theory.depth import simulate_depth as simulate_depth
-from .geometry.theory.initialisation import simulate_init_gap as simulate_init_gap
-from .geometry.theory.optimisation import simulate_gap_after_training as simulate_gap_after_training
-from .geometry.theory.stable_region import simulate_stable_region as simulate_stable_region
-from .geometry.theory.temperature import simulate_temperature as simulate_temperature
+from .geometry.theory.contrastive import simulate_gap_after_training as simulate_gap_after_training
+from .geometry.theory.contrastive import simulate_stable_region as simulate_stable_region
+from .geometry.theory.contrastive import simulate_temperature as simulate_temperature
+from .geometry.theory.networks import simulate_depth as simulate_depth
+from .geometry.theory.networks import simulate_init_gap as simulate_init_gap
 from .identity import ModelIdentity as ModelIdentity
 from .imaging.evaluate import evaluate_images as evaluate_images
 from .imaging.generation import generate as generate

@@ -84,7 +84,7 @@ def test_on_ctrl_c_nothing_is_promised_that_is_not_so(
         "evaluate": ("c3tools.captioning.evaluate.store_references", [], "No output of this run was kept."),
         "caption": ("c3tools.captioning.caption.images_by_key", ["photos"], "No output of this run was kept."),
         "simulate": (
-            "c3tools.geometry.theory.initialisation.generator",
+            "c3tools.geometry.theory.networks.generator",
             ["init-gap", "--toy"],
             "No output of this run was kept.",
         ),
