@@ -148,10 +148,6 @@ def test_reading_works_with_every_unpickler_taken_away(tmp_path: Path, monkeypat
         b"c_codecs\nencode\n(S'x'\nS'zlib'\ntR.",
         b"\x80\x04cos\nsystem\n.",
         b"\x80\x04\x8c\x05numpy\x8c\x0bcore.system\x93.",
-        b"\x80\x02N." + b"r\xff\xff\xff\x7f" + b".",
-        b"\x80\x04Nr\xff\xff\xff\x7f.",
-        b"\x80\x05\x96\xff\xff\xff\x7f\0\0\0\0.",
-        b"\x80\x04\x8e\xff\xff\xff\xff\xff\0\0\0.",
     ],
 )
 def test_a_pickle_that_wants_more_than_arrays_is_refused(
@@ -162,46 +158,6 @@ def test_a_pickle_that_wants_more_than_arrays_is_refused(
     with pytest.raises(C3Error):
         read_pickle(tmp_path / "x.pkl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pkl"]
-
-
-def test_a_pickle_cannot_grow_in_memory(tmp_path: Path) -> None:
-    nest: Any = ["a"]
-    for _ in range(60):
-        nest = [nest, nest]  # two to the sixtieth strings when written out
-    rows = np.zeros(10_000, np.float32)
-    for value in (
-        {"images": {0: {"embed": [0.0], "img_path": nest}}, "captions": {}},
-        {"images": {0: {"embed": nest}}, "captions": {}},
-        {"images": {i: {"embed": rows} for i in range(10_000)}, "captions": {}},
-        {"clip_embedding": rows.reshape(1, -1), "captions": [{"caption": "a", "clip_embedding": 0}] * 50_000},
-    ):
-        (tmp_path / "x.pkl").write_bytes(pickle.dumps(value))
-        with pytest.raises(C3Error, match="damaged"):
-            read_pickle(tmp_path / "x.pkl")
-
-
-@pytest.mark.timeout(20)
-def test_a_key_that_takes_for_ever_to_be_hashed_is_refused(tmp_path: Path) -> None:
-    # a dictionary whose key is ((((...), (...)), ...), ...): each tuple twice the one before
-    nest = b"(Va\nt" + b"2\x86" * 60
-    for payload in (
-        b"(" + nest + b"I1\nd.",
-        b"}" + nest + b"I1\ns.",
-        b"}(" + nest + b"I1\nu.",
-        b"\x8f(" + nest + b"\x90.",
-    ):
-        (tmp_path / "x.pkl").write_bytes(payload)
-        with pytest.raises(C3Error, match=r"tuple as a key|sets"):
-            read_pickle(tmp_path / "x.pkl")
-
-
-def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    np.savez_compressed(tmp_path / "x.npz", embedding=np.zeros((1000, 1024), np.float32))
-    assert (tmp_path / "x.npz").stat().st_size < 1 << 14
-    assert read_vectors(tmp_path / "x.npz").vectors.shape == (1000, 1024)
-    monkeypatch.setattr("c3tools.io.limits._ANY_SIZE", 1 << 20)
-    with pytest.raises(C3Error, match=r"would unpack from .* to 4,096"):
-        read_vectors(tmp_path / "x.npz")
 
 
 def test_yaml_neither_makes_objects_nor_grows(tmp_path: Path) -> None:

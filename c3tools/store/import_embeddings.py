@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from ..corpus.captions import first_column
 from ..errors import StoreError, telling_what_is_kept
-from ..executors import Executor, LocalExecutor, Report, Tasks, Work, open_executor
 from ..identity import ModelIdentity
-from ..io.files import remove_leftovers, sha256_of
+from ..io.files import sha256_of
 from ..io.float16 import to_float32
 from ..io.locations import kind_of, location
 from ..io.lock import locked
-from ..reporter import SILENT, Reporter, counted
+from ..reporter import SILENT, Reporter
 from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
-from .importers.columns import KEYS, TEXT_KEYS, as_keys, find_column, require_utf8
-from .importers.vectors import clip_retrieval_files
-from .item_splits import item_splits, joined_splits
-from .keys import SortedHashes, key_hashes
+from .importers.files import clip_retrieval_files
+from .importers.pairing import KEYS, TEXT_KEYS, as_keys, require_utf8, share_splits
 from .manifest import StoreWriter, create_store
 from .metadata import INFO_FILE, Failure, StoreInfo, digest_of
 from .reader import Store
-from .rows import ITEM_COLUMNS, Rows, item_keys, row_items
+from .rows import ITEM_COLUMNS, Rows, item_keys, own_items
 from .shard_indexes import has_indexes, keep_indexes
 from .shards import Shard, read_header, write_shard
 
@@ -77,9 +75,6 @@ def import_embeddings(
     model: str | None = None,
     dtype: str = "float16",
     normalise: bool = True,
-    executor: str | Executor = "local",
-    address: str | None = None,
-    processes: int | None = None,
     reporter: Reporter = SILENT,
 ) -> ImportReport:
     """Write embeddings from files into a new store; rows are joined by id, or by order if there are no ids.
@@ -102,10 +97,6 @@ def import_embeddings(
         model: Name of the model that made the embeddings.
         dtype: Number format of the embeddings on disk: float16 or float32.
         normalise: Divide each vector by its norm.
-        executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
-        address: Address of the Ray cluster. By default RAY_ADDRESS, else the cluster of this machine, else a new one
-            here.
-        processes: Number of worker processes on the cluster. By default as many as fit.
         reporter: Shows the progress.
 
     Raises:
@@ -118,45 +109,47 @@ def import_embeddings(
     names = ColumnNames(key_column, image_key_column, caption_column, split_column)
     files = {"source": source, "image": image, "text": text, "meta": meta, "text_meta": text_meta, **(other or {})}
     paths = {name: Path(file) for name, file in files.items() if file is not None}
-    with open_executor(executor, address=address, processes=processes, cores=1) as runner:
-        if source is not None:
-            if image or text or other:
-                raise StoreError("Give either a folder or pickle, or single files, but not both.")
-            modalities, notes = _read_source(paths["source"], names)
-        elif not (image or text or other):
-            raise StoreError(
-                "Nothing to import: no files were given.", remedy="For example: c3 import --image FILE --text FILE"
-            )
-        else:
-            modalities, notes = pair(
-                read_vectors(paths["image"], image_array) if image else None,
-                read_vectors(paths["text"], text_array) if text else None,
-                {name: read_vectors(paths[name]) for name in other or {}},
-                meta=read_table(paths["meta"]) if meta else None,
-                text_meta=read_table(paths["text_meta"]) if text_meta else None,
-                names=names,
-            )
-        dim = _common_dim(modalities)
-        origin = {
-            "rows": {modality.name: len(modality) for modality in modalities},
-            "files": {name: _fingerprint(path) for name, path in sorted(paths.items())},
-            "arrays": [image_array, text_array],
-            "columns": asdict(names),
-        }
-        identity = ModelIdentity(name=model or UNKNOWN_MODEL)
-        info = StoreInfo(identity, dim, dtype, normalise, extra={"imported": origin})
-        report = write_modalities(location(store), info, modalities, executor=runner, reporter=reporter)
+    if source is not None:
+        if image or text or other:
+            raise StoreError("Give either a folder or pickle, or single files, but not both.")
+        modalities, notes = _read_source(paths["source"], names)
+    elif not (image or text or other):
+        raise StoreError(
+            "Nothing to import: no files were given.", remedy="For example: c3 import --image FILE --text FILE"
+        )
+    else:
+        modalities, notes = pair(
+            read_vectors(paths["image"], image_array) if image else None,
+            read_vectors(paths["text"], text_array) if text else None,
+            {name: read_vectors(paths[name]) for name in other or {}},
+            meta=read_table(paths["meta"]) if meta else None,
+            text_meta=read_table(paths["text_meta"]) if text_meta else None,
+            names=names,
+        )
+    dims = {modality.name: modality.vectors.shape[1] for modality in modalities}
+    if len(set(dims.values())) > 1:
+        raise StoreError(
+            "All embeddings in a store need the same dimension, but "
+            f"{' and '.join(f'{name} has {dim}' for name, dim in dims.items())}.",
+            remedy="Import vectors of the same model.",
+        )
+    if empty := [modality.name for modality in modalities if not len(modality)]:
+        raise StoreError(f"There are no {empty[0]} rows to import.")
+    origin = {
+        "rows": {modality.name: len(modality) for modality in modalities},
+        "files": {name: _fingerprint(path) for name, path in sorted(paths.items())},
+        "arrays": [image_array, text_array],
+        "columns": asdict(names),
+    }
+    identity = ModelIdentity(name=model or UNKNOWN_MODEL)
+    info = StoreInfo(identity, next(iter(dims.values())), dtype, normalise, extra={"imported": origin})
+    report = write_modalities(location(store), info, modalities, reporter=reporter)
     report.notes[:0] = notes
     return report
 
 
 def write_modalities(
-    path: Path,
-    info: StoreInfo,
-    modalities: Sequence[Modality],
-    *,
-    executor: Executor | None = None,
-    reporter: Reporter = SILENT,
+    path: Path, info: StoreInfo, modalities: Sequence[Modality], *, reporter: Reporter = SILENT
 ) -> ImportReport:
     """Write modalities into a new store, or continue an interrupted call with the same ``info``.
 
@@ -164,33 +157,44 @@ def write_modalities(
         path: the store.
         info: what it records about itself.
         modalities: rows with their columns.
-        executor: where shards are written; None for this process.
         reporter: shows the progress.
 
     Raises:
         StoreError: if the store contains rows of one of them from elsewhere.
         OutputError: if another run is writing to it.
     """
-    executor = executor or LocalExecutor()
-    left_out: dict[str, list[Failure]] = {}
+    failures: list[Failure] = []
     notes: list[str] = []
+    written = {}
     kept = "Finished shards are kept; run the same command again to write the others."
     with locked(path), telling_what_is_kept(lambda: kept):
-        _require_free(path, info, modalities)
+        digest = digest_of(info.to_dict())
+        if kind_of(path / INFO_FILE) is not None:
+            store = Store.open(path, incomplete=True)
+            shards = [shard for shard in store.shards if shard[0] in {modality.name for modality in modalities}]
+            if taken := sorted({name for name, n in shards if read_header(store.file(name, n)).made_from != digest}):
+                raise StoreError(
+                    f"The store {path} already has {' and '.join(taken)} rows.",
+                    remedy="Import into another store with --store NAME.",
+                )
         create_store(path, info)
         writer = StoreWriter(path, reporter=reporter)
-        writer.adopt(digest_of(info.to_dict()))
-        modalities = _join_splits(Store.open(path, incomplete=True), modalities, notes)
+        writer.adopt(digest)
+        store = Store.open(path, incomplete=True)
+        modalities = [replace(modality) for modality in modalities]
+        if known := _known_splits(store, {modality.name for modality in modalities}):
+            share_splits(modalities, known, notes)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
-            report: Report = lambda count, _: progress.advance(count)  # noqa: E731
             for modality in modalities:
-                failures, off_unit = left_out.setdefault(modality.name, []), 0
-                finished = set(Store.open(path, incomplete=True).parts(modality.name))
-                work = _ImportWork(path, info, modality.name)
-                for bad, off in executor.run(work, _Blocks(modality, finished), report):
-                    failures += bad
+                finished, off_unit, before = set(store.parts(modality.name)), 0, len(failures)
+                for part, start in enumerate(range(0, len(modality), SHARD_ROWS)):
+                    shard, off = _make_shard(info, modality, part, slice(start, start + SHARD_ROWS))
+                    failures += shard.failures
                     off_unit += off
-                remove_leftovers(path / modality.name)  # of workers that were lost
+                    if part not in finished:
+                        write_shard(path, info, shard)
+                    progress.advance(len(shard.embeddings) + len(shard.failures))
+                written[modality.name] = len(modality) - (len(failures) - before)
                 if off_unit:
                     treated = "divided by their norms" if info.normalised else "kept as they are"
                     rows = f"{off_unit:,} of {len(modality):,} {modality.name} rows"
@@ -198,10 +202,8 @@ def write_modalities(
         writer.finish()
         store = Store.open(path)
         if has_indexes(store):
-            keep_indexes(path, executor, reporter)
-    written = {modality.name: len(modality) - len(left_out[modality.name]) for modality in modalities}
-    everything = [failure for failures in left_out.values() for failure in failures]
-    return ImportReport(path, written, _count_pairs(store, [*written]), everything, notes)
+            keep_indexes(path, reporter=reporter)
+    return ImportReport(path, written, _count_pairs(store, [*written]), failures, notes)
 
 
 def _read_source(source: Path, names: ColumnNames) -> tuple[list[Modality], list[str]]:
@@ -220,37 +222,6 @@ def _read_source(source: Path, names: ColumnNames) -> tuple[list[Modality], list
     )
 
 
-def _common_dim(modalities: Sequence[Modality]) -> int:
-    dims = {modality.name: modality.vectors.shape[1] for modality in modalities}
-    if len(set(dims.values())) > 1:
-        listing = " and ".join(f"{name} has {dim}" for name, dim in dims.items())
-        raise StoreError(
-            f"All embeddings in a store need the same dimension, but {listing}.",
-            remedy="Import vectors of the same model.",
-        )
-    for modality in modalities:
-        if len(modality) == 0:
-            raise StoreError(f"There are no {modality.name} rows to import.")
-    return next(iter(dims.values()))
-
-
-def _require_free(path: Path, info: StoreInfo, modalities: Sequence[Modality]) -> None:
-    if kind_of(path / INFO_FILE) is None:
-        return
-    store = Store.open(path, incomplete=True)
-
-    def is_from_elsewhere(modality: str, part: int) -> bool:
-        return read_header(store.file(modality, part)).made_from != digest_of(info.to_dict())
-
-    names = [modality.name for modality in modalities]
-    taken = [name for name in names if any(is_from_elsewhere(name, part) for part in store.parts(name))]
-    if taken:
-        raise StoreError(
-            f"The store {path} already has {' and '.join(taken)} rows.",
-            remedy="Import into another store with --store NAME.",
-        )
-
-
 def _fingerprint(path: Path) -> dict[str, Any]:
     """Return name and hash of an imported file or folder: if it changed, an interrupted import is not continued."""
     if not path.is_dir():
@@ -260,89 +231,43 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": digest_of(digests)}
 
 
-class _Block(NamedTuple):
-    """Rows that become a shard: (n, d) float32 with their columns; ``finished`` if the shard exists already."""
+def _make_shard(info: StoreInfo, modality: Modality, part: int, rows: slice) -> tuple[Shard, int]:
+    """Return a shard of some rows, those that cannot be stored as failures, and how many rows have another norm than 1.
 
-    part: int
-    vectors: npt.NDArray[np.float32]
-    columns: dict[str, list[Any]]
-    finished: bool
+    Only the vectors of these rows are read.
+    """
+    vectors = np.array(modality.vectors[rows], dtype=np.float32)
+    columns = {name: values[rows] for name, values in modality.columns.items()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        fits = info.normalised or np.isfinite(vectors.astype(info.dtype)).all(axis=1)
+    good = np.isfinite(norms) & (norms > 0) & fits
+    why = np.select(
+        [norms == 0, ~np.isfinite(norms)],
+        ["the vector is zero", "the vector contains NaN or infinity"],
+        f"a component is too large for {info.dtype}; use --dtype float32",
+    )
+    bad = [
+        Failure(columns["key"][row], f"row {rows.start + row}", "import", "BadVector", str(why[row]))
+        for row in np.flatnonzero(~good)
+    ]
+    kept = vectors[good] / norms[good][:, None] if info.normalised else vectors[good]
+    columns = {
+        name: [value for value, fine in zip(values, good, strict=True) if fine] for name, values in columns.items()
+    }
+    return Shard(modality.name, part, kept, columns, bad), int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
 
 
-class _Blocks(Tasks[_Block]):
-    """The blocks of a modality, each read when it is needed."""
-
-    def __init__(self, modality: Modality, finished: set[int]) -> None:
-        self._modality = modality
-        self._finished = finished
-
-    def __len__(self) -> int:
-        return len(range(0, len(self._modality), SHARD_ROWS))
-
-    def __getitem__(self, part: int, /) -> _Block:
-        rows = slice(part * SHARD_ROWS, min((part + 1) * SHARD_ROWS, len(self._modality)))
-        columns = {name: values[rows] for name, values in self._modality.columns.items()}
-        vectors = np.array(self._modality.vectors[rows], dtype=np.float32)
-        return _Block(part, vectors, columns, part in self._finished)
-
-
-@dataclass
-class _ImportWork(Work[_Block, tuple[list[Failure], int]]):
-    """Writing blocks of rows as shards; a result is the rows left out, and the number of rows without unit norm."""
-
-    path: Path
-    info: StoreInfo
-    modality: str
-
-    def run(self, tasks: Iterable[_Block], report: Report) -> Iterator[tuple[list[Failure], int]]:
-        for block in tasks:
-            with np.errstate(over="ignore", invalid="ignore"):
-                norms = np.sqrt(np.einsum("ij,ij->i", block.vectors, block.vectors))
-                fits = self.info.normalised or np.isfinite(block.vectors.astype(self.info.dtype)).all(axis=1)
-            good = np.isfinite(norms) & (norms > 0) & fits
-            start = block.part * SHARD_ROWS
-            why = np.select(
-                [norms == 0, ~np.isfinite(norms)],
-                ["the vector is zero", "the vector contains NaN or infinity"],
-                f"a component is too large for {self.info.dtype}; use --dtype float32",
+def _known_splits(store: Store, imported: set[str]) -> dict[str, str]:
+    """Return the split of each item that the store has in other modalities, images first."""
+    known: dict[str, str] = {}
+    for modality in sorted(set(store.modalities) - imported, key=lambda name: name == "text"):
+        for batch in store.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
+            items, splits = own_items(batch).to_pylist(), batch.column("split").to_pylist()
+            known.update(
+                (str(item), split or "") for item, split in zip(items, splits, strict=True) if item not in known
             )
-            bad = [
-                Failure(block.columns["key"][row], f"row {start + row}", "import", "BadVector", str(why[row]))
-                for row in np.flatnonzero(~good)
-            ]
-            if not block.finished:
-                kept = block.vectors[good]
-                if self.info.normalised:
-                    kept /= norms[good][:, None]
-                columns = {n: [v for v, g in zip(vs, good, strict=True) if g] for n, vs in block.columns.items()}
-                write_shard(self.path, self.info, Shard(self.modality, block.part, kept, columns, bad))
-            report(len(norms), 0)
-            yield bad, int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
-
-    def name(self, task: _Block) -> str:
-        return f"{self.modality} shard {task.part}"
-
-
-def _join_splits(store: Store, modalities: Sequence[Modality], notes: list[str]) -> list[Modality]:
-    """Let rows join the splits of their items: the store may have rows of these in other modalities."""
-    if not set(store.modalities) - {modality.name for modality in modalities}:
-        return [*modalities]
-    joined, tables, wanted = [], [], SortedHashes()
-    for modality in modalities:
-        columns = {"split": [None] * len(modality), **modality.columns}
-        names = [name for name in ("key", "split", *ITEM_COLUMNS) if name in columns]
-        tables.append(pa.table({name: pa.array(columns[name], pa.string()) for name in names}))
-        wanted.add(list(row_items(tables[-1])))
-    found = item_splits([store], wanted.missing_from())
-    for modality, table in zip(modalities, tables, strict=True):
-        before, splits = table.column("split").to_pylist(), joined_splits(table, found)
-        joined.append(replace(modality, columns={**modality.columns, "split": splits}))
-        if moved := sum(old not in (None, new) for old, new in zip(before, splits, strict=True)):
-            notes.append(
-                f"{counted(moved, f'{modality.name} row names', f'{modality.name} rows name')} another split than "
-                "their item has in the store; an item is in one split, that in the store."
-            )
-    return joined
+    return known
 
 
 def _count_pairs(store: Store, imported: Sequence[str]) -> int:
@@ -351,11 +276,12 @@ def _count_pairs(store: Store, imported: Sequence[str]) -> int:
     others = [name for name in imported if name != first] or others
     if not others:
         return 0
-    items = []
-    for name in (first, "text" if "text" in others else others[0]):
-        keys = (item_keys(batch).to_pylist() for batch in store.batches(name, ["key", *ITEM_COLUMNS]))
-        items.append(np.concatenate([key_hashes([]), *(key_hashes([key for key in block if key]) for block in keys)]))
-    return int(np.isin(items[1], items[0]).sum())
+    theirs, items = (
+        pa.chunked_array([item_keys(batch) for batch in store.batches(name, ["key", *ITEM_COLUMNS])], pa.string())
+        for name in (first, "text" if "text" in others else others[0])
+    )
+    found = pc.is_in(items.drop_null(), value_set=theirs.drop_null())
+    return int(np.count_nonzero(found.to_numpy(zero_copy_only=False)))
 
 
 def read_rows(source: str | Path, modality: str, name: str | None = None) -> tuple[Rows, ModelIdentity]:
@@ -387,9 +313,9 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
     embeddings = to_float32(np.asarray(file.vectors[:]))
     if not len(embeddings):
         raise StoreError(f"{path} has no rows.", remedy="Give a file that contains vectors.")
-    column = find_column(file.columns, None, TEXT_KEYS if modality == "text" else KEYS)
+    column = first_column(TEXT_KEYS if modality == "text" else KEYS, list(file.columns))
     keys = [] if column is None else as_keys(file.columns[column], column)
     if len(set(keys)) < len(embeddings) or "" in keys:
         keys = [str(row) for row in range(len(embeddings))]
-    require_utf8(modality, {"key": keys})
+    require_utf8(f"The key of {modality} row", keys)
     return Rows.of(modality, keys, embeddings), ModelIdentity()

@@ -25,14 +25,12 @@ from c3tools.export import export_store
 from c3tools.identity import ModelIdentity
 from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store, StoreInfo, reader
-from c3tools.store import import_embeddings as import_module
-from c3tools.store.import_embeddings import import_embeddings
 from c3tools.store.means import compute_means, save_means
 from c3tools.transforms import preset
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
 from tests.servers import Faults
-from tests.stores import gap_store, make_vectors
+from tests.stores import gap_store
 
 COMMAND = [sys.executable, "-c", "from c3tools.cli import main; main()"]
 
@@ -71,28 +69,6 @@ def test_exports(cluster: RayExecutor, store: Store, tmp_path: Path, format: str
     assert (there.rows, there.parts, there.kept, sum(told)) == (here.rows, 14, 0, 270)
     again = export_store(store, tmp_path / "there", **options, executor=cluster)
     assert (again.parts, again.kept) == (0, 14)
-
-
-def test_imports(cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module, "SHARD_ROWS", 20)
-    images, texts = make_vectors(50)
-    images[7] = 0
-    texts = texts[::2]
-    texts[3] = np.nan
-    np.save(tmp_path / "image.npy", 2 * images)
-    np.save(tmp_path / "text.npy", texts)
-    reports = [
-        import_embeddings(
-            None, tmp_path / name, image=tmp_path / "image.npy", text=tmp_path / "text.npy", executor=executor
-        )
-        for name, executor in (("here", "local"), ("threads", LocalExecutor(threads=2)), ("there", cluster))
-    ]
-    assert files(tmp_path / "there") == files(tmp_path / "threads") == files(tmp_path / "here")
-    assert len(Store.open(tmp_path / "there").parts("text")) == 3
-    for report in reports:
-        assert report.rows == {"image": 49, "text": 49}
-        assert report.failures == reports[0].failures
-        assert report.notes == reports[0].notes
 
 
 def test_moments(cluster: RayExecutor, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,10 @@
-"""Read embeddings from other programs safely: arrays, tables, clip-retrieval folders, pickles.
-
-No reader here runs code from a file: numpy and torch files are read with pickling off, and pickles go through an
-unpickler that knows arrays, numbers and strings and refuses everything else.
-"""
+"""Read embeddings from other programs safely: arrays, tables, clip-retrieval folders, pickles; and pair their rows."""
 
 from __future__ import annotations
 
-from .columns import ColumnNames, key_and_split
-from .pairing import Modality, pair
+from .files import VectorFile, Vectors, read_clip_retrieval, read_table, read_vectors
+from .pairing import ColumnNames, Modality, key_and_split, pair
 from .pickles import read_pickle
-from .tables import read_table
-from .vectors import VectorFile, Vectors, read_clip_retrieval, read_vectors
 
 __all__ = [
     "ColumnNames",

@@ -1,4 +1,4 @@
-"""Keys, captions and pairs for imported rows.
+"""Keys, captions, splits and pairs of imported rows.
 
 Rows are joined by id wherever both sides have ids: vectors with their table, texts with images, other modalities with
 either. They are paired by order only where one side has no ids at all, and a note says so.
@@ -6,34 +6,50 @@ either. They are paired by order only where one side has no ids at all, and a no
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
 
-from ...corpus.captions import first_column
+from ...corpus.captions import TEXT_COLUMNS, first_column
+from ...corpus.items import IMAGE_SUFFIXES, is_utf8
 from ...errors import StoreError
 from ...reporter import counted
-from ..rows import ITEM_COLUMNS
-from .columns import (
-    CAPTIONS,
-    ITEMS,
-    KEYS,
-    NEVER_ITEMS,
-    PATHS,
-    TEXT_KEYS,
-    ColumnNames,
-    as_items,
-    as_keys,
-    as_texts,
-    captions_in,
-    find_column,
-    label_vectors,
-    match_ids,
-    require_utf8,
-    splits_in,
+from ..rows import ITEM_COLUMNS, positions
+from .files import Columns, VectorFile, Vectors
+
+_FILE_NAMES = ("image", "file_name", "image_path", "filename", "image_name")
+_STEMS = (*_FILE_NAMES, "path", "image_key")  # columns whose values lose the suffix of an image
+ITEMS = ("image_key", "image_keys", "image_id", "image_ids", "img_id", "img_ids", *_FILE_NAMES)
+KEYS = (
+    *("key", "keys", "image_key", "id", "ids", "image_id", "image_ids", "img_id"),
+    *("image", "file_name", "filename", "image_name", "path", "image_path", "url", "names"),
 )
-from .tables import Columns
-from .vectors import VectorFile, Vectors
+TEXT_KEYS = ("key", "keys", "text_key", "caption_id", "id", "ids", "names")
+NEVER_ITEMS = ("text_key", "caption_id")  # ids of texts, even where some of them equal ids of images
+CAPTIONS = ("caption", "text", *TEXT_COLUMNS)
+PATHS = ("path", "image_path", "file_name", "filename", "image_name", "image", "url")
+_DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
+_Ids = list[str | None]
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """Columns to use, if the usual names do not fit.
+
+    Attributes:
+        key: id of a row.
+        image_key: in a table of texts, the id of the image that a text belongs to.
+        caption: the text.
+        split: train, val, test.
+    """
+
+    key: str | None = None
+    image_key: str | None = None
+    caption: str | None = None
+    split: str | None = None
 
 
 @dataclass
@@ -54,6 +70,13 @@ class Modality:
         """Return the number of rows."""
         return self.vectors.shape[0]
 
+    @property
+    def items(self) -> list[str]:
+        """The item of each row; a row that names none is an item of its own."""
+        keys = self.columns["key"]
+        named = next((self.columns[name] for name in ITEM_COLUMNS if name in self.columns), keys)
+        return [item or key for item, key in zip(named, keys, strict=True)]
+
 
 def pair(
     images: VectorFile | None,
@@ -73,7 +96,7 @@ def pair(
     Args:
         images: vectors of images.
         texts: vectors of texts.
-        others: vectors of further modalities, joined with images or texts in the same way.
+        others: vectors of other modalities, which are paired with images or texts in the same way.
         meta: table with one row per image (per text if there are no images).
         text_meta: table with one row per text.
         names: columns to use.
@@ -93,116 +116,213 @@ def pair(
             there = ", ".join(dict.fromkeys(name for table in given for name in table)) or "none"
             raise StoreError(f"There is no column {column!r}. The columns are {there}.")
     notes: list[str] = []
-    known: list[_Table] = []
+    known: list[_Side] = []
     if images is not None:
-        known.append(_image(_Table.of("image", images, meta, names, given, KEYS, notes)))
+        side = _Side.of("image", images, meta, names, KEYS, notes)
+        path = first_column(PATHS, list(side.given))
+        side.columns = {"key": side.keys(), "path": as_texts(side.given[path]) if path else [None] * len(side)}
+        known.append(side)
     if texts is not None:
-        table = _Table.of("text", texts, text_meta, names, given, TEXT_KEYS, notes)
-        known.append(_text(table, known[0] if known else None, notes))
+        side = _Side.of("text", texts, text_meta, names, TEXT_KEYS, notes)
+        _pair_texts(side, known[0] if known else None, notes)
+        known.append(side)
     for name, file in others.items():
-        known.append(_other(_Table.of(name, file, {}, names, given, KEYS, notes), known, notes))
-    for table in known:
-        require_utf8(table.name, table.rows)
-        _require_unique_keys(table)
-    _share_splits(known, notes)
-    return [Modality(table.name, table.vectors, table.rows) for table in known], notes
+        side = _Side.of(name, file, {}, names, KEYS, notes)
+        side.columns = {"key": side.keys()}
+        _pair_others(side, known, notes)
+        known.append(side)
+    for side in known:
+        side.columns["split"] = splits_in(side.given, side.names, len(side))
+        for column, values in side.columns.items():
+            require_utf8(f"The {column} of {side.name} row", values)
+        counts = Counter(side.columns["key"])
+        key, times = counts.most_common(1)[0] if counts else ("", 0)
+        if times > 1 or "" in counts:
+            what = f"{key!r} occurs {times} times" if times > 1 else "some are empty"
+            raise StoreError(
+                f"Keys of {side.name} rows must be unique: {what}.", remedy="Choose another column with --key-column."
+            )
+    share_splits(known, {}, notes)
+    return [Modality(side.name, side.vectors, side.columns) for side in known], notes
+
+
+def share_splits(modalities: Sequence[Modality], known: Mapping[str, str], notes: list[str]) -> None:
+    """Put all rows of an item into one split: the ``known`` one, else the first that one of its rows names."""
+    named = dict(known)
+    items = [modality.items for modality in modalities]
+    for modality, own in zip(modalities, items, strict=True):
+        for item, split in zip(own, modality.columns.get("split", [None] * len(own)), strict=True):
+            if split:
+                named.setdefault(item, split)
+    for modality, own in zip(modalities, items, strict=True):
+        before = modality.columns.get("split", [None] * len(own))
+        modality.columns = {**modality.columns, "split": [named.get(item) or None for item in own]}
+        if moved := sum(old not in (None, new) for old, new in zip(before, modality.columns["split"], strict=True)):
+            notes.append(
+                f"{counted(moved, f'{modality.name} row names', f'{modality.name} rows name')} another split than the "
+                "rest of the item; an item is in one split, that of its rows in the store, else of its image."
+            )
 
 
 @dataclass
-class _Table:
-    """The rows of one modality on the way into a store.
+class _Side(Modality):
+    """The rows of one modality on the way into a store; ``columns`` are filled in while they are paired.
 
     Attributes:
-        name: of the modality.
-        vectors: (n, d).
-        columns: of the file and of its table, n values each.
+        given: the columns of the file and of its table, n values each.
         names: columns to use.
         key_column: that of the ids; None without ids.
-        rows: the columns as they are written, filled in by the modality's own function.
+        named: see `VectorFile`.
     """
 
-    name: str
-    vectors: Vectors
-    columns: Columns
-    names: ColumnNames
-    key_column: str | None
-    rows: Columns = field(default_factory=dict)
+    given: Columns = field(default_factory=dict)
+    names: ColumnNames = field(default_factory=ColumnNames)
+    key_column: str | None = None
+    named: bool = False
 
     @classmethod
     def of(
-        cls,
-        name: str,
-        file: VectorFile,
-        table: Columns,
-        names: ColumnNames,
-        given: Sequence[Columns],
-        usual: Sequence[str],
-        notes: list[str],
-    ) -> _Table:
-        """Join the vectors of a file with their table; of ``names``, those that only other tables have do not apply."""
-        own = names.within({**file.columns, **table}, *given)
-        columns = label_vectors(name, file, table, own, usual, notes)
-        return cls(name, file.vectors, columns, own, find_column(columns, own.key, usual))
-
-    def __len__(self) -> int:
-        return self.vectors.shape[0]
+        cls, name: str, file: VectorFile, table: Columns, names: ColumnNames, usual: Sequence[str], notes: list[str]
+    ) -> _Side:
+        """Join the vectors of a file with their table, by id if both have ids, else by order."""
+        there = {**file.columns, **table}  # a column that the user names may be in another table
+        own_names = replace(names, **{role: None for role, column in vars(names).items() if column not in there})
+        n = file.vectors.shape[0]
+        own, listed_in = (find_column(columns, own_names.key, usual) for columns in (file.columns, table))
+        if own and listed_in:
+            wanted, listed = as_keys(file.columns[own], own), as_keys(table[listed_in], listed_in)
+            rows = match_ids(wanted, listed) if len({*listed}) == len(listed) else [None]
+            if wanted != listed and rows.count(None) == len(rows):
+                raise StoreError(
+                    f"The {name} vectors and their table both have ids ({listed_in!r}), but the ids differ.",
+                    remedy="Use the table of these vectors, with each id once, or remove the ids from one of the two.",
+                )
+            if wanted != listed:
+                if lost := rows.count(None):
+                    example = wanted[rows.index(None)]
+                    notes.append(
+                        f"The table describes {n - lost:,} of {n:,} {name} rows; {example!r}, for example, is missing."
+                    )
+                table = {
+                    column: [None if row is None else values[row] for row in rows]
+                    for column, values in table.items()
+                    if column != listed_in
+                }
+                if listed_in == names.key:  # of a row that is not listed, the key is its own id
+                    keys = zip(wanted, rows, strict=True)
+                    table[listed_in] = [key if row is None else listed[row] for key, row in keys]
+        for column, values in table.items():
+            if len(values) != n:
+                raise StoreError(
+                    f"There are {n:,} {name}s, but {counted(len(values), 'row')} in their table (column {column!r}).",
+                    remedy="A table needs one row per vector, in the same order. Texts have their own table: "
+                    "--text-meta FILE.",
+                )
+        columns = {**table, **file.columns} if own else {**file.columns, **table}
+        key_column = find_column(columns, own_names.key, usual)
+        return cls(name, file.vectors, {}, columns, own_names, key_column, file.named)
 
     @property
     def plural(self) -> str:
         """The rows in words."""
         return f"{self.name}s" if self.name in ("image", "text") else f"{self.name} rows"
 
-    @property
-    def items(self) -> list[str | None]:
-        """The key of each row's item: of texts that name none, None."""
-        return self.rows.get("image_key", self.rows["key"])
+    def keys(self) -> list[str]:
+        """Return the ids of the rows, or their numbers."""
+        column = self.key_column
+        return as_keys(self.given[column], column) if column else _numbered_keys([None] * len(self))
 
     def item_columns(self, *usual: str) -> list[str]:
         """Return the columns that may name the item of each row, the one that the user named alone."""
-        named = find_column(self.columns, self.names.image_key, ())
-        found = [named] if named else [first_column([name], list(self.columns)) for name in usual]
-        return list(dict.fromkeys(filter(None, found)))
+        if self.names.image_key:
+            return [self.names.image_key]
+        return list(dict.fromkeys(filter(None, (first_column([name], list(self.given)) for name in usual))))
 
-    def ids(self, like: str) -> Iterator[tuple[str, list[str | None]]]:
+    def ids(self, like: str) -> Iterator[tuple[str, _Ids]]:
         """Yield columns that may name the items of these rows: one of the name ``like``, the keys, then the others."""
-        if any(self.rows.get("image_key", ())):
-            yield "image_key", self.items
+        if any(self.columns.get("image_key", ())):
+            yield "image_key", self.columns["image_key"]
         for column in dict.fromkeys([like, self.key_column, *KEYS]):
-            if column in self.columns:
+            if column in self.given:
                 own = column == self.key_column
-                values: list[str | None] = self.rows["key"] if own else [*as_keys(self.columns[column], column)]
+                values: _Ids = self.columns["key"] if own else [*as_keys(self.given[column], column)]
                 if len(set(values)) == len(values):  # else they are not of these rows
                     yield column, values
 
+    def join(self, by: Sequence[str], known: _Side, notes: list[str]) -> tuple[list[int | None], _Ids] | None:
+        """Find for each row that of ``known`` it belongs to, by the first of the columns ``by`` that finds any.
 
-def _image(images: _Table) -> _Table:
-    path = find_column(images.columns, None, PATHS)
-    images.rows = {
-        "key": _keys(images),
-        "path": as_texts(images.columns[path]) if path else [None] * len(images),
-        "split": splits_in(images.columns, images.names, len(images)),
-    }
-    return images
+        Returns:
+            The rows of ``known``, None for none, and what the column contains; None without a hit.
+        """
+        for column in by:
+            named = as_items(self.given[column], column)
+            for target, keys in known.ids(column):
+                found = match_ids(named, keys)
+                hits = [(name, keys[row]) for name, row in zip(named, found, strict=True) if row is not None]
+                if not hits:
+                    continue
+                taken = {key for _, key in hits}
+                notes.append(
+                    f"{self.plural.capitalize()} were paired with {known.plural} by their column {column!r}"
+                    f"{'' if target == column else f' and those by {target!r}'}: {len(hits):,} of {len(self):,} "
+                    f"{self.plural} and {sum(key in taken for key in keys):,} of {len(known):,} {known.plural} are "
+                    "paired."
+                )
+                if unlike := next(((name, key) for name, key in hits if name != key), None):
+                    notes.append(f"Leading zeros and file suffixes are ignored: {unlike[0]!r} matches {unlike[1]!r}.")
+                if lost := next((n for n, row in zip(named, found, strict=True) if row is None and n), None):
+                    notes.append(f"Some {known.plural} that {self.plural} name are missing, for example {lost!r}.")
+                return found, named
+        column = str((*by, self.key_column)[0])
+        mine = next(filter(None, as_items(self.given[column], column)), "")
+        notes.append(
+            f"No rows are paired: the ids of the {self.plural} ({column!r}, for example {mine!r}) and of the "
+            f"{known.plural} ({known.key_column or 'image_key'!r}, for example {next(iter(known.items), '')!r}) "
+            f"have nothing in common. Use --image-key-column to name the column of the {self.plural} that contains the "
+            f"ids of the {known.plural}."
+        )
+        return None
+
+    def pair_by_order(self, known: _Side, column: str, notes: list[str]) -> None:
+        """Pair row i with row i of ``known``; one side has no ids."""
+        for side in (self, known):
+            if side.named:
+                raise StoreError(
+                    f"The {side.plural} cannot be paired by their order: in their file each vector has its id as its "
+                    "name, so the order says nothing.",
+                    remedy=f"Give the ids of the {(known if side is self else self).plural} too: --meta or --text-meta "
+                    "FILE.",
+                )
+        self.columns[column] = [*known.columns.get("image_key", known.columns["key"])]
+        lacking = [side.plural for side in (self, known) if not (side.key_column or side.item_columns(*ITEMS))]
+        notes.append(
+            f"The {' and the '.join(lacking)} have no ids: row i was paired with row i ({counted(len(self), 'pair')})."
+        )
 
 
-def _text(texts: _Table, images: _Table | None, notes: list[str]) -> _Table:
-    n = len(texts)
-    by = texts.item_columns(*ITEMS)
-    key = texts.key_column
-    named = as_items(texts.columns[by[0]], by[0]) if by else [None] * n
-    texts.rows = {
-        "key": as_keys(texts.columns[key], "") if key else [],
-        "caption": captions_in(texts.columns, texts.names, n),
-        "image_key": named,
-        "split": splits_in(texts.columns, texts.names, n),
-    }
+def _pair_texts(texts: _Side, images: _Side | None, notes: list[str]) -> None:
+    n, key, by = len(texts), texts.key_column, texts.item_columns(*ITEMS)
+    named: _Ids = as_items(texts.given[by[0]], by[0]) if by else [None] * n
+    keys = as_keys(texts.given[key], key) if key else []
+    texts.columns = {"key": keys, "caption": captions_in(texts.given, texts.names, n), "image_key": named}
     if images is None:
         pass
-    elif "text_rows" in images.columns and not by:
-        _pair_by_text_rows(texts.rows, images)
+    elif "text_rows" in images.given and not by:
+        _pair_by_text_rows(texts.columns, images)
         notes.append("Texts were paired with images by the column 'text_rows'.")
     elif images.key_column and (by or key):
-        _pair_texts_by_id(texts, images, by, notes)
+        own_ids = not by  # by their own ids, where these are those of images
+        if own_ids and (key not in NEVER_ITEMS or key in images.given):
+            by = [str(key)]
+        if len(set(keys)) < len(keys) and key in by:
+            texts.columns["key"] = _numbered_keys([item or None for item in keys])  # several texts have an image's id
+        joined = texts.join(by, images, notes)
+        if joined is not None:
+            texts.columns["image_key"] = [
+                (None if own_ids else name) if row is None else images.columns["key"][row]
+                for row, name in zip(*joined, strict=True)
+            ]
     else:
         if by and (None in named or not n == len(set(named)) == len(images)):
             raise StoreError(
@@ -216,158 +336,162 @@ def _text(texts: _Table, images: _Table | None, notes: list[str]) -> _Table:
                 remedy="Give ids: --text-meta FILE with a column image_key, or --meta FILE with a column text_rows.",
             )
         if by:
-            images.rows["key"] = named
-        _pair_by_order(texts, images, "image_key", bool(by or key), notes)
-        if texts.rows["caption"] == [None] * n:
-            texts.rows["caption"] = captions_in(images.columns, images.names, n)
-    if not texts.rows["key"]:
-        texts.rows["key"] = _numbered_keys(texts.rows["image_key"])
-    return texts
+            images.columns["key"] = named
+        texts.pair_by_order(images, "image_key", notes)
+        if texts.columns["caption"] == [None] * n:
+            texts.columns["caption"] = captions_in(images.given, images.names, n)
+    texts.columns["key"] = texts.columns["key"] or _numbered_keys(texts.columns["image_key"])
 
 
-def _pair_texts_by_id(texts: _Table, images: _Table, by: list[str], notes: list[str]) -> None:
-    """Pair texts with images by the columns ``by``; without any by their own ids, where these are those of images."""
-    key = str(texts.key_column)
-    own_ids = not by
-    if own_ids and (key not in NEVER_ITEMS or key in images.columns):
-        by = [key]
-    own = texts.rows["key"]
-    if len(set(own)) < len(own) and key in by:
-        texts.rows["key"] = _numbered_keys(as_items(own, ""))  # several texts of an image have its id
-    joined = _join(texts, by, images, notes)
-    if joined is None:
-        notes.append(_nothing_paired(texts, by or [key], images))
-        return
-    found, _, named = joined
-    keys = images.rows["key"]
-    texts.rows["image_key"] = [
-        (None if own_ids else name) if row is None else keys[row] for row, name in zip(found, named, strict=True)
-    ]
-
-
-def _other(rows: _Table, known: Sequence[_Table], notes: list[str]) -> _Table:
-    rows.rows = {"key": _keys(rows), "split": splits_in(rows.columns, rows.names, len(rows))}
+def _pair_others(rows: _Side, known: Sequence[_Side], notes: list[str]) -> None:
     by = rows.item_columns("pair_key", *ITEMS) or ([rows.key_column] if rows.key_column else [])
-    partners = [table for table in known if table.key_column or any(table.rows.get("image_key", ()))] if by else []
+    partners = [side for side in known if side.key_column or any(side.columns.get("image_key", ()))] if by else []
+    missed: list[str] = []
     for partner in partners:
-        joined = _join(rows, by, partner, notes)
-        if joined is not None:
-            found, _, named = joined
-            items = partner.items
-            if partner.name == "text" and len(known) == 1:
-                partner.rows["image_key"] = items = [*_items_of_their_own(partner)]
-            own = rows.rows["key"] if partner.name == "text" else [None] * len(rows)
-            rows.rows["pair_key"] = [
-                name if row is None else None if items[row] == key else items[row]
-                for row, name, key in zip(found, named, own, strict=True)
-            ]
-            return rows
-    if partners:
-        notes.append(_nothing_paired(rows, by, partners[0]))
-        return rows
-    same = next((table for table in known if len(table) == len(rows)), None)
-    if same is not None:
+        told: list[str] = []
+        joined = rows.join(by, partner, told)
+        if joined is None:
+            missed = missed or told
+            continue
+        notes += told
+        if partner.name == "text" and len(known) == 1:
+            partner.columns["image_key"] = [*partner.items]
+        items = partner.columns.get("image_key", partner.columns["key"])
+        own = rows.columns["key"] if partner.name == "text" else [None] * len(rows)
+        rows.columns["pair_key"] = [
+            name if row is None else None if items[row] == key else items[row]
+            for row, name, key in zip(*joined, own, strict=True)
+        ]
+        return
+    notes += missed
+    same = next((side for side in known if len(side) == len(rows)), None)
+    if same is not None and not partners:
         if same.name == "text" and len(known) == 1:
-            same.rows["image_key"] = [*_items_of_their_own(same)]
-        _pair_by_order(rows, same, "pair_key", bool(by), notes)
-    return rows
+            same.columns["image_key"] = [*same.items]
+        rows.pair_by_order(same, "pair_key", notes)
 
 
-def _items_of_their_own(rows: _Table) -> Sequence[str]:
-    """Return the item of each row; a row that names none is an item of its own."""
-    named = next((rows.rows[name] for name in ITEM_COLUMNS if name in rows.rows), rows.items)
-    return [item or key for item, key in zip(named, rows.rows["key"], strict=True)]
-
-
-def _share_splits(tables: Sequence[_Table], notes: list[str]) -> None:
-    """Put all rows of an item into one split: the first that its image names, else another of its rows."""
-    named: dict[str, str] = {}
-    items = [_items_of_their_own(table) for table in tables]
-    for table, own in zip(tables, items, strict=True):
-        for item, split in zip(own, table.rows["split"], strict=True):
-            if split:
-                named.setdefault(item, split)
-    for table, own in zip(tables, items, strict=True):
-        before = table.rows["split"]
-        table.rows["split"] = [named.get(item) for item in own]
-        if moved := sum(old not in (None, new) for old, new in zip(before, table.rows["split"], strict=True)):
-            notes.append(
-                f"{counted(moved, f'{table.name} row names', f'{table.name} rows name')} another split than the rest "
-                "of the item; an item is in one split, that of its image."
-            )
-
-
-def _pair_by_order(rows: _Table, known: _Table, column: str, ids: bool, notes: list[str]) -> None:
-    """Pair row i with row i; ``ids`` says whether the rows have ids (those of ``known`` then have none)."""
-    rows.rows[column] = list(known.items)
-    lacking = [table.plural for table, has in ((rows, ids), (known, known.key_column)) if not has]
-    why = f"The {' and the '.join(lacking)} have no ids"
-    notes.append(f"{why}: row i was paired with row i ({counted(len(rows), 'pair')}).")
-
-
-def _join(
-    rows: _Table, by: Sequence[str], known: _Table, notes: list[str]
-) -> tuple[list[int | None], str, list[str | None]] | None:
-    """Find for each row the row of ``known`` that it belongs to, by the first of the columns ``by`` that finds any.
-
-    Returns:
-        The rows of ``known``, None for none; the column; and what it contains, None if it is empty. None without a hit.
-    """
-    for column in by:
-        named = as_items(rows.columns[column], column)
-        for target, keys in known.ids(column):
-            found = match_ids(named, keys)
-            hits = [(name, keys[row]) for name, row in zip(named, found, strict=True) if row is not None]
-            if not hits:
-                continue
-            taken = {key for _, key in hits}
-            notes.append(
-                f"{rows.plural.capitalize()} were paired with {known.plural} by their column {column!r}"
-                f"{'' if target == column else f' and those by {target!r}'}: {len(hits):,} of {len(rows):,} "
-                f"{rows.plural} and {sum(key in taken for key in keys):,} of {len(known):,} {known.plural} are paired."
-            )
-            unlike = next(((name, key) for name, key in hits if name != key), None)
-            if unlike:
-                notes.append(f"Leading zeros and file suffixes are ignored: {unlike[0]!r} matches {unlike[1]!r}.")
-            lost = next((n for n, row in zip(named, found, strict=True) if row is None and n is not None), None)
-            if lost:
-                notes.append(f"Some {known.plural} that {rows.plural} name are missing, for example {lost!r}.")
-            return found, column, named
-    return None
-
-
-def _nothing_paired(rows: _Table, by: Sequence[str], known: _Table) -> str:
-    mine = next(filter(None, as_items(rows.columns[by[0]], by[0])), "")
-    theirs = next(filter(None, known.items), "")
-    return (
-        f"No rows are paired: the ids of the {rows.plural} ({by[0]!r}, for example {mine!r}) and of the {known.plural} "
-        f"({known.key_column or 'image_key'!r}, for example {theirs!r}) have nothing in common. Use --image-key-column "
-        f"to name the column of the {rows.plural} that contains the ids of the {known.plural}."
-    )
-
-
-def _pair_by_text_rows(rows: Columns, images: _Table) -> None:
+def _pair_by_text_rows(texts: Columns, images: _Side) -> None:
     """Fill in items and captions of the texts from the rows that each image lists in ``text_rows``."""
-    n = len(rows["image_key"])
-    caption_column = find_column(images.columns, images.names.caption, CAPTIONS)
-    for row, wanted in enumerate(images.columns["text_rows"]):
-        listed = images.columns[caption_column][row] if caption_column else None
-        texts = listed if isinstance(listed, list) else [listed]
+    n = len(texts["image_key"])
+    caption_column = find_column(images.given, images.names.caption, CAPTIONS)
+    for row, wanted in enumerate(images.given["text_rows"]):
+        listed = images.given[caption_column][row] if caption_column else None
+        captions = listed if isinstance(listed, list) else [listed]
         for place, target in enumerate(wanted or []):
             if not (isinstance(target, int) and 0 <= target < n):
                 raise StoreError(
                     f"Row {row} of the table names the text row {target!r}, but there are only {n:,} texts."
                 )
-            if rows["image_key"][target] is not None:
+            if texts["image_key"][target] is not None:
                 raise StoreError(f"Row {row} of the table names the text row {target}, but a row before it does too.")
-            rows["image_key"][target] = images.rows["key"][row]
-            if len(texts) == len(wanted):
-                rows["caption"][target] = texts[place]
+            texts["image_key"][target] = images.columns["key"][row]
+            if len(captions) == len(wanted):
+                texts["caption"][target] = captions[place]
 
 
-def _keys(table: _Table) -> list[str]:
-    column = table.key_column
-    return as_keys(table.columns[column], column) if column else _numbered_keys([None] * len(table))
+def key_and_split(table: Columns, names: ColumnNames, source: object) -> tuple[list[str], _Ids]:
+    """Return the keys and the splits of a table, n each.
+
+    Raises:
+        StoreError: if it has no column of keys or none of splits.
+    """
+    for wanted in filter(None, (names.key, names.split)):
+        if wanted not in table:
+            raise StoreError(f"There is no column {wanted!r} in {source}. The columns are {', '.join(table)}.")
+    key, split = find_column(table, names.key, KEYS), find_column(table, names.split, ("split",))
+    if key is None or split is None:
+        raise StoreError(
+            f"{source} has no column of {'keys' if key is None else 'splits'}; it has {', '.join(table) or 'none'}.",
+            remedy="Give the names of the columns with --key-column and --split-column.",
+        )
+    return as_keys(table[key], key), splits_in(table, names, len(table[key]))
+
+
+def find_column(table: Columns, wanted: str | None, usual: Sequence[str]) -> str | None:
+    """Return the column that the user named if it is there, else the first of the usual ones, or None."""
+    return wanted if wanted in table else first_column(usual, list(table))
+
+
+def captions_in(table: Columns, names: ColumnNames, n: int) -> _Ids:
+    """Return the caption of each of n rows, the first if there are several."""
+    column = find_column(table, names.caption, CAPTIONS)
+    first = [value[0] if isinstance(value, list) and value else value for value in table[column]] if column else []
+    return [None if value is None or value == [] else str(value) for value in first] or [None] * n
+
+
+def splits_in(table: Columns, names: ColumnNames, n: int) -> _Ids:
+    """Return the split of each of n rows, as the table says it; None where it says nothing."""
+    column = find_column(table, names.split, ("split",))
+    return [split or None for split in as_texts(table[column])] if column else [None] * n
+
+
+def as_keys(values: Sequence[Any], column: str) -> list[str]:
+    """Return the values of a column as keys, empty if there are none; file names lose the suffix of an image."""
+    keys = [key or "" for key in as_texts(values)]
+    return [_stem(key) for key in keys] if column.lower() in _STEMS else keys
+
+
+def as_items(values: Sequence[Any], column: str) -> _Ids:
+    """Return the values of a column as keys of items, None if there are none."""
+    return [key or None for key in as_keys(values, column)]
+
+
+def as_texts(values: Sequence[Any]) -> _Ids:
+    """Return values as text, None if there are none; NaN is none, and 7.0, as a gap in a table makes of 7, is 7."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace")
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+    return [None if value is None or value != value else text(value) for value in values]  # noqa: PLR0124
+
+
+def require_utf8(what: str, values: Sequence[str | None]) -> None:
+    """Refuse texts that cannot be stored, with their rows: those from JSON may hold halves of characters."""
+    for row, value in enumerate(values):
+        if value and not is_utf8(value):
+            raise StoreError(
+                f"{what} {row} is not UTF-8: {value!r}.",
+                remedy="It contains half of a character, for example because it was cut short. Correct it in its file.",
+            )
+
+
+def match_ids(wanted: Sequence[str | None], keys: Sequence[str | None]) -> list[int | None]:
+    """Return for each wanted id the row that has it: exactly, else as the same number, or without an image's suffix.
+
+    An id that could be several, as 7 could be 07 and 007, is none of them.
+    """
+    exact = positions([key or "" for key in keys])
+    found = [exact.get(value) if value else None for value in wanted]
+    if None in found:
+        theirs, ours = (_by_plain_form(values) for values in (keys, wanted))
+        for row, value in enumerate(wanted):
+            if value and found[row] is None:
+                candidates = theirs.get(_plain_form(value), set())
+                if len(candidates) == len(ours[_plain_form(value)]) == 1:
+                    found[row] = exact[next(iter(candidates))]
+    return found
+
+
+def _by_plain_form(values: Sequence[str | None]) -> dict[str, set[str]]:
+    groups: dict[str, set[str]] = {}
+    for value in filter(None, values):
+        groups.setdefault(_plain_form(value), set()).add(value)
+    return groups
+
+
+def _plain_form(value: str) -> str:
+    stem = _stem(value)
+    number = _DECIMAL.fullmatch(stem)
+    return number[1] if number else stem
+
+
+def _stem(name: str) -> str:
+    """Return a file name as `c3 embed` makes keys: without the suffix of an image."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else str(path) if name else ""
 
 
 def _numbered_keys(items: Sequence[str | None]) -> list[str]:
@@ -375,19 +499,6 @@ def _numbered_keys(items: Sequence[str | None]) -> list[str]:
     seen: Counter[str] = Counter()
     keys = []
     for row, item in enumerate(items):
-        if item is None:
-            keys.append(f"{row:08d}")
-        else:
-            keys.append(f"{item}#{seen[item]}")
-            seen[item] += 1
+        keys.append(f"{row:08d}" if item is None else f"{item}#{seen[item]}")
+        seen[item or ""] += 1
     return keys
-
-
-def _require_unique_keys(modality: _Table) -> None:
-    counts = Counter(modality.rows["key"])
-    key, times = counts.most_common(1)[0] if counts else ("", 0)
-    if times > 1 or "" in counts:
-        what = f"{key!r} occurs {times} times" if times > 1 else "some are empty"
-        raise StoreError(
-            f"Keys of {modality.name} rows must be unique: {what}.", remedy="Choose another column with --key-column."
-        )
