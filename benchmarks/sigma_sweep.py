@@ -24,15 +24,23 @@ from pathlib import Path
 
 import numpy as np
 from measuring import mean_and_spread
-from sigma_rules import NAMES, draw, rules_of
 
 from c3tools.ablation import Run, ablate
 from c3tools.metrics.significance import crossed_interval
+from c3tools.pages import palette
+from c3tools.pages.figures import new_figure, save_figure, styled
 from c3tools.pages.render import interval
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
-from c3tools.transforms.sigma import SigmaRule, published
+from c3tools.transforms.sigma import caption_spread, pair_cosine, published, residual_rms, scaled_spread
 
+NAMES = {
+    "caption_spread": "spread of captions (texts alone)",
+    "scaled_spread": "scaled spread (texts alone)",
+    "residual_rms": "residual of pairs",
+    "pair_cosine": "cosine of pairs",
+    "published": "published",
+}
 WITHOUT_NOISE = {"C2_2": "C1", "C3": "C2_1"}
 NOISED = {plain: noised for noised, plain in WITHOUT_NOISE.items()}
 
@@ -56,7 +64,7 @@ def main() -> None:
     store = Store.open(options.store)
     sigmas = tuple(float(text) for text in options.sigmas.split(","))
     methods = tuple(options.methods.split(","))
-    rules = {rule.name: rule.sigma for rule in [*store_rules(store), published()] if rule.sigma}
+    rules = store_rules(store)
     shared = {"seeds": options.seeds, "size": options.size, "set": options.set, "epochs": options.epochs}
     shared |= {"split": options.split, "output": options.out, "reporter": TerminalReporter()}
     tables = [(sigma, methods if sigma else [WITHOUT_NOISE[name] for name in methods]) for sigma in sigmas]
@@ -95,7 +103,7 @@ def report(options: argparse.Namespace, store: Store, rules: dict[str, float], r
     level = (f"trained on pairs {np.mean(paired):.1f}", float(np.mean(paired))) if paired else None
     title = f"{options.title or store.info.model.get('name')}, {options.split} split"
     if curves:
-        draw(options.out / "sweep.svg", curves, rules, ylabel="CIDEr, %", title=title, level=level)
+        draw(options.out / "sweep.svg", curves, rules, title, level)
     return markdown_table(curves, intervals, rules)
 
 
@@ -127,11 +135,43 @@ def markdown_table(
     return "\n".join(lines)
 
 
-def store_rules(store: Store) -> list[SigmaRule]:
-    """Return the rules on the pairs of the val split, the means those of the train split."""
+def store_rules(store: Store) -> dict[str, float]:
+    """Return sigma by rule, from the pairs of the val split and the means of the train split."""
     pairs = store.pairs(split="val")
+    images, texts, owner = pairs.first.embeddings, pairs.arrays()[1], pairs.item_index[pairs.rows]
     means = [store.fitting_moments(modality).mean for modality in ("image", "text")]
-    return rules_of(pairs.first.embeddings, pairs.arrays()[1], pairs.item_index[pairs.rows], means)
+    spread = caption_spread(texts, owner, means[1])
+    residual = images[owner].astype(np.float64) - texts
+    rules = [spread, scaled_spread(spread), residual_rms(residual.var(axis=0))]
+    rules += [pair_cosine(images, texts, owner, means), published()]
+    return {rule.name: rule.sigma for rule in rules if rule.sigma}
+
+
+@styled
+def draw(
+    path: Path,
+    curves: dict[str, dict[float, list[float]]],
+    rules: dict[str, float],
+    title: str,
+    level: tuple[str, float] | None,
+) -> None:
+    """Draw scores by sigma with their spread over seeds, the rules as vertical lines, the level as a dashed one."""
+    figure, axes = new_figure(7.2, 4.2)
+    for (name, points), colour in zip(curves.items(), palette.SERIES, strict=False):
+        sigmas = sorted(points)
+        means = [float(np.mean(points[sigma])) for sigma in sigmas]
+        spreads = [float(np.std(points[sigma], ddof=1)) if len(points[sigma]) > 1 else 0.0 for sigma in sigmas]
+        axes.errorbar(sigmas, means, yerr=spreads, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
+    if level is not None:
+        axes.axhline(level[1], color=palette.MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label=level[0])
+    for number, (name, sigma) in enumerate(sorted(rules.items(), key=lambda item: item[1])):
+        axes.axvline(sigma, color=palette.FOURTH, linewidth=0.9)
+        place = (sigma, 0.02 + 0.07 * number)
+        text = f" {NAMES[name]} {sigma:.3f}"
+        axes.annotate(text, place, xycoords=("data", "axes fraction"), color=palette.FOURTH, fontsize=7.5)
+    axes.set(xlabel="sigma per dimension", ylabel="CIDEr, %", title=title)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves) + 1, borderaxespad=0.4)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
