@@ -174,7 +174,8 @@ def derive(group: typer.Typer, name: str, place: str, verbs: str, leave_out: str
     ]
     run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
-    run.__doc__ = _SECTION.split(ast.get_docstring(own) or "")[0]
+    paragraphs = _SECTION.split(ast.get_docstring(own) or "")[0].split("\n\n")
+    run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     group.command(name.rsplit(maxsplit=1)[-1], cls=JsonCommand)(run)
 
 

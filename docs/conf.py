@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import runpy
 from pathlib import Path
 
 from docutils import nodes
@@ -92,8 +93,17 @@ def check_requests(app: Sphinx, failure: Exception | None) -> None:
             getLogger(__name__).warning("%s loads %s from another server", page.name, address)
 
 
+def write_help(app: Sphinx) -> None:
+    """Write the help of every command to a page of the reference."""
+    source = Path(app.srcdir, "reference.py")
+    if source.is_file():
+        page = runpy.run_path(str(source))["help_page"]()
+        Path(app.srcdir, "reference", "help.md").write_text(page, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
-    """Register the transforms and the check."""
+    """Register the transforms, the page of help and the check."""
+    app.connect("builder-inited", write_help)
     app.add_post_transform(InlineFigures)
     app.add_post_transform(CellWidths)
     app.connect("build-finished", check_requests)

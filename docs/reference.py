@@ -1,8 +1,9 @@
-"""Write reference/cli.md, the options of every command, from the Typer application.
+"""Write reference/cli.md, the table of all commands and their options, from the application.
 
     python docs/reference.py
 
-A test compares the page with what this makes, so run it after a change of an option or of its help.
+A test compares the page with what this makes, so run it after a change of an option. `make docs` also writes the help
+of every command to reference/help.md, which is not kept in git.
 """
 
 from __future__ import annotations
@@ -10,37 +11,47 @@ from __future__ import annotations
 import html
 import re
 from pathlib import Path
+from typing import Any
 
 import typer
 from c3tools.cli import app
+from c3tools.cli._app import COMMANDS
 from typer.cli import get_docs_for_click
 
-PAGE = Path(__file__).parent / "reference" / "cli.md"
+FOLDER = Path(__file__).parent / "reference"
+INTRODUCTION = """# Commands
+
+`c3 COMMAND --help` explains every option with its default. Every command takes `--json`: it prints the result as JSON,
+or writes it to a file if a path follows. Options named in the second table are for experts and clusters.
+"""
 
 
 def cli_page() -> str:
-    """Return the page as Markdown, as `typer c3tools.cli utils docs` makes it, with whole sentences in its lists."""
+    """Return the page as Markdown: what each command does, and the names of its options."""
+    rows, experts = ["| command | what it does | options |", "|---|---|---|"], []
+    for name in COMMANDS:
+        command: Any = typer.main.get_command(app)
+        for word in name.split():
+            command = command.commands[word]
+        options = [p for p in command.params if p.param_type_name == "option" and p.name not in ("json", "help")]
+        everyday, expert = (
+            ", ".join(f"`{p.opts[0]}`" for p in options if bool(p.rich_help_panel) is wanted)
+            for wanted in (False, True)
+        )
+        summary = command.help.split("\n\n")[0].replace("\n", " ")
+        rows.append(f"| `c3 {name}` | {summary} | {everyday} |")
+        experts += [f"| `c3 {name}` | {expert} |"] if expert else []
+    return "\n".join([INTRODUCTION, *rows, "", "| command | for experts and clusters |", "|---|---|", *experts]) + "\n"
+
+
+def help_page() -> str:
+    """Return the help of every command as Markdown, as `typer c3tools.cli utils docs` makes it."""
     command = typer.main.get_command(app)
-    page = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="c3"), name="c3", title="Commands")
-    # a command that has run in this process lists -h too
-    page = re.sub(r"\n\* `(-h, )?--help`: Show this message and exit\.", "", html.unescape(page))
-    page = re.sub(r"\*\*Options\*\*:\n(?=\n(#|\*\*Commands|$))", "", page)
-    for name, summary in _summaries(command):
-        line = f"* `{name}`: {summary}".replace("\\", r"\\")  # a backslash would begin an escape
-        page = re.sub(rf"^\* `{name}`: .*", line, page, flags=re.MULTILINE)
-    page = re.sub(r"\n{3,}", "\n\n", page).rstrip()
-    pieces = re.split(r"(```.*?```|`[^`\n]*`)", page.replace("*.tar", r"\*.tar"), flags=re.DOTALL)
+    page = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="c3"), name="c3", title="Help")
+    pieces = re.split(r"(```.*?```|`[^`\n]*`)", html.unescape(page).replace("*.tar", r"\*.tar"), flags=re.DOTALL)
     pieces[::2] = [re.sub(r"(?<![\w-])--[a-z][\w-]*", r"`\g<0>`", text) for text in pieces[::2]]  # else an en dash
-    return "".join(pieces) + "\n"
-
-
-def _summaries(group: object) -> list[tuple[str, str]]:
-    pairs = []
-    for name, command in getattr(group, "commands", {}).items():
-        pairs.append((name, (command.help or "").split("\n\n")[0].replace("\n", " ")))
-        pairs.extend(_summaries(command))
-    return pairs
+    return "".join(pieces)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(cli_page(), encoding="utf-8")
+    (FOLDER / "cli.md").write_text(cli_page(), encoding="utf-8")

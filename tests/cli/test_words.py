@@ -9,8 +9,11 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from c3tools.cli._app import COMMANDS, app
 
 from tests.conftest import C3
 
@@ -39,3 +42,20 @@ def test_a_refusal_is_one_message_and_changes_nothing(
         file.write_text(said, encoding="utf-8")
     assert said == file.read_text(encoding="utf-8")
     assert contents(workplace) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command(command: str) -> None:
+    found: Any = typer.main.get_command(app)
+    for word in command.split():
+        found = found.commands[word]
+    lines = [found.help, ""]
+    for option in found.params:
+        default = "" if option.default in (None, False, []) else f" [default: {option.default}]"
+        expert = " (expert)" if option.rich_help_panel else ""
+        names = [*option.opts, *option.secondary_opts]
+        lines.append(f"{' '.join(names)} {option.metavar or ''}{expert}: {option.help}{default}")
+    shown, file = "\n".join(lines) + "\n", Path(__file__).parent / "help" / f"{command.replace(' ', '-')}.txt"
+    if os.environ.get("C3_RECORD"):
+        file.write_text(shown, encoding="utf-8")
+    assert shown == file.read_text(encoding="utf-8")
