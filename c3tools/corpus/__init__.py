@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .images import ImageItem, ImageReader
-from .item_lists import ItemList
-from .items import Corpus, TextItem
+from .images import ImageReader
+from .items import Corpus, ImageItem, TextItem
 from .reading import read_corpus
 
-__all__ = ["Corpus", "ImageItem", "ImageReader", "ItemList", "TextItem", "read_corpus"]
+__all__ = ["Corpus", "ImageItem", "ImageReader", "TextItem", "read_corpus"]

@@ -8,10 +8,9 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -21,7 +20,7 @@ from ..io.limits import TooLargeError, limited_lines
 from ..io.locations import kind_of, open_binary, open_text
 from ..io.parquet import open_parquet
 from ..reporter import counted
-from .items import CaptionRow, ReadOptions
+from .items import ReadOptions
 
 IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath", "image_name")
 TEXT_COLUMNS = ("captions", "text", "caption", "sentences", "sentence", "description", "title", "comment", "raw")
@@ -34,8 +33,25 @@ _LIST = re.compile(rf"\[\s*{_STRING}(?:,\s*{_STRING})*\]", re.DOTALL)  # of stri
 _TOKENS = re.compile(r"(\S.*\.\w+)#\d+\t(.+)")  # a line of Flickr8k.token.txt: image#number, tab, caption
 
 
-@dataclass(frozen=True)
-class Columns:
+class CaptionRow(NamedTuple):
+    """One row of a captions file.
+
+    Attributes:
+        file_name: the image as the file names it, or None if the row is text alone.
+        captions: its texts, in order.
+        split: as the file names it, or None.
+        line: the line of the row, for messages (1 = first).
+        key: the key of the row, if a key column was requested or has a known name.
+    """
+
+    file_name: str | None
+    captions: list[str]
+    split: str | None
+    line: int
+    key: str | None = None
+
+
+class Columns(NamedTuple):
     """The columns of one file; ``texts`` may be several (caption_0, caption_1, …)."""
 
     texts: tuple[str, ...]

@@ -10,19 +10,18 @@ import pyarrow.parquet as pq
 from ..errors import CorpusError
 from ..io.files import MALFORMED, read_json
 from ..io.locations import is_url, name_or_file
+from ..io.parquet import UNREADABLE
 from ..reporter import counted
 from .captions import read_captions
-from .item_lists import ItemList, as_storable
-from .items import CaptionedKeys, Corpus, Entry, ReadOptions, Skipped, is_utf8
-from .lists import read_list
-from .tables import holds_images, key_of_name, read_arrow, read_parquet
+from .items import Corpus, Entry, ReadOptions, Skipped, as_storable, is_utf8, key_of_name
+from .tables import pick_image_column, read_arrow_images, read_list, read_parquet_images
 from .tars import read_tar
 
 Reader = Callable[[Path, ReadOptions], Iterator[Entry]]
 
 CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-LIST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 _CACHED = "cache-"  # prefix of what Hugging Face datasets keeps beside its data
 
 
@@ -33,22 +32,30 @@ def container_reader(path: Path, options: ReadOptions) -> Reader | None:
         CorpusError: if the file cannot be read, or is a tar that has to be unpacked first.
     """
     suffix = path.suffix.lower()
-    if path.name.lower().endswith(COMPRESSED):
+    if path.name.lower().endswith(_COMPRESSED):
         raise CorpusError(
             f"{path} is compressed, so its images cannot be read one by one.",
             remedy="Decompress it to a .tar first (gunzip, unxz, zstd -d). The images in it are already compressed.",
         )
-    if suffix == ".tar":
-        return read_tar
-    if suffix == ".arrow":
-        return read_arrow
-    if suffix == ".parquet" and holds_images(path, options):
-        return read_parquet
-    return read_list if suffix in LIST_SUFFIXES and options.image_column is not None else None
+    if suffix in (".tar", ".arrow"):
+        return read_tar if suffix == ".tar" else read_arrow_images
+    if suffix == ".parquet":
+        try:
+            with name_or_file(path) as source:
+                column = pick_image_column(pq.read_schema(source), options.image_column, path)
+        except UNREADABLE as error:
+            raise CorpusError(
+                f"{path} is not a readable Parquet file ({error}).",
+                remedy="The file may be cut short: the end of a Parquet file says where its rows are. Copy it again.",
+            ) from error
+        if column is not None:
+            return read_parquet_images
+    return read_list if suffix in _LISTS and options.image_column is not None else None
 
 
-def unreadable(path: Path, message: str) -> Skipped:
+def unreadable(path: Path, error: Exception) -> Skipped:
     """Return the entry for a container that cannot be read."""
+    message = str(getattr(error, "strerror", None) or error)
     return Skipped(path.name, str(path), "UnreadableContainer", message.replace("\n", " "))
 
 
@@ -69,102 +76,16 @@ def find_containers(paths: Sequence[Path], options: ReadOptions) -> tuple[list[t
         try:
             read = container_reader(path, options)
         except CorpusError as error:
-            skipped.append(unreadable(path, str(error)))
+            skipped.append(unreadable(path, error))
             continue
-        if read is None:
-            skipped.append(Skipped(path.name, str(path), "NoImageColumn", _without_images(path)))
-        else:
+        if read is not None:
             found.append((path, read))
+            continue
+        with name_or_file(path) as source:
+            names = ", ".join(pq.read_schema(source).names)
+        message = f"no column with images (columns: {names}); choose one with --image-column"
+        skipped.append(Skipped(path.name, str(path), "NoImageColumn", message))
     return found, skipped
-
-
-def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], options: ReadOptions) -> None:
-    """Add the images and videos of all containers, in the order of their paths; of those with one key the first counts.
-
-    Raises:
-        CorpusError: if a container cannot be read and is the only input.
-    """
-    if not containers:
-        return
-    media = corpus.images, corpus.videos
-    alone = len(containers) == 1 and not any(media) and not corpus.texts
-    captions_by_key = _captions_by_key(options)
-    by_path = {str(path): (path, read) for path, read in containers}  # a pattern and a name may mean one file
-    repeats = len(by_path) > 1 or any(media)  # in one container no key comes twice
-    captioned = ItemList(str)
-    lost = 0
-
-    def add(container: Path, entry: Entry) -> Skipped | None:
-        if isinstance(entry, Skipped):
-            return entry
-        if isinstance(entry, str):
-            corpus.notes.append(entry)
-            return None
-        nonlocal lost
-        image, captions = entry
-        own_key = image.key
-        key = f"{container.stem}/{own_key}" if options.prefix_keys else own_key
-        if not is_utf8(f"{key}{image.path}{image.split}"):
-            return Skipped(repr(own_key), repr(image.path), "UnicodeError", "the key, path or split is not UTF-8")
-        before = next((found for items in media for found in items.find([key]) if found), None) if repeats else None
-        if before is not None:
-            message = (
-                f"{before[1].path} has the same key {key}, and only the first one is embedded; --prefix-keys begins "
-                "each key with the name of its file"
-            )
-            return Skipped(f"{container.name}#{image.path.rpartition('#')[2]}", image.path, "DuplicateKey", message)
-        split = image.split
-        if captions_by_key is not None:
-            given = captions_by_key.get(own_key)
-            lost += bool(captions) and given is None
-            captions, named_split = given or ([], None)
-            split = named_split or split
-            captioned.append(own_key)
-        corpus.add_image(image._replace(key=key, split=split), captions)
-        return None
-
-    for _, (path, read) in sorted(by_path.items()):
-        corpus.containers.append(str(path))
-        try:
-            for entry in read(path, options):
-                problem = add(path, entry)
-                if problem is not None:
-                    corpus.skipped.append(problem)
-        except (CorpusError, OSError) as error:
-            message = str(getattr(error, "strerror", None) or error)
-            if alone:
-                raise CorpusError(f"{path} cannot be read ({message}).") from error
-            corpus.skipped.append(unreadable(path, message))
-    if captions_by_key is not None:
-        missing = ItemList(str, (key for key in captions_by_key if not captioned.has(key)))
-        missing.sort()
-        corpus.captions_without_image += missing
-    if lost:
-        corpus.notes.append(
-            f"Captions come from --captions only. {counted(lost, 'image')} without captions there "
-            f"{'has' if lost == 1 else 'have'} captions of {'its' if lost == 1 else 'their'} own, which are not used."
-        )
-
-
-def _captions_by_key(options: ReadOptions) -> CaptionedKeys | None:
-    """Return captions and split by the key of the image, from the captions file that was given; None without one."""
-    if options.captions is None:
-        return None
-    rows = CaptionedKeys()
-    for row in read_captions(options.captions, options):
-        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
-        if key is None:
-            raise CorpusError(
-                f"{options.captions}, line {row.line}: the image is missing.",
-                remedy="Captions of images need a column file_name, image or key. To embed texts only, give the file "
-                "as PATH.",
-            )
-        key = as_storable(key)
-        if rows.get(key) is None:
-            rows.add(key, row.captions, row.split)
-        else:
-            rows.add_captions(key, row.captions, row.split)
-    return rows
 
 
 def _is_data(path: Path) -> bool:
@@ -188,7 +109,85 @@ def _is_data(path: Path) -> bool:
     return path.name in names
 
 
-def _without_images(path: Path) -> str:
-    with name_or_file(path) as source:
-        names = pq.read_schema(source).names
-    return f"no column with images (columns: {', '.join(names)}); choose one with --image-column"
+def add_containers(corpus: Corpus, containers: Sequence[tuple[Path, Reader]], options: ReadOptions) -> None:
+    """Add the images and videos of all containers, in the order of their paths; of those with one key the first counts.
+
+    Raises:
+        CorpusError: if a container cannot be read and is the only input.
+    """
+    if not containers:
+        return
+    media = (corpus.images, corpus.videos)
+    alone = len(containers) == 1 and not any(media) and not corpus.texts
+    by_path = {str(path): (path, read) for path, read in containers}  # a pattern and a name may mean one file
+    owners: dict[str, str] | None = None  # the path of the image with a key; in one container no key comes twice
+    if len(by_path) > 1 or any(media):
+        owners = {image.key: image.path for items in media for image in items}
+    captions_by_key = _captions_by_key(options)
+    captioned: set[str] = set()
+    lost = 0
+
+    def add(container: Path, entry: Entry) -> None:
+        nonlocal lost
+        if isinstance(entry, str):
+            corpus.notes.append(entry)
+            return
+        if isinstance(entry, Skipped):
+            corpus.skip(*entry)
+            return
+        image, captions = entry
+        own_key, split = image.key, image.split
+        key = f"{container.stem}/{own_key}" if options.prefix_keys else own_key
+        if owners is not None and is_utf8(f"{key}{image.path}{split}"):
+            if key in owners:
+                message = (
+                    f"{owners[key]} has the same key {key}, and only the first one is embedded; --prefix-keys begins "
+                    "each key with the name of its file"
+                )
+                place = f"{container.name}#{image.path.rpartition('#')[2]}"
+                corpus.skip(place, image.path, "DuplicateKey", message)
+                return
+            owners[key] = image.path if image.source is None else image.source.file
+        if captions_by_key is not None:
+            given = captions_by_key.get(own_key)
+            lost += bool(captions) and given is None
+            captions, named_split = given or ([], None)
+            split = named_split or split
+            captioned.add(own_key)
+        corpus.add_image(image._replace(key=key, split=split), captions)
+
+    for _, (path, read) in sorted(by_path.items()):
+        corpus.containers.append(str(path))
+        try:
+            for entry in read(path, options):
+                add(path, entry)
+        except (CorpusError, OSError) as error:
+            if alone:
+                message = getattr(error, "strerror", None) or error
+                raise CorpusError(f"{path} cannot be read ({message}).") from error
+            corpus.skip(*unreadable(path, error))
+    if captions_by_key is not None:
+        corpus.captions_without_image += sorted(captions_by_key.keys() - captioned)
+    if lost:
+        corpus.notes.append(
+            f"Captions come from --captions only. {counted(lost, 'image')} without captions there "
+            f"{'has' if lost == 1 else 'have'} captions of {'its' if lost == 1 else 'their'} own, which are not used."
+        )
+
+
+def _captions_by_key(options: ReadOptions) -> dict[str, tuple[list[str], str | None]] | None:
+    """Return captions and split by the key of the image, from the captions file that was given; None without one."""
+    if options.captions is None:
+        return None
+    rows: dict[str, tuple[list[str], str | None]] = {}
+    for row in read_captions(options.captions, options):
+        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
+        if key is None:
+            raise CorpusError(
+                f"{options.captions}, line {row.line}: the image is missing.",
+                remedy="Captions of images need a column file_name, image or key. To embed texts only, give the file "
+                "as PATH.",
+            )
+        captions, split = rows.get(as_storable(key), ([], None))
+        rows[as_storable(key)] = [*captions, *row.captions], row.split or split
+    return rows

@@ -1,20 +1,65 @@
-"""A corpus: its images, videos and texts, what was left out, and the options it is read with."""
+"""A corpus: its images, videos and texts as Arrow tables, what was left out, and the options it is read with."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar, overload
 
-from .images import ImageItem
-from .item_lists import ItemList, pack_image, unpack_image
-from .videos import VIDEO_SUFFIXES
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..io.locations import is_url
 
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".heic", ".heif"]
 )
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+_BLOCK = 1 << 14  # items that are kept as objects before they become Arrow columns
+_NAME = pa.dictionary(pa.int32(), pa.string())
+
+
+class ImageSource(NamedTuple):
+    """The part of a file that contains an image: a member of a tar, or a cell of a table.
+
+    Attributes:
+        file: path or URL of the tar or table.
+        start: where the member begins, in bytes; of a cell, the number of its row group or record batch.
+        place: the length of the member, in bytes; of a cell, the number of its row within the group.
+        column: of the cell; None for a tar.
+        folder: paths in the cell are relative to it; None for a tar.
+        anywhere: paths in the cell may lead out of the folder.
+        download: URLs in the cell may be downloaded.
+    """
+
+    file: str
+    start: int
+    place: int
+    column: str | None = None
+    folder: str | None = None
+    anywhere: bool = False
+    download: bool = False
+
+
+class ImageItem(NamedTuple):
+    """An image of the corpus, not read yet.
+
+    Attributes:
+        key: unique in the corpus; for a file, the path relative to the corpus without its suffix.
+        path: the location to show to people: a file, ``x.tar#member``, ``x.parquet#row``, or a URL.
+        split: as the corpus names it, or None.
+        size: bytes, to notice an image that changed; None if they are not known before it is read.
+        source: the tar or table that contains it; None for the whole file at ``path``.
+        mtime: of a file on this machine, the time of its last modification in nanoseconds.
+    """
+
+    key: str
+    path: str
+    split: str | None
+    size: int | None
+    source: ImageSource | None = None
+    mtime: int | None = None
 
 
 class TextItem(NamedTuple):
@@ -33,24 +78,6 @@ class TextItem(NamedTuple):
     split: str | None
 
 
-class CaptionRow(NamedTuple):
-    """One row of a captions file.
-
-    Attributes:
-        file_name: the image as the file names it, or None if the row is text alone.
-        captions: its texts, in order.
-        split: as the file names it, or None.
-        line: the line of the row, for messages (1 = first).
-        key: the key of the row, if a key column was requested or has a known name.
-    """
-
-    file_name: str | None
-    captions: list[str]
-    split: str | None
-    line: int
-    key: str | None = None
-
-
 class Skipped(NamedTuple):
     """An input that cannot be used, found before encoding began."""
 
@@ -62,6 +89,125 @@ class Skipped(NamedTuple):
 
 # an image of a tar, a table or a list with its captions, an entry that cannot be used, or a note about the others
 Entry = tuple[ImageItem, list[str]] | Skipped | str
+Item = TypeVar("Item", ImageItem, TextItem)
+_SOURCE_TYPES = {"start": pa.int64(), "place": pa.int64(), "anywhere": pa.bool_(), "download": pa.bool_()}
+_SOURCE = pa.struct([(name, _SOURCE_TYPES.get(name, _NAME)) for name in ImageSource._fields])
+_TYPES = {"size": pa.int64(), "mtime": pa.int64(), "source": _SOURCE, "split": _NAME}
+
+
+class ItemTable(Sequence[Item]):
+    """A list of images or of texts that grows at its end, kept as the columns of an Arrow table.
+
+    Args:
+        kind: the class of the items.
+        items: to begin with.
+    """
+
+    __hash__ = None  # type: ignore[assignment] # like that of a list
+
+    def __init__(self, kind: type[Item], items: Iterable[Item] = ()) -> None:
+        self._kind = kind
+        self._schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
+        self._batches: list[pa.RecordBatch] = []
+        self._recent: list[Item] = []  # not in a batch yet
+        self._added = 0  # items in the batches
+        for item in items:
+            self.append(item)
+
+    def append(self, item: Item) -> None:
+        """Add an item at the end."""
+        self._recent.append(item)
+        if len(self._recent) >= _BLOCK:
+            self._flush()
+
+    @property
+    def table(self) -> pa.Table:
+        """All items, a column for each of their fields, in one chunk."""
+        self._flush()
+        whole = pa.Table.from_batches(self._batches, self._schema)
+        if len(self._batches) > 1:
+            self._batches = whole.combine_chunks().to_batches()
+            whole = pa.Table.from_batches(self._batches, self._schema)
+        return whole
+
+    def take(self, positions: Any) -> list[Item]:
+        """Return the items at these positions, an array of integers."""
+        return [
+            item
+            for batch in self.table.take(pa.array(positions, pa.int64())).to_batches()
+            for item in self._items(batch)
+        ]
+
+    def sort(self) -> None:
+        """Sort by the keys, as UTF-8; items with one key stay in their order."""
+        table = self.table
+        order = pc.sort_indices(
+            table.select(["key"]).append_column("n", pa.array(range(len(table)))),
+            sort_keys=[("key", "ascending"), ("n", "ascending")],
+        )
+        self._batches = table.take(order).to_batches()
+
+    def repeated_key(self) -> str | None:
+        """Return a key that several items have."""
+        counts = self.table.group_by("key", use_threads=False).aggregate([([], "count_all")])
+        repeated = counts.filter(pc.greater(counts["count_all"], 1))
+        return str(repeated["key"][0]) if len(repeated) else None
+
+    def _flush(self) -> None:
+        if self._recent:
+            columns = dict(zip(self._schema.names, zip(*self._recent, strict=True), strict=True))
+            if "source" in columns:
+                columns["source"] = tuple(source and source._asdict() for source in columns["source"])
+            arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
+            self._recent = []
+            self._add(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+
+    def _add(self, batch: pa.RecordBatch) -> None:
+        self._batches.append(batch)
+        self._added += len(batch)
+
+    def _items(self, rows: pa.RecordBatch) -> Iterator[Item]:
+        for row in rows.to_pylist():
+            if row.get("source") is not None:
+                row["source"] = ImageSource(**row["source"])
+            yield self._kind(**row)
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return self._added + len(self._recent)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield the items in order."""
+        self._flush()
+        for batch in self._batches:
+            yield from self._items(batch)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        """Return one item, or a list of several."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            rows = (
+                self.table.slice(start, max(0, stop - start)) if step == 1 else self.table.take(range(len(self))[index])
+            )
+            return [item for batch in rows.to_batches() for item in self._items(batch)]
+        position = range(len(self))[index]
+        return self[position : position + 1][0]
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other is a list of the same items in the same order."""
+        if not isinstance(other, ItemTable | list):
+            return NotImplemented
+        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        """Return the first items, and how many there are."""
+        return f"[{', '.join(map(repr, self[:3]))}{', …' * (len(self) > 3)}] ({len(self):,})"
 
 
 class Corpus:
@@ -84,94 +230,46 @@ class Corpus:
     """
 
     def __init__(self, images: Iterable[ImageItem] = (), texts: Iterable[TextItem] = ()) -> None:
-        self.images = ItemList(ImageItem, images)
-        self.videos = ItemList(ImageItem)
-        self.texts = ItemList(TextItem, texts)
-        self.skipped = ItemList(Skipped, printable=True)
-        self.images_without_caption = ItemList(str)
-        self.captions_without_image = ItemList(str, printable=True)
+        self.images = ItemTable(ImageItem, images)
+        self.videos = ItemTable(ImageItem)
+        self.texts = ItemTable(TextItem, texts)
+        self.skipped: list[Skipped] = []
+        self.images_without_caption: list[str] = []
+        self.captions_without_image: list[str] = []
         self.containers: list[str] = []
         self.notes: list[str] = []
         self.sources: list[str] = []
         self.captions: str | None = None
 
+    def skip(self, key: str, path: str, error: str, message: str) -> None:
+        """Add an input that cannot be used; halves of characters are written as ``\\udc80``."""
+        self.skipped.append(Skipped(*map(as_storable, (key, path, error, message))))
+
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
         """Add an image, or a video, with its captions; what cannot be used is skipped, and reported."""
         if not is_utf8(f"{image.key}{image.path}{image.split}"):
-            problem = "UnicodeError", "the key, path or split is not UTF-8"
-            self.skipped.append(Skipped(repr(image.key), repr(image.path), *problem))
+            self.skip(repr(image.key), repr(image.path), "UnicodeError", "the key, path or split is not UTF-8")
             return
         is_video = image.source is None and Path(image.path).suffix.lower() in VIDEO_SUFFIXES
         (self.videos if is_video else self.images).append(image)
-        before = len(self.texts)
-        for number, caption in enumerate(captions):
+        added = [
             self.add_text(TextItem(f"{image.key}#{number}", caption, image.key, image.split), image.path)
-        if len(self.texts) == before:
+            for number, caption in enumerate(captions)
+        ]
+        if not any(added):
             self.images_without_caption.append(image.key)
 
-    def has(self, key: str) -> bool:
-        """Return whether an image or a video has this key."""
-        return self.images.has(key) or self.videos.has(key)
-
-    def add_text(self, text: TextItem, path: str) -> None:
-        """Add a text found at ``path`` without the white space around it; one that cannot be used is skipped."""
+    def add_text(self, text: TextItem, path: str) -> bool:
+        """Add a text found at ``path`` without the white space around it; return whether it can be used."""
         caption = text.caption.strip()
         if not caption:
-            self.skipped.append(Skipped(text.key, path, "EmptyCaption", "the caption is empty"))
+            self.skip(text.key, path, "EmptyCaption", "the caption is empty")
         elif not is_utf8(caption):
-            self.skipped.append(Skipped(text.key, path, "UnicodeError", "the caption is not UTF-8"))
+            self.skip(text.key, path, "UnicodeError", "the caption is not UTF-8")
         else:
             self.texts.append(text._replace(caption=caption))
-
-
-class _CaptionedKey(NamedTuple):
-    """A key and, as JSON, its captions, the name to remember, and the fields of its image."""
-
-    key: str
-    content: str
-
-
-class CaptionedKeys:
-    """Captions by key, in the order in which keys first came: of files that need not fit in memory."""
-
-    def __init__(self) -> None:
-        self._entries = ItemList(_CaptionedKey)
-
-    def add(self, key: str, captions: Sequence[str], name: str | None = None, image: ImageItem | None = None) -> None:
-        """Add captions of a key that is new, with a name and an image to remember."""
-        self._entries.append(_CaptionedKey(key, json.dumps([captions, name, image and pack_image(image)])))
-
-    def add_captions(self, key: str, captions: Sequence[str], name: str | None = None) -> None:
-        """Add captions to an existing key; a new name replaces the former one."""
-        found = next(self._entries.find([key]))
-        assert found is not None
-        position, entry = found
-        before, old_name, image = json.loads(entry.content)
-        content = json.dumps([[*before, *captions], name or old_name, image])
-        self._entries.replace(position, entry._replace(content=content))
-
-    def get(self, key: str) -> tuple[list[str], str | None] | None:
-        """Return captions and name of a key, None if it did not come."""
-        found = next(self._entries.find([key]))
-        if found is None:
-            return None
-        captions, name, _ = json.loads(found[1].content)
-        return captions, name
-
-    def image(self, key: str) -> ImageItem | None:
-        """Return the image of a key, None if it did not come."""
-        found = next(self._entries.find([key]))
-        return None if found is None else unpack_image(json.loads(found[1].content)[2])
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the keys, in order."""
-        return (entry.key for entry in self._entries)
-
-    def images(self) -> Iterator[tuple[ImageItem, list[str]]]:
-        """Yield the images with their captions, in order."""
-        for entry in self._entries:
-            captions, _, image = json.loads(entry.content)
-            yield unpack_image(image), captions
+            return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -195,20 +293,23 @@ def possible_files(path: str) -> Iterator[str]:
     yield from (path[:i] for i, letter in enumerate(path) if letter == "#")
 
 
-def is_within(path: str, files: set[str]) -> bool:
-    """Return whether the path of an input is one of these files, or is in a tar, table or list among them."""
-    return any(file in files for file in possible_files(path))
-
-
 def without_suffix(name: str) -> str:
     """Return a file name without its last suffix."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix else name
 
 
+def key_of_name(name: str) -> str:
+    """Return the key of an image by its file name: without the suffix of an image; of absolute paths the last part."""
+    posix = PurePosixPath(name)
+    short = posix.name if posix.is_absolute() or is_url(name) else posix.as_posix()
+    return without_suffix(short) if PurePosixPath(short).suffix.lower() in IMAGE_SUFFIXES else short
+
+
 def is_utf8(text: str) -> bool:
     """Return whether a text can be stored: file names and JSON may hold halves of characters."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.isascii() or as_storable(text) == text
+
+
+def as_storable(text: str) -> str:
+    """Return a text as it can be stored: halves of characters are written as ``\\udc80``."""
+    return text.encode("utf-8", errors="backslashreplace").decode()

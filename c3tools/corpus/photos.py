@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..errors import CorpusError
 from ..io.locations import is_url, location
-from ..io.parquet import open_parquet
-from .arrow import UNREADABLE, record_batches
-from .images import ByteRange, Download, ImageItem, ImageSource, TableCell, UrlNotAskedForError
+from ..io.parquet import UNREADABLE, open_parquet, record_batches
+from .images import UrlNotAskedForError
+from .items import ImageItem, ImageSource
 from .tables import pick_image_column
 from .tars import index_of
 
@@ -27,7 +27,7 @@ class PhotoFinder:
 
     def __init__(self, index_folder: Path | None = None, *, download: bool = False) -> None:
         self._index_folder, self._download = index_folder, download
-        self._members: dict[str, dict[str, ByteRange]] = {}
+        self._members: dict[str, dict[str, ImageSource]] = {}
         self._tables: dict[str, tuple[str, list[int]]] = {}
 
     def find(self, key: str, path: str | None) -> ImageItem:
@@ -56,15 +56,15 @@ class PhotoFinder:
             return None
         if not self._download:
             raise UrlNotAskedForError(path)
-        return Download(path)
+        return ImageSource(path, 0, 0, download=True)
 
-    def _member(self, file: str, name: str) -> ByteRange:
+    def _member(self, file: str, name: str) -> ImageSource:
         if file not in self._members:
             members = index_of(location(file), self._index_folder).members
-            self._members[file] = {m.name: ByteRange(file, m.offset, m.length) for m in members if m.content is None}
+            self._members[file] = {m.name: ImageSource(file, m.offset, m.length) for m in members if m.content is None}
         return self._members[file][name]
 
-    def _cell(self, file: str, number: str) -> TableCell:
+    def _cell(self, file: str, number: str) -> ImageSource:
         if file not in self._tables:
             self._tables[file] = _table(location(file))
         column, ends = self._tables[file]
@@ -73,7 +73,8 @@ class PhotoFinder:
         if group == len(ends):
             raise IndexError(row)
         first = ends[group - 1] if group else 0
-        return TableCell(file, column, group, row - first, str(location(file).parent), download=self._download)
+        folder = str(location(file).parent)
+        return ImageSource(file, group, row - first, column, folder, download=self._download)
 
 
 def _table(path: Path) -> tuple[str, list[int]]:

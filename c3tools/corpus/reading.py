@@ -10,14 +10,19 @@ from ..errors import CorpusError
 from ..io.locations import is_url, kind_of, location
 from ..io.patterns import expand
 from ..reporter import counted
-from .caption_sources import CaptionSources, given_source, sources_of_folder, sources_of_image
 from .captions import read_captions
 from .containers import Reader, add_containers, container_reader, find_containers, unreadable
-from .folders import find_container_files, find_images
-from .images import ImageItem
-from .item_lists import ItemList
-from .items import IMAGE_SUFFIXES, Corpus, ReadOptions, Skipped, TextItem, is_utf8, without_suffix
-from .videos import VIDEO_SUFFIXES, require_decoder
+from .folders import (
+    CaptionSources,
+    assign_keys,
+    find_container_files,
+    find_images,
+    given_source,
+    sources_of_folder,
+    sources_of_image,
+)
+from .items import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Corpus, ImageItem, ReadOptions, TextItem, is_utf8, without_suffix
+from .videos import require_decoder
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
@@ -39,7 +44,7 @@ def read_corpus(
 
     A folder is searched recursively for images and videos; their captions come from ``captions`` alone, else one by one
     from the first source that has some: captions files in the folder, captions files beside it, .txt files with the
-    stems of the images (see `c3tools.corpus.caption_sources`). A folder with neither is searched for tars and tables. A
+    stems of the images (see `c3tools.corpus.folders`). A folder with neither is searched for tars and tables. A
     file is an image, a video, a WebDataset tar, a Parquet or Arrow table of images, a list of images (with
     ``image_column``),
     or a text file (.txt, .jsonl, .csv, .tsv, .parquet, COCO .json).
@@ -87,14 +92,12 @@ def read_corpus(
         hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
         raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
     folders = [root for root, kind in kinds.items() if kind == "folder"]
-    media: dict[Path, list[ImageItem]] = {}
-    if options.captions is not None:  # one file for all of them
-        media = {root: _find_media(corpus, root, options, kind) for root, kind in kinds.items()}
+    media = {root: _find_media(corpus, root, options, kind) for root, kind in kinds.items()}
     groups = [(root if root in folders else root.parent, images) for root, images in media.items() if images]
-    given = given_source(corpus, groups, options)
+    given = given_source(corpus, groups, options)  # one captions file for all paths
     containers: list[tuple[Path, Reader]] = []
     for root in roots:
-        images = media[root] if media else _find_media(corpus, root, options, kinds[root])
+        images = media[root]
         if images and root in folders:
             sources, base = sources_of_folder(corpus, root, images, options, given)
             _add_images(corpus, images, sources, base, f"{root.name}/" if len(folders) > 1 else "")
@@ -108,7 +111,7 @@ def read_corpus(
             except CorpusError as error:
                 if len(roots) == 1:
                     raise
-                corpus.skipped.append(unreadable(root, str(error)))
+                corpus.skip(*unreadable(root, error))
                 continue
             if read is None:
                 _add_texts(corpus, root, options)
@@ -123,25 +126,17 @@ def read_corpus(
     return corpus
 
 
-def assign_keys(names: list[str]) -> list[str]:
-    """Return unique keys for relative file names: without the suffix, or with it if that would not be unique."""
-    stems = Counter(without_suffix(name) for name in names)
-    whole = set(names)
-    return [
-        stem if stems[stem] == 1 and (stem == name or stem not in whole) else name
-        for name, stem in ((name, without_suffix(name)) for name in names)
-    ]
-
-
 def _find_media(corpus: Corpus, root: Path, options: ReadOptions, kind: str | None) -> list[ImageItem]:
     """Return the images and videos of a folder, or the one that a path is."""
     if is_url(root):
         return []
     if kind != "folder":
-        is_media = root.suffix.lower() in _MEDIA_SUFFIXES
-        return [ImageItem(root.name, str(root), None, root.stat().st_size)] if is_media else []
+        status = root.stat()
+        image = ImageItem(root.name, str(root), None, status.st_size, mtime=status.st_mtime_ns)
+        return [image] if root.suffix.lower() in _MEDIA_SUFFIXES else []
     images, skipped = find_images(root, follow_symlinks=options.follow_symlinks, suffixes=_MEDIA_SUFFIXES)
-    corpus.skipped += skipped
+    for each in skipped:
+        corpus.skip(*each)
     return images
 
 
@@ -154,7 +149,8 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> l
     paths, not_files = find_container_files(root, options)
     containers, not_containers = find_containers(paths, options)
     refused = not_files + not_containers
-    corpus.skipped += refused
+    for each in refused:
+        corpus.skip(*each)
     if containers:
         return containers
     suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
@@ -178,46 +174,35 @@ def _add_images(corpus: Corpus, images: Sequence[ImageItem], sources: CaptionSou
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
-    named, begin = 0, len(corpus.texts)
-    last, first = None, 0  # image of the row before, and the number of this row's first text among those of its image
+    texts_of_image: Counter[str] = Counter()
     for row in read_captions(file, options):
         image_key = without_suffix(PurePosixPath(row.file_name).as_posix()) if row.file_name else None
-        if image_key != last:
-            last, first = image_key, 0 if image_key is None else _count_texts(corpus.texts, image_key, begin)
-            named += image_key is not None and first == 0
         start = row.key if options.key_column and row.key else f"{file.stem}:{row.line}"
         if not is_utf8(f"{image_key}{start}{row.split}"):
             message = "the file name, key or split is not UTF-8"
-            corpus.skipped.append(Skipped(f"{file.stem}:{row.line}", str(file), "UnicodeError", message))
+            corpus.skip(f"{file.stem}:{row.line}", str(file), "UnicodeError", message)
             continue
         for number, caption in enumerate(row.captions):
-            key = f"{start}#{number}" if len(row.captions) > 1 else start
-            key = f"{image_key}#{first + number}" if image_key else key
+            if image_key:
+                key = f"{image_key}#{texts_of_image[image_key] + number}"
+            else:
+                key = f"{start}#{number}" if len(row.captions) > 1 else start
             corpus.add_text(TextItem(key, caption, image_key, row.split), str(file))
-        first += len(row.captions)
-    if named:
+        if image_key:
+            texts_of_image[image_key] += len(row.captions)
+    if texts_of_image:
         corpus.notes.append(
-            f"{file} names {counted(named, 'image')}, but only its texts are used. With --image-column it is read as a "
-            "list of images."
+            f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. With --image-column "
+            "it is read as a list of images."
         )
-
-
-def _count_texts(texts: ItemList[TextItem], image_key: str, begin: int) -> int:
-    """Return how many texts from position ``begin`` on, those of one file, are of an image."""
-    number = 0
-    while (found := next(texts.find([f"{image_key}#{number}"]))) is not None and found[0] >= begin:
-        number += 1
-    return number
 
 
 def _check(corpus: Corpus, roots: Sequence[Path], given: Path | None) -> None:
     if not corpus.images and not corpus.videos and not corpus.texts:
         places = ", ".join(str(root) for root in roots)
-        reason = (
-            f" The first of {counted(len(corpus.skipped), 'reason')}: {corpus.skipped[0].message}"
-            if corpus.skipped
-            else ""
-        )
+        reason = ""
+        if corpus.skipped:
+            reason = f" The first of {counted(len(corpus.skipped), 'reason')}: {corpus.skipped[0].message}"
         raise CorpusError(f"There is nothing to embed in {places}: no images, videos or texts.{reason}")
     media = {name: len(items) for name, items in (("images", corpus.images), ("videos", corpus.videos)) if items}
     if given is not None and media and len(corpus.images_without_caption) == sum(media.values()):

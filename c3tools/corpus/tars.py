@@ -21,10 +21,9 @@ import pyarrow.parquet as pq
 
 from ..errors import CorpusError
 from ..io.limits import LARGEST_TEXT, LimitedFile
-from ..io.locations import is_url, kind_of, name_or_file, open_binary, upload, version_of
+from ..io.locations import kind_of, name_or_file, open_binary, upload, version_of
 from .captions import SPLIT_COLUMN, captions_of, pick_text_columns, read_captions
-from .images import ByteRange, ImageItem
-from .items import IMAGE_SUFFIXES, Entry, ReadOptions, Skipped
+from .items import IMAGE_SUFFIXES, Entry, ImageItem, ImageSource, ReadOptions, Skipped, as_storable
 from .splits import split_in_name
 
 IMAGE_MEMBERS = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -102,7 +101,7 @@ def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
             yield Skipped(f"{path.name}#{key}.json", f"{path}#{key}.json", "CaptionError", error.message)
             captions = []
         split = draft.record.get(SPLIT_COLUMN) or split_in_name(path.stem)
-        source = ByteRange(str(path), offset, length)
+        source = ImageSource(str(path), offset, length)
         yield ImageItem(key, f"{path}#{name}", str(split) if split else None, length, source), captions
 
 
@@ -162,27 +161,6 @@ def _captions_beside(path: Path, options: ReadOptions) -> dict[str, list[str]]:
     except CorpusError:  # some other table that happens to lie there
         return {}
     return captions
-
-
-def member_range(path: str, tars: dict[str, TarIndex]) -> ByteRange | None:
-    """Return where the bytes of ``x.tar#member`` are in a tar of this machine; None if the path is none of a member.
-
-    Args:
-        path: as `ImageItem.path`.
-        tars: the indexes of the tars that were read before, by path; this one is added.
-
-    Raises:
-        OSError: if the tar cannot be read, or has no such image.
-    """
-    start, mark, name = path.partition(".tar#")
-    if not mark or is_url(path):
-        return None
-    tar = f"{start}.tar"
-    tars[tar] = tars[tar] if tar in tars else scan(Path(tar))
-    for member in tars[tar].members:
-        if member.content is None and member.name == name:
-            return ByteRange(tar, member.offset, member.length)
-    raise FileNotFoundError(0, f"{tar} has no image {name}")
 
 
 def index_of(path: Path, folder: Path | None) -> TarIndex:
@@ -253,9 +231,9 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo | Skipped]:
                 problem = f"damaged after {last}"
                 break
             if member.offset_data + member.size > size:
-                problem = f"cut short in the middle of {_printable(member.name)}"
+                problem = f"cut short in the middle of {as_storable(member.name)}"
                 break
-            position, last = archive.offset, _printable(member.name)
+            position, last = archive.offset, as_storable(member.name)
             unsafe = _unsafe(path, member)
             if unsafe is not None:
                 yield unsafe
@@ -276,7 +254,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo | Skipped]:
 
 def _unsafe(path: Path, member: tarfile.TarInfo) -> Skipped | None:
     """Return why a member is refused, or None."""
-    name = _printable(member.name)
+    name = as_storable(member.name)
     parts = member.name.replace("\\", "/").split("/")
     if member.name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"):
         problem = "UnsafePath", "the member's path is absolute or leads to a parent folder; such members are not read"
@@ -291,10 +269,6 @@ def _unsafe(path: Path, member: tarfile.TarInfo) -> Skipped | None:
     else:
         return None
     return Skipped(f"{path.name}#{name}", f"{path}#{name}", *problem)
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _load(stored: Path, known: str | None) -> TarIndex | None:

@@ -11,8 +11,6 @@ from PIL import Image
 
 from ..errors import MissingExtraError
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-
 
 def require_decoder() -> None:
     """Refuse to go on without PyAV.

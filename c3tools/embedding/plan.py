@@ -1,4 +1,4 @@
-"""The plan of an embedding run: new, changed and removed inputs.
+"""The plan of an embedding run: a join by key of the corpus with the rows of the store.
 
 A shard takes a fixed number of inputs, in the order of the corpus, and gets the lowest number that is free. Finished
 shards take whole such blocks out of the order, so a run that was interrupted plans the same shards again.
@@ -11,362 +11,288 @@ removed.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..corpus import Corpus, ImageItem, ItemList, TextItem
-from ..corpus.items import is_within, possible_files
+from ..corpus import Corpus, ImageItem
+from ..corpus.items import ItemTable, possible_files
 from ..io.files import write_atomically
 from ..io.locations import is_url, name_or_file
 from ..store import Failure, Store
-from ..store.item_splits import item_splits
-from ..store.keys import SortedHashes, SplitTable
 from ..store.manifest import ShardRecord
 from ..store.shards import ShardName
-from .summary import EmbedSummary, ModalitySummary
+from .summary import ModalitySummary
 
-INPUTS_FILE = "inputs.parquet"
-Item = TypeVar("Item", ImageItem, TextItem)
+INPUTS_FILE = "inputs.parquet"  # in the store: keys, and times of modification
+_INPUTS = pa.schema([("key", pa.large_string()), ("mtime", pa.int64())])
 _FILE_COLUMNS = ["key", "path", "size"]
 _COLUMNS = {"image": _FILE_COLUMNS, "video": _FILE_COLUMNS, "text": ["key", "caption", "image_key"]}
-_TEXT_KEY = re.compile(r"(.*):\d+(#\d+)?")  # of a text without an image: the stem of its file, and its line
+_LINE = r":\d+(#\d+)?$"  # in the key of a text without an image, after the stem of its file
+
+Positions = npt.NDArray[np.int64]
+ShardTask = tuple[int, list[Any]]  # the shard's number and its inputs, `ImageItem` or `TextItem`
 
 
-class ShardInputs(Generic[Item]):
-    """The numbers and inputs of shards, which are read from a list when a shard is used.
+class ShardTasks:
+    """The inputs of shards, which become objects when a shard is made.
 
     Args:
-        items: the list.
-        spans: of each shard its number, and where its inputs begin and end in the list.
-        left_out: 1 for each item of the list that is in no shard; None if all are in one.
-
-    Attributes:
-        splits: those of items that are in the store already (`item_splits`): an input joins the split of its item.
+        items: images or texts.
+        shards: the number of each shard, and the positions of its inputs.
+        splits: of all items: that of the item in the store, or else of the corpus.
     """
 
-    splits = SplitTable()
-
-    def __init__(
-        self, items: ItemList[Item], spans: Sequence[tuple[int, int, int]], left_out: bytearray | None = None
-    ) -> None:
-        self._items: ItemList[Item] = items
-        self._spans, self._left_out = spans, left_out
-        self.numbers = [number for number, _, _ in spans]
-        self.inputs = len(items) if left_out is None else len(left_out) - sum(left_out)
+    def __init__(self, items: ItemTable[Any], shards: Sequence[tuple[int, Positions]], splits: Any = None) -> None:
+        self.items, self.shards, self._splits = items, shards, splits
 
     def __len__(self) -> int:
         """Return the number of shards."""
-        return len(self._spans)
+        return len(self.shards)
 
-    def __getitem__(self, position: int) -> tuple[int, list[Item]]:
+    def __getitem__(self, position: int) -> ShardTask:
         """Return number and inputs of a shard."""
-        number, start, stop = self._spans[position]
-        inputs = self._block(start, stop)
-        found = self.splits.look_up(list(map(_item_key, inputs)))
-        return number, [
-            item if split is None else item._replace(split=split or None)
-            for item, split in zip(inputs, found, strict=True)
-        ]
+        number, positions = self.shards[position]
+        inputs = self.items.take(positions)
+        if self._splits is None:
+            return number, inputs
+        splits = self._splits.take(pa.array(positions)).to_pylist()
+        return number, [item._replace(split=split or None) for item, split in zip(inputs, splits, strict=True)]
 
-    def _block(self, start: int, stop: int) -> list[Item]:
-        if self._left_out is None:
-            return self._items.block(start, stop)
-        chosen: list[Item] = []
-        while (start := self._left_out.find(0, start, stop)) >= 0:
-            end = self._left_out.find(1, start, stop)
-            end = stop if end < 0 else end
-            chosen += self._items.block(start, end)
-            start = end
-        return chosen
-
-    def __iter__(self) -> Iterator[tuple[int, list[Item]]]:
-        """Yield number and inputs of each shard."""
-        return (self[position] for position in range(len(self)))
+    @property
+    def positions(self) -> Positions:
+        """The positions of the inputs of all shards."""
+        return np.concatenate([positions for _, positions in self.shards] or [np.zeros(0, np.int64)])
 
 
 @dataclass
-class Plan(Generic[Item]):
+class Plan:
     """The plan of one modality.
 
     Attributes:
         inputs: how many the corpus has.
         shards: the inputs to embed, by new shards.
-        made_up_for: numbers of lost shards whose rows the new ones bring back, in shards of these or of other numbers.
         changed: the inputs that changed, by the shards that have them.
+        gone: keys of rows and of failures whose source has gone, by the number of their shard.
+        made_up_for: numbers of missing shards whose inputs this run embeds again.
         summary: counts the other inputs, and lists changed and removed ones.
-        gone_keys: keys of rows whose source has gone, in the order of their shards.
-        gone: where they are in ``gone_keys``, by the number of their shard.
-        gone_failures: keys of inputs that failed and whose source has gone.
-        unmatched: how many rows are not of the corpus, by the number of the shard that has them.
-        from_elsewhere: keys that the store has from other files, or whose images it has from other files.
+        gone_items: keys of images or videos, embedded or failed, whose source has gone.
     """
 
     inputs: int
-    shards: ShardInputs[Item]
-    changed: ShardInputs[Item]
-    summary: ModalitySummary = field(default_factory=ModalitySummary)
-    gone_keys: ItemList[str] = field(default_factory=lambda: ItemList(str))
-    gone: dict[int, slice] = field(default_factory=dict)
-    gone_failures: ItemList[str] = field(default_factory=lambda: ItemList(str))
-    made_up_for: Sequence[int] = ()
-    unmatched: dict[int, int] = field(default_factory=dict)
-    from_elsewhere: ItemList[str] = field(default_factory=lambda: ItemList(str))
+    shards: ShardTasks
+    changed: ShardTasks
+    gone: dict[int, list[str]]
+    made_up_for: Sequence[int]
+    summary: ModalitySummary
+    gone_items: list[str]
 
 
 def plan_corpus(
     store: Store,
     corpus: Corpus,
-    *,
     shard_size: int = 4096,
+    *,
     retry_failed: bool = False,
     update: bool = False,
     lost: Mapping[ShardName, ShardRecord] | None = None,
-    times: InputTimes | None = None,
-) -> dict[str, Plan[Any]]:
+) -> dict[str, Plan]:
     """Return the plan of each modality that the corpus or the store has.
+
+    The numbers of ``lost`` shards are free only if enough items are to be embedded to bring their rows back.
 
     Args:
         store: the store.
         corpus: images, videos and texts.
         shard_size: inputs per new shard.
         retry_failed: plan what failed before, too.
-        update: plan what failed before and was written since, too.
+        update: plan what failed before and was modified since, too.
         lost: recorded shards that do not exist.
-        times: when the inputs of the store were modified; None to read it.
     """
-    times = InputTimes.load(store.path) if times is None else times
-    options: dict[str, Any] = {
-        "shard_size": shard_size,
-        "retry_failed": retry_failed,
-        "update": update,
-        "lost": lost,
-        "sources": Sources(corpus),
-        "times": times,
-    }
-    plans: dict[str, Plan[Any]] = {}
+    sources, times = Sources(corpus), read_times(store.path)
+    plans: dict[str, Plan] = {}
     for modality, items in (("image", corpus.images), ("video", corpus.videos), ("text", corpus.texts)):
-        if items or store.parts(modality):
-            captioned = list(plans.values()) if modality == "text" else []
-            plans[modality] = plan_shards(store, modality, items, captioned=captioned, **options)
-    _join_splits(store, [shards for plan in plans.values() for shards in (plan.shards, plan.changed)])
+        parts = store.parts(modality)
+        if not items and not parts:
+            continue
+        modified = _modified(items.table, times)
+        foreign_images = _text_array(chain.from_iterable(plan.summary.from_elsewhere for plan in plans.values()))
+        gone_images = _text_array(chain.from_iterable(plan.gone_items for plan in plans.values()))
+        foreign = foreign_images if modality == "text" else None
+        left_out, changed, gone, summary = _compare(store, modality, items, modified, foreign, gone_images, sources)
+        failures = {part: store.shard_failures(modality, part) for part in parts}
+        gone_items = list(summary.gone)
+        for part, failed in failures.items():
+            lost_failures = [failure.key for failure in failed if sources.has_lost_failure(failure)]
+            if lost_failures:
+                gone_items += lost_failures
+                gone[part] = sorted({*gone.get(part, ()), *lost_failures})
+        if not retry_failed:
+            keys = _text_array(failure.key for failed in failures.values() for failure in failed)
+            failed_before = _true(pc.is_in(items.table["key"], keys)) & ~left_out
+            failed_before &= ~modified if update else True
+            left_out |= failed_before
+            summary.failed_before = int(failed_before.sum())
+        pending = np.flatnonzero(~left_out)
+        missing = {part: record.rows for (name, part), record in (lost or {}).items() if name == modality}
+        made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
+        numbers = chain(made_up_for, (number for number in count() if number not in parts and number not in missing))
+        new = [(next(numbers), pending[start : start + shard_size]) for start in range(0, len(pending), shard_size)]
+        splits = _joined_splits(store, items.table) if (new or changed) and store.modalities else None
+        shards, again = ShardTasks(items, new, splits), ShardTasks(items, changed, splits)
+        plans[modality] = Plan(len(items), shards, again, gone, made_up_for, summary, gone_items)
     return plans
 
 
-def _join_splits(store: Store, shards: Sequence[ShardInputs[Any]]) -> None:
-    """Let the inputs of shards join the splits of their items: the store may have another split than the corpus."""
-    if not store.modalities:
-        return
-    wanted = SortedHashes()
-    for inputs in chain.from_iterable(shards):
-        wanted.add([_item_key(item) for item in inputs[1]])
-    splits = item_splits([store], wanted.missing_from())
-    for each in shards:
-        each.splits = splits
+def _modified(items: pa.Table, times: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return which items are files whose time of modification is not the recorded one."""
+    if "mtime" not in items.column_names:
+        return np.zeros(len(items), bool)
+    known = times["mtime"].take(pc.index_in(items["key"], times["key"]))  # null: not recorded
+    return _true(pc.not_equal(items["mtime"], known))
 
 
-def _item_key(item: ImageItem | TextItem) -> str:
-    return (item.image_key or item.key) if isinstance(item, TextItem) else item.key
-
-
-def summarize_plan(
-    store: Store, corpus: Corpus, shard_size: int, retry_failed: bool, *, update: bool, prune: bool
-) -> EmbedSummary:
-    """Return the summary of a run that is only planned."""
-    plans = plan_corpus(store, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update)
-    for plan in plans.values():
-        plan.summary.to_embed = plan.shards.inputs
-        plan.summary.to_update = len(plan.summary.changed) if update else 0
-        plan.summary.to_remove = len(plan.summary.gone) if prune else 0
-    return EmbedSummary(
-        store=str(store.path),
-        model=store.info.model,
-        precision=store.info.precision,
-        backend=store.info.backend,
-        modalities={name: plan.summary for name, plan in plans.items() if plan.inputs or plan.summary.gone},
-        images_without_caption=corpus.images_without_caption,
-        captions_without_image=corpus.captions_without_image,
-        skipped=len(corpus.skipped),
-        failures_in_store=len(store.recorded_failures()),
-        dry_run=True,
-    )
-
-
-def plan_shards(
+def _compare(
     store: Store,
     modality: str,
-    items: ItemList[Item],
-    *,
-    shard_size: int,
-    retry_failed: bool,
-    update: bool = False,
-    lost: Mapping[ShardName, ShardRecord] | None = None,
-    sources: Sources | None = None,
-    captioned: Sequence[Plan[ImageItem]] = (),
-    times: InputTimes | None = None,
-) -> Plan[Item]:
-    """Compare the items of one modality with those in the store, and divide the others into shards.
-
-    The numbers of ``lost`` shards are free only if enough items are to be embedded to bring their rows back.
+    items: ItemTable[Any],
+    modified: npt.NDArray[np.bool_],
+    foreign_images: Any,
+    gone_images: Any,
+    sources: Sources,
+) -> tuple[npt.NDArray[np.bool_], list[tuple[int, Positions]], dict[int, list[str]], ModalitySummary]:
+    """Compare the items of one modality with the rows of the store.
 
     Args:
-        store: the store.
-        modality: ``image``, ``video`` or ``text``.
-        items: all of the corpus.
-        shard_size, retry_failed, update, lost: see `plan_corpus`.
-        sources: the paths of the corpus; without them no input counts as removed.
-        captioned: for texts, the plans of images and of videos.
-        times: when the inputs of the store were modified, as it was recorded.
-    """
-    times = times or InputTimes({})
-    changed = items.like()
-    changed_spans: list[tuple[int, int, int]] = []
-    none = ShardInputs(items.like(), [])
-    plan = Plan(len(items), none, none)
-    summary = plan.summary
-    summary.changed = changed_keys = ItemList(str)
-    foreign = [images.from_elsewhere for images in captioned if images.from_elsewhere]
-    gone_images = [keys for images in captioned for keys in (images.gone_keys, images.gone_failures) if keys]
-    left_out = bytearray(len(items))
-    failed: set[int] = set()  # positions
-    for part in store.parts(modality):
-        failures = store.shard_failures(modality, part)
-        failed |= {found[0] for found in items.find(failure.key for failure in failures) if found is not None}
-        if sources is not None:
-            lost_failures = filter(sources.has_lost_failure, failures)
-            plan.gone_failures.extend(failure.key for failure in lost_failures)
-        first, gone = len(changed), []
-        for row, found in _match(store, modality, part, items):
-            of_foreign = any(keys.has(row.get("image_key")) for keys in foreign)
-            if found is not None:
-                position, item = found
-                left_out[position] = 1
-                if isinstance(item, ImageItem) and not (
-                    _is_same_file(row["path"], item) or (sources is not None and sources.has_moved(row["path"]))
-                ):
-                    plan.from_elsewhere.append(item.key)
-                elif not of_foreign and _has_changed(item, row, times):
-                    changed.append(item)
-                    changed_keys.append(item.key)
-                continue
-            plan.unmatched[part] = plan.unmatched.get(part, 0) + 1
-            if not of_foreign and sources is not None and sources.has_lost(row, gone_images):
-                gone.append(row["key"])
-        if len(changed) > first:
-            changed_spans.append((part, first, len(changed)))
-        if gone:
-            plan.gone[part] = slice(len(plan.gone_keys), len(plan.gone_keys) + len(gone))
-            plan.gone_keys.extend(sorted(gone))
-    summary.already = sum(left_out)
-    for position, item in enumerate(items if foreign else ()):
-        if isinstance(item, TextItem) and any(keys.has(item.image_key) for keys in foreign):
-            left_out[position] = 1
-            plan.from_elsewhere.append(item.key)
-    for position in sorted(failed):
-        if left_out[position] or retry_failed or (update and times.differ(items[position])):
-            continue
-        left_out[position] = 1
-        summary.failed_before += 1
-    missing = {part: record.rows for (name, part), record in (lost or {}).items() if name == modality}
-    plan.shards, plan.made_up_for = _new_shards(items, left_out, shard_size, store.parts(modality), missing)
-    plan.changed = ShardInputs(changed, changed_spans)
-    plan.from_elsewhere.sort()
-    summary.gone, summary.from_elsewhere = plan.gone_keys, plan.from_elsewhere
-    return plan
-
-
-def _new_shards(
-    items: ItemList[Item], left_out: bytearray, shard_size: int, taken: Collection[int], missing: Mapping[int, int]
-) -> tuple[ShardInputs[Item], list[int]]:
-    """Divide the items that are not ``left_out`` into shards with free numbers.
-
-    Args:
-        items: all of the corpus.
-        left_out: 1 for each item that is not to be embedded.
-        shard_size: inputs per shard.
-        taken: numbers that are not free.
-        missing: rows of the lost shards by number: the first that are used, if there are as many inputs.
+        modified: which items are files that were modified.
+        foreign_images: of texts, keys of images that the store has from other files; else None.
+        gone_images: keys of images whose source no longer exists.
 
     Returns:
-        The shards, and the numbers of the lost ones that they make up for.
+        Which items are not to be embedded (n,); the shards with changed items, and the positions of these; the keys of
+        rows whose source has gone, by shard; and the counts.
     """
-    pending: Any = np.flatnonzero(np.frombuffer(left_out, np.uint8) == 0)
-    made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
-    others = (number for number in count() if number not in taken and number not in missing)
-    numbers = chain(made_up_for, others)
-    starts: list[int] = pending[::shard_size].tolist()
-    ends = [*starts[1:], len(items)]
-    spans = [(next(numbers), start, end) for start, end in zip(starts, ends, strict=False)]
-    return ShardInputs(items, spans, left_out), made_up_for
+    table = items.table
+    left_out = np.zeros(len(items), bool)
+    changed: list[tuple[int, Positions]] = []
+    foreign: list[str] = []
+    gone: dict[int, list[str]] = {}
+    for part, rows, at in _join(store, modality, table):
+        found = np.flatnonzero(at >= 0)
+        positions = at[found]
+        left_out[positions] = True
+        theirs, own = rows.take(pa.array(found)), table.take(pa.array(positions))
+        skip = np.zeros(len(found), bool)
+        if foreign_images is not None:
+            differs = _true(pc.not_equal(theirs["caption"].cast(pa.large_string()), own["caption"]))
+            skip |= _true(pc.is_in(own["image_key"], foreign_images))
+        else:
+            differs = _true(pc.not_equal(theirs["size"], own["size"])) | modified[positions]
+            for row in np.flatnonzero(~_true(pc.equal(theirs["path"].cast(pa.large_string()), own["path"]))):
+                before = theirs["path"][row].as_py()
+                skip[row] = not (_is_same_file(before, items[int(positions[row])]) or sources.has_moved(before))
+            foreign += own["key"].filter(pa.array(skip)).to_pylist()
+        if (differs & ~skip).any():
+            changed.append((part, np.sort(positions[differs & ~skip])))
+        others = rows.filter(pa.array(at < 0))
+        lost = sources.lost_rows(others, foreign_images, gone_images)
+        if lost.any():
+            gone[part] = sorted(others["key"].filter(pa.array(lost)).to_pylist())
+    summary = ModalitySummary(
+        already=int(left_out.sum()),
+        changed=table["key"].take(pa.array(ShardTasks(items, changed).positions)).to_pylist(),
+        gone=list(chain.from_iterable(gone.values())),
+    )
+    if foreign_images is not None and len(foreign_images):
+        skip = _true(pc.is_in(table["image_key"], foreign_images))
+        left_out |= skip
+        foreign = table["key"].filter(pa.array(skip)).to_pylist()
+    summary.from_elsewhere = sorted(foreign)
+    return left_out, changed, gone, summary
 
 
-def _match(
-    store: Store, modality: str, part: int, items: ItemList[Item]
-) -> Iterator[tuple[dict[str, Any], tuple[int, Item] | None]]:
-    """Yield the rows of a shard, each with the position of the item with its key and the item, if there is one."""
-    for batch in store.batches(modality, _COLUMNS[modality], parts=[part]):
-        rows = batch.to_pylist()
-        yield from zip(rows, items.find(row["key"] for row in rows), strict=True)
+def _join(store: Store, modality: str, items: pa.Table) -> Iterator[tuple[int, pa.Table, Positions]]:
+    """Yield number and rows of each shard, and the position of the item with the key of each row, -1 without one."""
+    parts = store.parts(modality)
+    keys: list[Any] = []
+    counts: list[int] = []
+    for part in parts:
+        columns = [batch.column("key") for batch in store.batches(modality, ["key"], parts=[part])]
+        keys += [column.cast(pa.large_string()) for column in columns]
+        counts.append(sum(map(len, columns)))
+    found = pc.index_in(pa.chunked_array(keys, pa.large_string()), items["key"])
+    positions: Positions = found.fill_null(-1).to_numpy().astype(np.int64)
+    start = 0
+    for part, rows in zip(parts, counts, strict=True):
+        batches = list(store.batches(modality, _COLUMNS[modality], parts=[part])) if rows else []
+        if batches:
+            yield part, pa.Table.from_batches(batches), positions[start : start + rows]
+        start += rows
 
 
-def _has_changed(item: ImageItem | TextItem, row: Mapping[str, Any], times: InputTimes) -> bool:
-    if isinstance(item, TextItem):
-        return bool(row["caption"] is not None and row["caption"] != item.caption)
-    if None not in (row["size"], item.size) and row["size"] != item.size:
-        return True
-    return times.differ(item)
+def _joined_splits(store: Store, items: pa.Table) -> Any:
+    """Return the split of each item: that which its item has in the store, or else that of the corpus.
+
+    An image or a video decides before texts, and of several rows the first.
+    """
+    names: list[Any] = []
+    splits: list[Any] = []
+    for modality in sorted(store.modalities, key=lambda name: name == "text"):
+        wanted = ["key", "image_key", "split"] if modality == "text" else ["key", "split"]
+        for batch in store.batches(modality, wanted):
+            own = batch.column("key").cast(pa.large_string())
+            if modality == "text":
+                own = pc.coalesce(batch.column("image_key").cast(pa.large_string()), own)
+            names.append(own)
+            splits.append(batch.column("split").cast(pa.large_string()).fill_null(""))
+    item = items["key"]
+    if "image_key" in items.column_names:
+        item = pc.coalesce(items["image_key"], item)
+    found = pc.index_in(item, pa.chunked_array(names, pa.large_string()))
+    joined = pa.chunked_array(splits, pa.large_string()).take(found)
+    return pc.coalesce(joined, items["split"].cast(pa.large_string()))
 
 
-class InputTimes:
-    """When the files of a store's images and videos were modified, by key: `inputs.parquet`, for `--update`."""
-
-    def __init__(self, known: dict[str, int]) -> None:
-        self._known = known
-
-    @classmethod
-    def load(cls, store: Path) -> InputTimes:
-        """Read inputs.parquet; without it, or if it is damaged, no time is known."""
-        try:
-            with name_or_file(store / INPUTS_FILE) as source:
-                table = pq.read_table(source)
-            return cls(dict(zip(table.column("key").to_pylist(), table.column("mtime").to_pylist(), strict=True)))
-        except (OSError, KeyError, pa.ArrowException):
-            return cls({})
-
-    def differ(self, item: ImageItem | TextItem) -> bool:
-        """Return whether the file of an input has another time than the recorded one."""
-        known = self._known.get(item.key)
-        return known is not None and _time_of(item) not in (None, known)
-
-    def add(self, shards: Iterable[ShardInputs[Any]]) -> bool:
-        """Note the times of the inputs of shards; return whether there is something new."""
-        found = {item.key: _time_of(item) for inputs in shards for _, items in inputs for item in items}
-        new = {key: time for key, time in found.items() if time is not None}
-        self._known |= new
-        return bool(new)
-
-    def write(self, store: Path) -> None:
-        """Write inputs.parquet."""
-        columns = {"key": pa.array(self._known, pa.string()), "mtime": pa.array(self._known.values(), pa.int64())}
-        write_atomically(store / INPUTS_FILE, lambda path: pq.write_table(pa.table(columns), path))
+def _text_array(texts: Iterable[str]) -> Any:
+    return pa.array(list(texts), pa.large_string())
 
 
-def _time_of(item: ImageItem | TextItem) -> int | None:
-    """Return when the file of an image or video on this machine was modified, in nanoseconds."""
-    if isinstance(item, TextItem) or item.source is not None or is_url(item.path):
-        return None
+def _true(mask: Any) -> npt.NDArray[np.bool_]:
+    """Return a mask of Arrow, null as false."""
+    return np.array(mask.fill_null(False).to_numpy(zero_copy_only=False), bool)
+
+
+def read_times(store: Path) -> pa.Table:
+    """Return keys and recorded times of a store's inputs; none without inputs.parquet, or if it is damaged."""
     try:
-        return Path(item.path).stat().st_mtime_ns
-    except OSError:  # deleted since the corpus was read
-        return None
+        with name_or_file(store / INPUTS_FILE) as source:
+            return pq.read_table(source, schema=_INPUTS)
+    except (OSError, KeyError, pa.ArrowException):
+        return _INPUTS.empty_table()
+
+
+def write_times(store: Path, tasks: Collection[ShardTasks]) -> None:
+    """Record the times of the inputs of shards in inputs.parquet."""
+    tables = [task.items.table for task in tasks]
+    found = [
+        table.select(["key", "mtime"]).take(pa.array(task.positions))
+        for table, task in zip(tables, tasks, strict=True)
+        if "mtime" in table.column_names
+    ]
+    new = pa.concat_tables([_INPUTS.empty_table(), *found]).drop_null()
+    if len(new):
+        before = read_times(store)
+        kept = before.filter(pc.invert(pc.is_in(before["key"], new["key"])))
+        write_atomically(store / INPUTS_FILE, lambda path: pq.write_table(pa.concat_tables([kept, new]), path))
 
 
 def _is_same_file(before: str | None, image: ImageItem) -> bool:
@@ -389,47 +315,49 @@ class Sources:
     """
 
     def __init__(self, corpus: Corpus) -> None:
-        self._roots = [_absolute(source).rstrip("/") for source in corpus.sources]
         self._corpus = corpus
+        self._roots = [_absolute(source).rstrip("/") for source in corpus.sources]
+        self._containers = set(map(_absolute, corpus.containers))
+        self._unusable = {_absolute(skipped.path) for skipped in corpus.skipped}
+        self._keys = {"image": corpus.images.table["key"], "video": corpus.videos.table["key"]}
 
-    def has_lost(self, row: Mapping[str, Any], gone_images: Sequence[ItemList[str]]) -> bool:
-        """Return True if the source of a row, whose key is not in the corpus, no longer exists."""
-        if "path" in row:
-            return self._was_below(row["path"])
-        image = row["image_key"]
-        if image is not None:
-            if any(keys.has(image) for keys in gone_images) or self._corpus.texts.has(image, "image_key"):
-                return True
-            return self._captions_were_detected and self._corpus.has(image)
-        match = _TEXT_KEY.fullmatch(row["key"])
-        return match is not None and match[1] in self._files
+    def lost_rows(self, rows: pa.Table, foreign: Any, gone_images: Any) -> npt.NDArray[np.bool_]:
+        """Return which rows, whose keys are not in the corpus, have a source that no longer exists: bool (n,).
+
+        Args:
+            rows: with key and path, or key and image_key.
+            foreign: of texts, keys of images that the store has from other files: not of this corpus; else None.
+            gone_images: keys of images whose source no longer exists.
+        """
+        if foreign is None:
+            return np.array([self._was_below(path) for path in rows["path"].to_pylist()], bool)
+        texts = self._corpus.texts.table
+        images = rows["image_key"].cast(pa.large_string())
+        lost = _true(pc.is_in(images, gone_images)) | _true(pc.is_in(images, texts["image_key"].drop_null()))
+        if self._corpus.captions is None and texts["image_key"].null_count < len(texts):
+            lost |= _true(pc.is_in(images, self._keys["image"])) | _true(pc.is_in(images, self._keys["video"]))
+        lost &= ~_true(pc.is_in(images, foreign))
+        if images.null_count:
+            lost |= _true(pc.is_in(_files_of_lines(rows["key"]), self._text_files)) & _true(pc.is_null(images))
+        return lost
+
+    @cached_property
+    def _text_files(self) -> Any:
+        """The stems of the files of texts without an image."""
+        texts = self._corpus.texts.table
+        return _files_of_lines(texts["key"].filter(pc.is_null(texts["image_key"]))).drop_null().unique()
 
     def has_lost_failure(self, failure: Failure) -> bool:
         """Return True if the source of an input that failed no longer exists."""
-        return not self._corpus.has(failure.key) and self._was_below(failure.path)
+        if not self._was_below(failure.path):
+            return False
+        key = pa.scalar(failure.key, pa.large_string())
+        return all(pc.index(keys, key).as_py() < 0 for keys in self._keys.values())
 
     def has_moved(self, before: str) -> bool:
         """Return True if the tar or table that an image was embedded from was read now, and has its key no more."""
         where = _absolute(before)
         return is_within(where, self._containers) and not is_within(where, self._unusable)
-
-    @cached_property
-    def _containers(self) -> set[str]:
-        return set(map(_absolute, self._corpus.containers))
-
-    @cached_property
-    def _captions_were_detected(self) -> bool:
-        return self._corpus.captions is None and any(text.image_key is not None for text in self._corpus.texts)
-
-    @cached_property
-    def _files(self) -> set[str]:
-        """The stems of the files of texts without an image."""
-        alone = (_TEXT_KEY.fullmatch(text.key) for text in self._corpus.texts if text.image_key is None)
-        return {match[1] for match in alone if match}
-
-    @cached_property
-    def _unusable(self) -> set[str]:
-        return {_absolute(skipped.path) for skipped in self._corpus.skipped}
 
     def _was_below(self, path: str | None) -> bool:
         if path is None:
@@ -437,3 +365,15 @@ class Sources:
         absolute = _absolute(path)
         below = any(absolute == root or absolute.startswith((f"{root}/", f"{root}#")) for root in self._roots)
         return below and not is_within(absolute, self._unusable)
+
+
+def _files_of_lines(keys: Any) -> Any:
+    """Return the stem of the file of each text by its key, null if it is not a key of a line."""
+    keys = keys.cast(pa.large_string())
+    stems = pc.replace_substring_regex(keys, pattern=_LINE, replacement="")
+    return pc.if_else(pc.match_substring_regex(keys, _LINE), stems, None)
+
+
+def is_within(path: str, files: set[str]) -> bool:
+    """Return whether the path of an input is one of these files, or is in a tar, table or list among them."""
+    return any(file in files for file in possible_files(path))

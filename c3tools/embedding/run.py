@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..corpus import Corpus, read_corpus
-from ..corpus.items import is_within
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, StoreError, UnreachableError, telling_what_is_kept
@@ -23,8 +22,8 @@ from ..store.manifest import Manifest
 from ..store.metadata import INFO_FILE, digest_of
 from ..store.shard_indexes import has_indexes, keep_indexes, load_faiss
 from .int8 import calibration_for, keep_int8_model
-from .plan import InputTimes, Plan, ShardInputs, Sources, plan_corpus, summarize_plan
-from .shards import EmbedWork, rewritten_shard
+from .plan import Plan, ShardTasks, Sources, is_within, plan_corpus, write_times
+from .shards import EmbedOptions, EmbedWork, rewritten_shard
 from .summary import EmbedSummary, ModalitySummary
 
 DTYPES = ("float16", "float32")
@@ -144,7 +143,12 @@ def embed(
         reporter.message(note)
     if dry_run:
         planned = Store.open(folder, incomplete=True)
-        planned.summary = summarize_plan(planned, corpus, shard_size, retry_failed, update=update, prune=prune)
+        plans = plan_corpus(planned, corpus, shard_size, retry_failed=retry_failed, update=update)
+        planned.summary = replace(_summary(planned, corpus, plans), dry_run=True)
+        for plan in plans.values():
+            plan.summary.to_embed = len(plan.shards.positions)
+            plan.summary.to_update = len(plan.summary.changed) if update else 0
+            plan.summary.to_remove = len(plan.summary.gone) if prune else 0
         return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
@@ -199,35 +203,19 @@ def embed_corpus(
     store: str | Path,
     encoder: Encoder | Callable[[], Encoder],
     *,
-    dtype: str = "float16",
-    shard_size: int = 4096,
-    workers: int | None = None,
-    batch_size: int | None = None,
-    image_timeout: float = 60.0,
-    fps: float = 1.0,
-    retry_failed: bool = False,
-    update: bool = False,
-    prune: bool = False,
     executor: Executor | None = None,
     reporter: Reporter = SILENT,
+    **settings: Any,
 ) -> EmbedSummary:
     """Embed the inputs of a corpus that are not yet in the store, and add them.
-
-    Changed and removed inputs are counted; see `plan` for how they are found.
 
     Args:
         corpus: images, videos and texts.
         store: the folder or URL of the store; created if it does not exist.
         encoder: the contrastive model, or a function that loads it, called only if there is something to embed.
-        dtype: ``float16`` or ``float32``, for storage.
-        shard_size: inputs per shard; a run that is killed loses at most one shard.
-        workers: processes that decode images for one encoder; None for one per free core.
-        batch_size: images or texts encoded at a time; None for the default of the encoder.
-        image_timeout: seconds that decoding one image may take (0: no limit); needs a worker.
-        retry_failed, update: try failed inputs again; embed changed inputs again.
-        prune: remove the rows of inputs that are no longer in the paths of the corpus.
         executor: the executor that makes the shards; None for this process, with the encoder given.
         reporter: shows the progress.
+        settings: of `EmbedOptions`.
 
     Raises:
         StoreError: if the store has embeddings of another model, or is damaged.
@@ -236,45 +224,36 @@ def embed_corpus(
     """
     executor = executor or LocalExecutor()
     folder = location(store)
-    modalities: dict[str, ModalitySummary] = {}
+    options = EmbedOptions(**settings)
+    update, prune = options.update, options.prune
     try:
         with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
             if isinstance(encoder, Encoder) or not _is_store(folder):
-                encoder = _loaded_for(folder, encoder, dtype)
+                encoder = _loaded_for(folder, encoder, options.dtype)
             else:
-                create_store(folder, replace(StoreInfo.load(folder), dtype=dtype))
+                create_store(folder, replace(StoreInfo.load(folder), dtype=options.dtype))
             writer = StoreWriter(folder, reporter=reporter)
             writer.adopt(digest_of(writer.info.to_dict()))
             opened, lost = Store.open(folder, incomplete=True), writer.lost
-            times = InputTimes.load(folder)
             plans = plan_corpus(
-                opened, corpus, shard_size=shard_size, retry_failed=retry_failed, update=update, lost=lost, times=times
+                opened, corpus, options.shard_size, retry_failed=options.retry_failed, update=update, lost=lost
             )
-            if any(
-                len(plan.shards) or (update and len(plan.changed)) or (prune and plan.gone) for plan in plans.values()
-            ):
-                encoder = _loaded_for(folder, encoder, dtype)
+            if any(len(plan.shards) or (update and len(plan.changed)) for plan in plans.values()):
+                encoder = _loaded_for(folder, encoder, options.dtype)
+            write_times(folder, [plan.shards for plan in plans.values()])  # before the first shard
+            writer.expect((name, number) for name, plan in plans.items() for number, _ in plan.shards.shards)
             works = {
-                modality: EmbedWork(opened, modality, encoder, workers, batch_size, image_timeout, fps)
-                for modality in plans
-                if isinstance(encoder, Encoder)
+                name: EmbedWork(opened, name, encoder, options, writer) if isinstance(encoder, Encoder) else None
+                for name in plans
             }
-            if times.add(plan.shards for plan in plans.values()):
-                times.write(folder)
-            for modality, plan in plans.items():
-                if plan.inputs or plan.summary.gone:
-                    modalities[modality] = plan.summary
-                if len(plan.shards):
-                    _embed_shards(plan.shards, plan.summary, works[modality], executor, reporter)
-            for modality, plan in plans.items() if update or prune else ():
-                _rewrite_shards(
-                    writer, modality, plan, works.get(modality), Sources(corpus), executor, reporter, update, prune
-                )
+            for name, plan in plans.items():
+                plan.summary.add(_embed_shards(plan.shards, works[name], executor, reporter))
+            for name, plan in plans.items() if update or prune else ():
+                _rewrite_shards(writer, name, plan, works[name], executor, reporter, update=update, prune=prune)
             made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
             present = writer.finish(_listed_failures(opened, corpus, prune=prune), forget=made_up_for).shards
-            if update and times.add(plan.changed for plan in plans.values()):
-                times.write(folder)
-            failures = opened.recorded_failures()
+            if update:  # after their shards were rewritten
+                write_times(folder, [plan.changed for plan in plans.values()])
     except UnreachableError:  # has a remedy of its own
         raise
     except OSError as error:
@@ -282,21 +261,28 @@ def embed_corpus(
             f"The store {folder} cannot be written ({error.strerror or error}).",
             remedy="Finished work is kept. Free some disk space, or check the disk, then run the same command again.",
         ) from error
+    summary = _summary(opened, corpus, plans)
+    if isinstance(encoder, Encoder):
+        summary.precision, summary.backend = encoder.compute.precision, encoder.backend.name
+    summary.lost = [
+        f"{name} shard {part} ({counted(record.rows, 'row')})"
+        for (name, part), record in lost.items()
+        if (name, part) not in made_up_for and present.get((name, part)) != record
+    ]
+    return summary
+
+
+def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSummary:
     return EmbedSummary(
-        store=str(folder),
-        model=encoder.identity if isinstance(encoder, Encoder) else opened.info.model,
-        precision=encoder.compute.precision if isinstance(encoder, Encoder) else opened.info.precision,
-        backend=encoder.backend.name if isinstance(encoder, Encoder) else opened.info.backend,
-        modalities=modalities,
+        store=str(store.path),
+        model=store.info.model,
+        precision=store.info.precision,
+        backend=store.info.backend,
+        modalities={name: plan.summary for name, plan in plans.items() if plan.inputs or plan.summary.gone},
         images_without_caption=corpus.images_without_caption,
         captions_without_image=corpus.captions_without_image,
         skipped=len(corpus.skipped),
-        failures_in_store=len(failures),
-        lost=[
-            f"{name} shard {part} ({counted(record.rows, 'row')})"
-            for (name, part), record in lost.items()
-            if present.get((name, part)) != record
-        ],
+        failures_in_store=len(store.recorded_failures()),
     )
 
 
@@ -329,43 +315,38 @@ def _has_indexes(folder: Path, info: StoreInfo) -> bool:
 def _rewrite_shards(
     writer: StoreWriter,
     modality: str,
-    plan: Plan[Any],
+    plan: Plan,
     work: EmbedWork | None,
-    sources: Sources,
     executor: Executor,
     reporter: Reporter,
+    *,
     update: bool,
     prune: bool,
 ) -> None:
     """Prepare the shards with changed or removed rows anew; the writer puts them in place."""
-    store = Store.open(writer.path, incomplete=True)
-    gone = {part: set(plan.gone_keys[keys]) for part, keys in plan.gone.items()} if prune else {}
-    for part in store.parts(modality) if prune else ():
-        lost = {failure.key for failure in store.shard_failures(modality, part) if sources.has_lost_failure(failure)}
-        if lost:
-            gone[part] = gone.get(part, set()) | lost
-    changed = set(plan.changed.numbers if update else ())
+    store, summary = Store.open(writer.path, incomplete=True), plan.summary
+    gone = plan.gone if prune else {}
+    changed = {number for number, _ in plan.changed.shards} if update else set()
     if changed and work is not None:
         work.dropped = {part: frozenset(gone.get(part, ())) for part in changed}
-        again = ModalitySummary()
-        _embed_shards(plan.changed, again, work, executor, reporter)
-        plan.summary.updated, plan.summary.not_updated = again.embedded, again.failed
-        plan.summary.truncated += again.truncated
-        plan.summary.elapsed += again.elapsed
-        for stage, seconds in again.seconds.items():
-            plan.summary.seconds[stage] += seconds
+        again = _embed_shards(plan.changed, work, executor, reporter)
+        summary.updated, summary.not_updated = again.embedded, again.failed
+        summary.add(replace(again, embedded=0, failed=0))
     for part in sorted(gone.keys() - changed):
-        writer.replace_shard(modality, part, *rewritten_shard(store, modality, part, gone[part]))
-    plan.summary.removed = len(plan.gone_keys) if prune else 0
+        writer.replace_shard(modality, part, *rewritten_shard(store, modality, part, set(gone[part])))
+    summary.removed = len(summary.gone) if prune else 0
 
 
 def _embed_shards(
-    shards: ShardInputs[Any], summary: ModalitySummary, work: EmbedWork, executor: Executor, reporter: Reporter
-) -> None:
-    """Make the shards of one modality, and add them to its summary."""
+    shards: ShardTasks, work: EmbedWork | None, executor: Executor, reporter: Reporter
+) -> ModalitySummary:
+    """Make the shards of one modality."""
+    summary = ModalitySummary()
+    if work is None or not len(shards):
+        return summary
     failed = 0
     start = time.perf_counter()
-    with reporter.progress(f"{work.modality.capitalize()}s", shards.inputs) as progress:
+    with reporter.progress(f"{work.modality.capitalize()}s", len(shards.positions)) as progress:
 
         def report(done: int, failures: int) -> None:
             nonlocal failed
@@ -375,6 +356,7 @@ def _embed_shards(
         for part in executor.run(work, shards, report):
             summary.add(part)
     summary.elapsed = time.perf_counter() - start
+    return summary
 
 
 def _kept(store: Path) -> str:
@@ -386,11 +368,12 @@ def _kept(store: Path) -> str:
     return f"Rows kept in {store}: {rows or 'none'}; run the same command again to continue."
 
 
-def _listed_failures(store: Store, corpus: Corpus, *, prune: bool = False) -> list[Failure]:
+def _listed_failures(store: Store, corpus: Corpus, *, prune: bool) -> list[Failure]:
     """Return the inputs that were refused before encoding: in this run, and in those before if they still are."""
-    sources, read_now = Sources(corpus), set(corpus.containers)
-    skipped = [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
-    before = [f for f in store.recorded_failures() if f.stage == "list" and not is_within(f.path, read_now)]
-    before = [f for f in before if not (prune and sources.has_lost_failure(f))]
-    before = [f for f in before if not corpus.images.has(f.path, "path") and not corpus.videos.has(f.path, "path")]
-    return [*before, *skipped]
+    before = [failure for failure in store.recorded_failures() if failure.stage == "list"]
+    if before:
+        sources, read_now = Sources(corpus), set(corpus.containers)
+        present = {path for items in (corpus.images, corpus.videos) for path in items.table["path"].to_pylist()}
+        before = [f for f in before if f.path not in present and not is_within(f.path, read_now)]
+        before = [f for f in before if not (prune and sources.has_lost_failure(f))]
+    return [*before, *(Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped)]

@@ -7,9 +7,9 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,19 +22,31 @@ from ..encoders import Calibration, Encoder, resolve_encoder
 from ..encoders.backends import Pending
 from ..errors import StoreError, UnreachableError
 from ..executors import Report, Work, WorkerResources, cores
-from ..store import Failure, Shard, Store, write_shard
+from ..store import Failure, Shard, Store, StoreWriter, write_shard
 from ..store.manifest import REWRITING
 from ..store.rows import keys_of
 from ..store.shards import shard_schema, shard_table, write_rows
+from .decoding import PixelBatch, failure_of, pixel_batches
 from .int8 import MODEL_FOLDER
-from .loader import PixelBatch, failure_of, pixel_batches
+from .plan import ShardTask
 from .summary import ModalitySummary, no_seconds
 
 _MOST_WORKERS = 16
-_GROUP = 64  # shards whose images are listed in memory at once
 _FEW = 4  # images that are decoded before a worker process has started
 
-ShardTask = tuple[int, Sequence[Any]]  # the shard's number and its inputs, `ImageItem` or `TextItem`
+
+class EmbedOptions(NamedTuple):
+    """The options of `c3tools.embed` that are not about its inputs or its model, described there."""
+
+    dtype: str = "float16"
+    shard_size: int = 4096
+    workers: int | None = None
+    batch_size: int | None = None
+    image_timeout: float = 60.0
+    fps: float = 1.0
+    retry_failed: bool = False
+    update: bool = False
+    prune: bool = False
 
 
 class EmbedWork(Work[ShardTask, ModalitySummary]):
@@ -44,35 +56,32 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         store: the store to write to, which already exists.
         modality: ``image``, ``video`` or ``text``.
         encoder: is used in this process; others load the same model, once each.
-        workers, batch_size, image_timeout, fps: see `c3tools.embedding.embed_corpus`.
+        options: see there.
+        writer: keeps records and moments of the shards that are written in this process.
 
     Attributes:
         dropped: the shards that exist and whose rows are replaced, with the keys of the rows that are left out.
     """
 
     def __init__(
-        self,
-        store: Store,
-        modality: str,
-        encoder: Encoder,
-        workers: int | None = None,
-        batch_size: int | None = None,
-        image_timeout: float = 60.0,
-        fps: float = 1.0,
+        self, store: Store, modality: str, encoder: Encoder, options: EmbedOptions, writer: StoreWriter | None = None
     ) -> None:
-        self.modality = modality
-        self.store = store
+        self.modality, self.store = modality, store
+        self._writer = writer
         self.dropped: dict[int, frozenset[str]] = {}
         self._encoder: Encoder | None = encoder
-        self._workers, self._batch_size, self._image_timeout, self._fps = workers, batch_size, image_timeout, fps
+        self._options = options
         self._cores: int | None = None
-        self._identity = json.dumps(encoder.identity)
-        self._backend, self._precision = encoder.backend.name, encoder.compute.precision
-        self._compiled = encoder.compiled
+        self._model = (
+            json.dumps(encoder.identity),
+            encoder.backend.name,
+            encoder.compute.precision,
+            encoder.compiled,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the encoder."""
-        return {**self.__dict__, "_encoder": None}
+        """Return everything but the encoder and the writer."""
+        return {**self.__dict__, "_encoder": None, "_writer": None}
 
     def load(self, resources: WorkerResources) -> None:
         """Load the encoder in a worker process, and note how many cores it may use.
@@ -88,15 +97,14 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 remedy="Use storage that all machines share, or a URL.",
             )
         limit_threads(resources.threads)
-        self._encoder = _load_once(
-            self._identity,
-            resources.device,
-            self._backend,
-            self._precision,
-            self._compiled,
-            here.path / MODEL_FOLDER if self._precision == "int8" else None,
-        )
+        precision = self._model[2]
+        kept = here.path / MODEL_FOLDER if precision == "int8" else None
+        self._encoder = _load_once(*self._model, resources.device, kept)
         self._cores = resources.threads
+
+    def name(self, task: ShardTask) -> str:
+        """Return a name such as ``text shard 3``."""
+        return f"{self.modality} shard {task[0]}"
 
     def run(self, tasks: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
         """Embed the inputs of these shards and write them; images are decoded ahead, across shards.
@@ -104,166 +112,142 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         Raises:
             StoreError: if a shard cannot be written.
         """
-        embed = {"image": self._embed_images, "video": self._embed_videos, "text": self._embed_texts}[self.modality]
-        return embed(tasks, report)
+        assert self._encoder is not None, "load comes first"
+        embed = {"image": self._images, "video": self._videos, "text": self._texts}[self.modality]
+        for shard, summary in embed(self._encoder, tasks, report):
+            began = time.perf_counter()
+            try:
+                if shard.index in self.dropped:
+                    rows, failures = rewritten_shard(
+                        self.store, self.modality, shard.index, self.dropped[shard.index], shard
+                    )
+                    folder = self.store.path / REWRITING
+                    write_rows(folder, self.store.info, self.modality, shard.index, rows, failures)
+                elif self._writer is not None:
+                    self._writer.write_shard(shard)
+                else:
+                    write_shard(self.store.path, self.store.info, shard)
+            except UnreachableError:
+                raise
+            except OSError as error:
+                raise StoreError(
+                    f"The {shard.modality} shard {shard.index} could not be written to {self.store.path} "
+                    f"({error.strerror or error}).",
+                    remedy="Finished work is kept. Free some disk space, then run the same command again to continue.",
+                ) from error
+            summary.seconds["writing"] += time.perf_counter() - began
+            summary.embedded, summary.failed = len(shard.embeddings), len(shard.failures)
+            yield summary
 
-    def finished(self, task: ShardTask, report: Report) -> ModalitySummary | None:
-        """Return the summary of a shard that is finished and contains the inputs of the task, else None."""
-        number, items = task
-        if number in self.dropped or number not in self.store.parts(self.modality):
-            return None
-        try:
-            failures = self.store.shard_failures(self.modality, number)
-            batches = list(self.store.batches(self.modality, parts=[number]))
-        except StoreError:
-            return None
-        keys = [str(key) for batch in batches for key in keys_of(batch)]
-        if sorted([*keys, *(failure.key for failure in failures)]) != sorted(item.key for item in items):
-            return None
-        report(len(items), len(failures))
-        summary = ModalitySummary(embedded=len(keys), failed=len(failures))
-        if self.modality == "text":
-            captions = [item.caption for item in items]
-            summary.truncated = self._loaded().truncated(captions, self._loaded().tokenise(captions))
-        return summary
-
-    def name(self, task: ShardTask) -> str:
-        """Return a name such as ``text shard 3``."""
-        return f"{self.modality} shard {task[0]}"
-
-    def _embed_images(self, shards: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
-        encoder = self._loaded()
+    def _images(
+        self, encoder: Encoder, shards: Iterable[ShardTask], report: Report
+    ) -> Iterator[tuple[Shard, ModalitySummary]]:
+        workers = self._options.workers
         device_type = encoder.compute.device_type
-        workers = self._workers
-        if workers is None:
-            workers = _decoding_processes(device_type, self._cores or cores())
-        seconds = no_seconds()
-        rows: list[dict[str, Any]] = []
-        embeddings: list[np.ndarray[Any, Any]] = []
-        failures: list[Failure] = []
-        batches = chain.from_iterable(
-            pixel_batches(
-                group,
-                encoder.preprocess,
-                batch_size=self._batch_size or encoder.batch_size("image"),
-                workers=workers,
-                pin_memory=device_type == "cuda",
-                time_limit=self._image_timeout or None,
-            )
-            for group in _groups(shards)
+        batches = pixel_batches(
+            shards,
+            encoder.preprocess,
+            batch_size=self._options.batch_size or encoder.batch_size("image"),
+            workers=_decoding_processes(device_type, self._cores or cores()) if workers is None else workers,
+            pin_memory=device_type == "cuda",
+            time_limit=self._options.image_timeout or None,
         )
+        rows: list[dict[str, Any]] = []
+        embeddings: list[Matrix] = []
+        failures: list[Failure] = []
+        seconds = no_seconds()
         for batch, features in _encode_ahead(batches, encoder, seconds):
             start = time.perf_counter()
             if features is not None:
                 embeddings.append(features.result())
-            rows += batch.rows
-            failures += batch.failures
+            seconds["encoding"] += time.perf_counter() - start
             seconds["reading"] += batch.reading
             seconds["decoding"] += batch.decoding
-            fetched = time.perf_counter()
-            seconds["encoding"] += fetched - start
-            summary = None
+            rows += batch.rows
+            failures += batch.failures
+            report(len(batch.rows) + len(batch.failures), len(batch.failures))
             if batch.last:
-                matrix = np.concatenate(embeddings) if embeddings else np.zeros((0, encoder.dim), np.float32)
-                columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
-                self._write(Shard("image", batch.shard, matrix, columns, failures))
-                seconds["writing"] += time.perf_counter() - fetched
-                summary = ModalitySummary(embedded=len(rows), failed=len(failures), seconds=dict(seconds))
+                shard = _shard("image", batch.shard, rows, embeddings, failures, encoder.dim)
+                yield shard, ModalitySummary(seconds=dict(seconds))
                 seconds.update(no_seconds())
                 rows, embeddings, failures = [], [], []
-            report(len(batch.rows) + len(batch.failures), len(batch.failures))
-            if summary is not None:
-                yield summary
 
-    def _embed_videos(self, shards: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
+    def _videos(
+        self, encoder: Encoder, shards: Iterable[ShardTask], report: Report
+    ) -> Iterator[tuple[Shard, ModalitySummary]]:
         for number, items in shards:
-            seconds = no_seconds()
+            summary = ModalitySummary()
             rows: list[dict[str, Any]] = []
             means: list[Matrix] = []
             failures: list[Failure] = []
             for item in items:
                 try:
-                    mean, row = self._embed_video(item, seconds)
+                    mean, row = _embed_video(item, encoder, self._options, summary.seconds)
+                    means.append(mean[None])
+                    rows.append(row)
+                    report(1, 0)
                 except Exception as error:  # a decoder may raise anything on a damaged file, as for images
                     failures.append(failure_of(item, "decode", error))
                     report(1, 1)
-                    continue
-                means.append(mean)
-                rows.append(row)
-                report(1, 0)
-            matrix = np.stack(means) if means else np.zeros((0, self._loaded().dim), np.float32)
-            columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
-            written = time.perf_counter()
-            self._write(Shard("video", number, matrix, columns, failures))
-            seconds["writing"] = time.perf_counter() - written
-            yield ModalitySummary(embedded=len(rows), failed=len(failures), seconds=seconds)
+            yield _shard("video", number, rows, means, failures, encoder.dim), summary
 
-    def _embed_video(self, item: ImageItem, seconds: dict[str, float]) -> tuple[Matrix, dict[str, Any]]:
-        """Return the mean of the embeddings of a video's frames, at unit length (d,), and its other columns."""
-        encoder = self._loaded()
-        frames = read_frames(item.path, self._fps, self._image_timeout or None)
-        total, count, last = np.zeros(encoder.dim), 0, 0.0
-        width = height = 0
-        while True:
-            start = time.perf_counter()
-            pixels = []
-            for at, image in islice(frames, self._batch_size or encoder.batch_size("image")):
-                last, (width, height) = at, image.size
-                pixels.append(encoder.pixels(image))
-            decoded = time.perf_counter()
-            seconds["decoding"] += decoded - start
-            if not pixels:
-                break
-            total += encoder.encode_pixels(np.stack(pixels)).sum(axis=0, dtype=np.float64)
-            count += len(pixels)
-            seconds["encoding"] += time.perf_counter() - decoded
-        norm = np.linalg.norm(total)
-        if not norm > 0:
-            raise ValueError("the embeddings of its frames cancel out")
-        columns = {"key": item.key, "path": item.path, "width": width, "height": height, "size": item.size}
-        return (total / norm).astype(np.float32), {**columns, "frames": count, "duration": last, "split": item.split}
-
-    def _embed_texts(self, shards: Iterable[ShardTask], report: Report) -> Iterator[ModalitySummary]:
-        encoder = self._loaded()
+    def _texts(
+        self, encoder: Encoder, shards: Iterable[ShardTask], report: Report
+    ) -> Iterator[tuple[Shard, ModalitySummary]]:
         for number, items in shards:
             start = time.perf_counter()
             captions = [item.caption for item in items]
             tokens = encoder.tokenise(captions)
-            truncated = encoder.truncated(captions, tokens)
+            summary = ModalitySummary(truncated=encoder.truncated(captions, tokens))
             tokenised = time.perf_counter()
             embeddings = np.zeros((len(items), encoder.dim), np.float32)
-            for rows, part in encoder.encode_token_batches(tokens, batch_size=self._batch_size):
+            for rows, part in encoder.encode_token_batches(tokens, batch_size=self._options.batch_size):
                 embeddings[rows] = part
                 report(len(rows), 0)
-            encoded = time.perf_counter()
+            summary.seconds |= {"tokenising": tokenised - start, "encoding": time.perf_counter() - tokenised}
             columns = {name: [getattr(item, name) for item in items] for name in TextItem._fields}
-            timings = {"tokenising": tokenised - start, "encoding": encoded - tokenised}
-            self._write(Shard("text", number, embeddings, columns))
-            seconds = no_seconds() | timings | {"writing": time.perf_counter() - encoded}
-            yield ModalitySummary(embedded=len(items), truncated=truncated, seconds=seconds)
+            yield Shard("text", number, embeddings, columns), summary
 
-    def _write(self, shard: Shard) -> None:
-        try:
-            if shard.index in self.dropped:
-                rows, failures = rewritten_shard(
-                    self.store, self.modality, shard.index, self.dropped[shard.index], shard
-                )
-                path = self.store.path / REWRITING
-                write_rows(path, self.store.info, self.modality, shard.index, rows, failures)
-            else:
-                write_shard(self.store.path, self.store.info, shard)
-        except UnreachableError:
-            raise
-        except OSError as error:
-            raise StoreError(
-                f"The {shard.modality} shard {shard.index} could not be written to {self.store.path} "
-                f"({error.strerror or error}).",
-                remedy="Finished work is kept. Free some disk space, then run the same command again to continue.",
-            ) from error
 
-    def _loaded(self) -> Encoder:
-        assert self._encoder is not None, "load comes first"
-        return self._encoder
+def _shard(
+    modality: str,
+    number: int,
+    rows: Sequence[Mapping[str, Any]],
+    embeddings: Sequence[Matrix],
+    failures: Sequence[Failure],
+    dim: int,
+) -> Shard:
+    """Return a shard of rows, each with the same columns."""
+    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
+    matrix = np.concatenate([np.zeros((0, dim), np.float32), *embeddings])
+    return Shard(modality, number, matrix, columns, failures)
+
+
+def _embed_video(
+    item: ImageItem, encoder: Encoder, options: EmbedOptions, seconds: dict[str, float]
+) -> tuple[Matrix, dict[str, Any]]:
+    """Return the mean of the embeddings of a video's frames, at unit length (d,), and its other columns."""
+    frames = read_frames(item.path, options.fps, options.image_timeout or None)
+    total, count, last = np.zeros(encoder.dim), 0, 0.0
+    width = height = 0
+    while True:
+        start = time.perf_counter()
+        pixels = []
+        for at, image in islice(frames, options.batch_size or encoder.batch_size("image")):
+            last, (width, height) = at, image.size
+            pixels.append(encoder.pixels(image))
+        decoded = time.perf_counter()
+        seconds["decoding"] += decoded - start
+        if not pixels:
+            break
+        total += encoder.start_pixels(np.stack(pixels)).result().sum(axis=0, dtype=np.float64)
+        count += len(pixels)
+        seconds["encoding"] += time.perf_counter() - decoded
+    norm = np.linalg.norm(total)
+    if not norm > 0:
+        raise ValueError("the embeddings of its frames cancel out")
+    columns = {"key": item.key, "path": item.path, "width": width, "height": height, "size": item.size}
+    return (total / norm).astype(np.float32), {**columns, "frames": count, "duration": last, "split": item.split}
 
 
 def rewritten_shard(
@@ -294,13 +278,6 @@ def rewritten_shard(
         failures += new.failures
     failures = [failure for failure in failures if failure.key not in drop and failure.key not in left]
     return rows.take(pa.array(chosen, pa.int64())).combine_chunks(), failures
-
-
-def _groups(shards: Iterable[ShardTask]) -> Iterator[dict[int, Sequence[Any]]]:
-    """Yield shards by their numbers, some at a time: worker processes decode ahead within a group."""
-    source = iter(shards)
-    while group := dict(islice(source, _GROUP)):
-        yield group
 
 
 def _encode_ahead(
@@ -334,12 +311,12 @@ def encode_files(
         time_limit: seconds that decoding one image may take, if there are so many that worker processes decode.
 
     Raises:
-        C3Error: if a worker process is killed.
+        C3Error: if no worker process can be started.
     """
-    items = [ImageItem(key, str(path), None, 0) for key, path in paths.items()]
+    items = [ImageItem(key, str(path), None, None) for key, path in paths.items()]
     device_type = encoder.compute.device_type
     batches = pixel_batches(
-        {0: items},
+        [(0, items)],
         encoder.preprocess,
         batch_size=encoder.batch_size("image"),
         workers=_decoding_processes(device_type, cores()) if len(items) > _FEW else 0,
@@ -357,7 +334,7 @@ def _decoding_processes(device_type: str, available: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _load_once(identity: str, device: str, backend: str, precision: str, compiled: bool, kept: Path | None) -> Encoder:
+def _load_once(identity: str, backend: str, precision: str, compiled: bool, device: str, kept: Path | None) -> Encoder:
     return resolve_encoder(
         recorded=json.loads(identity),
         device=device,

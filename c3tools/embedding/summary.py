@@ -69,6 +69,7 @@ class ModalitySummary:
         self.embedded += other.embedded
         self.failed += other.failed
         self.truncated += other.truncated
+        self.elapsed += other.elapsed
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
 

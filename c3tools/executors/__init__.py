@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import C3Error
-from .base import Executor, Report, Tasks, Work, WorkerResources, cores
+from .base import Executor, Report, Tasks, Work, WorkerResources, cores, end_with_parent
 from .local import LocalExecutor
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Work",
     "WorkerResources",
     "cores",
+    "end_with_parent",
     "open_executor",
 ]
 

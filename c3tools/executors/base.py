@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
-
-from ..errors import C3Error
+from typing import Generic, Protocol, TypeVar
 
 Task = TypeVar("Task")
 Task_co = TypeVar("Task_co", covariant=True)
@@ -58,10 +56,6 @@ class Work(ABC, Generic[Task, Result]):
             C3Error: if one cannot be done anywhere.
         """
 
-    def finished(self, task: Task, report: Report) -> Result | None:
-        """Return the result of a task that an earlier attempt has finished, or None to run it again."""
-        return None
-
     @abstractmethod
     def name(self, task: Task) -> str:
         """Return a name of a task for error messages, such as ``text shard 3``."""
@@ -83,26 +77,14 @@ class Executor(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Message:
-    """A message of a worker process: it is free for a task, inputs done, the result of a task, or why there is none."""
-
-    kind: Literal["free", "progress", "result", "end", "refused", "crashed"]
-    position: int = -1
-    count: int = 0
-    failed: int = 0
-    result: Any = None
-    text: str = ""
-    remedy: str | None = None
-
-
-def failure_message(error: Exception) -> Message:
-    """Return the message about an exception: its own text if it is a `C3Error`, else its traceback."""
-    if isinstance(error, C3Error):
-        return Message("refused", text=error.message, remedy=error.remedy)
-    return Message("crashed", text="".join(traceback.format_exception(error)))
-
-
 def cores() -> int:
     """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """End this process when the process that started it has ended; runs in a thread of its own."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from ..errors import C3Error
-from .base import Message, Report, Result, Task, Tasks, Work, WorkerResources, cores, failure_message
+from .base import Report, Result, Task, Tasks, Work, WorkerResources, cores, end_with_parent
 
 
 class LocalExecutor:
@@ -75,10 +75,10 @@ def _in_threads(count: int, work: Work[Task, Result], tasks: Tasks[Task], report
 
 
 def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
+    """Give each process the next of its tasks when it asks for one."""
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
-    processes: list[SpawnProcess] = []
-    devices_by_end: dict[Connection, str] = {}
-    dealt: dict[Connection, Iterator[int]] = {}  # the positions of the tasks of each process
+    processes: dict[Connection, tuple[str, SpawnProcess, Iterator[int]]] = {}  # device, process, its tasks
+    results: dict[int, Result] = {}
     try:
         for number, device in enumerate(devices):
             resources = WorkerResources(device, max(1, cores() // len(devices)))
@@ -86,78 +86,64 @@ def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks
             process = context.Process(target=_serve, args=(resources, work, other))
             process.start()
             other.close()
-            processes.append(process)
-            devices_by_end[own] = device
-            dealt[own] = iter(range(number, len(tasks), len(devices)))
-        results = _listen(devices_by_end, dealt, tasks, report)
+            processes[own] = device, process, iter(range(number, len(tasks), len(devices)))
+        running = set(processes)
+        while running:
+            for end in wait_for_any(running):
+                assert isinstance(end, Connection)
+                device, _, positions = processes[end]
+                try:
+                    kind, value, remedy = end.recv()
+                    if kind == "free":
+                        position = next(positions, None)
+                        end.send(None if position is None else (position, tasks[position]))
+                except (EOFError, ConnectionError):
+                    raise C3Error(
+                        f"The process for {device} was killed.",
+                        remedy="Finished work is kept. Run the same command again to continue.",
+                    ) from None
+                if kind == "progress":
+                    report(*value)
+                elif kind == "result":
+                    results[value[0]] = value[1]
+                elif kind == "end":
+                    running.discard(end)
+                elif kind == "failed":
+                    raise C3Error(f"{device}: {value}", remedy=remedy)
         return [results[position] for position in range(len(tasks))]
     except BaseException:
-        for process in processes:
+        for _, process, _ in processes.values():
             process.terminate()
         raise
     finally:
-        for process in processes:
+        for _, process, _ in processes.values():
             process.join()
-
-
-def _listen(
-    devices: dict[Connection, str], dealt: dict[Connection, Iterator[int]], tasks: Tasks[Any], report: Report
-) -> dict[int, Any]:
-    """Give each process the next of its tasks when it asks for one; return the results by the tasks' positions."""
-    results: dict[int, Any] = {}
-    running = set(devices)
-    while running:
-        for end in wait_for_any(running):
-            assert isinstance(end, Connection)
-            try:
-                message: Message = end.recv()
-                if message.kind == "free":
-                    position = next(dealt[end], None)
-                    end.send(None if position is None else (position, tasks[position]))
-                    continue
-            except (EOFError, ConnectionError):
-                raise C3Error(
-                    f"The process for {devices[end]} was killed.",
-                    remedy="Finished work is kept. Run the same command again to continue.",
-                ) from None
-            if message.kind == "progress":
-                report(message.count, message.failed)
-            elif message.kind == "result":
-                results[message.position] = message.result
-            elif message.kind == "end":
-                running.discard(end)
-            else:
-                raise C3Error(f"{devices[end]}: {message.text}", remedy=message.remedy)
-    return results
 
 
 def _serve(resources: WorkerResources, work: Work[Any, Any], connection: Connection) -> None:
     """Do tasks in a separate process, which asks for each task when it is ready for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     positions: deque[int] = deque()
+
+    def send(kind: str, value: object = None, remedy: str | None = None) -> None:
+        connection.send((kind, value, remedy))
 
     def tasks() -> Iterator[Any]:
         while True:
-            connection.send(Message("free"))
+            send("free")
             given = connection.recv()
             if given is None:
                 return
-            position, task = given
-            positions.append(position)
-            yield task
+            positions.append(given[0])
+            yield given[1]
 
     try:
         work.load(resources)
-        for result in work.run(tasks(), lambda done, failed: connection.send(Message("progress", -1, done, failed))):
-            connection.send(Message("result", positions.popleft(), result=result))
-        connection.send(Message("end"))
+        for result in work.run(tasks(), lambda done, failed: send("progress", (done, failed))):
+            send("result", (positions.popleft(), result))
+        send("end")
+    except C3Error as error:
+        send("failed", error.message, error.remedy)
     except Exception as error:
-        connection.send(failure_message(error))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+        send("failed", "".join(traceback.format_exception(error)))

@@ -6,25 +6,20 @@ import logging
 import os
 import re
 import socket
-import statistics
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import __version__
 from ..errors import C3Error, MissingExtraError, UnreachableError
-from .base import Message, Report, Result, Task, Tasks, Work, WorkerResources, failure_message
+from .base import Report, Result, Task, Tasks, Work, WorkerResources
 
-ATTEMPTS = 3  # at one task, or at starting workers
-ANSWER_TIMEOUT = 5.0  # seconds for a cluster to answer
+ATTEMPTS = 3  # at one task, if its worker is lost or it crashes
+ANSWER_TIMEOUT = 5.0  # seconds for the machine of a cluster to answer
 WORKER_TIMEOUT = 600.0  # seconds without any worker: clusters that grow on demand take minutes
-STRAGGLER_FACTOR = 3.0  # a task that takes so many times as long as the others is done by an idle worker too,
-STRAGGLER_SECONDS = 30.0  # but not before so many seconds
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -32,9 +27,6 @@ _QUIET = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # else what Ray says of lost workers goes to standard output
 }
 _HOST_AND_PORT = re.compile(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d+)/?")
-# The beginning of HTTP/2, and its empty settings: a gRPC server, such as Ray's, answers with its own
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-_SETTINGS = 4
 
 
 class RayExecutor:
@@ -57,7 +49,7 @@ class RayExecutor:
         self._wanted = (processes, cores)
         self._gpu = gpu
         self._joined = False
-        self._workers: list[_Worker] = []
+        self._idle: list[Any] = []  # actors, with what they have loaded
 
     def __enter__(self) -> RayExecutor:
         """Join the cluster.
@@ -86,30 +78,63 @@ class RayExecutor:
 
     def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
         """Do all tasks; see `Executor.run`. Workers stay for the next call, with what they have loaded."""
-        run = _Run(self._workers, self._allocation.processes, self._start_worker, work, tasks, report)
-        try:
-            return run.complete()
-        finally:
-            for worker in [worker for worker in self._workers if worker.position is not None]:
-                worker.end()
-                self._workers.remove(worker)
-
-    def _start_worker(self) -> _Worker:
         ray = _ray()
-        options = {
-            "num_cpus": self._allocation.cores,
-            "num_gpus": int(self._gpu),
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        resources = WorkerResources("cuda" if self._gpu else "cpu", max(1, int(self._allocation.cores)))
-        process = ray.remote(_Process).options(**options).remote(resources)
-        return _Worker(process, process.start.remote())
+        shared, folder = ray.put(work), os.getcwd()  # noqa: PTH109 - as text, for other machines
+        waiting, attempts = deque(range(len(tasks))), Counter[int]()
+        results: dict[int, Result] = {}
+        running: dict[Any, tuple[Any, int]] = {}  # actor and task of each call
+        started, began = bool(self._idle), time.monotonic()
+        try:
+            while waiting or running:
+                while waiting and (self._idle or len(running) < self._allocation.processes):
+                    actor, position = self._idle.pop() if self._idle else self._start_actor(), waiting.popleft()
+                    attempts[position] += 1
+                    running[actor.run.remote(shared, tasks[position], folder)] = actor, position
+                ready, _ = ray.wait(list(running), timeout=1.0)
+                if not started and time.monotonic() - began > WORKER_TIMEOUT:
+                    alive = [actor.version.remote() for actor, _ in running.values()]
+                    started = bool(ray.wait(alive, timeout=ANSWER_TIMEOUT)[0] or ready)
+                    if not started:
+                        raise C3Error(
+                            f"The cluster could not start a worker within {WORKER_TIMEOUT:g} s.",
+                            remedy="Check `ray status`: other jobs may use its cores, or --processes may be too large.",
+                        )
+                for call in ready:
+                    actor, position = running.pop(call)
+                    try:
+                        result, done, failed, refused = ray.get(call)
+                    except ray.exceptions.RayError as error:  # the worker is lost, or the task crashed
+                        ray.kill(actor)
+                        if attempts[position] >= ATTEMPTS:
+                            raise C3Error(
+                                f"{work.name(tasks[position])} failed {ATTEMPTS} times, the last time since its worker "
+                                f"was lost or crashed ({error}).",
+                                remedy="Finished work is kept; run the same command again to continue. The worker may "
+                                "have run out of memory: see `ray status` and the logs of Ray.",
+                            ) from None
+                        waiting.appendleft(position)
+                        continue
+                    started = True
+                    self._idle.append(actor)
+                    if refused is not None:
+                        raise C3Error(f"{work.name(tasks[position])}: {refused[0]}", remedy=refused[1])
+                    results[position] = result
+                    report(done, failed)
+        finally:
+            for actor, _ in running.values():
+                ray.kill(actor)
+        return [results[position] for position in range(len(tasks))]
+
+    def _start_actor(self) -> Any:
+        cores, gpu = self._allocation.cores, self._gpu
+        resources = WorkerResources("cuda" if gpu else "cpu", max(1, int(cores)))
+        actor = _ray().remote(_Worker).options(num_cpus=cores, num_gpus=int(gpu), max_restarts=0, max_task_retries=0)
+        return actor.remote(resources, __version__)
 
     def _leave(self) -> None:
-        for worker in self._workers:
-            worker.end()
-        self._workers.clear()
+        for actor in self._idle:
+            _ray().kill(actor)
+        self._idle.clear()
         if self._joined:
             _ray().shutdown()
             self._joined = False
@@ -156,188 +181,49 @@ def allocate(
     return WorkerAllocation(processes or max(1, fitting), share)
 
 
-class _Process:
+class _Worker:
     """The body of a worker process."""
 
-    def __init__(self, resources: WorkerResources) -> None:
-        self._resources = resources
+    def __init__(self, resources: WorkerResources, version: str) -> None:
+        self._resources, self._version = resources, version
 
-    def start(self) -> str:
-        """Return the version of c3tools, and the machine."""
-        return f"{__version__} on {socket.gethostname()}"
+    def version(self) -> str:
+        """Return the version of c3tools here."""
+        return __version__
 
-    def run(self, work: Work[Any, Any], task: Any, again: bool, folder: str) -> Message:
-        """Do one task.
+    def run(self, work: Work[Any, Any], task: Any, folder: str) -> tuple[Any, int, int, tuple[str, str | None] | None]:
+        """Do one task; return its result, the inputs done, those that failed, and an error that another try repeats.
 
         Args:
-            again: an earlier attempt may have finished it.
+            work: what is done.
+            task: the task.
             folder: where relative paths start.
         """
-        counts = [0, 0]
+        done = failed = 0
 
-        def report(done: int, failed: int) -> None:
-            counts[0] += done
-            counts[1] += failed
+        def report(more: int, more_failed: int) -> None:
+            nonlocal done, failed
+            done, failed = done + more, failed + more_failed
 
         try:
-            _change_folder(folder)
-            work.load(self._resources)
-            result = work.finished(task, report) if again else None
-            if result is None:
-                (result,) = work.run([task], report)
-        except Exception as error:
-            return failure_message(error)
-        return Message("result", count=counts[0], failed=counts[1], result=result)
-
-
-def _change_folder(folder: str) -> None:
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise C3Error(
-            f"The machine {socket.gethostname()} has no folder {folder} ({error.strerror}).",
-            remedy="Run c3 in a folder that all machines of the cluster share, because they share inputs and outputs; "
-            "or run it in / and use URLs.",
-        ) from error
-
-
-@dataclass
-class _Worker:
-    """A worker process, as seen from here.
-
-    Attributes:
-        process: Ray's handle of the `_Process`.
-        pending: Ray's reference to its start, or to the message about its task; None while it is idle.
-        position: that of its task.
-        since: the time when it was given the task.
-    """
-
-    process: Any
-    pending: Any
-    position: int | None = None
-    since: float = 0.0
-
-    def end(self) -> None:
-        _ray().kill(self.process)
-
-
-class _Run(Generic[Task, Result]):
-    """One call of `RayExecutor.run`: tasks given to workers until each has a result."""
-
-    def __init__(
-        self,
-        workers: list[_Worker],
-        most: int,
-        start_worker: Callable[[], _Worker],
-        work: Work[Task, Result],
-        tasks: Tasks[Task],
-        report: Report,
-    ) -> None:
-        self._workers = workers
-        self._most = most
-        self._start_worker = start_worker
-        self._work = work
-        self._tasks = tasks
-        self._report = report
-        self._waiting = deque(range(len(tasks)))
-        self._results: dict[int, Result] = {}
-        self._attempts: Counter[int] = Counter()
-        self._not_started = 0
-        self._durations: list[float] = []
-
-    def complete(self) -> list[Result]:
-        ray = _ray()
-        shared = ray.put(self._work)
-        last_worker = time.monotonic()
-        while len(self._results) < len(self._tasks):
-            for _ in range(min(self._most, len(self._tasks) - len(self._results)) - len(self._workers)):
-                self._workers.append(self._start_worker())
-            self._give_tasks(shared)
-            pending = {worker.pending: worker for worker in self._workers if worker.pending is not None}
-            ready, _ = ray.wait(list(pending), timeout=1.0)
-            for reference in ready:
-                self._receive(pending[reference])
-            if any(worker.pending is None or worker.position is not None for worker in self._workers):
-                last_worker = time.monotonic()
-            elif time.monotonic() - last_worker > WORKER_TIMEOUT:
+            if self._version != __version__:
                 raise C3Error(
-                    f"The cluster could not start a worker within {WORKER_TIMEOUT:g} s.",
-                    remedy="Check `ray status`: other jobs may use its cores, or --processes may be too large.",
-                )
-        return [self._results[position] for position in range(len(self._tasks))]
-
-    def _give_tasks(self, shared: Any) -> None:
-        for worker in self._workers:
-            if worker.pending is not None:
-                continue
-            position = self._waiting.popleft() if self._waiting else self._straggler()
-            if position is None:
-                return
-            again = self._attempts[position] > 0
-            self._attempts[position] += 1
-            worker.position, worker.since = position, time.monotonic()
-            worker.pending = worker.process.run.remote(shared, self._tasks[position], again, str(Path.cwd()))
-
-    def _straggler(self) -> int | None:
-        """Return a task that takes far longer than the others, to be given to another worker as well."""
-        if not self._durations:
-            return None
-        limit = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * statistics.median(self._durations))
-        now = time.monotonic()
-        slow = [
-            worker.position
-            for worker in self._workers
-            if worker.position is not None
-            and now - worker.since > limit
-            and sum(other.position == worker.position for other in self._workers) == 1
-            and self._attempts[worker.position] < ATTEMPTS
-        ]
-        return slow[0] if slow else None
-
-    def _receive(self, worker: _Worker) -> None:
-        """Take the answer of a worker: it has started, has a result, has failed, or is lost."""
-        ray = _ray()
-        position = worker.position
-        try:
-            answer: Message | str = ray.get(worker.pending)
-        except ray.exceptions.RayError as error:
-            self._workers.remove(worker)
-            worker.end()
-            reason = f"its worker was lost ({' '.join(str(error).split())[:300]})"
-            self._try_again(position, reason, "It may have run out of memory: see `ray status` and the logs of Ray.")
-            return
-        worker.pending = worker.position = None
-        if position is None or isinstance(answer, str):
-            if str(answer).split(" on ")[0] != __version__:
-                raise C3Error(
-                    f"The worker has c3tools {answer}, but this machine has {__version__}.",
+                    f"The machine {socket.gethostname()} has c3tools {__version__}, but this one has {self._version}.",
                     remedy="Install the same version on all machines.",
                 )
-        elif position in self._results:
-            pass  # another worker was faster
-        elif answer.kind == "result":
-            self._durations.append(time.monotonic() - worker.since)
-            self._results[position] = answer.result
-            self._report(answer.count, answer.failed)
-        elif answer.kind == "refused":
-            raise C3Error(f"{self._work.name(self._tasks[position])}: {answer.text}", remedy=answer.remedy)
-        else:
-            self._try_again(position, answer.text, None)
-
-    def _try_again(self, position: int | None, reason: str, remedy: str | None) -> None:
-        if position is None:
-            self._not_started += 1
-            if self._not_started >= ATTEMPTS:
-                raise C3Error(f"A worker could not be started: {reason}.", remedy=remedy)
-        elif position not in self._results and all(other.position != position for other in self._workers):
-            if self._attempts[position] >= ATTEMPTS:
+            try:
+                os.chdir(folder)
+            except OSError as error:
                 raise C3Error(
-                    f"{self._work.name(self._tasks[position])} failed {ATTEMPTS} times, the last time since {reason}",
-                    remedy=" ".join(
-                        filter(None, ["Finished work is kept; run the same command again to continue.", remedy])
-                    ),
-                )
-            self._waiting.appendleft(position)
+                    f"The machine {socket.gethostname()} has no folder {folder} ({error.strerror}).",
+                    remedy="Run c3 in a folder that all machines of the cluster share, because they share inputs and "
+                    "outputs; or run it in / and use URLs.",
+                ) from error
+            work.load(self._resources)
+            (result,) = work.run([task], report)
+        except C3Error as error:
+            return None, done, failed, (error.message, error.remedy)
+        return result, done, failed, None
 
 
 def _ray() -> Any:
@@ -359,8 +245,9 @@ def _join(address: str | None) -> None:
     """
     host_and_port = _HOST_AND_PORT.fullmatch(address or "")
     try:
-        if host_and_port is not None:
-            _require_grpc(host_and_port["host"], int(host_and_port["port"]))
+        if host_and_port is not None:  # Ray itself would try for minutes
+            place = host_and_port["host"], int(host_and_port["port"])
+            socket.create_connection(place, ANSWER_TIMEOUT).close()
         options = {} if address not in (None, "local") else {"include_dashboard": False}
         _ray().init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (OSError, RuntimeError, ValueError) as error:
@@ -382,15 +269,3 @@ def _asks_for_token(error: BaseException | None) -> bool:
     while error is not None and "AuthenticationError" not in f"{type(error).__name__} {error}":
         error = error.__cause__ or error.__context__
     return error is not None
-
-
-def _require_grpc(host: str, port: int) -> None:
-    """Raise an OSError unless a gRPC server answers: Ray itself would try for minutes."""
-    with socket.create_connection((host, port), ANSWER_TIMEOUT) as connection:
-        if os.environ.get("RAY_USE_TLS") == "1":
-            return
-        connection.settimeout(ANSWER_TIMEOUT)
-        connection.sendall(_GREETING)
-        answer = connection.recv(4)
-    if len(answer) < 4 or answer[3] != _SETTINGS:
-        raise ConnectionError("the server there is not Ray")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..arrays import Matrix
-from ..corpus import ImageItem, ImageReader
-from ..corpus.tars import TarIndex, member_range
+from ..corpus import ImageReader
+from ..corpus.photos import PhotoFinder
 from ..errors import StoreError
 from ..io.locations import is_url
 from ..reporter import counted
@@ -87,17 +87,17 @@ def contact_sheet(results: Sequence[SearchResult]) -> str:
     from ..pages import render_page
 
     pictures: dict[str, dict[str, str]] = {}
-    tars: dict[str, TarIndex] = {}
+    finder = PhotoFinder()
     with ImageReader() as reader:
         for result in results:
             for path in [result.query, *(hit.path for hit in result.hits)]:
                 if path and path not in pictures:
-                    pictures[path] = _picture(reader, path, tars)
+                    pictures[path] = _picture(reader, path, finder)
     title = results[0].query if len(results) == 1 else counted(len(results), "query", "queries")
     return render_page(TEMPLATE, title=title, results=results, pictures=pictures)
 
 
-def _picture(reader: ImageReader, path: str, tars: dict[str, TarIndex]) -> dict[str, str]:
+def _picture(reader: ImageReader, path: str, finder: PhotoFinder) -> dict[str, str]:
     """Return the thumbnail of an image as a ``data:`` URL, or why there is none."""
     from PIL import Image
 
@@ -105,10 +105,9 @@ def _picture(reader: ImageReader, path: str, tars: dict[str, TarIndex]) -> dict[
     from ..pages import inline_image
 
     try:
-        source = member_range(path, tars)
-        if source is None and (is_url(path) or not Path(path).is_file()):
-            return {"problem": "not fetched" if is_url(path) else "no such file"}
-        image, _, _ = open_image(io.BytesIO(reader.read(ImageItem(path, path, None, None, source))))
+        if is_url(path):
+            return {"problem": "not fetched"}
+        image, _, _ = open_image(io.BytesIO(reader.read(finder.find(path, path))))
         return {"source": inline_image(image, _THUMBNAIL)}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return {"problem": getattr(error, "strerror", None) or str(error) or type(error).__name__}

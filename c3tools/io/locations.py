@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import io
 import os
-import random
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from ..errors import CorpusError, MissingExtraError, RefusedError, UnreachableError
 
@@ -28,7 +28,7 @@ BLOCK = 4 * 2**20  # bytes per request
 SMALL_BLOCK = 2**16  # bytes per request where only a small part of a file is needed: its footer, one column
 _LARGEST_WHOLE = 2**30  # bytes of a file that is kept in memory because its server supports no ranges
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_REFUSED_STATUS = (400, 401, 403, 405)
+_REFUSED_STATUS, _GONE_STATUS = (400, 401, 403, 405), (404, 410)
 _CREDENTIAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
 _FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PERMANENT = (*_FILE_ERRORS, ImportError, ValueError, TypeError)  # another attempt would fail too
@@ -286,39 +286,45 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
         UnreachableError: at once if access is refused, otherwise when all attempts have failed.
     """
     attempts = ATTEMPTS if attempts is None else attempts
-    for attempt in range(attempts):
-        try:
-            return call()
-        except Exception as error:  # every client has its own exceptions
-            if _is_refusal(error):
-                raise RefusedError(
-                    f"Access to {where} was refused ({_reason(error)}).",
-                    remedy="Check the address, the credentials in the environment (for s3://: AWS_ACCESS_KEY_ID, "
-                    "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL) and their permissions.",
-                ) from error
-            if getattr(error, "status", None) in (404, 410):
-                raise FileNotFoundError(0, f"{where}: the server answers {getattr(error, 'status', '')}") from error
-            if isinstance(error, _PERMANENT) and not _hides_temporary_error(error):
-                raise
-            if attempt == attempts - 1:
-                raise UnreachableError(
-                    f"{where} could not be reached in {attempts} attempts ({_reason(error)}).",
-                    remedy="Check the address and the credentials in the environment, then run the same command again.",
-                ) from error
-        time.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))
-    raise AssertionError("not reached")
+    again = Retrying(
+        stop=stop_after_attempt(attempts),
+        wait=wait_exponential(FIRST_PAUSE, max=60) + wait_random(0, FIRST_PAUSE),
+        retry=retry_if_exception(_may_be_temporary),
+        reraise=True,
+    )
+    try:
+        return again(call)
+    except Exception as error:  # every client has its own exceptions
+        if _is_refusal(error):
+            raise RefusedError(
+                f"Access to {where} was refused ({_reason(error)}).",
+                remedy="Check the address, the credentials in the environment (for s3://: AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL) and their permissions.",
+            ) from error
+        if getattr(error, "status", None) in _GONE_STATUS:
+            raise FileNotFoundError(0, f"{where}: the server answers {getattr(error, 'status', '')}") from error
+        if not _may_be_temporary(error):
+            raise
+        raise UnreachableError(
+            f"{where} could not be reached in {attempts} attempts ({_reason(error)}).",
+            remedy="Check the address and the credentials in the environment, then run the same command again.",
+        ) from error
 
 
-def _hides_temporary_error(error: Exception) -> bool:
-    """Return whether an error may be temporary: fsspec reports a web server that is down as a missing file."""
+def _may_be_temporary(error: BaseException) -> bool:
+    """Return whether another attempt may help; fsspec reports a web server that is down as a missing file."""
     cause = error.__cause__
     status = getattr(cause, "status", None)
+    if _is_refusal(error) or getattr(error, "status", None) in _GONE_STATUS or not isinstance(error, Exception):
+        return False
+    if not isinstance(error, _PERMANENT):
+        return True
     if status is not None:
         return int(status) == 429 or int(status) >= 500
     return isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, _FILE_ERRORS)
 
 
-def _is_refusal(error: Exception) -> bool:
+def _is_refusal(error: BaseException) -> bool:
     """Return whether the server refuses access, so that retrying does not help."""
     status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
     return isinstance(error, PermissionError) or status in _REFUSED_STATUS or type(error).__name__ in _CREDENTIAL_ERRORS

@@ -1,22 +1,61 @@
-"""Read Parquet files from strangers with memory that is bounded by their size on disk, not by what they declare."""
+"""Read tables from strangers, Parquet and Arrow: what they declare is checked against their size on disk first."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .batches import Budget, without_dictionaries
-from .footers import ColumnChunk, column_chunks
+from ..errors import CorpusError
 from .limits import LARGEST_IMAGE_FILE, TooLargeError, most_repeated, most_unpacked
-from .locations import name_or_file
+from .locations import name_or_file, open_binary
 
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, TooLargeError)  # for damaged and hostile tables
 _BATCH_BYTES = 1 << 25
-_MOST_ROWS = 1 << 16
+_MOST_ROWS = 1 << 10  # of a batch: a text that is stored once may be that of every row
+_WIDTHS = {"INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+_TAIL = 8  # bytes after the footer: its length, and the mark of the format
+# pyarrow ends the process where it cannot make sense of what a footer says of a column, so another process looks at it
+_LOOK = """
+import json, sys
+import pyarrow as pa, pyarrow.parquet as pq
+metadata = pq.read_metadata(pa.BufferReader(sys.stdin.buffer.read()))
+groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+chunks = [[group.column(number) for number in range(group.num_columns)] for group in groups]
+json.dump([[[c.path_in_schema, c.num_values, c.total_uncompressed_size, c.physical_type, c.encodings] for c in row]
+           for row in chunks], sys.stdout)
+"""
+
+
+class _Chunk(NamedTuple):
+    """The values of a column in one row group, as a footer describes them."""
+
+    path: str  # with the names of its parts: captions.list.element
+    values: int
+    unpacked: int  # bytes
+    kind: str
+    encodings: list[str]
+
+
+@lru_cache(64)
+def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
+    """Return what the footer of a Parquet file says of its columns, by row group.
+
+    Raises:
+        pyarrow.ArrowInvalid: if it is damaged.
+    """
+    done = subprocess.run([sys.executable, "-P", "-c", _LOOK], input=b"PAR1" + footer, capture_output=True, check=False)
+    if done.returncode:
+        raise pa.ArrowInvalid("its footer is damaged")
+    return [[_Chunk(*chunk) for chunk in group] for group in json.loads(done.stdout)]
 
 
 @contextmanager
@@ -26,39 +65,11 @@ def open_parquet(path: Path) -> Iterator[ParquetReader]:
     Raises:
         OSError, ValueError, pyarrow.ArrowException: if it is not a Parquet file.
     """
-    with name_or_file(path) as source:
-        with pq.ParquetFile(source) as plain:
-            metadata = plain.metadata
-            paths = {plain.schema.column(number).path for number in range(len(plain.schema))}
-        chunks, size = _declared(source)
-        # a text that is kept once stays once in memory; pyarrow has no such way for differences
-        every = [chunk for group in chunks for chunk in group]
-        repeated = {chunk.path for chunk in every if chunk.is_text} - {chunk.path for chunk in every if chunk.is_delta}
-        if not isinstance(source, Path):
-            source.seek(0)
-        with pq.ParquetFile(source, read_dictionary=sorted(repeated & paths), metadata=metadata) as file:
-            yield ParquetReader(file, chunks, size)
-
-
-@contextmanager
-def open_checked(path: Path, block: int | None = None) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of this package whose columns declare no more than a file of its size has reason to.
-
-    Args:
-        path: on this machine or at a URL.
-        block: bytes of a request, see `open_binary`.
-
-    Raises:
-        OSError, ValueError, pyarrow.ArrowException: if it is not a Parquet file; TooLargeError if it declares more.
-    """
-    with name_or_file(path, block) as source:
-        chunks, size = _declared(source)
-        for group in chunks:
-            _check_chunks(group, size)
-        if not isinstance(source, Path):
-            source.seek(0)
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            yield file
+    with name_or_file(path) as source, pq.ParquetFile(source) as file, open_binary(path) as content:
+        size = content.seek(0, 2)
+        content.seek(size - _TAIL)
+        content.seek(size - _TAIL - int.from_bytes(content.read(4), "little"))
+        yield ParquetReader(file, _column_chunks(content.read()), size)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -78,17 +89,15 @@ class ParquetReader:
     """An open Parquet file, read in batches whose size does not depend on what the file declares.
 
     Attributes:
-        schema: of the columns, without dictionaries.
+        schema: of the columns.
         row_counts: rows of each row group.
     """
 
-    def __init__(self, file: pq.ParquetFile, chunks: Sequence[Sequence[ColumnChunk]], size: int) -> None:
-        self._file, self._chunks, self._size, self._budget = file, chunks, size, Budget(size)
-        self.schema = without_dictionaries(file.schema_arrow)
-        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-        self.row_counts = [group.num_rows for group in groups]
-        if len(self._chunks) != len(self.row_counts):
-            raise pa.ArrowInvalid("its footer is damaged")
+    def __init__(self, file: pq.ParquetFile, chunks: Sequence[Sequence[_Chunk]], size: int) -> None:
+        self._file, self._chunks, self._size = file, chunks, size
+        self._left = most_repeated(size)  # bytes that the values may still come to
+        self.schema = file.schema_arrow
+        self.row_counts = [file.metadata.row_group(number).num_rows for number in range(len(chunks))]
 
     def batches(self, columns: Sequence[str] | None = None, *, group: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order, in batches of about 32 MiB.
@@ -101,39 +110,79 @@ class ParquetReader:
             OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if its values come to too
                 much.
         """
-        names = None if columns is None else list(columns)
-        groups = range(len(self.row_counts)) if group is None else [group]
-        chosen = {
-            number: [c for c in self._chunks[number] if names is None or _is_in(c.path, names)] for number in groups
-        }
-        for chunks in chosen.values():
-            _check_chunks(chunks, self._size)
-        for number, chunks in chosen.items():
-            of_row = sum(chunk.unpacked for chunk in chunks) // max(1, self.row_counts[number])
-            # a difference may be to a text that has nearly the size of the whole column
-            of_row += sum(chunk.unpacked for chunk in chunks if chunk.is_delta)
-            rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // max(1, of_row)))
+        prefixes = tuple("." if columns is None else f".{name}." for name in columns or [""])
+        for number in range(len(self.row_counts)) if group is None else [group]:
+            count, of_row = self.row_counts[number], 1
+            for chunk in self._chunks[number]:
+                if f".{chunk.path}.".startswith(prefixes):
+                    self._check(chunk)
+                    # a difference may be to a text that has nearly the size of the whole column
+                    is_delta = any(encoding.startswith("DELTA_") for encoding in chunk.encodings)
+                    of_row += chunk.unpacked // (1 if is_delta and chunk.kind == "BYTE_ARRAY" else max(1, count))
+            rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // of_row))
+            names = None if columns is None else list(columns)
             for batch in self._file.iter_batches(batch_size=rows, row_groups=[number], columns=names):
-                yield from self._budget.pieces(batch)
+                self._left -= batch.nbytes
+                if self._left < 0:
+                    most = most_repeated(self._size)
+                    raise TooLargeError(f"its values need more than {most:,} bytes, but the file has {self._size:,}")
+                yield batch
 
-
-def _is_in(path: str, names: Sequence[str]) -> bool:
-    return any(path == name or path.startswith(f"{name}.") for name in names)
-
-
-def _declared(source: Path | BinaryIO) -> tuple[list[list[ColumnChunk]], int]:
-    """Return the metadata of a file about its columns, by row group, and the size of the file."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            return column_chunks(file), source.stat().st_size
-    return column_chunks(source), source.seek(0, 2)
-
-
-def _check_chunks(chunks: Sequence[ColumnChunk], size: int) -> None:
-    for name, values, width, unpacked, *_ in chunks:
-        if unpacked > most_unpacked(size):
-            raise TooLargeError(f"its column {name!r} unpacks to {unpacked:,} bytes, but the file has only {size:,}")
-        if unpacked > most_unpacked(0) and unpacked // max(1, values) > LARGEST_IMAGE_FILE:
+    def _check(self, chunk: _Chunk) -> None:
+        name, values, unpacked, kind, _ = chunk
+        if unpacked > most_unpacked(self._size):
+            raise TooLargeError(f"its column {name!r} unpacks to {unpacked:,} bytes, but the file has {self._size:,}")
+        if unpacked // max(1, values) > LARGEST_IMAGE_FILE:
             raise TooLargeError(f"values of its column {name!r} have {unpacked // max(1, values):,} bytes")
-        if values * width > most_repeated(size):
-            raise TooLargeError(f"its column {name!r} has {values:,} values, but the file has only {size:,} bytes")
+        if values * _WIDTHS.get(kind, 1) > most_repeated(self._size):
+            raise TooLargeError(f"its column {name!r} has {values:,} values, but the file has {self._size:,} bytes")
+
+
+def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of an Arrow stream or file, which is mapped, not copied.
+
+    Raises:
+        CorpusError: if the file is behind a URL.
+        OSError: where it is cut or damaged, after the batches before that place.
+    """
+    if not isinstance(path, Path):
+        raise CorpusError(
+            f"{path} cannot be read: Arrow files can only be read from a local disk.",
+            remedy="Copy the folder to this machine, or convert its tables to Parquet.",
+        )
+    count = 0
+    try:
+        with pa.memory_map(str(path)) as source:
+            batches: Iterator[pa.RecordBatch]
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            if is_file:
+                file = pa.ipc.open_file(source)
+                batches = (file.get_batch(number) for number in range(file.num_record_batches))
+            else:
+                batches = iter(pa.ipc.open_stream(source))
+            for batch in batches:
+                for column in batch.columns:  # what is mapped is taken as it lies in the file
+                    column.validate(full=not (pa.types.is_decimal(column.type) or pa.types.is_temporal(column.type)))
+                str(batch.schema)  # decodes the names of all fields
+                yield batch
+                count += 1
+    except KeyError as error:  # kinds of intervals that pyarrow has no name for
+        raise OSError(0, f"a column of a kind that is not read ({error})") from error
+    except UNREADABLE as error:
+        raise OSError(
+            0,
+            f"cut short or damaged after {count:,} record batches ({error}); copy it again, then run the same command "
+            "again",
+        ) from error
+
+
+@contextmanager
+def open_checked(path: Path, block: int | None = None) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of this package, to read and compare its checksums; for ``block`` see `open_binary`.
+
+    Raises:
+        OSError, ValueError, pyarrow.ArrowException: if it is not a Parquet file.
+    """
+    with name_or_file(path, block) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+        yield file

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3tools.corpus import caption_sources, read_corpus
-from c3tools.corpus.captions import read_captions
-from c3tools.corpus.items import CaptionRow
+from c3tools.corpus import folders, read_corpus
+from c3tools.corpus.captions import CaptionRow, read_captions
 from c3tools.errors import CorpusError
 
 from .test_reading import image, jsonl, pairs
@@ -50,7 +49,6 @@ def test_one_row_of_metadata_beside_text_files(tmp_path: Path) -> None:
     assert corpus.images_without_caption == []
     assert corpus.notes == [
         f"{tmp_path}: 20 captions: 1 from metadata.csv and 19 from .txt files.",
-        f"{tmp_path}: not used, because an earlier source has captions of the same images: .txt files for 1 image.",
     ]
 
 
@@ -193,7 +191,7 @@ def test_a_captions_file_that_is_given_is_read_once_for_all_paths(
         count += 1
         return read_captions(*arguments)
 
-    monkeypatch.setattr(caption_sources, "read_captions", counting)
+    monkeypatch.setattr(folders, "read_captions", counting)
     paths = [tmp_path / name for name in ("a.png", "one", "b.png", "two")]
     corpus = read_corpus(paths, captions=file)
     assert pairs(corpus) == [(f"of {name}", name) for name in ("a", "one/x", "one/y", "b", "two/x")]

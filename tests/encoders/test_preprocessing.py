@@ -13,7 +13,7 @@ from c3tools.encoders import Encoder, open_image
 from c3tools.encoders.preprocessing import MAX_ASPECT_RATIO
 from c3tools.errors import MissingExtraError
 from c3tools.io.limits import TooLargeError
-from tests.bombs import files
+from tests import bombs as files
 
 EXIF_ORIENTATION = 0x0112
 

@@ -14,7 +14,7 @@ from c3tools.corpus.tars import scan
 from c3tools.io import limits
 from c3tools.io.files import read_json
 from c3tools.io.limits import LARGEST_JSON, MeteredBytes, TooLargeError, check_json, limited_lines
-from tests.bombs import files
+from tests import bombs as files
 
 
 @given(st.lists(st.text("ab\r\n\u2028é", max_size=8), max_size=8).map("\n".join), st.booleans())

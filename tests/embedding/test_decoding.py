@@ -1,0 +1,143 @@
+"""Worker processes that decode: the same batches however many there are, and no image that stops the others."""
+
+from __future__ import annotations
+
+import errno
+import io
+import mmap
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from c3tools.corpus import ImageItem, read_corpus
+from c3tools.embedding.decoding import pixel_batches
+from c3tools.encoders import Encoder, ImagePreprocessor
+from c3tools.errors import C3Error
+from c3tools.io.limits import LARGEST_DECODED
+
+
+def slow_jpeg() -> bytes:
+    """A photo of 3 MB that takes many minutes to decode: its last scan is said 50,000 times over.
+
+    libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or a thread would wait.
+    """
+    buffer = io.BytesIO()
+    Image.new("L", (3000, 3000), 128).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * 50_000 + content[-2:]
+
+
+class HostilePreprocessor(ImagePreprocessor):
+    """Does what the name of a file's content says: ends its process, or takes memory."""
+
+    def load(self, source: str | Path | BinaryIO) -> Any:
+        content = source.getvalue()[:20]  # type: ignore[union-attr]
+        if content == b"dies":
+            os._exit(9)
+        if content == b"hungry":  # new memory: that which Python has kept from before could be enough
+            mmap.mmap(-1, LARGEST_DECODED + 2**28, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+        return super().load(source)
+
+
+def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: Path) -> None:
+    p = encoder.preprocess
+    hostile = HostilePreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
+    for name, content in (("dies", b"dies"), ("hungry", b"hungry"), ("slow", slow_jpeg()), ("empty", b"")):
+        (photos / f"{name}.jpg").write_bytes(content)
+    os.mkfifo(photos / "pipe.jpg")
+    with (photos / "huge.jpg").open("wb") as file:
+        file.truncate(2**31)  # takes no room on the disk
+    names = ("dies", "hungry", "slow", "empty", "pipe", "huge", "gone")
+    good = read_corpus([photos]).images[:3]
+    bad = [ImageItem(name, str(photos / f"{name}.jpg"), None, None) for name in names]
+    shards = [(0, [*good, *bad[:2]]), (1, [bad[2], *good]), (2, bad[3:]), (3, good)]
+    batches = list(pixel_batches(shards, hostile, batch_size=2, workers=2, time_limit=2.0))
+    found = {failure.key: (failure.stage, failure.error) for batch in batches for failure in batch.failures}
+    assert found.pop("dies") == ("decode", "DecodingError")
+    assert found.pop("slow") == ("decode", "DecodingTimeoutError")
+    assert found.pop("empty")[0] == "decode"
+    if sys.platform == "linux":
+        assert found.pop("hungry")[0] == "decode"
+    assert {key: stage for key, (stage, _) in found.items()} == dict.fromkeys(names[4:], "read")
+    rows = [[row["key"] for batch in batches for row in batch.rows if batch.shard == shard] for shard in range(4)]
+    assert rows[0] == rows[1] == rows[3] == [item.key for item in good]
+    messages = {failure.key: failure.message for batch in batches for failure in batch.failures}
+    assert "2 s" in messages["slow"]
+    assert "--image-timeout" in messages["slow"]
+    assert os.strerror(errno.ENOMEM) in messages["hungry"]
+
+
+def test_any_number_of_workers_gives_the_same_batches_in_the_same_order(encoder: Encoder, photos: Path) -> None:
+    items = list(read_corpus([photos]).images)
+    damaged = ImageItem("damaged", __file__, None, 0)
+    shards = [(0, [*items, damaged]), (3, []), (7, [damaged]), (8, items[:2])]
+    here = list(pixel_batches(shards, encoder.preprocess, batch_size=2, workers=0))
+    assert [(batch.shard, batch.last) for batch in here][-2:] == [(7, True), (8, True)]
+    for workers in (1, 3):
+        others = list(pixel_batches(shards, encoder.preprocess, batch_size=2, workers=workers, time_limit=60.0))
+        for one, other in zip(here, others, strict=True):
+            same = (other.shard, other.rows, other.failures, other.last)
+            assert (one.shard, one.rows, one.failures, one.last) == same
+            np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+def test_a_killed_worker_is_replaced_and_workers_end_with_the_generator(encoder: Encoder, photos: Path) -> None:
+    items = list(read_corpus([photos]).images) * 20
+    others = set(multiprocessing.active_children())
+    batches = pixel_batches([(0, items)], encoder.preprocess, batch_size=1, workers=1)
+    keys = [row["key"] for row in next(batches).rows]
+    (worker,) = set(multiprocessing.active_children()) - others
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    for _ in range(len(items) - 2):
+        keys += [row["key"] for row in next(batches).rows]
+    assert keys == [item.key for item in items[:-1]]
+    batches.close()
+    assert set(multiprocessing.active_children()) == others
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_workers_end_when_the_process_that_waits_for_them_is_killed(photos: Path) -> None:
+    code = f"""
+import multiprocessing, os, signal
+from c3tools.corpus import read_corpus
+from c3tools.embedding.decoding import pixel_batches
+from c3tools.encoders.bundled import read_description
+items = list(read_corpus([{str(photos)!r}]).images) * 50
+batches = pixel_batches([(0, items)], read_description().preprocess, batch_size=1, workers=3)
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pids = killed.stdout.split()
+    assert len(pids) == 3
+    deadline = time.monotonic() + 20
+    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def test_no_room_for_the_workers_is_told(encoder: Encoder, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Any) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    with pytest.raises(C3Error, match="Resource temporarily unavailable"):
+        list(pixel_batches([(0, read_corpus([photos]).images)], encoder.preprocess, batch_size=1, workers=1))

@@ -1,0 +1,165 @@
+"""Processes of this machine and a Ray cluster of it with two workers, against the same work done here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from c3tools.corpus import read_corpus
+from c3tools.embedding import embed_corpus
+from c3tools.encoders import Encoder
+from c3tools.errors import C3Error, MissingExtraError, UnreachableError
+from c3tools.executors import Executor, LocalExecutor, open_executor
+from c3tools.executors.ray import RayExecutor, WorkerAllocation, allocate
+from c3tools.store import Store
+from tests.conftest import copy_photos
+from tests.embedding.test_embed import files
+from tests.executors.works import Squares
+
+OPTIONS: dict[str, Any] = {"shard_size": 3, "workers": 1, "batch_size": 2}
+SQUARES = [0, 1, 4, 9, 16, 25]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayExecutor]:
+    """A cluster of this machine alone, with two workers that stay for all tests."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    with RayExecutor("local", processes=2) as executor:
+        yield executor
+
+
+@pytest.fixture(params=["processes", "ray"])
+def executor(request: pytest.FixtureRequest) -> Executor:
+    if request.param == "processes":
+        return LocalExecutor(["cpu", "cpu:1"])
+    found: Executor = request.getfixturevalue("cluster")
+    return found
+
+
+def squares(executor: Executor, work: Squares) -> tuple[list[int], list[int]]:
+    told = [0, 0]
+
+    def report(done: int, failed: int) -> None:
+        told[:] = told[0] + done, told[1] + failed
+
+    return executor.run(work, range(6), report), told
+
+
+def test_results_come_in_the_order_of_tasks_from_two_processes(executor: Executor, tmp_path: Path) -> None:
+    work = Squares(tmp_path)
+    assert squares(executor, work) == (SQUARES, [60, 6])
+    assert len(work.processes()) == 2
+    assert str(os.getpid()) not in work.processes()
+
+
+@pytest.mark.parametrize("trouble", ["crash", "kill", "refuse"])
+def test_a_task_that_always_fails_is_an_error(executor: Executor, tmp_path: Path, trouble: str) -> None:
+    with pytest.raises(C3Error) as error:
+        squares(executor, Squares(tmp_path, trouble))
+    wanted = {"crash": "ZeroDivisionError", "refuse": "the disk is full", "kill": ""}[trouble]
+    assert wanted in error.value.message
+    if isinstance(executor, RayExecutor):
+        assert "square 3" in error.value.message
+        assert len(list(tmp_path.glob("3-*"))) == (1 if trouble == "refuse" else 3)
+
+
+@pytest.mark.parametrize("trouble", ["crash", "kill"])
+def test_on_ray_a_task_whose_worker_is_lost_is_tried_again(cluster: RayExecutor, tmp_path: Path, trouble: str) -> None:
+    assert squares(cluster, Squares(tmp_path, trouble, times=2)) == (SQUARES, [60, 6])
+    assert len(list(tmp_path.glob("3-*"))) == 3
+
+
+def test_ray_makes_the_same_bytes_and_goes_on_where_another_was_interrupted(
+    cluster: RayExecutor, encoder: Encoder, tmp_path: Path
+) -> None:
+    folder = copy_photos(tmp_path / "photos", 7)
+    (folder / "broken.jpg").write_text("no image")
+    corpus = read_corpus([folder])
+    for name, executor in (("here", None), ("there", cluster)):
+        summary = embed_corpus(corpus, tmp_path / name, encoder, **OPTIONS, executor=executor)
+        counts = {name: (m.embedded, m.failed) for name, m in summary.modalities.items()}
+        assert counts == {"image": (7, 1), "text": (35, 0)}
+    whole = files(tmp_path / "here")
+    assert files(tmp_path / "there") == whole
+    for name in ("manifest.json", "image/part-00001.parquet", "text/part-00002.parquet"):
+        (tmp_path / "there" / name).unlink()
+    embed_corpus(corpus, tmp_path / "there", encoder, **OPTIONS, executor=cluster)
+    assert files(tmp_path / "there") == whole
+
+
+def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    (tmp_path / "texts.txt").write_text("".join(f"a photo of {n} dogs\n" for n in range(3000)))
+    arguments = ["embed", "texts.txt", "--shard-size", "20", "--executor", "ray", "--processes", "2"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", "from c3tools.cli import main; main()", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob("c3-store/text/part-*.parquet")) and time.monotonic() < end:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "text " in stderr
+    assert "Traceback" not in stderr
+    kept = Store.open(tmp_path / "c3-store").parts("text")
+    assert 0 < len(kept) < 150
+    time.sleep(1)
+    assert Store.open(tmp_path / "c3-store").parts("text") == kept
+
+
+def test_a_cluster_that_is_not_there_or_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(C3Error, match="--executor ray"), open_executor("local", address="head:6379"):
+        pass
+    with pytest.raises(C3Error, match="slurm"), open_executor("slurm"):
+        pass
+    with pytest.raises(C3Error, match="GPUs"):
+        allocate([machine(8)], None, None, gpu=True)
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"  # nobody listens
+        start = time.monotonic()
+        with pytest.raises(UnreachableError, match=address):
+            RayExecutor(address).__enter__()
+        assert time.monotonic() - start < 10
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"c3tools\[ray\]"), open_executor("ray", address="local"):
+        pass
+
+
+def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {})}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes", "cores", "gpu", "expected"),
+    [
+        ([machine(8), machine(4)], None, None, False, WorkerAllocation(3, 4)),
+        ([machine(8), machine(4)], None, 1, False, WorkerAllocation(12, 1)),
+        ([machine(8), machine(4, alive=False)], 2, None, False, WorkerAllocation(2, 4)),
+        ([machine(2)], 4, None, False, WorkerAllocation(4, 0.5)),
+        ([machine(2)], 5, None, False, WorkerAllocation(5, 0.3333)),
+        ([machine(6), machine(2)], 2, None, False, WorkerAllocation(2, 3)),
+        ([machine(96, 8), machine(32, 4), machine(64)], None, None, True, WorkerAllocation(12, 8)),
+        ([machine(96, 8)], 2, None, True, WorkerAllocation(2, 12)),
+    ],
+)
+def test_workers_that_fit(
+    nodes: list[dict[str, Any]], processes: int | None, cores: int | None, gpu: bool, expected: WorkerAllocation
+) -> None:
+    assert allocate(nodes, processes, cores, gpu=gpu) == expected
