@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from c3tools.arrays import Matrix
+from c3tools.devices import Compute
+from c3tools.encoders import Encoder
+from c3tools.encoders.preprocessing import ImagePreprocessor, Squash
 from c3tools.store import Failure, Rows, Store
 from c3tools.store.means import load_means, save_means
 
@@ -58,6 +65,66 @@ def whole_store(path: Path, *, images: int = 30, part_rows: int = 10, dtype: str
     save_means(store, path.parent / "elsewhere.safetensors")
     load_means(store, path.parent / "elsewhere.safetensors")
     return Store.open(path)
+
+
+@dataclass(frozen=True)
+class _Done:
+    vectors: Matrix
+
+    def result(self) -> Matrix:
+        return self.vectors
+
+
+class _Colours:
+    name, compute, ahead, compiled = "torch", Compute("cpu", "fp32"), 0, False
+
+    def submit(self, modality: str, batch: Any) -> _Done:
+        names = [
+            bytes(row[0, 0] if modality == "image" else row[row > 0].astype(np.uint8)) for row in np.asarray(batch)
+        ]
+        return _Done(np.stack([colour_row(name) for name in names]))
+
+    def run(self, modality: str, batches: Any) -> Iterator[tuple[Any, Matrix]]:
+        return ((label, self.submit(modality, batch).result()) for label, batch in batches)
+
+    def batch_size(self, modality: str, pixels: int) -> int:
+        return 2
+
+
+def colour_row(content: bytes) -> Matrix:
+    """The embedding of a colour or a text: a random unit vector (8,) that depends on it alone."""
+    seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
+    return unit_rows(1, 8, seed)[0]
+
+
+def colour_encoder() -> Encoder:
+    """A double that embeds images of one colour, and texts, without a model."""
+    size = (2, 2)
+    preprocess = ImagePreprocessor((Squash(size),), size, (0.5,) * 3, (0.5,) * 3, {"size": 2})
+    tokenise = lambda texts: [list(text.encode()[:64].ljust(64, bytes(1))) for text in texts]  # noqa: E731
+    identity = {"name": "colours", "weights_sha256": "0" * 64}
+    return Encoder(
+        _Colours(),
+        tokenise,  # type: ignore[arg-type]
+        preprocess,
+        identity=identity,
+        trims_texts=False,
+        dim=8,
+    )
+
+
+def colour_corpus(folder: Path, colours: Mapping[str, str | None], texts: int = 2) -> Path:
+    """A folder of images of one colour each, None for one that cannot be read, and their captions."""
+    folder.mkdir(exist_ok=True)
+    for name, colour in colours.items():
+        path = folder / f"{name}.png"
+        if colour is None:
+            path.write_bytes(b"broken")
+        else:
+            Image.new("RGB", (3, 3), colour).save(path)
+    rows = [{"image": f"{name}.png", "captions": [f"{name} {n}" for n in range(texts)]} for name in sorted(colours)]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
 def unit(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -24,6 +25,8 @@ from .manifest import EXTERNAL_FILE, INFO_FILE, MANIFEST_FILE, MOMENTS_FILE, REW
 from .metadata import Failure, StoreInfo, read_failures
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, join_tables, own_items, split_mask
 from .shards import SplitMoments, add_moments, part_name, parts_in, read_batches, read_header, shards_in
+
+_LOOKS, _PAUSE = 5, 0.05  # at a file that a writer may be replacing, and seconds between them
 
 
 class Store(HubRepository):
@@ -112,15 +115,25 @@ class Store(HubRepository):
         opened._require_listed(INFO_FILE)
         return opened
 
-    def _require_listed(self, name: str) -> Path:
-        """Return the path of a small file of the store, which has to be the one that the manifest lists."""
-        path, listed = self.path / name, None if self.manifest is None else self.manifest.files.get(name)
-        if listed is not None and sha256_of(path) != listed:
-            raise StoreError(
-                f"{path} is not the file that {MANIFEST_FILE} lists: it is damaged, or a run did not finish.",
-                remedy=f"Run the same command again if a run was interrupted; else see `c3 verify {self.path}`.",
-            )
-        return path
+    def _require_listed(self, name: str) -> bool:
+        """Check that a small file is the one that the manifest lists; return False if a writer has replaced it since.
+
+        Raises:
+            StoreError: if it is another file.
+        """
+        if self.manifest is None:
+            return True
+        for _ in range(_LOOKS):
+            digest = sha256_of(self.path / name)
+            if digest == self.manifest.files.get(name, digest):
+                return True
+            if Manifest.load(self.path) != self.manifest:
+                return False
+            time.sleep(_PAUSE)  # a writer replaces it just before it writes the manifest
+        raise StoreError(
+            f"{self.path / name} is not the file that {MANIFEST_FILE} lists: it is damaged, or a run did not finish.",
+            remedy=f"Run the same command again if a run was interrupted; else see `c3 verify {self.path}`.",
+        )
 
     def card(self) -> Card:
         """Return the facts of its card on the hub."""
@@ -201,8 +214,8 @@ class Store(HubRepository):
 
     @cached_property
     def _counts(self) -> dict[str, dict[str, int]]:
-        if self.manifest is not None and MOMENTS_FILE in self.manifest.files:
-            counts = load_counts(self._require_listed(MOMENTS_FILE))
+        if self._has_moments():
+            counts = load_counts(self.path / MOMENTS_FILE)
         else:
             counts = {name: moments.n for name, moments in self._written_moments.items()}
         found: dict[str, dict[str, int]] = {}
@@ -211,11 +224,16 @@ class Store(HubRepository):
             found.setdefault(modality, {})[split] = n
         return found
 
+    def _has_moments(self) -> bool:
+        """Return whether the file of moments is of the rows that this object reads."""
+        listed = self.manifest is not None and MOMENTS_FILE in self.manifest.files
+        return listed and self._require_listed(MOMENTS_FILE)
+
     @cached_property
     def _written_moments(self) -> dict[str, Moments]:
-        """The moments by modality and split, ``image/train``: those of the file, or of an unfinished store's rows."""
-        if self.manifest is not None and MOMENTS_FILE in self.manifest.files:
-            groups, _ = load_moments(self._require_listed(MOMENTS_FILE))
+        """The moments by modality and split, ``image/train``: those of the file, or computed from the rows."""
+        if self._has_moments():
+            groups, _ = load_moments(self.path / MOMENTS_FILE)
             if all(moments.dim == self.info.dim for moments in groups.values()):
                 return groups
             raise StoreError(f"{self.path / MOMENTS_FILE} is of another dimension.", remedy="Run `c3 verify --repair`.")
@@ -305,7 +323,8 @@ class Store(HubRepository):
         """
         if kind_of(self.external_path) is None:
             return {}, {}
-        return load_moments(self._require_listed(EXTERNAL_FILE))
+        self._require_listed(EXTERNAL_FILE)
+        return load_moments(self.external_path)
 
     def fitting_moments(self, modality: str, split: str = "train") -> Moments:
         """Return the moments that transforms are fitted on: loaded ones if there are any, else those of ``split``.

@@ -150,13 +150,14 @@ def verify_store(
         raise StoreError(f"--sample {sample:g} is not a fraction between 0 and 1.", remedy="For example: --sample 0.1")
     path = location(store)
     result = _check(path, sample, seed, reporter)
-    if (repair or forget) and result.defects:
+    if repair or forget:
         with (
             locked(path),
             telling_what_is_kept(lambda: "Finished repairs are kept; run the same command again to repair the rest."),
         ):
-            _repair(result, remove_damaged=repair, forget=forget, reporter=reporter)
-        result.open = len(_check(path, sample, seed, reporter).defects)
+            if result.defects:
+                _repair(result, remove_damaged=repair, forget=forget, reporter=reporter)
+                result.open = len(_check(path, sample, seed, reporter).defects)
     return result
 
 
@@ -204,6 +205,7 @@ def _check(path: Path, sample: float | None, seed: int, reporter: Reporter) -> V
     listed_shards = manifest.shards if manifest else {}
     lost = {modality for modality, _ in {*opened.shards, *listed_shards} - set(readable)}
     result.findings += _check_keys(opened, readable, lost, finished=manifest is not None)
+    complete = complete and not any(finding.check == "values" for finding in result.findings)
     if manifest is not None:
         result.findings += _check_manifest(opened, manifest, moments if complete else None)
     if kind_of(path / REWRITING / REWRITING_LIST):
@@ -305,7 +307,7 @@ def _check_shard(
         except StoreError as error:
             finding("schema", str(error.__cause__ or error.message))
             return None
-    for split, moments in own.items():
+    for split, moments in own.items() if listed is not None else ():
         group = f"{modality}/{split}"
         total[group] = total[group].merge(moments) if group in total else moments
     if invalid:

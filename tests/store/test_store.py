@@ -1,183 +1,152 @@
+"""What is written to a store is read back, moments are those of the rows, and damage is refused."""
+
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from c3tools.errors import StoreError
-from c3tools.identity import ModelIdentity
-from c3tools.store import Failure, Rows, Shard, Store, StoreInfo, create_store, write_failures, write_shard
-from tests.conftest import MODEL, build_store, make_store, unit_rows
-from tests.stores import whole_store
+from c3tools.errors import IncompleteStoreError, StoreError
+from c3tools.moments import Moments
+from c3tools.store import Rows, Shard, Store, create_store, finish_store, write_shard
+from tests.conftest import Messages, build_store, store_files, unit_rows
+from tests.stores import DIM, FAILURE, one_byte_changed, whole_store
+
+Put = Callable[[Path], Path]
 
 
-def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
-    image, text = unit_rows(7, 16), unit_rows(12, 16, 1)
-    store = make_store(tmp_path / "s", image, text, owners=[i % 7 for i in range(12)], part_rows=5)
-    assert store.modalities == ["image", "text"]
-    assert store.parts("text") == [0, 1, 2]
-    assert store.count("text") == 12
-    rows = store.load("text")
-    np.testing.assert_array_equal(rows.embeddings, text)
-    assert rows.column("image_key")[7:9] == ["image0", "image1"]
-    assert rows.keys[3] == "text3"
+def contents(store: Path) -> dict[str, bytes]:
+    return {path.relative_to(store).as_posix(): path.read_bytes() for path in store_files(store)}
 
 
-def test_moments_are_those_of_the_stored_rows(tmp_path: Path) -> None:
-    rows = unit_rows(500, 24)
-    store = make_store(tmp_path / "s", rows, rows, dtype="float16", part_rows=130)
-    stored = store.load("image").embeddings.astype(np.float64)
-    moments = store.moments("image")
-    np.testing.assert_allclose(moments.mean, stored.mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(moments.covariance, np.cov(stored.T, bias=True), atol=1e-12)
+def test_rows_come_back_as_they_went_in(tmp_path: Path, put: Put) -> None:
+    written = whole_store(tmp_path / "s")
+    store = Store.open(put(written.path))
+    assert store.modalities == ["image", "text"] and (store.count("image"), store.count("text")) == (30, 60)
+    images = store.load("image")
+    np.testing.assert_array_equal(images.embeddings, unit_rows(30, DIM, 1).astype(np.float16).astype(np.float32))
+    assert list(images.keys) == [f"img{i:03d}" for i in range(30)]
+    assert images.column("path")[7] == "photos/img007.jpg"
+    assert store.failures() == store.recorded_failures() == [FAILURE]
+    pairs = store.pairs(split="val")
+    assert len(pairs) == 12 and {str(key)[:6] for key in pairs.second.keys} == set(map(str, pairs.first.keys))
 
 
-@settings(max_examples=20, deadline=None)
 @given(
-    n=st.integers(1, 60), dim=st.integers(1, 9), part=st.integers(1, 25), dtype=st.sampled_from(["float16", "float32"])
+    n=st.integers(1, 40),
+    dim=st.integers(1, 9),
+    part=st.integers(1, 17),
+    dtype=st.sampled_from(["float16", "float32"]),
+    named=st.booleans(),
 )
-def test_any_shape_survives(tmp_path_factory: pytest.TempPathFactory, n: int, dim: int, part: int, dtype: str) -> None:
-    rows = unit_rows(n, dim, n)
-    store = make_store(tmp_path_factory.mktemp("s") / "s", rows, rows, dtype=dtype, part_rows=part)
-    loaded = store.load("image")
-    np.testing.assert_array_equal(loaded.embeddings, rows.astype(dtype).astype(np.float32))
+@hypothesis_settings(max_examples=15)
+def test_moments_are_those_of_the_stored_rows(
+    tmp_path_factory: pytest.TempPathFactory, n: int, dim: int, part: int, dtype: str, named: bool
+) -> None:
+    splits = ["train" if i % 3 else "test" for i in range(n)] if named else [None] * n
+    rows = Rows.of("image", [f"k{i}" for i in range(n)], unit_rows(n, dim), split=splits)
+    store = build_store(tmp_path_factory.mktemp("s") / "s", rows, dtype=dtype, part_rows=part)
+    for split, moments in store.moments_by_split("image").items():
+        stored = store.load("image", split).embeddings
+        assert (moments.n, store.count("image", split)) == (len(stored), len(stored))
+        np.testing.assert_allclose(moments.mean, stored.astype(float).mean(axis=0), atol=1e-12)
+        np.testing.assert_allclose(moments.scatter, Moments.from_rows(stored).scatter, atol=1e-12)
     assert store.moments("image").n == n
 
 
-@pytest.mark.parametrize("name", ["key", "path", "split"])
-def test_a_column_of_texts_with_another_type_is_refused(tmp_path: Path, name: str) -> None:
-    store = build_store(tmp_path / "s", Rows.of("image", list("ab"), unit_rows(2, 8), split=["train", "val"]))
-    path = store.file("image", 0, ".parquet")
-    table = pq.read_table(path)
-    position = table.schema.get_field_index(name)
-    pq.write_table(table.set_column(position, name, table.column(name).cast(pa.binary())), path)
-    with pytest.raises(StoreError, match=f"column '{name}' is binary, not text"):
-        Store.open(tmp_path / "s").load("image")
+def test_the_same_rows_give_the_same_bytes_however_they_were_added(tmp_path: Path) -> None:
+    first = contents(whole_store(tmp_path / "a" / "s").path)
+    assert contents(whole_store(tmp_path / "b" / "s").path) == first
+    late = tmp_path / "c" / "s"
+    create_store(late, Store.open(tmp_path / "a" / "s").info)
+    for name in sorted(name for name in first if "part-" in name):
+        (late / name).parent.mkdir(exist_ok=True)
+        (late / name).write_bytes(first[name])
+        finish_store(late)  # after every shard
+    found = contents(late)
+    assert found["moments.safetensors"] == first["moments.safetensors"]
+    assert found["failures.parquet"] == first["failures.parquet"]
 
 
-def test_splits_select_rows_and_moments(tmp_path: Path) -> None:
-    splits = ["train", "restval", "val", "test", "test", None]
-    store = build_store(tmp_path / "s", Rows.of("image", list("abcdef"), unit_rows(6, 8), split=splits))
-    assert store.load("image", "test").keys[:2] == ["d", "e"]
-    assert store.moments("image", "train").n >= 2
-    groups = store.moments_by_split("image")
-    assert sum(m.n for m in groups.values()) == 6
-    for name, moments in groups.items():
-        own = store.load("image", name).embeddings
-        np.testing.assert_allclose(moments.mean, own.mean(axis=0), atol=1e-7)
+def test_a_shard_explains_itself_and_has_checksums(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "s")
+    path = store.file("image", 1)
+    metadata = pq.read_schema(path).metadata
+    assert json.loads(metadata[b"c3"]) == store.info.to_dict() == json.loads((store.path / "store.json").read_text())
+    assert json.loads(metadata[b"c3.failures"])[0]["key"] == FAILURE.key and len(metadata[b"c3.made_from"]) == 64
+    assert pq.read_table(path).num_rows == 10  # any reader takes the file and the folder
+    assert pq.read_table(path.parent).num_rows == 30
+    before, refused = store.load("image"), 0
+    for position in range(100, path.stat().st_size, 97):  # what is not a value of a row may be changed unnoticed
+        with one_byte_changed(path, position, 1):
+            try:
+                found = store.load("image")
+            except StoreError as error:
+                assert "part-00001" in error.message
+                refused += 1
+            else:
+                np.testing.assert_array_equal(found.embeddings, before.embeddings)
+                assert found.table.equals(before.table)
+    assert refused > 5
 
 
-def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    rows = unit_rows(50, 8)
-    for name in ("a", "b"):
-        make_store(tmp_path / name, rows, rows)
-    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(files) == 8
-    for file in files:
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+@pytest.mark.parametrize("name", ["store.json", "moments.safetensors", "external-moments.safetensors", "manifest.json"])
+def test_a_changed_file_is_refused(tmp_path: Path, name: str) -> None:
+    path = whole_store(tmp_path / "s").path
+    content = (path / name).read_bytes()
+    with one_byte_changed(path / name, len(content) // 2, 2), pytest.raises(StoreError, match=name):
+        opened = Store.open(path)
+        opened.moments("image")
+        opened.external_moments()
 
 
-def test_a_shard_explains_itself(tmp_path: Path) -> None:
-    make_store(tmp_path / "s", unit_rows(5, 8), unit_rows(5, 8))
-    schema = pq.read_schema(tmp_path / "s" / "image" / "part-00000.parquet")
-    assert json.loads(schema.metadata[b"c3"]) == json.loads((tmp_path / "s" / "store.json").read_text())
-    columns = pq.ParquetFile(tmp_path / "s" / "image" / "part-00000.parquet").metadata.row_group(0)
-    by_name = {columns.column(i).path_in_schema: columns.column(i) for i in range(columns.num_columns)}
-    assert "BYTE_STREAM_SPLIT" in by_name["embedding.list.element"].encodings
-    assert by_name["embedding.list.element"].statistics is None
-    assert by_name["key"].compression == "ZSTD"
+@pytest.mark.parametrize("name", ["image/part-00001.parquet", "moments.safetensors", "failures.parquet"])
+def test_a_listed_file_that_is_missing_is_refused(tmp_path: Path, put: Put, name: str) -> None:
+    path = whole_store(tmp_path / "s").path
+    (path / name).unlink()
+    with pytest.raises(IncompleteStoreError, match=name):
+        Store.open(put(path))
 
 
-def test_a_shard_without_its_marker_does_not_exist(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "s", unit_rows(10, 8), unit_rows(10, 8), part_rows=5)
-    (tmp_path / "s" / "image" / "_part-00001.json").unlink()
-    assert store.count("image") == 5
-    assert len(store.load("image")) == 5
+def test_an_unfinished_store_is_read_as_far_as_it_is_listed(tmp_path: Path) -> None:
+    store, said = whole_store(tmp_path / "s"), Messages()
+    info = store.info
+    write_shard(store.path, info, Shard("image", 3, unit_rows(1, DIM), {"key": ["new"], "split": ["train"]}))
+    assert Store.open(store.path, reporter=said).count("image") == 30 and "c3 embed" in said.texts[0]
+    (store.path / "manifest.json").unlink()
+    opened = Store.open(store.path, reporter=said)
+    assert "manifest.json" in said.texts[1]
+    assert (opened.count("image"), opened.moments("image").n, opened.count("image", "train")) == (31, 31, 25)
+    (store.path / ".rewriting").mkdir()
+    finish_store(store.path)  # discards what was only staged
+    (store.path / ".rewriting").mkdir()
+    (store.path / ".rewriting" / "list.json").write_text("[]")
+    with pytest.raises(IncompleteStoreError, match="rewrit"):
+        Store.open(store.path)
 
 
-def test_failures_are_rows(tmp_path: Path) -> None:
-    info = StoreInfo(MODEL, 4)
-    create_store(tmp_path / "s", info)
-    failure = Failure("k", "p.jpg", "decode", "OSError", "truncated")
-    write_shard(tmp_path / "s", info, Shard("image", 0, np.zeros((0, 4)), {"key": []}, [failure]))
-    store = Store.open(tmp_path / "s")
-    assert store.failures() == [failure]
-    assert store.moments("image").n == 0
-    write_failures(tmp_path / "s", store.failures())
-    assert store.recorded_failures() == [failure]
-    write_failures(tmp_path / "s", [])
-    assert store.recorded_failures() == []
-
-
-class TestErrors:
-    def test_no_store(self, tmp_path: Path) -> None:
-        with pytest.raises(StoreError, match="no store at"):
-            Store.open(tmp_path)
-
-    def test_damaged_description(self, tmp_path: Path) -> None:
-        (tmp_path / "store.json").write_text("{")
-        with pytest.raises(StoreError, match="damaged"):
-            Store.open(tmp_path)
-        (tmp_path / "store.json").write_text('{"format_version": 1}')
-        with pytest.raises(StoreError, match="does not describe a store"):
-            Store.open(tmp_path)
-
-    def test_newer_format(self, tmp_path: Path) -> None:
-        (tmp_path / "store.json").write_text('{"format_version": 99}')
-        with pytest.raises(StoreError, match="format version 99"):
-            Store.open(tmp_path)
-
-    def test_another_model(self, tmp_path: Path) -> None:
-        make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
-        other = StoreInfo(ModelIdentity(name="other", weights_sha256="1" * 64), 4, dtype="float32")
-        with pytest.raises(StoreError, match=r"test-model \(000000000000\).*other \(111111111111\)"):
-            create_store(tmp_path / "s", other)
-
-    def test_another_dtype(self, tmp_path: Path) -> None:
-        make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
-        with pytest.raises(StoreError, match="dtype = float32"):
-            create_store(tmp_path / "s", StoreInfo(MODEL, 4))
-
-    def test_missing_modality(self, tmp_path: Path) -> None:
-        store = make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
-        with pytest.raises(StoreError, match=r"no modality 'audio'\. Its modalities: image, text"):
-            store.load("audio")
-
-    def test_damaged_shard_is_named_with_the_remedy(self, tmp_path: Path) -> None:
-        store = make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
-        path = tmp_path / "s" / "image" / "part-00000.parquet"
-        path.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(StoreError, match=r"part-00000.parquet cannot be read"):
-            store.load("image")
-
-    def test_damaged_marker(self, tmp_path: Path) -> None:
-        store = make_store(tmp_path / "s", unit_rows(3, 4), unit_rows(3, 4))
-        (tmp_path / "s" / "image" / "_part-00000.json").write_text("[]")
-        with pytest.raises(StoreError, match="done marker"):
-            store.count("image")
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nowhere"):
+        Store.open(tmp_path / "nowhere")
+    store = whole_store(tmp_path / "s")
+    with pytest.raises(StoreError, match="image, text"):
+        store.load("audio")
+    with pytest.raises(StoreError, match=r"train \(24\), val \(6\)"):
+        store.moments("image", "foo")
+    shutil.rmtree(store.path / "image")
+    (store.path / "manifest.json").unlink()
+    assert Store.open(store.path).modalities == ["text"]
 
 
 def test_a_store_shows_itself(tmp_path: Path) -> None:
-    info = dict(MODEL, name="<b>")
-    rows = Rows.of("image", list("abc"), unit_rows(3, 4), split=["train", "val", "train"])
-    store = build_store(tmp_path / "s", rows, model=info, part_rows=2)
-    assert store.summary is None
-    assert store.split_counts("image") == {"train": 2, "val": 1}
-    assert repr(store) == f"Store({str(tmp_path / 's')!r}, model='<b>', dim=4, float16)"
-    html = store._repr_html_()
-    assert "<th>modality</th><th>train</th><th>val</th><th>all</th>" in html
-    assert "<td>image</td><td>2</td><td>1</td><td>3</td>" in html
-    assert "&lt;b&gt;" in html
-
-
-def test_a_description_that_could_not_be_written_again_is_damaged(tmp_path: Path) -> None:
-    path = whole_store(tmp_path / "s", images=3).path / "store.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "preprocessing": {"mode": "\ud800"}}))
-    with pytest.raises(StoreError, match="does not describe a store"):
-        Store.open(path.parent)
+    store = whole_store(tmp_path / "s")
+    assert repr(store) == f"Store({str(store.path)!r}, model='test-model', dim=12, float16)"
+    assert "<td" in store._repr_html_() and "24" in store._repr_html_()

@@ -1,0 +1,251 @@
+"""One writer at a time; a run that is killed at any moment is continued by the same command to the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from c3tools.corpus import read_corpus
+from c3tools.embedding import embed_corpus
+from c3tools.errors import C3Error, OutputError, StoreError
+from c3tools.io.lock import locked
+from c3tools.store import Failure, Shard, Store, StoreWriter, create_store, finish_store, write_shard
+from c3tools.store.manifest import Manifest
+from c3tools.store.merge import merge_stores
+from c3tools.store.metadata import digest_of
+from c3tools.store.verify import verify_store
+from tests.conftest import Messages, put_store, unit_rows
+from tests.crashes import fail_at, kill_at, operations
+from tests.servers import Faults
+from tests.stores import DIM, colour_corpus, colour_encoder, whole_store
+
+from .test_store import contents
+
+COLOURS = {"a": "red", "b": None, "c": "blue", "d": "lime", "e": "tan", "f": "navy"}
+
+
+def embed(folder: Path, **options: bool) -> None:
+    corpus = read_corpus(folder / "c")
+    embed_corpus(corpus, folder / "s", colour_encoder(), shard_size=2, workers=0, **options)
+
+
+def change(folder: Path) -> None:
+    """Change one image, remove another with its captions, and add a third."""
+    Image.new("RGB", (3, 4), "pink").save(folder / "c" / "a.png")
+    (folder / "c" / "d.png").unlink()
+    colours = {name: colour for name, colour in COLOURS.items() if name not in ("a", "d")}
+    colour_corpus(folder / "c", {**colours, "new": "gold"})
+    captions = [json.loads(line) for line in (folder / "c" / "captions.jsonl").read_text().splitlines()]
+    captions.append({"image": "a.png", "captions": ["a 0", "another caption"]})
+    (folder / "c" / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in captions))
+
+
+def prepare(folder: Path, command: str) -> Callable[[], object]:
+    """Make what a command needs anew, and return the command."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    colour_corpus(folder / "c", COLOURS)
+    if command == "embed":
+        return lambda: embed(folder)
+    embed(folder)
+    if command == "update":
+        change(folder)
+        return lambda: embed(folder, update=True, prune=True)
+    if command == "merge":
+        shutil.copytree(folder / "s", folder / "t")
+        return lambda: (folder / "m").exists() or merge_stores(folder / "m", [folder / "s", folder / "t"], keep="first")
+    (folder / "s" / "moments.safetensors").unlink()
+    return lambda: verify_store(folder / "s", repair=True)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    names = [name for name in ("s", "m") if (folder / name).exists()]
+    found = {f"{name}/{file}": content for name in names for file, content in contents(folder / name).items()}
+    return {name: content for name, content in found.items() if not name.endswith("inputs.parquet")}
+
+
+@pytest.mark.parametrize(("command", "kills"), [("embed", 5), ("update", 7), ("merge", 3), ("repair", 3)])
+def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, command: str, kills: int) -> None:
+    folder = tmp_path / "work"
+    count = len(operations(folder, prepare(folder, command)))
+    assert verify_store(folder / "s").whole
+    expected = everything(folder)
+    for number in random.Random(0).sample(range(count), kills):
+        run = prepare(folder, command)
+        assert kill_at(folder, number, run)
+        run()
+        assert everything(folder) == expected, f"killed at {number}"
+        assert not list(folder.rglob(".*")), "something is left"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("command", ["embed", "update"])
+def test_a_fault_is_one_clear_error_and_nothing_is_lost(tmp_path: Path, command: str, number: int) -> None:
+    folder = tmp_path / "work"
+    count = len(operations(folder, prepare(folder, command)))
+    expected, run = everything(folder), prepare(folder, command)
+    for operation in random.Random(number).sample(range(count), 4):
+        with suppress(C3Error):  # the command ends with one clear error, or was through before
+            fail_at(folder, operation, number, run)
+    run()
+    assert everything(folder) == expected
+
+
+def test_failures_of_an_input_that_is_embedded_later_are_gone(tmp_path: Path) -> None:
+    colour_corpus(tmp_path / "c", COLOURS)
+    embed(tmp_path)
+    assert [failure.key for failure in Store.open(tmp_path / "s").recorded_failures()] == ["b"]
+    Image.new("RGB", (3, 3), "red").save(tmp_path / "c" / "b.png")
+    embed(tmp_path)  # is not tried again
+    assert Store.open(tmp_path / "s").count("image") == 5
+    embed(tmp_path, retry_failed=True)
+    assert Store.open(tmp_path / "s").recorded_failures() == [] and verify_store(tmp_path / "s").whole
+
+
+def shard(part: int, **changes: object) -> Shard:
+    columns = {"key": [f"k{part}"], "split": ["train"]}
+    return Shard("image", part, unit_rows(1, DIM, part), columns, **changes)  # type: ignore[arg-type]
+
+
+def test_whole_shards_of_the_same_settings_are_adopted(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "s")
+    made_from = digest_of(store.info.to_dict())
+    write_shard(store.path, store.info, shard(3))
+    write_shard(store.path, store.info, shard(4))
+    damaged = store.path / "image" / "part-00004.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    writer = StoreWriter(store.path)
+    writer.adopt(made_from)
+    assert writer.finish().shards["image", 3].rows == 1 and not damaged.exists()
+    write_shard(store.path, store.info, shard(5), made_from="other settings")
+    with pytest.raises(StoreError, match="part-00005"):
+        StoreWriter(store.path).adopt(made_from)
+    assert Store.open(store.path).count("image") == 31
+
+
+def test_moments_kept_while_writing_are_those_that_are_read_back(tmp_path: Path) -> None:
+    info = whole_store(tmp_path / "s").info
+    for name, order in (("read", None), ("kept", [0, 1, 2, 3]), ("mixed", [3, 1, 0, 2])):
+        create_store(tmp_path / name, info)
+        writer = StoreWriter(tmp_path / name)
+        if order is not None:
+            writer.expect([("image", part) for part in range(4)])
+        for part in order or range(4):
+            (writer.write_shard if order else lambda made, to=tmp_path / name: write_shard(to, info, made))(shard(part))
+        writer.finish()
+        assert contents(tmp_path / name) == contents(tmp_path / "read")
+
+
+def test_lost_shards_stay_listed_and_replaced_ones_are_put_in_place(tmp_path: Path) -> None:
+    store, said = whole_store(tmp_path / "s"), Messages()
+    store.file("image", 1).unlink()
+    writer = StoreWriter(store.path, reporter=said)
+    assert list(writer.lost) == [("image", 1)] and "image/part-00001.parquet" in said.texts[0]
+    assert ("image", 1) in writer.finish().shards
+    writer = StoreWriter(store.path)
+    empty = Store.open(store.path, incomplete=True)
+    rows = pa.Table.from_batches(list(empty.batches("image", parts=[2])))
+    writer.replace_shard("image", 2, rows.slice(0, 4), [])
+    writer.replace_shard("image", 0, rows.slice(0, 0), [])
+    manifest = writer.finish([Failure("x", "x", "list", "E", "m")], forget=[("image", 1)])
+    assert [shard for shard in manifest.shards if shard[0] == "image"] == [("image", 2)]
+    opened = Store.open(store.path)
+    assert opened.count("image") == opened.moments("image").n == 4
+    assert [failure.key for failure in opened.recorded_failures()] == ["x"]
+
+
+def test_at_a_url_the_last_writer_reports_a_change(tmp_path: Path, s3: Faults) -> None:
+    place = put_store(whole_store(tmp_path / "s").path, "s3://bucket/s")
+    first, second = StoreWriter(place), StoreWriter(place)
+    write_shard(place, first.info, shard(3))
+    first.finish()
+    write_shard(place, first.info, shard(4))
+    with pytest.raises(OutputError, match="Another run"):
+        second.finish()
+    assert ("image", 4) not in Manifest.load(place).shards  # type: ignore[union-attr]
+    finish_store(place)
+    assert verify_store(place).whole
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from c3tools.io.lock import locked
+with locked(Path(sys.argv[1])):
+    if sys.argv[2] == "fork":
+        child = os.fork()
+        if child == 0:
+            print(os.getpid(), flush=True)
+            time.sleep(600)
+        time.sleep(600)
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("kind", ["alone", "fork"])
+def test_the_second_writer_is_told_of_the_first_whose_lock_ends_with_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "new" / "s"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path), kind], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        running = int(first.stdout.readline())
+        try:
+            with (
+                pytest.raises(OutputError, match=rf"process {first.pid} on .*, since \d{{4}}-") as refused,
+                locked(path),
+            ):
+                pass
+            assert str(path) in refused.value.message
+            first.kill()
+            first.wait()
+            with locked(path):  # at once, though what it has forked is still there
+                pass
+        finally:
+            if running != first.pid:
+                os.kill(running, signal.SIGKILL)
+    assert not list(tmp_path.rglob(".*lock"))
+
+
+def test_what_cannot_be_locked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="is a file"), locked(tmp_path / "file"):
+        pass
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".s.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OutputError, match=r"\.s\.lock"), locked(tmp_path / "s"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_readers_beside_a_writer_never_see_half_a_shard(tmp_path: Path) -> None:
+    info = whole_store(tmp_path / "s").info
+    child = os.fork()
+    if child == 0:
+        for part in range(3, 40):
+            write_shard(tmp_path / "s", info, shard(part))
+            finish_store(tmp_path / "s")
+        os._exit(0)
+    counts = set()
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        store = Store.open(tmp_path / "s")
+        rows = store.load("image")
+        counts.add(len(rows))
+        assert len(rows) == store.count("image") and np.isfinite(rows.embeddings).all()
+        time.sleep(0.01)
+    assert len(counts) > 2
+    assert Store.open(tmp_path / "s").moments("image").n == 30 + 37
