@@ -1,0 +1,210 @@
+"""Stores made from others (merge, split, the hub), and their means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c3tools.corpus.splits import hashed_split
+from c3tools.errors import StoreError
+from c3tools.identity import ModelIdentity
+from c3tools.io.lock import locked
+from c3tools.moments import Moments, load_moments, save_moments
+from c3tools.store import Rows, Store
+from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
+from c3tools.store.merge import merge_stores
+from c3tools.store.split import split_store
+from c3tools.store.verify import verify_store
+from c3tools.transforms import preset
+from tests.conftest import C3, build_store, unit_rows
+from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
+
+from .test_store import Put
+
+
+def images(names: str, split: str | None = "train") -> Rows:
+    return Rows.of("image", list(names), unit_rows(len(names), 4, ord(names[0])), split=[split] * len(names))
+
+
+def texts(names: str, split: str | None = "train") -> Rows:
+    keys = [f"{name}#{names[:i].count(name)}" for i, name in enumerate(names)]
+    rows = unit_rows(len(names), 4, 7)
+    return Rows.of("text", keys, rows, image_key=list(names), caption=keys, split=[split] * len(names))
+
+
+def splits_of(store: Path) -> dict[str, str | None]:
+    found = Store.open(store)
+    return {
+        str(key): split
+        for modality in found.modalities
+        for key, split in zip(found.load(modality).keys, found.load(modality).column("split"), strict=True)
+    }
+
+
+def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) -> None:
+    one = whole_store(tmp_path / "a" / "one").path
+    two = build_store(tmp_path / "two", *two_texts_per_image(["val"], unit_rows(1, DIM, 5), unit_rows(2, DIM, 6))).path
+    report = merge_stores(tmp_path / "m", [one, two], keep="first")
+    assert (report.rows, report.dropped) == ({"image": 30, "text": 60}, 3) and "means --load" in report.notes[0]
+    merged = Store.open(tmp_path / "m")
+    assert merged.file("text", 2).read_bytes() == Store.open(one).file("text", 2).read_bytes()
+    assert merged.recorded_failures() == [FAILURE] and verify_store(merged.path).findings == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"keep": "first"}, ["a", "b", "c"]),
+        ({"prefix": True}, ["one/a", "one/b", "two/b", "two/c"]),
+    ],
+)
+def test_keys_that_repeat(tmp_path: Path, options: dict[str, object], expected: Sequence[str] | None) -> None:
+    paths = [build_store(tmp_path / name, images(keys)).path for name, keys in (("one", "ab"), ("two", "bc"))]
+    if expected is None:
+        with pytest.raises(StoreError, match=r"'b' in .*one and .*two"):
+            merge_stores(tmp_path / "m", paths)
+        assert not (tmp_path / "m").exists()
+        return
+    merge_stores(tmp_path / "m", paths, **options)  # type: ignore[arg-type]
+    rows = Store.open(tmp_path / "m").load("image")
+    assert list(rows.keys) == expected
+    np.testing.assert_array_equal(rows.embeddings[1], Store.open(paths[0]).load("image").embeddings[1])
+
+
+def test_merged_items_are_in_the_split_of_the_first_store(tmp_path: Path) -> None:
+    one = build_store(tmp_path / "one", images("ab", "val"), texts("a", "val")).path
+    two = build_store(tmp_path / "two", texts("abbc", "train")).path
+    merge_stores(tmp_path / "m", [one, two], keep="first")
+    assert splits_of(tmp_path / "m") == {
+        "a": "val",
+        "b": "val",
+        "a#0": "val",
+        "b#0": "val",
+        "b#1": "val",
+        "c#0": "train",
+    }
+    assert verify_store(tmp_path / "m").rows == {"image": 2, "text": 4}
+
+
+def test_what_cannot_be_merged(tmp_path: Path) -> None:
+    one = build_store(tmp_path / "one", images("ab")).path
+    other = build_store(tmp_path / "other", images("c"), model={"name": "other"}).path
+    for stores, named in ([[one], "two"], [[one, one], "twice"], [[one, other], "other"]):
+        with pytest.raises(StoreError, match=str(named)):
+            merge_stores(tmp_path / "m", stores)  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="s3://"):
+        merge_stores("s3://bucket/m", [one, other])
+    two = build_store(tmp_path / "two", images("xy")).path
+    with pytest.raises(StoreError, match="exists"):
+        merge_stores(one, [one, two])
+    path = two / "image" / "part-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-30] + b"?" * 30)
+    with pytest.raises(StoreError, match="part-00000"):
+        merge_stores(tmp_path / "m", [one, two])
+    assert not (tmp_path / "m").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["hash", "fractions", "file", "column"])
+def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put, kind: str) -> None:
+    store = build_store(tmp_path / "s", images("abcdefgh", "one"), texts("aabcdefgh", "two"))
+    table = tmp_path / "splits.jsonl"
+    table.write_text('{"file_name": "a.jpg", "split": "val"}\n{"file_name": "b.jpg", "split": "test"}\n')
+    options = {"hash": {}, "fractions": {"fractions": (0, 0, 1)}, "file": {"file": table}, "column": {"column": "path"}}
+    if kind == "column":
+        paths = ["x", *"yyyyyyy"]
+        rows = Rows.of("image", list("abcdefgh"), unit_rows(8, 4), path=paths, split=["one"] * 8)
+        store = build_store(tmp_path / "p", rows, texts("aabcdefgh", "two"))
+    report = split_store(tmp_path / "new", put(store.path), **options[kind])  # type: ignore[arg-type]
+    rule = {
+        "hash": hashed_split,
+        "fractions": lambda _: "test",
+        "file": lambda key: {"a": "val", "b": "test"}.get(key, "one"),
+        "column": lambda key: "x" if key == "a" else "y",
+    }[kind]
+    expected = {key: rule(key[0]) for key in splits_of(store.path)}
+    assert splits_of(tmp_path / "new") == expected
+    assert verify_store(tmp_path / "new").whole and sum(report.rows["text"].values()) == 9
+    assert report.unnamed == (6 if kind == "file" else 0)
+
+
+def test_a_split_that_cannot_be_made(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "s").path
+    (tmp_path / "none.csv").write_text("key,split\nnobody,val\n")
+    for options, named in (
+        ({"fractions": (0.5, 0.4, 0.2)}, "0.5, 0.4, 0.2"),
+        ({"column": "nothing"}, "width"),
+        ({"file": tmp_path / "none.csv"}, "none.csv"),
+        ({"file": "a", "column": "b"}, "both"),
+    ):
+        with pytest.raises(StoreError, match=named):
+            split_store(tmp_path / "new", store, **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+
+
+def test_means_are_those_of_rows_at_unit_length(tmp_path: Path) -> None:
+    vectors = make_vectors(30)
+    rows = two_texts_per_image(["train"] * 20 + ["val"] * 10, vectors[0] * 3, vectors[1])
+    store = build_store(tmp_path / "s", *rows, normalised=False, dtype="float32")
+    saved = save_means(store, tmp_path / "m.safetensors")["image"]
+    np.testing.assert_allclose(saved.mean, vectors[0][:20].astype(float).mean(axis=0), atol=1e-7)
+    table = {(row.modality, row.split): row for row in compute_means(store).rows}
+    mean = store.load("image").embeddings.astype(float).mean(axis=0)
+    assert (table["image", "all"].n, table["text", "val"].n) == (30, 20)
+    assert table["image", "all"].mean_norm == pytest.approx(np.linalg.norm(mean))
+    assert compute_means(store).gap_length == pytest.approx(
+        np.linalg.norm(mean - store.load("text").embeddings.astype(float).mean(axis=0))
+    )
+    with pytest.raises(StoreError, match=r"train \(60\), val \(30\)"):
+        save_means(store, tmp_path / "m", split="foo")
+
+
+def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> None:
+    store, other = (
+        whole_store(tmp_path / "a" / "s"),
+        build_store(tmp_path / "o", *two_texts_per_image(["train"] * 8, unit_rows(8, DIM, 30), unit_rows(16, DIM, 31))),
+    )
+    save_means(other, tmp_path / "m.safetensors")
+    load_means(store.path, tmp_path / "m.safetensors")
+    opened = Store.open(store.path)
+    np.testing.assert_array_equal(preset("c3").fit(opened).steps[1].means["image"], other.moments("image").mean)
+    assert {row.source for row in compute_means(opened).rows} == {"store", "o"} and verify_store(store.path).whole
+    unload_means(store.path)
+    assert Store.open(store.path).external_moments() == ({}, {}) and verify_store(store.path).whole
+    with pytest.raises(StoreError, match="dimension 256"):
+        load_means(store.path, "c3-mini")
+    foreign = build_store(tmp_path / "f", images("ab"), model=ModelIdentity(name="another"))
+    save_means(foreign, tmp_path / "f.safetensors", split="all")
+    with pytest.raises(StoreError, match="another"):
+        load_means(store.path, tmp_path / "f.safetensors")
+    save_moments(tmp_path / "l.safetensors", {"image": Moments.from_rows(3 * unit_rows(9, DIM))}, {})
+    with pytest.raises(StoreError, match="norm"):
+        load_means(store.path, tmp_path / "l.safetensors")
+    with locked(store.path), pytest.raises(Exception, match="Another run"):
+        load_means(store.path, tmp_path / "m.safetensors")
+
+
+def test_merging_files_of_means_is_merging_rows(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    vectors = unit_rows(30, 4)
+    for file, rows in zip(files, (vectors[:10], vectors[10:]), strict=True):
+        save_moments(file, {"image": Moments.from_rows(rows)}, {"model": {"name": "m"}, "source": file.stem})
+    merged = merge_means(files, tmp_path / "all.safetensors")["image"]
+    np.testing.assert_allclose(merged.scatter, Moments.from_rows(vectors).scatter, atol=1e-12)
+    assert load_moments(tmp_path / "all.safetensors")[1]["source"] == "0.safetensors + 1.safetensors"
+    for paths in ([files[0], files[0]], [files[0], tmp_path / "all.safetensors"]):
+        with pytest.raises(StoreError, match="twice"):
+            merge_means(paths, tmp_path / "all.safetensors")
+
+
+def test_the_commands(c3: C3, tmp_path: Path) -> None:
+    for name, keys in (("one", "ab"), ("two", "cd")):
+        build_store(tmp_path / name, images(keys))
+    assert "4 image rows" in c3("merge", tmp_path / "m", tmp_path / "one", tmp_path / "two").stderr
+    assert c3("split", tmp_path / "n", "--store", tmp_path / "m", "--fractions", "0,0,1").exit_code == 0
+    found = json.loads(c3("means", "--store", tmp_path / "n", "--json", "-").stdout)
+    assert [(row["split"], row["n"]) for row in found["means"]] == [("test", 4), ("all", 4)]
