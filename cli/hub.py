@@ -95,8 +95,7 @@ def pull(
         revision: A branch, a tag or a commit. By default main.
         dataset: Fetch the store of this name even if there is a model of the same name.
     """
-    from c3tools.io.hub import class_of, download_repository
-    from c3tools.io.outputs import replacing
+    from c3tools.io.artifact import class_of, download_repository, replacing
 
     try:
         fetched = download_repository(repository, "dataset" if dataset else "model", revision=revision)

@@ -12,7 +12,7 @@ from typing import Any
 from .. import devices
 from ..captioning import GenerationConfig
 from ..captioning import load_size as load_decoder_size
-from ..captioning.steering import load_text_encoder
+from ..captioning.baselines.steering import load_text_encoder
 from ..errors import C3Error, telling_what_is_kept
 from ..imaging import load_size as load_generator_size
 from ..imaging.evaluate import load_encoders

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json as json_format
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ from ..corpus.reading import assign_keys
 from ..embedding.shards import encode_files
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, DecoderError, telling_what_is_kept
+from ..io.artifact import digest_of
 from ..io.locations import location
-from ..io.spill import hash_rows
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows
 from ..store.import_embeddings import read_rows
@@ -186,7 +184,7 @@ def caption_images(
             )
             decoder.check_model(encoder.identity, encoder.dim)
         if steer is not None and encoder is not None:
-            from .steering import describe_cost
+            from .baselines.steering import describe_cost
 
             reporter.message(f"{steer}: {describe_cost(generation, encoder, len(writer.pending))}")
         with reporter.progress("Captioning", len(writer.pending)) as progress:
@@ -241,11 +239,9 @@ def _description(decoder: Captioner, generation: GenerationConfig, modality: str
         "beam": f"{generation.beams} beams",
         "nucleus": f"top-p {generation.top_p:g}, seed {generation.seed}",
     }.get(generation.method, generation.method)
-    depends = [decoder.fingerprint(), asdict(generation), modality]
-    digest = hashlib.sha256(json_format.dumps(depends, sort_keys=True).encode())
-    if vectors is not None:
-        hash_rows(digest, vectors)
-    return f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {how} ({digest.hexdigest()[:12]})"
+    data = [] if vectors is None else [vectors]
+    digest = digest_of([decoder.fingerprint(), generation, modality], *data)
+    return f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {how} ({digest[:12]})"
 
 
 def _check_options(paths: Sequence[str | Path], beside: bool, encoder: bool) -> None:

@@ -7,51 +7,57 @@ Saved as a folder, without any pickle:
       weights.safetensors     the weights with the best validation loss, float32 or float16
       tokenizer.json          the BPE tokenizer
       transform.json, transform.safetensors   the fitted pipeline
+      curves.png              its losses
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.torch import load_model, save_model
 
+from ..arrays import Mask, Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError
 from ..identity import ModelIdentity
-from ..io.files import MALFORMED, read_json, sha256_of, write_json_atomically
-from ..io.float16 import to_float16, to_float32
-from ..io.hub import Card, HubRepository, local_folder
-from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
-from ..reporter import SILENT, Reporter
+from ..io.artifact import Card, HubRepository, Kind, local_folder, reading, write_result
+from ..moments import unit_rows
+from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
 from .config import DecoderConfig
+from .curves import save_curves
 from .generation import STEERED, GenerationConfig, generate
-from .numpy_decoder import NumpyDecoder
-from .space import UNIT_TOLERANCE, check_space
+from .language_model import LanguageModelConfig, LanguageModelDecoder
+from .model import CaptionDecoder, Decoder
 from .tokenizer import CaptionTokenizer
 
-if TYPE_CHECKING:
-    from .model import Decoder
-
-FORMAT_VERSION = 1
 BUILT_IN, LANGUAGE_MODEL = "built-in", "language-model"
-DECODER_FILE = "decoder.json"
-WEIGHTS_FILE = "weights.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
+DECODER = Kind(
+    "decoder",
+    "decoder.json",
+    DecoderError,
+    "c3 train-decoder",
+    "--decoder",
+    ("preset", "sigma", "size", "seed", "best_val_loss"),
+)
+WEIGHTS_FILE, TOKENIZER_FILE = "weights.safetensors", "tokenizer.json"
 DTYPES = ("float32", "float16")
 BUNDLED = {"c3-mini": C3_MINI_CAPTIONER}
 OWN = Path("c3-decoder")  # where c3 train-decoder writes to
-_AGAIN = "`c3 train-decoder --overwrite`"
-_PARTS = (WEIGHTS_FILE, TOKENIZER_FILE, "transform.json", "transform.safetensors")
+_UNIT_TOLERANCE = 0.01
+_NAMED = 3
+# The embeddings of a modality lie around its mean: along it c3-mini's photos come to 0.93 to 1.08 of its length, its
+# texts, given as photos, to 0.22 to 0.30, random directions to at most 0.25. Near the origin a mean tells nothing.
+_FAR, _SHORTEST_MEAN = 0.5, 0.3
 
 
 @dataclass(repr=False)
@@ -59,13 +65,13 @@ class Captioner(HubRepository):
     """A trained decoder that captions images, or embeddings of them.
 
     Attributes:
-        decoder: the built-in Transformer, in numpy or as a torch module, or a language model behind a mapper.
+        decoder: the built-in Transformer, or a language model behind a mapper.
         tokenizer: its tokenizer.
         pipeline: the fitted transform of its inputs.
         record: of its training: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``best_val_loss``, ….
     """
 
-    decoder: Decoder | NumpyDecoder
+    decoder: Decoder
     tokenizer: CaptionTokenizer
     pipeline: Pipeline
     record: dict[str, Any] = field(default_factory=dict)
@@ -135,18 +141,18 @@ class Captioner(HubRepository):
         encoder: Encoder | None,
         generation: GenerationConfig,
     ) -> list[str]:
-        """Return one caption per embedding, float32 (n, d), without checking or rounding them; see `caption`."""
+        """Return one caption per embedding, float32 (n, d), without checking them; see `caption`."""
         if not len(embeddings):
             return []
-        if np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < UNIT_TOLERANCE:
-            embeddings = to_float32(to_float16(embeddings))
+        if np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < _UNIT_TOLERANCE:
+            embeddings = embeddings.astype(np.float16).astype(np.float32)
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         if generation.method in STEERED:
-            from .steering import generate_steered
+            from .baselines.steering import generate_steered
 
             if encoder is None and self.model:
                 encoder = resolve_encoder(recorded=self.model)
-            captions = generate_steered(self.torch_decoder(), self.tokenizer, inputs, embeddings, generation, encoder)
+            captions = generate_steered(self.decoder, self.tokenizer, inputs, embeddings, generation, encoder)
         elif self.is_language_model:
             raise DecoderError(
                 "The decoder is a language model: it reads no embedding, and its captions say nothing about an image.",
@@ -202,9 +208,11 @@ class Captioner(HubRepository):
         keys: Sequence[str] | None = None,
         reporter: Reporter = SILENT,
     ) -> None:
-        """Refuse embeddings (n, d) that cannot come from the decoder's model, and report doubtful ones.
+        """Reject embeddings (n, d) from another model, and warn about doubtful ones.
 
-        See `c3tools.captioning.space.check_space`.
+        Rejected are embeddings with NaN or infinity, or of norm 0, and embeddings that are all far from the mean of
+        their modality, if the pipeline has one: they are of another model or modality, or they are transformed already.
+        If some are far, or norms differ from 1, the reporter is told.
 
         Raises:
             DecoderError: if they have another dimension or come from another space.
@@ -214,19 +222,50 @@ class Captioner(HubRepository):
                 f"Embeddings must have the shape (n, {self.decoder.config.dim}), not {embeddings.shape}."
             )
         self.check_dim(embeddings.shape[1])
-        keys = keys if keys is not None else [str(row) for row in range(len(embeddings))]
-        check_space(embeddings, self.pipeline, self.model.name, modality, keys, reporter)
+        names = keys if keys is not None else [str(row) for row in range(len(embeddings))]
+
+        def named(chosen: Mask) -> str:
+            first = [names[row] for row in np.flatnonzero(chosen)[:_NAMED]]
+            more = ", …" if chosen.sum() > _NAMED else ""
+            return f"{chosen.sum():,} of {counted(len(chosen), 'embedding')} ({', '.join(first)}{more})"
+
+        for bad, what in (
+            (~np.array(np.isfinite(embeddings).all(axis=1)), "contain NaN or infinity"),
+            (~np.array(embeddings.any(axis=1)), "are zero vectors, which have no direction"),
+        ):
+            if bad.any():
+                raise DecoderError(f"{named(bad)} {what}.", remedy="Leave them out, or embed them again.")
+        norms = np.linalg.norm(embeddings, axis=1)
+        off = np.abs(norms - 1) > _UNIT_TOLERANCE
+        if off.any():
+            low, high = (f"{norm:.3g}" for norm in (norms[off].min(), norms[off].max()))
+            span = f"norm {low}" if low == high else f"norms from {low} to {high}"
+            reporter.message(f"{named(off)} have {span}, but those of {self.model.name} have norm 1.")
+        means = _subtracted_means(self.pipeline)
+        if modality not in means or not len(embeddings):
+            return
+        unit = unit_rows(embeddings)
+        shares = {name: unit @ mean / (mean @ mean) for name, mean in means.items()}
+        far = shares[modality] < _FAR
+        if not far.any():
+            return
+        near = next((name for name, share in shares.items() if np.median(share[far]) >= _FAR), None)
+        message = f"{named(far)} are far from the mean of {modality} embeddings of {self.model.name}"
+        message += f", but close to that of {near} embeddings" if near else ""
+        if not far.all():
+            reporter.message(f"{message}, so their captions may be wrong.")
+            return
+        raise DecoderError(
+            f"{message}.",
+            remedy=f"If they are {near} embeddings, use --modality {near}."
+            if near
+            else "Use embeddings of the same model, exactly as the encoder computes them, without a transform.",
+        )
 
     def fingerprint(self) -> str:
         """Return a digest of everything that a caption depends on, except the settings of generation."""
-        found = hashlib.sha256(f"{self.tokenizer.to_json()}{self.pipeline.record()['checksum']}".encode())
-        if isinstance(self.decoder, NumpyDecoder):
-            weights = self.decoder.weights
-        else:
-            weights = {name: value.detach().cpu().float().numpy() for name, value in self.decoder.state_dict().items()}
-        for name in sorted(weights):
-            found.update(name.encode() + weights[name].tobytes())
-        return found.hexdigest()
+        parts = self.decoder.digest(), self.tokenizer.to_json(), self.pipeline.record()["checksum"]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the training record and the number of parameters, as `c3 train-decoder --json` prints them."""
@@ -234,19 +273,21 @@ class Captioner(HubRepository):
 
     def card(self) -> Card:
         """Return the facts of its card on the hub."""
-        facts = {"encoder": self.model, **_chosen(self.record), "parameters": self.decoder.count_parameters()}
+        record = self.record
+        chosen = {name: record.get(name) for name in ("preset", "sigma", "size", "seed")}
+        captions = (record.get("captions") or {}).get("train")
         learned = "captions alone, without images"
-        if self.record.get("modality") == "image":
-            rewarded = self.record.get("monitor") == "reward"  # ESPER
+        if record.get("modality") == "image":
+            rewarded = record.get("monitor") == "reward"  # ESPER
             learned = "images alone, without captions of them" if rewarded else "images and their captions"
         return Card(
             f"A captioner of embeddings of `{self.model.name}`. It learned from {learned}.",
             'import c3tools\n\ncaptioner = c3tools.Captioner.from_pretrained("{name}")\n'
             'captioner.caption(["photo.jpg"])',
-            facts,
+            {"encoder": self.model, **chosen, "captions": captions, "parameters": self.decoder.count_parameters()},
             tags=("image-captioning", "CLIP", "modality-gap"),
             task="image-to-text",
-            loss=self.record.get("best_val_loss"),
+            loss=record.get("best_val_loss"),
         )
 
     def save(self, folder: str | Path, *, dtype: str = "float32") -> None:
@@ -262,75 +303,44 @@ class Captioner(HubRepository):
         """
         if dtype not in DTYPES:
             raise DecoderError(f"Weights cannot be saved as {dtype!r}.", remedy=f"Choose from {', '.join(DTYPES)}.")
-        with replacing(Path(folder)) as new:
-            self.decoder.save_weights(new / WEIGHTS_FILE, dtype)
-            self.tokenizer.save(new / TOKENIZER_FILE)
+        config = self.decoder.config
+
+        def save_files(new: Path) -> None:
+            decoder = self.decoder if dtype == "float32" else copy.deepcopy(self.decoder).half()
+            save_model(decoder, str(new / WEIGHTS_FILE))  # tied weights are written once
+            (new / TOKENIZER_FILE).write_text(self.tokenizer.to_json(), encoding="utf-8")
             self.pipeline.save(new)
-            content = {
-                "format_version": FORMAT_VERSION,
-                "kind": BUILT_IN if isinstance(self.decoder.config, DecoderConfig) else LANGUAGE_MODEL,
-                "config": asdict(self.decoder.config),  # type: ignore[call-overload]
-                "record": self.record,
-                "files": {name: sha256_of(new / name) for name in _PARTS if (new / name).is_file()},
-            }
-            write_json_atomically(new / DECODER_FILE, content)
+            if self.record.get("history"):
+                save_curves(self.record, new)
+
+        content = {
+            "kind": BUILT_IN if isinstance(config, DecoderConfig) else LANGUAGE_MODEL,
+            "config": asdict(config),  # type: ignore[call-overload]
+            "record": self.record,
+        }
+        write_result(folder, DECODER, content, save_files)
 
     @classmethod
-    def load(cls, folder: str | Path | None = None, device: str = "cpu", *, trainable: bool = False) -> Captioner:
+    def load(cls, folder: str | Path | None = None, device: str = "cpu") -> Captioner:
         """Load what `save` wrote.
 
         Args:
             folder: the folder; ``c3-mini`` for the bundled captioner of that model; ``hf-hub:ORG/NAME`` for one of the
                 hub; None for `find_decoder`.
             device: of the weights.
-            trainable: always load the decoder as a torch module. By default the built-in decoder runs in numpy on a
-                CPU, because importing torch takes longer than it saves.
 
         Raises:
             DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.
         """
-        folder = find_decoder(folder)
-        path = folder / DECODER_FILE
-        try:
-            content = read_json(path)
-            version = int(content["format_version"])
-            if version > FORMAT_VERSION:
-                raise DecoderError(
-                    f"{path} has format version {version}, but this version of c3tools only reads up to "
-                    f"{FORMAT_VERSION}.",
-                    remedy="Update c3tools: pip install -U c3tools",
-                )
-            damage = damaged_file(folder, content["files"])
-            if damage:
-                raise DecoderError(damage, remedy=_remedy(folder, f"Train it again: {_AGAIN}."))
-            kind, config, weights = content.get("kind", BUILT_IN), content["config"], folder / WEIGHTS_FILE
-            record = dict(content["record"])
-            decoder: Decoder | NumpyDecoder
-            if kind == BUILT_IN and device == "cpu" and not trainable:
-                decoder = NumpyDecoder(DecoderConfig(**config), load_file(weights))
+        with reading(find_decoder(folder), DECODER) as (found, content):
+            config = content["config"]
+            if content["kind"] == BUILT_IN:
+                decoder: Decoder = CaptionDecoder(DecoderConfig(**config))
             else:
-                decoder = _load_torch_module(kind, config, weights, device)
-        except (FileNotFoundError, NotADirectoryError):
-            raise DecoderError(
-                f"There is no trained decoder at {folder} ({DECODER_FILE} is missing).",
-                remedy=_remedy(folder, "Train one with `c3 train-decoder`, or choose another with --decoder."),
-            ) from None
-        except (*MALFORMED, RuntimeError, SafetensorError) as error:
-            raise DecoderError(
-                f"The decoder at {folder} is damaged ({error}).", remedy=f"Train it again: {_AGAIN}."
-            ) from error
-        tokenizer = CaptionTokenizer.load(folder / TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
-        return cls(decoder, tokenizer, Pipeline.load(folder), record)
-
-    def torch_decoder(self) -> Decoder:
-        """Return the decoder as a torch module."""
-        if not isinstance(self.decoder, NumpyDecoder):
-            return self.decoder
-        import torch
-
-        decoder = _torch_module(BUILT_IN, asdict(self.decoder.config))
-        decoder.load_state_dict({name: torch.from_numpy(value) for name, value in self.decoder.weights.items()})
-        return decoder.eval()
+                decoder = LanguageModelDecoder(LanguageModelConfig(**config))
+            load_model(decoder, found / WEIGHTS_FILE)
+            tokenizer = CaptionTokenizer.load(found / TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
+            return cls(decoder.to(device).eval(), tokenizer, Pipeline.load(found), dict(content["record"]))
 
 
 def find_decoder(folder: str | Path | None = None) -> Path:
@@ -348,52 +358,14 @@ def find_decoder(folder: str | Path | None = None) -> Path:
     return own if own.exists() else BUNDLED.get(str(folder), own)
 
 
-def _torch_module(kind: str, config: Mapping[str, Any]) -> Decoder:
-    if kind == BUILT_IN:
-        from .model import CaptionDecoder
-
-        return CaptionDecoder(DecoderConfig(**config))
-    from .language_model import LanguageModelConfig, LanguageModelDecoder
-
-    return LanguageModelDecoder(LanguageModelConfig(**config))
-
-
-def _load_torch_module(kind: str, config: Mapping[str, Any], weights: Path, device: str) -> Decoder:
-    from safetensors.torch import load_model
-
-    decoder = _torch_module(kind, config)
-    load_model(decoder, weights)
-    return decoder.to(device).eval()
-
-
-def decoder_output(folder: Path, overwrite: bool = False) -> Output:
-    """Return the folder of a decoder as the output of a training."""
-    return Output(folder, "decoder", (DECODER_FILE,), overwrite, kept=previous_folder(folder))
-
-
-def describe_decoder(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the record of the decoder in a folder, empty if it is damaged, and in words what it is."""
-    path = folder / DECODER_FILE
-    try:
-        record = dict(read_json(path)["record"])
-        facts = [str(record["preset"]), f"sigma {record['sigma']:.3g}", f"size {record['size']}"]
-        facts += [f"seed {record['seed']}", f"trained on {record['captions']['train']:,} captions"]
-        facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.3f}"]
-    except (OSError, *MALFORMED):
-        return {}, "it is damaged, or it was not made by c3 train-decoder"
-    return record, ", ".join(facts)
-
-
-def _chosen(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the training settings that a model card shows."""
-    chosen = {name: record[name] for name in ("preset", "sigma", "size", "seed") if record.get(name) is not None}
-    captions = record.get("captions") or {}
-    return {**chosen, **({"captions": captions["train"]} if "train" in captions else {})}
-
-
-def _remedy(folder: Path, otherwise: str) -> str:
-    """Return the remedy for a folder without a decoder: the previous decoder, if it still exists."""
-    previous = previous_folder(folder)
-    if not (previous / DECODER_FILE).is_file():
-        return otherwise
-    return f"The previous decoder is kept at {previous}: use --decoder {previous}, or train again."
+def _subtracted_means(pipeline: Pipeline) -> dict[str, Matrix]:
+    """Return the means that a pipeline subtracts from unit rows first, by modality, without those near 0."""
+    for step in pipeline.steps:
+        means = {
+            key.removeprefix("mean/"): np.asarray(mean, dtype=np.float32)
+            for key, mean in step.state.items()
+            if key.startswith("mean/")
+        }
+        if means or step.kind != "normalize":
+            return {name: mean for name, mean in means.items() if np.linalg.norm(mean) >= _SHORTEST_MEAN}
+    return {}

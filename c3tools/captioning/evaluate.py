@@ -165,7 +165,7 @@ def evaluate_captions(
                 remedy="Choose another split with --split, or references that name the images as the store does.",
             )
         if steer and encoder is not None:
-            from .steering import describe_cost
+            from .baselines.steering import describe_cost
 
             reporter.message(f"{steer}: {describe_cost(generation, encoder, len(images))}")
         if store.split_note and split in STANDARD:

@@ -1,68 +1,29 @@
-"""Batched generation with a key-value cache: greedy, beam search and nucleus sampling; by torch or by numpy.
+"""Batched generation with a key-value cache: greedy, beam search and nucleus sampling.
 
 Rows are independent: the caption of an embedding does not depend on what else is in its batch, and samples are
 drawn from (seed, key).
+
+Shapes: B captions, K beams, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from ..arrays import Floats, Indices
 from ..errors import DecoderError
 from ..seeds import generator
 from ..training.sizes import require_valid
-from .config import Shape
+from .model import Decoder, allowed
 
 Method = Literal["greedy", "beam", "nucleus", "magic", "zerocap"]
 STEERED = ("magic", "zerocap")
-
-
-class Scores(Protocol):
-    """Scores of the next token: B rows, one for each of V tokens."""
-
-    def best(self) -> Indices:
-        """Return the token (B,) with the highest score."""
-
-    def sample(self, uniform: Floats, top_p: float, temperature: float) -> Indices:
-        """Return a token (B,) of the nucleus, by inverse transform of one number in [0, 1) for each row, (B,)."""
-
-    def extend(self, totals: Floats, count: int) -> tuple[Floats, Indices]:
-        """Return the best extensions of hypotheses, K for each of n captions; B is n times K.
-
-        Args:
-            totals: their log-probabilities (n, K) so far.
-            count: how many of the K times V extensions to return.
-
-        Returns:
-            Log-probabilities (n, count), the highest first, and extensions (n, count): hypothesis times V plus token.
-        """
-
-
-class StepwiseDecoder(Protocol):
-    """A decoder that writes captions token by token."""
-
-    pad_id: int
-    end_id: int
-
-    @property
-    def config(self) -> Shape:
-        """The dimensions of its input and its scores, and the longest caption."""
-
-    def start(self, inputs: npt.NDArray[np.float32]) -> tuple[Scores, Any]:
-        """Run the prefix of embeddings (B, d): the scores of the first token, and the cache."""
-
-    def extend(self, tokens: Indices, cache: Any) -> Scores:
-        """Run tokens (B,) and extend the cache: the scores of the next token."""
-
-    def select(self, cache: Any, rows: Indices) -> None:
-        """Keep, repeat or reorder rows of the cache: int64 (any number,)."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +105,14 @@ class GenerationConfig:
             return cls("nucleus", top_p=top_p, temperature=temperature, seed=seed)
         return cls("beam", beams=beams, length_penalty=length_penalty) if beams > 1 else cls()
 
+    def limit(self, model: Decoder) -> int:
+        """Return the longest caption of a decoder in tokens, end-of-text included."""
+        return min(self.max_tokens or model.config.max_tokens, model.config.max_tokens)
 
+
+@torch.inference_mode()
 def generate(
-    model: StepwiseDecoder,
+    model: Decoder,
     inputs: npt.NDArray[np.float32],
     config: GenerationConfig | None = None,
     keys: Sequence[str] | None = None,
@@ -154,7 +120,7 @@ def generate(
     """Generate the token ids of one caption per input, without the end-of-text token.
 
     Args:
-        model: a trained decoder.
+        model: a trained decoder, in evaluation mode.
         inputs: float32 (n, d), transformed as the decoder's pipeline says.
         config: method and its settings; greedy by default.
         keys: one per input; needed by ``nucleus``, which draws from (seed, key).
@@ -172,121 +138,113 @@ def generate(
         raise DecoderError(
             f"Sampling depends on the keys of the inputs: pass keys=, one for each of the {len(inputs)} inputs."
         )
-    limit = min(config.max_tokens or model.config.max_tokens, model.config.max_tokens)
+    limit = config.limit(model)
     captions: list[list[int]] = []
     for start in range(0, len(inputs), config.batch_size):
-        batch = np.ascontiguousarray(inputs[start : start + config.batch_size])
+        part = slice(start, start + config.batch_size)
+        batch = torch.from_numpy(np.ascontiguousarray(inputs[part])).to(model.device)
         if config.method == "beam":
             captions += _beam(model, batch, config, limit)
-        elif config.method == "nucleus":
-            assert keys is not None
-            drawn = keys[start : start + len(batch)]
-            draws = np.array([generator(config.seed, "nucleus", key).random(limit) for key in drawn])
-            captions += _stepwise(model, batch, limit, partial(_nucleus, config, draws))
+        elif config.method == "nucleus" and keys is not None:
+            draws = np.array([generator(config.seed, "nucleus", key).random(limit) for key in keys[part]])
+            captions += _stepwise(model, batch, limit, _nucleus(config, torch.from_numpy(draws).to(model.device)))
         else:
-            captions += _stepwise(model, batch, limit, lambda scores, rows, step: scores.best())
+            captions += _stepwise(model, batch, limit, lambda scores, rows, step: scores.argmax(-1))
     return captions
 
 
-def _nucleus(config: GenerationConfig, draws: Floats, scores: Scores, rows: Indices, step: int) -> Indices:
-    """Sample from the nucleus (Holtzman et al., 2020), with one uniform number for each (row, step)."""
-    return scores.sample(draws[rows, step], config.top_p, config.temperature)
+Choose = Callable[[Tensor, Tensor, int], Tensor]  # from scores (B, V), rows of the batch (B,) and a step to tokens (B,)
 
 
-def _stepwise(
-    model: StepwiseDecoder,
-    batch: npt.NDArray[np.float32],
-    limit: int,
-    choose: Callable[[Scores, Indices, int], Indices],
-) -> list[list[int]]:
+def _stepwise(model: Decoder, batch: Tensor, limit: int, choose: Choose) -> list[list[int]]:
+    """Write one token of each caption after the other."""
     captions: list[list[int]] = [[] for _ in range(len(batch))]
-    rows = np.arange(len(batch))  # rows of the batch that are not finished
-    scores, cache = model.start(batch)
+    rows = torch.arange(len(batch), device=batch.device)  # rows of the batch that are not finished
+    logits, _, cache = model.prefill(batch)
     for step in range(limit):
-        tokens = choose(scores, rows, step)  # (B,)
+        tokens = choose(allowed(model, logits), rows, step)  # (B,)
         going = tokens != model.end_id
         for row, token in zip(rows[going].tolist(), tokens[going].tolist(), strict=True):
             captions[row].append(token)
         if step + 1 == limit or not going.any():
             break
         if not going.all():
-            kept = np.flatnonzero(going)
+            kept = going.nonzero()[:, 0]
             rows, tokens = rows[kept], tokens[kept]
-            model.select(cache, kept)
-        scores = model.extend(tokens, cache)
+            cache.select(kept)
+        logits, _ = model.decode_step(tokens, cache)
     return captions
 
 
-def _beam(
-    model: StepwiseDecoder, batch: npt.NDArray[np.float32], config: GenerationConfig, limit: int
-) -> list[list[int]]:
+def _nucleus(config: GenerationConfig, draws: Tensor) -> Choose:
+    """Sample from the nucleus (Holtzman et al., 2020), by inverse transform of one number in [0, 1) per (row, step)."""
+
+    def choose(scores: Tensor, rows: Tensor, step: int) -> Tensor:
+        probabilities, order = (scores.double() / config.temperature).softmax(-1).sort(-1, descending=True)
+        cumulative = probabilities.cumsum(-1)  # (B, V)
+        kept = cumulative - probabilities < config.top_p  # the first token is always kept
+        target = draws[rows, step] * (probabilities * kept).sum(-1)  # (B,)
+        choice = torch.searchsorted(cumulative, target[:, None], right=True)  # (B, 1)
+        choice = torch.minimum(choice, kept.sum(-1, keepdim=True) - 1)
+        return order.gather(1, choice)[:, 0]
+
+    return choose
+
+
+def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -> list[list[int]]:
     """Search with K beams; a caption is done when no open beam can beat its best finished one."""
-    B, K, V = len(batch), config.beams, model.config.vocab_size
+    B, K = len(batch), config.beams
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]
-    first, cache = model.start(batch)
-    history = np.empty((B, 0, 0), np.int64)
-    rows = list(range(B))
+    logits, _, cache = model.prefill(batch)
     # all candidates of the first step come from the one prefix
-    scores, flat = first.extend(np.zeros((B, 1)), min(2 * K, V))  # (B, 2K)
-    step = 0
-    while True:
-        parents, candidates = flat // V, flat % V
-        open_scores, open_tokens, open_parents, kept = [], [], [], []
+    beams: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(B)]  # of the captions that are open
+    rows = list(range(B))
+    for step in range(limit):
+        width = len(beams[0])
+        totals = torch.tensor([[total for total, _ in line] for line in beams], device=batch.device)
+        likely = allowed(model, logits).log_softmax(-1).view(len(rows), width, -1)  # (B, K, V)
+        V = likely.shape[2]
+        scores, flat = (likely + totals[:, :, None]).flatten(1).topk(min(2 * K, width * V), dim=-1)  # (B, 2K)
+        kept: list[int] = []
+        following, tokens, selected = [], [], []
         for i, row in enumerate(rows):
-            line: list[tuple[float, int, int]] = []
-            for score, token, parent in zip(
-                scores[i].tolist(), candidates[i].tolist(), parents[i].tolist(), strict=True
-            ):
-                if score == -np.inf:
+            line: list[tuple[float, list[int]]] = []
+            parents: list[int] = []
+            for score, place in zip(scores[i].tolist(), flat[i].tolist(), strict=True):
+                parent, token = divmod(place, V)
+                if score == -np.inf or len(line) == K:  # an end counts only while it is among the K best
                     continue
-                if token == model.end_id:
-                    # an end counts only while it is among the K best, as in the usual formulation
-                    if len(line) < K:
-                        ids = history[i, parent].tolist() if step else []
-                        finished[row].append((score / (step + 1) ** config.length_penalty, ids))
-                elif len(line) < K:
-                    line.append((score, token, parent))
-            if step + 1 == limit:
-                for score, token, parent in line:
-                    ids = history[i, parent].tolist() if step else []
-                    finished[row].append((score / (step + 1) ** config.length_penalty, [*ids, token]))
-                continue
-            if _can_improve(line, finished[row], config, step, limit):
-                line += [(-np.inf, model.end_id, 0)] * (K - len(line))
-                kept.append(i)
-                open_scores.append([score for score, _, _ in line])
-                open_tokens.append([token for _, token, _ in line])
-                open_parents.append([parent for _, _, parent in line])
+                ids = beams[i][parent][1]
+                if token == model.end_id or step + 1 == limit:
+                    ids = ids if token == model.end_id else [*ids, token]
+                    finished[row].append((score / (step + 1) ** config.length_penalty, ids))
+                if token != model.end_id:
+                    line.append((score, [*ids, token]))
+                    parents.append(parent)
+            if step + 1 < limit and _can_improve(line, finished[row], config, step, limit):
+                missing = K - len(line)
+                kept.append(row)
+                following.append(line + [(-np.inf, [model.end_id])] * missing)
+                tokens += [ids[-1] for _, ids in following[-1]]
+                selected += [i * width + parent for parent in parents + [0] * missing]
         if not kept:
             break
-        tokens, parent = np.array(open_tokens), np.array(open_parents)  # (B, K)
-        rows = [rows[i] for i in kept]
-        if step:
-            history = history[np.array(kept)[:, None], parent]  # (B, K, step)
-            selected = (np.array(kept)[:, None] * K + parent).ravel()
-        else:
-            history = np.empty((len(kept), K, 0), np.int64)
-            selected = np.repeat(kept, K)
-        history = np.concatenate([history, tokens[:, :, None]], axis=2)  # (B, K, step + 1)
-        model.select(cache, selected)
-        following = model.extend(tokens.ravel(), cache)  # (B * K, V)
-        scores, flat = following.extend(np.array(open_scores), min(2 * K, K * V))  # (B, 2K)
-        step += 1
+        rows, beams = kept, following
+        cache.select(torch.tensor(selected, device=batch.device))
+        logits, _ = model.decode_step(torch.tensor(tokens, device=batch.device), cache)  # (B * K, V)
     return [max(options, key=lambda option: option[0])[1] for options in finished]
 
 
 def _can_improve(
-    line: list[tuple[float, int, int]],
+    line: list[tuple[float, list[int]]],
     finished: list[tuple[float, list[int]]],
     config: GenerationConfig,
     step: int,
     limit: int,
 ) -> bool:
     """Return whether an open beam could still end above the best finished caption: scores fall, lengths grow."""
-    if not line:
-        return False
-    if not finished:
-        return True
+    if not line or not finished:
+        return bool(line)
     longest = limit if config.length_penalty > 0 else step + 2
     best = max(score for score, _ in finished)
     return bool(line[0][0] / longest**config.length_penalty > best)

@@ -11,21 +11,15 @@ Shapes: B captions, T tokens, P prefix positions, S = positions in this call, W 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arrays import Floats, Indices
 from .config import DecoderConfig, Shape
 from .tokenizer import END_ID, PAD_ID
 
@@ -100,29 +94,9 @@ class Decoder(nn.Module):
         """Return a cache of given keys and values, as `Cache.tensors` lists them; gradients pass through it."""
         raise NotImplementedError
 
-    @torch.inference_mode()
-    def start(self, inputs: npt.NDArray[np.float32]) -> tuple[TorchScores, Cache]:
-        """Run the prefix of embeddings (B, d): the scores of the first token, and the cache."""
-        logits, _, cache = self.prefill(torch.from_numpy(inputs).to(self.device))
-        return TorchScores(allowed(self, logits)), cache
-
-    @torch.inference_mode()
-    def extend(self, tokens: Indices, cache: Cache) -> TorchScores:
-        """Run tokens (B,) and extend the cache: the scores of the next token."""
-        return TorchScores(allowed(self, self.decode_step(torch.from_numpy(tokens).to(self.device), cache)[0]))
-
-    @torch.inference_mode()
-    def select(self, cache: Cache, rows: Indices) -> None:
-        """Keep, repeat or reorder rows of the cache: int64 (any number,)."""
-        cache.select(torch.from_numpy(rows).to(self.device))
-
     def count_parameters(self) -> int:
         """Return the number of weights; tied ones are counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def save_weights(self, path: Path, dtype: str = "float32") -> None:
-        """Write the weights as safetensors, as float32 or float16; tied ones are written once."""
-        save_model(self if dtype == "float32" else copy.deepcopy(self).half(), str(path))
 
     def digest(self) -> str:
         """Return a SHA-256 of the weights."""
@@ -139,37 +113,6 @@ def allowed(model: Decoder, logits: Tensor) -> Tensor:
     if model.pad_id < scores.shape[1]:
         scores[:, model.pad_id] = -torch.inf
     return scores
-
-
-class TorchScores:
-    """Scores of the next token, float32 (B, V), on any device; see `c3tools.captioning.generation.Scores`."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-
-    def best(self) -> Indices:
-        """Return the token (B,) with the highest score."""
-        return self.values.argmax(dim=-1).cpu().numpy()
-
-    @torch.inference_mode()
-    def sample(self, uniform: Floats, top_p: float, temperature: float) -> Indices:
-        """Return a token (B,) of the nucleus."""
-        probabilities, order = (self.values.double() / temperature).softmax(-1).sort(-1, descending=True)
-        cumulative = probabilities.cumsum(-1)  # (B, V)
-        kept = cumulative - probabilities < top_p  # the first token is always kept
-        mass = (probabilities * kept).sum(-1)  # (B,)
-        target = torch.from_numpy(uniform).to(mass.device) * mass  # (B,)
-        choice = torch.searchsorted(cumulative, target[:, None], right=True)  # (B, 1)
-        choice = torch.minimum(choice, kept.sum(-1, keepdim=True) - 1)
-        return order.gather(1, choice)[:, 0].cpu().numpy()
-
-    @torch.inference_mode()
-    def extend(self, totals: Floats, count: int) -> tuple[Floats, Indices]:
-        """Return the best extensions of hypotheses."""
-        likely = self.values.log_softmax(-1).view(*totals.shape, -1)  # (n, K, V)
-        total = likely + torch.from_numpy(totals).to(likely)[:, :, None]
-        scores, flat = total.flatten(1).topk(count, dim=-1)  # (n, count)
-        return scores.cpu().numpy(), flat.cpu().numpy()
 
 
 class KeyValueCache:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,12 @@ from ..arrays import Indices
 from ..errors import DecoderError
 from ..seeds import generator
 from ..store.rows import Rows
-from ..store.strings import Strings
 
 PAD, END = "<pad>", "<end>"
 PAD_ID, END_ID = 0, 1
 _NAMED_KEYS = 5
 _BATCHES_PER_BUCKET = 32
+_ENCODED = 8192  # captions at a time
 _SPACE = re.compile(r"\s+")
 _SPACE_BEFORE_PUNCTUATION = re.compile(r"\s+([.,;:!?%)])")
 
@@ -115,10 +115,6 @@ class CaptionTokenizer:
         except Exception as error:  # the library raises bare Exception for a damaged file
             raise DecoderError(f"{path} is not a readable tokenizer ({error}).") from error
 
-    def save(self, path: Path) -> None:
-        """Write tokenizer.json."""
-        path.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
-
     def to_json(self) -> str:
         """Return the content of tokenizer.json."""
         return str(self._tokenizer.to_str(pretty=True))
@@ -146,32 +142,33 @@ class CaptionTokenizer:
         return str(self._tokenizer.decode(kept, skip_special_tokens=False)).strip()
 
 
-class TokenRows(Sequence[Indices]):
+class TokenRows:
     """Token ids of many captions, one after another in one array.
 
     Args:
-        encode: from captions to their ids, as `CaptionTokenizer.encode`.
+        tokenizer: of the captions.
         captions: n of them; a few thousand are encoded at a time.
+        max_tokens: longest caption, end-of-text included.
+
+    Attributes:
+        lengths: of the captions in tokens, int64 (n,).
     """
 
-    def __init__(self, encode: Callable[[list[str]], list[list[int]]], captions: Strings) -> None:
-        ids, lengths = [np.empty(0, np.uint16)], [np.empty(0, np.int64)]
-        for block in captions.blocks():
-            encoded = encode(block)
-            flat = np.array([token for row in encoded for token in row], dtype=np.uint32)
-            ids.append(flat.astype(np.uint16) if flat.max(initial=0) < 1 << 16 else flat)  # type: ignore[arg-type]
-            lengths.append(np.array([len(row) for row in encoded], dtype=np.int64))
-        self._ids = np.concatenate(ids)
-        self.lengths = np.concatenate(lengths)
-        self._ends = np.cumsum(self.lengths)
+    def __init__(self, tokenizer: CaptionTokenizer, captions: Sequence[str], max_tokens: int) -> None:
+        parts, lengths = [np.empty(0, np.int32)], list[int]()
+        for start in range(0, len(captions), _ENCODED):
+            encoded = tokenizer.encode(captions[start : start + _ENCODED], max_tokens)
+            lengths += map(len, encoded)
+            parts.append(np.fromiter(chain.from_iterable(encoded), np.int32))
+        self._ids, self.lengths = np.concatenate(parts), np.array(lengths, dtype=np.int64)
+        self._starts = np.cumsum(self.lengths) - self.lengths
 
-    def __len__(self) -> int:
-        """Return the number of captions."""
-        return len(self.lengths)
-
-    def __getitem__(self, row: Any) -> Any:
-        """Return the ids of one caption, unsigned (T,)."""
-        return self._ids[self._ends[row] - self.lengths[row] : self._ends[row]]
+    def batch(self, rows: Indices, pad_id: int) -> npt.NDArray[np.int64]:
+        """Return the token ids of some rows, right-padded with ``pad_id``: int64 (B, T)."""
+        batch = np.full((len(rows), self.lengths[rows].max()), pad_id, dtype=np.int64)
+        for i, row in enumerate(rows):
+            batch[i, : self.lengths[row]] = self._ids[self._starts[row] : self._starts[row] + self.lengths[row]]
+        return batch
 
 
 def length_bucketed(lengths: Sequence[int] | Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
@@ -199,12 +196,3 @@ def length_bucketed(lengths: Sequence[int] | Indices, batch_size: int, *, seed: 
         rows = rows[np.argsort(measured[rows], kind="stable")]
         batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def token_batch(tokens: Sequence[Sequence[int] | Indices], rows: Indices, pad_id: int) -> npt.NDArray[np.int64]:
-    """Return the token ids of some rows, right-padded with ``pad_id``: int64 (B, T)."""
-    width = max(len(tokens[row]) for row in rows)
-    batch = np.full((len(rows), width), pad_id, dtype=np.int64)
-    for i, row in enumerate(rows):
-        batch[i, : len(tokens[row])] = tokens[row]
-    return batch

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import OutputError
-from ..io.files import MALFORMED, remove_leftovers, write_atomically
-from ..io.lock import locked
+from ..io.files import MALFORMED, make_folder, remove_leftovers, write_atomically
+from ..io.lock import locked_file
 from ..reporter import SILENT, Reporter
 
 NOTHING_KEPT = "No part of this training was kept; run the same command again to restart it."
@@ -57,12 +57,9 @@ class CheckpointDir:
         Raises:
             OutputError: if another run is writing it.
         """
-        try:
-            with locked(self.path, output):
-                yield
-        finally:
-            with suppress(OSError):  # not empty: a run that can be continued
-                self.path.rmdir()
+        make_folder(output.parent)
+        with locked_file(output):
+            yield
 
     def save(
         self,
@@ -138,7 +135,7 @@ class CheckpointDir:
         for state in self._states():
             state.unlink()
         self._saved_step = None
-        with suppress(OSError):  # the lock of this run is in it
+        with suppress(OSError):  # something else is in it, or it is not there
             self.path.rmdir()
 
     def after_interrupt(self, total: int) -> str:

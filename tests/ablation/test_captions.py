@@ -64,7 +64,7 @@ def test_the_data_of_a_store_keep_scored_images_out_of_training(data: CaptionDat
 
 
 def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("c3tools.captioning.steering.measure_rate", lambda encoder, modality: 1000.0)
+    monkeypatch.setattr("c3tools.captioning.baselines.steering.measure_rate", lambda encoder, modality: 1000.0)
     monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))  # type: ignore[arg-type]
     data, messages = task.data, Messages()
     asking = replace(task, encoder=Encoder())  # type: ignore[arg-type]

@@ -15,9 +15,15 @@ from hypothesis import strategies as st
 
 from c3tools import devices
 from c3tools.captioning import Captioner, TrainingConfig, fit_captioner, train_captioner
+from c3tools.captioning.baselines.esper import (
+    clipped_policy_loss,
+    generalized_advantages,
+    sample,
+    token_log_probabilities,
+    token_rewards,
+)
 from c3tools.captioning.config import UNCONDITIONAL
-from c3tools.captioning.esper import fit_esper, sample, token_log_probabilities, token_rewards
-from c3tools.captioning.losses import clipped_policy_loss, generalized_advantages
+from c3tools.captioning.training import fit_esper
 from c3tools.errors import DecoderError, StoreError
 from c3tools.store import Rows
 from c3tools.training.checkpoints import CheckpointDir
@@ -95,7 +101,7 @@ def test_rewards_advantages_and_loss_are_their_formulas(lengths: list[int], smoo
 
 def test_samples_are_drawn_from_the_decoder(language_model: Captioner) -> None:
     """How often each first token is drawn is its probability; log-probabilities are those of its scores."""
-    model = language_model.torch_decoder()
+    model = language_model.decoder
     torch.manual_seed(0)
     x = torch.zeros(4000, DIM)
     tokens = sample(model, x)
@@ -114,7 +120,7 @@ def test_samples_are_drawn_from_the_decoder(language_model: Captioner) -> None:
 
 
 def test_the_mapper_starts_near_the_language_model(language_model: Captioner) -> None:
-    model = language_model.torch_decoder()
+    model = language_model.decoder
     torch.manual_seed(0)
     behind = model.behind_prefix(4).eval()
     x = torch.from_numpy(pictures(8, 3).embeddings)
@@ -129,7 +135,7 @@ def test_the_mapper_starts_near_the_language_model(language_model: Captioner) ->
 
 
 def test_it_learns_what_images_show_from_images_alone(language_model: Captioner, tmp_path: Path) -> None:
-    before = language_model.torch_decoder().digest()
+    before = language_model.decoder.digest()
     train, val = pictures(128, 0), pictures(32, 1)
     training = TrainingConfig(epochs=12, batch_size=32, learning_rate=3e-3, weight_decay=0.0)
     captioner = fit_esper(train, val, language_model, Animals(), training=training, compute=CPU)
@@ -139,9 +145,9 @@ def test_it_learns_what_images_show_from_images_alone(language_model: Captioner,
     closeness = float((Animals().encode_texts(written) * val.embeddings).sum(axis=1).mean())
     assert closeness == pytest.approx(1 - min(losses), abs=1e-3)
     assert closeness > 0.4  # one animal for all images comes to about 0.2
-    assert language_model.torch_decoder().digest() == before
+    assert language_model.decoder.digest() == before
     # the language model in it is as it was
-    own, whole = language_model.torch_decoder().state_dict(), captioner.torch_decoder().state_dict()
+    own, whole = language_model.decoder.state_dict(), captioner.decoder.state_dict()
     assert all(torch.equal(whole[name], value) for name, value in own.items() if name != "positions")
     captioner.save(tmp_path / "esper")
     assert Captioner.load(tmp_path / "esper").caption(embeddings=val.embeddings) == written
@@ -180,7 +186,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         fit_esper(train, val, language_model, Failing(), checkpoints=checkpoints, **options)
     again = fit_esper(train, val, language_model, Failing(), checkpoints=checkpoints, **options)
     assert Failing.asked == 5 + 6
-    assert again.torch_decoder().digest() == whole.torch_decoder().digest()
+    assert again.decoder.digest() == whole.decoder.digest()
 
 
 def test_a_language_model_of_transformers_can_be_put_behind_a_mapper(tmp_path: Path) -> None:

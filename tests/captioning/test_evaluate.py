@@ -125,7 +125,7 @@ def test_references_may_name_the_images_of_the_store_differently(
 def test_references_of_other_images_are_refused_before_any_is_captioned(
     store: Store, captioner: Captioner, known: dict[str, list[str]]
 ) -> None:
-    never = NeverAsked(captioner.torch_decoder(), captioner.tokenizer, captioner.pipeline, captioner.record)
+    never = NeverAsked(captioner.decoder, captioner.tokenizer, captioner.pipeline, captioner.record)
     others = {"elsewhere.jpg": ["a dog"], **{key: [" "] for key in known}}
     message = r"No image of the store .* in the split 'test' has a reference caption\. The first image is "
     with pytest.raises(MetricError, match=rf"{message}'image..'; the first reference is of 'elsewhere.jpg'"):

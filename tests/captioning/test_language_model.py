@@ -136,15 +136,15 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(
     beams = GenerationConfig("beam", beams=3)
     assert loaded.caption(embeddings=images, generation=beams) == captioner.caption(embeddings=images, generation=beams)
     # GPT-2 ties its output layer to its token embeddings: they stay tied, and are written once
-    model: Any = loaded.torch_decoder().language_model
+    model: Any = loaded.decoder.language_model
     assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
     size_on_disk = (tmp_path / "decoder" / "weights.safetensors").stat().st_size
-    assert size_on_disk < 4 * sum(p.numel() for p in loaded.torch_decoder().parameters()) + 20_000
+    assert size_on_disk < 4 * sum(p.numel() for p in loaded.decoder.parameters()) + 20_000
 
 
 def test_the_same_seed_gives_the_same_weights(train: Train) -> None:
     first, second = train(epochs=1), train(epochs=1)
-    assert first.torch_decoder().digest() == second.torch_decoder().digest()
+    assert first.decoder.digest() == second.decoder.digest()
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, train: Train, tmp_path: Path) -> None:

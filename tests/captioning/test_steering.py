@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from c3tools.captioning import CaptionDecoder, GenerationConfig, generate
+from c3tools.captioning.baselines.steering import generate_steered
 from c3tools.captioning.model import KeyValueCache
-from c3tools.captioning.steering import generate_steered
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.errors import DecoderError
 

@@ -21,7 +21,7 @@ from c3tools.captioning import (
     train_captioner,
 )
 from c3tools.captioning.config import plan_training
-from c3tools.captioning.training_rows import training_captions
+from c3tools.captioning.train import training_captions
 from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, TransformError
 from c3tools.identity import ModelIdentity
 from c3tools.io import spill
@@ -108,18 +108,18 @@ def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World)
     pipeline = preset("c3", sigma=0.02).fit(world.moments)
     training = TrainingConfig(epochs=6, batch_size=16, learning_rate=3e-3)
     first = fit_captioner(train, val, pipeline, size="tiny", training=training, compute=FP32)
-    before = first.torch_decoder().digest()
+    before = first.decoder.digest()
     short = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-5)
     second = fit_captioner(train, val, pipeline, training=short, compute=FP32, start=first)
-    assert first.torch_decoder().digest() == before  # a copy is trained
+    assert first.decoder.digest() == before  # a copy is trained
     assert second.tokenizer is first.tokenizer
     assert second.record["size"] == "tiny"
     assert second.record["best_val_loss"] == pytest.approx(first.record["best_val_loss"], abs=0.02)
-    assert second.torch_decoder().digest() != before
+    assert second.decoder.digest() != before
     # a rate that spoils everything: what training started from is kept
     wild = TrainingConfig(epochs=2, batch_size=16, learning_rate=3.0, clip_norm=0.0)
     third = fit_captioner(train, val, pipeline, training=wild, compute=FP32, start=first)
-    assert third.torch_decoder().digest() == before
+    assert third.decoder.digest() == before
     assert third.record["best_val_loss"] == pytest.approx(first.record["best_val_loss"])
     assert third.record["start_val_loss"] == third.record["best_val_loss"]
     assert first.record["start_val_loss"] is None
@@ -180,7 +180,7 @@ def test_the_captioner_is_returned_as_it_is_written(train: Train, store: Store, 
     captioner = train(tensorboard=None)
     loaded = Captioner.load(tmp_path / "c3-decoder")
     assert loaded.record == captioner.record
-    assert loaded.torch_decoder().digest() == captioner.torch_decoder().digest()
+    assert loaded.decoder.digest() == captioner.decoder.digest()
     images = store.load("image", "test").embeddings
     assert loaded.caption(embeddings=images) == captioner.caption(embeddings=images)
 
@@ -188,7 +188,7 @@ def test_the_captioner_is_returned_as_it_is_written(train: Train, store: Store, 
 def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, store: Store) -> None:
     named = train(preset="c3", sigma=0.1)
     unfitted = train(pipeline=preset("c3", sigma=0.1), sigma=None)
-    assert unfitted.torch_decoder().digest() == named.torch_decoder().digest()
+    assert unfitted.decoder.digest() == named.decoder.digest()
     assert unfitted.record == {**named.record, "history": unfitted.record["history"]}
     moments = {name: store.moments(name, "val") for name in ("image", "text")}
     own = preset("c2-collapse").fit(moments)
@@ -208,7 +208,7 @@ def test_sigma_is_taken_from_the_captions_by_default(train: Train, store: Store)
     captioner = train(sigma=None, reporter=messages)
     assert captioner.record["sigma"] == pytest.approx(expected)
     assert f"Sigma {expected:.4g}" in messages.texts[-1]
-    assert train(sigma="auto").torch_decoder().digest() == captioner.torch_decoder().digest()
+    assert train(sigma="auto").decoder.digest() == captioner.decoder.digest()
 
 
 def test_without_a_val_split_whole_images_are_held_out(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Tra
     total = 0.0
     for row, ids in zip(torch.from_numpy(inputs), tokens, strict=True):
         with torch.inference_mode():
-            scores = captioner.torch_decoder()(row[None], torch.tensor([ids]))[0].double().log_softmax(-1)
+            scores = captioner.decoder(row[None], torch.tensor([ids]))[0].double().log_softmax(-1)
         total -= float(scores[range(len(ids)), ids].sum())
     loss = total / sum(len(ids) for ids in tokens)
     assert record["best_val_loss"] == pytest.approx(loss, rel=1e-4)

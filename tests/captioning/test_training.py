@@ -103,7 +103,7 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
     moved: list[float] = []
 
     def update(loss: torch.Tensor | float) -> float:
-        moved.append(float(loss))
+        moved.append(float(torch.as_tensor(loss).detach()))
         return moved[-1]
 
     loss, count = task.step(0, update)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.captioning import CaptionDecoder, Captioner, DecoderConfig, GenerationConfig, generate, train_captioner
-from c3tools.captioning.losses import contrastive_loss
 from c3tools.captioning.model import Decoder
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
+from c3tools.captioning.training import contrastive_loss
 from c3tools.encoders import Encoder
 from c3tools.errors import DecoderError
 from tests.conftest import C3
@@ -46,7 +46,7 @@ def test_it_learns_the_captions_and_no_embedding(built_in: Path) -> None:
     sampled = GenerationConfig("nucleus", seed=1)
     for config in (GenerationConfig("beam", beams=3), sampled):
         written = generate(captioner.decoder, x, config, ["a", "b", "c"])
-        assert written == generate(captioner.torch_decoder(), x, config, ["a", "b", "c"])
+        assert written == generate(captioner.decoder, x, config, ["a", "b", "c"])
         assert written == generate(captioner.decoder, x[::-1], config, ["a", "b", "c"])
     (likeliest,) = generate(captioner.decoder, x[:1])
     assert {"on", "the"} <= set(captioner.tokenizer.decode(likeliest).split())
@@ -54,7 +54,7 @@ def test_it_learns_the_captions_and_no_embedding(built_in: Path) -> None:
 
 def test_the_scores_are_the_probabilities_of_the_next_token(built_in: Path) -> None:
     """A token's score does not depend on what follows it, and the first one follows the end-of-text token."""
-    model = Captioner.load(built_in).torch_decoder()
+    model = Captioner.load(built_in).decoder
     assert isinstance(model, CaptionDecoder)
     x = torch.zeros(1, DIM)
     tokens = torch.tensor([[5, 9, 7, END_ID]])
@@ -97,7 +97,7 @@ def test_the_contrastive_loss_keeps_hidden_states_apart(tmp_path: Path) -> None:
             precision="fp32",
             device="cpu",
         )
-        model = captioner.torch_decoder()
+        model = captioner.decoder
         tokens = torch.tensor(captioner.tokenizer.encode(list(world.references["image00"][:1]), 40))
         with torch.no_grad():
             states = torch.nn.functional.normalize(model.score(torch.zeros(1, DIM), tokens)[1][0], dim=-1)
@@ -121,7 +121,7 @@ def cached_steps(model: Decoder, tokens: list[int]) -> torch.Tensor:
 
 
 def test_a_cache_can_be_taken_apart(built_in: Path) -> None:
-    model = Captioner.load(built_in).torch_decoder()
+    model = Captioner.load(built_in).decoder
     tokens = torch.tensor([[5, 9, 7, 4]])
     expected = model(torch.zeros(1, DIM), tokens)[0]
     torch.testing.assert_close(cached_steps(model, [5, 9, 7]), expected, atol=1e-5, rtol=1e-4)
@@ -136,7 +136,7 @@ def test_a_language_model_of_transformers_is_trained_and_steered_alike(tmp_path:
     train_captioner(store, output=tmp_path / "lm", set=settings, unconditional=True, **options)
     captioner = Captioner.load(tmp_path / "lm")
     assert captioner.is_language_model
-    model = captioner.torch_decoder()
+    model = captioner.decoder
     assert not any(name.startswith("mapper") for name in model.state_dict())
     tokens = torch.tensor([[5, 9, 7, 4]])
     expected = model(torch.zeros(1, DIM), tokens)[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DecoderError
-from ..moments import unit_rows
-from ..store.rows import Rows
+from ...errors import DecoderError
+from ...moments import unit_rows
+from ...store.rows import Rows
 
 _BLOCK_ROWS = 256
 

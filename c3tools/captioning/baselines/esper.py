@@ -1,0 +1,246 @@
+"""ESPER (Yu et al., CVPR 2023): a mapper in front of a frozen language model, trained with images alone.
+
+The language model writes captions of images that have none, the encoder compares each caption with its image, and a
+policy gradient trains the mapper to write captions that are closer. The reward, the penalty for leaving the language
+model, the clipped objective of PPO and its advantages are those of the paper. These parts differ:
+
+- The language model is one of captions (``c3 train-decoder --unconditional``), which the paper compares with as
+  ESPER-Style. The mapper starts as the token that the language model begins with, so that it departs from it slowly.
+- There are no rewards for fluency and against repetition, only the penalty for leaving the language model.
+- A few hundred updates replace thousands. The encoder chooses the checkpoint on other images, while the paper chose it
+  with captions that people wrote.
+
+Shapes: B captions, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...arrays import Matrix
+from ...errors import DecoderError
+from ...io.artifact import digest_of
+from ...moments import unit_rows
+from ...seeds import generator
+from ...store import Rows
+from ...training.loop import Plan, Task, Validation, adamw
+from ...transforms import Pipeline
+from ..config import TrainingConfig
+from ..generation import generate
+from ..model import Decoder, allowed
+from ..tokenizer import CaptionTokenizer
+from .magic import TextEncoder
+
+ESPER_TRAINING = TrainingConfig(epochs=10, batch_size=128, learning_rate=1e-3, weight_decay=0.0, beta2=0.95)
+PREFIX_LENGTH = 10
+REWARD_SCALE, REWARD_OFFSET = 50.0, -10.0
+DIVERGENCE = 0.15  # weight of log p / p_lm per token
+PASSES = 4  # over each batch of captions
+VALIDATION_IMAGES = 500
+_VALUE_WEIGHT = 0.5
+
+
+class Policy(nn.Module):
+    """A decoder with its mapper, and the value of each state."""
+
+    def __init__(self, model: Decoder, width: int) -> None:
+        super().__init__()
+        self.model = model
+        self.value = nn.Linear(width, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, inputs: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probability and the value (B, T) of each token of captions (B, T)."""
+        logits, hidden = self.model.score(inputs, tokens)
+        values: Tensor = self.value(hidden.detach())[..., 0]
+        return token_log_probabilities(self.model, logits, tokens), values
+
+
+class EsperTask(Task):
+    """The training of a mapper; computed in fp32.
+
+    Args:
+        train: images to learn from.
+        val: other images, the first 500 of which choose the checkpoint: by the mean cosine with their captions.
+        language_model: a decoder without a prefix; it is not changed.
+        tokenizer: its tokenizer.
+        pipeline: of its inputs.
+        encoder: of the model that the embeddings are of.
+        config: ``epochs`` (over the images), ``batch_size``, ``learning_rate``, ``warmup``, ``decay``, ``clip_norm``
+            and ``seed`` are used.
+        device: to train on.
+    """
+
+    unit, error = "images", DecoderError
+
+    def __init__(
+        self,
+        train: Rows,
+        val: Rows,
+        language_model: Decoder,
+        tokenizer: CaptionTokenizer,
+        pipeline: Pipeline,
+        encoder: TextEncoder,
+        config: TrainingConfig,
+        device: str,
+    ) -> None:
+        self.train, self.val = train, val.select(np.arange(min(len(val), VALIDATION_IMAGES)))
+        self.tokenizer, self.encoder, self.config, self.device = tokenizer, encoder, config, device
+        self.language_model = copy.deepcopy(language_model).to(device).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
+            model = self.language_model.behind_prefix(PREFIX_LENGTH)
+        width = self.language_model.prefill(torch.zeros(1, model.config.dim, device=device))[1].shape[1]
+        self.module = self.policy = Policy(model, width).to(device)
+        self.inputs, self.val_inputs = (
+            pipeline.transform(rows.embeddings, modality="image", training=False) for rows in (train, self.val)
+        )
+        self.optimizer = adamw(
+            self.policy.parameters(),
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, config.beta2),
+        )
+        self.per_epoch = math.ceil(len(train) / config.batch_size)
+        self.plan = Plan(
+            config.epochs * self.per_epoch,
+            config.learning_rate,
+            validate_every=self.per_epoch,
+            rise=max(1, round(config.warmup * self.per_epoch)),
+            decay=config.decay,
+            clip_norm=config.clip_norm,
+            steps_per_epoch=self.per_epoch,
+        )
+        self.counters = {}
+        settings = [config, model.digest(), PREFIX_LENGTH, DIVERGENCE, PASSES, REWARD_SCALE]
+        data = [part for rows in (train, self.val) for part in (rows.keys, rows.embeddings)]
+        self.identity = digest_of(settings, *data)
+
+    def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
+        """Write captions of some images, and train towards those that are closer to their images."""
+        config, policy, pad = self.config, self.policy.eval(), self.policy.model.pad_id  # without dropout
+        epoch, place = divmod(number, self.per_epoch)
+        order = generator(config.seed, "esper", epoch).permutation(len(self.train))
+        rows = order[place * config.batch_size : (place + 1) * config.batch_size]
+        torch.manual_seed(int(generator(config.seed, "update", number).integers(2**62)))
+        inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[rows])).to(self.device)
+        tokens = sample(policy.model, inputs)  # (B, T)
+        real = tokens != pad
+        cosines = torch.from_numpy(self._cosines(tokens.tolist(), self.train.embeddings[rows])).to(self.device)  # (B,)
+        with torch.no_grad():
+            before, values = policy(inputs, tokens)
+            unprefixed = self.language_model.score(inputs, tokens)[0]
+            log_p_lm = token_log_probabilities(self.language_model, unprefixed, tokens)
+            rewards = token_rewards(cosines, before, log_p_lm, real)
+            advantages = generalized_advantages(rewards, values * real, real)
+            targets = advantages + values * real
+            own = advantages[real]
+            advantages = (advantages - own.mean()) / (own.std() + 1e-6)
+        for _ in range(PASSES):
+            log_p, values = policy(inputs, tokens)
+            value_loss = ((values - targets) ** 2)[real].mean()
+            update(clipped_policy_loss(log_p, before, advantages, real) + _VALUE_WEIGHT * value_loss)
+        return 1 - float(cosines.mean()), len(rows)
+
+    def validate(self) -> tuple[float, dict[str, Any]]:
+        """Return 1 minus the mean cosine of the validation images with their greedy captions."""
+        captions = generate(self.policy.model, self.val_inputs)
+        return 1 - float(self._cosines(captions, self.val.embeddings).mean()), {}
+
+    def note(self, latest: Validation) -> str:
+        """Return the mean cosine of the last validation in words."""
+        return f"val cosine {1 - latest.val_loss:.3f}"
+
+    def _cosines(self, captions: list[list[int]], images: Matrix) -> Matrix:
+        """Return the cosine (B,) of each caption with the embedding of its image; each text is encoded once."""
+        texts = [self.tokenizer.decode(ids) for ids in captions]
+        different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        embeddings = self.encoder.encode_texts(list(different))[[different[text] for text in texts]]
+        cosines: Matrix = (embeddings * unit_rows(images)).sum(axis=1).astype(np.float32)
+        return cosines
+
+
+@torch.no_grad()
+def sample(model: Decoder, inputs: Tensor) -> Tensor:
+    """Draw one caption per row of what the decoder reads (B, d): int64 (B, T), right-padded; from torch's generator."""
+    logits, _, cache = model.prefill(inputs)
+    going = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
+    columns: list[Tensor] = []
+    while len(columns) < model.config.max_tokens and going.any():
+        if columns:
+            logits, _ = model.decode_step(columns[-1].masked_fill(~going, model.end_id), cache)
+        drawn = allowed(model, logits).softmax(-1).multinomial(1)[:, 0]  # (B,)
+        columns.append(drawn.masked_fill(~going, model.pad_id))
+        going = going & (drawn != model.end_id)
+    return torch.stack(columns, dim=1)
+
+
+def token_log_probabilities(model: Decoder, logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probability (B, T) of each token of captions (B, T), given scores (B, T, V); of padding 0."""
+    B, T, V = logits.shape
+    real = tokens != model.pad_id
+    log_p = allowed(model, logits.reshape(B * T, V)).log_softmax(-1).view(B, T, V)
+    known = tokens.masked_fill(~real, model.end_id)
+    return log_p.gather(2, known[..., None])[..., 0] * real
+
+
+def token_rewards(cosines: Tensor, log_p: Tensor, log_p_lm: Tensor, real: Tensor) -> Tensor:
+    """Return the reward of each token (B, T): for leaving the language model, and at the last one for the caption.
+
+        r_t = -0.15 (log p(t) - log p_lm(t)) + [t is the last] (50 cos(image, caption) - 10)
+
+    Args:
+        cosines: of each caption with its image, (B,).
+        log_p: log-probability of each token by the decoder, (B, T).
+        log_p_lm: by the language model.
+        real: bool (B, T), False for padding.
+    """
+    rewards = -DIVERGENCE * (log_p - log_p_lm) * real
+    last = real.sum(1) - 1
+    rewards[torch.arange(len(rewards)), last] += REWARD_SCALE * cosines + REWARD_OFFSET
+    return rewards
+
+
+def generalized_advantages(rewards: Tensor, values: Tensor, real: Tensor, smoothing: float = 0.95) -> Tensor:
+    """Return the advantage of each token (B, T), without discount (GAE, Schulman et al., 2016); of padding 0.
+
+        A_t = sum_k smoothing^k (r_(t+k) + V_(t+k+1) - V_(t+k)),  V = 0 after the last token
+
+    Args:
+        rewards: of each token (B, T).
+        values: expected sum of the rewards from each token on, (B, T).
+        real: bool (B, T), False for padding.
+        smoothing: lambda.
+    """
+    advantages = torch.zeros_like(rewards)
+    after = torch.zeros_like(rewards[:, 0])
+    following = torch.zeros_like(after)
+    for t in reversed(range(rewards.shape[1])):
+        after = (rewards[:, t] + following - values[:, t] + smoothing * after) * real[:, t]
+        advantages[:, t] = after
+        following = values[:, t] * real[:, t]
+    return advantages
+
+
+def clipped_policy_loss(log_p: Tensor, before: Tensor, advantages: Tensor, real: Tensor, clip: float = 0.2) -> Tensor:
+    """Return the clipped objective of PPO (Schulman et al., 2017) as a loss, mean over the tokens that are no padding.
+
+        -min(p / p_before A, clamp(p / p_before, 1 - clip, 1 + clip) A)
+
+    Args:
+        log_p: log-probability of each token (B, T).
+        before: when the captions were written.
+        advantages: of each token.
+        real: bool (B, T), False for padding.
+        clip: 0.2 in ESPER.
+    """
+    ratio = (log_p - before).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)[real].mean()

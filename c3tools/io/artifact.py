@@ -1,0 +1,698 @@
+"""Results that are folders: captioners, generators, pipelines, heads, towers. Written, checked, described, shared.
+
+A result is one JSON record with the SHA-256 of the other files beside it, none of which is a pickle. These rules hold
+for every command that writes one:
+
+- a new or empty folder is written to; a folder that contains anything else is never changed;
+- the same command continues an interrupted run, and does nothing if the run is finished;
+- a finished result of other settings or data is only replaced with ``--overwrite``, and kept as ``NAME.previous``.
+
+What a result was made from is kept in its record: the settings of the command, and a digest of these with the data.
+
+On the Hugging Face hub a result is a repository of its files, ``config.json`` (the name of the class) and a card.
+``hf-hub:ORG/NAME`` or ``hf-hub:ORG/NAME@REVISION`` can be given instead of a folder. The mixins of huggingface_hub are
+not used: they know one file of weights alone, and importing the client takes a third of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from safetensors import SafetensorError
+
+from ..errors import C3Error, OutputError, UnreachableError, telling_what_is_kept
+from ..reporter import SILENT, Reporter
+from .files import (
+    MALFORMED,
+    make_folder,
+    read_json,
+    recorded_file,
+    sha256_of,
+    sync_folder,
+    sync_tree,
+    write_json_atomically,
+    write_text_atomically,
+)
+from .locations import kind_of, names_in
+from .lock import locked_file
+
+FORMAT_VERSION = 1
+HUB = "hf-hub:"
+CONFIG_FILE, CARD_FILE = "config.json", "README.md"
+T = TypeVar("T")
+Scores = Mapping[str, Mapping[str, float]]  # by data set and metric
+RepositoryType = Literal["model", "dataset"]
+_NAMED = 3
+_DATA = (".json", ".safetensors")  # figures and cards may be removed
+_PATIENCE = 5.0  # seconds for a server to answer
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of result.
+
+    Attributes:
+        name: as messages call it: ``decoder``.
+        record: the name of the record: ``decoder.json``.
+        error: of the class that is raised for results of this kind.
+        command: that makes one: ``c3 train-decoder``.
+        option: that chooses one: ``--decoder``; empty if there is none.
+        facts: entries of the record that describe a result.
+        others: further files that show that a folder holds a result of this kind.
+    """
+
+    name: str
+    record: str
+    error: type[C3Error]
+    command: str
+    option: str = ""
+    facts: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+def write_result(
+    folder: str | Path, kind: Kind, content: Mapping[str, Any], save: Callable[[Path], object], *, keep: bool = True
+) -> None:
+    """Write a result whole or not at all; see `replacing`.
+
+    Args:
+        folder: of the result.
+        kind: of the result.
+        content: JSON values of its record.
+        save: writes all other files to the folder that it is given.
+        keep: keep a former result as `previous_folder`.
+    """
+    with replacing(Path(folder), keep=keep) as new:
+        save(new)
+        write_record(new, kind, content)
+
+
+def write_record(folder: Path, kind: Kind, content: Mapping[str, Any]) -> None:
+    """Write the record of a result whose other files are all in the folder, with the SHA-256 of those with data."""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in _DATA and path.name != kind.record)
+    digests = {name: sha256_of(folder / name) for name in names}
+    write_json_atomically(folder / kind.record, {"format_version": FORMAT_VERSION, **content, "files": digests})
+
+
+@contextmanager
+def reading(folder: str | Path, kind: Kind) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the folder on this machine and the record of a result, after all its files were checked.
+
+    Errors of reading in the block mean that the result is damaged.
+
+    Raises:
+        C3Error: of the kind's class, if there is no result, or a file of it is missing, damaged or of another layout.
+        UnreachableError: if it has to be fetched from the hub, and cannot be.
+    """
+    folder = local_folder(folder)
+    previous = previous_folder(folder)
+    remedy = f"Make one with `{kind.command}`" + (f", or choose another with {kind.option}." if kind.option else ".")
+    again = f"Make it again: `{kind.command} --overwrite`."
+    if (previous / kind.record).is_file():
+        remedy = again = f"The previous {kind.name} is kept at {previous}: use it, or make another."
+    try:
+        content = read_json(folder / kind.record)
+        if int(content["format_version"]) > FORMAT_VERSION:
+            raise kind.error(
+                f"{folder / kind.record} was written by a newer version of c3tools.",
+                remedy="Update c3tools: pip install -U c3tools",
+            )
+        for name, digest in content["files"].items():
+            path = recorded_file(folder, name)
+            if not path.is_file():
+                raise kind.error(f"{path} is missing.", remedy=again)
+            if sha256_of(path) != digest:
+                raise kind.error(f"{path} is damaged or was cut short.", remedy=again)
+        yield folder, content
+    except (FileNotFoundError, NotADirectoryError):
+        raise kind.error(
+            f"There is no finished {kind.name} at {folder} ({kind.record} is missing).", remedy=remedy
+        ) from None
+    except (*MALFORMED, RuntimeError, SafetensorError) as error:
+        raise kind.error(f"The {kind.name} at {folder} is damaged ({error}).", remedy=again) from error
+
+
+def previous_folder(folder: Path) -> Path:
+    """Return where the result that a new one replaced is kept."""
+    return folder.with_name(f"{folder.name}.previous")
+
+
+@contextmanager
+def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
+    """Yield a hidden folder to write to; when the block ends well it becomes ``folder``.
+
+    What was there becomes `previous_folder`. At every moment the old or the new result is whole in one of the two; a
+    run that is killed between the two renames leaves the old one as `previous_folder`.
+
+    Args:
+        folder: the folder.
+        keep: keep what was there; otherwise it is removed when the new result is in its place.
+    """
+    make_folder(folder.parent)
+    new, old = (folder.with_name(f".{folder.name}.{name}.tmp") for name in ("new", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # the run before was killed between the renames
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        sync_tree(new)  # or a power cut after the renames could leave files without content
+        former = previous_folder(folder) if keep else old
+        if folder.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            folder.rename(former)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if not folder.exists() and former.exists():
+                former.rename(folder)
+            raise
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def digest_of(*parts: object) -> str:
+    """Return a SHA-256 of settings and data: JSON values, dataclasses, arrays, columns of text, in their order."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.dtype}{part.shape}".encode())
+            for start in range(0, len(part), 8192):
+                found.update(np.ascontiguousarray(part[start : start + 8192]).tobytes())
+            continue
+        if isinstance(part, Iterable) and not isinstance(part, str | Mapping):
+            part = part.to_pylist() if hasattr(part, "to_pylist") else list(part)  # noqa: PLW2901
+        found.update(json.dumps(part, sort_keys=True, default=_plain).encode())
+    return found.hexdigest()
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def holds_result(folder: Path, name: str, files: Iterable[str], *, overwrite: bool = False) -> bool:
+    """Return whether a folder has a result; one that does not exist, or is empty, has none.
+
+    Args:
+        folder: a folder, or a URL.
+        name: of the kind of result, as messages call it.
+        files: names, of which a folder with such a result has one at least.
+        overwrite: whether a former result is going to be replaced, for the message.
+
+    Raises:
+        OutputError: if it is a file, or contains something else.
+    """
+    if kind_of(folder) == "file":
+        raise OutputError(f"{folder} is a file, but a folder is needed.", remedy="Choose another folder with --output.")
+    folders, plain = names_in(folder)
+    there = [name for name in (*plain, *folders) if not name.startswith(".")]
+    if there and not set(files) & set(there):
+        named = ", ".join(there[:_NAMED]) + (", …" if len(there) > _NAMED else "")
+        others = f"; --overwrite only replaces a former {name}" if overwrite else ""
+        raise OutputError(
+            f"{folder} contains other files ({named}), not a former {name}.",
+            remedy=f"Choose a new or empty folder{others}.",
+        )
+    return bool(there)
+
+
+@dataclass
+class Target:
+    """A folder that a result is to be written to, and the finished result that may be there.
+
+    Attributes:
+        folder: of the result.
+        kind: of the result.
+        settings: that it is asked for with, as JSON values by name.
+        overwrite: whether a finished result may be replaced.
+        reporter: is told what is kept.
+        there: whether a finished result is there.
+        former: its record, if it has the same settings; None if it is to be replaced.
+    """
+
+    folder: Path
+    kind: Kind
+    settings: Mapping[str, Any]
+    overwrite: bool
+    reporter: Reporter
+    there: bool = False
+    former: Mapping[str, Any] | None = None
+    _description: str = ""
+    _done: bool = False
+
+    def made_from(self, digest: str) -> dict[str, Any]:
+        """Return what the record of the result has as ``made_from``, given a digest of settings and data."""
+        return {"settings": dict(self.settings), "digest": digest}
+
+    def finished(self, digest: str, load: Callable[[], T]) -> T | None:
+        """Return the result that is there if it is of the run with this digest, so that there is nothing to do.
+
+        Raises:
+            OutputError: if it has the same settings, was made from other data, and is not to be replaced.
+            C3Error: if it is damaged and not to be replaced.
+        """
+        if self.former is None:
+            return None
+        if self.former.get("made_from", {}).get("digest") != digest:
+            self._refuse("It was made with the same settings, but from other data.")
+            return None
+        try:
+            found = load()
+        except C3Error:
+            if not self.overwrite:
+                raise
+            return None
+        self._done = True
+        return found
+
+    def write(self, save: Callable[[Path], object]) -> None:
+        """Write the result with ``save``, unless `finished` found it, and report where the former one is kept."""
+        if self._done:
+            self.reporter.message(f"{self.folder} already contains this {self.kind.name}; there is nothing to do.")
+            return
+        kept = f"The {self.kind.name} was not written; run the same command again to write it."
+        with telling_what_is_kept(lambda: kept):
+            save(self.folder)
+        if self.there:
+            self.reporter.message(f"The former {self.kind.name} was kept as {previous_folder(self.folder)}.")
+
+    def _compare(self) -> None:
+        """Read the record of the result that is there, and refuse to replace it if it has other settings."""
+        path, description = self.folder / self.kind.record, []
+        try:
+            record = dict(read_json(path)["record"])
+            values = {name: record[name] for name in self.kind.facts if record.get(name) is not None}
+            description = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                           for name, value in values.items()]  # fmt: skip
+            finished = datetime.fromtimestamp(path.stat().st_mtime)
+            description.append(f"finished {finished:%Y-%m-%d %H:%M}")
+        except (OSError, *MALFORMED):
+            record, description = {}, [f"it is damaged, or it was not made by {self.kind.command}"]
+        self._description = ", ".join(description)
+        self.former, former = record, record.get("made_from", {}).get("settings", {})
+        changed = [name for name in self.settings if name not in former or former[name] != self.settings[name]]
+        if changed:
+            known = [name for name in changed if name in former]
+            named = [f"{name} {_shown(former[name])}, not {_shown(self.settings[name])}" for name in known]
+            self._refuse(f"It was made with {'; '.join(named)}." if named else "")
+            self.former = None
+
+    def _refuse(self, why: str) -> None:
+        if not self.overwrite:
+            raise OutputError(
+                f"{self.folder} already contains a finished {self.kind.name}: {self._description}. {why}".rstrip(),
+                remedy="Choose another folder with --output, or replace it with --overwrite; it is then kept as "
+                f"{previous_folder(self.folder)}.",
+            )
+
+
+@contextmanager
+def claimed(
+    folder: Path,
+    kind: Kind,
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    start: str | Path | None = None,
+    reporter: Reporter = SILENT,
+) -> Iterator[Target]:
+    """Keep other runs off a folder while the block runs, and refuse what may not be replaced before anything is done.
+
+    Args:
+        folder: that the result is to be written to.
+        kind: of the result.
+        settings: that it is asked for with, as JSON values by name.
+        overwrite: replace a finished result of other settings or data.
+        start: the folder of the result that a training starts from.
+        reporter: is told what is kept.
+
+    Raises:
+        OutputError: if another run is writing there; if the folder contains another result that is not to be replaced,
+            or anything else; or if it is ``start``, or the former result would be moved there.
+    """
+    if start is not None and Path(start).resolve() in (folder.resolve(), previous_folder(folder).resolve()):
+        raise OutputError(
+            f"The training starts from {start}, but the new {kind.name} in {folder} would replace it.",
+            remedy="Choose another folder with --output.",
+        )
+    folder = folder if folder.name else folder.absolute()
+    make_folder(folder.parent)
+    with locked_file(folder):
+        plain = json.loads(json.dumps(settings, default=_plain))
+        target = Target(folder, kind, plain, overwrite, reporter)
+        if holds_result(folder, kind.name, (kind.record, *kind.others), overwrite=overwrite):
+            target.there = (folder / kind.record).is_file()
+            if target.there:
+                target._compare()
+        yield target
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Card:
+    """The part of a card that follows from the result itself.
+
+    Attributes:
+        summary: one paragraph.
+        code: Python that uses the result, with ``{name}`` for that of the repository.
+        facts: a table of names and values.
+        tags: of the repository, in addition to ``c3tools``.
+        task: the hub's name of the task, such as ``image-to-text``; None if it has none.
+        loss: the best validation loss; None without one.
+        metadata: further fields of the card's header.
+    """
+
+    summary: str
+    code: str
+    facts: Mapping[str, object]
+    tags: Sequence[str] = ()
+    task: str | None = None
+    loss: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class HubRepository:
+    """A class whose objects are repositories of the hub; a subclass has ``save(folder)``, ``load(folder)``, a card."""
+
+    repository_type: ClassVar[RepositoryType] = "model"
+
+    def card(self) -> Card:
+        """Return the facts of its card."""
+        raise NotImplementedError
+
+    def save_repository(self, folder: Path) -> None:
+        """Write the files to a folder, without card and ``config.json``."""
+        self.save(folder)  # type: ignore[attr-defined]
+
+    @classmethod
+    def load_repository(cls, folder: Path, **options: Any) -> Self:
+        """Read what `save_repository` wrote."""
+        loaded: Self = cls.load(folder, **options)  # type: ignore[attr-defined]
+        return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        license: str | None = None,
+        data: Sequence[str] = (),
+        scores: Scores | None = None,
+    ) -> None:
+        """Write a folder that is a repository of the Hugging Face hub: the files, ``config.json`` and a card.
+
+        Args:
+            save_directory: the folder.
+            repo_id: ``ORG/NAME``, for the card; by default the name of the folder.
+            license: the hub's name of the licence, such as ``mit`` or ``cc-by-4.0``.
+            data: names of the data it was made from; those of data sets on the hub become links.
+            scores: by data set, then by metric: ``{"flickr8k test": {"CIDEr": 49.6}}``.
+
+        Raises:
+            C3Error: if the folder cannot be written.
+        """
+        from .. import __version__
+
+        folder = Path(save_directory)
+        self.save_repository(folder)
+        config = {"class": type(self).__name__, "library_name": "c3tools", "version": __version__}
+        write_json_atomically(folder / CONFIG_FILE, config)
+        name = repo_id or folder.name
+        text = _card_text(self.card(), self.repository_type, name, license, data, scores or {})
+        write_text_atomically(folder / CARD_FILE, text)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        license: str | None = None,
+        data: Sequence[str] = (),
+        scores: Scores | None = None,
+    ) -> str:
+        """Upload it to the Hugging Face hub in one commit; the repository is made if it is not there.
+
+        Args:
+            repo_id: ``ORG/NAME``.
+            private: make a new repository private; None for the organisation's default.
+            token: with the right to write; by default that of `hf auth login` or of the variable HF_TOKEN.
+            revision: the branch; by default ``main``.
+            create_pr: open a pull request instead.
+            commit_message: of the commit.
+            license, data, scores: see `save_pretrained`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UnreachableError: if the hub does not answer, or refuses.
+        """
+        with tempfile.TemporaryDirectory() as temporary, _explained(repo_id):
+            folder = Path(temporary) / "repository"
+            self.save_pretrained(folder, repo_id=repo_id, license=license, data=data, scores=scores)
+            from huggingface_hub import HfApi
+
+            api, kind = HfApi(token=token, library_name="c3tools"), self.repository_type
+            name = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=name,
+                repo_type=kind,
+                folder_path=folder,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or f"Upload a {type(self).__name__} with c3tools",
+                delete_patterns=["data/*", "moments/*"] if kind == "dataset" else None,  # of a larger store before
+            )
+        return str(getattr(commit, "commit_url", commit))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Load it from a repository of the Hugging Face hub, or from a folder that `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path: ``ORG/NAME``, or a folder, which comes first.
+            revision: a branch, a tag or a commit; by default ``main``.
+            token: for private repositories; by default that of `hf auth login` or of the variable HF_TOKEN.
+            cache_dir: where files are kept; by default the hub's cache.
+            local_files_only: use nothing but what is there.
+            options: of the class, as for loading from a folder.
+
+        Raises:
+            UnreachableError: if the hub does not answer, or has no such repository.
+            C3Error: if it holds something else, or is damaged.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = download_repository(
+                str(pretrained_model_name_or_path),
+                cls.repository_type,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        found = class_of(folder)
+        if found not in (None, cls.__name__):
+            raise C3Error(
+                f"{pretrained_model_name_or_path} holds a {found}, not a {cls.__name__}.",
+                remedy=f"Load it with c3tools.{found}.from_pretrained.",
+            )
+        return cls.load_repository(folder, **options)
+
+
+def class_of(folder: Path) -> str | None:
+    """Return the name of the class that a repository is of, by its ``config.json``; None if it does not say."""
+    try:
+        content = read_json(folder / CONFIG_FILE)
+        return str(content["class"]) if content["library_name"] == "c3tools" else None
+    except (OSError, *MALFORMED):
+        return None
+
+
+def local_folder(folder: str | Path) -> Path:
+    """Return a path as it is; for ``hf-hub:ORG/NAME``, the folder on this machine with a copy of the repository.
+
+    Raises:
+        UnreachableError: if it has to be fetched, and cannot be.
+    """
+    name = str(folder)
+    if not name.startswith(HUB):
+        return Path(folder)
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    return download_repository(repository, revision=revision or None)
+
+
+def download_repository(
+    repo_id: str,
+    repository_type: RepositoryType = "model",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Fetch a repository to the hub's cache and return its folder; only files that c3tools reads are fetched.
+
+    Raises:
+        UnreachableError: if the hub does not answer and there is no copy, or there is no such repository.
+        C3Error: if it is of another program.
+    """
+    folder = Path()
+    for patterns in ([CONFIG_FILE], ["*.json", "*.safetensors", "data/*.parquet", CARD_FILE]):
+        with _explained(repo_id, reading=True):
+            from huggingface_hub import constants, snapshot_download
+
+            fetched = snapshot_download(
+                repo_id,
+                repo_type=repository_type,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only or not answers(constants.ENDPOINT),  # it would try for a minute
+                allow_patterns=patterns,
+                library_name="c3tools",
+            )
+        folder = Path(fetched)
+        if class_of(folder) is None:
+            raise C3Error(
+                f"{repo_id} was not made by c3tools: its {CONFIG_FILE} names no class.",
+                remedy="`c3 push` and push_to_hub make such repositories; encoders are named with --model.",
+            )
+    return folder
+
+
+def answers(address: str) -> bool:
+    """Return whether a server, or the proxy before it, takes connections; in a thread, as name look-ups may hang."""
+    proxies = (os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"))
+    target = urlsplit(next(filter(None, proxies), address))
+    connected: list[bool] = []
+
+    def connect() -> None:
+        port = target.port or (80 if target.scheme == "http" else 443)
+        with suppress(OSError), socket.create_connection((target.hostname or "", port), _PATIENCE):
+            connected.append(True)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return bool(connected)
+
+
+@contextmanager
+def _explained(repo_id: str, reading: bool = False) -> Iterator[None]:
+    """Turn errors of the hub's client, and of the layers below it, into one error with a remedy."""
+    if not _NAME.fullmatch(repo_id):
+        raise C3Error(
+            f"{repo_id} is neither a folder on this machine nor the name of a repository.",
+            remedy="Repositories of the Hugging Face hub are named ORG/NAME.",
+        )
+    from huggingface_hub import constants
+
+    server = constants.ENDPOINT
+    try:
+        if not reading and not answers(server):
+            raise ConnectionError
+        yield
+    except C3Error:
+        raise
+    except Exception as error:  # the client raises whatever its layers raise, and they differ by version
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403, 404) and reading:
+            text = f"{server} has no repository {repo_id} of this kind or revision, or it is private."
+            remedy = "Check the name; for a private one log in with `hf auth login`, or set HF_TOKEN."
+        elif status in (401, 403):
+            text = f"{server} does not let you write to {repo_id} ({status})."
+            remedy = "Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there."
+        elif status is None and not answers(server):
+            text = f"{repo_id} is not on this machine, and {server} does not answer."
+            text, remedy = text if reading else f"{server} does not answer.", "Try again when it can be reached."
+        else:
+            reason = " ".join(str(error).split())[:300]
+            text, remedy = f"{repo_id} on {server}: {type(error).__name__}: {reason}", "Try again later."
+        raise UnreachableError(text, remedy=remedy) from error
+
+
+def _card_text(
+    card: Card, kind: RepositoryType, name: str, license: str | None, data: Sequence[str], scores: Scores
+) -> str:
+    """Return the text of a card: its header, and the part for people."""
+    from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+
+    shared: dict[str, Any] = {"license": license, "tags": ["c3tools", *card.tags], **card.metadata}
+    links = [entry for entry in data if _DATASET_NAME.fullmatch(entry)] or None
+    if kind == "dataset":
+        header: Any = DatasetCardData(source_datasets=links, **shared)
+    else:
+        measured = {**({"validation": {"loss": card.loss}} if card.loss is not None else {}), **scores}
+        results = [
+            EvalResult(
+                task_type=card.task or "other",
+                dataset_type=re.sub(r"\W+", "-", dataset.lower()).strip("-"),
+                dataset_name=dataset,
+                metric_type=re.sub(r"\W+", "-", metric.lower()).strip("-"),
+                metric_name=metric,
+                metric_value=round(float(value), 4),
+            )
+            for dataset, metrics in measured.items()
+            for metric, value in metrics.items()
+        ]
+        header = ModelCardData(
+            model_name=name,
+            library_name="c3tools",
+            pipeline_tag=card.task,
+            datasets=links,
+            eval_results=results or None,
+            **shared,
+        )
+    facts = {**card.facts, "data": ", ".join(data) or None, "licence": license or "not stated"}
+    lines = ["---", header.to_yaml().strip(), "---", "", f"# {name}", "", card.summary, "", "```python"]
+    lines += [card.code.format(name=name), "```", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {_cell(value)} |" for key, value in facts.items() if value is not None]
+    for dataset, metrics in scores.items():
+        lines += ["", f"| {_cell(dataset)} | |", "|---|---|"]
+        lines += [f"| {_cell(metric)} | {value:.4g} |" for metric, value in metrics.items()]
+    fetch = f" `c3 pull {name}` fetches it." if "/" in name else ""
+    return "\n".join([*lines, "", f"Made with c3tools (Connect, Collapse, Corrupt).{fetch}", ""])
+
+
+def _cell(value: object) -> str:
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", r"\|").replace("\n", " ")
