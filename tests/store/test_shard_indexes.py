@@ -1,0 +1,76 @@
+"""FAISS indexes beside shards: exact, listed in the manifest, and made again when their rows change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c3tools.corpus import read_corpus
+from c3tools.embedding import embed_corpus
+from c3tools.errors import StoreError
+from c3tools.index import Index
+from c3tools.store import Store
+from c3tools.store.manifest import Manifest
+from c3tools.store.merge import merge_stores
+from c3tools.store.shard_indexes import has_indexes, indexed_shards, keep_indexes, read_index
+from c3tools.store.split import split_store
+from c3tools.store.verify import verify_store
+from tests.conftest import Messages
+from tests.stores import colour_corpus, colour_encoder, gap_store, whole_store
+
+faiss = pytest.importorskip("faiss")
+
+
+@pytest.mark.parametrize(("dtype", "normalised"), [("float16", True), ("float32", True), ("float16", False)])
+def test_shards_are_searched_as_one_exact_index(tmp_path: Path, dtype: str, normalised: bool) -> None:
+    path = gap_store(tmp_path / "s", dtype=dtype, normalised=normalised)
+    with pytest.raises(StoreError, match="--faiss"):
+        Index.open(path)
+    keep_indexes(path)
+    store = Store.open(path)
+    rows, index = store.load("text"), Index.open(path)
+    vectors = rows.embeddings / np.linalg.norm(rows.embeddings, axis=1, keepdims=True)
+    (result,) = index.search(vector=vectors[5:6], k=4, within="text")
+    scores = vectors @ vectors[5]
+    order = np.argsort(-scores)[:4]
+    assert [hit.key for hit in result.hits] == [rows.keys[int(row)] for row in order]
+    np.testing.assert_allclose([hit.score for hit in result.hits], scores[order], atol=2e-3)
+
+
+def test_damage_is_found_refused_and_repaired(tmp_path: Path) -> None:
+    path = whole_store(tmp_path / "s").path
+    keep_indexes(path)
+    whole = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    file = path / "image" / "_part-00001.faiss"
+    for content in (None, file.read_bytes()[:-3] + b"abc"):
+        file.unlink() if content is None else file.write_bytes(content)
+        assert [(f.check, f.where) for f in verify_store(path).findings] == [("faiss", "image/_part-00001.faiss")]
+        with pytest.raises((StoreError, OSError), match="part-00001"):
+            read_index(Store.open(path), "image", 1)
+        assert verify_store(path, repair=True).whole
+        assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == whole
+
+
+def test_every_writer_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, path = colour_corpus(tmp_path / "c", {"a": "red", "b": "blue"}), tmp_path / "s"
+    embed_corpus(read_corpus(folder), path, colour_encoder(), shard_size=2, workers=0)
+    keep_indexes(path)
+    colour_corpus(folder, {"a": "gold", "b": "blue", "c": "lime"})
+    embed_corpus(read_corpus(folder), path, colour_encoder(), shard_size=2, workers=0, update=True)
+    having, lacking = indexed_shards(Store.open(path))  # rewritten shards and new ones are listed without
+    assert ("image", 0) in lacking and ("text", 0) in having
+    said = Messages()
+    with monkeypatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "faiss", None)
+        keep_indexes(path, reporter=said)
+    assert "faiss-cpu" in said.texts[0] and not verify_store(path).defects
+    keep_indexes(path)
+    assert indexed_shards(Store.open(path))[1] == []
+    split_store(tmp_path / "split", path)
+    merge_stores(tmp_path / "merged", [path, tmp_path / "split"], keep="first")
+    for made in ("split", "merged"):
+        assert indexed_shards(Store.open(tmp_path / made))[1] == [] and verify_store(tmp_path / made).whole
+    manifest = Manifest.load(path)
+    assert manifest is not None and has_indexes(Store(path, Store.open(path).info, manifest))

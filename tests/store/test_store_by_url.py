@@ -1,0 +1,91 @@
+"""Stores in an object store whose every seventh request fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from c3tools.corpus import read_corpus
+from c3tools.embedding import embed_corpus
+from c3tools.errors import MissingExtraError, StoreError, UnreachableError
+from c3tools.io.locations import location, names_in, read_all, upload
+from c3tools.store import Store, StoreInfo, create_store, write_shard
+from c3tools.store.verify import verify_store
+from tests.conftest import MODEL, put_store
+from tests.servers import Faults
+from tests.stores import colour_corpus, colour_encoder, whole_store
+
+from .test_store import contents
+from .test_writing import COLOURS, shard
+
+
+def at_url(place: Path) -> dict[str, bytes]:
+    folders, files = names_in(place)
+    names = [*files, *(f"{folder}/{name}" for folder in folders for name in names_in(place / folder)[1])]
+    return {name: read_all(place / name) for name in names}
+
+
+def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
+    tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = read_corpus(colour_corpus(tmp_path / "c", COLOURS))
+    embed = lambda to, **options: embed_corpus(corpus, to, colour_encoder(), shard_size=2, workers=0, **options)  # noqa: E731
+    embed(tmp_path / "s")
+    s3.every = 7
+    place = location("s3://bucket/s")
+    uploads: list[Any] = []
+
+    def interrupted(source: Path, target: Path) -> None:
+        uploads.append(target)
+        if len(uploads) == 4:
+            raise KeyboardInterrupt
+        upload(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("c3tools.io.locations.upload", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embed(place)
+    embed(place)
+    assert {**at_url(place), "inputs.parquet": b""} == {**contents(tmp_path / "s"), "inputs.parquet": b""}
+    (tmp_path / "c" / "a.png").unlink()
+    corpus = read_corpus(tmp_path / "c")
+    embed(place, update=True, prune=True)
+    assert verify_store(place).whole and Store.open(place).count("image") == 4
+
+
+def test_a_shard_that_is_changed_on_the_way_is_refused(s3: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, info = location("s3://bucket/s"), StoreInfo(MODEL, 12)
+
+    def damaged(source: Path, target: Path) -> None:
+        source.write_bytes(source.read_bytes()[:-1] + b"?")
+        upload(source, target)
+
+    create_store(place, info)
+    monkeypatch.setattr("c3tools.io.locations.upload", damaged)
+    with pytest.raises(UnreachableError, match="changed on the way"):
+        write_shard(place, info, shard(0))
+
+
+@pytest.mark.parametrize("answer", ["500 Internal Server Error", "403 Forbidden"])
+def test_what_cannot_be_reached_is_no_damage(
+    tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr("c3tools.io.locations.ATTEMPTS", 1)
+    place = put_store(whole_store(tmp_path / "s", images=4, part_rows=2).path, "s3://bucket/s")
+    s3.answer, before = answer, s3.requests
+    assert verify_store(place).whole
+    needed = s3.requests - before
+    for last in range(0, needed, max(1, needed // 5)):
+        s3.last = s3.requests + last
+        with pytest.raises(UnreachableError, match="s3://bucket/s"):
+            verify_store(place)
+
+
+def test_a_missing_package_or_bucket_is_named(s3: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="s3://bucket/none"):
+        Store.open("s3://bucket/none")
+    monkeypatch.setitem(__import__("sys").modules, "upath", None)
+    with pytest.raises(MissingExtraError, match="upath"):
+        Store.open("s3://bucket/s")
