@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "float32"}
 _THREADS_VARIABLE = "OMP_NUM_THREADS"
-# Some CPUs have the bf16 instructions and run them slower than fp32 (Intel with amx switched off by the hypervisor),
-# others run them at twice its speed, so the speed is measured.
-_BF16_SPEEDUP = 1.2
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 _KEPT = 2**30  # bytes
 _MMAP_THRESHOLD_MAX = 2**25  # of older glibcs
@@ -63,8 +59,7 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or None for the best one available.
         precision: ``fp32``, ``bf16``, ``fp16``, ``int8``, or ``auto``: bf16 if the hardware computes in it natively
-            (GPU from Ampere on; CPU with avx512_bf16 or amx, and there only if a matrix product is measured to be
-            faster in it), else fp32.
+            (GPU from Ampere on; CPUs of `cpu_has_fast_bf16`), else fp32.
         encoder: it is for an encoder, which may run in int8.
 
     Raises:
@@ -202,31 +197,26 @@ def _may_have_gpu() -> bool:
 
 
 def _bf16_is_faster(device_type: str) -> bool:
-    import torch
-
     if device_type == "cuda":
+        import torch
+
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device_type == "cpu":
-        features = torch.backends.cpu.get_cpu_capability()
-        native = "AMX" in features or _cpu_flag("_is_avx512_bf16_supported") or _cpu_flag("_is_amx_tile_supported")
-        return native and cpu_bf16_speed() >= _BF16_SPEEDUP
-    return False
+    return device_type == "cpu" and cpu_has_fast_bf16()
 
 
 @cache
-def cpu_bf16_speed() -> float:
-    """Measure the speed of a bf16 matrix product relative to fp32 on this CPU: best of six, a tenth of a second."""
-    import torch
+def cpu_has_fast_bf16() -> bool:
+    """Return whether this CPU computes faster in bf16 than in fp32, by what Linux says of it.
 
-    left, right = torch.ones(1024, 768), torch.ones(768, 768)
-    best: dict[torch.dtype, float] = {}
-    for _ in range(6):  # in turn, so that another process on the machine slows both; the first product warms up
-        for dtype in (torch.float32, torch.bfloat16):
-            a, b = left.to(dtype), right.to(dtype)
-            start = time.perf_counter()
-            torch.mm(a, b)
-            best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - start)
-    return best[torch.float32] / best[torch.bfloat16]
+    With AMX it does, and so it does with avx512_bf16, except on CPUs that have avx512_fp16 too: those are Intel's with
+    AMX switched off by the hypervisor, which run bf16 slower.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and "avx512_fp16" not in flags)
 
 
 def _cpu_flag(name: str) -> bool:

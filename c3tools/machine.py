@@ -18,7 +18,6 @@ PACKAGES = (
     "open_clip_torch",
     "openvino",
     "nncf",
-    "onnxruntime",
     "numpy",
     "pyarrow",
     "safetensors",

@@ -17,19 +17,9 @@ def models(
     containing: str = "",
     *,
     here: bool = False,
-    cache: bool = False,
-    clear_cache: bool = False,
     json: str | None = None,
 ) -> None:
-    """List the model names that --model takes: the bundled model and those of open_clip.
-
-    Args:
-        cache: List the converted models in this machine's cache instead.
-        clear_cache: Delete the converted models and the measurements of --backend auto.
-    """
-    if cache or clear_cache:
-        _show_cache(clear_cache, json)
-        return
+    """List the model names that --model takes: the bundled model and those of open_clip."""
     found = c3tools.list_models(containing, here=here)
     if write_json([asdict(model) for model in found], json):
         # people copy names, so they are wrapped and never cut
@@ -39,33 +29,6 @@ def models(
             table.add_row(model.name, *sizes, "yes" if model.here else "")
         out.print(table)
         message("Also: local-dir:PATH (a folder with open_clip_config.json), hf-hub:ORG/NAME.")
-
-
-def _show_cache(clear: bool, json: str | None) -> None:
-    """List the converted models, and remove them on request."""
-    from c3tools.encoders.backends import ModelCache
-
-    cache = ModelCache()
-    found = cache.models()
-    if clear:
-        cache.clear()
-    size = sum(model.size for model in found)
-    content = {
-        "folder": str(cache.folder),
-        "removed": clear,
-        "models": [{**model.made_from, "folder": model.path.name, "size": model.size} for model in found],
-    }
-    if write_json(content, json):
-        if found and not clear:
-            rows = []
-            for model in found:
-                names = [str(model.made_from.get(name, "?")) for name in ("model", "backend", "version")]
-                weights = str(model.made_from.get("weights_sha256", "?"))[:12]
-                rows.append([*names, weights, f"{model.size / 2**20:,.1f} MiB"])
-            columns = ["model", "backend", "version", "weights", "size"]
-            print_table(Table(columns, rows, left=columns[:-1]))
-        what = f"{len(found):,} converted model{'s' * (len(found) != 1)}, {size / 2**20:,.1f} MiB,"
-        message(f"Removed {what} from {cache.folder}." if clear else f"{what} in {cache.folder}.")
 
 
 def info(*, json: str | None = None) -> None:

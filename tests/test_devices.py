@@ -14,10 +14,6 @@ from c3tools.devices import Compute, pick
 from c3tools.errors import C3Error
 
 
-def test_the_speed_of_bf16_is_a_ratio() -> None:
-    assert 0 < devices.cpu_bf16_speed() < 100  # 0.02 and less where it is emulated
-
-
 def test_devices_and_precisions() -> None:
     assert pick("cpu", "fp32") == Compute("cpu", "fp32")
     with pytest.raises(C3Error, match="There is no precision"):

@@ -173,7 +173,7 @@ def ablate(
             no new training.
         jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         reporter: Shows messages and progress.
 

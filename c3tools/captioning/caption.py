@@ -113,7 +113,7 @@ def caption_images(
             hf-hub:ORG/NAME.
         random_init: Use random weights, drawn with this seed, instead of the trained ones.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         encoder: A loaded encoder, instead of ``model``.
         reporter: Shows messages and progress.

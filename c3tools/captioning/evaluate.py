@@ -124,7 +124,7 @@ def evaluate_captions(
         clip_score: Add CLIPScore and RefCLIPScore, computed with the encoder of the store.
         resamples: Number of bootstrap resamples for the intervals; 0: no intervals.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         reporter: Shows messages and progress.
 

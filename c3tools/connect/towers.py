@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ..arrays import Matrix
 from ..corpus import Corpus, ImageItem, ImageReader, read_corpus
 from ..encoders import DEFAULT_MODEL, ModelName, Network, load_network, open_image
-from ..encoders.backends.towers import can_trim, end_positions, trimmed_forward
 from ..encoders.loading import weights_sha256
+from ..encoders.towers import can_trim, end_positions, trimmed_forward
 from ..errors import ConnectError
 from ..io.files import read_json, write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter

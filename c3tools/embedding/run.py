@@ -85,7 +85,7 @@ def embed(
         random_init: Use random weights, drawn with this seed, instead of the trained ones.
         device: cpu, cuda, cuda:1 or mps, or several separated by commas, with one process each (cuda:0,cuda:1). By
             default all GPUs, else the fastest available.
-        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         compile: Compile the model with torch.compile. Takes about a minute, then runs faster.
         dtype: Number format of the embeddings on disk: float16 or float32.
@@ -294,6 +294,7 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
     """Return the loaded encoder; create the store if it is missing, and check that it is of the same model."""
     if not isinstance(encoder, Encoder):
         encoder = encoder()
+    recorded = StoreInfo.load(folder) if _is_store(folder) else None
     info = StoreInfo(
         encoder.identity,
         encoder.dim,
@@ -301,9 +302,8 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
         preprocessing=encoder.preprocess.config,
         precision=encoder.compute.precision,
         backend=encoder.backend.name,
-        extra={"compiled": True} if encoder.compiled else {},
+        extra={**({"compiled": True} if encoder.compiled else {}), **keep_int8_model(folder, encoder, recorded)},
     )
-    keep_int8_model(folder, encoder)
     create_store(folder, info)
     return encoder
 

@@ -19,7 +19,7 @@ from ..corpus import ImageItem, TextItem
 from ..corpus.videos import read_frames
 from ..devices import limit_threads
 from ..encoders import Calibration, Encoder, resolve_encoder
-from ..encoders.backends import Pending
+from ..encoders.encoder import Pending
 from ..errors import StoreError, UnreachableError
 from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, StoreWriter, write_shard
@@ -99,7 +99,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         limit_threads(resources.threads)
         precision = self._model[2]
         kept = here.path / MODEL_FOLDER if precision == "int8" else None
-        self._encoder = _load_once(*self._model, resources.device, kept)
+        self._encoder = _load_once(*self._model, resources.device, kept, here.info.extra.get("int8"))
         self._cores = resources.threads
 
     def name(self, task: ShardTask) -> str:
@@ -334,12 +334,14 @@ def _decoding_processes(device_type: str, available: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _load_once(identity: str, backend: str, precision: str, compiled: bool, device: str, kept: Path | None) -> Encoder:
+def _load_once(
+    identity: str, backend: str, precision: str, compiled: bool, device: str, kept: Path | None, sha256: str | None
+) -> Encoder:
     return resolve_encoder(
         recorded=json.loads(identity),
         device=device,
         backend=backend,
         precision=precision,
         compiled=compiled,
-        calibration=Calibration(kept=kept),
+        calibration=Calibration(kept=kept, sha256=sha256),
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from .calibration import Calibration
 from .encoder import Encoder
-from .loading import load_encoder, load_network, resolve_encoder
+from .loading import Network, load_encoder, load_network, resolve_encoder
 from .models import DEFAULT_MODEL, ModelName
+from .openvino_backend import Calibration
 from .preprocessing import ImagePreprocessor, open_image
-from .selection import Network
 
 __all__ = [
     "DEFAULT_MODEL",

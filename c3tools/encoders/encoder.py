@@ -1,10 +1,12 @@
-"""The encoder: from image files and texts to embeddings, through a contrastive model."""
+"""The encoder: from image files and texts to embeddings, through a contrastive model that a backend runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,25 +17,72 @@ from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
 from ..reporter import Progress
-from .backends.base import USUAL_TEXT_LENGTH, Backend, Modality, Pending
 from .preprocessing import ImagePreprocessor
 
+Modality = Literal["image", "text"]
 Tokens = npt.NDArray[np.int64]
+
+ON_CPU = {"image": 32, "text": 128}  # inputs at a time: with few the activations stay in the cache of a CPU
+# a batch is full up to these sizes, and proportionally smaller for larger inputs
+_USUAL_PIXELS = 224 * 224
+_USUAL_TEXT_LENGTH = 16  # tokens
+
+
+class Pending(Protocol):
+    """A batch that is being computed."""
+
+    def result(self) -> Matrix:
+        """Wait for the unit vectors, float32 (n, d)."""
+
+
+class Backend(ABC):
+    """A way to run the two towers of a model.
+
+    Attributes:
+        name: ``torch`` or ``openvino``.
+        compute: device and precision.
+        ahead: batches to submit before the first is waited for.
+        compiled: whether the towers run through `torch.compile`.
+    """
+
+    name: str
+    compute: Compute
+    ahead: int = 0
+    compiled: bool = False
+
+    @abstractmethod
+    def submit(self, modality: Modality, batch: Any) -> Pending:
+        """Start a batch: pixels, uint8 (n, height, width, 3), or tokens, int64 (n, length); arrays or torch tensors."""
+
+    def batch_size(self, modality: Modality, pixels: int) -> int:
+        """Return how many images of so many pixels, or texts, are run at a time.
+
+        It decides the last bits of the result, so it follows from the model and the device alone, never from a clock.
+        """
+        most = ON_CPU[modality]
+        return largest_batch(pixels, most * _USUAL_PIXELS, most) if modality == "image" else most
+
+
+def largest_batch(per_input: int, available: int, largest: int) -> int:
+    """Return the largest power of two, at least 1 and at most ``largest``, whose inputs fit into ``available``."""
+    fit = max(1, min(largest, available // per_input))
+    return 1 << (fit.bit_length() - 1)
 
 
 class Encoder:
     """A contrastive model with its tokenizer and preprocessing: embeddings of images and texts in one space.
 
+    Most callers need `identity`, `dim`, `encode_images` and `encode_texts`; the other methods are for embedding in
+    batches that are prepared elsewhere.
+
     Args:
+        backend: runs the model.
+        tokenizer: from texts to token ids, (n, context length).
+        preprocess: from an RGB image to the pixels that the model takes.
+        identity: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init``.
+        trims_texts: whether texts are run without their padding (only if that is exact).
         end_token: the id of the end-of-text token; None if it is the largest.
         dim: dimension d of the embeddings; None to find out by a text.
-
-    Attributes:
-        identity: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init``.
-        dim: dimension d of the embeddings.
-        backend: what runs the model.
-        preprocess: from an RGB image to the pixels the model takes.
-        trims_texts: whether texts are run without their padding (only if that is exact).
     """
 
     def __init__(
@@ -98,18 +147,20 @@ class Encoder:
             (start, np.stack([self.pixels(image) for image in images[start : start + size]]))
             for start in range(0, len(images), size)
         )
-        parts = []
-        for _, features in self.backend.run("image", batches):
+        parts = [np.zeros((0, self.dim), np.float32)]
+        for _, features in self._run("image", batches):
             parts.append(features)
             if progress is not None:
                 progress.advance(len(features))
-        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+        return np.concatenate(parts)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Matrix:
         """Return L2-normalised embeddings, float32 (n, d), of texts; those over the context length are cut."""
-        if not texts:
-            return np.zeros((0, self.dim), np.float32)
-        return self.encode_tokens(self.tokenise(texts), batch_size=batch_size)
+        out = np.zeros((len(texts), self.dim), np.float32)
+        if texts:
+            for rows, embeddings in self.encode_token_batches(self.tokenise(texts), batch_size=batch_size):
+                out[rows] = embeddings
+        return out
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Return token ids, int64 (n, context length), padded."""
@@ -122,56 +173,38 @@ class Encoder:
             texts = [self._tokenizer.clean_fn(text) for text in texts]
             long = [text for text in texts if len(text.encode()) >= tokens.shape[1] - 2]  # a byte is a token at most
             return sum(len(ids) > tokens.shape[1] for ids in whole(long, verbose=False)["input_ids"]) if long else 0
-        full = np.flatnonzero(self._ends(tokens) == tokens.shape[1] - 1).tolist()
+        full = np.flatnonzero(self._lengths(tokens) == tokens.shape[1]).tolist()
         encode = getattr(self._tokenizer, "encode", None)
         if encode is None:
             return len(full)
         longest = tokens.shape[1] - 2  # the start and the end token
         return sum(len(encode(texts[row])) > longest for row in full)
 
-    def encode_tokens(self, tokens: Tokens, *, batch_size: int | None = None) -> Matrix:
-        """Return L2-normalised embeddings, float32 (n, d), of token ids (n, context length)."""
-        out = np.zeros((len(tokens), self.dim), np.float32)
-        for rows, embeddings in self.encode_token_batches(tokens, batch_size=batch_size):
-            out[rows] = embeddings
-        return out
-
     def encode_token_batches(
         self, tokens: Tokens, *, batch_size: int | None = None
     ) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
-        """Yield row numbers and embeddings of one batch after another.
+        """Yield row numbers and embeddings of one batch after another; see `token_batches`."""
+        return self._run("text", self.token_batches(tokens, batch_size))
+
+    def token_batches(self, tokens: Tokens, batch_size: int | None) -> Iterator[tuple[npt.NDArray[np.int64], Tokens]]:
+        """Yield row numbers and tokens, as the text tower is given them, of one batch after another.
 
         Where padding is not computed on, rows are ordered by length, so that a batch is as short as it can be; what
         is batched together depends on the tokens alone.
         """
-        return self.backend.run("text", self.token_batches(tokens, batch_size))
-
-    def token_batches(self, tokens: Tokens, batch_size: int | None) -> Iterator[tuple[npt.NDArray[np.int64], Tokens]]:
-        """Yield row numbers and tokens, as the text tower is given them, of one batch after another."""
-        lengths = self._ends(tokens) + 1 if self.trims_texts else np.full(len(tokens), tokens.shape[1])
+        lengths = self._lengths(tokens) if self.trims_texts else np.full(len(tokens), tokens.shape[1])
         order = np.argsort(lengths, kind="stable")
         size = batch_size or self.batch_size("text")
         start = 0
         while start < len(order):
             rows = order[start : start + size]
             if batch_size is None:  # long texts in smaller batches, so that they take no more memory than short ones
-                rows = rows[: max(1, size * USUAL_TEXT_LENGTH // int(lengths[rows].max()))]
+                rows = rows[: max(1, size * _USUAL_TEXT_LENGTH // int(lengths[rows].max()))]
             yield rows, tokens[rows, : int(lengths[rows].max())]
             start += len(rows)
 
-    def _ends(self, tokens: Tokens) -> npt.NDArray[np.int64]:
-        """Return the position (n,) of the end-of-text token of each row."""
-        ends: npt.NDArray[np.int64] = np.argmax(
-            tokens if self._end_token is None else tokens == self._end_token, axis=1
-        )
-        return ends
-
-    def encode_pixels(self, pixels: Pixels) -> Matrix:
-        """Return L2-normalised embeddings, float32 (n, d), of pixels, uint8 (n, height, width, 3)."""
-        return self.start_pixels(pixels).result()
-
     def start_pixels(self, pixels: Any) -> Pending:
-        """Start `encode_pixels`, of an array or a torch tensor, without waiting for the result."""
+        """Start to embed pixels, uint8 (n, height, width, 3), an array or a torch tensor, without waiting for them."""
         return self.backend.submit("image", pixels)
 
     def pixels(self, image: str | Path | BinaryIO | Image.Image | Pixels) -> Pixels:
@@ -193,3 +226,19 @@ class Encoder:
             return self.preprocess.load(image)[0]
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise EncoderError(f"{image} cannot be read as an image ({error}).") from error
+
+    def _run(self, modality: Modality, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Matrix]]:
+        """Yield the embeddings of labelled batches, in order; as many as are computed at a time are read ahead."""
+        running: deque[tuple[Any, Pending]] = deque()
+        for label, batch in batches:
+            running.append((label, self.backend.submit(modality, batch)))
+            if len(running) > self.backend.ahead:
+                done, pending = running.popleft()
+                yield done, pending.result()
+        for done, pending in running:
+            yield done, pending.result()
+
+    def _lengths(self, tokens: Tokens) -> npt.NDArray[np.int64]:
+        """Return the number of tokens (n,) of each row, up to the end-of-text token."""
+        ends = tokens if self._end_token is None else tokens == self._end_token
+        return np.argmax(ends, axis=1) + 1

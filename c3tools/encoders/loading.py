@@ -1,27 +1,68 @@
-"""Load a model by its name, with errors that say what to do."""
+"""Load a model by its name, and choose what runs it, with errors that say what to do."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EncoderError
+import numpy as np
+
+from ..assets.paths import C3_MINI, PHOTOS
+from ..devices import Compute, pick
+from ..errors import C3Error, EncoderError, MissingExtraError
+from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
-from .bundled import read_description
-from .calibration import Calibration
 from .encoder import Encoder
 from .models import DEFAULT_MODEL, OFFLINE_REMEDY, ModelName, require_weights
-from .preprocessing import ImagePreprocessor
-from .selection import EncoderFactory, Network, describe
+from .openvino_backend import Calibration, OpenVINOBackend, convert, int8_backend, kept_int8_backend
+from .preprocessing import ImagePreprocessor, Squash
+from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     from torch import nn
 
+BACKENDS = ("torch", "openvino")
+AGREEMENT = 0.999
+_PROBE_TEXTS = ("a dog runs on the grass", "two people at a table", "an old red train in the snow", "food")
+_PROBE_PHOTOS = 8
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
+
+
+@dataclass(frozen=True)
+class Network:
+    """A loaded model.
+
+    Attributes:
+        model: open_clip's module.
+        tokenizer: from texts to token ids.
+        preprocess: from an image to pixels.
+        identity: ``name``, ``architecture``, ``pretrained``, ``random_init``.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    preprocess: ImagePreprocessor
+    identity: dict[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what an `Encoder` needs to know beside the towers, by the names of its arguments."""
+        from .towers import can_trim, end_token
+
+        return {
+            "tokenizer": self.tokenizer,
+            "preprocess": self.preprocess,
+            "identity": {**self.identity, "weights_sha256": weights_sha256(self.model)},
+            "trims_texts": can_trim(self.model, self.tokenizer),
+            "end_token": end_token(self.model),
+        }
 
 
 def load_encoder(
@@ -42,27 +83,141 @@ def load_encoder(
             weights file), ``local-dir:PATH`` or ``hf-hub:ORG/NAME``.
         random_init: use random weights, drawn with this seed, instead of the trained ones.
         device: see `c3tools.devices.pick`.
-        backend: ``torch``, ``openvino`` or ``onnx``; ``auto`` uses the fastest installed one on a CPU. A model is
-            converted once and kept in a cache (`c3tools.encoders.backends.ModelCache`).
+        backend: ``torch`` or ``openvino``; ``auto`` uses OpenVINO on a CPU if it is installed and can run the model.
         precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if the cosine of the embeddings with those in
             fp32 is at least 0.999 for a probe; ``int8`` (backend openvino, extra ``int8``) is refused if it is below
             0.99.
         compiled: compile the model with `torch.compile`.
         calibration: the inputs that the scales of int8 are measured on; None for bundled photos and captions.
-        reporter: gets messages about measurements, and about backends that do not work with the model.
+        reporter: gets a message if OpenVINO cannot run the model.
 
     Raises:
         EncoderError: for an unknown name, weights that cannot be loaded, or a backend, precision or compilation that
             does not work with the model.
         MissingExtraError: if a package that the backend or int8 needs is not installed.
     """
-    described = read_description() if model == DEFAULT_MODEL and random_init is None else None
-    if described is not None:
-        factory = EncoderFactory(described, lambda: load_network(model).model, reporter)
+    if backend not in ("auto", *BACKENDS):
+        raise C3Error(f"There is no backend {backend!r}.", remedy=f"Use auto, {' or '.join(BACKENDS)}.")
+    compute = pick(device, precision, encoder=True)
+    required = backend == "openvino" or precision == "int8"
+    if required:
+        _require_openvino(backend, compute, compiled, precision)
+    possible = backend == "auto" and compute.device_type == "cpu" and not compiled and OpenVINOBackend.is_installed()
+    use_openvino = required or (possible and (precision == "auto" or precision in OpenVINOBackend.precisions()))
+    bundled = read_bundled() if model == DEFAULT_MODEL and random_init is None else None
+    network = None if bundled and use_openvino else load_network(model, random_init=random_init)
+    facts = bundled or network.describe()  # type: ignore[union-attr]
+
+    if use_openvino:
+        try:
+            return _with_openvino(network, facts, compute, precision, calibration or Calibration())
+        except EncoderError as error:
+            if required:
+                raise
+            reporter.message(f"{error.message} torch runs it instead.")
+        network = load_network(model, random_init=random_init)  # its attentions were replaced
+    assert network is not None
+    return _with_torch(network, facts, compute, precision, compiled)
+
+
+def _require_openvino(backend: str, compute: Compute, compiled: bool, precision: str) -> None:
+    """Refuse options that OpenVINO does not support."""
+    if backend == "torch":
+        raise EncoderError(
+            "The backend torch does not compute in int8.", remedy="Use --backend openvino, or --precision auto."
+        )
+    if compute.device_type != "cpu":
+        raise EncoderError(
+            f"The backend openvino runs on the CPU, not on {compute.device}.",
+            remedy="Use --device cpu, or --backend torch.",
+        )
+    if compiled:
+        raise EncoderError("--compile is for the backend torch, not for openvino.", remedy="Leave out one of them.")
+    if not OpenVINOBackend.is_installed():
+        raise MissingExtraError("openvino", extra="openvino", purpose="--backend openvino")
+    native = ("auto", "int8", *OpenVINOBackend.precisions())
+    if precision not in native:
+        raise EncoderError(
+            f"The backend openvino does not compute in {precision} on this machine.",
+            remedy=f"Use --precision {' or '.join(native)}, or --backend torch.",
+        )
+
+
+def _with_openvino(
+    network: Network | None, facts: dict[str, Any], compute: Compute, precision: str, calibration: Calibration
+) -> Encoder:
+    """Return an encoder run by OpenVINO; no network stands for the bundled model, which has graphs."""
+    if precision == "int8" and calibration.kept is not None:
+        return Encoder(kept_int8_backend(calibration), **facts)
+    if network is None:
+        backend = OpenVINOBackend({"image": C3_MINI / "image.onnx", "text": C3_MINI / "text.onnx"})
     else:
-        network = load_network(model, random_init=random_init)
-        factory = EncoderFactory(describe(network, weights_sha256(network.model)), lambda: network.model, reporter)
-    return factory.select(device, backend, precision, compiled, calibration)
+        tokens = np.asarray(network.tokenizer(list(_PROBE_TEXTS)))
+        if facts["trims_texts"]:
+            end = facts["end_token"]
+            tokens = tokens[:, : np.argmax(tokens if end is None else tokens == end, axis=1).max() + 1]
+        backend = convert(
+            network.identity["name"], network.model, network.preprocess, tokens, trims=facts["trims_texts"]
+        )
+    if precision == "int8":
+        return Encoder(int8_backend(Encoder(backend, **facts), backend.towers, calibration), **facts)
+    if compute.precision == "fp32":
+        return Encoder(backend, **facts)
+    rounded = Encoder(OpenVINOBackend(backend.towers, compute.precision), **facts)
+    if precision != "auto" or _agree(exact := Encoder(backend, **facts), rounded):
+        return rounded
+    return exact
+
+
+def _with_torch(network: Network, facts: dict[str, Any], compute: Compute, precision: str, compiled: bool) -> Encoder:
+    import torch
+
+    from .torch_backend import TorchBackend
+
+    longest = torch.as_tensor(facts["tokenizer"](["word " * 500]))
+
+    def open_backend(model: nn.Module, precision: str, compiled: bool = False) -> Encoder:
+        backend = TorchBackend(
+            model,
+            network.preprocess,
+            Compute(compute.device, precision),
+            trims_texts=facts["trims_texts"],
+            longest_text=longest,
+            compiled=compiled,
+        )
+        return Encoder(backend, **facts)
+
+    chosen = compute.precision
+    if precision == "auto" and chosen != "fp32":
+        exact = open_backend(copy.deepcopy(network.model), "fp32")
+        rounded = open_backend(copy.deepcopy(network.model), chosen)
+        chosen = chosen if _agree(exact, rounded) else "fp32"
+    if not compiled:
+        return open_backend(network.model, chosen)
+    try:
+        encoder = open_backend(network.model, chosen, compiled=True)
+        for modality in ("image", "text"):
+            encoder.backend.run_probe(modality, 2)  # type: ignore[attr-defined]
+        return encoder
+    except Exception as error:  # the compilers raise their own, and so do the tools they call
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(
+            f"The model {facts['identity']['name']} could not be compiled: {type(error).__name__}: {reason}",
+            remedy="Leave out --compile. On a CPU it needs a C++ compiler (g++ or clang++).",
+        ) from error
+
+
+def _agree(exact: Encoder, rounded: Encoder) -> bool:
+    """Return whether two encoders of one model give nearly the same embeddings of a few bundled photos and texts.
+
+    They are photos because rounding changes the embeddings of random images by other amounts.
+    """
+    photos = sorted((PHOTOS / "images").iterdir())[:_PROBE_PHOTOS]
+    a, b = (
+        np.concatenate([one.encode_images(photos, batch_size=len(photos)), one.encode_texts(_PROBE_TEXTS)])
+        for one in (exact, rounded)
+    )
+    return float((a * b).sum(axis=1).min()) >= AGREEMENT
 
 
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
@@ -85,6 +240,32 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
         "random_init": random_init,
     }
     return Network(network, tokenizer, _preprocessor(network, transform), identity)
+
+
+def read_bundled(folder: Path = C3_MINI) -> dict[str, Any] | None:
+    """Return what an `Encoder` needs to know of the bundled model, so that it starts without open_clip and torch.
+
+    ``encoder.json`` is written by examples/c3_mini/describe.py, from the model itself, and so are its towers as ONNX
+    graphs, whose weights are those of the weights file.
+
+    Returns:
+        The arguments of `Encoder` by name; None if a file in the folder is not the one that was described.
+    """
+    try:
+        noted = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        if any(sha256_of(folder / name) != digest for name, digest in noted["sha256"].items()):
+            return None
+        preprocessing = noted["preprocessing"]
+        size = preprocessing["size"] = tuple(preprocessing["size"])
+        mean, std = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+        return {
+            "tokenizer": ClipTokenizer(config["model_cfg"]["text_cfg"]["context_length"]),
+            "preprocess": ImagePreprocessor((Squash(size),), size, mean, std, preprocessing),
+            **{name: noted[name] for name in ("identity", "trims_texts", "end_token", "dim")},
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def resolve_encoder(
@@ -117,8 +298,7 @@ def resolve_encoder(
     if precision == "auto":
         precision = recorded_precision or "auto"
     if backend == "auto":
-        # what was recorded before there were several was made by torch
-        backend = recorded_backend or ("torch" if recorded_precision else "auto")
+        backend = recorded_backend or "auto"
     if model is None and random_init is None and recorded:
         encoder = load_encoder(
             recorded["name"],

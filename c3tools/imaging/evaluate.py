@@ -107,7 +107,7 @@ def evaluate_images(
         inception: Inception weights, for the standard FID and IS.
         download: Download photos that are given by URL.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         reporter: Shows messages and progress.
 

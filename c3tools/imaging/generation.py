@@ -188,7 +188,7 @@ def generate(
         sampling_steps: Number of sampling steps. More steps are slower and give slightly sharper images.
         guidance: Weight of the text; 1 is the weight in training. The default depends on the generator.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         encoder: Of the generator's model; by default it is loaded.
         reporter: Shows messages and progress.

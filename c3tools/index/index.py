@@ -233,7 +233,7 @@ class Index:
             vectors: Include the embeddings of the query and of the rows.
             store: The store to read rows from. By default the store of the index.
             device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-            backend: auto, torch, openvino or onnx (the last two are for CPUs and need the extra of that name).
+            backend: auto, torch or openvino (for CPUs; needs the extra openvino).
             reporter: Gets the messages of the encoder, and a message if the index is out of date.
 
         Raises:

@@ -35,7 +35,7 @@ class StoreInfo:
         normalised: whether the embeddings have unit L2 norm.
         preprocessing: how images were resized and scaled.
         precision: of the encoder: ``fp32``, ``bf16``, ``fp16``, ``int8``, or None if unknown.
-        backend: of the encoder: ``torch``, ``openvino``, ``onnx``, or None if unknown.
+        backend: of the encoder: ``torch``, ``openvino``, or None if unknown.
         extra: anything else worth keeping (for example where an import came from).
     """
 

@@ -10,32 +10,29 @@ change; c3tools ignores files that do not belong to the weights.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
-from graphs import write_graphs
+from graphs import WEIGHTS_FILE, write_graphs
 
 from c3tools.encoders import DEFAULT_MODEL, load_network
-from c3tools.encoders.bundled import DESCRIPTION_FILE, GRAPH_FILES, WEIGHTS_FILE
-from c3tools.encoders.loading import weights_sha256
-from c3tools.encoders.selection import EncoderFactory, describe
 from c3tools.io.files import sha256_of, write_json_atomically
 
 
 def write_description(folder: Path) -> None:
     """Load the model in a folder by open_clip; note what an encoder needs to know of it, and write its graphs."""
     network = load_network(f"local-dir:{folder}")
-    described = describe(network, weights_sha256(network.model))
+    described = network.describe()
     write_graphs(folder, network)
     content = {
-        "weights_file_sha256": sha256_of(folder / WEIGHTS_FILE),
-        "graphs_sha256": {name: sha256_of(folder / name) for name in GRAPH_FILES},
-        "identity": {**described.identity, "name": DEFAULT_MODEL, "architecture": DEFAULT_MODEL},
+        "sha256": {name: sha256_of(folder / name) for name in (WEIGHTS_FILE, "image.onnx", "text.onnx")},
+        "identity": {**described["identity"], "name": DEFAULT_MODEL, "architecture": DEFAULT_MODEL},
         "preprocessing": network.preprocess.config,
-        "trims_texts": described.trims_texts,
-        "end_token": described.end_token,
-        "dim": EncoderFactory(described, lambda: network.model).reference.dim,
+        "trims_texts": described["trims_texts"],
+        "end_token": described["end_token"],
+        "dim": json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]["embed_dim"],
     }
-    write_json_atomically(folder / DESCRIPTION_FILE, content)
+    write_json_atomically(folder / "encoder.json", content)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from c3tools.encoders import Network
-from c3tools.encoders.backends.towers import ImageTower, TextTower, can_trim, use_plain_attention
-from c3tools.encoders.bundled import WEIGHTS_FILE
+from c3tools.encoders.towers import ImageTower, TextTower, can_trim, use_plain_attention
 
+WEIGHTS_FILE = "open_clip_model.safetensors"
 _OPSET = 17
 _LENGTH_FIELD = 8  # bytes at the start of a safetensors file: the length of its header
 _INLINE = 64  # values that may be kept in the graph, as constants of its formulas are

@@ -22,7 +22,7 @@ from teacher import CAPTIONS, Teacher, one_cycle, running_mean
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize
 
-from c3tools.encoders.backends.towers import trimmed_forward
+from c3tools.encoders.towers import trimmed_forward
 from c3tools.reporter import Progress
 from c3tools.terminal import TerminalReporter
 

@@ -56,11 +56,8 @@ def prepare(folder: Path, page: str) -> None:
 
 def as_on_a_plain_install(patch: pytest.MonkeyPatch) -> None:
     """Leave out converted backends and bf16, so that pages show what a CPU without extras prints."""
-    from c3tools.encoders.backends import CONVERTED
-
-    patch.setattr("c3tools.devices.cpu_bf16_speed", lambda: 0.0)
-    for backend in CONVERTED.values():
-        patch.setattr(backend, "is_installed", classmethod(lambda cls: False))
+    patch.setattr("c3tools.devices.cpu_has_fast_bf16", lambda: False)
+    patch.setattr("c3tools.encoders.openvino_backend.OpenVINOBackend.is_installed", lambda: False)
     patch.delenv("C3_STORE", raising=False)
     patch.setenv("COLUMNS", "100")
 

@@ -65,7 +65,7 @@ def test_a_process_that_fails_ends_the_run_with_its_reason(
     assert Store.open(tmp_path / "s").modalities == []
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino", "onnx"])
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_killed_at_a_random_moment_and_continued_to_the_same_bytes(photos: Path, tmp_path: Path, backend: str) -> None:
     (photos / "broken.jpg").write_text("no image")
     encoder = load_encoder(backend=backend, precision="fp32")

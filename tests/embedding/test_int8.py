@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from c3tools.encoders.backends import int8
 
 from c3tools import Store, embed
 from c3tools.devices import has_int8
 from c3tools.encoders import load_encoder
-from c3tools.encoders.backends import int8
 from c3tools.errors import EncoderError, StoreError
 from tests.encoders.test_loading import local_model
 

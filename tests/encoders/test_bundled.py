@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+from c3tools.encoders.bundled import GRAPH_FILES, read_description
+from c3tools.encoders.selection import describe
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from c3tools.assets.paths import C3_MINI, CAPTIONS, PHOTOS
 from c3tools.encoders import load_encoder, load_network
-from c3tools.encoders.bundled import GRAPH_FILES, read_description
 from c3tools.encoders.loading import weights_sha256
-from c3tools.encoders.selection import describe
 from c3tools.encoders.tokenizer import ClipTokenizer
 from c3tools.store import Store
 from tests.conftest import loaded_by_command

@@ -8,13 +8,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from c3tools.encoders.probe import agreement, probe_embeddings
 from PIL import Image
 
 from c3tools import devices
 from c3tools.assets.paths import C3_MINI, PHOTOS
 from c3tools.devices import pick
 from c3tools.encoders import Encoder, load_encoder, open_image
-from c3tools.encoders.probe import agreement, probe_embeddings
 from c3tools.errors import EncoderError
 from tests.encoders.test_loading import local_model
 

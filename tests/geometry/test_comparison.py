@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from c3tools.geometry.comparison import gap_reports
 
 from c3tools.errors import StoreError
-from c3tools.geometry.comparison import gap_reports
 from c3tools.identity import ModelIdentity
 from c3tools.store import Shard, StoreInfo, create_store, write_shard
 from tests.conftest import make_store, unit_rows

@@ -7,9 +7,9 @@ import threading
 from pathlib import Path
 
 import pytest
-
 from c3tools.encoders.backends import ModelCache
 from c3tools.encoders.backends import cache as cache_module
+
 from c3tools.errors import EncoderError
 from tests.encoders.backends.test_converted import Listener
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from c3tools.encoders.backends import BACKENDS, CONVERTED, ModelCache
 from torch import Tensor, nn
 
 from c3tools.assets.paths import PHOTOS
 from c3tools.devices import Compute
 from c3tools.encoders import Encoder, load_encoder
-from c3tools.encoders.backends import BACKENDS, CONVERTED, ModelCache
 from c3tools.errors import C3Error, EncoderError, MissingExtraError
 from c3tools.reporter import Reporter
 from tests.encoders.test_encoder import TEXTS

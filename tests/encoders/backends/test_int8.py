@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from c3tools.encoders.backends import ModelCache, int8
+from c3tools.encoders.backends.towers import SelfAttention, use_plain_attention
+from c3tools.encoders.calibration import CALIBRATION_INPUTS
 from PIL import Image
 from torch import nn
 
 from c3tools.assets.paths import PHOTOS
 from c3tools.devices import has_int8
 from c3tools.encoders import Calibration, Encoder, load_encoder, selection
-from c3tools.encoders.backends import ModelCache, int8
-from c3tools.encoders.backends.towers import SelfAttention, use_plain_attention
-from c3tools.encoders.calibration import CALIBRATION_INPUTS
 from c3tools.errors import C3Error, EncoderError, MissingExtraError
 from tests.encoders.backends.test_converted import Listener
 from tests.encoders.test_encoder import TEXTS

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from c3tools.encoders.backends.base import ON_CPU, largest_batch
+from c3tools.encoders.backends.torch import TorchBackend
 from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.devices import Compute
 from c3tools.encoders import Encoder
-from c3tools.encoders.backends.base import ON_CPU, largest_batch
-from c3tools.encoders.backends.torch import TorchBackend
 
 
 @given(st.integers(1, 2**34), st.integers(0, 2**40), st.integers(1, 4096))

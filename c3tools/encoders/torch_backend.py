@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...arrays import Matrix
-from ...devices import Compute
-from ..preprocessing import ImagePreprocessor
-from .base import LARGEST, Backend, Modality, Pending, largest_batch
+from ..arrays import Matrix
+from ..devices import Compute
+from .encoder import Backend, Modality, Pending, largest_batch
+from .preprocessing import ImagePreprocessor
 from .towers import ImageTower, TextTower
 
+_LARGEST = {"image": 256, "text": 1024}  # beyond these a GPU gains nothing, and images in flight cost memory
 _SHARE_OF_MEMORY = 0.5
 _PROBES = (4, 8)
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # on MPS, and on CPUs
@@ -49,10 +50,7 @@ class TorchBackend(Backend):
         model = model.to(compute.device, compute.dtype)
         if compute.device_type in ("cpu", "cuda"):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._probes = {
-            "image": torch.zeros((1, *preprocess.size, 3), dtype=torch.uint8),
-            "text": longest_text,
-        }
+        self._probes = {"image": torch.zeros((1, *preprocess.size, 3), dtype=torch.uint8), "text": longest_text}
         towers: dict[str, nn.Module] = {
             "image": ImageTower(model, preprocess, compute.dtype),
             "text": TextTower(model, trims=trims_texts),
@@ -67,25 +65,23 @@ class TorchBackend(Backend):
         return _Features(self._features(modality, torch.as_tensor(batch)))
 
     def batch_size(self, modality: Modality, pixels: int) -> int:
-        """Return the batch size: on a CUDA GPU from its memory, on other devices a constant."""
+        """Return a constant, but on a CUDA GPU the largest power of two whose activations take half of the memory."""
         if self.compute.device_type != "cuda":
             return super().batch_size(modality, pixels)
-        return self._batch_size_on_gpu(modality)
+        device, peaks = self.compute.device, []
+        for n in _PROBES:
+            torch.cuda.reset_peak_memory_stats(device)
+            self.run_probe(modality, n)
+            torch.cuda.synchronize(device)
+            peaks.append(torch.cuda.max_memory_allocated(device))
+        per_input = max(1, (peaks[1] - peaks[0]) // (_PROBES[1] - _PROBES[0]))
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return largest_batch(per_input, int(_SHARE_OF_MEMORY * memory), _LARGEST[modality])
 
     def run_probe(self, modality: Modality, n: int) -> None:
         """Run n inputs of the largest size."""
         probe = self._probes[modality]
         self._features(modality, probe.repeat(n, *[1] * (probe.ndim - 1)))
-
-    def _batch_size_on_gpu(self, modality: Modality) -> int:
-        """Return the largest power of two whose activations take at most half of the memory, from two small runs."""
-        device = self.compute.device
-        few, more = (_peak_memory(device, lambda n=n: self.run_probe(modality, n)) for n in _PROBES)  # type: ignore[misc]
-        return largest_batch(
-            max(1, (more - few) // (_PROBES[1] - _PROBES[0])),
-            int(_SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory),
-            LARGEST[modality],
-        )
 
     def _features(self, modality: Modality, batch: Tensor) -> Tensor:
         """Return unit vectors, float32 (n, d), on the device.
@@ -116,10 +112,3 @@ class _Features:
 
     def result(self) -> Matrix:
         return self._features.cpu().numpy()
-
-
-def _peak_memory(device: str, run: Callable[[], None]) -> int:
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..preprocessing import ImagePreprocessor
+from .preprocessing import ImagePreprocessor
 
 _PROBE = ("a dog", "two people ride bicycles along a river in the evening sun", "snow on a hill")
 _TOLERANCE = 1e-4
@@ -28,12 +28,19 @@ class ImageTower(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean, device=device).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std, device=device).view(shape), persistent=False)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return the vectors, normalised in float32 in any precision of the model."""
+    def scale(self, pixels: Tensor) -> Tensor:
+        """Return the input of the model, (n, 3, height, width)."""
         x = pixels.float().div_(255).sub_(self.mean).div_(self.std)  # (n, height, width, 3)
         # a view as (n, 3, height, width) of this memory is channels_last already
-        x = x.permute(0, 3, 1, 2).to(self.dtype)
-        return nn.functional.normalize(self.model.encode_image(x).float(), dim=-1)  # type: ignore[operator]
+        return x.permute(0, 3, 1, 2).to(self.dtype)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return features (n, d), not normalised."""
+        return self.model.encode_image(self.scale(pixels))  # type: ignore[operator,no-any-return]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the vectors, normalised in float32 in any precision of the model."""
+        return nn.functional.normalize(self.features(pixels).float(), dim=-1)
 
 
 class TextTower(nn.Module):
@@ -44,10 +51,15 @@ class TextTower(nn.Module):
         self.model = model
         self.trims = trims
 
+    def features(self, tokens: Tensor) -> Tensor:
+        """Return features (n, d), not normalised."""
+        if self.trims:
+            return trimmed_forward(self.model, tokens)
+        return self.model.encode_text(tokens)  # type: ignore[operator,no-any-return]
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the vectors; if the tower trims, the length may be any that contains every end-of-text token."""
-        features = trimmed_forward(self.model, tokens) if self.trims else self.model.encode_text(tokens)  # type: ignore[operator]
-        return nn.functional.normalize(features.float(), dim=-1)
+        return nn.functional.normalize(self.features(tokens).float(), dim=-1)
 
 
 class SelfAttention(nn.Module):
