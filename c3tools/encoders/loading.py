@@ -152,12 +152,17 @@ def _with_openvino(
     if network is None:
         backend = OpenVINOBackend({"image": C3_MINI / "image.onnx", "text": C3_MINI / "text.onnx"})
     else:
-        tokens = np.asarray(network.tokenizer(list(_PROBE_TEXTS)))
-        if facts["trims_texts"]:
-            end = facts["end_token"]
-            tokens = tokens[:, : np.argmax(tokens if end is None else tokens == end, axis=1).max() + 1]
+        tokens, end = np.asarray(network.tokenizer(list(_PROBE_TEXTS))), facts["end_token"]
+        lengths = np.argmax(tokens if end is None else tokens == end, axis=1) + 1
+        texts = [
+            tokens[rows, : lengths[rows].max() if facts["trims_texts"] else None] for rows in (slice(2), slice(2, None))
+        ]
         backend = convert(
-            network.identity["name"], network.model, network.preprocess, tokens, trims=facts["trims_texts"]
+            network.identity["name"],
+            network.model,
+            network.preprocess,
+            (texts[0], texts[1]),
+            trims=facts["trims_texts"],
         )
     if precision == "int8":
         return Encoder(int8_backend(Encoder(backend, **facts), backend.towers, calibration), **facts)

@@ -124,14 +124,16 @@ def core() -> Any:
     return openvino.Core()
 
 
-def convert(name: str, model: nn.Module, preprocess: ImagePreprocessor, texts: Any, *, trims: bool) -> OpenVINOBackend:
+def convert(
+    name: str, model: nn.Module, preprocess: ImagePreprocessor, texts: tuple[Any, Any], *, trims: bool
+) -> OpenVINOBackend:
     """Convert the towers of a model from torch, and compare the embeddings of a few inputs.
 
     Args:
         name: of the model.
         model: open_clip's module; its attentions are replaced.
         preprocess: of the model.
-        texts: tokens of at least three texts as the tower is given them, int64 (n, length).
+        texts: tokens of two texts and of others, int64 (n, length): to trace the model with, and to compare with.
         trims: whether texts come without their padding.
 
     Raises:
@@ -144,29 +146,30 @@ def convert(name: str, model: nn.Module, preprocess: ImagePreprocessor, texts: A
 
     from .towers import ImageTower, TextTower, use_plain_attention
 
-    use_plain_attention(model)
     # all sizes that may change have to change between tracing and comparing
     images = torch.randint(256, (3, *preprocess.size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    cases: dict[Modality, tuple[nn.Module, Any, tuple[int, ...]]] = {
-        "image": (ImageTower(model, preprocess).eval(), images, images.shape[1:]),
-        "text": (TextTower(model, trims=trims).eval(), torch.as_tensor(texts), (-1,)),
-    }
+    tokens = [torch.as_tensor(one) for one in texts]
     towers: dict[Modality, Any] = {}
-    # what `openvino.convert_model` does, without the messages that it sends to its makers
-    frontend = FrontEndManager().load_by_framework("pytorch")
     try:
+        use_plain_attention(model)
+        cases: dict[Modality, tuple[nn.Module, Any, Any, tuple[int, ...]]] = {
+            "image": (ImageTower(model, preprocess).eval(), images[:2], images[2:], images.shape[1:]),
+            "text": (TextTower(model, trims=trims).eval(), *tokens, (-1,)),
+        }
+        # what `openvino.convert_model` does, without the messages that it sends to its makers
+        frontend = FrontEndManager().load_by_framework("pytorch")
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns of every size that it takes for a constant
-            for modality, (tower, inputs, sizes) in cases.items():
+            for modality, (tower, example, _, sizes) in cases.items():
                 # as a function, which takes half the time of a module
-                traced = torch.jit.trace(lambda x, tower=tower: tower(x), inputs[:2], check_trace=False)
+                traced = torch.jit.trace(lambda x, tower=tower: tower(x), example, check_trace=False)
                 decoder = TorchScriptPythonDecoder(traced)  # has to outlive the conversion
                 towers[modality] = frontend.convert(frontend.load(decoder))
                 towers[modality].reshape({0: openvino.PartialShape([-1, *sizes])})
             backend = OpenVINOBackend(towers)
-            for modality, (tower, inputs, _) in cases.items():
-                found = backend.submit(modality, inputs[2:].numpy()).result()
-                cosine = float((found * tower(inputs[2:]).numpy()).sum(axis=1).min())
+            for modality, (tower, _, others, _) in cases.items():
+                found = backend.submit(modality, others.numpy()).result()
+                cosine = float((found * tower(others).numpy()).sum(axis=1).min())
                 if not cosine >= 0.999:
                     raise ValueError(f"the cosine of {modality} embeddings with those of torch falls to {cosine:.4f}")
     except Exception as error:  # converters raise whatever their layers raise

@@ -81,11 +81,9 @@ def test_random_weights_need_no_file_and_no_network(kind: str, tmp_path: Path, m
     assert one == same != other
 
 
-@pytest.mark.parametrize(("kind", "backend"), [*((kind, "onnx") for kind in KINDS), ("siglip", "openvino")])
-def test_converted_towers_agree(kind: str, backend: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime" if backend == "onnx" else backend, reason=f"the extra {backend} is not installed")
+def test_converted_towers_agree(kind: str, tmp_path: Path) -> None:
     name = other_model(tmp_path / "model", kind)
-    exact, converted = (load_encoder(name, backend=one, precision="fp32") for one in ("torch", backend))
+    exact, converted = (load_encoder(name, backend=one, precision="fp32") for one in ("torch", "openvino"))
     pixels = np.random.default_rng(0).integers(0, 255, (50, 40, 3), np.uint8)
     np.testing.assert_allclose(converted.encode_texts(TEXTS), exact.encode_texts(TEXTS), atol=1e-5)
     np.testing.assert_allclose(converted.encode_images([pixels]), exact.encode_images([pixels]), atol=1e-5)
