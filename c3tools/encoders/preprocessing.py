@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -14,8 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..arrays import Pixels
 from ..errors import MissingExtraError
-from ..io.limits import LARGEST_DECODED, LARGEST_IMAGE_FILE, MeteredBytes, TooLargeError
-from ..io.quiet import quiet_libraries
+from ..io.limits import LARGEST_DECODED, LARGEST_IMAGE_FILE, TooLargeError
 
 # beyond this ratio of the sides only the middle is used: a 20,000 × 10 image, its short side resized to 224,
 # would have 100 million pixels before the centre crop throws almost all of them away
@@ -52,9 +52,9 @@ def open_image(
         Image.DecompressionBombError: if it has more than 179 million pixels.
         TooLargeError: if the file has more than 256 MiB, or decoding it would take more than 600 MiB.
         MissingExtraError: if it is HEIC, and the package that reads it is not installed.
-        SyntaxError, ValueError: for some kinds of damaged file. The notes of an error are what the decoder wrote.
+        SyntaxError, ValueError: for some kinds of damaged file.
     """
-    with quiet_libraries(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # metadata that Pillow finds odd, and images between 89 and 179 million pixels, are no reason to stop
         warnings.simplefilter("ignore")
         with _open(_content_of(source)) as file:
@@ -95,7 +95,7 @@ def _open_any(content: bytes) -> Image.Image:
     Image.init()
     formats = [name for name in Image.ID if name != _NOT_OPENED]
     try:
-        return Image.open(MeteredBytes(content), formats=formats)
+        return Image.open(io.BytesIO(content), formats=formats)
     except UnidentifiedImageError:
         if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
             raise
@@ -104,7 +104,7 @@ def _open_any(content: bytes) -> Image.Image:
     except ImportError:
         raise MissingExtraError("pillow-heif", extra="heif", purpose="Reading HEIC images") from None
     pillow_heif.register_heif_opener()
-    return Image.open(MeteredBytes(content), formats=["HEIF"])
+    return Image.open(io.BytesIO(content), formats=["HEIF"])
 
 
 def _check_memory(file: Image.Image, size: tuple[int, int], copies: int = 1) -> None:
