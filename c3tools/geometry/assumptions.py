@@ -361,10 +361,11 @@ def between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> flo
 
 
 def mixture(differences: Array) -> float:
-    """Return the root mean square distance of two gaps, mixed at random, from their mean.
+    """Return the root mean square distance of two gaps, mixed at random in any shares, from their mean.
 
-    0 unless the differences are flatter than a Gaussian, by three standard errors, along one of five principal
-    directions: a mixture of two points has the kurtosis -2, and noise around them brings it nearer to 0.
+    Where two points have the share ``l`` of the variance along a direction and Gaussian noise the rest, skewness s and
+    excess kurtosis k obey ``2 l^3 + k l = s^2``, as those of two points alone obey ``k = s^2 - 2``. A principal
+    direction counts if it is flatter than a Gaussian, or flatter than its skewness allows, by three standard errors.
 
     Args:
         differences: float64 (n, d), centred, one row per item.
@@ -374,8 +375,13 @@ def mixture(differences: Array) -> float:
     variances = np.mean(scores**2, axis=0)
     variances[variances <= 0] = 1.0
     kurtosis = unbiased_kurtosis(np.mean(scores**4, axis=0) / variances**2 - 3, count)
-    flat = np.minimum(np.where(kurtosis < -3 * sqrt(24 / count), kurtosis, 0.0), 0.0)
-    return float(np.sqrt(np.sum(variances * np.sqrt(np.minimum(-flat / 2, 1.0)))))
+    squared_skewness = np.mean(scores**3, axis=0) ** 2 / variances**3
+    error, square = 3 * sqrt(24 / count), 0.0
+    for variance, k, s2 in zip(variances, kurtosis, squared_skewness, strict=True):
+        if k < -error or s2 - k > error + 6 / count:
+            roots = np.roots([2, 0, k, -s2])
+            square += variance * min(float(roots[np.abs(roots.imag) < 1e-9].real.max()), 1.0)
+    return sqrt(max(square, 0.0))
 
 
 def cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Indices:

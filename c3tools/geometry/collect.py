@@ -220,28 +220,16 @@ class _Read:
     """Rows of one modality as they were read.
 
     Attributes:
+        norms: float64 (n,), of all rows; NaN or infinity where a row has either.
         sample: the wanted rows.
-        valid: bool (n,), the kept rows that have a direction: finite, and not 0.
-        moments: of the valid rows.
-        train_moments: of those of the train split, whichever split is measured.
-        rows: kept rows.
-        invalid: of these, rows that cannot be measured.
-        examples: keys of the first few of them.
-        not_unit: valid rows whose norm is further from 1 than rounding explains.
-        furthest: largest distance of a valid row's norm from 1.
-        norms: sum of the norms of the valid rows.
+        moments: of the valid kept rows.
+        train_moments: of the valid rows of the train split, whichever split is measured.
     """
 
+    norms: Array
     sample: Floats
-    valid: Mask
     moments: Moments
     train_moments: Moments
-    rows: int = 0
-    invalid: int = 0
-    examples: list[str] = field(default_factory=list)
-    not_unit: int = 0
-    furthest: float = 0.0
-    norms: float = 0.0
 
 
 def collect(
@@ -272,8 +260,9 @@ def collect(
     """
     keys = {name: _read_keys(store, name, by) for name in (first, second)}
     notes = [store.split_note] if store.split_note else []
-    if _items(keys[first]) < len(keys[first]):
-        if _items(keys[second]) == len(keys[second]):
+    repeated = [name for name, rows in keys.items() if len(np.unique(rows.item_index)) < len(rows)]
+    if first in repeated:
+        if second not in repeated:
             first, second = second, first
         else:
             notes.append(
@@ -303,7 +292,7 @@ def collect(
         first=first,
         second=second,
         moments=moments,
-        independent={name: _items(keys[name].select(keep[name])) for name in keys},
+        independent={name: len(np.unique(rows.item_index[keep[name]])) for name, rows in keys.items()},
         fit_moments=fit_moments,
         fitted_on=fitted_on,
         fit_share=share,
@@ -329,7 +318,8 @@ def collect_single(
     nothing = np.empty(0, np.int64)
     plan = _Plan({modality: nothing}, nothing, nothing, complete=False)
     _, keep, read, notes = _read_valid(store, keys, split, lambda kept: plan, skip_invalid, SILENT)
-    return read[modality].moments, _items(keys[modality].select(keep[modality])), notes
+    items = len(np.unique(keys[modality].item_index[keep[modality]]))
+    return read[modality].moments, items, notes
 
 
 def extreme_pairs(collected: Collected, count: int) -> dict[str, list[tuple[str, str, float]]]:
@@ -339,23 +329,16 @@ def extreme_pairs(collected: Collected, count: int) -> dict[str, list[tuple[str,
         collected: two modalities.
         count: pairs of each kind, ``closest`` and ``furthest``.
     """
-    working, found, start = collected.working, dict[int, tuple[str, str]](), 0
-    if not working.paired:
-        return {}
-    order = np.argsort(working.sums.cosine, kind="stable")
-    count = min(count, len(order) // 2)
-    chosen = {"closest": order[::-1][:count], "furthest": order[:count]}
-    wanted = np.sort(working.numbers[np.concatenate(list(chosen.values()))])
-    for batch in collected.store.batches(collected.second, columns=["key", "caption", "image_key", "pair_key"]):
-        for number in wanted[slice(*np.searchsorted(wanted, [start, start + batch.num_rows]))]:
-            row = batch.slice(int(number) - start, 1).to_pylist()[0]
-            item = row.get("image_key") or row.get("pair_key") or row["key"]
-            found[int(number)] = str(item), str(row.get("caption") or row["key"])
-        start += batch.num_rows
-    return {
-        side: [(*found[int(working.numbers[row])], float(working.sums.cosine[row])) for row in rows]
-        for side, rows in chosen.items()
-    }
+    working, found = collected.working, {}
+    if working.paired:
+        order = np.argsort(working.sums.cosine, kind="stable")
+        count = min(count, len(order) // 2)
+        keys = _read_keys(collected.store, collected.second, "caption")
+        for side, rows in (("closest", order[::-1][:count]), ("furthest", order[:count])):
+            chosen = keys.select(working.numbers[rows])
+            texts = [row.get("caption") or row["key"] for row in chosen.table.to_pylist()]
+            found[side] = list(zip(chosen.items, texts, working.sums.cosine[rows].tolist(), strict=True))
+    return found
 
 
 def _read_keys(store: Store, modality: str, by: str | None) -> Rows:
@@ -367,11 +350,6 @@ def _read_keys(store: Store, modality: str, by: str | None) -> Rows:
         raise StoreError(f"The modality {modality!r} of the store {store.path} has no rows.")
     table = pa.Table.from_batches(batches).combine_chunks()
     return Rows(modality, np.empty((table.num_rows, 0), np.float32), table, store.kept_splits)
-
-
-def _items(rows: Rows) -> int:
-    """Return the number of items that rows belong to; captions of one image have one item."""
-    return int(rows.item_index.max(initial=-1)) + 1
 
 
 def _plan(keys: Mapping[str, Rows], keep: Mapping[str, Mask], seed: int) -> _Plan:
@@ -421,12 +399,17 @@ def _read_valid(
         The plan that was followed; per modality, the kept rows and what was read; and notes on the rows.
     """
     keep = {name: split_mask(rows.table, split, store.kept_splits) for name, rows in keys.items()}
-    values = sum(map(len, keys.values())) * store.info.dim
-    dtype = np.dtype(np.float64 if values <= EXACT_VALUES else np.float32)
-    normalise, checked = not store.info.normalised, dict[str, _Read]()
+    normalise, notes = not store.info.normalised, list[str]()
+    dtype = np.dtype(np.float64 if sum(map(len, keys.values())) * store.info.dim <= EXACT_VALUES else np.float32)
     while True:
         for name, mask in keep.items():
-            _require_rows(store, name, int(np.count_nonzero(mask)), split)
+            if (count := int(np.count_nonzero(mask))) < MIN_ROWS:
+                which = "" if split in (None, ALL) else f" in the split {split!r}"
+                raise StoreError(
+                    f"The modality {name!r} of the store {store.path} has {counted(count, 'row')}{which}; a report "
+                    f"needs at least {MIN_ROWS}.",
+                    remedy=f"Embed more, or choose another --split. The splits are {store.list_splits(name)}.",
+                )
         plan = plan_for(keep)
         with reporter.progress("Reading rows", sum(map(len, keep.values()))) as progress, ThreadPoolExecutor() as pool:
             jobs = [
@@ -434,24 +417,35 @@ def _read_valid(
                 for name, rows in keys.items()
             ]
             read = {name: job.result() for name, job in zip(keys, jobs, strict=True)}
-        checked = checked or read
-        invalid = {name: found for name, found in read.items() if found.invalid}
+        again, invalid, loose = dict[str, Mask](), list[str](), list[str]()
+        for name, found in read.items():
+            again[name] = keep[name] & np.isfinite(found.norms) & (found.norms > 0)
+            bad, total = np.flatnonzero(keep[name] & ~again[name]), np.count_nonzero(keep[name])
+            if len(bad):
+                named = ", ".join(map(str, keys[name].table.column("key").take(bad[:_NAMED_KEYS]).to_pylist()))
+                invalid.append(f"{len(bad)} of {total} {name} rows ({named}{', …' * (len(bad) > _NAMED_KEYS)})")
+            off = np.count_nonzero(np.abs(found.norms[again[name]] - 1) > UNIT_TOLERANCE[store.info.dtype])
+            loose += [f"{off} of {total} {name} rows"] if off else []
         if invalid and not skip_invalid:
-            named = "; ".join(f"{name}: {each.invalid} ({', '.join(each.examples)})" for name, each in invalid.items())
             raise StoreError(
-                f"The store {store.path} has rows that cannot be measured, with NaN, infinity or norm 0. {named}.",
+                f"The store {store.path} has rows with NaN, infinity or norm 0, which cannot be measured: "
+                f"{', '.join(invalid)}.",
                 remedy="Leave these rows out with --skip-invalid, or embed them again. Infinity in a float16 store "
                 "usually comes from values above 65,504: use float32.",
             )
-        if not invalid and (normalise or not any(found.not_unit for found in read.values())):
+        if invalid:
+            notes.append(f"Left out, with NaN, infinity or norm 0: {', '.join(invalid)}.")
+        if loose and not any("norm 1" in note for note in notes):
+            notes.append(f"Not of norm 1: {', '.join(loose)}. Everything is measured after L2 normalisation.")
+        if not invalid and (normalise or not loose):
             break
         # the moments of the store include invalid rows, and rows of other lengths
-        keep, normalise = {name: found.valid for name, found in read.items()}, True
+        keep, normalise = again, True
     if not normalise:
         for name, found in read.items():
             found.moments = store.moments(name, split)
             found.train_moments = store.moments_by_split(name).get("train", found.train_moments)
-    return plan, keep, read, _row_notes(checked, normalise)
+    return plan, keep, read, notes
 
 
 def _read_rows(
@@ -463,36 +457,24 @@ def _read_rows(
     normalise: bool,
     progress: Progress,
 ) -> _Read:
-    """Read one modality: check the kept rows, take the wanted ones, and sum the moments of normalised rows."""
-    none = Moments.empty(store.info.dim)
-    found = _Read(np.empty((len(wanted), store.info.dim), dtype), keep.copy(), none, none)
+    """Read one modality: all norms, the wanted rows, and, if they are normalised, the moments of the kept ones."""
+    none, start = Moments.empty(store.info.dim), 0
+    found = _Read(np.empty(len(keys)), np.empty((len(wanted), store.info.dim), dtype), none, none)
     train = split_mask(keys.table, "train", store.kept_splits) if normalise else keep
-    start, tolerance = 0, UNIT_TOLERANCE[store.info.dtype]
     for batch in store.batches(keys.modality, columns=["embedding"]):
-        stop = start + batch.num_rows
+        own = slice(start, start + batch.num_rows)
         rows = embedding_matrix(batch).astype(dtype, copy=False)
         with np.errstate(all="ignore"):  # NaN and infinity are counted instead
-            norms = np.sqrt(np.einsum("ij,ij->i", rows, rows)).astype(np.float64)
-            kept, directed = keep[start:stop], np.isfinite(norms) & (norms > 0)
-            good = kept & directed
-            found.rows += int(np.count_nonzero(kept))
-            found.norms += float(norms[good].sum())
-            off = np.abs(norms[good] - 1)
-            found.not_unit += int(np.count_nonzero(off > tolerance))
-            found.furthest = max(found.furthest, float(off.max(initial=0.0)))
-            bad = np.flatnonzero(kept & ~good)
-            found.valid[start + bad] = False
-            found.invalid += len(bad)
-            named = bad[: _NAMED_KEYS - len(found.examples)]
-            found.examples += [keys.table.column("key")[start + int(row)].as_py() for row in named]
+            norms = found.norms[own] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
             if normalise:
+                valid = np.isfinite(norms) & (norms > 0)
                 rows = rows / np.where(norms > 0, norms, 1.0).astype(dtype)[:, None]
-                found.moments = found.moments.merge(Moments.from_rows(rows[good]))
-                found.train_moments = found.train_moments.merge(Moments.from_rows(rows[directed & train[start:stop]]))
-        low, high = np.searchsorted(wanted, [start, stop])
+                found.moments = found.moments.merge(Moments.from_rows(rows[valid & keep[own]]))
+                found.train_moments = found.train_moments.merge(Moments.from_rows(rows[valid & train[own]]))
+        low, high = np.searchsorted(wanted, [own.start, own.stop])
         found.sample[low:high] = rows[wanted[low:high] - start]
         progress.advance(batch.num_rows)
-        start = stop
+        start = own.stop
     return found
 
 
@@ -528,30 +510,3 @@ def _subsets(keys: Mapping[str, Rows], item_index: Indices, by: str) -> tuple[In
 
 def _sizes(moments: Mapping[str, Moments]) -> str:
     return ", ".join(f"{part.n:,} {name}" for name, part in moments.items()) + " rows"
-
-
-def _require_rows(store: Store, modality: str, count: int, split: str | None) -> None:
-    if count < MIN_ROWS:
-        every = split in (None, ALL)
-        raise StoreError(
-            f"The modality {modality!r} of the store {store.path} has {counted(count, 'row')}"
-            f"{'' if every else f' in the split {split!r}'}; a report needs at least {MIN_ROWS}.",
-            remedy="Embed more." if every else f"Choose another --split. The splits are {store.list_splits(modality)}.",
-        )
-
-
-def _row_notes(read: Mapping[str, _Read], normalised: bool) -> list[str]:
-    notes = []
-    for name, found in read.items():
-        if found.invalid:
-            notes.append(
-                f"{found.invalid} of {found.rows} {name} rows were left out, with NaN, infinity or norm 0 (for example "
-                f"{', '.join(found.examples)})."
-            )
-        if normalised and found.not_unit:
-            notes.append(
-                f"{found.not_unit} of {found.rows} {name} embeddings do not have norm 1 exactly (mean norm "
-                f"{found.norms / max(found.rows - found.invalid, 1):.4g}, at most {found.furthest:.2g} off). "
-                "Everything is measured after L2 normalisation."
-            )
-    return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..errors import StoreError, TransformError
 from ..io.files import write_text_atomically
 from ..io.locations import location
 from ..metrics.significance import to_json
-from ..pages import Section, render_page, save_figure
+from ..pages import Section, Table, render_page, save_figure
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..transforms import sigma as sigma_rules
@@ -107,7 +107,6 @@ class GapReport(Measured):
         return render_page(
             TEMPLATE,
             title=f"The geometry of {names}",
-            lead=tables.lead(self),
             verdict=self.summary(),
             tiles=tables.tiles(self),
             notes=self.notes,
@@ -130,6 +129,12 @@ class GapReports:
     reports: list[GapReport]
 
     @property
+    def names(self) -> list[str]:
+        """The two stores, or the modalities of each report."""
+        two = len(self.reports) == 2
+        return [each.provenance["store"] if two else " and ".join(each.modalities) for each in self.reports]
+
+    @property
     def heading(self) -> str:
         """Store and model, or the two stores."""
         return self.reports[0].heading if len(self.reports) != 2 else "Two spaces, side by side"
@@ -150,41 +155,55 @@ class GapReports:
         return values[0] if len(values) == 1 else {"reports": values}
 
     def summary(self) -> list[Section]:
-        """Return the one report in a few sentences; of several, those of each and the tables that compare them."""
+        """Return the one report in a few sentences; of several, those of each and the table that compares them."""
         return self.reports[0].summary() if len(self.reports) == 1 else self.sections()
 
     def sections(self) -> list[Section]:
-        """Return the one report, two stores side by side, or the pairs of modalities as sentences and tables."""
+        """Return the one report, or several side by side, as sentences and tables."""
         if len(self.reports) == 1:
             return self.reports[0].sections()
-        compared = tables.compare_stores if len(self.reports) == 2 else tables.list_pairs
-        return [*self._verdicts(), *compared(self.reports)]
+        return [*self._verdicts(), *tables.compare(self.reports, self.names)]
 
     def save(self, path: str | Path) -> list[Path]:
         """Write JSON to a path or URL that ends in ``.json``, else HTML, and return the files.
 
-        Every pair of modalities of a store has a further page beside ``path``.
+        Several reports have a page that compares them, and every pair of modalities a further one beside it.
         """
         target = location(path)
         if target.suffix == ".json":
-            write_text_atomically(target, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
-            return [target]
-        reports, files = self.reports, [target]
-        if len(reports) == 1:
-            pages = [reports[0].to_html()]
-        elif len(reports) == 2:
-            figures = [
-                figure_blocks(each.labelled_figures() if each.gap else {}, prefix=f"store{number}")
-                for number, each in enumerate(reports)
-            ]
-            pages = [self._page(self.heading, self.notes, tables.compare_stores(reports, figures))]
+            pages = {target: json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"}
+        elif len(self.reports) == 1:
+            pages = {target: self.reports[0].to_html()}
         else:
-            files += [target.with_name(f"{target.stem}-{'-'.join(each.modalities)}{target.suffix}") for each in reports]
-            listed = tables.list_pairs(reports, [file.name for file in files[1:]])
-            pages = [self._page("Every pair of modalities", [], listed), *(each.to_html() for each in reports)]
-        for file, page in zip(files, pages, strict=True):
-            write_text_atomically(file, page)
-        return files
+            sections, links = tables.compare(self.reports, self.names), dict[Path, str]()
+            if len(self.reports) == 2:
+                numbered = enumerate(self.reports)
+                drawn = [figure_blocks(each.labelled_figures(), prefix=f"store{number}") for number, each in numbered]
+                for key in ("spectra", "projection", "orthogonality", "noise-size", "recall"):
+                    both = zip(drawn, self.names, strict=True)
+                    blocks = [replace(own[key], caption=name) for own, name in both if key in own]
+                    sections += [Section(key.replace("-", " ").capitalize(), figures=blocks)] if blocks else []
+            else:
+                ends = ["-".join(each.modalities) for each in self.reports]
+                links = {
+                    target.with_name(f"{target.stem}-{end}{target.suffix}"): each.to_html()
+                    for end, each in zip(ends, self.reports, strict=True)
+                }
+                rows = [[name] for name in self.names]
+                sections.append(Section("Pages", tables=[Table(["report"], rows, links=[page.name for page in links])]))
+            page = render_page(
+                TEMPLATE,
+                title=self.heading if len(self.reports) == 2 else "Every pair of modalities",
+                verdict=self._verdicts(),
+                tiles=[],
+                notes=self.notes,
+                sections=sections,
+                sources=[tables.facts(each) for each in self.reports[:2]],
+            )
+            pages = {target: page, **links}
+        for file, text in pages.items():
+            write_text_atomically(file, text)
+        return list(pages)
 
     def save_figures(self, folder: Path) -> list[Path]:
         """Write every figure as PNG and SVG, of several reports into one sub-folder each, and return the files."""
@@ -199,18 +218,9 @@ class GapReports:
         return written
 
     def _verdicts(self) -> list[Section]:
-        """Return the verdict of each report under the name of its store, or of its pair of modalities."""
-        stores = [each.provenance["store"] for each in self.reports]
-        names = stores if len(stores) == 2 else [" and ".join(each.modalities) for each in self.reports]
-        titles = [f"Verdict: {name}" for name in names]
-        return [tables.verdict_section(each, title) for each, title in zip(self.reports, titles, strict=True)]
-
-    def _page(self, title: str, notes: list[str], sections: list[Section]) -> str:
-        facts = [tables.facts(each) for each in self.reports]
-        if len(facts) > 2:
-            facts = [{key: facts[0][key] for key in ("Store", "Model", "Made with")}]
-        context = {"title": title, "notes": notes, "verdict": self._verdicts(), "sections": sections, "sources": facts}
-        return render_page(TEMPLATE, lead="", tiles=[], **context)
+        """Return the verdict of each report under its name."""
+        pairs = zip(self.reports, self.names, strict=True)
+        return [tables.verdict_section(each, f"Verdict: {name}") for each, name in pairs]
 
 
 def gap_reports(

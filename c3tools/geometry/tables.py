@@ -21,15 +21,6 @@ from .verdict import verdicts
 
 Figures = Mapping[str, FigureBlock]
 
-_COMPARED = {
-    "length": "Gap length",
-    "rmg": "Relative gap (RMG)",
-    "paired_cosine": "Cosine of pairs",
-    "unpaired_cosine": "Cosine of others",
-    "residual_rms": "Alignment noise, rms per dimension",
-}
-"""Measures of gap and pairs that stand in tables of several reports."""
-
 
 def verdict_section(report: Measured, title: str = "Verdict") -> Section:
     """Return the verdicts of a report as one sentence each, under a heading."""
@@ -62,7 +53,7 @@ def report_sections(report: Measured, figures: Figures | None = None) -> list[Se
         Section("The two modalities", tables=_modalities(report), figures=shown("spectra", "projection")),
         Section(
             "What Collapse will do",
-            [_describe_collapse(report), f"Transforms are fitted on {report.provenance['fitted_on']}."],
+            [f"Transforms are fitted on {report.provenance['fitted_on']}."],
             [*_recall(report), _before_and_after(report)],
             shown("recall"),
         ),
@@ -127,27 +118,9 @@ def facts(report: Measured) -> dict[str, str]:
     return found | {"Made with": f"c3tools {known['c3tools']}"}
 
 
-def lead(report: Measured) -> str:
-    """Return one or two sentences on the space as it is; nothing about one modality."""
-    if report.gap is None:
-        return ""
-    (first, second), pairs = report.modalities, report.pairs
-    text = f"The means of {first} and {second} embeddings are {report.gap.length.value:.2f} apart, on a sphere of "
-    text += "radius 1."
-    if pairs is None or pairs.unpaired_cosine is None:
-        return text
-    return (
-        f"{text} The cosine of a {second} row is {_value(pairs.paired_cosine, 2)} with its own {first} row and "
-        f"{_value(pairs.unpaired_cosine, 2)} with any other. Only the difference of these numbers separates pairs "
-        "from unrelated rows, not their size."
-    )
-
-
-def compare_stores(reports: Sequence[Measured], figures: Sequence[Figures] = ()) -> list[Section]:
-    """Lay out the reports of two stores in one table, and on a page their figures side by side."""
-    names = [name for name in reports[0].modalities if name in reports[1].modalities]
-    stores = [report.provenance["store"] for report in reports]
-    rows: list[list[str]] = [["Model", *(str(report.provenance["model"]) for report in reports)]]
+def compare(reports: Sequence[Measured], names: Sequence[str]) -> list[Section]:
+    """Lay out several reports in one table, a column for each: two stores, or every pair of modalities of one."""
+    rows: list[list[str]] = []
 
     def add(name: str, found: Iterable[Estimate | None], digits: int = 3, scale: float = 1) -> None:
         cells = []
@@ -156,66 +129,32 @@ def compare_stores(reports: Sequence[Measured], figures: Sequence[Figures] = ())
             cells.append(_value(one, digits, scale) + ends)
         rows.append([name, *cells])
 
-    rows += [[f"Rows, {name}", *(number(report.modalities[name].n, 0) for report in reports)] for name in names]
-    for key, name in _COMPARED.items():
-        add(name, (_estimate(report, key) for report in reports), 4 if key == "residual_rms" else 3)
-    for name in names:
-        measured = [report.modalities[name] for report in reports]
-        rows.append([f"Effective dimension, {name}", *(f"{one.effective_dimension} of {one.dim}" for one in measured)])
-    for preset, when in ((RAW, "before"), (COLLAPSE, "after Collapse")):
-        spaces = [report.spaces[preset] for report in reports if preset in report.spaces]
-        if len(spaces) == 2:
-            for way in (way for way in spaces[0].recall if way in spaces[1].recall):
-                found = (space.recall[way]["recall@1"] for space in spaces)
-                add(f"Recall@1, %, {_words(way)}, {when}", found, 1, 100)
-            add(f"Linear separability, %, {when}", (space.separability for space in spaces), 1, 100)
-    for name, answer in reports[0].assumptions.items():
-        if name in reports[1].assumptions:
-            rows.append([answer.question, *(report.assumptions[name].answer for report in reports)])
-    table = Table(["Measure", *stores], rows, note="95 % bootstrap intervals over items are in brackets.")
-    sections = [Section("Measures", tables=[table])]
-    for key, title in (
-        ("spectra", "Spectra"),
-        ("projection", "In two dimensions"),
-        ("orthogonality", "Orthogonality of the gap"),
-        ("noise-size", "Size of the noise"),
-        ("recall", "Recall under each preset"),
+    for modality in dict.fromkeys(name for report in reports for name in report.modalities):
+        own = [report.modalities.get(modality) for report in reports]
+        rows.append([f"Rows, {modality}", *(number(one.n if one else None, 0) for one in own)])
+        spans = (f"{one.effective_dimension} of {one.dim}" if one else number(None) for one in own)
+        rows.append([f"Effective dimension, {modality}", *spans])
+    rows.append(["Pairs", *(number(report.pairs.n if report.pairs else None, 0) for report in reports)])
+    for name, key, digits in (
+        ("Gap length", "length", 3),
+        ("Relative gap (RMG)", "rmg", 3),
+        ("Cosine of pairs", "paired_cosine", 3),
+        ("Cosine of others", "unpaired_cosine", 3),
+        ("Alignment noise, rms per dimension", "residual_rms", 4),
     ):
-        pairs = zip(figures, stores, strict=False)
-        blocks = [FigureBlock(own[key].svg, store, own[key].wide) for own, store in pairs if key in own]
-        sections += [Section(title, figures=blocks)] if blocks else []
-    return sections
-
-
-def list_pairs(reports: Sequence[Measured], links: Sequence[str] = ()) -> list[Section]:
-    """Lay out the reports of every pair of modalities of a store; ``links`` are the pages of the pairs."""
-    names = [" and ".join(report.modalities) for report in reports]
-    rows, recall = [], []
-    for name, report in zip(names, reports, strict=True):
-        cells = [_value(_estimate(report, key), 4 if key == "residual_rms" else 3) for key in _COMPARED]
-        rows.append([name, number(report.pairs.n if report.pairs else None, 0), *cells])
-        before, after = ({} if space is None else space.recall for space in map(report.spaces.get, (RAW, COLLAPSE)))
-        for way in (way for way in before if way in after):
-            recall.append([_words(way), *(_value(found[way]["recall@1"], 1, 100) for found in (before, after))])
-    columns = ["modalities", "pairs", "gap length", "RMG", "cosine of pairs", "of others", "noise, rms"]
-    note = "The gap length is the distance of the two means. A dash means that the two modalities have no pairs."
-    questions = {name: found.question for name, found in reports[0].assumptions.items()}
-    answers = [
-        [label, *(report.assumptions[name].answer if name in report.assumptions else "" for name in questions)]
-        for label, report in zip(names, reports, strict=True)
-    ]
-    return [
-        Section("Every pair of modalities", tables=[Table(columns, rows, note=note, links=links)]),
-        Section(
-            "Recall@1 before and after Collapse",
-            [] if recall else ["The modalities of this store have no pairs."],
-            [Table(["direction", "before, %", "after, %"], recall)] if recall else [],
-        ),
-        Section(
-            "Does the model of the paper hold?",
-            tables=[Table(["modalities", *questions.values()], answers, left=list(questions.values()))],
-        ),
-    ]
+        parts = ((report.gap, report.pairs) for report in reports)
+        add(name, (getattr(gap, key, None) or getattr(pairs, key, None) for gap, pairs in parts), digits)
+    for preset, when in ((RAW, "before"), (COLLAPSE, "after Collapse")):
+        spaces = [report.spaces.get(preset) for report in reports]
+        for way in dict.fromkeys(way for space in spaces if space for way in space.recall):
+            found = (space.recall[way]["recall@1"] if space and way in space.recall else None for space in spaces)
+            add(f"Recall@1, %, {_words(way)}, {when}", found, 1, 100)
+        add(f"Linear separability, %, {when}", (space.separability if space else None for space in spaces), 1, 100)
+    for name, answer in reports[0].assumptions.items():
+        answers = [report.assumptions.get(name) for report in reports]
+        rows.append([answer.question, *(one.answer if one else number(None) for one in answers)])
+    note = "95 % intervals over items are in brackets. A dash means that there is nothing to measure."
+    return [Section("Measures", tables=[Table(["Measure", *names], rows, note=note)])]
 
 
 def differences(reports: Sequence[Measured]) -> list[str]:
@@ -233,11 +172,6 @@ def differences(reports: Sequence[Measured]) -> list[str]:
             f"The stores have different numbers of rows ({listed}), and recall depends on the number of rows searched."
         )
     return notes
-
-
-def _estimate(report: Measured, key: str) -> Estimate | None:
-    """Return a measure of the gap or of the pairs by its name."""
-    return getattr(report.gap, key, None) or getattr(report.pairs, key, None)
 
 
 def _value(found: Estimate | None, digits: int = 3, scale: float = 1) -> str:
@@ -404,41 +338,6 @@ def _figure_note(report: Measured) -> str:
         f"{number(mean)} ± {number(spread)}; the line marks the length over all rows. For CLIP ViT-B/32 on COCO, the "
         "paper reports length 0.83 ± 0.01, direction 0.99, orthogonality 0.00 ± 0.06 and noise direction 0.00 ± 0.10."
     )
-
-
-def _describe_collapse(report: Measured) -> str:
-    raw, collapsed = report.spaces.get(RAW), report.spaces.get(COLLAPSE)
-    if raw is None or collapsed is None:
-        return "Collapse cannot be applied to these embeddings."
-    text = f"Subtracting the mean of each modality reduces the gap from {raw.gap:.2f} to {collapsed.gap:.2f}"
-    if raw.separability and collapsed.separability:
-        text += (
-            f", and the accuracy of a linear probe for the modality from {100 * raw.separability.value:.0f} % to "
-            f"{100 * collapsed.separability.value:.0f} % (chance: 50 %)"
-        )
-    if raw.modality_bias and collapsed.modality_bias:
-        biases = (raw.modality_bias, collapsed.modality_bias)
-        before, after = (float(np.mean([found.value for found in bias.values()])) for bias in biases)
-        text += (
-            f". Among the ten nearest rows of both modalities, {100 * before:.0f} % have the query's own before it and "
-            f"{100 * after:.0f} % after it"
-        )
-    if not raw.recall:
-        return f"{text}."
-    pairs = [(found["recall@1"], collapsed.recall[way]["recall@1"]) for way, found in raw.recall.items()]
-    changes = [100 * (after.value - before.value) for before, after in pairs]
-    if max(map(abs, changes)) <= 1:
-        effect = "closing the gap hardly changes retrieval, which compares rows of one modality only"
-    elif all(before.interval and before.interval[0] <= after.value <= before.interval[1] for before, after in pairs):
-        effect = "this is within the uncertainty of so few rows"
-    elif max(changes) < -1:
-        effect = "closing the gap costs retrieval here"
-    elif min(changes) > 1:
-        effect = "closing the gap also helps retrieval here"
-    else:
-        effect = "closing the gap affects the two directions differently"
-    listed = " and ".join(f"{change:+.1f}".replace("-", "−") for change in changes)
-    return f"{text}. Recall@1 changes by {listed} points in the two directions: {effect}."
 
 
 def _describe_corrupt(report: Measured) -> str:

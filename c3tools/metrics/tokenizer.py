@@ -10,18 +10,23 @@ the end of a caption keeps its full stop. Here each caption is read alone, and t
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 # what pycocoevalcap removes after tokenising; brackets are not in it once they are lower-cased
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _PLAIN = str.maketrans(
-    {"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "}
+    {"’": "'", "‘": "'", "“": '"', "”": '"', "–": " - ", "—": " - ", "…": "...", "\u00a0": " "}
     | {"½": " 1/2 ", "⅓": " 1/3 ", "⅔": " 2/3 ", "¼": " 1/4 ", "¾": " 3/4 ", "£": "# ", "€": "$ ", "¢": " cents "}
     | {"\u00ad": ""}  # a soft hyphen
 )
 # characters that end a word and are dropped: all beyond 16 bits, such as emoji, and those without width
 _DROPPED = re.compile("[\U00010000-\U0010ffff\u200b-\u200f\u202a-\u202e\u2060-\u2064\u20e3\ufe00-\ufe0f\ufeff]+")
+
+# the vowel signs and accents that follow letters in other scripts, which \w does not match
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
+_LETTER, _WORD = rf"(?:[^\W\d_][{_MARKS}]*)", rf"[\w{_MARKS}]"
 
 # words that keep their full stop: titles, companies, places, months, days, states
 _ABBREVIATIONS = (
@@ -42,27 +47,27 @@ _INITIAL_AT_END = re.compile(
 
 _TOKEN = re.compile(
     rf"""
-      https?://\S+ | [\w.+-]+@[\w-]+\.[\w.]+              # addresses
-    | <[a-z/][^\s>]*>                                     # tags
-    | (?:{_ABBREVIATIONS})\.(?!\w)                        # abbreviations
+      https?://\S+ | [\w.+-]+@[\w-]+\.[\w.]+                          # addresses
+    | <[a-z/][^\s>]*>                                                 # tags
+    | (?:{_ABBREVIATIONS})\.(?!{_WORD})                               # abbreviations
     | (?:{_BEFORE_NUMBERS})\.(?=\s*\d)
-    | (?:[^\W\d_]\.){{2,}}(?:[^\W\d_]\b)?                # u.s., p.m., d.v.d
-    | (?<!\w)[^\W\d_]\.(?!\w)                            # initials
-    | \d+(?:[.,:/]\d+)+(?=(?:am|pm)\b)                    # 10:30 of 10:30am
+    | (?:{_LETTER}\.){{2,}}(?:{_LETTER}\b)?                           # u.s., p.m., d.v.d
+    | (?<!{_WORD}){_LETTER}\.(?!{_WORD})                              # initials
+    | \d+(?:[.,:/]\d+)+(?=(?:am|pm)\b)                                # 10:30 of 10:30am
     | can(?=not\b) | gon(?=na\b) | wan(?=na\b) | got(?=ta\b) | gim(?=me\b) | lem(?=me\b)
-    | '(?:s|m|d|re|ve|ll|em)\b | 'n\b'? | n't\b          # clitics
+    | '(?:s|m|d|re|ve|ll|em)\b | 'n\b'? | n't\b                       # clitics
     | 't(?=(?:is|was)\b)
-    | (?<!\w)(?:'(?:til|cause|\d\ds?)\b | ol' | c\+\+)
-    | (?<!\w)(?:[jy]'(?=[^\W\d_]) | [gt](?='[^\W\d_]{{2}}))  # y'all, g'day
+    | (?<!{_WORD})(?:'(?:til|cause|\d\ds?)\b | ol' | c\+\+)
+    | (?<!{_WORD})(?:[jy]'(?={_LETTER}) | [gt](?='{_LETTER}{{2}}))    # y'all, g'day
     | [!?]{{2,}} | \#{{2,}} | \*{{2,}}
-    | \#[^\W\d_]+ | (?<!\w)[cf]\#                         # hashtags, notes
-    | [^\W\d_]+[!?][^\W\d_]+                              # wow!great
-    | \d*[.,]?\d+(?:[.,:/]\d+)*(?:(?:[-/]\w+)+|\w*)       # numbers
-    | [^\W\d_]\w*?(?=n't\b)                               # do of don't
-    | \w+(?=-?'(?:s|m|d|re|ve|ll)\b)                      # man of man's
-    | @?\w+(?:'\w+)?(?:[-./]\w+)*                         # words, with what they hold inside
+    | \#{_LETTER}+ | (?<!{_WORD})[cf]\#                               # hashtags, notes
+    | {_LETTER}+[!?]{_LETTER}+                                        # wow!great
+    | \d*[.,]?\d+(?:[.,:/]\d+)*(?:(?:[-/]{_WORD}+)+|{_WORD}*)         # numbers
+    | {_LETTER}{_WORD}*?(?=n't\b)                                     # do of don't
+    | {_WORD}+(?=-?'(?:s|m|d|re|ve|ll)\b)                             # man of man's
+    | @?{_WORD}+(?:'{_WORD}+)?(?:[-./]{_WORD}+)*                      # words, with what they hold inside
     | [()\[\]{{}}]
-    | [^\s\w]
+    | [^\s\w{_MARKS}]
     """,
     re.VERBOSE,
 )

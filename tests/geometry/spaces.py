@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from c3tools.identity import ModelIdentity
-from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.store import Rows, Store
+from tests.conftest import build_store
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -91,17 +92,23 @@ def reported_measures(values: dict[str, Any]) -> dict[str, float]:
     return result
 
 
+def columns_store(path: Path, image: Floats, text: Floats, owner: Ints | None = None, **columns: Any) -> Store:
+    """A store of unit float32 rows; ``columns`` have a value per image, which its texts have too."""
+    keys, own = [f"i{k}" for k in range(len(image))], range(len(text)) if owner is None else owner
+    images = Rows.of("image", keys, unit(image), **columns)
+    theirs = {name: [values[o] for o in own] for name, values in columns.items()}
+    texts = Rows.of("text", [f"t{k}" for k in range(len(text))], unit(text), image_key=[keys[o] for o in own], **theirs)
+    build_store(path, images, texts, dtype="float32")
+    return Store.open(path)
+
+
 def hostile_store(path: Path) -> Store:
     """Thirty images with two captions each, whose names and texts would be elements of a page if not escaped."""
     image, text, owner = paper_model(30, 8, captions=2)
     keys = [f"photo{i}" for i in range(29)] + [EVIL]
-    info = StoreInfo(ModelIdentity(name="model [bold]&<i>"), 8, dtype="float32")
-    create_store(path, info)
-    write_shard(path, info, Shard("image", 0, unit(image).astype(np.float32), {"key": keys, "path": keys}))
-    columns = {
-        "key": [f"t{i}" for i in range(60)],
-        "caption": [f"{EVIL}<img src='http://example.invalid/x.png'>"] * 60,
-        "image_key": [keys[o] for o in owner],
-    }
-    write_shard(path, info, Shard("text", 0, unit(text).astype(np.float32), columns))
+    captions = [f"{EVIL}<img src='http://example.invalid/x.png'>"] * 60
+    images = Rows.of("image", keys, unit(image), path=keys)
+    names = [f"t{i}" for i in range(60)]
+    texts = Rows.of("text", names, unit(text), image_key=[keys[o] for o in owner], caption=captions)
+    build_store(path, images, texts, model=ModelIdentity(name="model [bold]&<i>"), dtype="float32")
     return Store.open(path)

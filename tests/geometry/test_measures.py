@@ -1,4 +1,4 @@
-"""Intervals must be as wide as the numbers scatter over repeated draws of the data."""
+"""Closed forms of the measures; intervals must be as wide as the numbers scatter over repeated draws of the data."""
 
 from __future__ import annotations
 
@@ -7,67 +7,106 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from c3tools.geometry import collect, measures
+from c3tools.geometry.collect import Collected, collect
+from c3tools.geometry.measures import measure_gap, measure_pairs
 from c3tools.geometry.report import gap_report
-from c3tools.store import Rows, Store
-from tests.conftest import build_store, make_store
-from tests.geometry.spaces import paper_model, unit
+from c3tools.geometry.spectrum import (
+    effective_dimension,
+    effective_rank,
+    measure_modality,
+    relative_gap,
+    variance_along,
+)
+from c3tools.metrics.significance import Estimate
+from c3tools.moments import Moments
+from c3tools.store import Store
+from tests.conftest import make_store, unit_rows
+from tests.geometry.spaces import columns_store, paper_model, unit
 
-DRAWS = 40
+
+def collected(path: Path, image: Any, text: Any, owner: Any) -> Collected:
+    make_store(path, image.astype(np.float32), text.astype(np.float32), owners=list(owner))
+    return collect(Store.open(path), "image", "text")
 
 
-def half_width(interval: tuple[float, float]) -> float:
-    return (interval[1] - interval[0]) / 2
+@given(st.integers(1, 200))
+def test_k_equal_directions_have_dimension_rank_and_ratio_k(k: int) -> None:
+    values = np.r_[np.ones(k), np.zeros(5)]
+    # 99 % of k equal values are more than exceeded by floor(0.99 k) + 1 of them
+    assert effective_dimension(values) == np.floor(0.99 * k + 1e-9) + 1
+    assert effective_rank(values) == pytest.approx(k)
 
 
-def test_intervals_of_the_report_are_as_wide_as_its_numbers_scatter(tmp_path: Path) -> None:
-    found: dict[tuple[str, str], list[float]] = {}
-    widths: dict[tuple[str, str], list[float]] = {}
-    for seed in range(DRAWS):
+@pytest.mark.parametrize(("values", "dimension"), [([99.0, 1.0], 2), ([99.1, 0.9], 1), ([0.0, 0.0], 0)])
+def test_dimension_counts_until_more_than_99_percent(values: list[float], dimension: int) -> None:
+    assert effective_dimension(np.array(values)) == dimension
+    found = measure_modality(Moments(50, np.array([1.0, 0]), 50 * np.diag(values)))
+    ratio = sum(values) ** 2 / sum(v**2 for v in values) if dimension else 0
+    assert (found.effective_dimension, found.participation_ratio) == (dimension, pytest.approx(ratio))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 1000))
+def test_relative_gap_is_that_of_all_distances(n: int, dim: int, seed: int) -> None:
+    x, y = unit_rows(n, dim, seed).astype(float), unit_rows(n, dim, seed + 1).astype(float)
+    num = np.mean((1 - np.sum(x * y, axis=1)) / 2)
+    within = np.mean([np.mean((1 - (rows @ rows.T)[~np.eye(n, dtype=bool)]) / 2) for rows in (x, y)])
+    found = relative_gap(float(np.sum(x * y, axis=1).mean()), Moments.from_rows(x), Moments.from_rows(y))
+    assert found == (pytest.approx(num / (num + within), abs=1e-9) if num + within > 1e-12 else None)
+
+
+def test_one_row_has_no_relative_gap_and_no_errors() -> None:
+    one = Moments.from_rows(np.ones((1, 3)))
+    assert relative_gap(0.5, one, one) is None
+    assert measure_modality(one).mean_direction_error_degrees is None
+    assert measure_modality(Moments.from_rows(unit_rows(5, 8))).limited_by_rows
+    assert not measure_modality(Moments.from_rows(unit_rows(9, 8))).limited_by_rows
+
+
+def test_mean_norm_and_its_errors_agree_with_repeated_draws() -> None:
+    rng = np.random.default_rng(0)
+    draws = [rng.normal(size=(100, 5)) * 0.3 + np.eye(5)[0] for _ in range(300)]
+    found, means = measure_modality(Moments.from_rows(draws[0])), np.array([rows.mean(axis=0) for rows in draws])
+    lengths = np.linalg.norm(means, axis=1)
+    angles = np.degrees(np.arccos(means[:, 0] / lengths))
+    assert found.mean_norm_error == pytest.approx(lengths.std(), rel=0.2)
+    assert found.mean_direction_error_degrees == pytest.approx(np.sqrt(np.mean(angles**2)), rel=0.2)
+    assert found.rows_for_one_degree == pytest.approx(
+        100 * float(found.mean_direction_error_degrees or 0) ** 2, rel=0.05
+    )
+    together = measure_modality(Moments.from_rows(draws[0]), 10)
+    assert together.mean_norm_error == pytest.approx(found.mean_norm_error * np.sqrt(99 / 9))
+
+
+def test_variance_along_an_axis_is_its_share() -> None:
+    rows = np.random.default_rng(1).normal(size=(5000, 3)) * np.array([3.0, 1.0, 1.0])
+    assert variance_along(Moments.from_rows(rows), np.array([2.0, 0, 0])) == pytest.approx(9 / 11, abs=0.02)
+    assert variance_along(Moments.from_rows(rows), np.zeros(3)) == 0.0
+
+
+def test_intervals_are_as_wide_as_the_numbers_scatter(tmp_path: Path) -> None:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for seed in range(30):
         image, text, owner = paper_model(150, 8, captions=2, sigma=0.15, seed=seed)
-        path = tmp_path / str(seed)
-        make_store(path, unit(image + 0.1).astype(np.float32), unit(text).astype(np.float32), owners=list(owner))
-        values = gap_report(path, presets=("raw",)).values
-        for part, name in (
-            ("gap", "length"),
-            ("gap", "instance_distance"),
-            ("gap", "rmg"),
-            ("pairs", "paired_cosine"),
-            ("pairs", "unpaired_cosine"),
-            ("pairs", "residual_rms"),
-            ("pairs", "alignment"),
-        ):
-            low, high = values[part][f"{name}_interval"]
-            assert low < values[part][name] < high
-            found.setdefault((part, name), []).append(values[part][name])
-            widths.setdefault((part, name), []).append((high - low) / 2)
-    for key, numbers in found.items():
-        assert np.mean(widths[key]) == pytest.approx(1.96 * np.std(numbers), rel=0.35), key
-
-
-def test_a_sample_narrows_the_intervals_of_what_rests_on_every_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image, text, owner = paper_model(900, 8, captions=2, sigma=0.1)
-    make_store(tmp_path / "s", unit(image).astype(np.float32), unit(text).astype(np.float32), owners=list(owner))
-    whole = gap_report(tmp_path / "s", presets=("raw",)).values
-    monkeypatch.setattr(collect, "EXACT_SCORES", 1000)
-    monkeypatch.setattr(collect, "SAMPLE_ITEMS", 225)
-    sample = gap_report(tmp_path / "s", presets=("raw",)).values
-    for part, name in (("gap", "rmg"), ("pairs", "unpaired_cosine"), ("pairs", "residual_rms")):
-        widths = [half_width(values[part][f"{name}_interval"]) for values in (whole, sample)]
-        assert widths[1] == pytest.approx(widths[0], rel=0.2), name
-    widths = [half_width(values["spaces"]["raw"]["uniformity_interval"]["image"]) for values in (whole, sample)]
-    assert widths[1] == pytest.approx(2 * widths[0], rel=0.25)
+        data = collected(tmp_path / str(seed), unit(image + 0.1), unit(text), owner)
+        for name, one in {**vars(measure_gap(data, 0)), **vars(measure_pairs(data, 0))}.items():
+            if isinstance(one, Estimate) and one.interval:
+                assert one.interval[0] < one.value < one.interval[1]
+                found.setdefault(name, []).append((one.value, (one.interval[1] - one.interval[0]) / 2))
+    assert len(found) == 9
+    for name, pairs in found.items():
+        values, widths = np.array(pairs).T
+        assert np.mean(widths) == pytest.approx(1.96 * np.std(values), rel=0.4), name
 
 
 def rows_with_a_gap(items: int, captions: int, alone: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, of which ``alone`` have no captions, captions of the others, some of them left out, and their images."""
     rng = np.random.default_rng(seed)
     content = rng.normal(size=(items + alone, 16)) * np.linspace(2, 0.2, 16)
-    owner = np.repeat(np.arange(items), captions)
-    own = rng.normal(size=(items, 16))
+    owner, own = np.repeat(np.arange(items), captions), rng.normal(size=(items, 16))
     if captions > 1:
         owner = np.sort(rng.permutation(owner)[: int(0.8 * len(owner))])
     image = content + rng.normal(size=content.shape) + 0.5 * np.eye(16)[15]
@@ -76,62 +115,35 @@ def rows_with_a_gap(items: int, captions: int, alone: int, seed: int) -> tuple[n
 
 
 @pytest.mark.parametrize(("captions", "alone"), [(1, 0), (4, 0), (2, 60)])
-def test_the_gap_is_debiased_by_what_chance_adds_to_its_square(tmp_path: Path, captions: int, alone: int) -> None:
+def test_gap_and_residuals_are_debiased_by_what_chance_adds(tmp_path: Path, captions: int, alone: int) -> None:
     many = rows_with_a_gap(60_000, 1, 0, 1_000)
     true = np.linalg.norm(many[0].mean(axis=0) - many[1].mean(axis=0))
     plain, debiased, held = [], [], []
-    for seed in range(80):
-        image, text, owner = rows_with_a_gap(30, captions, alone, seed)
-        make_store(tmp_path / str(seed), image.astype(np.float32), text.astype(np.float32), owners=list(owner))
-        found = _measure_gap_of(tmp_path / str(seed))
-        plain.append(found["length"] ** 2)
-        debiased.append(found["length_debiased"] ** 2)
-        held.append(found["length_debiased_interval"][0] <= true <= found["length_debiased_interval"][1])
-    error = float(np.std(debiased)) / np.sqrt(80)
+    for seed in range(60):
+        data = collected(tmp_path / str(seed), *rows_with_a_gap(30, captions, alone, seed))
+        gap, pairs = measure_gap(data, 0), measure_pairs(data, 0)
+        plain.append(gap.length.value**2)
+        debiased.append(gap.length_debiased.value**2)
+        low, high = gap.length_debiased.interval or (0, 0)
+        held.append(low <= true <= high)
+        if captions == 1 and pairs:  # the sample variance of n - 1
+            assert pairs.residual_rms_debiased.value == pytest.approx(pairs.residual_rms.value * np.sqrt(30 / 29))
+    error = float(np.std(debiased)) / np.sqrt(60)
     assert abs(np.mean(debiased) - true**2) < 3 * error
     assert np.mean(plain) - true**2 > 3 * error
     assert np.mean(held) >= 0.9
 
 
-def _measure_gap_of(path: Path) -> dict[str, Any]:
-    data = collect.collect(Store.open(path), "image", "text")
-    return vars(measures._measure_gap(data, data.moments["image"].mean - data.moments["text"].mean, 0))
-
-
-def test_residuals_are_debiased_by_the_error_of_their_mean(tmp_path: Path) -> None:
-    many = rows_with_a_gap(60_000, 1, 0, 1_000)
-    difference = many[0] - many[1]
-    true = np.mean(difference.var(axis=0))
-    plain, debiased = [], []
-    for seed in range(60):
-        image, text, owner = rows_with_a_gap(12, 1, 0, seed)
-        make_store(tmp_path / str(seed), image.astype(np.float32), text.astype(np.float32), owners=list(owner))
-        data = collect.collect(Store.open(tmp_path / str(seed)), "image", "text")
-        found = measures._measure_pairs(data, 0)
-        assert found is not None
-        plain.append(found.residual_rms**2)
-        debiased.append(found.residual_rms_debiased**2)
-    assert debiased == pytest.approx([value * 12 / 11 for value in plain])  # the sample variance of n - 1
-    assert np.mean(debiased) == pytest.approx(true, rel=0.05)
-
-
 def test_the_gap_left_by_chance_is_what_stores_without_a_gap_have(tmp_path: Path) -> None:
     """Fitted on the train split of 100, measured on the 60 of the test split."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(25):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         content = rng.normal(size=(160, 12))
-        image, text = (unit(content + rng.normal(size=(160, 12)) + 0.5) for _ in range(2))
-        keys = [f"i{number}" for number in range(160)]
-        split = ["train"] * 100 + ["test"] * 60
-        rows = [
-            Rows.of("image", keys, image, split=split),
-            Rows.of("text", [f"t{key}" for key in keys], text, image_key=keys, split=split),
-        ]
-        build_store(tmp_path / str(seed), *rows, dtype="float32")
-        values = gap_report(tmp_path / str(seed), split="test", presets=("gap-shift", "standardize")).values
-        for name, space in values["spaces"].items():
-            found.setdefault(name, []).append((space["gap"], space["gap_by_chance"]))
+        rows = (unit(content + rng.normal(size=(160, 12)) + 0.5) for _ in range(2))
+        store = columns_store(tmp_path / str(seed), *rows, split=["train"] * 100 + ["test"] * 60)
+        for name, space in gap_report(store, split="test", presets=("gap-shift",)).spaces.items():
+            found.setdefault(name, []).append((space.gap, space.gap_by_chance or 0))
     for name, pairs in found.items():
-        left, chance = np.array(pairs).T
-        assert np.sqrt(np.mean(left**2)) == pytest.approx(np.sqrt(np.mean(chance**2)), rel=0.15), name
+        left, chance = np.sqrt(np.mean(np.array(pairs) ** 2, axis=0))
+        assert left == pytest.approx(chance, rel=0.2), name

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools.assets.paths import CAPTIONS
 from c3tools.metrics.tokenizer import tokenize
 
 
@@ -39,6 +35,8 @@ from c3tools.metrics.tokenizer import tokenize
         ("y'all come, Y'know", "y' all come y' know"),
         ("g'day c++ 'til the '90s, ol' dog", "g day c++ 'til the '90s ol' dog"),
         ("wow!great ** £5 €5", "wow!great ** # 5 $ 5"),
+        ("कुत्ता घास पर दौड़ता है", "कुत्ता घास पर दौड़ता है"),
+        ("a cafe\u0301, 🐕–red and sea—blue", "a cafe\u0301 red and sea blue"),
         ("", ""),
     ],
 )
@@ -50,15 +48,3 @@ def test_tokens_are_those_of_the_java_tokenizer(caption: str, tokens: str) -> No
 @given(st.text(max_size=80))
 def test_any_text_gives_tokens_without_spaces(text: str) -> None:
     assert all(token and not any(character.isspace() for character in token) for token in tokenize(text))
-
-
-@pytest.mark.skipif(shutil.which("java") is None, reason="the reference tokenizer runs in Java")
-def test_real_captions_are_tokenised_as_in_java() -> None:
-    reference = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
-    with CAPTIONS.open(encoding="utf-8") as lines:
-        captions = [" ".join(text.split()) for line in lines for text in json.loads(line)["captions"]]
-    chosen = captions[::2]
-    expected = reference.PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(chosen)})
-    # split as the scorers split: the Java tokenizer joins 3 1/2 by a space that does not break
-    different = [text for i, text in enumerate(chosen) if tokenize(text) != expected[i][0].split()]
-    assert len(different) <= 0.0002 * len(chosen), different[:10]

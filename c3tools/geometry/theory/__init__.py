@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ class Panel:
         title: above the axes.
         xlabel: below them.
         curves: what is drawn.
-        options: of the axes; ``ylim`` starts at 0 by default.
+        options: of the axes. A linear vertical axis starts at 0.
     """
 
     title: str
@@ -86,10 +87,15 @@ def _draw(panels: Sequence[Panel]) -> Figure:
     for axes, panel in zip(grid[0], panels, strict=True):
         for x, y, style, colour, label in panel.curves:
             axes.plot(x, y, style, color=colour, label=label, markersize=4)
-        axes.set(title=panel.title, xlabel=panel.xlabel, **{"ylim": (0, None), **panel.options})
+        axes.set(title=panel.title, xlabel=panel.xlabel, **panel.options)
+        axes.minorticks_off()
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        if axes.get_yscale() == "linear":
+            axes.set_ylim(0, 1.08 * axes.dataLim.y1)
+        if axes.get_xscale() == "linear":
+            whole = all(float(value).is_integer() for x, *_ in panel.curves for value in np.asarray(x))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole, steps=[1, 2, 5, 10]))
         if any(label for *_, label in panel.curves):
             axes.legend(loc="best")
-        if axes.get_xscale() == "linear":
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     return figure

@@ -193,7 +193,7 @@ def simulate_gap_after_training(
         values, theirs = [getattr(point, name) for point in trace], [published[step][number] for step in inside]
         curves: list[Curve] = [(taken, values, "-", colour, ""), (inside, theirs, "o", palette.INK, "")]
         title = name.capitalize() + ("; dots: the paper" if published else "")
-        panels.append(Panel(title, "step of gradient descent", curves, {"ylim": (0, 1.08 * max(values))}))
+        panels.append(Panel(title, "step of gradient descent", curves))
     theirs_too = {"paper's loss": "{0.paper[0]}", "paper's gap": "{0.paper[1]}"} if published else {}
     return Simulation(
         name="gap-after-training",
@@ -314,7 +314,7 @@ def simulate_temperature(
         (scales, [low.start_gap] * len(scales), "--", palette.MUTED, "before training"),
         (scales, gaps, "o-", palette.THIRD, "after training"),
     ]
-    axes, title = {"xscale": "log", "ylabel": "gap on held-out pairs"}, "The gap that remains after training"
+    axes, title = {"xscale": "log", "xticks": scales, "ylabel": "gap"}, "The gap that remains after training"
     return Simulation(
         name="temperature",
         runs=results,

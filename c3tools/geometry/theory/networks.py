@@ -120,7 +120,7 @@ def simulate_depth(
         values, paler = span.spectrum[span.spectrum > 1e-9], 1 - 0.75 * number / max(len(spans) - 1, 1)
         lines.append((np.arange(1, len(values) + 1), values, "-", (palette.FIRST, paler), ""))
     numbers, dimensions = [span.layer for span in spans], [span.effective_dimension for span in spans]
-    logarithmic = {"yscale": "log", "ylim": (None, None), "ylabel": "variance, relative"}
+    logarithmic = {"yscale": "log", "ylabel": "variance, relative"}
     return Simulation(
         name="depth",
         runs=spans,
@@ -176,8 +176,8 @@ def simulate_init_gap(
     for name, colour in (("image", palette.FIRST), ("text", palette.SECOND)):
         drawn.append((numbers, [result.effective[name] for result in results], "o", colour, name))
         if dim == 512:
-            drawn.append(([-0.4, seeds - 0.6], [PAPER_EFFECTIVE[name]] * 2, "--", colour, ""))
-    ticks, lengths = {"xticks": numbers}, [result.length for result in results]
+            drawn.append((numbers, [PAPER_EFFECTIVE[name]] * seeds, "--", colour, ""))
+    lengths = [result.length for result in results]
     return Simulation(
         name="init-gap",
         runs=results,
@@ -192,8 +192,8 @@ def simulate_init_gap(
         },
         values=to_json({"model": "toy" if toy else model, "runs": results}),
         panels=[
-            Panel("Distance of the means", "seed of the weights", [(numbers, lengths, "o", palette.THIRD, "")], ticks),
-            Panel("Effective dimension; dashed: the paper, 500 pairs", "seed of the weights", drawn, ticks),
+            Panel("Distance of the means", "seed of the weights", [(numbers, lengths, "o", palette.THIRD, "")]),
+            Panel("Effective dimension; dashed: the paper, 500 pairs", "seed of the weights", drawn),
         ],
         found=found,
         paper="The gap exists before any training, and each modality spans few dimensions: the paper's figure shows "

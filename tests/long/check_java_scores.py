@@ -1,0 +1,43 @@
+"""Our tokens and METEOR against pycocoevalcap's Java programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from c3tools.assets.paths import CAPTIONS
+from c3tools.metrics.captions import score_captions
+from c3tools.metrics.tokenizer import tokenize, tokenize_all
+
+from .conftest import Budget
+
+pytestmark = pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
+
+
+def test_tokens_and_meteor_are_those_of_java(budget: Budget) -> None:
+    reference = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
+    meteor = pytest.importorskip("pycocoevalcap.meteor.meteor")
+    with CAPTIONS.open(encoding="utf-8") as lines:
+        groups = [[" ".join(text.split()) for text in json.loads(line)["captions"]] for line in lines]
+    seen = different = 0
+    while budget.is_left():
+        chosen = budget.random.sample(groups, min(2000, len(groups)))
+        texts = [text for group in chosen for text in group]
+        expected = reference.PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
+        # split as the scorers split: the Java tokenizer joins 3 1/2 by a space that does not break
+        different += sum(tokenize(text) != expected[i][0].split() for i, text in enumerate(texts))
+        seen += len(texts)
+    assert different <= 0.0002 * seen
+    predictions = {str(i): group[0] for i, group in enumerate(groups[:20])}
+    references = {str(i): group[1:] for i, group in enumerate(groups[:20])}
+    scorer = meteor.Meteor()
+    written = {key: tokenize_all([text]) for key, text in predictions.items()}
+    corpus, each = scorer.compute_score({key: tokenize_all(texts) for key, texts in references.items()}, written)
+    scorer.meteor_p.kill()
+    scores = score_captions(predictions, references, java=["METEOR"])
+    assert scores.corpus["METEOR"] == pytest.approx(100 * corpus, abs=1e-6)
+    np.testing.assert_allclose(scores.per_image["METEOR"], 100 * np.array(each), atol=1e-6)
+    budget.report(f"{different} of {seen:,} captions tokenised otherwise than in Java, METEOR the same")
