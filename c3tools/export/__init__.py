@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .export import DTYPES, FORMATS, ROLES, ExportReport, export_store
+from .export import FORMATS, ExportReport, export_store
 
-__all__ = ["DTYPES", "FORMATS", "ROLES", "ExportReport", "export_store"]
+__all__ = ["FORMATS", "ExportReport", "export_store"]

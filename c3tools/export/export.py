@@ -1,63 +1,76 @@
 """Write transformed embeddings of a store for other programs, with the fitted pipeline.
 
-One part of the store becomes one part of the export, streamed in blocks; a part that is finished is not made
-again. The bytes of a part depend on the store, the recipe and the settings alone, not on the number of workers.
+One shard of the store becomes one part of the export; a part that is finished is not made again. The bytes of a part
+depend on the shard, the pipeline and the settings alone, not on the number of workers.
 
     c3-export/
       transform.json, transform.safetensors   the fitted pipeline: Pipeline.load("c3-export")
-      export.json                             provenance: store, model, settings, rows
-      text/part-00000.parquet                 the data, in one of the formats of part_writers
-      text/_part-00000.json                   done marker: rows, sha256 of the files, what they were made from
+      manifest.json                           the files with their SHA-256, and what they were made from; written last
+
+    parquet       store.json and text/part-00000.parquet: a store whose rows went through the pipeline, with the column
+                  role; plain values, which DuckDB can read (it cannot read byte-stream split of float16)
+    npy           text/embeddings/part-00000.npy + text/metadata/part-00000.parquet: the layout that
+                  embedding-reader (file format parquet_npy) and autofaiss read
+    safetensors   text/part-00000.safetensors (tensor "embedding") + text/metadata/part-00000.parquet
+    hf            text/train/part-00000.parquet, one folder per split, for datasets.load_dataset
+
+Each part has a Parquet file, written last, whose metadata say what the part was made from and which files it has.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import tempfile
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from operator import call
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors.numpy import save_file
 
-from ..arrays import Floats, Mask
-from ..errors import OutputError, StoreError, TransformError, telling_what_is_kept
-from ..executors import Executor, Report, Work, WorkerResources, open_executor
+from ..errors import C3Error, OutputError, StoreError, TransformError, telling_what_is_kept
+from ..executors import Executor, LocalExecutor, Report, Work, open_executor
 from ..io.files import (
+    MALFORMED,
     read_json,
-    recorded_file,
     remove_leftovers,
     sha256_of,
+    write_atomically,
     write_json_atomically,
     write_text_atomically,
 )
 from ..io.float16 import to_float16
-from ..io.locations import location, names_in, remove, size_of, upload
+from ..io.locations import SMALL_BLOCK, location, name_or_file, names_in, remove, size_of
 from ..io.lock import locked
-from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
-from ..store import Store, embedding_matrix, split_mask
-from ..store.rows import keys_of, row_items, row_splits
-from ..store.shards import METADATA_KEY, ROW_GROUP_ROWS, shard_schema
-from ..transforms import Pipeline, open_pipeline
-from .part_writers import PART_WRITERS, ROLE_COLUMN, dataset_card, in_thread
+from ..store import Store, StoreInfo, embedding_matrix, split_mask
+from ..store.manifest import MANIFEST_FILE, MOMENTS_FILE, StoreWriter, create_store
+from ..store.metadata import FAILURES_FILE, INFO_FILE, digest_of
+from ..store.rows import keys_of, own_items, row_splits
+from ..store.shards import (
+    MADE_FROM_KEY,
+    METADATA_KEY,
+    ROW_GROUP_ROWS,
+    ShardName,
+    parquet_writer,
+    read_batches,
+    shard_schema,
+    write_rows,
+)
+from ..transforms import Normalize, Pipeline, open_pipeline
+from ..transforms.recipe import JSON_NAME, TENSORS_NAME
 
-FORMATS = tuple(PART_WRITERS)
-DTYPES = ("float16", "float32")
-ROLES = ("auto", "training", "inference")
-EXPORT_FILE = "export.json"
-_MARKER = re.compile(r"_?part-\d+\.json")
+FORMATS = ("parquet", "npy", "safetensors", "hf")
+CHOICES = {"format": FORMATS, "dtype": ("float16", "float32"), "role": ("auto", "training", "inference")}
+ROLE_COLUMN = "role"
+_FILES_KEY = b"c3.files"
+_PART = re.compile(r"_?part-(\d{5,9})\.(parquet|npy|safetensors|faiss)")
 _CACHED_ROWS = 512  # rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
-PartTask = tuple[str, int]  # modality and number
-PartResult = tuple[dict[str, Any], bool]  # its done marker, and whether it was written now
 
 
 @dataclass(frozen=True)
@@ -141,48 +154,66 @@ def export_store(
     """
     store = Store.open(store, reporter=reporter)
     settings = {"format": format, "dtype": dtype, "role": role, "train_on": train_on, "seed": seed, "epoch": epoch}
-    for name, choices in (("format", FORMATS), ("dtype", DTYPES), ("role", ROLES)):
-        if (value := settings[name]) not in choices:
-            index = "; faiss makes an index: c3 export -f faiss, or c3tools.build_index" if name == "format" else ""
-            raise TransformError(
-                f"There is no export {name} {value!r}.", remedy=f"Choose from {', '.join(choices)}{index}."
-            )
+    if wrong := next((name for name, choices in CHOICES.items() if settings[name] not in choices), None):
+        index = "; faiss makes an index: c3 export -f faiss, or c3tools.build_index" if wrong == "format" else ""
+        raise TransformError(
+            f"There is no export {wrong} {settings[wrong]!r}.",
+            remedy=f"Choose from {', '.join(CHOICES[wrong])}{index}.",
+        )
     chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
     output = location(output)
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
-    with open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where:
-        if not chosen.fitted:
-            chosen.fit(store)
-            reporter.message(chosen.describe_fit(store))
-        chosen.check_model(store.info.model)
-        chosen.check_dim(store.info.dim)
-        tasks = [(name, part) for name in modalities for part in store.parts(name)]
-        rows: dict[str, dict[str, int]] = {name: {"training": 0, "inference": 0} for name in modalities}
-        with locked(output), telling_what_is_kept(lambda: _kept(output)):
-            identity = _prepare(output, store, chosen, settings, overwrite)
-            # where every processor has a part of its own to do, a thread more would only take turns with it
-            overlap = workers < (os.cpu_count() or 1)
-            work = ExportWork(store, chosen, settings, output, identity, overlap)
-            with reporter.progress(f"Exporting {chosen.name}", sum(map(store.count, modalities))) as progress:
-                done = where.run(work, tasks, lambda count, _: progress.advance(count))
-            for (name, _), (marker, _) in zip(tasks, done, strict=True):
-                for kind, count in marker["roles"].items():
-                    rows[name][kind] += count
-            _remove_leftovers(output)
-            found = {**_read_json(output / EXPORT_FILE).get("rows", {}), **rows}  # with modalities of earlier runs
-            found = {name: found[name] for name in store.modalities if name in found}
-            write_json_atomically(output / EXPORT_FILE, {**identity, "complete": True, "rows": found})
-            if format == "hf":
-                write_text_atomically(output / "README.md", dataset_card(output, identity["provenance"], list(found)))
-    size = sum(entry["bytes"] for marker, _ in done for entry in marker["files"].values())
-    fresh = sum(new for _, new in done)
-    return ExportReport(output, chosen, rows, fresh, len(done) - fresh, size)
+    if not chosen.fitted:
+        chosen.fit(store)
+        reporter.message(chosen.describe_fit(store))
+    chosen.check_model(store.info.model)
+    chosen.check_dim(store.info.dim)
+    kept_splits = {} if store.kept_splits is None else {"kept_splits": sorted(store.kept_splits)}
+    provenance = {"store": store.info.to_dict(), "transform": chosen.record(), "settings": settings, **kept_splits}
+    digest = digest_of(provenance)
+    exported = {"exported": {"made_from": digest, **provenance}}
+    unit = all(step.role == "both" and isinstance(step, Normalize) for step in chosen.steps[-1:])
+    info = replace(store.info, dtype=dtype, normalised=unit and bool(chosen.steps), extra=exported)
+    made_from = {
+        shard: digest_of([digest, store.shard_digest(*shard)]) for shard in store.shards if store.shard_rows(*shard)
+    }
+    with locked(output), telling_what_is_kept(lambda: _kept(output)):
+        _make_room(output, digest, made_from, overwrite)
+        present = {shard for shard in made_from if _files_of(output, *shard)}
+        todo = [shard for shard in made_from if shard[0] in modalities and shard not in present]
+        chosen.save(output)
+        writer = None
+        if format == "parquet":
+            create_store(output, info)
+            writer = StoreWriter(output, files=(JSON_NAME, TENSORS_NAME), reporter=reporter)
+            writer.expect(todo)
+        else:
+            write_json_atomically(output / MANIFEST_FILE, {"made_from": digest, "provenance": provenance, "files": {}})
+        with (
+            open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where,
+            reporter.progress(f"Exporting {chosen.name}", sum(store.shard_rows(*shard) for shard in todo)) as progress,
+        ):
+            here = writer if isinstance(where, LocalExecutor) else None
+            work = ExportWork(store, chosen, settings, output, info, made_from, here)
+            where.run(work, todo, lambda count, _: progress.advance(count))
+        everything = {shard: names for shard in made_from if (names := _files_of(output, *shard))}
+        there = {name for name, _ in everything}
+        rows = {name: _count_roles(store, name, settings) for name in store.modalities if name in there}
+        if writer is not None:
+            writer.finish()
+        else:
+            content = {"made_from": digest, "provenance": provenance, "rows": rows}
+            _finish(output, format, content, [*chain(*everything.values())])
+    mine = chain(*(names for shard, names in everything.items() if shard[0] in modalities))
+    size = sum(size_of(output / name) or 0 for name in mine)
+    finished = sum(shard[0] in modalities for shard in present)
+    return ExportReport(output, chosen, {name: rows[name] for name in modalities}, len(todo), finished, size)
 
 
 @dataclass
-class ExportWork(Work[PartTask, PartResult]):
+class ExportWork(Work[ShardName, None]):
     """Parts of an export: each is a shard of the store, transformed and written.
 
     Attributes:
@@ -190,207 +221,222 @@ class ExportWork(Work[PartTask, PartResult]):
         pipeline: fitted.
         settings: ``format``, ``dtype``, ``role``, ``train_on``, ``seed`` and ``epoch``, as in `export_store`.
         output: the folder, or the URL, of the export; prepared already.
-        identity: what parts are made from.
-        overlap: whether a block is written while the next one is transformed.
+        info: of the exported store.
+        made_from: a digest for each part.
+        writer: of the exported store, in its own process.
     """
 
     store: Store
     pipeline: Pipeline
     settings: dict[str, Any]
     output: Path
-    identity: dict[str, Any]
-    overlap: bool
+    info: StoreInfo
+    made_from: dict[ShardName, str]
+    writer: StoreWriter | None
 
-    def load(self, resources: WorkerResources) -> None:
-        """See `Work.load`."""
-        self.overlap = resources.threads > 1
-
-    def run(self, tasks: Iterable[PartTask], report: Report) -> Iterator[PartResult]:
-        """Write parts, or find them finished."""
+    def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[None]:
+        """Write parts."""
         for modality, part in tasks:
-            yield self._run(modality, part, report)
+            batches = self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part])
+            table = pa.Table.from_batches([self._transform(modality, batch, report) for batch in batches])
+            if len(table) != self.store.shard_rows(modality, part):
+                raise StoreError(
+                    f"Shard {part} of {modality} in {self.store.path} has {len(table)} rows, but its manifest lists "
+                    f"{self.store.shard_rows(modality, part)}.",
+                    remedy="Check the store with `c3 verify`.",
+                )
+            self._write(modality, part, table)
+            yield None
 
-    def name(self, task: PartTask) -> str:
+    def name(self, task: ShardName) -> str:
         """Return a name such as ``text part 3``."""
         return f"{task[0]} part {task[1]}"
 
-    def _run(self, modality: str, part: int, report: Report) -> PartResult:
-        source_rows, source = self.store.shard_rows(modality, part), self.store.shard_digest(modality, part)
-        made_from = {"identity": self.identity["digest"], "source": source}
-        marker_path = self.output / _marker_name(modality, part)
-        present = _read_marker(marker_path, made_from, self.output)
-        if present is not None:
-            report(present["rows"], 0)
-            return present, False
-        _drop(marker_path, self.output)
-        start = time.perf_counter()
-        local = isinstance(self.output, Path)  # for a URL, files are made on this machine and uploaded
-        with nullcontext(self.output) if local else tempfile.TemporaryDirectory() as opened:
-            folder = Path(opened)
-            counts, paths = self._write(folder, modality, part, source_rows, report)
-            names = {path.relative_to(folder).as_posix(): path for path in paths}
-            files = {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in names.items()}
-            if not local:
-                for name, path in names.items():
-                    upload(path, self.output / name)
-        marker = {
-            "rows": source_rows,
-            "roles": counts,
-            "files": files,
-            "made_from": made_from,
-            "seconds": round(time.perf_counter() - start, 3),
-        }
-        write_json_atomically(marker_path, marker)
-        return marker, True
-
-    def _write(
-        self, folder: Path, modality: str, part: int, rows: int, report: Report
-    ) -> tuple[dict[str, int], list[Path]]:
-        """Write the files of a part; return the number of rows by role, and the paths."""
-        counts = {"training": 0, "inference": 0}
-        running = in_thread() if self.overlap else nullcontext(call)
-        writer_of = PART_WRITERS[self.settings["format"]]
-        with writer_of(folder / modality, part, rows, self._schema(modality)) as writer, running as run:
-            for batch in self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part]):
-                run(writer.write, *self._block(modality, batch, counts))
-                report(len(batch), 0)
-        if sum(counts.values()) != rows:
-            raise StoreError(
-                f"Shard {part} of {modality} has {sum(counts.values())} rows, but its done marker says {rows}.",
-                remedy="Check the store with `c3 verify`.",
-            )
-        return counts, writer.files
-
-    def _block(
-        self, modality: str, batch: pa.RecordBatch, counts: dict[str, int]
-    ) -> tuple[Floats, dict[str, pa.Array[Any]]]:
-        """Transform one batch: the embeddings (n, d) and the other columns, as they are written."""
-        training = self._training_rows(modality, batch)
+    def _transform(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.RecordBatch:
+        """Return the transformed rows of a batch, with the columns that are written."""
+        role = self.settings["role"]
+        training = np.full(len(batch), role == "training")
+        if role == "auto" and modality == self.settings["train_on"]:
+            training = split_mask(batch, "train", self.store.kept_splits)
         x = embedding_matrix(batch, self.store.info.dtype)
-        names: dict[str, Sequence[str]] = {}
-        if training.any():
-            names = {"keys": keys_of(batch), "items": row_items(batch)}
+        keys, items = keys_of(batch), own_items(batch).to_pylist()
+        noise = {name: self.settings[name] for name in ("seed", "epoch")}
         y = np.empty(x.shape, self.settings["dtype"])
         for start in range(0, len(x), _CACHED_ROWS):
-            rows = slice(start, start + _CACHED_ROWS)
-            own = {name: values[rows] for name, values in names.items()}
-            y[rows] = self._transform(x[rows], modality, training[rows], own)
-        counts["training"] += int(training.sum())
-        counts["inference"] += int((~training).sum())
-        columns = {name: batch.column(name) for name in batch.schema.names if name != "embedding"}
-        columns["split"] = pa.array(row_splits(batch, self.store.kept_splits), type=pa.string())
-        columns[ROLE_COLUMN] = pa.array(np.where(training, "training", "inference"), type=pa.string())
-        return y, columns
+            block = np.arange(start, min(start + _CACHED_ROWS, len(x)))
+            for is_training in (True, False):
+                rows = block[training[block] == is_training]
+                if len(rows):
+                    names: dict[str, Any] = {"keys": [keys[row] for row in rows], "items": [items[row] for row in rows]}
+                    made = self.pipeline.transform(x[rows], modality=modality, training=is_training, **names, **noise)
+                    y[rows] = to_float16(made) if y.dtype == np.float16 else made
+        schema = shard_schema(modality, self.info)
+        columns = {
+            **{name: batch.column(name) for name in batch.schema.names},
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(y.reshape(-1)), self.info.dim),
+            "split": pa.array(row_splits(batch, self.store.kept_splits), pa.string()),
+            ROLE_COLUMN: pa.array(np.where(training, "training", "inference"), pa.string()),
+        }
+        schema = schema.append(pa.field(ROLE_COLUMN, pa.string()))
+        report(len(batch), 0)
+        return pa.RecordBatch.from_arrays([columns[field.name] for field in schema], schema=schema)
 
-    def _transform(self, x: Floats, modality: str, training: Mask, names: Mapping[str, Sequence[str]]) -> Floats:
-        """Transform rows (n, d) to the output dtype, with ``names`` (keys, items) where ``training`` (n,) is true."""
-        noise = {name: self.settings[name] for name in ("seed", "epoch")}
-        y = np.empty(x.shape, np.float32)
-        for role in (True, False):
-            chosen = np.flatnonzero(training == role)
-            if len(chosen):
-                own: dict[str, Any] = {name: [values[int(row)] for row in chosen] for name, values in names.items()}
-                y[chosen] = self.pipeline.transform(x[chosen], modality=modality, training=role, **own, **noise)
-        return to_float16(y) if self.settings["dtype"] == "float16" else y
+    def _write(self, modality: str, part: int, table: pa.Table) -> None:
+        """Write the files of a part; the last one says that it is whole."""
+        made_from, format = self.made_from[modality, part], self.settings["format"]
+        if format == "parquet":
+            if self.writer is not None:
+                self.writer.write_rows(modality, part, table, (), made_from, split_bytes=False)
+            else:
+                write_rows(self.output, self.info, modality, part, table, (), made_from, split_bytes=False)
+            return
+        stem = f"part-{part:05d}"
+        tables = {f"{modality}/metadata/{stem}.parquet": table.drop_columns(["embedding"])}
+        arrays: list[str] = []
+        if format == "hf":
+            tables = {}
+            for split in table.column("split").unique().to_pylist():
+                folder = re.sub(r"[^\w-]", "_", str(split))
+                rows = table.filter(pc.equal(table.column("split"), pa.scalar(split, pa.string())))
+                tables[f"{modality}/{folder}/{stem}.parquet"] = rows
+        else:
+            folder = f"{modality}/embeddings" if format == "npy" else modality
+            arrays = [f"{folder}/{stem}.{format}"]
+            matrix = embedding_matrix(table, self.settings["dtype"])
+            write_atomically(self.output / arrays[0], lambda path: self._save_array(path, matrix))
+        metadata = {
+            METADATA_KEY: json.dumps(self.info.to_dict(), sort_keys=True),
+            MADE_FROM_KEY: made_from,
+            _FILES_KEY: json.dumps([*arrays, *tables]),
+        }
+        for name, rows in tables.items():
+            schema = rows.schema.with_metadata(metadata)
 
-    def _training_rows(self, modality: str, batch: pa.RecordBatch) -> Mask:
-        role = self.settings["role"]
-        if role != "auto" or modality != self.settings["train_on"]:
-            return np.full(len(batch), role == "training")
-        return split_mask(batch, "train", self.store.kept_splits)
+            def write_table(path: Path, rows: pa.Table = rows, schema: pa.Schema = schema) -> None:
+                with parquet_writer(path, schema, split_bytes=False) as writer:
+                    writer.write_table(rows.cast(schema), row_group_size=ROW_GROUP_ROWS)
 
-    def _schema(self, modality: str) -> pa.Schema:
-        value = pa.float16() if self.settings["dtype"] == "float16" else pa.float32()
-        fields = [
-            pa.field("embedding", pa.list_(value, self.store.info.dim), nullable=False) if f.name == "embedding" else f
-            for f in shard_schema(modality, self.store.info)
-        ]
-        fields.append(pa.field(ROLE_COLUMN, pa.string()))
-        return pa.schema(fields, metadata={METADATA_KEY: json.dumps(self.identity["provenance"], sort_keys=True)})
+            write_atomically(self.output / name, write_table)
+
+    def _save_array(self, path: Path, matrix: np.ndarray[Any, Any]) -> None:
+        if self.settings["format"] == "npy":
+            with path.open("wb") as file:
+                np.save(file, matrix)
+        else:
+            save_file({"embedding": matrix}, path, {"c3": json.dumps(self.info.to_dict(), sort_keys=True)})
 
 
-def _prepare(
-    output: Path, store: Store, pipeline: Pipeline, settings: dict[str, Any], overwrite: bool
-) -> dict[str, Any]:
-    """Save the recipe, refuse or remove another export in the folder, and return the identity that the parts record."""
-    former = Output(output, "export", (EXPORT_FILE,), overwrite).holds_result()
-    recipe = pipeline.record()
-    kept = {} if store.kept_splits is None else {"kept_splits": sorted(store.kept_splits)}
-    provenance = {"store": store.info.to_dict(), "transform": recipe, "settings": settings, **kept}
-    digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
-    present = _read_json(output / EXPORT_FILE)
-    if former and present.get("digest") != digest:
-        if not overwrite:
-            what = present.get("provenance", {}).get("transform", {}).get("name", "its record is damaged")
-            raise OutputError(
-                f"{output} contains another export ({what}), with a different pipeline, store or settings.",
-                remedy="Choose another folder with --output, or replace it with --overwrite.",
-            )
-        _drop_parts(output)
-    _drop_parts(output, without={output / _marker_name(*shard) for shard in store.shards})
-    _remove_leftovers(output)
-    identity = {"digest": digest, "provenance": provenance}
-    if present.get("digest") != digest:
-        write_json_atomically(output / EXPORT_FILE, {**identity, "complete": False})
-    pipeline.save(output)
-    return identity
+def _make_room(output: Path, digest: str, made_from: dict[ShardName, str], overwrite: bool) -> None:
+    """Refuse or remove what is not of this export: another one, and parts of shards that the store no longer has so.
+
+    Raises:
+        OutputError: if there is another export that is not to be replaced, or something else.
+    """
+    folders, files = names_in(output)
+    if not [name for name in (*folders, *files) if not name.startswith(".")]:
+        return
+    found = _read(output / INFO_FILE).get("extra", {}).get("exported") or _read(output / MANIFEST_FILE)
+    if "made_from" not in found:
+        raise OutputError(
+            f"{output} contains other files ({', '.join([*files, *folders][:3])}), not a former export.",
+            remedy="Choose a new or empty folder; --overwrite only replaces a former export.",
+        )
+    same = found["made_from"] == digest
+    if not (same or overwrite):
+        raise OutputError(
+            f"{output} contains another export ({_read(output / JSON_NAME).get('name', 'unfinished')}), with a "
+            "different pipeline, store or settings.",
+            remedy="Choose another folder with --output, or replace it with --overwrite.",
+        )
+    listed = _read(output / MANIFEST_FILE).get("shards", {})
+    stale: list[str] = []
+    for modality in folders:
+        subfolders = [modality, *(f"{modality}/{name}" for name in names_in(output / modality)[0])]
+        for folder in subfolders:
+            remove_leftovers(output / folder)
+        names = [f"{folder}/{name}" for folder in subfolders for name in names_in(output / folder)[1]]
+        parts = {int(match[1]) for name in names if (match := _PART.fullmatch(name.rpartition("/")[2]))}
+        for part in parts:
+            of_part = [name for name in names if f"part-{part:05d}." in name]
+            wanted = made_from.get((modality, part)) if same else None
+            if wanted is None or not _is_whole(output, of_part, wanted, set(listed)):
+                stale += of_part
+    if stale or not same:  # the record first: what it lists is the export
+        beside = (MANIFEST_FILE, INFO_FILE, MOMENTS_FILE, FAILURES_FILE, "README.md")
+        for name in (*(beside if not same else beside[:1]), *stale):
+            remove(output / name)
+
+
+def _is_whole(output: Path, names: Sequence[str], made_from: str, listed: set[str]) -> bool:
+    """Return whether the files of a part are all there, and made from what they are to be made from."""
+    for name in (name for name in names if name.endswith(".parquet")):
+        try:
+            with name_or_file(output / name, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
+                metadata = file.schema_arrow.metadata or {}
+            if metadata.get(MADE_FROM_KEY) != made_from.encode() or not {
+                *json.loads(metadata.get(_FILES_KEY, b"[]"))
+            } <= {*names}:
+                return False
+            if name not in listed and _FILES_KEY not in metadata:  # nothing else says that its pages are whole
+                info = StoreInfo.from_dict(json.loads(metadata[METADATA_KEY]), output / name)
+                for _ in read_batches(output / name, name.partition("/")[0], info):
+                    pass
+        except (C3Error, OSError, *MALFORMED, pa.ArrowException):
+            return False
+    return any(name.endswith(".parquet") for name in names)
+
+
+def _files_of(output: Path, modality: str, part: int) -> list[str]:
+    """Return the names of the files of a part."""
+    folders = [modality, *(f"{modality}/{name}" for name in names_in(output / modality)[0])]
+    names = (f"{folder}/{name}" for folder in folders for name in names_in(output / folder)[1])
+    return [name for name in names if (match := _PART.fullmatch(name.rpartition("/")[2])) and int(match[1]) == part]
+
+
+def _finish(output: Path, format: str, content: dict[str, Any], files: Sequence[str]) -> None:
+    """Write the manifest of an export that is no store."""
+    if format == "hf":
+        write_text_atomically(output / "README.md", _dataset_card(output, content["provenance"], list(content["rows"])))
+    beside = [name for name in names_in(output)[1] if name != MANIFEST_FILE and not name.startswith(".")]
+    digests = {name: sha256_of(output / name) for name in (*beside, *files)}
+    write_json_atomically(output / MANIFEST_FILE, {**content, "files": digests})
+
+
+def _count_roles(store: Store, modality: str, settings: dict[str, Any]) -> dict[str, int]:
+    n, training = store.count(modality), 0
+    if settings["role"] == "training":
+        training = n
+    elif settings["role"] == "auto" and modality == settings["train_on"]:
+        training = store.count(modality, "train")
+    return {"training": training, "inference": n - training}
 
 
 def _kept(output: Path) -> str:
     """Return a sentence that says what is kept if the export is interrupted now."""
-    if parts := _markers(output):
-        return f"{len(parts):,} finished files are kept in {output}; run the same command again to write the others."
+    if any(names_in(output / folder) != ([], []) for folder in names_in(output)[0]):
+        return f"Finished files are kept in {output}; run the same command again to write the others."
     return "No file was finished; run the same command again to restart."
 
 
-def _remove_leftovers(output: Path) -> None:
-    """Remove the temporary files that a killed export or worker left on this machine."""
-    if isinstance(output, Path):
-        for folder in (output, *filter(Path.is_dir, output.rglob("*"))):
-            remove_leftovers(folder)
-
-
-def _marker_name(modality: str, part: int) -> str:
-    return f"{modality}/_part-{part:05d}.json"
-
-
-def _drop_parts(output: Path, without: Collection[Path] = ()) -> None:
-    """Remove the parts that an export wrote, except those with these markers, and nothing else."""
-    for marker in _markers(output):
-        if marker not in without:
-            _drop(marker, output)
-
-
-def _drop(marker: Path, output: Path) -> None:
-    """Remove the files of one part; its marker is removed last, because it lists them."""
-    for file in _read_json(marker).get("files", {}):
-        with suppress(ValueError):  # a marker that was changed by hand may name files of others
-            remove(recorded_file(output, file))
-    remove(marker)
-
-
-def _markers(output: Path) -> list[Path]:
-    """Return the done markers of an export."""
-    folders = names_in(output)[0]
-    return [output / f / name for f in folders for name in names_in(output / f)[1] if _MARKER.fullmatch(name)]
-
-
-def _read_marker(path: Path, made_from: dict[str, Any], output: Path) -> dict[str, Any] | None:
-    """Return the marker of a part that is finished and has the same identity, else None."""
-    marker = _read_json(path)
-    if marker.get("made_from") != made_from:
-        return None
-    try:
-        intact = all(size_of(recorded_file(output, name)) == entry["bytes"] for name, entry in marker["files"].items())
-    except ValueError:  # it was changed by hand
-        return None
-    return marker if intact else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """Return a JSON object from a file; an empty one if there is none, or something else."""
     try:
         value = read_json(path)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, *MALFORMED):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _dataset_card(output: Path, provenance: dict[str, Any], modalities: Sequence[str]) -> str:
+    """Return the README that tells Hugging Face datasets which files are which split."""
+    lines = ["---", "configs:"]
+    for modality in modalities:
+        lines += [f"- config_name: {modality}", "  data_files:"]
+        for folder in names_in(output / modality)[0]:
+            lines += [f"  - split: {folder}", f"    path: {modality}/{folder}/*.parquet"]
+    text = (
+        f"Embeddings of {provenance['store']['model'].get('name')}, transformed by the pipeline "
+        f"{provenance['transform']['name']}. The fitted pipeline is in {JSON_NAME} and {TENSORS_NAME} "
+        f'(`c3tools.Pipeline.load(".")`), the provenance in {MANIFEST_FILE}.'
+    )
+    return "\n".join([*lines, "---", "", text, ""])

@@ -148,6 +148,11 @@ def create_store(path: Path, info: StoreInfo) -> None:
         return
     present = StoreInfo.load(path)
     present.require_same_model(info.model, own=f"The store {path}", theirs="the new embeddings")
+    if present.extra.get("exported") != info.extra.get("exported"):
+        raise StoreError(
+            f"The rows of {path} went through a pipeline: it was written by `c3 export`.",
+            remedy="Write to the store that was exported, then export it again.",
+        )
     for name in ("dim", "dtype", "normalised"):
         if getattr(present, name) != getattr(info, name):
             raise StoreError(

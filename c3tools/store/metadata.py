@@ -120,7 +120,7 @@ class StoreInfo:
     @property
     def command(self) -> str:
         """The command that makes the shards of this store."""
-        return "c3 import" if "imported" in self.extra else "c3 embed"
+        return next((f"c3 {verb}" for verb in ("import", "export") if f"{verb}ed" in self.extra), "c3 embed")
 
     def require_same_model(self, model: Mapping[str, Any], *, own: str, theirs: str) -> None:
         """Refuse to mix embeddings of two models (see `ModelIdentity.require_same`).
