@@ -35,6 +35,7 @@ from safetensors.numpy import save_file
 
 from ..errors import C3Error, OutputError, StoreError, TransformError, telling_what_is_kept
 from ..executors import Executor, LocalExecutor, Report, Work, open_executor
+from ..io.artifact import holds_result
 from ..io.files import (
     MALFORMED,
     read_json,
@@ -332,15 +333,12 @@ def _make_room(output: Path, digest: str, made_from: dict[ShardName, str], overw
     Raises:
         OutputError: if there is another export that is not to be replaced, or something else.
     """
-    folders, files = names_in(output)
-    if not [name for name in (*folders, *files) if not name.startswith(".")]:
+    if not holds_result(output, "export", (MANIFEST_FILE, INFO_FILE), overwrite=overwrite):
         return
+    folders = names_in(output)[0]
     found = _read(output / INFO_FILE).get("extra", {}).get("exported") or _read(output / MANIFEST_FILE)
     if "made_from" not in found:
-        raise OutputError(
-            f"{output} contains other files ({', '.join([*files, *folders][:3])}), not a former export.",
-            remedy="Choose a new or empty folder; --overwrite only replaces a former export.",
-        )
+        raise OutputError(f"{output} is a store, not a former export.", remedy="Choose a new or empty folder.")
     same = found["made_from"] == digest
     if not (same or overwrite):
         raise OutputError(

@@ -22,7 +22,7 @@ def load(export: Path, modality: str, cache: Path | None = None) -> datasets.Dat
 
 def provenance(export: Path) -> dict[str, Any]:
     """Return the record in the export's metadata."""
-    value: dict[str, Any] = json.loads((export / "export.json").read_text())["provenance"]
+    value: dict[str, Any] = json.loads((export / "manifest.json").read_text())["provenance"]
     return value
 
 

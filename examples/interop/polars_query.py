@@ -23,7 +23,7 @@ def read(export: Path) -> pl.DataFrame:
 
 def counts(frame: pl.DataFrame) -> pl.DataFrame:
     """Rows per split and role."""
-    return frame.group_by("split", "input_role").len().sort("split", "input_role")
+    return frame.group_by("split", "role").len().sort("split", "role")
 
 
 def embeddings(frame: pl.DataFrame) -> np.ndarray:

@@ -94,7 +94,7 @@ def test_on_ctrl_c_nothing_is_promised_that_is_not_so(
             "An index is built in one go; run the same command again to restart.",
         ),
         "export": (
-            "c3tools.export.export.ExportWork._block",
+            "c3tools.export.export.ExportWork._transform",
             ["--workers", "1"],
             "No file was finished; run the same command again to restart.",
         ),
