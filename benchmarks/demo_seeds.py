@@ -41,7 +41,7 @@ def main() -> None:
     cider = {row["method"]: row["scores"]["CIDEr"] for row in result.ablation.rows}
     print("\norder: " + " < ".join(sorted(cider, key=lambda name: cider[name]["mean"])))
     runs = [[run for run in result.ablation.runs if run.method == name] for name in ("C1", "C3")]
-    print("\n".join([*result.ablation.notes, f"C3 − C1: {describe_difference(*runs)}"]))
+    print("\n".join([*result.ablation.notes, f"C3 − C1: {describe_difference(runs[0], runs[1])}"]))
     if options.json:
         options.json.write_text(json.dumps(result.to_dict()["runs"], indent=1))
 

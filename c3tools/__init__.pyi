@@ -57,7 +57,6 @@ from .store.reader import Store as Store
 from .store.rows import Pairs as Pairs
 from .store.rows import Rows as Rows
 from .store.split import split_store as split_store
-from .store.verify import repair_store as repair_store
 from .store.verify import verify_store as verify_store
 from .terminal import TerminalReporter as TerminalReporter
 from .transforms.pipeline import Pipeline as Pipeline

@@ -266,11 +266,12 @@ def _source(module: str, function: str) -> ast.FunctionDef:
     return _definition(Path(__file__).parent, module, function)
 
 
-def _definition(folder: Path, module: str, *names: str) -> Any:
+def _definition(folder: Path, module: str, *names: str) -> ast.FunctionDef:
     path = folder / module.replace(".", "/")
     node: Any = _parse(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
     for name in filter(None, names):
         node = next(child for child in node.body if getattr(child, "name", None) == name)
+    assert isinstance(node, ast.FunctionDef)
     return node
 
 

@@ -91,7 +91,7 @@ def full(paths: list[str], *, json: str | None = None, **options: Any) -> None:
 
 
 def _read_features(
-    context: typer.Context, other: list[str], modalities: str | None, options: dict[str, Any]
+    context: typer.Context, other: Sequence[str], modalities: str | None, options: dict[str, Any]
 ) -> PairedFeatures:
     """Read the two modalities, and take what names them out of ``options``.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PHOTOS
+from c3tools.assets.paths import PHOTOS
 
 WITHOUT = """
 import os, sys

@@ -33,13 +33,23 @@ def made_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         build_index("c3-store")
     images, texts = make_vectors(6)
-    arrays = {"i": images, "t": texts, "eight": np.eye(6, 8), "flat": np.zeros(5), "far": unit_rows(4, 32)}
+    arrays: dict[str, np.ndarray] = {
+        "i": images,
+        "t": texts,
+        "eight": np.eye(6, 8),
+        "flat": np.zeros(5),
+        "far": unit_rows(4, 32),
+    }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     np.savez(folder / "both.npz", a=images, b=images)
     (folder / "cut.npy").write_bytes((folder / "i.npy").read_bytes()[:100])
-    tables = {"one": [{"id": 1}], "same": [{"id": 1}] * 6, "ids": [{"id": i} for i in range(6)]}
-    tables["texts"] = [{"text": "a dog"}]
+    tables: dict[str, list[dict[str, object]]] = {
+        "one": [{"id": 1}],
+        "same": [{"id": 1}] * 6,
+        "ids": [{"id": i} for i in range(6)],
+        "texts": [{"text": "a dog"}],
+    }
     for name, rows in tables.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "broken.jsonl").write_text("{")

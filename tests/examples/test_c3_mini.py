@@ -8,7 +8,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -122,65 +121,3 @@ def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, corpus: Path, 
         np.testing.assert_allclose(loaded.eval().encode_text(sentence), model.encode_text(sentence), atol=2e-2)
         photos = torch.rand(3, 3, 64, 64)
         np.testing.assert_allclose(loaded.encode_image(photos), model.encode_image(photos), atol=3e-2)
-
-
-def test_an_interrupted_run_continues_to_the_same_model(
-    made: ModuleType, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, cut = run_of(made, corpus, tmp_path / "whole"), run_of(made, corpus, tmp_path / "cut")
-    first, log, _ = made.train(whole, *features_of(made, whole))
-
-    def stopped(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(made, "tune_image_tower", stopped)
-        made.train(cut, *features_of(made, cut))
-    second, again, _ = made.train(cut, *features_of(made, cut))
-    assert all(
-        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    )
-    assert [point.geometry for point in again] == [point.geometry for point in log]
-
-
-def test_what_was_kept_is_taken_up_by_runs_with_the_same_settings_so_far(
-    made: ModuleType, corpus: Path, tmp_path: Path
-) -> None:
-    from dataclasses import replace
-
-    run = run_of(made, corpus, tmp_path)
-    later = replace(run, student=replace(run.student, tower_rate=1.0))  # type: ignore[attr-defined, type-var]
-    other = replace(run, student=replace(run.student, cone=0.1))  # type: ignore[attr-defined, type-var]
-    same = [stage for stage in made.STAGES if run.path(stage) == later.path(stage)]  # type: ignore[attr-defined]
-    assert same == ["teacher", "text", "image"]
-    same = [stage for stage in made.STAGES if run.path(stage) == other.path(stage)]  # type: ignore[attr-defined]
-    assert same == ["teacher"]
-    assert other.features == run.features  # type: ignore[attr-defined]
-    (corpus / "alone.jsonl").write_text(json.dumps({"captions": ["another"]}))
-    fewer = run_of(made, corpus, tmp_path)
-    assert fewer.path("teacher") != run.path("teacher")  # type: ignore[attr-defined]
-    assert fewer.features != run.features  # type: ignore[attr-defined]
-
-
-def test_the_student_is_the_same_inside_and_outside_the_model(made: ModuleType) -> None:
-    from features import split_tower
-    from student import Student, Vocabulary, text_inputs
-
-    tokens = text_inputs(["a red dog", "two boats and a horse"])
-    vocabulary = Vocabulary(tokens)
-    trunk = made.image_tower()
-    early, late = split_tower(trunk)
-    with torch.no_grad():
-        photos = torch.rand(8, 3, 64, 64)
-        maps = early(photos)
-        student = Student(made.MODEL, vocabulary, trunk, late(maps), seed=3).eval()
-        student.start_in_cones(late(maps), vocabulary(tokens))
-        last = student.late[1]
-        assert isinstance(last.weight, torch.Tensor)
-        last.weight *= 1.5  # as if it had been trained
-        model: Any = student.whole(made.MODEL, vocabulary, trunk, 100.0)
-        inside = student.images(student.all_pooled(maps))
-        np.testing.assert_allclose(model.encode_image(photos), inside, atol=1e-4)
-        np.testing.assert_allclose(model.encode_text(tokens), student.texts(vocabulary(tokens)), atol=1e-4)
-    assert model.logit_scale.exp().item() == pytest.approx(100)
-    assert not torch.equal(trunk.conv_head.weight, model.visual.trunk.conv_head.weight)
