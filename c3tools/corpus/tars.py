@@ -57,16 +57,12 @@ class TarIndex:
 
 
 @dataclass
-class _Draft:
-    """A sample whose members are still being collected."""
+class _Sample:
+    """The members of one stem."""
 
     image: Member | None = None
-    lines: list[str] | None = None
-    record: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def lacks_captions(self) -> bool:
-        return self.image is not None and not self.lines
+    lines: list[str] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
@@ -79,44 +75,59 @@ def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
         CorpusError: if ``text_column`` is in none of the samples' ``.json``.
         OSError: if the file cannot be read.
     """
-    drafts: dict[str, _Draft] = {}
+    samples: dict[str, _Sample] = {}
     index = index_of(path, options.index_folder)
     yield from index.skipped
     for member in index.members:
-        problem = _add_member(member, drafts)
+        problem = _add_member(member, samples)
         if problem is not None:
             yield Skipped(f"{path.name}#{member.name}", f"{path}#{member.name}", *problem)
-    beside = _captions_beside(path, options) if any(draft.lacks_captions for draft in drafts.values()) else {}
-    if options.text_column is not None and drafts:
-        _require_text_column(path, drafts, options.text_column, beside)
-    for key, draft in drafts.items():
-        if draft.image is None:
-            message = "the sample has no usable image"
-            yield Skipped(f"{path.name}#{key}", f"{path}#{key}", "NoImage", message)
+    beside: dict[str, list[str]] = {}
+    table, column = path.with_suffix(".parquet"), options.text_column
+    if any(sample.image and not sample.lines for sample in samples.values()) and kind_of(table) == "file":
+        with suppress(CorpusError):  # some other table may happen to lie there
+            for row in read_captions(table, options):
+                if row.key is not None:
+                    beside.setdefault(row.key, []).extend(row.captions)
+    if column is not None and samples and not beside and all(column not in s.record for s in samples.values()):
+        names = sorted({name for sample in samples.values() for name in sample.record})
+        raise CorpusError(
+            f"No .json member of {path} has {column!r}. Their fields: "
+            f"{', '.join(names) or 'none, there is no .json member'}.",
+            remedy="Choose one of them with --text-column, or leave it out to use the .txt members.",
+        )
+    for key, sample in samples.items():
+        where = f"{path.name}#{key}", f"{path}#{key}"
+        if sample.image is None:
+            yield Skipped(*where, "NoImage", "the sample has no usable image")
             continue
-        name, offset, length, _ = draft.image
-        try:
-            captions = _captions(draft, options, beside.get(key, []), where=f"{path}#{key}.json")
-        except CorpusError as error:
-            yield Skipped(f"{path.name}#{key}.json", f"{path}#{key}.json", "CaptionError", error.message)
-            captions = []
-        split = draft.record.get(SPLIT_COLUMN) or split_in_name(path.stem)
+        name, offset, length, _ = sample.image
+        captions = sample.lines
+        if column is not None or not captions:
+            known = sample.record and (column is None or column in sample.record)
+            texts = pick_text_columns(list(sample.record), column, path) if known else ()
+            try:
+                captions = captions_of(sample.record, texts, where[1]) or beside.get(key, [])
+            except CorpusError as error:
+                yield Skipped(f"{where[0]}.json", f"{where[1]}.json", "CaptionError", error.message)
+                captions = []
+        split = sample.record.get(SPLIT_COLUMN) or split_in_name(path.stem)
         source = ImageSource(str(path), offset, length)
         yield ImageItem(key, f"{path}#{name}", str(split) if split else None, length, source), captions
 
 
-def _add_member(member: Member, drafts: dict[str, _Draft]) -> tuple[str, str] | None:
+def _add_member(member: Member, samples: dict[str, _Sample]) -> tuple[str, str] | None:
     """Add a member to its sample; if it cannot be used, return the reason (error, message)."""
     key, suffix = split_member(member.name)
-    draft = drafts.setdefault(key, _Draft())
+    sample = samples.setdefault(key, _Sample())
     if member.content is None:
         # a.jpg is the image even where a.seg.jpg comes before it
-        if draft.image is not None and ("." in suffix or "." not in split_member(draft.image.name)[1]):
-            return "SecondImage", f"the sample already has an image: {draft.image.name}"
-        draft.image = member
+        if sample.image is not None and ("." in suffix or "." not in split_member(sample.image.name)[1]):
+            return "SecondImage", f"the sample already has an image: {sample.image.name}"
+        sample.image = member
     elif suffix != "json":
         text = member.content.decode("utf-8-sig", errors="surrogateescape")
-        draft.lines = (draft.lines or []) + [line.strip() for line in text.splitlines() if line.strip()]
+        sample.lines += [line.strip() for line in text.splitlines() if line.strip()]
     else:
         try:
             record = json.loads(member.content)
@@ -124,43 +135,8 @@ def _add_member(member: Member, drafts: dict[str, _Draft]) -> tuple[str, str] | 
             return "JSONDecodeError", f"not JSON ({error})"
         if not isinstance(record, dict):
             return "JSONDecodeError", "not a JSON object"
-        draft.record = record
+        sample.record = record
     return None
-
-
-def _captions(draft: _Draft, options: ReadOptions, beside: list[str], where: str) -> list[str]:
-    if options.text_column is None and draft.lines:
-        return draft.lines
-    wanted = options.text_column if options.text_column in draft.record else None
-    texts = pick_text_columns(list(draft.record), wanted, Path(where)) if draft.record else ()
-    if options.text_column is not None and wanted is None:
-        texts = ()
-    return captions_of(draft.record, texts, where) or beside
-
-
-def _require_text_column(path: Path, drafts: dict[str, _Draft], column: str, beside: dict[str, list[str]]) -> None:
-    if not beside and not any(column in draft.record for draft in drafts.values()):
-        names = sorted({name for draft in drafts.values() for name in draft.record})
-        raise CorpusError(
-            f"No .json member of {path} has {column!r}. Their fields: "
-            f"{', '.join(names) or 'none, there is no .json member'}.",
-            remedy="Choose one of them with --text-column, or leave it out to use the .txt members.",
-        )
-
-
-def _captions_beside(path: Path, options: ReadOptions) -> dict[str, list[str]]:
-    """Return captions by key, from the table that img2dataset writes beside a tar."""
-    table = path.with_suffix(".parquet")
-    if kind_of(table) != "file":
-        return {}
-    captions: dict[str, list[str]] = {}
-    try:
-        for row in read_captions(table, options):
-            if row.key is not None:
-                captions.setdefault(row.key, []).extend(row.captions)
-    except CorpusError:  # some other table that happens to lie there
-        return {}
-    return captions
 
 
 def index_of(path: Path, folder: Path | None) -> TarIndex:
@@ -189,25 +165,54 @@ def scan(path: Path) -> TarIndex:
     """
     index = TarIndex()
     with open_binary(path) as file:
-        for found in _members(path, file):
-            if isinstance(found, Skipped):
-                index.skipped.append(found)
-                continue
-            name = found.name.removeprefix("./")
-            suffix = split_member(name)[1]
-            image = suffix.rpartition(".")[2] in IMAGE_MEMBERS
-            if not (image or suffix in (*TEXT_MEMBERS, "json")) or name.rpartition("/")[2].startswith("."):
-                continue
-            if not image and found.size > LARGEST_TEXT:
-                message = f"{found.size:,} bytes are too many for a caption"
-                index.skipped.append(Skipped(f"{path.name}#{name}", f"{path}#{name}", "TooLarge", message))
-                continue
-            content = None
-            if not image:
-                file.seek(found.offset_data)
-                content = file.read(found.size)
-            index.members.append(Member(name, found.offset_data, found.size, content))
+        size = file.seek(0, 2)
+        file.seek(0)
+        position, last, problem = 0, "its beginning", None
+        try:
+            archive = tarfile.TarFile(fileobj=LimitedFile(file), mode="r", errorlevel=0)  # type: ignore[arg-type]
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
+                if archive.offset <= position or member.size < 0:  # a header that leads back
+                    problem = f"damaged after {last}"
+                    break
+                if member.offset_data + member.size > size:
+                    problem = f"cut short in the middle of {as_storable(member.name)}"
+                    break
+                position, last = archive.offset, as_storable(member.name)
+                unsafe = _unsafe(path, member)
+                if unsafe is not None:
+                    index.skipped.append(unsafe)
+                elif member.isreg():
+                    _add_to_index(index, path, file, member)
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+            problem = f"damaged or cut short after {last} ({error})"
+        if problem is None:
+            file.seek(position)
+            end = file.read(_BLOCK)
+            if not end:
+                problem = f"without its end mark, so it may be cut short after {last}"
+            elif end.strip(b"\0"):
+                problem = f"damaged or cut short after {last}, at byte {position:,} of {size:,}"
+    if problem is not None:
+        index.skipped.append(Skipped(path.name, str(path), "DamagedTar", f"the tar is {problem}; {_REMEDY}"))
     return index
+
+
+def _add_to_index(index: TarIndex, path: Path, file: BinaryIO, member: tarfile.TarInfo) -> None:
+    name = member.name.removeprefix("./")
+    suffix = split_member(name)[1]
+    is_image = suffix.rpartition(".")[2] in IMAGE_MEMBERS
+    if not (is_image or suffix in (*TEXT_MEMBERS, "json")) or name.rpartition("/")[2].startswith("."):
+        return
+    if not is_image and member.size > LARGEST_TEXT:
+        message = f"{member.size:,} bytes are too many for a caption"
+        index.skipped.append(Skipped(f"{path.name}#{name}", f"{path}#{name}", "TooLarge", message))
+        return
+    content = None
+    if not is_image:
+        file.seek(member.offset_data)
+        content = file.read(member.size)
+    index.members.append(Member(name, member.offset_data, member.size, content))
 
 
 def split_member(name: str) -> tuple[str, str]:
@@ -215,41 +220,6 @@ def split_member(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return folder + slash + stem, suffix.lower()
-
-
-def _members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo | Skipped]:
-    """Yield the regular members, header by header, the unsafe ones, and the place where an incomplete tar ends."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    position, last = 0, "its beginning"
-    problem: str | None = None
-    try:
-        archive = tarfile.TarFile(fileobj=LimitedFile(file), mode="r", errorlevel=0)  # type: ignore[arg-type]
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
-            if archive.offset <= position or member.size < 0:  # a header that leads back
-                problem = f"damaged after {last}"
-                break
-            if member.offset_data + member.size > size:
-                problem = f"cut short in the middle of {as_storable(member.name)}"
-                break
-            position, last = archive.offset, as_storable(member.name)
-            unsafe = _unsafe(path, member)
-            if unsafe is not None:
-                yield unsafe
-            elif member.isreg():
-                yield member
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
-        problem = f"damaged or cut short after {last} ({error})"
-    if problem is None:
-        file.seek(position)
-        end = file.read(_BLOCK)
-        if not end:
-            problem = f"without its end mark, so it may be cut short after {last}"
-        elif end.strip(b"\0"):
-            problem = f"damaged or cut short after {last}, at byte {position:,} of {size:,}"
-    if problem is not None:
-        yield Skipped(path.name, str(path), "DamagedTar", f"the tar is {problem}; {_REMEDY}")
 
 
 def _unsafe(path: Path, member: tarfile.TarInfo) -> Skipped | None:

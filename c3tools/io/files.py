@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, files that carry a digest of themselves, and reading JSON and CSV."""
+"""Files that appear complete or not at all, and reading JSON and CSV."""
 
 from __future__ import annotations
 
@@ -17,17 +17,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .limits import LARGEST_JSON, TooLargeError, check_json
-from .locations import open_binary, read_all, unread_is_not_damaged, write_object
+from .locations import open_binary, read_all, write_object
 
-_DIGITS = 64
 _LONGEST_NAME = 255  # bytes, of file systems and of what a record needs
-_BEGIN, _END = b"[sha256-of-this-file:", b":sealed]"
-_BLANK = b"-" * _DIGITS
-_SEAL = re.compile(re.escape(_BEGIN) + rb"([0-9a-f]{64})" + re.escape(_END))
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
-# what comes of reading a JSON file that is none, or of using a value in it that has another layout
+# errors raised by invalid JSON or an unexpected structure
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
-SEAL_PLACE = (_BEGIN + _BLANK + _END).decode()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -146,41 +141,6 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     with open_binary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def seal(path: Path) -> None:
-    """Fill in the digest of a file whose metadata contains `SEAL_PLACE` once, so that a change of any byte is detected.
-
-    The digest is that of the file with `SEAL_PLACE` in it. So content and digest are in place with one rename, and
-    readers that do not know of seals are not disturbed.
-
-    Raises:
-        ValueError: if the file contains `SEAL_PLACE` not at all or several times.
-    """
-    content = path.read_bytes()
-    if content.count(SEAL_PLACE.encode()) != 1:
-        raise ValueError(f"{path} has {content.count(SEAL_PLACE.encode())} places for a seal, not one")
-    start = content.index(SEAL_PLACE.encode()) + len(_BEGIN)
-    digest = hashlib.sha256(content).hexdigest().encode()
-    path.write_bytes(content[:start] + digest + content[start + _DIGITS :])
-
-
-def check_seal(path: Path) -> bool | None:
-    """Return whether a file is unchanged since `seal`; None if it has no seal.
-
-    Raises:
-        UnreachableError: if it is there and cannot be read.
-        FileNotFoundError: if it is not there.
-    """
-    with unread_is_not_damaged(path):
-        content = read_all(path)
-    found = list(_SEAL.finditer(content))
-    if not found:
-        # half of a seal means that the other half was damaged
-        return False if _BEGIN in content or _END in content else None
-    start, stop = found[0].span(1)
-    digest = hashlib.sha256(content[:start] + _BLANK + content[stop:]).hexdigest().encode()
-    return len(found) == 1 and digest == found[0][1]
 
 
 def _umask() -> int:

@@ -6,11 +6,8 @@ from pathlib import Path
 import pytest
 
 from c3tools.io.files import (
-    SEAL_PLACE,
-    check_seal,
     recorded_file,
     remove_leftovers,
-    seal,
     sha256_of,
     write_atomically,
     write_json_atomically,
@@ -40,21 +37,6 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Pat
     content = (tmp_path / "x.json").read_bytes()
     assert content == '{\n "a": 1,\n "b": "ü"\n}\n'.encode()
     assert sha256_of(tmp_path / "x.json") == hashlib.sha256(content).hexdigest()
-
-
-def test_a_seal_guards_every_byte(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_text(f"before {SEAL_PLACE} after")
-    seal(path)
-    assert check_seal(path) is True
-    content = path.read_bytes()
-    for position in range(len(content)):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-        assert check_seal(path) is False, position
-    path.write_text("no seal")
-    assert check_seal(path) is None
-    with pytest.raises(ValueError, match="0 places"):
-        seal(path)
 
 
 @pytest.mark.parametrize(
