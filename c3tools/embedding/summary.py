@@ -204,9 +204,7 @@ class EmbedSummary:
 
 
 def _plain(summary: ModalitySummary | EmbedSummary) -> dict[str, Any]:
-    """Return the fields by name; names of inputs, which may be in a database, as lists."""
-    value = {field.name: getattr(summary, field.name) for field in fields(summary)}
-    return {name: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for name, v in value.items()}
+    return {field.name: getattr(summary, field.name) for field in fields(summary)}
 
 
 _WORDS = {
@@ -225,13 +223,10 @@ _ADVICE = {
 
 def _listed(problem: str, problems: str, names: Sequence[str]) -> list[str]:
     """Return one sentence with the number of names and the first of them, or none if there are no names."""
-    return [f"{counted(len(names), problem, problems)}: {_first(names)}"] if names else []
+    more = ", …" if len(names) > _NAMES_SHOWN else ""
+    return [f"{counted(len(names), problem, problems)}: {', '.join(names[:_NAMES_SHOWN])}{more}"] if names else []
 
 
 def _said(name: str, keys: Sequence[str], one: str, many: str) -> str:
     """Return a sentence about one input of a modality, or several, with the first of their keys."""
-    return f"{counted(len(keys), f'{name} {one}', f'{name}s {many}')}: {_first(keys)}"
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    return _listed(f"{name} {one}", f"{name}s {many}", keys)[0]
