@@ -6,10 +6,10 @@ from .captioning.caption import caption_images as caption_images
 from .captioning.captioner import Captioner as Captioner
 from .captioning.evaluate import evaluate_captions as evaluate_captions
 from .captioning.train import train_captioner as train_captioner
-from .connect.apply import apply_heads as apply_heads
-from .connect.features import read_features as read_features
 from .connect.heads import ConnectedHeads as ConnectedHeads
+from .connect.heads import apply_heads as apply_heads
 from .connect.heads import connect_heads as connect_heads
+from .connect.pairs import read_features as read_features
 from .connect.towers import connect_towers as connect_towers
 from .demo.run import copy_photos as copy_photos
 from .demo.run import run_demo as run_demo

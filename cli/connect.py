@@ -15,7 +15,7 @@ from ._console import message, print_table, reporter, write_json
 from ._files import comma_separated, named_files, typed_option
 
 if TYPE_CHECKING:
-    from c3tools.connect.features import PairedFeatures
+    from c3tools.connect.pairs import PairedFeatures
 
 STORE_OPTIONS = ("store", "second_store", "modalities")
 FILE_OPTIONS = ("meta", "text_meta", "image_array", "text_array")
@@ -116,10 +116,10 @@ def _read_features(
 
 def _print(record: dict[str, Any], output: str, json: str | None, following: str) -> None:
     """Print the scores of a training, in the main process only."""
-    from c3tools.connect.processes import is_main_process
-    from c3tools.connect.run import score_table
+    from c3tools.connect.processes import rank
+    from c3tools.connect.training import score_table
 
-    if not is_main_process():
+    if rank():
         return
     if write_json(record, json):
         print_table(score_table(record))

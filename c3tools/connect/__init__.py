@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .apply import apply_heads
-from .features import PairedFeatures, read_features
-from .heads import ConnectedHeads, connect_heads
+from .heads import ConnectedHeads, apply_heads, connect_heads
+from .pairs import PairedFeatures, read_features
 from .towers import ConnectedTowers, connect_towers
 
 __all__ = [

@@ -22,8 +22,8 @@ from ..arrays import Indices, Matrix
 from ..devices import Compute
 from ..seeds import generator
 from . import processes
-from .inputs import Inputs
 from .losses import ContrastiveLoss
+from .pairs import Inputs
 
 _EMBED_ROWS = 128
 

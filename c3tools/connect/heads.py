@@ -8,7 +8,7 @@ its last layer, as the outputs of a large random CLIP tower have one. Two cones 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,30 +17,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..arrays import Indices, Matrix
-from ..errors import ConnectError
+from ..devices import Compute
+from ..errors import ConnectError, StoreError
 from ..identity import ModelIdentity
-from ..io.files import MALFORMED, read_json, write_atomically, write_json_atomically
-from ..io.spill import blocks_of
+from ..io.artifact import Kind, digest_of, reading
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
-from ..training.checkpoints import CheckpointDir
+from ..store import StoreInfo
+from ..store.import_embeddings import ImportReport, write_modalities
+from ..store.importers import Modality
+from ..store.rows import Rows
 from ..training.sizes import require_valid
-from .features import PairedFeatures
 from .gradients import TwoTowers
-from .inputs import FeatureInputs, PairInputs
 from .losses import LogitScale
-from .processes import join_processes
-from .run import RECORD_FILE, ConnectOutput, TrainingSettings, score_splits, score_table, write_card
-from .training import train_towers
+from .pairs import FeatureInputs, PairedFeatures, PairInputs
+from .training import LOG_FILE, RECORD_FILE, Prepared, TrainingSettings, connect, score_table
 
-FORMAT_VERSION = 1
 WEIGHTS_FILE = "heads.safetensors"
-_AGAIN = "`c3 connect heads --overwrite`"
+HEADS_MODEL = "connected-heads"
+_KIND = Kind(
+    "pair of heads",
+    RECORD_FILE,
+    ConnectError,
+    "c3 connect heads",
+    "",
+    ("outcome", "recall@1"),
+    (WEIGHTS_FILE, LOG_FILE),
+)
+_BLOCK_ROWS = 8192
 _SAMPLED_ROWS = 1024
 _USAGE = """\
 `c3 connect apply` turns features of the same towers into a store that every command takes. In Python:
@@ -98,13 +106,9 @@ class Head(nn.Module):
     @torch.no_grad()
     def fit(self, features: npt.NDArray[Any], numbers: Indices) -> None:
         """Take mean and spread of the rows ``numbers`` of features (n, e); a constant feature gets the spread 1."""
-        total = np.zeros(features.shape[1])
-        for block in blocks_of(numbers):
-            total += features[block].sum(axis=0, dtype=np.float64)
-        mean = total / len(numbers)
-        squares = np.zeros(features.shape[1])
-        for block in blocks_of(numbers):
-            squares += np.square(features[block] - mean).sum(axis=0)
+        blocks = list(_blocks(numbers))
+        mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(numbers)
+        squares = sum(np.square(features[block] - mean).sum(axis=0) for block in blocks)
         spread = np.sqrt(squares / len(numbers))
         self.mean.copy_(torch.from_numpy(mean))
         self.spread.copy_(torch.from_numpy(np.where(spread > 1e-12, spread, 1.0)))
@@ -164,7 +168,7 @@ class ConnectedHeads:
             )
         parts = [
             nn.functional.normalize(head(torch.from_numpy(block.astype(np.float32))), dim=1).numpy()
-            for block in blocks_of(features)
+            for block in _blocks(features)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.shape.dim), np.float32)
 
@@ -186,55 +190,29 @@ class ConnectedHeads:
             remedy="Use features of the tower that the heads were trained on, or train heads on these.",
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the weights, then the record with their digest; each file is written atomically."""
-        tensors = self._tensors()
-        write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
-        shape = {"modalities": list(self.names), "shape": asdict(self.shape)}
-        value = {"format_version": FORMAT_VERSION, "sha256": self.sha256, **shape, "record": self.record}
-        write_json_atomically(folder / RECORD_FILE, value)
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the weights into a folder; return what its record says of them."""
+        save_file(self._tensors(), folder / WEIGHTS_FILE)
+        return {"modalities": list(self.names), "shape": asdict(self.shape)}
 
     @classmethod
     def load(cls, folder: str | Path) -> ConnectedHeads:
-        """Load what `save` wrote.
+        """Load the heads that `c3 connect heads` wrote.
 
         Raises:
-            ConnectError: if there are no heads, they are damaged, or the weights do not match the record.
+            ConnectError: if there are no heads, or they are damaged.
         """
-        folder = Path(folder)
-        try:
-            value = read_json(folder / RECORD_FILE)
-            if int(value["format_version"]) > FORMAT_VERSION:
-                raise ConnectError(
-                    f"{folder} was written by a newer version of c3tools.",
-                    remedy="Update c3tools: pip install -U c3tools",
-                )
-            shape = HeadShape(**value["shape"])
-            tensors = load_file(folder / WEIGHTS_FILE)
+        with reading(folder, _KIND) as (path, content):
+            shape = HeadShape(**content["shape"])
+            tensors = load_file(path / WEIGHTS_FILE)
             heads = {}
-            for name in value["modalities"]:
+            for name in content["modalities"]:
                 # copies, as these are views of the file, which may be written again while the heads are in use
                 own = {k.removeprefix(f"{name}/"): t.clone() for k, t in tensors.items() if k.startswith(f"{name}/")}
-                with torch.device("meta"):  # a record that is damaged may ask for more than there is in the file
+                with torch.device("meta"):  # a damaged record could request a larger network than the file holds
                     heads[name] = Head(len(own["mean"]), shape)
                 heads[name].load_state_dict(own, assign=True)
-            loaded, recorded = cls(heads, shape, value["record"]), value["sha256"]
-        except FileNotFoundError as error:
-            raise ConnectError(
-                f"There are no heads at {folder} ({Path(error.filename or RECORD_FILE).name} is missing).",
-                remedy="Train them with `c3 connect heads`.",
-            ) from None
-        except (*MALFORMED, RuntimeError, SafetensorError) as error:
-            raise ConnectError(
-                f"The heads in {folder} are damaged ({error}).",
-                remedy=f"Train them again: {_AGAIN}.",
-            ) from error
-        if loaded.sha256 != recorded:
-            raise ConnectError(
-                f"The weights in {folder} do not match its {RECORD_FILE}.",
-                remedy="Use both files of the same training, or train again.",
-            )
-        return loaded
+            return cls(heads, shape, content["record"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record of the training as JSON values."""
@@ -318,59 +296,60 @@ def connect_heads(
     """
     shape = HeadShape(dim, hidden, dropout, cone)
     settings = TrainingSettings(
-        loss=loss,
-        scale=LogitScale.parse(logit_scale, max_logit_scale),
-        close_gap=close_gap,
-        batch_size=batch_size,
-        chunk=chunk,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        log_every=log_every,
-        patience=patience,
-        seed=seed,
+        loss,
+        LogitScale.parse(logit_scale, max_logit_scale),
+        close_gap,
+        batch_size,
+        chunk,
+        epochs,
+        learning_rate,
+        weight_decay,
+        warmup,
+        log_every,
+        patience,
+        train_split,
+        seed,
     )
     output, names = Path(output), features.names
-    target = ConnectOutput.of(output, "pair of heads", WEIGHTS_FILE, overwrite)
-    checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
-    with (
-        join_processes(device, precision, reporter) as run,
-        target.claimed(checkpoints, run, {**asdict(shape), **settings.asked(train_split, run.compute.precision)}),
-    ):
+    dims = {rows.modality: rows.embeddings.shape[1] for rows in (features.first, features.second)}
+    models = {name: dict(model) for name, model in features.models.items() if model}
+    trained: list[Head] = []
+
+    def prepare(compute: Compute, reporter: Reporter) -> Prepared:
         for note in features.notes:
-            run.reporter.message(note)
+            reporter.message(note)
         pairs = features.inputs()
-        train, val = pairs.train_and_val(train_split, names, run.reporter)
-        heads = new_heads(train, shape, seed)
-        towers, load = TwoTowers(*heads), partial(ConnectedHeads.load, output)
-        ended = train_towers(towers, train, val, settings, target, checkpoints, names, run, load, asdict(shape))
-        if ended is None:
-            return load()
-        trained, _, state = ended
-        dims = {rows.modality: rows.embeddings.shape[1] for rows in (features.first, features.second)}
-        models = {name: dict(model) for name, model in features.models.items() if model}
-        record: dict[str, Any] = {"modalities": list(names), "features": dims, "models": models, **trained}
-        connected = ConnectedHeads(dict(zip(names, heads, strict=True)), shape, record)
-        record["scores"] = score_splits(
-            pairs,
-            lambda inputs, side, rows: np.concatenate(
-                [connected.embed(names[side], inputs.rows(block).numpy()) for block in blocks_of(rows)]
-            ),
-            names,
-            train_split,
-        )
-        if run.is_main_process:
-            kind = f"a perceptron with {hidden} hidden units" if hidden else "a linear map"
-            taken = " and ".join(f"{count} features of {name}" for name, count in dims.items())
-            facts = [
-                ("heads", f"{kind} on {taken}, to {dim} dimensions"),
-                ("start in a cone", f"{cone:g} times the spread of the outputs" if cone else "no"),
-            ]
-            with target.written(state, names, checkpoints, run.reporter) as new:
-                connected.save(new)
-                write_card(new, "Connected heads", facts, record, _USAGE)
-    return connected
+        train, val = pairs.train_and_val(train_split, names, reporter)
+        trained[:] = new_heads(train, shape, seed)
+        kind = f"a perceptron with {hidden} hidden units" if hidden else "a linear map"
+        taken = " and ".join(f"{count} features of {name}" for name, count in dims.items())
+        facts = [
+            ("heads", f"{kind} on {taken}, to {dim} dimensions"),
+            ("start in a cone", f"{cone:g} times the spread of the outputs" if cone else "no"),
+        ]
+        record = {"modalities": list(names), "features": dims, "models": models}
+        return Prepared(TwoTowers(*trained), pairs, train, val, asdict(shape), record, facts)
+
+    def connected(record: Mapping[str, Any]) -> ConnectedHeads:
+        return ConnectedHeads(dict(zip(names, trained, strict=True)), shape, dict(record))
+
+    load = partial(ConnectedHeads.load, output)
+    record = connect(
+        output,
+        _KIND,
+        settings,
+        asdict(shape),
+        names,
+        prepare,
+        lambda folder, loss: connected({}).save(folder),
+        load,
+        usage=_USAGE,
+        overwrite=overwrite,
+        device=device,
+        precision=precision,
+        reporter=reporter,
+    )
+    return load() if record is None else connected(record)
 
 
 def new_heads(train: PairInputs, shape: HeadShape, seed: int) -> tuple[Head, Head]:
@@ -388,3 +367,61 @@ def new_heads(train: PairInputs, shape: HeadShape, seed: int) -> tuple[Head, Hea
             head.start_in_cone(inputs.rows(numbers[:_SAMPLED_ROWS]), shape.cone, own)
         heads.append(head)
     return heads[0], heads[1]
+
+
+def apply_heads(
+    heads: ConnectedHeads | str | Path,
+    features: PairedFeatures,
+    output: str | Path = "c3-connected",
+    *,
+    dtype: str = "float16",
+    reporter: Reporter = SILENT,
+) -> ImportReport:
+    """Apply heads to features of both modalities, paired or not, and write a store with keys, splits and captions.
+
+    Args:
+        heads: The folder of the heads.
+        features: See `read_features`.
+        output: The folder of the new store.
+        dtype: Number format of the embeddings on disk: float16 or float32.
+        reporter: Shows messages and progress.
+
+    Raises:
+        ConnectError: if a modality has no head, another number of features, or features of another model.
+        StoreError: if the store has rows of these modalities already, or the dtype is unknown.
+        OutputError: if another run is writing to it.
+    """
+    if dtype not in ("float16", "float32"):
+        raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
+    heads = heads if isinstance(heads, ConnectedHeads) else ConnectedHeads.load(heads)
+    modalities, digests = [], {}
+    for rows in (features.first, features.second):
+        heads.embed(rows.modality, rows.embeddings[:1])  # refuses other features before anything is written
+        heads.check_model(rows.modality, features.models.get(rows.modality))
+        columns = {name: rows.column(name) for name in rows.table.column_names}
+        modalities.append(Modality(rows.modality, _HeadVectors(heads, rows), columns))
+        digests[rows.modality] = digest_of(rows.embeddings)
+    model = ModelIdentity(name=HEADS_MODEL, weights_sha256=heads.sha256)
+    info = StoreInfo(model=model, dim=heads.shape.dim, dtype=dtype, extra={"connected": digests})
+    result = write_modalities(Path(output), info, modalities, reporter=reporter)
+    return ImportReport(Path(output), result.rows, len(features), result.failures, list(features.notes))
+
+
+class _HeadVectors:
+    """Features that are mapped by a head while they are read."""
+
+    def __init__(self, heads: ConnectedHeads, features: Rows) -> None:
+        self._heads, self._features = heads, features
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self._features), self._heads.shape.dim
+
+    def __getitem__(self, rows: slice, /) -> Matrix:
+        return self._heads.embed(self._features.modality, self._features.embeddings[rows])
+
+
+def _blocks(rows: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Yield some thousand rows at a time."""
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        yield rows[start : start + _BLOCK_ROWS]

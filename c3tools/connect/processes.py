@@ -5,55 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
 
 from ..devices import Compute, pick
-from ..reporter import SILENT, Reporter
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """Device, precision and reporter of a run; of several processes, only the main one reports and writes."""
-
-    compute: Compute
-    reporter: Reporter
-    is_main_process: bool
-
-
-def is_main_process() -> bool:
-    """Return whether this process reports and writes for all of them; this is known before they are joined."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def rank() -> int:
-    """Return the number of this process, 0 if it is the only one."""
-    return distributed.get_rank() if _joined() else 0
 
 
 def world() -> int:
-    """Return the number of processes."""
-    return distributed.get_world_size() if _joined() else 1
+    """Return the number of processes, as `torchrun` (or another launcher) says it in WORLD_SIZE."""
+    return max(1, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def rank() -> int:
+    """Return the number of this process; 0 reports and writes for all of them."""
+    return int(os.environ.get("RANK", "0")) if world() > 1 else 0
 
 
 @contextmanager
-def join_processes(
-    device: str | None = None, precision: str = "auto", reporter: Reporter = SILENT
-) -> Iterator[RunContext]:
-    """Join the processes that `torchrun` (or another launcher that sets WORLD_SIZE) started, if there are several.
+def joined(device: str | None, precision: str) -> Iterator[Compute]:
+    """Join the other processes, if there are any, and yield device and precision.
 
     Args:
         device, precision: see `c3tools.devices.pick`; one of several processes takes the GPU of its LOCAL_RANK.
-        reporter: used by the main process.
-
-    Raises:
-        C3Error: if there is no such device, or it cannot compute in this precision.
     """
     compute = pick(device, precision)
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        yield RunContext(compute, reporter, is_main_process=True)
+    if world() == 1:
+        yield compute
         return
     gpus = torch.cuda.is_available()
     if gpus:
@@ -61,8 +39,7 @@ def join_processes(
         torch.cuda.set_device(compute.device)
     distributed.init_process_group("nccl" if gpus else "gloo")
     try:
-        main = rank() == 0
-        yield RunContext(compute, reporter if main else SILENT, main)
+        yield compute
     finally:
         distributed.destroy_process_group()
 
@@ -86,15 +63,9 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 def add_gradients(parameters: Iterable[Tensor], *, mean: bool = False) -> None:
     """Replace each gradient by its sum, or mean, over the processes."""
-    if world() == 1:
-        return
-    for parameter in parameters:
+    for parameter in parameters if world() > 1 else ():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         distributed.all_reduce(parameter.grad)
         if mean:
             parameter.grad /= world()
-
-
-def _joined() -> bool:
-    return bool(distributed.is_available() and distributed.is_initialized())

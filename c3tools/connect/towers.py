@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,26 +19,29 @@ from torch import Tensor, nn
 
 from ..arrays import Matrix
 from ..corpus import Corpus, ImageItem, ImageReader, read_corpus
+from ..devices import Compute
 from ..encoders import DEFAULT_MODEL, ModelName, Network, load_network, open_image
 from ..encoders.loading import weights_sha256
-from ..encoders.towers import can_trim, end_positions, trimmed_forward
+from ..encoders.towers import ImageTower, TextTower, can_trim, end_positions
 from ..errors import ConnectError
-from ..io.files import read_json, write_atomically, write_json_atomically
+from ..io.artifact import Kind, reading
+from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store.rows import positions, splits_of
-from ..training.checkpoints import CheckpointDir
 from .gradients import TwoTowers
-from .inputs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts, source_of
 from .losses import ContrastiveLoss, LogitScale
-from .processes import RunContext, gather_rows, join_processes, rank, world
-from .run import RECORD_FILE, ConnectOutput, TrainingSettings, score_splits, score_table, write_card
-from .training import train_towers
+from .pairs import FeatureInputs, Inputs, PairInputs, PhotoInputs, TokenInputs, number_rows, number_texts, source_of
+from .processes import gather_rows, rank, world
+from .training import LOG_FILE, RECORD_FILE, Prepared, TrainingSettings, connect, score_table
 
 LIT, FULL = "lit", "full"
 EPOCHS = {LIT: 20, FULL: 10}
 LEARNING_RATE = {LIT: 5e-4, FULL: 1e-4}
 CONFIG_FILE, MODEL_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _NAMES = ("image", "text")
+_KIND = Kind(
+    "model", RECORD_FILE, ConnectError, "c3 connect", "", ("mode", "outcome", "recall@1"), (CONFIG_FILE, LOG_FILE)
+)
 _ENCODED = 64
 
 
@@ -148,104 +150,119 @@ def connect_towers(
     if image_head and mode == FULL:
         raise ConnectError("The image head is for the mode lit: the mode full trains the whole image tower.")
     settings = TrainingSettings(
-        loss=loss,
-        scale=LogitScale.parse(logit_scale, max_logit_scale),
-        close_gap=close_gap,
-        batch_size=batch_size,
-        chunk=chunk,
-        epochs=EPOCHS[mode] if epochs is None else epochs,
-        learning_rate=LEARNING_RATE[mode] if learning_rate is None else learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        log_every=log_every,
-        patience=patience,
-        seed=seed,
+        loss,
+        LogitScale.parse(logit_scale, max_logit_scale),
+        close_gap,
+        batch_size,
+        chunk,
+        EPOCHS[mode] if epochs is None else epochs,
+        LEARNING_RATE[mode] if learning_rate is None else learning_rate,
+        weight_decay,
+        warmup,
+        log_every,
+        patience,
+        train_split,
+        seed,
     )
-    paths = [paths] if isinstance(paths, str | Path) else paths
-    output, augment = Path(output), augment and mode == FULL
-    target = ConnectOutput.of(output, "model", CONFIG_FILE, overwrite)
-    start = ModelName.parse(model or DEFAULT_MODEL).architecture
-    if start.startswith("local-dir:"):
-        target.refuse_start(start.removeprefix("local-dir:"))
-    checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
-    asked = {"mode": mode, "model": model or DEFAULT_MODEL, "random_init": random_init, "image_head": image_head}
-    asked |= {"augment": augment, "half": half}
-    with (
-        join_processes(device, precision, reporter) as run,
-        target.claimed(checkpoints, run, {**asked, **settings.asked(train_split, run.compute.precision)}),
-    ):
+    output, augment, model_name = Path(output), augment and mode == FULL, model or DEFAULT_MODEL
+    start = ModelName.parse(model_name).architecture
+    asked = {"mode": mode, "model": model_name, "random_init": random_init, "image_head": image_head}
+    trained: list[Network] = []
+
+    def prepare(compute: Compute, reporter: Reporter) -> Prepared:
         if model is None:
-            run.reporter.message(f"Starting from the bundled model {DEFAULT_MODEL}; choose another with --model.")
-        network = load_network(model or DEFAULT_MODEL, random_init=random_init)
+            reporter.message(f"Starting from the bundled model {DEFAULT_MODEL}; choose another with --model.")
+        network = load_network(model_name, random_init=random_init)
+        trained.append(network)
         start_weights = weights_sha256(network.model)
-        corpus = read_corpus(paths, captions=captions)
-        photos, unreadable = decodable_photos(corpus, network, run.reporter)
+        corpus = read_corpus([paths] if isinstance(paths, str | Path) else paths, captions=captions)
+        photos, unreadable = decodable_photos(corpus, network, reporter)
         pairs = _photo_pairs(corpus, photos, network, seed if augment else None)
-        train, val = pairs.train_and_val(train_split, _NAMES, run.reporter)
+        train, val = pairs.train_and_val(train_split, _NAMES, reporter)
         choose_trained(network, image_tower=mode == FULL, image_head=image_head)
-        text, image = TextTower(network), ImageTower(network, trunk=image_head)
-        towers = TwoTowers(image, text)
+        text = _Texts(network)
+        towers = TwoTowers(_Images(network, trunk=image_head), text)
         if mode == LIT:
-            values = _encode_photos(towers.to(run.compute.device).eval(), pairs.first, len(photos), run)
+            values = _encode_photos(towers.to(compute.device).eval(), pairs.first, len(photos), compute, reporter)
             ids = number_rows(values)
             pairs, train, val = (
                 replace(part, first=FeatureInputs(values), first_ids=ids) for part in (pairs, train, val)
             )
             towers = TwoTowers(image_trunk(network)[1] if image_head else nn.Identity(), text)
-        identity = (mode, image_head, augment, start_weights)
-        load = partial(load_network, f"local-dir:{output}")
-        ended = train_towers(towers, train, val, settings, target, checkpoints, _NAMES, run, load, *identity)
-        if ended is None:
-            return ConnectedTowers(output, read_json(output / RECORD_FILE)["record"])
-        trained, trained_loss, state = ended
-        record: dict[str, Any] = {
-            "mode": mode,
-            "image_head": image_head,
-            "start": network.identity,
-            "photos": len(photos),
-            "unreadable": unreadable,
-            "augment": augment,
-            **trained,
-            "scores": score_splits(
-                pairs,
-                lambda inputs, side, rows: towers.embed_rows(inputs, side, rows, run.compute),
-                _NAMES,
-                train_split,
-            ),
-        }
-        if run.is_main_process:
-            with target.written(state, _NAMES, checkpoints, run.reporter) as new:
-                save_open_clip(network, trained_loss, new, half=half)
-                _write_card(new, output.name, record)
-                write_json_atomically(new / RECORD_FILE, {"record": record})
-    return ConnectedTowers(output, record)
+        record = {"mode": mode, "image_head": image_head, "start": network.identity, "photos": len(photos)}
+        record |= {"unreadable": unreadable, "augment": augment}
+        facts = _facts(network.identity, mode, image_head, augment, len(photos), unreadable)
+        return Prepared(towers, pairs, train, val, [mode, image_head, augment, start_weights], record, facts)
+
+    def save(folder: Path, loss: ContrastiveLoss) -> Mapping[str, Any]:
+        save_open_clip(trained[0], loss, folder, half=half)
+        return {}
+
+    def load() -> ConnectedTowers:
+        with reading(output, _KIND) as (folder, content):
+            return ConnectedTowers(folder, content["record"])
+
+    record = connect(
+        output,
+        _KIND,
+        settings,
+        {**asked, "augment": augment, "half": half},
+        _NAMES,
+        prepare,
+        save,
+        load,
+        usage=f"`c3 embed PATH --model local-dir:{output.name}`, or "
+        f'`open_clip.create_model_and_transforms("local-dir:{output.name}")`.',
+        overwrite=overwrite,
+        start=Path(start.removeprefix("local-dir:")) if start.startswith("local-dir:") else None,
+        device=device,
+        precision=precision,
+        reporter=reporter,
+    )
+    return load() if record is None else ConnectedTowers(output, record)
 
 
-class ImageTower(nn.Module):
-    """A map from pixels, uint8 (n, height, width, 3), to features (n, d).
+def _facts(
+    start: Mapping[str, Any], mode: str, image_head: bool, augment: bool, photos: int, unreadable: int
+) -> list[tuple[str, str]]:
+    """Return what the card says about a model, beside its training."""
+    weights = f"random weights, seed {start['random_init']}" if start["random_init"] is not None else "its weights"
+    head = " and the image tower's projection head, its trunk frozen" if image_head else ""
+    lit = f"the text tower{head or ', towards the frozen image tower'}"
+    augmented = "; random crops of the photos, half of them mirrored" if augment else ""
+    return [
+        ("start", f"{start['name']}, {weights}"),
+        ("trained", f"{lit if mode == LIT else 'both towers'}{augmented}"),
+        ("photos", f"{photos:,}, and {unreadable:,} that could not be decoded"),
+    ]
 
-    Args:
-        network: whose image tower it is.
-        trunk: stop before the projection head: features (n, e).
-    """
 
-    mean: Tensor
-    std: Tensor
+class _Images(nn.Module):
+    """Features (n, d) of pixels: of the whole tower, or of its trunk alone, without the projection head."""
 
     def __init__(self, network: Network, *, trunk: bool = False) -> None:
         super().__init__()
-        self.model = network.model
+        self.tower = ImageTower(network.model, network.preprocess)
         self.trunk = image_trunk(network)[0] if trunk else None
-        shape = (1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(network.preprocess.mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(network.preprocess.std).view(shape), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Scale and encode the pixels."""
-        x = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        if self.trunk is not None:
-            return self.trunk(x)  # type: ignore[no-any-return]
-        return self.model.encode_image(x)  # type: ignore[operator,no-any-return]
+        return self.tower.features(pixels) if self.trunk is None else self.trunk(self.tower.scale(pixels))
+
+
+class _Texts(nn.Module):
+    """Features (n, d) of token ids (n, context length); padding is cut off if that is exact."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.tower = TextTower(network.model, trims=can_trim(network.model, network.tokenizer))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Cut the ids to the longest text and encode them."""
+        tokens = tokens.long()
+        if self.tower.trims:
+            tokens = tokens[:, : int(end_positions(self.tower.model, tokens).max()) + 1]
+        return self.tower.features(tokens)
 
 
 def image_trunk(network: Network) -> tuple[nn.Module, nn.Module]:
@@ -262,22 +279,6 @@ def image_trunk(network: Network) -> tuple[nn.Module, nn.Module]:
             remedy="Leave out --image-head, or use `c3 connect full`.",
         )
     return trunk, head
-
-
-class TextTower(nn.Module):
-    """A map from token ids (n, context length) to features (n, d); padding is cut off if that is exact."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.model = network.model
-        self.trims = can_trim(network.model, network.tokenizer)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Cut the ids to the longest text and encode them."""
-        tokens = tokens.long()
-        if not self.trims:
-            return self.model.encode_text(tokens)  # type: ignore[operator,no-any-return]
-        return trimmed_forward(self.model, tokens[:, : int(end_positions(self.model, tokens).max()) + 1])
 
 
 def choose_trained(network: Network, *, image_tower: bool, image_head: bool = False) -> None:
@@ -378,30 +379,15 @@ def _photo_pairs(corpus: Corpus, photos: Sequence[ImageItem], network: Network, 
 
 
 @torch.inference_mode()
-def _encode_photos(towers: TwoTowers, photos: Inputs, n: int, run: RunContext) -> Matrix:
+def _encode_photos(towers: TwoTowers, photos: Inputs, n: int, compute: Compute, reporter: Reporter) -> Matrix:
     """Return the features (n, d) of all photos by the frozen tower, not normalised; processes divide the work."""
     step = _ENCODED * world()
     parts = []
-    with run.reporter.progress("Encoding photos with the frozen tower", n) as progress:
+    with reporter.progress("Encoding photos with the frozen tower", n) as progress:
         for start in range(0, n, step):
             mine = np.arange(_ENCODED) + start + _ENCODED * rank()
             # every process gathers as many rows; those beyond the end are cut off below
-            rows = towers.project(photos.rows(np.minimum(mine, n - 1)), 0, run.compute)
+            rows = towers.project(photos.rows(np.minimum(mine, n - 1)), 0, compute)
             parts.append(gather_rows(rows).cpu().numpy())
             progress.advance(min(step, n - start))
     return np.concatenate(parts)[:n]
-
-
-def _write_card(folder: Path, name: str, record: dict[str, Any]) -> None:
-    start = record["start"]
-    weights = f"random weights, seed {start['random_init']}" if start["random_init"] is not None else "its weights"
-    head = " and the image tower's projection head, its trunk frozen" if record["image_head"] else ""
-    lit = f"the text tower{head or ', towards the frozen image tower'}"
-    augmented = "; random crops of the photos, half of them mirrored" if record["augment"] else ""
-    facts = [
-        ("start", f"{start['name']}, {weights}"),
-        ("trained", f"{lit if record['mode'] == LIT else 'both towers'}{augmented}"),
-        ("photos", f"{record['photos']:,}, and {record['unreadable']:,} that could not be decoded"),
-    ]
-    usage = f'`c3 embed PATH --model local-dir:{name}`, or `open_clip.create_model_and_transforms("local-dir:{name}")`.'
-    write_card(folder, name, facts, record, usage)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from c3tools import export_store, gap_report
-from c3tools.connect.features import read_features
+from c3tools.connect.pairs import read_features
 from c3tools.corpus.splits import STANDARD, hashed_split
 from c3tools.errors import DecoderError, StoreError
 from c3tools.moments import Moments

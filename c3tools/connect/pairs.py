@@ -1,4 +1,4 @@
-"""Inputs of towers: features, photos or texts of two modalities, and the pairs that training draws batches from.
+"""Pairs that towers are trained on: features, photos or texts of two modalities, paired by the keys of their items.
 
 A batch is drawn from a permutation of all pairs that depends on (seed, epoch) alone, so that a run that was killed
 continues exactly, and every one of several processes draws the same batches.
@@ -10,14 +10,17 @@ import hashlib
 import io
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,13 +29,14 @@ from ..arrays import Indices, Mask, Matrix, Pixels
 from ..corpus import ImageItem, ImageReader
 from ..corpus.splits import STANDARD, describe_rule, kept_splits, split_of
 from ..encoders import ImagePreprocessor, open_image
-from ..errors import ConnectError
+from ..errors import ConnectError, StoreError
+from ..identity import ModelIdentity
 from ..io.locations import is_url
-from ..io.spill import blocks_of
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
-from ..store.rows import held_out
-from ..store.strings import Strings
+from ..store import Store
+from ..store.importers import pair, read_table, read_vectors
+from ..store.rows import Pairs, Rows, held_out, match_items, own_items, row_splits
 
 _NOT_COLUMNS = ("width", "height", "size")
 _CROP_AREA = 0.5, 1.0
@@ -188,7 +192,7 @@ class PairInputs:
             self,
             first_rows=self.first_rows[chosen],
             second_rows=self.second_rows[chosen],
-            items=Strings.of(self.items).take(chosen),
+            items=[self.items[pair] for pair in chosen.tolist()],
             splits=[self.splits[pair] for pair in chosen.tolist()],
         )
 
@@ -255,10 +259,165 @@ class PairInputs:
 
 def number_rows(rows: npt.NDArray[Any]) -> Indices:
     """Return a number per row of (n, e), int64 (n,), the same for rows of the same bytes."""
-    rows_in_turn = (row for block in blocks_of(rows) for row in np.ascontiguousarray(block))
-    return Strings(hashlib.blake2b(row.data, digest_size=16).hexdigest() for row in rows_in_turn).numbers
+    return _numbers([hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest() for row in rows])
 
 
 def number_texts(texts: Sequence[str]) -> Indices:
     """Return a number per text, int64 (n,), the same for texts that differ by case or outer spaces alone."""
-    return Strings(text.strip().lower() for text in texts).numbers
+    return _numbers([text.strip().lower() for text in texts])
+
+
+def _numbers(values: list[Any]) -> Indices:
+    return pa.array(values).dictionary_encode().indices.to_numpy().astype(np.int64)
+
+
+@dataclass(frozen=True)
+class PairedFeatures(Pairs):
+    """Rows of features of two modalities, of any dimension and float dtype each, paired by the keys of their items.
+
+    Attributes:
+        notes: how rows were paired, and what else the user should know, a sentence each.
+        models: the models that made the features, by modality, as far as they are known.
+    """
+
+    notes: Sequence[str] = field(default_factory=list)
+    models: Mapping[str, ModelIdentity] = field(default_factory=dict)
+
+    @classmethod
+    def join(
+        cls, first: Rows, second: Rows, notes: Sequence[str] = (), models: Mapping[str, ModelIdentity] | None = None
+    ) -> PairedFeatures:
+        """Pair rows that have the same item; rows with NaN or infinity are in no pair.
+
+        The sides change places where only the first one has several rows of one item.
+        """
+        items = [own_items(side.table) for side in (first, second)]
+        if [pc.count_distinct(own).as_py() < len(own) for own in items] == [True, False]:
+            first, second = second, first
+            items.reverse()
+        index = match_items(*items)
+        found, alone = list(notes), int(np.count_nonzero(index < 0))
+        if alone:
+            found.append(
+                f"{alone:,} of {len(second):,} {second.modality} rows have no {first.modality} row and are left out."
+            )
+        bad = [~np.isfinite(side.embeddings).all(axis=1) for side in (first, second)]
+        for side, rows in zip((first, second), bad, strict=True):
+            if rows.any():
+                found.append(
+                    f"{int(rows.sum()):,} of {len(rows):,} {side.modality} rows contain NaN or infinity and are left "
+                    "out."
+                )
+        index = np.where(bad[1] | ((index >= 0) & bad[0][index]), -1, index)
+        return cls(first, second, index, found, models or {})
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of the two modalities."""
+        return self.first.modality, self.second.modality
+
+    def inputs(self) -> PairInputs:
+        """Return all pairs as training draws from them."""
+        first, second, rows = self.first, self.second, self.rows
+        splits = row_splits(second.table)
+        captions = second.column("caption") if "caption" in second.table.column_names else []
+        # a sentence is the same content even where its features differ by rounding
+        known = bool(captions) and all(captions)
+        keys = first.table.column("key").take(self.item_index[rows]).to_pylist()
+        return PairInputs(
+            first=FeatureInputs(first.embeddings),
+            second=FeatureInputs(second.embeddings),
+            first_ids=number_rows(first.embeddings),
+            second_ids=number_texts(captions) if known else number_rows(second.embeddings),
+            first_rows=self.item_index[rows],
+            second_rows=rows,
+            items=keys,
+            splits=[splits[row] for row in rows],
+        )
+
+
+def read_features(
+    *,
+    image: str | Path | None = None,
+    text: str | Path | None = None,
+    other: Mapping[str, str | Path] | None = None,
+    meta: str | Path | None = None,
+    text_meta: str | Path | None = None,
+    image_array: str | None = None,
+    text_array: str | None = None,
+    store: Store | str | Path = "c3-store",
+    second_store: Store | str | Path | None = None,
+    modalities: Sequence[str] | None = None,
+    reporter: Reporter = SILENT,
+) -> PairedFeatures:
+    """Read features of two modalities, from files of vectors if any is given, else from one or two stores.
+
+    Args:
+        image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.
+        text: A file of text vectors, in one of the same formats.
+        other: Files of vectors of other modalities by name, for example audio=audio.npy.
+        meta: A table of ids, captions and splits: jsonl, csv or parquet, one row per image (or per text, without
+            images).
+        text_meta: A table like ``meta`` with one row per text; its column image_key names the image.
+        image_array: The array, tensor or column of the file ``image`` to read.
+        text_array: The array, tensor or column of the file ``text`` to read.
+        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        second_store: Take the second modality from this store: a folder or a URL.
+        modalities: The two modalities of the store to use, for example image,text.
+        reporter: Gets a message if a store is unfinished.
+
+    Raises:
+        ConnectError: if there are not exactly two modalities.
+        StoreError: if a file or store cannot be read, or rows cannot be paired.
+    """
+    if not (image or text or other):
+        return _join_stores(store, second_store, modalities, reporter)
+    found, notes = pair(
+        read_vectors(Path(image), image_array) if image else None,
+        read_vectors(Path(text), text_array) if text else None,
+        {name: read_vectors(Path(file)) for name, file in (other or {}).items()},
+        meta=read_table(Path(meta)) if meta else None,
+        text_meta=read_table(Path(text_meta)) if text_meta else None,
+    )
+    if len(found) != 2:
+        raise ConnectError(
+            f"Two modalities are needed, not {len(found)} ({', '.join(modality.name for modality in found)}).",
+            remedy="For example --image FILE --text FILE, or --text FILE --other audio=FILE.",
+        )
+    # a slice of a memory map is not read yet
+    rows = [
+        Rows(one.name, one.vectors[:], pa.table({name: pa.array(v, pa.string()) for name, v in one.columns.items()}))
+        for one in found
+    ]
+    return PairedFeatures.join(*rows, notes)
+
+
+def _join_stores(
+    store: Store | str | Path,
+    second_store: Store | str | Path | None,
+    modalities: Sequence[str] | None,
+    reporter: Reporter,
+) -> PairedFeatures:
+    if modalities is not None and not (len(modalities) == 2 and all(modalities)):
+        raise ConnectError(
+            f"Two modalities are needed, not {len(modalities)} ({', '.join(modalities)}).",
+            remedy="For example --modalities audio,text.",
+        )
+    first = Store.open(store, reporter=reporter)
+    second = first if second_store is None else Store.open(second_store, reporter=reporter)
+    if modalities is None:
+        modalities = first.modalities[:2] if second is first else [*first.modalities[:1], *second.modalities[-1:]]
+        if len(modalities) < 2:
+            raise StoreError(
+                f"The store {first.path} has {' and '.join(first.modalities) or 'no modality'}, but two modalities are "
+                "needed.",
+                remedy="Add another store with --second-store, or use files with --image and --text.",
+            )
+    name = modalities[1] if modalities[1] != modalities[0] else f"{modalities[1]}_2"
+    rows = _load(first, modalities[0]), replace(_load(second, modalities[1]), modality=name)
+    return PairedFeatures.join(*rows, models={modalities[0]: first.info.model, name: second.info.model})
+
+
+def _load(store: Store, modality: str) -> Rows:
+    rows = store.load(modality)
+    return replace(rows, table=rows.table.select([n for n in rows.table.column_names if n not in _NOT_COLUMNS]))
