@@ -25,6 +25,7 @@ from ..captioning.train import captions_of_images, training_captions
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError
+from ..io.artifact import digest_of
 from ..metrics.captions import score_captions
 from ..moments import Moments
 from ..reporter import Reporter, counted
@@ -32,7 +33,7 @@ from ..seeds import generator
 from ..store import Rows, Store
 from ..training.checkpoints import CheckpointDir
 from ..transforms import Pipeline, preset
-from .methods import METHODS, Cell, Method, Training, digest_of
+from .methods import METHODS, Cell, Method, Training
 from .table import Ablation, Run
 
 PSEUDO_CAPTIONS = 5

@@ -20,12 +20,13 @@ from typing import Any
 from .. import devices
 from ..errors import C3Error
 from ..executors import LocalExecutor, Report, Work, WorkerResources
+from ..io.artifact import digest_of
 from ..io.files import MALFORMED, write_json_atomically
 from ..reporter import SILENT, Progress, Reporter, counted
 from ..training.checkpoints import CheckpointDir
 from .captions import CaptionTask
 from .images import ImageTask
-from .methods import Cell, Training, digest_of
+from .methods import Cell, Training
 from .table import Run
 
 

@@ -22,12 +22,13 @@ from ..imaging.evaluate import real_photos
 from ..imaging.model import SAMPLING_STEPS
 from ..imaging.sheet import inline_png
 from ..imaging.train import training_photos
+from ..io.artifact import digest_of
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..training.checkpoints import CheckpointDir
 from ..transforms import preset
-from .methods import IMAGE_METHODS, Cell, Method, Training, digest_of
+from .methods import IMAGE_METHODS, Cell, Method, Training
 from .table import Ablation, Run
 
 _EXAMPLES = 12

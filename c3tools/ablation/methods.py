@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 
 class Published(NamedTuple):
@@ -192,12 +188,3 @@ class Training(NamedTuple):
     sigma: float
     seed: int
     start: Training | None = None
-
-
-def digest_of(*parts: Any) -> str:
-    """Return a digest of JSON values and arrays."""
-    digest = hashlib.sha256()
-    for part in parts:
-        is_array = isinstance(part, np.ndarray)
-        digest.update(np.ascontiguousarray(part).tobytes() if is_array else json.dumps(part, sort_keys=True).encode())
-    return digest.hexdigest()

@@ -15,8 +15,7 @@ from ..captioning import load_size as load_decoder_size
 from ..captioning.baselines.steering import load_text_encoder
 from ..errors import C3Error, telling_what_is_kept
 from ..imaging import load_size as load_generator_size
-from ..imaging.evaluate import load_encoders
-from ..imaging.scorer import score_text
+from ..imaging.evaluate import load_encoders, score_text
 from ..io.files import write_json_atomically
 from ..io.lock import locked
 from ..io.outputs import Output

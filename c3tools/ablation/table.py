@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..imaging.scorer import decimals, score_interval, score_text
+from ..imaging.evaluate import decimals, score_interval, score_text
 from ..io.files import write_text_atomically
 from ..metrics.captions import BLEU
 from ..metrics.significance import crossed_interval, mean_and_std
@@ -125,7 +125,7 @@ class Ablation:
         """One row per method, sigma and train fraction.
 
         Each score has its mean and sample standard deviation over seeds, and the 95 % interval of the mean over images
-        and seeds (see `c3tools.imaging.scorer.score_interval`).
+        and seeds (see `c3tools.imaging.evaluate.score_interval`).
         """
         rows = []
         for (method, sigma, sigma_from, fraction), members in self._members.items():

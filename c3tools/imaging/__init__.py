@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from .evaluate import ImageEvaluation, evaluate_images
+from .evaluate import ImageEvaluation, ImageScorer, evaluate_images
 from .generation import GeneratedImage, GeneratedImages, generate
 from .generator import Generator, ImageGenerator
 from .model import SIZES, ImageNetwork, NetworkConfig, Size, TrainingConfig, load_size, sample
 from .photos import Photos, read_photos
 from .pretrained import PretrainedGenerator
-from .scorer import ImageScorer
-from .train import fit_generator, train_generator
-from .training import Trainer
+from .train import GeneratorTask, fit_generator, train_generator
 
 __all__ = [
     "SIZES",
     "GeneratedImage",
     "GeneratedImages",
     "Generator",
+    "GeneratorTask",
     "ImageEvaluation",
     "ImageGenerator",
     "ImageNetwork",
@@ -25,7 +24,6 @@ __all__ = [
     "Photos",
     "PretrainedGenerator",
     "Size",
-    "Trainer",
     "TrainingConfig",
     "evaluate_images",
     "fit_generator",

@@ -6,28 +6,47 @@ generated images first, so that the resolution is not what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from ..arrays import Matrix
+from ..arrays import Array, Matrix
+from ..assets.paths import COCO_CATEGORIES
 from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import MetricError
 from ..identity import ModelIdentity
-from ..metrics.images import Nearest
-from ..metrics.significance import Ends
-from ..pages.render import interval
+from ..metrics.images import (
+    Nearest,
+    disjoint_halves,
+    frechet_distance,
+    frechet_influence,
+    inception_influence,
+    inception_score,
+    kernel_distance,
+    kernel_features,
+    kernel_influence,
+    nearest_photos,
+    photo_values,
+)
+from ..metrics.retrieval import ranks
+from ..metrics.significance import Ends, crossed_interval
+from ..moments import Moments
+from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 from ..tables import Table
 from .generation import GeneratedImages
 from .photos import Photos, read_photos
-from .scorer import ImageScorer, Inception, decimals, score_interval, score_text
 
+RECALL_KS = (1, 10)
+_LOGIT_SCALE = 100.0
 _NAMED = 12  # of the images that are nearest to a training photo
+_BATCH = 32  # images that the Inception network reads at a time
+Inception = Callable[[Sequence[Matrix]], tuple[Matrix, Matrix]]
 
 
 @dataclass(frozen=True)
@@ -64,15 +83,10 @@ class ImageEvaluation:
 
     def table(self) -> Table:
         """Return the scores as a table, one row per metric, with their intervals and those of real photos beside."""
-        rows = [
-            [
-                name,
-                score_text(name, value),
-                interval(self.intervals.get(name), decimals(name)),
-                score_text(name, self.real.get(name)),
-            ]
-            for name, value in self.scores.items()
-        ]
+        rows = []
+        for name, value in self.scores.items():
+            ends = interval(self.intervals.get(name), decimals(name))
+            rows.append([name, score_text(name, value), ends, score_text(name, self.real.get(name))])
         title = f"{self.n:,} images, compared with {self.reference:,} real photos"
         return Table(["score", "generated", "95 % interval", f"{self.real_n:,} real photos"], rows, title=title)
 
@@ -124,17 +138,18 @@ def evaluate_images(
     if len(sizes) != 1 or opened[0].width != opened[0].height:
         listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
         raise MetricError(f"All images must be squares of the same size, but these are {listed}.")
-    inception_features = None if inception is None else _inception(Path(inception))
     pixels = opened[0].width
+    features = None if inception is None else _inception(Path(inception))
     reference, others, notes = real_photos(store, pixels, split, len(opened), download=download, reporter=reporter)
     encoders = load_encoders(store, encoder, device=device, backend=backend, precision=precision, reporter=reporter)
+    training = store.load("image", "train")
     scorer = ImageScorer(
         reference,
         others,
         encoders,
         conditioning=ModelIdentity(made.settings.get("model") or store.info.model),
-        training=store.load("image", "train"),
-        inception=inception_features,
+        training=training,
+        inception=features,
         reporter=reporter,
     )
     texts = [image.asked for image in made.images] if made.modality == "text" else None
@@ -143,14 +158,20 @@ def evaluate_images(
     real, count = scorer.real(len(opened), texts, keys)
     if inception is None:
         notes.append("The standard FID and IS need the weights of the Inception network: --inception PATH.")
-    near = scorer.nearest(opened)
+    near, named = scorer.nearest(opened), []
+    for row in [] if near is None else np.argsort(-near.cosines)[:_NAMED].tolist():
+        assert near is not None
+        photo, cosine = training.keys[near.rows[row]], round(float(near.cosines[row]), 4)
+        named.append(
+            {"file": made.images[row].file, "photo": photo, "cosine": cosine, "copied": bool(near.copied[row])}
+        )
     return ImageEvaluation(
         len(opened),
         scores,
         real,
         count,
         len(reference),
-        [] if near is None or scorer.training is None else _named(near, made, scorer.training),
+        named,
         None if near is None or near.threshold is None else float(near.copied.mean()),
         [*notes, *scorer.notes()],
         {name: ends for name in values if (ends := score_interval(name, values[name][None])) is not None},
@@ -185,7 +206,7 @@ def real_photos(
     options: dict[str, Any] = {"download": download, "reporter": reporter}
     reference = read_photos(store, chosen, pixels, **options)
     others = read_photos(store, rest.select(order), pixels, **options) if len(order) > 1 and split != "all" else None
-    return reference, others, reference.unread
+    return reference, others, [reference.unread] if reference.unread else []
 
 
 def load_encoders(
@@ -203,26 +224,198 @@ def load_encoders(
         EncoderError: if one cannot be loaded, unless it is that of the store and others are named.
     """
     options: dict[str, Any] = {"device": device, "backend": backend, "precision": precision}
-    own = (
-        []
-        if names and not store.info.model
-        else [resolve_encoder(recorded=store.info.model, reporter=reporter, **options)]
-    )
-    return [*own, *(load_encoder(name, **options) for name in names if name not in {e.identity.name for e in own})]
+    found: list[Encoder] = []
+    if store.info.model or not names:
+        found.append(resolve_encoder(recorded=store.info.model, reporter=reporter, **options))
+    known = {encoder.identity.name for encoder in found}
+    return [*found, *(load_encoder(name, **options) for name in names if name not in known)]
 
 
-def _named(near: Nearest, made: GeneratedImages, training: Rows) -> list[dict[str, Any]]:
-    """Return the images that are nearest to a training photo, the nearest first."""
-    order = np.argsort(-near.cosines)[:_NAMED]
-    return [
-        {
-            "file": made.images[row].file,
-            "photo": training.keys[near.rows[row]],
-            "cosine": round(float(near.cosines[row]), 4),
-            "copied": bool(near.copied[row]),
+class Measured(NamedTuple):
+    """A score, and the influence on it of each generated image (n,) and of each real photo (m,)."""
+
+    score: float
+    generated: Array
+    real: Array
+
+
+def score_text(name: str, value: float | None) -> str:
+    """Return a score with as many digits as it is worth; nothing for None."""
+    return "" if value is None else number(value, decimals(name))
+
+
+def decimals(name: str) -> int:
+    """Return how many decimals of a score are worth printing."""
+    return 3 if name.startswith(("FD", "FID")) else 1
+
+
+def score_interval(name: str, values: Array) -> Ends | None:
+    """Return the 95 % interval of a score over seeds and photos; see `c3tools.metrics.significance.crossed_interval`.
+
+    Args:
+        name: of the score; none but KID can be below 0.
+        values: float64 (seeds, photos).
+
+    Returns:
+        Lower and upper end; None for fewer than 3 photos, and for values that are all equal.
+    """
+    ends = crossed_interval(values)
+    if ends is None or np.ptp(values) == 0:
+        return None
+    return ends if name.startswith("KID") else (max(ends[0], 0.0), ends[1])
+
+
+class ImageScorer:
+    """Scores sets of images of one size against the same real photos, whose features are computed once.
+
+    Args:
+        reference: real photos of the scored split, at the size of the images.
+        others: further real photos that nothing was trained on, for what a perfect generator would get; or None.
+        encoders: whose features are used.
+        conditioning: the model whose embeddings the generator was asked with.
+        training: rows of the photos that were learned from, with embeddings of ``conditioning``; None for none.
+        inception: pool3 features (n, 2048) and probabilities (n, 1008) of pixels, for the standard FID and IS; or None.
+    """
+
+    def __init__(
+        self,
+        reference: Photos,
+        others: Photos | None,
+        encoders: Sequence[Encoder],
+        *,
+        conditioning: ModelIdentity,
+        training: Rows | None = None,
+        inception: Inception | None = None,
+        reporter: Reporter = SILENT,
+    ) -> None:
+        self.reference, self.others, self.encoders = reference, others, encoders
+        self.conditioning, self.training, self.inception = conditioning, training, inception
+        self._features: dict[tuple[str, str], Matrix] = {}
+        real = {"reference": reference.pixels, "others": () if others is None else others.pixels}
+        with reporter.progress("Encoding real photos", sum(map(len, real.values())) * len(encoders)) as progress:
+            for encoder in encoders:
+                for which, pixels in real.items():
+                    features = encoder.encode_images(pixels, progress=progress)
+                    self._features[encoder.identity.name, which] = features
+
+    def score(
+        self, images: Sequence[Image.Image], texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """Return the scores of images, including recall if their texts are given, and a value of each per photo.
+
+        The mean of the values (photos,) is the score. Photos are the real ones, in their order; images of other keys
+        follow, and those without a key are on their own. See `c3tools.metrics.images.photo_values`.
+
+        Args:
+            images: generated images.
+            texts: the text of each.
+            keys: of the photo that each text is of, or None.
+
+        Raises:
+            MetricError: if there are fewer than two images.
+        """
+        measured: dict[str, Measured] = {}
+        for encoder in self.encoders:
+            features = encoder.encode_images(list(images))
+            measured |= self._measure(encoder, features, self._features[encoder.identity.name, "reference"])
+            if texts is not None:
+                measured |= self._recall(encoder, features, texts)
+        if self.inception is not None:
+            pool, probabilities = self.inception([np.asarray(image) for image in images])
+            measured["FID"] = _frechet(pool, self.inception(list(self.reference.pixels))[0])
+            measured["IS"] = _inception_score(probabilities, len(self.reference))
+        found: dict[str | int, int] = {}
+        photos = [found.setdefault(key, len(found)) for key in self.reference.rows.keys]
+        asked = keys or [None] * len(images)
+        own = [found.setdefault(key or row, len(found)) for row, key in enumerate(asked)]
+        scores = {name: each.score for name, each in measured.items()}
+        values = {
+            name: photo_values(each.score, ((each.generated, own), (each.real, photos)), len(found))
+            for name, each in measured.items()
         }
-        for row in order.tolist()
-    ]
+        return scores, values
+
+    def real(
+        self, n: int, texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()
+    ) -> tuple[dict[str, float], int]:
+        """Return the scores of real photos instead of ``n`` generated ones, and how many they are.
+
+        They are photos of other splits; if there are too few, one half of the reference against the other. Recall is
+        that of the very photos that the texts are of.
+        """
+        measured: dict[str, Measured] = {}
+        count = 0 if self.others is None else min(n, len(self.others))
+        halves = disjoint_halves(len(self.reference))
+        rows = {key: row for row, key in enumerate(self.reference.rows.keys)}
+        own = [rows.get(key) if key else None for key in keys]
+        for encoder in self.encoders:
+            reference = self._features[encoder.identity.name, "reference"]
+            if count >= n or count >= len(halves[0]):
+                measured |= self._measure(encoder, self._features[encoder.identity.name, "others"][:count], reference)
+            else:
+                count = len(halves[0])
+                measured |= self._measure(encoder, reference[halves[0]], reference[halves[1]])
+            if texts is not None and own and all(row is not None for row in own):
+                measured |= self._recall(encoder, reference[np.array(own, dtype=np.int64)], texts)
+        return {name: each.score for name, each in measured.items()}, count
+
+    def nearest(self, images: Sequence[Image.Image]) -> Nearest | None:
+        """Return the nearest training photo of each image, by the conditioning encoder; None if it is not known."""
+        encoder = next((e for e in self.encoders if e.identity.same_as(self.conditioning)), None)
+        if encoder is None or self.training is None or not len(self.training):
+            return None
+        features = encoder.encode_images(list(images))
+        return nearest_photos(features, self.training.embeddings, self._features[encoder.identity.name, "reference"])
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the scores should know."""
+        same = [e.identity.name for e in self.encoders if e.identity.same_as(self.conditioning)]
+        notes = [
+            f"{name} also encoded the texts that the images were generated from; scores with another encoder are more "
+            "reliable (--encoder)."
+            for name in same
+        ]
+        notes.append(
+            "KID and recall are in percent. FD depends on the number of images: compare it with the FD of real photos."
+        )
+        return notes
+
+    def _measure(self, encoder: Encoder, features: Matrix, reference: Matrix) -> dict[str, Measured]:
+        name = encoder.identity.name
+        kernels = kernel_features(features), kernel_features(reference)
+        of_images, of_photos = kernel_influence(*kernels)
+        if (name, "categories") not in self._features:
+            categories = COCO_CATEGORIES.read_text(encoding="utf-8").splitlines()
+            prompts = [f"a photo of a {category}" for category in categories]
+            self._features[name, "categories"] = encoder.encode_texts(prompts)
+        # the probabilities (n, 80) of COCO's categories, by the encoder without further training
+        logits = _LOGIT_SCALE * (features @ self._features[name, "categories"].T)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = np.asarray(shares / shares.sum(axis=1, keepdims=True), dtype=np.float32)
+        return {
+            f"KID-{name}": Measured(100 * kernel_distance(*kernels), 100 * of_images, 100 * of_photos),
+            f"FD-{name}": _frechet(features, reference),
+            f"IS-{name}-coco80": _inception_score(probabilities, len(reference)),
+        }
+
+    def _recall(self, encoder: Encoder, features: Matrix, texts: Sequence[str]) -> dict[str, Measured]:
+        items = np.unique(texts, return_inverse=True)[1]  # images of one text are all right for it
+        found = ranks(encoder.encode_texts(list(texts)), features, items, items)
+        measured = {}
+        for k in [k for k in RECALL_KS if k < len(texts)] or [1]:
+            hits = 100.0 * found.hits(k)
+            share, nothing = float(hits.mean()), np.zeros(len(self.reference))
+            measured[f"recall@{k}-{encoder.identity.name}"] = Measured(share, hits - share, nothing)
+        return measured
+
+
+def _frechet(features: Matrix, reference: Matrix) -> Measured:
+    moments = Moments.from_rows(features), Moments.from_rows(reference)
+    return Measured(frechet_distance(*moments), *frechet_influence(features, reference))
+
+
+def _inception_score(probabilities: Matrix, photos: int) -> Measured:
+    return Measured(inception_score(probabilities), inception_influence(probabilities), np.zeros(photos))
 
 
 def _inception(weights: Path) -> Inception:
@@ -251,8 +444,8 @@ def _inception(weights: Path) -> Inception:
     def features(squares: Sequence[Any]) -> tuple[Matrix, Matrix]:
         pool, probabilities = [], []
         with torch.inference_mode():
-            for start in range(0, len(squares), 32):
-                batch = torch.from_numpy(np.stack(squares[start : start + 32])).permute(0, 3, 1, 2).contiguous()
+            for start in range(0, len(squares), _BATCH):
+                batch = torch.from_numpy(np.stack(squares[start : start + _BATCH])).permute(0, 3, 1, 2).contiguous()
                 pooled, logits = network(batch)
                 pool.append(pooled.numpy())
                 probabilities.append(logits.softmax(1).numpy())

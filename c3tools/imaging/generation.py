@@ -10,13 +10,11 @@ An image that already exists is not made again, so the same command continues, a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +23,13 @@ from PIL import Image
 from .. import devices
 from ..arrays import Matrix
 from ..corpus.captions import read_captions
+from ..corpus.items import key_of_name
 from ..corpus.splits import split_of
-from ..corpus.tables import key_of_name
 from ..encoders import Encoder, resolve_encoder
 from ..errors import GeneratorError, telling_what_is_kept
+from ..io.artifact import digest_of, holds_result
 from ..io.files import MALFORMED, read_json, recorded_file, write_json_atomically
 from ..io.lock import locked
-from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
 from ..store import Store
@@ -48,27 +46,15 @@ _IN_SHEET = 400
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
-class Prompt(NamedTuple):
-    """The request for an image.
-
-    Attributes:
-        asked: the text, the path of the photo, or the number of the embedding.
-        key: of the image that a caption is of, or None.
-    """
-
-    asked: str
-    key: str | None = None
-
-
 @dataclass(frozen=True)
 class GeneratedImage:
     """One image of a folder.
 
     Attributes:
         file: its name in the folder.
-        asked: see `Prompt`.
-        key: see `Prompt`.
-        number: among the images of one prompt, from 0.
+        asked: the text, the path of the photo, or the number of the embedding.
+        key: of the image that a caption is of, or None.
+        number: among the images of one request, from 0.
     """
 
     file: str
@@ -179,8 +165,7 @@ def generate(
         key: The array, tensor or column of ``embeddings`` to read. For a store: the modality, if it is not
             ``modality``.
         images: Make variations of these photos.
-        generator: The folder of a trained generator, hf-hub:ORG/NAME, or kandinsky-2.2:PATH|ID, karlo:PATH|ID,
-            unclip:PATH|ID.
+        generator: The folder of a trained generator, hf-hub:ORG/NAME, or kandinsky-2.2:PATH|ID, unclip:PATH|ID.
         store: The store of embeddings: a folder or a URL (s3://, gs://).
         output: The folder to write the images to.
         n: Number of images per text.
@@ -208,32 +193,27 @@ def generate(
             else "Give only one of texts, --captions, --embeddings and --image.",
             remedy='For example: c3 generate "a dog on the beach"',
         )
-    folder = Path(output)
-    target = Output(folder, "folder of generated images", (LIST_FILE,))
-    compute = devices.pick(device, precision)
+    if n < 1:
+        raise GeneratorError(f"n must be at least 1, not {n}.")
+    folder, compute = Path(output), devices.pick(device, precision)
     if isinstance(generator, str | Path):
-        pretrained = PretrainedGenerator.parse(generator)
-        if pretrained is None:
-            generator = Generator.load(generator, compute)
+        if PretrainedGenerator.is_name(generator):
+            generator = PretrainedGenerator(str(generator), store, compute)
         else:
-            generator = PretrainedGenerator.load(*pretrained, store, compute)
-    vectors: Matrix | None = None
+            generator = Generator.load(generator, compute)
     if embeddings is not None:
         vectors = _vectors(embeddings, modality, key, generator)
-        prompts = [Prompt(f"embedding {row}") for row in range(len(vectors))]
-    elif images:
-        prompts, modality = [Prompt(str(path)) for path in images], "image"
+        prompts: list[tuple[str, str | None]] = [(f"embedding {row}", None) for row in range(len(vectors))]
     else:
-        prompts, modality = captions_to_show(Path(captions), split, seed) if captions else [*map(Prompt, texts)], "text"
-    if vectors is None:
+        modality = "image" if images else "text"
+        prompts = [(str(asked), None) for asked in images or texts]
+        prompts = captions_to_show(Path(captions), split, seed) if captions is not None else prompts
+        asked = [text for text, _ in prompts]
         encoder = encoder or resolve_encoder(
             recorded=generator.model, device=device, backend=backend, reporter=reporter
         )
-        asked = [prompt.asked for prompt in prompts]
-        if images:
-            vectors = generator.encode(images=asked, encoder=encoder, reporter=reporter)
-        else:
-            vectors = generator.encode(texts=asked, encoder=encoder, reporter=reporter)
+        given_as: dict[str, Any] = {"images" if images else "texts": asked}
+        vectors = generator.encode(**given_as, encoder=encoder, reporter=reporter)
     settings = {
         "generator": str(generator),
         "model": dict(generator.model),
@@ -243,41 +223,41 @@ def generate(
         "precision": generator.compute.precision,
     }
     with locked(folder):
-        target.holds_result()
+        holds_result(folder, "folder of generated images", (LIST_FILE,))
         from_texts = embeddings is None and not images
         made = _make(generator, prompts, vectors, modality, from_texts, n, settings, folder, reporter)
-        save_sheet(made)
+        _save_overviews(made)
     return made
 
 
-def captions_to_show(path: Path, split: str | None = None, seed: int = 0) -> list[Prompt]:
-    """Read a captions file: one caption of each image, drawn by the seed; of rows without images every caption.
+def captions_to_show(path: Path, split: str | None = None, seed: int = 0) -> list[tuple[str, str | None]]:
+    """Read a captions file: one caption of each image and its key, drawn by the seed; without images every caption.
 
     Raises:
         CorpusError: if the file cannot be read.
         GeneratorError: if there are no captions, or none in the split.
     """
     by_image: dict[str, list[str]] = {}
-    prompts: list[Prompt] = []
+    prompts: list[tuple[str, str | None]] = []
     for row in read_captions(path):
         own = [caption.strip() for caption in row.captions if caption.strip()]
         key = row.key or (key_of_name(row.file_name) if row.file_name else None)
         if split is not None and split_of(row.split, key or f"{path.stem}:{row.line}") != split:
             continue
         if key is None:
-            prompts += [Prompt(caption) for caption in own]
+            prompts += [(caption, None) for caption in own]
         else:
             by_image.setdefault(key, []).extend(own)
-    prompts += [
-        Prompt(own[int(seeded(seed, "caption", key).integers(len(own)))], key) for key, own in by_image.items() if own
-    ]
+    for key, own in by_image.items():
+        if own:
+            prompts.append((own[int(seeded(seed, "caption", key).integers(len(own)))], key))
     if not prompts:
         where = f" in the split {split!r}" if split else ""
         raise GeneratorError(f"{path} has no captions{where}.", remedy="Choose another file or --split.")
     return prompts
 
 
-def save_sheet(made: GeneratedImages) -> None:
+def _save_overviews(made: GeneratedImages) -> None:
     """Write the contact sheet and the page: with a row for each text that has several images."""
     shown = GeneratedImages(made.folder, made.images[:_IN_SHEET], made.modality, made.settings)
     opened = shown.open()
@@ -289,15 +269,15 @@ def save_sheet(made: GeneratedImages) -> None:
     sheet = contact_sheet([*entries.values()], texts=[*entries]) if several else contact_sheet(in_rows(opened, columns))
     save_image(sheet, made.folder / SHEET_FILE)
     more = f"; the first {_IN_SHEET:,} are shown" if len(made.images) > _IN_SHEET else ""
-    guidance = made.settings["guidance"]
-    lead = f"{len(made.images):,} images by {made.settings['generator']}, seed {made.settings['seed']}, "
-    lead += f"{made.settings['sampling_steps']} steps, guidance {guidance:g}{more}."
+    settings = made.settings
+    lead = f"{len(made.images):,} images by {settings['generator']}, seed {settings['seed']}, "
+    lead += f"{settings['sampling_steps']} steps, guidance {settings['guidance']:g}{more}."
     save_page(made.folder / PAGE_FILE, "Generated images", lead, list(entries.items()))
 
 
 def _make(
     generator: ImageGenerator,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[tuple[str, str | None]],
     vectors: Matrix,
     modality: str,
     from_texts: bool,
@@ -307,49 +287,42 @@ def _make(
     reporter: Reporter,
 ) -> GeneratedImages:
     """Sample and write the images that do not exist yet."""
-    if n < 1:
-        raise GeneratorError(f"n must be at least 1, not {n}.")
-    keys = [prompt.asked for prompt in prompts]
-    images, rows = [], []
+    images: list[GeneratedImage] = []
+    rows: dict[str, int] = {}  # of the vectors, by the names of files
     plain = {**settings, "generator": generator.fingerprint(), "modality": modality}
-    for row, prompt in enumerate(prompts):
-        subject = prompt.asked if from_texts else hashlib.sha256(vectors[row].tobytes()).hexdigest()
+    for row, (asked, key) in enumerate(prompts):
+        subject = asked if from_texts else digest_of(vectors[row])
+        slug = _SLUG.sub("-", Path(asked).stem.lower() if modality == "image" else asked.lower()).strip("-")
         for number in range(n):
-            text = json.dumps([plain, keys[row], subject, number], sort_keys=True)
-            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-            slug = _SLUG.sub("-", Path(prompt.asked).stem.lower() if modality == "image" else prompt.asked.lower())
-            name = f"{slug.strip('-')[:48].strip('-') or 'image'}-{digest}.png"
-            images.append(GeneratedImage(name, prompt.asked, prompt.key, number))
-            rows.append(row)
+            digest = digest_of(plain, asked, subject, number)[:8]
+            file = f"{slug[:48].strip('-') or 'image'}-{digest}.png"
+            images.append(GeneratedImage(file, asked, key, number))
+            rows[file] = row
     made = GeneratedImages(folder, images, modality, settings)
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomically(folder / LIST_FILE, made.to_dict())
-    pending: dict[str, int] = {}
-    for position, image in enumerate(images):
-        if not (folder / image.file).is_file():
-            pending.setdefault(image.file, position)
-    if len(pending) < len({image.file for image in images}):
-        reporter.message(f"{len({i.file for i in images}) - len(pending):,} images already exist.")
+    wanted = {image.file: image for image in images}
+    pending = [image for image in wanted.values() if not (folder / image.file).is_file()]
+    if len(pending) < len(wanted):
+        reporter.message(f"{len(wanted) - len(pending):,} images already exist.")
     done = 0
     kept = telling_what_is_kept(
         lambda: f"{done:,} images are kept in {folder}; run the same command again to make the others."
     )
     with kept, reporter.progress("Generating images", len(pending)) as progress:
-        positions = list(pending.values())
-        for start in range(0, len(positions), _BLOCK):
-            block = positions[start : start + _BLOCK]
-            own = [rows[position] for position in block]
+        for start in range(0, len(pending), _BLOCK):
+            block = pending[start : start + _BLOCK]
             sampled = generator.sample(
-                vectors[own],
+                vectors[[rows[image.file] for image in block]],
                 modality,
-                [(keys[row], images[position].number) for row, position in zip(own, block, strict=True)],
+                [(image.asked, image.number) for image in block],
                 seed=settings["seed"],
                 steps=settings["sampling_steps"],
                 guidance=settings["guidance"],
                 advance=progress.advance,
             )
-            for position, picture in zip(block, sampled, strict=True):
-                save_image(picture, folder / images[position].file)
+            for image, picture in zip(block, sampled, strict=True):
+                save_image(picture, folder / image.file)
                 done += 1
     return made
 

@@ -10,7 +10,6 @@ Saved as a folder, without any pickle:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from .. import devices
@@ -30,19 +29,24 @@ from ..encoders import Encoder, resolve_encoder
 from ..encoders.loading import weights_sha256
 from ..errors import GeneratorError
 from ..identity import ModelIdentity
-from ..io.files import MALFORMED, read_json, sha256_of, write_json_atomically
-from ..io.hub import Card, HubRepository, local_folder
-from ..io.outputs import Output, damaged_file, previous_folder, replacing, written_at
+from ..io.artifact import Card, HubRepository, Kind, digest_of, reading, write_result
+from ..pages import palette
+from ..pages.figures import new_figure, save_figure, styled
 from ..reporter import SILENT, Reporter
 from ..seeds import keyed_normal
 from ..transforms import Pipeline
 from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, NetworkConfig, sample
 
-FORMAT_VERSION = 1
-GENERATOR_FILE = "generator.json"
-WEIGHTS_FILE = "weights.safetensors"
-_AGAIN = "`c3 train-generator --overwrite`"
-_PARTS = (WEIGHTS_FILE, "transform.json", "transform.safetensors")
+KIND = Kind(
+    "generator",
+    "generator.json",
+    GeneratorError,
+    "c3 train-generator",
+    "--generator",
+    ("preset", "sigma", "size", "seed", "best_val_loss"),
+)
+_WEIGHTS_FILE = "weights.safetensors"
+_CURVES_FILE = "curves.png"
 
 
 class ImageGenerator(ABC):
@@ -52,21 +56,15 @@ class ImageGenerator(ABC):
         pipeline: the fitted transform of its inputs.
         record: how it was made; ``model`` is the identity of the encoder of its embeddings.
         compute: device and precision.
+        dim: dimension of its embeddings.
+        guidance: the default weight of the embedding.
     """
 
-    def __init__(self, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute | None = None) -> None:
-        self.pipeline, self.record = pipeline, dict(record)
-        self.compute = compute or Compute("cpu", "fp32")
-
-    @property
-    @abstractmethod
-    def dim(self) -> int:
-        """The dimension of its embeddings."""
-
-    @property
-    @abstractmethod
-    def guidance(self) -> float:
-        """The default weight of the embedding."""
+    def __init__(
+        self, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute, dim: int, guidance: float
+    ) -> None:
+        self.pipeline, self.record, self.compute = pipeline, dict(record), compute
+        self.dim, self.guidance = dim, guidance
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -251,27 +249,16 @@ class Generator(ImageGenerator, HubRepository):
     def __init__(
         self, network: ImageNetwork, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute | None = None
     ) -> None:
-        super().__init__(pipeline, record, compute)
-        self.network = network.to(self.compute.device).eval()
+        compute = compute or Compute("cpu", "fp32")
+        super().__init__(pipeline, record, compute, network.config.dim, GUIDANCE)
+        self.network = network.to(compute.device).eval()
 
     def __repr__(self) -> str:
         return f"Generator({self.model}, {self.pipeline!r}, size {self.record.get('size')})"
 
-    @property
-    def dim(self) -> int:
-        """The dimension of its embeddings."""
-        return self.network.config.dim
-
-    @property
-    def guidance(self) -> float:
-        """The default weight of the embedding."""
-        return GUIDANCE
-
     def fingerprint(self) -> str:
         """Return a digest of its weights and its pipeline."""
-        return hashlib.sha256(
-            f"{weights_sha256(self.network)}{self.pipeline.record()['checksum']}".encode()
-        ).hexdigest()
+        return digest_of(weights_sha256(self.network), self.pipeline.record()["checksum"])
 
     def _sample(
         self,
@@ -284,15 +271,8 @@ class Generator(ImageGenerator, HubRepository):
     ) -> list[Image.Image]:
         pixels = self.network.config.pixels
         noise = torch.from_numpy(keyed_normal(seed, 0, keys, 3 * pixels**2)).view(-1, 3, pixels, pixels)
-        squares = sample(
-            self.network,
-            torch.from_numpy(inputs),
-            noise,
-            self.compute,
-            steps=steps,
-            guidance=guidance,
-            advance=advance,
-        )
+        options: dict[str, Any] = {"steps": steps, "guidance": guidance, "advance": advance}
+        squares = sample(self.network, torch.from_numpy(inputs), noise, self.compute, **options)
         return [Image.fromarray(square) for square in squares.numpy()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -315,16 +295,14 @@ class Generator(ImageGenerator, HubRepository):
 
     def save(self, folder: str | Path) -> None:
         """Write the folder atomically; an existing generator is kept as ``<folder>.previous``."""
-        with replacing(Path(folder)) as new:
-            save_model(self.network, str(new / WEIGHTS_FILE))
+
+        def save_files(new: Path) -> None:
+            save_model(self.network, str(new / _WEIGHTS_FILE))
             self.pipeline.save(new)
-            content = {
-                "format_version": FORMAT_VERSION,
-                "config": asdict(self.network.config),
-                "record": self.record,
-                "files": {name: sha256_of(new / name) for name in _PARTS},
-            }
-            write_json_atomically(new / GENERATOR_FILE, content)
+            if self.record.get("trace"):
+                save_figure(training_curves(self.record), new / _CURVES_FILE)
+
+        write_result(folder, KIND, {"config": asdict(self.network.config), "record": self.record}, save_files)
 
     @classmethod
     def load(cls, folder: str | Path, compute: Compute | None = None) -> Generator:
@@ -338,53 +316,22 @@ class Generator(ImageGenerator, HubRepository):
             GeneratorError: if there is no generator, or a file of it is missing, damaged or cut short.
             MissingExtraError: if diffusers is not installed.
         """
-        folder = local_folder(folder)
-        path = folder / GENERATOR_FILE
-        try:
-            content = read_json(path)
-            version = int(content["format_version"])
-            if version > FORMAT_VERSION:
-                raise GeneratorError(
-                    f"{path} has format version {version}, but this version of c3tools only reads up to "
-                    f"{FORMAT_VERSION}.",
-                    remedy="Update c3tools: pip install -U c3tools",
-                )
-            damage = damaged_file(folder, content["files"])
-            if damage:
-                raise GeneratorError(damage, remedy=_remedy(folder))
+        with reading(folder, KIND) as (found, content):
             network = ImageNetwork(NetworkConfig(**content["config"]))
-            load_model(network, folder / WEIGHTS_FILE)
-            record = dict(content["record"])
-        except (FileNotFoundError, NotADirectoryError):
-            raise GeneratorError(
-                f"There is no trained generator at {folder} ({GENERATOR_FILE} is missing).",
-                remedy="Train one with `c3 train-generator`, or choose another with --generator.",
-            ) from None
-        except (*MALFORMED, RuntimeError, SafetensorError) as error:
-            raise GeneratorError(f"The generator at {folder} is damaged ({error}).", remedy=_remedy(folder)) from error
-        return cls(network, Pipeline.load(folder), record, compute or devices.pick())
+            load_model(network, found / _WEIGHTS_FILE)
+            return cls(network, Pipeline.load(found), dict(content["record"]), compute or devices.pick())
 
 
-def generator_output(folder: Path, overwrite: bool = False) -> Output:
-    """Return the folder of a generator as the output of a training."""
-    return Output(folder, "generator", (GENERATOR_FILE,), overwrite, kept=previous_folder(folder))
-
-
-def describe_generator(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the record of the generator in a folder, empty if it is damaged, and in words what it is."""
-    path = folder / GENERATOR_FILE
-    try:
-        record = dict(read_json(path)["record"])
-        facts = [str(record["preset"]), f"sigma {record['sigma']:.3g}", f"size {record['size']}"]
-        facts += [f"seed {record['seed']}", f"trained on {record['photos']['train']:,} photos"]
-        facts += [f"finished {written_at(path)}", f"best validation loss {record['best_val_loss']:.4f}"]
-    except (OSError, *MALFORMED):
-        return {}, "it is damaged, or it was not made by c3 train-generator"
-    return record, ", ".join(facts)
-
-
-def _remedy(folder: Path) -> str:
-    previous = previous_folder(folder)
-    if not (previous / GENERATOR_FILE).is_file():
-        return f"Train it again: {_AGAIN}."
-    return f"The previous generator is kept at {previous}: use --generator {previous}, or train again."
+@styled
+def training_curves(record: Mapping[str, Any]) -> Figure:
+    """Draw the losses of a generator's record (``trace``, ``validations``, ``best_val_loss``)."""
+    figure, axes = new_figure(6.4, 3.4)
+    axes.plot(*zip(*record["trace"], strict=True), color=palette.FIRST, linewidth=1.0, label="training")
+    steps, losses = zip(*record["validations"], strict=True)
+    axes.plot(steps, losses, "o-", color=palette.SECOND, markersize=4, label="validation: photos, no noise")
+    best = record["best_val_loss"]
+    axes.plot(steps[losses.index(best)], best, "o", color=palette.SECOND, markersize=8)
+    axes.set_title(f"{record['preset']}, sigma {record.get('sigma', 0):.3g}")
+    axes.set(xlabel="step", ylabel="mean squared error of the velocity")
+    axes.legend()
+    return figure

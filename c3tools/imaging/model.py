@@ -8,8 +8,7 @@ The network is the `UNet2DModel` of diffusers (the extra ``images``), and its fl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from types import MappingProxyType
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -32,22 +31,22 @@ class NetworkConfig:
     """Architecture of the network.
 
     Attributes:
-        dim: dimension d of the embeddings it reads.
         pixels: height and width of the images.
         patch: squares of so many pixels a side are the channels of one position, which makes the network cheaper.
         channels: of each level; each has half the resolution of the one before.
         attention: of each level, whether it has self-attention.
         blocks: residual blocks per level.
         dropout: in the residual blocks.
+        dim: dimension d of the embeddings it reads.
     """
 
-    dim: int
     pixels: int
     patch: int
     channels: tuple[int, ...]
     attention: tuple[bool, ...]
     blocks: int = 1
     dropout: float = 0.0
+    dim: int = 1
 
     def __post_init__(self) -> None:
         # lists if the configuration was read from JSON
@@ -98,35 +97,23 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class Size:
-    """A size of the built-in generator (see `NetworkConfig`), with training settings that suit it."""
+class Size(NetworkConfig):
+    """A size of the built-in generator, with training settings that suit it."""
 
-    pixels: int
-    patch: int
-    channels: tuple[int, ...]
-    attention: tuple[bool, ...]
-    training: TrainingConfig
-    blocks: int = 1
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.config(1)  # refuses what cannot be built
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def config(self, dim: int) -> NetworkConfig:
         """Return the architecture for embeddings of ``dim`` dimensions."""
-        own = {name: getattr(self, name) for name in ("pixels", "patch", "channels", "attention", "blocks", "dropout")}
-        return NetworkConfig(dim=dim, **own)
+        own = {each.name: getattr(self, each.name) for each in fields(NetworkConfig)}
+        return NetworkConfig(**{**own, "dim": dim})
 
 
-SIZES: Mapping[str, Size] = MappingProxyType(
-    {
-        "tiny": Size(32, 2, (64, 64, 128), (False, True, True), TrainingConfig(6000, 32, 2e-3)),
-        "small": Size(64, 2, (96, 192, 256), (False, True, True), TrainingConfig(30_000, 64, 5e-4, ema=0.9995), 2),
-        "base": Size(
-            128, 2, (128, 256, 384, 512), (False, False, True, True), TrainingConfig(150_000, 128, 3e-4, ema=0.9999), 2
-        ),
-    }
-)
+_SMALL, _BASE = (TrainingConfig(30_000, 64, 5e-4, ema=0.9995), TrainingConfig(150_000, 128, 3e-4, ema=0.9999))
+SIZES: Mapping[str, Size] = {
+    "tiny": Size(32, 2, (64, 64, 128), (False, True, True), training=TrainingConfig(6000, 32, 2e-3)),
+    "small": Size(64, 2, (96, 192, 256), (False, True, True), 2, training=_SMALL),
+    "base": Size(128, 2, (128, 256, 384, 512), (False, False, True, True), 2, training=_BASE),
+}
 
 
 def load_size(name: str, overrides: Sequence[str] = ()) -> Size:
@@ -139,15 +126,13 @@ def load_size(name: str, overrides: Sequence[str] = ()) -> Size:
     Raises:
         GeneratorError: if there is no such size or setting, or a value is not of the setting's type.
     """
-    return load_named_size(SIZES, name, overrides, _numbers, kind="generator", error=GeneratorError)
 
+    def numbers(part: Size | TrainingConfig) -> list[str]:
+        fixed = ("seed", "steps", "dim")
+        own = [each.name for each in fields(part) if each.name not in fixed]
+        return [name for name in own if isinstance(getattr(part, name), int | float)]
 
-def _numbers(part: Size | TrainingConfig) -> list[str]:
-    return [
-        field.name
-        for field in fields(part)
-        if field.name not in ("seed", "steps") and isinstance(getattr(part, field.name), int | float)
-    ]
+    return load_named_size(SIZES, name, overrides, numbers, kind="generator", error=GeneratorError)
 
 
 class ImageNetwork(nn.Module):

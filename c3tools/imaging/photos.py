@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +17,11 @@ from ..corpus.photos import PhotoFinder
 from ..encoders import open_image
 from ..errors import GeneratorError
 from ..executors import cores
-from ..io.spill import collect_rows, take_rows
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
-from ..store.strings import Strings
 
-INDEX_FOLDER = ".inputs"  # of the store: where `c3 embed` keeps the indexes of tars
-NAMED = 3
+_INDEX_FOLDER = ".inputs"  # of the store: where `c3 embed` keeps the indexes of tars
+_NAMED = 3
 _CHUNK = 256
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -35,16 +32,15 @@ class Photos:
 
     Attributes:
         rows: of the photos that could be read.
-        pixels: uint8 (n, pixels, pixels, 3); of `read_photos` with ``spill`` perhaps a `c3tools.io.spill.FileRows`,
-            of which photos are read when they are indexed.
-        gone: path and reason of every photo that could not be read.
-        notes: what the user should know about them.
+        pixels: uint8 (n, pixels, pixels, 3).
+        unread: a note that names the first photos that could not be read and counts the others; empty if all were.
+        notes: what the user should know about them, that note included.
     """
 
     rows: Rows
     pixels: Pixels
-    gone: list[tuple[str, str]]
-    notes: list[str]
+    unread: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of photos."""
@@ -52,12 +48,7 @@ class Photos:
 
     def select(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Photos:
         """Return the photos with these numbers, or those for which a mask is true."""
-        return Photos(self.rows.select(rows), take_rows(self.pixels, rows), self.gone, self.notes)
-
-    @property
-    def unread(self) -> list[str]:
-        """A note that names the first photos that could not be read and counts the others; none if all were."""
-        return _unread(self.gone)
+        return Photos(self.rows.select(rows), self.pixels[rows], self.unread, self.notes)
 
 
 def read_photos(
@@ -66,7 +57,6 @@ def read_photos(
     pixels: int,
     *,
     download: bool = False,
-    spill: bool = False,
     label: str = "Reading photos",
     reporter: Reporter = SILENT,
 ) -> Photos:
@@ -77,51 +67,36 @@ def read_photos(
         rows: of the modality ``image``.
         pixels: height and width of the result.
         download: fetch photos that are at URLs.
-        spill: keep pixels of more than 256 MiB in a temporary file, see `Photos.pixels`.
         label: what the progress is called.
         reporter: shows the progress.
 
     Raises:
         GeneratorError: if none of the photos can be read; the first are named.
-        OutputError: if there is no room for the temporary file.
     """
-    paths = rows.strings("path") if "path" in rows.table.column_names else Strings([])
+    paths = list(rows.column("path")) if "path" in rows.table.column_names else []
     if not any(paths):
         raise GeneratorError(
             f"The store {store.path} has no paths to photos, because its embeddings were imported.",
             remedy="Embed the photos: c3 embed PATH",
         )
-    folder = store.path / INDEX_FOLDER
+    folder = store.path / _INDEX_FOLDER
     finder = PhotoFinder(folder if folder.is_dir() else None, download=download)
+    squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
     kept: list[int] = []
-    gone: list[tuple[str, str]] = []
+    gone: list[str] = []
     small = converted = 0
-    keys = rows.keys
 
-    def squares() -> Iterator[Pixels]:
-        nonlocal small, converted
-        for start in range(0, len(rows), _CHUNK):
-            chunk = list(zip(keys[start : start + _CHUNK], paths[start : start + _CHUNK], strict=True))
-            contents: list[bytes | Exception] = []
-            for key, path in chunk:
-                try:
-                    contents.append(reader.read(finder.find(key, path)))
-                except (OSError, ValueError) as error:
-                    contents.append(error)
-            done = []
-            for row, decoded in enumerate(pool.map(lambda content: _decode(content, pixels), contents)):
-                if isinstance(decoded, Exception):
-                    key, path = chunk[row]
-                    gone.append((path or key, _reason(decoded)))
-                    continue
-                square, (width, height), is_rgb = decoded
-                done.append(square)
-                kept.append(start + row)
-                small += min(width, height) < pixels
-                converted += not is_rgb
-            progress.advance(len(contents))
-            if done:
-                yield np.stack(done)
+    def decode(content: bytes | Exception) -> tuple[Pixels, int, bool] | Exception:
+        """Return pixels (pixels, pixels, 3), the shorter side of the original, and whether it was RGB."""
+        if isinstance(content, Exception):
+            return content
+        try:
+            image, width, height = open_image(io.BytesIO(content), (pixels, pixels))
+            with Image.open(io.BytesIO(content)) as file:
+                is_rgb = file.mode == "RGB"
+            return np.asarray(to_square(image, pixels)), min(width, height), is_rgb
+        except _UNREADABLE as error:
+            return error
 
     with (
         warnings.catch_warnings(),  # around all threads: each would restore what another has set
@@ -130,21 +105,39 @@ def read_photos(
         reporter.progress(label, len(rows)) as progress,
     ):
         warnings.simplefilter("ignore")
-        found = collect_rows(squares(), (pixels, pixels, 3), np.uint8, spill=spill)
+        for start in range(0, len(rows), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(rows)))
+            contents: list[bytes | Exception] = []
+            for row in chunk:
+                try:
+                    contents.append(reader.read(finder.find(rows.keys[row], paths[row])))
+                except (OSError, ValueError) as error:
+                    contents.append(error)
+            for row, decoded in zip(chunk, pool.map(decode, contents), strict=True):
+                if isinstance(decoded, Exception):
+                    reason = str(getattr(decoded, "strerror", None) or decoded) or type(decoded).__name__
+                    gone.append(f"{paths[row] or rows.keys[row]} ({reason})")
+                    continue
+                squares[len(kept)], side, is_rgb = decoded
+                kept.append(row)
+                small += side < pixels
+                converted += not is_rgb
+            progress.advance(len(chunk))
+    listed = "; ".join(gone[:_NAMED]) + (f"; and {len(gone) - _NAMED:,} more" if len(gone) > _NAMED else "")
     if not kept:
-        listed = "; ".join(f"{path}: {reason}" for path, reason in gone[:NAMED])
         raise GeneratorError(
-            f"None of the {len(rows):,} photos of the store {store.path} can be read ({listed}).",
+            f"None of the {len(rows):,} photos of the store {store.path} can be read: {listed}.",
             remedy="The store has the paths that c3 embed was given: run this command in the same folder, or embed the "
             "photos again.",
         )
-    notes = _unread(gone)
+    unread = f"Could not read: {listed}" if gone else ""
+    notes = [unread] if gone else []
     if converted:
         notes.append(f"{converted:,} of {len(kept):,} photos are not RGB and are converted.")
     if small:
         notes.append(f"{small:,} of {len(kept):,} photos are smaller than {pixels} x {pixels} and are enlarged.")
-    chosen = rows if len(kept) == len(rows) else rows.select(np.array(kept, dtype=np.int64))
-    return Photos(chosen, found, gone, notes)
+    chosen = rows.select(np.array(kept)) if gone else rows
+    return Photos(chosen, squares[: len(kept)], unread, notes)
 
 
 def to_square(image: Image.Image, pixels: int) -> Image.Image:
@@ -153,28 +146,3 @@ def to_square(image: Image.Image, pixels: int) -> Image.Image:
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     return image.resize((pixels, pixels), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-
-
-def _decode(content: bytes | Exception, pixels: int) -> tuple[Pixels, tuple[int, int], bool] | Exception:
-    """Return pixels (pixels, pixels, 3), size of the original, and whether it was RGB; or why there are none."""
-    if isinstance(content, Exception):
-        return content
-    try:
-        image, width, height = open_image(io.BytesIO(content), (pixels, pixels))
-        with Image.open(io.BytesIO(content)) as file:
-            is_rgb = file.mode == "RGB"
-        return np.asarray(to_square(image, pixels)), (width, height), is_rgb
-    except _UNREADABLE as error:
-        return error
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error) or type(error).__name__
-
-
-def _unread(gone: Sequence[tuple[str, str]]) -> list[str]:
-    if not gone:
-        return []
-    listed = "; ".join(f"{path} ({reason})" for path, reason in gone[:NAMED])
-    more = f"; and {len(gone) - NAMED:,} more" if len(gone) > NAMED else ""
-    return [f"Could not read: {listed}{more}"]

@@ -3,7 +3,6 @@
 | name | pipeline | embeddings |
 |---|---|---|
 | ``kandinsky-2.2:`` | `KandinskyV22Pipeline` | OpenCLIP ViT-bigG-14, 1280-d |
-| ``karlo:`` | `UnCLIPImageVariationPipeline` (deprecated in diffusers) | CLIP ViT-L-14, 768-d |
 | ``unclip:`` | `StableUnCLIPImg2ImgPipeline` | OpenCLIP ViT-H-14, 1024-d, or CLIP ViT-L-14, 768-d |
 
 A text embedding is moved to where image embeddings are, ``(e - mean_text) s + mean_image`` (ReAlign), so that no prior
@@ -12,17 +11,14 @@ model is needed, and scaled to the length that the generator knows: its image em
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -34,10 +30,10 @@ from ..devices import Compute
 from ..encoders import load_network, open_image
 from ..errors import GeneratorError, MissingExtraError
 from ..identity import ModelIdentity
-from ..io.files import read_json
+from ..io.artifact import digest_of
 from ..seeds import generator as seeded
 from ..store import Store
-from ..transforms import Pipeline, preset
+from ..transforms import preset
 from .generator import ImageGenerator
 
 _PROBES = 8  # bundled photos that the length of a model's embeddings is measured on
@@ -46,8 +42,7 @@ _VIT_H = ("ViT-H-14", "laion2b_s32b_b79k")
 _BIG_G = ("ViT-bigG-14", "laion2b_s39b_b160k")
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of pre-trained generator.
 
     Attributes:
@@ -55,134 +50,81 @@ class Kind:
         guidance: its usual guidance.
         models: the model (architecture, weights) of its embeddings by their dimension.
         dim: returns the dimension of the embeddings that a loaded pipeline takes.
-        call: returns one image from a loaded pipeline, an embedding (1, d), the mean of images (1, d), steps, guidance
-            and a generator of random numbers.
+        options: returns what a pipeline is called with beside its embedding, given the mean of images (1, d).
     """
 
     pipeline: str
     guidance: float
     models: Mapping[int, tuple[str, str]]
     dim: Callable[[Any], int]
-    call: Callable[[Any, Tensor, Tensor, int, float, torch.Generator], Any]
+    options: Callable[[Any, Tensor], dict[str, Any]]
 
 
-def _kandinsky(pipe: Any, e: Tensor, mean: Tensor, steps: int, guidance: float, random: torch.Generator) -> Any:
+def _kandinsky(pipe: Any, mean: Tensor) -> dict[str, Any]:
     # without its prior there is no embedding of an empty image; the mean of all images stands for "any image"
     side = (pipe.unet.config.sample_size or 64) * pipe.movq_scale_factor
-    options = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": random}
-    return pipe(image_embeds=e, negative_image_embeds=mean, height=side, width=side, **options)
+    return {"negative_image_embeds": mean, "height": side, "width": side}
 
 
-def _karlo(pipe: Any, e: Tensor, mean: Tensor, steps: int, guidance: float, random: torch.Generator) -> Any:
-    options = {"decoder_num_inference_steps": steps, "decoder_guidance_scale": guidance, "generator": random}
-    return pipe(image_embeddings=e, **options)
-
-
-def _unclip(pipe: Any, e: Tensor, mean: Tensor, steps: int, guidance: float, random: torch.Generator) -> Any:
-    options = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": random}
-    return pipe(image_embeds=e, prompt="", **options)
-
-
-KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
-        "kandinsky-2.2": Kind(
-            "KandinskyV22Pipeline",
-            4.0,
-            {1280: _BIG_G},
-            lambda pipe: int(pipe.unet.config.encoder_hid_dim),
-            _kandinsky,
-        ),
-        "karlo": Kind(
-            "UnCLIPImageVariationPipeline",
-            8.0,
-            {768: _VIT_L},
-            lambda pipe: int(pipe.text_proj.config.clip_embeddings_dim),
-            _karlo,
-        ),
-        "unclip": Kind(
-            "StableUnCLIPImg2ImgPipeline",
-            10.0,
-            {1024: _VIT_H, 768: _VIT_L},
-            lambda pipe: int(pipe.image_normalizer.config.embedding_dim),
-            _unclip,
-        ),
-    }
-)
+KINDS: Mapping[str, Kind] = {
+    "kandinsky-2.2": Kind(
+        "KandinskyV22Pipeline", 4.0, {1280: _BIG_G}, lambda pipe: int(pipe.unet.config.encoder_hid_dim), _kandinsky
+    ),
+    "unclip": Kind(
+        "StableUnCLIPImg2ImgPipeline",
+        10.0,
+        {1024: _VIT_H, 768: _VIT_L},
+        lambda pipe: int(pipe.image_normalizer.config.embedding_dim),
+        lambda pipe, mean: {"prompt": ""},
+    ),
+}
 
 
 class PretrainedGenerator(ImageGenerator):
     """A pre-trained pipeline of diffusers, driven by embeddings of a store's model.
 
-    Attributes:
-        kind: a key of `KINDS`.
-        norm: length of the image embeddings that it was trained with.
+    Args:
+        name: ``KIND:PATH`` of a folder that ``save_pretrained`` wrote, or ``KIND:ID`` on the Hugging Face hub.
+        store: of the model that the generator was trained with, with images and texts; its means are used.
+        compute: device and precision; on a CPU always fp32.
+
+    Raises:
+        GeneratorError: if the weights cannot be loaded, or are of another model than the store (both are named).
+        StoreError: if the store is missing.
+        MissingExtraError: if diffusers is not installed.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        pipe: Any,
-        pipeline: Pipeline,
-        mean: Matrix,
-        norm: float,
-        record: Mapping[str, Any],
-        compute: Compute,
-    ) -> None:
-        super().__init__(pipeline, record, compute)
-        self.kind, self.norm = kind, norm
-        self._pipe = pipe
-        self._mean = torch.from_numpy(mean)[None] * norm
-
-    def __repr__(self) -> str:
-        return f"{self.kind}:{self.record.get('source')}"
-
-    @staticmethod
-    def parse(name: str | Path) -> tuple[str, str] | None:
-        """Return kind and source of ``KIND:PATH`` or ``KIND:ID``; None for a folder of `c3 train-generator`."""
-        kind, colon, source = str(name).partition(":")
-        return (kind, source) if colon and kind in KINDS else None
-
-    @classmethod
-    def load(
-        cls, kind: str, source: str, store: Store | str | Path = "c3-store", compute: Compute | None = None
-    ) -> PretrainedGenerator:
-        """Load a pipeline, and fit where texts and images are on a store.
-
-        Args:
-            kind: a key of `KINDS`.
-            source: a folder that ``save_pretrained`` wrote, or a name on the Hugging Face hub.
-            store: of the model that the generator was trained with, with images and texts; its means are used.
-            compute: device and precision; on a CPU always fp32.
-
-        Raises:
-            GeneratorError: if the weights cannot be loaded, or are of another model than the store (both are named).
-            StoreError: if the store is missing.
-            MissingExtraError: if diffusers is not installed.
-        """
-        chosen, store = KINDS[kind], Store.open(store)
+    def __init__(self, name: str, store: Store | str | Path = "c3-store", compute: Compute | None = None) -> None:
+        kind, _, source = name.partition(":")
+        self.name, self.kind, store = name, KINDS[kind], Store.open(store)
         if compute is None or compute.device_type == "cpu":  # parts of these pipelines have no bf16 there
             compute = Compute("cpu", "fp32")
-        pipe = _load_pipe(chosen.pipeline, source, compute)
-        check_identity(f"{kind}:{source}", chosen, chosen.dim(pipe), store)
+        self.pipe = _load_pipe(self.kind.pipeline, source, compute)
+        dim, model = self.kind.dim(self.pipe), store.info.model
+        check_identity(name, self.kind, dim, store)
+        normalizer = getattr(self.pipe, "image_normalizer", None)
+        if normalizer is None:
+            self.norm = _measured_norm(model)
+        else:  # the typical length of image embeddings by the statistics that the pipeline ships
+            mean, std = normalizer.mean.detach().float(), normalizer.std.detach().float()
+            self.norm = float((mean**2 + std**2).sum().sqrt())
+        self.mean = torch.from_numpy(store.fitting_moments("image").mean.astype("float32"))[None] * self.norm
         pipeline = preset("realign", train_on="image", infer_on="text").fit(store)
-        mean = store.fitting_moments("image").mean.astype("float32")
-        norm = _shipped_norm(pipe) or _measured_norm(store.info.model)
-        record = {"model": dict(store.info.model), "source": source, "norm": norm}
-        return cls(kind, pipe, pipeline, mean, norm, record, compute)
+        record = {"model": dict(model), "source": source, "norm": self.norm}
+        super().__init__(pipeline, record, compute, dim, self.kind.guidance)
 
-    @property
-    def dim(self) -> int:
-        """The dimension of its embeddings."""
-        return KINDS[self.kind].dim(self._pipe)
+    def __repr__(self) -> str:
+        return self.name
 
-    @property
-    def guidance(self) -> float:
-        """The default weight of the embedding."""
-        return KINDS[self.kind].guidance
+    @staticmethod
+    def is_name(name: str | Path) -> bool:
+        """Return whether this is the name of a pre-trained generator, not a folder of `c3 train-generator`."""
+        kind, colon, _ = str(name).partition(":")
+        return bool(colon) and kind in KINDS
 
     def fingerprint(self) -> str:
         """Return a digest of its name and its transform; the weights of a name are taken to stay the same."""
-        return hashlib.sha256(f"{self!r}{self.norm}{self.pipeline.record()['checksum']}".encode()).hexdigest()
+        return digest_of(self.name, self.norm, self.pipeline.record()["checksum"])
 
     def _sample(
         self,
@@ -195,13 +137,13 @@ class PretrainedGenerator(ImageGenerator):
     ) -> list[Image.Image]:
         images = []
         device, dtype = self.compute.device, self.compute.dtype
+        options = self.kind.options(self.pipe, self.mean.to(device, dtype))
+        options |= {"num_inference_steps": steps, "guidance_scale": guidance}
         for row, key in enumerate(keys):  # one by one, so that an image does not depend on the others
             random = torch.Generator(device).manual_seed(int(seeded(seed, "image", key).integers(2**62)))
             told = (torch.from_numpy(inputs[row : row + 1]) * self.norm).to(device, dtype)
             with _quiet():
-                call = KINDS[self.kind].call
-                made = call(self._pipe, told, self._mean.to(device, dtype), steps, guidance, random).images
-            images.append(made[0])
+                images.append(self.pipe(image_embeds=told, generator=random, **options).images[0])
             advance(1)
         return images
 
@@ -210,35 +152,22 @@ def check_identity(name: str, kind: Kind, dim: int, store: Store) -> None:
     """Refuse a store whose embeddings are not those that a generator was trained with.
 
     Raises:
-        GeneratorError: with both dimensions, or both models.
+        GeneratorError: with both dimensions and models.
     """
     model, expected = store.info.model, kind.models.get(dim)
-    wants = f"{'/'.join(expected)}, {dim} dimensions" if expected else f"{dim} dimensions"
-    named = " or ".join("/".join(known) for known in kind.models.values())
-    model_name = "/".join(expected) if expected else named
-    remedy = f"Embed with the model that it was trained with: c3 embed PATH --model {model_name}"
-    if store.info.dim != dim:
+    same = True
+    if model and expected is not None:
+        known = (model.get("architecture"), model.get("pretrained"))
+        names = ("/".join(expected), f"hf-hub:laion/CLIP-{expected[0]}-{expected[1]}")
+        quick = (f"{expected[0]}-quickgelu", expected[1])
+        same = known in (expected, quick) if all(known) else model.name in names
+    if store.info.dim != dim or not same:
+        wanted = "/".join(expected) if expected else " or ".join("/".join(known) for known in kind.models.values())
         raise GeneratorError(
-            f"The generator {name} needs embeddings of {wants}, but the store {store.path} has those of {model}, "
-            f"{store.info.dim} dimensions.",
-            remedy=remedy,
+            f"The generator {name} needs embeddings of {wanted}, {dim} dimensions, but the store {store.path} has "
+            f"those of {model}, {store.info.dim} dimensions.",
+            remedy=f"Embed with the model that it was trained with: c3 embed PATH --model {wanted}",
         )
-    if expected is not None and not _is_model(model, expected):
-        raise GeneratorError(
-            f"The generator {name} needs embeddings of {'/'.join(expected)}, but the store {store.path} has those of "
-            f"{model}. Both have {dim} dimensions, but they are different spaces.",
-            remedy=remedy,
-        )
-
-
-def _is_model(model: ModelIdentity, expected: tuple[str, str]) -> bool:
-    """Return whether a model is the one expected, or is not known to be another."""
-    if not model:
-        return True
-    known = (model.get("architecture"), model.get("pretrained"))
-    if all(known):
-        return known == expected or (known[0] == f"{expected[0]}-quickgelu" and known[1] == expected[1])
-    return model.name in ("/".join(expected), f"hf-hub:laion/CLIP-{expected[0]}-{expected[1]}")
 
 
 def _load_pipe(pipeline: str, source: str, compute: Compute) -> Any:
@@ -248,8 +177,7 @@ def _load_pipe(pipeline: str, source: str, compute: Compute) -> Any:
         raise MissingExtraError("diffusers", extra="images", purpose="A pre-trained generator") from error
     try:
         with _quiet():
-            by_hand = pipeline == KINDS["karlo"].pipeline
-            pipe = _load_karlo(source) if by_hand else getattr(diffusers, pipeline).from_pretrained(source)
+            pipe = getattr(diffusers, pipeline).from_pretrained(source)
             pipe.set_progress_bar_config(disable=True)
             return pipe.to(compute.device, compute.dtype)
     except Exception as error:  # diffusers, transformers and the hub raise whatever their layers raise
@@ -258,38 +186,6 @@ def _load_pipe(pipeline: str, source: str, compute: Compute) -> Any:
             f"The generator {source} could not be loaded as {pipeline}: {type(error).__name__}: {reason}",
             remedy="Give a folder that save_pretrained wrote, or a repository of the hub if it can be reached.",
         ) from error
-
-
-def _load_karlo(source: str) -> Any:
-    """Load Karlo part by part: its files name a module that diffusers has moved, so that `from_pretrained` fails."""
-    import diffusers
-    from huggingface_hub import snapshot_download
-
-    folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source))
-    index = read_json(folder / "model_index.json")
-    parts = {}
-    for name, value in index.items():
-        if not isinstance(value, list):
-            continue
-        library, kind = value
-        if kind == "UnCLIPTextProjModel":
-            found: Any = None
-            for module in ("diffusers.pipelines.deprecated.unclip.text_proj", "diffusers.pipelines.unclip.text_proj"):
-                with suppress(ImportError):
-                    found = found or import_module(module).UnCLIPTextProjModel
-        else:
-            found = getattr(import_module(library), kind)
-        parts[name] = found.from_pretrained(folder, subfolder=name)
-    return diffusers.UnCLIPImageVariationPipeline(**parts)
-
-
-def _shipped_norm(pipe: Any) -> float | None:
-    """Return the typical length of image embeddings by the statistics that a pipeline ships; None without any."""
-    normalizer = getattr(pipe, "image_normalizer", None)
-    if normalizer is None:
-        return None
-    mean, std = normalizer.mean.detach().float(), normalizer.std.detach().float()
-    return float((mean**2 + std**2).sum().sqrt())
 
 
 @torch.inference_mode()

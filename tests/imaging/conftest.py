@@ -18,7 +18,7 @@ from .worlds import FP32, write_photos
 def untrained(encoder: Encoder) -> Generator:
     """A generator of 8 x 8 pixels for the bundled model, whose images depend on what they are asked for."""
     torch.manual_seed(0)
-    config = NetworkConfig(encoder.dim, pixels=8, patch=2, channels=(16, 16), attention=(False, True))
+    config = NetworkConfig(8, 2, (16, 16), (False, True), dim=encoder.dim)
     network = ImageNetwork(config)
     torch.nn.init.normal_(network.unet.conv_out.weight, std=0.3)
     rows = {name: unit_rows(20, encoder.dim, seed) for seed, name in enumerate(("image", "text"))}
@@ -26,7 +26,13 @@ def untrained(encoder: Encoder) -> Generator:
     return Generator(network, pipeline, {"model": dict(encoder.identity), "preset": "c3", "size": "micro"}, FP32)
 
 
-MICRO_SIZE = Size(8, 2, (16, 16), (False, True), TrainingConfig(steps=6, batch_size=8, validations=3))
+@pytest.fixture(scope="session")
+def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store of photos of plain colours, embedded by the bundled model, for tests that only read it."""
+    return mini_store(tmp_path_factory.mktemp("mini") / "c3-store", encoder)
+
+
+MICRO_SIZE = Size(8, 2, (16, 16), (False, True), training=TrainingConfig(steps=6, batch_size=8, validations=3))
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +15,11 @@ from c3tools.imaging import GeneratedImage, GeneratedImages, ImageScorer, Photos
 from c3tools.imaging.evaluate import real_photos
 from c3tools.metrics.images import frechet_distance
 from c3tools.moments import Moments
-from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store
-from tests.conftest import C3, build_store
+from tests.conftest import C3
 
 from .conftest import mini_store
-from .worlds import TOY, image_rows, write_photos
-
-
-@pytest.fixture(scope="module")
-def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return mini_store(tmp_path_factory.mktemp("mini") / "c3-store", encoder)
+from .worlds import image_rows
 
 
 def write_made(
@@ -69,7 +61,7 @@ def test_the_scores_are_those_of_the_features(store: Store, encoder: Encoder, tm
 def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: Encoder) -> None:
     rng = np.random.default_rng(0)
     squares = rng.integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
-    photos = Photos(image_rows([f"{i}.png" for i in range(30)]), squares, [], [])
+    photos = Photos(image_rows([f"{i}.png" for i in range(30)]), squares)
     scorer = ImageScorer(photos, None, [encoder], conditioning=encoder.identity)
     moved = np.clip(squares + 40.0 + rng.integers(-20, 20, squares.shape), 0, 255).astype(np.uint8)
     made = [Image.fromarray(square) for square in moved]
@@ -107,7 +99,7 @@ def test_real_photos_in_place_of_generated_ones_are_as_good_as_can_be(store: Sto
 def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> None:
     rows = image_rows([f"{i}.png" for i in range(40)])
     squares = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    everything = Photos(rows, squares, [], [])
+    everything = Photos(rows, squares)
     reference, others = everything.select(np.arange(20)), everything.select(np.arange(20, 40))
     scorer = ImageScorer(reference, others, [encoder], conditioning=encoder.identity)
     scores, count = scorer.real(15)
@@ -117,77 +109,54 @@ def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> Non
     assert scorer.nearest([]) is None
 
 
-def test_progress_counts_the_real_photos(encoder: Encoder) -> None:
-    photos = Photos(image_rows([f"{i}.png" for i in range(5)]), np.zeros((5, 8, 8, 3), np.uint8), [], [])
-    counted: list[object] = []
-
-    class Counts(Reporter, Progress):
-        @contextmanager
-        def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
-            counted.extend([label, total])
-            yield self
-
-        def advance(self, count: int = 1, note: str | None = None) -> None:
-            counted.append(count)
-
-    ImageScorer(photos, photos.select(np.arange(3)), [encoder], conditioning=encoder.identity, reporter=Counts())
-    assert counted == ["Encoding real photos", 8, 5, 3]
+NOISE = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
 
 def test_images_that_cannot_be_scored_are_one_clear_error(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GeneratorError, match="no generated images in"):
-        evaluate_images(tmp_path / "empty", store)
-    squares = list(np.zeros((2, 8, 8, 3), np.uint8))
-    made = write_made(tmp_path / "made", squares, ["a", "b"], [None, None])
-    Image.new("RGB", (4, 4)).save(tmp_path / "made" / "1.png")
-    with pytest.raises(MetricError, match="squares of the same size, but these are 4 x 4, 8 x 8"):
-        evaluate_images(made, store)
-    (tmp_path / "made" / "1.png").write_bytes(b"cut")
-    with pytest.raises(GeneratorError, match="cannot be read"):
-        evaluate_images(made, store)
-    single = write_made(tmp_path / "single", squares[:1], ["a"], [None])
-    with pytest.raises(MetricError, match="at least two images"):
-        evaluate_images(single, store)
-    with pytest.raises(MetricError, match=r"no images in the split 'val'\. Its splits are train \(12\), test \(12\)"):
-        evaluate_images(write_made(tmp_path / "two", squares, ["a", "b"], [None, None]), store, split="val")
-    (tmp_path / "odd").mkdir()
-    listed = {"modality": "text", "images": [{"file": "../made/0.png", "asked": "a"}]}
-    (tmp_path / "odd" / "images.json").write_text(json.dumps(listed))
-    with pytest.raises(GeneratorError, match="which is not in its folder"):
-        evaluate_images(tmp_path / "odd", store)
-    with pytest.raises(MetricError, match=r"Inception weights .* do not exist"):
-        evaluate_images(tmp_path / "two", store, inception=tmp_path / "none.pth")
+    two = write_made(tmp_path / "two", list(NOISE[:2]), ["a", "b"], [None, None])
+    single = write_made(tmp_path / "single", list(NOISE[:1]), ["a"], [None])
+    odd, cut = (write_made(tmp_path / name, list(NOISE[:2]), ["a", "b"], [None, None]) for name in ("odd", "cut"))
+    Image.new("RGB", (4, 4)).save(odd.folder / "1.png")
+    (cut.folder / "1.png").write_bytes(b"cut")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    listed = {"modality": "text", "images": [{"file": "../two/0.png", "asked": "a"}]}
+    (outside / "images.json").write_text(json.dumps(listed))
     (tmp_path / "weights.pth").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(MetricError, match="needs the packages torchmetrics and torch-fidelity"):
-        evaluate_images(tmp_path / "two", store, inception=tmp_path / "weights.pth")
-
-
-def test_a_store_whose_photos_are_gone_says_so(tmp_path: Path) -> None:
-    paths = write_photos(tmp_path / "photos", 10)
-    store = build_store(tmp_path / "c3-store", image_rows(paths), model=TOY)
-    shutil.rmtree(tmp_path / "photos")
-    made = write_made(tmp_path / "made", list(np.zeros((2, 8, 8, 3), np.uint8)), ["a", "b"], [None, None])
-    with pytest.raises(GeneratorError, match="None of the 2 photos"):
-        evaluate_images(made, store)
+    for made, options, error, named in (
+        (tmp_path / "empty", {}, GeneratorError, "empty"),
+        (odd, {}, MetricError, "4 x 4, 8 x 8"),
+        (cut, {}, GeneratorError, "1.png"),
+        (single, {}, MetricError, "two"),
+        (two, {"split": "val"}, MetricError, r"'val'.* train \(12\), test \(12\)"),
+        (outside, {}, GeneratorError, "two/0.png"),
+        (two, {"inception": tmp_path / "none.pth"}, MetricError, "none.pth"),
+        (two, {"inception": tmp_path / "weights.pth"}, MetricError, "torch-fidelity"),
+    ):
+        with pytest.raises(error, match=named):
+            evaluate_images(made, store, **options)  # type: ignore[arg-type]
 
 
 def test_photos_that_are_gone_are_named_beside_the_scores(encoder: Encoder, tmp_path: Path) -> None:
     store = mini_store(tmp_path / "c3-store", encoder)
-    lost = Path(store.load("image", "test").strings("path")[0])
-    lost.unlink()
-    made = write_made(tmp_path / "made", list(np.zeros((2, 8, 8, 3), np.uint8)), ["a", "b"], [None, None])
+    paths = [Path(path) for path in store.load("image", "test").column("path")]
+    made = write_made(tmp_path / "made", list(NOISE[:2]), ["a", "b"], [None, None])
+    paths[0].unlink()
     result = evaluate_images(made, store, precision="fp32")
     assert result.reference == 11
-    assert any(note.startswith(f"Could not read: {lost} (there is no such file") for note in result.notes)
+    assert any(str(paths[0]) in note for note in result.notes)
+    for path in paths[1:]:
+        path.unlink()
+    with pytest.raises(GeneratorError, match="12 photos"):
+        evaluate_images(made, store)
 
 
 def test_the_command_prints_scores_and_json(c3: C3, store: Store, tmp_path: Path) -> None:
-    squares = list(np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
-    write_made(tmp_path / "made", squares, [f"a {i}" for i in range(6)], [None] * 6)
+    write_made(tmp_path / "made", list(NOISE), [f"a {i}" for i in range(6)], [None] * 6)
     result = c3("evaluate", "--images", "made", "--store", store.path, "--json", "scores.json")
     assert result.exit_code == 0, result.stderr
     assert "FD-c3-mini" in result.stdout
@@ -195,12 +164,3 @@ def test_the_command_prints_scores_and_json(c3: C3, store: Store, tmp_path: Path
     content = json.loads((tmp_path / "scores.json").read_text())
     assert set(content["real"]) <= set(content["scores"])
     assert content["n"] == 6
-
-
-def test_the_backend_of_the_encoder_is_asked_for(c3: C3, store: Store, tmp_path: Path) -> None:
-    squares = list(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
-    write_made(tmp_path / "made", squares, ["a", "b", "c"], [None] * 3)
-    options = ("--images", tmp_path / "made", "--store", store.path, "--backend", "nonsense")
-    result = c3("evaluate", *options)
-    assert result.exit_code == 1
-    assert "There is no backend 'nonsense'" in result.stderr

@@ -15,10 +15,9 @@ from c3tools.errors import GeneratorError, OutputError
 from c3tools.imaging import GeneratedImages, Generator, generate
 from c3tools.imaging.generation import captions_to_show
 from c3tools.imaging.sheet import save_image
-from tests.conftest import C3, unit_rows
+from tests.conftest import C3, Messages, unit_rows
 from tests.servers import Hub
 
-from .test_training import Told
 from .worlds import FP32, write_photos
 
 STEPS = 2
@@ -39,11 +38,9 @@ def test_the_same_text_and_seed_give_the_same_image(untrained: Generator, encode
     other = untrained.generate(["a red bus"], encoder=encoder, sampling_steps=STEPS, seed=1)
     assert pixels(other)[0] != pixels(alone.open())[0]
     assert len({str(p) for p in pixels(together.open())}) == 3
-
-
-def test_several_images_of_a_text_differ_and_the_first_is_that_of_one(untrained: Generator, encoder: Encoder) -> None:
-    three = pixels(untrained.generate(["snow"], encoder=encoder, n=3, sampling_steps=STEPS))
-    assert three[:1] == pixels(untrained.generate(["snow"], encoder=encoder, sampling_steps=STEPS))
+    # several images of a text differ, and the first is that of one
+    three = pixels(untrained.generate(["a red bus"], encoder=encoder, n=3, sampling_steps=STEPS))
+    assert three[:1] == pixels(alone.open())
     assert three[0] != three[1] != three[2] != three[0]
 
 
@@ -90,10 +87,10 @@ def test_what_is_there_is_not_made_again(
         return sample(embeddings, *rest, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(untrained, "sample", spy)
-    told = Told()
+    told = Messages()
     again = generate(["a", "b", "c"], **options, reporter=told)  # type: ignore[arg-type]
     assert asked == [1]
-    assert told.messages == ["2 images already exist."]
+    assert told.texts == ["2 images already exist."]
     assert pixels(again.open()) == pixels(first.open())
     generate(["a"], **{**options, "sampling_steps": 3})  # type: ignore[arg-type]
     assert asked == [1, 1]
@@ -158,36 +155,37 @@ def test_one_caption_of_each_image_is_drawn_by_the_seed(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     drawn = captions_to_show(path, "test", seed=0)
-    assert [prompt.key for prompt in drawn] == [str(i) for i in range(30)]
+    assert [key for _, key in drawn] == [str(i) for i in range(30)]
     assert drawn == captions_to_show(path, "test", seed=0) != captions_to_show(path, "test", seed=1)
-    assert {prompt.asked.split()[1] for prompt in drawn} == set("01234")
+    assert {asked.split()[1] for asked, _ in drawn} == set("01234")
     assert len(captions_to_show(path)) == 40
     (tmp_path / "texts.txt").write_text("a dog\n\na cat\n")
-    assert [prompt.asked for prompt in captions_to_show(tmp_path / "texts.txt")] == ["a dog", "a cat"]
+    assert [asked for asked, _ in captions_to_show(tmp_path / "texts.txt")] == ["a dog", "a cat"]
     with pytest.raises(GeneratorError, match="no captions in the split 'val'"):
         captions_to_show(path, "val")
 
 
 def test_long_texts_are_said_and_odd_ones_refused(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
-    told = Told()
+    told = Messages()
     untrained.generate(["word " * 200], encoder=encoder, sampling_steps=1, reporter=told)
-    assert told.messages == ["1 of 1 texts are longer than the context of the model, and cut short."]
-    with pytest.raises(GeneratorError, match="Text 2 is empty"):
-        untrained.generate(["a dog", "  "], encoder=encoder)
-    with pytest.raises(GeneratorError, match=r"Give (exactly|only) one of"):
-        untrained.generate(["a dog"], embeddings=np.ones((1, 4), np.float32))
-    with pytest.raises(GeneratorError, match=r"needs embeddings of \d+ dimensions \(c3-mini.*these have 4"):
-        untrained.generate(embeddings=np.ones((1, 4), np.float32))
-    with pytest.raises(GeneratorError, match="is of the model c3-mini"):
+    assert told.texts == ["1 of 1 texts are longer than the context of the model, and cut short."]
+    for options, named in (
+        ({"texts": ["a dog", "  "]}, "Text 2"),
+        ({"texts": ["a dog"], "embeddings": np.ones((1, 4), np.float32)}, "one of"),
+        ({"embeddings": np.ones((1, 4), np.float32)}, r"\d+ dimensions \(c3-mini.* 4"),
+        ({"texts": ["a dog"], "guidance": float("nan")}, "nan"),
+        ({"texts": ["a dog"], "n": 0}, "0"),
+    ):
+        with pytest.raises(GeneratorError, match=named):
+            untrained.generate(**options, encoder=encoder)  # type: ignore[arg-type]
+    with pytest.raises(GeneratorError, match="c3-mini"):
         untrained.check_model({"name": "other"}, untrained.dim)
-    with pytest.raises(GeneratorError, match="The guidance must be a finite number, not nan"):
-        untrained.generate(["a dog"], encoder=encoder, guidance=float("nan"))
     np.save(tmp_path / "bad.npy", np.full((2, untrained.dim), np.nan, np.float32))
-    with pytest.raises(GeneratorError, match="must be finite"):
+    with pytest.raises(GeneratorError, match="finite"):
         generate(embeddings=tmp_path / "bad.npy", generator=untrained, output=tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.png").write_bytes(b"")
-    with pytest.raises(OutputError, match="contains other files"):
+    with pytest.raises(OutputError, match="mine"):
         generate("a dog", generator=untrained, encoder=encoder, output=tmp_path / "other")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.png"]
 
@@ -205,31 +203,23 @@ def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_pa
     weights.write_bytes(weights.read_bytes()[:-10])
     cut = c3("generate", "a dog")
     assert cut.exit_code == 1
-    assert "is damaged or was cut short" in " ".join(cut.stderr.split())
+    assert "weights.safetensors" in "".join(cut.stderr.split())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ((), "Nothing to generate"),
-        (("a dog", "--captions", "x.txt"), "Give only one of"),
-        (("a dog",), "no trained generator at c3-generator"),
-        (("a dog", "--generator", "karlo:nowhere"), "no store at c3-store"),
+        ((), "--captions"),
+        (("a dog", "--captions", "x.txt"), "--captions"),
+        (("a dog",), "c3-generator"),
+        (("a dog", "--generator", "unclip:nowhere"), "c3-store"),
     ],
 )
-def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple[str, ...], named: str) -> None:
     result = c3("generate", *arguments)
     assert result.exit_code == 1
-    assert message in " ".join(result.stderr.split())
-    assert "Traceback" not in result.stderr
+    assert named in result.stderr
     assert not (tmp_path / "c3-images").exists()
-
-
-def test_the_backend_of_the_encoder_is_asked_for(c3: C3, untrained: Generator, tmp_path: Path) -> None:
-    untrained.save(tmp_path / "g")
-    result = c3("generate", "a dog", "--generator", tmp_path / "g", "--backend", "nonsense")
-    assert result.exit_code == 1
-    assert "There is no backend 'nonsense'" in result.stderr
 
 
 def test_a_generator_comes_back_from_the_hub(untrained: Generator, hub: Hub) -> None:

@@ -1,183 +1,260 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from c3tools.errors import GeneratorError, OutputError, StoreError, TransformError
-from c3tools.imaging import Generator, train_generator
-from c3tools.io import spill
+from c3tools import devices
+from c3tools.errors import C3Error, GeneratorError, OutputError, StoreError, TransformError
+from c3tools.imaging import Generator, GeneratorTask, ImageNetwork, TrainingConfig, fit_generator, train_generator
+from c3tools.imaging.train import to_network
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
-from c3tools.transforms.sigma import NEIGHBOURS, PUBLISHED_SIGMA, pair_cosine, photo_spread, sigma_by_rule
-from tests.conftest import C3, build_store, make_store, unit_rows
+from tests.conftest import C3, Messages, build_store
 
-from .test_training import Told
-from .worlds import FP32, TOY, image_rows, photo_store, text_rows, write_photos
+from .conftest import MICRO_SIZE
+from .worlds import FP32, QUICK, TOY, image_rows, photo_store, photos_in_memory, text_rows, write_photos
 
-Train = Callable[..., Generator]
+TRAIN, VAL, MOMENTS = photos_in_memory()
+WHOLE = replace(QUICK, batch_size=64)  # more than there are photos: one batch is an epoch
+Call = tuple[torch.Tensor, ...]  # noisy images, times, inputs, withheld rows, velocity, loss
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return photo_store(tmp_path / "c3-store")
+def make_task(config: TrainingConfig = QUICK, sigma: float = 0.0) -> GeneratorTask:
+    torch.manual_seed(0)
+    pipeline = preset("c3", sigma=sigma, train_on="image", infer_on="text").fit(MOMENTS)
+    return GeneratorTask(
+        ImageNetwork(MICRO_SIZE.config(TRAIN.rows.embeddings.shape[1])), TRAIN, VAL, pipeline, config, FP32
+    )
+
+
+def spied_steps(task: GeneratorTask, steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
+    """Take steps that move nothing; yield what the network was asked and answered, and the loss."""
+    calls: list[Call] = []
+    forward = task.network.forward
+
+    def spy(*arguments: torch.Tensor) -> torch.Tensor:
+        velocity = forward(*arguments)
+        calls.append(tuple(each.detach().clone() for each in (*arguments, velocity)))
+        return velocity
+
+    monkeypatch.setattr(task.network, "forward", spy)
+    for number in range(steps):
+        loss, count = task.step(number, lambda loss: float(torch.as_tensor(loss).detach()))
+        assert count == len(calls[-1][0])
+        yield (*calls[-1], torch.tensor(loss))
+
+
+def test_the_loss_of_a_step_is_that_of_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is asked at (1 - t) x + t noise, and its answer is compared with noise - x."""
+    task, withheld = make_task(replace(WHOLE, drop=0.25)), 0
+    steps = spied_steps(task, 8, monkeypatch)
+    for number, (noisy, times, inputs, withhold, velocity, loss) in enumerate(steps):
+        epoch, rows = task.batch(number)
+        assert sorted(rows) == list(range(len(TRAIN)))
+        assert epoch == number
+        images = to_network(TRAIN.pixels[rows])  # of one colour each, so that a flip changes nothing
+        assert images.is_contiguous()
+        expected = task.pipeline.transform(TRAIN.rows.embeddings[rows], modality="image")
+        torch.testing.assert_close(inputs, torch.from_numpy(expected))
+        t = times[:, None, None, None]
+        noise = (noisy - (1 - t) * images) / t
+        assert float(noise.std()) == pytest.approx(1, abs=0.05)
+        assert float(loss) == pytest.approx(float(((velocity - (noise - images)) ** 2).mean()), rel=1e-3)
+        withheld += int(withhold.sum())
+    assert 0.15 < withheld / (8 * len(TRAIN)) < 0.35
+
+
+def test_corrupt_draws_other_noise_in_every_epoch_and_none_in_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(WHOLE, sigma=0.2)
+    clean = task.pipeline.transform(VAL.rows.embeddings, modality="image")
+    torch.testing.assert_close(task.val_inputs, torch.from_numpy(clean))
+    steps = enumerate(spied_steps(task, 2, monkeypatch))
+    seen = [inputs[np.argsort(task.batch(number)[1])] for number, (_, _, inputs, *_) in steps]
+    clean = task.pipeline.transform(TRAIN.rows.embeddings, modality="image")
+    cosines = [(torch.from_numpy(clean) * inputs).sum(1).mean() for inputs in seen]
+    assert all(0.2 < float(cosine) < 0.9 for cosine in cosines)
+    assert not torch.allclose(seen[0], seen[1])
+
+
+def test_a_photo_does_not_retrieve_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task()
+    retrieval = preset("c3-retrieval", sigma=0.1, train_on="image", infer_on="text")
+    task.pipeline = retrieval.fit(MOMENTS, {"image": TRAIN.rows.embeddings}, items={"image": TRAIN.rows.items})
+    ((_, _, inputs, *_),) = spied_steps(task, 1, monkeypatch)
+    epoch, rows = task.batch(0)
+    own = TRAIN.rows.select(rows)
+    expected = task.pipeline.transform(
+        own.embeddings, modality="image", training=True, keys=own.keys, items=own.keys, seed=QUICK.seed, epoch=epoch
+    )
+    torch.testing.assert_close(inputs, torch.from_numpy(expected))
+
+
+def test_half_of_the_photos_are_flipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(WHOLE)
+    task.train = replace(TRAIN, pixels=np.zeros_like(TRAIN.pixels))
+    task.train.pixels[:, :, :4] = 255
+    monkeypatch.setattr(torch, "randn", torch.zeros)
+    calls = spied_steps(task, 8, monkeypatch)
+    left = torch.cat([(noisy / (1 - times)[:, None, None, None])[:, 0, 0, 0] for noisy, times, *_ in calls])
+    assert 0.35 < float((left < 0).float().mean()) < 0.65
+
+
+def test_the_validation_loss_is_the_same_each_time_and_that_of_the_velocity() -> None:
+    task = make_task()
+    with torch.no_grad():
+        loss, _ = task.validate()
+        assert task.validate()[0] == loss
+    # an untrained network answers 0: the loss is that of noise - image
+    assert loss == pytest.approx(1 + float((to_network(VAL.pixels) ** 2).mean()), rel=0.1)
+
+
+@pytest.mark.parametrize(("precision", "pixels", "fused"), [("bf16", 8, False), ("bf16", 128, True), ("fp32", 8, True)])
+def test_attention_to_few_positions_in_bf16_is_not_fused(precision: str, pixels: int, fused: bool) -> None:
+    task = make_task()
+    task.compute = devices.pick("cpu", precision)
+    task.network.config = replace(task.network.config, pixels=pixels)
+    with task.attention():
+        assert torch.backends.cuda.flash_sdp_enabled() is fused
+
+
+def test_the_record_has_the_course_and_few_photos_are_one_batch() -> None:
+    told = Messages()
+    pipeline = preset("c3", sigma=0.1, train_on="image", infer_on="text").fit(MOMENTS)
+    record = fit_generator(TRAIN, VAL, pipeline, training=WHOLE, compute=FP32, reporter=told).record
+    assert [step for step, _ in record["validations"]] == [2, 4, 6]
+    assert record["best_val_loss"] == min(loss for _, loss in record["validations"])
+    assert record["photos"] == {"train": len(TRAIN), "val": len(VAL)}
+    assert record["trace"][-1][0] == 6
+    assert record["seconds"] > 0
+    (few,) = told.texts
+    assert "32 photos" in few
+    assert "batch of 64" in few
+
+
+Train = Callable[..., tuple[Generator, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return photo_store(tmp_path_factory.mktemp("store") / "c3-store")
 
 
 @pytest.fixture
 def train(store: Store, tmp_path: Path) -> Train:
-    def run(**changes: object) -> Generator:
-        options: dict[str, object] = {
-            "store": store,
-            "output": tmp_path / "c3-generator",
-            "sigma": 0.05,
-            "set": ("validations=2",),
-            "steps": 4,
-            "device": "cpu",
-            "precision": "fp32",
-        }
-        return train_generator(**(options | changes))  # type: ignore[arg-type]
+    """Train for a moment; returns the generator and what was said."""
+
+    def run(**changes: Any) -> tuple[Generator, list[str]]:
+        told = Messages()
+        options: dict[str, Any] = {"store": store, "output": tmp_path / "c3-generator", "sigma": 0.05, "steps": 2}
+        options |= {"set": ["validations=1"], "device": "cpu", "precision": "fp32", "reporter": told, **changes}
+        return train_generator(**options), told.texts
 
     return run
 
 
 def test_a_generator_is_written_with_all_that_it_needs(train: Train, store: Store, tmp_path: Path) -> None:
-    told = Told()
-    made = train(reporter=told)
+    made, told = train()
     folder = tmp_path / "c3-generator"
     names = {"generator.json", "weights.safetensors", "transform.json", "transform.safetensors"}
     assert {path.name for path in folder.iterdir()} == names | {"samples.png", "curves.png"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c3-generator", "c3-store", "photos"]
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["c3-generator"]
     record = made.record
-    assert (record["preset"], record["sigma"], record["size"], record["photos"]) == (
-        "c3",
-        0.05,
-        "tiny",
-        {"train": 24, "val": 8},
-    )
-    assert record["model"] == TOY
-    assert any("samples" in text for text in told.messages)
+    assert (record["preset"], record["sigma"], record["size"], record["model"]) == ("c3", 0.05, "tiny", TOY)
+    assert any("samples" in text for text in told)
     loaded = Generator.load(folder, FP32)
     assert loaded.record == record
-    texts = store.load("text", "test")
-    images = [generator.generate(embeddings=texts.embeddings, sampling_steps=2) for generator in (made, loaded)]
+    asked = store.load("text", "test").embeddings
+    images = [generator.generate(embeddings=asked, sampling_steps=2) for generator in (made, loaded)]
     assert [np.asarray(image).tolist() for image in images[0]] == [np.asarray(image).tolist() for image in images[1]]
 
 
-def test_photos_in_a_file_train_the_same_generator(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "photos" / next(path.name for path in (tmp_path / "photos").iterdir())).write_bytes(b"no photo")
-    kept = train(output=tmp_path / "in-memory")
-    monkeypatch.setattr(spill, "MEMORY_LIMIT", -1)
-    made = train(output=tmp_path / "in-a-file")
-    assert made.record["identity"] == kept.record["identity"]
-    for name in ("weights.safetensors", "transform.safetensors", "samples.png"):
-        assert (tmp_path / "in-a-file" / name).read_bytes() == (tmp_path / "in-memory" / name).read_bytes()
+def test_the_same_call_does_nothing_and_another_is_refused(train: Train, tmp_path: Path) -> None:
+    folder, previous = tmp_path / "c3-generator", tmp_path / "c3-generator.previous"
+    train()
+    before = (folder / "weights.safetensors").stat().st_mtime_ns
+    assert "nothing to do" in train()[1][-1]
+    assert (folder / "weights.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(OutputError, match=r"seed 0, not 1[\s\S]*--overwrite"):
+        train(seed=1)
+    train(seed=1, overwrite=True)
+    assert [Generator.load(each, FP32).record["seed"] for each in (folder, previous)] == [1, 0]
 
 
 def test_the_method_looks_at_no_text(train: Train, store: Store, tmp_path: Path) -> None:
     """Other captions give the same generator: the mean of the texts is all that is kept of them, for asking."""
     other = text_rows(40)
-    odd = Rows.of(
-        "text", other.keys, other.embeddings, caption=["?"] * 40, image_key=other.items, split=other.column("split")
-    )
+    columns = {"image_key": other.items, "split": other.column("split")}
+    odd = Rows.of("text", other.keys, other.embeddings, caption=["?"] * 40, **columns)
     changed = build_store(tmp_path / "other", store.load("image"), odd, model=TOY, dtype="float32")
-    one, two = train(), train(store=changed, output=tmp_path / "two")
+    losses = [made.record["best_val_loss"] for made, _ in (train(), train(store=changed, output=tmp_path / "two"))]
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("c3-generator", "two")]
-    assert weights[0] == weights[1]
-    assert one.record["best_val_loss"] == two.record["best_val_loss"]
-
-
-def test_the_same_call_does_nothing_and_another_is_refused(train: Train, tmp_path: Path) -> None:
-    train()
-    told = Told()
-    before = (tmp_path / "c3-generator" / "weights.safetensors").stat().st_mtime_ns
-    train(reporter=told)
-    assert "nothing to do" in told.messages[-1]
-    assert (tmp_path / "c3-generator" / "weights.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(OutputError, match=r"already contains a finished generator: c3, sigma 0.05[\s\S]*--overwrite"):
-        train(seed=1)
-    train(seed=1, overwrite=True)
-    assert Generator.load(tmp_path / "c3-generator").record["seed"] == 1
-    assert Generator.load(tmp_path / "c3-generator.previous").record["seed"] == 0
+    assert (weights[0], losses[0]) == (weights[1], losses[1])
 
 
 def test_without_a_val_split_photos_are_held_out(tmp_path: Path, train: Train) -> None:
     rows = image_rows(write_photos(tmp_path / "photos", 30))
     plain = Rows.of("image", rows.keys, rows.embeddings, path=rows.column("path"), split=["train"] * 30)
-    told = Told()
-    record = train(store=build_store(tmp_path / "plain", plain, model=TOY), train_fraction=0.5, reporter=told).record
-    assert record["photos"] == {"train": 14, "val": 3}
-    assert record["notes"][:2] == ["There is no val split, so 3 photos are held out.", "Using 14 photos, 50% of all."]
-    assert record["notes"][2].startswith("There are no text rows in the split 'train', so c3 is fitted on image rows")
-    assert set(record["notes"]) <= set(told.messages)
+    made, told = train(store=build_store(tmp_path / "plain", plain, model=TOY), train_fraction=0.5)
+    assert made.record["photos"] == {"train": 14, "val": 3}
+    for note, named in zip(made.record["notes"], ("3 photos are held out", "14 photos, 50%", "no text"), strict=True):
+        assert named in note
+    assert set(made.record["notes"]) <= set(told)
 
 
-def test_sigma_is_taken_from_the_photos_alone(tmp_path: Path) -> None:
-    rows = unit_rows(NEIGHBOURS + 50, 64)
-    few = make_store(tmp_path / "few", rows[:20], rows[:20])
-    assert sigma_by_rule("auto", few, noised="image")[0] == PUBLISHED_SIGMA
-    assert "fewer than 500" in sigma_by_rule("auto", few, noised="image")[1]
-    many = make_store(tmp_path / "many", rows, rows[:20], part_rows=200)
-    again = make_store(tmp_path / "again", rows, -rows[:20], part_rows=1000)
-    assert sigma_by_rule("auto", many, noised="image") == sigma_by_rule("auto", again, noised="image")
-    sigma = sigma_by_rule("auto", many, noised="image")[0]
-    # half of it puts a noised photo at the cosine of its nearest other photo
-    centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
-    units = centred / np.linalg.norm(centred, axis=1, keepdims=True)
-    noised = centred + sigma / 2 * np.random.default_rng(1).normal(size=centred.shape)
-    found = np.mean(np.sum(units * noised, axis=1) / np.linalg.norm(noised, axis=1))
-    cosines = units @ units.T
-    np.fill_diagonal(cosines, -1)
-    assert found == pytest.approx(cosines.max(axis=1).mean(), abs=0.02)
+def test_sigma_of_a_rule_is_that_of_noise_on_photos(train: Train, store: Store) -> None:
+    from c3tools.transforms.sigma import sigma_by_rule
 
-
-def test_sigma_of_pairs_is_that_of_noise_on_photos(train: Train, store: Store) -> None:
-    told = Told()
-    made = train(sigma="pairs", reporter=told)
-    texts = store.load("text")
-    kept = np.array(texts.splits) != "test"
-    images, rows = (store.load(modality).embeddings[kept] for modality in ("image", "text"))
-    means = [store.moments(modality, "train").mean for modality in ("image", "text")]
-    rule = pair_cosine(images, rows, np.arange(32), means, noised="image")
-    assert made.record["sigma"] == pytest.approx(rule.sigma)
-    assert rule.sigma != pytest.approx(pair_cosine(images, rows, np.arange(32), means).sigma, rel=1e-6)
-    why = f"Sigma {rule.sigma:.4g}: the cosine of 32 images outside the test split with their 32 captions"
-    assert f"{why}. Choose another with --sigma." in told.messages
+    made, told = train(sigma="pairs")
+    sigma, why = sigma_by_rule("pairs", store, noised="image")
+    assert sigma != sigma_by_rule("pairs", store)[0]
+    assert made.record["sigma"] == pytest.approx(sigma)
     assert made.pipeline.provenance["sigma"] == why
+    assert any(text.startswith(why) for text in told)
 
 
-def test_photos_in_a_fixed_order_give_the_spread() -> None:
-    points = np.zeros((NEIGHBOURS, 4))
-    points[:, 0], points[::2, 1], points[1::2, 1] = 1, 0.5, -0.5
-    rule = photo_spread(points / np.linalg.norm(points, axis=1, keepdims=True), np.zeros(4))
-    assert rule.sigma == pytest.approx(0, abs=1e-6)  # each photo has a double
-    assert photo_spread(points[:10], np.zeros(4)).sigma is None
-
-
-def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, store: Store, tmp_path: Path) -> None:
+def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, tmp_path: Path) -> None:
     own = preset("lafite", train_on="image", infer_on="text")
-    made = train(pipeline=own, sigma=None)
+    made, _ = train(pipeline=own, sigma=None)
     assert (made.record["preset"], made.record["sigma"], made.pipeline.fitted) == ("lafite", 0.0, True)
-    with pytest.raises(GeneratorError, match="its own steps and sigma"):
+    with pytest.raises(GeneratorError, match="sigma"):
         train(pipeline=own, sigma=0.1, output=tmp_path / "b")
     foreign = preset("c1").fit({}, provenance={"model": {"name": "other"}})
-    with pytest.raises(TransformError, match="of the model other"):
+    with pytest.raises(TransformError, match="other"):
         train(pipeline=foreign, sigma=None, output=tmp_path / "b")
 
 
-def test_a_store_of_texts_is_an_error(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no modality 'image'"):
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sigma": "much"}, "'much'"),
+        ({"train_fraction": 0}, "0"),
+        ({"size": "huge"}, "'huge'"),
+        ({"preset": "c4"}, "'c4'"),
+        ({"train_split": "restval"}, r"'restval'.*train \(24\), val \(8\), test \(8\)"),
+        ({"store": "nowhere"}, "nowhere"),
+        ({"set": ["pixels=10"]}, "multiple of"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(
+    train: Train, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(C3Error, match=named):
+        train(**changes)
+    assert not (tmp_path / "c3-generator").exists()
+    with pytest.raises(StoreError, match="image"):
         train(store=build_store(tmp_path / "texts", text_rows(10), model=TOY))
 
 
-def test_the_command_trains_continues_and_prints(c3: C3, tmp_path: Path) -> None:
-    photo_store(tmp_path / "c3-store")
-    quick = ("--steps", "4", "--precision", "fp32", "--sigma", "0.05")
+def test_the_command_trains_and_prints(c3: C3, store: Store, tmp_path: Path) -> None:
+    quick = ("--steps", "2", "--precision", "fp32", "--sigma", "0.05", "--store", store.path)
     result = c3("train-generator", *quick, "--json", "run.json")
     assert result.exit_code == 0, result.stderr
     assert "(kept)" in result.stdout
@@ -186,28 +263,3 @@ def test_the_command_trains_continues_and_prints(c3: C3, tmp_path: Path) -> None
     assert record == Generator.load(tmp_path / "c3-generator").to_dict()
     with Image.open(tmp_path / "c3-generator" / "samples.png") as sheet:
         assert min(sheet.size) > 96
-    assert "nothing to do" in c3("train-generator", *quick).stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--sigma", "much"), "sigma must be a number of at least 0, 'auto' or 'pairs', not 'much'"),
-        (("--train-fraction", "0"), "must be above 0"),
-        (("--size", "huge"), "no generator size 'huge'"),
-        (("--preset", "c4"), "no preset 'c4'"),
-        (
-            ("--train-split", "restval"),
-            "no images in the split 'restval'. Its splits are train (24), val (8), test (8)",
-        ),
-        (("--store", "nowhere"), "no store at nowhere"),
-        (("--set", "pixels=10"), "must be a multiple of"),
-    ],
-)
-def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    photo_store(tmp_path / "c3-store")
-    result = c3("train-generator", "--steps", "2", *arguments)
-    assert result.exit_code == 1
-    assert message in " ".join(result.stderr.split())
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "c3-generator").exists()
