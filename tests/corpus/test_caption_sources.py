@@ -38,20 +38,6 @@ def write_source(folder: Path, source: str, rows: list[tuple[str, list[str]]]) -
         (folder / source).write_text(json.dumps(value))
 
 
-def test_one_row_of_metadata_beside_text_files(tmp_path: Path) -> None:
-    for number in range(20):
-        image(tmp_path / f"{number:02}.png")
-        (tmp_path / f"{number:02}.txt").write_text(f"text {number}\n")
-    (tmp_path / "metadata.csv").write_text("file_name,text\n07.png,of the table\n")
-    corpus = read_corpus([tmp_path])
-    expected = [(f"text {n}" if n != 7 else "of the table", f"{n:02}") for n in range(20)]
-    assert pairs(corpus) == expected
-    assert corpus.images_without_caption == []
-    assert corpus.notes == [
-        f"{tmp_path}: 20 captions: 1 from metadata.csv and 19 from .txt files.",
-    ]
-
-
 def test_one_row_of_captions_beside_a_table_of_twenty(tmp_path: Path) -> None:
     for number in range(20):
         image(tmp_path / f"{number:02}.png")
@@ -218,14 +204,6 @@ def test_keys_do_not_depend_on_the_way_in_which_a_path_is_written(
     file = jsonl(tmp_path / "r" / "my.jsonl", {"image": "1.png", "text": "a dog"})
     given_file = {"relative": Path("r/my.jsonl"), "absolute": file, "dots": Path("r/images/../my.jsonl")}[given_as]
     assert pairs(read_corpus(["r"], captions=given_file)) == [("a dog", "1")]
-
-
-def test_keys_do_not_depend_on_captions_in_subfolders(tmp_path: Path) -> None:
-    image(tmp_path / "images" / "1.png")
-    jsonl(tmp_path / "captions.jsonl", {"image": "1.png", "text": "a dog"})
-    (tmp_path / "annotations").mkdir()
-    jsonl(tmp_path / "annotations" / "captions.jsonl", {"image": "1.png", "text": "another dog"})
-    assert [item.key for item in read_corpus([tmp_path]).images] == ["1"]
 
 
 def _assignments() -> st.SearchStrategy[list[dict[str, list[str]]]]:

@@ -37,27 +37,6 @@ def test_a_list_is_what_its_folder_is(photos: Path, suffix: str) -> None:
     assert listed.skipped == []
 
 
-def test_without_an_image_column_its_texts_are_used_and_that_is_said(photos: Path) -> None:
-    corpus = read_corpus([photos / "captions.jsonl"])
-    assert corpus.images == []
-    assert len(corpus.texts) == 20
-    assert "names 4 images" in corpus.notes[0]
-    assert "--image-column" in corpus.notes[0]
-
-
-def test_a_list_of_paths_alone_and_one_with_keys(photos: Path) -> None:
-    names = [photo.name for photo in photos_of(photos)]
-    paths = write_list(photos / "a.csv", [{"path": name} for name in names])
-    assert len(read_corpus([paths], image_column="path").images) == 4
-    keyed = write_list(photos / "b.csv", [{"path": name, "id": f"k{i}"} for i, name in enumerate(names)])
-    assert [i.key for i in read_corpus([keyed], image_column="path", key_column="id").images] == [
-        "k0",
-        "k1",
-        "k2",
-        "k3",
-    ]
-
-
 def test_what_cannot_be_used_is_listed(photos: Path, tmp_path: Path) -> None:
     name = photos_of(photos)[0].name
     (tmp_path / "out.jpg").write_bytes(b"x")
@@ -116,10 +95,3 @@ def test_halves_of_characters_are_told_and_do_not_end_the_run(photos: Path) -> N
         json.dumps({"image": "\udfff.jpg", "text": "a"}) + "\n" + json.dumps({"image": "b.jpg", "text": "b"})
     )
     assert [t.key for t in read_corpus([path]).texts] == ["b#0"]
-
-
-def test_keys_of_addresses_that_are_none(tmp_path: Path) -> None:
-    names = ["http://h/a/b.jpg", "http://h/b.jpg?x=1#top", "http://[*a]/c.jpg", "http://h]/d.jpg"]
-    (tmp_path / "x.csv").write_text("\n".join(["image,text", *(f"{name},words" for name in names)]))
-    corpus = read_corpus([tmp_path / "x.csv"], image_column="image", download=True)
-    assert [item.key for item in corpus.images] == ["h/a/b", "h/b?x=1", "[*a]/c", "h]/d"]

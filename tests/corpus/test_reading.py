@@ -30,7 +30,7 @@ def pairs(corpus: Corpus) -> list[tuple[str, str | None]]:
     return [(text.caption, text.image_key) for text in corpus.texts]
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "webp", "bmp", "gif", "tiff", "TIF", "avif", "jp2"])
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "TIF", "jp2"])
 def test_every_suffix_is_found_in_any_case_and_depth(tmp_path: Path, suffix: str) -> None:
     image(tmp_path / "a" / "b" / f"x.{suffix}")
     assert [item.key for item in read_corpus([tmp_path]).images] == ["a/b/x"]
@@ -51,12 +51,6 @@ def test_metadata_of_the_image_folder_convention(tmp_path: Path) -> None:
     image(tmp_path / "two.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\ntrain/one.png,first\ntwo.png,second\n")
     assert pairs(read_corpus([tmp_path])) == [("first", "train/one"), ("second", "two")]
-
-
-def test_metadata_jsonl_in_a_subfolder(tmp_path: Path) -> None:
-    image(tmp_path / "train" / "one.png")
-    jsonl(tmp_path / "train" / "metadata.jsonl", {"file_name": "one.png", "text": "first"})
-    assert pairs(read_corpus([tmp_path])) == [("first", "train/one")]
 
 
 def test_text_files_with_the_stem_of_the_image(tmp_path: Path) -> None:
@@ -187,12 +181,6 @@ def test_texts_alone(tmp_path: Path, name: str) -> None:
     assert len({text.key for text in corpus.texts}) == 3
 
 
-def test_a_captions_file_as_texts_keeps_its_images_as_keys(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "c.jsonl", {"image": "dir/one.jpg", "captions": ["a", "b"]})
-    corpus = read_corpus([path])
-    assert [(t.key, t.image_key) for t in corpus.texts] == [("dir/one#0", "dir/one"), ("dir/one#1", "dir/one")]
-
-
 FLICKR = {
     "Flickr8k.token.txt": "a.png#0\tA dog .\na.png#1\tA cat .\nb.png#0\tSnow, white .\n",
     "results_20130124.token": "a.png#0\tA dog .\na.png#1\tA cat .\nb.png#0\tSnow, white .\n",
@@ -249,14 +237,6 @@ def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path, row: str)
         read_corpus([path])
 
 
-def test_an_image_in_two_files_of_texts_is_refused(tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("one.csv", "two.csv")]
-    for file in files:
-        file.write_text("image,caption\na.png,a dog\n", encoding="utf-8")
-    with pytest.raises(CorpusError, match="Two texts have the key 'a#0'"):
-        read_corpus(files)
-
-
 @pytest.mark.parametrize("name", [".", "..", "./", "/"])
 def test_a_name_without_a_file_is_a_key_as_it_is(tmp_path: Path, name: str) -> None:
     path = jsonl(tmp_path / "c.jsonl", {"image": name, "captions": ["a dog"]})
@@ -278,11 +258,6 @@ def test_a_text_column_in_upper_case(tmp_path: Path, row: dict[str, str], captio
     assert [text.caption for text in read_corpus([jsonl(tmp_path / "c.jsonl", row)]).texts] == [caption]
 
 
-def test_the_text_column_can_be_named(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "c.jsonl", {"id": 1, "alt": "a dog"})
-    assert [t.caption for t in read_corpus([path], text_column="alt").texts] == ["a dog"]
-
-
 def test_empty_and_undecodable_captions_are_skipped_and_said(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes(b"good\n\xff\xfe bad\nlast\n")
     corpus = read_corpus([tmp_path / "t.txt"])
@@ -300,61 +275,44 @@ def test_several_folders_do_not_mix_up_their_keys(tmp_path: Path) -> None:
     assert [item.key for item in read_corpus([tmp_path / "a", tmp_path / "b"]).images] == ["a/x", "b/x"]
 
 
-class TestErrors:
-    def check(self, match: str, *arguments: Any, **options: Any) -> None:
-        with pytest.raises(CorpusError, match=match):
-            read_corpus(*arguments, **options)
+COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id": 7}]}
 
-    def test_missing_path(self, tmp_path: Path) -> None:
-        self.check("nowhere does not exist", [tmp_path / "nowhere"])
 
-    def test_empty_folder(self, tmp_path: Path) -> None:
-        self.check("There are no images in", [tmp_path])
-
-    def test_unknown_format(self, tmp_path: Path) -> None:
-        (tmp_path / "a.doc").write_text("x")
-        self.check("not a text file in a supported format", [tmp_path / "a.doc"])
-
-    def test_wrong_column(self, tmp_path: Path) -> None:
-        path = jsonl(tmp_path / "c.jsonl", {"text": "a", "n": 3})
-        self.check("no column 'alt'; its columns are: text, n", [path], text_column="alt")
-        self.check("contains int", [path], text_column="n")
-
-    def test_no_text_column(self, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "options", "named"),
+    [
+        ("", "", {}, "There are no images in"),
+        ("a.doc", "x", {}, "a.doc"),
+        ("gone.txt", None, {}, "gone.txt does not exist"),
+        ("c.jsonl", '{"text": "a", "n": 3}', {"text_column": "alt"}, "no column 'alt'; its columns are: text, n"),
+        ("c.jsonl", '{"text": "a", "n": 3}', {"text_column": "n"}, "contains int"),
+        ("metadata.csv", "file_name,words\nx.png,hello\n", {}, "--text-column"),
+        ("captions.jsonl", '{"image": "x.png", "text": "a"}\n{oops\n', {}, "line 2 is not JSON"),
+        ("c.json", "[]", {"captions": "c.json"}, "not a COCO captions file"),
+        ("c.json", json.dumps(COCO), {"captions": "c.json"}, "not a COCO captions file"),
+        ("c.jsonl", '{"image": "y.png", "text": "a"}', {"captions": "c.jsonl"}, "has no caption for any"),
+        ("c.jsonl", '{"text": "a"}', {"captions": "c.jsonl"}, "the image is missing"),
+        ("t.parquet", "PAR1 not really", {}, "not a readable Parquet"),
+        ("t.txt", "\n\n", {}, "There is nothing to embed"),
+    ],
+)
+def test_errors_name_what_is_wrong(
+    tmp_path: Path, name: str, content: str | None, options: dict[str, Any], named: str
+) -> None:
+    path = tmp_path / name
+    if name and content is not None:
+        path.write_text(content)
+    if "captions" in options or name in ("metadata.csv", "captions.jsonl"):
         image(tmp_path / "x.png")
-        (tmp_path / "metadata.csv").write_text("file_name,words\nx.png,hello\n")
-        self.check("--text-column", [tmp_path])
+        path = tmp_path
+        options = {key: tmp_path / value for key, value in options.items()}
+    with pytest.raises(CorpusError, match=named):
+        read_corpus([path], **options)
 
-    def test_bad_json(self, tmp_path: Path) -> None:
-        image(tmp_path / "x.png")
-        (tmp_path / "captions.jsonl").write_text('{"image": "x.png", "captions": ["a"]}\n{oops\n')
-        self.check("line 2 is not JSON", [tmp_path])
 
-    def test_bad_coco(self, tmp_path: Path) -> None:
-        image(tmp_path / "x.png")
-        (tmp_path / "c.json").write_text("[]")
-        self.check("not a COCO captions file", [tmp_path], captions=tmp_path / "c.json")
-
-    def test_captions_of_other_images(self, tmp_path: Path) -> None:
-        image(tmp_path / "x.png")
-        path = jsonl(tmp_path / "c.jsonl", {"image": "y.png", "captions": ["a"]})
-        self.check("has no caption for any of the", [tmp_path], captions=path)
-
-    def test_captions_that_name_no_image(self, tmp_path: Path) -> None:
-        image(tmp_path / "x.png")
-        path = jsonl(tmp_path / "c.jsonl", {"text": "a"})
-        self.check("the image is missing", [tmp_path], captions=path)
-
-    def test_damaged_parquet(self, tmp_path: Path) -> None:
-        (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
-        self.check("not a readable Parquet", [tmp_path / "t.parquet"])
-
-    def test_nothing_but_blank_lines(self, tmp_path: Path) -> None:
-        (tmp_path / "t.txt").write_text("\n\n")
-        self.check("There is nothing to embed", [tmp_path / "t.txt"])
-
-    def test_two_text_files_with_one_name(self, tmp_path: Path) -> None:
-        for folder in ("a", "b"):
-            (tmp_path / folder).mkdir()
-            (tmp_path / folder / "t.txt").write_text("x\n")
-        self.check("have the key", [tmp_path / "a" / "t.txt", tmp_path / "b" / "t.txt"])
+def test_two_text_files_with_one_name(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.txt").write_text("x\n")
+    with pytest.raises(CorpusError, match="have the key"):
+        read_corpus([tmp_path / "a" / "t.txt", tmp_path / "b" / "t.txt"])

@@ -52,23 +52,6 @@ def test_every_dialect_long_names_and_other_scripts(tmp_path: Path, form: int) -
     assert set(contents(corpus).values()) == {b"abc"}
 
 
-def test_a_member_without_captions_does_not_silence_the_next_source(tmp_path: Path) -> None:
-    members = [
-        ("a.jpg", b"x"),
-        ("a.txt", b"\n"),
-        ("a.json", b'{"caption": "json"}'),
-        ("b.jpg", b"x"),
-        ("b.txt", b"text"),
-    ]
-    members += [("c.jpg", b"x"), ("c.json", b'{"caption": null}'), ("d.jpg", b"x"), ("d.txt", b"")]
-    write_tar(tmp_path / "x.tar", members)
-    table = pa.table({"key": ["a", "b", "c", "d"], "caption": ["table a", "table b", "table c", "table d"]})
-    pq.write_table(table, tmp_path / "x.parquet")
-    corpus = read_corpus([tmp_path / "x.tar"])
-    found = {text.image_key: text.caption for text in corpus.texts}
-    assert found == {"a": "json", "b": "text", "c": "table c", "d": "table d"}
-
-
 def test_a_captions_file_that_is_given_counts_alone_and_that_is_said(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", [("a.jpg", b"x"), ("a.txt", b"own a"), ("b.jpg", b"x"), ("b.txt", b"own b")])
     (tmp_path / "c.csv").write_text("key,caption\na,given\n")
@@ -120,21 +103,6 @@ def test_captions_from_json_txt_and_the_table_of_img2dataset(tmp_path: Path) -> 
     assert [(t.key, t.caption) for t in other.texts] == [("a#0", "other"), ("b#0", "other b")]
     with pytest.raises(CorpusError, match=r"has 'title'\. Their fields: alt, caption, split"):
         read_corpus([tmp_path / "00000.tar"], text_column="title")
-
-
-def test_the_files_of_img2dataset_are_a_folder_of_images(tmp_path: Path) -> None:
-    folder = tmp_path / "00000"
-    folder.mkdir()
-    for number in range(2):
-        (folder / f"00000000{number}.jpg").write_bytes(b"x")
-        (folder / f"00000000{number}.txt").write_text(f"caption {number}")
-        (folder / f"00000000{number}.json").write_text("{}")
-    pq.write_table(pa.table({"key": ["000000000"], "caption": ["c"]}), tmp_path / "00000.parquet")
-    corpus = read_corpus([tmp_path])
-    assert [(t.key, t.caption) for t in corpus.texts] == [
-        ("00000/000000000#0", "caption 0"),
-        ("00000/000000001#0", "caption 1"),
-    ]
 
 
 def test_captions_given_by_a_file_are_paired_by_key(tmp_path: Path) -> None:
@@ -213,12 +181,6 @@ def test_keys_that_repeat_across_tars(tmp_path: Path) -> None:
     assert prefixed.skipped == []
 
 
-def test_a_compressed_tar_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(CorpusError, match="gunzip"):
-        read_corpus([tmp_path / "x.tar.gz"])
-
-
 class TestCutTars:
     @pytest.fixture
     def whole(self, photos: Path, tmp_path: Path) -> Path:
@@ -241,7 +203,7 @@ class TestCutTars:
         with tarfile.open(whole) as archive:
             end = max(item.offset_data + (item.size + 511) // 512 * 512 for item in archive)
         ends = {i.key: i.source.start + i.source.place for i in read_corpus([whole]).images}  # type: ignore[union-attr]
-        for cut in [*range(1, 4000, 137), *range(4000, end + 1, 9973), end - 1, end, end + 100]:
+        for cut in [1, 511, 513, 2000, *range(4000, end + 1, 40_009), end - 1, end, end + 100]:
             whole.write_bytes(content[:cut])
             corpus = read_corpus_or_nothing(whole)
             assert {item.key for item in corpus.images} == {key for key, stop in ends.items() if stop <= cut}
@@ -274,7 +236,7 @@ def read_corpus_or_nothing(path: Path) -> Corpus:
     return corpus
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_bytes_never_raise_and_never_read_past_the_end(tmp_path: Path, data: st.DataObject) -> None:
     path = write_tar(

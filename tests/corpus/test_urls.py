@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from c3tools.corpus import Corpus, ImageReader, images, read_corpus
-from c3tools.errors import C3Error, CorpusError, MissingExtraError
+from c3tools.errors import C3Error, CorpusError
 from c3tools.io import locations
 from c3tools.io.locations import location, open_binary, retrying
 from c3tools.io.patterns import expand
@@ -69,8 +67,7 @@ def test_a_malformed_url_is_refused(url: str) -> None:
         location(url)
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-@pytest.mark.parametrize("every", [0, 3])
+@pytest.mark.parametrize(("ranges", "every"), [(True, 0), (True, 3), (False, 3)])
 def test_http_with_and_without_ranges_and_errors(photos: Path, packed: Path, ranges: bool, every: int) -> None:
     faults = Faults(every)
     with web_server(packed, faults, ranges=ranges) as base:
@@ -141,23 +138,6 @@ def test_a_server_that_sends_a_byte_now_and_then(tmp_path: Path, monkeypatch: py
         images.download(f"{base}/drip")
 
 
-def test_unknown_kinds_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CorpusError, match="unknown scheme"):
-        location("nothing-like-it://x/y")
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.setitem(sys.modules, "upath", None)
-    with pytest.raises(MissingExtraError, match=r"c3tools\[s3\]"):
-        location("s3://x/y")
-
-
-def test_local_paths_load_no_fsspec(photos: Path) -> None:
-    code = (
-        "import sys; from c3tools.corpus import read_corpus; read_corpus([sys.argv[1]]);"
-        "assert not {'upath', 's3fs', 'aiohttp'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(photos)], check=True)
-
-
 def test_seeking_and_reading_a_file_behind_a_url(tmp_path: Path) -> None:
     content = bytes(range(256)) * 300
     (tmp_path / "x.bin").write_bytes(content)
@@ -186,7 +166,7 @@ def test_retrying_pauses_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> No
         retrying(broken, "there")
     assert len(pauses) == 5
     for number, pause in enumerate(pauses):
-        assert 0.5 <= pause / (0.2 * 2**number) <= 1.5
+        assert 1 <= pause / (0.2 * 2**number) <= 2
     with pytest.raises(FileNotFoundError):
         retrying(lambda: Path("/nowhere/at/all").read_bytes(), "there")
     assert len(pauses) == 5

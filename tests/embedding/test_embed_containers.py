@@ -18,7 +18,6 @@ from c3tools.encoders import Encoder
 from c3tools.errors import UnreachableError
 from c3tools.io import locations
 from c3tools.store import Store
-from c3tools.store.verify import verify_store
 from tests.conftest import copy_photos
 from tests.corpus.packing import IMAGE_STRUCT, photos_of, webdataset, write_hf_parquet, write_tar
 from tests.embedding.test_embed import files
@@ -61,25 +60,6 @@ def test_tars_and_tables_give_the_embeddings_of_the_folder(encoder: Encoder, tmp
     assert files(tmp_path / "s") == before
 
 
-def test_tars_that_are_added_later_continue_the_store(encoder: Encoder, tmp_path: Path) -> None:
-    chosen = photos_of(copy_photos(tmp_path / "p", 7))
-    write_tar(tmp_path / "t" / "1.tar", webdataset(chosen[:4]))
-    embed_corpus(read_corpus([tmp_path / "t"]), tmp_path / "s", encoder, **OPTIONS)
-    before = files(tmp_path / "s")
-    write_tar(tmp_path / "t" / "0.tar", webdataset(chosen[4:]))
-    write_tar(tmp_path / "t" / "2.tar", [("extra.jpg", b"no image"), *webdataset(chosen[:1])])
-    summary = embed_corpus(read_corpus([tmp_path / "t"]), tmp_path / "s", encoder, **OPTIONS)
-    assert (summary.modalities["image"].already, summary.modalities["image"].embedded) == (4, 3)
-    after = files(tmp_path / "s")
-    assert {name: after[name] for name in before if "part" in name} == {n: c for n, c in before.items() if "part" in n}
-    failures = {f.key: (f.stage, f.error) for f in Store.open(tmp_path / "s").recorded_failures()}
-    assert failures == {
-        "extra": ("decode", "UnidentifiedImageError"),
-        f"2.tar#{chosen[0].name}": ("list", "DuplicateKey"),
-    }
-    assert Store.open(tmp_path / "s").recorded_failures()[0].path.startswith(str(tmp_path / "t" / "2.tar"))
-
-
 def test_a_cut_tar_that_is_mended_leaves_no_failure(encoder: Encoder, tmp_path: Path) -> None:
     chosen = photos_of(copy_photos(tmp_path / "p", 4))
     tar = write_tar(tmp_path / "x.tar", webdataset(chosen))
@@ -95,18 +75,6 @@ def test_a_cut_tar_that_is_mended_leaves_no_failure(encoder: Encoder, tmp_path: 
     assert Store.open(tmp_path / "s").count("text") == 20
 
 
-def test_null_rows_are_listed(encoder: Encoder, tmp_path: Path) -> None:
-    chosen = photos_of(copy_photos(tmp_path / "p", 4))
-    half = [photo._replace(content=None) if number % 2 else photo for number, photo in enumerate(chosen)]  # type: ignore[arg-type]
-    path = write_hf_parquet(tmp_path / "x.parquet", half)
-    # a struct of bytes and path falls back on the path, which is not there
-    summary = embed_corpus(read_corpus([path]), tmp_path / "s", encoder, **OPTIONS)
-    assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (2, 2)
-    failures = Store.open(tmp_path / "s").recorded_failures()
-    assert [(f.key, f.stage, f.error) for f in failures] == [(p.key, "read", "FileNotFoundError") for p in chosen[1::2]]
-    assert [f.path for f in failures] == [f"{path}#1", f"{path}#3"]
-
-
 def test_the_commands_own_options(c3: Callable[..., Result], photos: Path, tmp_path: Path) -> None:
     write_tar(tmp_path / "t-000.tar", webdataset(photos_of(photos)))
     write_tar(tmp_path / "t-001.tar", webdataset(photos_of(photos)))
@@ -120,18 +88,7 @@ def test_the_commands_own_options(c3: Callable[..., Result], photos: Path, tmp_p
     assert Store.open(tmp_path / "list").count("image") == 4
 
 
-def test_verification_knows_a_store_made_of_tars(encoder: Encoder, tmp_path: Path) -> None:
-    members = webdataset(photos_of(copy_photos(tmp_path / "p", 3)))
-    tar = write_tar(tmp_path / "x.tar", [*members, ("../out.png", b"refused"), ("alone.txt", b"a text without image")])
-    store = tmp_path / "s"
-    summary = embed_corpus(read_corpus([tar], index_folder=store / ".inputs"), store, encoder, **OPTIONS)
-    assert summary.skipped == 2
-    assert (store / ".inputs").is_dir()
-    assert verify_store(store).findings == []
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("form", ["x.tar", "x.parquet", "list.csv"])
+@pytest.mark.parametrize(("form", "workers"), [("x.tar", 0), ("x.parquet", 2), ("list.csv", 0)])
 def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, workers: int
 ) -> None:
@@ -150,21 +107,6 @@ def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(
         faults.heal()
         summary = embed_corpus(corpus, tmp_path / "s", encoder, **options)
     assert (summary.modalities["image"].embedded, summary.failures_in_store) == (4, 0)
-
-
-def test_images_that_a_server_refuses_are_failures(encoder: Encoder, tmp_path: Path) -> None:
-    pytest.importorskip("upath", reason="the extra url is not installed")
-    photos = photos_of(copy_photos(tmp_path / "p", 2))
-    (tmp_path / "p" / "list.csv").write_text("image,text\n" + "".join(f"{p.name},{p.key}\n" for p in photos))
-    faults = Faults()
-    with web_server(tmp_path / "p", faults) as base:
-        corpus = read_corpus([f"{base}/list.csv"], image_column="image")
-        faults.answer, faults.last = "403 Forbidden", faults.requests
-        summary = embed_corpus(corpus, tmp_path / "s", encoder, **OPTIONS)
-    assert summary.modalities["image"].failed == 2
-    failures = Store.open(tmp_path / "s").recorded_failures()
-    for failure, photo in zip(failures, photos, strict=True):
-        assert f"Access to {base}/{photo.name} was refused" in failure.message
 
 
 def test_one_dead_address_of_a_list_stops_nobody(

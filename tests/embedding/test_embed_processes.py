@@ -31,11 +31,11 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "cores", lambda: 2)
 
 
-def test_two_processes_write_the_same_bytes_as_one(each_encoder: Encoder, photos: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_bytes_as_one(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     (photos / "broken.jpg").write_text("no image")
     corpus = read_corpus([photos])
     done: list[int] = []
-    embed_corpus(corpus, tmp_path / "one", each_encoder, shard_size=3, workers=0)
+    embed_corpus(corpus, tmp_path / "one", encoder, shard_size=3, workers=0)
 
     class Counting(Progress, Reporter):
         def advance(self, count: int = 1, note: str | None = None) -> None:
@@ -47,7 +47,7 @@ def test_two_processes_write_the_same_bytes_as_one(each_encoder: Encoder, photos
 
     executor = LocalExecutor(["cpu", "cpu"])
     summary = embed_corpus(
-        corpus, tmp_path / "two", each_encoder, shard_size=3, workers=0, executor=executor, reporter=Counting()
+        corpus, tmp_path / "two", encoder, shard_size=3, workers=0, executor=executor, reporter=Counting()
     )
     assert files(tmp_path / "two") == files(tmp_path / "one")
     assert sum(done) == 5 + 20
@@ -56,16 +56,16 @@ def test_two_processes_write_the_same_bytes_as_one(each_encoder: Encoder, photos
 
 
 def test_a_process_that_fails_ends_the_run_with_its_reason(
-    light_encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(light_encoder.identity, "weights_sha256", "0" * 64)
+    monkeypatch.setitem(encoder.identity, "weights_sha256", "0" * 64)
     with pytest.raises(C3Error, match="cpu: The weights of the model c3-mini have changed"):
         executor = LocalExecutor(["cpu", "cpu"])
-        embed_corpus(read_corpus([photos]), tmp_path / "s", light_encoder, shard_size=3, workers=0, executor=executor)
+        embed_corpus(read_corpus([photos]), tmp_path / "s", encoder, shard_size=3, workers=0, executor=executor)
     assert Store.open(tmp_path / "s").modalities == []
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("backend", ["torch"])
 def test_killed_at_a_random_moment_and_continued_to_the_same_bytes(photos: Path, tmp_path: Path, backend: str) -> None:
     (photos / "broken.jpg").write_text("no image")
     encoder = load_encoder(backend=backend, precision="fp32")

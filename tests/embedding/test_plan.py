@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from c3tools.corpus import Corpus, TextItem, read_corpus
-from c3tools.embedding import embed, embed_corpus
+from c3tools.corpus import Corpus, TextItem
+from c3tools.embedding import embed
 from c3tools.embedding.plan import plan_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
@@ -27,7 +27,7 @@ from c3tools.store import manifest as manifest_module
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, MODEL, copy_photos, put_store, unit_rows
 from tests.corpus.packing import damage_column, photos_of, webdataset, write_hf_parquet, write_tar
-from tests.embedding.test_embed import SMALL, files, run
+from tests.embedding.test_embed import files, run
 from tests.servers import Faults
 
 
@@ -75,21 +75,6 @@ def edited(encoder: Encoder, tmp_path: Path) -> tuple[Path, list[str]]:
     changed = ["another caption", *own[names[0]][1:]]
     edit_captions(folder, {names[0]: changed, names[2]: None, names[5]: own[names[5]][:3]})
     return folder, names
-
-
-def test_counts_are_said_and_nothing_is_touched(encoder: Encoder, tmp_path: Path) -> None:
-    folder, names = edited(encoder, tmp_path)
-    stems = [Path(name).stem for name in names]
-    summary = run(encoder, folder, tmp_path / "s")
-    assert summary.modalities["image"].changed == [stems[1]]
-    assert summary.modalities["text"].changed == [f"{stems[0]}#0"]
-    assert sorted(summary.modalities["image"].gone) == sorted([stems[2], stems[4]])
-    texts = [f"{stem}#{i}" for stem in (stems[2], stems[4]) for i in range(5)]
-    assert sorted(summary.modalities["text"].gone) == sorted([*texts, f"{stems[5]}#3", f"{stems[5]}#4"])
-    notes = " ".join(summary.notes())
-    assert f"1 image changed since it was embedded (--update embeds it again): {stems[1]}" in notes
-    assert "2 images are no longer in their source (--prune removes their rows)" in notes
-    assert Store.open(tmp_path / "s").count("image") == 8  # the renamed one was added
 
 
 def test_updated_and_pruned_it_has_the_rows_of_a_fresh_store(encoder: Encoder, tmp_path: Path) -> None:
@@ -211,32 +196,6 @@ def test_rows_of_other_paths_are_left_alone(encoder: Encoder, tmp_path: Path) ->
     assert any("the store already has its key from another file" in note for note in summary.notes())
 
 
-def test_captions_of_an_image_that_the_store_has_from_elsewhere_are_left_out(encoder: Encoder, tmp_path: Path) -> None:
-    one, two = copy_photos(tmp_path / "one", 2), copy_photos(tmp_path / "two", 2)
-    first, second = sorted(path.name for path in one.glob("*.jpg"))
-    edit_captions(one, {first: ["of one"], second: None})
-    (one / second).unlink()
-    run(encoder, one, tmp_path / "s")
-    edit_captions(two, {first: ["of two", "and this", "and that"]})
-    summary = run(encoder, two, tmp_path / "s", update=True, prune=True)
-    image, text = summary.modalities["image"], summary.modalities["text"]
-    stem = Path(first).stem
-    assert (image.from_elsewhere, image.embedded) == ([stem], 1)
-    assert (text.from_elsewhere, text.embedded) == ([f"{stem}#{n}" for n in range(3)], 5)
-    kept = {key: row for key, row in rows(tmp_path / "s", "text").items() if stem in key}
-    assert kept.keys() == {f"{stem}#0"}
-    assert "of one" in kept[f"{stem}#0"]
-    assert any("the store already has the keys of their images from other files" in note for note in summary.notes())
-
-
-def test_captions_of_a_file_that_is_not_given_now_stay(encoder: Encoder, tmp_path: Path) -> None:
-    folder = copy_photos(tmp_path / "p", 2)
-    shutil.move(folder / "captions.jsonl", tmp_path / "c.jsonl")
-    embed_corpus(read_corpus(folder, captions=tmp_path / "c.jsonl"), tmp_path / "s", encoder, **SMALL)
-    assert run(encoder, folder, tmp_path / "s", prune=True).modalities.keys() == {"image"}
-    assert Store.open(tmp_path / "s").count("text") == 10
-
-
 def test_failures_whose_file_has_gone_or_was_mended(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 2)
     for name in ("gone.jpg", "mended.jpg"):
@@ -250,18 +209,6 @@ def test_failures_whose_file_has_gone_or_was_mended(encoder: Encoder, tmp_path: 
     summary = run(encoder, folder, tmp_path / "s", update=True, prune=True)
     assert (summary.modalities["image"].embedded, summary.failures_in_store) == (1, 0)
     assert verify_store(tmp_path / "s").findings == []
-
-
-def test_captions_of_an_image_that_could_not_be_read_go_with_it(encoder: Encoder, tmp_path: Path) -> None:
-    folder = copy_photos(tmp_path / "p", 2)
-    broken, kept = sorted(folder.glob("*.jpg"))
-    broken.write_text("no image")
-    assert run(encoder, folder, tmp_path / "s").failures_in_store == 1
-    broken.unlink()
-    edit_captions(folder, {broken.name: None})
-    assert len(run(encoder, folder, tmp_path / "s").modalities["text"].gone) == 5
-    run(encoder, folder, tmp_path / "s", prune=True)
-    assert {key.rpartition("#")[0] for key in rows(tmp_path / "s", "text")} == {kept.stem}
 
 
 @pytest.mark.parametrize("shard_size", [1, 9])
@@ -369,15 +316,6 @@ def test_an_image_that_moved_to_another_tar_is_the_same(encoder: Encoder, tmp_pa
             write_tar(tar, webdataset(photos))
         summary = run(encoder, tars, tmp_path / "s")
     assert [(m.already, m.from_elsewhere) for m in summary.modalities.values()] == [(4, []), (20, [])]
-
-
-def test_an_image_that_is_deleted_while_the_run_is_planned_has_not_changed(encoder: Encoder, tmp_path: Path) -> None:
-    folder = copy_photos(tmp_path / "p", 2)
-    run(encoder, folder, tmp_path / "s")
-    corpus = read_corpus(folder)
-    min(folder.glob("*.jpg")).unlink()
-    summary = embed_corpus(corpus, tmp_path / "s", encoder, **SMALL, update=True)
-    assert (summary.modalities["image"].already, summary.modalities["image"].changed) == (2, [])
 
 
 def test_a_store_by_url_is_updated_and_pruned(encoder: Encoder, tmp_path: Path, s3: Faults) -> None:

@@ -109,29 +109,6 @@ def test_videos_have_captions_like_images(encoder: Encoder, tmp_path: Path, monk
     assert verify_store("store").findings == []
 
 
-def test_a_captions_file_for_some_of_the_images_and_videos(tmp_path: Path) -> None:
-    folder = copy_photos(tmp_path / "mixed", 2)
-    first, second = sorted(path.name for path in folder.glob("*.jpg"))
-    write_video(folder / "a.mp4", COLOURS[:1])
-    captions = tmp_path / "c.jsonl"
-    captions.write_text(json.dumps({"image": first, "text": "a photo"}))
-    corpus = read_corpus(folder, captions=captions)
-    assert corpus.images_without_caption == [Path(second).stem, "a"]
-    captions.write_text(json.dumps({"image": "other.jpg", "text": "a photo"}))
-    with pytest.raises(CorpusError, match="no caption for any of the 3 images and videos"):
-        read_corpus(folder, captions=captions)
-
-
-def test_a_video_in_two_lists_is_used_once(tmp_path: Path) -> None:
-    write_video(tmp_path / "a.mp4", COLOURS[:1])
-    lists = [tmp_path / "0.csv", tmp_path / "1.csv"]
-    for path in lists:
-        path.write_text("video,text\na.mp4,a wall\n")
-    corpus = read_corpus(lists, image_column="video")
-    assert ([video.key for video in corpus.videos], len(corpus.texts)) == (["a.mp4"], 1)
-    assert [skipped.error for skipped in corpus.skipped] == ["DuplicateKey"]
-
-
 def test_bad_files_are_listed_as_bad_images_are(c3: C3, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     whole = write_video(folder / "whole.mp4").read_bytes()
