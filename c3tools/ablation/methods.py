@@ -10,9 +10,9 @@ from typing import NamedTuple
 class Published(NamedTuple):
     """A published CIDEr on MS-COCO in percent, of another encoder and decoder; its source; its spread over seeds."""
 
-    value: float
+    mean: float
     source: str
-    spread: float | None = None
+    std: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from ..captioning.baselines.steering import load_text_encoder
 from ..errors import C3Error, telling_what_is_kept
 from ..imaging import load_size as load_generator_size
 from ..imaging.evaluate import load_encoders, score_text
+from ..io.artifact import holds_result
 from ..io.files import write_json_atomically
 from ..io.lock import locked
-from ..io.outputs import Output
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..transforms.sigma import PAIRS, RULES, parse_sigma, sigma_by_rule
@@ -220,7 +220,7 @@ def ablate(
         return "No result of the table was finished."
 
     with locked(folder), telling_what_is_kept(kept):
-        Output(folder, "ablation", ("cells", "decoders", "generators", "table.md")).holds_result()
+        holds_result(folder, "ablation", ("cells", "decoders", "generators", "table.md"))
         store = Store.open(store, reporter=reporter)
         made = _task(store, settings, reporter)
         runs: list[Run] = []

@@ -26,7 +26,6 @@ _DISTANCES = ("KID", "FD", "FID")
 _KINDS = ("KID", "FD", "IS", "recall@1-", "recall")  # scores of images in the order of their columns
 _BEFORE = {"C2_1": ("C1",), "C2_2": ("C1",), "C3": ("C2_2", "C2_1", "C1")}  # a step, and what it follows
 _MINUTES_FROM = 120  # seconds
-Key = tuple[str, float, str, float]
 Row = dict[str, Any]
 
 
@@ -65,11 +64,6 @@ class Run:
     parameters: int = 0
     training_seconds: float = 0.0
     seconds: float = 0.0
-
-    @property
-    def row(self) -> Key:
-        """The values that tell its row of the table from others."""
-        return self.method, self.sigma, self.sigma_from, self.train_fraction
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values that `c3 ablate --json` writes, but those of its row."""
@@ -113,43 +107,44 @@ class Ablation:
         return METHODS if self.task == "captions" else IMAGE_METHODS
 
     @cached_property
-    def _members(self) -> dict[Key, list[Run]]:
-        """The runs of each row: one per seed."""
-        groups: dict[Key, list[Run]] = {}
+    def _rows(self) -> list[tuple[Row, list[Run]]]:
+        """The rows, each with its runs: one per seed."""
+        groups: dict[tuple[object, ...], list[Run]] = {}
         for run in self.runs:
-            groups.setdefault(run.row, []).append(run)
-        return groups
+            groups.setdefault((run.method, run.sigma, run.sigma_from, run.train_fraction), []).append(run)
+        rows = []
+        for members in groups.values():
+            first = members[0]
+            known = self._known[first.method]
+            row: Row = {
+                "method": first.method,
+                "sigma": first.sigma,
+                "sigma_from": first.sigma_from,
+                "train_fraction": first.train_fraction,
+                "seeds": len(members),
+                "images": first.images,
+                "checkpoint": known.chosen_on,
+                "parameters": first.parameters,
+                "training_seconds": mean_and_std([run.training_seconds for run in members])[0],
+                "published": None if known.published is None else known.published._asdict(),
+                "scores": {},
+            }
+            for name in sorted(first.scores):  # one order for all rows, computed now or read
+                mean, std = mean_and_std([run.scores[name] for run in members])
+                ends = score_interval(name, _stacked([run.values.get(name, ()) for run in members]))
+                row["scores"][name] = {"mean": mean, "std": std, "interval": None if ends is None else list(ends)}
+            rows.append((row | ({"command": self.command(row)} if self.command else {}), members))
+        # in the order of the methods, whichever were finished first
+        return sorted(rows, key=lambda pair: self.methods.index(pair[0]["method"]) if self.methods else 0)
 
-    @cached_property
+    @property
     def rows(self) -> list[Row]:
         """One row per method, sigma and train fraction.
 
         Each score has its mean and sample standard deviation over seeds, and the 95 % interval of the mean over images
         and seeds (see `c3tools.imaging.evaluate.score_interval`).
         """
-        rows = []
-        for (method, sigma, sigma_from, fraction), members in self._members.items():
-            known = self._known[method]
-            row: Row = {
-                "method": method,
-                "sigma": sigma,
-                "sigma_from": sigma_from,
-                "train_fraction": fraction,
-                "seeds": len(members),
-                "images": members[0].images,
-                "checkpoint": known.chosen_on,
-                "parameters": members[0].parameters,
-                "training_seconds": mean_and_std([run.training_seconds for run in members])[0],
-                "published": None if known.published is None else known.published._asdict(),
-                "scores": {},
-            }
-            for name in sorted(members[0].scores):  # one order for all rows, computed now or read
-                mean, std = mean_and_std([run.scores[name] for run in members])
-                ends = score_interval(name, _stacked([run.values.get(name, ()) for run in members]))
-                row["scores"][name] = {"mean": mean, "std": std, "interval": None if ends is None else list(ends)}
-            rows.append(row | ({"command": self.command(row)} if self.command else {}))
-        # rows are in the order of the methods, whichever were finished first
-        return sorted(rows, key=lambda row: self.methods.index(row["method"]) if self.methods else 0)
+        return [row for row, _ in self._rows]
 
     def tables(self) -> list[Table]:
         """Return the rows as tables that fit a terminal.
@@ -218,9 +213,8 @@ class Ablation:
             if name in with_interval and any(score["interval"] for score in scores):
                 cells.append((INTERVAL, [interval(score["interval"], decimals(name)) for score in scores]))
         if trainings:
-            published = [row["published"] for row in rows]
-            spread = [score and {"mean": score["value"], "std": score["spread"]} for score in published]
-            cells.append(("published", [score_with_spread(CHOOSE_BY, score) if score else "–" for score in spread]))
+            known = [row["published"] for row in rows]
+            cells.append(("published", [score_with_spread(CHOOSE_BY, score) if score else "–" for score in known]))
             cells.append(("checkpoint", [row["checkpoint"] for row in rows]))
             if any(row["parameters"] for row in rows):
                 cells.append(("parameters", [f"{p / 1e6:.1f} M" if (p := row["parameters"]) else "–" for row in rows]))
@@ -275,8 +269,8 @@ class Ablation:
         notes = []
         for fraction, sigma in dict.fromkeys(map(comparable, self.rows)):
             found = {
-                row["method"]: self._members[row["method"], row["sigma"], row["sigma_from"], fraction]
-                for row in self.rows
+                row["method"]: members
+                for row, members in self._rows
                 if row["train_fraction"] == fraction
                 and (comparable(row)[1] == sigma or not self._known[row["method"]].noisy)
             }
@@ -301,11 +295,10 @@ class Ablation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, all runs (``runs``, the list that `c3 ablate --json` writes), and scores of real photos."""
-        shared: dict[Key, Row] = {}
-        for row in self.rows:
+        runs = []
+        for row, members in self._rows:
             own = {name: value for name, value in row.items() if name in ("checkpoint", "command")}
-            shared[row["method"], row["sigma"], row["sigma_from"], row["train_fraction"]] = own
-        runs = [{**run.to_dict(), **shared[run.row]} for run in self.runs]
+            runs += [{**run.to_dict(), **own} for run in members]
         return {"rows": self.rows, "runs": runs, "real": dict(self.real)}
 
     def to_markdown(self) -> str:

@@ -25,8 +25,8 @@ from ..embedding import embed_corpus
 from ..encoders import Encoder, load_encoder
 from ..errors import CorpusError, telling_what_is_kept
 from ..executors import cores
+from ..io.artifact import holds_result
 from ..io.lock import locked
-from ..io.outputs import Output
 from ..pages.render import count
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
@@ -74,7 +74,7 @@ def run_demo(
 
     with locked(out), telling_what_is_kept(kept):
         if not (out / "photos" / INFO_FILE).is_file():
-            Output(out, "demo", ("demo.html", "captions")).holds_result()
+            holds_result(out, "demo", ("demo.html", "captions"))
         encoder = load_encoder(backend="torch")  # the same figures whichever extras are installed
         reporter.message("1  Connect: embedding the photos")
         photos = _embed(encoder, PHOTOS, out / "photos", reporter)

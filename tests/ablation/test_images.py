@@ -75,7 +75,7 @@ def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_r
         ):
             assert shown in text
     assert "a photo of number 1" in page
-    assert [run["seed"] for run in table.to_dict()["runs"]] == [0, 0, 1, 1]
+    assert [run["seed"] for run in table.to_dict()["runs"]] == [0, 1, 0, 1]
 
 
 def test_scored_photos_that_are_gone_are_named_before_anything_is_trained(encoder: Encoder, tmp_path: Path) -> None:
