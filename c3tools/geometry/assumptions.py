@@ -370,16 +370,17 @@ def mixture(differences: Array) -> float:
     Args:
         differences: float64 (n, d), centred, one row per item.
     """
-    count = len(differences)
-    scores = differences @ np.linalg.eigh(differences.T @ differences)[1][:, : -_MIXED_DIRECTIONS - 1 : -1]
-    variances = np.mean(scores**2, axis=0)
-    variances[variances <= 0] = 1.0
-    kurtosis = unbiased_kurtosis(np.mean(scores**4, axis=0) / variances**2 - 3, count)
-    squared_skewness = np.mean(scores**3, axis=0) ** 2 / variances**3
-    error, square = 3 * sqrt(24 / count), 0.0
-    for variance, k, s2 in zip(variances, kurtosis, squared_skewness, strict=True):
-        if k < -error or s2 - k > error + 6 / count:
-            roots = np.roots([2, 0, k, -s2])
+    count, square = len(differences), 0.0
+    error = 3 * sqrt(24 / count)
+    vectors = np.linalg.eigh(differences.T @ differences)[1][:, : -_MIXED_DIRECTIONS - 1 : -1]
+    for scores in (differences @ vectors).T:
+        variance = float(np.mean(scores**2))
+        if variance <= 0:
+            continue
+        kurtosis = float(unbiased_kurtosis(np.mean(scores**4) / variance**2 - 3, count))
+        squared_skewness = float(np.mean(scores**3)) ** 2 / variance**3
+        if kurtosis < -error or squared_skewness - kurtosis > error + 6 / count:
+            roots = np.roots([2, 0, kurtosis, -squared_skewness])
             square += variance * min(float(roots[np.abs(roots.imag) < 1e-9].real.max()), 1.0)
     return sqrt(max(square, 0.0))
 

@@ -18,7 +18,7 @@ from ..arrays import Array, Floats
 from ..metrics.significance import Estimate, mean_interval, student_quantile
 from ..transforms.sigma import SigmaRule
 from .assumptions import Answer, Subset
-from .collect import Collected
+from .collect import Collected, Sample
 from .residuals import Residuals, row_cosines
 from .spaces import SpaceMeasures
 from .spectrum import ModalityMeasures, relative_gap, variance_along
@@ -151,7 +151,7 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
             # (1 - x . y) / 2 to N and -(x . mu_x + y . mu_y) / 2 to W, as each row stands on both sides of the pairs of
             # its modality; the derivatives are W / (N + W)^2 and -N / (N + W)^2
             within = num * (1 - value) / value
-            added = within * (1 - sums.cosine) / 2 + num * _along_means(collected, crossed=False) / 2
+            added = within * (1 - sums.cosine) / 2 + num * _along(sample, first.mean, second.mean) / 2
             rmg = _linearised(collected, value, added / (num + within) ** 2, seed)
     along_gap = {name: variance_along(moments, gap) for name, moments in collected.moments.items()}
     return GapMeasures(length, debiased, distance, rmg, direction, group_length, along_gap)
@@ -168,11 +168,12 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     if rest > 0:
         total = sample.first.sum(axis=0, dtype=np.float64) @ sample.second.sum(axis=0, dtype=np.float64)
         value = float((total - sums.cosine.sum()) / rest)
-        unpaired = _linearised(collected, value, _along_means(collected, crossed=True), seed)
+        first, second = (collected.moments[name].mean for name in (collected.first, collected.second))
+        unpaired = _linearised(collected, value, _along(sample, second, first), seed)
     rms = float(np.sqrt(sums.variance.mean()))
     residual = Estimate(rms, None, pairs)
     if rms > 0:  # each pair adds |(x - y) - mean|^2 / d to the square
-        squares = sums.distance**2 - 2 * _differences_along(collected, sums.mean) + sums.mean @ sums.mean
+        squares = sums.distance**2 - 2 * _along(sample, sums.mean, -sums.mean) + sums.mean @ sums.mean
         residual = _linearised(collected, rms, squares / len(sums.mean) / (2 * rms), seed)
     debiased = float(np.sqrt(sums.variance.mean() + _residual_bias(collected)))
     ends = residual.interval and (residual.interval[0] * debiased / rms, residual.interval[1] * debiased / rms)
@@ -198,18 +199,10 @@ def _residual_bias(collected: Collected) -> float:
     return float(np.sum(share**2) / ((count - 1) * len(collected.sample.first) * off.shape[1]))
 
 
-def _along_means(collected: Collected, *, crossed: bool) -> Array:
-    """Return ``x . a + y . b`` of every pair, a and b the means of their own modality or, crossed, of the other."""
-    sample, means = collected.sample, [collected.moments[name].mean for name in (collected.first, collected.second)]
-    a, b = reversed(means) if crossed else means
+def _along(sample: Sample, a: Array, b: Array) -> Array:
+    """Return ``x . a + y . b`` of every pair: float64 (k,)."""
     x, y = sample.first @ a.astype(sample.first.dtype), sample.second @ b.astype(sample.second.dtype)
     return np.asarray(x[sample.item_index].astype(np.float64) + y)
-
-
-def _differences_along(collected: Collected, direction: Array) -> Array:
-    """Return ``(x - y) . direction`` of every pair."""
-    sample, along = collected.sample, direction.astype(collected.sample.first.dtype)
-    return np.asarray((sample.first @ along)[sample.item_index] - sample.second @ along, dtype=np.float64)
 
 
 def _mean(collected: Collected, values: Array, seed: int) -> Estimate:

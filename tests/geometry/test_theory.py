@@ -87,7 +87,7 @@ def test_the_toy_agrees_with_its_closed_form() -> None:
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.floats(0.01, 1.0), st.floats(1e-3, 5.0))
 def test_a_stable_lead_suffices_for_the_loss(negatives: list[float], tau: float, delta: float) -> None:
-    positive = max(negatives) + float(stable_lead(tau, len(negatives) + 1, delta))
+    positive = max(negatives) + stable_lead(tau, len(negatives) + 1, delta)
     loss = np.logaddexp.reduce(np.r_[0.0, (np.array(negatives) - positive) / tau])
     assert loss <= delta * (1 + 1e-9) + 1e-12
     assert loss == pytest.approx(delta) or len(set(negatives)) > 1  # equal negatives reach the bound

@@ -27,7 +27,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
@@ -468,7 +467,7 @@ def train_to_loss(
     Raises:
         C3Error: see `simulate_stable_region`.
     """
-    sufficient, rng = float(stable_lead(tau, pairs, delta)), generator(seed, "stable region")
+    sufficient, rng = stable_lead(tau, pairs, delta), generator(seed, "stable region")
     a, b = (normalize(torch.from_numpy(rng.standard_normal((pairs, dim)))) for _ in range(2))
 
     def descend(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -501,16 +500,15 @@ def median_lead(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(np.median(np.concatenate([own - cosines.max(axis=1), own - cosines.max(axis=0)])))
 
 
-def stable_lead(tau: npt.ArrayLike, n: npt.ArrayLike, delta: npt.ArrayLike) -> Array:
+def stable_lead(tau: float, n: int, delta: float) -> float:
     """Return the lead from which on the loss is at most ``delta``: ``tau log((n - 1) / (exp(delta) - 1))``.
 
     Raises:
         C3Error: if tau is not a finite number above 0, delta is not positive, or n is below 2.
     """
-    tau, n, delta = np.asarray(tau, float), np.asarray(n, float), np.asarray(delta, float)
-    if not np.all((tau > 0) & (tau < np.inf) & (delta > 0) & (n >= 2)):
+    if not (0 < tau < np.inf and delta > 0 and n >= 2):
         raise C3Error("The stable region needs tau > 0 (and finite), delta > 0 and n of at least 2.")
-    return np.asarray(tau * np.log((n - 1) / np.expm1(delta)))
+    return float(tau * np.log((n - 1) / np.expm1(delta)))
 
 
 def synthetic_features(n: int = 2_000, dim: int = 128, *, shared: int = 24, seed: int = 0) -> tuple[Floats, Floats]:
