@@ -33,7 +33,7 @@ from ..metrics.images import (
     photo_values,
 )
 from ..metrics.retrieval import ranks
-from ..metrics.significance import Ends, crossed_interval
+from ..metrics.significance import Ends, crossed_interval, share_interval
 from ..moments import Moments
 from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
@@ -253,16 +253,19 @@ def score_interval(name: str, values: Array) -> Ends | None:
     """Return the 95 % interval of a score over seeds and photos; see `c3tools.metrics.significance.crossed_interval`.
 
     Args:
-        name: of the score; none but KID can be below 0.
+        name: of the score; none but KID can be below 0, and recall not above 100.
         values: float64 (seeds, photos).
 
     Returns:
         Lower and upper end; None for fewer than 3 photos, and for values that are all equal.
     """
+    share = name.startswith("recall")
+    if share and len(values) == 1 and (ends := share_interval(np.clip(values[0] / 100, 0, 1))):
+        return 100 * ends[0], 100 * ends[1]
     ends = crossed_interval(values)
     if ends is None or np.ptp(values) == 0:
         return None
-    return ends if name.startswith("KID") else (max(ends[0], 0.0), ends[1])
+    return ends if name.startswith("KID") else (max(ends[0], 0.0), min(ends[1], 100.0 if share else np.inf))
 
 
 class ImageScorer:

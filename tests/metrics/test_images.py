@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.errors import MetricError
+from c3tools.imaging.evaluate import score_interval
 from c3tools.metrics.images import (
     disjoint_halves,
     frechet_distance,
@@ -227,3 +228,9 @@ def test_values_per_photo_join_what_belongs_to_a_photo() -> None:
     shares = photo_values(50.0, [(np.array([50.0, -50, 50, -50]), range(4))], 4)
     np.testing.assert_allclose(shares, [100, 0, 100, 0])  # of a mean they are its own values
     assert crossed_interval(values[None]) is not None
+
+
+@pytest.mark.parametrize(("seeds", "hits"), [(1, [100, 0, 100, 0]), (1, [100] * 4), (3, [100, 100, 100, 0])])
+def test_the_interval_of_recall_stays_within_0_and_100(seeds: int, hits: list[float]) -> None:
+    low, high = score_interval("recall@1-c3-mini", np.array([hits] * seeds, float)) or (-1, -1)
+    assert 0 <= low < np.mean(hits) <= high <= 100
