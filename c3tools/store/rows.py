@@ -114,6 +114,11 @@ class Rows:
         """The number of each row's item, int64 (n,), items numbered in the order of their first rows."""
         return self.items.numbers
 
+    @property
+    def item_count(self) -> int:
+        """The number of different items."""
+        return len(own_items(self.table).unique())
+
     @cached_property
     def splits(self) -> list[str]:
         """The split of each row."""
