@@ -247,7 +247,7 @@ def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, l
     train, val, why = training_split(store, "text", split, called="captions", error=DecoderError)
     notes = [store.split_note] if store.split_note else []
     if why:
-        held = f"{counted(len(val), 'caption')} of {counted(val.items.distinct, 'image is', 'images are')}"
+        held = f"{counted(len(val), 'caption')} of {counted(val.item_count, 'image is', 'images are')}"
         notes.append(f"{why}, so {held} held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
     notes += [note for note in (train_note, val_note) if note]
@@ -311,7 +311,7 @@ def _rows_to_learn(
         return train, val, [*notes, note]
     # the same share of both, so that the pairs used to choose the checkpoint are counted too
     train, val = (rows.sample(pairs, f"pairs {seed}") for rows in (train, val))
-    of_images, of_others = (counted(rows.items.distinct, noun) for rows, noun in ((train, "image"), (val, "other")))
+    of_images, of_others = (counted(rows.item_count, noun) for rows, noun in ((train, "image"), (val, "other")))
     train, val = captions_of_images(images, train), captions_of_images(images, val)
     chosen_on = f"the checkpoint is chosen on {counted(len(val), 'caption')} of {of_others}."
     return train, val, [*notes, f"Training on pairs: {counted(len(train), 'caption')} of {of_images}; {chosen_on}"]

@@ -25,10 +25,9 @@ import pyarrow as pa
 
 from ..corpus.splits import split_order
 from ..errors import OutputError, StoreError
+from ..io.artifact import CARD_FILE, CONFIG_FILE, Card, holds_result, replacing
 from ..io.files import write_atomically, write_json_atomically
-from ..io.hub import CARD_FILE, CONFIG_FILE, Card
 from ..io.locations import names_in
-from ..io.outputs import Output, replacing
 from ..io.parquet import read_parquet
 from ..moments import load_counts, save_moments
 from .manifest import MOMENTS_FILE, finish_store, new_store
@@ -93,7 +92,7 @@ def save_data_set(store: Store, folder: Path) -> None:
     names = [name for name in store.modalities if store.count(name)]
     if not names:
         raise StoreError(f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first.")
-    Output(folder, "data set", (_DATA,), overwrite=True).holds_result()
+    holds_result(folder, "data set", (_DATA,), overwrite=True)
     there = set().union(*names_in(folder))
     others = there - _FILES - {CONFIG_FILE, CARD_FILE}
     if others or (there and not there >= _FILES):

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
 from ..errors import C3Error, IncompleteStoreError, StoreError
+from ..io.artifact import Card, HubRepository
 from ..io.files import sha256_of
-from ..io.hub import Card, HubRepository
 from ..io.locations import kind_of, location, names_in
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
@@ -389,7 +389,7 @@ class Store(HubRepository):
                     remedy="Run `c3 verify --repair`, then the command that made the store again.",
                 )
 
-    def load(self, modality: str, split: str | None = None, *, spill: bool = False) -> Rows:
+    def load(self, modality: str, split: str | None = None) -> Rows:
         """Return all rows of ``modality`` (of ``split``, or of all splits), embeddings as float32.
 
         Raises:

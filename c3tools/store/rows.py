@@ -23,15 +23,15 @@ from ..arrays import Indices, Mask, Matrix
 from ..corpus.splits import ALL, STANDARD, Kept, split_of
 from ..errors import StoreError
 from ..io.float16 import to_float32
-from ..io.spill import BLOCK_ROWS, take_rows
 from ..reporter import counted
 from ..seeds import stable_fraction
-from .strings import Strings, one_array
 
 ITEM_COLUMNS = ("image_key", "pair_key")
 HELD_OUT = 0.1
 _HOLD_OUT_SALT = "validation"
 _SAMPLE_SALT = "train fraction"
+_BLOCK_ROWS = 8192
+_MOST_BYTES = 2**31 - 1  # of the texts of an Arrow array with 32-bit offsets
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Rows:
 
     Attributes:
         modality: ``image``, ``text`` or another name.
-        embeddings: float32 (n, d); `Store.load` with ``spill`` may return a `c3tools.io.spill.FileRows`, whose rows are
-            read when they are indexed.
+        embeddings: float32 (n, d).
         table: an Arrow table of n rows with the column ``key``, of n unique keys, and the other columns.
         kept_splits: the splits that are used as they are (`Store.kept_splits`); None for all.
     """
@@ -87,32 +86,29 @@ class Rows:
         return self.table.num_rows
 
     @cached_property
-    def keys(self) -> Strings:
+    def keys(self) -> list[str]:
         """The keys of the rows, n of them."""
-        return Strings(_text(self.table, "key"))
+        return self.column("key")
 
     def column(self, name: str) -> list[Any]:
         """Return one column as a list of n Python values."""
         return self.table.column(name).to_pylist()
 
-    def strings(self, name: str) -> Strings:
-        """Return one column of strings, with an empty string for null."""
-        return Strings(_text(self.table, name).fill_null(""))
-
     @cached_property
-    def captions(self) -> Strings:
+    def captions(self) -> list[str]:
         """The column ``caption``, with an empty string for null."""
-        return self.strings("caption")
+        return [caption or "" for caption in self.column("caption")]
 
     @cached_property
-    def items(self) -> Strings:
+    def items(self) -> list[str]:
         """The key of each row's item: the key of the row if it belongs to no other item."""
-        return row_items(self.table)
+        found: list[Any] = own_items(self.table).to_pylist()
+        return found
 
     @property
     def item_index(self) -> Indices:
         """The number of each row's item, int64 (n,), items numbered in the order of their first rows."""
-        return self.items.numbers
+        return np.asarray(own_items(self.table).dictionary_encode().indices, dtype=np.int64)
 
     @property
     def item_count(self) -> int:
@@ -128,7 +124,7 @@ class Rows:
         """Return the rows with these numbers, in this order, or those for which a mask (n,) is true."""
         chosen: Indices = np.arange(len(self))[rows]
         table = self.table.take(chosen)
-        return Rows(self.modality, take_rows(self.embeddings, chosen), table, self.kept_splits)
+        return Rows(self.modality, self.embeddings[chosen], table, self.kept_splits)
 
     def where(self, split: str | None) -> Rows:
         """Return the rows of one split, see `split_mask`; all of them for None or ``all``."""
@@ -190,20 +186,26 @@ class Pairs:
     def captions_of_first(self) -> Rows:
         """Return the paired rows of ``second`` with the embeddings of ``first`` instead of their own."""
         table = self.second.table.take(self.rows)
-        embeddings = take_rows(self.first.embeddings, self.item_index[self.rows])
+        embeddings = self.first.embeddings[self.item_index[self.rows]]
         return Rows(self.first.modality, embeddings, table, self.second.kept_splits)
 
 
 def join_tables(tables: list[pa.Table]) -> pa.Table:
-    """Return one table of all of them, each column in one piece (see `one_array`), and empty the list."""
+    """Return one table of all of them, each column in one piece, and empty the list."""
     joined = pa.concat_tables(tables).replace_schema_metadata(None)
     tables.clear()
     for place, field in enumerate(joined.schema):  # one after another, so that only one is there twice
-        column = joined.column(place)
-        if column.num_chunks > 1:
-            whole = one_array(column) if pa.types.is_string(field.type) else column.combine_chunks()
-            joined = joined.set_column(place, field.name, whole)
+        joined = joined.set_column(place, field.name, one_array(joined.column(place)))
     return joined
+
+
+def one_array(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.Array[Any]:
+    """Return a column as one array, texts with 64-bit offsets where 32 bits are not enough."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if pa.types.is_string(column.type) and column.nbytes > _MOST_BYTES:
+        column = column.cast(pa.large_string())
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def match_items(first: pa.Array[Any], second: pa.Array[Any]) -> Indices:
@@ -236,11 +238,6 @@ def own_items(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
     return pc.if_else(pc.equal(items, pa.scalar("", items.type)).fill_null(True), keys, items)
 
 
-def row_items(table: pa.Table | pa.RecordBatch) -> Strings:
-    """Return the key of each row's item: its own key if it belongs to no other."""
-    return Strings(own_items(table))
-
-
 def joined_splits(table: pa.Table | pa.RecordBatch, splits: pa.Table) -> pa.Array[Any]:
     """Return the split of each row: that of its item in ``splits`` (columns item and split), else its own."""
     own = _text(table, "split")
@@ -256,8 +253,8 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
     names = table.schema.names
     item_column = next((name for name in ITEM_COLUMNS if name in names), None)
     found: list[str] = []
-    for start in range(0, table.num_rows, BLOCK_ROWS):
-        block = table.slice(start, BLOCK_ROWS)
+    for start in range(0, table.num_rows, _BLOCK_ROWS):
+        block = table.slice(start, _BLOCK_ROWS)
         splits = block.column("split").to_pylist() if "split" in names else None
         items = block.column(item_column).to_pylist() if item_column else None
         found += map(sys.intern, splits_of(keys_of(block), items, splits, kept))
@@ -325,20 +322,22 @@ def positions(keys: Sequence[str]) -> Mapping[str, int]:
 
 def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
     """Return the place of each row's item among all items by a stable hash of their keys, and the number of items."""
-    found = Strings.of(items)
-    order = _hash_order(Strings(found.array.unique()), salt)
+    found = pa.array(items, pa.string()).dictionary_encode()
+    order = _hash_order(found.dictionary.to_pylist(), salt)  # type: ignore[attr-defined]
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
-    return places[found.numbers], len(order)
+    return places[np.asarray(found.indices, dtype=np.int64)], len(order)  # type: ignore[attr-defined]
 
 
-def _hash_order(keys: Strings, salt: str) -> Indices:
+def _hash_order(keys: Sequence[str], salt: str) -> Indices:
     fractions = np.fromiter((stable_fraction(key, salt) for key in keys), np.float64, len(keys))
     return np.argsort(fractions, kind="stable")
 
 
 def _text(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array[Any]:
-    return one_array(table.column(name))
+    column = one_array(table.column(name))
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return column if is_text else column.cast(pa.string())
 
 
 def _is_text(values: Sequence[Any]) -> bool:

@@ -80,7 +80,7 @@ def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_r
 
 def test_scored_photos_that_are_gone_are_named_before_anything_is_trained(encoder: Encoder, tmp_path: Path) -> None:
     store = mini_store(tmp_path / "c3-store", encoder)
-    first, *others, _ = map(Path, store.load("image", "test").strings("path"))
+    first, *others, _ = map(Path, store.load("image", "test").column("path"))
     first.unlink()
     table, _ = table_of(store, tmp_path / "out", methods="C1")
     assert table.runs[0].images == 11
