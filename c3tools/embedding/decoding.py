@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import io
+import math
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,8 +67,7 @@ class DecodingTimeoutError(TimeoutError):
     """An image took longer to decode than it may."""
 
 
-# rows, pixels, failures, seconds of reading and of decoding
-_Decoded = tuple[list[dict[str, Any]], Pixels, list[Failure], float, float]
+_Decoded = tuple[list[dict[str, Any]], list[Failure], float, float]  # rows, failures, seconds of reading and decoding
 
 
 class _Decoder:
@@ -83,15 +83,14 @@ class _Decoder:
         self._preprocess, self._time_limit = preprocess, time_limit
         self.reader = ImageReader()
 
-    def decode(self, items: Sequence[ImageItem]) -> _Decoded:
-        """Decode images; those that cannot be read or decoded are failures.
+    def decode(self, items: Sequence[ImageItem], pixels: Pixels) -> _Decoded:
+        """Decode images into the first places of ``pixels``; those that cannot be read or decoded are failures.
 
         Raises:
             UnreachableError: if a server does not answer, or refuses access: no image of it can be read.
         """
         rows: list[dict[str, Any]] = []
         failures: list[Failure] = []
-        pixels = np.empty((len(items), *self._preprocess.size, 3), np.uint8)
         reading, start = 0.0, time.perf_counter()
         for item in items:
             stage, content = "read", b""
@@ -102,8 +101,7 @@ class _Decoder:
                 stage = "decode"
                 if self._time_limit:
                     faulthandler.dump_traceback_later(self._time_limit, exit=True, file=2)
-                array, width, height = self._preprocess.load(io.BytesIO(content))
-                pixels[len(rows)] = array
+                pixels[len(rows)], width, height = self._preprocess.load(io.BytesIO(content))
             except UnreachableError:
                 raise
             except Exception as error:  # a decoder may raise anything on a damaged file; no file may stop the others
@@ -114,19 +112,20 @@ class _Decoder:
                     faulthandler.cancel_dump_traceback_later()
             size = {"width": width, "height": height, "size": len(content)}
             rows.append({"key": item.key, "path": item.path, **size, "split": item.split})
-        return rows, pixels[: len(rows)], failures, reading, time.perf_counter() - start - reading
+        return rows, failures, reading, time.perf_counter() - start - reading
 
 
 _decoder: _Decoder | None = None  # of a worker process
+_places: Pixels | None = None  # what it shares with the process that started it
 
 
-def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None) -> None:
-    global _decoder  # noqa: PLW0603
+def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memory: Any, shape: tuple[int, ...]) -> None:
+    global _decoder, _places
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libjpeg write a line for every tag they find odd
-    _decoder = _Decoder(preprocess, time_limit)
+    _decoder, _places = _Decoder(preprocess, time_limit), np.frombuffer(memory, np.uint8).reshape(shape)
     with suppress(ImportError, OSError, ValueError, StopIteration):  # a limit of memory, where the system has one
         import resource
 
@@ -136,21 +135,37 @@ def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None) -> No
         resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def _decode_in_worker(items: Sequence[ImageItem]) -> _Decoded:
+def _decode_in_worker(items: Sequence[ImageItem], place: int) -> _Decoded:
     assert _decoder is not None
-    return _decoder.decode(items)
+    assert _places is not None
+    return _decoder.decode(items, _places[place])
 
 
 class _Pool:
-    """Worker processes that decode, made when they are first needed, and anew after `end`."""
+    """Worker processes that decode, made when they are first needed, and anew after `end`.
 
-    def __init__(self, workers: int, preprocess: ImagePreprocessor, time_limit: float | None) -> None:
-        self._workers, self._arguments = workers, (preprocess, time_limit)
+    Args:
+        workers: their number.
+        preprocess, time_limit: see `pixel_batches`.
+        places: number of batches that fit into the memory that the workers share with this process.
+        batch_size: images in a batch.
+
+    Attributes:
+        pixels: uint8 (places, batch_size, height, width, 3), where they put what they decode.
+    """
+
+    def __init__(
+        self, workers: int, preprocess: ImagePreprocessor, time_limit: float | None, places: int, batch_size: int
+    ) -> None:
+        shape = (places, batch_size, *preprocess.size, 3)
+        memory = multiprocessing.RawArray("B", math.prod(shape))
+        self.pixels = np.frombuffer(memory, np.uint8).reshape(shape)
+        self._workers, self._arguments = workers, (preprocess, time_limit, memory, shape)
         self._executor: ProcessPoolExecutor | None = None
         self._others: set[Any] = set()  # processes that are not of the pool
 
-    def submit(self, items: Sequence[ImageItem]) -> Future[_Decoded]:
-        """Let a worker decode images.
+    def submit(self, items: Sequence[ImageItem], place: int) -> Future[_Decoded]:
+        """Let a worker decode images into a place.
 
         Raises:
             C3Error: if no process can be started.
@@ -159,7 +174,7 @@ class _Pool:
             if self._executor is None:
                 self._others = set(multiprocessing.active_children())
                 self._executor = ProcessPoolExecutor(self._workers, initializer=_start_worker, initargs=self._arguments)
-            return self._executor.submit(_decode_in_worker, items)
+            return self._executor.submit(_decode_in_worker, items, place)
         except BrokenProcessPool as error:
             broken: Future[_Decoded] = Future()
             broken.set_exception(error)
@@ -213,57 +228,68 @@ def pixel_batches(
         here = _Decoder(preprocess, None)
         with here.reader:
             for shard, items, last in jobs:
-                yield _batch(shard, last, here.decode(items), pin_memory)
+                pixels = np.empty((len(items), *preprocess.size, 3), np.uint8)
+                yield _batch(shard, last, here.decode(items, pixels), pixels, pin_memory)
         return
-    pool = _Pool(workers, preprocess, time_limit)
-    ahead: deque[tuple[int, Sequence[ImageItem], bool, Future[_Decoded]]] = deque()
+    places = workers * _BATCHES_AHEAD
+    pool = _Pool(workers, preprocess, time_limit, places, batch_size)
+    ahead: deque[tuple[int, Sequence[ImageItem], bool, int, Future[_Decoded]]] = deque()
     try:
-        while True:
-            ahead.extend((*job, pool.submit(job[1])) for job in islice(jobs, workers * _BATCHES_AHEAD - len(ahead)))
+        for place in cycle(range(places)):
+            for job in islice(jobs, places - len(ahead)):
+                free = (place + len(ahead)) % places
+                ahead.append((*job, free, pool.submit(job[1], free)))
             if not ahead:
                 return
-            shard, items, last, future = ahead.popleft()
+            shard, items, last, _, future = ahead.popleft()
             try:
                 decoded = future.result()
             except BrokenProcessPool:
                 pool.end()
-                decoded = _one_by_one(items, preprocess, time_limit)
-                for _ in range(len(ahead)):
-                    *job, future = ahead.popleft()
-                    if future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
-                        future = Future()
-                        future.set_result(_one_by_one(job[1], preprocess, time_limit))
-                    ahead.append((*job, future))
-            yield _batch(shard, last, decoded, pin_memory)
+                decoded = _one_by_one(items, pool.pixels[place], preprocess, time_limit)
+                for number, (*job, at, waiting) in enumerate(ahead):
+                    if waiting.cancelled() or isinstance(waiting.exception(), BrokenProcessPool):
+                        done: Future[_Decoded] = Future()
+                        done.set_result(_one_by_one(job[1], pool.pixels[at], preprocess, time_limit))
+                        ahead[number] = (*job, at, done)
+            yield _batch(shard, last, decoded, pool.pixels[place].copy(), pin_memory)
     finally:
         pool.end()
 
 
-def _one_by_one(items: Sequence[ImageItem], preprocess: ImagePreprocessor, time_limit: float | None) -> _Decoded:
+def _one_by_one(
+    items: Sequence[ImageItem], pixels: Pixels, preprocess: ImagePreprocessor, time_limit: float | None
+) -> _Decoded:
     """Decode images each by itself; one that ends its process, or takes too long, is a failure."""
-    pool = _Pool(1, preprocess, time_limit)
-    parts: list[_Decoded] = []
+    pool = _Pool(1, preprocess, time_limit, 1, 1)
+    rows: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    seconds = np.zeros(2)
     try:
         for item in items:
             began = time.monotonic()
             try:
-                parts.append(pool.submit([item]).result())
+                row, failure, *own = pool.submit([item], 0).result()
             except BrokenProcessPool:
                 pool.end()
                 error: Exception = DecodingError("the process that decodes it ends each time")
                 if time_limit and time.monotonic() - began >= time_limit:
                     limit = f"{time_limit:g} s; raise the limit with --image-timeout"
                     error = DecodingTimeoutError(f"decoding took longer than {limit}")
-                none = np.empty((0, *preprocess.size, 3), np.uint8)
-                parts.append(([], none, [failure_of(item, "decode", error)], 0.0, 0.0))
+                failures.append(failure_of(item, "decode", error))
+                continue
+            pixels[len(rows) : len(rows) + len(row)] = pool.pixels[0, : len(row)]
+            rows += row
+            failures += failure
+            seconds += own
     finally:
         pool.end()
-    rows, pixels, failures, reading, decoding = zip(*parts, strict=True)
-    return [*chain(*rows)], np.concatenate(pixels), [*chain(*failures)], sum(reading), sum(decoding)
+    return rows, failures, float(seconds[0]), float(seconds[1])
 
 
-def _batch(shard: int, last: bool, decoded: _Decoded, pin_memory: bool) -> PixelBatch:
-    rows, pixels, failures, reading, decoding = decoded
+def _batch(shard: int, last: bool, decoded: _Decoded, pixels: Pixels, pin_memory: bool) -> PixelBatch:
+    rows, failures, reading, decoding = decoded
+    pixels = pixels[: len(rows)]
     if pin_memory:
         import torch
 

@@ -111,9 +111,9 @@ def test_workers_end_when_the_process_that_waits_for_them_is_killed(photos: Path
 import multiprocessing, os, signal
 from c3tools.corpus import read_corpus
 from c3tools.embedding.decoding import pixel_batches
-from c3tools.encoders.bundled import read_description
+from c3tools.encoders import load_encoder
 items = list(read_corpus([{str(photos)!r}]).images) * 50
-batches = pixel_batches([(0, items)], read_description().preprocess, batch_size=1, workers=3)
+batches = pixel_batches([(0, items)], load_encoder(backend="torch", precision="fp32").preprocess, batch_size=1, workers=3)
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
